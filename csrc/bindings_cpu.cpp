@@ -1,0 +1,37 @@
+// kr_fast._cpu: addresses in, work done, nothing kept. No arithmetic and no checks here: Python has validated dtype,
+// shape, strides, device and lifetime before it takes an address. Every call releases the GIL.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/isa.h"
+#include "cpu/philox_normal.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = uintptr_t;  // 0 stands for "no tensor"
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "C++ kernels of kr_fast for CPUs.";
+    using release = py::call_guard<py::gil_scoped_release>;
+
+    m.def("isa", &kr::isa_name);
+    m.def("isa_available", &kr::isa_available);
+    m.def("set_isa", &kr::set_isa);
+
+    // philox_normal
+    m.def(
+        "philox_normal",
+        [](Address ids, int64_t count, int64_t numel, uint64_t seed, uint32_t stream, Address out, int threads) {
+            kr::philox_normal(at<const int64_t>(ids), count, numel, seed, stream, at<float>(out), threads);
+        },
+        release());
+}

@@ -1,0 +1,27 @@
+"""kr_fast: compiled kernels for Knowledge Recycling.
+
+Every public name is loaded on first use, so that ``import kr_fast`` imports neither diffusers, accelerate, triton nor
+matplotlib.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it.
+_PUBLIC = {
+    "philox_normal": "kr_fast.ops.philox_normal",
+}
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'kr_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

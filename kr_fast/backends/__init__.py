@@ -1,0 +1,5 @@
+"""The four backends. Each module registers its kernels, under the same function names, with :mod:`.registry`."""
+
+from kr_fast.backends import cpu, cuda, reference, registry, triton
+
+__all__ = ["cpu", "cuda", "reference", "registry", "triton"]

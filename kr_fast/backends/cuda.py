@@ -1,0 +1,43 @@
+"""Kernels of ``kr_fast._cuda`` (CUDA C++). As :mod:`.cpu`, with the current CUDA stream as one more argument."""
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends import registry
+
+try:
+    from kr_fast import _cuda
+except ImportError as error:
+    _cuda = None
+    registry.mark_unavailable(
+        "cuda", f"kr_fast._cuda cannot be loaded ({error}); install kr-fast where nvcc is found, see KR_FAST_CUDA"
+    )
+
+
+def accepts(*dtypes: torch.dtype):
+    """A predicate: tensors of one of ``dtypes`` on an NVIDIA GPU."""
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+    def refuses(device: str, dtype: torch.dtype, size: int) -> str | None:
+        if torch.version.hip is not None:
+            return "CUDA C++ kernels need an NVIDIA GPU, got ROCm"
+        if device != "cuda":
+            return f"tensors must be on cuda, got {device}"
+        if dtype not in dtypes:
+            return f"dtype must be one of {names}, got {str(dtype).removeprefix('torch.')}"
+        return None
+
+    return refuses
+
+
+def queue(tensor: Tensor) -> int:
+    """The current stream of the tensor's device, as an address."""
+    return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+@registry.kernel("philox_normal", "cuda", refuses=accepts(torch.float32))
+def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
+    out = torch.empty(len(ids), numel, dtype=torch.float32, device=ids.device)
+    with torch.cuda.device(ids.device):
+        _cuda.philox_normal(ids.data_ptr(), len(ids), numel, seed, stream, out.data_ptr(), queue(ids))
+    return out

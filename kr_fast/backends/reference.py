@@ -1,0 +1,48 @@
+"""Every op in plain torch: the definition that the compiled kernels are tested against. Runs in float64 too."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends.registry import kernel
+
+
+def _never(device: str, dtype: torch.dtype, size: int) -> None:
+    """The reference refuses nothing."""
+
+
+_MASK = 0xFFFFFFFF
+
+
+def _mulhilo(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    # int64 cannot hold the whole product, so the factor is split into halves of 16 bits.
+    low, high = a * (b & 0xFFFF), a * (b >> 16)
+    total = high + (low >> 16)
+    return total >> 16, ((total & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def philox_words(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, ...]:
+    """Philox4x32-10: four int64 tensors of 32-bit words. Salmon et al., SC 2011."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = seed & _MASK, seed >> 32 & _MASK
+    for _ in range(10):
+        hi0, lo0 = _mulhilo(c0, 0xD2511F53)
+        hi1, lo1 = _mulhilo(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return c0, c1, c2, c3
+
+
+@kernel("philox_normal", "reference", refuses=_never)
+def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
+    """``[B, numel]`` float64 normals: Box-Muller on the words of counter (element // 4, stream, id)."""
+    groups = torch.arange((numel + 3) // 4, device=ids.device).expand(len(ids), -1)
+    low, high = (ids & _MASK)[:, None].expand_as(groups), (ids >> 32 & _MASK)[:, None].expand_as(groups)
+    w0, w1, w2, w3 = philox_words((groups, torch.full_like(groups, stream), low, high), seed)
+    pairs = []
+    for radius_word, angle_word in ((w0, w1), (w2, w3)):
+        radius = (-2 * ((radius_word.double() + 0.5) * 2.0**-32).log()).sqrt()
+        angle = angle_word.double() * (2 * math.pi * 2.0**-32)
+        pairs += [radius * angle.cos(), radius * angle.sin()]
+    return torch.stack(pairs, dim=2).flatten(1)[:, :numel]

@@ -1,0 +1,119 @@
+"""Which kernel runs an op: one predicate per (op, backend), which is both the dispatch test and the error text.
+
+``KR_FAST_BACKEND=reference|cpu|cuda|triton`` forces one backend; a forced backend that cannot run raises and says why.
+Otherwise the first backend in the order of preference that does not refuse is taken. Ending at ``reference`` because a
+compiled kernel refused costs speed, so it is told once per reason on the logger ``kr_fast``.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+import torch
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+# By measurement where there is one, see docs/backends.md; an op without a row takes the row "*".
+PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
+    ("*", "cpu"): ("cpu", "reference"),
+    ("*", "cuda"): ("cuda", "triton", "reference"),
+}
+_log = logging.getLogger("kr_fast")
+_kernels: dict[tuple[str, str], tuple[Callable, Callable]] = {}
+_unavailable: dict[str, str] = {}
+_forced: str | None = None
+
+
+def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, int], str | None]) -> Callable:
+    """Register the decorated function as ``op`` on ``backend``.
+
+    ``refuses(device_type, dtype, size)`` returns why the call cannot run there, or None. ``size`` is the number that
+    decides the kernel's regime (the class count of a loss, 0 where there is none).
+    """
+
+    def add(function: Callable) -> Callable:
+        _kernels[op, backend] = (function, refuses)
+        return function
+
+    return add
+
+
+def mark_unavailable(backend: str, reason: str) -> None:
+    """Note that a whole backend cannot run here; its kernels then refuse with ``reason``."""
+    _unavailable[backend] = reason
+
+
+def refusal(op: str, backend: str, device: str, dtype: torch.dtype, size: int = 0) -> str | None:
+    """Why ``backend`` cannot run ``op`` for such tensors, or None if it can."""
+    if backend in _unavailable:
+        return _unavailable[backend]
+    if (op, backend) not in _kernels:
+        return f"{op} has no {backend} kernel"
+    return _kernels[op, backend][1](device, dtype, size)
+
+
+def resolve(op: str, device: str, dtype: torch.dtype, size: int = 0) -> Callable:
+    """The function that runs ``op`` for tensors of this device type and dtype.
+
+    Raises:
+        RuntimeError: if the forced backend cannot run it, or none can.
+    """
+    return _resolve(op, device, dtype, size, _forced)
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolve(op: str, device: str, dtype: torch.dtype, size: int, forced: str | None) -> Callable:
+    if forced is not None:
+        why = refusal(op, forced, device, dtype, size)
+        if why is not None:
+            raise RuntimeError(f"{op}: KR_FAST_BACKEND={forced} cannot run this call: {why}")
+        return _kernels[op, forced][0]
+    order = PREFERENCE.get((op, device)) or PREFERENCE.get(("*", device), ("reference",))
+    reasons = []
+    for backend in order:
+        why = refusal(op, backend, device, dtype, size)
+        if why is None:
+            if backend == "reference" and reasons:
+                _log.warning("%s runs on the slow reference backend: %s", op, "; ".join(reasons))
+            return _kernels[op, backend][0]
+        reasons.append(f"{backend}: {why}")
+    raise RuntimeError(f"{op}: no backend can run this call: {'; '.join(reasons)}")
+
+
+def force(backend: str | None) -> None:
+    """Force one backend for all ops from now on, or None for the automatic choice."""
+    global _forced
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"KR_FAST_BACKEND: backend must be one of {', '.join(BACKENDS)}, got {backend}")
+    _forced = backend
+
+
+@contextlib.contextmanager
+def forced(backend: str | None) -> Iterator[None]:
+    """Within the ``with`` block, as :func:`force`."""
+    before = _forced
+    force(backend)
+    try:
+        yield
+    finally:
+        force(before)
+
+
+def ops() -> list[str]:
+    """Every op that has a kernel, sorted."""
+    return sorted({op for op, _ in _kernels})
+
+
+def table() -> list[tuple[str, dict[str, str]]]:
+    """(op, {backend: "available" or the reason}) for float32 tensors on this machine: what ``kr-fast info`` prints."""
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = []
+    for op in ops():
+        device = {"reference": "cpu", "cpu": "cpu", "cuda": gpu, "triton": gpu}
+        cells = {name: refusal(op, name, device[name], torch.float32) or "available" for name in BACKENDS}
+        rows.append((op, cells))
+    return rows
+
+
+force(os.environ.get("KR_FAST_BACKEND") or None)

@@ -1,0 +1,37 @@
+"""Argument errors in one form: ``op: argument must RULE, got VALUE``."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def describe(value: Any) -> str:
+    """A tensor as dtype, shape and device; anything else as it prints, shortened."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def fail(op: str, argument: str, rule: str, value: Any, error: type[Exception] = ValueError) -> None:
+    """Raise ``error`` in the package's form."""
+    raise error(f"{op}: {argument} must {rule}, got {describe(value)}")
+
+
+def tensor(op: str, argument: str, value: Any, *, ndim: int | None = None, dtypes: tuple = ()) -> None:
+    """``value`` is a tensor of ``ndim`` dimensions and one of ``dtypes``."""
+    if not isinstance(value, Tensor):
+        fail(op, argument, "be a tensor", value, TypeError)
+    if dtypes and value.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        fail(op, argument, f"be {names}", value, TypeError)
+    if ndim is not None and value.ndim != ndim:
+        fail(op, argument, f"have {ndim} dimensions", value)
+
+
+def integer(op: str, argument: str, value: Any, low: int, high: int) -> None:
+    """``value`` is an int in [low, high)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        fail(op, argument, "be an int", value, TypeError)
+    if not low <= value < high:
+        fail(op, argument, f"be in [{low}, {high})", value)
