@@ -10,7 +10,11 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it.
 _PUBLIC = {
+    "LabelPlan": "kr_fast.synthesis.labels",
+    "Sampler": "kr_fast.synthesis.sampler",
+    "pack_uint8": "kr_fast.ops.pack_uint8",
     "philox_normal": "kr_fast.ops.philox_normal",
+    "solver_step": "kr_fast.ops.solver_step",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
 

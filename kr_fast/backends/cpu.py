@@ -40,3 +40,33 @@ def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
     out = torch.empty(len(ids), numel, dtype=torch.float32)
     _cpu.philox_normal(ids.data_ptr(), len(ids), numel, seed, stream, out.data_ptr(), torch.get_num_threads())
     return out
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@registry.kernel("solver_step", "cpu", refuses=accepts(torch.float32))
+def solver_step(sample, model_output, uncond_output, ids, history, row, *, guidance, seed, stream) -> Tensor:
+    y = torch.empty_like(sample)
+    batch = len(sample)
+    _cpu.solver_step(
+        sample.data_ptr(), model_output.data_ptr(), _address(uncond_output), _address(ids),
+        [h.data_ptr() for h in history], row, guidance, seed, stream,
+        batch, sample.numel() // max(batch, 1), y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+@registry.kernel("pack_uint8", "cpu", refuses=accepts(torch.float32, torch.bfloat16, torch.float16))
+def pack_uint8(x: Tensor) -> Tensor:
+    x = x.float()  # exact from half precision
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if not channels_last:
+        x = x.contiguous()
+    batch, channels, height, width = x.shape
+    out = torch.empty(batch, height, width, channels, dtype=torch.uint8)
+    _cpu.pack_uint8(
+        x.data_ptr(), batch, channels, height * width, channels_last, out.data_ptr(), torch.get_num_threads()
+    )
+    return out

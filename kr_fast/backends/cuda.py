@@ -41,3 +41,16 @@ def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
     with torch.cuda.device(ids.device):
         _cuda.philox_normal(ids.data_ptr(), len(ids), numel, seed, stream, out.data_ptr(), queue(ids))
     return out
+
+
+@registry.kernel("solver_step", "cuda", refuses=accepts(torch.float32))
+def solver_step(sample, model_output, uncond_output, ids, history, row, *, guidance, seed, stream) -> Tensor:
+    y = torch.empty_like(sample)
+    batch = len(sample)
+    with torch.cuda.device(sample.device):
+        _cuda.solver_step(
+            sample.data_ptr(), model_output.data_ptr(), 0 if uncond_output is None else uncond_output.data_ptr(),
+            0 if ids is None else ids.data_ptr(), [h.data_ptr() for h in history], row, guidance, seed, stream,
+            batch, sample.numel() // max(batch, 1), y.data_ptr(), queue(sample),
+        )  # fmt: skip
+    return y

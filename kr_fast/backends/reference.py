@@ -46,3 +46,26 @@ def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
         angle = angle_word.double() * (2 * math.pi * 2.0**-32)
         pairs += [radius * angle.cos(), radius * angle.sin()]
     return torch.stack(pairs, dim=2).flatten(1)[:, :numel]
+
+
+@kernel("pack_uint8", "reference", refuses=_never)
+def pack_uint8(x: Tensor) -> Tensor:
+    """Bytes of images in [-1, 1], NHWC."""
+    scaled = torch.addcmul(x.new_tensor(127.5), x.clamp(-1, 1), x.new_tensor(127.5))
+    return scaled.nan_to_num(nan=0.0).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+@kernel("solver_step", "reference", refuses=_never)
+def solver_step(sample, model_output, uncond_output, ids, history, row, *, guidance, seed, stream) -> Tensor:
+    """One linear solver step, term by term."""
+    x0_sample, x0_model, clip, c_sample, c_model, c_x0, c_noise, _, *c_history = row
+    e = model_output if uncond_output is None else uncond_output + guidance * (model_output - uncond_output)
+    y = c_sample * sample + c_model * e
+    if c_x0 != 0:
+        y = y + c_x0 * (x0_sample * sample + x0_model * e).clamp(-clip, clip)
+    for coefficient, h in zip(c_history, history, strict=True):
+        y = y + coefficient * h
+    if c_noise != 0:
+        noise = philox_normal(ids, sample[0].numel(), seed=seed, stream=stream)
+        y = y + c_noise * noise.view(sample.shape).to(sample.dtype)
+    return y

@@ -1,0 +1,7 @@
+"""From a trained network to labelled images, each addressed by its id."""
+
+from kr_fast.synthesis.labels import LabelPlan
+from kr_fast.synthesis.sampler import Batch, Sampler
+from kr_fast.synthesis.steptable import StepTable
+
+__all__ = ["Batch", "LabelPlan", "Sampler", "StepTable"]

@@ -1,0 +1,70 @@
+"""Rank, device and precision, from Accelerate and from nowhere else."""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """One process among ``world_size``."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    mixed_precision: str  # "no" | "bf16" | "fp16": what training uses on this device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: the one that decides, writes and shows progress."""
+        return self.rank == 0
+
+    def shard(self, count: int) -> range:
+        """This rank's share of ``range(count)``, by stride."""
+        return range(self.rank, count, self.world_size)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value`` on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[bool]:
+        """Yields whether this is rank 0; the others wait at the end until rank 0 is through, and fail if it failed."""
+        error: BaseException | None = None
+        try:
+            yield self.is_main
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            failed = self.broadcast(repr(error) if error is not None else None)
+            if failed is not None and not self.is_main:
+                raise RuntimeError(f"rank 0 failed: {failed}")
+
+
+@functools.cache
+def current() -> Runtime:
+    """The state of this process, asked once.
+
+    One process without ``accelerate launch`` too. Stages in which the other ranks wait can be long, so the process
+    group's time-out is a day and not the usual ten minutes.
+    """
+    from accelerate import PartialState
+
+    state = PartialState(timeout=datetime.timedelta(days=1))
+    bf16 = state.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return Runtime(state.process_index, state.num_processes, state.device, "bf16" if bf16 else "no")
