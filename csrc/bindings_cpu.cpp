@@ -5,9 +5,13 @@
 
 #include <vector>
 
+#include "cpu/distillation_loss.h"
 #include "cpu/isa.h"
+#include "cpu/lira.h"
+#include "cpu/membership_signals.h"
 #include "cpu/pack_uint8.h"
 #include "cpu/philox_normal.h"
+#include "cpu/roc.h"
 #include "cpu/solver_step.h"
 
 namespace py = pybind11;
@@ -19,6 +23,16 @@ using Address = uintptr_t;  // 0 stands for "no tensor"
 template <class T>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
+}
+
+kr::DistillationLoss loss_call(Address input, int input_dtype, int64_t input_stride, Address target, int target_dtype,
+                               int64_t target_stride, int64_t rows, int64_t classes, Address labels, Address weight,
+                               float temperature, float soft, float hard, float smoothing, int64_t ignore_index,
+                               int target_kind) {
+    return {at<const void>(input), at<const void>(target), static_cast<kr::Dtype>(input_dtype),
+            static_cast<kr::Dtype>(target_dtype), rows, classes, input_stride, target_stride,
+            at<const int64_t>(labels), at<const float>(weight), temperature, soft, hard, smoothing, ignore_index,
+            target_kind};
 }
 
 }  // namespace
@@ -58,6 +72,57 @@ PYBIND11_MODULE(_cpu, m) {
         "pack_uint8",
         [](Address x, int64_t batch, int64_t channels, int64_t pixels, bool channels_last, Address out, int threads) {
             kr::pack_uint8(at<const float>(x), batch, channels, pixels, channels_last, at<uint8_t>(out), threads);
+        },
+        release());
+
+    // distillation_loss
+    py::class_<kr::DistillationLoss>(m, "DistillationLoss").def(py::init(&loss_call));
+    m.def(
+        "distillation_forward",
+        [](const kr::DistillationLoss& call, Address row_loss, Address stats, int threads) {
+            double total[2] = {0, 0};
+            const int64_t invalid =
+                kr::distillation_forward(call, at<float>(row_loss), at<float>(stats), total, threads);
+            return std::make_tuple(total[0], total[1], invalid);
+        },
+        release());
+    m.def(
+        "distillation_backward",
+        [](const kr::DistillationLoss& call, Address stats, Address upstream, int64_t upstream_step, float scale,
+           Address grad_input, int threads) {
+            kr::distillation_backward(call, at<const float>(stats), at<const float>(upstream), upstream_step, scale,
+                                      at<void>(grad_input), threads);
+        },
+        release());
+
+    // membership_signals
+    m.def(
+        "membership_signals",
+        [](Address logits, int64_t rows, int64_t classes, int64_t stride, Address labels, Address phi, Address loss,
+           Address entropy, Address modified_entropy, Address confidence, Address correct, int threads) {
+            const kr::SignalOutputs out = {at<float>(phi), at<float>(loss), at<float>(entropy),
+                                           at<float>(modified_entropy), at<float>(confidence), at<float>(correct)};
+            kr::membership_signals(at<const float>(logits), rows, classes, stride, at<const int64_t>(labels), out,
+                                   threads);
+        },
+        release());
+
+    // lira
+    m.def(
+        "lira",
+        [](Address phi, Address keep, Address target, int64_t queries, int64_t examples, int64_t models,
+           int64_t targets, bool online, bool fixed_variance, Address scores, int threads) {
+            return kr::lira(at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries, examples,
+                            models, targets, online, fixed_variance, at<double>(scores), threads);
+        },
+        release());
+
+    // roc
+    m.def(
+        "roc",
+        [](Address scores, Address members, int64_t n, Address thresholds, Address tp, Address fp) {
+            return kr::roc(at<const double>(scores), at<const uint8_t>(members), n, at<double>(thresholds),
+                           at<int64_t>(tp), at<int64_t>(fp));
         },
         release());
 }

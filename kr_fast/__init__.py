@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it.
 _PUBLIC = {
+    "DistillationLoss": "kr_fast.ops.distillation_loss",
+    "distillation_loss": "kr_fast.ops.distillation_loss",
     "LabelPlan": "kr_fast.synthesis.labels",
     "Sampler": "kr_fast.synthesis.sampler",
     "pack_uint8": "kr_fast.ops.pack_uint8",

@@ -36,17 +36,26 @@ KR_FN f32v load(const float* from) {
 }
 KR_FN void store(float* to, f32v a) { std::memcpy(to, &a, sizeof a); }
 // The first n lanes of memory; the others are `fill`. n in [0, kLanes].
+#if KR_LANES == 8
+KR_FN __m256i first_lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
 KR_FN f32v load_part(const float* from, int n, float fill) {
-    float lanes[kLanes];
-    for (int i = 0; i < kLanes; ++i) lanes[i] = fill;
-    for (int i = 0; i < n; ++i) lanes[i] = from[i];
-    return load(lanes);
+    __m256i mask = first_lanes(n);
+    return (f32v)_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(from, mask), _mm256_castsi256_ps(mask));
 }
+KR_FN void store_part(float* to, f32v a, int n) { _mm256_maskstore_ps(to, first_lanes(n), a); }
+#elif KR_LANES == 16
+KR_FN f32v load_part(const float* from, int n, float fill) {
+    return (f32v)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), from);
+}
+KR_FN void store_part(float* to, f32v a, int n) { _mm512_mask_storeu_ps(to, (__mmask16)((1u << n) - 1), a); }
+#else
+KR_FN f32v load_part(const float* from, int n, float fill) { return n > 0 ? *from : fill; }
 KR_FN void store_part(float* to, f32v a, int n) {
-    float lanes[kLanes];
-    store(lanes, a);
-    for (int i = 0; i < n; ++i) to[i] = lanes[i];
+    if (n > 0) *to = a;
 }
+#endif
 
 #if KR_LANES == 1
 KR_FN f32v fma(f32v a, f32v b, f32v c) { return __builtin_fmaf(a, b, c); }

@@ -70,3 +70,87 @@ def pack_uint8(x: Tensor) -> Tensor:
         x.data_ptr(), batch, channels, height * width, channels_last, out.data_ptr(), torch.get_num_threads()
     )
     return out
+
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
+
+
+def _loss_call(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index):
+    if target.dtype == torch.float64:
+        target = target.float()
+    call = _cpu.DistillationLoss(
+        input.data_ptr(), DTYPES[input.dtype], input.stride(0), target.data_ptr(), DTYPES[target.dtype],
+        target.stride(0), len(input), input.shape[1], _address(labels), _address(weight),
+        temperature, soft, hard, smoothing, ignore_index, kind,
+    )  # fmt: skip
+    return call, target  # the tensor keeps the address alive
+
+
+def _distillation_forward(
+    input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction
+):
+    call, _alive = _loss_call(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index)
+    rows = torch.empty(len(input), dtype=torch.float32)
+    stats = torch.empty(len(input), 5, dtype=torch.float32)
+    total, weights, invalid = _cpu.distillation_forward(
+        call, rows.data_ptr(), stats.data_ptr(), torch.get_num_threads()
+    )
+    if invalid >= 0:
+        bad = int(labels[invalid])
+        rule = f"be in [0, {input.shape[1]}) or ignore_index {ignore_index}"
+        raise ValueError(f"distillation_loss: labels must {rule}, got {bad} in row {invalid}")
+    scale = 1.0 if reduction != "mean" else 1 / weights if weights > 0 else 0.0
+    loss = rows if reduction == "none" else torch.tensor(total * scale, dtype=torch.float32)
+    return loss, stats, torch.tensor(scale, dtype=torch.float32)
+
+
+def _distillation_backward(upstream, input, target, labels, weight, stats, scale, *parameters) -> Tensor:
+    call, _alive = _loss_call(input, target, labels, weight, *parameters[:-1])
+    upstream = upstream.float()
+    grad = torch.empty(input.shape, dtype=input.dtype)
+    step = upstream.stride(0) if upstream.ndim else 0
+    _cpu.distillation_backward(
+        call, stats.data_ptr(), upstream.data_ptr(), step, scale.item(), grad.data_ptr(), torch.get_num_threads()
+    )
+    return grad
+
+
+registry.two_way("distillation_loss", "cpu", _distillation_forward, _distillation_backward, refuses=accepts(*DTYPES))
+
+
+SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")
+
+
+@registry.kernel("membership_signals", "cpu", refuses=accepts(torch.float32, torch.bfloat16, torch.float16))
+def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) -> list[Tensor]:
+    logits = logits.float()
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    out = {name: torch.empty(len(logits), dtype=torch.float32) for name in want}
+    _cpu.membership_signals(
+        logits.data_ptr(), len(logits), logits.shape[1], logits.stride(0), labels.data_ptr(),
+        *(_address(out.get(name)) for name in SIGNALS), torch.get_num_threads(),
+    )  # fmt: skip
+    return [out[name] for name in want]
+
+
+@registry.kernel("lira", "cpu", refuses=accepts(torch.float32))
+def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, fixed: bool) -> tuple[Tensor, int]:
+    queries, examples, models = phi.shape
+    targets = models if target is None else target.shape[2]
+    scores = torch.empty(targets, examples, dtype=torch.float64)
+    lacking = _cpu.lira(
+        phi.data_ptr(), keep.data_ptr(), _address(target), queries, examples, models, targets, online, fixed,
+        scores.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return scores, lacking
+
+
+@registry.kernel("roc", "cpu", refuses=accepts(torch.float64))
+def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    thresholds = torch.empty_like(scores)
+    tp, fp = torch.empty(len(scores), dtype=torch.int64), torch.empty(len(scores), dtype=torch.int64)
+    points = _cpu.roc(
+        scores.data_ptr(), members.data_ptr(), len(scores), thresholds.data_ptr(), tp.data_ptr(), fp.data_ptr()
+    )
+    return thresholds[:points], tp[:points], fp[:points]

@@ -5,11 +5,21 @@ import math
 import torch
 from torch import Tensor
 
-from kr_fast.backends.registry import kernel
+from kr_fast.backends import distillation_reference
+from kr_fast.backends.registry import kernel, two_way
 
 
 def _never(device: str, dtype: torch.dtype, size: int) -> None:
     """The reference refuses nothing."""
+
+
+two_way(
+    "distillation_loss",
+    "reference",
+    distillation_reference.forward,
+    distillation_reference.backward,
+    refuses=_never,
+)
 
 
 _MASK = 0xFFFFFFFF

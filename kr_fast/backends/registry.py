@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -37,6 +38,18 @@ def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, int], 
         return function
 
     return add
+
+
+class TwoWay(NamedTuple):
+    """An op whose kernel has a forward and a backward half."""
+
+    forward: Callable
+    backward: Callable
+
+
+def two_way(op: str, backend: str, forward: Callable, backward: Callable, *, refuses: Callable) -> None:
+    """Register a pair of functions as ``op`` on ``backend``."""
+    _kernels[op, backend] = (TwoWay(forward, backward), refuses)
 
 
 def mark_unavailable(backend: str, reason: str) -> None:

@@ -1,5 +1,6 @@
 """Kernels of ``kr_fast.kernels`` (Triton). Triton is imported by the first call and not by ``import kr_fast``."""
 
+import contextlib
 import importlib.util
 import os
 
@@ -9,6 +10,11 @@ from kr_fast.backends import registry
 
 if importlib.util.find_spec("triton") is None:
     registry.mark_unavailable("triton", "triton is not installed; pip install triton")
+
+
+def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Launches go to the tensor's device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def accepts(*dtypes: torch.dtype):
@@ -23,3 +29,35 @@ def accepts(*dtypes: torch.dtype):
         return None
 
     return refuses
+
+
+def _distillation_forward(
+    input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction
+):
+    from kr_fast.kernels import distillation_loss as kernels
+
+    with _on(input):
+        rows, weights, stats = kernels.forward(
+            input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index
+        )
+    scale = torch.ones((), device=input.device)
+    if reduction == "mean":
+        total = weights.sum()
+        scale = torch.where(total > 0, 1 / total, 0.0)
+    return rows if reduction == "none" else rows.sum() * scale, stats, scale
+
+
+def _distillation_backward(upstream, input, target, labels, weight, stats, scale, *parameters):
+    from kr_fast.kernels import distillation_loss as kernels
+
+    with _on(input):
+        return kernels.backward(upstream, input, target, labels, weight, stats, scale, *parameters[:-1])
+
+
+registry.two_way(
+    "distillation_loss",
+    "triton",
+    _distillation_forward,
+    _distillation_backward,
+    refuses=accepts(torch.float32, torch.bfloat16, torch.float16),
+)

@@ -1,0 +1,61 @@
+// Included once per instruction set by membership_signals.cpp: a vector holds one class of kLanes rows.
+#include "cpu/vec_math.h"
+
+KR_FN f32v class_of_rows(const float* logits, int64_t stride, int64_t row, int count, int64_t j) {
+    float lanes[kLanes];
+    for (int r = 0; r < kLanes; ++r) lanes[r] = logits[(row + (r < count ? r : count - 1)) * stride + j];
+    return load(lanes);
+}
+
+static void write_lanes(float* to, int64_t row, int count, f32v value) {
+    if (to) store_part(to + row, value, count);
+}
+
+static void signals_block(const float* logits, int64_t classes, int64_t stride, const int64_t* labels, int64_t row,
+                          int count, const SignalOutputs& out) {
+    float label_lanes[kLanes], y_lanes[kLanes];
+    for (int r = 0; r < kLanes; ++r) {
+        const int64_t at = row + (r < count ? r : count - 1);
+        label_lanes[r] = (float)labels[at];
+        y_lanes[r] = logits[at * stride + labels[at]];
+    }
+    const f32v label = load(label_lanes), z_y = load(y_lanes), minus_inf = splat(-__builtin_inff());
+    f32v top = minus_inf, rival = minus_inf, first = splat(-1.0f);  // rival: the largest logit but the label's
+    for (int64_t j = 0; j < classes; ++j) {
+        f32v z = class_of_rows(logits, stride, row, count, j), index = splat((float)j);
+        first = z > top ? index : first;
+        top = max(z, top);
+        rival = max(label == index ? minus_inf : z, rival);
+    }
+    f32v others = splat(0.0f), sum = splat(0.0f), rest = splat(0.0f), weighted = splat(0.0f);
+    for (int64_t j = 0; j < classes; ++j) {
+        f32v z = class_of_rows(logits, stride, row, count, j), index = splat((float)j), e = vec_exp(z - top);
+        others = others + (label == index ? splat(0.0f) : vec_exp(z - rival));
+        sum = sum + e;
+        rest = rest + (first == index ? splat(0.0f) : e);
+        weighted = weighted + (e == splat(0.0f) ? splat(0.0f) : e * (z - top));
+    }
+    // All rivals at -inf: the label is certain.
+    f32v phi = rival == minus_inf ? splat(__builtin_inff()) : z_y - rival - vec_log(others);
+    const f32v log_sum = vec_log(sum), inverse = splat(1.0f) / sum;
+    f32v log_p = z_y - top - log_sum;
+    // ln p_y = -ln(1 + e^-phi) keeps its digits where p_y is near 1.
+    f32v small = vec_exp(-phi);
+    f32v loss = phi > splat(8.0f) ? small - splat(0.5f) * small * small : -log_p;
+    write_lanes(out.phi, row, count, phi);
+    write_lanes(out.loss, row, count, loss);
+    write_lanes(out.entropy, row, count, log_sum - weighted * inverse);
+    write_lanes(out.confidence, row, count, vec_exp(-loss));
+    write_lanes(out.correct, row, count, first == label ? splat(1.0f) : splat(0.0f));
+    if (!out.modified_entropy) return;
+    // -(1 - p_y) ln p_y - sum_{j != y} p_j ln(1 - p_j); 1 - p_j of the largest class comes from the sum of the rest.
+    f32v complement_y = first == label ? rest * inverse : splat(1.0f) - vec_exp(z_y - top) * inverse;
+    f32v total = complement_y * loss;
+    for (int64_t j = 0; j < classes; ++j) {
+        f32v index = splat((float)j), e = vec_exp(class_of_rows(logits, stride, row, count, j) - top);
+        f32v complement = (first == index ? rest : sum - e) * inverse;
+        f32v term = e * inverse * -vec_log(max(complement, splat(1.17549435e-38f)));
+        total = total + (label == index ? splat(0.0f) : term);
+    }
+    write_lanes(out.modified_entropy, row, count, total);
+}

@@ -1,0 +1,203 @@
+"""Triton kernels of the distillation loss: the portable GPU path.
+
+The class count is a compile-time constant, so that row offsets keep their divisibility and loads stay vectorised (with
+a run-time count, C = 1000 compiles to one load an element). A program holds a tile of rows x classes and walks over the
+classes in blocks of at most 2,048, which keeps both rows in registers without spills. Everything is float32 after the
+load; offsets of rows are 64-bit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+STATS = 5
+MAX_BLOCK = 2048
+TILE = 2048  # elements of each input that a program holds at a time
+
+
+@triton.jit
+def _rows_and_mask(n, ROWS: tl.constexpr):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    return rows, rows < n
+
+
+@triton.jit
+def _read(base, rows, stride, columns, mask, fill):
+    offsets = rows[:, None] * stride + columns[None, :]
+    return tl.load(base + offsets, mask=mask, other=fill).to(tl.float32)
+
+
+@triton.jit
+def _online(top, total, x, inverse_t):
+    """Row max and sum of e^((x - max) / T) after one more block of classes."""
+    new = tl.maximum(top, tl.max(x, axis=1))
+    old = tl.where(new == float("-inf"), 0.0, tl.exp((top - new) * inverse_t))
+    add = tl.where(x == float("-inf"), 0.0, tl.exp((x - new[:, None]) * inverse_t))
+    return new, total * old + tl.sum(add, axis=1)
+
+
+@triton.jit
+def _kl_terms(p, q, d):
+    """p (d + expm1(-d)): see kr_fast.ops.distillation_loss."""
+    poly = 1.0 / 720 + d * (-1.0 / 5040 + d * (1.0 / 40320))
+    poly = 0.5 + d * (-1.0 / 6 + d * (1.0 / 24 + d * (-1.0 / 120 + d * poly)))
+    far = tl.maximum(p * d + (q - p), 0.0)
+    return tl.where(p == 0.0, q, tl.where(tl.abs(d) < 0.25, p * (d * d) * poly, far))
+
+
+@triton.jit
+def forward_kernel(
+    input, target, labels, weight, row_loss, row_weight, stats, n, input_stride, target_stride,
+    temperature, soft, hard, smoothing, ignore_index,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
+    HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
+):  # fmt: skip
+    rows, live = _rows_and_mask(n, ROWS)
+    inverse_t = 1.0 / temperature
+    minus_inf = float("-inf")
+    top = tl.full([ROWS], minus_inf, tl.float32)
+    sum_t = tl.zeros([ROWS], tl.float32)
+    sum_1 = tl.zeros([ROWS], tl.float32)
+    teacher_top = tl.full([ROWS], minus_inf, tl.float32)
+    teacher_sum = tl.zeros([ROWS], tl.float32)
+    for start in tl.range(0, C, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = live[:, None] & (columns < C)[None, :]
+        s = _read(input, rows, input_stride, columns, mask, minus_inf)
+        if HARD:
+            _, sum_1 = _online(top, sum_1, s, 1.0)
+        top, sum_t = _online(top, sum_t, s, inverse_t)
+        if SOFT and KIND == 0:
+            t = _read(target, rows, target_stride, columns, mask, minus_inf)
+            teacher_top, teacher_sum = _online(teacher_top, teacher_sum, t, inverse_t)
+    log_s = tl.log(sum_t)
+    log_1 = tl.log(sum_1) if HARD else tl.zeros([ROWS], tl.float32)
+    log_t = tl.log(teacher_sum) if SOFT and KIND == 0 else tl.zeros([ROWS], tl.float32)
+    if not (SOFT and KIND == 0):
+        teacher_top = tl.zeros([ROWS], tl.float32)
+
+    label = tl.load(labels + rows, mask=live, other=0) if HAS_LABELS else tl.zeros([ROWS], tl.int64)
+    kl = tl.zeros([ROWS], tl.float32)
+    picked = tl.zeros([ROWS], tl.float32)
+    for start in tl.range(0, C, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = (columns < C)[None, :]
+        mask = live[:, None] & inside
+        s = _read(input, rows, input_stride, columns, mask, minus_inf)
+        centred = s - top[:, None]
+        if SOFT:
+            log_q = centred * inverse_t - log_s[:, None]
+            t = _read(target, rows, target_stride, columns, mask, 0.0 if KIND == 1 else minus_inf)
+            if KIND == 0:
+                log_p = (t - teacher_top[:, None]) * inverse_t - log_t[:, None]
+                p = tl.exp(log_p)
+            elif KIND == 1:
+                log_p = tl.log(t)
+                p = t
+            else:
+                log_p = t
+                p = tl.exp(t)
+            kl += tl.sum(tl.where(mask, _kl_terms(p, tl.exp(log_q), log_p - log_q), 0.0), axis=1)
+        if HARD:
+            chosen = columns[None, :] == label[:, None]
+            picked += tl.sum(tl.where(chosen & mask, centred, 0.0), axis=1) * (1.0 - smoothing)
+            if smoothing != 0.0:
+                picked += tl.sum(tl.where(mask, centred, 0.0), axis=1) * (smoothing / C)
+
+    loss = soft * temperature * temperature * kl if SOFT else tl.zeros([ROWS], tl.float32)
+    if HARD:
+        loss += hard * (log_1 - picked)
+        # A label outside [0, C) is a caller's bug; on a device it cannot raise, so it poisons the loss.
+        loss = tl.where((label < 0) | (label >= C), float("nan"), loss)
+    w = tl.load(weight + rows, mask=live, other=0.0).to(tl.float32) if HAS_WEIGHT else tl.full([ROWS], 1.0, tl.float32)
+    if HAS_LABELS:
+        w = tl.where(label == ignore_index, 0.0, w)
+    tl.store(row_loss + rows, tl.where(w == 0.0, 0.0, w * loss), mask=live)
+    tl.store(row_weight + rows, w, mask=live)
+    tl.store(stats + rows * 5, top, mask=live)
+    tl.store(stats + rows * 5 + 1, log_s, mask=live)
+    tl.store(stats + rows * 5 + 2, teacher_top, mask=live)
+    tl.store(stats + rows * 5 + 3, log_t, mask=live)
+    tl.store(stats + rows * 5 + 4, log_1, mask=live)
+
+
+@triton.jit
+def backward_kernel(
+    upstream, input, target, labels, weight, stats, scale, grad, n, input_stride, target_stride, upstream_stride,
+    temperature, soft, hard, smoothing, ignore_index,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
+    HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
+):  # fmt: skip
+    rows, live = _rows_and_mask(n, ROWS)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = live[:, None] & (columns < C)[None, :]
+    inverse_t = 1.0 / temperature
+    top = tl.load(stats + rows * 5, mask=live, other=0.0)
+    log_s = tl.load(stats + rows * 5 + 1, mask=live, other=0.0)
+    teacher_top = tl.load(stats + rows * 5 + 2, mask=live, other=0.0)
+    log_t = tl.load(stats + rows * 5 + 3, mask=live, other=0.0)
+    log_1 = tl.load(stats + rows * 5 + 4, mask=live, other=0.0)
+    factor = tl.load(upstream + rows * upstream_stride, mask=live, other=0.0).to(tl.float32) * tl.load(scale)
+    if HAS_WEIGHT:
+        factor *= tl.load(weight + rows, mask=live, other=0.0).to(tl.float32)
+    label = tl.load(labels + rows, mask=live, other=0) if HAS_LABELS else tl.zeros([ROWS], tl.int64)
+    if HAS_LABELS:
+        factor = tl.where(label == ignore_index, 0.0, factor)
+    centred = _read(input, rows, input_stride, columns, mask, 0.0) - top[:, None]
+    g = tl.zeros([ROWS, BLOCK], tl.float32)
+    if SOFT:
+        p = _read(target, rows, target_stride, columns, mask, 0.0)
+        if KIND == 0:
+            p = tl.exp((p - teacher_top[:, None]) * inverse_t - log_t[:, None])
+        elif KIND == 2:
+            p = tl.exp(p)
+        g = soft * temperature * (tl.exp(centred * inverse_t - log_s[:, None]) - p)
+    if HARD:
+        wanted = tl.where(columns[None, :] == label[:, None], 1.0 - smoothing, 0.0)
+        g += hard * (tl.exp(centred - log_1[:, None]) - wanted - smoothing / C)
+    g = tl.where(factor[:, None] == 0.0, 0.0, g * factor[:, None])
+    tl.store(grad + rows[:, None] * C + columns[None, :], g.to(grad.dtype.element_ty), mask=mask)
+
+
+def tile(classes: int) -> tuple[int, int, int]:
+    """(rows, classes, warps) of a program."""
+    block = min(triton.next_power_of_2(classes), MAX_BLOCK)
+    rows = max(1, TILE // block // 2)
+    return rows, block, 8 if rows * block >= 2048 else 4
+
+
+def _constants(input, labels, weight, kind, soft, hard):
+    rows, block, warps = tile(input.shape[1])
+    return {
+        "C": input.shape[1], "ROWS": rows, "BLOCK": block, "KIND": kind, "num_warps": warps,
+        "HAS_LABELS": labels is not None, "HAS_WEIGHT": weight is not None, "SOFT": soft != 0, "HARD": hard != 0,
+    }  # fmt: skip
+
+
+def forward(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index):
+    """(weighted row losses, row weights, row statistics), float32."""
+    n = len(input)
+    row_loss = torch.empty(n, dtype=torch.float32, device=input.device)
+    row_weight, stats = torch.empty_like(row_loss), row_loss.new_empty(n, STATS)
+    if n:
+        constants = _constants(input, labels, weight, kind, soft, hard)
+        forward_kernel[(triton.cdiv(n, constants["ROWS"]),)](
+            input, target, labels, weight, row_loss, row_weight, stats, n, input.stride(0), target.stride(0),
+            temperature, soft, hard, smoothing, ignore_index, **constants,
+        )  # fmt: skip
+    return row_loss, row_weight, stats
+
+
+def backward(
+    upstream, input, target, labels, weight, stats, scale, temperature, kind, soft, hard, smoothing, ignore_index
+):
+    """d loss / d input, of input's dtype, contiguous."""
+    n, classes = input.shape
+    grad = torch.empty(n, classes, dtype=input.dtype, device=input.device)
+    if n:
+        constants = _constants(input, labels, weight, kind, soft, hard)
+        backward_kernel[(triton.cdiv(n, constants["ROWS"]), triton.cdiv(classes, constants["BLOCK"]))](
+            upstream, input, target, labels, weight, stats, scale, grad, n, input.stride(0), target.stride(0),
+            upstream.stride(0) if upstream.ndim else 0, temperature, soft, hard, smoothing, ignore_index, **constants,
+        )  # fmt: skip
+    return grad

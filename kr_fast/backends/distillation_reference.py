@@ -1,0 +1,89 @@
+"""The reference of ``distillation_loss``: forward and backward by their formulas, in float32 or float64."""
+
+import torch
+from torch import Tensor
+
+
+def _float(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def _log_softmax(x: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(ln softmax(x / T), row max, ln sum); the max is subtracted before the division."""
+    top = x.amax(1, keepdim=True)
+    scaled = (x - top) / temperature
+    log_sum = scaled.exp().sum(1, keepdim=True).log()
+    return scaled - log_sum, top, log_sum
+
+
+def _teacher(target: Tensor, temperature: float, kind: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if kind == 0:
+        log_p, top, log_sum = _log_softmax(target, temperature)
+        return log_p.exp(), log_p, top, log_sum
+    nothing = target.new_zeros(len(target), 1)
+    if kind == 1:
+        return target, target.log(), nothing, nothing
+    return target.exp(), target, nothing, nothing
+
+
+def _kl_terms(p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+    """``p (d + expm1(-d))`` by series near 0; ``q`` where ``p`` is 0."""
+    if d.dtype == torch.float64:
+        series = d + torch.expm1(-d)
+    else:
+        series = torch.zeros_like(d)
+        for divisor in (40320, -5040, 720, -120, 24, -6, 2):
+            series = series * d + 1 / divisor
+        series = series * d * d
+    near = p * series
+    far = (p * d + (q - p)).clamp_min(0)
+    return torch.where(p == 0, q, torch.where(d.abs() < 0.25, near, far))
+
+
+def _row_weight(input: Tensor, labels: Tensor | None, weight: Tensor | None, ignore_index: int) -> Tensor:
+    w = input.new_ones(len(input)) if weight is None else weight.to(input.dtype)
+    return w if labels is None else torch.where(labels == ignore_index, 0, w)
+
+
+def forward(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction):
+    """(loss, row statistics, 1 / W or 1): see ``kr_fast.ops.distillation_loss``."""
+    z, t = _float(input, input), _float(target, input)
+    log_q, top, log_sum = _log_softmax(z, temperature)
+    p, log_p, teacher_top, teacher_sum = _teacher(t, temperature, kind)
+    rows = z.new_zeros(len(z))
+    if soft:
+        rows = rows + soft * temperature**2 * _kl_terms(p, log_q.exp(), log_p - log_q).sum(1)
+    log_1 = torch.zeros_like(log_sum)
+    if hard:
+        log_q1, _, log_1 = _log_softmax(z, 1.0)
+        inside = (labels >= 0) & (labels < z.shape[1])
+        if bool((~inside & (labels != ignore_index)).any()):
+            bad = labels[~inside & (labels != ignore_index)][0].item()
+            raise ValueError(f"distillation_loss: labels must be in [0, {z.shape[1]}) or {ignore_index}, got {bad}")
+        picked = log_q1.gather(1, torch.where(inside, labels, 0)[:, None])[:, 0] * (1 - smoothing)
+        if smoothing:
+            picked = picked + smoothing * log_q1.mean(1)
+        rows = rows - hard * picked
+    w = _row_weight(z, labels, weight, ignore_index)
+    rows = torch.where(w == 0, 0, w * rows)
+    total = w.sum()
+    scale = torch.where(total > 0, 1 / total, 0) if reduction == "mean" else torch.ones_like(total)
+    loss = rows if reduction == "none" else rows.sum() * scale
+    stats = torch.cat([top, log_sum, teacher_top, teacher_sum, log_1], dim=1)
+    return loss, stats, scale
+
+
+def backward(upstream, input, target, labels, weight, stats, scale, *parameters) -> Tensor:
+    """d loss / d input, with every factor folded in before the result is rounded to input's dtype."""
+    temperature, kind, soft, hard, smoothing, ignore_index, _ = parameters
+    z, t = _float(input, input), _float(target, input)
+    grad = torch.zeros_like(z)
+    if soft:
+        q = _log_softmax(z, temperature)[0].exp()
+        grad = grad + soft * temperature * (q - _teacher(t, temperature, kind)[0])
+    if hard:
+        inside = ((labels >= 0) & (labels < z.shape[1])).to(z.dtype)
+        wanted = torch.zeros_like(z).scatter_(1, labels.clamp(0, z.shape[1] - 1)[:, None], inside[:, None])
+        grad = grad + hard * (_log_softmax(z, 1.0)[0].exp() - (1 - smoothing) * wanted - smoothing / z.shape[1])
+    factor = (upstream * scale * _row_weight(z, labels, weight, ignore_index)).expand(len(z))[:, None]
+    return torch.where(factor == 0, 0, grad * factor).to(input.dtype)

@@ -1,0 +1,83 @@
+"""The references of ``membership_signals``, ``lira`` and ``roc``: short, in float64, by definition and not by speed."""
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends.registry import kernel
+
+
+def _never(device: str, dtype: torch.dtype, size: int) -> None:
+    """The reference refuses nothing."""
+
+
+@kernel("membership_signals", "reference", refuses=_never)
+def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) -> list[Tensor]:
+    """Float64 statistics of each row, in the order of ``want``."""
+    z = logits.double()
+    z_y = z.gather(1, labels[:, None])
+    others = z.scatter(1, labels[:, None], float("-inf"))
+    phi = z_y[:, 0] - others.logsumexp(1)
+    log_p = z.log_softmax(1)
+    p = log_p.exp()
+    # ln(1 - p_j) from the other classes' log-probabilities, so that it keeps its digits near p_j = 1.
+    eye = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+    rest = log_p[:, None, :].masked_fill(eye, float("-inf")).logsumexp(2)
+    at_label = torch.zeros_like(z, dtype=torch.bool).scatter(1, labels[:, None], True)
+    loss = torch.nn.functional.softplus(-phi)
+    modified = (1 - p.gather(1, labels[:, None])[:, 0]) * loss - torch.where(at_label | (p == 0), 0, p * rest).sum(1)
+    found = {
+        "phi": phi,
+        "loss": loss,
+        "entropy": -torch.where(p == 0, 0, p * log_p).sum(1),
+        "modified_entropy": modified,
+        "confidence": (-loss).exp(),
+        "correct": (z.argmax(1) == labels).double(),
+    }
+    return [found[name] for name in want]
+
+
+def _centre_and_spread(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(count, median, population standard deviation) over the last axis of the values under the mask."""
+    count = mask.sum(-1)
+    inside = values.masked_fill(~mask, float("nan"))
+    median = inside.nanquantile(0.5, dim=-1)
+    mean = inside.nanmean(-1, keepdim=True)
+    return count, median, (inside - mean).square().nanmean(-1).sqrt()
+
+
+@kernel("lira", "reference", refuses=_never)
+def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, fixed: bool) -> tuple[Tensor, int]:
+    """(scores [targets, N], pairs that lack shadows): target by target, each against the other models."""
+    phi = phi.double()
+    models = phi.shape[2]
+    rows, lacking = [], 0
+    for k in range(models if target is None else target.shape[2]):
+        others = torch.arange(models) != k if target is None else torch.ones(models, dtype=torch.bool)
+        value = phi[:, :, k] if target is None else target[:, :, k].double()
+        shadows, members = phi[:, :, others], keep[others].bool().T.expand(phi.shape[0], -1, -1)
+        sides = []
+        for mask in (members, ~members):
+            count, median, spread = _centre_and_spread(shadows, mask)
+            if fixed:
+                residual = (shadows - median[:, :, None]).square().masked_fill(~mask, 0).nan_to_num()
+                spread = (residual.sum() / mask.sum().clamp_min(1)).sqrt().expand_as(median)
+            sides.append((count, median, spread + 1e-30))
+        (count_in, mean_in, std_in), (count_out, mean_out, std_out) = sides
+        score = (value - mean_out) / std_out
+        if online:
+            z_in = (value - mean_in) / std_in
+            score = (score.square() - z_in.square()) / 2 + std_out.log() - std_in.log()
+        least = 1 if fixed else 2
+        few = (count_out < least) | (online & (count_in < least))
+        lacking += int(few[0].sum())
+        rows.append(torch.where(few, 0.0, score).mean(0))
+    return torch.stack(rows), lacking
+
+
+@kernel("roc", "reference", refuses=_never)
+def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(thresholds, tp, fp) at each distinct score, from high to low."""
+    thresholds = scores.unique().flip(0)
+    at_or_above = scores[None, :] >= thresholds[:, None]
+    inside = members.bool()
+    return thresholds, (at_or_above & inside).sum(1), (at_or_above & ~inside).sum(1)

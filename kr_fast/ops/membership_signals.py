@@ -1,0 +1,59 @@
+"""What a membership attack reads from a model's answer to one example."""
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends import registry
+from kr_fast.ops import _check
+from kr_fast.ops._library import define
+
+SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")
+
+
+def _fake(logits, labels, want):
+    return [logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in want.split(",")]
+
+
+@define("membership_signals(Tensor logits, Tensor labels, str want) -> Tensor[]", fake=_fake)
+def _impl(logits, labels, want):
+    run = registry.resolve("membership_signals", logits.device.type, logits.dtype, logits.shape[1])
+    return [value.float() for value in run(logits, labels, tuple(want.split(",")))]
+
+
+def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...] = ("phi",)) -> dict[str, Tensor]:
+    """Statistics of logits ``z`` at the true class ``y``, from logits and never from probabilities.
+
+    ``phi = z_y - logsumexp_{j != y} z_j`` (the logit of ``p_y``, finite where ``p_y`` rounds to 1);
+    ``loss = -ln p_y = ln(1 + e^-phi)``; ``confidence = p_y``; ``entropy = -sum p_j ln p_j``;
+    ``modified_entropy = -(1 - p_y) ln p_y - sum_{j != y} p_j ln(1 - p_j)``; ``correct`` = 1 if ``y`` is the first
+    largest logit, else 0.
+
+    Args:
+        logits: ``[..., C]`` float32, bfloat16, float16 or float64, C >= 2; must not hold NaN.
+        labels: int64 in [0, C), the leading shape of ``logits``.
+        want: names among phi, loss, entropy, modified_entropy, confidence, correct.
+    Returns: name -> float32 of ``labels``' shape.
+    Raises: TypeError or ValueError naming the argument; ValueError for NaN logits.
+    Source: phi: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, section IV; modified
+        entropy: Song and Mittal, "Systematic Evaluation of Privacy Risks", USENIX Security 2021, eq. 8.
+    """
+    op = "membership_signals"
+    _check.tensor(op, "logits", logits)
+    if not logits.dtype.is_floating_point or logits.ndim < 1 or logits.shape[-1] < 2:
+        _check.fail(op, "logits", "be floating point [..., C] with C >= 2", logits)
+    _check.tensor(op, "labels", labels, dtypes=(torch.int64,))
+    if labels.shape != logits.shape[:-1] or labels.device != logits.device:
+        _check.fail(op, "labels", f"have shape {list(logits.shape[:-1])} on {logits.device}", labels)
+    for name in want:
+        if name not in SIGNALS:
+            _check.fail(op, "want", f"hold names among {', '.join(SIGNALS)}", name)
+    if not want:
+        return {}
+    classes = logits.shape[-1]
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        _check.fail(op, "labels", f"lie in [0, {classes})", [int(labels.min()), int(labels.max())])
+    if bool(torch.isnan(logits).any()):
+        _check.fail(op, "logits", "not hold NaN", f"{int(torch.isnan(logits).sum())} NaN")
+    flat = logits.reshape(-1, classes)
+    values = torch.ops.kr_fast.membership_signals(flat, labels.reshape(-1).contiguous(), ",".join(want))
+    return {name: value.view(labels.shape) for name, value in zip(want, values, strict=True)}
