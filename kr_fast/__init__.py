@@ -10,6 +10,12 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it.
 _PUBLIC = {
+    "RecycleConfig": "kr_fast.recycling.config",
+    "recycle": "kr_fast.recycling.pipeline",
+    "ModelArray": "kr_fast.ensemble.model_array",
+    "audit": "kr_fast.membership.audit",
+    "membership_signals": "kr_fast.ops.membership_signals",
+    "train_shadows": "kr_fast.ensemble.shadows",
     "DistillationLoss": "kr_fast.ops.distillation_loss",
     "distillation_loss": "kr_fast.ops.distillation_loss",
     "LabelPlan": "kr_fast.synthesis.labels",
@@ -22,6 +28,8 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str):
+    if name == "membership":  # the one wing that is used by its own name
+        return importlib.import_module("kr_fast.membership")
     if name in _PUBLIC:
         value = getattr(importlib.import_module(_PUBLIC[name]), name)
         globals()[name] = value

@@ -1,0 +1,25 @@
+"""Plain results (dicts and arrays) to HTML, Markdown and plots. Knows no other part of the package."""
+
+from pathlib import Path
+from typing import Any
+
+from kr_fast.report.tables import markdown_table, metrics
+
+__all__ = ["markdown_table", "metrics", "write"]
+
+
+def write(out: str | Path, summary: dict[str, Any], arrays: dict[str, Any]) -> tuple[Path, Path]:
+    """Write ``report.html`` (one self-contained file) and ``report.md`` (figures in ``figures/``) into ``out``.
+
+    Args:
+        out: folder.
+        summary: title, command, config, seed, versions, stages, dataset, teacher, student, cas_gap, audit, aop,
+            checkpoints, tuning, notes; a missing part is said to be missing.
+        arrays: real_grid and synthetic_grid (uint8 ``[K, n, H, W, C]``), curves, roc (``"teacher/lira" -> fpr, tpr``).
+    Returns: the two paths. Each file appears whole or not at all.
+    """
+    from kr_fast.report import document, plots
+
+    out = Path(out)
+    figures = plots.all_figures(summary, arrays)
+    return document.write_html(out, summary, figures), document.write_markdown(out, summary, figures)

@@ -11,7 +11,12 @@ class Journal:
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / "journal.json"
-        self._stages: dict[str, dict] = files.read_json(self.path) if self.path.exists() else {}
+        self._stages: dict[str, dict] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what another process may have written."""
+        self._stages = files.read_json(self.path) if self.path.exists() else {}
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """The stage's result, or None if it has not been finished."""

@@ -81,7 +81,11 @@ class _Probe:
         scheduler = copy.deepcopy(self.scheduler)
         if config:
             scheduler.register_to_config(**config)
-        scheduler.set_timesteps(self.steps)
+        if type(scheduler).__name__.startswith("FlowMatch") and not scheduler.config.get("use_dynamic_shifting"):
+            # As diffusers' own flow pipelines do: the default grid would spend its last step on going from 0.001 to 0.
+            scheduler.set_timesteps(sigmas=[1 - k / self.steps for k in range(self.steps)])
+        else:
+            scheduler.set_timesteps(self.steps)
         return scheduler
 
     @staticmethod

@@ -1,0 +1,7 @@
+"""``python -m kr_fast`` and ``accelerate launch -m kr_fast``."""
+
+import sys
+
+from kr_fast.cli import main
+
+sys.exit(main())

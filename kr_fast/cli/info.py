@@ -1,0 +1,62 @@
+"""``kr-fast info``: versions, devices and, for every op and backend, whether it can run or why not."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+from typing import Any
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser("info", help="versions, devices, and every op x backend: available or the reason")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the facts."""
+    facts = collect()
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for key in ("versions", "machine", "environment"):
+        print(key)
+        for name, value in facts[key].items():
+            print(f"  {name:<22} {value}")
+    print("ops (float32 tensors)")
+    for op, cells in facts["ops"].items():
+        print(f"  {op}")
+        for backend, state in cells.items():
+            print(f"    {backend:<10} {state}")
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """The facts as a dictionary."""
+    import torch
+
+    import kr_fast
+    from kr_fast.backends import cpu, cuda, registry
+
+    versions = {"kr_fast": kr_fast.__version__, "python": platform.python_version()}
+    for name in ("torch", "triton", "diffusers", "accelerate", "numpy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    machine = {
+        "cpu instruction set": cpu._cpu.isa() if cpu._cpu else "kr_fast._cpu is missing",
+        "threads": torch.get_num_threads(),
+        "gpu": ", ".join(gpus) or "none",
+        "cuda module": f"built with CUDA {cuda._cuda.cuda_version}" if cuda._cuda else "not built",
+    }
+    environment = {key: value for key, value in sorted(os.environ.items()) if key.startswith("KR_FAST_")}
+    return {
+        "versions": versions,
+        "machine": machine,
+        "environment": environment or {"KR_FAST_*": "none set"},
+        "ops": dict(registry.table()),
+    }

@@ -1,0 +1,168 @@
+"""One classifier training loop, for the Teacher and for its shadows, so that both follow the same recipe."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kr_fast.data import Augment, Split, to_float
+from kr_fast.runtime import files, seeds
+from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.progress import bar
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """SGD with Nesterov momentum under a one-cycle schedule (Smith and Topin, 2018), and standard augmentation."""
+
+    epochs: int = 40
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    augment: Augment = dataclasses.field(default_factory=Augment)
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                fail("TrainConfig", name, "be above 0", getattr(self, name))
+
+
+@dataclasses.dataclass
+class History:
+    """Curves of a training run; ``best_epoch`` is the one whose weights the model holds at the end."""
+
+    train_loss: list[float] = dataclasses.field(default_factory=list)
+    val_accuracy: list[float] = dataclasses.field(default_factory=list)
+    best_epoch: int = 0
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, split: Split, batch_size: int = 1024) -> float:
+    """Share of ``split`` that the model, in eval mode, classifies correctly."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    hits = 0
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        hits += int((model(to_float(images.to(device))).argmax(1) == labels.to(device)).sum())
+    model.train(was_training)
+    return hits / max(len(split), 1)
+
+
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimizer and schedule of a recipe over ``steps`` steps; no weight decay on biases and norms."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=max(steps, 2), pct_start=0.2
+    )
+    return optimizer, schedule
+
+
+def fit(
+    model: nn.Module,
+    split: Split,
+    config: TrainConfig,
+    *,
+    seed: int,
+    val: Split | None = None,
+    state_path: str | Path | None = None,
+    save_every: int = 10,
+    description: str | None = None,
+) -> History:
+    """Train ``model`` in place on ``split`` with cross-entropy.
+
+    All randomness is a function of (seed, epoch), so a run that is killed and continued from ``state_path`` ends with
+    the same weights as one that was not.
+
+    Args:
+        model: an ``nn.Module`` from float ``[N, C, H, W]`` to logits, on the device to train on.
+        split: training images and labels.
+        config: the recipe.
+        seed: of shuffles and augmentation (the caller seeds the weights).
+        val: where given, the weights of the epoch with the best accuracy on it (the latest of equals) are kept.
+        state_path: file to continue from and to save to every ``save_every`` epochs; removed at the end.
+        description: shows a progress bar under this name.
+    Raises: UserError if the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    images, labels = split.images.to(device), split.labels.to(device)
+    count = len(labels)
+    per_epoch = max(count // config.batch_size, 1)
+    optimizer, schedule = make_optimizer(model, config, config.epochs * per_epoch)
+    history, best, best_accuracy, first = History(), None, -1.0, 0
+    state = files.load_state(state_path) if state_path else None
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        history, best, first = History(**state["history"]), state["best"], state["epoch"]
+        best_accuracy = state["best_accuracy"]
+    model.train()
+    with _progress(config.epochs, description, first) as progress:
+        for epoch in range(first, config.epochs):
+            generator = seeds.generator(seed, "fit", epoch)
+            order = torch.randperm(count, generator=generator).to(device)
+            total = torch.zeros((), device=device)
+            for step in range(per_epoch):
+                batch = order[step * config.batch_size : (step + 1) * config.batch_size]
+                x = config.augment(to_float(images[batch]), generator)
+                loss = nn.functional.cross_entropy(model(x), labels[batch], label_smoothing=config.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += loss.detach()
+            history.train_loss.append(float(total) / per_epoch)
+            if not history.train_loss[-1] < float("inf"):
+                raise UserError(f"fit: loss must be finite, got {history.train_loss[-1]} in epoch {epoch}")
+            if val is not None:
+                history.val_accuracy.append(accuracy(model, val))
+                if history.val_accuracy[-1] >= best_accuracy:
+                    best_accuracy, history.best_epoch = history.val_accuracy[-1], epoch
+                    best = copy.deepcopy(model.state_dict())
+                progress.set(loss=f"{history.train_loss[-1]:.3f}", val=f"{history.val_accuracy[-1]:.3f}")
+            else:
+                history.best_epoch = epoch
+            progress.update()
+            if state_path and (epoch + 1) % save_every == 0 and epoch + 1 < config.epochs:
+                files.save_state(
+                    state_path,
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "schedule": schedule.state_dict(),
+                        "history": dataclasses.asdict(history),
+                        "best": best,
+                        "best_accuracy": best_accuracy,
+                        "epoch": epoch + 1,
+                    },
+                )
+    if best is not None:
+        model.load_state_dict(best)
+    model.eval()
+    if state_path:
+        Path(state_path).unlink(missing_ok=True)
+    return history
+
+
+class _Silent:
+    def update(self, count: int = 1) -> None: ...
+
+    def set(self, **values: object) -> None: ...
+
+    def __enter__(self) -> "_Silent":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _progress(total: int, description: str | None, done: int):
+    return _Silent() if description is None else bar(total, description, "epoch", done)

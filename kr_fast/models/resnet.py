@@ -1,0 +1,58 @@
+"""Residual classifiers for small images (He et al., "Deep Residual Learning", CVPR 2016, section 4.2)."""
+
+import torch
+from torch import Tensor, nn
+
+from kr_fast.runtime.errors import fail
+
+# Name -> residual blocks in each of the three stages: a network of 6 n + 2 layers.
+CLASSIFIERS = {"resnet8": 1, "resnet14": 2, "resnet20": 3, "resnet32": 5}
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Stem, three stages of widths (w, 2w, 4w), global average, linear: float ``[N, C, H, W]`` -> logits ``[N, K]``."""
+
+    def __init__(self, blocks: int, *, num_classes: int, in_channels: int, width: int, stem_stride: int = 1):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        stages, inputs = [], width
+        for stage, outputs in enumerate((width, 2 * width, 4 * width)):
+            for block in range(blocks):
+                stages.append(Block(inputs, outputs, 2 if stage > 0 and block == 0 else 1))
+                inputs = outputs
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+
+
+def classifier(name: str, *, num_classes: int, in_channels: int, width: int = 16, image_size: int = 32) -> ResNet:
+    """A fresh classifier by name: resnet8, resnet14 (the paper's Teacher), resnet20 or resnet32.
+
+    Above 64 px the stem halves the image first, and above 128 px it quarters it, to keep the cost in bounds.
+    """
+    if name not in CLASSIFIERS:
+        fail("classifier", "name", f"be one of {', '.join(CLASSIFIERS)}", name)
+    stride = 1 if image_size <= 64 else 2 if image_size <= 128 else 4
+    return ResNet(CLASSIFIERS[name], num_classes=num_classes, in_channels=in_channels, width=width, stem_stride=stride)

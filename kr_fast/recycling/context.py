@@ -1,0 +1,91 @@
+"""What every stage is given: configuration, data, folder, journal and process state."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kr_fast.data import Augment, Dataset
+from kr_fast.models import classifier
+from kr_fast.recycling.config import RecycleConfig
+from kr_fast.runtime import files, seeds
+from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.journal import Journal
+from kr_fast.runtime.state import Runtime
+
+
+@dataclasses.dataclass
+class Context:
+    """The run so far. ``journal.done(stage)`` holds the results of finished stages."""
+
+    config: RecycleConfig
+    out: Path
+    runtime: Runtime
+    data: Dataset
+    journal: Journal
+
+    @property
+    def real_augment(self) -> Augment:
+        """Augmentation of real images (Teacher and shadows)."""
+        c = self.config
+        return Augment(c.shift, c.flip, c.rotate, c.scale)
+
+    @property
+    def student_augment(self) -> Augment:
+        """Augmentation of synthetic images."""
+        c = self.config
+        return Augment(c.student_shift, c.student_flip, c.student_rotate, c.student_scale)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """What a finished stage returned."""
+        found = self.journal.done(stage)
+        if found is None:
+            raise RuntimeError(f"recycle: stage {stage} must be finished first")
+        return found
+
+    def network(self, arch: str, width: int) -> nn.Module:
+        """A fresh classifier for this data."""
+        height, side, channels = self.data.image_shape
+        return classifier(
+            arch,
+            num_classes=self.data.num_classes,
+            in_channels=channels,
+            width=width,
+            image_size=max(height, side),
+        )
+
+    def seeded(self, arch: str, width: int, *names: object) -> nn.Module:
+        """A classifier whose first weights are a function of (seed, names), on this process's device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(self.config.seed, "weights", *names))
+            return self.network(arch, width).to(self.runtime.device)
+
+
+class Trials:
+    """Results of short trainings by key, kept in a file, so that a stopped search goes on where it was."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._found: dict[str, float] = files.read_json(path) if path.exists() else {}
+
+    def get(self, run, **key: Any) -> float:
+        """``run()``, or what it returned last time for ``key``."""
+        name = json.dumps(key, sort_keys=True)
+        if name not in self._found:
+            self._found[name] = run()
+            files.write_json(self.path, self._found)
+        return self._found[name]
+
+
+def load_weights(model: nn.Module, path: Path, where: str) -> None:
+    """Load a state dict that must fit, naming the first tensor that does not."""
+    found = files.load_tensors(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    wanted = model.state_dict()
+    for name, value in wanted.items():
+        if name not in found or found[name].shape != value.shape:
+            got = list(found[name].shape) if name in found else "nothing"
+            raise UserError(f"{where}: {path} must hold {name} of shape {list(value.shape)}, got {got}")
+    model.load_state_dict({name: found[name] for name in wanted})

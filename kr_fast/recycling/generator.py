@@ -1,0 +1,192 @@
+"""Stage 2, generator: class-conditional diffusion on diffusers' ``UNet2DModel``, data-parallel under Accelerate.
+
+``flow``: ``x_s = (1 - s) x + s n``, the network learns ``n - x`` (Liu et al., "Flow Straight and Fast", ICLR 2023);
+``epsilon`` and ``v_prediction``: DDPM on a cosine schedule (Ho et al., 2020; Salimans and Ho, 2022).
+"""
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kr_fast.data import to_float
+from kr_fast.models import padded_size, unet
+from kr_fast.ops.philox_normal import philox_normal
+from kr_fast.recycling.context import Context
+from kr_fast.runtime import files, seeds
+from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.progress import bar
+
+WARM_UP = 50
+LOG_EVERY = 20
+SAVE_EVERY = 200
+
+
+def make_scheduler(objective: str) -> Any:
+    """The sampling scheduler that belongs to a training objective."""
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    if objective == "flow":
+        return FlowMatchEulerDiscreteScheduler()
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type=objective, clip_sample=True, timestep_spacing="trailing"
+    )
+
+
+def folder(context: Context, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies, in diffusers' format: ``unet/`` and ``scheduler/``."""
+    return context.out / "generator" / f"step-{step:06d}"
+
+
+def checkpoint_steps(steps: int, count: int) -> list[int]:
+    """``count`` steps, evenly over the second half of the training; the last is the last step."""
+    return sorted({math.ceil(steps / 2 + steps / 2 * (k + 1) / count) for k in range(count)})
+
+
+def load(path: Path, device: torch.device) -> tuple[Any, Any, str]:
+    """(network, scheduler, objective) of a checkpoint."""
+    from diffusers import UNet2DModel
+
+    objective = files.read_json(path / "objective.json")["objective"]
+    network = UNet2DModel.from_pretrained(path / "unet", local_files_only=True).to(device).eval()
+    return network, make_scheduler(objective), objective
+
+
+def training_images(context: Context) -> Tensor:
+    """Real training images in [-1, 1], padded by reflection at the bottom and right to what the UNet can halve."""
+    images = to_float(context.data.train.images)
+    levels = len(context.config.generator_widths)
+    height, width = images.shape[2:]
+    bottom, right = padded_size(height, levels) - height, padded_size(width, levels) - width
+    return torch.nn.functional.pad(images, (0, right, 0, bottom), mode="reflect") if bottom or right else images
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train the generator on every rank, save EMA checkpoints, return their steps and the loss curve."""
+    from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
+
+    c, runtime = context.config, context.runtime
+    if c.generator_batch_size % runtime.world_size:
+        fail("run", "generator_batch_size", f"be a multiple of {runtime.world_size} processes", c.generator_batch_size)
+    accelerator = Accelerator(mixed_precision=runtime.mixed_precision)
+    height, width, channels = context.data.image_shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(c.seed, "weights", "generator"))
+        network = unet(
+            height, width, channels, context.data.num_classes, widths=c.generator_widths, layers=c.generator_layers
+        )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=c.generator_learning_rate, weight_decay=1e-4)
+    network, optimizer = accelerator.prepare(network.to(memory_format=torch.channels_last), optimizer)
+    plain = accelerator.unwrap_model(network)
+    ema = EMAModel(plain.parameters(), decay=c.generator_ema)
+    ema.to(runtime.device)
+    state_path = context.out / "state" / "generator.pt"
+    state = files.load_state(state_path)
+    first, losses = 0, []
+    if state is not None:
+        plain.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load_state_dict(state["ema"])
+        first, losses = state["step"], state["losses"]
+    images, labels = training_images(context).to(runtime.device), context.data.train.labels.to(runtime.device)
+    saved = checkpoint_steps(c.generator_steps, c.checkpoints)
+    network.train()
+    window = torch.zeros((), device=runtime.device)
+    with bar(c.generator_steps, "generator", "step", first) as progress:
+        for step in range(first, c.generator_steps):
+            _set_rate(optimizer, c.generator_learning_rate * _schedule(step, c.generator_steps))
+            with accelerator.autocast():
+                loss = _loss(context, network, images, labels, step)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            ema.step(plain.parameters())
+            window += loss.detach()
+            done = step + 1
+            progress.update()
+            if done % LOG_EVERY == 0 or done == c.generator_steps:
+                mean = float(window) / (LOG_EVERY if done % LOG_EVERY == 0 else done % LOG_EVERY)
+                if not math.isfinite(mean):
+                    raise UserError(f"run: generator loss must be finite, got {mean} before step {done}")
+                losses.append([done, mean])
+                window.zero_()
+                progress.set(loss=f"{mean:.4f}")
+            if runtime.is_main and done in saved:
+                _save(context, plain, ema, folder(context, done))
+            if runtime.is_main and (done in saved or done % SAVE_EVERY == 0) and done % LOG_EVERY == 0:
+                training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict()}
+                files.save_state(state_path, {**training, "ema": ema.state_dict(), "step": done, "losses": losses})
+    runtime.barrier()
+    if runtime.is_main:
+        state_path.unlink(missing_ok=True)
+    return {
+        "checkpoints": saved,
+        "parameters": sum(p.numel() for p in plain.parameters()),
+        "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},
+    }
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _loss(context: Context, network: Any, images: Tensor, labels: Tensor, step: int) -> Tensor:
+    """The loss of this rank's share of a batch that is a function of (seed, step), whatever the number of ranks."""
+    c, runtime = context.config, context.runtime
+    generator = seeds.generator(c.seed, "generator", step)
+    count = c.generator_batch_size
+    index = torch.randint(len(images), (count,), generator=generator)
+    level = torch.rand(count, generator=generator)
+    dropped = torch.rand(count, generator=generator) < c.label_dropout
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    share = torch.arange(runtime.rank, count, runtime.world_size)
+    index, level, dropped, mirrored = (v[share].to(images.device) for v in (index, level, dropped, mirrored))
+    x, y = images[index], labels[index].masked_fill(dropped, context.data.num_classes)
+    if c.generator_flip:
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    ids = (step * count + share).to(images.device)
+    noise = philox_normal(ids, x.shape[1:], seed=seeds.derive(c.seed, "generator noise"))
+    if c.generator_objective == "flow":
+        sigma = level[:, None, None, None]
+        noisy, time, target = (1 - sigma) * x + sigma * noise, level * 1000, noise - x
+    else:
+        time = (level * 1000).long()
+        alpha = _alphas(images.device)[time][:, None, None, None]
+        noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+        target = noise if c.generator_objective == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * x
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+    return torch.nn.functional.mse_loss(network(noisy, time, class_labels=y).sample.float(), target)
+
+
+def _alphas(device: torch.device) -> Tensor:
+    return make_scheduler("epsilon").alphas_cumprod.to(device)
+
+
+def _save(context: Context, network: Any, ema: Any, path: Path) -> None:
+    """Save the EMA weights in diffusers' format; the folder appears whole or not at all."""
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    ema.store(network.parameters())
+    ema.copy_to(network.parameters())
+    try:
+        network.save_pretrained(temporary / "unet")
+    finally:
+        ema.restore(network.parameters())
+    make_scheduler(context.config.generator_objective).save_pretrained(temporary / "scheduler")
+    files.write_json(temporary / "objective.json", {"objective": context.config.generator_objective})
+    os.replace(temporary, path)

@@ -1,0 +1,256 @@
+"""Generative Knowledge Distillation: a Student learns the Teacher's soft labels on images that are regenerated.
+
+Every period has fresh image ids, so no synthetic image is seen in two periods. The Teacher answers the same augmented
+batch that the Student sees. Runs on rank 0.
+"""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kr_fast.data import Augment, Split, to_float
+from kr_fast.ensemble import TrainConfig, accuracy
+from kr_fast.ensemble.training import make_optimizer
+from kr_fast.ops.distillation_loss import distillation_loss
+from kr_fast.recycling import generator, teacher
+from kr_fast.recycling.context import Context
+from kr_fast.runtime import files, seeds
+from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.log import logger
+from kr_fast.runtime.progress import bar
+from kr_fast.synthesis import LabelPlan, Sampler
+
+FILE = "student.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How synthetic images are drawn: what checkpoint choice and tuning decide."""
+
+    checkpoint: int
+    num_inference_steps: int
+    guidance_scale: float
+    noise_scale: float
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long a Student trains."""
+
+    periods: int
+    images: int
+    epochs: int
+
+
+@dataclasses.dataclass
+class Distilled:
+    """A trained Student's curves, and the synthetic set that it saw last."""
+
+    loss: list[float]
+    val_accuracy: list[float]
+    kept: list[float]
+    best_period: int
+    ids: Tensor
+    labels: Tensor
+    images: Tensor
+
+
+def default_sampling(context: Context, step: int) -> Sampling:
+    """The configured sampling, from checkpoint ``step``."""
+    c = context.config
+    return Sampling(step, c.num_inference_steps, c.guidance_scale, c.noise_scale, c.confidence)
+
+
+def make_sampler(context: Context, sampling: Sampling) -> Sampler:
+    """The sampler of a checkpoint under ``sampling``; its ids are images of this run's seed."""
+    c = context.config
+    network, scheduler, _ = generator.load(generator.folder(context, sampling.checkpoint), context.runtime.device)
+    return Sampler(
+        network,
+        scheduler,
+        sampling.num_inference_steps,
+        seed=seeds.derive(c.seed, "sampling"),
+        guidance_scale=sampling.guidance_scale,
+        noise_scale=sampling.noise_scale,
+        micro_batch=c.micro_batch,
+        crop=context.data.image_shape[:2],
+    )
+
+
+def make_plan(context: Context) -> LabelPlan:
+    """Classes of synthetic images: as frequent as in the training split, or balanced."""
+    if context.config.label_plan == "balanced":
+        return LabelPlan.balanced(context.data.num_classes)
+    counts = torch.bincount(context.data.train.labels, minlength=context.data.num_classes)
+    return LabelPlan.counts(counts.tolist())
+
+
+def distil(
+    context: Context,
+    master: nn.Module,
+    student: nn.Module,
+    sampling: Sampling,
+    schedule: Schedule,
+    *,
+    seed: int,
+    description: str | None = None,
+    state_path: Path | None = None,
+) -> Distilled:
+    """Train ``student`` in place; its weights at the end are those of the period best on real validation images."""
+    c, device = context.config, context.runtime.device
+    sampler, plan = make_sampler(context, sampling), make_plan(context)
+    batch = min(c.student_batch_size, schedule.images)
+    per_epoch = schedule.images // batch
+    recipe = TrainConfig(learning_rate=c.student_learning_rate, weight_decay=c.student_weight_decay)
+    optimizer, rate = make_optimizer(student, recipe, schedule.periods * schedule.epochs * per_epoch)
+    nothing = torch.empty(0, dtype=torch.int64)
+    done = Distilled([], [], [], 0, nothing, nothing, nothing)
+    best, first = None, 0
+    state = files.load_state(state_path) if state_path else None
+    if state is not None:
+        student.load_state_dict(state["student"])
+        optimizer.load_state_dict(state["optimizer"])
+        rate.load_state_dict(state["rate"])
+        done.loss, done.val_accuracy, done.kept, done.best_period, best, first = (
+            state[key] for key in ("loss", "val_accuracy", "kept", "best_period", "best", "period")
+        )
+    with bar(schedule.periods, description or "student", "period", first) if description else _quiet() as progress:
+        for period in range(first, schedule.periods):
+            ids = torch.arange(period * schedule.images, (period + 1) * schedule.images)
+            labels = plan.labels(ids)
+            images = sampler(ids, labels)
+            weight = _confident(master, images, labels.to(device), sampling.confidence)
+            done.kept.append(float(weight.float().mean()))
+            if done.kept[-1] == 0:
+                logger.warning("no image of period %d reaches the Teacher confidence %g", period, sampling.confidence)
+            done.ids, done.labels, done.images = ids, labels, images
+            synthetic = Split(images, labels.to(device))
+            total = _train_period(
+                context, master, student, synthetic, weight, schedule.epochs, batch, optimizer, rate, (seed, period)
+            )
+            done.loss.append(total / (schedule.epochs * per_epoch))
+            if not done.loss[-1] < float("inf"):
+                raise UserError(f"run: distillation loss must be finite, got {done.loss[-1]} in period {period}")
+            done.val_accuracy.append(accuracy(student, context.data.val))
+            if best is None or done.val_accuracy[-1] >= done.val_accuracy[done.best_period]:
+                done.best_period, best = period, copy.deepcopy(student.state_dict())
+            progress.set(loss=f"{done.loss[-1]:.3f}", val=f"{done.val_accuracy[-1]:.3f}")
+            progress.update()
+            if state_path and period + 1 < schedule.periods:
+                training = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
+                curves = {"loss": done.loss, "val_accuracy": done.val_accuracy, "kept": done.kept}
+                position = {"best_period": done.best_period, "best": best, "period": period + 1}
+                files.save_state(state_path, {**training, "rate": rate.state_dict(), **curves, **position})
+    student.load_state_dict(best)
+    student.eval()
+    if state_path:
+        state_path.unlink(missing_ok=True)
+    return done
+
+
+def _train_period(context, master, student, synthetic, weight, epochs, batch, optimizer, rate, stream) -> float:
+    c, augment = context.config, context.student_augment
+    student.train()
+    total = torch.zeros((), device=synthetic.labels.device)
+    for epoch in range(epochs):
+        random = seeds.generator(stream[0], "gkd", stream[1], epoch)
+        order = torch.randperm(len(synthetic), generator=random).to(synthetic.labels.device)
+        for index in order.split(batch)[: len(synthetic) // batch]:
+            loss = _batch_loss(master, student, synthetic, weight, index, augment, random, c)
+            optimizer.zero_grad()
+            loss.backward()
+            # T^2 times the divergence has large gradients at the start.
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+            optimizer.step()
+            rate.step()
+            total += loss.detach()
+    student.eval()
+    return float(total)
+
+
+def _batch_loss(master, student, synthetic, weight, index, augment: Augment, random, c) -> Tensor:
+    x = augment(to_float(synthetic.images[index]), random)
+    with torch.no_grad():
+        soft = master(x)
+    return distillation_loss(
+        student(x),
+        soft,
+        synthetic.labels[index],
+        temperature=c.temperature,
+        soft_weight=c.soft_weight,
+        hard_weight=c.hard_weight,
+        sample_weight=weight[index],
+    )
+
+
+@torch.inference_mode()
+def _confident(master: nn.Module, images: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """bool ``[N]``: the Teacher gives the image's label at least this probability; others get weight 0."""
+    if threshold == 0:
+        return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    parts = [master(to_float(part)).float().softmax(1) for part in images.split(1024)]
+    return torch.cat(parts).gather(1, labels[:, None])[:, 0] >= threshold
+
+
+class _quiet:
+    def update(self, count: int = 1) -> None: ...
+
+    def set(self, **values: object) -> None: ...
+
+    def __enter__(self) -> "_quiet":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def trial(context: Context, master: nn.Module, sampling: Sampling) -> float:
+    """Best validation accuracy of a short Student under ``sampling``: the criterion of both choices."""
+    c = context.config
+    student = context.seeded(c.student_arch, c.student_width, "trial")
+    schedule = Schedule(c.trial_periods, c.trial_images, c.trial_epochs)
+    found = distil(context, master, student, sampling, schedule, seed=seeds.derive(c.seed, "trial"))
+    return found.val_accuracy[found.best_period]
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Stage 5: the Student itself, with the chosen sampling; then its one look at the test split (stage 6)."""
+    c = context.config
+    master = teacher.load(context)
+    sampling = Sampling(**context.result("tuning")["sampling"])
+    student = context.seeded(c.student_arch, c.student_width, "student")
+    found = distil(
+        context,
+        master,
+        student,
+        sampling,
+        Schedule(c.periods, c.images, c.epochs),
+        seed=seeds.derive(c.seed, "student"),
+        description="student",
+        state_path=context.out / "state" / "student.pt",
+    )
+    files.save_tensors(context.out / FILE, student.state_dict(), teacher._metadata(context, c.student_arch))
+    for name, values in (("images", found.images), ("labels", found.labels), ("ids", found.ids)):
+        files.save_array(context.out / "synthetic" / f"{name}.npy", values.cpu().numpy())
+    return {
+        "val_accuracy": found.val_accuracy[found.best_period],
+        "best_period": found.best_period + 1,
+        "kept": found.kept,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "curves": {
+            "period": list(range(1, c.periods + 1)),
+            "loss": found.loss,
+            "val_accuracy": found.val_accuracy,
+        },
+    }
+
+
+def load(context: Context) -> nn.Module:
+    """The finished Student, in eval mode."""
+    model = context.network(context.config.student_arch, context.config.student_width)
+    model.load_state_dict(files.load_tensors(context.out / FILE))
+    return model.to(context.runtime.device).eval()

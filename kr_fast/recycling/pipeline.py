@@ -1,0 +1,84 @@
+"""The whole run: stages in order, each timed, journalled and done once.
+
+Under several Accelerate processes the generator trains data-parallel and the shadow models are shared out; the other
+stages run on rank 0 while the others wait. Rank 0 alone writes.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kr_fast import data
+from kr_fast.recycling import auditing, checkpoints, generator, gkd, reporting, teacher, tuning
+from kr_fast.recycling.config import RecycleConfig
+from kr_fast.recycling.context import Context
+from kr_fast.runtime import files, manifest, state
+from kr_fast.runtime.journal import Journal
+
+# (name, function, runs on every rank)
+STAGES: tuple[tuple[str, Callable[[Context], dict], bool], ...] = (
+    ("teacher", teacher.run, False),
+    ("generator", generator.run, True),
+    ("checkpoints", checkpoints.run, False),
+    ("tuning", tuning.run, False),
+    ("gkd", gkd.run, False),
+    ("audit", auditing.run, True),
+    ("report", reporting.run, False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What :func:`recycle` returns: the figures of ``metrics.json`` and where everything lies."""
+
+    metrics: dict[str, Any]
+    out: Path
+    report: Path
+
+
+def recycle(config: RecycleConfig) -> Result:
+    """Run Knowledge Recycling, or continue the run in ``config.out``.
+
+    Returns: the metrics and the path of the report; see docs/method.md for the stages and the files.
+    Raises: UserError for bad input, before anything is written; FileNotFoundError for missing data.
+    Source: Lomurno and Matteucci, "Synthetic Image Learning: Preserving Performance and Preventing Membership
+        Inference Attacks", Pattern Recognition Letters 190, 2025.
+    """
+    runtime = state.current()
+    dataset = data.load(
+        config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
+    )
+    out = Path(config.out)
+    context = Context(config, out, runtime, dataset, Journal(out))
+    teacher.build(context)  # a Teacher that does not fit the data is refused before anything is written
+    try:
+        with runtime.main_first() as main:
+            if main:
+                manifest.open_run(out, config.record())
+        context.journal.reload()
+        for name, run, everywhere in STAGES:
+            _stage(context, name, run, everywhere)
+        return Result(files.read_json(out / "metrics.json"), out, out / "report.html")
+    finally:
+        manifest.release()
+
+
+def _stage(context: Context, name: str, run: Callable[[Context], dict], everywhere: bool) -> None:
+    runtime = context.runtime
+    if runtime.broadcast(context.journal.done(name) is not None):
+        context.journal.reload()
+        return
+    start = time.perf_counter()
+    if everywhere:
+        result = run(context)
+        if runtime.is_main:
+            context.journal.finish(name, time.perf_counter() - start, result)
+    else:
+        with runtime.main_first() as main:
+            if main:
+                result = run(context)
+                context.journal.finish(name, time.perf_counter() - start, result)
+    runtime.barrier()
+    context.journal.reload()

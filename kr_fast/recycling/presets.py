@@ -1,0 +1,68 @@
+"""Named starting points. A preset only lists what differs from the defaults of :class:`RecycleConfig`."""
+
+from typing import Any
+
+from kr_fast.runtime.errors import fail
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # scikit-learn's 8x8 digits: minutes on two cores.
+    "digits": {},
+    # MedMNIST at 28 px on a small machine: under an hour on two cores.
+    "small": {
+        "out": "runs/small",
+        "teacher_epochs": 20,
+        "shift": 2,
+        "flip": True,
+        "rotate": 0.0,
+        "scale": 0.0,
+        "generator_widths": (32, 64, 64),
+        "generator_steps": 1500,
+        "generator_batch_size": 64,
+        "generator_learning_rate": 1e-3,
+        "generator_flip": True,
+        "num_inference_steps": 8,
+        "micro_batch": 128,
+        "tune_num_inference_steps": (12,),
+        "trial_images": 512,
+        "trial_periods": 1,
+        "periods": 6,
+        "student_shift": 2,
+        "student_flip": True,
+        "student_rotate": 0.0,
+        "student_scale": 0.0,
+        "num_shadows": 8,
+    },
+    # The shortest run that goes through every stage; its figures mean nothing.
+    "toy": {
+        "out": "runs/toy",
+        "teacher_arch": "resnet8",
+        "teacher_width": 4,
+        "teacher_epochs": 2,
+        "generator_widths": (8, 8),
+        "generator_steps": 12,
+        "generator_batch_size": 32,
+        "checkpoints": 2,
+        "num_inference_steps": 2,
+        "micro_batch": 64,
+        "tune_noise_scale": (1.1,),
+        "tune_guidance_scale": (1.5,),
+        "tune_num_inference_steps": (),
+        "tune_confidence": (0.05,),
+        "trial_images": 64,
+        "trial_periods": 1,
+        "trial_epochs": 1,
+        "student_arch": "resnet8",
+        "student_width": 4,
+        "periods": 3,
+        "images": 128,
+        "epochs": 1,
+        "num_shadows": 4,
+    },
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The values of a preset; UserError listing the known names for an unknown one."""
+    if name not in PRESETS:
+        fail("run", "preset", f"be one of {', '.join(PRESETS)}", name)
+    return dict(PRESETS[name])

@@ -1,0 +1,106 @@
+"""Stage 8, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import numpy as np
+
+import kr_fast
+from kr_fast import report
+from kr_fast.recycling.context import Context
+from kr_fast.runtime import files
+
+EXAMPLES = 8  # images of each class in the grid
+
+
+def summary(context: Context) -> dict[str, Any]:
+    """Everything about the run in plain values."""
+    data, journal = context.data, context.journal
+    height, width, channels = data.image_shape
+    audited, student, trained = (context.result(stage) for stage in ("audit", "gkd", "teacher"))
+    models = {}
+    for name, result in (("teacher", trained), ("student", student)):
+        models[name] = {key: value for key, value in result.items() if key not in ("curves", "kept")}
+        models[name]["test_accuracy"] = audited["test_accuracy"][name]
+    return {
+        "title": f"Knowledge Recycling on {data.name}",
+        "command": f"kr-fast run --config {context.out / 'config.yaml'} --out {context.out}",
+        "config": context.config.record(),
+        "seed": context.config.seed,
+        "versions": versions(),
+        "stages": journal.seconds(),
+        "dataset": {
+            "name": data.name,
+            "num_classes": data.num_classes,
+            "class_names": list(data.class_names),
+            "train": len(data.train),
+            "val": len(data.val),
+            "test": len(data.test),
+            "height": height,
+            "width": width,
+            "channels": channels,
+        },
+        **models,
+        "cas_gap": models["teacher"]["test_accuracy"] - models["student"]["test_accuracy"],
+        "audit": audited["audit"],
+        "aop": audited["aop"],
+        "checkpoints": context.result("checkpoints")["rows"],
+        "tuning": [
+            {"sigma" if key == "noise_scale" else key: value for key, value in row.items() if key != "checkpoint"}
+            for row in context.result("tuning")["rows"]
+        ],
+        "notes": (audited["audit"] or {}).get("setting", {}).get("warnings", []),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    names = ("torch", "diffusers", "accelerate", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"kr_fast": kr_fast.__version__, "python": platform.python_version(), **found}
+
+
+def arrays(context: Context) -> dict[str, Any]:
+    """Images and curves for the report."""
+    folder = context.out / "synthetic"
+    images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
+    curves = {
+        "teacher": context.result("teacher")["curves"],
+        "generator": context.result("generator")["curves"],
+        "student": context.result("gkd")["curves"],
+    }
+    points = {}
+    path = context.out / "audit.npz"
+    if context.result("audit")["audit"] is not None:
+        with np.load(path) as archive:
+            for key in archive.files:
+                name, _, what = key.rpartition("/")
+                if what in ("tp", "fp"):
+                    counts = archive[key]
+                    rate = np.concatenate([[0.0], counts / counts[-1]])
+                    points.setdefault(name, {})[{"tp": "tpr", "fp": "fpr"}[what]] = rate
+    train = context.data.train
+    return {
+        "real_grid": _grid(train.images.numpy(), train.labels.numpy(), context.data.num_classes),
+        "synthetic_grid": _grid(images, labels, context.data.num_classes),
+        "curves": curves,
+        "roc": points,
+    }
+
+
+def _grid(images: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """uint8 ``[K, n, H, W, C]``: the first images of each class; missing ones are black."""
+    out = np.zeros((classes, EXAMPLES, *images.shape[1:]), dtype=np.uint8)
+    for label in range(classes):
+        found = images[labels == label][:EXAMPLES]
+        out[label, : len(found)] = found
+    return out
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Write the three files; returns where they are."""
+    facts = summary(context)
+    files.write_json(context.out / "metrics.json", report.metrics(facts))
+    html, markdown = report.write(context.out, facts, arrays(context))
+    return {"html": html.name, "markdown": markdown.name}

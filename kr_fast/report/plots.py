@@ -1,0 +1,124 @@
+"""Figures of a run as PNG bytes. Colours are those of Okabe and Ito, which colour-blind readers can tell apart."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+TEACHER, STUDENT, GENERATOR, GREY = "#D55E00", "#0072B2", "#009E73", "#777777"
+STYLES = {"lira": "-", "lira_offline": "--", "loss": ":"}
+MOST_CLASSES = 20  # rows of the image grid
+
+
+def _figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def grid(real: np.ndarray, synthetic: np.ndarray, class_names: list[str]) -> bytes:
+    """Real images on the left, synthetic ones on the right, a class a row: uint8 ``[K, n, H, W, C]`` each."""
+    shown = min(len(real), MOST_CLASSES)
+    figure = _figure(9, 0.42 * shown + 0.7)
+    for axis, images, title in zip(
+        figure.subplots(1, 2), (real, synthetic), ("real (training split)", "synthetic (last period)"), strict=True
+    ):
+        classes, count, height, width, channels = images[:shown].shape
+        sheet = np.full((classes, count, height + 1, width + 1, channels), 255, dtype=np.uint8)
+        sheet[:, :, :height, :width] = images[:shown]
+        sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(classes * (height + 1), count * (width + 1), channels)
+        if channels == 1:
+            axis.imshow(sheet[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+        else:
+            axis.imshow(sheet, interpolation="nearest", aspect="auto")
+        axis.set_xticks([])
+        names = [name if len(name) <= 16 else name[:15] + "…" for name in class_names[:shown]]
+        axis.set_yticks([(k + 0.5) * (height + 1) - 1 for k in range(classes)], names, fontsize=8)
+        axis.set_title(title if shown == len(real) else f"{title}, {shown} of {len(real)} classes", fontsize=10)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    return _png(figure)
+
+
+def curves(found: dict[str, dict[str, list]]) -> bytes:
+    """Loss of Teacher, generator and Student over their training, and validation accuracy where there is one."""
+    figure = _figure(10, 2.9)
+    panels = (("teacher", "epoch", "train_loss", TEACHER), ("generator", "step", "loss", GENERATOR))
+    panels += (("student", "period", "loss", STUDENT),)
+    for axis, (name, x, y, colour) in zip(figure.subplots(1, 3), panels, strict=True):
+        values = found.get(name) or {}
+        axis.set_title(name.capitalize(), fontsize=10)
+        axis.set_xlabel(x)
+        if not values.get(y):
+            axis.text(0.5, 0.5, "not trained here", ha="center", va="center", transform=axis.transAxes)
+            continue
+        axis.plot(values[x], values[y], color=colour, label="loss")
+        axis.set_ylabel("loss", color=colour)
+        if min(values[y]) > 0:
+            axis.set_yscale("log")
+        if values.get("val_accuracy"):
+            twin = axis.twinx()
+            twin.plot(values[x], values["val_accuracy"], color=GREY, linestyle="--")
+            twin.set_ylabel("validation accuracy", color=GREY)
+    return _png(figure)
+
+
+def roc(found: dict[str, dict[str, np.ndarray]], negatives: int | None = None) -> bytes:
+    """ROC of every attack and target on logarithmic axes, with the chance line."""
+    figure = _figure(6, 5)
+    axis = figure.subplots()
+    least = 0.5 / negatives if negatives else 1e-3
+    for name, points in found.items():
+        model, _, attack = name.partition("/")
+        colour = TEACHER if model == "teacher" else STUDENT
+        fpr, tpr = np.maximum(points["fpr"], least), np.maximum(points["tpr"], least)
+        axis.plot(
+            fpr, tpr, STYLES.get(attack, "-"), color=colour, drawstyle="steps-post", label=f"{model}: {attack}", lw=1.6
+        )
+    axis.plot([least, 1], [least, 1], color=GREY, lw=1, label="chance")
+    axis.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1))
+    axis.set_xlabel("false-positive rate")
+    axis.set_ylabel("true-positive rate")
+    axis.grid(True, which="major", alpha=0.3)
+    axis.legend(fontsize=8, loc="lower right")
+    return _png(figure)
+
+
+def stages(seconds: dict[str, float]) -> bytes:
+    """Seconds of each stage as bars."""
+    figure = _figure(7, 0.32 * len(seconds) + 0.7)
+    axis = figure.subplots()
+    names = list(seconds)
+    axis.barh(names, [seconds[name] for name in names], color=STUDENT)
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds")
+    for index, name in enumerate(names):
+        axis.text(seconds[name], index, f" {seconds[name]:.0f}", va="center", fontsize=8)
+    axis.margins(x=0.12)
+    return _png(figure)
+
+
+def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tuple[bytes, str]]:
+    """Name -> (PNG, alternative text) of every figure whose data is there."""
+    found: dict[str, tuple[bytes, str]] = {}
+    if arrays.get("real_grid") is not None and arrays.get("synthetic_grid") is not None:
+        image = grid(arrays["real_grid"], arrays["synthetic_grid"], summary["dataset"]["class_names"])
+        found["images"] = (image, "Real training images beside synthetic images, one row for each class")
+    if arrays.get("roc"):
+        negatives = ((summary.get("audit") or {}).get("setting") or {}).get("non_members")
+        image = roc(arrays["roc"], negatives)
+        found["roc"] = (image, "ROC curves of the membership attacks on logarithmic axes, with the chance line")
+    if arrays.get("curves"):
+        found["curves"] = (curves(arrays["curves"]), "Training curves of Teacher, generator and Student")
+    if summary.get("stages"):
+        found["stages"] = (stages(summary["stages"]), "Seconds of each stage")
+    return found
