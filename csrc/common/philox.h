@@ -53,31 +53,30 @@ KR_FN f32v normal_radius(u32v x) {
 
 // cos and sin of 2 pi x / 2^32: exact reduction to an eighth of a turn in integers, then Cephes' minimax polynomials.
 KR_FN void normal_angle(u32v x, f32v& c, f32v& s) {
-    u32v quarter = (x + splat_u(0x20000000u)) >> 30;
-    f32v t = mul(to_float_i((i32v)(x - (quarter << 30))), splat(1.46291807926715969e-9f));  // pi / 2^31
+    u32v turn = x + splat_u(0x20000000u);  // the top two bits are the quarter, the others the place in it
+    f32v t = mul(to_float_i((i32v)((turn & splat_u(0x3FFFFFFFu)) - splat_u(0x20000000u))),
+                 splat(1.46291807926715969e-9f));  // pi / 2^31
     f32v z = mul(t, t);
     f32v ps = fma(fma(splat(-1.9515295891e-4f), z, splat(8.3321608736e-3f)), z, splat(-1.6666654611e-1f));
     f32v sine = fma(mul(ps, z), t, t);
     f32v pc = fma(fma(splat(2.443315711809948e-5f), z, splat(-1.388731625493765e-3f)), z, splat(4.166664568298827e-2f));
     f32v cosine = fma(mul(pc, z), z, fma(splat(-0.5f), z, splat(1.0f)));
-    i32v odd = (i32v)(splat_u(0u) - (quarter & splat_u(1u)));  // all ones in odd quarters
-    f32v swapped_c = as_f((as_i(cosine) & ~odd) | (as_i(sine) & odd));
-    f32v swapped_s = as_f((as_i(sine) & ~odd) | (as_i(cosine) & odd));
-    i32v flip_c = (i32v)(((quarter + splat_u(1u)) & splat_u(2u)) << 30);  // negative in quarters 1 and 2
-    i32v flip_s = (i32v)((quarter & splat_u(2u)) << 30);                   // negative in quarters 2 and 3
-    c = as_f(as_i(swapped_c) ^ flip_c);
-    s = as_f(as_i(swapped_s) ^ flip_s);
+    u32v low_bit = turn << 1;
+    i32v exchange = (as_i(cosine) ^ as_i(sine)) & ((i32v)low_bit >> 31);           // in odd quarters
+    c = as_f(as_i(cosine) ^ exchange ^ (i32v)((turn ^ low_bit) & splat_u(0x80000000u)));  // negative in 1 and 2
+    s = as_f(as_i(sine) ^ exchange ^ (i32v)(turn & splat_u(0x80000000u)));                // negative in 2 and 3
+}
+
+KR_FN void normal_pair(f32v radius, u32v angle, f32v out[2]) {
+    f32v c, s;
+    normal_angle(angle, c, s);
+    out[0] = mul(radius, c);
+    out[1] = mul(radius, s);
 }
 
 // The four normals of one counter: words (0, 1) make the first pair, words (2, 3) the second.
 KR_FN void philox_normal4(u32v group, u32v stream, u32v id_lo, u32v id_hi, uint32_t k0, uint32_t k1, f32v out[4]) {
     Words words = philox(group, stream, id_lo, id_hi, k0, k1);
 KR_UNROLL
-    for (int pair = 0; pair < 2; ++pair) {
-        f32v radius = normal_radius(words.w[2 * pair]);
-        f32v c, s;
-        normal_angle(words.w[2 * pair + 1], c, s);
-        out[2 * pair] = mul(radius, c);
-        out[2 * pair + 1] = mul(radius, s);
-    }
+    for (int pair = 0; pair < 2; ++pair) normal_pair(normal_radius(words.w[2 * pair]), words.w[2 * pair + 1], out + 2 * pair);
 }
