@@ -96,8 +96,9 @@ def solver_step(
     _check.integer(op, "stream", stream, 0, 2**32)
     model_output = model_output.contiguous()
     uncond_output = None if uncond_output is None else uncond_output.contiguous()
+    history = [h.contiguous() for h in history]
     flat = [*row[:8], *row.history]
     noise_ids = ids if row.noise != 0 else None
     return torch.ops.kr_fast.solver_step(
-        sample, model_output, uncond_output, noise_ids, list(history), flat, float(guidance_scale), seed, stream
+        sample, model_output, uncond_output, noise_ids, history, flat, float(guidance_scale), seed, stream
     )
