@@ -1,6 +1,7 @@
 """The class-conditional sampler: a trained network, a step table and image ids in, uint8 images out."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -61,8 +62,10 @@ class Sampler:
     ):
         if micro_batch < 1:
             fail("Sampler", "micro_batch", "be at least 1", micro_batch)
-        if not noise_scale > 0:
-            fail("Sampler", "noise_scale", "be above 0", noise_scale)
+        if not 0 < noise_scale < math.inf:
+            fail("Sampler", "noise_scale", "be above 0 and finite", noise_scale)
+        if guidance_scale is not None and not math.isfinite(guidance_scale):
+            fail("Sampler", "guidance_scale", "be finite or None", guidance_scale)
         if not 0 <= seed < 2**63:
             fail("Sampler", "seed", "be in [0, 2^63)", seed)
         self.unet = unet
@@ -70,15 +73,21 @@ class Sampler:
         self.seed, self.noise_scale, self.micro_batch, self.crop = seed, float(noise_scale), micro_batch, crop
         self.guidance_scale = None if guidance_scale in (None, 1, 1.0) else float(guidance_scale)
         self.image_shape = image_shape or _image_shape(unet)
-        embeddings = getattr(getattr(unet, "config", None), "num_class_embeds", None)
+        if crop is not None and not all(0 < c <= s for c, s in zip(crop, self.image_shape[1:], strict=True)):
+            fail("Sampler", "crop", f"lie inside the {self.image_shape[1:]} image", crop)
+        config = getattr(unet, "config", None)
+        embeddings = getattr(config, "num_class_embeds", None)
         self._embeddings = embeddings
+        # diffusers refuses labels for a network without class embeddings; of other callables nothing is known.
+        self._takes_labels = config is None or embeddings or getattr(config, "class_embed_type", None) is not None
         if self.guidance_scale is not None and not embeddings:
             fail("Sampler", "unet", "have class embeddings (the last is the null class) for guidance", embeddings)
         first = next(iter(unet.parameters()), None) if isinstance(unet, torch.nn.Module) else None
         self.device = torch.device("cpu") if first is None else first.device
         self.dtype = torch.float32 if first is None else first.dtype
+        # A tensor, because diffusers' networks cut a Python float down to an integer.
+        self._timesteps = torch.tensor(self.table.timesteps, device=self.device)
 
-    @torch.inference_mode()
     def __call__(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The images of ``ids`` with ``labels``: int64 ``[B]`` each -> uint8 ``[B, H, W, C]`` on the sampler's device.
 
@@ -86,7 +95,14 @@ class Sampler:
             shape, or non-finite output (naming the step and the ids).
         """
         self._check(ids, labels)
-        ids, labels = ids.to(self.device), labels.to(self.device)
+        height, width = self.crop or self.image_shape[1:]
+        if len(ids) == 0:
+            return torch.empty(0, height, width, self.image_shape[0], dtype=torch.uint8, device=self.device)
+        # Joined outside inference mode, so that the caller gets a tensor like any other.
+        return torch.cat(self._parts(ids.to(self.device), labels.to(self.device)))
+
+    @torch.inference_mode()
+    def _parts(self, ids: Tensor, labels: Tensor) -> list[Tensor]:
         training = getattr(self.unet, "training", False)
         if training:
             self.unet.eval()
@@ -95,68 +111,73 @@ class Sampler:
             for start in range(0, len(ids), self.micro_batch):
                 count = min(self.micro_batch, len(ids) - start)
                 fill = torch.arange(start, start + self.micro_batch, device=self.device).clamp_(max=len(ids) - 1)
-                parts.append(self._pack(self._trajectory(ids[fill], labels[fill]), ids[fill])[:count])
+                parts.append(self._images(ids[fill], labels[fill])[:count])
         finally:
             if training:
                 self.unet.train()
-        height, width = self.crop or self.image_shape[1:]
-        empty = torch.empty(0, height, width, self.image_shape[0], dtype=torch.uint8, device=self.device)
-        return torch.cat(parts) if parts else empty
+        return parts
 
     def stream(self, plan: LabelPlan, ids: Iterable[int] | Tensor) -> Iterator[Batch]:
         """Batches of at most ``micro_batch`` images, in the order of ``ids``, labelled by ``plan``."""
-        if not isinstance(ids, Tensor):
+        if isinstance(ids, range):
+            ids = torch.arange(ids.start, ids.stop, ids.step)
+        elif not isinstance(ids, Tensor):
             ids = torch.tensor(list(ids), dtype=torch.int64)
-        for part in ids.split(self.micro_batch):
+        self._check_ids(ids)
+        for part in ids.split(self.micro_batch) if len(ids) else ():
             labels = plan.labels(part)
             yield Batch(part, labels, self(part, labels))
 
-    def _trajectory(self, ids: Tensor, labels: Tensor, watch: bool = False) -> Tensor:
+    def _trajectory(self, ids: Tensor, labels: Tensor, watch: bool = False) -> tuple[Tensor, Tensor]:
+        """The last sample, and by image whether all that the network returned on the way was finite."""
         x = philox_normal(ids, self.image_shape, seed=self.seed).mul_(self.noise_scale * self.table.init_noise_sigma)
         if self.guidance_scale is not None:
             labels = torch.cat([labels, torch.full_like(labels, self._embeddings - 1)])
+        finite = torch.ones(len(ids), dtype=torch.bool, device=self.device)
         table = self.table
-        for step, (row, scale, t) in enumerate(zip(table.rows, table.input_scales, table.timesteps, strict=True)):
+        for step, (row, scale, t) in enumerate(zip(table.rows, table.input_scales, self._timesteps, strict=True)):
             inputs = (x if scale == 1.0 else x * scale).to(self.dtype)
             if self.guidance_scale is None:
                 cond, uncond = self._network(inputs, t, labels), None
             else:
                 cond, uncond = self._network(torch.cat([inputs, inputs]), t, labels).chunk(2)
+            # Looked at here and not only in the last sample: the clamp of the clean image turns inf into 1. A sum of
+            # one image is finite if its values are, in float32 and at any size that a network returns in practice.
+            sums = cond.flatten(1).sum(1) if uncond is None else (cond + uncond).flatten(1).sum(1)
+            finite &= sums.isfinite()
+            if watch and not bool(finite.all()):
+                raise _NonFinite(step)
             x = solver_step(
                 x, cond, row, uncond_output=uncond, guidance_scale=self.guidance_scale or 1.0,
                 ids=ids, seed=self.seed, stream=1 + step,
             )  # fmt: skip
-            if watch and not bool(torch.isfinite(x).all()):
-                raise _NonFinite(step)
-        return x
+        return x, finite & x.flatten(1).sum(1).isfinite()
 
-    def _network(self, x: Tensor, t: float, labels: Tensor) -> Tensor:
-        out = self.unet(x.contiguous(memory_format=torch.channels_last), t, class_labels=labels)
+    def _network(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        out = self.unet(x, t, class_labels=labels if self._takes_labels else None)
         out = getattr(out, "sample", out)
         if out.shape != x.shape:
             fail("Sampler", "unet", f"return {list(x.shape)}, the shape of its input", list(out.shape))
         return out.float()
 
-    def _pack(self, x: Tensor, ids: Tensor) -> Tensor:
-        if not bool(torch.isfinite(x).all()):
-            bad = ids[~torch.isfinite(x).flatten(1).all(1)]
-            self._explain(bad)
+    def _images(self, ids: Tensor, labels: Tensor) -> Tensor:
+        x, finite = self._trajectory(ids, labels)
+        if not bool(finite.all()):
+            self._explain(ids, labels, ~finite)
         if self.crop is not None:
             x = x[:, :, : self.crop[0], : self.crop[1]]
         return pack_uint8(x)
 
-    def _explain(self, bad: Tensor) -> None:
-        """Run the failed ids once more, looking at each step, to name the first one that failed."""
-        fill = torch.arange(self.micro_batch, device=bad.device).clamp_(max=len(bad) - 1)
-        step: int | str = "unknown"
+    def _explain(self, ids: Tensor, labels: Tensor, bad: Tensor) -> None:
+        """Run the failed batch once more, looking at each step, to name the first one that failed."""
+        where = f"ids in [{int(ids[bad].min())}, {int(ids[bad].max())}]"
+        step: int | str = "the last"
         try:
-            self._trajectory(bad[fill], torch.zeros_like(bad[fill]), watch=True)
+            self._trajectory(ids, labels, watch=True)
         except _NonFinite as found:
             step = found.step
-        ids = f"[{int(bad.min())}, {int(bad.max())}]"
-        raise UserError(
-            f"Sampler: unet must return finite values, got NaN or inf for ids in {ids}, first at step {step}"
-        )
+        raise UserError(f"Sampler: unet must return finite values, got NaN or inf for {where}, first at step {step}")
 
     def _check(self, ids: Tensor, labels: Tensor) -> None:
         for name, value in (("ids", ids), ("labels", labels)):
@@ -166,13 +187,17 @@ class Sampler:
             fail("Sampler", "labels", f"have one entry for each of the {len(ids)} ids", len(labels))
         if len(ids) == 0:
             return
-        if ids.min() < 0:
-            fail("Sampler", "ids", "be >= 0", int(ids.min()))
-        if len(ids.unique()) != len(ids):
-            fail("Sampler", "ids", "not repeat", f"{len(ids) - len(ids.unique())} repeated")
+        self._check_ids(ids)
         if labels.min() < 0 or (self._embeddings and labels.max() >= self._embeddings):
             high = self._embeddings or "2^63"
             fail("Sampler", "labels", f"lie in [0, {high})", f"[{int(labels.min())}, {int(labels.max())}]")
+
+    @staticmethod
+    def _check_ids(ids: Tensor) -> None:
+        if len(ids) and ids.min() < 0:
+            fail("Sampler", "ids", "be >= 0", int(ids.min()))
+        if len(ids.unique()) != len(ids):
+            fail("Sampler", "ids", "not repeat", f"{len(ids) - len(ids.unique())} repeated")
 
 
 class _NonFinite(Exception):

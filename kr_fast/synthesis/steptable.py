@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.ops.solver_step import SolverRow
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail
 
 # Schedulers that compute in float32 whatever they are given replay to about 1e-7.
 REPLAY_TOLERANCE = 2e-5
@@ -29,7 +29,7 @@ class StepTable:
     """
 
     name: str
-    timesteps: tuple[float, ...]
+    timesteps: tuple[float, ...]  # int where the scheduler's are: it is what the network is called with
     rows: tuple[SolverRow, ...]
     input_scales: tuple[float, ...]
     init_noise_sigma: float
@@ -46,13 +46,26 @@ class StepTable:
             scheduler: a diffusers scheduler; it is not changed.
             num_inference_steps: as in ``scheduler.set_timesteps``.
             eta: DDIM's noise share in [0, 1] (Song et al., 2021, eq. 16); only for schedulers that take it.
-        Raises: UserError if the scheduler keeps a history or is not linear (its replay differs), or eta is not taken.
+        Raises: UserError if the scheduler keeps a history or is not linear (its replay differs), its own code refuses
+            the probe, or eta is not taken.
         """
+        try:
+            return cls._compile(scheduler, num_inference_steps, eta)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the scheduler's own code raises when it is run as a sampler's step
+            raise UserError(
+                f"StepTable: scheduler must step from (model_output, timestep, sample) of any shape, got "
+                f"{type(scheduler).__name__} ({type(error).__name__}: {error})"
+            ) from error
+
+    @classmethod
+    def _compile(cls, scheduler: Any, num_inference_steps: int, eta: float) -> "StepTable":
         probe = _Probe(scheduler, num_inference_steps, eta)
         rows, scales = probe.rows()
         # Flow-matching schedulers start from unit noise and scale nothing, so they lack both attributes.
         sigma = float(getattr(probe.fresh(), "init_noise_sigma", 1.0))
-        timesteps = tuple(float(t) for t in probe.fresh().timesteps)
+        timesteps = tuple(probe.fresh().timesteps.tolist())
         table = cls(type(scheduler).__name__, timesteps, rows, scales, sigma, 0.0)
         error = probe.replay_error(table)
         if not error <= REPLAY_TOLERANCE:
@@ -98,7 +111,10 @@ class _Probe:
     def step(self, scheduler: Any, t: Tensor, x: Tensor, e: Tensor, noise: Tensor) -> Any:
         """One step of the scheduler's own code, with ``noise`` wherever it draws a normal tensor."""
         module = sys.modules[type(scheduler).__module__]
-        drawn, module.randn_tensor = getattr(module, "randn_tensor", None), lambda *_, **__: noise
+        drawn = getattr(module, "randn_tensor", None)
+        if drawn is None:
+            return scheduler.step(e, t, x, **self.arguments)
+        module.randn_tensor = lambda *_, **__: noise
         try:
             return scheduler.step(e, t, x, **self.arguments)
         finally:
