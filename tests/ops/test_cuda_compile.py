@@ -1,0 +1,47 @@
+"""Every CUDA source compiles for each supported generation, and no kernel spills registers. No GPU is needed."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+ARCHS = (80, 90, 100)  # Ampere, Hopper, Blackwell
+
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on PATH"),
+    pytest.mark.skipif(not SOURCES, reason="needs the source tree"),
+]
+
+
+def known_archs() -> set[int]:
+    """The generations that this nvcc can compile for; sm_100 came with CUDA 12.8."""
+    listed = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    return {int(number) for number in re.findall(r"sm_(\d+)", listed)}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_compiles_without_spills(tmp_path, source, arch):
+    if arch not in known_archs():
+        pytest.skip(f"needs an nvcc that knows sm_{arch}")
+    done = subprocess.run(
+        ["nvcc", "-cubin", f"-arch=sm_{arch}", "-O3", "-std=c++17", "-I", ROOT / "csrc", "--expt-relaxed-constexpr"]
+        + ["-Xptxas", "-v", "-Werror", "all-warnings", "-o", tmp_path / "out.cubin", source],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert kernels
+    assert len(stacks) >= len(kernels), done.stderr
+    assert all(numbers == ("0", "0", "0") for numbers in stacks), done.stderr
+    # 64 registers leave room for 1024 threads of a multiprocessor's 65,536: these kernels hide memory latency by that.
+    registers = [int(number) for number in re.findall(r"Used (\d+) registers", done.stderr)]
+    assert len(registers) == len(kernels)
+    assert max(registers) <= 64, done.stderr
