@@ -15,10 +15,10 @@ KR_FN f32v clamp(f32v a, float low, float high) {
     return above < splat(low) ? splat(low) : above;
 }
 
-// Without the history and noise terms, which the caller adds in that order.
-KR_FN f32v solver_terms(const SolverRow& row, f32v x, f32v e) {
+// Without the history and noise terms, which the caller adds in that order. `clean` says whether row.x0 is not 0.
+KR_FN f32v solver_terms(const SolverRow& row, bool clean, f32v x, f32v e) {
     f32v y = fma(splat(row.model), e, mul(splat(row.sample), x));
-    if (row.x0 != 0.0f) {
+    if (clean) {
         f32v p = fma(splat(row.x0_model), e, mul(splat(row.x0_sample), x));
         y = fma(splat(row.x0), clamp(p, -row.clip, row.clip), y);
     }

@@ -26,21 +26,19 @@ void solver_step(const float* x, const float* cond, const float* uncond, const i
     auto run = [&](auto image_of) {
         parallel_for(batch * blocks, (1 << 14) / item_size + 1, threads, [&](int64_t first, int64_t last) {
             for (int64_t item = first; item < last; ++item) {
-                const int64_t image = item / blocks, begin = item % blocks * block, offset = image * numel;
-                const int64_t end = begin + block < numel ? begin + block : numel;
-                const float* shifted[4] = {};
-                for (int k = 0; k < terms; ++k) shifted[k] = history[k] + offset;
-                image_of(x + offset, cond + offset, uncond ? uncond + offset : nullptr,
-                         ids ? (uint64_t)ids[image] : 0, shifted, begin, end, y + offset);
+                const int64_t image = item / blocks, begin = item % blocks * block;
+                image_of(image, begin, begin + block < numel ? begin + block : numel);
             }
         });
     };
 #define KR_RUN(level)                                                                                             \
     {                                                                                                             \
         const auto filled = fill<level::SolverRow>(row, terms, guidance);                                         \
-        run([&](const float* xi, const float* ci, const float* ui, uint64_t id, const float* const* hi,           \
-                int64_t begin, int64_t end, float* yi) {                                                          \
-            level::solver_image(xi, ci, ui, id, hi, filled, seed, stream, begin, end, yi);                        \
+        run([&](int64_t image, int64_t begin, int64_t end) {                                                      \
+            const int64_t offset = image * numel;                                                                 \
+            level::SolverImage at = {x + offset, cond + offset, uncond ? uncond + offset : nullptr, {}, y + offset}; \
+            for (int k = 0; k < terms; ++k) at.history[k] = history[k] + offset;                                  \
+            level::solver_image(at, ids ? (uint64_t)ids[image] : 0, filled, seed, stream, begin, end);            \
         });                                                                                                       \
         return;                                                                                                   \
     }

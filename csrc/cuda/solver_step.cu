@@ -43,7 +43,7 @@ __global__ void step(Inputs in, SolverRow row, uint32_t k0, uint32_t k1, uint32_
             for (int k = 0; k < 4; ++k) e[k] = guided(e[k], other[k], row.guidance);
         }
 #pragma unroll
-        for (int k = 0; k < 4; ++k) out[k] = solver_terms(row, x[k], e[k]);
+        for (int k = 0; k < 4; ++k) out[k] = solver_terms(row, row.x0 != 0.0f, x[k], e[k]);
 #pragma unroll
         for (int term = 0; term < 4; ++term) {
             if (term < row.terms) {
