@@ -44,7 +44,8 @@ class StepTable:
 
         Args:
             scheduler: a diffusers scheduler; it is not changed.
-            num_inference_steps: as in ``scheduler.set_timesteps``.
+            num_inference_steps: as in ``scheduler.set_timesteps``; flow-matching schedulers get the sigmas
+                ``1, 1 - 1/n, ..., 1/n`` (before their own shift), as diffusers' flow pipelines set them.
             eta: DDIM's noise share in [0, 1] (Song et al., 2021, eq. 16); only for schedulers that take it.
         Raises: UserError if the scheduler keeps a history or is not linear (its replay differs), its own code refuses
             the probe, or eta is not taken.
@@ -94,7 +95,9 @@ class _Probe:
         scheduler = copy.deepcopy(self.scheduler)
         if config:
             scheduler.register_to_config(**config)
-        if type(scheduler).__name__.startswith("FlowMatch") and not scheduler.config.get("use_dynamic_shifting"):
+        takes_sigmas = "sigmas" in inspect.signature(scheduler.set_timesteps).parameters
+        flow = type(scheduler).__name__.startswith("FlowMatch") and not scheduler.config.get("use_dynamic_shifting")
+        if flow and takes_sigmas:
             # As diffusers' own flow pipelines do: the default grid would spend its last step on going from 0.001 to 0.
             scheduler.set_timesteps(sigmas=[1 - k / self.steps for k in range(self.steps)])
         else:

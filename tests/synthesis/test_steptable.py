@@ -47,6 +47,14 @@ def cases():
         yield pytest.param(name, options, 0.0, tolerance, id=f"{name}-{k}")
 
 
+def start(scheduler, steps):
+    """What diffusers' own pipelines do: flow matching gets evenly spaced sigmas, not the default grid."""
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
+    else:
+        scheduler.set_timesteps(steps)
+
+
 def network(x):
     return torch.sin(3 * x) + 0.4 * x.roll(1, -1) + 0.1
 
@@ -64,12 +72,12 @@ def test_trajectory_is_the_schedulers_own(monkeypatch, name, options, eta, toler
     assert scheduler.config == before
     assert len(table) == len(table.timesteps) == len(table.input_scales) == len(table.rows)
 
-    scheduler.set_timesteps(steps)
+    start(scheduler, steps)
     assert [float(t) for t in scheduler.timesteps] == [float(t) for t in table.timesteps]
     assert table.init_noise_sigma == float(getattr(scheduler, "init_noise_sigma", 1.0))
     shape = (2, 3, 3)
-    start = noise_of(-1, shape) * table.init_noise_sigma
-    module, theirs, ours, scale = sys.modules[type(scheduler).__module__], start, start, table.input_scales[0]
+    first = noise_of(-1, shape) * table.init_noise_sigma
+    module, theirs, ours, scale = sys.modules[type(scheduler).__module__], first, first, table.input_scales[0]
     extra = {"eta": eta} if eta else {}
     drawn = []
     for step, t in enumerate(scheduler.timesteps):
@@ -113,7 +121,7 @@ def test_rows_of_ddim_are_its_equation():
 
 
 def test_flow_matching_keeps_its_fractional_timesteps():
-    table = StepTable.compile(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), 4)
+    table = StepTable.compile(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), 7)
     assert any(t != int(t) for t in table.timesteps)
     assert sum(row.model for row in table.rows) == pytest.approx(-1, abs=1e-6)  # from sigma 1 to sigma 0
 
@@ -124,6 +132,7 @@ def test_flow_matching_keeps_its_fractional_timesteps():
         (diffusers.DPMSolverMultistepScheduler(), 8, 0.0, "be a memoryless linear solver.*got DPMSolverMultistep"),
         (diffusers.UniPCMultistepScheduler(), 8, 0.0, "scheduler must .*UniPC"),
         (diffusers.PNDMScheduler(), 8, 0.0, "be a memoryless linear solver.*PNDM"),
+        (diffusers.FlowMatchHeunDiscreteScheduler(), 8, 0.0, "be a memoryless linear solver.*FlowMatchHeun"),
         (diffusers.HeunDiscreteScheduler(), 8, 0.0, "be a memoryless linear solver.*Heun"),
         (diffusers.LMSDiscreteScheduler(), 8, 0.0, "be a memoryless linear solver.*LMS"),
         (diffusers.DDIMScheduler(thresholding=True), 8, 0.0, "not use dynamic thresholding, got DDIMScheduler"),
