@@ -13,6 +13,7 @@
 namespace kr {
 namespace {
 
+constexpr double kCancelled = 1e-8;  // share of the sum of squares below which its digits are lost
 constexpr int64_t kBlock = 128;  // examples; fixed, so that pooled sums do not depend on the number of threads
 
 struct Side {
@@ -45,8 +46,16 @@ Stats statistics(const Side& side, const double* without) {
     auto at = [&](int64_t i) { return side.sorted[i + (i >= removed)]; };
     const double median = count % 2 ? at(count / 2) : 0.5 * (at(count / 2 - 1) + at(count / 2));
     const double mean = sum / count, centre = median - side.shift;
-    return {count, median, std::max(0.0, square / count - mean * mean),
-            std::max(0.0, square - 2 * centre * sum + count * centre * centre)};
+    const double deviations = square - count * mean * mean;
+    if (deviations >= kCancelled * side.square)
+        return {count, median, deviations / count, square - 2 * centre * sum + count * centre * centre};
+    // An outlier was left out and little remains of the difference: sum anew.
+    double variance = 0, residual = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const double from_mean = at(i) - side.shift - mean, from_median = at(i) - median;
+        variance += from_mean * from_mean, residual += from_median * from_median;
+    }
+    return {count, median, variance / count, residual};
 }
 
 double log_normal(double x, double mean, double deviation) {

@@ -38,10 +38,11 @@ static void signals_block(const float* logits, int64_t classes, int64_t stride, 
     // All rivals at -inf: the label is certain.
     f32v phi = rival == minus_inf ? splat(__builtin_inff()) : z_y - rival - vec_log(others);
     const f32v log_sum = vec_log(sum), inverse = splat(1.0f) / sum;
-    f32v log_p = z_y - top - log_sum;
-    // ln p_y = -ln(1 + e^-phi) keeps its digits where p_y is near 1.
-    f32v small = vec_exp(-phi);
-    f32v loss = phi > splat(8.0f) ? small - splat(0.5f) * small * small : -log_p;
+    // -ln p_y = ln(1 + e^-phi) = max(-phi, 0) + log1p(e^-|phi|) keeps its digits where p_y is near 1; log1p(s) as
+    // ln(u) s / (u - 1) with u = fl(1 + s), whose rounding cancels.
+    const f32v zero = splat(0.0f), one = splat(1.0f);
+    const f32v s = vec_exp(phi > zero ? -phi : phi), u = one + s;
+    f32v loss = max(-phi, zero) + (u == one ? s : vec_log(u) * s / (u - one));
     write_lanes(out.phi, row, count, phi);
     write_lanes(out.loss, row, count, loss);
     write_lanes(out.entropy, row, count, log_sum - weighted * inverse);

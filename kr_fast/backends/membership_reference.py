@@ -19,9 +19,10 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) ->
     phi = z_y[:, 0] - others.logsumexp(1)
     log_p = z.log_softmax(1)
     p = log_p.exp()
-    # ln(1 - p_j) from the other classes' log-probabilities, so that it keeps its digits near p_j = 1.
-    eye = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
-    rest = log_p[:, None, :].masked_fill(eye, float("-inf")).logsumexp(2)
+    # ln(1 - p_j): only the largest class can have p_j > 1/2; there from the others, so that it keeps its digits.
+    top = z.argmax(1, keepdim=True)
+    rest = torch.log1p(-p.clamp_max(0.5))
+    rest = rest.scatter(1, top, log_p.scatter(1, top, float("-inf")).logsumexp(1, keepdim=True))
     at_label = torch.zeros_like(z, dtype=torch.bool).scatter(1, labels[:, None], True)
     loss = torch.nn.functional.softplus(-phi)
     modified = (1 - p.gather(1, labels[:, None])[:, 0]) * loss - torch.where(at_label | (p == 0), 0, p * rest).sum(1)

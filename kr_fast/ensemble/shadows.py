@@ -2,10 +2,10 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ def train_shadows(
     if out is None and runtime.world_size > 1:
         fail("train_shadows", "out", "be a folder that all processes share", out)
     if out is not None and runtime.is_main:
-        _claim(out, images, labels, num_models, config, seed)
+        _claim(out, make_model, images, labels, num_models, config, seed)
         files.save_array(out / "keep.npy", keep.numpy())
     runtime.barrier()
     models = {}
@@ -105,10 +105,15 @@ def _path(out: Path, index: int) -> Path:
     return out / f"model-{index:03d}.safetensors"
 
 
-def _claim(out: Path, images, labels, num_models, config, seed) -> None:
+def _claim(out: Path, make_model, images, labels, num_models, config, seed) -> None:
     """The folder belongs to one data set and recipe; another one is refused, naming what differs."""
-    digest = hashlib.sha256(np.ascontiguousarray(images.numpy()).tobytes() + labels.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(
+        images.cpu().contiguous().numpy().tobytes() + labels.cpu().contiguous().numpy().tobytes()
+    ).hexdigest()
+    shapes = {name: list(value.shape) for name, value in _fresh(make_model, seed, 0).state_dict().items()}
+    architecture = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
     manifest = {"data": digest, "num_models": num_models, "seed": seed, **dataclasses.asdict(config)}
+    manifest["architecture"] = architecture  # of parameter names and shapes
     path = out / "shadows.json"
     if path.exists():
         found = files.read_json(path)

@@ -106,8 +106,10 @@ def fit(
         history, best, first = History(**state["history"]), state["best"], state["epoch"]
         best_accuracy = state["best_accuracy"]
     model.train()
-    with _progress(config.epochs, description, first) as progress:
+    forked = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=forked), _progress(config.epochs, description, first) as progress:
         for epoch in range(first, config.epochs):
+            torch.manual_seed(seeds.derive(seed, "dropout", epoch))
             generator = seeds.generator(seed, "fit", epoch)
             order = torch.randperm(count, generator=generator).to(device)
             total = torch.zeros((), device=device)

@@ -87,17 +87,25 @@ def audit(
     for attack in attacks:
         if attack not in ATTACKS:
             fail("audit", "attacks", f"hold names among {', '.join(ATTACKS)}", attack)
-    count = len(labels)
+    count = len(images)
+    if labels.shape != (count,) or labels.dtype != torch.int64:
+        fail("audit", "labels", f"be int64 [{count}]", f"{labels.dtype} {list(labels.shape)}")
     if members.shape != (count,) or members.dtype != torch.bool:
         fail("audit", "members", f"be bool [{count}]", f"{members.dtype} {list(members.shape)}")
+    inside = int(members.sum())
+    if not 0 < inside < count:
+        fail("audit", "members", "hold members and non-members", f"{inside} of {count} members")
+    if not targets:
+        fail("audit", "target", "hold at least one model", 0)
     if shadows.keep.shape != (len(shadows.array), count):
         fail("audit", "shadows", f"have keep [{len(shadows.array)}, {count}]", list(shadows.keep.shape))
+    for name, model in (*targets.items(), ("shadow 0", shadows.array.models[0])):
+        _refuse_probabilities(model, images, name)
     phi = shadows.array.signals(images, labels, augment=augment, description="audit shadows")["phi"]
     sides = min(int(shadows.keep.sum(0).min()), int((~shadows.keep).sum(0).min()))
     variance = "per_example" if sides >= PER_EXAMPLE_FROM else "fixed"
     curves, scores = {}, {}
     for name, model in targets.items():
-        model = _checked(model, images, name)
         seen = ModelArray([model]).signals(images, labels, augment=augment)["phi"]
         scores[name] = {}
         for attack in attacks:
@@ -110,17 +118,14 @@ def audit(
     warnings = _warnings(curves, sides)
     for line in warnings:
         logger.warning("audit: %s", line)
-    inside = int(members.sum())
     return AuditReport(curves, scores, len(shadows.array), inside, count - inside, augment, variance, warnings)
 
 
-def _checked(model: nn.Module, images: Tensor, name: str) -> nn.Module:
+def _refuse_probabilities(model: nn.Module, images: Tensor, name: str) -> None:
     """Refuse a model that answers with probabilities: phi would saturate and the attack be blind."""
-    model.eval()
     logits = ModelArray([model])(images[:64])[0]
     if len(logits) and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
         fail("audit", f"target {name}", "return logits (remove its softmax)", "rows that are >= 0 and sum to 1")
-    return model
 
 
 def _warnings(curves: dict[str, dict[str, Curve]], sides: int) -> tuple[str, ...]:

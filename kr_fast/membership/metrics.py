@@ -59,9 +59,16 @@ class Curve:
         return twice / (2 * self.positives * self.negatives)
 
     def auc_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """DeLong's interval of the AUC (DeLong, DeLong and Clarke-Pearson, Biometrics 1988), clipped to [0, 1]."""
-        from scipy.stats import norm
+        """DeLong's interval of the AUC (DeLong, DeLong and Clarke-Pearson, Biometrics 1988), clipped to [0, 1].
 
+        Where members and non-members do not overlap at all its variance is 0. Then the interval is Clopper-Pearson's
+        for ``min(P, N)`` disjoint pairs that are all in order, or all out of it.
+        """
+        from scipy.special import ndtri
+
+        if self.auc in (0.0, 1.0):
+            least = ((1 - level) / 2) ** (1 / min(self.positives, self.negatives))
+            return (least, 1.0) if self.auc == 1 else (0.0, 1 - least)
         inside, outside = self._groups
         # Share of non-members below a member of this group, and of members above a non-member; ties count half.
         of_member = 1 - (self.fp - outside / 2) / self.negatives
@@ -70,7 +77,7 @@ class Curve:
             float((count * (value - self.auc) ** 2).sum()) / max(total - 1, 1) / total
             for count, value, total in ((inside, of_member, self.positives), (outside, of_other, self.negatives))
         )
-        reach = float(norm.ppf(0.5 + level / 2)) * spread**0.5
+        reach = float(ndtri(0.5 + level / 2)) * spread**0.5
         return max(0.0, self.auc - reach), min(1.0, self.auc + reach)
 
     @property

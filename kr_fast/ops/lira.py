@@ -59,7 +59,8 @@ def lira(
 
 def _check_shadows(op: str, keep: Tensor, variant: str, variance: str, *, leave_one_out: bool) -> None:
     """At least one example must have the shadows that its variance needs, on each side that is used."""
-    needed = (1 if variance == "fixed" else 2) + int(leave_one_out)
+    # A variance needs two shadows; a variance per example needs them without the target too.
+    needed = 2 + int(leave_one_out and variance == "per_example")
     sides = [("out", (~keep).sum(0))] + ([("in", keep.sum(0))] if variant == "online" else [])
     for name, counts in sides:
         most = int(counts.max()) if counts.numel() else 0

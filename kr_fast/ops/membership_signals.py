@@ -29,11 +29,12 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...] = (
     largest logit, else 0.
 
     Args:
-        logits: ``[..., C]`` float32, bfloat16, float16 or float64, C >= 2; must not hold NaN.
+        logits: ``[..., C]`` float32, bfloat16, float16 or float64, C >= 2. -inf rules a class out; NaN, +inf and rows
+            of -inf only are refused.
         labels: int64 in [0, C), the leading shape of ``logits``.
         want: names among phi, loss, entropy, modified_entropy, confidence, correct.
     Returns: name -> float32 of ``labels``' shape.
-    Raises: TypeError or ValueError naming the argument; ValueError for NaN logits.
+    Raises: TypeError or ValueError naming the argument; ValueError for logits that are not finite (above).
     Source: phi: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, section IV; modified
         entropy: Song and Mittal, "Systematic Evaluation of Privacy Risks", USENIX Security 2021, eq. 8.
     """
@@ -52,8 +53,12 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...] = (
     classes = logits.shape[-1]
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         _check.fail(op, "labels", f"lie in [0, {classes})", [int(labels.min()), int(labels.max())])
-    if bool(torch.isnan(logits).any()):
-        _check.fail(op, "logits", "not hold NaN", f"{int(torch.isnan(logits).sum())} NaN")
+    # The largest logit of a row is finite unless the row holds NaN or +inf, or is -inf throughout.
+    bad = ~torch.isfinite(logits.amax(-1))
+    if bool(bad.any()):
+        found = torch.isnan(logits).sum().item(), torch.isposinf(logits).sum().item()
+        got = f"{int(bad.sum())} bad rows with {found[0]} NaN and {found[1]} +inf"
+        _check.fail(op, "logits", "not hold NaN, +inf or rows of -inf only", got)
     flat = logits.reshape(-1, classes)
     values = torch.ops.kr_fast.membership_signals(flat, labels.reshape(-1).contiguous(), ",".join(want))
     return {name: value.view(labels.shape) for name, value in zip(want, values, strict=True)}

@@ -1,0 +1,223 @@
+"""The training loop, ModelArray and shadow models: determinism, resume, balance, refusals."""
+
+import pytest
+import torch
+from torch import nn
+
+from kr_fast.data import Augment, Split
+from kr_fast.ensemble import ModelArray, TrainConfig, train_shadows
+from kr_fast.ensemble.shadows import keep_matrix
+from kr_fast.ensemble.training import accuracy, fit
+from kr_fast.runtime import files
+
+CONFIG = TrainConfig(epochs=4, batch_size=8, learning_rate=0.05, augment=Augment(shift=1, flip=True))
+
+
+def make_model(width=4, dropout=0.3):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout),
+        nn.Linear(width * 64, 3),
+    )  # fmt: skip
+
+
+def seeded(**options):
+    torch.manual_seed(0)
+    return make_model(**options)
+
+
+def data(count=40):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 8, 8, 1), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.randint(0, 3, (count,), generator=generator))
+
+
+def same(first, second):
+    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def test_fit_is_a_function_of_the_seed():
+    models = [seeded() for _ in range(3)]
+    for model, seed, noise in zip(models, (5, 5, 6), (1, 2, 3), strict=True):
+        torch.manual_seed(noise)  # the global generator plays no part, not even in dropout
+        fit(model, data(), CONFIG, seed=seed)
+    assert same(models[0], models[1])
+    assert not same(models[0], models[2])
+
+
+def test_fit_leaves_the_global_generator_alone():
+    model, state = make_model(), torch.get_rng_state()
+    fit(model, data(), CONFIG, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+
+
+class Killed(Exception):
+    pass
+
+
+def test_fit_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    whole, cut = seeded(), seeded()
+    history = fit(whole, data(), CONFIG, seed=5, val=data(20))
+    path, save = tmp_path / "state.pt", files.save_state
+
+    def save_and_die(where, state):
+        save(where, state)
+        if state["epoch"] == 2:
+            raise Killed
+
+    monkeypatch.setattr(files, "save_state", save_and_die)
+    with pytest.raises(Killed):
+        fit(cut, data(), CONFIG, seed=5, val=data(20), state_path=path, save_every=1)
+    monkeypatch.undo()
+    other = seeded(width=4)
+    resumed = fit(other, data(), CONFIG, seed=5, val=data(20), state_path=path, save_every=1)
+    assert same(whole, other)
+    assert resumed == history
+    assert not path.exists()
+
+
+def test_fit_keeps_the_best_epoch_and_not_the_last():
+    model, val = seeded(dropout=0.0), data(30)
+    history = fit(model, data(), CONFIG, seed=1, val=val)
+    best = max(history.val_accuracy)
+    assert history.val_accuracy[history.best_epoch] == best
+    assert best not in history.val_accuracy[history.best_epoch + 1 :]  # the latest of equals
+    assert accuracy(model, val) == best
+    assert len(history.train_loss) == len(history.val_accuracy) == CONFIG.epochs
+
+
+def test_fit_learns_and_refuses_a_loss_that_is_not_finite():
+    split = data()
+    easy = Split(split.images.clone(), split.labels)
+    easy.images[:] = (split.labels * 100).view(-1, 1, 1, 1).to(torch.uint8)
+    history = fit(seeded(dropout=0.0), easy, TrainConfig(epochs=15, batch_size=8, learning_rate=0.05), seed=0)
+    assert history.train_loss[-1] < 0.3 * history.train_loss[0]
+    broken = seeded()
+    broken[0].weight.data[0, 0, 0, 0] = torch.inf
+    with pytest.raises(ValueError, match="loss must be finite"):
+        fit(broken, split, CONFIG, seed=0)
+
+
+@pytest.mark.parametrize("models", [2, 4, 16])
+def test_every_example_is_in_exactly_half_of_the_models(models):
+    keep = keep_matrix(models, 501, 3)
+    assert keep.dtype == torch.bool
+    assert keep.sum(0).tolist() == [models // 2] * 501
+    assert bool(((keep.float().mean(1) - 0.5).abs() < 0.1).all())  # 4.5 sigma
+    assert torch.equal(keep, keep_matrix(models, 501, 3))
+    assert not torch.equal(keep, keep_matrix(models, 501, 4))
+
+
+@pytest.mark.parametrize("models", [0, 1, 3])
+def test_an_odd_number_of_models_cannot_be_balanced(models):
+    with pytest.raises(ValueError, match="num_models must be even and at least 2"):
+        keep_matrix(models, 10, 0)
+
+
+def shadows(out=None, num_models=4, config=CONFIG, seed=9, make=make_model, count=40):
+    split = data(count)
+    return train_shadows(make, split.images, split.labels, num_models=num_models, config=config, seed=seed, out=out)
+
+
+def test_shadows_resume_after_a_kill(tmp_path, monkeypatch):
+    whole = shadows()
+    calls = []
+
+    def fit_two(*arguments, **options):
+        if len(calls) == 2:
+            raise Killed
+        calls.append(1)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr("kr_fast.ensemble.shadows.fit", fit_two)
+    with pytest.raises(Killed):
+        shadows(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("model*")) == ["model-000.safetensors", "model-001.safetensors"]
+    calls.clear()
+    found = shadows(tmp_path)
+    assert len(calls) == 2  # the finished ones were not trained again
+    assert all(same(a, b) for a, b in zip(whole.array.models, found.array.models, strict=True))
+    assert torch.equal(whole.keep, found.keep)
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"seed": 10}, "seed must equal 9"),
+        ({"num_models": 6}, "num_models must equal 4"),
+        ({"count": 30}, "data must equal"),
+        ({"config": TrainConfig(epochs=5, batch_size=8)}, "epochs must equal 4"),
+        ({"make": lambda: make_model(width=5)}, "architecture must equal"),
+    ],
+)
+def test_shadows_of_another_configuration_are_refused(tmp_path, changed, words):
+    shadows(tmp_path)
+    with pytest.raises(ValueError, match=f"train_shadows: {words}"):
+        shadows(tmp_path, **changed)
+
+
+def array(count=3):
+    models = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        models.append(make_model())
+    return ModelArray(models)
+
+
+def test_signals_are_those_of_each_model_alone():
+    split, models = data(), array()
+    logits = models(split.images)
+    assert logits.shape == (3, 40, 3)
+    found = models.signals(split.images, split.labels, augment="flip", want=("phi", "correct"), batch_size=7)
+    assert found["phi"].shape == (2, 40, 3)
+    flipped = models(split.images.flip(2))
+    for a, values in enumerate((logits, flipped)):
+        for m in range(3):
+            z = values[m].double()
+            label = z.gather(1, split.labels[:, None])
+            rivals = z.scatter(1, split.labels[:, None], -torch.inf).logsumexp(1)
+            assert torch.allclose(found["phi"][a, :, m].double(), label[:, 0] - rivals, atol=1e-5)
+            assert torch.equal(found["correct"][a, :, m].bool(), z.argmax(1) == split.labels)
+
+
+def test_shift_queries_replicate_the_border():
+    split, models = data(6), array(1)
+    found = models.signals(split.images, split.labels, augment="shift")["phi"]
+    assert found.shape == (5, 6, 1)
+    moved = torch.cat([split.images[:, :1], split.images[:, :-1]], 1)  # one pixel down
+    assert torch.allclose(found[1], models.signals(moved, split.labels)["phi"][0], atol=1e-6)
+
+
+def test_company_does_not_change_a_model():
+    split, models = data(), array()
+    order = [2, 0, 1]
+    mixed = ModelArray([models.models[m] for m in order])
+    plain = models.signals(split.images, split.labels)["phi"]
+    assert torch.equal(mixed.signals(split.images, split.labels)["phi"], plain[:, :, order])
+
+
+def test_models_that_cannot_be_one_array():
+    with pytest.raises(ValueError, match=r"models must share one architecture, got 0.weight \[4, 1, 3, 3\] and \[5"):
+        ModelArray([make_model(), make_model(width=5)])
+    with pytest.raises(ValueError, match="models must share one architecture"):
+        ModelArray([make_model(), nn.Sequential(nn.Flatten(), nn.Linear(64, 3))])
+    with pytest.raises(ValueError, match="models must hold at least one"):
+        ModelArray([])
+    broken = make_model()
+    broken[5].bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"weights must be finite, got 5.bias of model 1"):
+        ModelArray([make_model(), broken])
+
+
+def test_images_and_labels_that_do_not_fit():
+    split, models = data(), array(1)
+    with pytest.raises(ValueError, match="images must be uint8"):
+        models(split.images.float())
+    with pytest.raises(ValueError, match="augment must be one of none, flip, shift"):
+        models.signals(split.images, split.labels, augment="rotate")
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\)"):
+        models.signals(split.images, split.labels + 3)
+    with pytest.raises(ValueError, match="labels must"):
+        models.signals(split.images, split.labels[:-1])

@@ -1,0 +1,118 @@
+"""Curve: AUC, its interval and TPR at low FPR, by brute force and by simulation with fixed seeds."""
+
+import numpy as np
+import pytest
+import torch
+
+from kr_fast.membership import aop, roc
+
+
+def delong(scores, members, level_z=1.959963984540054):
+    """DeLong by the definition: placement values from the full pair matrix."""
+    inside, outside = scores[members], scores[~members]
+    pairs = (inside[:, None] > outside[None, :]) + 0.5 * (inside[:, None] == outside[None, :])
+    auc = pairs.mean()
+    spread = pairs.mean(1).var(ddof=1) / len(inside) + pairs.mean(0).var(ddof=1) / len(outside)
+    return auc - level_z * spread**0.5, auc + level_z * spread**0.5
+
+
+def draw(rng, members, others, effect=0.0, step=None):
+    scores = np.concatenate([rng.normal(effect, 1, members), rng.normal(0, 1, others)])
+    if step:
+        scores = np.round(scores / step) * step
+    return scores, np.arange(members + others) < members
+
+
+def curve_of(scores, members):
+    return roc(torch.from_numpy(scores), torch.from_numpy(members))
+
+
+@pytest.mark.parametrize("step", [None, 0.5, 2.0])
+def test_interval_is_delongs(step):
+    scores, members = draw(np.random.default_rng(0), 70, 110, 0.6, step)
+    assert np.allclose(curve_of(scores, members).auc_interval(), delong(scores, members), atol=1e-12)
+
+
+@pytest.mark.parametrize("step", [None, 0.5])
+def test_interval_covers_one_half_on_null_data(step):
+    """1,000 simulations of an attack that knows nothing: 95 +- 2 % of the intervals hold 0.5 (3 sigma is 2 %)."""
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(1000):
+        low, high = curve_of(*draw(rng, 150, 200, 0.0, step)).auc_interval()
+        hits += low <= 0.5 <= high
+    assert 930 <= hits <= 970
+
+
+def test_interval_of_a_perfect_attack_has_a_width():
+    """All 20 disjoint pairs in order: Clopper-Pearson's bound 0.025^(1/20), and its mirror image."""
+    scores, members = np.arange(50.0), np.arange(50) >= 30
+    assert curve_of(scores, members).auc == 1
+    assert curve_of(scores, members).auc_interval() == pytest.approx((0.025 ** (1 / 20), 1.0))
+    assert curve_of(-scores, members).auc_interval() == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+
+
+def test_wider_level_gives_wider_interval():
+    curve = curve_of(*draw(np.random.default_rng(2), 50, 50, 1.0))
+    low, high = curve.auc_interval(0.99)
+    assert low < curve.auc_interval(0.9)[0] < curve.auc < curve.auc_interval(0.9)[1] < high
+
+
+def test_balanced_accuracy_by_all_thresholds():
+    scores, members = draw(np.random.default_rng(3), 60, 40, 0.8, 0.25)
+    best = max(((scores >= t)[members].mean() + (scores < t)[~members].mean()) / 2 for t in [*scores, np.inf])
+    assert curve_of(scores, members).balanced_accuracy == pytest.approx(best, abs=1e-12)
+
+
+@pytest.mark.parametrize("fpr", [0.5, 0.1, 0.03, 0.001])
+@pytest.mark.parametrize("step", [None, 0.5])
+def test_tpr_is_the_largest_with_fpr_at_most_the_target(fpr, step):
+    scores, members = draw(np.random.default_rng(4), 90, 100, 1.0, step)
+    allowed = [t for t in [*scores, np.inf] if (scores >= t)[~members].mean() <= fpr]
+    best = max((scores >= t)[members].mean() for t in allowed)
+    found = curve_of(scores, members).tpr_at(fpr)
+    assert found["tpr"] == best
+    assert found["fpr"] <= fpr
+    assert found["false_positives"] == round(found["fpr"] * 100)
+    assert found["rule"] == "fpr <= target"
+    assert found["interval"][0] <= found["tpr"] <= found["interval"][1]
+
+
+def test_point_claim_needs_ten_false_positives():
+    scores, members = draw(np.random.default_rng(5), 1000, 1000, 1.0)
+    curve = curve_of(scores, members)
+    assert curve.tpr_at(0.01)["point_claim"]  # 10 of 1000
+    assert not curve.tpr_at(0.009)["point_claim"]
+    assert not curve.tpr_at(0.0005)["point_claim"]  # no false positive is allowed: the interval remains
+    assert curve.tpr_at(0.0005)["interval"][1] > 0
+
+
+@pytest.mark.parametrize("fpr", [0.1, 0.01])
+def test_tpr_interval_covers_the_truth(fpr):
+    """Gaussian scores: the true TPR at the true threshold is known. The interval is conservative, never short."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    truth = 1 - float(normal.cdf(normal.icdf(torch.tensor(1 - fpr)) - 1.0))
+    rng = np.random.default_rng(6)
+    hits = 0
+    for _ in range(300):
+        low, high = curve_of(*draw(rng, 400, 400, 1.0)).tpr_at(fpr)["interval"]
+        hits += low <= truth <= high
+    assert hits >= 285
+
+
+def test_curve_runs_from_zero_to_one():
+    curve = curve_of(*draw(np.random.default_rng(7), 5, 6))
+    assert (curve.fpr[0], curve.tpr[0], curve.fpr[-1], curve.tpr[-1]) == (0, 0, 1, 1)
+    assert (curve.positives, curve.negatives) == (5, 6)
+
+
+@pytest.mark.parametrize("fpr", [0, 1, -0.1])
+def test_target_fpr_must_be_a_rate(fpr):
+    with pytest.raises(ValueError, match=r"fpr must be in \(0, 1\)"):
+        curve_of(*draw(np.random.default_rng(8), 5, 5)).tpr_at(fpr)
+
+
+def test_accuracy_over_privacy():
+    assert aop(0.9, 0.5) == aop(0.9, 0.3) == 0.9  # an attack below chance does not earn a bonus
+    assert aop(0.9, 1.0) == 0.9 / 4
+    assert aop(0.8, 0.75) == pytest.approx(0.8 / 2.25)
