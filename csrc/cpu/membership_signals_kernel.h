@@ -20,10 +20,12 @@ static void signals_block(const float* logits, int64_t classes, int64_t stride, 
         y_lanes[r] = logits[at * stride + labels[at]];
     }
     const f32v label = load(label_lanes), z_y = load(y_lanes), minus_inf = splat(-__builtin_inff());
-    f32v top = minus_inf, rival = minus_inf, first = splat(-1.0f);  // rival: the largest logit but the label's
+    // first: the index of the top logit; second: the largest logit but that one; rival: the largest but the label's.
+    f32v top = minus_inf, second = minus_inf, rival = minus_inf, first = splat(-1.0f);
     for (int64_t j = 0; j < classes; ++j) {
         f32v z = class_of_rows(logits, stride, row, count, j), index = splat((float)j);
         first = z > top ? index : first;
+        second = max(second, min(z, top));
         top = max(z, top);
         rival = max(label == index ? minus_inf : z, rival);
     }
@@ -49,14 +51,17 @@ static void signals_block(const float* logits, int64_t classes, int64_t stride, 
     write_lanes(out.confidence, row, count, vec_exp(-loss));
     write_lanes(out.correct, row, count, first == label ? splat(1.0f) : splat(0.0f));
     if (!out.modified_entropy) return;
-    // -(1 - p_y) ln p_y - sum_{j != y} p_j ln(1 - p_j); 1 - p_j of the largest class comes from the sum of the rest.
-    f32v complement_y = first == label ? rest * inverse : splat(1.0f) - vec_exp(z_y - top) * inverse;
-    f32v total = complement_y * loss;
+    // -(1 - p_y) ln p_y - sum_{j != y} p_j ln(1 - p_j), where only p_first can be near 1. Its complement is summed from
+    // the other classes on the scale of the second largest, so that it neither cancels nor underflows.
+    f32v complement_y = first == label ? rest * inverse : one - vec_exp(z_y - top) * inverse;
+    f32v total = complement_y * loss, rest_scaled = zero;
     for (int64_t j = 0; j < classes; ++j) {
-        f32v index = splat((float)j), e = vec_exp(class_of_rows(logits, stride, row, count, j) - top);
-        f32v complement = (first == index ? rest : sum - e) * inverse;
-        f32v term = e * inverse * -vec_log(max(complement, splat(1.17549435e-38f)));
-        total = total + (label == index ? splat(0.0f) : term);
+        f32v index = splat((float)j), z = class_of_rows(logits, stride, row, count, j), e = vec_exp(z - top);
+        f32v term = e * inverse * -vec_log((sum - e) * inverse);
+        total = total + (label == index ? zero : first == index ? zero : term);
+        rest_scaled = rest_scaled + (first == index ? zero : vec_exp(z - second));
     }
+    f32v surprise = second == minus_inf ? splat(__builtin_inff()) : log_sum + top - second - vec_log(rest_scaled);
+    total = total + (first == label ? zero : inverse * surprise);
     write_lanes(out.modified_entropy, row, count, total);
 }

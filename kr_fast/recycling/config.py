@@ -36,7 +36,7 @@ class RecycleConfig:
     generator_objective: str = option("flow", "flow (rectified flow), epsilon or v_prediction (DDIM)")
     generator_widths: tuple[int, ...] = option((32, 64), "channels at each resolution of the UNet")
     generator_layers: int = option(1, "residual blocks at each resolution")
-    generator_steps: int = option(1200, "optimizer steps")
+    generator_steps: int = option(500, "optimizer steps")
     generator_batch_size: int = option(128, "images a step, over all processes")
     generator_learning_rate: float = option(2e-3, "peak of the cosine schedule")
     generator_ema: float = option(0.995, "decay of the weights' moving average")

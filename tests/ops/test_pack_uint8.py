@@ -12,14 +12,6 @@ _cpu = pytest.importorskip("kr_fast._cpu", reason="kr_fast._cpu is not built")
 SHAPES = [(1, 1, 1), (3, 5, 7), (1, 8, 8), (3, 32, 32), (4, 1, 9)]
 
 
-@pytest.fixture(params=_cpu.isa_available())
-def isa(request):
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
-
-
 def exact(x: torch.Tensor) -> torch.Tensor:
     """127.5 x + 127.5 is exact in float64 for these x; rounded to float32 once (one fma), then half to even."""
     value = (x.double().clamp(-1, 1) * 127.5 + 127.5).float().double().round()

@@ -17,14 +17,6 @@ IDS = torch.tensor([0, 1, 2, 2**31, 2**32 - 1, 2**32, 2**40 + 7, 2**63 - 1])
 SIZES = [1, 3, 4, 5, 30, 31, 32, 33, 63, 64, 65, 127, 500, 512, 516, 1023, 1024, 1025, 3072, 16384, 16388]
 
 
-@pytest.fixture(params=_cpu.isa_available())
-def isa(request):
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
-
-
 def oracle(ids, numel, seed, stream):
     return reference.philox_normal(ids, numel, seed=seed, stream=stream)
 

@@ -23,14 +23,6 @@ ROWS = {
 }
 
 
-@pytest.fixture(params=_cpu.isa_available())
-def isa(request):
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
-
-
 def inputs(shape, row, batch=3, guided=True, dtype=torch.float32):
     draw = torch.Generator().manual_seed(sum(shape))
     tensors = [torch.randn(batch, *shape, generator=draw) for _ in range(3 + len(row.history))]

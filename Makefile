@@ -1,0 +1,44 @@
+# make demo    set up .venv, run Knowledge Recycling on scikit-learn's digits, show where the report lies
+# make test    set up .venv, build, lint, run every test
+#
+# PYTHON=python3.12     interpreter that .venv is made with
+# SYSTEM_SITE=1         let .venv see the packages (a torch, say) that are already installed for PYTHON
+PYTHON ?= python3
+SYSTEM_SITE ?= 0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+VENV_FLAGS := $(if $(filter 1,$(SYSTEM_SITE)),--system-site-packages,)
+
+.PHONY: demo test venv lint clean
+demo: $(VENV)/built
+	$(BIN)/kr-fast run --preset digits --out runs/digits
+
+test: $(VENV)/built lint
+	$(BIN)/python -m pytest -q -m "not interpreter and not pipeline and not packaging"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m interpreter
+	$(BIN)/python -m pytest -q -m "(pipeline or packaging) and not interpreter"
+
+lint: $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+venv: $(VENV)/built
+
+# torch comes first and alone: a build that is already there, or a CPU build that pip can find, is then kept, where an
+# unpinned requirement of another package would fetch gigabytes of GPU libraries.
+$(VENV)/ready: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kr_fast needs Python 3.10 or newer: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH)
+	$(PIP) install -c constraints.txt setuptools wheel pybind11
+	touch $@
+
+$(VENV)/built: $(VENV)/ready $(SOURCES)
+	$(PIP) install --no-build-isolation -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info kr_fast/*.so $(VENV)

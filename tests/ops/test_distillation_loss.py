@@ -1,0 +1,321 @@
+"""distillation_loss against a float64 oracle, values and gradients apart, on every backend that a CPU can run.
+
+Class counts, each with its regime: 2 smallest; 3, 10 rows across lanes; 31, 32 the last that do, 33 the first row-wise;
+100 a tail of 4; 128, 129 whole vectors and one more; 1000 whole AVX2 vectors; 1024, 1025 one and two summation blocks;
+4097 several blocks and a tail.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kr_fast
+from kr_fast.backends import registry
+from kr_fast.ops.distillation_loss import distillation_loss
+
+CLASSES = (2, 3, 10, 31, 32, 33, 100, 128, 129, 1000, 1024, 1025, 4097)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Rounding of the gradient to its dtype, and in float32 what exp and the sums cost.
+GRAD_TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+
+
+def oracle(z, t, y=None, *, T=1.0, kind="logits", soft=1.0, hard=0.0, smoothing=0.0, weight=None, reduction="mean"):
+    """The docstring's formula in float64, by torch's own functions."""
+    t = t.double()
+    log_q = F.log_softmax(z / T, 1)
+    log_p = {"logits": lambda: F.log_softmax(t / T, 1), "probs": t.log, "log_probs": lambda: t}[kind]()
+    p = log_p.exp()
+    rows = soft * T * T * torch.where(p > 0, p * (log_p - log_q), 0).sum(1)
+    if hard:
+        rows = rows + hard * F.cross_entropy(z, y, reduction="none", label_smoothing=smoothing, ignore_index=-100)
+    w = torch.ones(len(z), dtype=torch.float64) if weight is None else weight.double()
+    if y is not None:
+        w = torch.where(y == -100, 0, w)
+    rows = torch.where(w == 0, 0, w * rows)
+    return rows if reduction == "none" else rows.sum() / (w.sum() if reduction == "mean" else 1)
+
+
+def both(z, t, y=None, **options):
+    """(loss, gradient) of ours and of the oracle, at the values that ours reads."""
+    ours = z.clone().requires_grad_()
+    exact = z.double().requires_grad_()
+    names = {"T": "temperature", "kind": "target_type", "soft": "soft_weight", "hard": "hard_weight"}
+    names |= {"smoothing": "label_smoothing", "weight": "sample_weight"}
+    loss = distillation_loss(ours, t, y, **{names.get(key, key): value for key, value in options.items()})
+    wanted = oracle(exact, t, y, **options)
+    upstream = torch.linspace(0.5, 2, loss.numel(), dtype=torch.float64).view(loss.shape)
+    loss.backward(upstream.to(loss.dtype))
+    wanted.backward(upstream)
+    return loss.detach(), ours.grad, wanted.detach(), exact.grad
+
+
+def close(found, wanted, tolerance):
+    assert torch.linalg.norm(found.double() - wanted) <= tolerance * torch.linalg.norm(wanted) + 1e-12
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["logits", "probs", "log_probs"])
+def test_values_and_gradients(isa, classes, dtype, kind):
+    torch.manual_seed(classes)
+    z, t = 3 * torch.randn(37, classes), 3 * torch.randn(37, classes)
+    z = z.to(dtype)
+    t = {"logits": t, "probs": t.softmax(1), "log_probs": t.log_softmax(1)}[kind].to(
+        dtype if kind == "logits" else torch.float32
+    )
+    y = torch.randint(0, classes, (37,))
+    y[3] = -100
+    options = {"T": 4.0, "soft": 0.7, "hard": 0.3, "smoothing": 0.1, "weight": torch.rand(37), "kind": kind}
+    for reduction in ("mean", "sum", "none"):
+        loss, grad, wanted, wanted_grad = both(z, t, y, reduction=reduction, **options)
+        close(loss, wanted, 1e-6)
+        close(grad, wanted_grad, GRAD_TOLERANCE[dtype])
+        assert grad.dtype == dtype
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0, 7.0, 20.0])
+def test_temperatures(isa, temperature):
+    torch.manual_seed(1)
+    for classes in (10, 100):
+        z, t, y = torch.randn(20, classes), torch.randn(20, classes), torch.randint(0, classes, (20,))
+        loss, grad, wanted, wanted_grad = both(z, t, y, T=temperature, hard=0.5)
+        close(loss, wanted, 2e-6)
+        close(grad, wanted_grad, 5e-6)
+
+
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_small_divergence_is_exact_and_never_negative(isa, classes):
+    """KL of 3e-4 to 1e-9, where p (ln p - ln q) loses its digits: relative error 5e-7 and below."""
+    torch.manual_seed(2)
+    t = torch.randn(256, classes)
+    for noise, tolerance in ((2.4e-2, 5e-7), (1e-3, 1e-5)):
+        z = t + noise * torch.randn(256, classes)
+        rows = distillation_loss(z, t, reduction="none")
+        wanted = oracle(z.double(), t)
+        assert (rows >= 0).all()
+        assert abs(rows.double().mean() - wanted) <= tolerance * wanted
+
+
+def test_equal_logits_give_exactly_zero(isa):
+    for classes in (10, 100):
+        t = torch.randn(9, classes) * 5
+        z = t.clone().requires_grad_()
+        loss = distillation_loss(z, t, temperature=3.0)
+        loss.backward()
+        assert loss.item() == 0
+        assert z.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("classes", [5, 40])
+def test_zero_probabilities_and_infinite_logits(isa, classes):
+    inf = math.inf
+    z, t = torch.randn(4, classes), torch.randn(4, classes)
+    t[0, 1] = -inf  # teacher rules a class out: contributes q only
+    z[1, 2] = t[1, 2] = -inf  # both rule it out: nothing
+    z[2, 0] = -inf  # the student rules out what the teacher does not: infinite
+    rows = distillation_loss(z, t, reduction="none")
+    finite = torch.tensor([True, True, False, True])
+    assert torch.isfinite(rows[finite]).all()
+    assert rows[2] == inf
+    keep = [0, 1, 3]
+    p, q = t[keep].double().softmax(1), z[keep].double().softmax(1)
+    wanted = torch.where(p > 0, p * (p.log() - q.log()), 0).sum(1)
+    torch.testing.assert_close(rows[keep].double(), wanted, rtol=2e-6, atol=1e-7)
+    grad = torch.autograd.grad(distillation_loss(zz := z[keep].requires_grad_(), t[keep]), zz)[0]
+    torch.testing.assert_close(grad.double(), (q - p) / 3, rtol=1e-5, atol=1e-7)
+    one_hot = F.one_hot(torch.tensor([1, 0, 3]), classes).float()
+    loss = distillation_loss(z[keep], one_hot, target_type="probs", reduction="none")
+    torch.testing.assert_close(loss.double(), -q.log()[range(3), [1, 0, 3]], rtol=2e-6, atol=1e-6)
+
+
+def test_offsets_do_not_matter(isa):
+    z, t = torch.randn(8, 12), torch.randn(8, 12)
+    z, t = (z * 256).round() / 256, (t * 256).round() / 256  # so that adding 10^4 is exact
+    for offset in (1e4, -1e4):
+        torch.testing.assert_close(
+            distillation_loss(z + offset, t - offset), distillation_loss(z, t), rtol=1e-5, atol=0
+        )
+
+
+def test_ignored_and_zero_weight_rows_cost_nothing_whatever_they_hold(isa):
+    for classes in (10, 50):
+        z, t = torch.randn(6, classes), torch.randn(6, classes)
+        y = torch.tensor([1, -100, 2, 3, -100, 4])
+        weight = torch.tensor([1.0, 1, 0, 2, 1, 0.5])
+        z[1] = math.nan
+        z[2] = math.inf
+        z.requires_grad_()
+        loss = distillation_loss(z, t, y, hard_weight=1.0, sample_weight=weight)
+        loss.backward()
+        keep = [0, 3, 5]
+        wanted = oracle(z.detach()[keep].double(), t[keep], y[keep], hard=1.0, weight=weight[keep])
+        assert abs(loss.item() - wanted) <= 1e-6 * wanted
+        assert z.grad[[1, 2, 4]].abs().max() == 0
+        nothing = distillation_loss(z, t, torch.full((6,), -100), hard_weight=1.0)
+        assert nothing.item() == 0
+        assert torch.autograd.grad(nothing, z)[0].abs().max() == 0
+
+
+def test_half_precision_gradient_survives_a_loss_scale(isa):
+    """GradScaler's 65536 is folded in before the gradient is rounded: nothing is flushed to zero."""
+    torch.manual_seed(3)
+    z = torch.randn(4096, 100).half().requires_grad_()
+    t = torch.randn(4096, 100).half()
+    (distillation_loss(z, t, temperature=4.0) * 65536).backward()
+    exact = z.detach().double().requires_grad_()
+    (oracle(exact, t, T=4.0) * 65536).backward()
+    assert (z.grad == 0).float().mean() < 1e-3
+    close(z.grad, exact.grad, 1e-3)
+
+
+def test_mixed_dtypes_strides_and_inputs_unchanged(isa):
+    torch.manual_seed(4)
+    wide = torch.randn(9, 80)
+    z, t = wide[:, 3:43], torch.randn(40, 9).T.to(torch.bfloat16)  # row stride 80; column-major teacher
+    before = wide.clone(), t.clone()
+    loss, grad, wanted, wanted_grad = both(z, t, torch.randint(0, 40, (9,)), T=2.0, hard=0.5)
+    close(loss, wanted, 1e-6)
+    close(grad, wanted_grad, 3e-6)
+    assert torch.equal(wide, before[0])
+    assert torch.equal(t, before[1])
+
+
+def test_empty_and_backward_twice():
+    z = torch.randn(0, 7, requires_grad=True)
+    loss = distillation_loss(z, torch.randn(0, 7))
+    loss.backward()
+    assert loss.item() == 0
+    assert z.grad.shape == (0, 7)
+    z, t = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    loss = distillation_loss(z, t)
+    first = torch.autograd.grad(loss, z, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(loss, z)[0])
+
+
+def test_result_does_not_depend_on_threads(isa):
+    z, t = torch.randn(5000, 10), torch.randn(5000, 10)
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(distillation_loss(z, t))
+    torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+def test_standardize_against_its_definition():
+    torch.manual_seed(5)
+    z, t = torch.randn(6, 20, dtype=torch.float64, requires_grad=True), torch.randn(6, 20, dtype=torch.float64) * 9
+
+    def norm(x):
+        return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7)
+
+    found = distillation_loss(z, t, temperature=2.0, standardize=True)
+    wanted = oracle(norm(z), norm(t), T=2.0)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, z)[0], torch.autograd.grad(wanted, z)[0])
+    constant = torch.full((2, 5), 3.0, requires_grad=True)
+    distillation_loss(constant, torch.randn(2, 5), standardize=True).backward()
+    assert torch.isfinite(constant.grad).all()
+
+
+def test_gradcheck_in_float64():
+    z, t = torch.randn(4, 6, dtype=torch.float64, requires_grad=True), torch.randn(4, 6, dtype=torch.float64)
+    y = torch.tensor([0, 5, -100, 2])
+    for reduction in ("mean", "none"):
+        assert torch.autograd.gradcheck(
+            lambda z, r=reduction: distillation_loss(
+                z, t, y, temperature=3.0, hard_weight=0.4, label_smoothing=0.2, reduction=r
+            ),
+            z,
+        )
+
+
+def test_opcheck_and_full_graph_compile():
+    z, t, y = torch.randn(5, 10), torch.randn(5, 10), torch.randint(0, 10, (5,))
+    parameters = (2.0, 0, 1.0, 0.5, 0.0, -100, "mean")
+    torch.library.opcheck(torch.ops.kr_fast.distillation_loss_forward.default, (z, t, y, None, *parameters))
+    _, stats, scale = torch.ops.kr_fast.distillation_loss_forward(z, t, y, None, *parameters)
+    arguments = (torch.ones(()), z, t, y, None, stats, scale, *parameters)
+    torch.library.opcheck(torch.ops.kr_fast.distillation_loss_backward.default, arguments)
+
+    def step(z):
+        return distillation_loss(2 * z, t, y, temperature=2.0, hard_weight=0.5)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    grads = []
+    for function in (step, compiled):
+        leaf = z.clone().requires_grad_()
+        function(leaf).backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    classes=st.integers(2, 90),
+    temperature=st.floats(0.5, 20),
+    dtype=st.sampled_from(DTYPES),
+    hard=st.sampled_from([0.0, 0.6]),
+    smoothing=st.sampled_from([0.0, 0.2]),
+    weighted=st.booleans(),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_and_flags(rows, classes, temperature, dtype, hard, smoothing, weighted, reduction, seed):
+    torch.manual_seed(seed)
+    z, t, y = torch.randn(rows, classes).to(dtype), torch.randn(rows, classes), torch.randint(0, classes, (rows,))
+    weight = torch.rand(rows) + 0.1 if weighted else None
+    options = {"T": temperature, "hard": hard, "smoothing": smoothing, "weight": weight, "reduction": reduction}
+    loss, grad, wanted, wanted_grad = both(z, t, y, **options)
+    close(loss, wanted, 3e-6)
+    close(grad, wanted_grad, max(GRAD_TOLERANCE[dtype], 1e-5))
+
+
+Z, Y = torch.zeros(3, 4), torch.tensor([0, 1, 3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input": torch.zeros(3)}, "input must have 2 dimensions"),
+        ({"target": torch.zeros(3, 5)}, r"target must have input's shape \[3, 4\]"),
+        ({"input": torch.zeros(3, 1), "target": torch.zeros(3, 1)}, "at least 2 classes"),
+        ({"target": torch.zeros(3, 4, requires_grad=True)}, "target must not require a gradient"),
+        ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be above 0 and finite, got nan"),
+        ({"labels": torch.tensor([0, 1, 4]), "hard_weight": 1.0}, "labels must be in .0, 4."),
+        ({"labels": torch.tensor([0, 1]), "hard_weight": 1.0}, r"labels must be \[3\]"),
+        ({"sample_weight": torch.ones(2)}, r"sample_weight must be \[3\]"),
+        ({"target_type": "odds"}, "target_type must be one of logits, probs, log_probs, got 'odds'"),
+        ({"reduction": "batch"}, "reduction must be one of none, mean, sum"),
+        ({"soft_weight": -1.0}, "soft_weight must be at least 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be in"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        distillation_loss(**{"input": Z, "target": Z, **arguments})
+
+
+def test_bad_types():
+    with pytest.raises(TypeError, match="input must be float32 or"):
+        distillation_loss(Z.long(), Z)
+    with pytest.raises(TypeError, match="labels must be given"):
+        distillation_loss(Z, Z, hard_weight=1.0)
+    with pytest.raises(TypeError, match="labels must be int64 or int32"):
+        distillation_loss(Z, Z, Y.float(), hard_weight=1.0)
+
+
+def test_module_and_reference_agree():
+    z, t, y = torch.randn(6, 10), torch.randn(6, 10), torch.randint(0, 10, (6,))
+    module = kr_fast.DistillationLoss(temperature=4.0, hard_weight=0.5)
+    ours = module(z, t, y)
+    with registry.forced("reference"):
+        torch.testing.assert_close(module(z, t, y), ours)
+    assert "temperature=4.0" in repr(module)

@@ -1,0 +1,116 @@
+"""The Triton kernels: numbers in Triton's interpreter (a process of its own), and compilation for GPUs without one.
+
+Class counts by regime: 2 smallest tile; 10, 100 several rows a program; 1000 not a power of two; 2048 one whole block;
+2049 two blocks.
+"""
+
+import os
+
+import pytest
+import torch
+
+from kr_fast.backends import registry
+from kr_fast.ops.distillation_loss import distillation_loss
+
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 2048, 2049])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["logits", "probs", "log_probs"])
+def test_interpreter_agrees_with_reference(classes, dtype, kind):
+    torch.manual_seed(classes)
+    z, t = 3 * torch.randn(5, classes), 3 * torch.randn(5, classes)
+    z, y = z.to(dtype), torch.randint(0, classes, (5,))
+    t = {"logits": t, "probs": t.softmax(1), "log_probs": t.log_softmax(1)}[kind]
+    y[1] = -100
+    options = {"temperature": 4.0, "target_type": kind, "soft_weight": 0.7, "hard_weight": 0.3, "label_smoothing": 0.1}
+    for reduction in ("mean", "none"):
+        found = []
+        for backend in ("reference", "triton"):
+            exact = backend == "reference"
+            leaf = (z.double() if exact else z.clone()).requires_grad_()
+            weight = torch.linspace(0.5, 1.5, 5)
+            with registry.forced(backend):
+                loss = distillation_loss(leaf, t, y, sample_weight=weight, reduction=reduction, **options)
+                loss.backward(torch.ones_like(loss) * 3)
+            found.append((loss.detach(), leaf.grad))
+        torch.testing.assert_close(found[1][0].double(), found[0][0], rtol=3e-6, atol=1e-7)
+        tolerance = {torch.float32: 5e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype]
+        assert (found[1][1].double() - found[0][1]).norm() <= tolerance * found[0][1].norm()
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
+def test_interpreter_edge_cases():
+    z = torch.randn(3, 10)
+    with registry.forced("triton"):
+        assert distillation_loss(z, z.clone()).item() == 0
+        assert distillation_loss(torch.randn(0, 10), torch.randn(0, 10)).item() == 0
+        t = z.clone()
+        t[0, 1] = float("-inf")
+        assert torch.isfinite(distillation_loss(z, t))
+        ignored = distillation_loss(z, t, torch.full((3,), -100), hard_weight=1.0)
+        assert ignored.item() == 0
+
+
+POINTERS = {
+    "forward_kernel": ("input", "target", "labels", "weight", "row_loss", "row_weight", "stats"),
+    "backward_kernel": ("upstream", "input", "target", "labels", "weight", "stats", "scale", "grad"),
+}
+INTEGERS = {"n": "i32", "input_stride": "i32", "target_stride": "i32", "upstream_stride": "i32", "ignore_index": "i32"}
+
+
+@pytest.mark.compile
+@pytest.mark.skipif(interpreted, reason="the interpreter replaces the compiler in this process")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
+@pytest.mark.parametrize(("classes", "dtype"), [(10, "fp32"), (1000, "bf16"), (1000, "fp32"), (4096, "bf16")])
+def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, tmp_path, monkeypatch):
+    triton = pytest.importorskip("triton")
+    from kr_fast.kernels import distillation_loss as kernels
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    function = getattr(kernels, name)
+    rows, block, warps = kernels.tile(classes)
+    constants = {"C": classes, "ROWS": rows, "BLOCK": block, "KIND": 0, "HAS_LABELS": True, "HAS_WEIGHT": False}
+    constants |= {"SOFT": True, "HARD": True, "weight": None}
+    signature, attributes = {}, {}
+    for index, argument in enumerate(function.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in POINTERS[name]:
+            kind = {"labels": "i64"}.get(argument, dtype if argument in ("input", "target", "grad") else "fp32")
+            signature[argument] = f"*{kind}"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[argument] = INTEGERS.get(argument, "fp32")
+            if argument.endswith("_stride") and classes % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    constexprs = {(function.arg_names.index(key),): value for key, value in constants.items()}
+    source = ASTSource(fn=function, signature=signature, constexprs=constexprs, attrs=attributes)
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    assert spilled_bytes(built.asm["cubin"]) == 0
+    if classes == 4096 and name == "backward_kernel":  # rows are aligned: loads must be 16 bytes wide
+        assert "ld.global.v4" in built.asm["ptx"] or "ld.global.v2.b64" in built.asm["ptx"]
+
+
+def spilled_bytes(cubin: bytes) -> int:
+    """Stack bytes a thread in the compiled kernel: register spills and nothing else, for kernels without arrays."""
+    import pathlib
+    import re
+    import subprocess
+    import tempfile
+
+    import triton
+
+    tool = next(pathlib.Path(triton.__file__).parent.rglob("cuobjdump"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", text).group(1))
