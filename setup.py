@@ -88,7 +88,7 @@ class BuildExt(build_ext):
             target = str(out / (Path(source).stem + ".cuda.o"))
             subprocess.run(
                 [NVCC, "-c", source, "-o", target, "-O3", "-std=c++17", "-Icsrc", "-lineinfo"]
-                + ["-Xcompiler=-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", *gencode_flags()],
+                + ["-Xcompiler=-fPIC,-fvisibility=hidden", "--expt-relaxed-constexpr", *GENCODE],
                 check=True,
             )
             return target
@@ -98,6 +98,7 @@ class BuildExt(build_ext):
 
 
 NVCC = find_nvcc()
+GENCODE = gencode_flags() if NVCC else []
 
 
 def extensions() -> list[Pybind11Extension]:

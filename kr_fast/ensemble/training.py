@@ -107,7 +107,7 @@ def fit(
         best_accuracy = state["best_accuracy"]
     model.train()
     forked = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=forked), _progress(config.epochs, description, first) as progress:
+    with torch.random.fork_rng(devices=forked), bar(config.epochs, description, "epoch", first) as progress:
         for epoch in range(first, config.epochs):
             torch.manual_seed(seeds.derive(seed, "dropout", epoch))
             generator = seeds.generator(seed, "fit", epoch)
@@ -153,18 +153,3 @@ def fit(
     if state_path:
         Path(state_path).unlink(missing_ok=True)
     return history
-
-
-class _Silent:
-    def update(self, count: int = 1) -> None: ...
-
-    def set(self, **values: object) -> None: ...
-
-    def __enter__(self) -> "_Silent":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-
-def _progress(total: int, description: str | None, done: int):
-    return _Silent() if description is None else bar(total, description, "epoch", done)

@@ -10,7 +10,12 @@ CLASSIFIERS = {"resnet8": 1, "resnet14": 2, "resnet20": 3, "resnet32": 5}
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions around a shortcut, which is a 1x1 convolution where the shape changes.
+
+    The shortcut takes every other pixel first and then convolves with stride 1: the same function as a strided 1x1
+    convolution, whose weight gradient oneDNN gets wrong, or writes out of bounds, for fewer channels in channels_last
+    than its block holds (oneDNN issue 6035).
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -18,13 +23,13 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
+        self.stride, self.shortcut = stride, nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x[:, :, :: self.stride, :: self.stride]))
 
 
 class ResNet(nn.Module):

@@ -1,12 +1,14 @@
 """What every stage is given: configuration, data, folder, journal and process state."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kr_fast.data import Augment, Dataset
 from kr_fast.models import classifier
@@ -46,16 +48,15 @@ class Context:
             raise RuntimeError(f"recycle: stage {stage} must be finished first")
         return found
 
+    def make_network(self, arch: str, width: int) -> Callable[[], nn.Module]:
+        """Makes classifiers for this data."""
+        height, side, channels = self.data.image_shape
+        options = {"num_classes": self.data.num_classes, "in_channels": channels, "width": width}
+        return functools.partial(classifier, arch, **options, image_size=max(height, side))
+
     def network(self, arch: str, width: int) -> nn.Module:
         """A fresh classifier for this data."""
-        height, side, channels = self.data.image_shape
-        return classifier(
-            arch,
-            num_classes=self.data.num_classes,
-            in_channels=channels,
-            width=width,
-            image_size=max(height, side),
-        )
+        return self.make_network(arch, width)()
 
     def seeded(self, arch: str, width: int, *names: object) -> nn.Module:
         """A classifier whose first weights are a function of (seed, names), on this process's device."""
@@ -82,10 +83,16 @@ class Trials:
 
 def load_weights(model: nn.Module, path: Path, where: str) -> None:
     """Load a state dict that must fit, naming the first tensor that does not."""
-    found = files.load_tensors(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    try:
+        found = files.load_tensors(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    except Exception as error:  # each library has errors of its own for a file that is not one of its files
+        raise UserError(f"{where} must be a readable .safetensors or .pt state dict, got {path}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{where} must hold a state dict, got {type(found).__name__} in {path}")
     wanted = model.state_dict()
     for name, value in wanted.items():
-        if name not in found or found[name].shape != value.shape:
-            got = list(found[name].shape) if name in found else "nothing"
-            raise UserError(f"{where}: {path} must hold {name} of shape {list(value.shape)}, got {got}")
+        shape = list(found[name].shape) if isinstance(found.get(name), Tensor) else None
+        if shape != list(value.shape):
+            got = "nothing" if shape is None else shape
+            raise UserError(f"{where} must hold {name} of shape {list(value.shape)}, got {got} in {path}")
     model.load_state_dict({name: found[name] for name in wanted})

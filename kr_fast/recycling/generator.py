@@ -1,12 +1,10 @@
-"""Stage 2, generator: class-conditional diffusion on diffusers' ``UNet2DModel``, data-parallel under Accelerate.
+"""Stage 3, generator: class-conditional diffusion on diffusers' ``UNet2DModel``, data-parallel under Accelerate.
 
 ``flow``: ``x_s = (1 - s) x + s n``, the network learns ``n - x`` (Liu et al., "Flow Straight and Fast", ICLR 2023);
 ``epsilon`` and ``v_prediction``: DDPM on a cosine schedule (Ho et al., 2020; Salimans and Ho, 2022).
 """
 
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +85,15 @@ def run(context: Context) -> dict[str, Any]:
     ema.to(runtime.device)
     state_path = context.out / "state" / "generator.pt"
     state = files.load_state(state_path)
-    first, losses = 0, []
+    first, losses, window = 0, [], torch.zeros((), device=runtime.device)
     if state is not None:
         plain.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
-        first, losses = state["step"], state["losses"]
+        first, losses, window = state["step"], state["losses"], state["window"].to(runtime.device)
     images, labels = training_images(context).to(runtime.device), context.data.train.labels.to(runtime.device)
     saved = checkpoint_steps(c.generator_steps, c.checkpoints)
     network.train()
-    window = torch.zeros((), device=runtime.device)
     with bar(c.generator_steps, "generator", "step", first) as progress:
         for step in range(first, c.generator_steps):
             _set_rate(optimizer, c.generator_learning_rate * _schedule(step, c.generator_steps))
@@ -119,9 +116,9 @@ def run(context: Context) -> dict[str, Any]:
                 progress.set(loss=f"{mean:.4f}")
             if runtime.is_main and done in saved:
                 _save(context, plain, ema, folder(context, done))
-            if runtime.is_main and (done in saved or done % SAVE_EVERY == 0) and done % LOG_EVERY == 0:
-                training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict()}
-                files.save_state(state_path, {**training, "ema": ema.state_dict(), "step": done, "losses": losses})
+            if runtime.is_main and (done in saved or done % SAVE_EVERY == 0) and done < c.generator_steps:
+                training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+                files.save_state(state_path, {**training, "step": done, "losses": losses, "window": window})
     runtime.barrier()
     if runtime.is_main:
         state_path.unlink(missing_ok=True)
@@ -175,18 +172,15 @@ def _alphas(device: torch.device) -> Tensor:
 
 
 def _save(context: Context, network: Any, ema: Any, path: Path) -> None:
-    """Save the EMA weights in diffusers' format; the folder appears whole or not at all."""
+    """Save the EMA weights in diffusers' format."""
     if path.exists():
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    ema.store(network.parameters())
-    ema.copy_to(network.parameters())
-    try:
-        network.save_pretrained(temporary / "unet")
-    finally:
-        ema.restore(network.parameters())
-    make_scheduler(context.config.generator_objective).save_pretrained(temporary / "scheduler")
-    files.write_json(temporary / "objective.json", {"objective": context.config.generator_objective})
-    os.replace(temporary, path)
+    with files.atomic_folder(path) as folder:
+        ema.store(network.parameters())
+        ema.copy_to(network.parameters())
+        try:
+            network.save_pretrained(folder / "unet")
+        finally:
+            ema.restore(network.parameters())
+        make_scheduler(context.config.generator_objective).save_pretrained(folder / "scheduler")
+        files.write_json(folder / "objective.json", {"objective": context.config.generator_objective})

@@ -24,7 +24,7 @@ from kr_fast.runtime.log import logger
 from kr_fast.runtime.progress import bar
 from kr_fast.synthesis import LabelPlan, Sampler
 
-FILE = "student.safetensors"
+FILE, TRIALS = "student.safetensors", "trials.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def distil(
         done.loss, done.val_accuracy, done.kept, done.best_period, best, first = (
             state[key] for key in ("loss", "val_accuracy", "kept", "best_period", "best", "period")
         )
-    with bar(schedule.periods, description or "student", "period", first) if description else _quiet() as progress:
+    with bar(schedule.periods, description, "period", first) as progress:
         for period in range(first, schedule.periods):
             ids = torch.arange(period * schedule.images, (period + 1) * schedule.images)
             labels = plan.labels(ids)
@@ -197,17 +197,6 @@ def _confident(master: nn.Module, images: Tensor, labels: Tensor, threshold: flo
     return torch.cat(parts).gather(1, labels[:, None])[:, 0] >= threshold
 
 
-class _quiet:
-    def update(self, count: int = 1) -> None: ...
-
-    def set(self, **values: object) -> None: ...
-
-    def __enter__(self) -> "_quiet":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-
 def trial(context: Context, master: nn.Module, sampling: Sampling) -> float:
     """Best validation accuracy of a short Student under ``sampling``: the criterion of both choices."""
     c = context.config
@@ -218,7 +207,7 @@ def trial(context: Context, master: nn.Module, sampling: Sampling) -> float:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Stage 5: the Student itself, with the chosen sampling; then its one look at the test split (stage 6)."""
+    """Stage 6, GKD: the Student itself, with the chosen sampling."""
     c = context.config
     master = teacher.load(context)
     sampling = Sampling(**context.result("tuning")["sampling"])
@@ -233,7 +222,7 @@ def run(context: Context) -> dict[str, Any]:
         description="student",
         state_path=context.out / "state" / "student.pt",
     )
-    files.save_tensors(context.out / FILE, student.state_dict(), teacher._metadata(context, c.student_arch))
+    files.save_tensors(context.out / FILE, student.state_dict(), teacher.metadata(context, c.student_arch))
     for name, values in (("images", found.images), ("labels", found.labels), ("ids", found.ids)):
         files.save_array(context.out / "synthetic" / f"{name}.npy", values.cpu().numpy())
     return {

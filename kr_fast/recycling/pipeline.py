@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast import data
-from kr_fast.recycling import auditing, checkpoints, generator, gkd, reporting, teacher, tuning
+from kr_fast.recycling import auditing, checkpoints, dataset, generator, gkd, reporting, student, teacher, tuning
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, manifest, state
@@ -19,11 +19,13 @@ from kr_fast.runtime.journal import Journal
 
 # (name, function, runs on every rank)
 STAGES: tuple[tuple[str, Callable[[Context], dict], bool], ...] = (
+    ("data", dataset.run, False),
     ("teacher", teacher.run, False),
     ("generator", generator.run, True),
     ("checkpoints", checkpoints.run, False),
     ("tuning", tuning.run, False),
     ("gkd", gkd.run, False),
+    ("student", student.run, False),
     ("audit", auditing.run, True),
     ("report", reporting.run, False),
 )
@@ -47,11 +49,13 @@ def recycle(config: RecycleConfig) -> Result:
         Inference Attacks", Pattern Recognition Letters 190, 2025.
     """
     runtime = state.current()
-    dataset = data.load(
+    start = time.perf_counter()
+    loaded = data.load(
         config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
     )
     out = Path(config.out)
-    context = Context(config, out, runtime, dataset, Journal(out))
+    context = Context(config, out, runtime, loaded, Journal(out))
+    dataset.check(context)
     teacher.build(context)  # a Teacher that does not fit the data is refused before anything is written
     try:
         with runtime.main_first() as main:
@@ -59,18 +63,18 @@ def recycle(config: RecycleConfig) -> Result:
                 manifest.open_run(out, config.record())
         context.journal.reload()
         for name, run, everywhere in STAGES:
-            _stage(context, name, run, everywhere)
+            _stage(context, name, run, everywhere, start)
+            start = time.perf_counter()
         return Result(files.read_json(out / "metrics.json"), out, out / "report.html")
     finally:
         manifest.release()
 
 
-def _stage(context: Context, name: str, run: Callable[[Context], dict], everywhere: bool) -> None:
+def _stage(context: Context, name: str, run: Callable[[Context], dict], everywhere: bool, start: float) -> None:
     runtime = context.runtime
     if runtime.broadcast(context.journal.done(name) is not None):
         context.journal.reload()
         return
-    start = time.perf_counter()
     if everywhere:
         result = run(context)
         if runtime.is_main:

@@ -1,4 +1,4 @@
-"""Stage 8, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
+"""Stage 9, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
 
 import importlib.metadata
 import platform
@@ -18,11 +18,11 @@ def summary(context: Context) -> dict[str, Any]:
     """Everything about the run in plain values."""
     data, journal = context.data, context.journal
     height, width, channels = data.image_shape
-    audited, student, trained = (context.result(stage) for stage in ("audit", "gkd", "teacher"))
+    audited, tested = context.result("audit"), context.result("student")["test_accuracy"]
     models = {}
-    for name, result in (("teacher", trained), ("student", student)):
-        models[name] = {key: value for key, value in result.items() if key not in ("curves", "kept")}
-        models[name]["test_accuracy"] = audited["test_accuracy"][name]
+    for name, stage in (("teacher", "teacher"), ("student", "gkd")):
+        models[name] = {key: value for key, value in context.result(stage).items() if key not in ("curves", "kept")}
+        models[name]["test_accuracy"] = tested[name]
     return {
         "title": f"Knowledge Recycling on {data.name}",
         "command": f"kr-fast run --config {context.out / 'config.yaml'} --out {context.out}",

@@ -1,4 +1,4 @@
-"""Stage 1, Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0."""
+"""Stage 2, Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0."""
 
 import importlib
 from pathlib import Path
@@ -52,7 +52,7 @@ def run(context: Context) -> dict[str, Any]:
             "val_accuracy": history.val_accuracy,
         }
         best = history.best_epoch + 1
-    files.save_tensors(context.out / FILE, model.state_dict(), _metadata(context, c.teacher or c.teacher_arch))
+    files.save_tensors(context.out / FILE, model.state_dict(), metadata(context, c.teacher or c.teacher_arch))
     return {
         "val_accuracy": accuracy(model, context.data.val),
         "best_epoch": best,
@@ -61,7 +61,8 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def _metadata(context: Context, name: str) -> dict[str, str]:
+def metadata(context: Context, name: str) -> dict[str, str]:
+    """What a reader of the weights file needs to use it."""
     return {
         "architecture": name,
         "num_classes": str(context.data.num_classes),

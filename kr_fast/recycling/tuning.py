@@ -1,4 +1,4 @@
-"""Stage 4, Tuning on validation: noise scale, guidance, solver steps and confidence filter, one after the other."""
+"""Stage 5, Tuning on validation: noise scale, guidance, solver steps and confidence filter, one after the other."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ def run(context: Context) -> dict[str, Any]:
     """Coordinate search: a value replaces the one in use where its short Student is strictly better."""
     c = context.config
     master = teacher.load(context)
-    trials = Trials(context.out / "state" / "tuning.json")
+    trials = Trials(context.out / "state" / gkd.TRIALS)  # the chosen checkpoint's trial is the first one here
     best = gkd.default_sampling(context, context.result("checkpoints")["chosen"])
     rows: list[dict[str, Any]] = []
 

@@ -28,7 +28,8 @@ def _png(figure: Any) -> bytes:
 def grid(real: np.ndarray, synthetic: np.ndarray, class_names: list[str]) -> bytes:
     """Real images on the left, synthetic ones on the right, a class a row: uint8 ``[K, n, H, W, C]`` each."""
     shown = min(len(real), MOST_CLASSES)
-    figure = _figure(9, 0.42 * shown + 0.7)
+    tile = 3.7 / real.shape[1]  # inches a column; rows keep the images' proportions
+    figure = _figure(9, shown * tile * (real.shape[2] + 1) / (real.shape[3] + 1) + 0.5)
     for axis, images, title in zip(
         figure.subplots(1, 2), (real, synthetic), ("real (training split)", "synthetic (last period)"), strict=True
     ):
@@ -37,9 +38,9 @@ def grid(real: np.ndarray, synthetic: np.ndarray, class_names: list[str]) -> byt
         sheet[:, :, :height, :width] = images[:shown]
         sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(classes * (height + 1), count * (width + 1), channels)
         if channels == 1:
-            axis.imshow(sheet[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+            axis.imshow(sheet[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         else:
-            axis.imshow(sheet, interpolation="nearest", aspect="auto")
+            axis.imshow(sheet, interpolation="nearest")
         axis.set_xticks([])
         names = [name if len(name) <= 16 else name[:15] + "…" for name in class_names[:shown]]
         axis.set_yticks([(k + 0.5) * (height + 1) - 1 for k in range(classes)], names, fontsize=8)

@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Like :func:`atomic_path`, for a folder that must not exist yet: it appears with all its files or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for part in (*temporary.rglob("*"), temporary):
+            _sync(part)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left under ``folder``; nobody else may be writing there."""
+    for path in folder.rglob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -37,7 +64,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Atomically write ``data``."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -60,11 +87,10 @@ def read_json(path: str | Path) -> Any:
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Atomically write a safetensors file."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    with atomic_path(path) as temporary:
-        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(whole, temporary, metadata=dict(metadata or {}))
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, save(whole, metadata=dict(metadata or {})))  # save_file hides a full disk in its own error
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -78,8 +104,9 @@ def save_state(path: str | Path, state: Any) -> None:
     """Atomically write a training state (nested dicts of tensors and numbers) that :func:`load_state` reads."""
     import torch
 
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    buffer = io.BytesIO()  # torch.save to a path hides a full disk in its own error
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def load_state(path: str | Path) -> Any | None:

@@ -10,7 +10,7 @@ import yaml
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError, fail
 
-CONFIG = "config.yaml"
+CONFIG, LOCK = "config.yaml", ".lock"
 _locks: list[int] = []  # held until the process ends, so that a kill frees them
 
 
@@ -33,17 +33,23 @@ def open_run(out: str | Path, config: dict[str, Any]) -> Path:
                     f"run: {key} must equal {found.get(key)!r} of the run in {out}, got {config.get(key)!r}; "
                     "choose another --out to start a new run"
                 )
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(not _left_by_us(entry) for entry in out.iterdir()):
         fail("run", "out", "be empty or hold a run of kr-fast", out)
     out.mkdir(parents=True, exist_ok=True)
     _lock(out)
+    files.remove_leftovers(out)
     if not path.exists():
         files.write_text(path, yaml.safe_dump(config, sort_keys=False))
     return out
 
 
+def _left_by_us(entry: Path) -> bool:
+    """What a start that was killed at once can leave behind."""
+    return entry.name == LOCK or (entry.name.startswith(f".{CONFIG}.") and entry.name.endswith(".tmp"))
+
+
 def _lock(out: Path) -> None:
-    descriptor = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
+    descriptor = os.open(out / LOCK, os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

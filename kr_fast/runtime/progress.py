@@ -8,10 +8,13 @@ from kr_fast.runtime import state
 
 
 class bar:
-    """``with bar(total, "teacher", "epoch") as progress: progress.update(); progress.set(accuracy=0.9)``."""
+    """``with bar(total, "teacher", "epoch") as progress: progress.update(); progress.set(accuracy=0.9)``.
 
-    def __init__(self, total: int, description: str, unit: str = "it", done: int = 0):
-        hidden = os.environ.get("KR_FAST_PROGRESS") == "0" or not state.current().is_main
+    Without a description there is no bar: a part of a longer job calls ``update`` all the same.
+    """
+
+    def __init__(self, total: int, description: str | None, unit: str = "it", done: int = 0):
+        hidden = description is None or os.environ.get("KR_FAST_PROGRESS") == "0" or not state.current().is_main
         self._bar = tqdm(total=total, desc=description, unit=unit, initial=done, disable=hidden, dynamic_ncols=True)
 
     def update(self, count: int = 1) -> None:

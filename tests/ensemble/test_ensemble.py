@@ -1,5 +1,8 @@
 """The training loop, ModelArray and shadow models: determinism, resume, balance, refusals."""
 
+import functools
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +11,9 @@ from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, TrainConfig, train_shadows
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.ensemble.training import accuracy, fit
+from kr_fast.models import classifier
 from kr_fast.runtime import files
+from kr_fast.runtime.errors import UserError
 
 CONFIG = TrainConfig(epochs=4, batch_size=8, learning_rate=0.05, augment=Augment(shift=1, flip=True))
 
@@ -130,7 +135,7 @@ def test_shadows_resume_after_a_kill(tmp_path, monkeypatch):
         calls.append(1)
         return fit(*arguments, **options)
 
-    monkeypatch.setattr("kr_fast.ensemble.shadows.fit", fit_two)
+    monkeypatch.setattr("kr_fast.ensemble.workers.fit", fit_two)
     with pytest.raises(Killed):
         shadows(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("model*")) == ["model-000.safetensors", "model-001.safetensors"]
@@ -221,3 +226,50 @@ def test_images_and_labels_that_do_not_fit():
         models.signals(split.images, split.labels + 3)
     with pytest.raises(ValueError, match="labels must"):
         models.signals(split.images, split.labels[:-1])
+
+
+make_resnet = functools.partial(classifier, "resnet8", num_classes=3, in_channels=1, width=4)
+
+
+def small(workers, out, config=CONFIG, make=make_resnet):
+    split = data(40)
+    options = {"num_models": 4, "config": config, "seed": 9, "out": out, "workers": workers}
+    return train_shadows(make, split.images, split.labels, **options)
+
+
+def test_workers_train_the_same_models(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker: the last bits follow the number of threads
+    try:
+        one, two = small(1, tmp_path / "one"), small(2, tmp_path / "two")
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same(a, b) for a, b in zip(one.array.models, two.array.models, strict=True))
+    again = small(3, tmp_path / "two")  # everything is there: nothing is started
+    assert all(same(a, b) for a, b in zip(one.array.models, again.array.models, strict=True))
+
+
+def test_error_in_a_worker_is_the_callers(tmp_path):
+    config = TrainConfig(epochs=2, batch_size=8, learning_rate=1e30)
+    with pytest.raises(UserError, match="fit: loss must be finite"):
+        small(2, tmp_path, config)
+
+
+def test_worker_that_dies_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "fatal.py").write_text(
+        "import os, sys, torch\n"
+        "def make():\n"
+        "    return os._exit(7) if sys.argv[0].endswith('workers.py') else torch.nn.Linear(1, 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError, match=r"the worker of model \d ended with code 7"):
+        small(2, tmp_path / "out", make=importlib.import_module("fatal").make)
+
+
+def test_workers_need_a_folder_and_a_name(tmp_path):
+    with pytest.raises(UserError, match="train_shadows: workers must be 1, or more on a CPU with out given, got 2"):
+        small(2, None)
+    with pytest.raises(UserError, match="train_shadows: workers must be 1, or more on a CPU with out given, got 0"):
+        small(0, tmp_path)
+    with pytest.raises(UserError, match="train_shadows: make_model must be importable by name"):
+        small(2, tmp_path, make=lambda: make_model())

@@ -1,0 +1,147 @@
+"""Shadow models on a CPU, several at a time: worker processes of one thread each, which the parent feeds by pipe.
+
+Small networks gain little from a second thread, so M models on T cores are trained fastest T at a time. Workers are
+plain child processes and not ``multiprocessing`` ones, which would run the user's main script again. A worker that
+loses its parent ends at once.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kr_fast.data import Split
+from kr_fast.ensemble.training import TrainConfig, fit
+from kr_fast.runtime import files, seeds
+from kr_fast.runtime.errors import UserError, fail
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything that shadow models are functions of, and the folder they go to."""
+
+    make_model: Callable[[], nn.Module]
+    images: Tensor
+    labels: Tensor
+    keep: Tensor
+    config: TrainConfig
+    seed: int
+    out: Path | None
+
+    def path(self, index: int) -> Path:
+        """The file of model ``index``."""
+        return self.out / f"model-{index:03d}.safetensors"
+
+    def fresh(self, index: int) -> nn.Module:
+        """Model ``index`` before training."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.derive(self.seed, "weights", index))
+            return self.make_model()
+
+    def load(self, index: int, device: torch.device) -> nn.Module:
+        """Model ``index`` from its file, in eval mode."""
+        model = self.fresh(index)
+        model.load_state_dict(files.load_tensors(self.path(index)))
+        return model.to(device).eval()
+
+    def train(self, index: int, device: torch.device) -> nn.Module:
+        """Train model ``index`` on its half, and save it."""
+        model, kept = self.fresh(index).to(device), self.keep[index]
+        split = Split(self.images[kept], self.labels[kept])
+        fit(model, split, self.config, seed=seeds.derive(self.seed, "shadow", index))
+        if self.out is not None:
+            files.save_tensors(self.path(index), model.state_dict())
+        return model
+
+
+def train(job: Job, indices: Sequence[int], workers: int, done: Callable[[], None]) -> None:
+    """Train ``indices`` in ``workers`` processes; ``done`` is called after each. Models are left in ``job.out``."""
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in indices:
+        waiting.put(index)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "job"
+        try:
+            file.write_bytes(pickle.dumps(job))
+        except (pickle.PicklingError, AttributeError, TypeError):
+            rule = "be importable by name (functools.partial of a module's function) for more than one worker"
+            fail("train_shadows", "make_model", rule, job.make_model)
+        processes = [_start(file) for _ in range(min(workers, len(indices)))]
+        try:
+            with ThreadPoolExecutor(len(processes)) as pool:
+                try:
+                    for future in [pool.submit(_feed, process, waiting, done) for process in processes]:
+                        future.result()
+                finally:  # before the pool waits for its threads, which wait for their workers
+                    _stop(processes)
+        finally:
+            _stop(processes)
+
+
+def _start(file: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-m", "kr_fast.ensemble.workers", str(file)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _stop(processes: Sequence[subprocess.Popen]) -> None:
+    for process in processes:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        process.kill()
+        process.wait()
+
+
+def _feed(process: subprocess.Popen, waiting: queue.SimpleQueue, done: Callable[[], None]) -> None:
+    while True:
+        try:
+            index = waiting.get_nowait()
+        except queue.Empty:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(f"{index}\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"train_shadows: the worker of model {index} ended with code {process.wait()}")
+        if error := json.loads(line)["error"]:
+            raise UserError(error)
+        done()
+
+
+def _work(file: str) -> None:
+    """The worker: an index on each line of stdin, an answer on each line of stdout."""
+    torch.set_num_threads(1)
+    given: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            given.put(int(line))
+        os._exit(0)  # the parent is through, or is no more
+
+    threading.Thread(target=listen, daemon=True).start()
+    job: Job = pickle.loads(Path(file).read_bytes())
+    while True:
+        error = None
+        try:
+            job.train(given.get(), torch.device("cpu"))
+        except (UserError, OSError) as caught:
+            error = str(caught)
+        print(json.dumps({"error": error}), flush=True)
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1])

@@ -1,0 +1,34 @@
+"""Stage 1, data: what the splits hold, and their fingerprint, so that a run never goes on with other images."""
+
+import hashlib
+from typing import Any
+
+from kr_fast.data import Dataset
+from kr_fast.recycling.context import Context
+from kr_fast.runtime.errors import fail
+
+SPLITS = ("train", "val", "test")
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Sizes, classes and SHA-256 of the splits."""
+    sizes = {name: len(getattr(context.data, name)) for name in SPLITS}
+    return {**sizes, "class_names": list(context.data.class_names), "sha256": fingerprint(context.data)}
+
+
+def fingerprint(data: Dataset) -> str:
+    """SHA-256 over images and labels of all splits."""
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        split = getattr(data, name)
+        digest.update(str(tuple(split.images.shape)).encode())
+        digest.update(split.images.contiguous().numpy().data)
+        digest.update(split.labels.numpy().data)
+    return digest.hexdigest()
+
+
+def check(context: Context) -> None:
+    """Refuse to continue a run whose data have changed since it was started."""
+    before = context.journal.done("data")
+    if before is not None and before["sha256"] != (now := fingerprint(context.data)):
+        fail("run", "data", f"be those that the run in {context.out} was started with", f"SHA-256 {now[:12]}")

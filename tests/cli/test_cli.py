@@ -1,0 +1,211 @@
+"""The command line: bad input is one line, exit code 2, and nothing is left behind."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import kr_fast
+from kr_fast.cli import main, run
+from kr_fast.runtime import manifest
+
+
+@pytest.fixture(autouse=True)
+def _released():
+    yield
+    manifest.release()
+
+
+def refused(capsys, *arguments):
+    """The one line that a refused command prints."""
+    code = main(["run", "--preset", "toy", *map(str, arguments)])
+    shown = capsys.readouterr()
+    assert code == 2
+    assert shown.out == ""
+    lines = shown.err.strip().splitlines()
+    assert len(lines) == 1, shown.err
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+def npz(path, classes=3, **changes):
+    found = {}
+    for which, count in (("train", 30), ("val", 9), ("test", 12)):
+        found[f"{which}_images"] = np.zeros((count, 8, 8), np.uint8)
+        found[f"{which}_labels"] = np.arange(count) % classes
+    np.savez(path, **(found | changes))
+    return path
+
+
+def test_bad_data_leaves_nothing(tmp_path, capsys):
+    out = tmp_path / "run"
+    cases = {
+        "absent.npz": "data: source must be digits, a .npz file or a folder of images, got",
+        str(npz(tmp_path / "one.npz", classes=1)): "data: number of classes must be 2 to 1000, got 1",
+        str(npz(tmp_path / "small.npz", train_images=np.zeros((30, 4, 4), np.uint8))): "data: image size must be 8 to",
+        str(npz(tmp_path / "nan.npz", train_images=np.full((30, 8, 8), np.nan))): "hold finite pixels",
+        str(npz(tmp_path / "gap.npz", train_labels=np.zeros(30, int))): "every class must have a training image",
+        str(npz(tmp_path / "range.npz", test_labels=np.full(12, -3))): "test_labels must lie in [0, 1000)",
+    }
+    for source, words in cases.items():
+        line = refused(capsys, "--data", source, "--out", out)
+        assert line.startswith("kr-fast: data: ")
+        assert words in line
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--temperature", "0"], "run: temperature must be above 0, got 0.0"),
+        (["--teacher-epochs", "-1"], "run: teacher_epochs must be above 0, got -1"),
+        (["--generator-objective", "gan"], "run: generator_objective must be one of flow, epsilon, v_prediction, got"),
+        (["--confidence", "1"], "run: confidence must be in [0, 1), got 1.0"),
+        (["--hard-weight", "-0.5"], "run: hard_weight must be at least 0, got -0.5"),
+        (["--num-shadows", "5"], "run: num_shadows must be 0, or even and at least 4, got 5"),
+        (["--generator-widths"], "run: generator_widths must hold channel counts above 0, got []"),
+        (["--checkpoints", "99"], "run: checkpoints must be at most generator_steps, 12, got 99"),
+        (["--teacher-arch", "vgg"], "must be one of"),
+        (["--teacher", "no.such.module:make"], "run: teacher must name an importable pkg.mod:factory"),
+        (["--teacher", "absent.safetensors"], "run: teacher must be pkg.mod:factory or a file, got absent.safetensors"),
+        (["--preset", "huge"], "run: preset must be one of digits, small, toy, got huge"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_bad_choices_leave_nothing(tmp_path, capsys, flags, words):
+    assert words in refused(capsys, "--out", tmp_path / "run", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("temprature: 3", "run: config must hold known keys only, got temprature"),
+        ("temperature: hot", "run: temperature must be of type float, got 'hot'"),
+        ("seed: 1.5", "run: seed must be of type int, got 1.5"),
+        ("flip: 1", "run: flip must be of type bool, got 1"),
+        ("generator_widths: 32", "run: generator_widths must be a list, got 32"),
+        ("- 1", "run: config must be a YAML mapping"),
+        ("a: [", "run: config must be a YAML file"),
+    ],
+)
+def test_bad_config_file(tmp_path, capsys, text, words):
+    (tmp_path / "c.yaml").write_text(text)
+    assert words in refused(capsys, "--out", tmp_path / "run", "--config", tmp_path / "c.yaml")
+    assert not (tmp_path / "run").exists()
+
+
+def test_teacher_of_another_class_count(tmp_path, capsys):
+    from kr_fast.models import classifier
+    from kr_fast.runtime import files
+
+    teacher = classifier("resnet8", num_classes=7, in_channels=1, width=4, image_size=8)
+    files.save_tensors(tmp_path / "teacher.safetensors", teacher.state_dict())
+    line = refused(capsys, "--teacher", tmp_path / "teacher.safetensors", "--out", tmp_path / "run")
+    assert "must hold" in line
+    assert "got [7" in line
+    torch.save([1], tmp_path / "list.pt")
+    assert "run: teacher must" in refused(capsys, "--teacher", tmp_path / "list.pt", "--out", tmp_path / "run")
+    (tmp_path / "text.pt").write_text("x")
+    assert "run: teacher must" in refused(capsys, "--teacher", tmp_path / "text.pt", "--out", tmp_path / "run")
+    line = refused(capsys, "--teacher", "tests_teachers:seven", "--out", tmp_path / "run")
+    assert "importable" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64 * in_channels, 7))",
+         "run: teacher must return [N, 10] logits for 8 x 8 x 1 images, got [2, 7]"),
+        ("return torch.nn.Conv2d(in_channels, 10, 3)", "run: teacher must return [N, 10] logits"),
+        ("return 3", "run: teacher must name a factory that returns a torch module"),
+    ],
+)  # fmt: skip
+def test_factory_that_does_not_fit(tmp_path, capsys, monkeypatch, body, words):
+    name = f"teacher_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"import torch\ndef make(num_classes, in_channels):\n    {body}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert words in refused(capsys, "--teacher", f"{name}:make", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_folders_are_refused(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("keep me")
+    assert "run: out must be empty or hold a run of kr-fast" in refused(capsys, "--out", tmp_path)
+    assert "run: out must be a folder" in refused(capsys, "--out", tmp_path / "mine.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_options_become_the_configuration(tmp_path, monkeypatch):
+    """Flags win over the file, the file over the preset, the preset over the defaults."""
+
+    class Reached(Exception):
+        pass
+
+    def recycle(config):
+        raise Reached(config)
+
+    monkeypatch.setattr("kr_fast.recycling.pipeline.recycle", recycle)
+    (tmp_path / "c.yaml").write_text("temperature: 2\nseed: 5\ngenerator_widths: [4, 8]\n")
+    arguments = ["run", "--preset", "toy", "--config", str(tmp_path / "c.yaml"), "--seed", "7", "--flip"]
+    with pytest.raises(Reached) as reached:
+        main([*arguments, "--tune-confidence"])
+    (config,) = reached.value.args
+    assert (config.temperature, config.seed, config.generator_widths) == (2.0, 7, (4, 8))
+    assert config.flip is True
+    assert config.tune_confidence == ()
+    assert config.teacher_arch == "resnet8"
+    assert config.soft_weight == kr_fast.RecycleConfig().soft_weight
+
+
+def test_presets_are_valid():
+    from kr_fast.cli import options
+    from kr_fast.recycling.presets import PRESETS
+
+    for name, values in PRESETS.items():
+        assert options.build(kr_fast.RecycleConfig, values, where="run").out == f"runs/{name}"
+
+
+def test_info_names_every_op_and_backend(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["ops"]) == {
+        "distillation_loss", "lira", "membership_signals", "pack_uint8", "philox_normal", "roc", "solver_step",
+    }  # fmt: skip
+    for cells in facts["ops"].values():
+        assert cells["reference"] == "available"
+        assert set(cells) <= {"reference", "cpu", "cuda", "triton"}
+        if not torch.cuda.is_available():
+            assert "available" not in {cells.get("cuda"), cells.get("triton")}
+    assert main(["info"]) == 0
+    assert "distillation_loss" in capsys.readouterr().out
+
+
+def test_help_and_version(capsys):
+    for arguments in (["--help"], ["run", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+    assert f"kr-fast {kr_fast.__version__}" in capsys.readouterr().out
+    for arguments in ([], ["walk"], ["run", "--seed", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+
+
+def test_module_runs():
+    done = subprocess.run([sys.executable, "-m", "kr_fast", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"kr-fast {kr_fast.__version__}"
+
+
+def test_table_without_an_audit():
+    metrics = {
+        "teacher": {"test_accuracy": 0.9}, "student": {"test_accuracy": 0.85}, "cas_gap": 0.05,
+        "audit": None, "aop": None, "stages": {"teacher": 1.0},
+    }  # fmt: skip
+    assert "LiRA" not in run.table(metrics)
+    assert "0.9000" in run.table(metrics)

@@ -1,0 +1,62 @@
+"""Augmentation: off is the identity, each kind moves pixels as it says, all randomness comes from the generator."""
+
+import pytest
+import torch
+
+from kr_fast.data import Augment
+
+
+def images(count=6, channels=2, height=10, width=12):
+    return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_off_is_the_identity():
+    x = images()
+    assert torch.equal(Augment()(x, draw()), x)
+
+
+def test_flip_mirrors_about_half():
+    x = images(400)
+    found = Augment(flip=True)(x, draw())
+    same = (found == x).flatten(1).all(1)
+    mirrored = (found == x.flip(3)).flatten(1).all(1)
+    assert bool((same ^ mirrored).all())
+    assert 150 < int(mirrored.sum()) < 250
+
+
+def test_shift_moves_whole_pixels_and_repeats_the_border():
+    x = images(50)
+    found = Augment(shift=2)(x, draw())
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
+    for before, after in zip(padded, found, strict=True):
+        windows = [before[:, i : i + 10, j : j + 12] for i in range(5) for j in range(5)]
+        assert any(torch.equal(window, after) for window in windows)
+
+
+@pytest.mark.parametrize("augment", [Augment(rotate=15), Augment(scale=0.2), Augment(1, True, 10, 0.1)])
+def test_resampling_stays_in_range_and_follows_the_generator(augment):
+    x = images()
+    first, again, other = augment(x, draw(1)), augment(x, draw(1)), augment(x, draw(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == x.shape
+    assert float(first.min()) >= float(x.min()) - 1e-6
+    assert float(first.max()) <= float(x.max()) + 1e-6
+
+
+def test_rotation_turns_by_at_most_the_angle():
+    """A bar through the middle, turned: its principal axis gives the angle back."""
+    x = torch.zeros(200, 1, 41, 41)
+    x[:, :, 19:22, 4:37] = 1
+    found = Augment(rotate=30)(x, draw())
+    rows, columns = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(41.0) - 20, indexing="ij")
+    mass = found[:, 0]
+    xx, yy, xy = ((mass * m).sum((1, 2)) for m in (columns**2, rows**2, rows * columns))
+    angle = 0.5 * torch.atan2(2 * xy, xx - yy) * 180 / torch.pi
+    assert float(angle.abs().max()) < 31
+    assert float(angle.abs().max()) > 25
+    assert abs(float(angle.mean())) < 5

@@ -1,0 +1,204 @@
+"""Every source that a run reads, and every way in which one can be wrong."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kr_fast import data
+from kr_fast.runtime.errors import UserError
+
+REAL = Path(os.environ.get("KR_FAST_TEST_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
+
+
+def arrays(train=40, val=12, test=20, shape=(8, 8, 1), classes=4, seed=0):
+    draw = np.random.default_rng(seed)
+    found = {}
+    for which, count in (("train", train), ("val", val), ("test", test)):
+        if count:
+            found[f"{which}_images"] = draw.integers(0, 256, (count, *shape), dtype=np.uint8)
+            found[f"{which}_labels"] = np.arange(count)[:, None] % classes
+    return found
+
+
+def write_npz(path, **changes):
+    found = arrays() | changes
+    np.savez(path, **{key: value for key, value in found.items() if value is not None})
+    return path
+
+
+def write_folder(root, counts, size=(9, 8), mode="L"):
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            colour = 10 * index if mode == "L" else (10 * index, 0, 5)
+            Image.new(mode, size, colour).save(root / name / f"{index:02d}.png")
+    return root
+
+
+def test_digits_are_split_by_class_without_overlap():
+    found = data.load("digits")
+    assert found.image_shape == (8, 8, 1)
+    assert found.class_names == tuple("0123456789")
+    splits = [found.train, found.val, found.test]
+    assert sum(map(len, splits)) == 1797
+    assert [round(len(s) / 1797, 2) for s in splits] == [0.57, 0.1, 0.33]
+    for split in splits:
+        share = torch.bincount(split.labels, minlength=10) / len(split)
+        assert float(share.min()) > 0.085
+        assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
+        assert split.images.max() == 255
+    again, other = data.load("digits"), data.load("digits", seed=1)
+    assert torch.equal(again.train.images, found.train.images)
+    assert not torch.equal(other.train.labels, found.train.labels)
+
+
+def test_npz_keeps_its_own_splits(tmp_path):
+    wanted = arrays()
+    found = data.load(write_npz(tmp_path / "set.npz"))
+    assert found.name == "set"
+    assert (len(found.train), len(found.val), len(found.test)) == (40, 12, 20)
+    assert np.array_equal(found.train.images.numpy(), wanted["train_images"])
+    assert np.array_equal(found.test.labels.numpy(), wanted["test_labels"][:, 0])
+
+
+def test_npz_without_val_is_cut(tmp_path):
+    path = write_npz(tmp_path / "set.npz", val_images=None, val_labels=None)
+    found = data.load(path, val_fraction=0.2)
+    assert (len(found.train), len(found.val), len(found.test)) == (32, 8, 20)
+    assert torch.bincount(found.val.labels).tolist() == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [
+        (np.full((40, 8, 8), 7, np.uint8), 7),  # no channel axis
+        (np.full((40, 8, 8, 1), 0.5, np.float32), 128),  # in [0, 1]
+        (np.full((40, 8, 8, 1), 200.4, np.float64), 200),  # in [0, 255]
+    ],
+)
+def test_pixels_of_other_kinds(tmp_path, images, wanted):
+    found = data.load(write_npz(tmp_path / "set.npz", train_images=images))
+    assert found.train.images.unique().tolist() == [wanted]
+
+
+def test_folder_of_classes(tmp_path):
+    write_folder(tmp_path / "set", {"cat": 12, "dog": 30})
+    found = data.load(tmp_path / "set")
+    assert found.class_names == ("cat", "dog")
+    assert found.image_shape == (8, 9, 1)
+    assert sum(map(len, (found.train, found.val, found.test))) == 42
+    assert all(set(split.labels.tolist()) == {0, 1} for split in (found.train, found.val, found.test))
+
+
+def test_folder_with_its_own_splits_in_colour(tmp_path):
+    for which, count in (("train", 6), ("val", 2), ("test", 3)):
+        write_folder(tmp_path / "set" / which, {"a": count, "b": 1}, mode="RGB")
+    found = data.load(tmp_path / "set")
+    assert (len(found.train), len(found.val), len(found.test)) == (7, 3, 4)
+    assert found.image_shape == (8, 9, 3)
+    assert found.train.images[1, 0, 0].tolist() == [10, 0, 5]
+
+
+def test_rare_class_keeps_a_training_image(tmp_path):
+    labels = np.zeros(40, np.int64)
+    labels[0], labels[1:3], labels[3:5] = 1, 2, 3
+    found = data.load(write_npz(tmp_path / "set.npz", train_labels=labels, val_images=None, val_labels=None))
+    assert (torch.bincount(found.train.labels) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_labels": None}, "source must hold the keys .*, got .* without train_labels"),
+        ({"val_labels": None}, "source must hold val_labels beside val_images"),
+        ({"train_labels": np.arange(40) - 1}, r"train_labels must lie in \[0, 1000\), got \[-1, 38\]"),
+        ({"train_labels": np.arange(40) * 30}, r"train_labels must lie in \[0, 1000\), got \[0, 1170\]"),
+        ({"train_labels": np.zeros(39, int)}, r"train_labels must have shape \[40\] or \[40, 1\] .*, got \[39\]"),
+        ({"train_labels": np.zeros((40, 14), int)}, r"train_labels must have shape .*, got \[40, 14\]"),
+        ({"train_labels": np.zeros(40)}, "train_labels must be integers, got float64"),
+        ({"test_labels": np.full(20, 5)}, "every class must have a training image, got none of 4, 5"),
+        ({"train_images": np.zeros((40, 8, 8, 2), np.uint8)}, r"train_images must have shape .*, got \[40, 8, 8, 2\]"),
+        ({"train_images": np.full((40, 8, 8), np.nan)}, "train_images must hold finite pixels, got 2560 that are not"),
+        ({"train_images": np.full((40, 8, 8), 300.0)}, r"train_images must lie in \[0, 1\] or \[0, 255\]"),
+        ({"train_images": np.zeros((40, 8, 8), np.int64)}, "train_images must be uint8, or float"),
+        ({"train_images": np.zeros((40, 7, 8), np.uint8)}, "image size must be 8 to 224 px on both sides, got 7 x 8"),
+        ({"train_images": np.zeros((40, 225, 8), np.uint8)}, "image size must be 8 to 224 px .*, got 225 x 8"),
+        ({"test_images": np.zeros((20, 9, 8, 1), np.uint8)}, "test images must have the shape of the training"),
+        ({f"{w}_labels": np.zeros(n, int) for w, n in (("train", 40), ("val", 12), ("test", 20))},
+         "number of classes must be 2 to 1000, got 1"),
+        ({"test_images": np.zeros((0, 8, 8), np.uint8), "test_labels": np.zeros(0, int)},
+         "test split must hold at least one image, got 0"),
+    ],
+)  # fmt: skip
+def test_bad_npz(tmp_path, changes, words):
+    with pytest.raises(UserError, match=f"^data: {words}"):
+        data.load(write_npz(tmp_path / "set.npz", **changes))
+
+
+def test_unreadable_sources(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data: source must be digits, a .npz file or a folder"):
+        data.load(tmp_path / "absent.npz")
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(UserError, match="data: source must be a readable .npz file"):
+        data.load(tmp_path / "broken.npz")
+    whole = write_npz(tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="data: source must be a readable .npz file"):
+        data.load(tmp_path / "short.npz")
+    (tmp_path / "set.txt").write_text("x")
+    with pytest.raises(UserError, match="data: source must be digits, a .npz file or a folder of images"):
+        data.load(tmp_path / "set.txt")
+    with pytest.raises(UserError, match="data: val_fraction must be in"):
+        data.load("digits", val_fraction=0)
+
+
+def test_pickled_arrays_are_never_run(tmp_path):
+    np.savez(tmp_path / "set.npz", **(arrays() | {"train_images": np.array([{"a": 1}], dtype=object)}))
+    with pytest.raises(UserError, match="data: source must be a readable .npz file"):
+        data.load(tmp_path / "set.npz")
+
+
+def test_bad_folders(tmp_path):
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    with pytest.raises(UserError, match="data: source must hold images as class/image.png"):
+        data.load(tmp_path / "empty")
+    odd = write_folder(tmp_path / "odd", {"a": 3, "b": 3})
+    Image.new("L", (10, 10)).save(odd / "b" / "zz.png")
+    with pytest.raises(UserError, match=r"every image must have the size and channels of the first.*zz.png"):
+        data.load(odd)
+    (odd / "b" / "zz.png").write_bytes(b"not a png")
+    with pytest.raises(UserError, match=r"data: image must be readable, got .*zz.png"):
+        data.load(odd)
+    one = write_folder(tmp_path / "one", {"a": 9})
+    with pytest.raises(UserError, match="number of classes must be 2 to 1000, got 1"):
+        data.load(one)
+    gap = write_folder(tmp_path / "gap", {"a": 9, "b": 9})
+    (gap / "c").mkdir()
+    with pytest.raises(UserError, match="every class must have a training image, got none of c"):
+        data.load(gap)
+    split = tmp_path / "split"
+    write_folder(split / "train", {"a": 3, "b": 3})
+    write_folder(split / "test", {"a": 3, "x": 3})
+    with pytest.raises(UserError, match="test class folders must be among those of .*, got x"):
+        data.load(split)
+
+
+def test_to_float_is_minus_one_to_one():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 4, 4, 3)
+    found = data.to_float(images)
+    assert found.shape == (2, 3, 4, 4)
+    assert found.dtype == torch.float32
+    assert found[0].unique().tolist() == [-1.0]
+    assert found[1].unique().tolist() == [1.0]
+
+
+@pytest.mark.skipif(not (REAL / "retinamnist.npz").exists(), reason="needs the optional folder of real images")
+def test_a_real_medical_set():
+    found = data.load(REAL / "retinamnist.npz")
+    assert found.image_shape == (28, 28, 3)
+    assert found.num_classes == 5
+    assert (len(found.train), len(found.val), len(found.test)) == (1080, 120, 400)

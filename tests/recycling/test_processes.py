@@ -1,0 +1,37 @@
+"""Two processes under ``accelerate launch``: one run folder, written once, every shadow trained once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from toy_runs import QUIET, metrics
+
+pytestmark = pytest.mark.pipeline
+
+
+def launch(out, *flags):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
+               "--mixed_precision", "no", "--dynamo_backend", "no", "--cpu", "--main_process_port", "0",
+               "-m", "kr_fast", "run", "--preset", "toy", "--out", str(out), *flags]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **QUIET})
+
+
+def test_two_processes_do_the_run_of_one(tmp_path, finished):
+    done = launch(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1  # rank 0 alone prints
+    found, alone = metrics(tmp_path / "run"), metrics(finished[0])
+    assert list(found["stages"]) == list(alone["stages"])
+    # The Teacher and the shadows are trained by one process each: the same bits as in a run of one process. The
+    # generator's gradients are summed in another order, so what follows from it may differ.
+    assert found["teacher"] == alone["teacher"]
+    assert found["audit"]["teacher"] == alone["audit"]["teacher"]
+    assert len(list((tmp_path / "run" / "shadows").glob("*.safetensors"))) == 4
+
+
+def test_bad_input_ends_both(tmp_path):
+    done = launch(tmp_path / "run", "--data", "absent.npz")
+    assert done.returncode != 0
+    assert "data: source must be digits" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,130 @@
+"""A run that is killed, or that meets a full disk, goes on to the same figures; a finished one is not done again."""
+
+import signal
+
+import pytest
+from toy_runs import metrics, toy, without_seconds
+
+pytestmark = pytest.mark.pipeline
+KILL = "import os, signal\ndef die(): os.kill(os.getpid(), signal.SIGKILL)\n"
+# The run dies at these points, each after something was saved and before its stage was finished.
+POINTS = {
+    "teacher, between epochs": """
+from kr_fast.runtime import files
+save = files.save_state
+def then_die(path, state):
+    save(path, state)
+    if path.name == "teacher.pt": die()
+files.save_state = then_die
+""",
+    "generator, after a checkpoint": """
+from kr_fast.runtime import files
+save = files.save_state
+def then_die(path, state):
+    save(path, state)
+    if path.name == "generator.pt": die()
+files.save_state = then_die
+""",
+    "generator, while a checkpoint is written": """
+from diffusers import UNet2DModel
+UNet2DModel.save_pretrained = lambda *a, **k: die()
+""",
+    "tuning, after the first trial": """
+from kr_fast.runtime import files
+write = files.write_json
+def then_die(path, value):
+    write(path, value)
+    if path.name == "trials.json" and len(value) == 3: die()  # two checkpoints, then one of tuning's own
+files.write_json = then_die
+""",
+    "gkd, after a period": """
+from kr_fast.runtime import files
+save = files.save_state
+def then_die(path, state):
+    save(path, state)
+    if path.name == "student.pt": die()
+files.save_state = then_die
+""",
+    "audit, after a shadow": """
+from kr_fast.runtime import files
+save = files.save_tensors
+def then_die(path, *rest):
+    save(path, *rest)
+    if path.parent.name == "shadows": die()
+files.save_tensors = then_die
+""",
+    "report": """
+from kr_fast.report import document
+document.write_markdown = lambda *a: die()
+""",
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_run_continues_to_the_same_figures(tmp_path, finished, point):
+    flags = ["--teacher-epochs", "12"] if point.startswith("teacher") else []
+    wanted = metrics(finished[0])
+    if flags:
+        toy(tmp_path / "whole", *flags, "--num-shadows", "0")
+        flags += ["--num-shadows", "0"]
+        wanted = metrics(tmp_path / "whole")
+    toy(tmp_path / "run", *flags, before=KILL + POINTS[point], check=-signal.SIGKILL)
+    assert not (tmp_path / "run" / "metrics.json").exists() or point == "report"
+    toy(tmp_path / "run", *flags)
+    assert without_seconds(metrics(tmp_path / "run")) == without_seconds(wanted)
+    leftovers = [path.name for path in (tmp_path / "run").rglob("*.pt")]
+    assert leftovers == []
+
+
+def test_full_disk_stays_resumable(tmp_path, finished):
+    """Files may grow to 8 KiB only, as on a full disk: one line, exit code 2; with room the run goes on."""
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))"
+    done = toy(tmp_path / "run", before=limit, check=2)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "File too large" in lines[0]
+    toy(tmp_path / "run")
+    assert without_seconds(metrics(tmp_path / "run")) == without_seconds(metrics(finished[0]))
+
+
+def test_full_disk_while_a_checkpoint_is_written(tmp_path):
+    code = """
+import errno
+from diffusers import UNet2DModel
+def full(*a, **k): raise OSError(errno.ENOSPC, "No space left on device")
+UNet2DModel.save_pretrained = full
+"""
+    done = toy(tmp_path / "run", before=code, check=2)
+    assert done.stderr.strip().splitlines()[-1] == "kr-fast: [Errno 28] No space left on device"
+    assert list((tmp_path / "run" / "generator").iterdir()) == []
+
+
+def test_finished_run_prints_at_once(finished):
+    out, screen = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert toy(out).stdout == screen
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_changed_configuration_is_refused(finished):
+    done = toy(finished[0], "--temperature", "3", check=2)
+    assert "run: temperature must equal 4.0 of the run in" in done.stderr
+    assert "got 3.0; choose another --out" in done.stderr
+
+
+def test_changed_data_are_refused(tmp_path):
+    import numpy as np
+
+    def write(seed):
+        draw = np.random.default_rng(seed)
+        found = {}
+        for which in ("train", "val", "test"):
+            found[f"{which}_images"] = draw.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+            found[f"{which}_labels"] = np.arange(40) % 2
+        np.savez(tmp_path / "set.npz", **found)
+
+    write(0)
+    flags = ["--data", str(tmp_path / "set.npz"), "--num-shadows", "0"]
+    toy(tmp_path / "run", *flags)
+    write(1)
+    assert "run: data must be those that the run in" in toy(tmp_path / "run", *flags, check=2).stderr

@@ -1,0 +1,138 @@
+"""The whole pipeline at toy size: what it leaves behind, and what a user's own Teacher changes."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from toy_runs import metrics, toy
+
+from kr_fast.models import classifier
+from kr_fast.runtime import files
+
+pytestmark = pytest.mark.pipeline
+STAGES = ["data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "audit"]
+
+
+def test_metrics_have_the_promised_keys(finished):
+    found = metrics(finished[0])
+    for model in ("teacher", "student"):
+        assert 0 <= found[model]["test_accuracy"] <= 1
+        assert found["aop"][model] > 0
+        for attack in ("lira", "lira_offline", "loss"):
+            figures = found["audit"][model][attack]
+            low, high = figures["auc_ci"]
+            assert 0 <= low <= figures["auc"] <= high <= 1
+            for fpr, each in figures["tpr_at_fpr"].items():
+                assert 0 < float(fpr) < 1
+                assert each["interval"][0] <= each["tpr"] <= each["interval"][1]
+        accuracy, auc = found[model]["test_accuracy"], found["audit"][model]["lira"]["auc"]
+        assert found["aop"][model] == pytest.approx(accuracy / (2 * max(auc, 0.5)) ** 2)
+    assert found["cas_gap"] == found["teacher"]["test_accuracy"] - found["student"]["test_accuracy"]
+    assert list(found["stages"]) == STAGES
+    assert all(seconds >= 0 for seconds in found["stages"].values())
+    assert found["seed"] == found["config"]["seed"] == 0
+    assert {"kr_fast", "torch", "diffusers", "accelerate", "numpy", "python"} <= found["versions"].keys()
+
+
+def test_checkpoints_load_in_diffusers(finished):
+    from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+
+    folders = sorted((finished[0] / "generator").iterdir())
+    assert [folder.name for folder in folders] == ["step-000009", "step-000012"]
+    for folder in folders:
+        network = UNet2DModel.from_pretrained(folder / "unet")
+        FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+        # Ten classes and the null class of guidance.
+        assert network.class_embedding.num_embeddings == 11
+        with torch.inference_mode():
+            x = network(torch.zeros(2, 1, 8, 8), 10, class_labels=torch.tensor([0, 10])).sample
+        assert x.shape == (2, 1, 8, 8)
+
+
+def test_models_and_images_lie_beside_the_report(finished):
+    out = finished[0]
+    for name in ("teacher", "student"):
+        model = classifier("resnet8", num_classes=10, in_channels=1, width=4, image_size=8)
+        model.load_state_dict(files.load_tensors(out / f"{name}.safetensors"))
+    images, labels, ids = (np.load(out / "synthetic" / f"{name}.npy") for name in ("images", "labels", "ids"))
+    assert images.shape == (128, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert labels.shape == ids.shape == (128,)
+    assert ids.tolist() == list(range(2 * 128, 3 * 128))  # the third and last period: ids that were never drawn before
+
+
+def test_keep_matrix_is_recorded(finished):
+    with np.load(finished[0] / "audit.npz") as archive:
+        keep, members = archive["keep"], archive["members"]
+    found = metrics(finished[0])
+    assert keep.shape == (4, found["dataset"]["train"] + found["dataset"]["test"])
+    assert (keep.sum(0) == 2).all()
+    assert members.sum() == found["dataset"]["train"]
+
+
+def test_report_is_one_file_that_loads_nothing(finished):
+    text = (finished[0] / "report.html").read_text()
+    assert "<script" not in text
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert "url(" not in text
+    assert text.count("data:image/png;base64,") == 4  # images, ROC, curves, seconds
+    for words in ("not differential privacy", "Teacher (real images)", "LiRA online", "Checkpoint Optimisation"):
+        assert words in text
+    markdown = (finished[0] / "report.md").read_text()
+    for link in re.findall(r"\]\((.*?)\)", markdown):
+        assert (finished[0] / link).exists(), link
+    assert "not differential privacy" in markdown
+
+
+def test_last_screen(finished):
+    lines = finished[1].strip().splitlines()
+    assert lines[0].split() == ["Teacher", "Student", "gap"]
+    assert lines[-1] == f"report: {finished[0]}/report.html"
+
+
+def test_own_teacher_from_a_factory(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def make(num_classes, in_channels):\n"
+        "    torch.manual_seed(3)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64 * in_channels, num_classes))\n"
+    )
+    flags = ["--teacher", "mine:make", "--num-shadows", "0"]
+    toy(tmp_path / "run", *flags, env={"PYTHONPATH": str(tmp_path)})
+    found = metrics(tmp_path / "run")
+    assert found["teacher"]["parameters"] == 650
+    assert found["audit"] is None
+    assert "No audit was run" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_own_teacher_from_a_checkpoint(tmp_path, finished):
+    flags = ["--teacher", str(finished[0] / "teacher.safetensors"), "--num-shadows", "0"]
+    toy(tmp_path / "run", *flags)
+    assert metrics(tmp_path / "run")["teacher"]["test_accuracy"] == metrics(finished[0])["teacher"]["test_accuracy"]
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "v_prediction"])
+def test_other_objectives(tmp_path, objective):
+    toy(tmp_path / "run", "--generator-objective", objective, "--num-shadows", "0", "--label-plan", "balanced")
+    labels = np.load(tmp_path / "run" / "synthetic" / "labels.npy")
+    assert np.ptp(np.bincount(labels, minlength=10)) <= 1
+
+
+def test_colour_images_of_an_odd_size_from_a_folder(tmp_path):
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for label, name in enumerate(("a", "b", "c")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for index in range(24 - 6 * label):
+            pixels = draw.integers(0, 80, (11, 9, 3), dtype=np.uint8)
+            pixels[..., label] += 120
+            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{index}.png")
+    toy(tmp_path / "run", "--data", str(tmp_path / "set"), "--num-shadows", "4", "--flip", "--student-flip")
+    assert np.load(tmp_path / "run" / "synthetic" / "images.npy").shape == (128, 11, 9, 3)
+    found = metrics(tmp_path / "run")
+    assert found["dataset"]["class_names"] == ["a", "b", "c"]
+    # As frequent as in training (24 : 18 : 12), each to one image.
+    counts = np.bincount(np.load(tmp_path / "run" / "synthetic" / "labels.npy"))
+    assert np.allclose(counts / 128, np.array([24, 18, 12]) / 54, atol=0.03)

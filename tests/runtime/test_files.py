@@ -1,0 +1,82 @@
+"""Files are whole or absent: after an error in the middle, after a full disk, and read back as written."""
+
+import resource
+
+import numpy as np
+import pytest
+import torch
+
+from kr_fast.runtime import files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 4 KiB: the write fails in the middle, as on a full disk (EFBIG in place of ENOSPC)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS = {
+    "bytes": lambda path: files.write_bytes(path, b"x" * 100_000),
+    "json": lambda path: files.write_json(path, list(range(50_000))),
+    "tensors": lambda path: files.save_tensors(path, {"w": torch.arange(50_000.0)}),
+    "state": lambda path: files.save_state(path, {"w": torch.arange(50_000.0)}),
+    "array": lambda path: files.save_array(path, np.arange(50_000.0)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_full_disk_leaves_what_was_there(tmp_path, kind, full_disk):
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(OSError):
+        WRITERS[kind](tmp_path / "file")
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_error_while_writing_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="half"), files.atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("half")
+    assert names(tmp_path) == []
+
+
+def test_folder_is_whole_or_absent(tmp_path):
+    with pytest.raises(RuntimeError, match="half"), files.atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "a").write_text("a")
+        raise RuntimeError("half")
+    assert names(tmp_path) == []
+    with files.atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "a").write_text("a")
+    assert names(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "sub" / "a").read_text() == "a"
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    tensors = {"w": torch.randn(3, 4), "n": torch.tensor([2**62])}
+    files.save_tensors(tmp_path / "t.safetensors", tensors, {"architecture": "resnet14"})
+    found = files.load_tensors(tmp_path / "t.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    # A view that is not contiguous, as channels_last weights are.
+    files.save_tensors(tmp_path / "c.safetensors", {"w": torch.arange(6).view(2, 3).T})
+    assert torch.equal(files.load_tensors(tmp_path / "c.safetensors")["w"], torch.arange(6).view(2, 3).T)
+    files.save_state(tmp_path / "s.pt", {"step": 3, "nested": {"w": torch.ones(2)}})
+    assert files.load_state(tmp_path / "s.pt")["step"] == 3
+    assert files.load_state(tmp_path / "absent.pt") is None
+    files.write_json(tmp_path / "j.json", {"a": [1, 2.5, None]})
+    assert files.read_json(tmp_path / "j.json") == {"a": [1, 2.5, None]}
+    files.write_text(tmp_path / "e", "abc")
+    assert files.sha256(tmp_path / "e") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_json_is_strict(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "j.json", {"a": float("nan")})
+    assert names(tmp_path) == []

@@ -1,0 +1,27 @@
+"""Runs of the toy preset in processes of their own, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+QUIET = {"KR_FAST_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
+
+
+def toy(out: Path, *flags: str, before: str = "", check: int | None = 0, env: dict[str, str] | None = None):
+    """``kr-fast run --preset toy --out out``; ``before`` is Python that runs first, to break something on purpose."""
+    code = f"import sys\n{before}\nfrom kr_fast.cli import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "run", "--preset", "toy", "--out", str(out), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **QUIET, **(env or {})})
+    if check is not None:
+        assert done.returncode == check, done.stderr
+    return done
+
+
+def metrics(out: Path) -> dict:
+    return json.loads((out / "metrics.json").read_text())
+
+
+def without_seconds(found: dict) -> dict:
+    return {key: value for key, value in found.items() if key != "stages"}
