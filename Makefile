@@ -19,7 +19,8 @@ demo: $(VENV)/built
 test: $(VENV)/built lint
 	$(BIN)/python -m pytest -q -m "not interpreter and not pipeline and not packaging"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m interpreter
-	$(BIN)/python -m pytest -q -m "(pipeline or packaging) and not interpreter" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -m pipeline -n 2
+	$(BIN)/python -m pytest -q -m packaging
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .

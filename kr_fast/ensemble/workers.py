@@ -93,7 +93,12 @@ def train(job: Job, indices: Sequence[int], workers: int, done: Callable[[], Non
 def _start(file: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, "-m", "kr_fast.ensemble.workers", str(file)]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from kr_fast.ensemble import workers; workers.work(sys.argv[1])",
+        str(file),
+    ]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -122,7 +127,7 @@ def _feed(process: subprocess.Popen, waiting: queue.SimpleQueue, done: Callable[
         done()
 
 
-def _work(file: str) -> None:
+def work(file: str) -> None:
     """The worker: an index on each line of stdin, an answer on each line of stdout."""
     torch.set_num_threads(1)
     given: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -141,7 +146,3 @@ def _work(file: str) -> None:
         except (UserError, OSError) as caught:
             error = str(caught)
         print(json.dumps({"error": error}), flush=True)
-
-
-if __name__ == "__main__":
-    _work(sys.argv[1])

@@ -257,9 +257,7 @@ def test_error_in_a_worker_is_the_callers(tmp_path):
 
 def test_worker_that_dies_is_reported(tmp_path, monkeypatch):
     (tmp_path / "fatal.py").write_text(
-        "import os, sys, torch\n"
-        "def make():\n"
-        "    return os._exit(7) if sys.argv[0].endswith('workers.py') else torch.nn.Linear(1, 1)\n"
+        "import os, sys, torch\ndef make():\n    return os._exit(7) if sys.argv[0] == '-c' else torch.nn.Linear(1, 1)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RuntimeError, match=r"the worker of model \d ended with code 7"):

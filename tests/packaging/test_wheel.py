@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("packaging")]  # one build for all of them
+pytestmark = pytest.mark.packaging
 ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "KR_FAST", "TRITON"))}
 
@@ -102,7 +102,6 @@ print("works")
     assert "distillation_loss" in run(python.parent / "kr-fast", "info", cwd=elsewhere).stdout
 
 
-@pytest.mark.pipeline
 def test_installed_command_runs_the_pipeline(installed):
     python, elsewhere = installed
     flags = ["--preset", "toy", "--out", "here", "--num-shadows", "0"]
