@@ -1,0 +1,25 @@
+"""pytest-benchmark's JSON as a Markdown table of ratios: ``python bench/summarize.py RESULT.json ...``."""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+
+def rows(path: Path) -> list[str]:
+    """A line for each group: medians of every provider, and how many times as long as ours the others take."""
+    groups = defaultdict(dict)
+    for entry in json.loads(path.read_text())["benchmarks"]:
+        groups[entry["group"]][entry["params"]["provider"]] = entry["stats"]["median"] * 1e3
+    lines = []
+    for group, found in groups.items():
+        ours = found.get("kr_fast")
+        cells = [f"{name} {ms:.3g} ms" + (f" ({ms / ours:.2f}x)" if ours and name != "kr_fast" else "")
+                 for name, ms in sorted(found.items(), key=lambda item: item[0] != "kr_fast")]  # fmt: skip
+        lines.append(f"| {group} | {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print("\n".join(rows(Path(name))))

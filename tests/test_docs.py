@@ -1,0 +1,47 @@
+"""The code in the README runs as printed, its links lead somewhere, and the settings table is complete."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    (page.name, number, code)
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize(("page", "number", "code"), BLOCKS, ids=[f"{page}-{number}" for page, number, _ in BLOCKS])
+def test_code_runs(page, number, code, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, f"{page} block {number}", "exec"), {"__name__": "readme"})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+
+
+def test_every_environment_variable_is_listed():
+    table = (ROOT / "docs" / "building.md").read_text()
+    sources = [ROOT / "setup.py", *(ROOT / "kr_fast").rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]
+    used = {name for path in sources for name in re.findall(r"\bKR_FAST_[A-Z_]+\b|\bMAX_JOBS\b", path.read_text())}
+    assert used
+    for name in used:
+        assert f"`{name}`" in table, name
+
+
+def test_backends_table_is_the_registry():
+    from kr_fast.backends import registry
+
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs" / "backends.md").read_text(), re.MULTILINE))
+    assert set(rows) == set(registry.ops())
+    for op, cells in rows.items():
+        claimed = [cell.strip() == "yes" for cell in cells.split("|")]
+        assert claimed == [(op, backend) in registry._kernels for backend in registry.BACKENDS], op
