@@ -50,8 +50,21 @@ def summary(context: Context) -> dict[str, Any]:
             {"sigma" if key == "noise_scale" else key: value for key, value in row.items() if key != "checkpoint"}
             for row in context.result("tuning")["rows"]
         ],
-        "notes": (audited["audit"] or {}).get("setting", {}).get("warnings", []),
+        "notes": _notes(context, audited["audit"]),
     }
+
+
+def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
+    """What a reader of the audit has to know about this run."""
+    if audit is None:
+        return []
+    found = list(audit["setting"]["warnings"])
+    if context.config.teacher:
+        found.append(
+            f"the Teacher was given, but its shadows are {context.config.teacher_arch} of this package's recipe on "
+            "these splits: its figures are a transfer attack too, and assume that it was trained on the training split"
+        )
+    return found
 
 
 def versions() -> dict[str, str]:
