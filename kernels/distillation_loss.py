@@ -171,6 +171,7 @@ def _constants(input, labels, weight, kind, soft, hard):
     return {
         "C": input.shape[1], "ROWS": rows, "BLOCK": block, "KIND": kind, "num_warps": warps,
         "HAS_LABELS": labels is not None, "HAS_WEIGHT": weight is not None, "SOFT": soft != 0, "HARD": hard != 0,
+        "enable_fp_fusion": True,
     }  # fmt: skip
 
 

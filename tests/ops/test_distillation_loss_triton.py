@@ -38,7 +38,8 @@ def test_interpreter_agrees_with_reference(classes, dtype, kind):
                 loss.backward(torch.ones_like(loss) * 3)
             found.append((loss.detach(), leaf.grad))
         torch.testing.assert_close(found[1][0].double(), found[0][0], rtol=3e-6, atol=1e-7)
-        tolerance = {torch.float32: 5e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype]
+        # One bfloat16 ulp: the interpreter cuts off where a GPU rounds to nearest.
+        tolerance = {torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
         assert (found[1][1].double() - found[0][1]).norm() <= tolerance * found[0][1].norm()
 
 
@@ -93,7 +94,9 @@ def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, tmp_
                 attributes[(index,)] = [["tt.divisibility", 16]]
     constexprs = {(function.arg_names.index(key),): value for key, value in constants.items()}
     source = ASTSource(fn=function, signature=signature, constexprs=constexprs, attrs=attributes)
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    built = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "enable_fp_fusion": True}
+    )
     assert spilled_bytes(built.asm["cubin"]) == 0
     if classes == 4096 and name == "backward_kernel":  # rows are aligned: loads must be 16 bytes wide
         assert "ld.global.v4" in built.asm["ptx"] or "ld.global.v2.b64" in built.asm["ptx"]
