@@ -98,7 +98,7 @@ def _npz(path: Path):
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"data: source must be a readable .npz file, got {path} ({error})") from error
+        raise UserError(f"data: source must be a readable .npz file, got {path} ({type(error).__name__})") from error
     needed = [f"{which}_{what}" for which in ("train", "test") for what in ("images", "labels")]
     missing = [key for key in needed if key not in arrays]
     if missing:

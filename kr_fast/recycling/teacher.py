@@ -1,6 +1,7 @@
 """Stage 2, Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0."""
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def build(context: Context) -> nn.Module:
     if not c.teacher:
         return context.network(c.teacher_arch, c.teacher_width).to(context.runtime.device)
     if ":" in c.teacher and not Path(c.teacher).exists():
-        model = _factory(c.teacher)(num_classes=context.data.num_classes, in_channels=channels)
+        model = _made_by(c.teacher, num_classes=context.data.num_classes, in_channels=channels)
         if not isinstance(model, nn.Module):
             fail("run", "teacher", "name a factory that returns a torch module", f"{c.teacher} -> {type(model)}")
     else:
@@ -88,20 +89,33 @@ def build(context: Context) -> nn.Module:
         model = context.network(c.teacher_arch, c.teacher_width)
         load_weights(model, path, "run: teacher")
     model = model.to(context.runtime.device).eval()
-    with torch.inference_mode():
-        logits = model(to_float(context.data.val.images[:2].to(context.runtime.device)))
+    rule = f"return [N, {context.data.num_classes}] logits for {height} x {width} x {channels} images"
+    try:
+        with torch.inference_mode():
+            logits = model(to_float(context.data.val.images[:2].to(context.runtime.device)))
+    except RuntimeError as error:
+        raise UserError(f"run: teacher must {rule}, got the error {str(error).splitlines()[0]}") from error
     if logits.ndim != 2 or logits.shape[1] != context.data.num_classes:
-        rule = f"return [N, {context.data.num_classes}] logits for {height} x {width} x {channels} images"
         fail("run", "teacher", rule, list(logits.shape))
     return model
 
 
-def _factory(name: str):
+def _made_by(name: str, **offered: int):
+    """What the factory ``pkg.mod:name`` returns, called with those of the offered keywords that it takes."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        factory = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"run: teacher must name an importable pkg.mod:factory, got {name} ({error})") from error
+    try:
+        signature = inspect.signature(factory)
+        takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+        keywords = {key: value for key, value in offered.items() if takes_any or key in signature.parameters}
+        signature.bind(**keywords)
+    except (TypeError, ValueError) as error:
+        rule = "name a factory that can be called with num_classes and in_channels, or less"
+        raise UserError(f"run: teacher must {rule}, got {name} ({error})") from error
+    return factory(**keywords)
 
 
 def load(context: Context) -> nn.Module:
