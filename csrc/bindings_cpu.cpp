@@ -25,16 +25,6 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-kr::DistillationLoss loss_call(Address input, int input_dtype, int64_t input_stride, Address target, int target_dtype,
-                               int64_t target_stride, int64_t rows, int64_t classes, Address labels, Address weight,
-                               float temperature, float soft, float hard, float smoothing, int64_t ignore_index,
-                               int target_kind) {
-    return {at<const void>(input), at<const void>(target), static_cast<kr::Dtype>(input_dtype),
-            static_cast<kr::Dtype>(target_dtype), rows, classes, input_stride, target_stride,
-            at<const int64_t>(labels), at<const float>(weight), temperature, soft, hard, smoothing, ignore_index,
-            target_kind};
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -75,23 +65,22 @@ PYBIND11_MODULE(_cpu, m) {
         },
         release());
 
-    // distillation_loss
-    py::class_<kr::DistillationLoss>(m, "DistillationLoss").def(py::init(&loss_call));
+    // distillation_loss: what is wanted, then the call, in the order of their structs
     m.def(
-        "distillation_forward",
-        [](const kr::DistillationLoss& call, Address row_loss, Address stats, int threads) {
-            double total[2] = {0, 0};
-            const int64_t invalid =
-                kr::distillation_forward(call, at<float>(row_loss), at<float>(stats), total, threads);
-            return std::make_tuple(total[0], total[1], invalid);
-        },
-        release());
-    m.def(
-        "distillation_backward",
-        [](const kr::DistillationLoss& call, Address stats, Address upstream, int64_t upstream_step, float scale,
-           Address grad_input, int threads) {
-            kr::distillation_backward(call, at<const float>(stats), at<const float>(upstream), upstream_step, scale,
-                                      at<void>(grad_input), threads);
+        "distillation_loss",
+        [](bool loss, Address row_loss, Address grad, Address upstream, int64_t upstream_step, bool mean, int threads,
+           Address input, Address target, int input_dtype, int target_dtype, int64_t rows, int64_t classes,
+           int64_t input_stride, int64_t target_stride, Address labels, Address weight, float temperature, float soft,
+           float hard, float smoothing, int64_t ignore_index, int target_kind) {
+            const kr::DistillationLoss call = {at<const void>(input), at<const void>(target),
+                                               static_cast<kr::Dtype>(input_dtype),
+                                               static_cast<kr::Dtype>(target_dtype), rows, classes, input_stride,
+                                               target_stride, at<const int64_t>(labels), at<const float>(weight),
+                                               temperature, soft, hard, smoothing, ignore_index, target_kind};
+            const kr::DistillationResult result = kr::distillation_loss(
+                call, {loss, at<float>(row_loss), at<void>(grad), at<const float>(upstream), upstream_step, mean},
+                threads);
+            return std::make_pair(result.loss, result.invalid);
         },
         release());
 

@@ -1,5 +1,6 @@
 #include "cpu/distillation_loss.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/parallel.h"
@@ -10,63 +11,59 @@
 namespace kr {
 namespace {
 
-constexpr int64_t kBlockRows = 64;
+constexpr int64_t kBlockRows = scalar::kBlockRows;
 
-bool ignored(const DistillationLoss& call, int64_t row) {
-    return call.labels != nullptr && call.labels[row] == call.ignore_index;
+// The first row whose label is neither a class nor ignore_index, or -1; `counted` becomes the number of the others.
+int64_t check_labels(const DistillationLoss& call, int64_t& counted) {
+    counted = call.rows;
+    if (!call.labels) return -1;
+    int64_t invalid = 0, ignored = 0;  // without a branch in the loop, so that it is vectorised
+    const uint64_t classes = static_cast<uint64_t>(call.classes);
+    for (int64_t row = 0; row < call.rows; ++row) {
+        const int64_t skip = call.labels[row] == call.ignore_index;
+        ignored += skip;
+        invalid |= (static_cast<uint64_t>(call.labels[row]) >= classes) & (skip ^ 1);
+    }
+    counted -= ignored;
+    for (int64_t row = 0; invalid && row < call.rows; ++row)
+        if (static_cast<uint64_t>(call.labels[row]) >= classes && call.labels[row] != call.ignore_index) return row;
+    return -1;
 }
-float weight_of(const DistillationLoss& call, int64_t row) {
-    return ignored(call, row) ? 0.0f : call.weight ? call.weight[row] : 1.0f;
+
+double sum_of_weights(const DistillationLoss& call, int64_t counted) {
+    if (!call.weight) return static_cast<double>(counted);
+    double sum = 0;
+    for (int64_t row = 0; row < call.rows; ++row)
+        if (!call.labels || call.labels[row] != call.ignore_index) sum += call.weight[row];
+    return sum;
 }
 
 // Blocks a thread should get at least: waking a second thread costs about as much as 16k elements.
 int64_t grain(const DistillationLoss& call) { return (int64_t{1} << 14) / (kBlockRows * call.classes) + 1; }
 
-template <class Body>
-void over_blocks(const DistillationLoss& call, int threads, const Body& body) {
-    const int64_t blocks = (call.rows + kBlockRows - 1) / kBlockRows;
-    const int64_t scratch = call.classes <= 32 ? 0 : 4 * call.classes;
-    parallel_for(blocks, grain(call), threads, [&](int64_t first, int64_t last) {
-        std::vector<float> work(static_cast<size_t>(scratch));
-        for (int64_t block = first; block < last; ++block) {
-            const int64_t begin = block * kBlockRows;
-            body(block, begin, begin + kBlockRows < call.rows ? begin + kBlockRows : call.rows, work.data());
-        }
-    });
-}
-
 }  // namespace
 
-int64_t distillation_forward(const DistillationLoss& call, float* row_loss, float* stats, double total[2], int threads) {
-    if (call.labels)
-        for (int64_t row = 0; row < call.rows; ++row)
-            if ((call.labels[row] < 0 || call.labels[row] >= call.classes) && !ignored(call, row)) return row;
+DistillationResult distillation_loss(const DistillationLoss& call, const DistillationWanted& wanted, int threads) {
+    int64_t counted;
+    DistillationResult result{0.0, check_labels(call, counted)};
+    if (result.invalid >= 0) return result;
+    double scale = 1;
+    if (wanted.mean) {
+        const double weights = sum_of_weights(call, counted);
+        scale = weights > 0 ? 1 / weights : 0;
+    }
     const int64_t blocks = (call.rows + kBlockRows - 1) / kBlockRows;
-    std::vector<double> sums(static_cast<size_t>(2 * blocks));
-    over_blocks(call, threads, [&](int64_t block, int64_t begin, int64_t end, float* work) {
-        KR_DISPATCH(forward_range, call, begin, end, row_loss, stats, work);
-        double loss = 0, weights = 0;
-        for (int64_t row = begin; row < end; ++row) {
-            // A row of weight 0 contributes 0 whatever its logits hold.
-            const float w = weight_of(call, row);
-            row_loss[row] = w == 0.0f ? 0.0f : w * row_loss[row];
-            loss += row_loss[row], weights += w;
+    std::vector<double> sums(static_cast<size_t>(blocks));
+    parallel_for(blocks, grain(call), threads, [&](int64_t first, int64_t last) {
+        std::vector<float> work(call.classes <= scalar::kLaneClasses ? 0 : static_cast<size_t>(5 * call.classes));
+        for (int64_t block = first; block < last; ++block) {
+            const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, call.rows);
+            sums[static_cast<size_t>(block)] = KR_DISPATCH(loss_block, call, wanted, scale, begin, end, work.data());
         }
-        sums[2 * block] = loss, sums[2 * block + 1] = weights;
     });
-    total[0] = total[1] = 0;
-    for (int64_t block = 0; block < blocks; ++block) total[0] += sums[2 * block], total[1] += sums[2 * block + 1];
-    return -1;
-}
-
-void distillation_backward(const DistillationLoss& call, const float* stats, const float* upstream,
-                           int64_t upstream_step, float scale, void* grad_input, int threads) {
-    over_blocks(call, threads, [&](int64_t, int64_t begin, int64_t end, float* work) {
-        float factor[kBlockRows];
-        for (int64_t row = begin; row < end; ++row)
-            factor[row - begin] = upstream[row * upstream_step] * scale * weight_of(call, row);
-        KR_DISPATCH(backward_range, call, stats, factor, begin, end, grad_input, work);
-    });
+    for (double sum : sums) result.loss += sum;
+    result.loss *= scale;
+    return result;
 }
 
 }  // namespace kr

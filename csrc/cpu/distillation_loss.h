@@ -18,15 +18,22 @@ struct DistillationLoss {
     int target_kind;  // 0 logits, 1 probabilities, 2 log-probabilities
 };
 
-constexpr int kLossStats = 5;  // a row's max and ln sum of the student (at T), of the teacher (at T), and ln sum at 1
+// What is wanted of a call. Loss and gradient together cost one pass; each alone costs less.
+struct DistillationWanted {
+    bool loss;
+    float* row_loss;        // weighted losses [rows], or null
+    void* grad;             // [rows, classes] contiguous, of input's dtype, or null
+    const float* upstream;  // d result / d loss of row i at upstream[i * upstream_step]; null stands for 1
+    int64_t upstream_step;
+    bool mean;  // divide loss and gradient by the sum of the weights of the rows that count (0 if there is none)
+};
 
-// row_loss[rows] (weighted), stats[rows, kLossStats], and over all rows total[0] = sum of losses, total[1] = of weights.
-// Rows are summed in fixed blocks, so the result does not depend on the number of threads. Returns the first row whose
-// label is neither in [0, classes) nor ignore_index, or -1.
-int64_t distillation_forward(const DistillationLoss& call, float* row_loss, float* stats, double total[2], int threads);
+struct DistillationResult {
+    double loss;      // over all rows
+    int64_t invalid;  // the first row whose label is neither in [0, classes) nor ignore_index, or -1; nothing is done then
+};
 
-// grad_input[rows, classes] contiguous, of input's dtype: upstream[row * upstream_step] * scale * d row_loss / d input.
-void distillation_backward(const DistillationLoss& call, const float* stats, const float* upstream,
-                           int64_t upstream_step, float scale, void* grad_input, int threads);
+// Rows are summed in fixed blocks, so the result does not depend on the number of threads.
+DistillationResult distillation_loss(const DistillationLoss& call, const DistillationWanted& wanted, int threads);
 
 }  // namespace kr

@@ -98,19 +98,33 @@ KR_FN void mulhilo(u32v a, uint32_t b, u32v& hi, u32v& lo) {
     hi = (u32v)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
 #endif
 }
+// By halves: lanes i and i + width / 2, so that the order of additions is the same in every set of one width.
+KR_FN __m128 half_sum(__m128 a) {
+    a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+    return _mm_add_ss(a, _mm_movehdup_ps(a));
+}
+KR_FN __m128 half_max(__m128 a) {
+    a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+    return _mm_max_ss(a, _mm_movehdup_ps(a));
+}
+#if KR_LANES == 16
+KR_FN __m256 lower(f32v a) { return _mm512_castps512_ps256((__m512)a); }
+KR_FN __m256 upper(f32v a) { return _mm512_extractf32x8_ps((__m512)a, 1); }
 KR_FN float reduce_sum(f32v a) {
-    float lanes[kLanes];
-    store(lanes, a);
-    for (int width = kLanes / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+    __m256 b = _mm256_add_ps(lower(a), upper(a));
+    return _mm_cvtss_f32(half_sum(_mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1))));
 }
 KR_FN float reduce_max(f32v a) {
-    float lanes[kLanes];
-    store(lanes, a);
-    for (int width = kLanes / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    return lanes[0];
+    __m256 b = _mm256_max_ps(lower(a), upper(a));
+    return _mm_cvtss_f32(half_max(_mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1))));
 }
+#else
+KR_FN float reduce_sum(f32v a) {
+    return _mm_cvtss_f32(half_sum(_mm_add_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1))));
+}
+KR_FN float reduce_max(f32v a) {
+    return _mm_cvtss_f32(half_max(_mm_max_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1))));
+}
+#endif
 #undef KR_I
 #endif

@@ -75,47 +75,54 @@ def pack_uint8(x: Tensor) -> Tensor:
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
 
 
-def _loss_call(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index):
+def _loss(
+    input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index,
+    *, loss=False, row_loss=None, grad=None, upstream=None, mean=False,
+) -> float:  # fmt: skip
+    """What is wanted of one call, written to ``row_loss`` and ``grad``; the loss over all rows is returned."""
     if target.dtype == torch.float64:
         target = target.float()
-    call = _cpu.DistillationLoss(
-        input.data_ptr(), DTYPES[input.dtype], input.stride(0), target.data_ptr(), DTYPES[target.dtype],
-        target.stride(0), len(input), input.shape[1], _address(labels), _address(weight),
+    rows, classes = input.shape
+    total, invalid = _cpu.distillation_loss(
+        loss, _address(row_loss), _address(grad), _address(upstream),
+        upstream.stride(0) if upstream is not None and upstream.ndim else 0, mean, torch.get_num_threads(),
+        input.data_ptr(), target.data_ptr(), DTYPES[input.dtype], DTYPES[target.dtype], rows, classes,
+        input.stride(0), target.stride(0), _address(labels), _address(weight),
         temperature, soft, hard, smoothing, ignore_index, kind,
     )  # fmt: skip
-    return call, target  # the tensor keeps the address alive
-
-
-def _distillation_forward(
-    input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction
-):
-    call, _alive = _loss_call(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index)
-    rows = torch.empty(len(input), dtype=torch.float32)
-    stats = torch.empty(len(input), 5, dtype=torch.float32)
-    total, weights, invalid = _cpu.distillation_forward(
-        call, rows.data_ptr(), stats.data_ptr(), torch.get_num_threads()
-    )
     if invalid >= 0:
-        bad = int(labels[invalid])
-        rule = f"be in [0, {input.shape[1]}) or ignore_index {ignore_index}"
-        raise ValueError(f"distillation_loss: labels must {rule}, got {bad} in row {invalid}")
-    scale = 1.0 if reduction != "mean" else 1 / weights if weights > 0 else 0.0
-    loss = rows if reduction == "none" else torch.tensor(total * scale, dtype=torch.float32)
-    return loss, stats, torch.tensor(scale, dtype=torch.float32)
+        rule = f"be in [0, {classes}) or ignore_index {ignore_index}"
+        raise ValueError(f"distillation_loss: labels must {rule}, got {int(labels[invalid])} in row {invalid}")
+    return total
+
+
+def _distillation_forward(input, target, labels, weight, *parameters):
+    *parameters, reduction = parameters
+    rows = torch.empty(len(input), dtype=torch.float32) if reduction == "none" else None
+    total = _loss(input, target, labels, weight, *parameters, loss=True, row_loss=rows, mean=reduction == "mean")
+    loss = torch.tensor(total, dtype=torch.float32) if rows is None else rows
+    return loss, torch.empty(0, 5), torch.ones(())  # nothing is kept for backward: it takes the exponentials again
 
 
 def _distillation_backward(upstream, input, target, labels, weight, stats, scale, *parameters) -> Tensor:
-    call, _alive = _loss_call(input, target, labels, weight, *parameters[:-1])
-    upstream = upstream.float()
+    *parameters, reduction = parameters
     grad = torch.empty(input.shape, dtype=input.dtype)
-    step = upstream.stride(0) if upstream.ndim else 0
-    _cpu.distillation_backward(
-        call, stats.data_ptr(), upstream.data_ptr(), step, scale.item(), grad.data_ptr(), torch.get_num_threads()
-    )
+    upstream = upstream.float()
+    _loss(input, target, labels, weight, *parameters, grad=grad, upstream=upstream, mean=reduction == "mean")
     return grad
 
 
-registry.two_way("distillation_loss", "cpu", _distillation_forward, _distillation_backward, refuses=accepts(*DTYPES))
+def _distillation_both(input, target, labels, weight, *parameters) -> tuple[Tensor, Tensor]:
+    *parameters, reduction = parameters
+    grad = torch.empty(input.shape, dtype=input.dtype)
+    total = _loss(input, target, labels, weight, *parameters, loss=True, grad=grad, mean=reduction == "mean")
+    return torch.tensor(total, dtype=torch.float32), grad
+
+
+registry.two_way(
+    "distillation_loss", "cpu", _distillation_forward, _distillation_backward, _distillation_both,
+    refuses=accepts(*DTYPES),
+)  # fmt: skip
 
 
 SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")

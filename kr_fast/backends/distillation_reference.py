@@ -70,7 +70,7 @@ def forward(input, target, labels, weight, temperature, kind, soft, hard, smooth
     scale = torch.where(total > 0, 1 / total, 0) if reduction == "mean" else torch.ones_like(total)
     loss = rows if reduction == "none" else rows.sum() * scale
     stats = torch.cat([top, log_sum, teacher_top, teacher_sum, log_1], dim=1)
-    return loss, stats, scale
+    return loss, stats if z.is_cuda else stats[:0], scale
 
 
 def backward(upstream, input, target, labels, weight, stats, scale, *parameters) -> Tensor:

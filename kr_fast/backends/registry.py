@@ -41,15 +41,18 @@ def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, int], 
 
 
 class TwoWay(NamedTuple):
-    """An op whose kernel has a forward and a backward half."""
+    """An op whose kernel has a forward and a backward half, and perhaps one that does both in one pass."""
 
     forward: Callable
     backward: Callable
+    both: Callable | None = None
 
 
-def two_way(op: str, backend: str, forward: Callable, backward: Callable, *, refuses: Callable) -> None:
-    """Register a pair of functions as ``op`` on ``backend``."""
-    _kernels[op, backend] = (TwoWay(forward, backward), refuses)
+def two_way(
+    op: str, backend: str, forward: Callable, backward: Callable, both: Callable | None = None, *, refuses: Callable
+) -> None:
+    """Register the halves of ``op`` on ``backend``."""
+    _kernels[op, backend] = (TwoWay(forward, backward, both), refuses)
 
 
 def mark_unavailable(backend: str, reason: str) -> None:

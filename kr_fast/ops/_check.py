@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -35,3 +36,12 @@ def integer(op: str, argument: str, value: Any, low: int, high: int) -> None:
         fail(op, argument, "be an int", value, TypeError)
     if not low <= value < high:
         fail(op, argument, f"be in [{low}, {high})", value)
+
+
+def no_transform(op: str) -> None:
+    """The op is not called under ``torch.func``'s vmap, grad or jvp, whose tensors have no address."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"{op}: the call must not be under torch.func (vmap, grad, jvp); "
+            "flatten the batch to [B * N, C] and use autograd"
+        )

@@ -22,3 +22,10 @@ def define(schema: str, *, fake: Callable) -> Callable:
         return function
 
     return add
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """True where a kernel may take the tensor's address: no subclass, no tracing or dispatch mode around the call."""
+    return (type(tensor) is torch.Tensor or type(tensor) is torch.nn.Parameter) and not (
+        torch._C._len_torch_dispatch_stack()
+    )

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import define, is_plain
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TARGET_TYPES = {"logits": 0, "probs": 1, "log_probs": 2}
@@ -27,7 +27,7 @@ def _loss_dtype(input: Tensor) -> torch.dtype:
 def _forward_fake(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction):
     rows = input.shape[0]
     loss = input.new_empty((rows,) if reduction == "none" else (), dtype=_loss_dtype(input))
-    return loss, loss.new_empty((rows, STATS)), loss.new_empty(())
+    return loss, loss.new_empty((rows if input.is_cuda else 0, STATS)), loss.new_empty(())
 
 
 @define(
@@ -54,24 +54,65 @@ def _backward(upstream, input, target, labels, weight, stats, scale, *parameters
     return run.backward(upstream, input, target, labels, weight, stats, scale, *parameters)
 
 
-class _DistillationLoss(torch.autograd.Function):
-    """Saves five numbers a row; backward recomputes from the logits, with the upstream gradient folded in float32."""
+class _InTwo(torch.autograd.Function):
+    """Forward, then backward, which recomputes from the logits with the upstream gradient folded in in float32.
+
+    ``run`` is the kernel's pair, or None for the dispatcher's ops, which torch.compile can trace.
+    """
 
     @staticmethod
-    def forward(ctx, input, target, labels, weight, *parameters):
-        loss, stats, scale = torch.ops.kr_fast.distillation_loss_forward(input, target, labels, weight, *parameters)
+    def forward(ctx, run, input, target, labels, weight, parameters):
+        forward = run.forward if run else torch.ops.kr_fast.distillation_loss_forward
+        loss, stats, scale = forward(input, target, labels, weight, *parameters)
         ctx.save_for_backward(input, target, labels, weight, stats, scale)
-        ctx.parameters = parameters
+        ctx.run, ctx.parameters = run, parameters
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        input, target, labels, weight, stats, scale = ctx.saved_tensors
-        grad = torch.ops.kr_fast.distillation_loss_backward(
-            upstream, input, target, labels, weight, stats, scale, *ctx.parameters
-        )
-        return grad, *[None] * (3 + len(ctx.parameters))
+        backward = ctx.run.backward if ctx.run else torch.ops.kr_fast.distillation_loss_backward
+        grad = backward(upstream, *ctx.saved_tensors, *ctx.parameters)
+        return None, grad, None, None, None, None
+
+
+class _InOne(torch.autograd.Function):
+    """Loss and gradient in one pass; backward hands the gradient over where the upstream gradient is 1.
+
+    Not for float16: its gradient would underflow before a loss scale arrives. Not for a device whose scalars cannot be
+    read without a wait.
+    """
+
+    @staticmethod
+    def forward(ctx, run, input, target, labels, weight, parameters):
+        loss, ctx.grad = run.both(input, target, labels, weight, *parameters)
+        ctx.save_for_backward(input, target, labels, weight)
+        ctx.run, ctx.parameters = run, parameters
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        saved = ctx.saved_tensors  # also refuses logits that were changed in place since
+        # Given away, not shared: autograd may then keep it as .grad without a copy, and add to it.
+        grad, ctx.grad = ctx.grad, None
+        factor = upstream.item()
+        if grad is not None and factor != 1 and grad.dtype == torch.float32:
+            grad.mul_(factor)
+        elif grad is None or factor != 1:  # a second backward; or another rounding to bfloat16
+            grad = ctx.run.backward(upstream, *saved, None, None, *ctx.parameters)
+        return None, grad, None, None, None, None
+
+
+def _apply(input: Tensor, target: Tensor, labels: Tensor | None, weight: Tensor | None, parameters: tuple) -> Tensor:
+    """By the shortest way: the dispatcher costs more than a small batch's kernels, so plain tensors go past it."""
+    if torch.compiler.is_compiling() or not (is_plain(input) and is_plain(target)):
+        return _InTwo.apply(None, input, target, labels, weight, parameters)
+    run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        return run.forward(input, target, labels, weight, *parameters)[0]
+    in_one = run.both and parameters[-1] != "none" and input.dtype != torch.float16
+    return (_InOne if in_one else _InTwo).apply(run, input, target, labels, weight, parameters)
 
 
 def distillation_loss(
@@ -117,6 +158,7 @@ def distillation_loss(
         "Logit Standardization in Knowledge Distillation", CVPR 2024, for ``standardize``.
     """
     op = "distillation_loss"
+    _check.no_transform(op)
     _check.tensor(op, "input", input, ndim=2, dtypes=FLOATS)
     _check.tensor(op, "target", target, ndim=2, dtypes=FLOATS)
     if input.shape != target.shape:
@@ -155,17 +197,19 @@ def distillation_loss(
         input = input.contiguous()
     if target.stride(1) != 1:
         target = target.contiguous()
-    return _DistillationLoss.apply(
-        input, target, labels, sample_weight,
+    parameters = (
         float(temperature), TARGET_TYPES[target_type], float(soft_weight), float(hard_weight),
         float(label_smoothing), ignore_index, reduction,
     )  # fmt: skip
+    return _apply(input, target, labels, sample_weight, parameters)
 
 
 def _labels(op: str, labels: Tensor, input: Tensor) -> Tensor:
     _check.tensor(op, "labels", labels, ndim=1, dtypes=(torch.int64, torch.int32))
-    if len(labels) != len(input) or labels.device != input.device:
+    if labels.shape[0] != input.shape[0] or labels.device != input.device:
         _check.fail(op, "labels", f"be [{len(input)}] on {input.device}", labels)
+    if labels.dtype == torch.int64 and labels.is_contiguous():
+        return labels
     return labels.to(torch.int64).contiguous()
 
 

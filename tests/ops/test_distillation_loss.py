@@ -172,6 +172,57 @@ def test_half_precision_gradient_survives_a_loss_scale(isa):
     close(z.grad, exact.grad, 1e-3)
 
 
+def test_grad_scaler_and_autocast_train(isa):
+    """Mixed precision as pipelines write it: half-precision logits under autocast, the loss scaled, then unscaled."""
+    torch.manual_seed(6)
+    layer, x, t = torch.nn.Linear(8, 10), torch.randn(64, 8), torch.randn(64, 10)
+    exact = F.linear(x.double(), weight := layer.weight.detach().double().requires_grad_(), layer.bias.double())
+    oracle(exact, t, T=4.0).backward()
+    for dtype, tolerance in ((torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
+        layer.zero_grad()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        with torch.autocast("cpu", dtype=dtype):
+            logits = layer(x)
+            assert logits.dtype == dtype
+            loss = distillation_loss(logits, t, temperature=4.0)
+        assert loss.dtype == torch.float32
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        close(layer.weight.grad, weight.grad, tolerance)
+
+
+def test_logits_changed_in_place_are_noticed():
+    z, t = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    logits = z * 2
+    loss = distillation_loss(logits, t)
+    logits.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_accumulate_and_are_not_shared():
+    z, t = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    distillation_loss(z, t).backward()
+    first, kept = z.grad, z.grad.clone()
+    loss = distillation_loss(z, t)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert z.grad is first
+    torch.testing.assert_close(z.grad, 3 * kept)
+
+
+def test_second_derivatives_and_transforms_are_refused():
+    z, t = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    grad = torch.autograd.grad(distillation_loss(z, t), z, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        grad.sum().backward()
+    with pytest.raises(RuntimeError, match="distillation_loss: the call must not be under torch.func"):
+        torch.func.vmap(lambda z: distillation_loss(z, t))(torch.randn(2, 5, 7))
+    with pytest.raises(RuntimeError, match="must not be under torch.func"):
+        torch.func.grad(lambda z: distillation_loss(z, t))(z.detach())
+
+
 def test_mixed_dtypes_strides_and_inputs_unchanged(isa):
     torch.manual_seed(4)
     wide = torch.randn(9, 80)

@@ -1,0 +1,153 @@
+// Rows of any element type as float32, for the instruction set that foreach_isa.h is compiling. No include guard.
+
+// Where n floats of the row can be read: in place, or converted into scratch.
+static const float* to_float_row(const void* base, Dtype dtype, int64_t offset, int64_t n, float* scratch) {
+    if (dtype == Dtype::f32) return static_cast<const float*>(base) + offset;
+    const uint16_t* from = static_cast<const uint16_t*>(base) + offset;
+    if (dtype == Dtype::bf16) {
+        for (int64_t i = 0; i < n; ++i) scratch[i] = bf16_to_float(from[i]);
+    } else {
+        int64_t i = 0;
+#if KR_LANES == 8
+        for (; i + 8 <= n; i += 8)
+            _mm256_storeu_ps(scratch + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+#elif KR_LANES == 16
+        for (; i + 16 <= n; i += 16)
+            _mm512_storeu_ps(scratch + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
+#endif
+        for (; i < n; ++i) scratch[i] = half_to_float(from[i]);
+    }
+    return scratch;
+}
+
+static void from_float_row(const float* from, Dtype dtype, void* base, int64_t offset, int64_t n) {
+    uint16_t* to = static_cast<uint16_t*>(base) + offset;
+    if (dtype == Dtype::bf16) {
+        for (int64_t i = 0; i < n; ++i) to[i] = float_to_bf16(from[i]);
+    } else {
+        int64_t i = 0;
+#if KR_LANES >= 8
+        for (; i + 8 <= n; i += 8)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
+#endif
+        for (; i < n; ++i) to[i] = float_to_half(from[i]);
+    }
+}
+
+#if KR_LANES > 1
+KR_FN __m256i first_of_8(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+KR_FN void transpose_8x8(__m256 a[8]) {
+    __m256 b[8];
+    for (int r = 0; r < 8; r += 2) {
+        b[r] = _mm256_unpacklo_ps(a[r], a[r + 1]);
+        b[r + 1] = _mm256_unpackhi_ps(a[r], a[r + 1]);
+    }
+    for (int r = 0; r < 8; r += 4)
+        for (int k = 0; k < 2; ++k) {
+            a[r + 2 * k] = _mm256_shuffle_ps(b[r + k], b[r + 2 + k], 0x44);
+            a[r + 2 * k + 1] = _mm256_shuffle_ps(b[r + k], b[r + 2 + k], 0xEE);
+        }
+    for (int k = 0; k < 4; ++k) {
+        b[k] = _mm256_permute2f128_ps(a[k], a[k + 4], 0x20);
+        b[k + 4] = _mm256_permute2f128_ps(a[k], a[k + 4], 0x31);
+    }
+    for (int k = 0; k < 8; ++k) a[k] = b[k];
+}
+
+// Where the groups of 8 columns start: the last one overlaps its neighbour instead of being cut, from 8 classes on.
+KR_FN int group_start(int j, int classes) { return classes >= 8 && j + 8 > classes ? classes - 8 : j; }
+
+KR_FN void read_8_rows(const float* const* rows, int j, int classes, __m256 a[8]) {
+    const __m256i mask = first_of_8(classes);
+    if (classes >= 8)
+        for (int r = 0; r < 8; ++r) a[r] = _mm256_loadu_ps(rows[r] + j);
+    else
+        for (int r = 0; r < 8; ++r) a[r] = _mm256_maskload_ps(rows[r], mask);
+    transpose_8x8(a);
+}
+
+KR_FN void write_8_rows(float* const* rows, int j, int classes, __m256 a[8], int count) {
+    const __m256i mask = first_of_8(classes);
+    transpose_8x8(a);
+    if (classes >= 8 && count >= 8) {
+        for (int r = 0; r < 8; ++r) _mm256_storeu_ps(rows[r] + j, a[r]);
+        return;
+    }
+    for (int r = 0; r < 8 && r < count; ++r) {
+        if (classes >= 8)
+            _mm256_storeu_ps(rows[r] + j, a[r]);
+        else
+            _mm256_maskstore_ps(rows[r], mask, a[r]);
+    }
+}
+
+// out[j * kLanes + r] = rows[r][j] for kLanes rows.
+KR_FN void transpose_in(const float* const* rows, int classes, float* out) {
+    for (int from = 0; from < classes; from += 8) {
+        const int j = group_start(from, classes);
+        __m256 a[8];
+        read_8_rows(rows, j, classes, a);
+#if KR_LANES == 16
+        __m256 b[8];
+        read_8_rows(rows + 8, j, classes, b);
+        for (int k = 0; k < 8; ++k)
+            _mm512_storeu_ps(out + (j + k) * kLanes, _mm512_insertf32x8(_mm512_castps256_ps512(a[k]), b[k], 1));
+#else
+        for (int k = 0; k < 8; ++k) _mm256_storeu_ps(out + (j + k) * kLanes, a[k]);
+#endif
+    }
+}
+
+// rows[r][j] = in[j * kLanes + r] for the first `count` of kLanes rows.
+KR_FN void transpose_out(const float* in, int classes, float* const* rows, int count) {
+    for (int from = 0; from < classes; from += 8) {
+        const int j = group_start(from, classes);
+        __m256 a[8];
+#if KR_LANES == 16
+        __m256 b[8];
+        for (int k = 0; k < 8; ++k) {
+            const __m512 both = _mm512_loadu_ps(in + (j + k) * kLanes);
+            a[k] = _mm512_castps512_ps256(both), b[k] = _mm512_extractf32x8_ps(both, 1);
+        }
+        write_8_rows(rows + 8, j, classes, b, count - 8);
+#else
+        for (int k = 0; k < 8; ++k) a[k] = _mm256_loadu_ps(in + (j + k) * kLanes);
+#endif
+        write_8_rows(rows, j, classes, a, count);
+    }
+}
+#endif
+
+// out[j * kLanes + r] = class j of row (row + r), the last of `count` rows repeated up to kLanes. `out` and `scratch`
+// (for converted rows) have room for kLanes rows of at least 8 classes.
+static void load_lanes(const void* base, Dtype dtype, int64_t stride, int64_t row, int count, int classes, float* out,
+                       float* scratch) {
+    const float* rows[kLanes];
+    for (int r = 0; r < kLanes; ++r) {
+        const int64_t at = row + (r < count ? r : count - 1);
+        rows[r] = dtype == Dtype::f32 ? static_cast<const float*>(base) + at * stride
+                                      : to_float_row(base, dtype, at * stride, classes, scratch + r * classes);
+    }
+#if KR_LANES == 1
+    for (int j = 0; j < classes; ++j) out[j] = rows[0][j];
+#else
+    transpose_in(rows, classes, out);
+#endif
+}
+
+// The way back, for contiguous rows.
+static void store_lanes(const float* in, void* base, Dtype dtype, int64_t row, int count, int classes, float* scratch) {
+    float* rows[kLanes];
+    for (int r = 0; r < kLanes; ++r)
+        rows[r] = dtype == Dtype::f32 ? static_cast<float*>(base) + (row + r) * classes : scratch + r * classes;
+#if KR_LANES == 1
+    for (int j = 0; j < classes; ++j) rows[0][j] = in[j];
+#else
+    transpose_out(in, classes, rows, count);
+#endif
+    if (dtype != Dtype::f32)
+        for (int r = 0; r < count; ++r) from_float_row(rows[r], dtype, base, (row + r) * classes, classes);
+}
