@@ -46,10 +46,30 @@ def _kl_terms(p, q, d):
 
 
 @triton.jit
+def _topk(target, indices, rows, stride, columns, live, C: tl.constexpr, K: tl.constexpr, SMOOTH: tl.constexpr):
+    """A block of classes of rows that are stored as their K largest probabilities."""
+    total = tl.zeros([rows.shape[0]], tl.float32)
+    for k in tl.range(0, K):
+        total += tl.load(target + rows * stride + k, mask=live, other=1.0 / K).to(tl.float32)
+    if SMOOTH:
+        rest = tl.maximum(1.0 - total, 0.0) / (C - K if C > K else 1)
+        factor = tl.full([rows.shape[0]], 1.0, tl.float32)
+    else:
+        rest = tl.zeros([rows.shape[0]], tl.float32)
+        factor = 1.0 / total
+    p = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32) + rest[:, None]
+    for k in tl.range(0, K):
+        value = tl.load(target + rows * stride + k, mask=live, other=0.0).to(tl.float32) * factor
+        index = tl.load(indices + rows * K + k, mask=live, other=0)
+        p = tl.where(columns[None, :] == index[:, None], value[:, None], p)
+    return p
+
+
+@triton.jit
 def forward_kernel(
-    input, target, labels, weight, row_loss, row_weight, stats, n, input_stride, target_stride,
+    input, target, indices, labels, weight, row_loss, row_weight, stats, n, input_stride, target_stride,
     temperature, soft, hard, smoothing, ignore_index,
-    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, CROSS: tl.constexpr,
     HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     rows, live = _rows_and_mask(n, ROWS)
@@ -87,17 +107,24 @@ def forward_kernel(
         centred = s - top[:, None]
         if SOFT:
             log_q = centred * inverse_t - log_s[:, None]
-            t = _read(target, rows, target_stride, columns, mask, 0.0 if KIND == 1 else minus_inf)
+            if KIND >= 3:
+                t = _topk(target, indices, rows, target_stride, columns, live, C, K, KIND == 3)
+            else:
+                t = _read(target, rows, target_stride, columns, mask, 0.0 if KIND == 1 else minus_inf)
             if KIND == 0:
                 log_p = (t - teacher_top[:, None]) * inverse_t - log_t[:, None]
                 p = tl.exp(log_p)
-            elif KIND == 1:
-                log_p = tl.log(t)
-                p = t
-            else:
+            elif KIND == 2:
                 log_p = t
                 p = tl.exp(t)
-            kl += tl.sum(tl.where(mask, _kl_terms(p, tl.exp(log_q), log_p - log_q), 0.0), axis=1)
+            else:
+                log_p = tl.log(t)
+                p = t
+            if CROSS:
+                terms = tl.where(p == 0.0, 0.0, -p * log_q)
+            else:
+                terms = _kl_terms(p, tl.exp(log_q), log_p - log_q)
+            kl += tl.sum(tl.where(mask, terms, 0.0), axis=1)
         if HARD:
             chosen = columns[None, :] == label[:, None]
             picked += tl.sum(tl.where(chosen & mask, centred, 0.0), axis=1) * (1.0 - smoothing)
@@ -123,9 +150,9 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    upstream, input, target, labels, weight, stats, scale, grad, n, input_stride, target_stride, upstream_stride,
-    temperature, soft, hard, smoothing, ignore_index,
-    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
+    upstream, input, target, indices, labels, weight, stats, scale, grad,
+    n, input_stride, target_stride, upstream_stride, temperature, soft, hard, smoothing, ignore_index,
+    C: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, CROSS: tl.constexpr,
     HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     rows, live = _rows_and_mask(n, ROWS)
@@ -146,7 +173,10 @@ def backward_kernel(
     centred = _read(input, rows, input_stride, columns, mask, 0.0) - top[:, None]
     g = tl.zeros([ROWS, BLOCK], tl.float32)
     if SOFT:
-        p = _read(target, rows, target_stride, columns, mask, 0.0)
+        if KIND >= 3:
+            p = _topk(target, indices, rows, target_stride, columns, live, C, K, KIND == 3)
+        else:
+            p = _read(target, rows, target_stride, columns, mask, 0.0)
         if KIND == 0:
             p = tl.exp((p - teacher_top[:, None]) * inverse_t - log_t[:, None])
         elif KIND == 2:
@@ -166,39 +196,45 @@ def tile(classes: int) -> tuple[int, int, int]:
     return rows, block, 8 if rows * block >= 2048 else 4
 
 
-def _constants(input, labels, weight, kind, soft, hard):
+KINDS = {"logits": 0, "probs": 1, "log_probs": 2, "topk_smooth": 3, "topk_renorm": 4}
+
+
+def _constants(input, target, labels, weight, target_type, cross, soft, hard):
     rows, block, warps = tile(input.shape[1])
     return {
-        "C": input.shape[1], "ROWS": rows, "BLOCK": block, "KIND": kind, "num_warps": warps,
-        "HAS_LABELS": labels is not None, "HAS_WEIGHT": weight is not None, "SOFT": soft != 0, "HARD": hard != 0,
-        "enable_fp_fusion": True,
+        "C": input.shape[1], "K": target.shape[1], "ROWS": rows, "BLOCK": block, "KIND": KINDS[target_type],
+        "CROSS": cross, "HAS_LABELS": labels is not None, "HAS_WEIGHT": weight is not None, "SOFT": soft != 0,
+        "HARD": hard != 0, "num_warps": warps, "enable_fp_fusion": True,
     }  # fmt: skip
 
 
-def forward(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index):
+def forward(
+    input, target, indices, labels, weight, temperature, target_type, cross, soft, hard, smoothing, ignore_index
+):
     """(weighted row losses, row weights, row statistics), float32."""
     n = len(input)
     row_loss = torch.empty(n, dtype=torch.float32, device=input.device)
     row_weight, stats = torch.empty_like(row_loss), row_loss.new_empty(n, STATS)
     if n:
-        constants = _constants(input, labels, weight, kind, soft, hard)
+        constants = _constants(input, target, labels, weight, target_type, cross, soft, hard)
         forward_kernel[(triton.cdiv(n, constants["ROWS"]),)](
-            input, target, labels, weight, row_loss, row_weight, stats, n, input.stride(0), target.stride(0),
+            input, target, indices, labels, weight, row_loss, row_weight, stats, n, input.stride(0), target.stride(0),
             temperature, soft, hard, smoothing, ignore_index, **constants,
         )  # fmt: skip
     return row_loss, row_weight, stats
 
 
 def backward(
-    upstream, input, target, labels, weight, stats, scale, temperature, kind, soft, hard, smoothing, ignore_index
-):
+    upstream, input, target, indices, labels, weight, stats, scale,
+    temperature, target_type, cross, soft, hard, smoothing, ignore_index,
+):  # fmt: skip
     """d loss / d input, of input's dtype, contiguous."""
     n, classes = input.shape
     grad = torch.empty(n, classes, dtype=input.dtype, device=input.device)
     if n:
-        constants = _constants(input, labels, weight, kind, soft, hard)
+        constants = _constants(input, target, labels, weight, target_type, cross, soft, hard)
         backward_kernel[(triton.cdiv(n, constants["ROWS"]), triton.cdiv(classes, constants["BLOCK"]))](
-            upstream, input, target, labels, weight, stats, scale, grad, n, input.stride(0), target.stride(0),
+            upstream, input, target, indices, labels, weight, stats, scale, grad, n, input.stride(0), target.stride(0),
             upstream.stride(0) if upstream.ndim else 0, temperature, soft, hard, smoothing, ignore_index, **constants,
         )  # fmt: skip
     return grad

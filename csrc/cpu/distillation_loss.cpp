@@ -30,6 +30,14 @@ int64_t check_labels(const DistillationLoss& call, int64_t& counted) {
     return -1;
 }
 
+int64_t first_index_outside(const DistillationLoss& call) {
+    if (!call.indices) return -1;
+    const uint64_t classes = static_cast<uint64_t>(call.classes);
+    for (int64_t at = 0; at < call.rows * call.top_k; ++at)
+        if (static_cast<uint64_t>(call.indices[at]) >= classes) return at / call.top_k;
+    return -1;
+}
+
 double sum_of_weights(const DistillationLoss& call, int64_t counted) {
     if (!call.weight) return static_cast<double>(counted);
     double sum = 0;
@@ -46,6 +54,7 @@ int64_t grain(const DistillationLoss& call) { return (int64_t{1} << 14) / (kBloc
 DistillationResult distillation_loss(const DistillationLoss& call, const DistillationWanted& wanted, int threads) {
     int64_t counted;
     DistillationResult result{0.0, check_labels(call, counted)};
+    if (result.invalid < 0) result.invalid = first_index_outside(call);
     if (result.invalid >= 0) return result;
     double scale = 1;
     if (wanted.mean) {

@@ -15,7 +15,11 @@ struct DistillationLoss {
     const float* weight;    // or null
     float temperature, soft, hard, smoothing;
     int64_t ignore_index;
-    int target_kind;  // 0 logits, 1 probabilities, 2 log-probabilities
+    int target_kind;         // 0 logits, 1 probabilities, 2 log-probabilities
+    const int64_t* indices;  // null, or [rows, top_k] contiguous: target holds the probabilities of these classes only
+    int64_t top_k;
+    bool smooth_tail;  // the rest of such a row's mass is spread over its other classes, else the row is renormalised
+    bool cross;        // -p ln q in place of the divergence
 };
 
 // What is wanted of a call. Loss and gradient together cost one pass; each alone costs less.
@@ -30,7 +34,9 @@ struct DistillationWanted {
 
 struct DistillationResult {
     double loss;      // over all rows
-    int64_t invalid;  // the first row whose label is neither in [0, classes) nor ignore_index, or -1; nothing is done then
+    // The first row whose label is neither in [0, classes) nor ignore_index, or that has an index outside; -1 if there is
+    // none. Nothing is done otherwise.
+    int64_t invalid;
 };
 
 // Rows are summed in fixed blocks, so the result does not depend on the number of threads.

@@ -20,6 +20,27 @@ KR_FN f32v kl_term(f32v p, f32v q, f32v d) {
     return p == splat(0.0f) ? q : square < splat(0.0625f) ? near : far;
 }
 
+KR_FN f32v cross_term(f32v p, f32v log_q) { return p == splat(0.0f) ? splat(0.0f) : -(p * log_q); }
+
+static const float* student_row(const DistillationLoss& call, int64_t row, float* scratch) {
+    return to_float_row(call.input, call.input_dtype, row * call.input_stride, call.classes, scratch);
+}
+
+// A row of the teacher; one that is stored as top-k probabilities is written out in scratch.
+static const float* teacher_row(const DistillationLoss& call, int64_t row, float* scratch) {
+    if (!call.indices)
+        return to_float_row(call.target, call.target_dtype, row * call.target_stride, call.classes, scratch);
+    const int64_t *indices = call.indices + row * call.top_k, at = row * call.target_stride;
+    float sum = 0.0f;
+    for (int64_t k = 0; k < call.top_k; ++k) sum += element(call.target, call.target_dtype, at + k);
+    const int64_t others = call.classes - call.top_k;
+    const float rest = call.smooth_tail && others > 0 && sum < 1.0f ? (1.0f - sum) / (float)others : 0.0f;
+    const float scale = call.smooth_tail ? 1.0f : 1.0f / sum;
+    for (int64_t j = 0; j < call.classes; ++j) scratch[j] = rest;
+    for (int64_t k = 0; k < call.top_k; ++k) scratch[indices[k]] = scale * element(call.target, call.target_dtype, at + k);
+    return scratch;
+}
+
 // What e^(z - top) is made of, from the tempered e^((z - top) / T): a power of it where T is 1, 2 or 4, else by itself.
 // A template argument, because a choice at run time would cost as much as the power.
 constexpr int kNoPower = 0;
@@ -44,7 +65,10 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
     alignas(64) float s_lanes[kLaneClasses * kLanes], t_lanes[kLaneClasses * kLanes], scratch[kLaneClasses * kLanes];
     f32v es[kLaneClasses], et[kLaneClasses];
 
-    load_lanes(call.input, call.input_dtype, call.input_stride, row, count, classes, s_lanes, scratch);
+    const int kind = call.indices ? 1 : call.target_kind;
+    const float* rows[kLanes];  // the last of `count` rows is repeated
+    for (int r = 0; r < kLanes; ++r) rows[r] = r < count ? student_row(call, row + r, scratch + r * classes) : rows[r - 1];
+    load_lanes(rows, classes, s_lanes);
     f32v top = load(s_lanes), sum_s = zero, sum_1 = zero, sum_z = zero, label = splat(-1.0f);
     for (int j = 1; j < classes; ++j) top = max(load(s_lanes + j * kLanes), top);
     for (int j = 0; j < classes; ++j) {
@@ -57,8 +81,10 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
     }
     f32v sum_t = one;
     if (soft) {
-        load_lanes(call.target, call.target_dtype, call.target_stride, row, count, classes, t_lanes, scratch);
-        if (call.target_kind == 0) {
+        for (int r = 0; r < kLanes; ++r)
+            rows[r] = r < count ? teacher_row(call, row + r, scratch + r * classes) : rows[r - 1];
+        load_lanes(rows, classes, t_lanes);
+        if (kind == 0) {
             f32v top_t = load(t_lanes);
             sum_t = zero;
             for (int j = 1; j < classes; ++j) top_t = max(load(t_lanes + j * kLanes), top_t);
@@ -71,8 +97,8 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
         } else {
             for (int j = 0; j < classes; ++j) {
                 const f32v t = load(t_lanes + j * kLanes);
-                et[j] = call.target_kind == 1 ? t : vec_exp(t);
-                store(t_lanes + j * kLanes, (call.target_kind == 1 ? vec_log(t) : t) * temperature);
+                et[j] = kind == 1 ? t : vec_exp(t);
+                store(t_lanes + j * kLanes, (kind == 1 ? vec_log(t) : t) * temperature);
             }
         }
     }
@@ -83,6 +109,7 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
     }
     const f32v scale = load(factor), scale_s = one / sum_s, scale_t = one / sum_t;
     const f32v shift = vec_log(sum_t / sum_s);  // ln p - ln q = (t - s) / T - shift; the quotient of equals is exactly 1
+    const f32v log_s = call.cross ? vec_log(sum_s) : zero;
     const f32v soft_scale = splat(call.soft * call.temperature) * scale, scale_1 = splat(call.hard) * scale / sum_1;
     const f32v on = splat(call.hard * (1.0f - call.smoothing)) * scale;
     const f32v smooth = splat(call.hard * call.smoothing / (float)classes) * scale;
@@ -93,7 +120,10 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
         if (soft) {
             // Both products are rounded, so that equal rows give exactly 0.
             const f32v p = et[j] * scale_t, q = es[j] * scale_s;
-            if (want_loss) kl = kl + kl_term(p, q, (load(t_lanes + j * kLanes) - centred) * inverse_t - shift);
+            if (want_loss && call.cross)
+                kl = kl + cross_term(p, fma(centred, inverse_t, -log_s));
+            else if (want_loss)
+                kl = kl + kl_term(p, q, (load(t_lanes + j * kLanes) - centred) * inverse_t - shift);
             out = soft_scale * (q - p);
         }
         if (hard) {
@@ -174,7 +204,7 @@ static float loss_row(const DistillationLoss& call, bool want_loss, const float*
                       float factor, float* work, float* grad) {
     const int64_t classes = call.classes, label = call.labels ? call.labels[row] : -1;
     const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f;
-    const int kind = call.target_kind;
+    const int kind = call.indices ? 1 : call.target_kind;
     const float T = call.temperature, minus_inf = -__builtin_inff(), top = row_max(s, classes);
     float *es = work, *et = work + classes, top_t = 0.0f;
     const RowSums sums = exponentials<kPower>(s, classes, top, T, hard, hard && call.smoothing != 0.0f, es);
@@ -186,7 +216,7 @@ static float loss_row(const DistillationLoss& call, bool want_loss, const float*
     const f32v scale_s = splat(1.0f / (float)sums.tempered), scale_t = splat(1.0f / (float)sum_t);
     // ln p - ln q = (t - s) / T - shift for teacher logits
     const f32v shift = splat((float)__builtin_log(sum_t / sums.tempered)), inverse_t = splat(1.0f / T), tops = splat(top), tops_t = splat(top_t);
-    const f32v soft_scale = splat(factor * call.soft * T);
+    const f32v log_s = splat((float)__builtin_log(sums.tempered)), soft_scale = splat(factor * call.soft * T);
     const f32v scale_1 = splat(hard ? factor * call.hard / (float)sums.plain : 0.0f);
     const f32v smooth = splat(factor * call.hard * call.smoothing / (float)classes);
     for (int64_t start = 0; start < classes; start += kBlock) {
@@ -204,7 +234,10 @@ static float loss_row(const DistillationLoss& call, bool want_loss, const float*
                     p = kind == 1 ? tv : vec_exp(tv);
                     log_p = kind == 1 ? vec_log(tv) : tv;
                 }
-                if (want_loss) block = block + kl_term(p, q, log_p - centred * inverse_t - shift);
+                if (want_loss && call.cross)
+                    block = block + cross_term(p, fma(centred, inverse_t, -log_s));
+                else if (want_loss)
+                    block = block + kl_term(p, q, log_p - centred * inverse_t - shift);
                 out = soft_scale * (q - p);
             }
             if (grad) {
@@ -259,8 +292,7 @@ static double loss_block_of(const DistillationLoss& call, const DistillationWant
             const int64_t row = begin + r;
             float* grad = !wanted.grad ? nullptr : direct ? static_cast<float*>(wanted.grad) + row * n : work + 4 * n;
             if (factor[r] != 0.0f || (wanted.loss && weight[r] != 0.0f)) {
-                const float* s = to_float_row(call.input, call.input_dtype, row * call.input_stride, n, work + 2 * n);
-                const float* t = to_float_row(call.target, call.target_dtype, row * call.target_stride, n, work + 3 * n);
+                const float *s = student_row(call, row, work + 2 * n), *t = teacher_row(call, row, work + 3 * n);
                 losses[r] = loss_row<kPower>(call, wanted.loss, s, t, row, factor[r], work, grad);
             }
             if (grad && factor[r] == 0.0f)

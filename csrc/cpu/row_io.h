@@ -20,6 +20,12 @@ static const float* to_float_row(const void* base, Dtype dtype, int64_t offset, 
     return scratch;
 }
 
+static inline float element(const void* base, Dtype dtype, int64_t at) {
+    if (dtype == Dtype::f32) return static_cast<const float*>(base)[at];
+    const uint16_t bits = static_cast<const uint16_t*>(base)[at];
+    return dtype == Dtype::bf16 ? bf16_to_float(bits) : half_to_float(bits);
+}
+
 static void from_float_row(const float* from, Dtype dtype, void* base, int64_t offset, int64_t n) {
     uint16_t* to = static_cast<uint16_t*>(base) + offset;
     if (dtype == Dtype::bf16) {
@@ -121,16 +127,8 @@ KR_FN void transpose_out(const float* in, int classes, float* const* rows, int c
 }
 #endif
 
-// out[j * kLanes + r] = class j of row (row + r), the last of `count` rows repeated up to kLanes. `out` and `scratch`
-// (for converted rows) have room for kLanes rows of at least 8 classes.
-static void load_lanes(const void* base, Dtype dtype, int64_t stride, int64_t row, int count, int classes, float* out,
-                       float* scratch) {
-    const float* rows[kLanes];
-    for (int r = 0; r < kLanes; ++r) {
-        const int64_t at = row + (r < count ? r : count - 1);
-        rows[r] = dtype == Dtype::f32 ? static_cast<const float*>(base) + at * stride
-                                      : to_float_row(base, dtype, at * stride, classes, scratch + r * classes);
-    }
+// out[j * kLanes + r] = rows[r][j]; out has room for kLanes rows of at least 8 classes.
+KR_FN void load_lanes(const float* const* rows, int classes, float* out) {
 #if KR_LANES == 1
     for (int j = 0; j < classes; ++j) out[j] = rows[0][j];
 #else
@@ -138,7 +136,7 @@ static void load_lanes(const void* base, Dtype dtype, int64_t stride, int64_t ro
 #endif
 }
 
-// The way back, for contiguous rows.
+// The way back, to `count` contiguous rows of any element type; scratch holds kLanes rows.
 static void store_lanes(const float* in, void* base, Dtype dtype, int64_t row, int count, int classes, float* scratch) {
     float* rows[kLanes];
     for (int r = 0; r < kLanes; ++r)

@@ -75,8 +75,12 @@ def pack_uint8(x: Tensor) -> Tensor:
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
 
 
+# Numbers of kr::DistillationLoss::target_kind; top-k rows become probabilities.
+TARGET_KINDS = {"logits": 0, "probs": 1, "log_probs": 2, "topk_smooth": 1, "topk_renorm": 1}
+
+
 def _loss(
-    input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index,
+    input, target, indices, labels, weight, temperature, target_type, cross, soft, hard, smoothing, ignore_index,
     *, loss=False, row_loss=None, grad=None, upstream=None, mean=False,
 ) -> float:  # fmt: skip
     """What is wanted of one call, written to ``row_loss`` and ``grad``; the loss over all rows is returned."""
@@ -88,34 +92,44 @@ def _loss(
         upstream.stride(0) if upstream is not None and upstream.ndim else 0, mean, torch.get_num_threads(),
         input.data_ptr(), target.data_ptr(), DTYPES[input.dtype], DTYPES[target.dtype], rows, classes,
         input.stride(0), target.stride(0), _address(labels), _address(weight),
-        temperature, soft, hard, smoothing, ignore_index, kind,
+        temperature, soft, hard, smoothing, ignore_index, TARGET_KINDS[target_type], _address(indices),
+        target.shape[1], target_type == "topk_smooth", cross,
     )  # fmt: skip
     if invalid >= 0:
-        rule = f"be in [0, {classes}) or ignore_index {ignore_index}"
-        raise ValueError(f"distillation_loss: labels must {rule}, got {int(labels[invalid])} in row {invalid}")
+        _refuse_row(invalid, classes, indices, labels, ignore_index)
     return total
 
 
-def _distillation_forward(input, target, labels, weight, *parameters):
+def _refuse_row(row, classes, indices, labels, ignore_index):
+    if labels is not None and not (0 <= int(labels[row]) < classes) and int(labels[row]) != ignore_index:
+        rule, found = f"labels must be in [0, {classes}) or ignore_index {ignore_index}", int(labels[row])
+    else:
+        rule, found = f"indices must be in [0, {classes})", indices[row].tolist()
+    raise ValueError(f"distillation_loss: {rule}, got {found} in row {row}")
+
+
+def _distillation_forward(input, target, indices, labels, weight, *parameters):
     *parameters, reduction = parameters
     rows = torch.empty(len(input), dtype=torch.float32) if reduction == "none" else None
-    total = _loss(input, target, labels, weight, *parameters, loss=True, row_loss=rows, mean=reduction == "mean")
+    total = _loss(
+        input, target, indices, labels, weight, *parameters, loss=True, row_loss=rows, mean=reduction == "mean"
+    )
     loss = torch.tensor(total, dtype=torch.float32) if rows is None else rows
     return loss, torch.empty(0, 5), torch.ones(())  # nothing is kept for backward: it takes the exponentials again
 
 
-def _distillation_backward(upstream, input, target, labels, weight, stats, scale, *parameters) -> Tensor:
+def _distillation_backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters) -> Tensor:
     *parameters, reduction = parameters
     grad = torch.empty(input.shape, dtype=input.dtype)
     upstream = upstream.float()
-    _loss(input, target, labels, weight, *parameters, grad=grad, upstream=upstream, mean=reduction == "mean")
+    _loss(input, target, indices, labels, weight, *parameters, grad=grad, upstream=upstream, mean=reduction == "mean")
     return grad
 
 
-def _distillation_both(input, target, labels, weight, *parameters) -> tuple[Tensor, Tensor]:
+def _distillation_both(input, target, indices, labels, weight, *parameters) -> tuple[Tensor, Tensor]:
     *parameters, reduction = parameters
     grad = torch.empty(input.shape, dtype=input.dtype)
-    total = _loss(input, target, labels, weight, *parameters, loss=True, grad=grad, mean=reduction == "mean")
+    total = _loss(input, target, indices, labels, weight, *parameters, loss=True, grad=grad, mean=reduction == "mean")
     return torch.tensor(total, dtype=torch.float32), grad
 
 

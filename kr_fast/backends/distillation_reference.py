@@ -16,14 +16,25 @@ def _log_softmax(x: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]
     return scaled - log_sum, top, log_sum
 
 
-def _teacher(target: Tensor, temperature: float, kind: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if kind == 0:
+def _dense(target: Tensor, indices: Tensor, target_type: str, classes: int) -> Tensor:
+    """Top-k probabilities as rows of all classes."""
+    total = target.sum(1, keepdim=True)
+    if target_type == "topk_renorm":
+        return target.new_zeros(len(target), classes).scatter(1, indices, target / total)
+    rest = (1 - total).clamp_min(0) / max(classes - target.shape[1], 1)
+    return rest.expand(-1, classes).scatter(1, indices, target)
+
+
+def _teacher(target, indices, classes, temperature, target_type) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(p, ln p, row max, ln sum), the last two of logits only."""
+    if target_type == "logits":
         log_p, top, log_sum = _log_softmax(target, temperature)
         return log_p.exp(), log_p, top, log_sum
     nothing = target.new_zeros(len(target), 1)
-    if kind == 1:
-        return target, target.log(), nothing, nothing
-    return target.exp(), target, nothing, nothing
+    if target_type == "log_probs":
+        return target.exp(), target, nothing, nothing
+    p = target if indices is None else _dense(target, indices, target_type, classes)
+    return p, p.log(), nothing, nothing
 
 
 def _kl_terms(p: Tensor, q: Tensor, d: Tensor) -> Tensor:
@@ -45,14 +56,21 @@ def _row_weight(input: Tensor, labels: Tensor | None, weight: Tensor | None, ign
     return w if labels is None else torch.where(labels == ignore_index, 0, w)
 
 
-def forward(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction):
+def forward(
+    input, target, indices, labels, weight,
+    temperature, target_type, cross, soft, hard, smoothing, ignore_index, reduction,
+):  # fmt: skip
     """(loss, row statistics, 1 / W or 1): see ``kr_fast.ops.distillation_loss``."""
     z, t = _float(input, input), _float(target, input)
     log_q, top, log_sum = _log_softmax(z, temperature)
-    p, log_p, teacher_top, teacher_sum = _teacher(t, temperature, kind)
+    classes = z.shape[1]
+    if indices is not None and bool(((indices < 0) | (indices >= classes)).any()):
+        raise ValueError(f"distillation_loss: indices must be in [0, {classes})")
+    p, log_p, teacher_top, teacher_sum = _teacher(t, indices, classes, temperature, target_type)
     rows = z.new_zeros(len(z))
     if soft:
-        rows = rows + soft * temperature**2 * _kl_terms(p, log_q.exp(), log_p - log_q).sum(1)
+        terms = torch.where(p == 0, 0, -p * log_q) if cross else _kl_terms(p, log_q.exp(), log_p - log_q)
+        rows = rows + soft * temperature**2 * terms.sum(1)
     log_1 = torch.zeros_like(log_sum)
     if hard:
         log_q1, _, log_1 = _log_softmax(z, 1.0)
@@ -73,14 +91,14 @@ def forward(input, target, labels, weight, temperature, kind, soft, hard, smooth
     return loss, stats if z.is_cuda else stats[:0], scale
 
 
-def backward(upstream, input, target, labels, weight, stats, scale, *parameters) -> Tensor:
+def backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters) -> Tensor:
     """d loss / d input, with every factor folded in before the result is rounded to input's dtype."""
-    temperature, kind, soft, hard, smoothing, ignore_index, _ = parameters
+    temperature, target_type, _, soft, hard, smoothing, ignore_index, _ = parameters
     z, t = _float(input, input), _float(target, input)
     grad = torch.zeros_like(z)
     if soft:
         q = _log_softmax(z, temperature)[0].exp()
-        grad = grad + soft * temperature * (q - _teacher(t, temperature, kind)[0])
+        grad = grad + soft * temperature * (q - _teacher(t, indices, z.shape[1], temperature, target_type)[0])
     if hard:
         inside = ((labels >= 0) & (labels < z.shape[1])).to(z.dtype)
         wanted = torch.zeros_like(z).scatter_(1, labels.clamp(0, z.shape[1] - 1)[:, None], inside[:, None])

@@ -31,15 +31,12 @@ def accepts(*dtypes: torch.dtype):
     return refuses
 
 
-def _distillation_forward(
-    input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction
-):
+def _distillation_forward(input, target, indices, labels, weight, *parameters):
     from kr_fast.kernels import distillation_loss as kernels
 
+    *parameters, reduction = parameters
     with _on(input):
-        rows, weights, stats = kernels.forward(
-            input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index
-        )
+        rows, weights, stats = kernels.forward(input, target, indices, labels, weight, *parameters)
     scale = torch.ones((), device=input.device)
     if reduction == "mean":
         total = weights.sum()
@@ -47,11 +44,11 @@ def _distillation_forward(
     return rows if reduction == "none" else rows.sum() * scale, stats, scale
 
 
-def _distillation_backward(upstream, input, target, labels, weight, stats, scale, *parameters):
+def _distillation_backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters):
     from kr_fast.kernels import distillation_loss as kernels
 
     with _on(input):
-        return kernels.backward(upstream, input, target, labels, weight, stats, scale, *parameters[:-1])
+        return kernels.backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters[:-1])
 
 
 registry.two_way(

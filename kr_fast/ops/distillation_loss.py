@@ -1,118 +1,12 @@
 """Soft-label distillation from raw logits: tempered KL divergence, hard-label cross-entropy and weights in one op."""
 
-import math
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kr_fast.backends import registry
-from kr_fast.ops import _check
-from kr_fast.ops._library import define, is_plain
+from kr_fast.ops import _check, _distillation
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-TARGET_TYPES = {"logits": 0, "probs": 1, "log_probs": 2}
-REDUCTIONS = ("none", "mean", "sum")
-STATS = 5  # a row's max and ln sum of the student (at T), of the teacher (at T), and the student's ln sum at 1
-
-_PARAMETERS = (
-    "float temperature, int target_kind, float soft, float hard, float smoothing, int ignore_index, str reduction"
-)
-
-
-def _loss_dtype(input: Tensor) -> torch.dtype:
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
-
-
-def _forward_fake(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction):
-    rows = input.shape[0]
-    loss = input.new_empty((rows,) if reduction == "none" else (), dtype=_loss_dtype(input))
-    return loss, loss.new_empty((rows if input.is_cuda else 0, STATS)), loss.new_empty(())
-
-
-@define(
-    "distillation_loss_forward(Tensor input, Tensor target, Tensor? labels, Tensor? weight, "
-    f"{_PARAMETERS}) -> (Tensor, Tensor, Tensor)",
-    fake=_forward_fake,
-)
-def _forward(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction):
-    run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
-    return run.forward(input, target, labels, weight, temperature, kind, soft, hard, smoothing, ignore_index, reduction)
-
-
-def _backward_fake(upstream, input, target, labels, weight, stats, scale, *parameters):
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
-
-
-@define(
-    "distillation_loss_backward(Tensor upstream, Tensor input, Tensor target, Tensor? labels, Tensor? weight, "
-    f"Tensor stats, Tensor scale, {_PARAMETERS}) -> Tensor",
-    fake=_backward_fake,
-)
-def _backward(upstream, input, target, labels, weight, stats, scale, *parameters):
-    run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
-    return run.backward(upstream, input, target, labels, weight, stats, scale, *parameters)
-
-
-class _InTwo(torch.autograd.Function):
-    """Forward, then backward, which recomputes from the logits with the upstream gradient folded in in float32.
-
-    ``run`` is the kernel's pair, or None for the dispatcher's ops, which torch.compile can trace.
-    """
-
-    @staticmethod
-    def forward(ctx, run, input, target, labels, weight, parameters):
-        forward = run.forward if run else torch.ops.kr_fast.distillation_loss_forward
-        loss, stats, scale = forward(input, target, labels, weight, *parameters)
-        ctx.save_for_backward(input, target, labels, weight, stats, scale)
-        ctx.run, ctx.parameters = run, parameters
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        backward = ctx.run.backward if ctx.run else torch.ops.kr_fast.distillation_loss_backward
-        grad = backward(upstream, *ctx.saved_tensors, *ctx.parameters)
-        return None, grad, None, None, None, None
-
-
-class _InOne(torch.autograd.Function):
-    """Loss and gradient in one pass; backward hands the gradient over where the upstream gradient is 1.
-
-    Not for float16: its gradient would underflow before a loss scale arrives. Not for a device whose scalars cannot be
-    read without a wait.
-    """
-
-    @staticmethod
-    def forward(ctx, run, input, target, labels, weight, parameters):
-        loss, ctx.grad = run.both(input, target, labels, weight, *parameters)
-        ctx.save_for_backward(input, target, labels, weight)
-        ctx.run, ctx.parameters = run, parameters
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        saved = ctx.saved_tensors  # also refuses logits that were changed in place since
-        # Given away, not shared: autograd may then keep it as .grad without a copy, and add to it.
-        grad, ctx.grad = ctx.grad, None
-        factor = upstream.item()
-        if grad is not None and factor != 1 and grad.dtype == torch.float32:
-            grad.mul_(factor)
-        elif grad is None or factor != 1:  # a second backward; or another rounding to bfloat16
-            grad = ctx.run.backward(upstream, *saved, None, None, *ctx.parameters)
-        return None, grad, None, None, None, None
-
-
-def _apply(input: Tensor, target: Tensor, labels: Tensor | None, weight: Tensor | None, parameters: tuple) -> Tensor:
-    """By the shortest way: the dispatcher costs more than a small batch's kernels, so plain tensors go past it."""
-    if torch.compiler.is_compiling() or not (is_plain(input) and is_plain(target)):
-        return _InTwo.apply(None, input, target, labels, weight, parameters)
-    run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
-    if not (input.requires_grad and torch.is_grad_enabled()):
-        return run.forward(input, target, labels, weight, *parameters)[0]
-    in_one = run.both and parameters[-1] != "none" and input.dtype != torch.float16
-    return (_InOne if in_one else _InTwo).apply(run, input, target, labels, weight, parameters)
+TARGET_TYPES = ("logits", "probs", "log_probs")
 
 
 def distillation_loss(
@@ -158,59 +52,45 @@ def distillation_loss(
         "Logit Standardization in Knowledge Distillation", CVPR 2024, for ``standardize``.
     """
     op = "distillation_loss"
-    _check.no_transform(op)
-    _check.tensor(op, "input", input, ndim=2, dtypes=FLOATS)
-    _check.tensor(op, "target", target, ndim=2, dtypes=FLOATS)
-    if input.shape != target.shape:
-        _check.fail(op, "target", f"have input's shape {list(input.shape)}", target)
-    if input.shape[1] < 2:
-        _check.fail(op, "input", "have at least 2 classes", input)
-    if input.device != target.device:
-        _check.fail(op, "target", f"be on input's device {input.device}", target)
-    if target.requires_grad:
-        _check.fail(op, "target", "not require a gradient (detach the teacher)", target)
-    if not (0 < temperature < math.inf):
-        _check.fail(op, "temperature", "be above 0 and finite", temperature)
+    arguments = _checked(
+        op, input, target, labels, temperature, target_type, False, soft_weight, hard_weight, label_smoothing,
+        ignore_index, sample_weight, reduction,
+    )  # fmt: skip
+    if not standardize:
+        return _distillation.apply(*arguments)
+    if target_type != "logits":
+        _check.fail(op, "target_type", "be logits with standardize", target_type)
+    input, target, _, labels, weight, parameters = arguments
+    temperature, _, _, soft, hard, *rest = parameters
+    soft_parameters = (temperature, "logits", False, soft, 0.0, *rest)
+    loss = _distillation.apply(_standardized(input), _standardized(target), None, labels, weight, soft_parameters)
+    if hard:  # of the logits as they are
+        loss = loss + _distillation.apply(
+            input, target, None, labels, weight, (temperature, "logits", False, 0.0, hard, *rest)
+        )
+    return loss
+
+
+def _checked(
+    op, input, target, labels, temperature, target_type, cross, soft_weight, hard_weight, label_smoothing,
+    ignore_index, sample_weight, reduction,
+) -> tuple:  # fmt: skip
+    """The arguments of ``_distillation.apply``."""
+    _distillation.check_pair(op, input, target)
+    _distillation.check_same_shape(op, input, target)
     if target_type not in TARGET_TYPES:
         _check.fail(op, "target_type", f"be one of {', '.join(TARGET_TYPES)}", target_type)
-    if reduction not in REDUCTIONS:
-        _check.fail(op, "reduction", f"be one of {', '.join(REDUCTIONS)}", reduction)
-    for name, value in (("soft_weight", soft_weight), ("hard_weight", hard_weight)):
-        if not (0 <= value < math.inf):
-            _check.fail(op, name, "be at least 0 and finite", value)
-    if not 0 <= label_smoothing < 1:
-        _check.fail(op, "label_smoothing", "be in [0, 1)", label_smoothing)
-    if labels is not None:
-        labels = _labels(op, labels, input)
-    elif hard_weight > 0:
-        _check.fail(op, "labels", "be given where hard_weight is above 0", None, TypeError)
-    if sample_weight is not None:
-        _check.tensor(op, "sample_weight", sample_weight, ndim=1)
-        if len(sample_weight) != len(input) or sample_weight.device != input.device:
-            _check.fail(op, "sample_weight", f"be [{len(input)}] on {input.device}", sample_weight)
-        sample_weight = sample_weight.detach().to(_loss_dtype(input)).contiguous()
-    if standardize:
-        if target_type != "logits":
-            _check.fail(op, "target_type", "be logits with standardize", target_type)
-        input, target = _standardized(input), _standardized(target)
-    if input.stride(1) != 1:
-        input = input.contiguous()
-    if target.stride(1) != 1:
-        target = target.contiguous()
+    _distillation.check_options(
+        op, temperature, reduction, label_smoothing, soft_weight=soft_weight, hard_weight=hard_weight
+    )
+    labels = _distillation.checked_labels(op, labels, input, "hard_weight is above 0" if hard_weight > 0 else None)
+    weight = _distillation.checked_weight(op, sample_weight, input)
     parameters = (
-        float(temperature), TARGET_TYPES[target_type], float(soft_weight), float(hard_weight),
-        float(label_smoothing), ignore_index, reduction,
+        float(temperature), target_type, cross, float(soft_weight), float(hard_weight), float(label_smoothing),
+        ignore_index, reduction,
     )  # fmt: skip
-    return _apply(input, target, labels, sample_weight, parameters)
-
-
-def _labels(op: str, labels: Tensor, input: Tensor) -> Tensor:
-    _check.tensor(op, "labels", labels, ndim=1, dtypes=(torch.int64, torch.int32))
-    if labels.shape[0] != input.shape[0] or labels.device != input.device:
-        _check.fail(op, "labels", f"be [{len(input)}] on {input.device}", labels)
-    if labels.dtype == torch.int64 and labels.is_contiguous():
-        return labels
-    return labels.to(torch.int64).contiguous()
+    rows = _distillation.rows_of_stride_1
+    return rows(input), rows(target), None, labels, weight, parameters
 
 
 def _standardized(logits: Tensor) -> Tensor:
@@ -219,6 +99,122 @@ def _standardized(logits: Tensor) -> Tensor:
     centred = logits - logits.mean(1, keepdim=True)
     variance = centred.square().sum(1, keepdim=True) / (logits.shape[1] - 1)
     return centred / (variance.clamp_min(1e-30).sqrt() + 1e-7)
+
+
+def soft_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 1.0,
+    target_type: str = "probs",
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy against soft labels: ``l_i = -w_i T^2 sum_j p_ij ln q_ij`` with ``q = softmax(z / T)``.
+
+    It is :func:`distillation_loss` plus the teacher's entropy: the same gradient, for rows of ``p`` that sum to 1.
+    ``p = 0`` costs nothing, also where ``q = 0``.
+
+    Args, Returns, Raises: as :func:`distillation_loss`.
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    """
+    arguments = _checked(
+        "soft_cross_entropy", input, target, None, temperature, target_type, True, 1.0, 0.0, 0.0, -100,
+        sample_weight, reduction,
+    )  # fmt: skip
+    return _distillation.apply(*arguments)
+
+
+def distillation_loss_topk(
+    input: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    labels: Tensor | None = None,
+    *,
+    tail: str = "smooth",
+    temperature: float = 1.0,
+    soft_weight: float = 1.0,
+    hard_weight: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """:func:`distillation_loss` from cached top-k soft labels, which are never written out as ``[N, C]``.
+
+    Row i's teacher gives ``values[i, k]`` to class ``indices[i, k]``. ``tail="smooth"`` spreads what the row lacks to 1
+    evenly over its other ``C - k`` classes; ``tail="renorm"`` gives them 0 and divides the values by their sum.
+
+    Args:
+        input: student logits, ``[N, C]``, as for :func:`distillation_loss`.
+        values: probabilities, already tempered, ``[N, k]``, 1 <= k <= C, floating. A row sums to at most 1 where the
+            tail is smoothed, to more than 0 where the row is renormalised.
+        indices: int64 ``[N, k]`` in [0, C), no class twice in a row (not checked).
+        tail: "smooth" or "renorm".
+        labels, ...: as :func:`distillation_loss`.
+    Returns, Raises: as :func:`distillation_loss`.
+    Source: Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recognition", ECCV 2022, section 3.2
+        (marginal smoothing and marginal re-normalisation).
+    """
+    op = "distillation_loss_topk"
+    _distillation.check_pair(op, input, values)
+    top_k = values.shape[1]
+    if values.shape[0] != input.shape[0] or not 1 <= top_k <= input.shape[1]:
+        _check.fail(op, "values", f"be [{input.shape[0]}, k] with 1 <= k <= {input.shape[1]}", values)
+    _check.tensor(op, "indices", indices, ndim=2, dtypes=(torch.int64, torch.int32))
+    if indices.shape != values.shape or indices.device != input.device:
+        _check.fail(op, "indices", f"be {list(values.shape)} on {input.device}", indices)
+    if tail not in ("smooth", "renorm"):
+        _check.fail(op, "tail", "be one of smooth, renorm", tail)
+    _distillation.check_options(
+        op, temperature, reduction, label_smoothing, soft_weight=soft_weight, hard_weight=hard_weight
+    )
+    labels = _distillation.checked_labels(op, labels, input, "hard_weight is above 0" if hard_weight > 0 else None)
+    parameters = (
+        float(temperature), f"topk_{tail}", False, float(soft_weight), float(hard_weight), float(label_smoothing),
+        ignore_index, reduction,
+    )  # fmt: skip
+    rows, weight = _distillation.rows_of_stride_1, _distillation.checked_weight(op, sample_weight, input)
+    return _distillation.apply(
+        rows(input), rows(values), indices.to(torch.int64).contiguous(), labels, weight, parameters
+    )
+
+
+def distillation_loss_and_grad(
+    input: Tensor,
+    target: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    target_type: str = "logits",
+    soft_weight: float = 1.0,
+    hard_weight: float = 0.0,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """``(loss, d loss / d input)`` of :func:`distillation_loss` without autograd, for loops of one's own.
+
+    Nothing is recorded and, on a GPU, nothing waits for the device: both can be captured in a CUDA graph. For float16
+    logits the gradient may underflow; scale it in float32 instead.
+
+    Args: as :func:`distillation_loss`; ``reduction`` is "mean" or "sum".
+    Returns: the loss as there, and the gradient ``[N, C]``, contiguous, of ``input``'s dtype.
+    """
+    op = "distillation_loss_and_grad"
+    if reduction == "none":
+        _check.fail(op, "reduction", "be one of mean, sum", reduction)
+    arguments = _checked(
+        op, input.detach(), target, labels, temperature, target_type, False, soft_weight, hard_weight, label_smoothing,
+        ignore_index, sample_weight, reduction,
+    )  # fmt: skip
+    *tensors, parameters = arguments
+    run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
+    if run.both:
+        return run.both(*tensors, *parameters)
+    loss, stats, scale = run.forward(*tensors, *parameters)
+    return loss, run.backward(torch.ones_like(loss), *tensors, stats, scale, *parameters)
 
 
 class DistillationLoss(torch.nn.Module):

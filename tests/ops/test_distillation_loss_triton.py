@@ -10,9 +10,43 @@ import pytest
 import torch
 
 from kr_fast.backends import registry
-from kr_fast.ops.distillation_loss import distillation_loss
+from kr_fast.ops.distillation_loss import distillation_loss, distillation_loss_topk, soft_cross_entropy
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def on_both_backends(loss, z, dtype):
+    """(value, gradient) of the reference in float64 and of Triton in ``dtype``."""
+    found = []
+    for backend in ("reference", "triton"):
+        leaf = (z.double() if backend == "reference" else z.to(dtype)).requires_grad_()
+        with registry.forced(backend):
+            value = loss(leaf)
+            value.backward(torch.ones_like(value) * 3)
+        found.append((value.detach().double(), leaf.grad.double()))
+    return found
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("classes", [5, 100, 2049])
+@pytest.mark.parametrize("tail", ["smooth", "renorm"])
+def test_interpreter_agrees_on_top_k(classes, tail):
+    torch.manual_seed(classes)
+    z, teacher = torch.randn(5, classes), torch.randn(5, classes).mul(2).softmax(1)
+    values, indices = teacher.topk(3)
+    found = on_both_backends(lambda z: distillation_loss_topk(z, values, indices, tail=tail), z, torch.float32)
+    torch.testing.assert_close(found[1], found[0], rtol=3e-6, atol=1e-7)
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("classes", [5, 2049])
+def test_interpreter_agrees_on_soft_cross_entropy(classes):
+    torch.manual_seed(classes)
+    z, p = torch.randn(5, classes), torch.randn(5, classes).softmax(1)
+    found = on_both_backends(lambda z: soft_cross_entropy(z, p, temperature=2.0), z, torch.float32)
+    torch.testing.assert_close(found[1], found[0], rtol=3e-6, atol=1e-7)
 
 
 @pytest.mark.interpreter
@@ -58,8 +92,8 @@ def test_interpreter_edge_cases():
 
 
 POINTERS = {
-    "forward_kernel": ("input", "target", "labels", "weight", "row_loss", "row_weight", "stats"),
-    "backward_kernel": ("upstream", "input", "target", "labels", "weight", "stats", "scale", "grad"),
+    "forward_kernel": ("input", "target", "indices", "labels", "weight", "row_loss", "row_weight", "stats"),
+    "backward_kernel": ("upstream", "input", "target", "indices", "labels", "weight", "stats", "scale", "grad"),
 }
 INTEGERS = {"n": "i32", "input_stride": "i32", "target_stride": "i32", "upstream_stride": "i32", "ignore_index": "i32"}
 
@@ -68,8 +102,11 @@ INTEGERS = {"n": "i32", "input_stride": "i32", "target_stride": "i32", "upstream
 @pytest.mark.skipif(interpreted, reason="the interpreter replaces the compiler in this process")
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
-@pytest.mark.parametrize(("classes", "dtype"), [(10, "fp32"), (1000, "bf16"), (1000, "fp32"), (4096, "bf16")])
-def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("classes", "dtype", "topk"),
+    [(10, "fp32", False), (1000, "bf16", False), (1000, "fp32", False), (4096, "bf16", False), (1000, "bf16", True)],
+)
+def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk, tmp_path, monkeypatch):
     triton = pytest.importorskip("triton")
     from kr_fast.kernels import distillation_loss as kernels
     from triton.backends.compiler import GPUTarget
@@ -78,14 +115,17 @@ def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, tmp_
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(kernels, name)
     rows, block, warps = kernels.tile(classes)
-    constants = {"C": classes, "ROWS": rows, "BLOCK": block, "KIND": 0, "HAS_LABELS": True, "HAS_WEIGHT": False}
+    constants = {"C": classes, "ROWS": rows, "BLOCK": block, "HAS_LABELS": True, "HAS_WEIGHT": False, "CROSS": False}
     constants |= {"SOFT": True, "HARD": True, "weight": None}
+    constants |= {"KIND": 3, "K": 5} if topk else {"KIND": 0, "K": classes, "indices": None}
     signature, attributes = {}, {}
     for index, argument in enumerate(function.arg_names):
         if argument in constants:
             signature[argument] = "constexpr"
         elif argument in POINTERS[name]:
-            kind = {"labels": "i64"}.get(argument, dtype if argument in ("input", "target", "grad") else "fp32")
+            kind = {"labels": "i64", "indices": "i64"}.get(
+                argument, dtype if argument in ("input", "target", "grad") else "fp32"
+            )
             signature[argument] = f"*{kind}"
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:

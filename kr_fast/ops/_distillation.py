@@ -1,0 +1,179 @@
+"""What the distillation losses share: the op in torch.library, autograd around it, and the checks of its arguments."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kr_fast.backends import registry
+from kr_fast.ops import _check
+from kr_fast.ops._library import define, is_plain
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+REDUCTIONS = ("none", "mean", "sum")
+STATS = 5  # a row's max and ln sum of the student (at T), of the teacher (at T), and the student's ln sum at 1
+
+# target: [N, C], or [N, k] probabilities of the classes in indices with target_type "topk_smooth" or "topk_renorm".
+# cross: -p ln q in place of the divergence.
+_TENSORS = "Tensor input, Tensor target, Tensor? indices, Tensor? labels, Tensor? weight"
+_PARAMETERS = (
+    "float temperature, str target_type, bool cross, float soft, float hard, float smoothing, int ignore_index, "
+    "str reduction"
+)
+
+
+def _loss_dtype(input: Tensor) -> torch.dtype:
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def _forward_fake(input, target, indices, labels, weight, *parameters):
+    rows = input.shape[0]
+    loss = input.new_empty((rows,) if parameters[-1] == "none" else (), dtype=_loss_dtype(input))
+    return loss, loss.new_empty((rows if input.is_cuda else 0, STATS)), loss.new_empty(())
+
+
+@define(f"distillation_loss_forward({_TENSORS}, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)", fake=_forward_fake)
+def _forward(input, *arguments):
+    return registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1]).forward(
+        input, *arguments
+    )
+
+
+def _backward_fake(upstream, input, *arguments):
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+@define(
+    f"distillation_loss_backward(Tensor upstream, {_TENSORS}, Tensor stats, Tensor scale, {_PARAMETERS}) -> Tensor",
+    fake=_backward_fake,
+)
+def _backward(upstream, input, *arguments):
+    return registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1]).backward(
+        upstream, input, *arguments
+    )
+
+
+class _InTwo(torch.autograd.Function):
+    """Forward, then backward, which recomputes from the logits with the upstream gradient folded in in float32.
+
+    ``run`` is the kernel's pair, or None for the dispatcher's ops, which torch.compile can trace.
+    """
+
+    @staticmethod
+    def forward(ctx, run, input, target, indices, labels, weight, parameters):
+        forward = run.forward if run else torch.ops.kr_fast.distillation_loss_forward
+        loss, stats, scale = forward(input, target, indices, labels, weight, *parameters)
+        ctx.save_for_backward(input, target, indices, labels, weight, stats, scale)
+        ctx.run, ctx.parameters = run, parameters
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        backward = ctx.run.backward if ctx.run else torch.ops.kr_fast.distillation_loss_backward
+        grad = backward(upstream, *ctx.saved_tensors, *ctx.parameters)
+        return None, grad, None, None, None, None, None
+
+
+class _InOne(torch.autograd.Function):
+    """Loss and gradient in one pass; backward hands the gradient over where the upstream gradient is 1.
+
+    Not for float16: its gradient would underflow before a loss scale arrives. Not for a device whose scalars cannot be
+    read without a wait.
+    """
+
+    @staticmethod
+    def forward(ctx, run, input, target, indices, labels, weight, parameters):
+        loss, ctx.grad = run.both(input, target, indices, labels, weight, *parameters)
+        ctx.save_for_backward(input, target, indices, labels, weight)
+        ctx.run, ctx.parameters = run, parameters
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        saved = ctx.saved_tensors  # also refuses logits that were changed in place since
+        # Given away, not shared: autograd may then keep it as .grad without a copy, and add to it.
+        grad, ctx.grad = ctx.grad, None
+        factor = upstream.item()
+        if grad is not None and factor != 1 and grad.dtype == torch.float32:
+            grad.mul_(factor)
+        elif grad is None or factor != 1:  # a second backward; or another rounding to bfloat16
+            grad = ctx.run.backward(upstream, *saved, None, None, *ctx.parameters)
+        return None, grad, None, None, None, None, None
+
+
+def apply(
+    input: Tensor,
+    target: Tensor,
+    indices: Tensor | None,
+    labels: Tensor | None,
+    weight: Tensor | None,
+    parameters: tuple,
+) -> Tensor:
+    """By the shortest way: the dispatcher costs more than a small batch's kernels, so plain tensors go past it."""
+    if torch.compiler.is_compiling() or not (is_plain(input) and is_plain(target)):
+        return _InTwo.apply(None, input, target, indices, labels, weight, parameters)
+    run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        return run.forward(input, target, indices, labels, weight, *parameters)[0]
+    in_one = run.both and parameters[-1] != "none" and input.dtype != torch.float16
+    return (_InOne if in_one else _InTwo).apply(run, input, target, indices, labels, weight, parameters)
+
+
+def check_pair(op: str, input: Tensor, target: Tensor) -> None:
+    """Student logits and what is known of the teacher: floating, on one device, the same rows, no teacher gradient."""
+    _check.no_transform(op)
+    _check.tensor(op, "input", input, ndim=2, dtypes=FLOATS)
+    _check.tensor(op, "target", target, ndim=2, dtypes=FLOATS)
+    if input.shape[1] < 2:
+        _check.fail(op, "input", "have at least 2 classes", input)
+    if input.device != target.device:
+        _check.fail(op, "target", f"be on input's device {input.device}", target)
+    if target.requires_grad:
+        _check.fail(op, "target", "not require a gradient (detach the teacher)", target)
+
+
+def check_same_shape(op: str, input: Tensor, target: Tensor) -> None:
+    if input.shape != target.shape:
+        _check.fail(op, "target", f"have input's shape {list(input.shape)}", target)
+
+
+def check_options(op: str, temperature: float, reduction: str, label_smoothing: float = 0.0, **weights: float) -> None:
+    if not (0 < temperature < math.inf):
+        _check.fail(op, "temperature", "be above 0 and finite", temperature)
+    if reduction not in REDUCTIONS:
+        _check.fail(op, "reduction", f"be one of {', '.join(REDUCTIONS)}", reduction)
+    for name, value in weights.items():
+        if not (0 <= value < math.inf):
+            _check.fail(op, name, "be at least 0 and finite", value)
+    if not 0 <= label_smoothing < 1:
+        _check.fail(op, "label_smoothing", "be in [0, 1)", label_smoothing)
+
+
+def checked_labels(op: str, labels: Tensor | None, input: Tensor, needed: str | None) -> Tensor | None:
+    """int64 and contiguous; ``needed`` says what there is no way without them for, if anything."""
+    if labels is None:
+        if needed:
+            _check.fail(op, "labels", f"be given where {needed}", None, TypeError)
+        return None
+    _check.tensor(op, "labels", labels, ndim=1, dtypes=(torch.int64, torch.int32))
+    if labels.shape[0] != input.shape[0] or labels.device != input.device:
+        _check.fail(op, "labels", f"be [{len(input)}] on {input.device}", labels)
+    if labels.dtype == torch.int64 and labels.is_contiguous():
+        return labels
+    return labels.to(torch.int64).contiguous()
+
+
+def checked_weight(op: str, sample_weight: Tensor | None, input: Tensor) -> Tensor | None:
+    if sample_weight is None:
+        return None
+    _check.tensor(op, "sample_weight", sample_weight, ndim=1)
+    if sample_weight.shape[0] != input.shape[0] or sample_weight.device != input.device:
+        _check.fail(op, "sample_weight", f"be [{len(input)}] on {input.device}", sample_weight)
+    return sample_weight.detach().to(_loss_dtype(input)).contiguous()
+
+
+def rows_of_stride_1(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(1) == 1 else tensor.contiguous()
