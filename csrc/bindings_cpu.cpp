@@ -72,13 +72,14 @@ PYBIND11_MODULE(_cpu, m) {
            Address input, Address target, int input_dtype, int target_dtype, int64_t rows, int64_t classes,
            int64_t input_stride, int64_t target_stride, Address labels, Address weight, float temperature, float soft,
            float hard, float smoothing, int64_t ignore_index, int target_kind, Address indices, int64_t top_k,
-           bool smooth_tail, bool cross) {
+           bool smooth_tail, int divergence, float alpha, float beta) {
             const kr::DistillationLoss call = {at<const void>(input), at<const void>(target),
                                                static_cast<kr::Dtype>(input_dtype),
                                                static_cast<kr::Dtype>(target_dtype), rows, classes, input_stride,
                                                target_stride, at<const int64_t>(labels), at<const float>(weight),
                                                temperature, soft, hard, smoothing, ignore_index, target_kind,
-                                               at<const int64_t>(indices), top_k, smooth_tail, cross};
+                                               at<const int64_t>(indices), top_k, smooth_tail,
+                                               static_cast<kr::Divergence>(divergence), alpha, beta};
             const kr::DistillationResult result = kr::distillation_loss(
                 call, {loss, at<float>(row_loss), at<void>(grad), at<const float>(upstream), upstream_step, mean},
                 threads);

@@ -46,6 +46,23 @@ def _kl_terms(p, q, d):
 
 
 @triton.jit
+def _log_sigmoid(a):
+    return tl.minimum(a, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(a)))
+
+
+@triton.jit
+def _label_logits(
+    input, target, rows, input_stride, target_stride, label, live, top, log_s, teacher_top, log_t, log_1, inverse_t,
+    C: tl.constexpr,
+):  # fmt: skip
+    """The label's logit against the rest, of student and teacher at T and of the student at 1: see dkd_loss."""
+    live = live & (label >= 0) & (label < C)
+    z_s = tl.load(input + rows * input_stride + label, mask=live, other=0.0).to(tl.float32) - top
+    z_t = tl.load(target + rows * target_stride + label, mask=live, other=0.0).to(tl.float32) - teacher_top
+    return z_s * inverse_t - log_s, z_t * inverse_t - log_t, z_s - log_1
+
+
+@triton.jit
 def _topk(target, indices, rows, stride, columns, live, C: tl.constexpr, K: tl.constexpr, SMOOTH: tl.constexpr):
     """A block of classes of rows that are stored as their K largest probabilities."""
     total = tl.zeros([rows.shape[0]], tl.float32)
@@ -68,9 +85,9 @@ def _topk(target, indices, rows, stride, columns, live, C: tl.constexpr, K: tl.c
 @triton.jit
 def forward_kernel(
     input, target, indices, labels, weight, row_loss, row_weight, stats, n, input_stride, target_stride,
-    temperature, soft, hard, smoothing, ignore_index,
-    C: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, CROSS: tl.constexpr,
-    HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
+    temperature, alpha, beta, soft, hard, smoothing, ignore_index,
+    C: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
+    DIVERGENCE: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     rows, live = _rows_and_mask(n, ROWS)
     inverse_t = 1.0 / temperature
@@ -80,9 +97,12 @@ def forward_kernel(
     sum_1 = tl.zeros([ROWS], tl.float32)
     teacher_top = tl.full([ROWS], minus_inf, tl.float32)
     teacher_sum = tl.zeros([ROWS], tl.float32)
+    label = tl.load(labels + rows, mask=live, other=0) if HAS_LABELS else tl.zeros([ROWS], tl.int64)
     for start in tl.range(0, C, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = live[:, None] & (columns < C)[None, :]
+        if DIVERGENCE == 2:  # the label is taken out of the rows
+            mask = mask & (columns[None, :] != label[:, None])
         s = _read(input, rows, input_stride, columns, mask, minus_inf)
         if HARD:
             _, sum_1 = _online(top, sum_1, s, 1.0)
@@ -96,13 +116,13 @@ def forward_kernel(
     if not (SOFT and KIND == 0):
         teacher_top = tl.zeros([ROWS], tl.float32)
 
-    label = tl.load(labels + rows, mask=live, other=0) if HAS_LABELS else tl.zeros([ROWS], tl.int64)
     kl = tl.zeros([ROWS], tl.float32)
     picked = tl.zeros([ROWS], tl.float32)
     for start in tl.range(0, C, BLOCK):
         columns = start + tl.arange(0, BLOCK)
-        inside = (columns < C)[None, :]
-        mask = live[:, None] & inside
+        mask = live[:, None] & (columns < C)[None, :]
+        if DIVERGENCE == 2:
+            mask = mask & (columns[None, :] != label[:, None])
         s = _read(input, rows, input_stride, columns, mask, minus_inf)
         centred = s - top[:, None]
         if SOFT:
@@ -120,20 +140,37 @@ def forward_kernel(
             else:
                 log_p = tl.log(t)
                 p = t
-            if CROSS:
+            if DIVERGENCE == 1:
                 terms = tl.where(p == 0.0, 0.0, -p * log_q)
             else:
                 terms = _kl_terms(p, tl.exp(log_q), log_p - log_q)
             kl += tl.sum(tl.where(mask, terms, 0.0), axis=1)
-        if HARD:
+        if HARD and DIVERGENCE != 2:
             chosen = columns[None, :] == label[:, None]
             picked += tl.sum(tl.where(chosen & mask, centred, 0.0), axis=1) * (1.0 - smoothing)
             if smoothing != 0.0:
                 picked += tl.sum(tl.where(mask, centred, 0.0), axis=1) * (smoothing / C)
 
+    if DIVERGENCE == 2:
+        a_s, a_t, a_1 = _label_logits(
+            input, target, rows, input_stride, target_stride, label, live, top, log_s, teacher_top, log_t, log_1,
+            inverse_t, C,
+        )  # fmt: skip
+        log_q, log_q_rest, log_p, log_p_rest = (
+            _log_sigmoid(a_s),
+            _log_sigmoid(-a_s),
+            _log_sigmoid(a_t),
+            _log_sigmoid(-a_t),
+        )
+        two = _kl_terms(tl.exp(log_p), tl.exp(log_q), log_p - log_q)
+        two += _kl_terms(tl.exp(log_p_rest), tl.exp(log_q_rest), log_p_rest - log_q_rest)
+        kl = alpha * two + beta * kl
     loss = soft * temperature * temperature * kl if SOFT else tl.zeros([ROWS], tl.float32)
-    if HARD:
+    if HARD and DIVERGENCE == 2:
+        loss += -hard * _log_sigmoid(a_1)
+    elif HARD:
         loss += hard * (log_1 - picked)
+    if HARD or DIVERGENCE == 2:
         # A label outside [0, C) is a caller's bug; on a device it cannot raise, so it poisons the loss.
         loss = tl.where((label < 0) | (label >= C), float("nan"), loss)
     w = tl.load(weight + rows, mask=live, other=0.0).to(tl.float32) if HAS_WEIGHT else tl.full([ROWS], 1.0, tl.float32)
@@ -151,9 +188,9 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     upstream, input, target, indices, labels, weight, stats, scale, grad,
-    n, input_stride, target_stride, upstream_stride, temperature, soft, hard, smoothing, ignore_index,
-    C: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, CROSS: tl.constexpr,
-    HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
+    n, input_stride, target_stride, upstream_stride, temperature, alpha, beta, soft, hard, smoothing, ignore_index,
+    C: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
+    DIVERGENCE: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     rows, live = _rows_and_mask(n, ROWS)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -181,8 +218,22 @@ def backward_kernel(
             p = tl.exp((p - teacher_top[:, None]) * inverse_t - log_t[:, None])
         elif KIND == 2:
             p = tl.exp(p)
-        g = soft * temperature * (tl.exp(centred * inverse_t - log_s[:, None]) - p)
-    if HARD:
+        q = tl.exp(centred * inverse_t - log_s[:, None])
+        if DIVERGENCE == 2:
+            a_s, a_t, a_1 = _label_logits(
+                input, target, rows, input_stride, target_stride, label, live, top, log_s, teacher_top, log_t, log_1,
+                inverse_t, C,
+            )  # fmt: skip
+            near_one = tl.exp(_log_sigmoid(-a_t)) - tl.exp(_log_sigmoid(-a_s))
+            pull = alpha * tl.where(a_s < 0, tl.exp(_log_sigmoid(a_s)) - tl.exp(_log_sigmoid(a_t)), near_one)
+            here = columns[None, :] == label[:, None]
+            g = soft * temperature * tl.where(here, pull[:, None], beta * (q - p) - pull[:, None] * q)
+            if HARD:
+                rest = tl.exp(_log_sigmoid(-a_1))[:, None]
+                g += hard * tl.where(here, -rest, rest * tl.exp(centred - log_1[:, None]))
+        else:
+            g = soft * temperature * (q - p)
+    if HARD and DIVERGENCE != 2:
         wanted = tl.where(columns[None, :] == label[:, None], 1.0 - smoothing, 0.0)
         g += hard * (tl.exp(centred - log_1[:, None]) - wanted - smoothing / C)
     g = tl.where(factor[:, None] == 0.0, 0.0, g * factor[:, None])
@@ -196,45 +247,48 @@ def tile(classes: int) -> tuple[int, int, int]:
     return rows, block, 8 if rows * block >= 2048 else 4
 
 
+DIVERGENCES = {"kl": 0, "cross": 1, "decoupled": 2}
 KINDS = {"logits": 0, "probs": 1, "log_probs": 2, "topk_smooth": 3, "topk_renorm": 4}
 
 
-def _constants(input, target, labels, weight, target_type, cross, soft, hard):
+def _constants(input, target, labels, weight, target_type, divergence, soft, hard):
     rows, block, warps = tile(input.shape[1])
     return {
         "C": input.shape[1], "K": target.shape[1], "ROWS": rows, "BLOCK": block, "KIND": KINDS[target_type],
-        "CROSS": cross, "HAS_LABELS": labels is not None, "HAS_WEIGHT": weight is not None, "SOFT": soft != 0,
-        "HARD": hard != 0, "num_warps": warps, "enable_fp_fusion": True,
+        "DIVERGENCE": DIVERGENCES[divergence], "HAS_LABELS": labels is not None, "HAS_WEIGHT": weight is not None,
+        "SOFT": soft != 0, "HARD": hard != 0, "num_warps": warps, "enable_fp_fusion": True,
     }  # fmt: skip
 
 
 def forward(
-    input, target, indices, labels, weight, temperature, target_type, cross, soft, hard, smoothing, ignore_index
-):
+    input, target, indices, labels, weight,
+    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index,
+):  # fmt: skip
     """(weighted row losses, row weights, row statistics), float32."""
     n = len(input)
     row_loss = torch.empty(n, dtype=torch.float32, device=input.device)
     row_weight, stats = torch.empty_like(row_loss), row_loss.new_empty(n, STATS)
     if n:
-        constants = _constants(input, target, labels, weight, target_type, cross, soft, hard)
+        constants = _constants(input, target, labels, weight, target_type, divergence, soft, hard)
         forward_kernel[(triton.cdiv(n, constants["ROWS"]),)](
             input, target, indices, labels, weight, row_loss, row_weight, stats, n, input.stride(0), target.stride(0),
-            temperature, soft, hard, smoothing, ignore_index, **constants,
+            temperature, alpha, beta, soft, hard, smoothing, ignore_index, **constants,
         )  # fmt: skip
     return row_loss, row_weight, stats
 
 
 def backward(
     upstream, input, target, indices, labels, weight, stats, scale,
-    temperature, target_type, cross, soft, hard, smoothing, ignore_index,
+    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index,
 ):  # fmt: skip
     """d loss / d input, of input's dtype, contiguous."""
     n, classes = input.shape
     grad = torch.empty(n, classes, dtype=input.dtype, device=input.device)
     if n:
-        constants = _constants(input, target, labels, weight, target_type, cross, soft, hard)
+        constants = _constants(input, target, labels, weight, target_type, divergence, soft, hard)
         backward_kernel[(triton.cdiv(n, constants["ROWS"]), triton.cdiv(classes, constants["BLOCK"]))](
             upstream, input, target, indices, labels, weight, stats, scale, grad, n, input.stride(0), target.stride(0),
-            upstream.stride(0) if upstream.ndim else 0, temperature, soft, hard, smoothing, ignore_index, **constants,
+            upstream.stride(0) if upstream.ndim else 0, temperature, alpha, beta, soft, hard, smoothing, ignore_index,
+            **constants,
         )  # fmt: skip
     return grad

@@ -59,7 +59,7 @@ template <int kPower>
 static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row, int count, const float* factor,
                        bool zeros, float* losses, void* grad) {
     const int classes = (int)call.classes;
-    const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f;
+    const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f, cross = call.divergence == Divergence::cross;
     const f32v inverse_t = splat(1.0f / call.temperature), binary = splat(kLog2E / call.temperature);
     const f32v zero = splat(0.0f), one = splat(1.0f), temperature = splat(call.temperature);
     alignas(64) float s_lanes[kLaneClasses * kLanes], t_lanes[kLaneClasses * kLanes], scratch[kLaneClasses * kLanes];
@@ -109,7 +109,7 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
     }
     const f32v scale = load(factor), scale_s = one / sum_s, scale_t = one / sum_t;
     const f32v shift = vec_log(sum_t / sum_s);  // ln p - ln q = (t - s) / T - shift; the quotient of equals is exactly 1
-    const f32v log_s = call.cross ? vec_log(sum_s) : zero;
+    const f32v log_s = cross ? vec_log(sum_s) : zero;
     const f32v soft_scale = splat(call.soft * call.temperature) * scale, scale_1 = splat(call.hard) * scale / sum_1;
     const f32v on = splat(call.hard * (1.0f - call.smoothing)) * scale;
     const f32v smooth = splat(call.hard * call.smoothing / (float)classes) * scale;
@@ -120,7 +120,7 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
         if (soft) {
             // Both products are rounded, so that equal rows give exactly 0.
             const f32v p = et[j] * scale_t, q = es[j] * scale_s;
-            if (want_loss && call.cross)
+            if (want_loss && cross)
                 kl = kl + cross_term(p, fma(centred, inverse_t, -log_s));
             else if (want_loss)
                 kl = kl + kl_term(p, q, (load(t_lanes + j * kLanes) - centred) * inverse_t - shift);
@@ -203,7 +203,7 @@ template <int kPower>
 static float loss_row(const DistillationLoss& call, bool want_loss, const float* s, const float* t, int64_t row,
                       float factor, float* work, float* grad) {
     const int64_t classes = call.classes, label = call.labels ? call.labels[row] : -1;
-    const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f;
+    const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f, cross = call.divergence == Divergence::cross;
     const int kind = call.indices ? 1 : call.target_kind;
     const float T = call.temperature, minus_inf = -__builtin_inff(), top = row_max(s, classes);
     float *es = work, *et = work + classes, top_t = 0.0f;
@@ -215,7 +215,8 @@ static float loss_row(const DistillationLoss& call, bool want_loss, const float*
     }
     const f32v scale_s = splat(1.0f / (float)sums.tempered), scale_t = splat(1.0f / (float)sum_t);
     // ln p - ln q = (t - s) / T - shift for teacher logits
-    const f32v shift = splat((float)__builtin_log(sum_t / sums.tempered)), inverse_t = splat(1.0f / T), tops = splat(top), tops_t = splat(top_t);
+    const f32v shift = splat((float)__builtin_log(sum_t / sums.tempered)), inverse_t = splat(1.0f / T);
+    const f32v tops = splat(top), tops_t = splat(top_t);
     const f32v log_s = splat((float)__builtin_log(sums.tempered)), soft_scale = splat(factor * call.soft * T);
     const f32v scale_1 = splat(hard ? factor * call.hard / (float)sums.plain : 0.0f);
     const f32v smooth = splat(factor * call.hard * call.smoothing / (float)classes);
@@ -234,7 +235,7 @@ static float loss_row(const DistillationLoss& call, bool want_loss, const float*
                     p = kind == 1 ? tv : vec_exp(tv);
                     log_p = kind == 1 ? vec_log(tv) : tv;
                 }
-                if (want_loss && call.cross)
+                if (want_loss && cross)
                     block = block + cross_term(p, fma(centred, inverse_t, -log_s));
                 else if (want_loss)
                     block = block + kl_term(p, q, log_p - centred * inverse_t - shift);
@@ -257,6 +258,66 @@ static float loss_row(const DistillationLoss& call, bool want_loss, const float*
         loss += call.hard * (__builtin_logf((float)sums.plain) - picked);
     }
     return (float)loss;
+}
+
+// p (d + expm1(-d)) of two numbers
+static inline double kl_of(double p, double q, double d) { return p == 0.0 ? q : p * (d + __builtin_expm1(-d)); }
+static inline double log_sigmoid(double a) {
+    return a < 0 ? a - __builtin_log1p(__builtin_exp(a)) : -__builtin_log1p(__builtin_exp(-a));
+}
+
+// As loss_row, with the divergence decoupled: of (label, rest) as two outcomes, and within the rest. The label is taken
+// out of the rows, so that 1 - q_label keeps its digits where q_label is near 1. work: 4 * classes floats, whose second
+// half may hold s and t.
+template <int kPower>
+static float dkd_row(const DistillationLoss& call, bool want_loss, const float* s, const float* t, int64_t row,
+                     float factor, float* work, float* grad) {
+    const int64_t classes = call.classes, label = call.labels[row];
+    const bool hard = call.hard != 0.0f;
+    float *es = work, *et = work + classes, *rest_s = work + 2 * classes, *rest_t = work + 3 * classes;
+    if (s != rest_s) std::memcpy(rest_s, s, sizeof(float) * (size_t)classes);
+    if (t != rest_t) std::memcpy(rest_t, t, sizeof(float) * (size_t)classes);
+    const float z_s = s[label], z_t = t[label], T = call.temperature, minus_inf = -__builtin_inff();
+    rest_s[label] = rest_t[label] = minus_inf;
+    const float top_s = row_max(rest_s, classes), top_t = row_max(rest_t, classes);
+    const RowSums sums = exponentials<kPower>(rest_s, classes, top_s, T, hard, false, es);
+    const double sum_t = exponentials<1>(rest_t, classes, top_t, T, false, false, et).tempered;
+    // The label's logit against the rest: its probability is the sigmoid.
+    const double a_s = ((double)z_s - top_s) / T - __builtin_log(sums.tempered);
+    const double a_t = ((double)z_t - top_t) / T - __builtin_log(sum_t);
+    const double a_1 = hard ? (double)z_s - top_s - __builtin_log(sums.plain) : 0.0;
+    const double log_q = log_sigmoid(a_s), log_p = log_sigmoid(a_t), log_q_rest = log_sigmoid(-a_s);
+    const double log_p_rest = log_sigmoid(-a_t), q = __builtin_exp(log_q), p = __builtin_exp(log_p);
+    const double q_rest = __builtin_exp(log_q_rest), p_rest = __builtin_exp(log_p_rest);
+    const double pull = q < 0.5 ? q - p : p_rest - q_rest;
+
+    const f32v scale_s = splat(1.0f / (float)sums.tempered), scale_t = splat(1.0f / (float)sum_t);
+    const f32v shift = splat((float)__builtin_log(sum_t / sums.tempered)), inverse_t = splat(1.0f / T);
+    const f32v beta = splat(factor * T * call.beta), alpha = splat((float)(factor * T * call.alpha * pull));
+    const f32v scale_1 = splat(hard ? (float)(factor * call.hard * __builtin_exp(log_sigmoid(-a_1)) / sums.plain) : 0.0f);
+    double kl = 0;
+    for (int64_t start = 0; start < classes; start += kBlock) {
+        f32v block = splat(0.0f);
+        KR_EACH_VECTOR(block_length(classes, start)) {
+            const int64_t at = start + i;
+            const f32v centred = take(rest_s + at, left, minus_inf) - splat(top_s), e = take(es + at, left, 0.0f);
+            const f32v q_hat = e * scale_s, p_hat = take(et + at, left, 0.0f) * scale_t;
+            if (want_loss) {
+                const f32v d = (take(rest_t + at, left, minus_inf) - splat(top_t) - centred) * inverse_t - shift;
+                block = block + kl_term(p_hat, q_hat, d);
+            }
+            if (grad) {
+                f32v out = fma(beta, q_hat - p_hat, -(alpha * q_hat));
+                if (hard) out = fma(untempered<kPower>(centred, e), scale_1, out);
+                put(grad + at, out, left);
+            }
+        }
+        kl += reduce_sum(block);
+    }
+    if (grad) grad[label] = (float)(factor * (T * call.alpha * pull - (hard ? call.hard * __builtin_exp(log_sigmoid(-a_1)) : 0.0)));
+    if (!want_loss) return 0.0f;
+    const double two = kl_of(p, q, log_p - log_q) + kl_of(p_rest, q_rest, log_p_rest - log_q_rest);
+    return (float)((double)T * T * (call.alpha * two + call.beta * kl) - (hard ? call.hard * log_sigmoid(a_1) : 0.0));
 }
 #undef KR_EACH_VECTOR
 
@@ -282,7 +343,8 @@ static double loss_block_of(const DistillationLoss& call, const DistillationWant
 
     bool zeros = false;
     for (int r = 0; r < count; ++r) zeros |= factor[r] == 0.0f;
-    if (n <= kLaneClasses) {
+    const bool decoupled = call.divergence == Divergence::decoupled;
+    if (n <= kLaneClasses && !decoupled) {
         for (int r = 0; r < count; r += kLanes)
             loss_lanes<kPower>(call, wanted.loss, begin + r, count - r < kLanes ? count - r : kLanes, factor + r,
                                zeros, losses + r, wanted.grad);
@@ -293,7 +355,8 @@ static double loss_block_of(const DistillationLoss& call, const DistillationWant
             float* grad = !wanted.grad ? nullptr : direct ? static_cast<float*>(wanted.grad) + row * n : work + 4 * n;
             if (factor[r] != 0.0f || (wanted.loss && weight[r] != 0.0f)) {
                 const float *s = student_row(call, row, work + 2 * n), *t = teacher_row(call, row, work + 3 * n);
-                losses[r] = loss_row<kPower>(call, wanted.loss, s, t, row, factor[r], work, grad);
+                losses[r] = decoupled ? dkd_row<kPower>(call, wanted.loss, s, t, row, factor[r], work, grad)
+                                      : loss_row<kPower>(call, wanted.loss, s, t, row, factor[r], work, grad);
             }
             if (grad && factor[r] == 0.0f)
                 for (int64_t i = 0; i < n; ++i) grad[i] = 0.0f;

@@ -77,10 +77,12 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of k
 
 # Numbers of kr::DistillationLoss::target_kind; top-k rows become probabilities.
 TARGET_KINDS = {"logits": 0, "probs": 1, "log_probs": 2, "topk_smooth": 1, "topk_renorm": 1}
+DIVERGENCES = {"kl": 0, "cross": 1, "decoupled": 2}  # of kr::Divergence
 
 
 def _loss(
-    input, target, indices, labels, weight, temperature, target_type, cross, soft, hard, smoothing, ignore_index,
+    input, target, indices, labels, weight,
+    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index,
     *, loss=False, row_loss=None, grad=None, upstream=None, mean=False,
 ) -> float:  # fmt: skip
     """What is wanted of one call, written to ``row_loss`` and ``grad``; the loss over all rows is returned."""
@@ -93,7 +95,7 @@ def _loss(
         input.data_ptr(), target.data_ptr(), DTYPES[input.dtype], DTYPES[target.dtype], rows, classes,
         input.stride(0), target.stride(0), _address(labels), _address(weight),
         temperature, soft, hard, smoothing, ignore_index, TARGET_KINDS[target_type], _address(indices),
-        target.shape[1], target_type == "topk_smooth", cross,
+        target.shape[1], target_type == "topk_smooth", DIVERGENCES[divergence], alpha, beta,
     )  # fmt: skip
     if invalid >= 0:
         _refuse_row(invalid, classes, indices, labels, ignore_index)

@@ -51,6 +51,24 @@ def _kl_terms(p: Tensor, q: Tensor, d: Tensor) -> Tensor:
     return torch.where(p == 0, q, torch.where(d.abs() < 0.25, near, far))
 
 
+def _decoupled(z, t, labels, temperature, alpha, beta) -> tuple[Tensor, Tensor]:
+    """(alpha TCKD + beta NCKD by row, its gradient in z / T), see ``kr_fast.ops.dkd_loss``."""
+    here = labels.clamp(0, z.shape[1] - 1)[:, None]
+
+    def parts(x):  # ln of the label's probability and of the rest's, and ln of the probabilities within the rest
+        rest = x.scatter(1, here, float("-inf"))
+        within, top, log_sum = _log_softmax(rest, temperature)
+        a = (x.gather(1, here) - top) / temperature - log_sum
+        return torch.nn.functional.logsigmoid(a), torch.nn.functional.logsigmoid(-a), within
+
+    (log_q, log_q_rest, log_q_hat), (log_p, log_p_rest, log_p_hat) = parts(z), parts(t)
+    q, p, q_hat, p_hat = log_q.exp(), log_p.exp(), log_q_hat.exp(), log_p_hat.exp()
+    two = _kl_terms(p, q, log_p - log_q) + _kl_terms(log_p_rest.exp(), log_q_rest.exp(), log_p_rest - log_q_rest)
+    value = alpha * two[:, 0] + beta * _kl_terms(p_hat, q_hat, log_p_hat - log_q_hat).sum(1)
+    grad = beta * (q_hat - p_hat) - alpha * (q - p) * q_hat
+    return value, grad.scatter(1, here, alpha * (q - p))
+
+
 def _row_weight(input: Tensor, labels: Tensor | None, weight: Tensor | None, ignore_index: int) -> Tensor:
     w = input.new_ones(len(input)) if weight is None else weight.to(input.dtype)
     return w if labels is None else torch.where(labels == ignore_index, 0, w)
@@ -58,7 +76,7 @@ def _row_weight(input: Tensor, labels: Tensor | None, weight: Tensor | None, ign
 
 def forward(
     input, target, indices, labels, weight,
-    temperature, target_type, cross, soft, hard, smoothing, ignore_index, reduction,
+    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index, reduction,
 ):  # fmt: skip
     """(loss, row statistics, 1 / W or 1): see ``kr_fast.ops.distillation_loss``."""
     z, t = _float(input, input), _float(target, input)
@@ -69,8 +87,13 @@ def forward(
     p, log_p, teacher_top, teacher_sum = _teacher(t, indices, classes, temperature, target_type)
     rows = z.new_zeros(len(z))
     if soft:
-        terms = torch.where(p == 0, 0, -p * log_q) if cross else _kl_terms(p, log_q.exp(), log_p - log_q)
-        rows = rows + soft * temperature**2 * terms.sum(1)
+        if divergence == "decoupled":
+            terms = _decoupled(z, t, labels, temperature, alpha, beta)[0]
+        elif divergence == "cross":
+            terms = torch.where(p == 0, 0, -p * log_q).sum(1)
+        else:
+            terms = _kl_terms(p, log_q.exp(), log_p - log_q).sum(1)
+        rows = rows + soft * temperature**2 * terms
     log_1 = torch.zeros_like(log_sum)
     if hard:
         log_q1, _, log_1 = _log_softmax(z, 1.0)
@@ -93,10 +116,12 @@ def forward(
 
 def backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters) -> Tensor:
     """d loss / d input, with every factor folded in before the result is rounded to input's dtype."""
-    temperature, target_type, _, soft, hard, smoothing, ignore_index, _ = parameters
+    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index, _ = parameters
     z, t = _float(input, input), _float(target, input)
     grad = torch.zeros_like(z)
-    if soft:
+    if divergence == "decoupled":
+        grad = soft * temperature * _decoupled(z, t, labels, temperature, alpha, beta)[1]
+    elif soft:
         q = _log_softmax(z, temperature)[0].exp()
         grad = grad + soft * temperature * (q - _teacher(t, indices, z.shape[1], temperature, target_type)[0])
     if hard:

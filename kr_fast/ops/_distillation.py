@@ -15,11 +15,11 @@ REDUCTIONS = ("none", "mean", "sum")
 STATS = 5  # a row's max and ln sum of the student (at T), of the teacher (at T), and the student's ln sum at 1
 
 # target: [N, C], or [N, k] probabilities of the classes in indices with target_type "topk_smooth" or "topk_renorm".
-# cross: -p ln q in place of the divergence.
+# divergence: "kl", "cross" (-p ln q) or "decoupled" (dkd_loss, which alone uses alpha and beta).
 _TENSORS = "Tensor input, Tensor target, Tensor? indices, Tensor? labels, Tensor? weight"
 _PARAMETERS = (
-    "float temperature, str target_type, bool cross, float soft, float hard, float smoothing, int ignore_index, "
-    "str reduction"
+    "float temperature, str target_type, str divergence, float alpha, float beta, float soft, float hard, "
+    "float smoothing, int ignore_index, str reduction"
 )
 
 

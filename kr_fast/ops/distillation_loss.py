@@ -53,7 +53,7 @@ def distillation_loss(
     """
     op = "distillation_loss"
     arguments = _checked(
-        op, input, target, labels, temperature, target_type, False, soft_weight, hard_weight, label_smoothing,
+        op, input, target, labels, temperature, target_type, "kl", soft_weight, hard_weight, label_smoothing,
         ignore_index, sample_weight, reduction,
     )  # fmt: skip
     if not standardize:
@@ -61,18 +61,18 @@ def distillation_loss(
     if target_type != "logits":
         _check.fail(op, "target_type", "be logits with standardize", target_type)
     input, target, _, labels, weight, parameters = arguments
-    temperature, _, _, soft, hard, *rest = parameters
-    soft_parameters = (temperature, "logits", False, soft, 0.0, *rest)
+    temperature, _, _, _, _, soft, hard, *rest = parameters
+    soft_parameters = (temperature, "logits", "kl", 0.0, 0.0, soft, 0.0, *rest)
     loss = _distillation.apply(_standardized(input), _standardized(target), None, labels, weight, soft_parameters)
     if hard:  # of the logits as they are
         loss = loss + _distillation.apply(
-            input, target, None, labels, weight, (temperature, "logits", False, 0.0, hard, *rest)
+            input, target, None, labels, weight, (temperature, "logits", "kl", 0.0, 0.0, 0.0, hard, *rest)
         )
     return loss
 
 
 def _checked(
-    op, input, target, labels, temperature, target_type, cross, soft_weight, hard_weight, label_smoothing,
+    op, input, target, labels, temperature, target_type, divergence, soft_weight, hard_weight, label_smoothing,
     ignore_index, sample_weight, reduction,
 ) -> tuple:  # fmt: skip
     """The arguments of ``_distillation.apply``."""
@@ -86,8 +86,8 @@ def _checked(
     labels = _distillation.checked_labels(op, labels, input, "hard_weight is above 0" if hard_weight > 0 else None)
     weight = _distillation.checked_weight(op, sample_weight, input)
     parameters = (
-        float(temperature), target_type, cross, float(soft_weight), float(hard_weight), float(label_smoothing),
-        ignore_index, reduction,
+        float(temperature), target_type, divergence, 0.0, 0.0, float(soft_weight), float(hard_weight),
+        float(label_smoothing), ignore_index, reduction,
     )  # fmt: skip
     rows = _distillation.rows_of_stride_1
     return rows(input), rows(target), None, labels, weight, parameters
@@ -119,7 +119,7 @@ def soft_cross_entropy(
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
     """
     arguments = _checked(
-        "soft_cross_entropy", input, target, None, temperature, target_type, True, 1.0, 0.0, 0.0, -100,
+        "soft_cross_entropy", input, target, None, temperature, target_type, "cross", 1.0, 0.0, 0.0, -100,
         sample_weight, reduction,
     )  # fmt: skip
     return _distillation.apply(*arguments)
@@ -171,8 +171,8 @@ def distillation_loss_topk(
     )
     labels = _distillation.checked_labels(op, labels, input, "hard_weight is above 0" if hard_weight > 0 else None)
     parameters = (
-        float(temperature), f"topk_{tail}", False, float(soft_weight), float(hard_weight), float(label_smoothing),
-        ignore_index, reduction,
+        float(temperature), f"topk_{tail}", "kl", 0.0, 0.0, float(soft_weight), float(hard_weight),
+        float(label_smoothing), ignore_index, reduction,
     )  # fmt: skip
     rows, weight = _distillation.rows_of_stride_1, _distillation.checked_weight(op, sample_weight, input)
     return _distillation.apply(
@@ -206,7 +206,7 @@ def distillation_loss_and_grad(
     if reduction == "none":
         _check.fail(op, "reduction", "be one of mean, sum", reduction)
     arguments = _checked(
-        op, input.detach(), target, labels, temperature, target_type, False, soft_weight, hard_weight, label_smoothing,
+        op, input.detach(), target, labels, temperature, target_type, "kl", soft_weight, hard_weight, label_smoothing,
         ignore_index, sample_weight, reduction,
     )  # fmt: skip
     *tensors, parameters = arguments

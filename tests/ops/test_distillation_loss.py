@@ -288,7 +288,7 @@ def test_gradcheck_in_float64():
 
 def test_opcheck_and_full_graph_compile():
     z, t, y = torch.randn(5, 10), torch.randn(5, 10), torch.randint(0, 10, (5,))
-    parameters = (2.0, "logits", False, 1.0, 0.5, 0.0, -100, "mean")
+    parameters = (2.0, "logits", "kl", 0.0, 0.0, 1.0, 0.5, 0.0, -100, "mean")
     torch.library.opcheck(torch.ops.kr_fast.distillation_loss_forward.default, (z, t, None, y, None, *parameters))
     _, stats, scale = torch.ops.kr_fast.distillation_loss_forward(z, t, None, y, None, *parameters)
     arguments = (torch.ones(()), z, t, None, y, None, stats, scale, *parameters)

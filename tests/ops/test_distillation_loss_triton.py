@@ -11,6 +11,7 @@ import torch
 
 from kr_fast.backends import registry
 from kr_fast.ops.distillation_loss import distillation_loss, distillation_loss_topk, soft_cross_entropy
+from kr_fast.ops.dkd_loss import dkd_loss
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -37,6 +38,19 @@ def test_interpreter_agrees_on_top_k(classes, tail):
     values, indices = teacher.topk(3)
     found = on_both_backends(lambda z: distillation_loss_topk(z, values, indices, tail=tail), z, torch.float32)
     torch.testing.assert_close(found[1], found[0], rtol=3e-6, atol=1e-7)
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("classes", [2, 10, 100, 2049])
+@pytest.mark.parametrize("hard", [0.0, 0.5])
+def test_interpreter_agrees_on_dkd(classes, hard):
+    torch.manual_seed(classes)
+    z, t, y = 3 * torch.randn(7, classes), 3 * torch.randn(7, classes), torch.randint(0, classes, (7,))
+    y[1] = -100
+    z[2, y[2]] += 30
+    found = on_both_backends(lambda z: dkd_loss(z, t, y, hard_weight=hard), z, torch.float32)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.interpreter
@@ -103,10 +117,17 @@ INTEGERS = {"n": "i32", "input_stride": "i32", "target_stride": "i32", "upstream
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
 @pytest.mark.parametrize(
-    ("classes", "dtype", "topk"),
-    [(10, "fp32", False), (1000, "bf16", False), (1000, "fp32", False), (4096, "bf16", False), (1000, "bf16", True)],
+    ("classes", "dtype", "topk", "divergence"),
+    [
+        (10, "fp32", False, 0),
+        (1000, "bf16", False, 0),
+        (1000, "fp32", False, 0),
+        (4096, "bf16", False, 0),
+        (1000, "bf16", True, 0),
+        (1000, "bf16", False, 2),
+    ],
 )
-def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk, tmp_path, monkeypatch):
+def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk, divergence, tmp_path, monkeypatch):
     triton = pytest.importorskip("triton")
     from kr_fast.kernels import distillation_loss as kernels
     from triton.backends.compiler import GPUTarget
@@ -115,7 +136,14 @@ def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(kernels, name)
     rows, block, warps = kernels.tile(classes)
-    constants = {"C": classes, "ROWS": rows, "BLOCK": block, "HAS_LABELS": True, "HAS_WEIGHT": False, "CROSS": False}
+    constants = {
+        "C": classes,
+        "ROWS": rows,
+        "BLOCK": block,
+        "HAS_LABELS": True,
+        "HAS_WEIGHT": False,
+        "DIVERGENCE": divergence,
+    }
     constants |= {"SOFT": True, "HARD": True, "weight": None}
     constants |= {"KIND": 3, "K": 5} if topk else {"KIND": 0, "K": classes, "indices": None}
     signature, attributes = {}, {}
