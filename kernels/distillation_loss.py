@@ -87,7 +87,8 @@ def forward_kernel(
     input, target, indices, labels, weight, row_loss, row_weight, stats, n, input_stride, target_stride,
     temperature, alpha, beta, soft, hard, smoothing, ignore_index,
     C: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
-    DIVERGENCE: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
+    DIVERGENCE: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    SOFT: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     rows, live = _rows_and_mask(n, ROWS)
     inverse_t = 1.0 / temperature
@@ -190,7 +191,8 @@ def backward_kernel(
     upstream, input, target, indices, labels, weight, stats, scale, grad,
     n, input_stride, target_stride, upstream_stride, temperature, alpha, beta, soft, hard, smoothing, ignore_index,
     C: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr,
-    DIVERGENCE: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFT: tl.constexpr, HARD: tl.constexpr,
+    DIVERGENCE: tl.constexpr, HAS_LABELS: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    SOFT: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     rows, live = _rows_and_mask(n, ROWS)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -22,14 +22,12 @@ KR_FN f32v kl_term(f32v p, f32v q, f32v d) {
 
 KR_FN f32v cross_term(f32v p, f32v log_q) { return p == splat(0.0f) ? splat(0.0f) : -(p * log_q); }
 
-static const float* student_row(const DistillationLoss& call, int64_t row, float* scratch) {
+KR_FN const float* student_row(const DistillationLoss& call, int64_t row, float* scratch) {
     return to_float_row(call.input, call.input_dtype, row * call.input_stride, call.classes, scratch);
 }
 
-// A row of the teacher; one that is stored as top-k probabilities is written out in scratch.
-static const float* teacher_row(const DistillationLoss& call, int64_t row, float* scratch) {
-    if (!call.indices)
-        return to_float_row(call.target, call.target_dtype, row * call.target_stride, call.classes, scratch);
+// A row that is stored as top-k probabilities, written out.
+static const float* topk_row(const DistillationLoss& call, int64_t row, float* scratch) {
     const int64_t *indices = call.indices + row * call.top_k, at = row * call.target_stride;
     float sum = 0.0f;
     for (int64_t k = 0; k < call.top_k; ++k) sum += element(call.target, call.target_dtype, at + k);
@@ -37,8 +35,14 @@ static const float* teacher_row(const DistillationLoss& call, int64_t row, float
     const float rest = call.smooth_tail && others > 0 && sum < 1.0f ? (1.0f - sum) / (float)others : 0.0f;
     const float scale = call.smooth_tail ? 1.0f : 1.0f / sum;
     for (int64_t j = 0; j < call.classes; ++j) scratch[j] = rest;
-    for (int64_t k = 0; k < call.top_k; ++k) scratch[indices[k]] = scale * element(call.target, call.target_dtype, at + k);
+    for (int64_t k = 0; k < call.top_k; ++k)
+        scratch[indices[k]] = scale * element(call.target, call.target_dtype, at + k);
     return scratch;
+}
+
+KR_FN const float* teacher_row(const DistillationLoss& call, int64_t row, float* scratch) {
+    return call.indices ? topk_row(call, row, scratch)
+                        : to_float_row(call.target, call.target_dtype, row * call.target_stride, call.classes, scratch);
 }
 
 // What e^(z - top) is made of, from the tempered e^((z - top) / T): a power of it where T is 1, 2 or 4, else by itself.
@@ -59,7 +63,8 @@ template <int kPower>
 static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row, int count, const float* factor,
                        bool zeros, float* losses, void* grad) {
     const int classes = (int)call.classes;
-    const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f, cross = call.divergence == Divergence::cross;
+    const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f;
+    const bool cross = call.divergence == Divergence::cross;
     const f32v inverse_t = splat(1.0f / call.temperature), binary = splat(kLog2E / call.temperature);
     const f32v zero = splat(0.0f), one = splat(1.0f), temperature = splat(call.temperature);
     alignas(64) float s_lanes[kLaneClasses * kLanes], t_lanes[kLaneClasses * kLanes], scratch[kLaneClasses * kLanes];
@@ -67,7 +72,8 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
 
     const int kind = call.indices ? 1 : call.target_kind;
     const float* rows[kLanes];  // the last of `count` rows is repeated
-    for (int r = 0; r < kLanes; ++r) rows[r] = r < count ? student_row(call, row + r, scratch + r * classes) : rows[r - 1];
+    for (int r = 0; r < kLanes; ++r)
+        rows[r] = r < count ? student_row(call, row + r, scratch + r * classes) : rows[r - 1];
     load_lanes(rows, classes, s_lanes);
     f32v top = load(s_lanes), sum_s = zero, sum_1 = zero, sum_z = zero, label = splat(-1.0f);
     for (int j = 1; j < classes; ++j) top = max(load(s_lanes + j * kLanes), top);
@@ -108,7 +114,7 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
         label = load(lanes);
     }
     const f32v scale = load(factor), scale_s = one / sum_s, scale_t = one / sum_t;
-    const f32v shift = vec_log(sum_t / sum_s);  // ln p - ln q = (t - s) / T - shift; the quotient of equals is exactly 1
+    const f32v shift = vec_log(sum_t / sum_s);  // ln p - ln q = (t - s) / T - shift; the quotient of equals is 1
     const f32v log_s = cross ? vec_log(sum_s) : zero;
     const f32v soft_scale = splat(call.soft * call.temperature) * scale, scale_1 = splat(call.hard) * scale / sum_1;
     const f32v on = splat(call.hard * (1.0f - call.smoothing)) * scale;
@@ -203,7 +209,8 @@ template <int kPower>
 static float loss_row(const DistillationLoss& call, bool want_loss, const float* s, const float* t, int64_t row,
                       float factor, float* work, float* grad) {
     const int64_t classes = call.classes, label = call.labels ? call.labels[row] : -1;
-    const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f, cross = call.divergence == Divergence::cross;
+    const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f;
+    const bool cross = call.divergence == Divergence::cross;
     const int kind = call.indices ? 1 : call.target_kind;
     const float T = call.temperature, minus_inf = -__builtin_inff(), top = row_max(s, classes);
     float *es = work, *et = work + classes, top_t = 0.0f;
@@ -294,7 +301,8 @@ static float dkd_row(const DistillationLoss& call, bool want_loss, const float* 
     const f32v scale_s = splat(1.0f / (float)sums.tempered), scale_t = splat(1.0f / (float)sum_t);
     const f32v shift = splat((float)__builtin_log(sum_t / sums.tempered)), inverse_t = splat(1.0f / T);
     const f32v beta = splat(factor * T * call.beta), alpha = splat((float)(factor * T * call.alpha * pull));
-    const f32v scale_1 = splat(hard ? (float)(factor * call.hard * __builtin_exp(log_sigmoid(-a_1)) / sums.plain) : 0.0f);
+    const double rest_1 = __builtin_exp(log_sigmoid(-a_1));
+    const f32v scale_1 = splat(hard ? (float)(factor * call.hard * rest_1 / sums.plain) : 0.0f);
     double kl = 0;
     for (int64_t start = 0; start < classes; start += kBlock) {
         f32v block = splat(0.0f);
@@ -314,7 +322,7 @@ static float dkd_row(const DistillationLoss& call, bool want_loss, const float* 
         }
         kl += reduce_sum(block);
     }
-    if (grad) grad[label] = (float)(factor * (T * call.alpha * pull - (hard ? call.hard * __builtin_exp(log_sigmoid(-a_1)) : 0.0)));
+    if (grad) grad[label] = (float)(factor * (T * call.alpha * pull - call.hard * rest_1));
     if (!want_loss) return 0.0f;
     const double two = kl_of(p, q, log_p - log_q) + kl_of(p_rest, q_rest, log_p_rest - log_q_rest);
     return (float)((double)T * T * (call.alpha * two + call.beta * kl) - (hard ? call.hard * log_sigmoid(a_1) : 0.0));

@@ -1,8 +1,6 @@
 // Rows of any element type as float32, for the instruction set that foreach_isa.h is compiling. No include guard.
 
-// Where n floats of the row can be read: in place, or converted into scratch.
-static const float* to_float_row(const void* base, Dtype dtype, int64_t offset, int64_t n, float* scratch) {
-    if (dtype == Dtype::f32) return static_cast<const float*>(base) + offset;
+static const float* converted_row(const void* base, Dtype dtype, int64_t offset, int64_t n, float* scratch) {
     const uint16_t* from = static_cast<const uint16_t*>(base) + offset;
     if (dtype == Dtype::bf16) {
         for (int64_t i = 0; i < n; ++i) scratch[i] = bf16_to_float(from[i]);
@@ -18,6 +16,12 @@ static const float* to_float_row(const void* base, Dtype dtype, int64_t offset, 
         for (; i < n; ++i) scratch[i] = half_to_float(from[i]);
     }
     return scratch;
+}
+
+// Where n floats of the row can be read: in place, or converted into scratch.
+KR_FN const float* to_float_row(const void* base, Dtype dtype, int64_t offset, int64_t n, float* scratch) {
+    return dtype == Dtype::f32 ? static_cast<const float*>(base) + offset
+                               : converted_row(base, dtype, offset, n, scratch);
 }
 
 static inline float element(const void* base, Dtype dtype, int64_t at) {
