@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/distillation_loss.h"
+#include "cpu/distillation_metrics.h"
 #include "cpu/isa.h"
 #include "cpu/lira.h"
 #include "cpu/membership_signals.h"
@@ -84,6 +85,23 @@ PYBIND11_MODULE(_cpu, m) {
                 call, {loss, at<float>(row_loss), at<void>(grad), at<const float>(upstream), upstream_step, mean},
                 threads);
             return std::make_pair(result.loss, result.invalid);
+        },
+        release());
+
+    // distillation_metrics
+    m.def(
+        "distillation_metrics",
+        [](Address input, Address target, int input_dtype, int target_dtype, int64_t rows, int64_t classes,
+           int64_t input_stride, int64_t target_stride, Address labels, float temperature, Address kl,
+           Address cross_entropy, Address teacher_confidence, Address teacher_entropy, Address agreement,
+           Address student_correct, Address teacher_correct, int threads) {
+            kr::distillation_metrics(
+                {at<const void>(input), at<const void>(target), static_cast<kr::Dtype>(input_dtype),
+                 static_cast<kr::Dtype>(target_dtype), rows, classes, input_stride, target_stride,
+                 at<const int64_t>(labels), temperature, at<float>(kl), at<float>(cross_entropy),
+                 at<float>(teacher_confidence), at<float>(teacher_entropy), at<uint8_t>(agreement),
+                 at<uint8_t>(student_correct), at<uint8_t>(teacher_correct)},
+                threads);
         },
         release());
 

@@ -20,6 +20,7 @@ _PUBLIC = {
     "distillation_loss": "kr_fast.ops.distillation_loss",
     "distillation_loss_and_grad": "kr_fast.ops.distillation_loss",
     "distillation_loss_topk": "kr_fast.ops.distillation_loss",
+    "distillation_metrics": "kr_fast.ops.distillation_metrics",
     "dkd_loss": "kr_fast.ops.dkd_loss",
     "soft_cross_entropy": "kr_fast.ops.distillation_loss",
     "LabelPlan": "kr_fast.synthesis.labels",

@@ -7,17 +7,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = [
-    (page.name, number, code)
-    for page in PAGES
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-]
+CODE = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
+# The README's blocks stand alone, so that each can be copied; those of another page follow one another.
+PIECES = [(f"README.md-{number}", code) for number, code in enumerate(CODE.pop("README.md"))]
+PIECES += [(name, "\n".join(blocks)) for name, blocks in CODE.items() if blocks]
 
 
-@pytest.mark.parametrize(("page", "number", "code"), BLOCKS, ids=[f"{page}-{number}" for page, number, _ in BLOCKS])
-def test_code_runs(page, number, code, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("where", "code"), PIECES, ids=[where for where, _ in PIECES])
+def test_code_runs(where, code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, f"{page} block {number}", "exec"), {"__name__": "readme"})
+    exec(compile(code, where, "exec"), {"__name__": "readme"})
     assert list(tmp_path.iterdir()) == []
 
 

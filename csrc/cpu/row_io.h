@@ -141,7 +141,8 @@ KR_FN void load_lanes(const float* const* rows, int classes, float* out) {
 }
 
 // The way back, to `count` contiguous rows of any element type; scratch holds kLanes rows.
-static void store_lanes(const float* in, void* base, Dtype dtype, int64_t row, int count, int classes, float* scratch) {
+static inline void store_lanes(const float* in, void* base, Dtype dtype, int64_t row, int count, int classes,
+                               float* scratch) {
     float* rows[kLanes];
     for (int r = 0; r < kLanes; ++r)
         rows[r] = dtype == Dtype::f32 ? static_cast<float*>(base) + (row + r) * classes : scratch + r * classes;

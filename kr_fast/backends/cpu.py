@@ -141,6 +141,24 @@ registry.two_way(
 )  # fmt: skip
 
 
+@registry.kernel("distillation_metrics", "cpu", refuses=accepts(*DTYPES))
+def distillation_metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: float) -> list[Tensor]:
+    if target.dtype == torch.float64:
+        target = target.float()
+    rows, classes = input.shape
+    kl, confidence, entropy, cross = (torch.empty(rows, dtype=torch.float32) for _ in range(4))
+    agreement, student, teacher = (torch.empty(rows, dtype=torch.bool) for _ in range(3))
+    if labels is None:
+        cross = student = teacher = None
+    _cpu.distillation_metrics(
+        input.data_ptr(), target.data_ptr(), DTYPES[input.dtype], DTYPES[target.dtype], rows, classes,
+        input.stride(0), target.stride(0), _address(labels), temperature, kl.data_ptr(), _address(cross),
+        confidence.data_ptr(), entropy.data_ptr(), agreement.data_ptr(), _address(student), _address(teacher),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return [value for value in (kl, agreement, confidence, entropy, cross, student, teacher) if value is not None]
+
+
 SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")
 
 

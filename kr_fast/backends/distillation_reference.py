@@ -130,3 +130,18 @@ def backward(upstream, input, target, indices, labels, weight, stats, scale, *pa
         grad = grad + hard * (_log_softmax(z, 1.0)[0].exp() - (1 - smoothing) * wanted - smoothing / z.shape[1])
     factor = (upstream * scale * _row_weight(z, labels, weight, ignore_index)).expand(len(z))[:, None]
     return torch.where(factor == 0, 0, grad * factor).to(input.dtype)
+
+
+def metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: float) -> list[Tensor]:
+    """See ``kr_fast.ops.distillation_metrics``."""
+    z, t = _float(input, input), _float(target, input)
+    log_q, log_p = _log_softmax(z, temperature)[0], _log_softmax(t, temperature)[0]
+    kl = temperature**2 * _kl_terms(log_p.exp(), log_q.exp(), log_p - log_q).sum(1)
+    log_t = _log_softmax(t, 1.0)[0]
+    p, first_z, first_t = log_t.exp(), z.argmax(1), t.argmax(1)
+    found = [kl.float(), first_z == first_t, p.amax(1).float(), -torch.where(p > 0, p * log_t, 0).sum(1).float()]
+    if labels is None:
+        return found
+    counts = (labels >= 0) & (labels < z.shape[1])
+    picked = _log_softmax(z, 1.0)[0].gather(1, torch.where(counts, labels, 0)[:, None])[:, 0]
+    return [*found, torch.where(counts, -picked, 0).float(), first_z == labels, first_t == labels]

@@ -22,6 +22,9 @@ two_way(
 )
 
 
+kernel("distillation_metrics", "reference", refuses=_never)(distillation_reference.metrics)
+
+
 _MASK = 0xFFFFFFFF
 
 
