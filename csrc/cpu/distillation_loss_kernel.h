@@ -5,6 +5,7 @@
 #include "cpu/softmax_row.h"
 
 constexpr int kLaneClasses = 128;  // four arrays of kLanes x 128 floats stay in L1
+constexpr int kGroup = 16;  // exponentials summed at a time: 100 additions in a row double the gradient's error
 
 KR_FN f32v cross_term(f32v p, f32v log_q) { return p == splat(0.0f) ? splat(0.0f) : -(p * log_q); }
 
@@ -53,13 +54,17 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
     load_lanes(rows, classes, s_lanes);
     f32v top = load(s_lanes), sum_s = zero, sum_1 = zero, sum_z = zero, label = splat(-1.0f);
     for (int j = 1; j < classes; ++j) top = max(load(s_lanes + j * kLanes), top);
-    for (int j = 0; j < classes; ++j) {
-        const f32v centred = load(s_lanes + j * kLanes) - top;
-        es[j] = vec_exp_scaled(centred, binary);
-        sum_s = sum_s + es[j];
-        if (hard) sum_1 = sum_1 + untempered<kPower>(centred, es[j]);
-        if (call.smoothing != 0.0f) sum_z = sum_z + centred;
-        store(s_lanes + j * kLanes, centred);
+    for (int from = 0; from < classes; from += kGroup) {
+        f32v part_s = zero, part_1 = zero;
+        for (int j = from; j < classes && j < from + kGroup; ++j) {
+            const f32v centred = load(s_lanes + j * kLanes) - top;
+            es[j] = vec_exp_scaled(centred, binary);
+            part_s = part_s + es[j];
+            if (hard) part_1 = part_1 + untempered<kPower>(centred, es[j]);
+            if (call.smoothing != 0.0f) sum_z = sum_z + centred;
+            store(s_lanes + j * kLanes, centred);
+        }
+        sum_s = sum_s + part_s, sum_1 = sum_1 + part_1;
     }
     f32v sum_t = one;
     if (soft) {
@@ -70,11 +75,15 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
             f32v top_t = load(t_lanes);
             sum_t = zero;
             for (int j = 1; j < classes; ++j) top_t = max(load(t_lanes + j * kLanes), top_t);
-            for (int j = 0; j < classes; ++j) {
-                const f32v centred = load(t_lanes + j * kLanes) - top_t;
-                et[j] = vec_exp_scaled(centred, binary);
-                sum_t = sum_t + et[j];
-                store(t_lanes + j * kLanes, centred);
+            for (int from = 0; from < classes; from += kGroup) {
+                f32v part = zero;
+                for (int j = from; j < classes && j < from + kGroup; ++j) {
+                    const f32v centred = load(t_lanes + j * kLanes) - top_t;
+                    et[j] = vec_exp_scaled(centred, binary);
+                    part = part + et[j];
+                    store(t_lanes + j * kLanes, centred);
+                }
+                sum_t = sum_t + part;
             }
         } else {
             for (int j = 0; j < classes; ++j) {

@@ -44,8 +44,8 @@ static float row_max(const float* a, int64_t n) {
     return reduce_max(best);
 }
 
-// Blocks of kBlock classes are summed in float and then in double: exact enough for vocabularies, cheap for images.
-constexpr int64_t kBlock = 1024;
+// Blocks of 64 vectors are summed in float and then in double: exact enough for vocabularies, cheap for images.
+constexpr int64_t kBlock = 64 * kLanes;
 static inline int64_t block_length(int64_t classes, int64_t start) {
     return classes - start < kBlock ? classes - start : kBlock;
 }
@@ -56,7 +56,8 @@ struct RowSums {
 
 // to[i] = e^((from[i] - top) / T). The sums but the first are only taken where asked for.
 template <int kPower>
-static RowSums exponentials(const float* from, int64_t classes, float top, float T, bool plain, bool centred, float* to) {
+static RowSums exponentials(const float* from, int64_t classes, float top, float T, bool plain, bool centred,
+                            float* to) {
     const f32v binary = splat(kLog2E / T), tops = splat(top);
     RowSums sums;
     for (int64_t start = 0; start < classes; start += kBlock) {
