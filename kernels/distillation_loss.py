@@ -12,6 +12,7 @@ import triton.language as tl
 
 STATS = 5
 MAX_BLOCK = 2048
+REDUCE_BLOCK = 4096
 TILE = 2048  # elements of each input that a program holds at a time
 
 
@@ -242,6 +243,24 @@ def backward_kernel(
     tl.store(grad + rows[:, None] * C + columns[None, :], g.to(grad.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def reduce_kernel(row_loss, row_weight, loss, scale, n, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+    """The loss over all rows and the factor of their gradients, by one program: the same sum in every run."""
+    total = tl.zeros([BLOCK], tl.float32)
+    weights = tl.zeros([BLOCK], tl.float32)
+    for start in tl.range(0, n, BLOCK):
+        rows = start + tl.arange(0, BLOCK)
+        total += tl.load(row_loss + rows, mask=rows < n, other=0.0)
+        if MEAN:
+            weights += tl.load(row_weight + rows, mask=rows < n, other=0.0)
+    factor = 1.0
+    if MEAN:
+        weight = tl.sum(weights, axis=0)
+        factor = tl.where(weight > 0, 1.0 / weight, 0.0)
+    tl.store(loss, tl.sum(total, axis=0) * factor)
+    tl.store(scale, factor)
+
+
 def tile(classes: int) -> tuple[int, int, int]:
     """(rows, classes, warps) of a program."""
     block = min(triton.next_power_of_2(classes), MAX_BLOCK)
@@ -264,9 +283,9 @@ def _constants(input, target, labels, weight, target_type, divergence, soft, har
 
 def forward(
     input, target, indices, labels, weight,
-    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index,
+    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index, reduction,
 ):  # fmt: skip
-    """(weighted row losses, row weights, row statistics), float32."""
+    """(loss, row statistics, factor of the gradients), float32."""
     n = len(input)
     row_loss = torch.empty(n, dtype=torch.float32, device=input.device)
     row_weight, stats = torch.empty_like(row_loss), row_loss.new_empty(n, STATS)
@@ -276,7 +295,14 @@ def forward(
             input, target, indices, labels, weight, row_loss, row_weight, stats, n, input.stride(0), target.stride(0),
             temperature, alpha, beta, soft, hard, smoothing, ignore_index, **constants,
         )  # fmt: skip
-    return row_loss, row_weight, stats
+    if reduction == "none":
+        return row_loss, stats, torch.ones((), device=input.device)
+    loss, scale = row_loss.new_empty(()), row_loss.new_empty(())
+    reduce_kernel[(1,)](
+        row_loss, row_weight, loss, scale, n, MEAN=reduction == "mean", BLOCK=REDUCE_BLOCK, num_warps=8,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    return loss, stats, scale
 
 
 def backward(

@@ -34,14 +34,8 @@ def accepts(*dtypes: torch.dtype):
 def _distillation_forward(input, target, indices, labels, weight, *parameters):
     from kr_fast.kernels import distillation_loss as kernels
 
-    *parameters, reduction = parameters
     with _on(input):
-        rows, weights, stats = kernels.forward(input, target, indices, labels, weight, *parameters)
-    scale = torch.ones((), device=input.device)
-    if reduction == "mean":
-        total = weights.sum()
-        scale = torch.where(total > 0, 1 / total, 0.0)
-    return rows if reduction == "none" else rows.sum() * scale, stats, scale
+        return kernels.forward(input, target, indices, labels, weight, *parameters)
 
 
 def _distillation_backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters):

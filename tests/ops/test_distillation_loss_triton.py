@@ -170,6 +170,39 @@ def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk
         assert "ld.global.v4" in built.asm["ptx"] or "ld.global.v2.b64" in built.asm["ptx"]
 
 
+@pytest.mark.compile
+@pytest.mark.skipif(interpreted, reason="the interpreter replaces the compiler in this process")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_reduction_compiles_without_spills(capability, tmp_path, monkeypatch):
+    triton = pytest.importorskip("triton")
+    from kr_fast.kernels import distillation_loss as kernels
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    signature = dict.fromkeys(("row_loss", "row_weight", "loss", "scale"), "*fp32")
+    signature |= {"n": "i32", "MEAN": "constexpr", "BLOCK": "constexpr"}
+    constexprs = {(5,): True, (6,): kernels.REDUCE_BLOCK}
+    source = ASTSource(fn=kernels.reduce_kernel, signature=signature, constexprs=constexprs)
+    options = {"num_warps": 8, "enable_fp_fusion": True}
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert spilled_bytes(built.asm["cubin"]) == 0
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("rows", [0, 1, 4096, 4097])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_interpreter_reduces_any_number_of_rows(rows, reduction):
+    """No row; one; a whole block of the reduction; and one row more."""
+    torch.manual_seed(rows)
+    z, t, weight = torch.randn(rows, 3), torch.randn(rows, 3), torch.rand(rows)
+    found = on_both_backends(
+        lambda z: distillation_loss(z, t, sample_weight=weight, reduction=reduction), z, torch.float32
+    )
+    torch.testing.assert_close(found[1], found[0], rtol=3e-6, atol=1e-6)
+
+
 def spilled_bytes(cubin: bytes) -> int:
     """Stack bytes a thread in the compiled kernel: register spills and nothing else, for kernels without arrays."""
     import pathlib
