@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.distillation_reference import public_name
 
 try:
     from kr_fast import _cpu
@@ -98,16 +99,16 @@ def _loss(
         target.shape[1], target_type == "topk_smooth", DIVERGENCES[divergence], alpha, beta,
     )  # fmt: skip
     if invalid >= 0:
-        _refuse_row(invalid, classes, indices, labels, ignore_index)
+        _refuse_row(public_name(target_type, divergence), invalid, classes, indices, labels, ignore_index)
     return total
 
 
-def _refuse_row(row, classes, indices, labels, ignore_index):
+def _refuse_row(op, row, classes, indices, labels, ignore_index):
     if labels is not None and not (0 <= int(labels[row]) < classes) and int(labels[row]) != ignore_index:
         rule, found = f"labels must be in [0, {classes}) or ignore_index {ignore_index}", int(labels[row])
     else:
         rule, found = f"indices must be in [0, {classes})", indices[row].tolist()
-    raise ValueError(f"distillation_loss: {rule}, got {found} in row {row}")
+    raise ValueError(f"{op}: {rule}, got {found} in row {row}")
 
 
 def _distillation_forward(input, target, indices, labels, weight, *parameters):

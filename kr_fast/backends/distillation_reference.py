@@ -4,6 +4,13 @@ import torch
 from torch import Tensor
 
 
+def public_name(target_type: str, divergence: str) -> str:
+    """The function that a user called, for error messages."""
+    if target_type.startswith("topk"):
+        return "distillation_loss_topk"
+    return {"kl": "distillation_loss", "cross": "soft_cross_entropy", "decoupled": "dkd_loss"}[divergence]
+
+
 def _float(x: Tensor, like: Tensor) -> Tensor:
     return x.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
 
@@ -83,7 +90,7 @@ def forward(
     log_q, top, log_sum = _log_softmax(z, temperature)
     classes = z.shape[1]
     if indices is not None and bool(((indices < 0) | (indices >= classes)).any()):
-        raise ValueError(f"distillation_loss: indices must be in [0, {classes})")
+        raise ValueError(f"{public_name(target_type, divergence)}: indices must be in [0, {classes})")
     p, log_p, teacher_top, teacher_sum = _teacher(t, indices, classes, temperature, target_type)
     rows = z.new_zeros(len(z))
     if soft:
@@ -100,7 +107,8 @@ def forward(
         inside = (labels >= 0) & (labels < z.shape[1])
         if bool((~inside & (labels != ignore_index)).any()):
             bad = labels[~inside & (labels != ignore_index)][0].item()
-            raise ValueError(f"distillation_loss: labels must be in [0, {z.shape[1]}) or {ignore_index}, got {bad}")
+            rule = f"be in [0, {z.shape[1]}) or ignore_index {ignore_index}"
+            raise ValueError(f"{public_name(target_type, divergence)}: labels must {rule}, got {bad}")
         picked = log_q1.gather(1, torch.where(inside, labels, 0)[:, None])[:, 0] * (1 - smoothing)
         if smoothing:
             picked = picked + smoothing * log_q1.mean(1)

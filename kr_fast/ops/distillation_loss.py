@@ -43,7 +43,8 @@ def distillation_loss(
         soft_weight, hard_weight: >= 0; a hard weight above 0 needs ``labels``.
         label_smoothing: in [0, 1).
         sample_weight: ``[N]`` float or bool, >= 0; a row of weight 0 costs nothing, whatever it holds.
-        standardize: replace both logits by ``(z - mean) / std`` of their row first (logit standardisation).
+        standardize: the divergence is taken of ``(z - mean) / std`` of each row, of student and teacher (logit
+            standardisation); the hard term stays with the logits as they are.
         reduction: "none" (``[N]``), "sum", or "mean" = sum / sum of the weights of the rows that count (0 if there is
             none: unlike torch, no NaN).
     Returns: float32 (float64 for float64 input), scalar or ``[N]``. The gradient has ``input``'s dtype.

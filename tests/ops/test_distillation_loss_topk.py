@@ -64,7 +64,10 @@ def test_topk_of_all_classes_and_int32_indices(isa):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"indices": torch.tensor([[0, 4]] * 3)}, r"indices must be in \[0, 4\), got \[0, 4\] in row 0"),
+        (
+            {"indices": torch.tensor([[0, 4]] * 3)},
+            r"distillation_loss_topk: indices must be in \[0, 4\), got \[0, 4\] in row 0",
+        ),
         ({"indices": torch.tensor([[0, -1]] * 3)}, r"indices must be in \[0, 4\)"),
         ({"indices": torch.tensor([[0]] * 3)}, r"indices must be \[3, 2\]"),
         ({"values": torch.full((3, 5), 0.1)}, r"values must be \[3, k\] with 1 <= k <= 4"),

@@ -121,7 +121,7 @@ def test_full_graph_compile():
     ("change", "error", "message"),
     [
         ({"labels": None}, TypeError, "dkd_loss: labels must be given where the loss is decoupled"),
-        ({"labels": torch.tensor([0, 1, 4])}, ValueError, r"labels must be in \[0, 4\)"),
+        ({"labels": torch.tensor([0, 1, 4])}, ValueError, r"dkd_loss: labels must be in \[0, 4\)"),
         ({"alpha": -1.0}, ValueError, "alpha must be at least 0 and finite, got -1.0"),
         ({"beta": math.inf}, ValueError, "beta must be at least 0 and finite, got inf"),
         ({"target": torch.zeros(3, 5)}, ValueError, "target must have input's shape"),
