@@ -64,8 +64,7 @@ DistillationResult distillation_loss(const DistillationLoss& call, const Distill
     const int64_t blocks = (call.rows + kBlockRows - 1) / kBlockRows;
     std::vector<double> sums(static_cast<size_t>(blocks));
     parallel_for(blocks, grain(call), threads, [&](int64_t first, int64_t last) {
-        const bool lanes = call.classes <= scalar::kLaneClasses && call.divergence != Divergence::decoupled;
-        std::vector<float> work(lanes ? 0 : static_cast<size_t>(5 * call.classes));
+        std::vector<float> work(scalar::across_lanes(call) ? 0 : static_cast<size_t>(5 * call.classes));
         for (int64_t block = first; block < last; ++block) {
             const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, call.rows);
             sums[static_cast<size_t>(block)] = KR_DISPATCH(loss_block, call, wanted, scale, begin, end, work.data());

@@ -7,6 +7,11 @@
 constexpr int kLaneClasses = 128;  // four arrays of kLanes x 128 floats stay in L1
 constexpr int kGroup = 16;  // exponentials summed at a time: 100 additions in a row double the gradient's error
 
+// Which of the two layouts a call takes; the second needs work of 5 * classes floats.
+static inline bool across_lanes(const DistillationLoss& call) {
+    return call.classes <= kLaneClasses && call.divergence != Divergence::decoupled;
+}
+
 KR_FN f32v cross_term(f32v p, f32v log_q) { return p == splat(0.0f) ? splat(0.0f) : -(p * log_q); }
 
 KR_FN const float* student_row(const DistillationLoss& call, int64_t row, float* scratch) {
@@ -285,12 +290,14 @@ static double loss_block_of(const DistillationLoss& call, const DistillationWant
     for (int r = 0; r < kBlockRows; ++r) factor[r] = (float)scale * weight[r];
     if (wanted.upstream)
         for (int r = 0; r < count; ++r)
-            factor[r] = (float)(wanted.upstream[(begin + r) * wanted.upstream_step] * scale) * weight[r];
+            factor[r] = weight[r] == 0.0f  // 0 also under an infinite upstream gradient: such a row is not read
+                            ? 0.0f
+                            : (float)(wanted.upstream[(begin + r) * wanted.upstream_step] * scale) * weight[r];
 
     bool zeros = false;
     for (int r = 0; r < count; ++r) zeros |= factor[r] == 0.0f;
     const bool decoupled = call.divergence == Divergence::decoupled;
-    if (n <= kLaneClasses && !decoupled) {
+    if (across_lanes(call)) {
         for (int r = 0; r < count; r += kLanes)
             loss_lanes<kPower>(call, wanted.loss, begin + r, count - r < kLanes ? count - r : kLanes, factor + r,
                                zeros, losses + r, wanted.grad);

@@ -98,6 +98,18 @@ def test_ignored_rows_cost_nothing_and_reductions(isa):
     assert z.grad[2].abs().max() == 0
 
 
+@pytest.mark.parametrize("classes", [8, 200])
+def test_an_infinite_upstream_gradient_does_not_reach_an_ignored_row(isa, classes):
+    z, t, y = torch.randn(3, classes, requires_grad=True), torch.randn(3, classes), torch.tensor([0, -100, 2])
+    for loss in (
+        dkd_loss,
+        lambda *rows, reduction: kr_fast.distillation_loss(*rows, hard_weight=1, reduction=reduction),
+    ):
+        grad = torch.autograd.grad(loss(z, t, y, reduction="none"), z, torch.tensor([1.0, math.inf, 1.0]))[0]
+        assert grad[1].abs().max() == 0
+        assert torch.isfinite(grad).all()
+
+
 def test_gradcheck_and_reference_agree():
     z, t = torch.randn(4, 6, dtype=torch.float64, requires_grad=True), torch.randn(4, 6, dtype=torch.float64)
     y = torch.tensor([0, 5, -100, 2])
