@@ -206,7 +206,8 @@ def backward_kernel(
     log_1 = tl.load(stats + rows * 5 + 4, mask=live, other=0.0)
     factor = tl.load(upstream + rows * upstream_stride, mask=live, other=0.0).to(tl.float32) * tl.load(scale)
     if HAS_WEIGHT:
-        factor *= tl.load(weight + rows, mask=live, other=0.0).to(tl.float32)
+        w = tl.load(weight + rows, mask=live, other=0.0).to(tl.float32)
+        factor = tl.where(w == 0.0, 0.0, factor * w)  # also under an infinite upstream gradient
     label = tl.load(labels + rows, mask=live, other=0) if HAS_LABELS else tl.zeros([ROWS], tl.int64)
     if HAS_LABELS:
         factor = tl.where(label == ignore_index, 0.0, factor)

@@ -102,13 +102,14 @@ def forward(
             terms = _kl_terms(p, log_q.exp(), log_p - log_q).sum(1)
         rows = rows + soft * temperature**2 * terms
     log_1 = torch.zeros_like(log_sum)
-    if hard:
-        log_q1, _, log_1 = _log_softmax(z, 1.0)
+    if hard or divergence == "decoupled":
         inside = (labels >= 0) & (labels < z.shape[1])
         if bool((~inside & (labels != ignore_index)).any()):
             bad = labels[~inside & (labels != ignore_index)][0].item()
             rule = f"be in [0, {z.shape[1]}) or ignore_index {ignore_index}"
             raise ValueError(f"{public_name(target_type, divergence)}: labels must {rule}, got {bad}")
+    if hard:
+        log_q1, _, log_1 = _log_softmax(z, 1.0)
         picked = log_q1.gather(1, torch.where(inside, labels, 0)[:, None])[:, 0] * (1 - smoothing)
         if smoothing:
             picked = picked + smoothing * log_q1.mean(1)
@@ -136,7 +137,8 @@ def backward(upstream, input, target, indices, labels, weight, stats, scale, *pa
         inside = ((labels >= 0) & (labels < z.shape[1])).to(z.dtype)
         wanted = torch.zeros_like(z).scatter_(1, labels.clamp(0, z.shape[1] - 1)[:, None], inside[:, None])
         grad = grad + hard * (_log_softmax(z, 1.0)[0].exp() - (1 - smoothing) * wanted - smoothing / z.shape[1])
-    factor = (upstream * scale * _row_weight(z, labels, weight, ignore_index)).expand(len(z))[:, None]
+    w = _row_weight(z, labels, weight, ignore_index)
+    factor = torch.where(w == 0, 0, upstream * scale * w)[:, None]
     return torch.where(factor == 0, 0, grad * factor).to(input.dtype)
 
 

@@ -140,6 +140,22 @@ def check_same_shape(op: str, input: Tensor, target: Tensor) -> None:
         _check.fail(op, "target", f"have input's shape {list(input.shape)}", target)
 
 
+def checked_options(
+    op, input, labels, sample_weight, *, temperature, target_type, divergence="kl", alpha=0.0, beta=0.0,
+    soft_weight=1.0, hard_weight=0.0, label_smoothing=0.0, ignore_index=-100, reduction,
+) -> tuple[Tensor | None, Tensor | None, tuple]:  # fmt: skip
+    """Labels, weight and parameters for :func:`apply`."""
+    weights = {"soft_weight": soft_weight, "hard_weight": hard_weight, "alpha": alpha, "beta": beta}
+    check_options(op, temperature, reduction, label_smoothing, **weights)
+    needed = "the loss is decoupled" if divergence == "decoupled" else "hard_weight is above 0" if hard_weight else None
+    labels = checked_labels(op, labels, input, needed)
+    parameters = (
+        float(temperature), target_type, divergence, float(alpha), float(beta), float(soft_weight),
+        float(hard_weight), float(label_smoothing), ignore_index, reduction,
+    )  # fmt: skip
+    return labels, checked_weight(op, sample_weight, input), parameters
+
+
 def check_options(op: str, temperature: float, reduction: str, label_smoothing: float = 0.0, **weights: float) -> None:
     if not (0 < temperature < math.inf):
         _check.fail(op, "temperature", "be above 0 and finite", temperature)

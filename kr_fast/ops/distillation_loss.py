@@ -81,17 +81,13 @@ def _checked(
     _distillation.check_same_shape(op, input, target)
     if target_type not in TARGET_TYPES:
         _check.fail(op, "target_type", f"be one of {', '.join(TARGET_TYPES)}", target_type)
-    _distillation.check_options(
-        op, temperature, reduction, label_smoothing, soft_weight=soft_weight, hard_weight=hard_weight
-    )
-    labels = _distillation.checked_labels(op, labels, input, "hard_weight is above 0" if hard_weight > 0 else None)
-    weight = _distillation.checked_weight(op, sample_weight, input)
-    parameters = (
-        float(temperature), target_type, divergence, 0.0, 0.0, float(soft_weight), float(hard_weight),
-        float(label_smoothing), ignore_index, reduction,
+    checked = _distillation.checked_options(
+        op, input, labels, sample_weight, temperature=temperature, target_type=target_type, divergence=divergence,
+        soft_weight=soft_weight, hard_weight=hard_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        reduction=reduction,
     )  # fmt: skip
     rows = _distillation.rows_of_stride_1
-    return rows(input), rows(target), None, labels, weight, parameters
+    return rows(input), rows(target), None, *checked
 
 
 def _standardized(logits: Tensor) -> Tensor:
@@ -167,18 +163,13 @@ def distillation_loss_topk(
         _check.fail(op, "indices", f"be {list(values.shape)} on {input.device}", indices)
     if tail not in ("smooth", "renorm"):
         _check.fail(op, "tail", "be one of smooth, renorm", tail)
-    _distillation.check_options(
-        op, temperature, reduction, label_smoothing, soft_weight=soft_weight, hard_weight=hard_weight
-    )
-    labels = _distillation.checked_labels(op, labels, input, "hard_weight is above 0" if hard_weight > 0 else None)
-    parameters = (
-        float(temperature), f"topk_{tail}", "kl", 0.0, 0.0, float(soft_weight), float(hard_weight),
-        float(label_smoothing), ignore_index, reduction,
+    checked = _distillation.checked_options(
+        op, input, labels, sample_weight, temperature=temperature, target_type=f"topk_{tail}",
+        soft_weight=soft_weight, hard_weight=hard_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        reduction=reduction,
     )  # fmt: skip
-    rows, weight = _distillation.rows_of_stride_1, _distillation.checked_weight(op, sample_weight, input)
-    return _distillation.apply(
-        rows(input), rows(values), indices.to(torch.int64).contiguous(), labels, weight, parameters
-    )
+    rows = _distillation.rows_of_stride_1
+    return _distillation.apply(rows(input), rows(values), indices.to(torch.int64).contiguous(), *checked)
 
 
 def distillation_loss_and_grad(

@@ -1,10 +1,8 @@
 """Decoupled knowledge distillation from raw logits, on the kernels of the distillation loss."""
 
-import math
-
 from torch import Tensor
 
-from kr_fast.ops import _check, _distillation
+from kr_fast.ops import _distillation
 
 
 def dkd_loss(
@@ -38,15 +36,9 @@ def dkd_loss(
     op = "dkd_loss"
     _distillation.check_pair(op, input, target)
     _distillation.check_same_shape(op, input, target)
-    _distillation.check_options(op, temperature, reduction, hard_weight=hard_weight)
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not 0 <= value < math.inf:
-            _check.fail(op, name, "be at least 0 and finite", value)
-    labels = _distillation.checked_labels(op, labels, input, "the loss is decoupled")
-    weight = _distillation.checked_weight(op, sample_weight, input)
-    parameters = (
-        float(temperature), "logits", "decoupled", float(alpha), float(beta), 1.0, float(hard_weight), 0.0,
-        ignore_index, reduction,
+    checked = _distillation.checked_options(
+        op, input, labels, sample_weight, temperature=temperature, target_type="logits", divergence="decoupled",
+        alpha=alpha, beta=beta, hard_weight=hard_weight, ignore_index=ignore_index, reduction=reduction,
     )  # fmt: skip
     rows = _distillation.rows_of_stride_1
-    return _distillation.apply(rows(input), rows(target), None, labels, weight, parameters)
+    return _distillation.apply(rows(input), rows(target), None, *checked)

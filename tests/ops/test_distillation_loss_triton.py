@@ -191,6 +191,18 @@ def test_reduction_compiles_without_spills(capability, tmp_path, monkeypatch):
 
 @pytest.mark.interpreter
 @pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_an_infinite_upstream_gradient_does_not_reach_a_row_of_weight_0(backend):
+    z, t, weight = torch.randn(3, 8, requires_grad=True), torch.randn(3, 8), torch.tensor([1.0, 0.0, 2.0])
+    with registry.forced(backend):
+        rows = distillation_loss(z, t, sample_weight=weight, reduction="none")
+        grad = torch.autograd.grad(rows, z, torch.tensor([1.0, float("inf"), 1.0]))[0]
+    assert grad[1].abs().max() == 0
+    assert torch.isfinite(grad).all()
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("rows", [0, 1, 4096, 4097])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_interpreter_reduces_any_number_of_rows(rows, reduction):

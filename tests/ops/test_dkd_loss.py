@@ -98,6 +98,11 @@ def test_ignored_rows_cost_nothing_and_reductions(isa):
     assert z.grad[2].abs().max() == 0
 
 
+def test_the_reference_refuses_labels_too():
+    with registry.forced("reference"), pytest.raises(ValueError, match=r"dkd_loss: labels must be in .0, 4\)"):
+        dkd_loss(torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([0, 4]))
+
+
 @pytest.mark.parametrize("classes", [8, 200])
 def test_an_infinite_upstream_gradient_does_not_reach_an_ignored_row(isa, classes):
     z, t, y = torch.randn(3, classes, requires_grad=True), torch.randn(3, classes), torch.tensor([0, -100, 2])
