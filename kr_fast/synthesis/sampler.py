@@ -1,6 +1,7 @@
 """The class-conditional sampler: a trained network, a step table and image ids in, uint8 images out."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kr_fast import __version__
 from kr_fast.ops.pack_uint8 import pack_uint8
 from kr_fast.ops.philox_normal import philox_normal
 from kr_fast.ops.solver_step import solver_step
@@ -128,6 +130,25 @@ class Sampler:
             labels = plan.labels(part)
             yield Batch(part, labels, self(part, labels))
 
+    def describe(self) -> dict[str, Any]:
+        """All that the images depend on besides their ids and labels, as plain values: what a manifest holds."""
+        return {
+            "scheduler": self.table.name,
+            "steps": len(self.table),
+            "step_table": self.table.digest(),
+            "network": weights_digest(self.unet),
+            "seed": self.seed,
+            "guidance_scale": self.guidance_scale,
+            "noise_scale": self.noise_scale,
+            "micro_batch": self.micro_batch,
+            "image_shape": list(self.image_shape),
+            "crop": None if self.crop is None else list(self.crop),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "torch": torch.__version__,
+            "kr_fast": __version__,
+        }
+
     def _trajectory(self, ids: Tensor, labels: Tensor, watch: bool = False) -> tuple[Tensor, Tensor]:
         """The last sample, and by image whether all that the network returned on the way was finite."""
         x = philox_normal(ids, self.image_shape, seed=self.seed).mul_(self.noise_scale * self.table.init_noise_sigma)
@@ -203,6 +224,17 @@ class Sampler:
 class _NonFinite(Exception):
     def __init__(self, step: int):
         self.step = step
+
+
+def weights_digest(network: Any) -> str:
+    """SHA-256 of a module's parameters and buffers with their names; of another callable, its qualified name."""
+    if not isinstance(network, torch.nn.Module):
+        return f"{type(network).__module__}.{getattr(network, '__qualname__', type(network).__qualname__)}"
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _image_shape(unet: Any) -> tuple[int, int, int]:

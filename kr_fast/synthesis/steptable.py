@@ -7,6 +7,7 @@ against the scheduler itself checks every table when it is built.
 
 import copy
 import dataclasses
+import hashlib
 import inspect
 import sys
 from typing import Any
@@ -37,6 +38,11 @@ class StepTable:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def digest(self) -> str:
+        """SHA-256 of all that a trajectory depends on."""
+        content = (self.timesteps, self.rows, self.input_scales, self.init_noise_sigma)
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     @classmethod
     def compile(cls, scheduler: Any, num_inference_steps: int, *, eta: float = 0.0) -> "StepTable":

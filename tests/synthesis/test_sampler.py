@@ -1,5 +1,7 @@
 """Sampler: bytes that depend on the id alone, diffusers' own loop as oracle, and every refusal."""
 
+import json
+
 import diffusers
 import pytest
 import torch
@@ -275,3 +277,25 @@ def test_output_of_another_shape_is_named():
     sampler = make_sampler(lambda x, t, class_labels: x[:, :1], image_shape=(3, 4, 4))
     with pytest.raises(UserError, match=r"unet must return \[8, 3, 4, 4\].*got \[8, 1, 4, 4\]"):
         sampler(torch.arange(2), torch.zeros(2, dtype=torch.int64))
+
+
+def test_describe_tells_samplers_apart(unet):
+    """Whatever changes the images changes the description, and nothing else does."""
+    base = make_sampler(unet).describe()
+    assert base == make_sampler(unet).describe()
+    assert json.loads(json.dumps(base)) == base  # plain values, as a manifest needs them
+    others = [
+        make_sampler(unet, steps=4),
+        make_sampler(unet, seed=8),
+        make_sampler(unet, micro_batch=4),
+        make_sampler(unet, guidance_scale=2.0),
+        make_sampler(unet, noise_scale=1.1),
+        make_sampler(unet, crop=(7, 8)),
+        make_sampler(unet, eta=0.5),
+        make_sampler(unet, diffusers.DDIMScheduler()),
+        make_sampler(make_unet(seed=1)),
+    ]
+    found = [sampler.describe() for sampler in others]
+    assert all(each != base for each in found)
+    changed = {key for each in found for key in base if each[key] != base[key]}
+    assert changed >= {"steps", "step_table", "network", "seed", "micro_batch", "guidance_scale", "noise_scale", "crop"}
