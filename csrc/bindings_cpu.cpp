@@ -7,6 +7,7 @@
 
 #include "cpu/distillation_loss.h"
 #include "cpu/distillation_metrics.h"
+#include "cpu/encode_png.h"
 #include "cpu/isa.h"
 #include "cpu/lira.h"
 #include "cpu/membership_signals.h"
@@ -63,6 +64,14 @@ PYBIND11_MODULE(_cpu, m) {
         "pack_uint8",
         [](Address x, int64_t batch, int64_t channels, int64_t pixels, bool channels_last, Address out, int threads) {
             kr::pack_uint8(at<const float>(x), batch, channels, pixels, channels_last, at<uint8_t>(out), threads);
+        },
+        release());
+
+    // encode_png
+    m.def(
+        "encode_png",
+        [](Address images, int64_t batch, int64_t height, int64_t width, int64_t channels, Address out, int threads) {
+            kr::encode_png(at<const uint8_t>(images), batch, height, width, channels, at<uint8_t>(out), threads);
         },
         release());
 

@@ -25,6 +25,7 @@ _PUBLIC = {
     "soft_cross_entropy": "kr_fast.ops.distillation_loss",
     "LabelPlan": "kr_fast.synthesis.labels",
     "Sampler": "kr_fast.synthesis.sampler",
+    "encode_png": "kr_fast.ops.encode_png",
     "pack_uint8": "kr_fast.ops.pack_uint8",
     "philox_normal": "kr_fast.ops.philox_normal",
     "solver_step": "kr_fast.ops.solver_step",

@@ -73,6 +73,20 @@ def pack_uint8(x: Tensor) -> Tensor:
     return out
 
 
+def _elsewhere(device: str, dtype: torch.dtype, size: int) -> str | None:
+    """The predicate of an op on the host whose dtype is fixed."""
+    return None if device == "cpu" else f"tensors must be on cpu, got {device}"
+
+
+@registry.kernel("encode_png", "cpu", refuses=_elsewhere)
+def encode_png(images: Tensor, size: int) -> Tensor:
+    images = images.contiguous()
+    batch, height, width, channels = images.shape
+    out = torch.empty(batch, size, dtype=torch.uint8)
+    _cpu.encode_png(images.data_ptr(), batch, height, width, channels, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
 
 

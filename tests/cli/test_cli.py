@@ -174,8 +174,8 @@ def test_info_names_every_op_and_backend(capsys):
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["ops"]) == {
-        "distillation_loss", "distillation_metrics", "lira", "membership_signals", "pack_uint8", "philox_normal",
-        "roc", "solver_step",
+        "distillation_loss", "distillation_metrics", "encode_png", "lira", "membership_signals", "pack_uint8",
+        "philox_normal", "roc", "solver_step",
     }  # fmt: skip
     for cells in facts["ops"].values():
         assert cells["reference"] == "available"
