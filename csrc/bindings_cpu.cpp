@@ -8,6 +8,7 @@
 #include "cpu/distillation_loss.h"
 #include "cpu/distillation_metrics.h"
 #include "cpu/encode_png.h"
+#include "cpu/group_norm_silu.h"
 #include "cpu/isa.h"
 #include "cpu/lira.h"
 #include "cpu/membership_signals.h"
@@ -111,6 +112,20 @@ PYBIND11_MODULE(_cpu, m) {
                  at<float>(teacher_confidence), at<float>(teacher_entropy), at<uint8_t>(agreement),
                  at<uint8_t>(student_correct), at<uint8_t>(teacher_correct)},
                 threads);
+        },
+        release());
+
+    // group_norm_silu
+    m.def(
+        "group_norm_silu",
+        [](Address x, Address skip, int64_t batch, int64_t pixels, int64_t x_channels, int64_t skip_channels, int dtype,
+           Address weight, Address bias, int affine_dtype, Address shift, int shift_dtype, int64_t shift_stride,
+           int64_t groups, float eps, bool silu, Address y, int threads) {
+            kr::group_norm_silu({at<const void>(x), at<const void>(skip), batch, pixels, x_channels, skip_channels,
+                                 static_cast<kr::Dtype>(dtype), at<const void>(weight), at<const void>(bias),
+                                 static_cast<kr::Dtype>(affine_dtype), at<const void>(shift),
+                                 static_cast<kr::Dtype>(shift_dtype), shift_stride, groups, eps, silu, at<void>(y)},
+                                threads);
         },
         release());
 

@@ -22,6 +22,7 @@ _PUBLIC = {
     "distillation_loss_topk": "kr_fast.ops.distillation_loss",
     "distillation_metrics": "kr_fast.ops.distillation_metrics",
     "dkd_loss": "kr_fast.ops.dkd_loss",
+    "group_norm_silu": "kr_fast.ops.group_norm_silu",
     "soft_cross_entropy": "kr_fast.ops.distillation_loss",
     "LabelPlan": "kr_fast.synthesis.labels",
     "Sampler": "kr_fast.synthesis.sampler",

@@ -174,6 +174,23 @@ def distillation_metrics(input: Tensor, target: Tensor, labels: Tensor | None, t
     return [value for value in (kl, agreement, confidence, entropy, cross, student, teacher) if value is not None]
 
 
+@registry.kernel("group_norm_silu", "cpu", refuses=accepts(*DTYPES))
+def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
+    batch, channels, height, width = x.shape
+    more = 0 if skip is None else skip.shape[1]
+    shape = (batch, channels + more, height, width)
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    if y.numel():
+        affine = weight if bias is None else bias
+        _cpu.group_norm_silu(
+            x.data_ptr(), _address(skip), batch, height * width, channels, more, DTYPES[x.dtype],
+            _address(weight), _address(bias), 0 if affine is None else DTYPES[affine.dtype],
+            _address(shift), 0 if shift is None else DTYPES[shift.dtype], 0 if shift is None else shift.stride(0),
+            groups, eps, silu, y.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+    return y
+
+
 SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")
 
 

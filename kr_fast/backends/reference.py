@@ -107,3 +107,20 @@ def solver_step(sample, model_output, uncond_output, ids, history, row, *, guida
         noise = philox_normal(ids, sample[0].numel(), seed=seed, stream=stream)
         y = y + c_noise * noise.view(sample.shape).to(sample.dtype)
     return y
+
+
+@kernel("group_norm_silu", "reference", refuses=_never)
+def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
+    """Group norm of ``[x, skip] + shift``, in float32 at least, and SiLU."""
+    u = (x if skip is None else torch.cat([x, skip], 1)).to(torch.promote_types(x.dtype, torch.float32))
+    if shift is not None:
+        u = u + shift[:, :, None, None]
+    grouped = u.reshape(len(u), groups, u.shape[1] // groups, *u.shape[2:])
+    variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
+    y = ((grouped - mean) * (variance + eps).rsqrt()).view(u.shape)
+    if weight is not None:
+        y = y * weight[:, None, None]
+    if bias is not None:
+        y = y + bias[:, None, None]
+    y = torch.nn.functional.silu(y) if silu else y
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
