@@ -1,5 +1,7 @@
 """Kernels of ``kr_fast._cuda`` (CUDA C++). As :mod:`.cpu`, with the current CUDA stream as one more argument."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ except ImportError as error:
     )
 
 
+DEVICE = "cuda"  # the device type of the tensors that the module takes; tests load one that runs on the CPU
+
+
 def accepts(*dtypes: torch.dtype):
     """A predicate: tensors of one of ``dtypes`` on an NVIDIA GPU."""
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -21,13 +26,18 @@ def accepts(*dtypes: torch.dtype):
     def refuses(device: str, dtype: torch.dtype, size: int) -> str | None:
         if torch.version.hip is not None:
             return "CUDA C++ kernels need an NVIDIA GPU, got ROCm"
-        if device != "cuda":
-            return f"tensors must be on cuda, got {device}"
+        if device != DEVICE:
+            return f"tensors must be on {DEVICE}, got {device}"
         if dtype not in dtypes:
             return f"dtype must be one of {names}, got {str(dtype).removeprefix('torch.')}"
         return None
 
     return refuses
+
+
+def on(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Launches go to the tensor's device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def queue(tensor: Tensor) -> int:
@@ -38,7 +48,7 @@ def queue(tensor: Tensor) -> int:
 @registry.kernel("philox_normal", "cuda", refuses=accepts(torch.float32))
 def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
     out = torch.empty(len(ids), numel, dtype=torch.float32, device=ids.device)
-    with torch.cuda.device(ids.device):
+    with on(ids):
         _cuda.philox_normal(ids.data_ptr(), len(ids), numel, seed, stream, out.data_ptr(), queue(ids))
     return out
 
@@ -47,7 +57,7 @@ def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
 def solver_step(sample, model_output, uncond_output, ids, history, row, *, guidance, seed, stream) -> Tensor:
     y = torch.empty_like(sample)
     batch = len(sample)
-    with torch.cuda.device(sample.device):
+    with on(sample):
         _cuda.solver_step(
             sample.data_ptr(), model_output.data_ptr(), 0 if uncond_output is None else uncond_output.data_ptr(),
             0 if ids is None else ids.data_ptr(), [h.data_ptr() for h in history], row, guidance, seed, stream,

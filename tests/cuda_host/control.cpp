@@ -1,0 +1,8 @@
+// What tests may set on the machine that runs the blocks; called through ctypes.
+#include <cuda_runtime.h>
+
+// The order of blocks and threads, and a bound on the blocks of a grid: kernels that walk in strides must not notice.
+extern "C" __attribute__((visibility("default"))) void cuda_host_set(bool descending, unsigned most_blocks) {
+    cuda_host::machine.descending = descending;
+    cuda_host::machine.most_blocks = most_blocks;
+}

@@ -1,0 +1,179 @@
+// Stands in for the CUDA toolkit's header, so that g++ compiles csrc/cuda and tests run its kernels on a CPU. What is
+// here is what those sources use; arithmetic rounds as on the device, but for approximate functions, which are exact.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <tuple>
+
+#include "fibers.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __noinline__
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __constant__ static
+#define CUDART_VERSION 0
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+typedef void* cudaStream_t;
+
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+namespace cuda_host {
+
+constexpr size_t kSharedByDefault = 48 << 10, kSharedAtMost = 227 << 10;
+inline cudaError_t last_error = cudaSuccess;
+inline std::map<const void*, size_t> shared_limit;
+
+// What <<<grid, block, shared, stream>>> becomes.
+struct Launch {
+    dim3 grid, block;
+    size_t shared;
+    Launch(dim3 grid, dim3 block, size_t shared = 0, cudaStream_t = nullptr) : grid(grid), block(block), shared(shared) {}
+
+    template <class... Parameters, class... Arguments>
+    void run(void (*kernel)(Parameters...), Arguments&&... arguments) {
+        const void* key = reinterpret_cast<const void*>(kernel);
+        const size_t allowed = shared_limit.count(key) ? shared_limit[key] : kSharedByDefault;
+        const uint64_t threads = (uint64_t)block.x * block.y * block.z;
+        if (threads < 1 || threads > kMostThreads || grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7FFFFFFFu ||
+            grid.y > 65535 || grid.z > 65535 || shared > allowed) {
+            last_error = cudaErrorInvalidConfiguration;
+            return;
+        }
+        std::tuple<Parameters...> values(arguments...);
+        run_grid(grid, block, shared, [&] { std::apply(kernel, values); });
+        if (!machine.error.empty()) last_error = cudaErrorLaunchFailure;
+    }
+};
+
+inline char* dynamic_shared() {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(machine.shared.data());
+    return machine.shared.data() + (16 - at % 16) % 16;
+}
+
+template <class T>
+uint64_t to_bits(T value) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof value);
+    return bits;
+}
+
+template <class T>
+T shuffle(const char* what, int line, uint32_t mask, T value, int source) {
+    const uint64_t bits = collective(Collective::shuffle, {what, line}, mask, to_bits(value), source);
+    T out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+inline int lane() { return machine.current % kWarp; }
+
+}  // namespace cuda_host
+
+inline cudaError_t cudaGetLastError() {
+    const cudaError_t found = cuda_host::last_error;
+    cuda_host::last_error = cudaSuccess;
+    return found;
+}
+inline const char* cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorLaunchFailure ? cuda_host::machine.error.c_str()
+           : error == cudaSuccess          ? "no error"
+                                           : "invalid configuration argument";
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+    if (bytes < 0 || (size_t)bytes > cuda_host::kSharedAtMost) return cudaErrorInvalidValue;
+    cuda_host::shared_limit[reinterpret_cast<const void*>(kernel)] = (size_t)bytes;
+    return cudaSuccess;
+}
+
+// ---------------------------------------------------------------- barriers, collectives, atomics
+
+inline void __syncthreads(int line = __builtin_LINE()) { cuda_host::barrier({"__syncthreads", line}); }
+inline void __syncwarp(uint32_t mask = 0xFFFFFFFFu, int line = __builtin_LINE()) {
+    cuda_host::collective(cuda_host::Collective::ballot, {"__syncwarp", line}, mask, 0, 0);
+}
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32, int line = __builtin_LINE()) {
+    const int lane = cuda_host::lane(), from = lane ^ bits;
+    return cuda_host::shuffle("__shfl_xor_sync", line, mask, value, from / width == lane / width ? from : lane);
+}
+template <class T>
+T __shfl_down_sync(uint32_t mask, T value, int delta, int width = 32, int line = __builtin_LINE()) {
+    const int lane = cuda_host::lane(), from = lane + delta;
+    return cuda_host::shuffle("__shfl_down_sync", line, mask, value, from / width == lane / width ? from : lane);
+}
+template <class T>
+T __shfl_sync(uint32_t mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
+    const int from = cuda_host::lane() / width * width + source % width;
+    return cuda_host::shuffle("__shfl_sync", line, mask, value, from);
+}
+inline uint32_t __ballot_sync(uint32_t mask, int predicate, int line = __builtin_LINE()) {
+    return (uint32_t)cuda_host::collective(cuda_host::Collective::ballot, {"__ballot_sync", line}, mask, predicate != 0, 0);
+}
+inline int __any_sync(uint32_t mask, int predicate, int line = __builtin_LINE()) {
+    return __ballot_sync(mask, predicate, line) != 0;
+}
+
+inline void __threadfence() {}
+inline unsigned atomicInc(unsigned* at, unsigned most) {
+    const unsigned old = *at;
+    *at = old >= most ? 0 : old + 1;
+    return old;
+}
+template <class T>
+T atomicAdd(T* at, T value) {
+    const T old = *at;
+    *at += value;
+    return old;
+}
+template <class T>
+T __ldg(const T* at) {
+    return *at;
+}
+template <class T>
+T __ldcg(const T* at) {
+    return *at;
+}
+
+// ---------------------------------------------------------------- arithmetic
+
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __int2float_rn(int a) { return (float)a; }
+inline float __uint2float_rn(unsigned a) { return (float)a; }
+inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((uint64_t)a * b) >> 32); }
+template <class To, class From>
+To cuda_host_bits(From a) {
+    To out;
+    static_assert(sizeof out == sizeof a, "the same bits");
+    std::memcpy(&out, &a, sizeof out);
+    return out;
+}
+inline int __float_as_int(float a) { return cuda_host_bits<int>(a); }
+inline float __int_as_float(int a) { return cuda_host_bits<float>(a); }
+inline unsigned __float_as_uint(float a) { return cuda_host_bits<unsigned>(a); }
+inline float __uint_as_float(unsigned a) { return cuda_host_bits<float>(a); }

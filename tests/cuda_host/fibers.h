@@ -1,0 +1,217 @@
+// The threads of a CUDA block as fibers of one host thread. A fiber runs until it must wait for others: at a block
+// barrier or at a warp's collective. So these have their true meaning, and misuse is found that a GPU would not report:
+// a collective whose lanes came from different places, that waits for a lane which has left, or a barrier that some
+// threads never reach.
+#pragma once
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+
+namespace cuda_host {
+
+enum class Wait { none, warp, block, done };
+enum class Collective { shuffle, ballot };
+
+struct Place {
+    const char* what;
+    int line;
+};
+
+struct Fiber {
+    ucontext_t context;
+    jmp_buf at;
+    bool started;
+    Wait wait;
+    Place place;
+    uint32_t mask;   // lanes that the collective waits for
+    uint64_t value;  // what this lane gives, and then what it gets
+    int source;      // lane that a shuffle reads
+};
+
+constexpr int kWarp = 32, kMostThreads = 1024;
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kStack = 512 << 10;
+#else
+constexpr size_t kStack = 128 << 10;
+#endif
+
+struct Machine {
+    std::vector<Fiber> fibers{kMostThreads};
+    char* stacks = nullptr;
+    int threads = 0, current = 0;
+    bool descending = false;  // the order in which blocks and threads run, so that a race shows as another result
+    unsigned most_blocks = ~0u;  // a grid of one dimension is cut down to so many
+    std::function<void()> kernel;
+    std::vector<char> shared;
+    ucontext_t scheduler;
+    jmp_buf scheduler_at;
+    std::string error;
+};
+inline Machine machine;
+
+inline void switch_to_scheduler() {
+    Fiber& self = machine.fibers[machine.current];
+#ifdef __SANITIZE_ADDRESS__
+    swapcontext(&self.context, &machine.scheduler);
+#else
+    if (!_setjmp(self.at)) _longjmp(machine.scheduler_at, 1);
+#endif
+}
+
+inline std::string where(int index) {
+    const Fiber& fiber = machine.fibers[index];
+    char text[160];
+    std::snprintf(text, sizeof text, "thread %d %s%s", index,
+                  fiber.wait == Wait::done ? "has left" : fiber.wait == Wait::none ? "runs" : "waits at ",
+                  fiber.wait == Wait::warp || fiber.wait == Wait::block
+                      ? (std::string(fiber.place.what) + ", line " + std::to_string(fiber.place.line)).c_str()
+                      : "");
+    return text;
+}
+
+// Never returns to the kernel: the block is given up.
+[[noreturn]] inline void fail(const std::string& why) {
+    machine.error = why + " in block " + std::to_string(blockIdx.x) + ": " + where(machine.current);
+    for (;;) switch_to_scheduler();
+}
+
+inline void finish_collective(Collective kind, uint32_t mask, int first) {
+    uint64_t given[kWarp] = {}, ballot = 0;
+    for (int lane = 0; lane < kWarp; ++lane)
+        if (mask >> lane & 1) {
+            given[lane] = machine.fibers[first + lane].value;
+            ballot |= (uint64_t)(given[lane] != 0) << lane;
+        }
+    for (int lane = 0; lane < kWarp; ++lane)
+        if (mask >> lane & 1) {
+            Fiber& fiber = machine.fibers[first + lane];
+            if (kind == Collective::shuffle && !(mask >> fiber.source & 1))
+                fail("shuffle from lane " + std::to_string(fiber.source) + ", which is not in its mask,");
+            fiber.value = kind == Collective::shuffle ? given[fiber.source] : ballot;
+            fiber.wait = Wait::none;
+        }
+}
+
+inline uint64_t collective(Collective kind, Place place, uint32_t mask, uint64_t value, int source) {
+    const int first = machine.current / kWarp * kWarp, lane = machine.current % kWarp;
+    Fiber& self = machine.fibers[machine.current];
+    self.place = place, self.mask = mask, self.value = value, self.source = source, self.wait = Wait::warp;
+    if (!(mask >> lane & 1)) fail("collective by a lane outside its mask");
+    for (int other = 0; other < kWarp; ++other) {
+        if (!(mask >> other & 1)) continue;
+        const Fiber& fiber = machine.fibers[first + other];
+        if (first + other >= machine.threads || fiber.wait == Wait::done)
+            fail("collective with lane " + std::to_string(other) + ", which has left,");
+        if (fiber.wait != Wait::warp) {
+            switch_to_scheduler();
+            return self.value;
+        }
+        if (fiber.mask != mask || fiber.place.line != place.line || std::strcmp(fiber.place.what, place.what))
+            fail("collective whose lanes differ: " + where(first + other) + ", and");
+    }
+    finish_collective(kind, mask, first);
+    return self.value;
+}
+
+// Opens the barrier if every thread that has not left waits there.
+inline bool open_barrier() {
+    int first = -1;
+    for (int k = 0; k < machine.threads; ++k) {
+        const Fiber& fiber = machine.fibers[k];
+        if (fiber.wait == Wait::done) continue;
+        if (fiber.wait != Wait::block) return false;
+        if (first < 0) first = k;
+        if (fiber.place.line != machine.fibers[first].place.line)
+            fail("barrier that threads reach in different places: " + where(first) + ", " + where(k) + ", and");
+    }
+    for (int k = 0; k < machine.threads; ++k)
+        if (machine.fibers[k].wait == Wait::block) machine.fibers[k].wait = Wait::none;
+    return true;
+}
+
+inline void barrier(Place place) {
+    Fiber& self = machine.fibers[machine.current];
+    self.place = place, self.wait = Wait::block;
+    if (!open_barrier()) switch_to_scheduler();
+}
+
+inline void entry() {
+    machine.kernel();
+    machine.fibers[machine.current].wait = Wait::done;
+    open_barrier();
+    switch_to_scheduler();
+}
+
+inline void resume(int index) {
+    Fiber& fiber = machine.fibers[index];
+    machine.current = index;
+    const unsigned at = (unsigned)index;
+    threadIdx = {at % blockDim.x, at / blockDim.x % blockDim.y, at / (blockDim.x * blockDim.y)};
+#ifndef __SANITIZE_ADDRESS__
+    if (_setjmp(machine.scheduler_at)) return;
+    if (fiber.started) _longjmp(fiber.at, 1);
+#endif
+    if (!fiber.started) {
+        fiber.started = true;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = machine.stacks + (size_t)index * kStack;
+        fiber.context.uc_stack.ss_size = kStack;
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, entry, 0);
+    }
+    swapcontext(&machine.scheduler, &fiber.context);
+}
+
+inline void run_block() {
+    for (int k = 0; k < machine.threads; ++k) machine.fibers[k].started = false, machine.fibers[k].wait = Wait::none;
+    std::memset(machine.shared.data(), 0xFF, machine.shared.size());  // NaN to whoever reads before writing
+    for (bool moved = true; moved && machine.error.empty();) {
+        moved = false;
+        for (int k = 0; k < machine.threads && machine.error.empty(); ++k) {
+            const int index = machine.descending ? machine.threads - 1 - k : k;
+            if (machine.fibers[index].wait == Wait::none) resume(index), moved = true;
+        }
+    }
+    for (int k = 0; k < machine.threads && machine.error.empty(); ++k)
+        if (machine.fibers[k].wait != Wait::done)
+            machine.error = "deadlock in block " + std::to_string(blockIdx.x) + ": " + where(k);
+}
+
+// All blocks of a grid, one after the other. machine.error is empty if all went well.
+inline void run_grid(dim3 grid, dim3 block, size_t shared, std::function<void()> kernel) {
+    if (!machine.stacks) {
+        machine.stacks = static_cast<char*>(mmap(nullptr, kStack * kMostThreads, PROT_READ | PROT_WRITE,
+                                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    }
+    machine.error.clear();
+    machine.kernel = std::move(kernel);
+    machine.shared.resize(shared + 16);
+    machine.threads = (int)(block.x * block.y * block.z);
+    if (grid.x > machine.most_blocks) grid.x = machine.most_blocks;
+    gridDim = grid, blockDim = block;
+    const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
+    for (uint64_t k = 0; k < blocks && machine.error.empty(); ++k) {
+        const uint64_t at = machine.descending ? blocks - 1 - k : k;
+        blockIdx = {(unsigned)(at % grid.x), (unsigned)(at / grid.x % grid.y), (unsigned)(at / grid.x / grid.y)};
+        run_block();
+    }
+}
+
+}  // namespace cuda_host

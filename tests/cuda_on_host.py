@@ -1,0 +1,110 @@
+"""Builds csrc/cuda and its bindings with g++ against the headers in tests/cuda_host, for a machine without a GPU.
+
+Two things are rewritten in a copy of the sources, as they are no C++: a launch ``kernel<<<grid, block>>>(...)``, and
+the declaration of dynamic shared memory.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import re
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+import torch
+
+from kr_fast.backends import cuda, registry
+
+ROOT = Path(__file__).parents[1]
+HEADERS = ROOT / "tests" / "cuda_host"
+FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-g1"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
+
+
+def missing() -> str | None:
+    """Why nothing can be built here, or None."""
+    if shutil.which("g++") is None:
+        return "needs g++"
+    return None if (ROOT / "csrc" / "cuda").exists() else "needs the source tree"
+
+
+def rewritten(text: str) -> str:
+    text = re.sub(r"([\w:]+(?:<[^<>;{}]*>)?)<<<(.+?)>>>\(", r"cuda_host::Launch(\2).run(\1, ", text, flags=re.DOTALL)
+    dynamic = r"extern __shared__ ([\w ]+?) (\w+)\[\];"
+    return re.sub(dynamic, r"\1* \2 = reinterpret_cast<\1*>(cuda_host::dynamic_shared());", text)
+
+
+def copy_sources(folder: Path) -> Path:
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    for path in (folder / "csrc" / "cuda").iterdir():
+        path.write_text(rewritten(path.read_text()))
+    return folder / "csrc"
+
+
+def compile_all(sources: list[Path], include: Path, out: Path, *flags: str) -> None:
+    def compile_one(source: Path) -> Path:
+        target = out.parent / f"{source.stem}.o"
+        system = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+        run(["g++", "-c", "-x", "c++", *FLAGS, *WARNINGS, *flags, f"-I{HEADERS}", f"-I{include}", *system]
+            + ["-o", target, source])  # fmt: skip
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    run(["g++", "-shared", *flags, "-o", out, *objects])
+
+
+def run(command: list) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def build(folder: Path, *flags: str) -> Path:
+    """``kr_fast._cuda`` for the host, as a file in ``folder``."""
+    csrc = copy_sources(folder)
+    out = folder / "_cuda.so"
+    sources = [csrc / "bindings_cuda.cpp", *sorted((csrc / "cuda").glob("*.cu")), HEADERS / "control.cpp"]
+    compile_all(sources, csrc, out, *(flags or ("-O1",)))
+    return out
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location("_cuda", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def machine(module, *, descending: bool = False, most_blocks: int = 2**32 - 1):
+    """Blocks and threads run in this order, and a grid has at most so many blocks."""
+    library = ctypes.CDLL(module.__file__)
+    library.cuda_host_set(descending, ctypes.c_uint32(most_blocks))
+    try:
+        yield
+    finally:
+        library.cuda_host_set(False, ctypes.c_uint32(2**32 - 1))
+
+
+@contextlib.contextmanager
+def in_use(module):
+    """The cuda backend runs CPU tensors on ``module``, and every op on the cuda backend."""
+    before, why = (cuda._cuda, cuda.DEVICE, cuda.queue), registry._unavailable.pop("cuda", None)
+    cuda._cuda, cuda.DEVICE, cuda.queue = module, "cpu", lambda tensor: 0
+    registry._resolve.cache_clear()
+    try:
+        with registry.forced("cuda"):
+            yield module
+    finally:
+        cuda._cuda, cuda.DEVICE, cuda.queue = before
+        if why is not None:
+            registry.mark_unavailable("cuda", why)
+        registry._resolve.cache_clear()
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
