@@ -14,6 +14,7 @@
 #include "cpu/membership_signals.h"
 #include "cpu/pack_uint8.h"
 #include "cpu/philox_normal.h"
+#include "cpu/qkv_attention.h"
 #include "cpu/roc.h"
 #include "cpu/solver_step.h"
 
@@ -148,6 +149,15 @@ PYBIND11_MODULE(_cpu, m) {
            int64_t targets, bool online, bool fixed_variance, Address scores, int threads) {
             return kr::lira(at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries, examples,
                             models, targets, online, fixed_variance, at<double>(scores), threads);
+        },
+        release());
+
+    // qkv_attention
+    m.def(
+        "qkv_attention",
+        [](Address qkv, int dtype, int64_t batch, int64_t tokens, int64_t heads, int64_t d, Address out, int threads) {
+            kr::qkv_attention(at<const void>(qkv), static_cast<kr::Dtype>(dtype), batch, tokens, heads, d,
+                              at<void>(out), threads);
         },
         release());
 

@@ -29,6 +29,7 @@ _PUBLIC = {
     "encode_png": "kr_fast.ops.encode_png",
     "pack_uint8": "kr_fast.ops.pack_uint8",
     "philox_normal": "kr_fast.ops.philox_normal",
+    "qkv_attention": "kr_fast.ops.qkv_attention",
     "solver_step": "kr_fast.ops.solver_step",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -45,6 +45,14 @@ KR_FN void store_as(Bf16* to, f32v a) {
 }
 #endif
 
+// One element.
+KR_FN float to_float(float a) { return a; }
+KR_FN float to_float(Bf16 a) { return bf16_to_float(a.bits); }
+KR_FN float to_float(F16 a) { return half_to_float(a.bits); }
+KR_FN void from_float(float* to, float a) { *to = a; }
+KR_FN void from_float(Bf16* to, float a) { to->bits = float_to_bf16(a); }
+KR_FN void from_float(F16* to, float a) { to->bits = float_to_half(a); }
+
 // The first n lanes; the others are 0.
 KR_FN f32v load_as_part(const float* from, int n) { return load_part(from, n, 0.0f); }
 KR_FN void store_as_part(float* to, f32v a, int n) { store_part(to, a, n); }

@@ -191,6 +191,23 @@ def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
     return y
 
 
+def _attention_refuses(device: str, dtype: torch.dtype, size: int) -> str | None:
+    if size not in (8, 16, 32, 64):
+        return f"heads must have 8, 16, 32 or 64 channels, got {size}"
+    return accepts(*DTYPES)(device, dtype, size)
+
+
+@registry.kernel("qkv_attention", "cpu", refuses=_attention_refuses)
+def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
+    batch, tokens, width = qkv.shape
+    out = torch.empty(batch, tokens, width // 3, dtype=qkv.dtype)
+    _cpu.qkv_attention(
+        qkv.data_ptr(), DTYPES[qkv.dtype], batch, tokens, heads, width // 3 // heads, out.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")
 
 

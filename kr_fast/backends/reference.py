@@ -124,3 +124,12 @@ def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
         y = y + bias[:, None, None]
     y = torch.nn.functional.silu(y) if silu else y
     return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+@kernel("qkv_attention", "reference", refuses=_never)
+def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Softmax attention of each head, in float32 at least."""
+    exact = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+    q, k, v = exact.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    weight = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3)
+    return (weight @ v).transpose(1, 2).flatten(2).to(qkv.dtype)
