@@ -1,5 +1,6 @@
 #include "cpu/distillation_metrics.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/parallel.h"
@@ -10,9 +11,12 @@
 namespace kr {
 
 void distillation_metrics(const DistillationMetrics& call, int threads) {
-    parallel_for(call.rows, (1 << 13) / call.classes + 1, threads, [&](int64_t begin, int64_t end) {
-        std::vector<float> work(static_cast<size_t>(4 * call.classes));
-        for (int64_t row = begin; row < end; ++row) KR_DISPATCH(metrics_row, call, row, work.data());
+    const int64_t step = call.classes > scalar::kLaneClasses ? 1 : 64;  // a multiple of every lane count, or single rows
+    const int64_t blocks = (call.rows + step - 1) / step;
+    parallel_for(blocks, (1 << 13) / (step * call.classes) + 1, threads, [&](int64_t first, int64_t last) {
+        std::vector<float> work(static_cast<size_t>(call.classes > scalar::kLaneClasses ? 4 * call.classes : 0));
+        for (int64_t block = first; block < last; ++block)
+            KR_DISPATCH(metrics_block, call, block * step, std::min((block + 1) * step, call.rows), work.data());
     });
 }
 

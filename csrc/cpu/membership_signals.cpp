@@ -1,5 +1,9 @@
 #include "cpu/membership_signals.h"
 
+#include <algorithm>
+#include <vector>
+
+#include "common/dtype.h"
 #include "cpu/parallel.h"
 
 #define KR_KERNEL "cpu/membership_signals_kernel.h"
@@ -9,13 +13,12 @@ namespace kr {
 
 void membership_signals(const float* logits, int64_t rows, int64_t classes, int64_t stride, const int64_t* labels,
                         const SignalOutputs& out, int threads) {
-    const int64_t step = 16, blocks = (rows + step - 1) / step;  // a multiple of every lane count
+    const int64_t step = classes > scalar::kLaneClasses ? 1 : 64;  // a multiple of every lane count, or single rows
+    const int64_t blocks = (rows + step - 1) / step;
     parallel_for(blocks, (1 << 13) / (step * classes) + 1, threads, [&](int64_t first, int64_t last) {
-        const int lanes = isa() == Isa::avx512 ? 16 : isa() == Isa::avx2 ? 8 : 1;
-        for (int64_t row = first * step; row < last * step && row < rows; row += lanes) {
-            const int count = (int)(rows - row < lanes ? rows - row : lanes);
-            KR_DISPATCH(signals_block, logits, classes, stride, labels, row, count, out);
-        }
+        std::vector<float> work(static_cast<size_t>(classes > scalar::kLaneClasses ? classes : 0));
+        for (int64_t row = first * step; row < last * step && row < rows; row += step)
+            KR_DISPATCH(signals_block, logits, classes, stride, labels, row, std::min(step, rows - row), out, work.data());
     });
 }
 

@@ -38,10 +38,36 @@ KR_FN void put(float* to, f32v a, int64_t left) {
         store_part(to, a, (int)left);
 }
 
-static float row_max(const float* a, int64_t n) {
+static inline float row_max(const float* a, int64_t n) {
     f32v best = splat(-__builtin_inff());
     KR_EACH_VECTOR(n) best = max(take(a + i, left, -__builtin_inff()), best);
     return reduce_max(best);
+}
+
+struct Top {
+    float value;
+    int64_t index;  // the lowest, as torch.argmax; NaN is passed over
+};
+
+static inline Top row_top(const float* a, int64_t n) {
+    f32v best = splat(-__builtin_inff());
+    i32v found = splat_i(0), number = splat_i(0);  // the vector that holds the best of each lane
+    KR_EACH_VECTOR(n) {
+        const f32v z = take(a + i, left, -__builtin_inff());
+        found = z > best ? number : found;
+        best = max(z, best);
+        number = number + splat_i(1);
+    }
+    float bests[kLanes];
+    int32_t at[kLanes];
+    store(bests, best);
+    std::memcpy(at, &found, sizeof at);
+    Top top{reduce_max(best), n};
+    for (int r = 0; r < kLanes; ++r) {
+        const int64_t index = (int64_t)at[r] * kLanes + r;
+        if (bests[r] == top.value && index < top.index) top.index = index;
+    }
+    return top;
 }
 
 // Blocks of 64 vectors are summed in float and then in double: exact enough for vocabularies, cheap for images.

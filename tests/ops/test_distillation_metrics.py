@@ -1,4 +1,8 @@
-"""distillation_metrics against torch in float64; class counts with and without a tail, and two summation blocks."""
+"""distillation_metrics against torch in float64, on every backend that a CPU can run.
+
+Class counts: 2 smallest; 10, 100 rows across lanes; 128 the last that are, 129 the first row-wise; 1000 with a tail in
+AVX-512; 1025 two summation blocks. Temperatures: 1, 2, 4 take e^z as a power of e^(z / T), 3 by itself.
+"""
 
 import math
 
@@ -26,26 +30,30 @@ def oracle(z, t, y, T):
     }
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 1025])
+@pytest.mark.parametrize(
+    ("classes", "temperature"),
+    [(2, 2.0), (10, 1.0), (10, 3.0), (100, 4.0), (128, 2.0), (129, 1.0), (129, 3.0), (1000, 4.0), (1025, 2.0)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_values(isa, classes, dtype):
+def test_values(isa, classes, temperature, dtype):
     torch.manual_seed(classes)
     t = torch.randn(33, classes).mul(3).to(dtype)
     z, y = (t + torch.randn(33, classes)).to(dtype), torch.randint(0, classes, (33,))
     y[:9] = t[:9].float().argmax(1)
-    found = distillation_metrics(z, t, y, temperature=2.0)._asdict()
-    for name, wanted in oracle(z, t, y, 2.0).items():
+    found = distillation_metrics(z, t, y, temperature=temperature)._asdict()
+    for name, wanted in oracle(z, t, y, temperature).items():
         if wanted.dtype == torch.bool:
             assert torch.equal(found[name], wanted), name
         else:
             torch.testing.assert_close(found[name].double(), wanted, rtol=3e-6, atol=3e-6, msg=name)
     torch.testing.assert_close(
-        found["kl"], distillation_loss(z, t, temperature=2.0, reduction="none"), rtol=2e-5, atol=0
+        found["kl"], distillation_loss(z, t, temperature=temperature, reduction="none"), rtol=2e-5, atol=0
     )
 
 
-def test_ties_go_to_the_first_and_ignored_rows_count_nothing(isa):
-    z, t = torch.zeros(2, 20), torch.zeros(2, 20)
+@pytest.mark.parametrize("classes", [20, 300])  # one layout each
+def test_ties_go_to_the_first_and_ignored_rows_count_nothing(isa, classes):
+    z, t = torch.zeros(2, classes), torch.zeros(2, classes)
     z[:, [3, 17]] = 1
     t[:, 17] = 1
     found = distillation_metrics(z, t, torch.tensor([3, -100]))
@@ -55,6 +63,21 @@ def test_ties_go_to_the_first_and_ignored_rows_count_nothing(isa):
     t[0, 0] = z[0, 0] = -math.inf
     assert torch.isfinite(distillation_metrics(z, t).kl).all()
     assert torch.isfinite(distillation_metrics(z, t).teacher_entropy).all()
+    t[0, 1:] = -math.inf
+    t[0, 0] = 2.0  # sure of class 0, which the student rules out
+    sure = distillation_metrics(z, t)
+    assert [sure.kl[0], sure.teacher_confidence[0], sure.teacher_entropy[0]] == [math.inf, 1, 0]
+
+
+@pytest.mark.parametrize("classes", [7, 40, 300, 2000])
+def test_first_of_many_equal_logits(isa, classes):
+    torch.manual_seed(classes)
+    z, t = torch.randint(0, 3, (70, classes)).float(), torch.randint(0, 3, (70, classes)).float()
+    y = t.argmax(1)
+    found = distillation_metrics(z, t, y)
+    assert torch.equal(found.agreement, z.argmax(1) == y)
+    assert torch.equal(found.student_correct, z.argmax(1) == y)
+    assert found.teacher_correct.all()
 
 
 def test_without_labels_without_rows_without_gradients_and_by_strides():

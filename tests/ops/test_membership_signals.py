@@ -1,7 +1,8 @@
 """membership_signals against its formulas in float64.
 
-Class counts, each with its regime: 2, where phi is a plain difference; 3 odd; 10 usual; 100, 1000 long sums.
-Rows: 1; 15, 16, 17 around the 16 rows of a block; 1000 several blocks on several threads.
+Class counts, each with its regime: 2, where phi is a plain difference; 3 odd; 10 usual; 128 the last with rows across
+lanes, 129 the first row-wise; 1000, 1025 one and two summation blocks, with a tail.
+Rows: 1; 15, 16, 17 around the lanes of AVX-512; 1000 several blocks on several threads.
 """
 
 import math
@@ -53,11 +54,13 @@ def test_values(isa, rows, classes):
     assert all(value.dtype == torch.float32 and value.shape == (rows,) for value in found.values())
 
 
-@pytest.mark.parametrize("classes", [100, 1000])
+@pytest.mark.parametrize("classes", [100, 128, 129, 1000, 1025])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_many_classes(classes, backend):
+def test_many_classes(isa, classes, backend):
     torch.manual_seed(classes)
     logits, labels = 4 * torch.randn(21, classes), torch.randint(0, classes, (21,))
+    labels[:7] = logits[:7].argmax(1)
+    logits[8] = (logits[8] * 0.5).round()  # many equal ones
     with registry.forced(backend):
         compare(membership_signals(logits, labels, SIGNALS), oracle(logits, labels))
 
@@ -88,11 +91,13 @@ def test_margins_where_probabilities_saturate(isa):
     assert torch.allclose(opposite["loss"].double(), torch.log1p(torch.exp(-exact)), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("classes", [3, 140])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_classes_that_are_ruled_out(backend):
+def test_classes_that_are_ruled_out(isa, backend, classes):
     """-inf logits: certain of the label, certain of another class, and one class masked."""
     inf = math.inf
-    logits = torch.tensor([[2.0, -inf, -inf], [-inf, 1.0, 0.0], [1.0, 0.5, -inf]])
+    logits = torch.full((3, classes), -inf)
+    logits[:, :3] = torch.tensor([[2.0, -inf, -inf], [-inf, 1.0, 0.0], [1.0, 0.5, -inf]])
     with registry.forced(backend):
         found = membership_signals(logits, torch.zeros(3, dtype=torch.int64), SIGNALS)
     assert found["phi"].tolist() == [inf, -inf, 0.5]
