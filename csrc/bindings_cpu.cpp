@@ -47,17 +47,20 @@ PYBIND11_MODULE(_cpu, m) {
         },
         release());
 
-    // solver_step
+    // solver_step: tensors and what is wanted of them, in the order of the struct
     m.def(
         "solver_step",
-        [](Address x, Address cond, Address uncond, Address ids, const std::vector<Address>& history,
-           const std::vector<float>& row, float guidance, uint64_t seed, uint32_t stream, int64_t batch, int64_t numel,
-           Address y, int threads) {
+        [](Address x, Address cond, Address uncond, Address ids, Address limits, const std::vector<Address>& history,
+           const std::vector<float>& row, float guidance, uint64_t seed, uint32_t stream, int64_t batch,
+           int64_t channels, int64_t pixels, Address y, Address kept, Address input, int input_dtype, int copies,
+           Address image, int threads) {
             std::vector<const float*> terms;
             for (Address each : history) terms.push_back(at<const float>(each));
-            kr::solver_step(at<const float>(x), at<const float>(cond), at<const float>(uncond), at<const int64_t>(ids),
-                            terms.data(), static_cast<int>(terms.size()), row.data(), guidance, seed, stream, batch,
-                            numel, at<float>(y), threads);
+            kr::solver_step({at<const float>(x), at<const float>(cond), at<const float>(uncond), at<const int64_t>(ids),
+                             at<const float>(limits), terms.data(), static_cast<int>(terms.size()), row.data(),
+                             guidance, seed, stream, batch, channels, pixels, at<float>(y), at<float>(kept),
+                             at<void>(input), static_cast<kr::Dtype>(input_dtype), copies, at<uint8_t>(image),
+                             threads});
         },
         release());
 

@@ -3,6 +3,7 @@
 
 struct SolverRow {
     float x0_sample, x0_model, clip, sample, model, x0, noise, next_input;
+    float keep[3];  // of sample, model and clean image
     float history[4];
     float guidance;
     int terms;  // history terms in use
@@ -15,12 +16,20 @@ KR_FN f32v clamp(f32v a, float low, float high) {
     return above < splat(low) ? splat(low) : above;
 }
 
+// The predicted clean image, clamped to [-limit, limit] and divided by it if `inverse` is 1 / limit and not 1.
+KR_FN f32v solver_clean(const SolverRow& row, float limit, float inverse, f32v x, f32v e) {
+    f32v p = fma(splat(row.x0_model), e, mul(splat(row.x0_sample), x));
+    return mul(clamp(p, -limit, limit), splat(inverse));
+}
+
 // Without the history and noise terms, which the caller adds in that order. `clean` says whether row.x0 is not 0.
-KR_FN f32v solver_terms(const SolverRow& row, bool clean, f32v x, f32v e) {
+KR_FN f32v solver_terms(const SolverRow& row, bool clean, f32v x, f32v e, f32v p) {
     f32v y = fma(splat(row.model), e, mul(splat(row.sample), x));
-    if (clean) {
-        f32v p = fma(splat(row.x0_model), e, mul(splat(row.x0_sample), x));
-        y = fma(splat(row.x0), clamp(p, -row.clip, row.clip), y);
-    }
-    return y;
+    return clean ? fma(splat(row.x0), p, y) : y;
+}
+
+// What a later step reads as history.
+KR_FN f32v solver_kept(const SolverRow& row, bool clean, f32v x, f32v e, f32v p) {
+    f32v kept = fma(splat(row.keep[1]), e, mul(splat(row.keep[0]), x));
+    return clean ? fma(splat(row.keep[2]), p, kept) : kept;
 }

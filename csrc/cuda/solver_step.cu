@@ -1,5 +1,7 @@
 #include "cuda/solver_step.h"
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "cuda/lane.h"
@@ -11,17 +13,66 @@ namespace {
 #include "common/philox.h"
 #include "common/solver_row.h"
 
-struct Inputs {
-    const float *x, *cond, *uncond;
-    const int64_t* ids;
+constexpr int kTableRow = 16, kTableSlots = 8;
+
+// What the kernel is called with: the call, with host memory copied into it.
+struct Arguments {
+    SolverStep call;
+    SolverRow row;
     const float* history[4];
 };
 
-// One thread per four elements of an image: one Philox counter, and 16-byte accesses where rows are aligned.
+__device__ float read_output(const void* from, Dtype dtype, int64_t at) {
+    if (dtype == Dtype::f32) return static_cast<const float*>(from)[at];
+    if (dtype == Dtype::bf16) return __bfloat162float(static_cast<const __nv_bfloat16*>(from)[at]);
+    return __half2float(static_cast<const __half*>(from)[at]);
+}
+
+__device__ void write_input(void* to, Dtype dtype, int64_t at, float value) {
+    if (dtype == Dtype::f32)
+        static_cast<float*>(to)[at] = value;
+    else if (dtype == Dtype::bf16)
+        static_cast<__nv_bfloat16*>(to)[at] = __float2bfloat16_rn(value);
+    else
+        static_cast<__half*>(to)[at] = __float2half_rn(value);
+}
+
+// As pack_uint8: to even, NaN to 0.
+__device__ uint8_t to_byte(float a) {
+    const float clamped = a > -1.0f ? (a < 1.0f ? a : 1.0f) : -1.0f;
+    return (uint8_t)(__float_as_int(__fadd_rn(__fmaf_rn(clamped, 127.5f, 127.5f), 12582912.0f)) & 0xFF);
+}
+
+// The step that the table's counter names: its row, and the ring slots as this call's addresses.
+__device__ void look_up(SolverStep& call, SolverRow& row, const float* (&history)[4]) {
+    const SolverTable& table = call.table;
+    const int64_t step = *table.step, numel = call.batch * call.channels * call.pixels;
+    const float* from = table.rows + step * kTableRow;
+    row = {from[0], from[1], from[2], from[3], from[4], from[5], from[6], from[7], {from[8], from[9], from[10]},
+           {from[11], from[12], from[13], from[14]}, row.guidance, (int)from[15]};
+    const int32_t* slots = table.slots + step * kTableSlots;
+    call.x = table.samples + slots[0] * numel;
+    call.y = table.samples + slots[1] * numel;
+    call.kept = slots[2] < 0 ? nullptr : table.kept + slots[2] * numel;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        const int slot = slots[4 + k];
+        history[k] = slot < 0 ? table.samples + (-1 - slot) * numel : table.kept + slot * numel;
+    }
+    call.stream += (uint32_t)step;
+}
+
+// One thread per four elements of an image: one Philox counter, and 16-byte accesses where rows are aligned. Tensors
+// of interleaved channels are read and written element by element; neighbours in a warp share their cache lines.
 template <bool kAligned>
-__global__ void step(Inputs in, SolverRow row, uint32_t k0, uint32_t k1, uint32_t stream, int64_t batch, int64_t numel,
-                     int64_t groups, float* __restrict__ y) {
-    const int64_t total = batch * groups, stride = (int64_t)gridDim.x * blockDim.x;
+__global__ void step(Arguments arguments) {
+    SolverStep& call = arguments.call;
+    SolverRow& row = arguments.row;
+    const float* (&history)[4] = arguments.history;
+    if (call.table.step) look_up(call, row, history);
+    const int64_t numel = call.channels * call.pixels, groups = (numel + 3) / 4;
+    const int64_t total = call.batch * groups, stride = (int64_t)gridDim.x * blockDim.x;
+    const bool clean = row.x0 != 0.0f || (call.kept && row.keep[2] != 0.0f);
     for (int64_t item = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; item < total; item += stride) {
         const int64_t image = item / groups, group = item % groups, at = image * numel + 4 * group;
         const int count = kAligned ? 4 : (int)(numel - 4 * group < 4 ? numel - 4 * group : 4);
@@ -34,36 +85,73 @@ __global__ void step(Inputs in, SolverRow row, uint32_t k0, uint32_t k1, uint32_
                 for (int k = 0; k < 4; ++k) to[k] = k < count ? from[at + k] : 0.0f;
             }
         };
-        float x[4], e[4], other[4], out[4];
-        read(in.x, x);
-        read(in.cond, e);
-        if (in.uncond) {
-            read(in.uncond, other);
+        auto write = [&](float* to, const float (&from)[4]) {
+            if (kAligned) {
+                *reinterpret_cast<float4*>(to + at) = make_float4(from[0], from[1], from[2], from[3]);
+            } else {
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    if (k < count) to[at + k] = from[k];
+            }
+        };
+        auto interleaved = [&](int k) {  // where element k lies among interleaved channels
+            const int64_t element = 4 * group + k;
+            return image * numel + element % call.pixels * call.channels + element / call.pixels;
+        };
+        auto read_network = [&](const void* from, float (&to)[4]) {
+            if (kAligned && call.output_dtype == Dtype::f32 && !call.output_channels_last) {
+                read(static_cast<const float*>(from), to);
+            } else {
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    to[k] = k < count ? read_output(from, call.output_dtype,
+                                                    call.output_channels_last ? interleaved(k) : at + k)
+                                      : 0.0f;
+            }
+        };
+        float x[4], e[4], other[4], out[4], kept[4];
+        read(call.x, x);
+        read_network(call.cond, e);
+        if (call.uncond) {
+            read_network(call.uncond, other);
 #pragma unroll
             for (int k = 0; k < 4; ++k) e[k] = guided(e[k], other[k], row.guidance);
         }
+        const float limit = call.limits ? call.limits[image] : row.clip;
+        const float inverse = call.limits ? __frcp_rn(limit) : 1.0f;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) out[k] = solver_terms(row, row.x0 != 0.0f, x[k], e[k]);
+        for (int k = 0; k < 4; ++k) {
+            const float p = clean ? solver_clean(row, limit, inverse, x[k], e[k]) : 0.0f;
+            out[k] = solver_terms(row, clean, x[k], e[k], p);
+            kept[k] = solver_kept(row, clean, x[k], e[k], p);
+        }
+        if (call.kept) write(call.kept, kept);
 #pragma unroll
         for (int term = 0; term < 4; ++term) {
             if (term < row.terms) {
-                read(in.history[term], other);
+                read(history[term], other);
 #pragma unroll
                 for (int k = 0; k < 4; ++k) out[k] = fma(row.history[term], other[k], out[k]);
             }
         }
         if (row.noise != 0.0f) {
-            const uint64_t id = (uint64_t)in.ids[image];
-            philox_normal4((uint32_t)group, stream, (uint32_t)id, (uint32_t)(id >> 32), k0, k1, other);
+            const uint64_t id = (uint64_t)call.ids[image];
+            philox_normal4((uint32_t)group, call.stream, (uint32_t)id, (uint32_t)(id >> 32), (uint32_t)call.seed,
+                           (uint32_t)(call.seed >> 32), other);
 #pragma unroll
             for (int k = 0; k < 4; ++k) out[k] = fma(row.noise, other[k], out[k]);
         }
-        if (kAligned) {
-            *reinterpret_cast<float4*>(y + at) = make_float4(out[0], out[1], out[2], out[3]);
-        } else {
+        if (call.y) write(call.y, out);
+        if (call.input || call.image) {
 #pragma unroll
-            for (int k = 0; k < 4; ++k)
-                if (k < count) y[at + k] = out[k];
+            for (int k = 0; k < 4; ++k) {
+                if (k >= count) continue;
+                const int64_t place = interleaved(k);
+                if (call.image) call.image[place] = to_byte(out[k]);
+                for (int copy = 0; call.input && copy < call.copies; ++copy)
+                    write_input(call.input, call.input_dtype, copy * call.batch * numel + place,
+                                mul(out[k], row.next_input));
+            }
         }
     }
 }
@@ -72,28 +160,33 @@ bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) 
 
 }  // namespace
 
-int solver_step(const float* x, const float* cond, const float* uncond, const int64_t* ids,
-                const float* const* history, int terms, const float* row, float guidance, uint64_t seed,
-                uint32_t stream_id, int64_t batch, int64_t numel, float* y, void* cuda_stream) {
-    const int64_t groups = (numel + 3) / 4, total = batch * groups;
+int solver_step(const SolverStep& call, void* cuda_stream) {
+    const int64_t numel = call.channels * call.pixels, total = call.batch * ((numel + 3) / 4);
     if (total == 0) return cudaSuccess;
-    SolverRow filled = {row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], {0, 0, 0, 0}, guidance, terms};
-    Inputs in = {x, cond, uncond, ids, {nullptr, nullptr, nullptr, nullptr}};
-    bool vector = numel % 4 == 0 && aligned(x) && aligned(cond) && aligned(uncond) && aligned(y);
-    for (int k = 0; k < terms; ++k) {
-        filled.history[k] = row[8 + k];
-        in.history[k] = history[k];
-        vector = vector && aligned(history[k]);
+    Arguments arguments = {call, {}, {nullptr, nullptr, nullptr, nullptr}};
+    arguments.row.guidance = call.guidance;
+    bool vector = numel % 4 == 0;
+    for (const void* address : {(const void*)call.x, call.cond, call.uncond, (const void*)call.y,
+                                (const void*)call.kept, (const void*)call.table.samples, (const void*)call.table.kept})
+        vector = vector && aligned(address);
+    if (!call.table.step) {
+        const float* row = call.row;
+        arguments.row = {row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], {row[8], row[9], row[10]},
+                         {0, 0, 0, 0}, call.guidance, call.terms};
+        for (int k = 0; k < call.terms; ++k) {
+            arguments.row.history[k] = row[11 + k];
+            arguments.history[k] = call.history[k];
+            vector = vector && aligned(call.history[k]);
+        }
     }
     const int threads = 256;
     const int64_t wanted = (total + threads - 1) / threads, most = 1 << 16;
     const unsigned blocks = (unsigned)(wanted < most ? wanted : most);
-    const uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     auto queue = (cudaStream_t)cuda_stream;
     if (vector)
-        step<true><<<blocks, threads, 0, queue>>>(in, filled, k0, k1, stream_id, batch, numel, groups, y);
+        step<true><<<blocks, threads, 0, queue>>>(arguments);
     else
-        step<false><<<blocks, threads, 0, queue>>>(in, filled, k0, k1, stream_id, batch, numel, groups, y);
+        step<false><<<blocks, threads, 0, queue>>>(arguments);
     return cudaGetLastError();
 }
 

@@ -22,6 +22,9 @@ if _cpu is not None and os.environ.get("KR_FAST_CPU_ISA"):
     _cpu.set_isa(os.environ["KR_FAST_CPU_ISA"])
 
 
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
+
+
 def accepts(*dtypes: torch.dtype):
     """A predicate: CPU tensors of one of ``dtypes``."""
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -48,15 +51,20 @@ def _address(tensor: Tensor | None) -> int:
 
 
 @registry.kernel("solver_step", "cpu", refuses=accepts(torch.float32))
-def solver_step(sample, model_output, uncond_output, ids, history, row, *, guidance, seed, stream) -> Tensor:
-    y = torch.empty_like(sample)
+def solver_step(
+    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
+) -> None:
     batch = len(sample)
+    channels = sample.shape[1] if sample.ndim == 4 else 1
+    model_output = model_output.float().contiguous()
+    uncond_output = None if uncond_output is None else uncond_output.float().contiguous()
     _cpu.solver_step(
-        sample.data_ptr(), model_output.data_ptr(), _address(uncond_output), _address(ids),
+        sample.data_ptr(), model_output.data_ptr(), _address(uncond_output), _address(ids), _address(limits),
         [h.data_ptr() for h in history], row, guidance, seed, stream,
-        batch, sample.numel() // max(batch, 1), y.data_ptr(), torch.get_num_threads(),
+        batch, channels, sample.numel() // max(batch * channels, 1), _address(out.sample), _address(out.kept),
+        _address(out.input), 0 if out.input is None else DTYPES[out.input.dtype], copies, _address(out.image),
+        torch.get_num_threads(),
     )  # fmt: skip
-    return y
 
 
 @registry.kernel("pack_uint8", "cpu", refuses=accepts(torch.float32, torch.bfloat16, torch.float16))
@@ -85,9 +93,6 @@ def encode_png(images: Tensor, size: int) -> Tensor:
     out = torch.empty(batch, size, dtype=torch.uint8)
     _cpu.encode_png(images.data_ptr(), batch, height, width, channels, out.data_ptr(), torch.get_num_threads())
     return out
-
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
 
 
 # Numbers of kr::DistillationLoss::target_kind; top-k rows become probabilities.

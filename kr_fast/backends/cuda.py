@@ -17,6 +17,11 @@ except ImportError as error:
 
 
 DEVICE = "cuda"  # the device type of the tensors that the module takes; tests load one that runs on the CPU
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def accepts(*dtypes: torch.dtype):
@@ -54,13 +59,28 @@ def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
 
 
 @registry.kernel("solver_step", "cuda", refuses=accepts(torch.float32))
-def solver_step(sample, model_output, uncond_output, ids, history, row, *, guidance, seed, stream) -> Tensor:
-    y = torch.empty_like(sample)
+def solver_step(
+    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
+) -> None:
+    _solver_step(
+        sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out, (0,) * 5
+    )  # fmt: skip
+
+
+def _solver_step(
+    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out, table
+) -> None:
     batch = len(sample)
+    channels = sample.shape[1] if sample.ndim == 4 else 1
+    last = model_output.ndim == 4 and not model_output.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    model_output = model_output.contiguous(memory_format=layout)
+    uncond_output = None if uncond_output is None else uncond_output.contiguous(memory_format=layout)
     with on(sample):
         _cuda.solver_step(
-            sample.data_ptr(), model_output.data_ptr(), 0 if uncond_output is None else uncond_output.data_ptr(),
-            0 if ids is None else ids.data_ptr(), [h.data_ptr() for h in history], row, guidance, seed, stream,
-            batch, sample.numel() // max(batch, 1), y.data_ptr(), queue(sample),
+            sample.data_ptr(), model_output.data_ptr(), _address(uncond_output), DTYPES[model_output.dtype], last,
+            _address(ids), _address(limits), [h.data_ptr() for h in history], row, guidance, seed, stream,
+            batch, channels, sample.numel() // max(batch * channels, 1), _address(out.sample), _address(out.kept),
+            _address(out.input), 0 if out.input is None else DTYPES[out.input.dtype], copies, _address(out.image),
+            *table, queue(sample),
         )  # fmt: skip
-    return y

@@ -94,19 +94,38 @@ def encode_png(images: Tensor, size: int) -> Tensor:
 
 
 @kernel("solver_step", "reference", refuses=_never)
-def solver_step(sample, model_output, uncond_output, ids, history, row, *, guidance, seed, stream) -> Tensor:
-    """One linear solver step, term by term."""
-    x0_sample, x0_model, clip, c_sample, c_model, c_x0, c_noise, _, *c_history = row
-    e = model_output if uncond_output is None else uncond_output + guidance * (model_output - uncond_output)
+def solver_step(
+    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
+) -> None:
+    """One linear solver step, term by term, into the tensors of ``out``."""
+    x0_sample, x0_model, clip, c_sample, c_model, c_x0, c_noise, next_input = row[:8]
+    keep, c_history = row[8:11], row[11:]
+    e = model_output.to(sample.dtype)
+    if uncond_output is not None:
+        u = uncond_output.to(sample.dtype)
+        e = u + guidance * (e - u)
+    clean = x0_sample * sample + x0_model * e
+    if limits is None:
+        clean = clean.clamp(-clip, clip)
+    else:
+        limit = limits.view(-1, *[1] * (sample.ndim - 1))
+        clean = clean.clamp(-limit, limit) / limit
     y = c_sample * sample + c_model * e
     if c_x0 != 0:
-        y = y + c_x0 * (x0_sample * sample + x0_model * e).clamp(-clip, clip)
+        y = y + c_x0 * clean
     for coefficient, h in zip(c_history, history, strict=True):
         y = y + coefficient * h
     if c_noise != 0:
         noise = philox_normal(ids, sample[0].numel(), seed=seed, stream=stream)
         y = y + c_noise * noise.view(sample.shape).to(sample.dtype)
-    return y
+    if out.kept is not None:
+        out.kept.copy_(keep[0] * sample + keep[1] * e + (keep[2] * clean if keep[2] else 0))
+    if out.input is not None:
+        out.input.copy_((next_input * y).repeat(copies, 1, 1, 1))
+    if out.image is not None:
+        out.image.copy_(pack_uint8(y))
+    if out.sample is not None:  # last, for it may be the sample that all the others are made of
+        out.sample.copy_(y)
 
 
 @kernel("group_norm_silu", "reference", refuses=_never)

@@ -1,5 +1,6 @@
-"""One step of any linear diffusion solver, in one pass: guidance, clamp, history, noise and the sum."""
+"""One step of any linear diffusion solver, in one pass: guidance, clamp, history, noise, the sum and what follows."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from kr_fast.ops import _check
 from kr_fast.ops._library import define
 
 MAX_HISTORY = 4
+EMITS = ("sample", "kept", "input", "image")
+_HALF = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class SolverRow(NamedTuple):
@@ -24,20 +27,60 @@ class SolverRow(NamedTuple):
     noise: float = 0.0
     next_input: float = 1.0
     history: tuple[float, ...] = ()
+    quantile: float = 0.0
+    keep: tuple[float, float, float] | None = None
 
 
-def _fake(sample, model_output, uncond_output, ids, history, row, guidance, seed, stream):
-    return torch.empty_like(sample)
+class SolverOutput(NamedTuple):
+    """What :func:`solver_step` was asked to emit; the rest is None."""
+
+    sample: Tensor | None = None
+    kept: Tensor | None = None
+    input: Tensor | None = None
+    image: Tensor | None = None
 
 
-@define(
-    "solver_step(Tensor sample, Tensor model_output, Tensor? uncond_output, Tensor? ids, Tensor[] history, "
-    "float[] row, float guidance, int seed, int stream) -> Tensor",
-    fake=_fake,
+_ARGUMENTS = (
+    "Tensor sample, Tensor model_output, Tensor? uncond_output, Tensor? ids, Tensor? limits, Tensor[] history, "
+    "float[] row, float guidance, int seed, int stream, int copies"
 )
-def _impl(sample, model_output, uncond_output, ids, history, row, guidance, seed, stream):
+
+
+def _allocate(sample: Tensor, emit: list[str], dtype: torch.dtype, copies: int) -> list[Tensor]:
+    batch, *rest = sample.shape
+    found = []
+    for name in emit:
+        if name == "input":
+            value = sample.new_empty((copies * batch, *rest), dtype=dtype)
+            found.append(value.contiguous(memory_format=torch.channels_last))
+        elif name == "image":
+            found.append(sample.new_empty((batch, *rest[1:], rest[0]), dtype=torch.uint8))
+        else:
+            found.append(torch.empty_like(sample))
+    return found
+
+
+def _fake(sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, emit, dtype):
+    return _allocate(sample, emit, dtype, copies)
+
+
+@define(f"solver_step({_ARGUMENTS}, str[] emit, ScalarType dtype) -> Tensor[]", fake=_fake)
+def _new(sample, *arguments):
+    *most, copies, emit, dtype = arguments
+    found = _allocate(sample, emit, dtype, copies)
     run = registry.resolve("solver_step", sample.device.type, sample.dtype)
-    return run(sample, model_output, uncond_output, ids, history, row, guidance=guidance, seed=seed, stream=stream)
+    run(sample, *most, copies, SolverOutput(**dict(zip(emit, found, strict=True))))
+    return found
+
+
+_OUT = "Tensor(a!)? y, Tensor(b!)? kept, Tensor(c!)? input, Tensor(d!)? image"
+
+
+@define(f"solver_step_out({_ARGUMENTS}, {_OUT}) -> ()", fake=lambda *_: None)
+def _into(sample, *arguments):
+    *most, y, kept, network_input, image = arguments
+    run = registry.resolve("solver_step", sample.device.type, sample.dtype)
+    run(sample, *most, SolverOutput(y, kept, network_input, image))
 
 
 def solver_step(
@@ -51,38 +94,57 @@ def solver_step(
     ids: Tensor | None = None,
     seed: int = 0,
     stream: int = 0,
-) -> Tensor:
-    """The next sample of a linear solver.
+    emit: tuple[str, ...] = ("sample",),
+    input_dtype: torch.dtype = torch.float32,
+    copies: int = 1,
+    out: SolverOutput | None = None,
+) -> Tensor | SolverOutput:
+    """The next sample of a linear solver, and what follows from it, in one read of the inputs.
 
     ``e = u + g (m - u)`` with guidance (``u`` = ``uncond_output``, ``g`` = ``guidance_scale``), else ``e = m``;
     ``p = clamp(row.x0_sample x + row.x0_model e, -row.clip, row.clip)``;
     ``y = row.sample x + row.model e + row.x0 p + sum_k row.history[k] h_k + row.noise N(id, stream)``.
+    With ``row.quantile`` above 0 the clamp is dynamic thresholding: ``s`` = that quantile of an image's ``|p|``,
+    limited to ``[1, row.clip]``, and ``p = clamp(p, -s, s) / s``.
     Every product-sum is one fused multiply-add in this order, so CPU and CUDA give the same bits.
 
     Args:
         sample: ``x``, ``[B, C, H, W]`` float32 contiguous (float64 on the reference backend).
-        model_output: ``m``, like ``sample``.
+        model_output: ``m``, of ``sample``'s shape and any strides; its dtype, or bfloat16 or float16.
         row: coefficients, usually from a :class:`kr_fast.synthesis.StepTable`.
-        uncond_output: ``u``, like ``sample``, or None without guidance.
+        uncond_output: ``u``, like ``model_output``, or None without guidance.
         history: at most 4 earlier tensors like ``sample`` (multistep solvers).
         ids: ``[B]`` int64 image ids; needed where ``row.noise`` is not 0.
         seed, stream: of the noise, as in :func:`kr_fast.philox_normal`.
-    Returns: ``y``, like ``sample``.
+        emit: what to return: ``"sample"`` (``y``), ``"kept"`` (``row.keep`` times ``x, e, p``: a later step's history),
+            ``"input"`` (``row.next_input y`` as ``input_dtype``, channels_last: the network's next input, ``copies``
+            times along the batch), ``"image"`` (bytes of ``y`` as :func:`kr_fast.pack_uint8` makes them,
+            ``[B, H, W, C]``).
+        out: tensors to write into instead of new ones; it then decides what is emitted. ``out.sample`` may be
+            ``sample``; the others are contiguous (``input`` channels_last) and overlap nothing.
+    Returns: ``y`` if nothing else is emitted, else a :class:`SolverOutput`.
     Raises: TypeError or ValueError naming the argument.
-    Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, eq. 6; the linear form of a scheduler's step
-        is read off its own code by ``StepTable``.
+    Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, eq. 6; Saharia et al., "Photorealistic
+        Text-to-Image Diffusion Models", 2022, section 2.3 (thresholding); the linear form of a scheduler's step is
+        read off its own code by ``StepTable``.
     """
     op = "solver_step"
     _check.tensor(op, "sample", sample, dtypes=(torch.float32, torch.float64))
     if sample.ndim < 2 or not sample.is_contiguous():
         _check.fail(op, "sample", "be contiguous [B, ...]", sample)
-    others = [("model_output", model_output), *((f"history[{k}]", h) for k, h in enumerate(history))]
+    outputs = [("model_output", model_output)]
     if uncond_output is not None:
-        others.append(("uncond_output", uncond_output))
-    for name, value in others:
-        _check.tensor(op, name, value, dtypes=(sample.dtype,))
+        outputs.append(("uncond_output", uncond_output))
+    allowed = _HALF if sample.dtype == torch.float32 else (sample.dtype,)
+    for name, value in outputs:
+        _check.tensor(op, name, value, dtypes=allowed)
+    for name, value in [*outputs, *((f"history[{k}]", h) for k, h in enumerate(history))]:
         if value.shape != sample.shape or value.device != sample.device:
             _check.fail(op, name, f"be like sample ({_check.describe(sample)})", value)
+    if uncond_output is not None and uncond_output.dtype != model_output.dtype:
+        _check.fail(op, "uncond_output", f"have model_output's dtype ({model_output.dtype})", uncond_output)
+    for k, h in enumerate(history):
+        _check.tensor(op, f"history[{k}]", h, dtypes=(sample.dtype,))
     if len(history) != len(row.history) or len(history) > MAX_HISTORY:
         _check.fail(op, "history", f"hold the row's {len(row.history)} (at most {MAX_HISTORY}) tensors", len(history))
     if row.noise != 0:
@@ -94,11 +156,58 @@ def solver_step(
         ids = ids.contiguous()
     _check.integer(op, "seed", seed, 0, 2**63)
     _check.integer(op, "stream", stream, 0, 2**32)
-    model_output = model_output.contiguous()
-    uncond_output = None if uncond_output is None else uncond_output.contiguous()
-    history = [h.contiguous() for h in history]
-    flat = [*row[:8], *row.history]
-    noise_ids = ids if row.noise != 0 else None
-    return torch.ops.kr_fast.solver_step(
-        sample, model_output, uncond_output, noise_ids, history, flat, float(guidance_scale), seed, stream
-    )
+    if out is not None:
+        emit = tuple(name for name, value in zip(EMITS, out, strict=True) if value is not None)
+        input_dtype = input_dtype if out.input is None else out.input.dtype
+    _check_emit(op, sample, row, emit, input_dtype, copies)
+    flat = [*row[:8], *(row.keep or (0.0, 0.0, 0.0)), *row.history]
+    arguments = (
+        sample, model_output, uncond_output, ids if row.noise != 0 else None,
+        _limits(row, sample, model_output, uncond_output, guidance_scale), [h.contiguous() for h in history], flat,
+        float(guidance_scale), seed, stream, copies,
+    )  # fmt: skip
+    if out is not None:
+        _check_out(op, sample, out, emit, input_dtype, copies)
+        torch.ops.kr_fast.solver_step_out(*arguments, *out)
+        return out
+    found = torch.ops.kr_fast.solver_step(*arguments, list(emit), input_dtype)
+    return found[0] if tuple(emit) == ("sample",) else SolverOutput(**dict(zip(emit, found, strict=True)))
+
+
+def _check_out(op: str, sample: Tensor, out: SolverOutput, emit: tuple[str, ...], dtype: torch.dtype, copies: int):
+    with torch.device("meta"):
+        wanted = _allocate(torch.empty(sample.shape, dtype=sample.dtype), list(emit), dtype, copies)
+    for name, want in zip(emit, wanted, strict=True):
+        value = getattr(out, name)
+        alike = (value.shape, value.dtype, value.stride()) == (want.shape, want.dtype, want.stride())
+        if not alike or value.device != sample.device:
+            rule = f"be {str(want.dtype).removeprefix('torch.')} {list(want.shape)} of strides {want.stride()}"
+            _check.fail(op, f"out.{name}", f"{rule} on {sample.device}", value)
+
+
+def _check_emit(op: str, sample: Tensor, row: SolverRow, emit: tuple[str, ...], dtype: torch.dtype, copies: int):
+    if not emit or len(set(emit)) != len(emit) or not set(emit) <= set(EMITS):
+        _check.fail(op, "emit", f"name some of {', '.join(EMITS)}, each once", emit)
+    if "kept" in emit and row.keep is None:
+        _check.fail(op, "row", "have keep where kept is emitted", row.keep)
+    if ("input" in emit or "image" in emit) and (sample.ndim != 4 or sample.dtype != torch.float32):
+        _check.fail(op, "sample", "be float32 [B, C, H, W] where input or image is emitted", sample)
+    if dtype not in _HALF:
+        _check.fail(op, "input_dtype", "be float32, bfloat16 or float16", dtype)
+    _check.integer(op, "copies", copies, 1, 3)
+
+
+def _limits(row: SolverRow, sample: Tensor, m: Tensor, u: Tensor | None, guidance: float) -> Tensor | None:
+    """``[B]`` limits of dynamic thresholding."""
+    if not row.quantile:
+        return None
+    if not 0 < row.quantile <= 1 or not math.isfinite(row.clip):
+        _check.fail("solver_step", "row", "have quantile in (0, 1] and a finite clip", (row.quantile, row.clip))
+    e = m if u is None else u.to(sample.dtype) + guidance * (m.to(sample.dtype) - u.to(sample.dtype))
+    clean = (row.x0_sample * sample + row.x0_model * e).flatten(1).abs()
+    # torch.quantile refuses long rows and sorts; two order statistics give its linear interpolation.
+    place = row.quantile * (clean.shape[1] - 1)
+    low = int(place)
+    first = clean.kthvalue(low + 1, dim=1).values
+    second = clean.kthvalue(min(low + 2, clean.shape[1]), dim=1).values
+    return torch.lerp(first, second, place - low).clamp(1.0, row.clip)

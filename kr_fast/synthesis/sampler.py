@@ -12,10 +12,10 @@ from torch import Tensor
 from kr_fast import __version__
 from kr_fast.ops.pack_uint8 import pack_uint8
 from kr_fast.ops.philox_normal import philox_normal
-from kr_fast.ops.solver_step import solver_step
+from kr_fast.ops.solver_step import SolverOutput, solver_step
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.synthesis.labels import LabelPlan
-from kr_fast.synthesis.steptable import StepTable
+from kr_fast.synthesis.steptable import History, StepTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Sampler:
         micro_batch: images in one network call (twice as many with guidance).
         image_shape: (channels, height, width) of the network's output; from ``unet.config`` by default.
         crop: (height, width) cut from the top left of the output, for networks trained on padded images.
-        eta: DDIM's noise share.
+        eta: DDIM's or TCD's share of noise; None for the scheduler's default.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Sampler:
         micro_batch: int = 256,
         image_shape: tuple[int, int, int] | None = None,
         crop: tuple[int, int] | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
     ):
         if micro_batch < 1:
             fail("Sampler", "micro_batch", "be at least 1", micro_batch)
@@ -152,35 +152,43 @@ class Sampler:
     def _trajectory(self, ids: Tensor, labels: Tensor, watch: bool = False) -> tuple[Tensor, Tensor]:
         """The last sample, and by image whether all that the network returned on the way was finite."""
         x = philox_normal(ids, self.image_shape, seed=self.seed).mul_(self.noise_scale * self.table.init_noise_sigma)
-        if self.guidance_scale is not None:
+        copies = 1 if self.guidance_scale is None else 2
+        if copies == 2:
             labels = torch.cat([labels, torch.full_like(labels, self._embeddings - 1)])
+        inputs = (x * self.table.input_scales[0]).to(self.dtype).repeat(copies, 1, 1, 1)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         finite = torch.ones(len(ids), dtype=torch.bool, device=self.device)
-        table = self.table
-        for step, (row, scale, t) in enumerate(zip(table.rows, table.input_scales, self._timesteps, strict=True)):
-            inputs = (x if scale == 1.0 else x * scale).to(self.dtype)
-            if self.guidance_scale is None:
-                cond, uncond = self._network(inputs, t, labels), None
-            else:
-                cond, uncond = self._network(torch.cat([inputs, inputs]), t, labels).chunk(2)
+        history = History(self.table)
+        for step, (row, t) in enumerate(zip(self.table.rows, self._timesteps, strict=True)):
+            outputs = self._network(inputs, t, labels)
+            cond, uncond = (outputs, None) if copies == 1 else outputs.chunk(2)
             # Looked at here and not only in the last sample: the clamp of the clean image turns inf into 1. A sum of
             # one image is finite if its values are, in float32 and at any size that a network returns in practice.
-            sums = cond.flatten(1).sum(1) if uncond is None else (cond + uncond).flatten(1).sum(1)
+            sums = (cond if uncond is None else cond + uncond).flatten(1).sum(1, dtype=torch.float32)
             finite &= sums.isfinite()
             if watch and not bool(finite.all()):
                 raise _NonFinite(step)
-            x = solver_step(
+            into = SolverOutput(
+                sample=torch.empty_like(x) if history.reads(step, "sample") else x,
+                kept=None if row.keep is None else torch.empty_like(x),
+                input=None if step + 1 == len(self.table) else inputs,
+            )
+            solver_step(
                 x, cond, row, uncond_output=uncond, guidance_scale=self.guidance_scale or 1.0,
-                ids=ids, seed=self.seed, stream=1 + step,
+                history=history.read(step), ids=ids, seed=self.seed, stream=1 + step, copies=copies, out=into,
             )  # fmt: skip
+            history.write(step, x, into.kept)
+            x = into.sample
         return x, finite & x.flatten(1).sum(1).isfinite()
 
     def _network(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
         out = self.unet(x, t, class_labels=labels if self._takes_labels else None)
         out = getattr(out, "sample", out)
         if out.shape != x.shape:
             fail("Sampler", "unet", f"return {list(x.shape)}, the shape of its input", list(out.shape))
-        return out.float()
+        if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            return out.clone()  # its input is overwritten by the next one while this is read
+        return out
 
     def _images(self, ids: Tensor, labels: Tensor) -> Tensor:
         x, finite = self._trajectory(ids, labels)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import kr_fast
 from kr_fast.backends import registry
-from kr_fast.ops.solver_step import SolverRow, solver_step
+from kr_fast.ops.solver_step import SolverOutput, SolverRow, solver_step
 
 _cpu = pytest.importorskip("kr_fast._cpu", reason="kr_fast._cpu is not built")
 # 1x1x1: less than a lane; 3x5x5 = 75: vectors and a tail; 1x8x8: digits; 3x32x32: whole vectors only;
@@ -138,6 +138,81 @@ def test_reference_in_float64():
     torch.testing.assert_close(got, oracle(*arguments, **options), rtol=0, atol=1e-6)  # noise is float32 in one
 
 
+KEPT = {
+    "kept": SolverRow(sample=0.9, model=1.5, keep=(0.25, -1.5, 0.0)),
+    "kept and history": SolverRow(sample=0.9, model=1.5, history=(-0.75,), keep=(0.25, -1.5, 0.0)),
+    "kept clean": SolverRow(1.3, -0.9, 0.7, 0.1, 0.3, 0.8, 0.25, 1.0, (0.5, 0.2), keep=(0.25, -1.5, 2.0)),
+    "kept clean alone": SolverRow(1.3, -0.9, 0.7, 0.1, 0.3, 0.0, 0.0, 1.0, keep=(0.0, 0.0, 1.0)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("guided", [False, True])
+def test_kept_against_float64(isa, shape, name, guided):
+    row = KEPT[name]
+    arguments, options = inputs(shape, row, guided=guided)
+    got = solver_step(*arguments, **options, emit=("kept", "sample"))
+    torch.testing.assert_close(got.sample.double(), oracle(*arguments, **options), rtol=2e-6, atol=4e-6)
+    x, m = (t.double() for t in arguments[:2])
+    u = options.get("uncond_output")
+    e = m if u is None else u.double() + 2.5 * (m - u.double())
+    clean = (row.x0_sample * x + row.x0_model * e).clamp(-row.clip, row.clip)
+    want = row.keep[0] * x + row.keep[1] * e + row.keep[2] * clean
+    torch.testing.assert_close(got.kept.double(), want, rtol=2e-6, atol=4e-6)
+    assert got.input is None
+    assert torch.equal(got.sample, solver_step(*arguments, **options))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["two terms", "everything"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_network_input_and_bytes(isa, shape, name, dtype):
+    row = ROWS[name]._replace(next_input=0.375)
+    arguments, options = inputs(shape, row)
+    y = solver_step(*arguments, **options)
+    got = solver_step(*arguments, **options, emit=("image", "input"), input_dtype=dtype, copies=2)
+    assert got.input.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(got.input, (0.375 * y).to(dtype).repeat(2, 1, 1, 1))
+    assert torch.equal(got.image, kr_fast.pack_uint8(y))
+    assert got.sample is None
+
+
+def test_written_into_given_tensors(isa):
+    row = KEPT["kept clean"]._replace(next_input=2.0)
+    (x, m, _), options = inputs((3, 5, 5), row)
+    want = solver_step(x, m, row, **options, emit=("sample", "kept", "input", "image"), input_dtype=torch.float16)
+    out = SolverOutput(x, *(torch.empty_like(t) for t in want[1:]))
+    assert solver_step(x, m, row, **options, out=out) is out
+    assert all(torch.equal(a, b) for a, b in zip(out, want, strict=True))  # x among them: written in place
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_outputs_of_the_network(isa, dtype):
+    (x, m, row), options = inputs((3, 5, 5), ROWS["everything"])
+    m, u = m.to(dtype), options.pop("uncond_output").to(dtype)
+    last = torch.channels_last
+    got = solver_step(x, m.contiguous(memory_format=last), row, uncond_output=u, **options)
+    assert torch.equal(got, solver_step(x, m.float(), row, uncond_output=u.float(), **options))
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.995, 1.0])
+@pytest.mark.parametrize("guided", [False, True])
+def test_dynamic_thresholding(isa, quantile, guided):
+    """Saharia et al., 2022, section 2.3, as diffusers' ``_threshold_sample`` computes it."""
+    row = SolverRow(1.3, -0.9, 1.75, 0.1, 0.3, 0.8, quantile=quantile, keep=(0.0, 0.0, 1.0))
+    (x, m, _), options = inputs((3, 7, 7), row, guided=guided)
+    x = x * torch.tensor([0.1, 1.0, 3.0]).view(3, 1, 1, 1)  # limited below, not at all, above
+    got = solver_step(x, m, row, **options, emit=("sample", "kept"))
+    u = options.get("uncond_output")
+    e = m.double() if u is None else u.double() + 2.5 * (m - u.double())
+    clean = 1.3 * x.double() - 0.9 * e
+    limit = clean.flatten(1).abs().quantile(quantile, dim=1).clamp(1, 1.75).view(3, 1, 1, 1)
+    clean = clean.clamp(-limit, limit) / limit
+    torch.testing.assert_close(got.kept.double(), clean, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(got.sample.double(), 0.1 * x + 0.3 * e + 0.8 * clean, rtol=2e-6, atol=4e-6)
+
+
 finite = st.floats(-2, 2, width=32)
 
 
@@ -163,7 +238,11 @@ def test_any_row(numbers, history, size, guided):
         ({"sample": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "sample must be float32 or float64, got int64"),
         ({"sample": torch.zeros(3, 2).t()}, ValueError, r"sample must be contiguous \[B, \.\.\.\]"),
         ({"model_output": torch.zeros(2, 4)}, ValueError, r"model_output must be like sample \(float32 \[2, 3\]"),
-        ({"model_output": torch.zeros(2, 3).double()}, TypeError, "model_output must be float32, got float64"),
+        (
+            {"model_output": torch.zeros(2, 3).double()},
+            TypeError,
+            "model_output must be float32 or bfloat16 or float16, got",
+        ),
         ({"uncond_output": torch.zeros(3, 3)}, ValueError, "uncond_output must be like sample"),
         ({"history": (torch.zeros(2, 3),)}, ValueError, "history must hold the row's 0"),
         (
@@ -175,6 +254,20 @@ def test_any_row(numbers, history, size, guided):
         ({"row": SolverRow(noise=1.0)}, TypeError, "ids must be given for a step with noise, got None"),
         ({"row": SolverRow(noise=1.0), "ids": torch.arange(3)}, ValueError, r"ids must be \[2\] on cpu"),
         ({"row": SolverRow(noise=1.0), "ids": torch.zeros(2)}, TypeError, "ids must be int64"),
+        ({"emit": ()}, ValueError, "emit must name some of sample, kept, input, image, each once"),
+        ({"emit": ("sample", "sample")}, ValueError, "emit must name some of"),
+        ({"emit": ("noise",)}, ValueError, "emit must name some of"),
+        ({"emit": ("kept",)}, ValueError, "row must have keep where kept is emitted, got None"),
+        ({"emit": ("image",)}, ValueError, r"sample must be float32 \[B, C, H, W\] where input or image is emitted"),
+        ({"input_dtype": torch.int8}, ValueError, "input_dtype must be float32, bfloat16 or float16, got torch.int8"),
+        ({"copies": 0}, ValueError, "copies must be in"),
+        ({"row": SolverRow(quantile=0.9)}, ValueError, r"row must have quantile in \(0, 1\] and a finite clip"),
+        (
+            {"uncond_output": torch.zeros(2, 3, dtype=torch.float16)},
+            ValueError,
+            r"uncond_output must have model_output's dtype \(torch.float32\), got float16",
+        ),
+        ({"out": SolverOutput(torch.zeros(3, 2))}, ValueError, r"out.sample must be float32 \[2, 3\] of strides"),
         ({"seed": -1}, ValueError, "seed must be in"),
         ({"stream": 2**32}, ValueError, "stream must be in"),
     ],
@@ -187,12 +280,19 @@ def test_bad_arguments_are_named(change, error, text):
 
 def test_opcheck_and_compile():
     (x, m, row), options = inputs((1, 4, 4), ROWS["everything"])
-    flat = [*row[:8], *row.history]
+    flat = [*row[:8], 0.5, -0.25, 2.0, *row.history]
+    emit = ["sample", "kept", "input", "image"]
+    given = (x, m, options["uncond_output"], options["ids"], None, list(options["history"]), flat, 2.5, 9, 4)
+    torch.library.opcheck(torch.ops.kr_fast.solver_step, (*given, 2, emit, torch.bfloat16))
+    images = torch.empty(3, 4, 4, 1, dtype=torch.uint8)
+    torch.library.opcheck(
+        torch.ops.kr_fast.solver_step_out, (*given, 1, torch.empty_like(x), torch.empty_like(x), None, images)
+    )
+    limits, plain = torch.tensor([1.0, 1.5, 2.0]), [*ROWS["clip"][:8], 0.0, 0.0, 0.0]
     torch.library.opcheck(
         torch.ops.kr_fast.solver_step,
-        (x, m, options["uncond_output"], options["ids"], list(options["history"]), flat, 2.5, 9, 4),
+        (x, m, None, None, limits, [], plain, 1.0, 0, 0, 1, ["image"], torch.float32),
     )
-    torch.library.opcheck(torch.ops.kr_fast.solver_step, (x, m, None, None, [], [*ROWS["clip"][:8]], 1.0, 0, 0))
     compiled = torch.compile(lambda x, m: solver_step(x, m, row, **options), fullgraph=True, backend="eager")
     assert torch.equal(compiled(x, m), solver_step(x, m, row, **options))
 
