@@ -3,25 +3,31 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __CUDACC__
+#define KR_HOST_DEVICE __host__ __device__ inline
+#else
+#define KR_HOST_DEVICE inline
+#endif
+
 namespace kr {
 
 enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };  // the numbers that Python passes
 
-inline float bf16_to_float(uint16_t a) {
+KR_HOST_DEVICE float bf16_to_float(uint16_t a) {
     const uint32_t bits = (uint32_t)a << 16;
     float out;
     std::memcpy(&out, &bits, 4);
     return out;
 }
 
-inline uint16_t float_to_bf16(float a) {
+KR_HOST_DEVICE uint16_t float_to_bf16(float a) {
     uint32_t bits;
     std::memcpy(&bits, &a, 4);
     const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     return (uint16_t)(a == a ? rounded : 0x7FC0u);
 }
 
-inline float half_to_float(uint16_t a) {
+KR_HOST_DEVICE float half_to_float(uint16_t a) {
     // The exponent is moved by a multiplication, which also makes subnormals right; infinities and NaN by hand.
     uint32_t bits = (uint32_t)(a & 0x7FFFu) << 13;
     float out;
@@ -34,7 +40,7 @@ inline float half_to_float(uint16_t a) {
     return out;
 }
 
-inline uint16_t float_to_half(float a) {
+KR_HOST_DEVICE uint16_t float_to_half(float a) {
     uint32_t bits;
     std::memcpy(&bits, &a, 4);
     const uint16_t sign = (uint16_t)((bits >> 16) & 0x8000u);

@@ -1,7 +1,5 @@
 #include "cuda/solver_step.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "cuda/lane.h"
@@ -24,17 +22,15 @@ struct Arguments {
 
 __device__ float read_output(const void* from, Dtype dtype, int64_t at) {
     if (dtype == Dtype::f32) return static_cast<const float*>(from)[at];
-    if (dtype == Dtype::bf16) return __bfloat162float(static_cast<const __nv_bfloat16*>(from)[at]);
-    return __half2float(static_cast<const __half*>(from)[at]);
+    const uint16_t bits = static_cast<const uint16_t*>(from)[at];
+    return dtype == Dtype::bf16 ? bf16_to_float(bits) : half_to_float(bits);
 }
 
 __device__ void write_input(void* to, Dtype dtype, int64_t at, float value) {
     if (dtype == Dtype::f32)
         static_cast<float*>(to)[at] = value;
-    else if (dtype == Dtype::bf16)
-        static_cast<__nv_bfloat16*>(to)[at] = __float2bfloat16_rn(value);
     else
-        static_cast<__half*>(to)[at] = __float2half_rn(value);
+        static_cast<uint16_t*>(to)[at] = dtype == Dtype::bf16 ? float_to_bf16(value) : float_to_half(value);
 }
 
 // As pack_uint8: to even, NaN to 0.
@@ -118,7 +114,7 @@ __global__ void step(Arguments arguments) {
             for (int k = 0; k < 4; ++k) e[k] = guided(e[k], other[k], row.guidance);
         }
         const float limit = call.limits ? call.limits[image] : row.clip;
-        const float inverse = call.limits ? __frcp_rn(limit) : 1.0f;
+        const float inverse = call.limits ? 1.0f / limit : 1.0f;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             const float p = clean ? solver_clean(row, limit, inverse, x[k], e[k]) : 0.0f;
