@@ -52,3 +52,13 @@ registry.two_way(
     _distillation_backward,
     refuses=accepts(torch.float32, torch.bfloat16, torch.float16),
 )
+
+
+@registry.kernel("distillation_metrics", "triton", refuses=accepts(torch.float32, torch.bfloat16, torch.float16))
+def distillation_metrics(input, target, labels, temperature):
+    from kr_fast.kernels import distillation_metrics as kernels
+
+    if target.dtype == torch.float64:
+        target = target.float()
+    with _on(input):
+        return kernels.metrics(input, target, labels, temperature)

@@ -120,6 +120,7 @@ INTEGERS = {"n": "i32", "input_stride": "i32", "target_stride": "i32", "upstream
     ("classes", "dtype", "topk", "divergence"),
     [
         (10, "fp32", False, 0),
+        (100, "fp32", False, 0),
         (1000, "bf16", False, 0),
         (1000, "fp32", False, 0),
         (4096, "bf16", False, 0),
@@ -128,65 +129,39 @@ INTEGERS = {"n": "i32", "input_stride": "i32", "target_stride": "i32", "upstream
     ],
 )
 def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk, divergence, tmp_path, monkeypatch):
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from kr_fast.kernels import distillation_loss as kernels
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton_compile import build, spilled_bytes, widest_load
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function = getattr(kernels, name)
     rows, block, warps = kernels.tile(classes)
     constants = {
-        "C": classes,
-        "ROWS": rows,
-        "BLOCK": block,
-        "HAS_LABELS": True,
-        "HAS_WEIGHT": False,
-        "DIVERGENCE": divergence,
-    }
-    constants |= {"SOFT": True, "HARD": True, "weight": None}
+        "C": classes, "ROWS": rows, "BLOCK": block, "ALIGN": kernels.alignment(classes), "HAS_LABELS": True,
+        "HAS_WEIGHT": False, "DIVERGENCE": divergence, "SOFT": True, "HARD": True, "weight": None,
+    }  # fmt: skip
     constants |= {"KIND": 3, "K": 5} if topk else {"KIND": 0, "K": classes, "indices": None}
-    signature, attributes = {}, {}
-    for index, argument in enumerate(function.arg_names):
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument in POINTERS[name]:
-            kind = {"labels": "i64", "indices": "i64"}.get(
-                argument, dtype if argument in ("input", "target", "grad") else "fp32"
-            )
-            signature[argument] = f"*{kind}"
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        else:
-            signature[argument] = INTEGERS.get(argument, "fp32")
-            if argument.endswith("_stride") and classes % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    constexprs = {(function.arg_names.index(key),): value for key, value in constants.items()}
-    source = ASTSource(fn=function, signature=signature, constexprs=constexprs, attrs=attributes)
-    built = triton.compile(
-        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, "enable_fp_fusion": True}
-    )
-    assert spilled_bytes(built.asm["cubin"]) == 0
-    if classes == 4096 and name == "backward_kernel":  # rows are aligned: loads must be 16 bytes wide
-        assert "ld.global.v4" in built.asm["ptx"] or "ld.global.v2.b64" in built.asm["ptx"]
+    function = getattr(kernels, name)
+    signature = dict.fromkeys(function.arg_names, "fp32") | dict.fromkeys(POINTERS[name], "*fp32") | INTEGERS
+    signature |= {"labels": "*i64", "indices": "*i64"} | dict.fromkeys(("input", "target", "grad"), f"*{dtype}")
+    aligned = ("input_stride", "target_stride") if classes % 16 == 0 else ()
+    built = build(function, signature, constants, capability=capability, warps=warps, aligned=aligned)
+    assert spilled_bytes(built) == 0
+    if classes >= 100 and not topk and divergence == 0:
+        assert widest_load(built) == 16
 
 
 @pytest.mark.compile
 @pytest.mark.skipif(interpreted, reason="the interpreter replaces the compiler in this process")
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_reduction_compiles_without_spills(capability, tmp_path, monkeypatch):
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from kr_fast.kernels import distillation_loss as kernels
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton_compile import build, spilled_bytes
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    signature = dict.fromkeys(("row_loss", "row_weight", "loss", "scale"), "*fp32")
-    signature |= {"n": "i32", "MEAN": "constexpr", "BLOCK": "constexpr"}
-    constexprs = {(5,): True, (6,): kernels.REDUCE_BLOCK}
-    source = ASTSource(fn=kernels.reduce_kernel, signature=signature, constexprs=constexprs)
-    options = {"num_warps": 8, "enable_fp_fusion": True}
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert spilled_bytes(built.asm["cubin"]) == 0
+    signature = dict.fromkeys(("row_loss", "row_weight", "loss", "scale"), "*fp32") | {"n": "i32"}
+    constants = {"MEAN": True, "BLOCK": kernels.REDUCE_BLOCK}
+    assert spilled_bytes(build(kernels.reduce_kernel, signature, constants, capability=capability, warps=8)) == 0
 
 
 @pytest.mark.interpreter
@@ -213,20 +188,3 @@ def test_interpreter_reduces_any_number_of_rows(rows, reduction):
         lambda z: distillation_loss(z, t, sample_weight=weight, reduction=reduction), z, torch.float32
     )
     torch.testing.assert_close(found[1], found[0], rtol=3e-6, atol=1e-6)
-
-
-def spilled_bytes(cubin: bytes) -> int:
-    """Stack bytes a thread in the compiled kernel: register spills and nothing else, for kernels without arrays."""
-    import pathlib
-    import re
-    import subprocess
-    import tempfile
-
-    import triton
-
-    tool = next(pathlib.Path(triton.__file__).parent.rglob("cuobjdump"))
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"STACK:(\d+)", text).group(1))

@@ -1,0 +1,49 @@
+"""Triton kernels compiled for GPUs that are not there, and what the compiler made of them."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+
+def build(function, signature: dict, constants: dict, *, capability: int, warps: int, aligned: tuple[str, ...] = ()):
+    """The kernel for ``capability``; ``signature`` names the types of its arguments but those in ``constants``.
+
+    Pointers count as 16-byte aligned, as torch allocates, and so do the integers named in ``aligned``.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = function.arg_names
+    types = {name: "constexpr" if name in constants else signature[name] for name in names}
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if types[name].startswith("*") or name in aligned
+    }
+    constexprs = {(names.index(key),): value for key, value in constants.items()}
+    source = ASTSource(fn=function, signature=types, constexprs=constexprs, attrs=attributes)
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def spilled_bytes(built) -> int:
+    """Stack bytes a thread: register spills and nothing else, for kernels without arrays."""
+    import triton
+
+    tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(built.asm["cubin"])
+        text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", text).group(1))
+
+
+def widest_load(built) -> int:
+    """Bytes of the widest load from global memory in the PTX."""
+    widths = [
+        int(count or 1) * int(bits) // 8
+        for count, bits in re.findall(r"ld\.global(?:\.[a-z0-9_:]+)*?(?:\.v(\d))?\.[bfsu](\d+)", built.asm["ptx"])
+    ]
+    return max(widths, default=0)
