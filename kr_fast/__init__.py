@@ -27,6 +27,7 @@ _PUBLIC = {
     "LabelPlan": "kr_fast.synthesis.labels",
     "Sampler": "kr_fast.synthesis.sampler",
     "encode_png": "kr_fast.ops.encode_png",
+    "optimize": "kr_fast.synthesis.optimize",
     "pack_uint8": "kr_fast.ops.pack_uint8",
     "philox_normal": "kr_fast.ops.philox_normal",
     "qkv_attention": "kr_fast.ops.qkv_attention",
