@@ -6,10 +6,14 @@ import tempfile
 from pathlib import Path
 
 
-def build(function, signature: dict, constants: dict, *, capability: int, warps: int, aligned: tuple[str, ...] = ()):
+def build(
+    function, signature: dict, constants: dict, *, capability: int, warps: int, aligned: tuple[str, ...] = (),
+    fusion: bool = True,
+):  # fmt: skip
     """The kernel for ``capability``; ``signature`` names the types of its arguments but those in ``constants``.
 
-    Pointers count as 16-byte aligned, as torch allocates, and so do the integers named in ``aligned``.
+    Pointers count as 16-byte aligned, as torch allocates, and so do the integers named in ``aligned``. With ``fusion``
+    the compiler may contract products into sums.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -24,7 +28,7 @@ def build(function, signature: dict, constants: dict, *, capability: int, warps:
     }
     constexprs = {(names.index(key),): value for key, value in constants.items()}
     source = ASTSource(fn=function, signature=types, constexprs=constexprs, attrs=attributes)
-    options = {"num_warps": warps, "enable_fp_fusion": True}
+    options = {"num_warps": warps, "enable_fp_fusion": fusion}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -47,3 +51,14 @@ def widest_load(built) -> int:
         for count, bits in re.findall(r"ld\.global(?:\.[a-z0-9_:]+)*?(?:\.v(\d))?\.[bfsu](\d+)", built.asm["ptx"])
     ]
     return max(widths, default=0)
+
+
+def inexact_instructions(built) -> set[str]:
+    """Float arithmetic in the PTX that is approximate, flushes subnormals, or that ptxas may still contract."""
+    found = re.findall(
+        r"\b((?:fma|mul|add|sub|mad|div|sqrt|rcp|rsqrt|ex2|lg2|sin|cos|cvt)\.[\w.]*f32[\w.]*)", built.asm["ptx"]
+    )
+    exact = re.compile(
+        r"(fma|mul|add|sub|div|sqrt)\.rn\.f32(x2)?$|cvt\.rn\.f32\.[us]\d+$|cvt\.f32\.f16$|cvt\.rn\.f16\.f32$"
+    )
+    return {name for name in found if not exact.match(name)}

@@ -62,3 +62,11 @@ def distillation_metrics(input, target, labels, temperature):
         target = target.float()
     with _on(input):
         return kernels.metrics(input, target, labels, temperature)
+
+
+@registry.kernel("philox_normal", "triton", refuses=accepts(torch.float32))
+def philox_normal(ids, numel, *, seed, stream):
+    from kr_fast.kernels import philox_normal as kernels
+
+    with _on(ids):
+        return kernels.philox_normal(ids, numel, seed, stream)
