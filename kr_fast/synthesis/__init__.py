@@ -1,7 +1,8 @@
 """From a trained network to labelled images, each addressed by its id."""
 
 from kr_fast.synthesis.labels import LabelPlan
+from kr_fast.synthesis.networks import DiTNetwork, Network, PromptNetwork
 from kr_fast.synthesis.sampler import Batch, Sampler
 from kr_fast.synthesis.steptable import StepTable
 
-__all__ = ["Batch", "LabelPlan", "Sampler", "StepTable"]
+__all__ = ["Batch", "DiTNetwork", "LabelPlan", "Network", "PromptNetwork", "Sampler", "StepTable"]

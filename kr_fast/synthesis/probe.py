@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kr_fast.ops.solver_step import MAX_HISTORY, SolverRow
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail
 
 # Most schedulers are solved to the first; some hold their own constants in float32.
 EXACT, SINGLE = 1e-10, 3e-6
@@ -31,19 +31,19 @@ _DRAWS = (torch.randn, torch.randn_like)
 Source = tuple[int, str]  # (step, "sample" or "kept"): the sample that went into a step, or what the step kept
 
 
-class NotLinearError(Exception):
+class NotLinearError(UserError):
     """A scheduler's step is not of the form that a table can hold."""
 
 
 class Intercept(TorchFunctionMode):
     """Hand the normal tensors that code draws for ``shape``, and the clamps of such tensors, to functions of ours.
 
-    Such tensors also stay in float64 where code casts them to float32, so that coefficients are not rounded.
+    If ``exact``, such tensors stay in float64 where code casts them to float32, so that coefficients are not rounded.
     """
 
-    def __init__(self, shape: torch.Size, draw: Callable, clamp: Callable | None = None):
+    def __init__(self, shape: torch.Size, draw: Callable, clamp: Callable | None, exact: bool):
         super().__init__()
-        self.shape, self.draw, self.clamp = shape, draw, clamp
+        self.shape, self.draw, self.clamp, self.exact = shape, draw, clamp, exact
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -57,7 +57,7 @@ class Intercept(TorchFunctionMode):
             low, high = bounds.get("low", kwargs.get("min")), bounds.get("high", kwargs.get("max"))
             return self.clamp(args[0], low, high)
         result = func(*args, **kwargs)
-        if func in _CASTS and result.dtype == torch.float32 and args[0].dtype == torch.float64:
+        if self.exact and func in _CASTS and result.dtype == torch.float32 and args[0].dtype == torch.float64:
             return args[0] if args[0].shape == self.shape else result
         return result
 
@@ -95,9 +95,12 @@ class Runner:
             return 1.0
         return float(scheduler.scale_model_input(torch.ones(1, 1, 1, 1, dtype=torch.float64), t).item())
 
-    def step(self, scheduler: Any, t: Tensor, x: Tensor, e: Tensor, draw: Callable, clamp: Callable | None = None):
+    def step(
+        self, scheduler: Any, t: Tensor, x: Tensor, e: Tensor, draw: Callable, clamp: Callable | None = None,
+        *, exact: bool = True,
+    ) -> Any:  # fmt: skip
         """One step of the scheduler's own code; ``draw()`` makes its normal tensors."""
-        with Intercept(x.shape, draw, clamp), warnings.catch_warnings():
+        with Intercept(x.shape, draw, clamp, exact), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of diffusers' own use of numpy
             return scheduler.step(e, t, x, **self.arguments)
 

@@ -1,5 +1,6 @@
-"""The class-conditional sampler: a trained network, a step table and image ids in, uint8 images out."""
+"""The class-conditional sampler: a trained network, a scheduler and image ids in, uint8 images out."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -7,15 +8,19 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kr_fast import __version__
 from kr_fast.ops.pack_uint8 import pack_uint8
-from kr_fast.ops.philox_normal import philox_normal
-from kr_fast.ops.solver_step import SolverOutput, solver_step
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.log import logger
 from kr_fast.synthesis.labels import LabelPlan
-from kr_fast.synthesis.steptable import History, StepTable
+from kr_fast.synthesis.networks import adapt, weights_digest
+from kr_fast.synthesis.probe import NotLinearError, Runner
+from kr_fast.synthesis.steptable import StepTable
+from kr_fast.synthesis.trajectory import NonFiniteError, OwnTrajectory, Settings, TableTrajectory
+
+QUALITIES = ("exact", "fused", "fast")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,24 +33,34 @@ class Batch:
 
 
 class Sampler:
-    """Images as a function of (network, step table, seed, id, label) and of nothing else.
+    """Images as a function of (network, scheduler, seed, id, label) and of nothing else.
 
     Every batch runs at the same size, ``micro_batch``, its tail filled with copies, so an image does not depend on its
     neighbours, their order or their number: same micro-batch, versions and device type -> same bytes for every id.
 
     Args:
-        unet: a network called as ``unet(x, timestep, class_labels=labels)`` (diffusers' ``UNet2DModel``).
-        scheduler: a diffusers scheduler, compiled by :class:`StepTable`.
+        unet: a network called as ``unet(x, timestep, class_labels=labels)`` (diffusers' ``UNet2DModel``, or any
+            callable with its signature), diffusers' ``DiTTransformer2DModel``, or a
+            :class:`kr_fast.synthesis.Network`, such as ``PromptNetwork`` for networks that read text.
+        scheduler: a diffusers scheduler, compiled by :class:`StepTable`. One that is not linear runs by its own
+            ``step()``, which one line of the log says.
         num_inference_steps: solver steps.
         seed: of all noise, in [0, 2^63).
         guidance_scale: classifier-free guidance ``u + g (c - u)``; None or 1 for none. The null class is the last of
             the network's class embeddings (Ho and Salimans, 2022, eq. 6).
+        guidance_interval: (first, last) share of the steps in which guidance applies; the others cost half
+            (Kynkäänniemi et al., "Applying Guidance in a Limited Interval", 2024).
         noise_scale: standard deviation of the initial noise; above 1 it is the Expansion Trick, for more diversity
             (Lampis, Lomurno and Matteucci, "Bridging the Gap", BMVC 2023).
         micro_batch: images in one network call (twice as many with guidance).
         image_shape: (channels, height, width) of the network's output; from ``unet.config`` by default.
         crop: (height, width) cut from the top left of the output, for networks trained on padded images.
         eta: DDIM's or TCD's share of noise; None for the scheduler's default.
+        vae: diffusers' ``AutoencoderKL`` that turns the last sample, divided by its ``scaling_factor``, into images.
+        quality: ``"exact"``: the scheduler's own ``step()`` on the network as it is: the bits of the same loop written
+            with diffusers, with this noise. ``"fused"``: the step table; float32 solver, at least 60 dB PSNR against
+            ``"exact"`` for the same network. ``"fast"``: as ``"fused"`` with the network under bfloat16 autocast; no
+            bound is promised.
     """
 
     def __init__(
@@ -56,11 +71,14 @@ class Sampler:
         *,
         seed: int,
         guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise_scale: float = 1.0,
         micro_batch: int = 256,
         image_shape: tuple[int, int, int] | None = None,
         crop: tuple[int, int] | None = None,
         eta: float | None = None,
+        vae: Any = None,
+        quality: str = "fused",
     ):
         if micro_batch < 1:
             fail("Sampler", "micro_batch", "be at least 1", micro_batch)
@@ -68,27 +86,55 @@ class Sampler:
             fail("Sampler", "noise_scale", "be above 0 and finite", noise_scale)
         if guidance_scale is not None and not math.isfinite(guidance_scale):
             fail("Sampler", "guidance_scale", "be finite or None", guidance_scale)
+        if not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
+            fail("Sampler", "guidance_interval", "be two rising numbers in [0, 1]", guidance_interval)
         if not 0 <= seed < 2**63:
             fail("Sampler", "seed", "be in [0, 2^63)", seed)
-        self.unet = unet
-        self.table = StepTable.compile(scheduler, num_inference_steps, eta=eta)
+        if quality not in QUALITIES:
+            fail("Sampler", "quality", f"be one of {', '.join(QUALITIES)}", quality)
+        self.unet, self.vae, self.quality = unet, vae, quality
+        self.network = adapt(unet)
         self.seed, self.noise_scale, self.micro_batch, self.crop = seed, float(noise_scale), micro_batch, crop
         self.guidance_scale = None if guidance_scale in (None, 1, 1.0) else float(guidance_scale)
-        self.image_shape = image_shape or _image_shape(unet)
-        if crop is not None and not all(0 < c <= s for c, s in zip(crop, self.image_shape[1:], strict=True)):
-            fail("Sampler", "crop", f"lie inside the {self.image_shape[1:]} image", crop)
-        config = getattr(unet, "config", None)
-        embeddings = getattr(config, "num_class_embeds", None)
-        self._embeddings = embeddings
-        # diffusers refuses labels for a network without class embeddings; of other callables nothing is known.
-        self._takes_labels = config is None or embeddings or getattr(config, "class_embed_type", None) is not None
-        if self.guidance_scale is not None and not embeddings:
-            fail("Sampler", "unet", "have class embeddings (the last is the null class) for guidance", embeddings)
-        first = next(iter(unet.parameters()), None) if isinstance(unet, torch.nn.Module) else None
-        self.device = torch.device("cpu") if first is None else first.device
-        self.dtype = torch.float32 if first is None else first.dtype
-        # A tensor, because diffusers' networks cut a Python float down to an integer.
-        self._timesteps = torch.tensor(self.table.timesteps, device=self.device)
+        self.guidance_interval = (float(guidance_interval[0]), float(guidance_interval[1]))
+        if self.guidance_scale is not None and not self.network.embeddings:
+            rule = "have class embeddings (the last is the null class) for guidance"
+            fail("Sampler", "unet", rule, self.network.embeddings)
+        self.image_shape = image_shape or self.network.shape
+        if self.image_shape is None:
+            fail("Sampler", "image_shape", "be given for a network without config.sample_size", None)
+        self.device, self.dtype = self.network.device, self.network.dtype
+        self._runner = Runner(scheduler, num_inference_steps, eta)
+        self.table = self._compile(scheduler, num_inference_steps, eta)
+        settings = Settings(
+            tuple(self.image_shape), seed, self.noise_scale, self.guidance_scale, self.guidance_interval
+        )
+        if self.table is None:
+            self._trajectory = OwnTrajectory(self.network, settings, self._runner)
+        else:
+            self._trajectory = TableTrajectory(self.network, settings, self.table)
+        self.output_shape = self._output_shape()
+
+    def _compile(self, scheduler: Any, steps: int, eta: float | None) -> StepTable | None:
+        if self.quality == "exact":
+            return None
+        try:
+            return StepTable.compile(scheduler, steps, eta=eta)
+        except NotLinearError as error:
+            logger.warning("Sampler: the scheduler runs by its own slower step(): %s", error)
+            return None
+
+    def _output_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
+        channels, height, width = self.image_shape
+        if self.vae is not None:
+            factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+            channels, height, width = self.vae.config.out_channels, height * factor, width * factor
+        if self.crop is not None:
+            if not all(0 < c <= s for c, s in zip(self.crop, (height, width), strict=True)):
+                fail("Sampler", "crop", f"lie inside the {(height, width)} image", self.crop)
+            height, width = self.crop
+        return channels, height, width
 
     def __call__(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The images of ``ids`` with ``labels``: int64 ``[B]`` each -> uint8 ``[B, H, W, C]`` on the sampler's device.
@@ -97,26 +143,26 @@ class Sampler:
             shape, or non-finite output (naming the step and the ids).
         """
         self._check(ids, labels)
-        height, width = self.crop or self.image_shape[1:]
         if len(ids) == 0:
-            return torch.empty(0, height, width, self.image_shape[0], dtype=torch.uint8, device=self.device)
+            channels, height, width = self.output_shape
+            return torch.empty(0, height, width, channels, dtype=torch.uint8, device=self.device)
         # Joined outside inference mode, so that the caller gets a tensor like any other.
         return torch.cat(self._parts(ids.to(self.device), labels.to(self.device)))
 
     @torch.inference_mode()
     def _parts(self, ids: Tensor, labels: Tensor) -> list[Tensor]:
-        training = getattr(self.unet, "training", False)
-        if training:
-            self.unet.eval()
-        try:
+        with contextlib.ExitStack() as stack:
+            for module in (self.network.model, self.vae):
+                if isinstance(module, nn.Module) and module.training:
+                    stack.callback(module.train)
+                    module.eval()
+            if self.quality == "fast":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             parts = []
             for start in range(0, len(ids), self.micro_batch):
                 count = min(self.micro_batch, len(ids) - start)
                 fill = torch.arange(start, start + self.micro_batch, device=self.device).clamp_(max=len(ids) - 1)
                 parts.append(self._images(ids[fill], labels[fill])[:count])
-        finally:
-            if training:
-                self.unet.train()
         return parts
 
     def stream(self, plan: LabelPlan, ids: Iterable[int] | Tensor) -> Iterator[Batch]:
@@ -132,13 +178,18 @@ class Sampler:
 
     def describe(self) -> dict[str, Any]:
         """All that the images depend on besides their ids and labels, as plain values: what a manifest holds."""
+        scheduler = self._runner.scheduler
+        own = hashlib.sha256(repr((sorted(scheduler.config.items()), self._runner.arguments)).encode()).hexdigest()
         return {
-            "scheduler": self.table.name,
-            "steps": len(self.table),
-            "step_table": self.table.digest(),
-            "network": weights_digest(self.unet),
+            "scheduler": type(scheduler).__name__,
+            "steps": self._runner.steps,
+            "step_table": own if self.table is None else self.table.digest(),
+            "network": self.network.digest(),
+            "vae": None if self.vae is None else weights_digest(self.vae),
+            "quality": self.quality,
             "seed": self.seed,
             "guidance_scale": self.guidance_scale,
+            "guidance_interval": list(self.guidance_interval),
             "noise_scale": self.noise_scale,
             "micro_batch": self.micro_batch,
             "image_shape": list(self.image_shape),
@@ -149,51 +200,12 @@ class Sampler:
             "kr_fast": __version__,
         }
 
-    def _trajectory(self, ids: Tensor, labels: Tensor, watch: bool = False) -> tuple[Tensor, Tensor]:
-        """The last sample, and by image whether all that the network returned on the way was finite."""
-        x = philox_normal(ids, self.image_shape, seed=self.seed).mul_(self.noise_scale * self.table.init_noise_sigma)
-        copies = 1 if self.guidance_scale is None else 2
-        if copies == 2:
-            labels = torch.cat([labels, torch.full_like(labels, self._embeddings - 1)])
-        inputs = (x * self.table.input_scales[0]).to(self.dtype).repeat(copies, 1, 1, 1)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        finite = torch.ones(len(ids), dtype=torch.bool, device=self.device)
-        history = History(self.table)
-        for step, (row, t) in enumerate(zip(self.table.rows, self._timesteps, strict=True)):
-            outputs = self._network(inputs, t, labels)
-            cond, uncond = (outputs, None) if copies == 1 else outputs.chunk(2)
-            # Looked at here and not only in the last sample: the clamp of the clean image turns inf into 1. A sum of
-            # one image is finite if its values are, in float32 and at any size that a network returns in practice.
-            sums = (cond if uncond is None else cond + uncond).flatten(1).sum(1, dtype=torch.float32)
-            finite &= sums.isfinite()
-            if watch and not bool(finite.all()):
-                raise _NonFinite(step)
-            into = SolverOutput(
-                sample=torch.empty_like(x) if history.reads(step, "sample") else x,
-                kept=None if row.keep is None else torch.empty_like(x),
-                input=None if step + 1 == len(self.table) else inputs,
-            )
-            solver_step(
-                x, cond, row, uncond_output=uncond, guidance_scale=self.guidance_scale or 1.0,
-                history=history.read(step), ids=ids, seed=self.seed, stream=1 + step, copies=copies, out=into,
-            )  # fmt: skip
-            history.write(step, x, into.kept)
-            x = into.sample
-        return x, finite & x.flatten(1).sum(1).isfinite()
-
-    def _network(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        out = self.unet(x, t, class_labels=labels if self._takes_labels else None)
-        out = getattr(out, "sample", out)
-        if out.shape != x.shape:
-            fail("Sampler", "unet", f"return {list(x.shape)}, the shape of its input", list(out.shape))
-        if out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
-            return out.clone()  # its input is overwritten by the next one while this is read
-        return out
-
     def _images(self, ids: Tensor, labels: Tensor) -> Tensor:
         x, finite = self._trajectory(ids, labels)
         if not bool(finite.all()):
             self._explain(ids, labels, ~finite)
+        if self.vae is not None:
+            x = self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
         if self.crop is not None:
             x = x[:, :, : self.crop[0], : self.crop[1]]
         return pack_uint8(x)
@@ -204,7 +216,7 @@ class Sampler:
         step: int | str = "the last"
         try:
             self._trajectory(ids, labels, watch=True)
-        except _NonFinite as found:
+        except NonFiniteError as found:
             step = found.step
         raise UserError(f"Sampler: unet must return finite values, got NaN or inf for {where}, first at step {step}")
 
@@ -217,8 +229,9 @@ class Sampler:
         if len(ids) == 0:
             return
         self._check_ids(ids)
-        if labels.min() < 0 or (self._embeddings and labels.max() >= self._embeddings):
-            high = self._embeddings or "2^63"
+        embeddings = self.network.embeddings
+        if labels.min() < 0 or (embeddings and labels.max() >= embeddings):
+            high = embeddings or "2^63"
             fail("Sampler", "labels", f"lie in [0, {high})", f"[{int(labels.min())}, {int(labels.max())}]")
 
     @staticmethod
@@ -227,28 +240,3 @@ class Sampler:
             fail("Sampler", "ids", "be >= 0", int(ids.min()))
         if len(ids.unique()) != len(ids):
             fail("Sampler", "ids", "not repeat", f"{len(ids) - len(ids.unique())} repeated")
-
-
-class _NonFinite(Exception):
-    def __init__(self, step: int):
-        self.step = step
-
-
-def weights_digest(network: Any) -> str:
-    """SHA-256 of a module's parameters and buffers with their names; of another callable, its qualified name."""
-    if not isinstance(network, torch.nn.Module):
-        return f"{type(network).__module__}.{getattr(network, '__qualname__', type(network).__qualname__)}"
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _image_shape(unet: Any) -> tuple[int, int, int]:
-    config = getattr(unet, "config", None)
-    if config is None or getattr(config, "sample_size", None) is None:
-        fail("Sampler", "image_shape", "be given for a network without config.sample_size", None)
-    size = config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return config.in_channels, height, width

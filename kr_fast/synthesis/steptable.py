@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.ops.solver_step import SolverRow
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.errors import UserError
 from kr_fast.synthesis.probe import NotLinearError, Runner, Source, record, solve
 
 # Linear schedulers replay to 1e-12; 1e-7 is left to those that hold constants of theirs in float32.
@@ -54,16 +54,17 @@ class StepTable:
                 ``1, 1 - 1/n, ..., 1/n`` (before their own shift), as diffusers' flow pipelines set them.
             eta: share of noise in [0, 1] (DDIM: Song et al., 2021, eq. 16; TCD's gamma); None for the scheduler's own
                 default, and for schedulers that do not take it.
-        Raises: UserError if the scheduler is not linear (its replay differs), its own code refuses the probe, or eta
-            is not taken.
+        Raises: NotLinearError if the scheduler is not linear (its replay differs); UserError if its own code refuses
+            the probe, or eta is not taken.
         """
         runner = Runner(scheduler, num_inference_steps, eta)
         try:
             return cls._compile(runner)
-        except (UserError, NotLinearError) as error:
-            if isinstance(error, UserError):
-                raise
-            fail("StepTable", "scheduler", "be a linear solver", f"{type(scheduler).__name__}, which {error}")
+        except NotLinearError as error:
+            kind = type(scheduler).__name__
+            raise NotLinearError(f"StepTable: scheduler must be a linear solver, got {kind}, which {error}") from error
+        except UserError:
+            raise
         except Exception as error:  # whatever the scheduler's own code raises when it is run as a sampler's step
             raise UserError(
                 f"StepTable: scheduler must step from (model_output, timestep, sample) of any shape, got "
@@ -81,8 +82,7 @@ class StepTable:
         table = cls(name, tuple(timesteps), tuple(rows), tuple(sources), scales, sigma, 0.0)
         error = _replay_error(runner, table)
         if not error <= REPLAY_TOLERANCE:
-            rule = f"be a linear solver whose table replays to {REPLAY_TOLERANCE:g}"
-            fail("StepTable", "scheduler", rule, f"{name} with relative error {error:.2g}")
+            raise NotLinearError(f"replays with relative error {error:.2g}, above {REPLAY_TOLERANCE:g}")
         return dataclasses.replace(table, replay_error=error)
 
 

@@ -5,48 +5,16 @@ import json
 import diffusers
 import pytest
 import torch
+from small_samplers import CLASSES, MILD, make_sampler, make_unet, start
 
 import kr_fast
 from kr_fast.runtime.errors import UserError
-from kr_fast.synthesis import LabelPlan, Sampler
-
-CLASSES = 3  # and the null class
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The network is so small that threads only wait for each other, for seconds where other processes run too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def make_unet(channels=3, embeddings=CLASSES + 1, size=8, seed=0):
-    torch.manual_seed(seed)
-    return diffusers.UNet2DModel(
-        sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(8,),
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4,
-        num_class_embeds=embeddings, add_attention=False,
-    ).eval()  # fmt: skip
+from kr_fast.synthesis import LabelPlan
 
 
 @pytest.fixture(scope="module")
 def unet():
     return make_unet()
-
-
-def make_sampler(unet, scheduler=None, steps=3, **options):
-    options = {"seed": 7, "micro_batch": 8, **options}
-    return Sampler(unet, scheduler or diffusers.DDIMScheduler(clip_sample=False), steps, **options)
-
-
-def start(scheduler, steps):
-    """What diffusers' own pipelines do: flow matching gets evenly spaced sigmas, not the default grid."""
-    if type(scheduler).__name__.startswith("FlowMatch"):
-        scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
-    else:
-        scheduler.set_timesteps(steps)
 
 
 SETUPS = {
@@ -85,9 +53,6 @@ def test_every_part_of_the_address_counts(unet):
         assert torch.equal(images, make_sampler(unet, guidance_scale=value)(ids, labels))
 
 
-# A mild noise schedule: the network is not trained, and 1 / sqrt(alpha) of the usual one turns its output into black
-# and white.
-MILD = {"beta_start": 1e-4, "beta_end": 2e-3}
 LOOPS = {
     "ddim": (diffusers.DDIMScheduler(**MILD, clip_sample=False), 0.0),
     "ddim clip": (diffusers.DDIMScheduler(**MILD, clip_sample=True), 0.0),

@@ -1,0 +1,125 @@
+"""What the sampler asks of a network, and the networks of diffusers brought into that form.
+
+A network is called as ``network(x, t, labels)``: ``x`` ``[B, C, H, W]`` of its dtype, ``t`` a tensor of one timestep,
+``labels`` int64 ``[B]``; it returns ``[B, C, H, W]``. Any object with that call and the attributes of :class:`Network`
+is taken as it is.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kr_fast.runtime.errors import fail
+
+
+class Network:
+    """A callable ``model(x, t, class_labels=labels)``: diffusers' ``UNet2DModel``, or anything with its signature.
+
+    Attributes:
+        model: what is called, and put into evaluation mode meanwhile if it is a module.
+        embeddings: number of class embeddings, the last of which is the null class of guidance; None if not known.
+        shape: (channels, height, width) of its input and output, or None if not known.
+        device, dtype: of its input.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        config = getattr(model, "config", None)
+        self.embeddings: int | None = getattr(config, "num_class_embeds", None)
+        self.shape = _shape(config)
+        first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
+        self.device = torch.device("cpu") if first is None else first.device
+        self.dtype = torch.float32 if first is None else first.dtype
+        # diffusers refuses labels for a network without class embeddings; of other callables nothing is known.
+        self.takes_labels = bool(
+            config is None or self.embeddings or getattr(config, "class_embed_type", None) is not None
+        )
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        out = self.model(x, t, class_labels=labels if self.takes_labels else None)
+        return getattr(out, "sample", out)
+
+    def digest(self) -> str:
+        """What a manifest holds to tell this network from others."""
+        return weights_digest(self.model)
+
+
+class DiTNetwork(Network):
+    """diffusers' ``DiTTransformer2DModel`` (Peebles and Xie, 2023): label ``num_embeds_ada_norm`` is its null class.
+
+    A network that also predicts variances returns twice its input's channels; the first half is the prediction, as in
+    diffusers' ``DiTPipeline``.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        self.embeddings, self.takes_labels = model.config.num_embeds_ada_norm + 1, True
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        out = self.model(x, timestep=t.expand(len(x)), class_labels=labels).sample
+        return out[:, : x.shape[1]]
+
+
+class PromptNetwork(Network):
+    """diffusers' ``UNet2DConditionModel`` with one prompt a class.
+
+    Args:
+        model: the network.
+        prompts: ``[classes + 1, tokens, width]`` text embeddings: ``prompts[c]`` is that of class ``c``, the last one
+            that of the empty prompt, which guidance starts from.
+    """
+
+    def __init__(self, model: Any, prompts: Tensor):
+        super().__init__(model)
+        if prompts.ndim != 3 or not prompts.is_floating_point():
+            fail("PromptNetwork", "prompts", "be floating [classes + 1, tokens, width]", list(prompts.shape))
+        width = model.config.cross_attention_dim
+        if isinstance(width, int) and prompts.shape[2] != width:
+            fail("PromptNetwork", "prompts", f"have the network's width {width}", prompts.shape[2])
+        self.prompts = prompts.to(self.device, self.dtype)
+        self.embeddings, self.takes_labels = len(prompts), True
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.model(x, t, encoder_hidden_states=self.prompts[labels]).sample
+
+    def digest(self) -> str:
+        """As for other networks, with the prompts."""
+        return hashlib.sha256((super().digest() + tensor_digest(self.prompts)).encode()).hexdigest()
+
+
+def adapt(model: Any) -> Network:
+    """The :class:`Network` of ``model``, by the names of its configuration."""
+    if isinstance(model, Network):
+        return model
+    config = getattr(model, "config", None)
+    if getattr(config, "num_embeds_ada_norm", None):
+        return DiTNetwork(model)
+    if getattr(config, "cross_attention_dim", None) and hasattr(config, "encoder_hid_dim"):
+        fail("Sampler", "unet", "come as PromptNetwork(unet, prompts) if it reads text", type(model).__name__)
+    return Network(model)
+
+
+def tensor_digest(value: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    flat = value.detach().cpu().contiguous().view(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 of a module's parameters and buffers with their names; of another callable, its qualified name."""
+    if not isinstance(model, nn.Module):
+        return f"{type(model).__module__}.{getattr(model, '__qualname__', type(model).__qualname__)}"
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)} {tensor_digest(value)}\n".encode())
+    return digest.hexdigest()
+
+
+def _shape(config: Any) -> tuple[int, int, int] | None:
+    size = getattr(config, "sample_size", None)
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return config.in_channels, height, width

@@ -1,0 +1,33 @@
+"""Networks and samplers small enough to run in every test."""
+
+import diffusers
+import torch
+
+from kr_fast.synthesis import Sampler
+
+CLASSES = 3  # and the null class
+# A mild noise schedule: the network is not trained, and 1 / sqrt(alpha) of the usual one turns its output into black
+# and white.
+MILD = {"beta_start": 1e-4, "beta_end": 2e-3}
+
+
+def make_unet(channels=3, embeddings=CLASSES + 1, size=8, seed=0):
+    torch.manual_seed(seed)
+    return diffusers.UNet2DModel(
+        sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(8,),
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4,
+        num_class_embeds=embeddings, add_attention=False,
+    ).eval()  # fmt: skip
+
+
+def make_sampler(unet, scheduler=None, steps=3, **options):
+    options = {"seed": 7, "micro_batch": 8, **options}
+    return Sampler(unet, scheduler or diffusers.DDIMScheduler(clip_sample=False), steps, **options)
+
+
+def start(scheduler, steps):
+    """What diffusers' own pipelines do: flow matching gets evenly spaced sigmas, not the default grid."""
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
+    else:
+        scheduler.set_timesteps(steps)
