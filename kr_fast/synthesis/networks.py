@@ -1,8 +1,8 @@
 """What the sampler asks of a network, and the networks of diffusers brought into that form.
 
-A network is called as ``network(x, t, labels)``: ``x`` ``[B, C, H, W]`` of its dtype, ``t`` a tensor of one timestep,
-``labels`` int64 ``[B]``; it returns ``[B, C, H, W]``. Any object with that call and the attributes of :class:`Network`
-is taken as it is.
+A network is called as ``network(x, t, labels, step)``: ``x`` ``[B, C, H, W]`` of its dtype, ``t`` a tensor of one
+timestep, ``labels`` int64 ``[B]``, ``step`` None unless its ``prepare`` asked for steps; it returns ``[B, C, H, W]``.
+A subclass of :class:`Network` is taken as it is.
 """
 
 import hashlib
@@ -37,8 +37,27 @@ class Network:
             config is None or self.embeddings or getattr(config, "class_embed_type", None) is not None
         )
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        out = self.model(x, t, class_labels=labels if self.takes_labels else None)
+    @property
+    def optimized(self) -> bool:
+        """Whether the model runs through :func:`kr_fast.optimize`."""
+        return isinstance(self.model, nn.Module) and hasattr(self.model, "_kr_fast_table")
+
+    def prepare(self, timesteps: Tensor) -> Tensor | None:
+        """Before a trajectory: what to pass as ``steps`` of its calls, if the model can look its conditioning up."""
+        config = getattr(self.model, "config", None)
+        plain = getattr(config, "class_embed_type", None) is None
+        if not self.optimized or not plain or getattr(config, "time_embedding_type", None) == "fourier":
+            return None
+        key = tuple(timesteps.tolist())
+        # Noted at the model and not here: another sampler of the same model may have prepared other timesteps since.
+        if self.model._kr_fast_table is None or getattr(self.model, "_kr_fast_timesteps", None) != key:
+            self.model.prepare_steps(timesteps)
+            self.model._kr_fast_timesteps = key
+        return torch.arange(len(timesteps), device=timesteps.device)
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, step: Tensor | None = None) -> Tensor:
+        more = {} if step is None else {"step": step}
+        out = self.model(x, t, class_labels=labels if self.takes_labels else None, **more)
         return getattr(out, "sample", out)
 
     def digest(self) -> str:
@@ -57,7 +76,7 @@ class DiTNetwork(Network):
         super().__init__(model)
         self.embeddings, self.takes_labels = model.config.num_embeds_ada_norm + 1, True
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, step: Tensor | None = None) -> Tensor:
         out = self.model(x, timestep=t.expand(len(x)), class_labels=labels).sample
         return out[:, : x.shape[1]]
 
@@ -81,7 +100,7 @@ class PromptNetwork(Network):
         self.prompts = prompts.to(self.device, self.dtype)
         self.embeddings, self.takes_labels = len(prompts), True
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, step: Tensor | None = None) -> Tensor:
         return self.model(x, t, encoder_hidden_states=self.prompts[labels]).sample
 
     def digest(self) -> str:

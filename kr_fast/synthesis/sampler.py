@@ -186,6 +186,7 @@ class Sampler:
             "step_table": own if self.table is None else self.table.digest(),
             "network": self.network.digest(),
             "vae": None if self.vae is None else weights_digest(self.vae),
+            "optimized": self.network.optimized,
             "quality": self.quality,
             "seed": self.seed,
             "guidance_scale": self.guidance_scale,

@@ -49,9 +49,11 @@ class _Trajectory:
         s = self.settings
         return philox_normal(ids, s.shape, seed=s.seed).mul_(s.noise_scale * sigma)
 
-    def outputs(self, inputs: Tensor, t: Tensor, labels: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
+    def outputs(
+        self, inputs: Tensor, t: Tensor, labels: Tensor, guided: bool, step: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The network's conditional output and, where guided, its unconditional one: ``inputs`` holds both halves."""
-        out = self.network(inputs, t, labels[: len(inputs)])
+        out = self.network(inputs, t, labels[: len(inputs)], step)
         if out.shape != inputs.shape:
             fail("Sampler", "unet", f"return {list(inputs.shape)}, the shape of its input", list(out.shape))
         return out.chunk(2) if guided else (out, None)
@@ -88,9 +90,15 @@ class TableTrajectory(_Trajectory):
         buffer = (x * table.input_scales[0]).to(self.network.dtype).repeat(1 + any(guided), 1, 1, 1)
         buffer = buffer.contiguous(memory_format=torch.channels_last)
         finite = torch.ones(len(ids), dtype=torch.bool, device=x.device)
-        history = History(table)
+        history, numbers = History(table), self.network.prepare(self.timesteps)
         for step, (row, t) in enumerate(zip(table.rows, self.timesteps, strict=True)):
-            cond, uncond = self.outputs(buffer[: len(x) * (1 + guided[step])], t, labels, guided[step])
+            cond, uncond = self.outputs(
+                buffer[: len(x) * (1 + guided[step])],
+                t,
+                labels,
+                guided[step],
+                None if numbers is None else numbers[step],
+            )
             _note(finite, cond, uncond, step, watch)
             if cond.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr():
                 # A network that returns its input: the step reads one while it writes the other.

@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from small_samplers import make_sampler
+from small_samplers import MILD, make_sampler, make_unet
 
 import kr_fast
 from kr_fast.runtime.errors import UserError
@@ -116,7 +116,7 @@ def test_a_network_of_ones_own():
             super().__init__(None)
             self.shape, self.embeddings = (2, 4, 4), 3
 
-        def __call__(self, x, t, labels):
+        def __call__(self, x, t, labels, step=None):
             return x * 0.5 + labels.view(-1, 1, 1, 1) * 0.1
 
         def digest(self):
@@ -127,3 +127,25 @@ def test_a_network_of_ones_own():
     assert images.shape == (5, 4, 4, 2)
     assert torch.equal(images[[4, 2]], sampler(IDS[[4, 2]], LABELS[[4, 2]]))
     assert sampler.describe()["network"] == "own"
+
+
+def test_optimized_networks_look_their_conditioning_up(monkeypatch):
+    """Samplers of other steps may share the network; restored, it is called as it was."""
+    unet, scheduler = make_unet(), diffusers.DDIMScheduler(**MILD)
+    samplers = [make_sampler(unet, scheduler, steps, guidance_scale=g) for steps, g in ((3, None), (5, 2.0))]
+    plain, descriptions = [s(IDS, LABELS) for s in samplers], [s.describe() for s in samplers]
+    calls = []
+    with kr_fast.optimize(unet):
+        forward = unet.forward
+        monkeypatch.setattr(unet, "forward", lambda *a, **k: calls.append(k.get("step")) or forward(*a, **k))
+        fast = [s(IDS, LABELS) for s in samplers for _ in range(2)]
+        again = samplers[0](IDS, LABELS)
+        assert [int(step) for step in calls] == [*range(3), *range(3), *range(5), *range(5), *range(3)]
+        assert all(s.describe() != d for s, d in zip(samplers, descriptions, strict=True))
+        monkeypatch.undo()
+    assert torch.equal(fast[0], fast[1])
+    assert torch.equal(fast[0], again)
+    for a, b in ((fast[0], plain[0]), (fast[2], plain[1])):
+        assert (a.int() - b.int()).abs().max() <= 1
+    assert torch.equal(samplers[0](IDS, LABELS), plain[0])
+    assert samplers[0].describe() == descriptions[0]
