@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/pack_uint8.h"
 #include "cuda/philox_normal.h"
 #include "cuda/solver_step.h"
 
@@ -41,6 +42,17 @@ PYBIND11_MODULE(_cuda, m) {
             check(kr::cuda::philox_normal(at<const int64_t>(ids), count, numel, seed, stream, at<float>(out),
                                           at<void>(queue)),
                   "philox_normal");
+        },
+        release());
+
+    // pack_uint8
+    m.def(
+        "pack_uint8",
+        [](Address x, int dtype, int64_t batch, int64_t channels, int64_t pixels, bool channels_last, Address out,
+           Address queue) {
+            check(kr::cuda::pack_uint8(at<const void>(x), static_cast<kr::Dtype>(dtype), batch, channels, pixels,
+                                       channels_last, at<uint8_t>(out), at<void>(queue)),
+                  "pack_uint8");
         },
         release());
 

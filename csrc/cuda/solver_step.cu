@@ -2,7 +2,7 @@
 
 #include <cuda_runtime.h>
 
-#include "cuda/lane.h"
+#include "cuda/element.h"
 
 namespace kr {
 namespace cuda {
@@ -19,25 +19,6 @@ struct Arguments {
     SolverRow row;
     const float* history[4];
 };
-
-__device__ float read_output(const void* from, Dtype dtype, int64_t at) {
-    if (dtype == Dtype::f32) return static_cast<const float*>(from)[at];
-    const uint16_t bits = static_cast<const uint16_t*>(from)[at];
-    return dtype == Dtype::bf16 ? bf16_to_float(bits) : half_to_float(bits);
-}
-
-__device__ void write_input(void* to, Dtype dtype, int64_t at, float value) {
-    if (dtype == Dtype::f32)
-        static_cast<float*>(to)[at] = value;
-    else
-        static_cast<uint16_t*>(to)[at] = dtype == Dtype::bf16 ? float_to_bf16(value) : float_to_half(value);
-}
-
-// As pack_uint8: to even, NaN to 0.
-__device__ uint8_t to_byte(float a) {
-    const float clamped = a > -1.0f ? (a < 1.0f ? a : 1.0f) : -1.0f;
-    return (uint8_t)(__float_as_int(__fadd_rn(__fmaf_rn(clamped, 127.5f, 127.5f), 12582912.0f)) & 0xFF);
-}
 
 // The step that the table's counter names: its row, and the ring slots as this call's addresses.
 __device__ void look_up(SolverStep& call, SolverRow& row, const float* (&history)[4]) {
@@ -100,7 +81,7 @@ __global__ void step(Arguments arguments) {
             } else {
 #pragma unroll
                 for (int k = 0; k < 4; ++k)
-                    to[k] = k < count ? read_output(from, call.output_dtype,
+                    to[k] = k < count ? read_element(from, call.output_dtype,
                                                     call.output_channels_last ? interleaved(k) : at + k)
                                       : 0.0f;
             }
@@ -145,7 +126,7 @@ __global__ void step(Arguments arguments) {
                 const int64_t place = interleaved(k);
                 if (call.image) call.image[place] = to_byte(out[k]);
                 for (int copy = 0; call.input && copy < call.copies; ++copy)
-                    write_input(call.input, call.input_dtype, copy * call.batch * numel + place,
+                    write_element(call.input, call.input_dtype, copy * call.batch * numel + place,
                                 mul(out[k], row.next_input));
             }
         }

@@ -84,3 +84,15 @@ def _solver_step(
             _address(out.input), 0 if out.input is None else DTYPES[out.input.dtype], copies, _address(out.image),
             *table, queue(sample),
         )  # fmt: skip
+
+
+@registry.kernel("pack_uint8", "cuda", refuses=accepts(*DTYPES))
+def pack_uint8(x: Tensor) -> Tensor:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if not last:
+        x = x.contiguous()
+    batch, channels, height, width = x.shape
+    out = torch.empty(batch, height, width, channels, dtype=torch.uint8, device=x.device)
+    with on(x):
+        _cuda.pack_uint8(x.data_ptr(), DTYPES[x.dtype], batch, channels, height * width, last, out.data_ptr(), queue(x))
+    return out

@@ -70,3 +70,12 @@ def philox_normal(ids, numel, *, seed, stream):
 
     with _on(ids):
         return kernels.philox_normal(ids, numel, seed, stream)
+
+
+@registry.kernel("pack_uint8", "triton", refuses=accepts(torch.float32, torch.bfloat16, torch.float16))
+def pack_uint8(x):
+    from kr_fast.kernels import pack_uint8 as kernels
+
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    with _on(x):
+        return kernels.pack_uint8(x if last else x.contiguous(), last)
