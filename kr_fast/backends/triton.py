@@ -79,3 +79,11 @@ def pack_uint8(x):
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     with _on(x):
         return kernels.pack_uint8(x if last else x.contiguous(), last)
+
+
+@registry.kernel("group_norm_silu", "triton", refuses=accepts(torch.float32, torch.bfloat16, torch.float16))
+def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu):
+    from kr_fast.kernels import group_norm_silu as kernels
+
+    with _on(x):
+        return kernels.group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu)
