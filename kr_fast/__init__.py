@@ -25,6 +25,8 @@ _PUBLIC = {
     "group_norm_silu": "kr_fast.ops.group_norm_silu",
     "soft_cross_entropy": "kr_fast.ops.distillation_loss",
     "LabelPlan": "kr_fast.synthesis.labels",
+    "DeviceShards": "kr_fast.synthesis.device",
+    "synthesize": "kr_fast.synthesis.pipeline",
     "Sampler": "kr_fast.synthesis.sampler",
     "encode_png": "kr_fast.ops.encode_png",
     "optimize": "kr_fast.synthesis.optimize",

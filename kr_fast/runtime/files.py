@@ -21,12 +21,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_temporary(path.name))
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -35,16 +35,43 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Like :func:`atomic_path`, for a folder that must not exist yet: it appears with all its files or not at all."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_temporary(path.name))
     temporary.mkdir(parents=True)
     try:
         yield temporary
         for part in (*temporary.rglob("*"), temporary):
-            _sync(part)
+            sync(part)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _node() -> str:
+    return os.uname().nodename.split(".")[0]
+
+
+def _temporary(name: str) -> str:
+    # Machines that share a folder may have equal process ids.
+    return f".{name}.{_node()}.{os.getpid()}.tmp"
+
+
+def remove_dead(folder: Path) -> None:
+    """Delete temporary files in ``folder`` whose writers ran on this machine and no longer live."""
+    for path in folder.glob(f".*.{_node()}.*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -56,7 +83,8 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -68,6 +96,28 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Atomically write ``data``."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_new(path: str | Path, data: bytes) -> bool:
+    """Atomically write ``data`` unless the file is there already; returns whether it was written."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(_temporary(path.name))
+    try:
+        temporary.write_bytes(data)
+        sync(temporary)
+        try:
+            os.link(temporary, path)  # a rename would replace what another process wrote in the meantime
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

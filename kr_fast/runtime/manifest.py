@@ -1,6 +1,10 @@
-"""A run folder belongs to one configuration: written on the first start, compared on every later one."""
+"""A folder belongs to one configuration: written on the first start, compared on every later one.
+
+A run's folder (:func:`open_run`) has one process at a time, a data set's (:func:`open_shared`) any number.
+"""
 
 import fcntl
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError, fail
 
 CONFIG, LOCK = "config.yaml", ".lock"
+MANIFEST = "manifest.json"
 _locks: list[int] = []  # held until the process ends, so that a kill frees them
 
 
@@ -43,9 +48,45 @@ def open_run(out: str | Path, config: dict[str, Any]) -> Path:
     return out
 
 
+def open_shared(out: str | Path, values: dict[str, Any], where: str) -> Path:
+    """Create the folder ``out`` for ``values`` (JSON), or open it again; other processes may be at work there.
+
+    Raises:
+        UserError: if ``out`` is a file, holds something else, or other values (the first differing entry is named
+            with both values).
+    """
+    out = Path(out)
+    path = out / MANIFEST
+    if out.exists() and not out.is_dir():
+        fail(where, "out", "be a folder", out)
+    foreign = out.is_dir() and any(not _left_by_us(entry) for entry in out.iterdir())
+    if foreign and not path.exists():  # asked last: another process may have started meanwhile
+        fail(where, "out", "be empty or hold a data set of kr-fast", out)
+    if not files.write_new(path, json.dumps(values, indent=2, allow_nan=False).encode() + b"\n"):
+        try:
+            found, wanted = _flat(files.read_json(path)), _flat(values)
+        except ValueError as error:
+            raise UserError(f"{where}: {path} must hold the manifest of a data set, got {error}") from error
+        for key in sorted(found.keys() | wanted.keys()):
+            if found.get(key) != wanted.get(key):
+                raise UserError(
+                    f"{where}: {key} must equal {found.get(key)!r} of the data set in {out}, got {wanted.get(key)!r}; "
+                    "choose another out to start a new one"
+                )
+    return out
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``, so that an error can name one entry."""
+    found = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
 def _left_by_us(entry: Path) -> bool:
     """What a start that was killed at once can leave behind."""
-    return entry.name == LOCK or (entry.name.startswith(f".{CONFIG}.") and entry.name.endswith(".tmp"))
+    return entry.name == LOCK or (entry.name.startswith((f".{CONFIG}.", f".{MANIFEST}.")) and entry.suffix == ".tmp")
 
 
 def _lock(out: Path) -> None:

@@ -21,6 +21,10 @@ class bar:
         """``count`` more units are done."""
         self._bar.update(count)
 
+    def at(self, done: int) -> None:
+        """``done`` units are done in all."""
+        self._bar.update(max(0, done - self._bar.n))
+
     def set(self, **values: object) -> None:
         """Show ``values`` behind the bar."""
         self._bar.set_postfix(values, refresh=False)

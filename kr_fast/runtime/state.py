@@ -64,7 +64,10 @@ def current() -> Runtime:
     group's time-out is a day and not the usual ten minutes.
     """
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(timeout=datetime.timedelta(days=1))
+    # Without cpu=True, PartialState takes each of several processes on a machine without a GPU for the only one.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=datetime.timedelta(days=1))
     bf16 = state.device.type == "cuda" and torch.cuda.is_bf16_supported()
     return Runtime(state.process_index, state.num_processes, state.device, "bf16" if bf16 else "no")

@@ -1,7 +1,9 @@
 """Which class an image id has: a pure function of the id, never a random draw, so class counts are exact."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,3 +51,13 @@ class LabelPlan:
             high = "2^63" if self.count is None else self.count
             fail("LabelPlan", "ids", f"lie in [0, {high})", f"[{int(ids.min())}, {int(ids.max())}]")
         return self.pattern.to(ids.device)[ids % len(self.pattern)]
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as plain values, its pattern by SHA-256: equal for plans that give equal labels to equal ids."""
+        pattern = self.pattern.cpu().contiguous().numpy().astype("<i8")
+        return {
+            "num_classes": self.num_classes,
+            "count": self.count,
+            "period": len(pattern),
+            "pattern": hashlib.sha256(pattern.tobytes()).hexdigest(),
+        }

@@ -112,3 +112,30 @@ def test_array_reads_back_as_written(tmp_path, array):
     assert read.dtype == array.dtype
     assert read.shape == array.shape
     assert np.array_equal(read, array)
+
+
+def test_first_writer_wins(tmp_path):
+    assert files.write_new(tmp_path / "m", b"first")
+    assert not files.write_new(tmp_path / "m", b"second")
+    assert (tmp_path / "m").read_bytes() == b"first"
+    assert names(tmp_path) == ["m"]
+
+
+def test_first_writer_wins_without_links(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(errno.EOPNOTSUPP, "no")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert files.write_new(tmp_path / "m", b"first")
+    assert not files.write_new(tmp_path / "m", b"second")
+    assert (tmp_path / "m").read_bytes() == b"first"
+
+
+def test_only_the_dead_of_this_machine_are_cleared_away(tmp_path):
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    node, dead = os.uname().nodename.split(".")[0], child.stdout.strip()
+    keep = [f".a.npy.{node}.{os.getpid()}.tmp", f".a.npy.elsewhere.{dead}.tmp", f".a.npy.{node}.1.tmp", "a.npy"]
+    for name in (*keep, f".a.npy.{node}.{dead}.tmp"):
+        (tmp_path / name).touch()
+    files.remove_dead(tmp_path)
+    assert names(tmp_path) == sorted(keep)

@@ -1,5 +1,7 @@
 """LabelPlan: exact class counts as a pure function of the id."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -40,6 +42,16 @@ def test_labels_depend_on_the_id_only():
     ids = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(plan.labels(ids), plan.labels(torch.arange(64))[ids])
     assert plan.labels(ids[:0]).shape == (0,)
+
+
+def test_description_tells_plans_apart():
+    """Plain values, equal for plans that label alike, however they were made."""
+    plans = [LabelPlan.balanced(3), LabelPlan.balanced(3, 9), LabelPlan.balanced(4), LabelPlan.counts([1, 2, 1])]
+    plans += [LabelPlan.explicit(torch.tensor([0, 1, 2])), LabelPlan.explicit(torch.tensor([0, 2, 1]))]
+    described = [json.dumps(plan.describe()) for plan in plans]
+    assert len(set(described)) == len(plans)
+    assert LabelPlan.counts([1, 1, 1]).describe() == LabelPlan.balanced(3).describe()
+    assert LabelPlan.balanced(3).describe()["period"] == 3
 
 
 @pytest.mark.parametrize(
