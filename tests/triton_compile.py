@@ -59,6 +59,6 @@ def inexact_instructions(built) -> set[str]:
         r"\b((?:fma|mul|add|sub|mad|div|sqrt|rcp|rsqrt|ex2|lg2|sin|cos|cvt)\.[\w.]*f32[\w.]*)", built.asm["ptx"]
     )
     exact = re.compile(
-        r"(fma|mul|add|sub|div|sqrt)\.rn\.f32(x2)?$|cvt\.rn\.f32\.[us]\d+$|cvt\.f32\.b?f16$|cvt\.rn\.f16\.f32$"
+        r"(fma|mul|add|sub|div|sqrt)\.rn\.f32(x2)?$|cvt\.rn\.f32\.[us]\d+$|cvt\.f32\.b?f16$|cvt\.rn\.f16(x2)?\.f32$"
     )
     return {name for name in found if not exact.match(name)}

@@ -87,3 +87,14 @@ def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu):
 
     with _on(x):
         return kernels.group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu)
+
+
+@registry.kernel("solver_step", "triton", refuses=accepts(torch.float32))
+def solver_step(
+    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
+) -> None:
+    from kr_fast.kernels import solver_step as kernels
+
+    outputs = kernels.one_layout(model_output, uncond_output)
+    with _on(sample):
+        kernels.solver_step(sample, *outputs, ids, limits, history, row, guidance, seed, stream, copies, out)
