@@ -136,7 +136,7 @@ def _distillation_forward(input, target, indices, labels, weight, *parameters):
     total = _loss(
         input, target, indices, labels, weight, *parameters, loss=True, row_loss=rows, mean=reduction == "mean"
     )
-    loss = torch.tensor(total, dtype=torch.float32) if rows is None else rows
+    loss = torch.scalar_tensor(total, dtype=torch.float32) if rows is None else rows
     return loss, torch.empty(0, 5), torch.ones(())  # nothing is kept for backward: it takes the exponentials again
 
 
@@ -150,9 +150,10 @@ def _distillation_backward(upstream, input, target, indices, labels, weight, sta
 
 def _distillation_both(input, target, indices, labels, weight, *parameters) -> tuple[Tensor, Tensor]:
     *parameters, reduction = parameters
-    grad = torch.empty(input.shape, dtype=input.dtype)
+    # empty_like keeps the strides of logits that are not contiguous, but costs less
+    grad = torch.empty_like(input) if input.is_contiguous() else torch.empty(input.shape, dtype=input.dtype)
     total = _loss(input, target, indices, labels, weight, *parameters, loss=True, grad=grad, mean=reduction == "mean")
-    return torch.tensor(total, dtype=torch.float32), grad
+    return torch.scalar_tensor(total, dtype=torch.float32), grad
 
 
 registry.two_way(

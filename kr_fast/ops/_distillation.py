@@ -1,6 +1,8 @@
 """What the distillation losses share: the op in torch.library, autograd around it, and the checks of its arguments."""
 
+import functools
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -80,28 +82,39 @@ class _InOne(torch.autograd.Function):
     """Loss and gradient in one pass; backward hands the gradient over where the upstream gradient is 1.
 
     Not for float16: its gradient would underflow before a loss scale arrives. Not for a device whose scalars cannot be
-    read without a wait.
+    read without a wait. ``call`` is (kernel, target, indices, labels, weight, parameters): one argument, because each
+    costs time, and only ``input`` has a gradient.
     """
 
     @staticmethod
-    def forward(ctx, run, input, target, indices, labels, weight, parameters):
-        loss, ctx.grad = run.both(input, target, indices, labels, weight, *parameters)
-        ctx.save_for_backward(input, target, indices, labels, weight)
+    def forward(ctx, input, call):
+        run, *tensors, parameters = call
+        loss, ctx.grad = run.both(input, *tensors, *parameters)
+        ctx.save_for_backward(input, *tensors)
         ctx.run, ctx.parameters = run, parameters
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream):
-        saved = ctx.saved_tensors  # also refuses logits that were changed in place since
-        # Given away, not shared: autograd may then keep it as .grad without a copy, and add to it.
-        grad, ctx.grad = ctx.grad, None
-        factor = upstream.item()
-        if grad is not None and factor != 1 and grad.dtype == torch.float32:
-            grad.mul_(factor)
-        elif grad is None or factor != 1:  # a second backward; or another rounding to bfloat16
-            grad = ctx.run.backward(upstream, *saved, None, None, *ctx.parameters)
-        return None, grad, None, None, None, None, None
+        # The wrapper refuses second derivatives and costs as much as a small batch's kernel, so only they meet it.
+        return (_in_one_backward_once if torch.is_grad_enabled() else _in_one_backward)(ctx, upstream)
+
+
+def _in_one_backward(ctx, upstream):
+    saved = ctx.saved_tensors  # also refuses logits that were changed in place since
+    # Given away, not shared: autograd may then keep it as .grad without a copy, and add to it.
+    grad, ctx.grad = ctx.grad, None
+    factor = upstream.item()
+    if grad is not None and factor != 1 and grad.dtype == torch.float32:
+        grad.mul_(factor)
+    elif grad is None or factor != 1:  # a second backward; or another rounding to bfloat16
+        grad = ctx.run.backward(upstream, *saved, None, None, *ctx.parameters)
+    return grad, None
+
+
+_in_one_backward_once = once_differentiable(_in_one_backward)
+# Past Function.apply, which unwraps what torch.func has wrapped: check_pair has refused that.
+_in_one = super(torch.autograd.Function, _InOne).apply
 
 
 def apply(
@@ -118,8 +131,9 @@ def apply(
     run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
     if not (input.requires_grad and torch.is_grad_enabled()):
         return run.forward(input, target, indices, labels, weight, *parameters)[0]
-    in_one = run.both and parameters[-1] != "none" and input.dtype != torch.float16
-    return (_InOne if in_one else _InTwo).apply(run, input, target, indices, labels, weight, parameters)
+    if run.both and parameters[-1] != "none" and input.dtype != torch.float16:
+        return _in_one(input, (run, target, indices, labels, weight, parameters))
+    return _InTwo.apply(run, input, target, indices, labels, weight, parameters)
 
 
 def check_pair(op: str, input: Tensor, target: Tensor) -> None:
@@ -129,6 +143,8 @@ def check_pair(op: str, input: Tensor, target: Tensor) -> None:
     _check.tensor(op, "target", target, ndim=2, dtypes=FLOATS)
     if input.shape[1] < 2:
         _check.fail(op, "input", "have at least 2 classes", input)
+    if input.layout is not torch.strided or target.layout is not torch.strided:
+        _check.fail(op, "input and target", "be dense", f"{input.layout} and {target.layout}")
     if input.device != target.device:
         _check.fail(op, "target", f"be on input's device {input.device}", target)
     if target.requires_grad:
@@ -145,18 +161,35 @@ def checked_options(
     soft_weight=1.0, hard_weight=0.0, label_smoothing=0.0, ignore_index=-100, reduction,
 ) -> tuple[Tensor | None, Tensor | None, tuple]:  # fmt: skip
     """Labels, weight and parameters for :func:`apply`."""
+    options = _options.__wrapped__ if torch.compiler.is_compiling() else _options
+    parameters = options(
+        op, temperature, target_type, divergence, alpha, beta, soft_weight, hard_weight, label_smoothing, ignore_index,
+        reduction,
+    )  # fmt: skip
+    needed = "the loss is decoupled" if divergence == "decoupled" else "hard_weight is above 0" if hard_weight else None
+    return checked_labels(op, labels, input, needed), checked_weight(op, sample_weight, input), parameters
+
+
+@functools.lru_cache(maxsize=1024, typed=True)  # a training loop asks for the same ones again and again
+def _options(
+    op, temperature, target_type, divergence, alpha, beta, soft_weight, hard_weight, label_smoothing, ignore_index,
+    reduction,
+) -> tuple:  # fmt: skip
     weights = {"soft_weight": soft_weight, "hard_weight": hard_weight, "alpha": alpha, "beta": beta}
     check_options(op, temperature, reduction, label_smoothing, **weights)
-    needed = "the loss is decoupled" if divergence == "decoupled" else "hard_weight is above 0" if hard_weight else None
-    labels = checked_labels(op, labels, input, needed)
-    parameters = (
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
+        _check.fail(op, "ignore_index", "be an int", ignore_index, TypeError)
+    return (
         float(temperature), target_type, divergence, float(alpha), float(beta), float(soft_weight),
-        float(hard_weight), float(label_smoothing), ignore_index, reduction,
+        float(hard_weight), float(label_smoothing), int(ignore_index), reduction,
     )  # fmt: skip
-    return labels, checked_weight(op, sample_weight, input), parameters
 
 
 def check_options(op: str, temperature: float, reduction: str, label_smoothing: float = 0.0, **weights: float) -> None:
+    for name, value in ("temperature", temperature), ("label_smoothing", label_smoothing), *weights.items():
+        # A tensor would also do, but reading it is a wait for a GPU.
+        if isinstance(value, Tensor) or not isinstance(value, (float, int, numbers.Real, torch.SymFloat)):
+            _check.fail(op, name, "be a number", value, TypeError)
     if not (0 < temperature < math.inf):
         _check.fail(op, "temperature", "be above 0 and finite", temperature)
     if reduction not in REDUCTIONS:
@@ -166,6 +199,25 @@ def check_options(op: str, temperature: float, reduction: str, label_smoothing: 
             _check.fail(op, name, "be at least 0 and finite", value)
     if not 0 <= label_smoothing < 1:
         _check.fail(op, "label_smoothing", "be in [0, 1)", label_smoothing)
+
+
+def check_values(op: str, target: Tensor, target_type: str, weight: Tensor | None) -> None:
+    """What ``validate_args`` asks for: it reads the values, and so waits for a GPU."""
+    if target_type in ("probs", "log_probs"):
+        p = target.double() if target_type == "probs" else target.double().exp()
+        if bool((~(p >= 0)).any()):  # NaN as well
+            at = (~(p >= 0)).nonzero()[0].tolist()
+            rule = "hold probabilities, at least 0" if target_type == "probs" else "hold log-probabilities, not NaN"
+            _check.fail(op, "target", rule, f"{target[tuple(at)].item()} at {at}")
+        total = p.sum(1)
+        if bool(((total - 1).abs() > 1e-2).any()):  # rows that were rounded to bfloat16 pass
+            row = int(((total - 1).abs() > 1e-2).nonzero()[0])
+            _check.fail(op, "target", "have rows that sum to 1", f"{total[row].item():.6g} in row {row}")
+    elif bool(torch.isnan(target).any()):
+        _check.fail(op, "target", "not hold NaN", f"NaN at {torch.isnan(target).nonzero()[0].tolist()}")
+    if weight is not None and bool((~(weight >= 0)).any()):
+        row = int((~(weight >= 0)).nonzero()[0])
+        _check.fail(op, "sample_weight", "be at least 0", f"{weight[row].item()} in row {row}")
 
 
 def checked_labels(op: str, labels: Tensor | None, input: Tensor, needed: str | None) -> Tensor | None:

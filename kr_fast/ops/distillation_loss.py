@@ -23,6 +23,7 @@ def distillation_loss(
     sample_weight: Tensor | None = None,
     standardize: bool = False,
     reduction: str = "mean",
+    validate_args: bool = False,
 ) -> Tensor:
     """Knowledge-distillation loss of student logits against a teacher.
 
@@ -47,6 +48,8 @@ def distillation_loss(
             standardisation); the hard term stays with the logits as they are.
         reduction: "none" (``[N]``), "sum", or "mean" = sum / sum of the weights of the rows that count (0 if there is
             none: unlike torch, no NaN).
+        validate_args: also check values: no NaN in ``target``, probabilities >= 0 in rows that sum to 1 within 1e-2,
+            weights >= 0. Reads them once more, and waits for a GPU. Labels are checked on a CPU in any case.
     Returns: float32 (float64 for float64 input), scalar or ``[N]``. The gradient has ``input``'s dtype.
     Raises: TypeError or ValueError naming the argument; the teacher must not require a gradient.
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; Sun et al.,
@@ -57,6 +60,8 @@ def distillation_loss(
         op, input, target, labels, temperature, target_type, "kl", soft_weight, hard_weight, label_smoothing,
         ignore_index, sample_weight, reduction,
     )  # fmt: skip
+    if validate_args:
+        _distillation.check_values(op, arguments[1], target_type, arguments[4])
     if not standardize:
         return _distillation.apply(*arguments)
     if target_type != "logits":
@@ -223,6 +228,7 @@ class DistillationLoss(torch.nn.Module):
         ignore_index: int = -100,
         standardize: bool = False,
         reduction: str = "mean",
+        validate_args: bool = False,
     ):
         super().__init__()
         self.options = {
@@ -234,6 +240,7 @@ class DistillationLoss(torch.nn.Module):
             "ignore_index": ignore_index,
             "standardize": standardize,
             "reduction": reduction,
+            "validate_args": validate_args,
         }
 
     def forward(

@@ -1,0 +1,72 @@
+"""What distillation_loss refuses, each with its message."""
+
+import math
+
+import pytest
+import torch
+
+from kr_fast.ops.distillation_loss import distillation_loss
+
+Z, Y = torch.zeros(3, 4), torch.tensor([0, 1, 3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input": torch.zeros(3)}, "input must have 2 dimensions"),
+        ({"target": torch.zeros(3, 5)}, r"target must have input's shape \[3, 4\]"),
+        ({"input": torch.zeros(3, 1), "target": torch.zeros(3, 1)}, "at least 2 classes"),
+        ({"target": torch.zeros(3, 4, requires_grad=True)}, "target must not require a gradient"),
+        ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be above 0 and finite, got nan"),
+        ({"labels": torch.tensor([0, 1, 4]), "hard_weight": 1.0}, "labels must be in .0, 4."),
+        ({"labels": torch.tensor([0, 1]), "hard_weight": 1.0}, r"labels must be \[3\]"),
+        ({"sample_weight": torch.ones(2)}, r"sample_weight must be \[3\]"),
+        ({"target_type": "odds"}, "target_type must be one of logits, probs, log_probs, got 'odds'"),
+        ({"reduction": "batch"}, "reduction must be one of none, mean, sum"),
+        ({"soft_weight": -1.0}, "soft_weight must be at least 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be in"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        distillation_loss(**{"input": Z, "target": Z, **arguments})
+
+
+def test_values_are_checked_on_request():
+    p = torch.full((3, 4), 0.25)
+    negative, nan, short = p.clone(), p.clone(), p.clone()
+    negative[1, 1:3] = torch.tensor([0.75, -0.25])
+    nan[0, 2] = math.nan
+    short[2] = 0.2
+    for target, kind, message in [
+        (negative, "probs", r"target must hold probabilities, at least 0, got '-0.25 at \[1, 2\]'"),
+        (nan, "probs", r"target must hold probabilities, at least 0, got 'nan at \[0, 2\]'"),
+        (short, "probs", "target must have rows that sum to 1, got '0.8 in row 2'"),
+        (nan.log(), "log_probs", "target must hold log-probabilities, not NaN"),
+        (nan, "logits", r"target must not hold NaN, got 'NaN at \[0, 2\]'"),
+    ]:
+        distillation_loss(Z, target, target_type=kind)  # not by itself: it would be one more read
+        with pytest.raises(ValueError, match=message):
+            distillation_loss(Z, target, target_type=kind, validate_args=True)
+    with pytest.raises(ValueError, match="sample_weight must be at least 0, got '-1.0 in row 1'"):
+        distillation_loss(Z, Z, sample_weight=torch.tensor([1.0, -1, 1]), validate_args=True)
+    fine = distillation_loss(Z, p.bfloat16(), target_type="probs", sample_weight=torch.ones(3), validate_args=True)
+    assert fine.item() == 0
+
+
+def test_bad_types():
+    for name in ("temperature", "soft_weight", "label_smoothing"):
+        for value in ("4", torch.tensor(0.5)):
+            with pytest.raises(TypeError, match=f"{name} must be a number"):
+                distillation_loss(Z, Z, **{name: value})
+    with pytest.raises(TypeError, match="ignore_index must be an int, got -100.0"):
+        distillation_loss(Z, Z, Y, ignore_index=-100.0)
+    with pytest.raises(ValueError, match="input and target must be dense"):
+        distillation_loss(Z.to_sparse(), Z)
+    with pytest.raises(TypeError, match="input must be float32 or"):
+        distillation_loss(Z.long(), Z)
+    with pytest.raises(TypeError, match="labels must be given"):
+        distillation_loss(Z, Z, hard_weight=1.0)
+    with pytest.raises(TypeError, match="labels must be int64 or int32"):
+        distillation_loss(Z, Z, Y.float(), hard_weight=1.0)
