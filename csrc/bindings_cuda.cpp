@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/group_norm_silu.h"
 #include "cuda/pack_uint8.h"
 #include "cuda/philox_normal.h"
 #include "cuda/solver_step.h"
@@ -42,6 +43,22 @@ PYBIND11_MODULE(_cuda, m) {
             check(kr::cuda::philox_normal(at<const int64_t>(ids), count, numel, seed, stream, at<float>(out),
                                           at<void>(queue)),
                   "philox_normal");
+        },
+        release());
+
+    // group_norm_silu
+    m.def(
+        "group_norm_silu",
+        [](Address x, Address skip, int64_t batch, int64_t pixels, int64_t x_channels, int64_t skip_channels, int dtype,
+           Address weight, Address bias, int affine_dtype, Address shift, int shift_dtype, int64_t shift_stride,
+           int64_t groups, float eps, bool silu, Address y, Address queue) {
+            check(kr::cuda::group_norm_silu(
+                      {at<const void>(x), at<const void>(skip), batch, pixels, x_channels, skip_channels,
+                       static_cast<kr::Dtype>(dtype), at<const void>(weight), at<const void>(bias),
+                       static_cast<kr::Dtype>(affine_dtype), at<const void>(shift),
+                       static_cast<kr::Dtype>(shift_dtype), shift_stride, groups, eps, silu, at<void>(y)},
+                      at<void>(queue)),
+                  "group_norm_silu");
         },
         release());
 

@@ -96,3 +96,20 @@ def pack_uint8(x: Tensor) -> Tensor:
     with on(x):
         _cuda.pack_uint8(x.data_ptr(), DTYPES[x.dtype], batch, channels, height * width, last, out.data_ptr(), queue(x))
     return out
+
+
+@registry.kernel("group_norm_silu", "cuda", refuses=accepts(*DTYPES))
+def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
+    batch, channels, height, width = x.shape
+    more = 0 if skip is None else skip.shape[1]
+    shape = (batch, channels + more, height, width)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    affine = weight if bias is None else bias
+    with on(x):
+        _cuda.group_norm_silu(
+            x.data_ptr(), _address(skip), batch, height * width, channels, more, DTYPES[x.dtype],
+            _address(weight), _address(bias), 0 if affine is None else DTYPES[affine.dtype],
+            _address(shift), 0 if shift is None else DTYPES[shift.dtype], 0 if shift is None else shift.stride(0),
+            groups, eps, silu, y.data_ptr(), queue(x),
+        )  # fmt: skip
+    return y

@@ -43,7 +43,7 @@ def test_compiles_without_spills(tmp_path, source, arch):
     assert all(numbers == ("0", "0", "0") for numbers in stacks), done.stderr
     # 64 registers leave room for 1024 threads of a multiprocessor's 65,536: these kernels hide memory latency by that.
     # Where a thread has four 16-byte loads in flight, as in a solver step, 768 threads (80 registers) do as well.
-    most = {"solver_step": 80}.get(source.stem, 64)
+    most = {"solver_step": 80, "group_norm_silu": 80}.get(source.stem, 64)
     registers = [int(number) for number in re.findall(r"Used (\d+) registers", done.stderr)]
     assert len(registers) == len(kernels)
     assert max(registers) <= most, done.stderr
