@@ -79,8 +79,8 @@ PYBIND11_MODULE(_cuda, m) {
         [](Address x, Address cond, Address uncond, int output_dtype, bool output_channels_last, Address ids,
            Address limits, const std::vector<Address>& history, const std::vector<float>& row, float guidance,
            uint64_t seed, uint32_t stream, int64_t batch, int64_t channels, int64_t pixels, Address y, Address kept,
-           Address input, int input_dtype, int copies, Address image, Address step, Address rows, Address slots,
-           Address samples, Address kept_ring, Address queue) {
+           Address input, int input_dtype, int copies, Address image, Address step, int64_t steps, Address rows,
+           Address slots, Address samples, Address kept_ring, Address queue) {
             std::vector<const float*> terms;
             for (Address each : history) terms.push_back(at<const float>(each));
             check(kr::cuda::solver_step(
@@ -89,8 +89,8 @@ PYBIND11_MODULE(_cuda, m) {
                        at<const float>(limits), terms.data(), static_cast<int>(terms.size()), row.data(), guidance,
                        seed, stream, batch, channels, pixels, at<float>(y), at<float>(kept), at<void>(input),
                        static_cast<kr::Dtype>(input_dtype), copies, at<uint8_t>(image),
-                       {at<const int64_t>(step), at<const float>(rows), at<const int32_t>(slots), at<float>(samples),
-                        at<float>(kept_ring)}},
+                       {at<const int64_t>(step), steps, at<const float>(rows), at<const int32_t>(slots),
+                        at<float>(samples), at<float>(kept_ring)}},
                       at<void>(queue)),
                   "solver_step");
         },

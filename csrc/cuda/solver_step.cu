@@ -46,7 +46,10 @@ __global__ void step(Arguments arguments) {
     SolverStep& call = arguments.call;
     SolverRow& row = arguments.row;
     const float* (&history)[4] = arguments.history;
-    if (call.table.step) look_up(call, row, history);
+    if (call.table.step) {
+        if (*call.table.step < 0 || *call.table.step >= call.table.steps) return;
+        look_up(call, row, history);
+    }
     const int64_t numel = call.channels * call.pixels, groups = (numel + 3) / 4;
     const int64_t total = call.batch * groups, stride = (int64_t)gridDim.x * blockDim.x;
     const bool clean = row.x0 != 0.0f || (call.kept && row.keep[2] != 0.0f);

@@ -63,26 +63,41 @@ def solver_step(
     sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
 ) -> None:
     _solver_step(
-        sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out, (0,) * 5
+        sample, sample.data_ptr(), model_output, uncond_output, ids, limits, [h.data_ptr() for h in history], row,
+        guidance, seed, stream, copies, *out, (0,) * 6,
+    )  # fmt: skip
+
+
+@registry.kernel("solver_step_at", "cuda", refuses=accepts(torch.float32))
+def solver_step_at(
+    step, rows, slots, samples, kept, model_output, uncond_output, ids, limits, guidance, seed, stream, copies,
+    input, image,
+) -> None:  # fmt: skip
+    table = (step.data_ptr(), len(rows), rows.data_ptr(), slots.data_ptr(), samples.data_ptr(), kept.data_ptr())
+    _solver_step(
+        samples[0], 0, model_output, uncond_output, ids, limits, [], [], guidance, seed, stream, copies,
+        None, None, input, image, table,
     )  # fmt: skip
 
 
 def _solver_step(
-    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out, table
-) -> None:
-    batch = len(sample)
-    channels = sample.shape[1] if sample.ndim == 4 else 1
+    like, x, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies,
+    y, kept, input, image, table,
+) -> None:  # fmt: skip
+    """``like`` has the sample's shape and device, ``x`` is its address."""
+    batch = len(like)
+    channels = like.shape[1] if like.ndim == 4 else 1
     last = model_output.ndim == 4 and not model_output.is_contiguous()
     layout = torch.channels_last if last else torch.contiguous_format
     model_output = model_output.contiguous(memory_format=layout)
     uncond_output = None if uncond_output is None else uncond_output.contiguous(memory_format=layout)
-    with on(sample):
+    with on(like):
         _cuda.solver_step(
-            sample.data_ptr(), model_output.data_ptr(), _address(uncond_output), DTYPES[model_output.dtype], last,
-            _address(ids), _address(limits), [h.data_ptr() for h in history], row, guidance, seed, stream,
-            batch, channels, sample.numel() // max(batch * channels, 1), _address(out.sample), _address(out.kept),
-            _address(out.input), 0 if out.input is None else DTYPES[out.input.dtype], copies, _address(out.image),
-            *table, queue(sample),
+            x, model_output.data_ptr(), _address(uncond_output), DTYPES[model_output.dtype], last,
+            _address(ids), _address(limits), history, row, guidance, seed, stream,
+            batch, channels, like.numel() // max(batch * channels, 1), _address(y), _address(kept),
+            _address(input), 0 if input is None else DTYPES[input.dtype], copies, _address(image),
+            *table, queue(like),
         )  # fmt: skip
 
 

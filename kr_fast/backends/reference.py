@@ -50,11 +50,11 @@ def philox_words(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> t
 
 
 @kernel("philox_normal", "reference", refuses=_never)
-def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
+def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int | Tensor) -> Tensor:
     """``[B, numel]`` float64 normals: Box-Muller on the words of counter (element // 4, stream, id)."""
     groups = torch.arange((numel + 3) // 4, device=ids.device).expand(len(ids), -1)
     low, high = (ids & _MASK)[:, None].expand_as(groups), (ids >> 32 & _MASK)[:, None].expand_as(groups)
-    w0, w1, w2, w3 = philox_words((groups, torch.full_like(groups, stream), low, high), seed)
+    w0, w1, w2, w3 = philox_words((groups, torch.zeros_like(groups) + stream, low, high), seed)
     pairs = []
     for radius_word, angle_word in ((w0, w1), (w2, w3)):
         radius = (-2 * ((radius_word.double() + 0.5) * 2.0**-32).log()).sqrt()
@@ -126,6 +126,42 @@ def solver_step(
         out.image.copy_(pack_uint8(y))
     if out.sample is not None:  # last, for it may be the sample that all the others are made of
         out.sample.copy_(y)
+
+
+@kernel("solver_step_at", "reference", refuses=_never)
+def solver_step_at(
+    step, rows, slots, samples, kept, model_output, uncond_output, ids, limits, guidance, seed, stream, copies,
+    input, image,
+) -> None:  # fmt: skip
+    """The step that ``step`` names, by gathers and scatters, so that nothing is read back from the device."""
+    row, places = rows.index_select(0, step.view(1))[0], slots.index_select(0, step.view(1))[0].long()
+    x0_sample, x0_model, clip, c_sample, c_model, c_x0, c_noise, next_input = row[:8]
+    x = samples.index_select(0, places[:1])[0]
+    e = model_output.float()
+    if uncond_output is not None:
+        e = uncond_output + guidance * (e - uncond_output.float())
+    limit = clip if limits is None else limits.view(-1, 1, 1, 1)
+    clean = torch.minimum(torch.maximum(x0_sample * x + x0_model * e, -limit), limit)
+    clean = clean if limits is None else clean / limit
+    y = c_sample * x + c_model * e + torch.where(c_x0 != 0, c_x0 * clean, 0.0)
+    for k in range(4):
+        place = places[4 + k : 5 + k]
+        h = samples.index_select(0, (-1 - place).clamp(min=0))[0]
+        if len(kept):
+            h = torch.where(place >= 0, kept.index_select(0, place.clamp(min=0))[0], h)
+        y = y + torch.where(row[15] > k, row[11 + k] * h, 0.0)
+    if ids is not None:
+        noise = philox_normal(ids, x[0].numel(), seed=seed, stream=stream + step).view(x.shape)
+        y = y + c_noise * noise.to(x.dtype)
+    if len(kept):
+        into = places[2:3].clamp(min=0)
+        value = row[8] * x + row[9] * e + torch.where(row[10] != 0, row[10] * clean, 0.0)
+        kept.index_copy_(0, into, torch.where(places[2] >= 0, value, kept.index_select(0, into)[0])[None])
+    samples.index_copy_(0, places[1:2], y[None])
+    if input is not None:
+        input.copy_((next_input * y).repeat(copies, 1, 1, 1))
+    if image is not None:
+        image.copy_(pack_uint8(y))
 
 
 @kernel("group_norm_silu", "reference", refuses=_never)

@@ -12,7 +12,7 @@ from kr_fast.ops._library import define
 
 MAX_HISTORY = 4
 EMITS = ("sample", "kept", "input", "image")
-_HALF = (torch.float32, torch.bfloat16, torch.float16)
+HALF = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class SolverRow(NamedTuple):
@@ -135,7 +135,7 @@ def solver_step(
     outputs = [("model_output", model_output)]
     if uncond_output is not None:
         outputs.append(("uncond_output", uncond_output))
-    allowed = _HALF if sample.dtype == torch.float32 else (sample.dtype,)
+    allowed = HALF if sample.dtype == torch.float32 else (sample.dtype,)
     for name, value in outputs:
         _check.tensor(op, name, value, dtypes=allowed)
     for name, value in [*outputs, *((f"history[{k}]", h) for k, h in enumerate(history))]:
@@ -192,7 +192,7 @@ def _check_emit(op: str, sample: Tensor, row: SolverRow, emit: tuple[str, ...], 
         _check.fail(op, "row", "have keep where kept is emitted", row.keep)
     if ("input" in emit or "image" in emit) and (sample.ndim != 4 or sample.dtype != torch.float32):
         _check.fail(op, "sample", "be float32 [B, C, H, W] where input or image is emitted", sample)
-    if dtype not in _HALF:
+    if dtype not in HALF:
         _check.fail(op, "input_dtype", "be float32, bfloat16 or float16", dtype)
     _check.integer(op, "copies", copies, 1, 3)
 
@@ -203,11 +203,16 @@ def _limits(row: SolverRow, sample: Tensor, m: Tensor, u: Tensor | None, guidanc
         return None
     if not 0 < row.quantile <= 1 or not math.isfinite(row.clip):
         _check.fail("solver_step", "row", "have quantile in (0, 1] and a finite clip", (row.quantile, row.clip))
-    e = m if u is None else u.to(sample.dtype) + guidance * (m.to(sample.dtype) - u.to(sample.dtype))
-    clean = (row.x0_sample * sample + row.x0_model * e).flatten(1).abs()
+    return limits_of(row.quantile, row.x0_sample, row.x0_model, row.clip, sample, m, u, guidance)
+
+
+def limits_of(quantile: float, x0_sample, x0_model, clip, sample: Tensor, m: Tensor, u: Tensor | None, guidance: float):
+    """``[B]`` limits of dynamic thresholding; coefficients are floats, or tensors on the device."""
+    e = m.to(sample.dtype) if u is None else u.to(sample.dtype) + guidance * (m.to(sample.dtype) - u.to(sample.dtype))
+    clean = (x0_sample * sample + x0_model * e).flatten(1).abs()
     # torch.quantile refuses long rows and sorts; two order statistics give its linear interpolation.
-    place = row.quantile * (clean.shape[1] - 1)
+    place = quantile * (clean.shape[1] - 1)
     low = int(place)
     first = clean.kthvalue(low + 1, dim=1).values
     second = clean.kthvalue(min(low + 2, clean.shape[1]), dim=1).values
-    return torch.lerp(first, second, place - low).clamp(1.0, row.clip)
+    return torch.lerp(first, second, place - low).clamp(min=1.0).clamp(max=clip)

@@ -176,7 +176,7 @@ def test_info_names_every_op_and_backend(capsys):
     assert set(facts["ops"]) == {
         "group_norm_silu", "qkv_attention",
         "distillation_loss", "distillation_metrics", "encode_png", "lira", "membership_signals", "pack_uint8",
-        "philox_normal", "roc", "solver_step",
+        "philox_normal", "roc", "solver_step", "solver_step_at",
     }  # fmt: skip
     for cells in facts["ops"].values():
         assert cells["reference"] == "available"
