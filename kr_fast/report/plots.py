@@ -123,3 +123,28 @@ def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tu
     if summary.get("stages"):
         found["stages"] = (stages(summary["stages"]), "Seconds of each stage")
     return found
+
+
+def throughput(found: dict[str, Any]) -> bytes:
+    """Bars of images a second by provider, without a sink and into it."""
+    names = list(found["providers"])
+    figure = _figure(7, 1.2 + 0.6 * len(names))
+    axis = figure.subplots()
+    places = np.arange(len(names))[::-1].astype(float)
+    bars = [("sampling", STUDENT, [found["providers"][n]["images_per_second"] for n in names])]
+    if all("sink" in found["providers"][n] for n in names):
+        rates = [found["providers"][n]["sink"]["images_per_second"] for n in names]
+        bars.append(("into files", TEACHER, rates))
+    height = 0.8 / len(bars)
+    for k, (label, colour, rates) in enumerate(bars):
+        drawn = axis.barh(places + height * (0.5 * (len(bars) - 1) - k), rates, height, label=label, color=colour)
+        axis.bar_label(drawn, fmt="%.0f", padding=3)
+    axis.set_yticks(places, names)
+    axis.set_xlabel("images / s")
+    axis.margins(x=0.12)
+    case = found["case"]
+    axis.set_title(
+        f"{case['model']}, {case['scheduler']} {case['steps']} steps, batch {case['batch']}, {found['device']}"
+    )
+    axis.legend(loc="lower right")
+    return _png(figure)
