@@ -6,15 +6,25 @@ from collections import defaultdict
 from pathlib import Path
 
 
+def told(extra: dict) -> str:
+    """What a benchmark noted beside its time, in brackets."""
+    forms = {"gb_per_s": "{} GB/s", "percent_of_copy": "{} % of copy", "peak_mib": "peak {} MiB",
+             "gradient_error": "error {:.1e}"}  # fmt: skip
+    notes = [form.format(extra[name]) for name, form in forms.items() if name in extra]
+    return f" [{', '.join(notes)}]" if notes else ""
+
+
 def rows(path: Path) -> list[str]:
     """A line for each group: medians of every provider, and how many times as long as ours the others take."""
-    groups = defaultdict(dict)
+    groups, notes = defaultdict(dict), {}
     for entry in json.loads(path.read_text())["benchmarks"]:
         groups[entry["group"]][entry["params"]["provider"]] = entry["stats"]["median"] * 1e3
+        notes[entry["group"], entry["params"]["provider"]] = told(entry.get("extra_info", {}))
     lines = []
     for group, found in groups.items():
         ours = found.get("kr_fast")
         cells = [f"{name} {ms:.3g} ms" + (f" ({ms / ours:.2f}x)" if ours and name != "kr_fast" else "")
+                 + notes[group, name]
                  for name, ms in sorted(found.items(), key=lambda item: item[0] != "kr_fast")]  # fmt: skip
         lines.append(f"| {group} | {' | '.join(cells)} |")
     return lines
