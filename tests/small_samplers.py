@@ -9,6 +9,29 @@ CLASSES = 3  # and the null class
 # A mild noise schedule: the network is not trained, and 1 / sqrt(alpha) of the usual one turns its output into black
 # and white.
 MILD = {"beta_start": 1e-4, "beta_end": 2e-3}
+SOLVERS = {
+    "DDIM": diffusers.DDIMScheduler(**MILD, clip_sample=True),
+    "DDPM": diffusers.DDPMScheduler(**MILD),
+    "DDIM thresholding": diffusers.DDIMScheduler(**MILD, clip_sample=False, thresholding=True, sample_max_value=1.5),
+    "DPM++ 2M": diffusers.DPMSolverMultistepScheduler(**MILD),
+    "DPM++ 3M": diffusers.DPMSolverMultistepScheduler(**MILD, solver_order=3),
+    "SDE-DPM++": diffusers.DPMSolverMultistepScheduler(**MILD, algorithm_type="sde-dpmsolver++"),
+    "DPM++ singlestep": diffusers.DPMSolverSinglestepScheduler(**MILD),
+    "UniPC": diffusers.UniPCMultistepScheduler(**MILD),
+    "DEIS": diffusers.DEISMultistepScheduler(**MILD),
+    "PNDM": diffusers.PNDMScheduler(**MILD, skip_prk_steps=True),
+    "iPNDM": diffusers.IPNDMScheduler(),
+    "Euler": diffusers.EulerDiscreteScheduler(**MILD),
+    "Euler ancestral": diffusers.EulerAncestralDiscreteScheduler(**MILD),
+    "Heun": diffusers.HeunDiscreteScheduler(**MILD),
+    "KDPM2": diffusers.KDPM2DiscreteScheduler(**MILD),
+    "LMS": diffusers.LMSDiscreteScheduler(**MILD),
+    "flow": diffusers.FlowMatchEulerDiscreteScheduler(),
+    "flow Heun": diffusers.FlowMatchHeunDiscreteScheduler(),
+    "LCM": diffusers.LCMScheduler(**MILD),
+    "TCD": diffusers.TCDScheduler(**MILD),
+    "SA-Solver": diffusers.SASolverScheduler(**MILD),
+}
 
 
 def make_unet(channels=3, embeddings=CLASSES + 1, size=8, seed=0):

@@ -42,18 +42,24 @@ class Network:
         """Whether the model runs through :func:`kr_fast.optimize`."""
         return isinstance(self.model, nn.Module) and hasattr(self.model, "_kr_fast_table")
 
-    def prepare(self, timesteps: Tensor) -> Tensor | None:
-        """Before a trajectory: what to pass as ``steps`` of its calls, if the model can look its conditioning up."""
+    def identity(self) -> Any:
+        """Changes where what a captured graph holds the address of has moved: the weights, or an optimized table."""
+        if not isinstance(self.model, nn.Module):
+            return id(self.model)
+        table = getattr(self.model, "_kr_fast_table", None)
+        return [p.data_ptr() for p in self.model.parameters()], self.optimized, 0 if table is None else table.data_ptr()
+
+    def prepare(self, timesteps: tuple[float, ...]) -> Tensor | None:
+        """Before a trajectory: the ``step`` of each of its calls, if the model can look its conditioning up."""
         config = getattr(self.model, "config", None)
         plain = getattr(config, "class_embed_type", None) is None
         if not self.optimized or not plain or getattr(config, "time_embedding_type", None) == "fourier":
             return None
-        key = tuple(timesteps.tolist())
         # Noted at the model and not here: another sampler of the same model may have prepared other timesteps since.
-        if self.model._kr_fast_table is None or getattr(self.model, "_kr_fast_timesteps", None) != key:
-            self.model.prepare_steps(timesteps)
-            self.model._kr_fast_timesteps = key
-        return torch.arange(len(timesteps), device=timesteps.device)
+        if self.model._kr_fast_table is None or getattr(self.model, "_kr_fast_timesteps", None) != timesteps:
+            self.model.prepare_steps(torch.tensor(timesteps, device=self.device))
+            self.model._kr_fast_timesteps = timesteps
+        return torch.arange(len(timesteps), device=self.device)
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, step: Tensor | None = None) -> Tensor:
         more = {} if step is None else {"step": step}

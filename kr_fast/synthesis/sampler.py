@@ -14,6 +14,7 @@ from kr_fast import __version__
 from kr_fast.ops.pack_uint8 import pack_uint8
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
+from kr_fast.synthesis.graphed import GraphTrajectory
 from kr_fast.synthesis.labels import LabelPlan
 from kr_fast.synthesis.networks import adapt, weights_digest
 from kr_fast.synthesis.probe import NotLinearError, Runner
@@ -37,6 +38,7 @@ class Sampler:
 
     Every batch runs at the same size, ``micro_batch``, its tail filled with copies, so an image does not depend on its
     neighbours, their order or their number: same micro-batch, versions and device type -> same bytes for every id.
+    On a GPU a step is captured once as a CUDA graph and replayed; the host looks at nothing before the last one.
 
     Args:
         unet: a network called as ``unet(x, timestep, class_labels=labels)`` (diffusers' ``UNet2DModel``, or any
@@ -111,6 +113,8 @@ class Sampler:
         )
         if self.table is None:
             self._trajectory = OwnTrajectory(self.network, settings, self._runner)
+        elif self.device.type == "cuda":
+            self._trajectory = GraphTrajectory(self.network, settings, self.table, micro_batch)
         else:
             self._trajectory = TableTrajectory(self.network, settings, self.table)
         self.output_shape = self._output_shape()
@@ -157,7 +161,8 @@ class Sampler:
                     stack.callback(module.train)
                     module.eval()
             if self.quality == "fast":
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+                # Without its cache of weights, which a captured graph could not read again.
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False))
             parts = []
             for start in range(0, len(ids), self.micro_batch):
                 count = min(self.micro_batch, len(ids) - start)

@@ -40,7 +40,9 @@ class Settings:
         return self.guidance_scale is not None and low <= step / steps < high
 
 
-class _Trajectory:
+class Trajectory:
+    """What the ways to run a trajectory share."""
+
     def __init__(self, network: Network, settings: Settings):
         self.network, self.settings = network, settings
 
@@ -65,7 +67,8 @@ class _Trajectory:
         return torch.cat([labels, torch.full_like(labels, self.network.embeddings - 1)])
 
 
-def _note(finite: Tensor, cond: Tensor, uncond: Tensor | None, step: int, watch: bool) -> None:
+def note_finite(finite: Tensor, cond: Tensor, uncond: Tensor | None, step: int = 0, watch: bool = False) -> None:
+    """Clear the flags of images whose outputs are not finite; to ``watch`` is to raise for the first."""
     # Looked at in each step and not only in the last sample: the clamp of the clean image turns inf into 1. A sum of
     # one image is finite if its values are, in float32 and at any size that a network returns in practice.
     finite &= (cond if uncond is None else cond + uncond).flatten(1).sum(1, dtype=torch.float32).isfinite()
@@ -73,7 +76,7 @@ def _note(finite: Tensor, cond: Tensor, uncond: Tensor | None, step: int, watch:
         raise NonFiniteError(step)
 
 
-class TableTrajectory(_Trajectory):
+class TableTrajectory(Trajectory):
     """Steps by :func:`kr_fast.solver_step` on the rows of a table."""
 
     def __init__(self, network: Network, settings: Settings, table: StepTable):
@@ -90,7 +93,7 @@ class TableTrajectory(_Trajectory):
         buffer = (x * table.input_scales[0]).to(self.network.dtype).repeat(1 + any(guided), 1, 1, 1)
         buffer = buffer.contiguous(memory_format=torch.channels_last)
         finite = torch.ones(len(ids), dtype=torch.bool, device=x.device)
-        history, numbers = History(table), self.network.prepare(self.timesteps)
+        history, numbers = History(table), self.network.prepare(table.timesteps)
         for step, (row, t) in enumerate(zip(table.rows, self.timesteps, strict=True)):
             cond, uncond = self.outputs(
                 buffer[: len(x) * (1 + guided[step])],
@@ -99,7 +102,7 @@ class TableTrajectory(_Trajectory):
                 guided[step],
                 None if numbers is None else numbers[step],
             )
-            _note(finite, cond, uncond, step, watch)
+            note_finite(finite, cond, uncond, step, watch)
             if cond.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr():
                 # A network that returns its input: the step reads one while it writes the other.
                 cond, uncond = cond.clone(), None if uncond is None else uncond.clone()
@@ -118,7 +121,7 @@ class TableTrajectory(_Trajectory):
         return x, finite & x.flatten(1).sum(1).isfinite()
 
 
-class OwnTrajectory(_Trajectory):
+class OwnTrajectory(Trajectory):
     """Steps by the scheduler's own ``step()``, with the noise of the ids wherever it draws."""
 
     def __init__(self, network: Network, settings: Settings, runner: Runner):
@@ -136,7 +139,7 @@ class OwnTrajectory(_Trajectory):
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             inputs = (torch.cat([scaled, scaled]) if guided else scaled).to(self.network.dtype)
             cond, uncond = self.outputs(inputs, t.to(x.device), labels, guided)
-            _note(finite, cond, uncond, step, watch)
+            note_finite(finite, cond, uncond, step, watch)
             e = cond if uncond is None else uncond + s.guidance_scale * (cond - uncond)
             streams = iter(range(1 + step, 1 << 32, NEXT_DRAW))
             draw = lambda: philox_normal(ids, s.shape, seed=s.seed, stream=next(streams))  # noqa: B023, E731

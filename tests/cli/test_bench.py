@@ -10,7 +10,8 @@ from kr_fast.cli.bench import table
 
 @pytest.mark.pipeline
 def test_synthesis(tmp_path, capsys):
-    arguments = "--model digits --batch 8 --images 12 --steps 2 --repeats 1 --threads 1 --format none".split()
+    options = {"model": "digits", "batch": 8, "images": 12, "steps": 2, "repeats": 1, "threads": 1, "format": "none"}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert main(["bench", "synthesis", *arguments, "--providers", "loop", "kr_fast", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "synthesis.json").read_text())
     assert found["case"]["images"] == 12

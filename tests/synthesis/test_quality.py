@@ -5,36 +5,13 @@ import logging
 import diffusers
 import pytest
 import torch
-from small_samplers import CLASSES, MILD, make_sampler, make_unet, start
+from small_samplers import CLASSES, MILD, SOLVERS, make_sampler, make_unet, start
 
 import kr_fast
 from kr_fast.runtime.errors import UserError
 
 IDS = torch.tensor([3, 1, 2**33, 12])
 LABELS = IDS % CLASSES
-SOLVERS = {
-    "DDIM": diffusers.DDIMScheduler(**MILD, clip_sample=True),
-    "DDPM": diffusers.DDPMScheduler(**MILD),
-    "DDIM thresholding": diffusers.DDIMScheduler(**MILD, clip_sample=False, thresholding=True, sample_max_value=1.5),
-    "DPM++ 2M": diffusers.DPMSolverMultistepScheduler(**MILD),
-    "DPM++ 3M": diffusers.DPMSolverMultistepScheduler(**MILD, solver_order=3),
-    "SDE-DPM++": diffusers.DPMSolverMultistepScheduler(**MILD, algorithm_type="sde-dpmsolver++"),
-    "DPM++ singlestep": diffusers.DPMSolverSinglestepScheduler(**MILD),
-    "UniPC": diffusers.UniPCMultistepScheduler(**MILD),
-    "DEIS": diffusers.DEISMultistepScheduler(**MILD),
-    "PNDM": diffusers.PNDMScheduler(**MILD, skip_prk_steps=True),
-    "iPNDM": diffusers.IPNDMScheduler(),
-    "Euler": diffusers.EulerDiscreteScheduler(**MILD),
-    "Euler ancestral": diffusers.EulerAncestralDiscreteScheduler(**MILD),
-    "Heun": diffusers.HeunDiscreteScheduler(**MILD),
-    "KDPM2": diffusers.KDPM2DiscreteScheduler(**MILD),
-    "LMS": diffusers.LMSDiscreteScheduler(**MILD),
-    "flow": diffusers.FlowMatchEulerDiscreteScheduler(),
-    "flow Heun": diffusers.FlowMatchHeunDiscreteScheduler(),
-    "LCM": diffusers.LCMScheduler(**MILD),
-    "TCD": diffusers.TCDScheduler(**MILD),
-    "SA-Solver": diffusers.SASolverScheduler(**MILD),
-}
 
 
 @pytest.fixture(scope="module")
