@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/distillation_loss.h"
 #include "cuda/group_norm_silu.h"
 #include "cuda/pack_uint8.h"
 #include "cuda/philox_normal.h"
@@ -93,6 +94,31 @@ PYBIND11_MODULE(_cuda, m) {
                         at<float>(samples), at<float>(kept_ring)}},
                       at<void>(queue)),
                   "solver_step");
+        },
+        release());
+
+    // distillation_loss: a call's arguments as in bindings_cpu.cpp, its buffers in the order of DistillationBuffers
+    m.attr("distillation_loss_blocks") = kr::cuda::kDistillationBlocks;
+    m.def(
+        "distillation_loss",
+        [](bool forward, Address row_loss, Address loss, Address scale, Address stats, Address grad, Address partial,
+           Address counter, Address upstream, int64_t upstream_step, bool unless_one, bool mean, Address input,
+           Address target, int input_dtype, int target_dtype, int64_t rows, int64_t classes, int64_t input_stride,
+           int64_t target_stride, Address labels, Address weight, float temperature, float soft, float hard,
+           float smoothing, int64_t ignore_index, int target_kind, Address indices, int64_t top_k, bool smooth_tail,
+           int divergence, float alpha, float beta, Address queue) {
+            const kr::DistillationLoss call = {at<const void>(input), at<const void>(target),
+                                               static_cast<kr::Dtype>(input_dtype), static_cast<kr::Dtype>(target_dtype),
+                                               rows, classes, input_stride, target_stride, at<const int64_t>(labels),
+                                               at<const float>(weight), temperature, soft, hard, smoothing,
+                                               ignore_index, target_kind, at<const int64_t>(indices), top_k,
+                                               smooth_tail, static_cast<kr::Divergence>(divergence), alpha, beta};
+            const kr::cuda::DistillationBuffers buffers = {at<float>(row_loss), at<float>(loss), at<float>(scale),
+                                                           at<float>(stats), at<void>(grad), at<float>(partial),
+                                                           at<uint32_t>(counter), at<const float>(upstream),
+                                                           upstream_step, unless_one, mean};
+            auto run = forward ? kr::cuda::distillation_loss_forward : kr::cuda::distillation_loss_backward;
+            check(run(call, buffers, at<void>(queue)), "distillation_loss");
         },
         release());
 }

@@ -31,6 +31,32 @@ def reference():
         yield
 
 
+@pytest.fixture(scope="session")
+def host_cuda(tmp_path_factory):
+    """``kr_fast._cuda`` for the CPU, see tests/cuda_on_host.py; with sanitizers if the environment asks for them."""
+    import cuda_on_host
+
+    if cuda_on_host.missing():
+        pytest.skip(cuda_on_host.missing())
+    return cuda_on_host.load(cuda_on_host.build(tmp_path_factory.mktemp("cuda_on_host")))
+
+
+@pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda_device(request):
+    """Where the cuda backend runs; it is forced."""
+    if request.param == "host":
+        import cuda_on_host
+
+        with cuda_on_host.in_use(request.getfixturevalue("host_cuda")):
+            yield torch.device("cpu")
+        return
+    why = registry.refusal("distillation_loss", "cuda", "cuda", torch.float32)
+    if why:
+        pytest.skip(why)
+    with registry.forced("cuda"):
+        yield torch.device("cuda")
+
+
 @pytest.fixture
 def nvcc():
     """The path of nvcc; skips without it."""

@@ -7,6 +7,7 @@ the declaration of dynamic shared memory.
 import contextlib
 import ctypes
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from kr_fast.backends import cuda, registry
 ROOT = Path(__file__).parents[1]
 HEADERS = ROOT / "tests" / "cuda_host"
 FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-g1"]
+SANITIZED = os.environ.get("CUDA_ON_HOST_SANITIZED") == "1"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 
 
@@ -63,12 +65,13 @@ def run(command: list) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def build(folder: Path, *flags: str) -> Path:
+def build(folder: Path) -> Path:
     """``kr_fast._cuda`` for the host, as a file in ``folder``."""
+    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined") if SANITIZED else ("-O1",)
     csrc = copy_sources(folder)
     out = folder / "_cuda.so"
     sources = [csrc / "bindings_cuda.cpp", *sorted((csrc / "cuda").glob("*.cu")), HEADERS / "control.cpp"]
-    compile_all(sources, csrc, out, *(flags or ("-O1",)))
+    compile_all(sources, csrc, out, *flags)
     return out
 
 
@@ -107,4 +110,5 @@ def in_use(module):
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    bits = (x.detach().reshape(-1).view(torch.uint8) for x in (a, b))
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(*bits)

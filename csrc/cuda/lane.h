@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #define KR_FN static __device__ __forceinline__
+#define KR_INLINE __device__ __forceinline__
 #define KR_UNROLL _Pragma("unroll")
 
 namespace kr {
@@ -12,6 +13,15 @@ namespace cuda {
 typedef float f32v;
 typedef uint32_t u32v;
 typedef int32_t i32v;
+
+// The same number, of which the compiler knows nothing: what follows from it is then computed where it is used, instead
+// of being kept in registers through a loop.
+KR_FN int opaque(int a) {
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(a));
+#endif
+    return a;
+}
 
 KR_FN f32v splat(float a) { return a; }
 KR_FN u32v splat_u(uint32_t a) { return a; }

@@ -148,12 +148,12 @@ def _distillation_backward(upstream, input, target, indices, labels, weight, sta
     return grad
 
 
-def _distillation_both(input, target, indices, labels, weight, *parameters) -> tuple[Tensor, Tensor]:
+def _distillation_both(input, target, indices, labels, weight, *parameters) -> tuple[Tensor, Tensor, None]:
     *parameters, reduction = parameters
     # empty_like keeps the strides of logits that are not contiguous, but costs less
     grad = torch.empty_like(input) if input.is_contiguous() else torch.empty(input.shape, dtype=input.dtype)
     total = _loss(input, target, indices, labels, weight, *parameters, loss=True, grad=grad, mean=reduction == "mean")
-    return torch.scalar_tensor(total, dtype=torch.float32), grad
+    return torch.scalar_tensor(total, dtype=torch.float32), grad, None
 
 
 registry.two_way(

@@ -20,6 +20,13 @@ PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
     ("*", "cpu"): ("cpu", "reference"),
     ("*", "cuda"): ("cuda", "triton", "reference"),
 }
+# Between the kernels of a GPU: (op, sizes that decide the regime, dtypes or () for all, least compute capability,
+# order). The first row that fits comes before PREFERENCE. Not measured yet: the order follows from what each kernel
+# reads and launches, see docs/backends.md.
+CHOICES: tuple[tuple[str, range, tuple[torch.dtype, ...], tuple[int, int], tuple[str, ...]], ...] = (
+    ("distillation_loss", range(2, 2**28), (), (8, 0), ("cuda", "triton", "reference")),
+    ("distillation_loss", range(2, 2**28), (), (0, 0), ("triton", "cuda", "reference")),
+)
 _log = logging.getLogger("kr_fast")
 _kernels: dict[tuple[str, str], tuple[Callable, Callable]] = {}
 _unavailable: dict[str, str] = {}
@@ -41,18 +48,25 @@ def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, int], 
 
 
 class TwoWay(NamedTuple):
-    """An op whose kernel has a forward and a backward half, and perhaps one that does both in one pass."""
+    """An op whose kernel has a forward and a backward half, and perhaps one that does both in one pass.
+
+    ``both`` returns the result, the gradient where the upstream gradient is 1, and the factor that backward takes or
+    None. ``amend`` makes such a gradient right in place, on a device whose upstream gradient cannot be read without a
+    wait.
+    """
 
     forward: Callable
     backward: Callable
     both: Callable | None = None
+    amend: Callable | None = None
 
 
 def two_way(
-    op: str, backend: str, forward: Callable, backward: Callable, both: Callable | None = None, *, refuses: Callable
-) -> None:
+    op: str, backend: str, forward: Callable, backward: Callable, both: Callable | None = None,
+    amend: Callable | None = None, *, refuses: Callable,
+) -> None:  # fmt: skip
     """Register the halves of ``op`` on ``backend``."""
-    _kernels[op, backend] = (TwoWay(forward, backward, both), refuses)
+    _kernels[op, backend] = (TwoWay(forward, backward, both, amend), refuses)
 
 
 def mark_unavailable(backend: str, reason: str) -> None:
@@ -78,6 +92,20 @@ def resolve(op: str, device: str, dtype: torch.dtype, size: int = 0) -> Callable
     return _resolve(op, device, dtype, size, _forced)
 
 
+def preference(op: str, device: str, dtype: torch.dtype, size: int, capability: tuple[int, int]) -> tuple[str, ...]:
+    """The backends that may run such a call, best first."""
+    if device == "cuda":
+        for name, sizes, dtypes, least, order in CHOICES:
+            if name == op and size in sizes and (not dtypes or dtype in dtypes) and capability >= least:
+                return order
+    return PREFERENCE.get((op, device)) or PREFERENCE.get(("*", device), ("reference",))
+
+
+@functools.cache
+def _capability() -> tuple[int, int]:
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+
+
 @functools.lru_cache(maxsize=4096)
 def _resolve(op: str, device: str, dtype: torch.dtype, size: int, forced: str | None) -> Callable:
     if forced is not None:
@@ -85,9 +113,8 @@ def _resolve(op: str, device: str, dtype: torch.dtype, size: int, forced: str | 
         if why is not None:
             raise RuntimeError(f"{op}: KR_FAST_BACKEND={forced} cannot run this call: {why}")
         return _kernels[op, forced][0]
-    order = PREFERENCE.get((op, device)) or PREFERENCE.get(("*", device), ("reference",))
     reasons = []
-    for backend in order:
+    for backend in preference(op, device, dtype, size, _capability() if device == "cuda" else (0, 0)):
         why = refusal(op, backend, device, dtype, size)
         if why is None:
             if backend == "reference" and reasons:

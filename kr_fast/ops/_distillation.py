@@ -81,15 +81,14 @@ class _InTwo(torch.autograd.Function):
 class _InOne(torch.autograd.Function):
     """Loss and gradient in one pass; backward hands the gradient over where the upstream gradient is 1.
 
-    Not for float16: its gradient would underflow before a loss scale arrives. Not for a device whose scalars cannot be
-    read without a wait. ``call`` is (kernel, target, indices, labels, weight, parameters): one argument, because each
-    costs time, and only ``input`` has a gradient.
+    Not for float16: its gradient would underflow before a loss scale arrives. ``call`` is (kernel, target, indices,
+    labels, weight, parameters): one argument, because each costs time, and only ``input`` has a gradient.
     """
 
     @staticmethod
     def forward(ctx, input, call):
         run, *tensors, parameters = call
-        loss, ctx.grad = run.both(input, *tensors, *parameters)
+        loss, ctx.grad, ctx.scale = run.both(input, *tensors, *parameters)
         ctx.save_for_backward(input, *tensors)
         ctx.run, ctx.parameters = run, parameters
         return loss
@@ -104,17 +103,32 @@ def _in_one_backward(ctx, upstream):
     saved = ctx.saved_tensors  # also refuses logits that were changed in place since
     # Given away, not shared: autograd may then keep it as .grad without a copy, and add to it.
     grad, ctx.grad = ctx.grad, None
-    factor = upstream.item()
+    if grad is not None and ctx.run.amend:
+        ctx.run.amend(grad, upstream, *saved, ctx.scale, *ctx.parameters)
+        return grad, None
+    factor = 0 if grad is None else upstream.item()
     if grad is not None and factor != 1 and grad.dtype == torch.float32:
         grad.mul_(factor)
     elif grad is None or factor != 1:  # a second backward; or another rounding to bfloat16
-        grad = ctx.run.backward(upstream, *saved, None, None, *ctx.parameters)
+        grad = ctx.run.backward(upstream, *saved, None, ctx.scale, *ctx.parameters)
     return grad, None
 
 
 _in_one_backward_once = once_differentiable(_in_one_backward)
 # Past Function.apply, which unwraps what torch.func has wrapped: check_pair has refused that.
 _in_one = super(torch.autograd.Function, _InOne).apply
+
+LAUNCH_ELEMENTS = 2**22  # logits that take about as long to read twice more as a launch
+
+
+def _pays_in_one(input: Tensor, labels: Tensor | None, weight: Tensor | None, parameters: tuple) -> bool:
+    """Whether a GPU had better take the gradient with the loss.
+
+    For a mean it must know the sum of the weights beforehand, which is a launch of its own where there are weights or
+    labels: it pays where there is much to read.
+    """
+    weighted = parameters[-1] == "mean" and (labels is not None or weight is not None)
+    return not weighted or input.numel() >= LAUNCH_ELEMENTS
 
 
 def apply(
@@ -131,7 +145,8 @@ def apply(
     run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
     if not (input.requires_grad and torch.is_grad_enabled()):
         return run.forward(input, target, indices, labels, weight, *parameters)[0]
-    if run.both and parameters[-1] != "none" and input.dtype != torch.float16:
+    in_one = run.both and parameters[-1] != "none" and input.dtype != torch.float16
+    if in_one and (not run.amend or _pays_in_one(input, labels, weight, parameters)):
         return _in_one(input, (run, target, indices, labels, weight, parameters))
     return _InTwo.apply(run, input, target, indices, labels, weight, parameters)
 

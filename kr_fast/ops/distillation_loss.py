@@ -209,7 +209,7 @@ def distillation_loss_and_grad(
     *tensors, parameters = arguments
     run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
     if run.both:
-        return run.both(*tensors, *parameters)
+        return run.both(*tensors, *parameters)[:2]
     loss, stats, scale = run.forward(*tensors, *parameters)
     return loss, run.backward(torch.ones_like(loss), *tensors, stats, scale, *parameters)
 

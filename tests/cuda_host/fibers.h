@@ -46,11 +46,7 @@ struct Fiber {
 };
 
 constexpr int kWarp = 32, kMostThreads = 1024;
-#ifdef __SANITIZE_ADDRESS__
-constexpr size_t kStack = 512 << 10;
-#else
-constexpr size_t kStack = 128 << 10;
-#endif
+constexpr size_t kStack = 64 << 10, kGuard = 64 << 10;  // below each stack lies memory that nobody may touch
 
 struct Machine {
     std::vector<Fiber> fibers{kMostThreads};
@@ -171,7 +167,7 @@ inline void resume(int index) {
     if (!fiber.started) {
         fiber.started = true;
         getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = machine.stacks + (size_t)index * kStack;
+        fiber.context.uc_stack.ss_sp = machine.stacks + (size_t)index * (kStack + kGuard) + kGuard;
         fiber.context.uc_stack.ss_size = kStack;
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, entry, 0);
@@ -197,8 +193,9 @@ inline void run_block() {
 // All blocks of a grid, one after the other. machine.error is empty if all went well.
 inline void run_grid(dim3 grid, dim3 block, size_t shared, std::function<void()> kernel) {
     if (!machine.stacks) {
-        machine.stacks = static_cast<char*>(mmap(nullptr, kStack * kMostThreads, PROT_READ | PROT_WRITE,
-                                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        const size_t each = kStack + kGuard, flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        machine.stacks = static_cast<char*>(mmap(nullptr, each * kMostThreads, PROT_READ | PROT_WRITE, flags, -1, 0));
+        for (int k = 0; k < kMostThreads; ++k) mprotect(machine.stacks + k * each, kGuard, PROT_NONE);
     }
     machine.error.clear();
     machine.kernel = std::move(kernel);

@@ -13,22 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_on_host import HEADERS, ROOT, build, compile_all, in_use, load, machine, missing, rewritten, same_bits
+from cuda_on_host import HEADERS, ROOT, SANITIZED, compile_all, in_use, machine, missing, rewritten, same_bits
 
 import kr_fast
 from kr_fast.backends import registry
 from kr_fast.ops.solver_step import SolverRow, solver_step
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
-SANITIZED = os.environ.get("CUDA_ON_HOST_SANITIZED") == "1"
+FOLDER = Path(__file__).parent
 SIZES = [1, 3, 4, 75, 1024, 3072, 16900]
 IDS = torch.tensor([0, 5, 2**32 + 1, 2**63 - 1])
-
-
-@pytest.fixture(scope="session")
-def module(tmp_path_factory):
-    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined") if SANITIZED else ()
-    return load(build(tmp_path_factory.mktemp("cuda_on_host"), *flags))
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +81,9 @@ def test_a_missing_barrier_shows_in_the_other_order(probe):
 
 
 @pytest.mark.parametrize("numel", SIZES)
-def test_normals_have_the_bits_of_the_cpu(module, numel):
+def test_normals_have_the_bits_of_the_cpu(host_cuda, numel):
     wanted = kr_fast.philox_normal(IDS, (numel,), seed=2**62 + 5, stream=3)
-    with in_use(module):
+    with in_use(host_cuda):
         assert same_bits(kr_fast.philox_normal(IDS, (numel,), seed=2**62 + 5, stream=3), wanted)
 
 
@@ -104,7 +98,7 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("offset", [0, 1])  # in elements, of the base addresses: 16-byte aligned or not
-def test_solver_steps_have_the_bits_of_the_cpu(module, numel, name, guided, offset):
+def test_solver_steps_have_the_bits_of_the_cpu(host_cuda, numel, name, guided, offset):
     torch.manual_seed(numel)
     row, count = ROWS[name], len(IDS) * numel
     x, e, u, *history = (
@@ -113,50 +107,38 @@ def test_solver_steps_have_the_bits_of_the_cpu(module, numel, name, guided, offs
     more = {"uncond_output": u, "guidance_scale": 2.5} if guided else {}
     options = {"history": tuple(history), "ids": IDS, "seed": 9, "stream": 4, **more}
     wanted = solver_step(x, e, row, **options)
-    with in_use(module):
+    with in_use(host_cuda):
         assert same_bits(solver_step(x, e, row, **options), wanted)
 
 
 @pytest.mark.parametrize("most_blocks", [1, 3])
-def test_grid_strides_and_order_do_not_matter(module, most_blocks):
+def test_grid_strides_and_order_do_not_matter(host_cuda, most_blocks):
     """Few blocks, so that threads take several items, and threads from the last to the first."""
     x, e = torch.randn(4, 3072), torch.randn(4, 3072)
     options = {"ids": IDS, "seed": 9, "stream": 4}
     wanted = kr_fast.philox_normal(IDS, (3072,), seed=1), solver_step(x, e, ROWS["noise"], **options)
-    with in_use(module), machine(module, descending=True, most_blocks=most_blocks):
+    with in_use(host_cuda), machine(host_cuda, descending=True, most_blocks=most_blocks):
         assert same_bits(kr_fast.philox_normal(IDS, (3072,), seed=1), wanted[0])
         assert same_bits(solver_step(x, e, ROWS["noise"], **options), wanted[1])
 
 
 @pytest.mark.skipif(SANITIZED, reason="is that run")
 def test_no_access_is_out_of_bounds():
-    """The tests of this file once more, with the address and undefined-behaviour sanitizers in the kernels."""
+    """Tests that visit every access once more, with the address and undefined-behaviour sanitizers in the kernels."""
     library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(library).is_absolute():
         pytest.skip("needs libasan")
-    more = {
-        "LD_PRELOAD": library,
-        "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
-        "CUDA_ON_HOST_SANITIZED": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        "bits or order or distillation",
-    ]
+    more = {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0"}
+    more["CUDA_ON_HOST_SANITIZED"] = "1"
+    files = sorted(str(path) for pattern in ("*_on_host.py", "*_cuda*.py") for path in FOLDER.glob(f"test_{pattern}"))
+    chosen = "bits or order or strides or kinds_of or top_k"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", chosen]
     done = subprocess.run(command, env={**os.environ, **more}, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
-def test_the_backend_is_left_as_it_was(module):
+def test_the_backend_is_left_as_it_was(host_cuda):
     before = registry.refusal("philox_normal", "cuda", "cpu", torch.float32)
-    with in_use(module):
+    with in_use(host_cuda):
         assert registry.refusal("philox_normal", "cuda", "cpu", torch.float32) is None
     assert registry.refusal("philox_normal", "cuda", "cpu", torch.float32) == before

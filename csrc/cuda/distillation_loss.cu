@@ -1,0 +1,224 @@
+// The launches of the distillation loss, and its kernel for up to 32 classes.
+#include "cuda/distillation_loss.h"
+
+#include <cuda_runtime.h>
+
+#include "cuda/distillation_loss_row.h"
+
+namespace kr {
+namespace cuda {
+namespace {
+
+// ---------------------------------------------------------------- up to 32 classes: one thread a row
+//
+// Rows are too short for wide loads, but a tile of them is one piece of memory: it is copied through shared memory by
+// 16-byte accesses, with an odd row length there, so that the threads' walks along their rows meet no bank conflict.
+
+constexpr int kThreads = 128, kMostClasses = 32;
+
+struct Tile {
+    int64_t first;
+    int rows, classes, length;  // length of a row in shared memory
+    unsigned inverse;           // 2^32 / classes, rounded up: exact quotients of the tile's element numbers
+
+    KR_INLINE int place(int element, int& column) const {
+        const int row = (int)__umulhi((unsigned)element, inverse);
+        column = element - row * classes;
+        return row * length + column;
+    }
+};
+
+template <class E>
+KR_FN void copy_in(const Tile& tile, const void* base, int64_t stride, float* to) {
+    constexpr int kEach = 16 / E::size;
+    const char* from = static_cast<const char*>(base) + tile.first * stride * E::size;
+    const int total = tile.rows * tile.classes;
+    int start = 0, column;
+    if (stride == tile.classes && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+        start = total / kEach * kEach;
+        for (int at = (int)threadIdx.x * kEach; at < start; at += kThreads * kEach) {
+            uint32_t words[4];
+            float x[kEach];
+            read_words<16>(from + at * E::size, 16, 0u, words);
+            E::expand(words, x);
+            int place = tile.place(at, column);
+#pragma unroll
+            for (int k = 0; k < kEach; ++k) {
+                to[place++] = x[k];
+                if (++column == tile.classes) column = 0, place += tile.length - tile.classes;
+            }
+        }
+    }
+    for (int at = start + (int)threadIdx.x; at < total; at += kThreads) {
+        const int place = tile.place(at, column), row = (at - column) / tile.classes;
+        to[place] = E::one(base, (tile.first + row) * stride + column);
+    }
+}
+
+template <class E>
+KR_FN void copy_out(const Tile& tile, const float* from, void* base) {
+    constexpr int kEach = 16 / E::size;
+    char* to = static_cast<char*>(base) + tile.first * tile.classes * E::size;
+    const int total = tile.rows * tile.classes;
+    int start = 0, column;
+    if (reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+        start = total / kEach * kEach;
+        for (int at = (int)threadIdx.x * kEach; at < start; at += kThreads * kEach) {
+            uint32_t words[4];
+            float x[kEach];
+            int place = tile.place(at, column);
+#pragma unroll
+            for (int k = 0; k < kEach; ++k) {
+                x[k] = from[place++];
+                if (++column == tile.classes) column = 0, place += tile.length - tile.classes;
+            }
+            E::pack(x, words);
+            write_words<16>(to + at * E::size, 16, words);
+        }
+    }
+    for (int at = start + (int)threadIdx.x; at < total; at += kThreads) {
+        const int place = tile.place(at, column);
+        E::set_one(base, tile.first * tile.classes + at, from[place]);
+    }
+}
+
+// COLUMNS: the class count rounded up, all in registers.
+template <int COLUMNS>
+__global__ void __launch_bounds__(kThreads, blocks_wanted(COLUMNS, kThreads))
+    thread_rows(const DistillationJob job) {
+    extern __shared__ float shared[];
+    if (has_nothing_to_do(job)) return;
+    const DistillationLoss& call = job.call;
+    const int classes = (int)call.classes, length = classes | 1;
+    const bool dense = call.soft != 0.0f && !call.indices;
+    float *students = shared, *teachers = shared + kThreads * length;
+    float loss = 0.0f, weight = 0.0f;
+    const int64_t tiles = (call.rows + kThreads - 1) / kThreads;
+    for (int64_t each = blockIdx.x; each < tiles; each += gridDim.x) {
+        const int64_t left = call.rows - each * kThreads;
+        const Tile tile = {each * kThreads, (int)(left < kThreads ? left : kThreads), classes, length,
+                           0xFFFFFFFFu / (unsigned)classes + 1};
+        with_dtype(call.input_dtype,
+                   [&](auto dtype) { copy_in<decltype(dtype)>(tile, call.input, call.input_stride, students); });
+        if (dense)
+            with_dtype(call.target_dtype,
+                       [&](auto dtype) { copy_in<decltype(dtype)>(tile, call.target, call.target_stride, teachers); });
+        __syncthreads();
+        const int thread = opaque((int)threadIdx.x), columns = opaque(classes);
+        if (thread < tile.rows) {
+            const DistillationRow row = row_of(job, tile.first + thread);
+            float *own = students + thread * length, row_loss = 0.0f;
+            float s[COLUMNS], t[COLUMNS];
+            if (row.read) {
+                const float* own_t = teachers + thread * length;
+#pragma unroll
+                for (int k = 0; k < COLUMNS; ++k) {
+                    s[k] = k < columns ? own[k] : -INFINITY;
+                    t[k] = !dense ? 0.0f : k < columns ? own_t[k] : job.kind == 1 ? 0.0f : -INFINITY;
+                }
+                if (call.indices && call.soft != 0.0f) read_topk<Layout<1, COLUMNS, 1>>(job, row.row, 0, 0, t);
+                if (call.soft != 0.0f) teacher_logs(job, t);
+                WarpGroup<1> group(thread);
+                row_loss = whole_row<Layout<1, COLUMNS, 1>>(job, row, group, s, t);
+            }
+            if (job.buffers.grad)
+#pragma unroll
+                for (int k = 0; k < COLUMNS; ++k)
+                    if (k < columns) own[k] = row.factor != 0.0f ? s[k] : 0.0f;
+            if (job.forward) take_row(job, row, row_loss, loss, weight);
+        }
+        __syncthreads();
+        if (job.buffers.grad) {
+            with_dtype(call.input_dtype, [&](auto dtype) { copy_out<decltype(dtype)>(tile, students, job.buffers.grad); });
+            __syncthreads();
+        }
+    }
+    if (job.forward) finish_forward<kThreads>(job, loss, weight);
+}
+
+template <int COLUMNS>
+int launch(const DistillationJob& job, cudaStream_t queue) {
+    const size_t bytes = 2 * sizeof(float) * kThreads * (size_t)(job.call.classes | 1);
+    thread_rows<COLUMNS><<<grid_of((job.call.rows + kThreads - 1) / kThreads), kThreads, bytes, queue>>>(job);
+    return cudaGetLastError();
+}
+
+// ---------------------------------------------------------------- the weights alone
+
+constexpr int kWeightThreads = 256;
+
+__global__ void __launch_bounds__(kWeightThreads) sum_weights(const DistillationJob job) {
+    float weight = 0.0f;
+    const int64_t step = (int64_t)gridDim.x * kWeightThreads;
+    for (int64_t row = (int64_t)blockIdx.x * kWeightThreads + threadIdx.x; row < job.call.rows; row += step)
+        weight += row_of(job, row).weight;
+    finish<kWeightThreads>(job, 0.0f, weight);
+}
+
+// ---------------------------------------------------------------- dispatch
+
+// The widest access, up to 16 bytes, that divides the address, the stride and the length of a row.
+int access_of(const void* base, int64_t stride_bytes, int64_t row_bytes) {
+    const uint64_t all = reinterpret_cast<uintptr_t>(base) | (uint64_t)stride_bytes | (uint64_t)row_bytes | 16u;
+    return (int)(all & (~all + 1));
+}
+
+DistillationJob job_of(const DistillationLoss& call, const DistillationBuffers& buffers) {
+    DistillationJob job = {};
+    job.call = call, job.buffers = buffers;
+    job.host_scale = 1.0f;
+    job.inverse_t = 1.0f / call.temperature, job.exponent = kLog2E / call.temperature;
+    const int size = call.input_dtype == Dtype::f32 ? 4 : 2, target_size = call.target_dtype == Dtype::f32 ? 4 : 2;
+    job.input_access = access_of(call.input, call.input_stride * size, call.classes * size);
+    job.target_access = access_of(call.target, call.target_stride * target_size, call.classes * target_size);
+    job.grad_access = access_of(buffers.grad, 0, call.classes * size);
+    job.kind = call.indices ? 1 : call.target_kind;
+    return job;
+}
+
+int launch_by_classes(const DistillationJob& job, void* cuda_stream) {
+    const int64_t classes = job.call.classes;
+    auto queue = (cudaStream_t)cuda_stream;
+    if (classes > 1024) return launch_block_rows(job, cuda_stream);
+    if (classes > kMostClasses) return launch_warp_rows(job, cuda_stream);
+    return classes <= 4    ? launch<4>(job, queue)
+           : classes <= 8  ? launch<8>(job, queue)
+           : classes <= 12 ? launch<12>(job, queue)
+           : classes <= 16 ? launch<16>(job, queue)
+           : classes <= 24 ? launch<24>(job, queue)
+                           : launch<32>(job, queue);
+}
+
+}  // namespace
+
+int distillation_loss_forward(const DistillationLoss& call, const DistillationBuffers& buffers, void* cuda_stream) {
+    DistillationJob job = job_of(call, buffers);
+    job.forward = true;
+    job.buffers.upstream = nullptr, job.buffers.unless_one = false;
+    // Short rows are on the chip anyway: to take their sums again costs less than 20 bytes a row.
+    if (call.classes <= kMostClasses) job.buffers.stats = nullptr;
+    if (buffers.grad && buffers.mean) {
+        if (call.labels || call.weight) {
+            DistillationJob weights = job;
+            weights.buffers.loss = nullptr, weights.buffers.grad = nullptr;
+            sum_weights<<<grid_of((call.rows + 1023) / 1024), kWeightThreads, 0, (cudaStream_t)cuda_stream>>>(weights);
+            const int status = cudaGetLastError();
+            if (status != cudaSuccess) return status;
+            job.known_scale = buffers.scale;
+        } else {
+            job.host_scale = call.rows > 0 ? 1.0f / (float)call.rows : 0.0f;
+        }
+    }
+    return launch_by_classes(job, cuda_stream);
+}
+
+int distillation_loss_backward(const DistillationLoss& call, const DistillationBuffers& buffers, void* cuda_stream) {
+    if (call.rows == 0) return cudaSuccess;
+    DistillationJob job = job_of(call, buffers);
+    job.known_scale = buffers.scale;
+    job.from_stats = buffers.stats && call.classes > kMostClasses;
+    return launch_by_classes(job, cuda_stream);
+}
+
+}  // namespace cuda
+}  // namespace kr
