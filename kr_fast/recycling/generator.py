@@ -35,9 +35,14 @@ def make_scheduler(objective: str) -> Any:
     )
 
 
+def folder_of(run: Path, step: int) -> Path:
+    """Where a run's checkpoint of ``step`` lies, in diffusers' format: ``unet/`` and ``scheduler/``."""
+    return run / "generator" / f"step-{step:06d}"
+
+
 def folder(context: Context, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies, in diffusers' format: ``unet/`` and ``scheduler/``."""
-    return context.out / "generator" / f"step-{step:06d}"
+    """:func:`folder_of` this run."""
+    return folder_of(context.out, step)
 
 
 def checkpoint_steps(steps: int, count: int) -> list[int]:
@@ -183,4 +188,7 @@ def _save(context: Context, network: Any, ema: Any, path: Path) -> None:
         finally:
             ema.restore(network.parameters())
         make_scheduler(context.config.generator_objective).save_pretrained(folder / "scheduler")
-        files.write_json(folder / "objective.json", {"objective": context.config.generator_objective})
+        # The shape of images is that before padding, which the network's own configuration does not know.
+        counts = torch.bincount(context.data.train.labels, minlength=context.data.num_classes)
+        facts = {"image_shape": list(context.data.image_shape), "class_counts": counts.tolist()}
+        files.write_json(folder / "objective.json", {"objective": context.config.generator_objective, **facts})

@@ -1,0 +1,166 @@
+"""``kr-fast synthesize``: a labelled data set from a trained generator."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from kr_fast.cli import options
+from kr_fast.runtime.errors import UserError, fail
+
+
+def _option(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesizeConfig:
+    """Configuration of ``kr-fast synthesize``."""
+
+    model: str = _option("", "folder of kr-fast run, or of a diffusers pipeline, UNet2DModel or DiTTransformer2DModel")
+    out: str = _option("synthetic", "folder of the data set; the same command continues one that was stopped")
+    count: int = _option(10000, "images of the whole data set; 0 for as many as an .npy of labels has")
+    first_id: int = _option(0, "id of the first image")
+    format: str = _option("npy", "npy, npz, webdataset or parquet")
+    shard_size: int = _option(16384, "ids in a shard")
+    labels: str = _option("", "balanced, counts:N,N,... or an .npy file of int64; empty: as in the run, else balanced")
+    seed: int = _option(0, "of all noise")
+    checkpoint: int = _option(0, "step of the run's checkpoint; 0 for the chosen one")
+    scheduler: str = _option("", "a scheduler class of diffusers in place of the model's own")
+    num_inference_steps: int = _option(0, "solver steps; 0 for those that the run tuned, else 20")
+    guidance_scale: float = _option(0.0, "classifier-free guidance, 1 is none; 0 for what the run tuned, else 1")
+    noise_scale: float = _option(0.0, "initial-noise scale sigma; 0 for what the run tuned, else 1")
+    quality: str = _option("fused", "exact, fused or fast")
+    dtype: str = _option("float32", "of the network: float32, bfloat16 or float16")
+    micro_batch: int = _option(256, "images in one network call; part of what the images depend on")
+    verify: bool = _option(False, "check finished shards by their SHA-256 and make damaged ones again")
+    allow_download: bool = _option(False, "take a model that is not a folder from the Hugging Face hub")
+
+    def __post_init__(self):
+        for name in ("count", "first_id", "seed", "checkpoint", "num_inference_steps", "guidance_scale", "noise_scale"):
+            if not getattr(self, name) >= 0:
+                fail("synthesize", name, "be at least 0", getattr(self, name))
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            fail("synthesize", "dtype", "be one of float32, bfloat16, float16", self.dtype)
+        if self.format not in ("npy", "npz", "webdataset", "parquet"):
+            fail("synthesize", "format", "be one of npy, npz, webdataset, parquet", self.format)
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Register the subcommand."""
+    parser = subparsers.add_parser(
+        "synthesize",
+        help="write a labelled data set from a generator, on any number of processes",
+        description="Write a labelled data set. The same command continues one that was stopped; several processes "
+        "(accelerate launch -m kr_fast synthesize ...) share the work.",
+    )
+    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file with any of the options below")
+    options.add_flags(parser, SynthesizeConfig)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load the model, write the data set, print what was done."""
+    import yaml
+
+    from kr_fast.runtime import files, state
+    from kr_fast.synthesis import synthesize
+
+    names = {field.name for field in dataclasses.fields(SynthesizeConfig)}
+    flags = {name: value for name, value in vars(arguments).items() if name in names}
+    file = options.read_yaml(arguments.config, "synthesize")
+    config = options.build(SynthesizeConfig, file, flags, where="synthesize")
+    sampler, plan, used = prepare(config)
+    count = config.count or plan.count
+    if count is None:
+        fail("synthesize", "count", "be above 0 for labels without an end", config.count)
+    done = synthesize(
+        sampler,
+        plan,
+        config.out,
+        ids=range(config.first_id, config.first_id + count),
+        format=config.format,
+        shard_size=config.shard_size,
+        verify=config.verify,
+    )
+    if state.current().is_main:
+        files.write_text(done.out / "config.yaml", yaml.safe_dump(used | {"count": count}, sort_keys=False))
+        rate = f", {done.written} here at {done.written / done.seconds:.0f} images/s" if done.written else ""
+        print(f"{done.out}: {done.images} images in {done.shards} shards{rate}")
+    return 0
+
+
+def prepare(config: SynthesizeConfig) -> tuple[Any, Any, dict[str, Any]]:
+    """The sampler, the label plan, and the configuration with every choice that was left to the model."""
+    import torch
+
+    from kr_fast.recycling import finished
+    from kr_fast.runtime import state
+    from kr_fast.synthesis import LabelPlan, Sampler
+    from kr_fast.synthesis.loading import Model, load_model, make_scheduler
+
+    device, dtype = state.current().device, getattr(torch, config.dtype)
+    sampling: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 1.0, "noise_scale": 1.0}
+    crop = counts = None
+    used = dataclasses.asdict(config)
+    if config.model and finished.is_run(Path(config.model)):
+        found = finished.open_generator(Path(config.model), device, config.checkpoint)
+        scheduler = make_scheduler(config.scheduler, found.scheduler, config.model)
+        model = Model(found.network if dtype == torch.float32 else found.network.to(dtype), scheduler)
+        sampling, crop, used["checkpoint"] = found.sampling, found.crop, found.step
+        counts = list(found.class_counts)
+        labels = config.labels or ("balanced" if found.label_plan == "balanced" else "train")
+    else:
+        model = load_model(
+            config.model,
+            scheduler=config.scheduler,
+            device=device,
+            dtype=dtype,
+            allow_download=config.allow_download,
+        )
+        labels = config.labels or "balanced"
+    sampling = {name: getattr(config, name) or value for name, value in sampling.items()}
+    used |= sampling | {"labels": labels, "scheduler": type(model.scheduler).__name__}
+    classes = len(counts) if counts else model.classes(sampling["guidance_scale"] != 1)
+    sampler = Sampler(
+        model.network,
+        model.scheduler,
+        seed=config.seed,
+        micro_batch=config.micro_batch,
+        crop=crop,
+        vae=model.vae,
+        quality=config.quality,
+        **sampling,
+    )
+    plan = LabelPlan.counts(counts) if labels == "train" and counts else _plan(labels, classes)
+    if plan.num_classes > classes:
+        fail("synthesize", "labels", f"be below the model's {classes} classes", plan.num_classes - 1)
+    return sampler, plan, used
+
+
+def _plan(labels: str, classes: int) -> Any:
+    """The label plan of ``--labels``."""
+    import numpy as np
+    import torch
+
+    from kr_fast.synthesis import LabelPlan
+
+    if labels == "balanced":
+        return LabelPlan.balanced(classes)
+    kind, _, rest = labels.partition(":")
+    if kind == "counts":
+        try:
+            return LabelPlan.counts([int(each) for each in rest.split(",")])
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"synthesize: labels must be counts:N,N,..., got {labels}") from error
+    if not labels.endswith(".npy"):
+        fail("synthesize", "labels", "be balanced, counts:N,N,... or an .npy file", labels)
+    try:
+        found = np.load(labels, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"synthesize: labels must be a readable .npy file, got {labels} ({error})") from error
+    if found.dtype.kind not in "iu":
+        fail("synthesize", "labels", "hold integers", f"{found.dtype} in {labels}")
+    return LabelPlan.explicit(torch.from_numpy(found.astype(np.int64)))

@@ -1,0 +1,61 @@
+"""What a run has left behind, for those who sample more of it: the chosen checkpoint and how to sample from it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from kr_fast.recycling import generator
+from kr_fast.runtime import files
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.journal import Journal
+from kr_fast.runtime.manifest import CONFIG
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """``sampling``: num_inference_steps, guidance_scale and noise_scale as tuned, or as configured before tuning."""
+
+    network: Any
+    scheduler: Any
+    step: int
+    crop: tuple[int, int]
+    class_counts: tuple[int, ...]
+    label_plan: str
+    micro_batch: int
+    sampling: dict[str, Any]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run."""
+    return (folder / CONFIG).exists() and (folder / "journal.json").exists()
+
+
+def open_generator(run: Path, device: torch.device, step: int = 0) -> Finished:
+    """The generator of a run's folder, of checkpoint ``step``; 0 for the chosen, else the latest one."""
+    journal, config = Journal(run), yaml.safe_load((run / CONFIG).read_text())
+    trained = journal.done("generator")
+    if trained is None:
+        fail("synthesize", "model", "be a run whose generator is trained", run)
+    steps, tuned = trained["checkpoints"], (journal.done("tuning") or {}).get("sampling", {})
+    chosen = step or tuned.get("checkpoint") or (journal.done("checkpoints") or {}).get("chosen") or steps[-1]
+    if chosen not in steps:
+        fail("synthesize", "checkpoint", f"be one of {', '.join(map(str, steps))}", chosen)
+    path = generator.folder_of(run, chosen)
+    facts = files.read_json(path / "objective.json")
+    if "image_shape" not in facts:
+        fail("synthesize", "model", "be a run of this version of kr-fast, which notes the shape of images", run)
+    network, scheduler, _ = generator.load(path, device)
+    names = ("num_inference_steps", "guidance_scale", "noise_scale")
+    return Finished(
+        network,
+        scheduler,
+        chosen,
+        tuple(facts["image_shape"][:2]),
+        tuple(facts["class_counts"]),
+        config["label_plan"],
+        config["micro_batch"],
+        {name: tuned.get(name, config[name]) for name in names},
+    )

@@ -1,0 +1,66 @@
+"""kr-fast synthesize from the folder of a run: its generator, its classes, its image size, sampled as it was tuned."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_runs import QUIET
+
+import kr_fast
+from kr_fast.cli import main
+from kr_fast.recycling import finished as finished_runs
+from kr_fast.runtime.errors import UserError
+
+pytestmark = pytest.mark.pipeline
+FLAGS = ["--count", "70", "--shard-size", "32", "--seed", "3"]
+
+
+def images(out, kind="images"):
+    return np.concatenate([np.load(path) for path in sorted(out.glob(f"*.{kind}.npy"))])
+
+
+def test_a_run_gives_more_images(tmp_path, finished, monkeypatch):
+    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
+    run, out = finished[0], tmp_path / "data"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["synthesize", "--model", str(run), "--out", str(out), *FLAGS]) == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    tuned = json.loads((run / "journal.json").read_text())["tuning"]["result"]["sampling"]
+    used = yaml.safe_load((out / "config.yaml").read_text())
+    assert {key: used[key] for key in ("num_inference_steps", "guidance_scale", "noise_scale", "checkpoint")} == {
+        key: tuned[key] for key in ("num_inference_steps", "guidance_scale", "noise_scale", "checkpoint")
+    }
+    found = finished_runs.open_generator(run, torch.device("cpu"))
+    sampler = kr_fast.Sampler(found.network, found.scheduler, seed=3, crop=(8, 8), **found.sampling)
+    ids = torch.arange(70)
+    labels = kr_fast.LabelPlan.counts(found.class_counts).labels(ids)
+    assert images(out).shape == (70, 8, 8, 1)
+    assert np.array_equal(images(out, "labels"), labels.numpy())
+    assert np.array_equal(images(out), sampler(ids, labels).numpy())
+
+
+def test_two_ranks_write_what_one_writes(tmp_path, finished):
+    def command(out):
+        return ["-m", "kr_fast", "synthesize", "--model", str(finished[0]), *FLAGS, "--out", str(out)]
+
+    environment = {**__import__("os").environ, **QUIET}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for start in ([sys.executable, *command(tmp_path / "a")], [sys.executable, *launcher, *command(tmp_path / "b")]):
+        done = subprocess.run(start, capture_output=True, text=True, env=environment, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("70 images in 3 shards") == 1  # rank 0 alone prints
+    for name in ("manifest.json", "index.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_runs_that_are_refused(tmp_path, finished):
+    with pytest.raises(UserError, match="synthesize: checkpoint must be one of 9, 12, got 5"):
+        finished_runs.open_generator(finished[0], torch.device("cpu"), 5)
+    (tmp_path / "config.yaml").write_text((finished[0] / "config.yaml").read_text())
+    (tmp_path / "journal.json").write_text("{}")
+    with pytest.raises(UserError, match="synthesize: model must be a run whose generator is trained, got"):
+        finished_runs.open_generator(tmp_path, torch.device("cpu"))
