@@ -110,21 +110,27 @@ def upsample(self: Any, hidden_states: Tensor, output_size: Any = None, *args: A
     return x if conv is None else conv(x)
 
 
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention of ``[N, T, 3 * heads * d]``; on a CPU by this package's kernel where it has one for ``d``."""
+    if qkv.device.type == "cpu" and qkv.shape[2] // (3 * heads) in (8, 16, 32, 64):
+        return qkv_attention(qkv, heads)
+    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 def attention(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Self-attention over pixels: ``Attention`` with a group norm and a residual, as UNets without text have it."""
     x = nhwc(hidden_states)
     n, c, h, w = x.shape
     if x.device.type == "cpu":  # oneDNN's convolutions know AVX-512 on every CPU that has it; MKL's products do not
         qkv = F.conv2d(norm(self.group_norm, x, activation=None), self._kr_fast_qkv_weight, self._kr_fast_qkv_bias)
-        tokens = qkv_attention(nhwc(qkv).permute(0, 2, 3, 1).reshape(n, h * w, -1), self.heads)
+        tokens = attend(nhwc(qkv).permute(0, 2, 3, 1).reshape(n, h * w, -1), self.heads)
         out = self.to_out[0]
         y = F.conv2d(tokens.view(n, h, w, -1).permute(0, 3, 1, 2), out.weight[:, :, None, None], out.bias)
     else:
         tokens = norm(self.group_norm, x, activation=None).permute(0, 2, 3, 1).view(n, h * w, c)
         qkv = F.linear(tokens, self._kr_fast_qkv_weight.flatten(1), self._kr_fast_qkv_bias)
-        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        tokens = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        y = self.to_out[0](tokens).view(n, h, w, c).permute(0, 3, 1, 2)
+        y = self.to_out[0](attend(qkv, self.heads)).view(n, h, w, c).permute(0, 3, 1, 2)
     y = nhwc(y).add_(x)
     return y if self.rescale_output_factor == 1 else y.div_(self.rescale_output_factor)
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.synthesis import fast_blocks
+from kr_fast.synthesis import fast_blocks, fast_dit
 
 _OP = "optimize"
+MOST_TABLE_BYTES = 4 << 30
 
 
 class Optimized:
@@ -81,22 +82,28 @@ def optimize(model: nn.Module) -> Optimized:
     embedding and reads the skip connection in the place of a concatenation (:func:`kr_fast.group_norm_silu`). Heads of
     few channels attend without transposes (:func:`kr_fast.qkv_attention`, on a CPU). The blocks' projections of the
     embedding are one product, computed once a class, or looked up after ``prepare_steps``. Divisions by 1 are left out.
-    In a ``UNet2DConditionModel`` the residual blocks, up-samplers and layouts are patched.
+    In a ``UNet2DConditionModel`` the residual blocks, up-samplers and layouts are patched. A ``DiTTransformer2DModel``
+    computes the shifts, scales and gates of its blocks once a class, or looks them up, and q, k and v in one product.
 
     Outputs differ from the original's by rounding only. Calls need ``torch.no_grad()`` or ``torch.inference_mode()``.
     Some weights are joined when this is called: call ``restore()`` and :func:`optimize` again after changing weights.
 
     Args:
-        model: diffusers' ``UNet2DModel`` or ``UNet2DConditionModel``, float32, bfloat16 or float16, on any device.
+        model: diffusers' ``UNet2DModel``, ``UNet2DConditionModel`` or ``DiTTransformer2DModel``, float32, bfloat16 or
+            float16, on any device.
     Returns: an :class:`Optimized`, whose ``restore()`` undoes everything.
     Raises: UserError naming what was found for another model, block or activation.
     """
-    from diffusers import UNet2DConditionModel, UNet2DModel
+    from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
-    if not isinstance(model, (UNet2DModel, UNet2DConditionModel)):
-        fail(_OP, "model", "be diffusers' UNet2DModel or UNet2DConditionModel", type(model).__name__)
+    if not isinstance(model, (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel)):
+        rule = "be diffusers' UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel"
+        fail(_OP, "model", rule, type(model).__name__)
     handle = Optimized(model)
     try:
+        if isinstance(model, DiTTransformer2DModel):
+            _patch_dit(handle, model)
+            return handle
         if isinstance(model, UNet2DModel):
             _check_unet(model)
         _patch_blocks(handle, model, whole=isinstance(model, UNet2DModel))
@@ -189,40 +196,65 @@ def _patch_unet(handle: Optimized, model: Any) -> None:
             start = stop
     handle._set(model, "_kr_fast_proj_weight", torch.cat(weights))
     handle._set(model, "_kr_fast_proj_bias", torch.cat(biases))
+    _take_steps(handle, model)
+    handle._forward(model, fast_blocks.unet)
+
+
+def _patch_dit(handle: Optimized, model: Any) -> None:
+    why = fast_dit.refusal(model)
+    if why is not None:
+        fail(_OP, "model", "have blocks of self-attention with adaLN-Zero, as DiTTransformer2DModel builds them", why)
+    handle._forward(model, fast_dit.dit)
+    for module, name, value in fast_dit.joined(model):
+        handle._set(module, name, value)
+    _take_steps(handle, model)
+
+
+def _take_steps(handle: Optimized, model: nn.Module) -> None:
     handle._set(model, "_kr_fast_table", None)
     handle._set(model, "prepare_steps", functools.partial(prepare_steps, model))
-    handle._forward(model, fast_blocks.unet)
 
 
 @torch.no_grad()
 def prepare_steps(model: Any, timesteps: Iterable[float] | Tensor) -> None:
     """See :meth:`Optimized.prepare_steps`."""
     if not hasattr(model, "_kr_fast_table"):
-        fail("prepare_steps", "model", "be an optimized UNet2DModel", type(model).__name__)
-    if model.class_embedding is not None and type(model.class_embedding) is not nn.Embedding:
+        fail("prepare_steps", "model", "be an optimized UNet2DModel or DiTTransformer2DModel", type(model).__name__)
+    is_unet = hasattr(model, "class_embedding")
+    if is_unet and model.class_embedding is not None and type(model.class_embedding) is not nn.Embedding:
         fail("prepare_steps", "model", "have class embeddings that are a table or none", model.config.class_embed_type)
-    if model.config.time_embedding_type == "fourier":
+    if is_unet and model.config.time_embedding_type == "fourier":
         fail("prepare_steps", "model", "not divide by its timestep", "time_embedding_type='fourier'")
     if not isinstance(timesteps, Tensor):
         timesteps = torch.tensor(list(timesteps))
     if timesteps.ndim != 1 or len(timesteps) == 0:
         fail("prepare_steps", "timesteps", "be a sequence of at least one timestep", list(timesteps.shape))
-    device = model._kr_fast_proj_weight.device
-    rows = [fast_blocks.all_shifts(model, t) for t in timesteps.to(device)]
+    timesteps = timesteps.to(next(model.parameters()).device)
+    make = fast_blocks.all_shifts if is_unet else _dit_rows
+    rows = [make(model, timesteps[0])]
+    if rows[0].nbytes * len(timesteps) > MOST_TABLE_BYTES:
+        size = f"{len(timesteps)} of {rows[0].nbytes} bytes each"
+        fail("prepare_steps", "timesteps", f"make a table of at most {MOST_TABLE_BYTES} bytes", size)
+    rows += [make(model, t) for t in timesteps[1:]]
     vars(model).pop("_kr_fast_table", None)
     model.register_buffer("_kr_fast_table", torch.stack(rows), persistent=False)
 
 
+def _dit_rows(model: Any, timestep: Tensor) -> Tensor:
+    return fast_dit.all_rows(model, timestep.reshape(1), None)
+
+
 def check_call(model: Any, class_labels: Tensor | None, step: Tensor | None) -> None:
     """What a patched network asks of a call, before anything is computed."""
-    if torch.is_grad_enabled() and model.conv_in.weight.requires_grad:
+    if torch.is_grad_enabled() and next(model.parameters()).requires_grad:
         raise UserError(
             f"{_OP}: model must be called under torch.no_grad() or torch.inference_mode(), got grad mode; "
             "restore() gives back the network that can be trained"
         )
-    if (class_labels is None) != (model.class_embedding is None):
+    embedding = getattr(model, "class_embedding", model)  # a DiT always has one
+    if (class_labels is None) != (embedding is None):
         rule = "be given for" if class_labels is None else "be None for"
-        kind = type(model.class_embedding).__name__
+        kind = type(embedding).__name__
         fail(_OP, "class_labels", f"{rule} a model with class embedding {kind}", _describe(class_labels))
     if step is not None:
         if getattr(model, "_kr_fast_table", None) is None:

@@ -287,7 +287,7 @@ def test_conditional_unet_keeps_its_values():
     with kr_fast.optimize(model) as handle:
         assert handle.patched["ResnetBlock2D"] == 8
         torch.testing.assert_close(run(model, arguments), want, rtol=1e-4, atol=1e-5)
-        with pytest.raises(UserError, match="prepare_steps: model must be an optimized UNet2DModel"):
+        with pytest.raises(UserError, match="prepare_steps: model must be an optimized UNet2DModel or DiT"):
             handle.prepare_steps([1])
     assert torch.equal(run(model, arguments), want)
 
@@ -295,7 +295,10 @@ def test_conditional_unet_keeps_its_values():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: nn.Conv2d(1, 1, 3), "model must be diffusers' UNet2DModel or UNet2DConditionModel, got Conv2d"),
+        (
+            lambda: nn.Conv2d(1, 1, 3),
+            r"model must be diffusers' UNet2DModel, .* or DiTTransformer2DModel, got Conv2d",
+        ),
         (
             lambda: network(down_block_types=("SkipDownBlock2D", "DownBlock2D")),
             "model must have blocks of .*, got SkipDownBlock2D",
