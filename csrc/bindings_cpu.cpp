@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "cpu/bootstrap_auc.h"
 #include "cpu/distillation_loss.h"
 #include "cpu/distillation_metrics.h"
 #include "cpu/encode_png.h"
@@ -170,6 +171,16 @@ PYBIND11_MODULE(_cpu, m) {
         [](Address scores, Address members, int64_t n, Address thresholds, Address tp, Address fp) {
             return kr::roc(at<const double>(scores), at<const uint8_t>(members), n, at<double>(thresholds),
                            at<int64_t>(tp), at<int64_t>(fp));
+        },
+        release());
+
+    // bootstrap_auc
+    m.def(
+        "bootstrap_auc",
+        [](Address inside, Address outside, int64_t groups, Address limits, int64_t num_limits, int64_t replicates,
+           uint64_t seed, Address auc, Address tp, int threads) {
+            kr::bootstrap_auc(at<const int64_t>(inside), at<const int64_t>(outside), groups, at<const int64_t>(limits),
+                              num_limits, replicates, seed, at<double>(auc), at<int64_t>(tp), threads);
         },
         release());
 }

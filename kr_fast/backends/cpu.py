@@ -250,3 +250,14 @@ def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores.data_ptr(), members.data_ptr(), len(scores), thresholds.data_ptr(), tp.data_ptr(), fp.data_ptr()
     )
     return thresholds[:points], tp[:points], fp[:points]
+
+
+@registry.kernel("bootstrap_auc", "cpu", refuses=accepts(torch.float64))
+def bootstrap_auc(inside: Tensor, outside: Tensor, limits: Tensor, replicates: int, seed: int) -> tuple[Tensor, Tensor]:
+    auc = torch.empty(replicates, dtype=torch.float64)
+    tp = torch.empty(replicates, len(limits), dtype=torch.int64)
+    _cpu.bootstrap_auc(
+        inside.data_ptr(), outside.data_ptr(), len(inside), limits.data_ptr(), len(limits), replicates, seed,
+        auc.data_ptr(), tp.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return auc, tp

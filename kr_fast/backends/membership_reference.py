@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kr_fast.backends.reference import philox_words
 from kr_fast.backends.registry import kernel
 
 
@@ -82,3 +83,25 @@ def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     at_or_above = scores[None, :] >= thresholds[:, None]
     inside = members.bool()
     return thresholds, (at_or_above & inside).sum(1), (at_or_above & ~inside).sum(1)
+
+
+@kernel("bootstrap_auc", "reference", refuses=_never)
+def bootstrap_auc(inside: Tensor, outside: Tensor, limits: Tensor, replicates: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Replicate by replicate: draw items, count those of each distinct score, walk the ROC."""
+    aucs, found = [], []
+    for replicate in range(replicates):
+        sides = []
+        for side, counts in enumerate((inside, outside)):
+            total = int(counts.sum())
+            counter = (
+                torch.arange((total + 3) // 4),
+                *(torch.full(((total + 3) // 4,), c) for c in (side, replicate, 0)),
+            )
+            words = torch.stack(philox_words(counter, seed), 1).flatten()[:total]
+            group = torch.repeat_interleave(torch.arange(len(counts)), counts)[words * total >> 32]
+            sides.append(torch.bincount(group, minlength=len(counts)))
+        tp, fp = (side.cumsum(0) for side in sides)
+        twice = int((sides[1] * (2 * tp - sides[0])).sum())
+        aucs.append(twice / (2 * int(tp[-1]) * int(fp[-1])))
+        found.append([int(tp[fp <= limit].max()) if bool((fp <= limit).any()) else 0 for limit in limits])
+    return torch.tensor(aucs, dtype=torch.float64), torch.tensor(found, dtype=torch.int64).view(replicates, len(limits))

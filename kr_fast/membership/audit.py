@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from kr_fast.ensemble import ModelArray, Shadows
 from kr_fast.membership.attacks import lira
-from kr_fast.membership.metrics import Curve, roc
+from kr_fast.membership.curve import FPRS, Curve, roc
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 
 ATTACKS = ("loss", "lira", "lira_offline")
-FPRS = (0.1, 0.01, 0.001)
 # Below this many shadows on a side one variance for all examples attacks better than one each (Carlini et al., fig. 9).
 PER_EXAMPLE_FROM = 64
 

@@ -69,7 +69,7 @@ def test_report_is_strict_json(scene):
     row = found["target"]["lira"]
     assert set(row) >= {"auc", "auc_ci", "tpr_at_fpr", "balanced_accuracy"}
     assert row["auc_ci"][0] < row["auc"] <= row["auc_ci"][1]
-    assert set(row["tpr_at_fpr"]) == {"0.1", "0.01", "0.001"}
+    assert set(row["tpr_at_fpr"]) == {"0.1", "0.01", "0.001", "0.0001"}
     assert not row["tpr_at_fpr"]["0.001"]["point_claim"]  # 80 non-members cannot carry it
     assert found["setting"]["num_shadows"] == 16
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from kr_fast.backends import registry
-from kr_fast.membership.metrics import roc as curve_of
+from kr_fast.membership.curve import roc as curve_of
 from kr_fast.ops.roc import roc
 
 BACKENDS = ("cpu", "reference")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kr_fast.membership import aop, roc
+from kr_fast.membership import across_targets, aop, operating_point, roc, shadow_threshold
 
 
 def delong(scores, members, level_z=1.959963984540054):
@@ -116,3 +116,71 @@ def test_accuracy_over_privacy():
     assert aop(0.9, 0.5) == aop(0.9, 0.3) == 0.9  # an attack below chance does not earn a bonus
     assert aop(0.9, 1.0) == 0.9 / 4
     assert aop(0.8, 0.75) == pytest.approx(0.8 / 2.25)
+
+
+def test_advantage_and_rules():
+    scores, members = draw(np.random.default_rng(9), 200, 100, 1.0)
+    curve = curve_of(scores, members)
+    assert curve.advantage == pytest.approx(max(curve.tpr - curve.fpr), abs=1e-12)
+    assert curve.tpr_at(0.05)["false_positives"] == 5
+    strict = curve.tpr_at(0.05, rule="<")
+    assert (strict["false_positives"], strict["rule"]) == (4, "fpr < target")
+    between = curve.tpr_at(0.055, rule="interpolated")
+    assert between["tpr"] == pytest.approx(np.interp(0.055, curve.fpr, curve.tpr))
+    with pytest.raises(ValueError, match="rule must be one of <=, <, interpolated, got >"):
+        curve.tpr_at(0.1, rule=">")
+
+
+def test_interval_of_tpr_is_that_of_the_definition():
+    """The vectorised interval against scipy.stats, one rate at a time."""
+    from scipy.stats import beta, binom
+
+    curve = curve_of(*draw(np.random.default_rng(10), 300, 250, 1.0, 0.25))
+    rates = [0.5, 0.1, 0.02, 1e-4]
+    low, high = curve.tpr_interval(rates)
+    for i, rate in enumerate(rates):
+        most, fewest = int(binom.ppf(1 - 0.0125, 250, rate)), int(binom.ppf(0.0125, 250, rate))
+        above = [max([tp for tp, fp in zip(curve.tp, curve.fp, strict=True) if fp <= k], default=0)
+                 for k in (fewest - 1, most)]  # fmt: skip
+        wanted = beta.ppf(0.0125, above[0], 301 - above[0]) if above[0] else 0.0
+        assert low[i] == pytest.approx(wanted, abs=1e-12)
+        assert high[i] == pytest.approx(1.0 if above[1] == 300 else beta.ppf(0.9875, above[1] + 1, 300 - above[1]))
+
+
+def test_precision_at_a_prior():
+    curve = curve_of(*draw(np.random.default_rng(11), 2000, 2000, 1.0))
+    found, at = curve.precision(0.1, 0.01), curve.tpr_at(0.01)
+    assert found["ppv"] == pytest.approx(0.1 * at["tpr"] / (0.1 * at["tpr"] + 0.9 * at["fpr"]))
+    assert found["interval"][0] < found["ppv"] < found["interval"][1]
+    assert curve.precision(0.5, 1e-5)["point_claim"] is False
+    with pytest.raises(ValueError, match=r"prior must be in \(0, 1\)"):
+        curve.precision(1.0, 0.1)
+
+
+def test_threshold_from_shadows_keeps_its_rate_on_the_target():
+    """Chosen on others, the threshold's FPR holds in expectation; chosen on the data itself it cannot be above."""
+    rng = np.random.default_rng(12)
+    keep = rng.random((9, 2000)) < 0.5
+    scores = torch.from_numpy(rng.normal(keep * 1.0, 1.0))
+    keep = torch.from_numpy(keep)
+    threshold = shadow_threshold(scores[1:], keep[1:], 0.05)
+    found = operating_point(roc(scores[0], keep[0]), threshold)
+    assert 0.03 < found["fpr"] < 0.07
+    assert found["fpr_interval"][0] < 0.05 < found["fpr_interval"][1]
+    assert found["tpr"] == float((scores[0][keep[0]] >= threshold).double().mean())
+    tenth = found["ppv"]["0.1"]
+    assert tenth["ppv"] == pytest.approx(0.1 * found["tpr"] / (0.1 * found["tpr"] + 0.9 * found["fpr"]))
+    assert tenth["interval"][0] < tenth["ppv"] < tenth["interval"][1]
+    nobody = operating_point(roc(scores[0], keep[0]), 1e9)
+    assert (nobody["false_positives"], nobody["ppv"]["0.5"]["ppv"]) == (0, None)
+
+
+def test_several_targets():
+    rng = np.random.default_rng(13)
+    keep = torch.from_numpy(rng.random((5, 300)) < 0.5)
+    scores = torch.from_numpy(rng.normal(size=(5, 300))) + keep
+    found = across_targets(scores, keep)
+    each = [roc(row, held).auc for row, held in zip(scores, keep, strict=True)]
+    assert found["auc"]["each"] == each
+    assert found["auc"]["sd"] == pytest.approx(np.std(each, ddof=1))
+    assert across_targets(scores[:1], keep[:1])["auc"]["sd"] is None

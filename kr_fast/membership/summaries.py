@@ -1,0 +1,98 @@
+"""What is said beside a curve: several targets, thresholds that never saw the target, accuracy over privacy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from kr_fast.membership.curve import FPRS, Curve, roc
+from kr_fast.membership.intervals import clopper_pearson
+from kr_fast.runtime.errors import fail
+
+
+def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS) -> dict:
+    """AUC and TPRs of several targets: mean and standard deviation.
+
+    Targets that are attacked leave-one-out share their shadows, so the spread is of models, not a standard error.
+
+    Args:
+        scores: ``[K, N]``, of any attack.
+        keep: bool ``[K, N]``, the members of each target.
+    Returns: {"targets", "auc": {"mean", "sd", "each"}, "balanced_accuracy": ..., "tpr_at_fpr": {fpr: {...}}}.
+    """
+    curves = [roc(row, held) for row, held in zip(scores, keep, strict=True)]
+    return {
+        "targets": len(curves),
+        "auc": _spread([curve.auc for curve in curves]),
+        "balanced_accuracy": _spread([curve.balanced_accuracy for curve in curves]),
+        "tpr_at_fpr": {str(fpr): _spread([curve.tpr_at(fpr)["tpr"] for curve in curves]) for fpr in fprs},
+    }
+
+
+def _spread(values: list[float]) -> dict:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd, "each": values}
+
+
+def shadow_threshold(scores: Tensor, keep: Tensor, fpr: float) -> float:
+    """The threshold at which non-members of the *shadows* are flagged at a rate of at most ``fpr``.
+
+    It never saw the target: what it achieves there (:func:`operating_point`) is what an attacker would achieve.
+
+    Args:
+        scores: ``[M, N]``, each shadow attacked leave-one-out.
+        keep: bool ``[M, N]``.
+    """
+    if not 0 < fpr < 1:
+        fail("shadow_threshold", "fpr", "be in (0, 1)", fpr)
+    curve = roc(scores.flatten(), keep.flatten())
+    at = int(np.searchsorted(curve.fp, fpr * curve.negatives + 1e-9, side="right"))
+    return float(curve.thresholds[at - 1]) if at else float(np.nextafter(curve.thresholds[0], np.inf))
+
+
+def operating_point(
+    curve: Curve, threshold: float, priors: Sequence[float] = (0.5, 0.1, 0.01), level: float = 0.95
+) -> dict:
+    """TPR, FPR and PPV at a threshold that was fixed without the target, with Clopper-Pearson intervals.
+
+    ``PPV = prior TPR / (prior TPR + (1 - prior) FPR)``; its interval takes both rates at their worst and best, each at
+    half of the error.
+    """
+    at = int(np.searchsorted(-curve.thresholds, -threshold, side="right"))
+    tp, fp = (int(curve.tp[at - 1]), int(curve.fp[at - 1])) if at else (0, 0)
+    error = (1 - level) / 2
+    tpr = [float(v) for v in clopper_pearson(tp, curve.positives, error)]
+    fpr = [float(v) for v in clopper_pearson(fp, curve.negatives, error)]
+    worst, best = (
+        (clopper_pearson(tp, curve.positives, error / 2)[i], clopper_pearson(fp, curve.negatives, error / 2)[1 - i])
+        for i in (0, 1)
+    )
+
+    def ppv(prior: float, hit: float, miss: float) -> float | None:
+        flagged = prior * hit + (1 - prior) * miss
+        return float(prior * hit / flagged) if flagged else None
+
+    return {
+        "threshold": threshold,
+        "tpr": tp / curve.positives,
+        "tpr_interval": tpr,
+        "fpr": fp / curve.negatives,
+        "fpr_interval": fpr,
+        "false_positives": fp,
+        "ppv": {
+            str(prior): {
+                "ppv": ppv(prior, tp / curve.positives, fp / curve.negatives),
+                "interval": [ppv(prior, *worst), ppv(prior, *best)],
+            }
+            for prior in priors
+        },
+    }
+
+
+def aop(accuracy: float, auc: float) -> float:
+    """Accuracy over privacy: ``accuracy / (2 max(auc, 1/2))^2`` (Rinaldi et al., "DAP", BMVC 2023).
+
+    It equals the accuracy where the attack is at chance and falls to a quarter of it where the attack is perfect. One
+    number hides both: read it beside them.
+    """
+    return accuracy / (2 * max(auc, 0.5)) ** 2
