@@ -12,6 +12,7 @@ import torch
 import torch.utils.benchmark
 
 import kr_fast
+from kr_fast.backends import registry
 
 TEMPERATURE, HARD = 4.0, 0.1
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,8 +41,19 @@ def fused(student, teacher, labels):
     return kr_fast.distillation_loss(student, teacher, labels, temperature=TEMPERATURE, hard_weight=HARD)
 
 
+def by_backend(backend, *tensors):
+    with registry.forced(backend):
+        return fused(*tensors)
+
+
 def loss_of(provider):
     """The provider's loss; skips with the reason where it cannot run."""
+    if provider in ("kr_fast cuda", "kr_fast triton"):  # to choose between them, see registry.CHOICES
+        backend = provider.split()[1]
+        why = registry.refusal("distillation_loss", backend, DEVICE, torch.float32)
+        if why:
+            pytest.skip(why)
+        return functools.partial(by_backend, backend)
     if provider == "liger":
         if DEVICE != "cuda":
             pytest.skip("liger needs a GPU")
@@ -82,7 +94,7 @@ def test_route_is_the_same_loss():
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES, ids=lambda value: str(value).replace(", ", "x"))
-@pytest.mark.parametrize("provider", ["eager", "compiled", "liger", "kr_fast"])
+@pytest.mark.parametrize("provider", ["eager", "compiled", "liger", "kr_fast", "kr_fast cuda", "kr_fast triton"])
 def test_distillation_loss(benchmark, shape, dtype, provider):
     benchmark.group = f"distillation_loss {shape[0]}x{shape[1]} {dtype} {DEVICE}"
     rows, classes = shape

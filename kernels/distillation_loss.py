@@ -43,7 +43,8 @@ def _kl_terms(p, q, d):
     """p (d + expm1(-d)): see kr_fast.ops.distillation_loss."""
     poly = 1.0 / 720 + d * (-1.0 / 5040 + d * (1.0 / 40320))
     poly = 0.5 + d * (-1.0 / 6 + d * (1.0 / 24 + d * (-1.0 / 120 + d * poly)))
-    far = tl.maximum(p * d + (q - p), 0.0)
+    far = p * d + (q - p)
+    far = tl.where(far < 0.0, 0.0, far)  # a maximum would turn NaN into 0
     return tl.where(p == 0.0, q, tl.where(tl.abs(d) < 0.25, p * (d * d) * poly, far))
 
 

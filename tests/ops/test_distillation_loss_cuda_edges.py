@@ -166,6 +166,18 @@ def test_same_bits_in_every_order_and_run(cuda_device, classes, host_cuda):
     torch.testing.assert_close(loss, found[0][0], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("capability", "first"), [((9, 0), "cuda"), ((8, 0), "cuda"), ((7, 5), "triton"), ((0, 0), "triton")]
+)
+def test_choice_between_gpu_backends(capability, first):
+    for classes in (2, 1000, 128_256):
+        order = registry.preference("distillation_loss", "cuda", torch.bfloat16, classes, capability)
+        assert order[0] == first
+        assert order[-1] == "reference"
+    assert registry.preference("distillation_loss", "cpu", torch.float32, 10, capability) == ("cpu", "reference")
+    assert registry.preference("philox_normal", "cuda", torch.float32, 0, capability)[0] == "cuda"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("classes", [10, 100, 1000, 32000])
 def test_nothing_waits_for_the_device_and_graphs_replay(classes):

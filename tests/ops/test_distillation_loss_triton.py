@@ -105,6 +105,17 @@ def test_interpreter_edge_cases():
         assert ignored.item() == 0
 
 
+@pytest.mark.interpreter
+@pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
+def test_interpreter_lets_nan_through():
+    """A maximum drops NaN, so that logits gone wrong would look like a small loss."""
+    z, t = torch.randn(3, 10), torch.randn(3, 10)
+    z[1, 3] = float("nan")
+    with registry.forced("triton"):
+        for pair in ((z, t), (t, z)):
+            assert distillation_loss(*pair, reduction="none").isnan().tolist() == [False, True, False]
+
+
 POINTERS = {
     "forward_kernel": ("input", "target", "indices", "labels", "weight", "row_loss", "row_weight", "stats"),
     "backward_kernel": ("upstream", "input", "target", "indices", "labels", "weight", "stats", "scale", "grad"),
