@@ -23,6 +23,7 @@ from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.progress import bar
 from kr_fast.synthesis import LabelPlan, Sampler
+from kr_fast.synthesis.optimize import optimize
 
 FILE, TRIALS = "student.safetensors", "trials.json"
 
@@ -70,6 +71,7 @@ def make_sampler(context: Context, sampling: Sampling) -> Sampler:
     """The sampler of a checkpoint under ``sampling``; its ids are images of this run's seed."""
     c = context.config
     network, scheduler, _ = generator.load(generator.folder(context, sampling.checkpoint), context.runtime.device)
+    optimize(network)
     return Sampler(
         network,
         scheduler,
