@@ -175,7 +175,7 @@ def solver_step_at(
             _check.fail(op, "ids", f"be contiguous [{shape[0]}] on {device}", ids)
     _check.integer(op, "seed", seed, 0, 2**63)
     _check.integer(op, "stream", stream, 0, 2**32 - len(table.rows))
-    _check.integer(op, "copies", copies, 1, 4)
+    _check.integer(op, "copies", copies, 1, 3)
     batch, channels, height, width = shape
     if input is not None:
         _check.tensor(op, "input", input, ndim=4, dtypes=HALF)
