@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import define, is_plain
 
 MAX_HISTORY = 4
 EMITS = ("sample", "kept", "input", "image")
@@ -166,23 +166,42 @@ def solver_step(
         _limits(row, sample, model_output, uncond_output, guidance_scale), [h.contiguous() for h in history], flat,
         float(guidance_scale), seed, stream, copies,
     )  # fmt: skip
+    direct = _past_the_dispatcher(sample, model_output, uncond_output, history)
     if out is not None:
         _check_out(op, sample, out, emit, input_dtype, copies)
-        torch.ops.kr_fast.solver_step_out(*arguments, *out)
+        (_into if direct else torch.ops.kr_fast.solver_step_out)(*arguments, *out)
         return out
-    found = torch.ops.kr_fast.solver_step(*arguments, list(emit), input_dtype)
+    found = (_new if direct else torch.ops.kr_fast.solver_step)(*arguments, list(emit), input_dtype)
     return found[0] if tuple(emit) == ("sample",) else SolverOutput(**dict(zip(emit, found, strict=True)))
 
 
+def _past_the_dispatcher(sample: Tensor, model_output: Tensor, uncond_output: Tensor | None, history: tuple) -> bool:
+    """Whether the kernel may be called as it is: the dispatcher costs more than a small batch's kernel."""
+    if torch.compiler.is_compiling() or not (is_plain(sample) and is_plain(model_output)):
+        return False
+    _check.no_transform("solver_step")
+    tensors = (
+        (sample, model_output, *history) if uncond_output is None else (sample, model_output, uncond_output, *history)
+    )
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
 def _check_out(op: str, sample: Tensor, out: SolverOutput, emit: tuple[str, ...], dtype: torch.dtype, copies: int):
-    with torch.device("meta"):
-        wanted = _allocate(torch.empty(sample.shape, dtype=sample.dtype), list(emit), dtype, copies)
-    for name, want in zip(emit, wanted, strict=True):
+    shape, rest = sample.shape, sample.shape[2:]
+    for name in emit:
         value = getattr(out, name)
-        alike = (value.shape, value.dtype, value.stride()) == (want.shape, want.dtype, want.stride())
-        if not alike or value.device != sample.device:
-            rule = f"be {str(want.dtype).removeprefix('torch.')} {list(want.shape)} of strides {want.stride()}"
-            _check.fail(op, f"out.{name}", f"{rule} on {sample.device}", value)
+        wanted, want_dtype, layout = shape, sample.dtype, torch.contiguous_format
+        if name == "input":
+            wanted, want_dtype, layout = (copies * shape[0], *shape[1:]), dtype, torch.channels_last
+        elif name == "image":
+            wanted, want_dtype = (shape[0], *rest, shape[1]), torch.uint8
+        alike = value.shape == wanted and value.dtype == want_dtype and value.device == sample.device
+        if not alike or not value.is_contiguous(memory_format=layout):
+            rule = f"be {str(want_dtype).removeprefix('torch.')} {list(wanted)} on {sample.device}, {_LAYOUTS[layout]}"
+            _check.fail(op, f"out.{name}", rule, value)
+
+
+_LAYOUTS = {torch.contiguous_format: "contiguous", torch.channels_last: "channels_last"}
 
 
 def _check_emit(op: str, sample: Tensor, row: SolverRow, emit: tuple[str, ...], dtype: torch.dtype, copies: int):

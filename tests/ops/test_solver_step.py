@@ -267,7 +267,16 @@ def test_any_row(numbers, history, size, guided):
             ValueError,
             r"uncond_output must have model_output's dtype \(torch.float32\), got float16",
         ),
-        ({"out": SolverOutput(torch.zeros(3, 2))}, ValueError, r"out.sample must be float32 \[2, 3\] of strides"),
+        (
+            {"out": SolverOutput(torch.zeros(3, 2))},
+            ValueError,
+            r"out.sample must be float32 \[2, 3\] on cpu, contiguous",
+        ),
+        (
+            {"out": SolverOutput(torch.zeros(3, 2).t())},
+            ValueError,
+            r"out.sample must be float32 \[2, 3\] on cpu, conti",
+        ),
         ({"seed": -1}, ValueError, "seed must be in"),
         ({"stream": 2**32}, ValueError, "stream must be in"),
     ],
