@@ -110,6 +110,18 @@ def upsample(self: Any, hidden_states: Tensor, output_size: Any = None, *args: A
     return x if conv is None else conv(x)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of ``[N, T, K]``; in float32 on a CPU as a 1x1 convolution.
+
+    oneDNN's convolutions use AVX-512 on every CPU that has it; MKL's products in float32 do not.
+    """
+    n, t, k = x.shape
+    if x.device.type != "cpu" or x.dtype != torch.float32 or n < 2 or t < 2:
+        return F.linear(x, weight, bias)
+    pixels = x.contiguous().as_strided((n, k, t, 1), (t * k, 1, k, k))
+    return nhwc(F.conv2d(pixels, weight[:, :, None, None], bias)).permute(0, 2, 3, 1).reshape(n, t, -1)
+
+
 def attend(qkv: Tensor, heads: int) -> Tensor:
     """Self-attention of ``[N, T, 3 * heads * d]``; on a CPU by this package's kernel where it has one for ``d``."""
     if qkv.device.type == "cpu" and qkv.shape[2] // (3 * heads) in (8, 16, 32, 64):

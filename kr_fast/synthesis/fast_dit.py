@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kr_fast.synthesis.fast_blocks import attend
+from kr_fast.synthesis.fast_blocks import attend, linear
 
 
 def modulated(x: Tensor, eps: float, shift: Tensor, scale: Tensor) -> Tensor:
@@ -47,15 +47,25 @@ def rows_of(self: Any, count: int, timestep: Tensor, class_labels: Tensor, step:
     return all_rows(self, timestep.reshape(1) if timestep.numel() == 1 else timestep, class_labels)
 
 
+def through(layers: nn.ModuleList, x: Tensor) -> Tensor:
+    """The layers one after the other, their products by :func:`linear`."""
+    for layer in layers:
+        if type(layer) is nn.Linear:
+            x = linear(x, layer.weight, layer.bias)
+        elif type(layer).__name__ == "GELU" and type(getattr(layer, "proj", None)) is nn.Linear:
+            x = F.gelu(linear(x, layer.proj.weight, layer.proj.bias), approximate=layer.approximate)
+        else:
+            x = layer(x)
+    return x
+
+
 def block(self: Any, x: Tensor, row: Tensor) -> Tensor:
     """``BasicTransformerBlock`` with adaLN-Zero, its six vectors given."""
     shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = row.chunk(6, dim=1)
     h = modulated(x, self.norm1.norm.eps, shift, scale)
-    h = attend(F.linear(h, self._kr_fast_qkv_weight, self._kr_fast_qkv_bias), self.attn1.heads)
-    for layer in self.attn1.to_out:
-        h = layer(h)
-    x = torch.addcmul(x, gate[:, None], h)
-    h = self.ff(modulated(x, self.norm3.eps, shift_mlp, scale_mlp))
+    h = attend(linear(h, self._kr_fast_qkv_weight, self._kr_fast_qkv_bias), self.attn1.heads)
+    x = torch.addcmul(x, gate[:, None], through(self.attn1.to_out, h))
+    h = through(self.ff.net, modulated(x, self.norm3.eps, shift_mlp, scale_mlp))
     return torch.addcmul(x, gate_mlp[:, None], h)
 
 

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kr_fast
 from kr_fast.backends import registry
 from kr_fast.runtime.errors import UserError
+from kr_fast.synthesis import fast_blocks
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -68,6 +69,19 @@ def test_values(batch, dtype, change):
             error, own = (float((y.double() - want).norm() / want.norm()) for y in (ours, theirs))
             assert error <= max(1.5 * own, 1e-6), (error, own)
     assert torch.equal(run(model, arguments), theirs)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7), (1, 5, 7), (3, 1, 7), (2, 2, 1)], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_linear_is_a_product(shape, biased):
+    """By convolution where there are several images and tokens, else by torch's product."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(4, shape[2]), torch.randn(4) if biased else None
+    want = torch.nn.functional.linear(x, weight, bias)
+    for form in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
+        got = fast_blocks.linear(form, weight, bias)
+        torch.testing.assert_close(got, want)
+        assert got.is_contiguous()
 
 
 def test_timesteps_by_image():
