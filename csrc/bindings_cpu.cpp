@@ -16,6 +16,7 @@
 #include "cpu/pack_uint8.h"
 #include "cpu/philox_normal.h"
 #include "cpu/qkv_attention.h"
+#include "cpu/rmia.h"
 #include "cpu/roc.h"
 #include "cpu/solver_step.h"
 
@@ -150,9 +151,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.def(
         "lira",
         [](Address phi, Address keep, Address target, int64_t queries, int64_t examples, int64_t models,
-           int64_t targets, bool online, bool fixed_variance, Address scores, int threads) {
+           int64_t targets, bool online, int variance, Address scores, int threads) {
             return kr::lira(at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries, examples,
-                            models, targets, online, fixed_variance, at<double>(scores), threads);
+                            models, targets, online, static_cast<kr::Variance>(variance), at<double>(scores),
+                            threads);
         },
         release());
 
@@ -181,6 +183,20 @@ PYBIND11_MODULE(_cpu, m) {
            uint64_t seed, Address auc, Address tp, int threads) {
             kr::bootstrap_auc(at<const int64_t>(inside), at<const int64_t>(outside), groups, at<const int64_t>(limits),
                               num_limits, replicates, seed, at<double>(auc), at<int64_t>(tp), threads);
+        },
+        release());
+
+    // rmia
+    m.def(
+        "rmia",
+        [](Address x, Address z, int64_t queries, int64_t num_x, int64_t num_z, bool wide, double gamma, Address count,
+           int threads) {
+            if (wide)
+                kr::rmia(at<const double>(x), at<const double>(z), queries, num_x, num_z, gamma, at<int64_t>(count),
+                         threads);
+            else
+                kr::rmia(at<const float>(x), at<const float>(z), queries, num_x, num_z, (float)gamma,
+                         at<int64_t>(count), threads);
         },
         release());
 }

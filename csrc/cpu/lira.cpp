@@ -30,7 +30,7 @@ struct Side {
 
 struct Stats {
     int64_t count;
-    double median, variance, residual;  // residual: sum of squared distances from the median
+    double median, mean, variance, residual;  // residual: sum of squared distances from the median
 };
 
 // Statistics of a side without one of its values; `without` is null to leave none out.
@@ -42,20 +42,20 @@ Stats statistics(const Side& side, const double* without) {
         const double d = *without - side.shift;
         sum -= d, square -= d * d, --count;
     }
-    if (count == 0) return {0, 0, 0, 0};
+    if (count == 0) return {0, 0, 0, 0, 0};
     auto at = [&](int64_t i) { return side.sorted[i + (i >= removed)]; };
     const double median = count % 2 ? at(count / 2) : 0.5 * (at(count / 2 - 1) + at(count / 2));
     const double mean = sum / count, centre = median - side.shift;
     const double deviations = square - count * mean * mean;
     if (deviations >= kCancelled * side.square)
-        return {count, median, deviations / count, square - 2 * centre * sum + count * centre * centre};
+        return {count, median, mean + side.shift, deviations / count, square - 2 * centre * sum + count * centre * centre};
     // An outlier was left out and little remains of the difference: sum anew.
     double variance = 0, residual = 0;
     for (int64_t i = 0; i < count; ++i) {
         const double from_mean = at(i) - side.shift - mean, from_median = at(i) - median;
         variance += from_mean * from_mean, residual += from_median * from_median;
     }
-    return {count, median, variance / count, residual};
+    return {count, median, mean + side.shift, variance / count, residual};
 }
 
 double log_normal(double x, double mean, double deviation) {
@@ -63,10 +63,50 @@ double log_normal(double x, double mean, double deviation) {
     return -0.5 * z * z - std::log(deviation);  // the constant cancels in every use
 }
 
+// Pooled over examples and queries, for one target and side.
+struct Pool {
+    double residual = 0, count = 0, sum = 0, square = 0;
+
+    void add(const Stats& side) {
+        const double n = (double)side.count;
+        residual += side.residual, count += n, sum += n * side.mean;
+        square += n * (side.variance + side.mean * side.mean);
+    }
+    void add(const Pool& other) {
+        residual += other.residual, count += other.count, sum += other.sum, square += other.square;
+    }
+    double within() const { return residual / std::max(1.0, count); }
+    double raw() const {
+        const double n = std::max(1.0, count), mean = sum / n;
+        return std::max(0.0, square / n - mean * mean);
+    }
+};
+
+// Student-t with the variance's posterior: the pooled variance counts as kPrior shadows beside the example's own.
+constexpr double kPrior = 8;
+struct LogStudent {
+    std::vector<double> constant;  // by number of shadows
+
+    explicit LogStudent(int64_t models) {
+        for (int64_t n = 0; n <= models; ++n) {
+            const double freedom = kPrior + (double)n;
+            constant.push_back(std::lgamma((freedom + 1) / 2) - std::lgamma(freedom / 2) - 0.5 * std::log(freedom));
+        }
+    }
+    static double scale(const Stats& side, double pooled) {
+        const double n = (double)side.count;
+        return std::sqrt((kPrior * pooled + side.residual) / (kPrior + n) * (1 + 1 / n)) + 1e-30;
+    }
+    double operator()(double x, const Stats& side, double scale) const {
+        const double freedom = kPrior + (double)side.count, z = (x - side.median) / scale;
+        return constant[(size_t)side.count] - std::log(scale) - (freedom + 1) / 2 * std::log1p(z * z / freedom);
+    }
+};
+
 }  // namespace
 
 int64_t lira(const float* phi, const uint8_t* keep, const float* target, int64_t queries, int64_t examples,
-             int64_t models, int64_t targets, bool online, bool fixed_variance, double* scores, int threads) {
+             int64_t models, int64_t targets, bool online, Variance variance, double* scores, int threads) {
     const int64_t blocks = (examples + kBlock - 1) / kBlock;
     const bool outside = target != nullptr;
     // visit(query, example, target, value, in, out) for all of a block of examples.
@@ -93,31 +133,30 @@ int64_t lira(const float* phi, const uint8_t* keep, const float* target, int64_t
             }
     };
 
-    std::vector<double> in_deviation(targets, 1.0), out_deviation(targets, 1.0);
-    if (fixed_variance) {
-        // Pooled within-example variance about the median, over the shadows that this target is scored against.
-        std::vector<double> sums(static_cast<size_t>(blocks * targets * 4));
+    // [side][target]: variances pooled over the shadows that this target is scored against.
+    std::vector<double> pooled[2] = {std::vector<double>(targets, 1.0), std::vector<double>(targets, 1.0)};
+    if (variance != Variance::per_example) {
+        std::vector<Pool> pools(static_cast<size_t>(blocks * targets * 2));
         parallel_for(blocks, 1, threads, [&](int64_t first, int64_t last) {
             for (int64_t block = first; block < last; ++block) {
-                double* to = sums.data() + block * targets * 4;
+                Pool* to = pools.data() + block * targets * 2;
                 visit_block(block, [&](int64_t, int64_t k, double, const Stats& in, const Stats& out) {
-                    to[4 * k] += in.residual, to[4 * k + 1] += (double)in.count;
-                    to[4 * k + 2] += out.residual, to[4 * k + 3] += (double)out.count;
+                    to[2 * k].add(in), to[2 * k + 1].add(out);
                 });
             }
         });
-        for (int64_t k = 0; k < targets; ++k) {
-            double total[4] = {0, 0, 0, 0};
-            for (int64_t block = 0; block < blocks; ++block)
-                for (int i = 0; i < 4; ++i) total[i] += sums[(block * targets + k) * 4 + i];
-            in_deviation[k] = std::sqrt(total[0] / std::max(1.0, total[1]));
-            out_deviation[k] = std::sqrt(total[2] / std::max(1.0, total[3]));
-        }
+        for (int64_t k = 0; k < targets; ++k)
+            for (int side = 0; side < 2; ++side) {
+                Pool total;
+                for (int64_t block = 0; block < blocks; ++block) total.add(pools[(block * targets + k) * 2 + side]);
+                pooled[side][k] = variance == Variance::fixed_raw ? total.raw() : total.within();
+            }
     }
 
     std::fill(scores, scores + targets * examples, 0.0);
     std::vector<int64_t> lacking(static_cast<size_t>(blocks));
-    const int64_t least = fixed_variance ? 1 : 2;
+    const int64_t least = variance == Variance::per_example ? 2 : 1;
+    const LogStudent student(models);
     parallel_for(blocks, 1, threads, [&](int64_t first, int64_t last) {
         for (int64_t block = first; block < last; ++block)
             visit_block(block, [&](int64_t n, int64_t k, double value, const Stats& in, const Stats& out) {
@@ -126,11 +165,17 @@ int64_t lira(const float* phi, const uint8_t* keep, const float* target, int64_t
                     return;
                 }
                 // The reference adds 1e-30, so that equal shadows do not divide by zero.
-                const double so = (fixed_variance ? out_deviation[k] : std::sqrt(out.variance)) + 1e-30;
+                auto deviation = [&](const Stats& side, double pool) {
+                    if (variance == Variance::shrinkage) return LogStudent::scale(side, pool);
+                    return std::sqrt(variance == Variance::per_example ? side.variance : pool) + 1e-30;
+                };
+                const double so = deviation(out, pooled[1][k]);
                 double score = (value - out.median) / so;
                 if (online) {
-                    const double si = (fixed_variance ? in_deviation[k] : std::sqrt(in.variance)) + 1e-30;
-                    score = log_normal(value, in.median, si) - log_normal(value, out.median, so);
+                    const double si = deviation(in, pooled[0][k]);
+                    score = variance == Variance::shrinkage
+                                ? student(value, in, si) - student(value, out, so)
+                                : log_normal(value, in.median, si) - log_normal(value, out.median, so);
                 }
                 scores[k * examples + n] += score / (double)queries;
             });

@@ -22,6 +22,7 @@ if _cpu is not None and os.environ.get("KR_FAST_CPU_ISA"):
     _cpu.set_isa(os.environ["KR_FAST_CPU_ISA"])
 
 
+VARIANCES = ("per_example", "fixed", "fixed_raw", "shrinkage")  # numbers of kr::Variance
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
 
 
@@ -231,12 +232,13 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) ->
 
 
 @registry.kernel("lira", "cpu", refuses=accepts(torch.float32))
-def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, fixed: bool) -> tuple[Tensor, int]:
+def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, variance: str) -> tuple[Tensor, int]:
     queries, examples, models = phi.shape
     targets = models if target is None else target.shape[2]
     scores = torch.empty(targets, examples, dtype=torch.float64)
     lacking = _cpu.lira(
-        phi.data_ptr(), keep.data_ptr(), _address(target), queries, examples, models, targets, online, fixed,
+        phi.data_ptr(), keep.data_ptr(), _address(target), queries, examples, models, targets, online,
+        VARIANCES.index(variance),
         scores.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return scores, lacking
@@ -261,3 +263,13 @@ def bootstrap_auc(inside: Tensor, outside: Tensor, limits: Tensor, replicates: i
         auc.data_ptr(), tp.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return auc, tp
+
+
+@registry.kernel("rmia", "cpu", refuses=accepts(torch.float32, torch.float64))
+def rmia(p_x: Tensor, p_z: Tensor, gamma: float) -> Tensor:
+    count = torch.empty(p_x.shape[-1], dtype=torch.int64)
+    _cpu.rmia(
+        p_x.data_ptr(), p_z.data_ptr(), len(p_x) if p_x.ndim == 2 else 1, p_x.shape[-1], p_z.shape[-1],
+        p_x.dtype == torch.float64, gamma, count.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return count

@@ -47,8 +47,15 @@ def _centre_and_spread(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Te
     return count, median, (inside - mean).square().nanmean(-1).sqrt()
 
 
+def _log_student(x: Tensor, count: Tensor, median: Tensor, scale: Tensor) -> Tensor:
+    return (
+        torch.distributions.StudentT(8 + count.double(), validate_args=False).log_prob((x - median) / scale)
+        - scale.log()
+    )
+
+
 @kernel("lira", "reference", refuses=_never)
-def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, fixed: bool) -> tuple[Tensor, int]:
+def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, variance: str) -> tuple[Tensor, int]:
     """(scores [targets, N], pairs that lack shadows): target by target, each against the other models."""
     phi = phi.double()
     models = phi.shape[2]
@@ -60,16 +67,24 @@ def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, fixed: 
         sides = []
         for mask in (members, ~members):
             count, median, spread = _centre_and_spread(shadows, mask)
-            if fixed:
-                residual = (shadows - median[:, :, None]).square().masked_fill(~mask, 0).nan_to_num()
-                spread = (residual.sum() / mask.sum().clamp_min(1)).sqrt().expand_as(median)
+            residual = (shadows - median[:, :, None]).square().masked_fill(~mask, 0).nan_to_num()
+            within = residual.sum() / mask.sum().clamp_min(1)
+            if variance == "fixed":
+                spread = within.sqrt().expand_as(median)
+            if variance == "fixed_raw":
+                spread = shadows[mask].std(correction=0).nan_to_num().expand_as(median)
+            if variance == "shrinkage":  # the pooled variance counts as 8 shadows
+                spread = ((8 * within + residual.sum(-1)) / (8 + count) * (1 + 1 / count.double())).sqrt()
             sides.append((count, median, spread + 1e-30))
         (count_in, mean_in, std_in), (count_out, mean_out, std_out) = sides
         score = (value - mean_out) / std_out
         if online:
             z_in = (value - mean_in) / std_in
             score = (score.square() - z_in.square()) / 2 + std_out.log() - std_in.log()
-        least = 1 if fixed else 2
+            if variance == "shrinkage":
+                sides = ((value, *side) for side in sides)
+                score = -torch.stack([_log_student(*side) for side in sides]).diff(dim=0)[0]
+        least = 2 if variance == "per_example" else 1
         few = (count_out < least) | (online & (count_in < least))
         lacking += int(few[0].sum())
         rows.append(torch.where(few, 0.0, score).mean(0))
@@ -105,3 +120,11 @@ def bootstrap_auc(inside: Tensor, outside: Tensor, limits: Tensor, replicates: i
         aucs.append(twice / (2 * int(tp[-1]) * int(fp[-1])))
         found.append([int(tp[fp <= limit].max()) if bool((fp <= limit).any()) else 0 for limit in limits])
     return torch.tensor(aucs, dtype=torch.float64), torch.tensor(found, dtype=torch.int64).view(replicates, len(limits))
+
+
+@kernel("rmia", "reference", refuses=_never)
+def rmia(p_x: Tensor, p_z: Tensor, gamma: float) -> Tensor:
+    """How many z a strict majority of the queries finds dominated, x by x."""
+    x, z = p_x.view(-1, p_x.shape[-1]), p_z.view(-1, p_z.shape[-1])
+    votes = [(x[:, n, None] / z >= gamma).sum(0) for n in range(x.shape[1])]
+    return torch.tensor([int((2 * vote > len(x)).sum()) for vote in votes], dtype=torch.int64)

@@ -1,26 +1,42 @@
 """Membership inference: attacks, exact statistics with intervals, and the audit that runs them."""
 
-from kr_fast.membership.attacks import lira
+from kr_fast.membership.attacks import attack_p, attack_r, base, label_only, lira, lira_carlini2021, threshold_per_class
+from kr_fast.membership.attacks import rmia as rmia_attack
 from kr_fast.membership.audit import AuditReport, audit
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
 from kr_fast.membership.intervals import bootstrap, delong_test
+from kr_fast.membership.learned import quantile_regression, shadow_network
+from kr_fast.membership.released import generated_density, nearest_synthetic
 from kr_fast.membership.summaries import across_targets, aop, operating_point, shadow_threshold
+from kr_fast.ops.rmia import rmia
 
 __all__ = [
     "AuditReport",
     "Curve",
     "across_targets",
     "aop",
+    "attack_p",
+    "attack_r",
     "audit",
+    "base",
     "bootstrap",
     "delong_test",
     "epsilon_clopper_pearson",
     "epsilon_of_mu",
     "epsilon_one_run",
     "gaussian_mu",
+    "generated_density",
+    "label_only",
     "lira",
+    "lira_carlini2021",
+    "nearest_synthetic",
     "operating_point",
+    "quantile_regression",
+    "rmia",
+    "rmia_attack",
     "roc",
+    "shadow_network",
     "shadow_threshold",
+    "threshold_per_class",
 ]

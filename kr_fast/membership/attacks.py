@@ -1,9 +1,21 @@
-"""Membership scores, higher for members, from signals of target and shadow models."""
+"""Membership scores, higher for members, from signals of target and shadow models.
 
+Every attack takes the shadows' signals ``[A, N, M]`` and ``keep [M, N]``, and scores the M models leave-one-out
+(``target=None``: float64 ``[M, N]``) or models outside (``target [A, N, K]``: ``[K, N]``). From phi the log-likelihood
+is ``ln p_y = -ln(1 + exp(-phi))``, which does not saturate.
+"""
+
+import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
+from kr_fast.membership.shadow_sets import Shadowed, check
 from kr_fast.ops import lira as ops_lira
+from kr_fast.ops.rmia import rmia as ops_rmia
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
+
+NO_EVIDENCE = 0.0
 
 
 def lira(
@@ -18,16 +30,26 @@ def lira(
 
     Online: ``ln N(phi; mu_in, s_in) - ln N(phi; mu_out, s_out)``; offline: ``(phi - mu_out) / s_out``, which ranks as
     the one-sided test of the paper does and does not saturate. Averaged over the A queries. ``mu`` is the median of
-    the shadows that held (did not hold) the example, as in the authors' code. ``per_example`` variance is the
-    population variance of the same shadows; ``fixed`` is one variance for all examples, pooled over the distances
-    from each example's own median (better below about 64 shadows). A pair without enough shadows scores 0 and is
-    counted in a log line.
+    the shadows that held (did not hold) the example, as in the authors' code. A pair without enough shadows scores 0
+    and is counted in a log line.
+
+    Variances, all of population form:
+
+    - "per_example": of the same shadows. The paper's choice from 64 shadows on.
+    - "fixed": one for all examples, pooled over the distances from each example's own median (better below about 64
+      shadows).
+    - "fixed_raw": one for all examples, of all values on a side together, spread between examples included: the paper's
+      text for few shadows.
+    - "shrinkage": posterior of an inverse-gamma prior in which the "fixed" variance counts as 8 shadows; Student-t
+      densities, wider by ``1 + 1/n`` for the uncertain centre. No switch between few and many shadows.
+
+    The reference code's own fixed variance (that of members for both sides) is :func:`lira_carlini2021`.
 
     Args:
         phi: ``[A, N, M]`` float, from :func:`kr_fast.ops.membership_signals.membership_signals`.
         keep: ``[M, N]`` bool, True where the example was in the model's training set.
         variant: "online" or "offline".
-        variance: "per_example" or "fixed".
+        variance: see above.
         target: ``[A, N, K]`` signals of models outside ``phi``; None scores each of the M models leave-one-out.
     Raises: TypeError or ValueError naming the argument.
     Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, algorithm 1, sections V-VI.
@@ -36,3 +58,212 @@ def lira(
     if lacking:
         logger.warning("lira: %d (target, example) pairs have too few shadows on a side and score 0", lacking)
     return scores
+
+
+def lira_carlini2021(
+    phi: Tensor, keep: Tensor, *, variant: str = "online", fix_variance: bool = False, target: Tensor | None = None
+) -> Tensor:
+    """The published code's scores with its quirks, for comparison with tables made by it; slow, target by target.
+
+    Shadows beyond the smallest count over all examples are dropped in model order; the fixed variance is that
+    of all member values and is used for *both* sides; offline is the two-sided density ``-ln N(phi; mu_out, s_out)``,
+    which also takes very low values for members.
+    Source: the ``plot.py`` published with Carlini et al., S&P 2022.
+    """
+    check("lira_carlini2021", phi, keep, target)
+    rows, values, models = [], phi.double(), phi.shape[2]
+    for k in range(models if target is None else target.shape[2]):
+        others = torch.arange(models) != k if target is None else torch.ones(models, dtype=torch.bool)
+        x = values[:, :, k] if target is None else target[:, :, k].double()
+        shadows, held = values[:, :, others], keep[others].T
+        centres, spreads = [], []
+        for mask in (held, ~held):
+            least = int(mask.sum(1).min())
+            if least == 0 and (variant == "online" or mask is not held):
+                fail("lira_carlini2021", "keep", "leave every example a shadow on each side", 0)
+            first = mask.long().argsort(dim=1, descending=True, stable=True)[:, :least]  # in the order of the models
+            side = shadows.gather(2, first.expand(len(phi), -1, -1))
+            centres.append(side.quantile(0.5, 2) if least else x)
+            spreads.append(side.std(correction=0) if fix_variance else side.std(2, correction=0))
+        if fix_variance:
+            spreads[1] = spreads[0]
+
+        def log_density(at: int) -> Tensor:
+            deviation = spreads[at] + 1e-30  # noqa: B023
+            return -0.5 * ((x - centres[at]) / deviation).square() - torch.as_tensor(deviation).log()  # noqa: B023
+
+        score = log_density(0) - log_density(1) if variant == "online" else -log_density(1)
+        rows.append(score.mean(0))
+    return torch.stack(rows)
+
+
+def log_likelihood(phi: Tensor) -> Tensor:
+    """``ln p_y`` from phi, in float64."""
+    return -softplus(-phi.double())
+
+
+def rmia(
+    phi: Tensor,
+    keep: Tensor,
+    population: Tensor,
+    *,
+    gamma: float = 1.0,
+    offline_a: float | None = None,
+    target: Tensor | None = None,
+    target_population: Tensor | None = None,
+) -> Tensor:
+    """Robust membership inference: the share of population examples z that x dominates, ties broken by ln of its ratio.
+
+    ``Pr(x) = (mean_in p + mean_out p) / 2`` online; offline, from shadows that did not hold x,
+    ``Pr(x) = ((1 + a) mean_out p + 1 - a) / 2``. Several queries vote.
+
+    Args:
+        phi: ``[A, N, M]`` shadows' signals; keep: ``[M, N]``; target: ``[A, N, K]`` or None (leave-one-out).
+        population: ``[A, Z, M]`` shadows' signals of examples that no model was trained on.
+        gamma: > 0, how clearly x has to dominate.
+        offline_a: ``a`` in [0, 1] of the offline form, None for online.
+        target_population: ``[A, Z, K]`` of the outside targets.
+    Returns: float64: count of z plus a tie breaker in (0, 1).
+    Source: Zarifzadeh, Liu and Shokri, ICML 2024, equations 2-6 and 10.
+    """
+    check("rmia", phi, keep, target)
+    if offline_a is not None and not 0 <= offline_a <= 1:
+        fail("rmia", "offline_a", "be in [0, 1]", offline_a)
+    if population.ndim != 3 or population.shape[0] != phi.shape[0] or population.shape[2] != phi.shape[2]:
+        fail("rmia", "population", f"have shape [{phi.shape[0]}, Z, {phi.shape[2]}]", list(population.shape))
+    if (target is None) != (target_population is None):
+        fail("rmia", "target_population", "be given with target, and only with it", target_population)
+    data = Shadowed(log_likelihood(phi).exp(), keep, None if target is None else log_likelihood(target).exp())
+    p_z = log_likelihood(population).exp()
+    total_z = p_z.sum(2)
+    rows = []
+    for k in range(data.targets):
+        mean_in, mean_out = data.means(k)
+        if offline_a is None:
+            prior = torch.where(data.lacks(k)[None], torch.nan_to_num(mean_in, 0) + torch.nan_to_num(mean_out, 0),
+                                (mean_in + mean_out) / 2)  # fmt: skip
+        else:
+            prior = ((1 + offline_a) * mean_out + 1 - offline_a) / 2
+        if target is None:
+            own, mean_z = p_z[:, :, k], (total_z - p_z[:, :, k]) / (p_z.shape[2] - 1)
+        else:
+            own, mean_z = log_likelihood(target_population[:, :, k]).exp(), total_z / p_z.shape[2]
+        if offline_a is not None:
+            mean_z = ((1 + offline_a) * mean_z + 1 - offline_a) / 2
+        tiny = torch.finfo(torch.float64).tiny
+        ratio_x = (data.value(k) / prior.clamp_min(tiny)).nan_to_num(nan=1.0)
+        ratio_z = own / mean_z.clamp_min(tiny)
+        single = len(phi) == 1
+        fraction, log_ratio = ops_rmia(
+            ratio_x[0] if single else ratio_x.contiguous(),
+            ratio_z[0].contiguous() if single else ratio_z.contiguous(),
+            gamma=gamma,
+        )
+        rows.append(_with_tie_breaker((fraction * p_z.shape[1]).round(), log_ratio))
+    return torch.stack(rows)
+
+
+def base(phi: Tensor, keep: Tensor, *, variant: str = "online", target: Tensor | None = None) -> Tensor:
+    """``ln p_target - ln mean_shadows p``: the loss with the example's difficulty taken off, averaged over queries.
+
+    Online takes all shadows, offline those that did not hold the example. Its ranking is that of RMIA with infinitely
+    many population examples. Source: Lassila et al., "Practical Bayes-Optimal Membership Inference Attacks", 2025.
+    """
+    check("base", phi, keep, target)
+    if variant not in ops_lira.VARIANTS:
+        fail("base", "variant", f"be one of {', '.join(ops_lira.VARIANTS)}", variant)
+    log_p = log_likelihood(phi)
+    data = Shadowed(log_p.exp(), keep, None if target is None else log_likelihood(target).exp())
+    rows = []
+    for k in range(data.targets):
+        mean = data.mean_all(k) if variant == "online" else data.means(k)[1]
+        own = log_p[:, :, k] if target is None else log_likelihood(target[:, :, k])
+        score = own - mean.clamp_min(torch.finfo(torch.float64).tiny).log()
+        rows.append(score.nan_to_num(nan=NO_EVIDENCE).mean(0))
+    return torch.stack(rows)
+
+
+def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tensor:
+    """Attack-R: on how many shadows that did not hold the example its loss is no smaller; ties by the distance.
+
+    Averaged over queries. Source: Ye et al., "Enhanced Membership Inference Attacks", CCS 2022, section 4.3.
+    """
+    check("attack_r", phi, keep, target)
+    rows = []
+    for k in range(phi.shape[2] if target is None else target.shape[2]):
+        out = ~keep.T
+        if target is None:
+            out = out.clone()
+            out[:, k] = False
+        x = (phi[:, :, k] if target is None else target[:, :, k]).double()
+        below = ((phi <= x[:, :, None]) & out).sum(2) / out.sum(1).clamp_min(1)
+        rows.append(below.double().mean(0) + 1e-6 * torch.sigmoid(x.mean(0) / 8))
+    return torch.stack(rows)
+
+
+def attack_p(target: Tensor, population: Tensor) -> Tensor:
+    """Attack-P: the share of population examples whose phi is no larger: the loss on a scale of p-values.
+
+    Args:
+        target: ``[A, N, K]``; population: ``[A, Z, K]``, the same models on examples that are no members.
+    Returns: float64 ``[K, N]``. Ranks as the loss does. Source: Ye et al., CCS 2022, section 4.2.
+    """
+    if population.ndim != 3 or population.shape[::2] != target.shape[::2] or population.shape[1] == 0:
+        fail("attack_p", "population", f"have shape [{target.shape[0]}, Z, {target.shape[2]}]", list(population.shape))
+    ordered = population.double().permute(0, 2, 1).contiguous().sort(2).values
+    found = torch.searchsorted(ordered, target.double().permute(0, 2, 1).contiguous(), right=True)
+    return (found.double() / population.shape[1]).mean(0)
+
+
+def threshold_per_class(signal: Tensor, keep: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:
+    """A signal (higher for members) minus the threshold of the example's class, which the shadows choose.
+
+    The threshold of a class is the one of best balanced accuracy on all shadows (but the target); 0 or more means
+    member. Averaged over queries. Pass phi, confidence, or entropies with their sign turned.
+    Source: Song and Mittal, "Systematic Evaluation of Privacy Risks", USENIX Security 2021, section 3.3.
+
+    Args:
+        signal: ``[A, N, M]``; keep: ``[M, N]``; labels: int64 ``[N]``; target: ``[A, N, K]`` or None.
+    """
+    check("threshold_per_class", signal, keep, target)
+    if labels.shape != signal.shape[1:2] or labels.dtype != torch.int64:
+        fail("threshold_per_class", "labels", f"be int64 [{signal.shape[1]}]", f"{labels.dtype} {list(labels.shape)}")
+    values = signal.double().mean(0)
+    seen = values if target is None else target.double().mean(0)
+    rows = torch.empty(seen.shape[1], len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        at = labels == label
+        for k in range(seen.shape[1] if target is None else 1):
+            others = torch.arange(keep.shape[0]) != (k if target is None else -1)
+            cut = _best_threshold(values[at][:, others].flatten(), keep[others][:, at].T.flatten())
+            which = slice(k, k + 1) if target is None else slice(None)
+            rows[which, at] = (seen[at][:, which] - cut).T
+    return rows
+
+
+def label_only(correct: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tensor:
+    """How many of the A queries (augmentations) are classified right, beyond what shadows without the example manage.
+
+    Args:
+        correct: ``[A, N, M]`` of 0 and 1, the signal "correct"; keep, target as elsewhere.
+    Source: Choquette-Choo et al., "Label-Only Membership Inference Attacks", ICML 2021, section 4.2.
+    """
+    check("label_only", correct, keep, target)
+    data = Shadowed(correct.double(), keep, None if target is None else target.double())
+    rows = [(data.value(k) - data.means(k)[1]).nan_to_num(nan=NO_EVIDENCE).mean(0) for k in range(data.targets)]
+    return torch.stack(rows)
+
+
+def _best_threshold(values: Tensor, members: Tensor) -> float:
+    from kr_fast.membership.curve import roc
+
+    if not 0 < int(members.sum()) < len(members):
+        return float(values.median()) if len(values) else 0.0
+    curve = roc(values, members)
+    return float(curve.thresholds[int((curve.tpr - curve.fpr)[1:].argmax())])
+
+
+def _with_tie_breaker(count: Tensor, value: Tensor) -> Tensor:
+    """Integer counts in their order, equal ones in the order of ``value``: its rank moves them by less than 1."""
+    _, rank = value.unique(return_inverse=True)
+    return count + rank.double() / (len(value) + 1)

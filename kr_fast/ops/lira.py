@@ -7,7 +7,7 @@ from kr_fast.backends import registry
 from kr_fast.ops import _check
 
 VARIANTS = ("online", "offline")
-VARIANCES = ("per_example", "fixed")
+VARIANCES = ("per_example", "fixed", "fixed_raw", "shrinkage")  # in the order of kr::Variance
 
 
 def lira(
@@ -24,7 +24,7 @@ def lira(
         phi: ``[A, N, M]`` float: query, example, model.
         keep: ``[M, N]`` bool: the example was in the model's training set.
         variant: "online" or "offline".
-        variance: "per_example" or "fixed".
+        variance: "per_example", "fixed", "fixed_raw" or "shrinkage".
         target: ``[A, N, K]`` of models outside ``phi``, or None to score each of the M models against the others.
     Returns: (float64 ``[M or K, N]``, int).
     Raises: TypeError or ValueError naming the argument.
@@ -54,7 +54,7 @@ def lira(
     phi = phi.float().clamp(-bound, bound).contiguous().cpu()
     target = None if target is None else target.float().clamp(-bound, bound).contiguous().cpu()
     run = registry.resolve(op, "cpu", torch.float32)
-    return run(phi, keep.contiguous().cpu(), target, variant == "online", variance == "fixed")
+    return run(phi, keep.contiguous().cpu(), target, variant == "online", variance)
 
 
 def _check_shadows(op: str, keep: Tensor, variant: str, variance: str, *, leave_one_out: bool) -> None:

@@ -9,19 +9,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student_t
 
 from kr_fast.backends import registry
 from kr_fast.ops.lira import lira
 
 BACKENDS = ("cpu", "reference")
-VARIANTS = [(variant, variance) for variant in ("online", "offline") for variance in ("per_example", "fixed")]
+VARIANTS = [
+    (variant, variance)
+    for variant in ("online", "offline")
+    for variance in ("per_example", "fixed", "fixed_raw", "shrinkage")
+]
 
 
 def log_density(x, mean, deviation):
     return -0.5 * ((x - mean) / deviation) ** 2 - np.log(deviation)
 
 
-def oracle(phi, keep, online, fixed, target=None):
+def oracle(phi, keep, online, variance, target=None):
     """(scores, pairs without shadows): target by target, example by example, query by query."""
     phi, keep = phi.double().numpy(), keep.numpy()
     queries, examples, models = phi.shape
@@ -36,22 +41,29 @@ def oracle(phi, keep, online, fixed, target=None):
             parts = [phi[a, n, side[s][n]] for a in range(queries) for n in range(examples) if side[s][n]]
             residuals = np.concatenate([part - np.median(part) for part in parts]) if parts else np.zeros(1)
             pooled[s] = np.sqrt(np.mean(residuals**2))
+            if variance == "fixed_raw":
+                pooled[s] = np.std(np.concatenate(parts)) if parts else 0.0
         for n in range(examples):
-            least = 1 if fixed else 2
+            least = 2 if variance == "per_example" else 1
             if len(side[False][n]) < least or (online and len(side[True][n]) < least):
                 lacking += 1
                 continue
             for a in range(queries):
-                x = value[a, n]
-                out = phi[a, n, side[False][n]]
-                centre, spread = np.median(out), (pooled[False] if fixed else np.std(out)) + 1e-30
-                if not online:
-                    scores[k, n] += (x - centre) / spread / queries
-                    continue
-                inside = phi[a, n, side[True][n]]
-                spread_in = (pooled[True] if fixed else np.std(inside)) + 1e-30
-                ratio = log_density(x, np.median(inside), spread_in) - log_density(x, centre, spread)
-                scores[k, n] += ratio / queries
+                x, found = value[a, n], {}
+                for s in (True, False):
+                    part = phi[a, n, side[s][n]]
+                    if s and not online:
+                        continue
+                    centre, count = np.median(part), len(part)
+                    spread = np.std(part) if variance == "per_example" else pooled[s]
+                    if variance == "shrinkage":
+                        total = 8 * pooled[s] ** 2 + np.sum((part - centre) ** 2)
+                        spread = np.sqrt(total / (8 + count) * (1 + 1 / count)) + 1e-30
+                        found[s] = student_t.logpdf(x, 8 + count, centre, spread)
+                    else:
+                        spread += 1e-30
+                        found[s] = log_density(x, centre, spread)
+                scores[k, n] += (found[True] - found[False] if online else (x - centre) / spread) / queries
     return torch.from_numpy(scores), lacking
 
 
@@ -77,7 +89,7 @@ def test_leave_one_out(variant, variance, backend, shape):
     phi, keep = make(*shape)
     with registry.forced(backend):
         found = lira(phi, keep, variant=variant, variance=variance)
-    compare(found, oracle(phi, keep, variant == "online", variance == "fixed"))
+    compare(found, oracle(phi, keep, variant == "online", variance))
     assert found[0].dtype == torch.float64
     assert found[0].shape == (shape[2], shape[1])
 
@@ -89,7 +101,7 @@ def test_outside_targets(variant, variance, backend):
     target = torch.randn(2, 37, 3) + 6
     with registry.forced(backend):
         found = lira(phi, keep, variant=variant, variance=variance, target=target)
-    compare(found, oracle(phi, keep, variant == "online", variance == "fixed", target))
+    compare(found, oracle(phi, keep, variant == "online", variance, target))
 
 
 @pytest.mark.parametrize(("variant", "variance"), VARIANTS)
@@ -101,7 +113,7 @@ def test_examples_without_shadows_are_counted_and_score_zero(variant, variance, 
     keep[0, 2], keep[0, 3] = False, True  # one on a side, none once it is the target
     with registry.forced(backend):
         found = lira(phi, keep, variant=variant, variance=variance)
-    compare(found, oracle(phi, keep, variant == "online", variance == "fixed"))
+    compare(found, oracle(phi, keep, variant == "online", variance))
     assert found[1] > 0
     assert bool((found[0][:, 0] == 0).all())  # no OUT shadow: no evidence
 
@@ -115,7 +127,7 @@ def test_ties_and_outliers(variant, variance):
     phi[0, :20, 3] = 9e5
     found, wanted = (
         lira(phi, keep, variant=variant, variance=variance),
-        oracle(phi, keep, variant == "online", variance == "fixed"),
+        oracle(phi, keep, variant == "online", variance),
     )
     usual = wanted[0].abs() < 1e20  # all equal on a side: the deviation is the 1e-30 that is added
     assert torch.allclose(found[0][usual], wanted[0][usual], rtol=1e-6, atol=1e-6)
@@ -172,7 +184,7 @@ def test_online_score_with_one_variance_ranks_as_the_closed_form():
 def test_any_shape(queries, examples, models, kind, seed):
     phi, keep = make(queries, examples, models, seed)
     found = lira(phi, keep, variant=kind[0], variance=kind[1])
-    compare(found, oracle(phi, keep, kind[0] == "online", kind[1] == "fixed"))
+    compare(found, oracle(phi, keep, kind[0] == "online", kind[1]))
 
 
 def test_inputs_may_have_any_strides_and_stay_unchanged():
@@ -195,7 +207,13 @@ PHI, KEEP = make(1, 5, 6)
         (PHI, KEEP.float(), {}, TypeError, "keep must be bool"),
         (PHI, KEEP.T, {}, ValueError, r"keep must have shape \[M, N\] = \[6, 5\]"),
         (PHI, KEEP, {"variant": "both"}, ValueError, "variant must be one of online, offline"),
-        (PHI, KEEP, {"variance": "global"}, ValueError, "variance must be one of per_example, fixed"),
+        (
+            PHI,
+            KEEP,
+            {"variance": "global"},
+            ValueError,
+            "variance must be one of per_example, fixed, fixed_raw, shrinkage",
+        ),
         (PHI, KEEP, {"target": PHI[:, :3]}, ValueError, r"target must have shape \[1, 5, K\]"),
         (PHI[:0], KEEP, {}, ValueError, "phi must hold at least one query"),
         (PHI * torch.nan, KEEP, {}, ValueError, "phi must not hold NaN"),

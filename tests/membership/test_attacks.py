@@ -1,0 +1,213 @@
+"""Every attack against its definition in a few lines of float64 numpy, leave-one-out and for outside targets."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from kr_fast.membership import (
+    attack_p,
+    attack_r,
+    base,
+    generated_density,
+    label_only,
+    lira_carlini2021,
+    nearest_synthetic,
+    quantile_regression,
+    rmia_attack,
+    roc,
+    shadow_network,
+    threshold_per_class,
+)
+
+A, N, M, Z, K = 2, 60, 8, 41, 3
+
+
+@pytest.fixture(scope="module", name="data")
+def _data():
+    """(phi, keep, target, population, target population)."""
+    g = torch.Generator().manual_seed(0)
+    keep = torch.rand(M, N, generator=g).argsort(0).argsort(0) < M // 2
+    hard = torch.randn(N, 1, generator=g)
+    phi = 1 + hard + torch.randn(A, N, M, generator=g) + 1.5 * keep.T
+    target = 1 + hard + torch.randn(A, N, K, generator=g) + 1.5 * (torch.arange(N) < 30)[:, None]
+    return phi, keep, target, torch.randn(A, Z, M, generator=g), torch.randn(A, Z, K, generator=g)
+
+
+def cases(data):
+    """(phi [A, N], others' phi [A, N, m] and keep [N, m], population of both) of each target."""
+    phi, keep, target, population, own = (part.numpy() for part in data)
+    for k in range(M):
+        o = np.arange(M) != k
+        yield phi[:, :, k], phi[:, :, o], keep[o].T, population[:, :, k], population[:, :, o]
+    for k in range(K):
+        yield target[:, :, k], phi, keep.T, own[:, :, k], population
+
+
+def both(attack, data, *rest, **options):
+    phi, keep, target = data[:3]
+    return torch.cat([attack(phi, keep, *rest, **options), attack(phi, keep, *rest, target=target, **options)])
+
+
+def p_of(phi):
+    return 1 / (1 + np.exp(-phi.astype(np.float64)))
+
+
+def same_order(found, wanted):
+    """The same ranking, ties of the wanted one aside."""
+    assert np.array_equal(np.round(wanted[np.argsort(found)], 9), np.round(np.sort(wanted), 9))
+
+
+@pytest.mark.parametrize("variant", ["online", "offline"])
+def test_base(data, variant):
+    found = both(base, data, variant=variant)
+    for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
+        mask = np.ones_like(held) if variant == "online" else ~held
+        mean = np.where(mask, p_of(others), 0).sum(2) / mask.sum(1)
+        assert np.allclose(row, (np.log(p_of(x)) - np.log(mean)).mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("offline_a", [None, 0.3])
+@pytest.mark.parametrize("queries", [1, 2])
+def test_rmia(data, offline_a, queries):
+    phi, keep, target, population, own = (part if part.dtype == torch.bool else part[:queries] for part in data)
+    options = {"gamma": 1.1, "offline_a": offline_a}
+    found = torch.cat([
+        rmia_attack(phi, keep, population, **options),
+        rmia_attack(phi, keep, population, target=target, target_population=own, **options),
+    ])  # fmt: skip
+    for row, (x, others, held, z, other_z) in zip(found, cases((phi, keep, target, population, own)), strict=True):
+        p, q = p_of(others), p_of(other_z).mean(2)
+        inside, outside = ((p * side).sum(2) / side.sum(1) for side in (held, ~held))
+        prior = (inside + outside) / 2
+        if offline_a is not None:
+            prior, q = ((1 + offline_a) * outside + 1 - offline_a) / 2, ((1 + offline_a) * q + 1 - offline_a) / 2
+        votes = ((p_of(x) / prior)[:, :, None] / (p_of(z) / q)[:, None, :] >= 1.1).sum(0)
+        assert np.array_equal(row.floor().numpy(), (2 * votes > queries).sum(1))
+        assert len(row.unique()) == N  # ties are broken
+
+
+def test_attack_r(data):
+    found = both(attack_r, data)
+    for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
+        share = (((others <= x[:, :, None]) & ~held).sum(2) / (~held).sum(1)).mean(0)
+        assert np.allclose(row, share, atol=1.1e-6)
+        assert bool((row.numpy() > share).all())
+
+
+def test_attack_p_ranks_as_the_loss(data):
+    target, own = data[2][:1], data[4][:1]
+    for k, row in enumerate(attack_p(target, own)):
+        wanted = (own[0, :, k] <= target[0, :, k, None]).double().mean(1)
+        assert torch.equal(row, wanted)
+
+
+def test_label_only(data):
+    correct = tuple((part > 1).float() if part.dtype != torch.bool else part for part in data)
+    found = both(label_only, correct)
+    for row, (x, others, held, *_) in zip(found, cases(correct), strict=True):
+        assert np.allclose(row, (x - (others * ~held).sum(2) / (~held).sum(1)).mean(0))
+
+
+def test_threshold_per_class(data):
+    labels = torch.arange(N) % 3
+    phi, keep, target = data[:3]
+    found = torch.cat([
+        threshold_per_class(phi, keep, labels), threshold_per_class(phi, keep, labels, target=target),
+    ])  # fmt: skip
+    for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
+        for label in range(3):
+            at = labels.numpy() == label
+            values, inside = others.astype(np.float64).mean(0)[at].ravel(), held[at].ravel()
+            gains = [(values[inside] >= t).mean() - (values[~inside] >= t).mean() for t in values]
+            gap = x.astype(np.float64).mean(0)[at] - row.numpy()[at]  # the threshold
+            assert np.ptp(gap) < 1e-9
+            assert (values[inside] >= gap[0] - 1e-9).mean() - (values[~inside] >= gap[0] - 1e-9).mean() == max(gains)
+
+
+@pytest.mark.parametrize("fix_variance", [False, True])
+@pytest.mark.parametrize("variant", ["online", "offline"])
+def test_reference_code(data, variant, fix_variance):
+    """The algorithm as published: the least count of shadows in model order; members' variance for both sides."""
+    found = both(lira_carlini2021, data, variant=variant, fix_variance=fix_variance)
+    for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
+        scores, sides = others.astype(np.float64).transpose(1, 2, 0), []
+        for mask in (held, ~held):
+            part = [scores[n][mask[n]] for n in range(N)]
+            sides.append(np.array([rows[: min(map(len, part))] for rows in part]))
+        spreads = [np.std(sides[0])] * 2 if fix_variance else [np.std(side, 1) for side in sides]
+        logs = [norm.logpdf(x.T, np.median(s, 1), d + 1e-30) for s, d in zip(sides, spreads, strict=True)]
+        wanted = (logs[0] - logs[1] if variant == "online" else -logs[1]).mean(1)
+        constant = 0 if variant == "online" else 0.5 * np.log(2 * np.pi)
+        assert np.allclose(row, wanted - constant, rtol=1e-9, atol=1e-9)
+
+
+def test_shadow_network_learns_what_a_member_looks_like():
+    g = torch.Generator().manual_seed(1)
+    keep = torch.rand(6, 400, generator=g) < 0.5
+    features = torch.randn(400, 6, 3, generator=g)
+    features[:, :, 1] += 2 * keep.T  # AUC of the best score: Phi(sqrt(2)) = 0.921
+    found = shadow_network(features, keep, targets=(0, 3))
+    assert found.shape == (2, 400)
+    assert min(roc(found[i], keep[k]).auc for i, k in enumerate((0, 3))) > 0.88
+    outside = shadow_network(features[:, :5], keep[:5], target=features[:, 5:])
+    assert roc(outside[0], keep[5]).auc > 0.88
+
+
+def test_quantile_regression_takes_off_the_difficulty():
+    """phi depends on the features far more than on membership: the raw value is blind, the attack is not."""
+    g = torch.Generator().manual_seed(2)
+    keep = torch.rand(8, 600, generator=g) < 0.5
+    features = torch.rand(600, 2, generator=g)
+    phi = (20 * features[:, :1] + 0.5 * torch.randn(600, 8, generator=g) + 1.5 * keep.T)[None]
+    found = quantile_regression(phi, keep, features)
+    assert roc(found[0], keep[0]).auc > 0.8 > 0.65 > roc(phi[0, :, 0], keep[0]).auc
+    assert torch.equal(quantile_regression(phi, keep, features, target=phi[:, :, :2]), found[:2])
+
+
+def test_released_images():
+    """A generator that copies members with noise is found by both attacks, one that does not is not."""
+    g = torch.Generator().manual_seed(3)
+    pool, reference = torch.randn(200, 6, 6, 1, generator=g), torch.randn(300, 6, 6, 1, generator=g)
+    members = torch.arange(200) < 100
+    copies = pool[:100].repeat(3, 1, 1, 1) + 0.3 * torch.randn(300, 6, 6, 1, generator=g)
+    honest = torch.randn(300, 6, 6, 1, generator=g)
+    for attack in (nearest_synthetic, generated_density):
+        assert roc(attack(pool, copies, reference=reference), members).auc > 0.95
+        low, high = roc(attack(pool, honest, reference=reference), members).auc_interval(0.999)
+        assert low <= 0.5 <= high
+    distances = (pool.flatten(1).double()[:, None] - copies.flatten(1).double()[None]).norm(dim=2).min(1).values
+    assert torch.allclose(nearest_synthetic(pool, copies), -distances, atol=1e-4)
+    assert float(nearest_synthetic(pool[:1], pool)[0]) == 0.0
+
+
+def test_an_example_without_shadows_gives_no_evidence(data):
+    phi, keep, target = data[0], data[1].clone(), data[2]
+    keep[:, 0], keep[:, 1] = True, False
+    assert bool((base(phi, keep, variant="offline", target=target)[:, 0] == 0).all())
+    assert bool((label_only(phi, keep, target=target)[:, 0] == 0).all())
+    scores = rmia_attack(phi, keep, data[3], target=target, target_population=data[4])
+    assert bool(torch.isfinite(scores).all())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p, k: base(p, k.float()), "base: keep must be bool"),
+        (lambda p, k: base(p, k.T), r"base: keep must have shape \[M, N\]"),
+        (lambda p, k: attack_r(p * torch.nan, k), "attack_r: signals must not hold NaN"),
+        (lambda p, k: label_only(p[:, :, :1], k[:1]), "label_only: signals must hold at least 2 shadows"),
+        (lambda p, k: base(p, k, variant="both"), "base: variant must be one of online, offline, got both"),
+        (lambda p, k: rmia_attack(p, k, p[:1]), r"rmia: population must have shape \[2, Z, 8\]"),
+        (lambda p, k: rmia_attack(p, k, p, offline_a=2), r"rmia: offline_a must be in \[0, 1\]"),
+        (lambda p, k: rmia_attack(p, k, p, target=p), "target_population must be given with target"),
+        (lambda p, k: threshold_per_class(p, k, torch.zeros(3)), r"labels must be int64 \[60\]"),
+        (lambda p, k: quantile_regression(p, k, torch.zeros(3, 2)), r"features must have shape \[60, F\]"),
+        (lambda p, k: lira_carlini2021(p, k | True), "leave every example a shadow on each side"),
+        (lambda p, k: nearest_synthetic(p, p[:, :3]), "synthetic must have shape"),
+        (lambda p, k: attack_p(p, p[:, :0]), "population must have shape"),
+    ],
+)
+def test_bad_input(data, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(data[0], data[1])
