@@ -1,7 +1,8 @@
 """Many models of one architecture: trained on known halves of a pool, asked together."""
 
 from kr_fast.ensemble.model_array import ModelArray
+from kr_fast.ensemble.queries import Query
 from kr_fast.ensemble.shadows import Shadows, train_shadows
 from kr_fast.ensemble.training import History, TrainConfig, accuracy, fit
 
-__all__ = ["History", "ModelArray", "Shadows", "TrainConfig", "accuracy", "fit", "train_shadows"]
+__all__ = ["History", "ModelArray", "Query", "Shadows", "TrainConfig", "accuracy", "fit", "train_shadows"]

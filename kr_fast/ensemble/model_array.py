@@ -1,53 +1,100 @@
 """M models of one architecture as one object: logits ``[M, N, C]`` and membership signals ``[A, N, M]``."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import to_float
-from kr_fast.ops.membership_signals import membership_signals
-from kr_fast.runtime.errors import UserError, fail
+import kr_fast
+from kr_fast.ensemble import architecture, parallel
+from kr_fast.ensemble.lowering import Unsupported
+from kr_fast.ensemble.program import Eager, Program
+from kr_fast.ensemble.queries import Query, as_queries
+from kr_fast.ensemble.signal_files import SignalFiles
+from kr_fast.ops.membership_signals import SIGNALS, membership_signals
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.log import logger
 from kr_fast.runtime.progress import bar
 
-# Queries of an attack: (flip, shift down, shift right).
-AUGMENTS = {
-    "none": ((False, 0, 0),),
-    "flip": ((False, 0, 0), (True, 0, 0)),
-    "shift": ((False, 0, 0), (False, 1, 0), (False, -1, 0), (False, 0, 1), (False, 0, -1)),
-}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+EAGER_CHUNK, REFERENCE_BATCH = 256, 5000
+PIECES = 64  # pieces of work between two writes to a file
 
 
 class ModelArray:
-    """Models that are asked together.
+    """Models that are asked together, in eval mode.
+
+    The architecture is traced once (torch.fx); every BatchNorm that follows a convolution or linear layer is folded
+    into it in float64; ReLU, GELU, SiLU, Hardswish, sigmoid and residual sums join the convolution before them; all
+    other layers run as they are. Weights are taken when the first images come: later changes are not seen. A module
+    that cannot be traced or folded runs by its own forward, model after model, and one log line says so.
+
+    In eval mode the answer for an image has the same bits whatever images and models stand beside it and whatever the
+    number of threads (on one machine, with one torch and one ``chunk``).
 
     Args:
-        models: at least one ``nn.Module`` of one architecture and class count, all on one device.
-    Raises: UserError naming the first parameter that differs, or holds a non-finite number.
+        models: at least one ``nn.Module``, or state dict of ``make_model()``, of one architecture, class count and
+            device; float ``[N, C, H, W]`` to logits ``[N, K]``. They are kept, and put in eval mode.
+        make_model: returns a fresh module for state dicts.
+        dtype: of the computation: float32, bfloat16, float16 or float64; None for the models' own. Weights are folded
+            in float64 whatever it is; signals are taken from float32 logits.
+        bn: "eval" (running statistics) or "batch": every BatchNorm takes mean and biased variance over the images of
+            a chunk (one query each) and ignores its running statistics, all else stays in eval mode. That is what the
+            published LiRA code does with ``training=True`` over 5,000 consecutive images at a time (Carlini et al.,
+            2022): an answer then depends on the images beside it.
+        chunk: images that go through all layers of a model together; None to choose by the cache (5,000 for
+            ``bn="batch"``).
+        normalize: (mean, std), numbers or one for each channel: a model sees ``(x / 255 - mean) / std``. None for
+            ``x / 127.5 - 1``, which the package's own training uses.
+    Raises: UserError naming the first module or parameter that differs, or that holds a non-finite number.
     """
 
-    def __init__(self, models: Sequence[nn.Module]):
-        if len(models) == 0:
-            fail("ModelArray", "models", "hold at least one model", 0)
-        self.models = [model.eval() for model in models]
-        first = self.models[0].state_dict()
-        for index, model in enumerate(self.models):
-            _compare(first, model.state_dict(), index)
-        self.device = next(self.models[0].parameters()).device
+    def __init__(
+        self,
+        models: Sequence[nn.Module | Mapping[str, Tensor]],
+        make_model: Callable[[], nn.Module] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        bn: str = "eval",
+        chunk: int | None = None,
+        normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
+    ):
+        self.models = architecture.as_modules(models, make_model)
+        architecture.check_same(self.models)
+        held = [*self.models[0].parameters(), *self.models[0].buffers()]
+        self.device = held[0].device if held else torch.device("cpu")
+        self.own_dtype = next((value.dtype for value in held if value.is_floating_point()), torch.float32)
+        self.dtype = self.own_dtype if dtype is None else dtype
+        if self.dtype not in DTYPES:
+            fail("ModelArray", "dtype", "be float32, bfloat16, float16 or float64", self.dtype)
+        if bn not in ("eval", "batch"):
+            fail("ModelArray", "bn", "be 'eval' or 'batch'", bn)
+        if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+            fail("ModelArray", "chunk", "be an integer above 0", chunk)
+        self.bn, self._chunk, self.normalize = bn, chunk, normalize
+        self._programs: dict[tuple[int, int, int], Program | Eager] = {}
 
     def __len__(self) -> int:
         return len(self.models)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, batch_size: int = 1024) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Logits: uint8 ``[N, H, W, C]`` -> float32 ``[M, N, classes]``, on the models' device."""
         _check_images(images)
-        rows = []
-        for model in self.models:
-            parts = [model(to_float(part.to(self.device))).float() for part in images.split(batch_size)]
-            rows.append(torch.cat(parts))
-        return torch.stack(rows)
+        program = self._program(images, images.shape[1:3])
+        out = torch.empty(len(self), len(images), program.classes, device=self.device)
+
+        def keep(a: int, start: int, stop: int, m: int, logits: Tensor) -> None:
+            out[m, start:stop] = logits
+
+        self._run(program, images, (Query(),), range(0, len(images)), keep, lambda: None)
+        return out
 
     @torch.inference_mode()
     def signals(
@@ -55,72 +102,205 @@ class ModelArray:
         images: Tensor,
         labels: Tensor,
         *,
-        augment: str = "none",
+        augment: str | Sequence[Query] = "none",
         want: tuple[str, ...] = ("phi",),
-        batch_size: int = 1024,
+        path: str | Path | None = None,
         description: str | None = None,
     ) -> dict[str, Tensor]:
         """Membership signals of every model for every query: name -> float32 ``[A, N, M]`` on the CPU.
 
-        Logits exist only for one batch of one model and query at a time.
+        Images stay uint8, queries are index arithmetic, and logits exist only for one chunk of one model and query.
 
         Args:
             images: uint8 ``[N, H, W, C]``.
-            labels: int64 ``[N]``.
-            augment: the queries: "none" (1), "flip" (2: as is, mirrored) or "shift" (5: as is and one pixel in each
-                direction, borders replicated).
+            labels: int64 ``[N]`` in [0, classes).
+            augment: the queries: "none" (1), "flip" (2: as is, mirrored), "shift" (5: as is and one pixel in each
+                direction, borders replicated), "lira" (18: flips and shifts in the order of the published code,
+                borders reflected), or a sequence of :class:`kr_fast.ensemble.Query`.
             want: names of :func:`kr_fast.ops.membership_signals.membership_signals`.
+            path: folder for ``<name>.npy``; results are memory maps of these. A call that was interrupted continues
+                where it stopped; a call of other models, images or options is refused.
             description: shows a progress bar under this name.
+        Raises: UserError naming the argument; OSError if the disk is full.
         """
         _check_images(images)
-        if augment not in AUGMENTS:
-            fail("ModelArray", "augment", f"be one of {', '.join(AUGMENTS)}", augment)
-        queries, count = AUGMENTS[augment], len(images)
-        out = {name: torch.empty(len(queries), count, len(self)) for name in want}
-        steps = len(range(0, count, batch_size)) * len(queries)
-        with bar(steps, description, "batch") if description else contextlib.nullcontext() as progress:
-            for start in range(0, count, batch_size):
-                part, y = images[start : start + batch_size], labels[start : start + batch_size].to(self.device)
-                for a, query in enumerate(queries):
-                    x = to_float(_query(part.to(self.device), *query))
-                    for m, model in enumerate(self.models):
-                        found = membership_signals(model(x).float(), y, want)
-                        for name, values in found.items():
-                            out[name][a, start : start + len(y), m] = values.cpu()
-                    if progress is not None:
-                        progress.update()
-        return out
+        queries = as_queries(augment, *images.shape[1:3])
+        want = tuple(want)
+        for name in want:
+            if name not in SIGNALS:
+                fail("ModelArray", "want", f"hold names among {', '.join(SIGNALS)}", name)
+        count = len(images)
+        program = self._program(images, queries[0].view_size(*images.shape[1:3]))
+        labels = self._labels(labels, count, program.classes)
+        shape = (len(queries), count, len(self))
+        total = len(queries) * -(-count // program.chunk)
+        with contextlib.ExitStack() as stack:
+            store = None
+            if path is not None:
+                record = self._record(program, images, labels, queries, want)
+                store = stack.enter_context(SignalFiles(path, want, shape, record))
+            first = store.done if store else 0
+            progress = stack.enter_context(bar(total, description, "chunk", first // program.chunk * len(queries)))
+            step = program.chunk * max(PIECES // len(queries), 1) if store else max(count, 1)
+            for start in range(first, count, step):
+                rows = range(start, min(start + step, count))
+                out = {name: torch.empty(len(queries), len(rows), len(self)) for name in want}
+                self._signals(program, images, labels, queries, want, rows, out, progress.update)
+                if store:
+                    store.write(rows.start, rows.stop, out)
+            if store:
+                return store.read()
+            return out if count else {name: torch.empty(shape) for name in want}
+
+    def _signals(self, program, images, labels, queries, want, rows, out, done) -> None:
+        def reduce(a: int, start: int, stop: int, m: int, logits: Tensor) -> None:
+            for name, values in membership_signals(logits, labels[start:stop], want).items():
+                out[name][a, start - rows.start : stop - rows.start, m] = values.cpu()
+
+        self._run(program, images, queries, rows, reduce, done)
+
+    def _run(self, program, images, queries, rows, take, done) -> None:
+        """``take(query, start, stop, model, logits)`` for every chunk of ``rows``, query and model."""
+        starts = [(a, start) for start in range(rows.start, rows.stop, program.chunk) for a in range(len(queries))]
+        threads = torch.get_num_threads() if program.parallel and self.device.type == "cpu" else 1
+        self._check_memory(program, min(threads, max(len(starts) * len(self), 1)))
+        # Few chunks: the models of one are shared out too, so that every thread has work.
+        parts = min(len(self), -(-4 * threads // max(len(starts), 1))) if threads > 1 else 1
+        cuts = [len(self) * part // parts for part in range(parts + 1)]
+        done_parts: dict[tuple[int, int], int] = {}
+
+        def work(a: int, start: int, models: range) -> None:
+            stop = min(start + program.chunk, rows.stop)
+            x = self._chunk_of(images[start:stop], queries[a], program.chunk if program.padded else stop - start)
+            for m in models:
+                take(a, start, stop, m, program(m, x)[: stop - start])
+
+        items = [(a, start, range(*cuts[part : part + 2])) for a, start in starts for part in range(parts)]
+        finished = iter(items)
+
+        def count() -> None:
+            a, start, _ = next(finished)
+            done_parts[a, start] = done_parts.get((a, start), 0) + 1
+            if done_parts[a, start] == parts:
+                done()
+
+        if program.parallel and self.device.type == "cpu":
+            parallel.run(items, work, min(threads, len(items)), count)
+        else:
+            for item in items:
+                work(*item)
+                count()
+
+    def _chunk_of(self, images: Tensor, query: Query, size: int) -> Tensor:
+        """One query of some images as the models see them: ``[size, C, h, w]``, channels_last, padded."""
+        images = images.to(self.device)
+        index = query.index(*images.shape[1:3])
+        if index is not None:
+            rows, columns = (each.to(self.device) for each in index)
+            images = images[:, rows[:, None], columns]
+        x = torch.zeros(size, *images.shape[1:], device=self.device)
+        x[: len(images)] = images
+        if self.normalize is None:
+            x.div_(127.5).sub_(1)
+        else:
+            mean, std = (torch.as_tensor(each, dtype=torch.float32, device=self.device) for each in self.normalize)
+            x.div_(255).sub_(mean).div_(std)
+        return x.to(self.dtype).permute(0, 3, 1, 2)
+
+    def _program(self, images: Tensor, size: tuple[int, int]) -> Program | Eager:
+        key = (*size, images.shape[3])
+        if key not in self._programs:
+            self._programs[key] = self._build(images, size)
+        return self._programs[key]
+
+    def _build(self, images: Tensor, size: tuple[int, int]) -> Program | Eager:
+        shown = images[:2] if len(images) >= 2 else images.new_zeros(2, *images.shape[1:])
+        sample = self._chunk_of(shown, Query(size=tuple(size)), 2).to(self.own_dtype)
+        try:
+            with torch.no_grad():
+                wanted = self.models[0](sample)
+        except RuntimeError as error:
+            got = f"{list(images.shape[1:])} ({str(error).splitlines()[0]})"
+            fail("ModelArray", "images", "fit the models' input", got)
+        if self.bn == "batch":
+            models = self._cast()
+            return Eager(models, sample.to(self.dtype), self._chunk or REFERENCE_BATCH, padded=False, batch_norm=True)
+        try:
+            program = Program(self.models, sample, self.dtype, self._chunk)
+            self._verify(program, shown, size, wanted)
+            return program
+        except Unsupported as reason:
+            logger.warning("ModelArray: models run one by one in their own forward: %s", reason)
+        chunk = self._chunk or EAGER_CHUNK
+        alone = all(getattr(part, "running_mean", 0) is not None for part in self.models[0].modules())
+        return Eager(self._cast(), sample.to(self.dtype), chunk, padded=alone, batch_norm=False)
+
+    def _verify(self, program: Program, shown: Tensor, size: tuple[int, int], wanted: Tensor) -> None:
+        """Two images through the first model and its program: a trace cannot follow everything a forward may do."""
+        x = self._chunk_of(shown, Query(size=tuple(size)), max(program.chunk, 2))[: program.chunk]
+        found = program(0, x)[:2].double()
+        wanted = wanted.double()[: len(found)]
+        room = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
+        if not torch.allclose(found, wanted, rtol=0, atol=room * (1 + float(wanted.abs().max())), equal_nan=True):
+            raise Unsupported("its trace does not give its answers")
+
+    def _cast(self) -> list[nn.Module]:
+        if self.dtype == self.own_dtype:
+            return self.models
+        return [copy.deepcopy(model).to(self.dtype) for model in self.models]
+
+    def _labels(self, labels: Tensor, count: int, classes: int) -> Tensor:
+        if labels.shape != (count,) or labels.dtype != torch.int64:
+            fail("ModelArray", "labels", f"be int64 [{count}]", f"{labels.dtype} {list(labels.shape)}")
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            fail("ModelArray", "labels", f"lie in [0, {classes})", [int(labels.min()), int(labels.max())])
+        return labels.to(self.device)
+
+    def _check_memory(self, program: Program | Eager, threads: int) -> None:
+        need, free = program.bytes_per_image * threads, free_memory(self.device)
+        if need * program.chunk > free:
+            size = max(free // max(need, 1), 1)
+            fail("ModelArray", "chunk", f"be at most {size} for the {free >> 20} MiB that are free", program.chunk)
+
+    def _record(self, program, images, labels, queries, want) -> dict[str, Any]:
+        """What the signals are functions of."""
+        weights = hashlib.sha256()
+        for model in self.models:
+            for name, value in model.state_dict().items():
+                weights.update(name.encode())
+                if isinstance(value, Tensor):
+                    weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return {
+            "images": _digest(images),
+            "labels": _digest(labels),
+            "weights": weights.hexdigest(),
+            "models": len(self),
+            "queries": [[q.flip, q.down, q.right, q.border, q.size and list(q.size)] for q in queries],
+            "want": list(want),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "bn": self.bn,
+            "chunk": program.chunk,
+            "normalize": repr(self.normalize),
+            "device": self.device.type,
+            "versions": {"torch": torch.__version__, "kr_fast": kr_fast.__version__},
+        }
 
 
-def _query(images: Tensor, flip: bool, down: int, right: int) -> Tensor:
-    if flip:
-        images = images.flip(2)
-    if down or right:
-        height, width = images.shape[1:3]
-        rows = (torch.arange(height, device=images.device) - down).clamp_(0, height - 1)
-        columns = (torch.arange(width, device=images.device) - right).clamp_(0, width - 1)
-        images = images[:, rows][:, :, columns]
-    return images
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.dtype != torch.uint8:
         fail("ModelArray", "images", "be uint8 [N, H, W, C]", f"{images.dtype} {list(images.shape)}")
-
-
-def _tensors(state: dict) -> Iterator[tuple[str, Tensor]]:
-    return ((name, value) for name, value in state.items() if isinstance(value, Tensor))
-
-
-def _compare(first: dict, other: dict, index: int) -> None:
-    if list(first) != list(other):
-        name = next(iter(set(first) ^ set(other)), "order of parameters")
-        raise UserError(
-            f"ModelArray: models must share one architecture, got {name} in only one of models 0 and {index}"
-        )
-    for name, value in _tensors(other):
-        if value.shape != first[name].shape:
-            shapes = f"{list(first[name].shape)} and {list(value.shape)}"
-            raise UserError(f"ModelArray: models must share one architecture, got {name} {shapes} in 0 and {index}")
-        if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
-            raise UserError(f"ModelArray: weights must be finite, got {name} of model {index} with NaN or inf")

@@ -175,7 +175,7 @@ def test_signals_are_those_of_each_model_alone():
     split, models = data(), array()
     logits = models(split.images)
     assert logits.shape == (3, 40, 3)
-    found = models.signals(split.images, split.labels, augment="flip", want=("phi", "correct"), batch_size=7)
+    found = models.signals(split.images, split.labels, augment="flip", want=("phi", "correct"))
     assert found["phi"].shape == (2, 40, 3)
     flipped = models(split.images.flip(2))
     for a, values in enumerate((logits, flipped)):

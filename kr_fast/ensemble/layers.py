@@ -1,0 +1,117 @@
+"""A layer recipe bound to the weights of one model: BatchNorm folded in float64, then packed for the machine.
+
+On a CPU convolutions run in oneDNN with weights that were reordered once and with the activation and the residual sum
+in its epilogue, through the operators that torch's own inductor emits (``torch.ops.mkldnn``). Where this torch or
+machine lacks them, the same layer runs through ``torch.nn.functional``.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kr_fast.ensemble.lowering import Activation, Layer
+
+LAST = torch.channels_last
+_ACTIVATIONS: dict[str, Callable] = {
+    "relu": lambda x, scalars, algorithm: x.relu_(),
+    "swish": lambda x, scalars, algorithm: F.silu(x, inplace=True),
+    "hardswish": lambda x, scalars, algorithm: F.hardswish(x, inplace=True),
+    "hardtanh": lambda x, scalars, algorithm: x.clamp_(*scalars),
+    "leaky_relu": lambda x, scalars, algorithm: F.leaky_relu(x, *scalars, inplace=True),
+    "sigmoid": lambda x, scalars, algorithm: x.sigmoid_(),
+    "tanh": lambda x, scalars, algorithm: x.tanh_(),
+    "gelu": lambda x, scalars, algorithm: F.gelu(x, approximate=algorithm),
+}
+
+
+@functools.cache
+def packs(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether convolutions of this type run with packed weights."""
+    if device_type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    ops = torch.ops.mkldnn
+    names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
+    if not all(hasattr(ops, name) for name in names):
+        return False
+    return dtype == torch.float32 or bool(ops._is_mkldnn_bf16_supported())
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """float64 ``a``, ``b`` with ``norm(x) = a x + b`` in eval mode."""
+    a = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        a = a * norm.weight.double()
+    b = -norm.running_mean.double() * a
+    return a, b if norm.bias is None else b + norm.bias.double()
+
+
+def folded(layer: Layer, model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in float64 with the BatchNorm in them."""
+    part = model.get_submodule(layer.module)
+    if layer.kind == "affine":
+        return _affine(part)
+    weight, bias = part.weight.double(), None if part.bias is None else part.bias.double()
+    if layer.norm is not None:
+        a, b = _affine(model.get_submodule(layer.norm))
+        weight = weight * a.view(-1, *[1] * (weight.ndim - 1))
+        bias = b if bias is None else b + a * bias
+    return weight, bias
+
+
+def bind(layer: Layer, model: nn.Module, dtype: torch.dtype, shape: tuple[int, ...]) -> Callable[..., Tensor]:
+    """The layer as a function of its input of ``shape`` (and of the residual, where one is added)."""
+    weight, bias = folded(layer, model)
+    weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    if layer.kind == "conv":
+        return _conv(layer, model.get_submodule(layer.module), weight, bias, shape)
+    after = _after(layer.activation)
+    if layer.kind == "linear":
+        return lambda x: after(F.linear(x, weight, bias))
+    if len(shape) == 4:
+        weight, bias = weight.view(1, -1, 1, 1), bias.view(1, -1, 1, 1)
+    return lambda x: after(torch.addcmul(bias, x, weight))
+
+
+def _after(activation: Activation | None) -> Callable[[Tensor], Tensor]:
+    if activation is None:
+        return lambda x: x
+    name, scalars, algorithm = activation
+    run = _ACTIVATIONS[name]
+    return lambda x: run(x, scalars, algorithm)
+
+
+def _conv(layer: Layer, part: nn.Conv2d, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Callable:
+    stride, padding, dilation, groups = list(layer.stride), list(part.padding), list(part.dilation), part.groups
+    if not packs(weight.device.type, weight.dtype):
+        weight, after = weight.contiguous(memory_format=LAST), _after(layer.activation)
+
+        def plain(x: Tensor, other: Tensor | None = None) -> Tensor:
+            y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+            return after(y if other is None else y.add_(other))
+
+        return plain
+    ops = torch.ops.mkldnn
+    weight = ops._reorder_convolution_weight(weight, padding, stride, dilation, groups, list(shape))
+    name, scalars, algorithm = layer.activation or ("none", (), "")
+    scalars = list(scalars)
+    if not layer.add:
+        run = ops._convolution_pointwise.default
+        return lambda x: run(_dense(x), weight, bias, padding, stride, dilation, groups, name, scalars, algorithm)
+    into, apart = ops._convolution_pointwise_.binary, ops._convolution_pointwise.binary
+    unary = name if layer.activation else None
+
+    def summed(x: Tensor, other: Tensor) -> Tensor:
+        rest = (weight, bias, padding, stride, dilation, groups, "add", 1.0, unary, [], "")
+        if layer.in_place and other.is_contiguous(memory_format=LAST):
+            return into(other, _dense(x), *rest)
+        return apart(_dense(x), other.contiguous(memory_format=LAST), *rest)
+
+    return summed
+
+
+def _dense(x: Tensor) -> Tensor:
+    """channels_last without gaps: oneDNN's layout is decided by it, and so would be the last bits."""
+    return x if x.is_contiguous(memory_format=LAST) else x.contiguous(memory_format=LAST)

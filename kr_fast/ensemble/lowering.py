@@ -1,0 +1,242 @@
+"""From a module's forward to a short graph: traced once, BatchNorm folded, activations and residual sums fused.
+
+The structure is common to all models; only the numbers differ. So the graph holds :class:`Layer` recipes (which
+convolution, which BatchNorm goes into it, what follows it) and ``layers.py`` binds one to each model's weights. Nodes
+that no rule knows stay as they were traced and run exactly as in the module.
+"""
+
+import dataclasses
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+# (attribute of oneDNN's epilogue, scalars, algorithm)
+Activation = tuple[str, tuple[float, ...], str]
+
+
+@dataclasses.dataclass
+class Layer:
+    """A convolution ("conv"), linear layer ("linear") or BatchNorm alone ("affine"), with what is fused into it."""
+
+    kind: str
+    module: str
+    norm: str | None = None
+    stride: tuple[int, ...] = ()
+    activation: Activation | None = None
+    add: bool = False  # y = act(conv(x) + other)
+    in_place: bool = False  # other's memory takes y
+
+
+class Unsupported(Exception):
+    """The module cannot be traced, or not folded; the message says why."""
+
+
+def lower(model: nn.Module, example: torch.Tensor) -> tuple[fx.Graph, dict[fx.Node, Layer]]:
+    """The graph of ``model`` (in eval mode) for images like ``example``, and the recipes of its layers.
+
+    Raises: Unsupported.
+    """
+    for name, part in model.named_modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase) and part.running_mean is None:
+            raise Unsupported(f"{name} has no running statistics")
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise Unsupported(f"{name or 'the model'} has forward hooks")
+    try:
+        traced = fx.symbolic_trace(model)
+        ShapeProp(traced).propagate(example)
+    except Exception as error:  # whatever a module's own code may raise when it meets a proxy
+        raise Unsupported(f"torch.fx cannot trace it ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+    builder = _Builder(traced)
+    builder.simplify()
+    builder.find_layers()
+    builder.fuse()
+    traced.graph.lint()
+    return traced.graph, builder.layers
+
+
+def shape(node: fx.Node) -> tuple[int, ...] | None:
+    """The node's shape for the example, or None where it is no tensor."""
+    meta = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if hasattr(meta, "shape") else None
+
+
+def _only_input(node: fx.Node) -> fx.Node | None:
+    return node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+
+
+ADDS = (operator.add, operator.iadd, torch.add)
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+class _Builder:
+    def __init__(self, traced: fx.GraphModule):
+        self.graph, self.modules = traced.graph, dict(traced.named_modules())
+        self.layers: dict[fx.Node, Layer] = {}
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules[node.target] if node.op == "call_module" else None
+
+    def replace(self, node: fx.Node, by: fx.Node) -> None:
+        node.replace_all_uses_with(by)
+        self.graph.erase_node(node)
+
+    def simplify(self) -> None:
+        """Drop what does nothing in eval mode: Identity, Dropout, x[:, :, ::1, ::1]."""
+        nothing = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+        for node in list(self.graph.nodes):
+            source = _only_input(node)
+            if source is None:
+                continue
+            full = node.target is operator.getitem and self.step(node) == (1, 1) and shape(node) == shape(source)
+            if type(self.module(node)) in nothing or full:
+                self.replace(node, source)
+
+    @staticmethod
+    def step(node: fx.Node) -> tuple[int, int] | None:
+        """``(a, b)`` where the node is x[:, :, ::a, ::b]."""
+        if node.target is not operator.getitem or not isinstance(node.args[1], tuple) or len(node.args[1]) != 4:
+            return None
+        steps = []
+        for part in node.args[1]:
+            if not isinstance(part, slice) or (part.start, part.stop) not in ((None, None), (0, None)):
+                return None
+            steps.append(1 if part.step is None else part.step)
+        return (steps[2], steps[3]) if steps[:2] == [1, 1] and all(isinstance(s, int) for s in steps) else None
+
+    def find_layers(self) -> None:
+        for node in list(self.graph.nodes):
+            module, source = self.module(node), _only_input(node)
+            if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+                self.layers[node] = Layer("conv", node.target, stride=module.stride)
+                self.merge_step(node, module)
+            elif type(module) is nn.Linear:
+                self.layers[node] = Layer("linear", node.target)
+            elif type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and source is not None:
+                self.fold_norm(node, source)
+
+    def merge_step(self, node: fx.Node, module: nn.Conv2d) -> None:
+        """A 1x1 convolution of every other pixel is a strided one."""
+        source = node.args[0]
+        step = self.step(source)
+        if step and len(source.users) == 1 and module.kernel_size == (1, 1) and module.padding == (0, 0):
+            self.layers[node].stride = (module.stride[0] * step[0], module.stride[1] * step[1])
+            node.args = (source.args[0],)
+            self.graph.erase_node(source)
+
+    def fold_norm(self, node: fx.Node, source: fx.Node) -> None:
+        layer = self.layers.get(source)
+        wanted = nn.BatchNorm2d if layer and layer.kind == "conv" else nn.BatchNorm1d
+        flat = len(shape(source) or ()) == (4 if wanted is nn.BatchNorm2d else 2)
+        folds = layer and layer.kind != "affine" and layer.norm is None and len(source.users) == 1 and flat
+        if folds and type(self.module(node)) is wanted:
+            layer.norm = node.target
+            self.replace(node, source)
+        elif len(shape(node) or ()) in (2, 4):
+            self.layers[node] = Layer("affine", node.target)
+
+    def fuse(self) -> None:
+        for node in list(self.layers):
+            self.fuse_activation(node)
+        for node in list(self.layers):
+            self.fuse_add(node)
+
+    def follower(self, node: fx.Node) -> fx.Node | None:
+        return next(iter(node.users)) if len(node.users) == 1 else None
+
+    def fuse_activation(self, node: fx.Node) -> None:
+        layer, user = self.layers[node], self.follower(node)
+        found = None if user is None or layer.activation else self.activation(user)
+        if found:
+            layer.activation = found
+            self.replace(user, node)
+
+    def activation(self, node: fx.Node) -> Activation | None:
+        module = self.module(node)
+        if module is not None:
+            return _module_activation(module)
+        kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
+        if len(node.args) > 1:
+            return None
+        if node.op == "call_method":
+            return None if kwargs else _METHODS.get(node.target)
+        if node.target is F.gelu and set(kwargs) <= {"approximate"}:
+            return ("gelu", (), kwargs.get("approximate", "none"))
+        return None if kwargs or node.op != "call_function" else _FUNCTIONS.get(node.target)
+
+    def fuse_add(self, node: fx.Node) -> None:
+        """conv + other, and the ReLU behind the sum: the convolution moves to where the sum stood."""
+        layer, total = self.layers[node], self.follower(node)
+        if layer.kind != "conv" or layer.add or layer.activation or total is None:
+            return
+        is_add = total.target in ADDS if total.op == "call_function" else total.target in ("add", "add_")
+        is_add = is_add and total.op in ("call_function", "call_method") and len(total.args) == 2 and not total.kwargs
+        if not is_add or not all(isinstance(arg, fx.Node) for arg in total.args) or total.args[0] is total.args[1]:
+            return
+        other = total.args[1] if total.args[0] is node else total.args[0]
+        if (
+            not self.unread_until(node, total)
+            or shape(other) != shape(node)
+            or other.meta["tensor_meta"].dtype != node.meta["tensor_meta"].dtype
+        ):
+            return
+        with self.graph.inserting_before(total):
+            moved = self.graph.node_copy(node)
+        moved.args = (*node.args, other)
+        self.layers[moved] = dataclasses.replace(layer, add=True)
+        self.replace(total, moved)
+        self.graph.erase_node(node)
+        del self.layers[node]
+        user = self.follower(moved)
+        if user is not None and (self.activation(user) or ("",))[0] == "relu":
+            self.layers[moved].activation = ("relu", (), "")
+            self.replace(user, moved)
+        self.layers[moved].in_place = self.dies_here(other, moved)
+
+    def unread_until(self, node: fx.Node, place: fx.Node) -> bool:
+        """Nothing between ``node`` and ``place`` may write into ``node``'s input, so that it can be computed later."""
+        order = {each: number for number, each in enumerate(self.graph.nodes)}
+        return all(
+            user in self.layers or isinstance(self.module(user), POOLS) or user.target is operator.getitem
+            for user in node.args[0].users
+            if order[node] < order[user] < order[place]
+        )
+
+    def dies_here(self, node: fx.Node, at: fx.Node) -> bool:
+        """``node`` is memory of its own, no view of it exists, and nobody reads it after ``at``."""
+        if not (node in self.layers or isinstance(self.module(node), POOLS)):
+            return False
+        if at.args[0] is node:
+            return False
+        order = {each: place for place, each in enumerate(self.graph.nodes)}
+        return all(
+            user is at or (order[user] < order[at] and (user in self.layers or isinstance(self.module(user), POOLS)))
+            for user in node.users
+        )
+
+
+_RELU: Activation = ("relu", (), "")
+_METHODS = {"relu": _RELU, "relu_": _RELU, "sigmoid": ("sigmoid", (), ""), "tanh": ("tanh", (), "")}
+_FUNCTIONS = {
+    F.relu: _RELU,
+    torch.relu: _RELU,
+    F.relu6: ("hardtanh", (0.0, 6.0), ""),
+    F.silu: ("swish", (), ""),
+    F.hardswish: ("hardswish", (), ""),
+    torch.sigmoid: ("sigmoid", (), ""),
+    torch.tanh: ("tanh", (), ""),
+}
+
+
+def _module_activation(module: nn.Module) -> Activation | None:
+    kind = type(module)
+    if kind is nn.GELU:
+        return ("gelu", (), module.approximate)
+    if kind is nn.LeakyReLU:
+        return ("leaky_relu", (module.negative_slope,), "")
+    if kind is nn.ReLU6:
+        return ("hardtanh", (0.0, 6.0), "")
+    names = {nn.ReLU: "relu", nn.SiLU: "swish", nn.Hardswish: "hardswish", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
+    return (names[kind], (), "") if kind in names else None

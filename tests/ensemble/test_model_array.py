@@ -1,0 +1,259 @@
+"""ModelArray over the styles of networks: numbers against float64, bits whatever stands beside, refusals."""
+
+import functools
+import logging
+
+import pytest
+import small_networks as networks
+import torch
+from torch import nn
+
+from kr_fast.data import to_float
+from kr_fast.ensemble import ModelArray, Query, model_array
+from kr_fast.models import classifier
+from kr_fast.ops.membership_signals import membership_signals
+from kr_fast.runtime.errors import UserError
+
+NETWORKS = {
+    "resnet8": functools.partial(classifier, "resnet8", num_classes=5, in_channels=3),
+    "torchvision": networks.TorchvisionResNet,
+    "wide": networks.WideResNet,
+    "airbench": networks.Airbench,
+    "efficientnet": networks.efficientnet,
+    "normed": networks.normed,
+    "branching": networks.Branching,
+}
+TRACED = [name for name in NETWORKS if name != "branching"]
+
+
+def models_of(name, count=2):
+    """Models whose BatchNorms do something: statistics and weights of their own, one weight below 0."""
+    found = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        model = NETWORKS[name]()
+        with torch.no_grad():
+            for part in model.modules():
+                if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                    part.running_mean.normal_(0, 0.3)
+                    part.running_var.uniform_(0.3, 2)
+                    if part.weight is not None:
+                        part.weight.uniform_(0.5, 1.5)[0] *= -1
+                        part.bias.normal_(0, 0.2)
+        found.append(model.eval())
+    return found
+
+
+def images_of(count=20, size=32):
+    return torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def exact(models, images):
+    x = to_float(images).double()
+    with torch.no_grad():
+        found = torch.stack([model.double()(x) for model in models])
+    for model in models:
+        model.float()
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_and_phi_are_those_of_float64(name):
+    models, images = models_of(name), images_of()
+    want, labels = exact(models, images), torch.arange(20) % 5
+    array = ModelArray(models)
+    assert float((array(images).double() - want).abs().max()) <= 2e-5 * (1 + float(want.abs().max()))
+    phi = array.signals(images, labels)["phi"][0].T.double()
+    wanted = torch.stack([membership_signals(z, labels)["phi"].double() for z in want])
+    assert float((phi - wanted).abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_half_precision(name):
+    models, images = models_of(name), images_of()
+    want, labels = exact(models, images), torch.arange(20) % 5
+    array = ModelArray(models, dtype=torch.bfloat16)
+    phi = array.signals(images, labels)["phi"][0].T.double()
+    wanted = torch.stack([membership_signals(z, labels)["phi"].double() for z in want])
+    with torch.no_grad():
+        loop = torch.stack([model.bfloat16()(to_float(images).bfloat16()) for model in models]).double()
+    torchs = torch.stack([membership_signals(z, labels)["phi"].double() for z in loop])
+    spread = float(want.std())
+    # Half of bfloat16's 8 bits in each of the layers: a few per cent of the logits' spread, as in torch's own loop.
+    assert float((phi - wanted).abs().max()) <= max(2e-2, 2 * float((torchs - wanted).abs().max()), 0.02 * spread)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bits_do_not_follow_company(name):
+    models, images, labels = models_of(name, 3), images_of(50), torch.arange(50) % 5
+    chunk = 16  # 50 is three chunks and a tail
+    plain = ModelArray(models, chunk=chunk).signals(images, labels, augment="flip")["phi"]
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(2))
+    mixed = ModelArray(models, chunk=chunk).signals(images[order], labels[order], augment="flip")["phi"]
+    assert torch.equal(mixed, plain[:, order])
+    alone = ModelArray([models[2]], chunk=chunk).signals(images[:7], labels[:7], augment="flip")["phi"]
+    assert torch.equal(alone[:, :, 0], plain[:, :7, 2])
+
+
+def test_bits_do_not_follow_threads():
+    models, images, before = models_of("resnet8", 3), images_of(50), torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(ModelArray(models, chunk=16)(images))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_structure_is_traced(name, caplog):
+    with caplog.at_level(logging.WARNING, "kr_fast"):
+        array = ModelArray(models_of(name))
+        array(images_of(2))
+    assert not caplog.records
+    (program,) = array._programs.values()
+    modules = {
+        type(program.graph.owning_module.get_submodule(n.target)) for n in program.nodes if n.op == "call_module"
+    }
+    if name in ("resnet8", "torchvision"):
+        assert len(program.layers) == sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in array.models[0].modules())
+        assert sum(layer.add for layer in program.layers.values()) == 3
+        assert all(layer.in_place for layer in program.layers.values() if layer.add)
+        assert nn.ReLU not in modules
+    if name != "normed":
+        assert not [
+            n for n in program.nodes if n.op == "call_module" and n.target.endswith("bn1") and n not in program.layers
+        ]
+
+
+def test_what_cannot_be_traced_says_so_once(caplog):
+    array = ModelArray(models_of("branching"))
+    with caplog.at_level(logging.WARNING, "kr_fast"):
+        array(images_of(4))
+        array(images_of(4))
+    assert [r.getMessage() for r in caplog.records if "one by one" in r.getMessage()]
+    assert len(caplog.records) == 1
+
+
+def test_trace_that_goes_another_way_is_noticed(caplog):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head, self.calls = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), 0
+
+        def forward(self, x):
+            self.calls += 1  # a trace sees one call, and its sign
+            x = self.conv(x)
+            return self.head(torch.where(x > 0, x, x * (1 if self.calls == 2 else 3)).mean((2, 3)))
+
+    with caplog.at_level(logging.WARNING, "kr_fast"):
+        ModelArray([Counting()])(images_of(2))
+    assert "its trace does not give its answers" in caplog.text
+
+
+def test_batch_statistics_are_those_of_the_chunk():
+    models, images, labels = models_of("resnet8"), images_of(20), torch.arange(20) % 5
+    found = ModelArray(models, bn="batch", chunk=12)(images)
+    state = {k: v.clone() for k, v in models[0].state_dict().items()}
+    for m, model in enumerate(models):
+        model.double().train()
+        with torch.no_grad():
+            want = torch.cat([model(part) for part in to_float(images).double().split(12)])
+        model.float().eval()
+        assert torch.allclose(found[m].double(), want, atol=1e-4)
+    fresh = models_of("resnet8")
+    ModelArray(fresh, bn="batch").signals(images, labels)
+    assert all(torch.equal(v, fresh[0].state_dict()[k]) for k, v in state.items())
+
+
+def test_state_dicts_are_models():
+    models, images = models_of("resnet8"), images_of(5)
+    states = [model.state_dict() for model in models]
+    assert torch.equal(ModelArray(states, NETWORKS["resnet8"])(images), ModelArray(models)(images))
+    with pytest.raises(UserError, match="make_model must be given for models that are state dicts"):
+        ModelArray(states)
+    other = functools.partial(classifier, "resnet8", num_classes=6, in_channels=3)
+    with pytest.raises(UserError, match=r"head.weight \[5, 64\] and \[6, 64\] in 0 and 1"):
+        ModelArray([states[0], other().state_dict()], NETWORKS["resnet8"])
+
+
+def test_the_first_difference_is_named():
+    a, b = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+    with pytest.raises(
+        UserError, match=r"one architecture, got 0 Conv2d\(3, 4, .* and Conv2d\(.*padding=\(1, 1\)\) in 0"
+    ):
+        ModelArray([a, b])
+    with pytest.raises(UserError, match=r"got 1 ReLU\(\) and GELU\(.*\) in 0 and 1"):
+        ModelArray([a, nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU())])
+    first, second = models_of("resnet8")
+    second.stages[1].stride = 1
+    with pytest.raises(UserError, match="got stages.1 with stride 2 and 1 in 0 and 1"):
+        ModelArray([first, second])
+
+
+def test_chunks_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatch):
+    array = ModelArray(models_of("resnet8"), chunk=64)
+    array(images_of(64))
+    monkeypatch.setattr(model_array, "free_memory", lambda device: 8 << 20)
+    with pytest.raises(UserError, match=r"chunk must be at most \d+ for the 8 MiB that are free, got 64"):
+        array(images_of(640))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"dtype": torch.int8}, "dtype must be float32"),
+        ({"bn": "train"}, "bn must be 'eval' or 'batch', got train"),
+        ({"chunk": 0}, "chunk must be an integer above 0"),
+    ],
+)
+def test_bad_options(changed, words):
+    with pytest.raises(UserError, match=words):
+        ModelArray(models_of("resnet8"), **changed)
+
+
+def test_images_of_another_size_or_channels():
+    array, labels = ModelArray(models_of("airbench")), torch.arange(2)
+    for bad in (images_of(2, 48), images_of(2)[..., :1]):
+        with pytest.raises(UserError, match="images must fit the models' input"):
+            array.signals(bad, labels)
+    with pytest.raises(UserError, match=r"labels must lie in \[0, 5\), got \[0, 5\]"):
+        array.signals(images_of(2), torch.tensor([0, 5]))
+    with pytest.raises(UserError, match="models must return logits"):
+        ModelArray([nn.Conv2d(3, 4, 3)])(images_of(2))
+
+
+def test_queries_are_index_arithmetic():
+    models, images, labels = models_of("resnet8"), images_of(6), torch.arange(6) % 5
+    array = ModelArray(models)
+    padded = torch.nn.functional.pad(images.permute(0, 3, 1, 2).float(), [1] * 4, mode="reflect").permute(0, 2, 3, 1)
+    found = array.signals(images, labels, augment="lira")["phi"]
+    assert found.shape == (18, 6, 2)
+    for a, (flip, dx, dy) in enumerate((f, x, y) for f in (0, 1) for x in range(3) for y in range(3)):
+        source = padded.flip(2) if flip else padded
+        view = source[:, dx : dx + 32, dy : dy + 32].to(torch.uint8)
+        assert torch.equal(array.signals(view, labels)["phi"][0], found[a])
+    cut = array.signals(images, labels, augment=[Query(size=(28, 24), down=-1, right=2)])["phi"]
+    assert torch.equal(cut, array.signals(images[:, 3:31, 2:26].contiguous(), labels)["phi"])
+    with pytest.raises(UserError, match="augment must hold queries of one size"):
+        array.signals(images, labels, augment=[Query(), Query(size=(8, 8))])
+    with pytest.raises(UserError, match="size must lie within the images' 32 x 32"):
+        array.signals(images, labels, augment=[Query(size=(33, 8))])
+    with pytest.raises(UserError, match="border must be one of"):
+        Query(border="zeros")
+
+
+def test_normalize():
+    models, images = models_of("resnet8"), images_of(5)
+    found = ModelArray(models, normalize=((0.5, 0.5, 0.5), 0.5))(images)
+    assert torch.allclose(found, ModelArray(models)(images), atol=1e-5)
+
+
+def test_no_images():
+    array = ModelArray(models_of("resnet8"))
+    assert array(images_of(0)).shape == (2, 0, 5)
+    assert array.signals(images_of(0), torch.empty(0, dtype=torch.int64))["phi"].shape == (1, 0, 2)
