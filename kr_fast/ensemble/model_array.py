@@ -83,7 +83,6 @@ class ModelArray:
     def __len__(self) -> int:
         return len(self.models)
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Logits: uint8 ``[N, H, W, C]`` -> float32 ``[M, N, classes]``, on the models' device."""
         _check_images(images)
@@ -96,7 +95,6 @@ class ModelArray:
         self._run(program, images, (Query(),), range(0, len(images)), keep, lambda: None)
         return out
 
-    @torch.inference_mode()
     def signals(
         self,
         images: Tensor,
@@ -159,6 +157,7 @@ class ModelArray:
 
         self._run(program, images, queries, rows, reduce, done)
 
+    @torch.inference_mode()
     def _run(self, program, images, queries, rows, take, done) -> None:
         """``take(query, start, stop, model, logits)`` for every chunk of ``rows``, query and model."""
         starts = [(a, start) for start in range(rows.start, rows.stop, program.chunk) for a in range(len(queries))]
@@ -213,12 +212,12 @@ class ModelArray:
             self._programs[key] = self._build(images, size)
         return self._programs[key]
 
+    @torch.inference_mode()
     def _build(self, images: Tensor, size: tuple[int, int]) -> Program | Eager:
         shown = images[:2] if len(images) >= 2 else images.new_zeros(2, *images.shape[1:])
         sample = self._chunk_of(shown, Query(size=tuple(size)), 2).to(self.own_dtype)
         try:
-            with torch.no_grad():
-                wanted = self.models[0](sample)
+            wanted = self.models[0](sample)
         except RuntimeError as error:
             got = f"{list(images.shape[1:])} ({str(error).splitlines()[0]})"
             fail("ModelArray", "images", "fit the models' input", got)
