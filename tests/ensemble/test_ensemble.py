@@ -11,6 +11,7 @@ from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, TrainConfig, train_shadows
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.ensemble.training import accuracy, fit
+from kr_fast.ensemble.workers import Job
 from kr_fast.models import classifier
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError
@@ -145,6 +146,13 @@ def test_shadows_resume_after_a_kill(tmp_path, monkeypatch):
     assert all(same(a, b) for a, b in zip(whole.array.models, found.array.models, strict=True))
     assert torch.equal(whole.keep, found.keep)
     assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_a_shadow_is_a_function_of_its_seed_and_half_alone():
+    split, together = data(), shadows()
+    for index in (3, 1):  # trained apart, and in another order
+        job = Job(make_model, split.images, split.labels, together.keep, CONFIG, 9, None)
+        assert same(job.train(index, torch.device("cpu")), together.array.models[index])
 
 
 @pytest.mark.parametrize(
