@@ -133,10 +133,12 @@ def tensor_digest(value: Tensor) -> str:
 
 
 def weights_digest(model: Any) -> str:
-    """SHA-256 of a module's parameters and buffers with their names; of another callable, its qualified name."""
+    """SHA-256 of a module's configuration, parameters and buffers; of another callable, its qualified name."""
     if not isinstance(model, nn.Module):
         return f"{type(model).__module__}.{getattr(model, '__qualname__', type(model).__qualname__)}"
-    digest = hashlib.sha256()
+    # Keys with an underscore say where the model was loaded from and by which version.
+    config = {key: value for key, value in dict(getattr(model, "config", {})).items() if not key.startswith("_")}
+    digest = hashlib.sha256(repr(sorted(config.items())).encode())
     for name, value in model.state_dict().items():
         digest.update(f"{name} {value.dtype} {list(value.shape)} {tensor_digest(value)}\n".encode())
     return digest.hexdigest()
