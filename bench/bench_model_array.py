@@ -3,7 +3,7 @@
 Everyone answers for the same uint8 images and keeps the logits ``[M, N, 10]``. ``strong_loop``: BatchNorm folded,
 channels_last, torch.compile with the weights as inputs (compiled once for all models), float input prepared once for
 all models, in large batches. ``eager_nchw``: what public audit tools do. The bfloat16 rows compare with the same loop
-in bfloat16. ``limit`` in extra_info is the share of the time that oneDNN's convolutions take in one thread.
+in bfloat16.
 """
 
 import resource
@@ -19,7 +19,7 @@ from kr_fast.models import classifier
 
 LAST = torch.channels_last
 THREADS = 2
-BATCH = {"strong_loop": 512, "eager_nchw": 256, "vmap": 64}  # the best of 64, 256, 512 and 2,048 for each
+BATCH = {"strong_loop": 512, "eager_nchw": 256, "vmap": 64}  # not tuned for each machine
 
 
 def resnet20():

@@ -16,8 +16,9 @@ from kr_fast.ensemble import layers as layer_binding
 from kr_fast.ensemble.lowering import lower, shape
 from kr_fast.runtime.errors import fail
 
-# Bytes of the widest layer's input and output in one chunk. Measured with ResNet-20 and an airbench-like network on
-# Zen 5 (1 MiB L2, 32 MiB L3): flat from 2 to 6 MiB, 10 % slower at 1 MiB (calls), 25 % at 32 MiB (memory).
+# Bytes of the widest layer's input and output in one chunk. On Zen 5 (1 MiB L2, 32 MiB L3) single convolutions of
+# ResNet-20 and of an airbench-like network ran best with 2 to 8 MiB; less pays for calls, 32 MiB for memory. The GPU's
+# figure is a guess that no GPU has measured.
 CPU_BUDGET, GPU_BUDGET = 4 << 20, 512 << 20
 CPU_MOST, GPU_MOST = 128, 4096  # images of a chunk: a small set is padded to it
 
