@@ -7,34 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast.cli import options
-
-
-def _option(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
+from kr_fast.runtime.options import option
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchConfig:
     """What ``kr-fast bench synthesis`` measures."""
 
-    model: str = _option(
-        "unet28", "untrained network to sample: digits, unet28 (1.7 M) or unet32 (ddpm-cifar10 widths)"
-    )
-    scheduler: str = _option("DDIMScheduler", "diffusers scheduler")
-    steps: int = _option(10, "solver steps")
-    batch: int = _option(64, "images in one network call")
-    images: int = _option(256, "images in one timed run")
-    guidance_scale: float = _option(1.0, "classifier-free guidance; 1 for none")
-    format: str = _option("npy", "sink of the end-to-end rate: npy, npz, webdataset, parquet, device, or none")
-    providers: tuple[str, ...] = _option(
+    model: str = option("unet28", "untrained network to sample: digits, unet28 (1.7 M) or unet32 (ddpm-cifar10 widths)")
+    scheduler: str = option("DDIMScheduler", "diffusers scheduler")
+    steps: int = option(10, "solver steps")
+    batch: int = option(64, "images in one network call")
+    images: int = option(256, "images in one timed run")
+    guidance_scale: float = option(1.0, "classifier-free guidance; 1 for none")
+    format: str = option("npy", "sink of the end-to-end rate: npy, npz, webdataset, parquet, device, or none")
+    providers: tuple[str, ...] = option(
         ("documented", "loop", "compile", "kr_fast"),
         "documented (float32, PNG by PIL), loop (channels_last, half precision on a GPU), compile (that loop under "
         "torch.compile), kr_fast",
     )
-    repeats: int = _option(3, "timed runs; the fastest counts")
-    device: str = _option("auto", "cpu, cuda or auto")
-    threads: int = _option(0, "CPU threads; 0 for torch's choice")
-    out: str = _option("bench-synthesis", "folder for synthesis.json and synthesis.png")
+    repeats: int = option(3, "timed runs; the fastest counts")
+    device: str = option("auto", "cpu, cuda or auto")
+    threads: int = option(0, "CPU threads; 0 for torch's choice")
+    out: str = option("bench-synthesis", "folder for synthesis.json and synthesis.png")
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:

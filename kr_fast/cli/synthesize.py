@@ -7,34 +7,31 @@ from typing import Any
 
 from kr_fast.cli import options
 from kr_fast.runtime.errors import UserError, fail
-
-
-def _option(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
+from kr_fast.runtime.options import option
 
 
 @dataclasses.dataclass(frozen=True)
 class SynthesizeConfig:
     """Configuration of ``kr-fast synthesize``."""
 
-    model: str = _option("", "folder of kr-fast run, or of a diffusers pipeline, UNet2DModel or DiTTransformer2DModel")
-    out: str = _option("synthetic", "folder of the data set; the same command continues one that was stopped")
-    count: int = _option(10000, "images of the whole data set; 0 for as many as an .npy of labels has")
-    first_id: int = _option(0, "id of the first image")
-    format: str = _option("npy", "npy, npz, webdataset or parquet")
-    shard_size: int = _option(16384, "ids in a shard")
-    labels: str = _option("", "balanced, counts:N,N,... or an .npy file of int64; empty: as in the run, else balanced")
-    seed: int = _option(0, "of all noise")
-    checkpoint: int = _option(0, "step of the run's checkpoint; 0 for the chosen one")
-    scheduler: str = _option("", "a scheduler class of diffusers in place of the model's own")
-    num_inference_steps: int = _option(0, "solver steps; 0 for those that the run tuned, else 20")
-    guidance_scale: float = _option(0.0, "classifier-free guidance, 1 is none; 0 for what the run tuned, else 1")
-    noise_scale: float = _option(0.0, "initial-noise scale sigma; 0 for what the run tuned, else 1")
-    quality: str = _option("fused", "exact, fused or fast")
-    dtype: str = _option("float32", "of the network: float32, bfloat16 or float16")
-    micro_batch: int = _option(256, "images in one network call; part of what the images depend on")
-    verify: bool = _option(False, "check finished shards by their SHA-256 and make damaged ones again")
-    allow_download: bool = _option(False, "take a model that is not a folder from the Hugging Face hub")
+    model: str = option("", "folder of kr-fast run, or of a diffusers pipeline, UNet2DModel or DiTTransformer2DModel")
+    out: str = option("synthetic", "folder of the data set; the same command continues one that was stopped")
+    count: int = option(10000, "images of the whole data set; 0 for as many as an .npy of labels has")
+    first_id: int = option(0, "id of the first image")
+    format: str = option("npy", "npy, npz, webdataset or parquet")
+    shard_size: int = option(16384, "ids in a shard")
+    labels: str = option("", "balanced, counts:N,N,... or an .npy file of int64; empty: as in the run, else balanced")
+    seed: int = option(0, "of all noise")
+    checkpoint: int = option(0, "step of the run's checkpoint; 0 for the chosen one")
+    scheduler: str = option("", "a scheduler class of diffusers in place of the model's own")
+    num_inference_steps: int = option(0, "solver steps; 0 for those that the run tuned, else 20")
+    guidance_scale: float = option(0.0, "classifier-free guidance, 1 is none; 0 for what the run tuned, else 1")
+    noise_scale: float = option(0.0, "initial-noise scale sigma; 0 for what the run tuned, else 1")
+    quality: str = option("fused", "exact, fused or fast")
+    dtype: str = option("float32", "of the network: float32, bfloat16 or float16")
+    micro_batch: int = option(256, "images in one network call; part of what the images depend on")
+    verify: bool = option(False, "check finished shards by their SHA-256 and make damaged ones again")
+    allow_download: bool = option(False, "take a model that is not a folder from the Hugging Face hub")
 
     def __post_init__(self):
         for name in ("count", "first_id", "seed", "checkpoint", "num_inference_steps", "guidance_scale", "noise_scale"):

@@ -4,11 +4,7 @@ import dataclasses
 from typing import Any
 
 from kr_fast.runtime.errors import fail
-
-
-def option(default: Any, text: str) -> Any:
-    """A field with its help text."""
-    return dataclasses.field(default=default, metadata={"help": text})
+from kr_fast.runtime.options import option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from kr_fast.ops.pack_uint8 import pack_uint8
 from kr_fast.ops.philox_normal import philox_normal
 from kr_fast.runtime.errors import fail
 from kr_fast.synthesis.labels import LabelPlan
+from kr_fast.synthesis.networks import adapt
 from kr_fast.synthesis.sampler import Sampler
 
 CLASSES, SEED = 10, 1
@@ -139,11 +140,9 @@ def _scheduler(case: Case) -> Any:
 
 
 def _sampler(case: Case, network: Any, **options: Any) -> Sampler:
-    size = network.config.sample_size
-    shape = (network.config.in_channels, *((size, size) if isinstance(size, int) else size))
     return Sampler(
         network, _scheduler(case), case.steps, seed=SEED, guidance_scale=case.guidance_scale, micro_batch=case.batch,
-        image_shape=shape, **options,
+        **options,
     )  # fmt: skip
 
 
@@ -177,7 +176,9 @@ class _Loop:
         case, scheduler = self.case, self.scheduler
         scheduler.set_timesteps(case.steps)
         dtype, labels = self.network.dtype, labels.to(case.device)
-        x = philox_normal(ids.to(case.device), self._shape(), seed=SEED)  # any generator would do: once an image
+        x = philox_normal(
+            ids.to(case.device), adapt(self.network).shape, seed=SEED
+        )  # any generator would do: once an image
         x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
         null = torch.full_like(labels, CLASSES)
         for t in scheduler.timesteps:
@@ -190,10 +191,6 @@ class _Loop:
                 e = u + case.guidance_scale * (e - u)
             x = scheduler.step(e, t, x).prev_sample
         return pack_uint8(x.contiguous())
-
-    def _shape(self) -> tuple[int, int, int]:
-        size = self.network.config.sample_size
-        return (self.network.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
 
 def _save_png(loop: _Loop) -> Callable:
@@ -233,10 +230,7 @@ def _flops(network: Any) -> int:
     """Operations of one evaluation of one image: two a multiplication with its addition."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = network.config
-    size = config.sample_size
-    shape = (1, config.in_channels, *((size, size) if isinstance(size, int) else size))
-    x = torch.zeros(shape, device=network.device, dtype=network.dtype)
+    x = torch.zeros((1, *adapt(network).shape), device=network.device, dtype=network.dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x, 0, class_labels=torch.zeros(1, dtype=torch.int64, device=x.device))
     return counter.get_total_flops()

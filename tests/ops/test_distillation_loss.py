@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from distillation_cases import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,22 +22,6 @@ CLASSES = (2, 3, 10, 31, 32, 33, 100, 128, 129, 1000, 1024, 1025, 4097)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Rounding of the gradient to its dtype, and in float32 what exp and the sums cost.
 GRAD_TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
-
-
-def oracle(z, t, y=None, *, T=1.0, kind="logits", soft=1.0, hard=0.0, smoothing=0.0, weight=None, reduction="mean"):
-    """The docstring's formula in float64, by torch's own functions."""
-    t = t.double()
-    log_q = F.log_softmax(z / T, 1)
-    log_p = {"logits": lambda: F.log_softmax(t / T, 1), "probs": t.log, "log_probs": lambda: t}[kind]()
-    p = log_p.exp()
-    rows = soft * T * T * torch.where(p > 0, p * (log_p - log_q), 0).sum(1)
-    if hard:
-        rows = rows + hard * F.cross_entropy(z, y, reduction="none", label_smoothing=smoothing, ignore_index=-100)
-    w = torch.ones(len(z), dtype=torch.float64) if weight is None else weight.double()
-    if y is not None:
-        w = torch.where(y == -100, 0, w)
-    rows = torch.where(w == 0, 0, w * rows)
-    return rows if reduction == "none" else rows.sum() / (w.sum() if reduction == "mean" else 1)
 
 
 def both(z, t, y=None, **options):
