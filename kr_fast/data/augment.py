@@ -1,10 +1,46 @@
-"""Standard augmentation, batched: one affine resampling for the whole batch, each image with its own parameters."""
+"""Standard augmentation in two steps: tables of random numbers, one row an image, and their batched application.
+
+Tables are drawn for a whole epoch at a time, so that a training step draws nothing. Flips and whole-pixel shifts are
+index arithmetic on uint8 images; rotation, scale and fractional shifts are one affine resampling of the batch.
+"""
 
 import dataclasses
 import math
 
 import torch
 from torch import Tensor
+
+from kr_fast.data.sources import to_float
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """What :meth:`Augment.draw` drew, one row an image; None for a kind that is off.
+
+    ``flip``: bool ``[N]``; ``move``: int64 ``[N, 2]`` whole pixels (rows, columns); ``matrix``: float32 ``[N, 2, 3]``,
+    the affine map from places of the new image to places of the old one.
+    """
+
+    flip: Tensor | None = None
+    move: Tensor | None = None
+    matrix: Tensor | None = None
+
+    def map(self, change) -> "Draws":
+        """``change`` of each table."""
+        return Draws(*(None if t is None else change(t) for t in (self.flip, self.move, self.matrix)))
+
+    def __getitem__(self, rows) -> "Draws":
+        return self.map(lambda table: table[rows])
+
+    def to(self, device: torch.device) -> "Draws":
+        """The tables on ``device``."""
+        return self.map(lambda table: table.to(device))
+
+    @staticmethod
+    def stack(parts: "list[Draws]") -> "Draws":
+        """Tables of several draws of equal length, ``[len(parts), N, ...]``."""
+        columns = zip(*((part.flip, part.move, part.matrix) for part in parts), strict=True)
+        return Draws(*(None if column[0] is None else torch.stack(column) for column in columns))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,34 +60,62 @@ class Augment:
     rotate: float = 0.0
     scale: float = 0.0
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """``images``: float ``[N, C, H, W]`` -> the same shape. ``generator`` is a CPU generator."""
-        count, device = len(images), images.device
-        if self.flip:
-            mirrored = torch.rand(count, generator=generator).to(device) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
+        """Tables for ``count`` images of ``size`` (height, width), on the CPU; ``generator`` is a CPU generator."""
+        flip = torch.rand(count, generator=generator) < 0.5 if self.flip else None
         if self.rotate or self.scale:
-            return self._affine(images, generator)
+            return Draws(flip, None, self._matrix(count, size, generator))
         if self.shift:
-            moves = torch.randint(-self.shift, self.shift + 1, (2, count, 1), generator=generator).to(device)
-            height, width = images.shape[2:]
-            rows = (torch.arange(height, device=device) + moves[0]).clamp_(0, height - 1)
-            columns = (torch.arange(width, device=device) + moves[1]).clamp_(0, width - 1)
-            index = torch.arange(count, device=device)[:, None, None]
-            picked = images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
-            images = picked.permute(0, 3, 1, 2)
-        return images
+            return Draws(flip, torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator))
+        return Draws(flip)
 
-    def _affine(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        count, _, height, width = images.shape
+    def _matrix(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        height, width = size
         draw = torch.rand(4, count, generator=generator).mul_(2).sub_(1)
         angle = draw[0] * (self.rotate * math.pi / 180)
-        size = 1 + draw[1] * self.scale
+        scale = 1 + draw[1] * self.scale
         matrix = torch.zeros(count, 2, 3)
-        matrix[:, 0, 0] = matrix[:, 1, 1] = size * angle.cos()
-        matrix[:, 1, 0] = size * angle.sin()
+        matrix[:, 0, 0] = matrix[:, 1, 1] = scale * angle.cos()
+        matrix[:, 1, 0] = scale * angle.sin()
         matrix[:, 0, 1] = -matrix[:, 1, 0]
         matrix[:, 0, 2] = draw[2] * (2 * self.shift / width)
         matrix[:, 1, 2] = draw[3] * (2 * self.shift / height)
-        grid = torch.nn.functional.affine_grid(matrix.to(images), list(images.shape), align_corners=False)
-        return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        return matrix
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """``images``: float ``[N, C, H, W]`` -> the same shape. ``generator`` is a CPU generator."""
+        draws = self.draw(len(images), tuple(images.shape[2:]), generator).to(images.device)
+        if draws.flip is not None or draws.move is not None:
+            index = torch.arange(len(images), device=images.device)
+            images = pick(images.permute(0, 2, 3, 1), index, draws).permute(0, 3, 1, 2)
+        return images if draws.matrix is None else resample(images, draws.matrix)
+
+
+def pick(pool: Tensor, index: Tensor, draws: Draws) -> Tensor:
+    """``pool[index]`` with the flips and moves of ``draws``: ``[P, H, W, C]`` -> ``[N, H, W, C]``, borders replicated.
+
+    An image is mirrored first and moved then.
+    """
+    if draws.flip is None and draws.move is None:
+        return pool[index]
+    height, width = pool.shape[1:3]
+    rows = torch.arange(height, device=pool.device)[None]
+    columns = torch.arange(width, device=pool.device)[None]
+    if draws.move is not None:
+        rows = (rows + draws.move[:, :1]).clamp_(0, height - 1)
+        columns = (columns + draws.move[:, 1:]).clamp_(0, width - 1)
+    if draws.flip is not None:
+        columns = torch.where(draws.flip[:, None], width - 1 - columns, columns)
+    return pool[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def resample(images: Tensor, matrix: Tensor) -> Tensor:
+    """float ``[N, C, H, W]`` at the places that ``matrix`` ``[N, 2, 3]`` sends the grid to, bilinear, same borders."""
+    grid = torch.nn.functional.affine_grid(matrix.to(images), list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def shown(pool: Tensor, index: Tensor, draws: Draws) -> Tensor:
+    """What a network is trained on: ``pool`` uint8 ``[P, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1]."""
+    x = to_float(pick(pool, index, draws))
+    return x if draws.matrix is None else resample(x, draws.matrix)

@@ -5,9 +5,9 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kr_fast.data import Augment, Split, to_float
+from kr_fast.data import Augment, Draws, Split, shown, to_float
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
@@ -66,6 +66,29 @@ def make_optimizer(
     return optimizer, schedule
 
 
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """How a recipe cuts ``count`` examples into steps."""
+
+    batch: int
+    per_epoch: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, count: int) -> "Steps":
+        """Whole batches only; one short batch where there are fewer examples."""
+        return cls(min(config.batch_size, count), max(count // config.batch_size, 1))
+
+
+def epoch_draws(config: TrainConfig, count: int, size: tuple[int, int], seed: int, epoch: int) -> tuple[Tensor, Draws]:
+    """The shuffle and the augmentation of one epoch: indices in [0, count) and as many draws, on the CPU.
+
+    Whoever trains with ``seed``, alone or among others, sees these.
+    """
+    generator, steps = seeds.generator(seed, "fit", epoch), Steps.of(config, count)
+    used = steps.batch * steps.per_epoch
+    return torch.randperm(count, generator=generator)[:used], config.augment.draw(used, size, generator)
+
+
 def fit(
     model: nn.Module,
     split: Split,
@@ -95,8 +118,8 @@ def fit(
     device = next(model.parameters()).device
     images, labels = split.images.to(device), split.labels.to(device)
     count = len(labels)
-    per_epoch = max(count // config.batch_size, 1)
-    optimizer, schedule = make_optimizer(model, config, config.epochs * per_epoch)
+    steps, size = Steps.of(config, count), tuple(images.shape[1:3])
+    optimizer, schedule = make_optimizer(model, config, config.epochs * steps.per_epoch)
     history, best, best_accuracy, first = History(), None, -1.0, 0
     state = files.load_state(state_path) if state_path else None
     if state is not None:
@@ -110,19 +133,20 @@ def fit(
     with torch.random.fork_rng(devices=forked), bar(config.epochs, description, "epoch", first) as progress:
         for epoch in range(first, config.epochs):
             torch.manual_seed(seeds.derive(seed, "dropout", epoch))
-            generator = seeds.generator(seed, "fit", epoch)
-            order = torch.randperm(count, generator=generator).to(device)
+            order, draws = epoch_draws(config, count, size, seed, epoch)
+            order, draws = order.to(device), draws.to(device)
             total = torch.zeros((), device=device)
-            for step in range(per_epoch):
-                batch = order[step * config.batch_size : (step + 1) * config.batch_size]
-                x = config.augment(to_float(images[batch]), generator)
+            for step in range(steps.per_epoch):
+                rows = slice(step * steps.batch, (step + 1) * steps.batch)
+                batch = order[rows]
+                x = shown(images, batch, draws[rows])
                 loss = nn.functional.cross_entropy(model(x), labels[batch], label_smoothing=config.label_smoothing)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 total += loss.detach()
-            history.train_loss.append(float(total) / per_epoch)
+            history.train_loss.append(float(total) / steps.per_epoch)
             if not history.train_loss[-1] < float("inf"):
                 raise UserError(f"fit: loss must be finite, got {history.train_loss[-1]} in epoch {epoch}")
             if val is not None:
