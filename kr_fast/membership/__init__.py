@@ -2,7 +2,11 @@
 
 from kr_fast.membership.attacks import attack_p, attack_r, base, label_only, lira, lira_carlini2021, threshold_per_class
 from kr_fast.membership.attacks import rmia as rmia_attack
-from kr_fast.membership.audit import AuditReport, audit
+from kr_fast.membership.audit import audit
+from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals, from_logits
+from kr_fast.membership.audit_report import AuditReport, audit_signals
+from kr_fast.membership.catalog import CATALOG, DEFAULT
+from kr_fast.membership.control import overfitted, overfitted_recipe
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
 from kr_fast.membership.intervals import bootstrap, delong_test
@@ -12,19 +16,26 @@ from kr_fast.membership.summaries import across_targets, aop, operating_point, s
 from kr_fast.ops.rmia import rmia
 
 __all__ = [
+    "CATALOG",
+    "DEFAULT",
+    "AuditData",
     "AuditReport",
     "Curve",
+    "ShadowSignals",
+    "TargetSignals",
     "across_targets",
     "aop",
     "attack_p",
     "attack_r",
     "audit",
+    "audit_signals",
     "base",
     "bootstrap",
     "delong_test",
     "epsilon_clopper_pearson",
     "epsilon_of_mu",
     "epsilon_one_run",
+    "from_logits",
     "gaussian_mu",
     "generated_density",
     "label_only",
@@ -32,6 +43,8 @@ __all__ = [
     "lira_carlini2021",
     "nearest_synthetic",
     "operating_point",
+    "overfitted",
+    "overfitted_recipe",
     "quantile_regression",
     "rmia",
     "rmia_attack",

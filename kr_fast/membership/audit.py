@@ -1,138 +1,245 @@
 """The audit: attack target models with one set of shadow statistics and report what was found, with intervals."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kr_fast.ensemble import ModelArray, Shadows
-from kr_fast.membership.attacks import lira
-from kr_fast.membership.curve import FPRS, Curve, roc
+from kr_fast.ensemble import ModelArray, Query, Shadows
+from kr_fast.ensemble.queries import as_queries
+from kr_fast.membership.audit_data import (
+    ANSWERS,
+    SIGNALS,
+    AuditData,
+    ShadowSignals,
+    TargetSignals,
+    pool_of,
+    refuse_probabilities,
+)
+from kr_fast.membership.audit_report import AuditReport, audit_signals
+from kr_fast.membership.catalog import CATALOG, DEFAULT
+from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.log import logger
 
-ATTACKS = ("loss", "lira", "lira_offline")
-# Below this many shadows on a side one variance for all examples attacks better than one each (Carlini et al., fig. 9).
-PER_EXAMPLE_FROM = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class AuditReport:
-    """``curves[target][attack]`` and everything that must be said beside them."""
-
-    curves: dict[str, dict[str, Curve]]
-    scores: dict[str, dict[str, Tensor]]
-    num_shadows: int
-    members: int
-    non_members: int
-    augment: str
-    variance: str
-    warnings: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: {target: {attack: {auc, auc_ci, tpr_at_fpr, balanced_accuracy}}, "setting": {...}}."""
-        targets = {
-            name: {attack: describe(curve) for attack, curve in curves.items()} for name, curves in self.curves.items()
-        }
-        setting = {
-            "num_shadows": self.num_shadows,
-            "members": self.members,
-            "non_members": self.non_members,
-            "augment": self.augment,
-            "lira_variance": self.variance,
-            "warnings": list(self.warnings),
-        }
-        return {**targets, "setting": setting}
-
-
-def describe(curve: Curve) -> dict[str, Any]:
-    """The figures of one curve."""
-    return {
-        "auc": curve.auc,
-        "auc_ci": list(curve.auc_interval()),
-        "tpr_at_fpr": {str(fpr): curve.tpr_at(fpr) for fpr in FPRS},
-        "balanced_accuracy": curve.balanced_accuracy,
-    }
+CONTROL = "control"
+LABEL_ONLY = "lira"  # queries of "label_only" where the audit itself makes one
 
 
 def audit(
-    target: nn.Module | Mapping[str, nn.Module],
-    shadows: Shadows,
+    target: nn.Module | ModelArray | Mapping[str, nn.Module | ModelArray] | None,
+    shadows: Shadows | Mapping[str, Shadows],
     images: Tensor,
     labels: Tensor,
-    members: Tensor,
+    members: Any = None,
     *,
-    attacks: tuple[str, ...] = ATTACKS,
-    augment: str = "none",
+    non_members: Any = None,
+    attacks: Sequence[str] | None = None,
+    primary: str | None = None,
+    targets: str = "given",
+    control: nn.Module | ModelArray | None = None,
+    population: tuple[Tensor, Tensor] | float | None = None,
+    synthetic: Tensor | Mapping[str, Tensor] | None = None,
+    reference: Tensor | None = None,
+    augment: str | Sequence[Query] = "none",
+    accuracies: Mapping[str, float] | None = None,
+    shared: Mapping[str, str] | None = None,
+    level: float = 0.95,
+    delta: float = 1e-5,
+    priors: Sequence[float] = (0.5, 0.1, 0.01),
+    random_members: bool = False,
+    seed: int = 0,
+    path: str | Path | None = None,
 ) -> AuditReport:
-    """Attack one or several target models.
-
-    All targets are scored with the same shadow statistics. For a model that was not trained as the shadows were (a
-    distilled Student beside its Teacher) this is a transfer attack: a lower bound on what it gives away.
+    """Attack one or several target models with the same shadow statistics.
 
     Args:
-        target: a classifier, or name -> classifier.
-        shadows: of :func:`kr_fast.train_shadows`, trained on halves of exactly these images.
-        images: uint8 ``[N, H, W, C]``, the pool.
-        labels: int64 ``[N]``.
-        members: bool ``[N]``, True for the examples that the targets' training used.
-        attacks: among "loss" (threshold on the loss), "lira" (online) and "lira_offline".
+        target: a classifier, or name -> classifier; None with ``targets="shadows"``. A :class:`kr_fast.ModelArray` of
+            one model carries an input normalisation of its own.
+        shadows: of :func:`kr_fast.train_shadows` on halves of exactly these images; or name -> shadows, where each
+            target of that name is attacked with shadows made as it was made ("full") and every other target with the
+            first set ("transfer"). With one set the first target is "full" and the others "transfer": for a model that
+            was not made as the shadows were, a lower bound on what it gives away.
+        images: uint8 ``[N, H, W, C]``, the pool; labels: int64 ``[N]``.
+        members: bool ``[N]``, True for the examples that the targets' training used, or their indices.
+        non_members: likewise; None for all others. Examples in neither are left out.
+        attacks: names of :data:`kr_fast.membership.CATALOG`; None for all of ``DEFAULT`` that what is given allows.
+        primary: the attack whose figures are the result; the others are exploratory, and their corrected intervals
+            share one error. None for "lira", or the first attack where it is not run.
+        targets: "given", or "shadows" to attack every shadow leave-one-out as well (mean and spread over models).
+        control: a positive control, see :func:`kr_fast.membership.overfitted`.
+        population: (images, labels) of further non-members that no shadow was trained on, for RMIA and Attack-P; or a
+            share in (0, 1) of the non-members, which are then not attacked.
+        synthetic: released synthetic images, uint8 ``[S, H, W, C]``, or name -> such: attacked by themselves.
+        reference: real images uint8 ``[R, H, W, C]`` that are no members and not in the pool, for the attacks on
+            synthetic images; None for those of ``population``.
         augment: the queries, see :meth:`kr_fast.ModelArray.signals`.
+        accuracies: name of a target -> its accuracy on examples that played no part, for the accuracy over privacy.
+        shared: name of a target -> what its full shadow pipelines share with its own ("the generator").
+        level, delta, priors, random_members, seed: see :class:`kr_fast.membership.figures.Choices`.
+        path: folder for the signals; a call that was interrupted continues there.
     Raises: TypeError or ValueError naming the argument.
     """
-    targets = {"target": target} if isinstance(target, nn.Module) else dict(target)
-    for attack in attacks:
-        if attack not in ATTACKS:
-            fail("audit", "attacks", f"hold names among {', '.join(ATTACKS)}", attack)
     count = len(images)
     if labels.shape != (count,) or labels.dtype != torch.int64:
         fail("audit", "labels", f"be int64 [{count}]", f"{labels.dtype} {list(labels.shape)}")
-    if members.shape != (count,) or members.dtype != torch.bool:
-        fail("audit", "members", f"be bool [{count}]", f"{members.dtype} {list(members.shape)}")
-    inside = int(members.sum())
-    if not 0 < inside < count:
-        fail("audit", "members", "hold members and non-members", f"{inside} of {count} members")
-    if not targets:
+    models = {"target": target} if isinstance(target, nn.Module | ModelArray) else dict(target or {})
+    if control is not None:
+        if CONTROL in models:
+            fail("audit", "target", f"not be named {CONTROL} where a control is given", CONTROL)
+        models[CONTROL] = control
+    models = {name: model if isinstance(model, ModelArray) else ModelArray([model]) for name, model in models.items()}
+    for name, model in models.items():
+        if len(model) != 1:
+            fail("audit", f"target {name}", "be one model", len(model))
+    if not models and (targets != "shadows" or target is not None):
         fail("audit", "target", "hold at least one model", 0)
-    if shadows.keep.shape != (len(shadows.array), count):
-        fail("audit", "shadows", f"have keep [{len(shadows.array)}, {count}]", list(shadows.keep.shape))
-    for name, model in (*targets.items(), ("shadow 0", shadows.array.models[0])):
-        _refuse_probabilities(model, images, name)
-    phi = shadows.array.signals(images, labels, augment=augment, description="audit shadows")["phi"]
-    sides = min(int(shadows.keep.sum(0).min()), int((~shadows.keep).sum(0).min()))
-    variance = "per_example" if sides >= PER_EXAMPLE_FROM else "fixed"
-    curves, scores = {}, {}
-    for name, model in targets.items():
-        seen = ModelArray([model]).signals(images, labels, augment=augment)["phi"]
-        scores[name] = {}
-        for attack in attacks:
-            if attack == "loss":
-                scores[name][attack] = seen[0, :, 0].double()  # phi is the negative loss, without its saturation
-            else:
-                variant = "online" if attack == "lira" else "offline"
-                scores[name][attack] = lira(phi, shadows.keep, variant=variant, variance=variance, target=seen)[0]
-        curves[name] = {attack: roc(value, members) for attack, value in scores[name].items()}
-    warnings = _warnings(curves, sides)
-    for line in warnings:
-        logger.warning("audit: %s", line)
-    return AuditReport(curves, scores, len(shadows.array), inside, count - inside, augment, variance, warnings)
+    sets = {"shadows": shadows} if isinstance(shadows, Shadows) else dict(shadows)
+    if not sets:
+        fail("audit", "shadows", "hold at least one set", 0)
+    for name, each in sets.items():
+        if each.keep.shape != (len(each.array), count):
+            got = f"{list(each.keep.shape)} in {name}" if len(sets) > 1 else list(each.keep.shape)
+            fail("audit", "shadows", f"have keep [{len(each.array)}, {count}]", got)
+    mask, index = (None, None) if not models else pool_of(members, non_members, count)
+    gather = _Gather(images if index is None else images[index], labels if index is None else labels[index],
+                     _wanted(attacks), augment, None if path is None else Path(path))  # fmt: skip
+    asked = {f"target {name}": model for name, model in models.items()}
+    asked |= {f"shadow 0 of {name}": ModelArray(each.array.models[:1]) for name, each in sets.items()}
+    for name, model in asked.items():
+        refuse_probabilities(model(images[:64])[0], name, "return logits (remove its softmax)")
+    z = _population(population, mask, seed)
+    shadow_signals = {
+        name: gather.shadows(name, each if index is None else Shadows(each.array, each.keep[:, index]), z)
+        for name, each in sets.items()
+    }
+    own = {name for name in models if name in sets} if not isinstance(shadows, Shadows) else set(list(models)[:1])
+    first, target_signals = next(iter(sets)), {}
+    for name, model in models.items():
+        target_signals[name] = gather.target(
+            name, model, z,
+            shadows=name if name in sets else first,
+            kind="full" if name in own or name == CONTROL else "transfer",
+            shared=(shared or {}).get(name, ""),
+            accuracy=(accuracies or {}).get(name),
+            control=name == CONTROL,
+        )  # fmt: skip
+    rest = slice(None) if not isinstance(z, Tensor) else _others(z, len(gather.labels))
+    if reference is None and population is not None:
+        reference = gather.images[z] if isinstance(z, Tensor) else z[0]
+    sampled = {"synthetic": synthetic} if isinstance(synthetic, Tensor) else dict(synthetic or {})
+    data = AuditData(
+        shadow_signals,
+        target_signals,
+        None if mask is None else mask[rest],
+        gather.labels[rest],
+        gather.images[rest],
+        sampled,
+        reference,
+        augment if isinstance(augment, str) else f"{len(augment)} given",
+    )
+    return audit_signals(
+        data, attacks=attacks, primary=primary, targets=targets, level=level, delta=delta, priors=tuple(priors),
+        random_members=random_members, seed=seed,
+    )  # fmt: skip
 
 
-def _refuse_probabilities(model: nn.Module, images: Tensor, name: str) -> None:
-    """Refuse a model that answers with probabilities: phi would saturate and the attack be blind."""
-    logits = ModelArray([model])(images[:64])[0]
-    if len(logits) and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
-        fail("audit", f"target {name}", "return logits (remove its softmax)", "rows that are >= 0 and sum to 1")
+def _wanted(attacks: Sequence[str] | None) -> set[str]:
+    """Needs of the attacks that are asked for, and the names of those with inputs of their own."""
+    names = DEFAULT if attacks is None else attacks
+    return {need for name in names if name in CATALOG for need in (*CATALOG[name].needs, name)}
 
 
-def _warnings(curves: dict[str, dict[str, Curve]], sides: int) -> tuple[str, ...]:
-    found = []
-    if sides < 8:
-        found.append(f"only {sides} shadows on a side: LiRA is weak with so few, a low AUC shows little")
-    control = next(iter(curves.values()))
-    if all(curve.auc_interval()[0] <= 0.5 for curve in control.values()):
-        first = next(iter(curves))
-        found.append(f"no attack finds the {first}, which was trained on the members: this audit has no power")
-    return tuple(found)
+def _population(population: Any, mask: Tensor | None, seed: int) -> tuple[Tensor, Tensor] | Tensor | None:
+    """None, (images, labels), or the indices of the non-members that are split off."""
+    if population is None or isinstance(population, tuple):
+        return population
+    if isinstance(population, bool) or not isinstance(population, float) or not 0 < population < 1:
+        fail("audit", "population", "be (images, labels) or a share in (0, 1)", population)
+    if mask is None:
+        fail("audit", "population", "be (images, labels) where there is no target with members", population)
+    outside = (~mask).nonzero()[:, 0]
+    taken = round(population * len(outside))
+    if not 0 < taken < len(outside):
+        fail("audit", "population", f"be a share that leaves some of {len(outside)} non-members", population)
+    order = torch.randperm(len(outside), generator=seeds.generator(seed, "population"))
+    return outside[order[:taken]].sort().values
+
+
+def _others(index: Tensor, count: int) -> Tensor:
+    left = torch.ones(count, dtype=torch.bool)
+    left[index] = False
+    return left.nonzero()[:, 0]
+
+
+class _Gather:
+    """Signals of models on one pool; those of the population are split off, or computed on its own images."""
+
+    def __init__(self, images: Tensor, labels: Tensor, wanted: set[str], augment: Any, path: Path | None):
+        self.images, self.labels, self.augment, self.path = images, labels, augment, path
+        network = "shadow_network" in wanted
+        self.want = tuple(name for name in SIGNALS if name == "phi" or name in wanted or network)
+        self.answers = network
+        queries = len(as_queries(augment, *images.shape[1:3]))
+        self.more_queries = "label_only" in wanted and queries == 1
+        self.needs_population = bool(wanted & {"population"})
+
+    def signals(self, array: ModelArray, name: str) -> dict[str, Tensor]:
+        """name -> ``[A, N, M]``."""
+        path = None if self.path is None else self.path / name
+        found = dict(
+            array.signals(
+                self.images, self.labels, augment=self.augment, want=self.want, path=path,
+                description=f"signals of {name}",
+            )
+        )  # fmt: skip
+        if self.more_queries:
+            path = None if path is None else path.with_name(f"{name}-label-only")
+            found |= array.signals(
+                self.images, self.labels, augment=LABEL_ONLY, want=("correct",), path=path,
+                description=f"label-only queries of {name}",
+            )  # fmt: skip
+        return found
+
+    def of_population(self, array: ModelArray, z: tuple[Tensor, Tensor], name: str) -> Tensor:
+        """phi ``[A, Z, M]``."""
+        path = None if self.path is None else self.path / f"{name}-population"
+        return array.signals(*z, augment=self.augment, path=path, description=f"population of {name}")["phi"]
+
+    def best(self, array: ModelArray) -> Tensor | None:
+        """Largest log-probabilities ``[N, M, T]``, model by model: logits of all at once could fill the memory."""
+        if not self.answers:
+            return None
+        rows = []
+        for model in array.models:
+            logits = ModelArray([model], normalize=array.normalize)(self.images)[0].float().cpu()
+            rows.append(logits.log_softmax(1).topk(min(ANSWERS, logits.shape[1]), 1).values)
+        return torch.stack(rows, 1)
+
+    def shadows(self, name: str, shadows: Shadows, z: Any) -> ShadowSignals:
+        name = f"shadows-{name}" if name != "shadows" else name
+        found, answers = self.signals(shadows.array, name), self.best(shadows.array)
+        if not isinstance(z, Tensor):
+            population = self.of_population(shadows.array, z, name) if z is not None and self.needs_population else None
+            return ShadowSignals(shadows.keep, found, population, None, answers)
+        rest = _others(z, len(self.labels))
+        return ShadowSignals(
+            shadows.keep[:, rest], {n: v[:, rest] for n, v in found.items()}, found["phi"][:, z], shadows.keep[:, z],
+            None if answers is None else answers[rest],
+        )  # fmt: skip
+
+    def target(self, name: str, array: ModelArray, z: Any, **facts: Any) -> TargetSignals:
+        name = f"target-{name}"
+        found, answers = self.signals(array, name), self.best(array)
+        found = {n: v[:, :, 0] for n, v in found.items()}
+        answers = None if answers is None else answers[:, 0]
+        if not isinstance(z, Tensor):
+            given = z is not None and self.needs_population
+            population = self.of_population(array, z, name)[:, :, 0] if given else None
+            return TargetSignals(found, population, answers, **facts)
+        rest = _others(z, len(self.labels))
+        return TargetSignals(
+            {n: v[:, rest] for n, v in found.items()}, found["phi"][:, z],
+            None if answers is None else answers[rest], **facts,
+        )  # fmt: skip

@@ -36,7 +36,8 @@ def run(context: Context) -> dict[str, Any]:
     if not context.runtime.is_main:
         return result
     models = {"teacher": teacher.load(context), "student": gkd.load(context)}
-    report = audit(models, shadows, images, labels, members, augment=c.audit_augment)
+    attacks = ("lira", "lira_offline", "loss")
+    report = audit(models, shadows, images, labels, members, attacks=attacks, augment=c.audit_augment)
     arrays = {"keep": shadows.keep.numpy(), "members": members.numpy(), "labels": labels.numpy()}
     for name, curves in report.curves.items():
         for attack, curve in curves.items():

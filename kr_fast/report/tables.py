@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from kr_fast.runtime import files
+
 ATTACK_NAMES = {"loss": "loss threshold", "lira": "LiRA online", "lira_offline": "LiRA offline"}
 MODELS = ("teacher", "student")
 
@@ -143,13 +145,4 @@ def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     keep = ("test_accuracy", "val_accuracy", "parameters")
     found = {m: {key: summary[m].get(key) for key in keep} for m in MODELS}
     rest = ("cas_gap", "audit", "aop", "stages", "config", "seed", "versions", "dataset", "checkpoints", "tuning")
-    return _strict({**found, **{key: summary.get(key) for key in rest}})
-
-
-def _strict(value: Any) -> Any:
-    """NaN and infinities become None: JSON has no such numbers."""
-    if isinstance(value, dict):
-        return {str(key): _strict(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return files.strict({**found, **{key: summary.get(key) for key in rest}})

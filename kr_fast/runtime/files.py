@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -128,6 +129,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Atomically write strict JSON (NaN is an error: write null instead)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def strict(value: Any) -> Any:
+    """The value with None for NaN and infinities, for which JSON has no number, and strings for keys."""
+    if isinstance(value, dict):
+        return {str(key): strict(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,0 +1,343 @@
+"""Attacks on given signals, and what is reported of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from kr_fast.membership.audit_data import AuditData, ShadowSignals
+from kr_fast.membership.catalog import CATALOG, DEFAULT, Attack, auto_variance, lacking, sides
+from kr_fast.membership.curve import Curve, roc
+from kr_fast.membership.figures import Choices, exposed, of_attack
+from kr_fast.membership.intervals import delong_test
+from kr_fast.membership.summaries import across_targets
+from kr_fast.runtime import files
+from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.log import logger
+from kr_fast.runtime.progress import bar
+
+FEW_SHADOWS = 8  # on a side
+MOST_EXPOSED = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditReport:
+    """What was found, and everything that must be said beside it.
+
+    ``curves[target][attack]``, ``scores[target][attack]`` (float64 ``[N]``) and ``figures[target][attack]`` (plain
+    values) are of each target, the positive control and each released synthetic set. ``setting`` says what was run.
+    """
+
+    curves: dict[str, dict[str, Curve]]
+    scores: dict[str, dict[str, Tensor]]
+    figures: dict[str, dict[str, dict[str, Any]]]
+    comparison: dict[str, dict[str, dict[str, Any]]]
+    leave_one_out: dict[str, dict[str, dict[str, Any]]]
+    setting: dict[str, Any]
+    warnings: tuple[str, ...]
+    data: AuditData
+
+    @property
+    def num_shadows(self) -> int:
+        """Shadows of the first set."""
+        return self.setting["num_shadows"]
+
+    @property
+    def members(self) -> int:
+        """Number of members."""
+        return self.setting["members"]
+
+    @property
+    def non_members(self) -> int:
+        """Number of non-members."""
+        return self.setting["non_members"]
+
+    @property
+    def augment(self) -> str:
+        """The queries."""
+        return self.setting["augment"]
+
+    @property
+    def variance(self) -> str:
+        """What "lira" and "lira_offline" took."""
+        return self.setting["lira_variance"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON: {target: {attack: figures}, "comparison", "leave_one_out", "setting"}.
+
+        Figures are auc, auc_ci, auc_ci_corrected, tpr_at_fpr, balanced_accuracy, advantage, role, epsilon,
+        operating_points, and aop where the accuracy was given: see docs/audit.md.
+        """
+        rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out, "setting": self.setting}
+        return files.strict({**self.figures, **rest})
+
+    def exposed(self, count: int = MOST_EXPOSED) -> dict[str, list[dict[str, Any]]]:
+        """Target -> its most exposed members by its primary attack: index, score, non_members_above, label."""
+        found = {}
+        for name, scores in self.scores.items():
+            attack = self.setting["targets"][name]["primary"]
+            rows = exposed(scores[attack], self.data.members, count)
+            for row in rows:
+                row["label"] = None if self.data.labels is None else int(self.data.labels[row["index"]])
+            found[name] = rows
+        return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What ``audit.npz`` holds: members, labels, keep, and scores, tp, fp and thresholds of every attack."""
+        found = {}
+        for name, value in (("members", self.data.members), ("labels", self.data.labels)):
+            if value is not None:
+                found[name] = value.numpy()
+        sets = self.data.shadows
+        found |= {"keep" if len(sets) == 1 else f"keep/{name}": each.keep.numpy() for name, each in sets.items()}
+        for name, curves in self.curves.items():
+            for attack, curve in curves.items():
+                found |= {f"{name}/{attack}/{key}": getattr(curve, key) for key in ("tp", "fp", "thresholds")}
+                found[f"{name}/{attack}/scores"] = self.scores[name][attack].numpy()
+        return found
+
+
+def audit_signals(
+    data: AuditData,
+    *,
+    attacks: Sequence[str] | None = None,
+    primary: str | None = None,
+    targets: str = "given",
+    level: float = 0.95,
+    delta: float = 1e-5,
+    priors: tuple[float, ...] = (0.5, 0.1, 0.01),
+    random_members: bool = False,
+    seed: int = 0,
+) -> AuditReport:
+    """The audit of given signals: attacks, exact curves, and figures with intervals. No model is asked.
+
+    Args:
+        data: see :class:`kr_fast.membership.AuditData`.
+        attacks, primary, targets, level, delta, priors, random_members, seed: see :func:`kr_fast.audit`.
+    Raises: UserError naming the argument, or the attack that lacks something.
+    """
+    choices = Choices(level, delta, tuple(priors), random_members, seed)
+    if targets not in ("given", "shadows"):
+        fail("audit", "targets", "be given or shadows", targets)
+    if not data.targets and targets == "given":
+        fail("audit", "target", "hold at least one model", 0)
+    chosen, skipped = _choose(data, attacks)
+    named = [attack.name for attack in chosen]
+    if primary is None:
+        primary = "lira" if "lira" in named else named[0]
+    elif primary not in named:
+        fail("audit", "primary", f"be one of the attacks, {', '.join(named)}", primary)
+    lone = _leave_one_out(data, [attack for attack in chosen if attack.calibrated], targets == "shadows")
+    scores = _scores(data, chosen)
+    curves = {n: {a: roc(value, data.members) for a, value in found.items()} for n, found in scores.items()}
+    facts, figures = {}, {}
+    for name, found in scores.items():
+        first = primary if primary in found else next(iter(found))
+        target = data.targets.get(name)
+        facts[name] = _facts(data, name, first)
+        figures[name] = {
+            attack: of_attack(
+                curves[name][attack], value, data.members, choices,
+                role="primary" if attack == first else "exploratory",
+                family=len(found) - 1,
+                accuracy=None if target is None else target.accuracy,
+                calibration=None if target is None else lone.get(target.shadows, {}).get(attack),
+            )
+            for attack, value in found.items()
+        }  # fmt: skip
+    loo = {}
+    if targets == "shadows":
+        loo = {
+            name: {attack: across_targets(*found) for attack, found in each.items()} for name, each in lone.items()
+        }  # fmt: skip
+    control = _control(data, figures)
+    warnings = _warnings(data, figures, facts, control)
+    first_set = next(iter(data.shadows.values()))
+    setting = {
+        "num_shadows": len(first_set.keep),
+        "members": None if data.members is None else int(data.members.sum()),
+        "non_members": None if data.members is None else int((~data.members).sum()),
+        "augment": data.augment,
+        "lira_variance": auto_variance(first_set.keep),
+        "primary": primary,
+        "level": level,
+        "delta": delta,
+        "priors": list(choices.priors),
+        "random_members": random_members,
+        "targets": facts,
+        "shadow_sets": {name: _shadow_facts(each) for name, each in data.shadows.items()},
+        "control": control,
+        "attacks": {a.name: {"title": a.title, "assumes": a.assumes} for a in chosen},
+        "skipped": skipped,
+        "notes": _notes(data),
+        "warnings": list(warnings),
+    }
+    for line in warnings:
+        logger.warning("audit: %s", line)
+    return AuditReport(curves, scores, figures, _comparison(data, scores, level), loo, setting, warnings, data)
+
+
+def _choose(data: AuditData, attacks: Sequence[str] | None) -> tuple[list[Attack], dict[str, str]]:
+    """The attacks to run, and name -> what is lacking of those in the default set that cannot be run."""
+    for name in attacks or ():
+        if name not in CATALOG:
+            fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)
+    found, skipped = [], {}
+    for name in dict.fromkeys(DEFAULT if attacks is None else attacks):
+        attack = CATALOG[name]
+        asked = [(data.shadows[t.shadows], t) for t in data.targets.values()] if not attack.released else [(None, None)]
+        missing = next(filter(None, (lacking(attack, data, *each) for each in asked)), None)
+        if not attack.released and not data.targets:
+            missing = next(filter(None, (lacking(attack, data, s, None) for s in data.shadows.values())), None)
+        if missing is None and attack.released and data.members is None:
+            missing = "members"
+        if missing is None:
+            found.append(attack)
+        elif attacks is not None:
+            fail("audit", "attacks", f"be possible with what was given: {name} needs {missing}", name)
+        else:
+            skipped[name] = missing
+    if not found:
+        fail("audit", "attacks", "hold at least one name", list(attacks or ()))
+    return found, skipped
+
+
+def _leave_one_out(data: AuditData, chosen: list[Attack], asked: bool) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+    """Set -> attack -> (scores, keep) of shadows attacked leave-one-out, where the shadows allow it."""
+    used = {target.shadows for target in data.targets.values() if not target.control} or set(data.shadows)
+    used = set(data.shadows) if asked else used
+    found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    with bar(len(used) * len(chosen), "shadows against each other", "attack") as progress:
+        for name in data.shadows:
+            if name not in used:
+                continue
+            found[name], shadows = {}, data.shadows[name]
+            mixed = shadows.keep.any(1) & ~shadows.keep.all(1)
+            for attack in chosen:
+                progress.update()
+                # A population that the shadows were trained on holds members of the one that is left out.
+                own_population = "population" in attack.needs and shadows.population_keep is not None
+                if own_population or lacking(attack, data, shadows, None) or not bool(mixed.any()):
+                    continue
+                try:
+                    rows = attack.run(data, shadows, None)
+                except UserError:
+                    if asked:
+                        raise
+                    continue  # too few shadows to leave one out: no thresholds from them
+                usable = mixed[: len(rows)]
+                if bool(usable.any()):
+                    found[name][attack.name] = (rows[usable], shadows.keep[: len(rows)][usable])
+    return found
+
+
+def _scores(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tensor]]:
+    """Name of a target or released set -> attack -> float64 ``[N]``."""
+    found: dict[str, dict[str, Tensor]] = {}
+    on_models = [attack for attack in chosen if not attack.released]
+    on_images = [attack for attack in chosen if attack.released]
+    total = len(data.targets) * len(on_models) + len(data.synthetic) * len(on_images)
+    with bar(total, "attacks", "attack") as progress:
+        for name, target in data.targets.items():
+            for attack in on_models:
+                row = attack.run(data, data.shadows[target.shadows], target)[0]
+                found.setdefault(name, {})[attack.name] = row.double()
+                progress.update()
+        for name, images in data.synthetic.items():
+            for attack in on_images:
+                found.setdefault(name, {})[attack.name] = attack.run(data.images, images, data.reference).double()
+                progress.update()
+    return found
+
+
+def _facts(data: AuditData, name: str, primary: str) -> dict[str, Any]:
+    if name in data.synthetic:
+        count = len(data.synthetic[name])
+        return {"kind": "released", "images": count, "primary": primary, "control": False}
+    target = data.targets[name]
+    return {
+        "kind": target.kind,
+        "shadows": target.shadows,
+        "shared": target.shared,
+        "accuracy": target.accuracy,
+        "primary": primary,
+        "control": target.control,
+    }
+
+
+def _shadow_facts(shadows: ShadowSignals) -> dict[str, Any]:
+    keep = shadows.keep
+    return {
+        "models": len(keep),
+        "on_the_smaller_side": sides(keep),
+        "examples_in_every_shadow": int(keep.all(0).sum()),
+        "examples_in_no_shadow": int((~keep).all(0).sum()),
+        "lira_variance": auto_variance(keep),
+        "population": None if shadows.population is None else shadows.population.shape[1],
+        "population_in_shadows": shadows.population_keep is not None,
+    }
+
+
+def _comparison(data: AuditData, scores: Mapping, level: float) -> dict[str, dict[str, dict[str, Any]]]:
+    """Paired tests of the first target's AUC against that of each other one, attack by attack."""
+    names = [name for name, target in data.targets.items() if not target.control]
+    return {
+        other: {
+            attack: {"first": names[0], **delong_test(scores[names[0]][attack], value, data.members, level)}
+            for attack, value in scores[other].items()
+        }
+        for other in names[1:]
+    }
+
+
+def _control(data: AuditData, figures: Mapping) -> dict[str, Any] | None:
+    """Whether the attacks find the positive control; the errors of all of them are shared out."""
+    for name, target in data.targets.items():
+        if target.control:
+            found = [a for a, each in figures[name].items() if each["auc_ci_corrected"][0] > 0.5]
+            primary = next(a for a, each in figures[name].items() if each["role"] == "primary")
+            return {"name": name, "found": bool(found), "by": found, "by_primary": primary in found}
+    return None
+
+
+def _warnings(data: AuditData, figures: Mapping, facts: Mapping, control: dict | None) -> tuple[str, ...]:
+    found = []
+    for name, shadows in data.shadows.items():
+        which, least = "" if len(data.shadows) == 1 else f" of {name}", sides(shadows.keep)
+        if least < FEW_SHADOWS:
+            found.append(f"only {least} shadows{which} on a side: LiRA is weak with so few, a low AUC shows little")
+        for count, words in ((int(shadows.keep.all(0).sum()), "every"), (int((~shadows.keep).all(0).sum()), "no")):
+            if count:
+                found.append(
+                    f"{count} of {data.count} examples are in {words} shadow{which}: attacks that compare both sides "
+                    "score them 0, no evidence"
+                )
+    attacked = [name for name in figures if name in data.targets and not facts[name]["control"]]
+    if control is not None and not control["found"]:
+        found.append("no attack finds the positive control, an overfitted model: this audit has no power")
+    elif control is not None and not control["by_primary"]:
+        found.append(f"the primary attack does not find the positive control, only {', '.join(control['by'])} does")
+    elif control is None and attacked:
+        first = figures[attacked[0]]
+        if all(each["auc_ci_corrected"][0] <= 0.5 for each in first.values()):
+            found.append(
+                f"no attack finds {attacked[0]} and there is no positive control: whether this audit has power is "
+                "not known"
+            )
+    return tuple(found)
+
+
+def _notes(data: AuditData) -> list[str]:
+    """What the figures assume, beside what the data say of themselves."""
+    found = list(data.notes)
+    for name, target in data.targets.items():
+        if target.kind == "transfer":
+            found.append(
+                f"{name} is attacked with shadows that were not made as it was (transfer): a lower bound on what it "
+                "gives away"
+            )
+        elif target.shared:
+            found.append(f"the shadow pipelines of {name} share {target.shared} with its own")
+    return found
