@@ -9,6 +9,7 @@
 
 #include "cuda/distillation_loss.h"
 #include "cuda/group_norm_silu.h"
+#include "cuda/membership_signals.h"
 #include "cuda/pack_uint8.h"
 #include "cuda/philox_normal.h"
 #include "cuda/solver_step.h"
@@ -60,6 +61,22 @@ PYBIND11_MODULE(_cuda, m) {
                        static_cast<kr::Dtype>(shift_dtype), shift_stride, groups, eps, silu, at<void>(y)},
                       at<void>(queue)),
                   "group_norm_silu");
+        },
+        release());
+
+    // membership_signals: the outputs in the order of SignalOutputs
+    m.def(
+        "membership_signals",
+        [](Address logits, int dtype, int64_t rows, int64_t classes, int64_t stride, Address labels, Address phi,
+           Address loss, Address entropy, Address modified_entropy, Address confidence, Address correct,
+           Address queue) {
+            check(kr::cuda::membership_signals(
+                      at<const void>(logits), static_cast<kr::Dtype>(dtype), rows, classes, stride,
+                      at<const int64_t>(labels),
+                      {at<float>(phi), at<float>(loss), at<float>(entropy), at<float>(modified_entropy),
+                       at<float>(confidence), at<float>(correct)},
+                      at<void>(queue)),
+                  "membership_signals");
         },
         release());
 

@@ -1,12 +1,11 @@
 #pragma once
 #include <cstdint>
 
+#include "common/membership_signals.h"
+
 namespace kr {
 
-// Statistics of each row of logits [rows, classes] (row stride `stride`), one output array each, null where unwanted.
-struct SignalOutputs {
-    float *phi, *loss, *entropy, *modified_entropy, *confidence, *correct;
-};
+// Of each row of logits [rows, classes] (row stride `stride`).
 void membership_signals(const float* logits, int64_t rows, int64_t classes, int64_t stride, const int64_t* labels,
                         const SignalOutputs& out, int threads);
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/distillation_loss_row.h"
+#include "cuda/tile.h"
 
 namespace kr {
 namespace cuda {
@@ -11,76 +12,7 @@ namespace {
 
 // ---------------------------------------------------------------- up to 32 classes: one thread a row
 //
-// Rows are too short for wide loads, but a tile of them is one piece of memory: it is copied through shared memory by
-// 16-byte accesses, with an odd row length there, so that the threads' walks along their rows meet no bank conflict.
-
 constexpr int kThreads = 128, kMostClasses = 32;
-
-struct Tile {
-    int64_t first;
-    int rows, classes, length;  // length of a row in shared memory
-    unsigned inverse;           // 2^32 / classes, rounded up: exact quotients of the tile's element numbers
-
-    KR_INLINE int place(int element, int& column) const {
-        const int row = (int)__umulhi((unsigned)element, inverse);
-        column = element - row * classes;
-        return row * length + column;
-    }
-};
-
-template <class E>
-KR_FN void copy_in(const Tile& tile, const void* base, int64_t stride, float* to) {
-    constexpr int kEach = 16 / E::size;
-    const char* from = static_cast<const char*>(base) + tile.first * stride * E::size;
-    const int total = tile.rows * tile.classes;
-    int start = 0, column;
-    if (stride == tile.classes && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-        start = total / kEach * kEach;
-        for (int at = (int)threadIdx.x * kEach; at < start; at += kThreads * kEach) {
-            uint32_t words[4];
-            float x[kEach];
-            read_words<16>(from + at * E::size, 16, 0u, words);
-            E::expand(words, x);
-            int place = tile.place(at, column);
-#pragma unroll
-            for (int k = 0; k < kEach; ++k) {
-                to[place++] = x[k];
-                if (++column == tile.classes) column = 0, place += tile.length - tile.classes;
-            }
-        }
-    }
-    for (int at = start + (int)threadIdx.x; at < total; at += kThreads) {
-        const int place = tile.place(at, column), row = (at - column) / tile.classes;
-        to[place] = E::one(base, (tile.first + row) * stride + column);
-    }
-}
-
-template <class E>
-KR_FN void copy_out(const Tile& tile, const float* from, void* base) {
-    constexpr int kEach = 16 / E::size;
-    char* to = static_cast<char*>(base) + tile.first * tile.classes * E::size;
-    const int total = tile.rows * tile.classes;
-    int start = 0, column;
-    if (reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-        start = total / kEach * kEach;
-        for (int at = (int)threadIdx.x * kEach; at < start; at += kThreads * kEach) {
-            uint32_t words[4];
-            float x[kEach];
-            int place = tile.place(at, column);
-#pragma unroll
-            for (int k = 0; k < kEach; ++k) {
-                x[k] = from[place++];
-                if (++column == tile.classes) column = 0, place += tile.length - tile.classes;
-            }
-            E::pack(x, words);
-            write_words<16>(to + at * E::size, 16, words);
-        }
-    }
-    for (int at = start + (int)threadIdx.x; at < total; at += kThreads) {
-        const int place = tile.place(at, column);
-        E::set_one(base, tile.first * tile.classes + at, from[place]);
-    }
-}
 
 // COLUMNS: the class count rounded up, all in registers.
 template <int COLUMNS>
@@ -95,9 +27,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted(COLUMNS, kThreads))
     float loss = 0.0f, weight = 0.0f;
     const int64_t tiles = (call.rows + kThreads - 1) / kThreads;
     for (int64_t each = blockIdx.x; each < tiles; each += gridDim.x) {
-        const int64_t left = call.rows - each * kThreads;
-        const Tile tile = {each * kThreads, (int)(left < kThreads ? left : kThreads), classes, length,
-                           0xFFFFFFFFu / (unsigned)classes + 1};
+        const Tile<kThreads> tile(each, call.rows, classes);
         with_dtype(call.input_dtype,
                    [&](auto dtype) { copy_in<decltype(dtype)>(tile, call.input, call.input_stride, students); });
         if (dense)

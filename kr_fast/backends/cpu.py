@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.backends.distillation_reference import public_name
+from kr_fast.backends.membership_reference import SIGNALS
 
 try:
     from kr_fast import _cpu
@@ -213,9 +214,6 @@ def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
         torch.get_num_threads(),
     )  # fmt: skip
     return out
-
-
-SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")
 
 
 @registry.kernel("membership_signals", "cpu", refuses=accepts(torch.float32, torch.bfloat16, torch.float16))

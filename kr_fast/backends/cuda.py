@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.membership_reference import SIGNALS
 
 try:
     from kr_fast import _cuda
@@ -128,6 +129,25 @@ def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
             groups, eps, silu, y.data_ptr(), queue(x),
         )  # fmt: skip
     return y
+
+
+def _refuses_signals(device: str, dtype: torch.dtype, size: int) -> str | None:
+    if size >= 2**28:
+        return f"the class count must be below 2^28, got {size}"
+    return accepts(*DTYPES)(device, dtype, size)
+
+
+@registry.kernel("membership_signals", "cuda", refuses=_refuses_signals)
+def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) -> list[Tensor]:
+    if logits.stride(1) != 1:
+        logits = logits.contiguous()
+    out = {name: torch.empty(len(logits), dtype=torch.float32, device=logits.device) for name in want}
+    with on(logits):
+        _cuda.membership_signals(
+            logits.data_ptr(), DTYPES[logits.dtype], len(logits), logits.shape[1], logits.stride(0),
+            labels.data_ptr(), *(_address(out.get(name)) for name in SIGNALS), queue(logits),
+        )  # fmt: skip
+    return [out[name] for name in want]
 
 
 # Numbers of kr::DistillationLoss::target_kind; top-k rows become probabilities.

@@ -1,10 +1,15 @@
-"""The references of ``membership_signals``, ``lira`` and ``roc``: short, in float64, by definition and not by speed."""
+"""The references of ``membership_signals``, ``lira``, ``roc``, ``bootstrap_auc`` and ``rmia``.
+
+Short, in float64, by definition and not by speed.
+"""
 
 import torch
 from torch import Tensor
 
 from kr_fast.backends.reference import philox_words
 from kr_fast.backends.registry import kernel
+
+SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")  # in the order of kr::SignalOutputs
 
 
 def _never(device: str, dtype: torch.dtype, size: int) -> None:

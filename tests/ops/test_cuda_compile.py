@@ -15,8 +15,9 @@ ARCHS = (80, 90, 100)  # Ampere, Hopper, Blackwell
 # By a part of the mangled name, which holds the source's: where a thread has four 16-byte loads in flight, as in a
 # solver step, 768 threads (80 registers) do as well. Kernels of the distillation loss hold whole rows in registers, up
 # to 32 elements of student and teacher each; 128 registers leave 16 warps, which read 2 KB or more each before they
-# wait.
+# wait. So do those of membership_signals.
 REGISTERS = {"solver_step": 80, "group_norm_silu": 80, "thread_rows": 128, "warp_rows": 128, "block_rows": 128}
+REGISTERS |= {"thread_signals": 64, "warp_signals": 128, "block_signals": 128}
 
 pytestmark = [
     pytest.mark.compile,
