@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kr_fast.backends import distillation_reference
@@ -177,7 +178,7 @@ def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
         y = y * weight[:, None, None]
     if bias is not None:
         y = y + bias[:, None, None]
-    y = torch.nn.functional.silu(y) if silu else y
+    y = F.silu(y) if silu else y
     return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -188,3 +189,33 @@ def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
     q, k, v = exact.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     weight = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3)
     return (weight @ v).transpose(1, 2).flatten(2).to(qkv.dtype)
+
+
+_ACTIVATIONS = {
+    "relu": torch.relu, "swish": F.silu, "gelu": lambda x, how: F.gelu(x, approximate=how), "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "leaky_relu": F.leaky_relu, "hardtanh": F.hardtanh,
+}  # fmt: skip
+
+
+@kernel("model_conv2d", "reference", refuses=_never)
+def model_conv2d(x, weight, bias, residual, view, stride, padding, dilation, groups, activation, config) -> Tensor:
+    """A convolution a model, in float32 at least, channels moved to torch's place and back."""
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    if view is not None:
+        x = x[:, :, view.rows.long()[:, None], view.columns.long()] * view.scale + view.shift
+        x = x.to(weight.dtype)
+    x, kernels = (each.to(exact).movedim(-1, 2) for each in (x, weight))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = [
+            F.conv2d(x[m if len(x) > 1 else 0], each, None, stride, padding, dilation, groups)
+            for m, each in enumerate(kernels)
+        ]
+    y = torch.stack(found).movedim(2, -1)
+    if bias is not None:
+        y = y + bias[:, None, None, None]
+    if residual is not None:
+        y = y + residual
+    if activation is not None:
+        name, scalars, algorithm = activation
+        y = _ACTIVATIONS[name](y, *scalars, *([algorithm] if algorithm else []))
+    return y.to(weight.dtype).contiguous()

@@ -98,3 +98,18 @@ def solver_step(
     outputs = kernels.one_layout(model_output, uncond_output)
     with _on(sample):
         kernels.solver_step(sample, *outputs, ids, limits, history, row, guidance, seed, stream, copies, out)
+
+
+_CONV_DTYPES = accepts(torch.float32, torch.bfloat16, torch.float16)
+
+
+def _refuses_conv(device: str, dtype: torch.dtype, size: int) -> str | None:
+    return "groups must be 1 or the input's channels" if size == 2 else _CONV_DTYPES(device, dtype, size)
+
+
+@registry.kernel("model_conv2d", "triton", refuses=_refuses_conv)
+def model_conv2d(x, weight, *rest):
+    from kr_fast.kernels import model_conv2d as kernels
+
+    with _on(x):
+        return kernels.model_conv2d(x, weight, *rest)
