@@ -12,16 +12,9 @@ the models beside it change no bit. Each pixel is gathered kh * kw times, so loa
 the neighbours' taps find them. Offsets of models and images are 64-bit, within a tile 32-bit.
 """
 
-import os
-
 import torch
 import triton
 import triton.language as tl
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ACTIVATIONS = (
-    "", "relu", "swish", "gelu", "hardswish", "sigmoid", "tanh", "leaky_relu", "hardtanh", "gelu_tanh"
-)  # fmt: skip
 
 
 @triton.jit
@@ -79,7 +72,7 @@ def _pixels(first, count, out_height, out_width, B: tl.constexpr):
     """Of ``B`` output pixels from ``first`` on: image of the first, and for each image after it, row, column, live."""
     size = out_height * out_width
     image = first // size
-    place = (first - image * size).to(tl.int32) + tl.arange(0, B)
+    place = first - image * size + tl.arange(0, B)
     after = place // size
     place -= after * size
     row = place // out_width
@@ -102,14 +95,13 @@ def dense(
     program = tl.program_id(0)
     tile = program // ACROSS  # programs side by side read the same pixels
     model = (tile // tiles).to(tl.int64)
-    first = (tile - tile // tiles * tiles).to(tl.int64) * BM
+    first = (tile - tile // tiles * tiles) * BM
     column = program % ACROSS * BN + tl.arange(0, BN)
     exists = column < COLUMNS
-    size = out_height * out_width
-    count = images.to(tl.int64) * size
+    count = images * out_height * out_width
     image, after, row, place, live = _pixels(first, count, out_height, out_width, BM)
     top, left = row * SH - PH, place * SW - PW
-    source = x + (model * images + image) * in_height * in_width * C
+    source = x + (model * images + image) * (in_height * in_width * C)
     start = after.to(tl.int64) * in_height * in_width * C
     kernels = weight + model * (OUT * K)
 
@@ -159,9 +151,9 @@ def dense(
     if SHARED:
         owner = column // OUT
         column -= owner * OUT
-        base = (owner.to(tl.int64) * count)[None, :] + first + tl.arange(0, BM)[:, None]
+        base = (owner.to(tl.int64) * count)[None, :] + (first + tl.arange(0, BM))[:, None]
     else:
-        base = (model * count + first + tl.arange(0, BM))[:, None]
+        base = (model * count + (first + tl.arange(0, BM)))[:, None]
     at = base * OUT + column[None, :]
     mask = live[:, None] & exists[None, :]
     if residual is not None:
@@ -182,15 +174,15 @@ def depthwise(
     program = tl.program_id(0)
     tile = program // ACROSS
     model = (tile // tiles).to(tl.int64)
-    first = (tile - tile // tiles * tiles).to(tl.int64) * BM
+    first = (tile - tile // tiles * tiles) * BM
     column = program % ACROSS * BN + tl.arange(0, BN)
     exists = column < OUT
     channel = column // (OUT // C)
-    count = images.to(tl.int64) * out_height * out_width
+    count = images * out_height * out_width
     image, after, row, place, live = _pixels(first, count, out_height, out_width, BM)
     top, left = row * SH - PH, place * SW - PW
-    origin = image if SHARED else model * images + image
-    source = x + origin * in_height * in_width * C
+    origin = (model * 0 if SHARED else model * images) + image
+    source = x + origin * (in_height * in_width * C)
     start = after.to(tl.int64) * in_height * in_width * C
     if rows is not None:
         factor = tl.load(scale + channel, mask=exists, other=0.0)
@@ -214,40 +206,44 @@ def depthwise(
 
     if bias is not None:
         acc += tl.load(bias + model * OUT + column, mask=exists, other=0.0)[None, :]
-    at = (model * count + first + tl.arange(0, BM))[:, None] * OUT + column[None, :]
+    at = (model * count + (first + tl.arange(0, BM)))[:, None] * OUT + column[None, :]
     mask = live[:, None] & exists[None, :]
     if residual is not None:
         acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
     _store(y, at, _activate(acc, low, high, ACT), mask, INTERPRET and y.dtype.element_ty == tl.bfloat16)
 
 
+INTERPRETED = not isinstance(dense, triton.JITFunction)
+
+
 def tiles(channels: int, kernel, itemsize: int, shared: bool, models: int) -> list[dict]:
     """Tile shapes for weights ``[models, O, kh, kw, channels]``, ``kernel`` = (O, kh, kw): the one expected best first.
 
     BK follows from the layer alone, so all of them give the same bits. In half precision the tensor cores of compute
-    capability 9 take 64 rows and four warps at least; with 64 rows a warp and more, the instruction is the same in all.
+    capability 9 take 64 rows and four warps at least, which all shapes have, so they issue one kind of instruction.
+    With 16 channels a block of 64 holds four of nine places, and a quarter of the products are of zeros: three rounds
+    of loads instead of five or nine, where tensor cores wait for memory anyway.
     """
     outputs, kh, kw = kernel
     depth = kh * kw * channels
     across = min(128, max(16, triton.next_power_of_2(outputs * models if shared else outputs)))
     if itemsize == 4:  # no tensor cores: products in registers, which a wider tile would not fit
-        across, block = min(across, 64), 16 if channels % 32 else 32
-        return [
-            {"BM": 64, "BN": across, "BK": block, "STAGES": 2, "num_warps": 4},
-            {"BM": 128, "BN": min(across, 32), "BK": block, "STAGES": 2, "num_warps": 4},
-        ]
-    block = 64 if channels % 64 == 0 else 32
-    if block == 32 and 64 <= depth <= 192 and channels % 32:
-        block = 64  # 16 channels: three blocks of four taps, a quarter of the last dead
-    if across == 128:  # 128 x 128 in float32: 64 registers a thread of 8 warps
+        block = 16 if channels % 32 else 32
+        columns = sorted({min(across, 64), min(across, 32)}, reverse=True)
+        return [{"BM": 64, "BN": each, "BK": block, "STAGES": 2, "num_warps": 4} for each in columns]
+    block = 64 if channels % 64 == 0 or (channels % 32 and 64 <= depth <= 192) else 32
+    # 99 KiB of shared memory, what a block has on compute capability 8.6; 128 x 128 in float32 are 64 registers a
+    # thread of 8 warps.
+    tall = {"BM": 256, "BN": min(across, 64), "BK": block, "STAGES": 2 if block == 64 else 3, "num_warps": 8}
+    if across == 128:
         return [
             {"BM": 128, "BN": 128, "BK": block, "STAGES": 3, "num_warps": 8},
             {"BM": 128, "BN": 64, "BK": block, "STAGES": 3, "num_warps": 4},
-            {"BM": 256, "BN": 64, "BK": block, "STAGES": 3, "num_warps": 8},
+            tall,
         ]
     return [
         {"BM": 128, "BN": across, "BK": block, "STAGES": 3, "num_warps": 4},
-        {"BM": 256, "BN": across, "BK": block, "STAGES": 3, "num_warps": 8},
+        tall,
         {"BM": 64, "BN": across, "BK": block, "STAGES": 4, "num_warps": 4},
     ]
 

@@ -129,6 +129,8 @@ def model_conv2d(
     out = [output_size(size[i], kernel[i], stride[i], padding[i], dilation[i]) for i in range(2)]
     if min(out) < 1:
         _check.fail(_OP, "weight", f"have a kernel that fits the {size[0]} x {size[1]} input with its padding", weight)
+    if x.shape[1] * out[0] * out[1] >= 2**31:
+        _check.fail(_OP, "x", f"give fewer than 2^31 pixels a model, {out[0]} x {out[1]} for an image", x)
     if bias is not None:
         exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
         _check.tensor(_OP, "bias", bias, dtypes=(exact,))
