@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,16 @@ class AuditReport:
         """
         rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out, "setting": self.setting}
         return files.strict({**self.figures, **rest})
+
+    def write(self, out: str | Path, details: Mapping[str, Any] | None = None) -> Path:
+        """``audit.json``, ``audit.npz`` and the self-contained ``audit.html`` in ``out``; returns the last.
+
+        Args:
+            details: title, command, versions, config: printed as they are.
+        """
+        from kr_fast.membership import audit_files
+
+        return audit_files.write(self, Path(out), dict(details or {}))
 
     def exposed(self, count: int = MOST_EXPOSED) -> dict[str, list[dict[str, Any]]]:
         """Target -> its most exposed members by its primary attack: index, score, non_members_above, label."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from kr_fast.report.tables import markdown_table, metrics
 
-__all__ = ["markdown_table", "metrics", "write"]
+__all__ = ["markdown_table", "metrics", "write", "write_audit"]
 
 
 def write(out: str | Path, summary: dict[str, Any], arrays: dict[str, Any]) -> tuple[Path, Path]:
@@ -23,3 +23,10 @@ def write(out: str | Path, summary: dict[str, Any], arrays: dict[str, Any]) -> t
     out = Path(out)
     figures = plots.all_figures(summary, arrays)
     return document.write_html(out, summary, figures), document.write_markdown(out, summary, figures)
+
+
+def write_audit(out: str | Path, found: dict[str, Any], lines: dict, scores: dict, members: Any, images: Any) -> Path:
+    """Write ``audit.html`` into ``out``: see :func:`kr_fast.report.audit_document.write_audit`."""
+    from kr_fast.report import audit_document
+
+    return audit_document.write_audit(Path(out), found, lines, scores, members, images)

@@ -10,7 +10,8 @@ STYLES = {"lira": "-", "lira_offline": "--", "loss": ":"}
 MOST_CLASSES = 20  # rows of the image grid
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
+    """An empty figure of this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -19,7 +20,8 @@ def _figure(width: float, height: float):
     return figure
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """The figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -29,7 +31,7 @@ def grid(real: np.ndarray, synthetic: np.ndarray, class_names: list[str]) -> byt
     """Real images on the left, synthetic ones on the right, a class a row: uint8 ``[K, n, H, W, C]`` each."""
     shown = min(len(real), MOST_CLASSES)
     tile = 3.7 / real.shape[1]  # inches a column; rows keep the images' proportions
-    figure = _figure(9, shown * tile * (real.shape[2] + 1) / (real.shape[3] + 1) + 0.5)
+    figure = new_figure(9, shown * tile * (real.shape[2] + 1) / (real.shape[3] + 1) + 0.5)
     for axis, images, title in zip(
         figure.subplots(1, 2), (real, synthetic), ("real (training split)", "synthetic (last period)"), strict=True
     ):
@@ -47,12 +49,12 @@ def grid(real: np.ndarray, synthetic: np.ndarray, class_names: list[str]) -> byt
         axis.set_title(title if shown == len(real) else f"{title}, {shown} of {len(real)} classes", fontsize=10)
         for spine in axis.spines.values():
             spine.set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def curves(found: dict[str, dict[str, list]]) -> bytes:
     """Loss of Teacher, generator and Student over their training, and validation accuracy where there is one."""
-    figure = _figure(10, 2.9)
+    figure = new_figure(10, 2.9)
     panels = (("teacher", "epoch", "train_loss", TEACHER), ("generator", "step", "loss", GENERATOR))
     panels += (("student", "period", "loss", STUDENT),)
     for axis, (name, x, y, colour) in zip(figure.subplots(1, 3), panels, strict=True):
@@ -70,12 +72,12 @@ def curves(found: dict[str, dict[str, list]]) -> bytes:
             twin = axis.twinx()
             twin.plot(values[x], values["val_accuracy"], color=GREY, linestyle="--")
             twin.set_ylabel("validation accuracy", color=GREY)
-    return _png(figure)
+    return png(figure)
 
 
 def roc(found: dict[str, dict[str, np.ndarray]], negatives: int | None = None) -> bytes:
     """ROC of every attack and target on logarithmic axes, with the chance line."""
-    figure = _figure(6, 5)
+    figure = new_figure(6, 5)
     axis = figure.subplots()
     least = 0.5 / negatives if negatives else 1e-3
     for name, points in found.items():
@@ -91,12 +93,12 @@ def roc(found: dict[str, dict[str, np.ndarray]], negatives: int | None = None) -
     axis.set_ylabel("true-positive rate")
     axis.grid(True, which="major", alpha=0.3)
     axis.legend(fontsize=8, loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def stages(seconds: dict[str, float]) -> bytes:
     """Seconds of each stage as bars."""
-    figure = _figure(7, 0.32 * len(seconds) + 0.7)
+    figure = new_figure(7, 0.32 * len(seconds) + 0.7)
     axis = figure.subplots()
     names = list(seconds)
     axis.barh(names, [seconds[name] for name in names], color=STUDENT)
@@ -105,7 +107,7 @@ def stages(seconds: dict[str, float]) -> bytes:
     for index, name in enumerate(names):
         axis.text(seconds[name], index, f" {seconds[name]:.0f}", va="center", fontsize=8)
     axis.margins(x=0.12)
-    return _png(figure)
+    return png(figure)
 
 
 def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tuple[bytes, str]]:
@@ -128,7 +130,7 @@ def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tu
 def throughput(found: dict[str, Any]) -> bytes:
     """Bars of images a second by provider, without a sink and into it."""
     names = list(found["providers"])
-    figure = _figure(7, 1.2 + 0.6 * len(names))
+    figure = new_figure(7, 1.2 + 0.6 * len(names))
     axis = figure.subplots()
     places = np.arange(len(names))[::-1].astype(float)
     bars = [("sampling", STUDENT, [found["providers"][n]["images_per_second"] for n in names])]
@@ -147,4 +149,4 @@ def throughput(found: dict[str, Any]) -> bytes:
         f"{case['model']}, {case['scheduler']} {case['steps']} steps, batch {case['batch']}, {found['device']}"
     )
     axis.legend(loc="lower right")
-    return _png(figure)
+    return png(figure)

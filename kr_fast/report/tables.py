@@ -75,12 +75,13 @@ def low_fpr(summary: dict[str, Any]) -> list[list[str]]:
         if attack not in audit["teacher"]:
             continue
         for fpr in audit["teacher"][attack]["tpr_at_fpr"]:
-            cells = [_tpr(audit[m][attack]["tpr_at_fpr"][fpr]) for m in MODELS]
+            cells = [tpr(audit[m][attack]["tpr_at_fpr"][fpr]) for m in MODELS]
             rows.append([name, f"{100 * float(fpr):g} %", *cells])
     return rows
 
 
-def _tpr(found: dict[str, Any]) -> str:
+def tpr(found: dict[str, Any]) -> str:
+    """A TPR with its interval, or the interval alone where it rests on too few false positives."""
     low, high = found["interval"]
     reach = f"[{100 * low:.2f}, {100 * high:.2f}] %"
     if not found["point_claim"]:

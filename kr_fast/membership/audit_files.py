@@ -1,0 +1,37 @@
+"""The files of an audit: figures, scores, and the report as one page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kr_fast.runtime import files
+
+if TYPE_CHECKING:
+    from kr_fast.membership.audit_report import AuditReport
+
+
+def write(report: "AuditReport", out: Path, details: dict[str, Any]) -> Path:
+    """See :meth:`kr_fast.membership.AuditReport.write`."""
+    from kr_fast import report as documents
+
+    found = files.strict({**report.to_dict(), "exposed": report.exposed(), "details": details})
+    with files.atomic_path(out / "audit.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **report.arrays())
+    files.write_json(out / "audit.json", found)
+    images = None if report.data.images is None else report.data.images.numpy()
+    members = None if report.data.members is None else report.data.members.numpy()
+    scores = {n: {a: value.numpy() for a, value in each.items()} for n, each in report.scores.items()}
+    return documents.write_audit(out, found, _lines(report), scores, members, images)
+
+
+def _lines(report: "AuditReport") -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Target -> attack -> fpr, tpr and the band of the TPR at each true FPR on a logarithmic grid."""
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    for name, curves in report.curves.items():
+        for attack, curve in curves.items():
+            grid = np.geomspace(1 / curve.negatives, 0.999, 120)
+            low, high = curve.tpr_interval(grid, report.setting["level"])
+            line = {"fpr": curve.fpr, "tpr": curve.tpr, "grid": grid, "low": low, "high": high}
+            found.setdefault(name, {})[attack] = line
+    return found

@@ -1,0 +1,109 @@
+"""The report of an audit as one page."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kr_fast.report import audit_plots, render
+from kr_fast.report import audit_tables as tables
+from kr_fast.report.render import Block, Figures, figure
+
+
+def write_audit(
+    out: Path,
+    found: dict[str, Any],
+    lines: dict[str, dict[str, dict[str, np.ndarray]]],
+    scores: dict[str, dict[str, np.ndarray]],
+    members: np.ndarray | None,
+    images: np.ndarray | None = None,
+) -> Path:
+    """Write ``audit.html`` into ``out``.
+
+    Args:
+        found: what ``audit.json`` holds: figures by target and attack, comparison, leave_one_out, setting, exposed,
+            details (title, command, versions, config).
+        lines: target -> attack -> fpr, tpr, and low and high of the TPR on a grid of FPR.
+        scores: target -> attack -> ``[N]``.
+        members: bool ``[N]``, or None without targets.
+        images: uint8 ``[N, H, W, C]``, or None.
+    """
+    figures = audit_plots.all_figures(found, lines, scores, members, images)
+    title = found["details"].get("title") or "Membership audit"
+    return render.write_html(out / "audit.html", title, blocks(found, figures), figures)
+
+
+def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
+    """The sections, in the order in which a reader wants them."""
+    setting = found["setting"]
+    level = tables.percent_of_level(setting["level"])
+    yield "text", tables.verdict(found)
+    if setting["targets"]:
+        yield "table", tables.headline(found)
+        yield "text", f"Intervals are {level}: DeLong for AUC; for a TPR one that accounts for the chosen threshold."
+    yield "heading", "What these figures do not say"
+    yield "note", tables.caveats(found)
+    if setting["targets"]:
+        yield "heading", "All attacks"
+        yield figure("intervals", figures)
+    for name in tables.names(found):
+        yield from _target(found, name, figures)
+    for other in found["comparison"]:
+        first = next(iter(found["comparison"][other].values()))["first"]
+        yield "heading", f"{first} against {other}"
+        yield "text", f"Paired DeLong test on the same examples: AUC on {first} minus AUC on {other}."
+        yield "table", tables.comparison(found, other)
+    for name in found["leave_one_out"]:
+        yield "heading", f"Every shadow as a target: {name}"
+        yield (
+            "text",
+            "Each shadow is attacked from the others; mean and standard deviation over models. They share their "
+            "shadows, so this is a spread and no standard error.",
+        )
+        yield "table", tables.leave_one_out(found, name)
+    yield "heading", "What was run"
+    members = "" if setting["members"] is None else f"{setting['members']} members, {setting['non_members']} others; "
+    yield "text", f"{members}queries: {setting['augment']}; delta of the epsilon bounds: {setting['delta']:g}."
+    if setting["targets"]:
+        yield "table", tables.targets(found)
+    yield "table", tables.assumptions(found)
+    if setting["skipped"]:
+        words = "; ".join(f"{name} (needs {lacks})" for name, lacks in setting["skipped"].items())
+        yield "text", f"Not run for lack of something: {words}."
+    details = found["details"]
+    if details.get("command"):
+        yield "code", details["command"]
+    if details.get("versions"):
+        yield "table", [["package", "version"], *([key, value] for key, value in details["versions"].items())]
+    if details.get("config"):
+        yield "code", json.dumps(details["config"], indent=1)
+
+
+def _target(found: dict[str, Any], name: str, figures: Figures) -> Iterator[Block]:
+    facts = found["setting"]["targets"][name]
+    start = "Released images" if facts["kind"] == "released" else "Target"
+    yield "heading", "Positive control" if facts["control"] else f"{start}: {name}"
+    yield "table", tables.attacks(found, name)
+    yield figure(f"roc {name}", figures)
+    yield "table", tables.low_fpr(found, name)
+    yield (
+        "text",
+        "A TPR is taken at the largest realised FPR that is at most the stated one. Its interval covers the TPR at the "
+        "threshold whose true FPR is the stated one; below 10 false positives only the interval is quoted.",
+    )
+    yield figure(f"scores {name}", figures)
+    points = tables.operating_points(found, name)
+    if len(points) > 1:
+        yield (
+            "text",
+            "Thresholds that never saw this target: chosen on the shadows, each attacked from the others. PPV is the "
+            "share of members among the flagged (false positives in brackets).",
+        )
+        yield "table", points
+    if found["exposed"].get(name) and not facts["control"]:
+        yield "text", "The most exposed members, by the primary attack:"
+        if f"exposed {name}" in figures:
+            yield "figure", f"exposed {name}"
+        yield "table", tables.exposed(found, name)

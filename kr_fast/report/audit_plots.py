@@ -1,0 +1,164 @@
+"""Figures of an audit, once for light and once for dark pages."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kr_fast.report import plots
+
+# Okabe and Ito; the primary attack is always drawn in the first.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7F00", "#777777")
+BRIGHT = ("#FF8533", "#4DB2FF", "#2FD6A3", "#E6A3CC", "#FFC24D", "#9FDCFF", "#C9BE3A", "#AAAAAA")  # on dark pages
+STYLES = ("-", "--", ":", "-.")
+MOST_LINES = 10
+DARK = {
+    "figure.facecolor": "none", "savefig.facecolor": "none", "axes.facecolor": "none", "text.color": "#dddddd",
+    "axes.labelcolor": "#dddddd", "axes.edgecolor": "#888888", "xtick.color": "#bbbbbb", "ytick.color": "#bbbbbb",
+    "legend.facecolor": "none", "legend.edgecolor": "#666666", "grid.color": "#666666",
+}  # fmt: skip
+
+
+def both(draw: Callable[..., bytes], *arguments: Any) -> tuple[bytes, bytes]:
+    """The figure for light and for dark pages."""
+    import matplotlib
+
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        light = draw(*arguments)
+        with matplotlib.rc_context(DARK):
+            return light, draw(*arguments)
+
+
+def _colours() -> tuple[str, ...]:
+    import matplotlib
+
+    return BRIGHT if matplotlib.rcParams["text.color"] == DARK["text.color"] else COLOURS
+
+
+def roc(
+    lines: dict[str, dict[str, np.ndarray]], primary: str, titles: dict[str, str], negatives: int, level: float
+) -> bytes:
+    """ROC on logarithmic axes; the band is of the primary attack's TPR at each true FPR."""
+    figure = plots.new_figure(8.6, 4.8)
+    axis = figure.subplots()
+    least, colours = 0.5 / negatives, _colours()
+    shown = [primary, *(name for name in lines if name != primary)][:MOST_LINES]
+    for k, name in reversed(list(enumerate(shown))):
+        line, colour, first = lines[name], colours[k % len(colours)], k == 0
+        if first:
+            low, high = np.maximum(line["low"], least), np.maximum(line["high"], least)
+            axis.fill_between(line["grid"], low, high, color=colour, alpha=0.18, lw=0, label=f"{100 * level:g} % band")
+        axis.plot(
+            np.maximum(line["fpr"], least), np.maximum(line["tpr"], least), "-" if first else STYLES[k % len(STYLES)],
+            color=colour, drawstyle="steps-post", lw=2.2 if first else 1.1, alpha=1 if first else 0.85,
+            label=titles.get(name, name) + (" (primary)" if first else ""),
+        )  # fmt: skip
+    axis.plot([least, 1], [least, 1], color="#888888", lw=1, label="chance")
+    few = min(1.0, 10 / negatives)
+    axis.axvspan(least, few, color="#888888", alpha=0.12, lw=0, label="below 10 false positives")
+    axis.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1.05))
+    axis.set_xlabel("false-positive rate")
+    axis.set_ylabel("true-positive rate")
+    axis.grid(True, which="major", alpha=0.3)
+    handles, labels = axis.get_legend_handles_labels()
+    order = [labels.index(label) for label in labels if "primary" in label]
+    order += [k for k in reversed(range(len(labels))) if k not in order]
+    figure.legend([handles[k] for k in order], [labels[k] for k in order], fontsize=8, loc="outside right upper")
+    return plots.png(figure)
+
+
+def intervals(found: dict[str, dict[str, Any]], order: list[str], titles: dict[str, str]) -> bytes:
+    """AUC of every attack with its interval, the targets side by side in colours."""
+    rows = list(dict.fromkeys(attack for name in order for attack in found[name]))
+    figure = plots.new_figure(8.6, 0.9 + 0.16 * len(rows) * max(len(order), 2))
+    axis, colours = figure.subplots(), _colours()
+    for k, name in enumerate(order):
+        colour = colours[k % len(colours)]
+        places = [r + 0.7 * ((k + 0.5) / len(order) - 0.5) for r, attack in enumerate(rows) if attack in found[name]]
+        shown = [found[name][attack] for attack in rows if attack in found[name]]
+        auc = np.array([row["auc"] for row in shown])
+        low, high = np.array([row["auc_ci"] for row in shown]).T
+        axis.errorbar(
+            auc, places, xerr=[auc - low, high - auc], fmt="o", ms=4, color=colour, capsize=2, lw=1.3,
+            label=name,
+        )  # fmt: skip
+        for place, row, value in zip(places, shown, auc, strict=True):
+            if row["role"] == "primary":
+                axis.plot(value, place, "o", ms=9, mfc="none", mec=colour)
+    axis.axvline(0.5, color="#888888", lw=1)
+    axis.set_yticks(range(len(rows)), [titles.get(attack, attack) for attack in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel("AUC (ring: primary attack; line: chance)")
+    axis.grid(True, axis="x", alpha=0.3)
+    figure.legend(fontsize=8, loc="outside right upper")
+    return plots.png(figure)
+
+
+def histogram(scores: np.ndarray, members: np.ndarray, label: str) -> bytes:
+    """Scores of members and of non-members as shares; the outer 0.5 % on each side lie in the last bins."""
+    figure = plots.new_figure(8.6, 2.5)
+    axis, colours = figure.subplots(), _colours()
+    finite = scores[np.isfinite(scores)]
+    low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0.0, 1.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    bins = np.linspace(low, high, 50)
+    for mask, colour, name in ((members, colours[0], "members"), (~members, colours[1], "non-members")):
+        values = np.clip(np.nan_to_num(scores[mask], nan=low, posinf=high, neginf=low), low, high)
+        weights = np.full(len(values), 1 / max(len(values), 1))
+        axis.hist(values, bins, weights=weights, color=colour, alpha=0.45, label=f"{name} ({len(values)})")
+        axis.hist(values, bins, weights=weights, color=colour, histtype="step", lw=1.3)
+    axis.set_xlabel(label)
+    axis.set_ylabel("share")
+    axis.legend(fontsize=8)
+    return plots.png(figure)
+
+
+def gallery(images: np.ndarray, captions: list[str]) -> bytes:
+    """uint8 ``[n, H, W, C]`` in rows of eight, each with its caption."""
+    columns = min(8, len(images))
+    rows = -(-len(images) // columns)
+    figure = plots.new_figure(1.08 * columns, rows * (1.05 * images.shape[1] / images.shape[2] + 0.32))
+    for axis in np.atleast_1d(figure.subplots(rows, columns)).flat:
+        axis.set_axis_off()
+    for axis, image, caption in zip(figure.axes, images, captions, strict=False):
+        if image.shape[2] == 1:
+            axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        else:
+            axis.imshow(image, interpolation="nearest")
+        axis.set_title(caption, fontsize=7)
+    return plots.png(figure)
+
+
+def all_figures(
+    found: dict[str, Any],
+    lines: dict[str, dict[str, dict[str, np.ndarray]]],
+    scores: dict[str, dict[str, np.ndarray]],
+    members: np.ndarray | None,
+    images: np.ndarray | None,
+) -> dict[str, tuple[bytes, str, bytes]]:
+    """Name -> (PNG, alternative text, PNG for dark pages)."""
+    drawn: dict[str, tuple[bytes, str, bytes]] = {}
+
+    def add(name: str, text: str, draw: Callable[..., bytes], *arguments: Any) -> None:
+        light, dark = both(draw, *arguments)
+        drawn[name] = (light, text, dark)
+
+    setting = found["setting"]
+    titles = {name: attack["title"] for name, attack in setting["attacks"].items()}
+    if setting["targets"]:
+        order = sorted(setting["targets"], key=lambda name: bool(setting["targets"][name]["control"]))
+        add("intervals", "AUC of every attack on every target with its interval", intervals, found, order, titles)
+    for name, facts in setting["targets"].items():
+        primary = facts["primary"]
+        text = f"ROC curves of the attacks on {name} on logarithmic axes, with the chance line"
+        add(f"roc {name}", text, roc, lines[name], primary, titles, setting["non_members"], setting["level"])
+        label = f"score of {titles.get(primary, primary)}"
+        text = f"Scores of members and of non-members of {name}"
+        add(f"scores {name}", text, histogram, scores[name][primary], members, label)
+        rows = found["exposed"].get(name)
+        if images is not None and rows and not facts["control"]:
+            captions = [f"#{row['index']}" + ("" if row["label"] is None else f" · {row['label']}") for row in rows]
+            shown = images[[row["index"] for row in rows]]
+            add(f"exposed {name}", f"The most exposed members of {name}", gallery, shown, captions)
+    return drawn

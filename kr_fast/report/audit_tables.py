@@ -1,0 +1,216 @@
+"""The numbers of an audit as tables and plain words, from the dictionary of ``audit.json``."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from kr_fast.report.tables import interval, number, percent, tpr
+
+Found = dict[str, Any]
+FEW = 10  # false positives
+
+
+def names(found: Found, kinds: Iterable[str] = ("full", "transfer", "released")) -> list[str]:
+    """Targets of these kinds, the positive control last."""
+    targets = found["setting"]["targets"]
+    chosen = [name for name, facts in targets.items() if facts["kind"] in kinds]
+    return sorted(chosen, key=lambda name: bool(targets[name]["control"]))
+
+
+def title(found: Found, attack: str) -> str:
+    """The attack's name for people."""
+    return found["setting"]["attacks"].get(attack, {}).get("title", attack)
+
+
+def verdict(found: Found) -> str:
+    """The result in one paragraph of plain words, built from the numbers."""
+    setting, sentences = found["setting"], []
+    level = percent_of_level(setting["level"])
+    for name in names(found):
+        facts = setting["targets"][name]
+        row = found[name][facts["primary"]]
+        low, high = row["auc_ci"]
+        if low > 0.5:
+            outcome = "tells members from non-members better than chance"
+        elif high < 0.5:
+            outcome = "ranks members below non-members, which points to a shift between the two sets"
+        else:
+            outcome = "does not tell members from non-members better than chance"
+        what = "the positive control" if facts["control"] else name
+        attack = title(found, facts["primary"])
+        sentences.append(
+            f"{attack[0].upper()}{attack[1:]} {outcome} on {what} "
+            f"(AUC {number(row['auc'])}, {level} interval {interval(row['auc_ci'])})."
+        )
+    control = setting["control"]
+    if control is not None and not control["found"]:
+        sentences.append("The positive control was not found, so this audit has no power: read nothing into it.")
+    for name, each in found["leave_one_out"].items():
+        attack = setting["primary"] if setting["primary"] in each else next(iter(each), None)
+        if attack is not None:
+            spread = each[attack]["auc"]
+            sentences.append(
+                f"Each of {each[attack]['targets']} shadows ({name}) attacked from the others by "
+                f"{title(found, attack)}: AUC {number(spread['mean'])} ± {number(spread['sd'])} (mean and standard "
+                "deviation over models)."
+            )
+    return " ".join(sentences)
+
+
+def percent_of_level(level: float) -> str:
+    """ "95 %"."""
+    return f"{100 * level:g} %"
+
+
+def caveats(found: Found) -> list[str]:
+    """What the figures do not say."""
+    lines = [
+        "What is measured here is empirical. It is not differential privacy and carries no guarantee: it says how far "
+        "the attacks named below got, and a stronger attack may get further.",
+        "Each target has one primary attack, which was named beforehand. The other attacks are exploratory: their "
+        "corrected intervals and their epsilon bounds share one error, so the largest of them may be looked at.",
+        "A lower bound of epsilon is read off one trained model. It takes the examples of that model as independent, "
+        "which they are not quite, and 0 means that this attack found nothing, not that there is privacy.",
+    ]
+    setting = found["setting"]
+    lines += [f"{note[0].upper()}{note[1:]}." for note in setting["notes"]]
+    return [*lines, *(f"Warning: {line}." for line in setting["warnings"])]
+
+
+def headline(found: Found) -> list[list[str]]:
+    """One row a target: its primary attack."""
+    rows = [["target", "primary attack", "AUC", "TPR at 1 % FPR", "epsilon at least", "accuracy over privacy"]]
+    setting = found["setting"]
+    for name in names(found):
+        facts = setting["targets"][name]
+        row = found[name][facts["primary"]]
+        rows.append(
+            [
+                "positive control" if facts["control"] else name,
+                title(found, facts["primary"]),
+                f"{number(row['auc'])} {interval(row['auc_ci'])}",
+                tpr(row["tpr_at_fpr"]["0.01"]),
+                number(row["epsilon"]["clopper_pearson"], 2),
+                number(row["aop"]) if "aop" in row else "",
+            ]
+        )
+    return rows if any(row[5] for row in rows[1:]) else [row[:5] for row in rows]
+
+
+def attacks(found: Found, target: str) -> list[list[str]]:
+    """One row an attack: AUC, corrected interval, balanced accuracy, advantage, epsilon."""
+    one_run = any(row["epsilon"]["one_run"] is not None for row in found[target].values())
+    rows = [
+        ["attack", "role", "AUC", "corrected", "balanced accuracy", "advantage", "epsilon (any threshold)",
+         "epsilon (if Gaussian)", *(["epsilon (one run)"] if one_run else [])]
+    ]  # fmt: skip
+    for attack, row in found[target].items():
+        bound = row["epsilon"]
+        rows.append(
+            [
+                title(found, attack), row["role"], f"{number(row['auc'])} {interval(row['auc_ci'])}",
+                interval(row["auc_ci_corrected"]), number(row["balanced_accuracy"]), number(row["advantage"]),
+                number(bound["clopper_pearson"], 2), number(bound["gaussian"], 2),
+                *([number(bound["one_run"], 2)] if one_run else []),
+            ]
+        )  # fmt: skip
+    return rows
+
+
+def low_fpr(found: Found, target: str) -> list[list[str]]:
+    """TPR at low false-positive rates, with the false positives that each rests on."""
+    rates = list(next(iter(found[target].values()))["tpr_at_fpr"])
+    rows = [["attack", *(f"TPR at {100 * float(rate):g} % FPR" for rate in rates)]]
+    for attack, row in found[target].items():
+        rows.append([title(found, attack), *(tpr(row["tpr_at_fpr"][rate]) for rate in rates)])
+    return rows
+
+
+def operating_points(found: Found, target: str) -> list[list[str]]:
+    """The target at thresholds that the shadows chose: what an attacker would get."""
+    priors = found["setting"]["priors"]
+    shares = (f"PPV if {100 * prior:g} % are members" for prior in priors)
+    rows = [["attack", "FPR aimed at", "FPR", "TPR", *shares]]
+    for attack, row in found[target].items():
+        for rate, point in (row["operating_points"] or {}).items():
+            cells = [
+                f"{100 * float(rate):g} %",
+                f"{percent(point['fpr'])} ({point['false_positives']})",
+                f"{percent(point['tpr'])} {_range(point['tpr_interval'])} %",
+            ]
+            for prior in priors:
+                ppv = point["ppv"][str(prior)]
+                # As for a TPR: below ten false positives the FPR, and what follows from it, is an interval only.
+                share = "" if point["false_positives"] < FEW else f"{percent(ppv['ppv'])} "
+                cells.append("nothing flagged" if ppv["ppv"] is None else f"{share}{_range(ppv['interval'])} %")
+            rows.append([title(found, attack), *cells])
+    return rows
+
+
+def _range(pair: list[float | None]) -> str:
+    low, high = ("?" if value is None else f"{100 * value:.1f}" for value in pair)
+    return f"[{low}, {high}]"
+
+
+def comparison(found: Found, other: str) -> list[list[str]]:
+    """Paired tests of the first target against another one."""
+    rows = [["attack", "difference of AUC", "interval", "p (two-sided)"]]
+    for attack, row in found["comparison"][other].items():
+        p = "no variance" if row["p"] is None else f"{row['p']:.2g}"
+        rows.append([title(found, attack), f"{row['difference']:+.3f}", interval(row["interval"]), p])
+    return rows
+
+
+def leave_one_out(found: Found, name: str) -> list[list[str]]:
+    """Mean and standard deviation over shadows as targets."""
+    each = found["leave_one_out"][name]
+    rates = list(next(iter(each.values()))["tpr_at_fpr"])
+    rows = [
+        ["attack", "targets", "AUC", "balanced accuracy", *(f"TPR at {100 * float(rate):g} % FPR" for rate in rates)]
+    ]
+    for attack, row in each.items():
+        cells = [_spread(row["auc"]), _spread(row["balanced_accuracy"])]
+        cells += [_spread(row["tpr_at_fpr"][rate]) for rate in rates]
+        rows.append([title(found, attack), str(row["targets"]), *cells])
+    return rows
+
+
+def _spread(value: dict[str, Any]) -> str:
+    return f"{number(value['mean'])} ± {number(value['sd'])}" if value["sd"] is not None else number(value["mean"])
+
+
+def exposed(found: Found, target: str) -> list[list[str]]:
+    """The members that stand out most."""
+    rows = [["index", "class", "score", "non-members that score as high"]]
+    total = found["setting"]["non_members"]
+    for row in found["exposed"][target]:
+        label = "" if row["label"] is None else str(row["label"])
+        rows.append([str(row["index"]), label, number(row["score"]), f"{row['non_members_above']} of {total}"])
+    return rows
+
+
+def targets(found: Found) -> list[list[str]]:
+    """What each target was attacked with."""
+    rows = [["target", "how", "shadows", "on the smaller side", "shared with the target's own making"]]
+    setting = found["setting"]
+    how = {
+        "full": "full: shadows made as the target was",
+        "transfer": "transfer: shadows of another training",
+        "released": "the released images themselves",
+    }
+    for name, facts in setting["targets"].items():
+        if facts["kind"] == "released":
+            rows.append([name, how["released"], "", "", f"{facts['images']} images"])
+            continue
+        shadows = setting["shadow_sets"][facts["shadows"]]
+        words = "positive control: overfitted on the members" if facts["control"] else how[facts["kind"]]
+        shared = facts["shared"] or ("nothing" if facts["kind"] == "full" and not facts["control"] else "")
+        rows.append([name, words, str(shadows["models"]), str(shadows["on_the_smaller_side"]), shared])
+    return rows
+
+
+def assumptions(found: Found) -> list[list[str]]:
+    """What each attack assumes the attacker to have."""
+    rows = [["attack", "name", "the attacker has"]]
+    for name, attack in found["setting"]["attacks"].items():
+        rows.append([attack["title"], name, attack["assumes"]])
+    return rows

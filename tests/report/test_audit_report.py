@@ -1,0 +1,112 @@
+"""The page of an audit: self-contained, the figures as in the JSON, honest words, names from outside, missing parts."""
+
+import dataclasses
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from audit_cases import COUNT, MODELS, data
+from PIL import Image
+
+from kr_fast.membership import TargetSignals, audit_signals
+from kr_fast.report import audit_plots, audit_tables
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """(report, folder, text of the page)."""
+    out = tmp_path_factory.mktemp("page")
+    whole = data()
+    other = TargetSignals({"phi": data(1, 0.0).targets["target"].signals["phi"]}, kind="transfer")
+    images = torch.arange(COUNT * 64).reshape(COUNT, 8, 8, 1).to(torch.uint8)
+    whole = dataclasses.replace(
+        whole, targets={"<b>t</b>": whole.targets["target"], "other": other}, images=images,
+        labels=torch.arange(COUNT) % 3,
+    )  # fmt: skip
+    report = audit_signals(whole, attacks=("lira", "loss"), targets="shadows")
+    path = report.write(out, {"title": "Audit of <i>x</i>", "command": "kr-fast audit", "versions": {"torch": "2"}})
+    return report, out, path.read_text()
+
+
+def test_page_is_one_safe_file(page):
+    _, out, text = page
+    assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.json", "audit.npz"]
+    assert "<script" not in text
+    assert "http" not in text
+    assert "<b>t" not in text
+    assert "<i>x" not in text
+    assert "Audit of &lt;i&gt;x&lt;/i&gt;" in text
+    sources = re.findall(r'(?:src|srcset)="([^"]{0,30})', text)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(re.findall("prefers-color-scheme: dark", text)) == len(sources) / 2
+
+
+def test_page_says_what_was_found(page):
+    report, _, text = page
+    row = report.figures["<b>t</b>"]["lira"]
+    low, high = row["auc_ci"]
+    for words in (
+        f"{row['auc']:.3f} [{low:.3f}, {high:.3f}]",
+        "LiRA online tells members from non-members better than chance on &lt;b&gt;t",
+        "does not tell members from non-members better than chance on other",
+        "It is not differential privacy",
+        "exploratory",
+        "no point claim",
+        "a lower bound on what it gives away",
+        "&lt;b&gt;t&lt;/b&gt; against other",
+        "Every shadow as a target",
+        "transfer: shadows of another training",
+        "Thresholds that never saw this target",
+        f"Each of {MODELS} shadows (shadows) attacked from the others by LiRA online: AUC",
+        "most exposed members",
+    ):
+        assert words in text, words
+
+
+def test_files_hold_the_figures_and_scores(page):
+    report, out, _ = page
+    found = json.loads((out / "audit.json").read_text())
+    assert found["<b>t</b>"]["lira"]["auc"] == report.figures["<b>t</b>"]["lira"]["auc"]
+    assert found["details"]["title"] == "Audit of <i>x</i>"
+    assert len(found["exposed"]["other"]) == 16
+    with np.load(out / "audit.npz") as archive:
+        scores, members = archive["<b>t</b>/lira/scores"], archive["members"]
+        assert np.array_equal(scores, report.scores["<b>t</b>"]["lira"].numpy())
+        assert archive["keep"].shape == (MODELS, COUNT)
+        assert archive["<b>t</b>/lira/tp"][-1] == members.sum()
+
+
+def test_only_the_shadows_as_targets(tmp_path):
+    whole = dataclasses.replace(data(), targets={}, members=None)
+    text = audit_signals(whole, attacks=("lira",), targets="shadows").write(tmp_path).read_text()
+    assert "Every shadow as a target" in text
+    assert "<img" not in text
+
+
+def test_silent_control_is_said_first():
+    whole, nothing = data(), data(1, 0.0).targets["target"].signals["phi"]
+    control = TargetSignals({"phi": nothing}, control=True)
+    found = audit_signals(
+        dataclasses.replace(whole, targets={**whole.targets, "control": control}), attacks=("lira", "loss")
+    ).to_dict()
+    assert "The positive control was not found, so this audit has no power" in audit_tables.verdict(found)
+    assert any("this audit has no power" in line for line in audit_tables.caveats(found))
+    assert audit_tables.names(found)[-1] == "control"
+
+
+def test_ppv_without_enough_false_positives_is_an_interval(page):
+    found = page[0].to_dict()
+    for row in audit_tables.operating_points(found, "<b>t</b>")[1:]:
+        false_positives = int(re.search(r"\((\d+)\)", row[2])[1])
+        assert (" [" in row[4]) == (false_positives >= 10)
+        assert "[" in row[4]
+
+
+@pytest.mark.parametrize("scores", [np.zeros(40), np.r_[np.full(20, np.inf), np.zeros(20)], np.linspace(-1, 1, 40)])
+def test_histogram_of_any_scores(scores):
+    image = Image.open(io.BytesIO(audit_plots.histogram(scores, np.arange(40) % 2 == 0, "score")))
+    assert image.size[0] > 500
