@@ -11,6 +11,7 @@ from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
 from kr_fast.membership.intervals import bootstrap, delong_test
 from kr_fast.membership.learned import quantile_regression, shadow_network
+from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_meter, save_npz
 from kr_fast.membership.released import generated_density, nearest_synthetic
 from kr_fast.membership.summaries import across_targets, aop, operating_point, shadow_threshold
 from kr_fast.ops.rmia import rmia
@@ -41,6 +42,9 @@ __all__ = [
     "label_only",
     "lira",
     "lira_carlini2021",
+    "load_lira_tree",
+    "load_npz",
+    "load_privacy_meter",
     "nearest_synthetic",
     "operating_point",
     "overfitted",
@@ -49,6 +53,7 @@ __all__ = [
     "rmia",
     "rmia_attack",
     "roc",
+    "save_npz",
     "shadow_network",
     "shadow_threshold",
     "threshold_per_class",

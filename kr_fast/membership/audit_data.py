@@ -13,6 +13,7 @@ from kr_fast.runtime.errors import fail
 
 SIGNALS = ("phi", "entropy", "modified_entropy", "correct")
 RESERVED = ("setting", "comparison", "leave_one_out")
+PROBABILITIES = "logits were read from probabilities: those that had underflowed to 0 count as ruled out"
 ANSWERS = 3  # largest log-probabilities that the shadow network reads, beside the signals
 
 
@@ -160,8 +161,8 @@ def from_logits(
         target: ``[N, C]`` or ``[N, A, C]``, or name -> such; None where every shadow is a target.
         members, non_members: see :func:`pool_of`.
         population: (logits of the shadows ``[M, Z, (A,) C]``, of the target as above, labels ``[Z]``).
-        probabilities: the numbers are probabilities, and their logarithm is taken. What rounded to 1 stays there:
-            float32 is blind beyond phi = 16.6, float64 beyond 36.7.
+        probabilities: the numbers are probabilities of all classes, and their logarithm is taken. What underflowed to
+            0 is lost: in float32 phi above about 103 reads as certainty, in float16 above about 17.
     Raises: TypeError or ValueError naming the argument.
     """
     targets = {} if target is None else {"target": target} if isinstance(target, Tensor) else dict(target)
@@ -188,7 +189,7 @@ def from_logits(
             best[:, 0],
             kind="transfer" if position else "full",
         )
-    notes = ("the logits were given as probabilities, which saturate",) if probabilities else ()
+    notes = (PROBABILITIES,) if probabilities else ()
     shadows = {"shadows": ShadowSignals(keep, signals, z_shadows, None, answers)}
     return AuditData(shadows, attacked, mask, labels, images, augment="as given", notes=notes)
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from audit_cases import CLASSES, COUNT, MODELS, data, logits_of, simulated
 
 from kr_fast.membership import (
     AuditData,
@@ -25,28 +26,6 @@ from kr_fast.membership import (
     threshold_per_class,
 )
 from kr_fast.membership.catalog import _as_if_out
-
-COUNT, MODELS, CLASSES = 600, 12, 5
-
-
-def simulated(seed=0, effect=1.5):
-    """phi ``[1, N, M]`` of shadows and ``[1, N]`` of a target; members lie ``effect`` higher, each example its own."""
-    generator = torch.Generator().manual_seed(seed)
-    keep = torch.rand(MODELS, COUNT, generator=generator).argsort(0) < MODELS // 2
-    difficulty = 2 * torch.randn(COUNT, generator=generator)
-    members = torch.rand(COUNT, generator=generator) < 0.5
-    noise = torch.randn(COUNT, MODELS + 1, generator=generator)
-    held = torch.cat([keep, members[None]]).T
-    phi = (difficulty[:, None] + effect * held + noise)[None]
-    return phi[:, :, :MODELS], phi[:, :, MODELS], keep, members
-
-
-def data(seed=0, effect=1.5, **changes):
-    phi, target, keep, members = simulated(seed, effect)
-    whole = AuditData(
-        {"shadows": ShadowSignals(keep, {"phi": phi})}, {"target": TargetSignals({"phi": target})}, members
-    )
-    return dataclasses.replace(whole, **changes)
 
 
 def test_figures_are_those_of_the_functions():
@@ -184,14 +163,6 @@ def test_infinite_signals_are_ordered_and_strict_json():
     report = audit_signals(whole, attacks=("loss", "lira", "base", "attack_r"))
     assert report.scores["target"]["loss"][whole.members][:3].isinf().all()
     json.dumps(report.to_dict(), allow_nan=False)
-
-
-def logits_of(seed=0, queries=None):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (MODELS + 1, 80, CLASSES) if queries is None else (MODELS + 1, 80, queries, CLASSES)
-    logits = 3 * torch.randn(shape, generator=generator)
-    keep = torch.rand(MODELS, 80, generator=generator).argsort(0) < MODELS // 2
-    return logits, keep, torch.randint(0, CLASSES, (80,), generator=generator), torch.arange(80) % 2 == 0
 
 
 @pytest.mark.parametrize("queries", [None, 3])
