@@ -9,6 +9,7 @@
 
 #include "cuda/distillation_loss.h"
 #include "cuda/group_norm_silu.h"
+#include "cuda/lira.h"
 #include "cuda/membership_signals.h"
 #include "cuda/pack_uint8.h"
 #include "cuda/philox_normal.h"
@@ -61,6 +62,33 @@ PYBIND11_MODULE(_cuda, m) {
                        static_cast<kr::Dtype>(shift_dtype), shift_stride, groups, eps, silu, at<void>(y)},
                       at<void>(queue)),
                   "group_norm_silu");
+        },
+        release());
+
+    // lira: first the pooled variances' sums, where the variance asks for them
+    m.attr("lira_models") = kr::cuda::kLiraModels;
+    m.attr("lira_blocks") = kr::cuda::kLiraBlocks;
+    m.def(
+        "lira_pool",
+        [](Address phi, Address keep, Address target, int64_t queries, int64_t examples, int64_t models,
+           int64_t targets, bool raw, Address partial, Address queue) {
+            check(kr::cuda::lira_pool({at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries,
+                                       examples, models, targets},
+                                      raw, at<double>(partial), at<void>(queue)),
+                  "lira");
+        },
+        release());
+    m.def(
+        "lira",
+        [](Address phi, Address keep, Address target, int64_t queries, int64_t examples, int64_t models,
+           int64_t targets, bool online, int variance, Address constant, Address pooled, Address scores,
+           Address lacking, Address queue) {
+            check(kr::cuda::lira({at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries,
+                                  examples, models, targets},
+                                 {online, static_cast<kr::Variance>(variance), at<const double>(constant)},
+                                 at<const double>(pooled), at<double>(scores), at<unsigned long long>(lacking),
+                                 at<void>(queue)),
+                  "lira");
         },
         release());
 

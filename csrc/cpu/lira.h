@@ -1,9 +1,9 @@
 #pragma once
 #include <cstdint>
 
-namespace kr {
+#include "common/lira.h"
 
-enum class Variance { per_example, fixed, fixed_raw, shrinkage };
+namespace kr {
 
 // Likelihood-ratio scores, higher for members. phi: [queries, examples, models], keep: [models, examples] (1 = in).
 // target: [queries, examples, targets] of models outside phi, or null: then every model of phi is a target, scored

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.backends.distillation_reference import public_name
-from kr_fast.backends.membership_reference import SIGNALS
+from kr_fast.backends.membership_reference import SIGNALS, VARIANCES
 
 try:
     from kr_fast import _cpu
@@ -23,7 +23,6 @@ if _cpu is not None and os.environ.get("KR_FAST_CPU_ISA"):
     _cpu.set_isa(os.environ["KR_FAST_CPU_ISA"])
 
 
-VARIANCES = ("per_example", "fixed", "fixed_raw", "shrinkage")  # numbers of kr::Variance
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
 
 

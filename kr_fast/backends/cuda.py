@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
-from kr_fast.backends.membership_reference import SIGNALS
+from kr_fast.backends.membership_reference import SIGNALS, VARIANCES
 
 try:
     from kr_fast import _cuda
@@ -148,6 +148,54 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) ->
             labels.data_ptr(), *(_address(out.get(name)) for name in SIGNALS), queue(logits),
         )  # fmt: skip
     return [out[name] for name in want]
+
+
+def _refuses_lira(device: str, dtype: torch.dtype, size: int) -> str | None:
+    most = getattr(_cuda, "lira_models", 0)
+    if size > most:
+        return f"there must be at most {most} models, got {size}"
+    return accepts(torch.float32)(device, dtype, size)
+
+
+@registry.kernel("lira", "cuda", refuses=_refuses_lira)
+def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, variance: str) -> tuple[Tensor, int]:
+    queries, examples, models = phi.shape
+    targets = models if target is None else target.shape[2]
+    freedom = 8.0 + torch.arange(models + 1, dtype=torch.float64)  # kLiraPrior
+    constant = torch.lgamma((freedom + 1) / 2) - torch.lgamma(freedom / 2) - 0.5 * freedom.log()
+    constant, by_example = constant.to(phi.device), keep.T.contiguous()
+    scores = torch.empty(targets, examples, dtype=torch.float64, device=phi.device)
+    lacking = torch.zeros((), dtype=torch.int64, device=phi.device)
+    with on(phi):
+        pooled = None if variance == "per_example" else _lira_pooled(phi, keep, by_example, target, variance)
+        for first in range(0, targets, _cuda.lira_models):  # more than one part for targets from outside only
+            part = None if target is None else target[:, :, first : first + _cuda.lira_models].contiguous()
+            rows = scores[first : first + _cuda.lira_models]
+            _cuda.lira(
+                phi.data_ptr(), by_example.data_ptr(), _address(part), queries, examples, models, len(rows),
+                online, VARIANCES.index(variance), constant.data_ptr(), _address(pooled), rows.data_ptr(),
+                lacking.data_ptr(), queue(phi),
+            )  # fmt: skip
+    return scores, int(lacking)
+
+
+def _lira_pooled(phi: Tensor, keep: Tensor, by_example: Tensor, target: Tensor | None, variance: str) -> Tensor:
+    """Variances over all examples ``[M, 2 sides]``, each target left out, or ``[1, 2]`` for targets from outside."""
+    queries, examples, models = phi.shape
+    targets, raw = 1 if target is not None else models, variance == "fixed_raw"
+    blocks = min(examples, _cuda.lira_blocks)
+    partial = torch.empty(blocks, targets, 2, 2, dtype=torch.float64, device=phi.device)
+    _cuda.lira_pool(
+        phi.data_ptr(), by_example.data_ptr(), _address(target), queries, examples, models, targets, raw,
+        partial.data_ptr(), queue(phi),
+    )  # fmt: skip
+    first, second = partial.sum(0).unbind(2)
+    held = keep.sum(1)
+    counts = torch.stack([held.sum(), (examples - held).sum()])[None]
+    if target is None:
+        counts = counts - torch.stack([held, examples - held], 1)
+    counts = (queries * counts).clamp_min(1)
+    return (second / counts - (first / counts).square()).clamp_min(0) if raw else first / counts
 
 
 # Numbers of kr::DistillationLoss::target_kind; top-k rows become probabilities.

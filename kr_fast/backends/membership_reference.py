@@ -10,6 +10,7 @@ from kr_fast.backends.reference import philox_words
 from kr_fast.backends.registry import kernel
 
 SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")  # in the order of kr::SignalOutputs
+VARIANCES = ("per_example", "fixed", "fixed_raw", "shrinkage")  # numbers of kr::Variance
 
 
 def _never(device: str, dtype: torch.dtype, size: int) -> None:

@@ -93,6 +93,27 @@ def resolve(op: str, device: str, dtype: torch.dtype, size: int = 0) -> Callable
     return _resolve(op, device, dtype, size, _forced)
 
 
+def nearest(op: str, device: torch.device, dtype: torch.dtype, size: int = 0) -> torch.device:
+    """Where such a call is best computed: on ``device`` if a kernel runs there, else on the CPU.
+
+    For ops whose arguments and results are small beside the work: a copy to the C++ kernel beats the reference.
+    """
+    if device.type == "cpu" or _forced not in (None, "cpu"):
+        return device
+    return device if _forced is None and _has_kernel(op, device.type, dtype, size) else torch.device("cpu")
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_kernel(op: str, device: str, dtype: torch.dtype, size: int) -> bool:
+    order = preference(op, device, dtype, size, _capability() if device == "cuda" else (0, 0))
+    reasons = {backend: refusal(op, backend, device, dtype, size) for backend in order if backend != "reference"}
+    if None in reasons.values():
+        return True
+    told = "; ".join(f"{backend}: {why}" for backend, why in reasons.items())
+    _log.warning("%s is computed on the cpu: %s", op, told or f"no kernel for {device}")
+    return False
+
+
 def preference(op: str, device: str, dtype: torch.dtype, size: int, capability: tuple[int, int]) -> tuple[str, ...]:
     """The backends that may run such a call, best first."""
     if device == "cuda":

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.membership_reference import VARIANCES
 from kr_fast.ops import _check
 
 VARIANTS = ("online", "offline")
-VARIANCES = ("per_example", "fixed", "fixed_raw", "shrinkage")  # in the order of kr::Variance
 
 
 def lira(
@@ -26,7 +26,7 @@ def lira(
         variant: "online" or "offline".
         variance: "per_example", "fixed", "fixed_raw" or "shrinkage".
         target: ``[A, N, K]`` of models outside ``phi``, or None to score each of the M models against the others.
-    Returns: (float64 ``[M or K, N]``, int).
+    Returns: (float64 ``[M or K, N]`` on phi's device, int).
     Raises: TypeError or ValueError naming the argument.
     """
     op = "lira"
@@ -51,10 +51,12 @@ def lira(
     _check_shadows(op, keep, variant, variance, leave_one_out=target is None)
     # An infinite phi (certainty) is ordered above all finite ones, but means and variances need a number.
     bound = 1e6
-    phi = phi.float().clamp(-bound, bound).contiguous().cpu()
-    target = None if target is None else target.float().clamp(-bound, bound).contiguous().cpu()
-    run = registry.resolve(op, "cpu", torch.float32)
-    return run(phi, keep.contiguous().cpu(), target, variant == "online", variance)
+    home = registry.nearest(op, phi.device, torch.float32, models)
+    values = phi.to(home).float().clamp(-bound, bound).contiguous()
+    target = None if target is None else target.to(home).float().clamp(-bound, bound).contiguous()
+    run = registry.resolve(op, home.type, torch.float32, models)
+    scores, lacking = run(values, keep.to(home).contiguous(), target, variant == "online", variance)
+    return scores.to(phi.device), lacking
 
 
 def _check_shadows(op: str, keep: Tensor, variant: str, variance: str, *, leave_one_out: bool) -> None:
