@@ -189,13 +189,14 @@ PYBIND11_MODULE(_cpu, m) {
     // rmia
     m.def(
         "rmia",
-        [](Address x, Address z, int64_t queries, int64_t num_x, int64_t num_z, bool wide, double gamma, Address count,
-           int threads) {
+        [](Address x, Address z, int64_t queries, int64_t num_x, int64_t num_z, bool wide, double gamma,
+           int predicate, Address count, int threads) {
+            const auto rule = static_cast<kr::Predicate>(predicate);
             if (wide)
-                kr::rmia(at<const double>(x), at<const double>(z), queries, num_x, num_z, gamma, at<int64_t>(count),
-                         threads);
+                kr::rmia(at<const double>(x), at<const double>(z), queries, num_x, num_z, gamma, rule,
+                         at<int64_t>(count), threads);
             else
-                kr::rmia(at<const float>(x), at<const float>(z), queries, num_x, num_z, (float)gamma,
+                kr::rmia(at<const float>(x), at<const float>(z), queries, num_x, num_z, (float)gamma, rule,
                          at<int64_t>(count), threads);
         },
         release());

@@ -13,6 +13,7 @@
 #include "cuda/membership_signals.h"
 #include "cuda/pack_uint8.h"
 #include "cuda/philox_normal.h"
+#include "cuda/rmia.h"
 #include "cuda/solver_step.h"
 
 namespace py = pybind11;
@@ -116,6 +117,28 @@ PYBIND11_MODULE(_cuda, m) {
             check(kr::cuda::pack_uint8(at<const void>(x), static_cast<kr::Dtype>(dtype), batch, channels, pixels,
                                        channels_last, at<uint8_t>(out), at<void>(queue)),
                   "pack_uint8");
+        },
+        release());
+
+    // rmia: counts of a query, then the vote of several
+    m.def(
+        "rmia_below",
+        [](Address x, Address ordered, int64_t queries, int64_t num_x, int64_t num_z, bool wide, double gamma,
+           int predicate, Address below, Address queue) {
+            const auto rule = static_cast<kr::Predicate>(predicate);
+            check(wide ? kr::cuda::rmia_below(at<const double>(x), at<const double>(ordered), queries, num_x, num_z,
+                                              gamma, rule, at<int32_t>(below), at<void>(queue))
+                       : kr::cuda::rmia_below(at<const float>(x), at<const float>(ordered), queries, num_x, num_z,
+                                              (float)gamma, rule, at<int32_t>(below), at<void>(queue)),
+                  "rmia");
+        },
+        release());
+    m.def(
+        "rmia_vote",
+        [](Address below, Address rank, int64_t queries, int64_t num_x, int64_t num_z, Address count, Address queue) {
+            check(kr::cuda::rmia_vote(at<const int32_t>(below), at<const int32_t>(rank), queries, num_x, num_z,
+                                      at<unsigned long long>(count), at<void>(queue)),
+                  "rmia");
         },
         release());
 

@@ -1,7 +1,7 @@
 // RMIA (Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024) by rank.
 //
-// One query: fl(x / z) >= gamma is monotone in z, so the count is a rank among the sorted z: O((N + Z) log Z) instead of
-// N Z divisions. The search compares with x / gamma, and the exact predicate corrects its last place.
+// One query: each predicate holds for a prefix of the sorted z, so the count is a rank: O((N + Z) log Z) instead of N Z
+// divisions. The search compares with x / gamma, and the exact predicate corrects its last place.
 //
 // Vote of A queries: for each query, whether z is below x is rank(z) < count(x). A block of 512 z has only 513 such
 // patterns for a query, prefixes of its order, so a table of bit sets replaces the comparisons; the votes of 512 z are
@@ -43,7 +43,7 @@ struct Ranks {
     }
 
     // Number of distinct z that the predicate holds for: a prefix of their order.
-    int64_t distinct_below(T x, T gamma) const {
+    int64_t distinct_below(T x, T gamma, Predicate predicate) const {
         const T limit = x / gamma;
         int64_t at = 0, size = (int64_t)value.size();
         for (int64_t left = size; left > 0;) {  // last place with value <= limit, without branches on the data
@@ -51,8 +51,8 @@ struct Ranks {
             at += value[at + half - 1] <= limit ? half : 0;
             left = left - half;
         }
-        while (at > 0 && !(x / value[at - 1] >= gamma)) --at;
-        while (at < size && x / value[at] >= gamma) ++at;
+        while (at > 0 && !dominates(x, value[at - 1], gamma, predicate)) --at;
+        while (at < size && dominates(x, value[at], gamma, predicate)) ++at;
         return at;
     }
 };
@@ -72,16 +72,17 @@ struct VoteTable {
 };
 
 template <class T>
-void rmia_count(const T* x, const T* z, int64_t num_x, int64_t num_z, T gamma, int64_t* count, int threads) {
+void rmia_count(const T* x, const T* z, int64_t num_x, int64_t num_z, T gamma, Predicate predicate, int64_t* count,
+                int threads) {
     const Ranks<T> ranks(z, num_z);
     parallel_for(num_x, 1024, threads, [&](int64_t first, int64_t last) {
-        for (int64_t n = first; n < last; ++n) count[n] = ranks.before[ranks.distinct_below(x[n], gamma)];
+        for (int64_t n = first; n < last; ++n) count[n] = ranks.before[ranks.distinct_below(x[n], gamma, predicate)];
     });
 }
 
 template <class T>
-void rmia_vote(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t num_z, T gamma, int64_t* count,
-               int threads) {
+void rmia_vote(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t num_z, T gamma, Predicate predicate,
+               int64_t* count, int threads) {
     // below[n, a]: distinct z of query a below x; rank[a, z]: distinct index. z counts iff rank < below.
     std::vector<uint32_t> below((size_t)(num_x * queries)), rank((size_t)(queries * num_z));
     std::vector<int64_t> distinct((size_t)queries);
@@ -91,7 +92,7 @@ void rmia_vote(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t n
         std::copy(ranks.of.begin(), ranks.of.end(), rank.begin() + a * num_z);
         parallel_for(num_x, 1024, threads, [&](int64_t first, int64_t last) {
             for (int64_t n = first; n < last; ++n)
-                below[n * queries + a] = (uint32_t)ranks.distinct_below(x[a * num_x + n], gamma);
+                below[n * queries + a] = (uint32_t)ranks.distinct_below(x[a * num_x + n], gamma, predicate);
         });
     }
     std::fill(count, count + num_x, int64_t{0});
@@ -127,14 +128,15 @@ void rmia_vote(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t n
 }  // namespace
 
 template <class T>
-void rmia(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t num_z, T gamma, int64_t* count, int threads) {
+void rmia(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t num_z, T gamma, Predicate predicate,
+          int64_t* count, int threads) {
     if (queries == 1)
-        rmia_count(x, z, num_x, num_z, gamma, count, threads);
+        rmia_count(x, z, num_x, num_z, gamma, predicate, count, threads);
     else
-        rmia_vote(x, z, queries, num_x, num_z, gamma, count, threads);
+        rmia_vote(x, z, queries, num_x, num_z, gamma, predicate, count, threads);
 }
 
-template void rmia(const float*, const float*, int64_t, int64_t, int64_t, float, int64_t*, int);
-template void rmia(const double*, const double*, int64_t, int64_t, int64_t, double, int64_t*, int);
+template void rmia(const float*, const float*, int64_t, int64_t, int64_t, float, Predicate, int64_t*, int);
+template void rmia(const double*, const double*, int64_t, int64_t, int64_t, double, Predicate, int64_t*, int);
 
 }  // namespace kr

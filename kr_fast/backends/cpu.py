@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.backends.distillation_reference import public_name
-from kr_fast.backends.membership_reference import SIGNALS, VARIANCES
+from kr_fast.backends.membership_reference import PREDICATES, SIGNALS, VARIANCES
 
 try:
     from kr_fast import _cpu
@@ -263,10 +263,10 @@ def bootstrap_auc(inside: Tensor, outside: Tensor, limits: Tensor, replicates: i
 
 
 @registry.kernel("rmia", "cpu", refuses=accepts(torch.float32, torch.float64))
-def rmia(p_x: Tensor, p_z: Tensor, gamma: float) -> Tensor:
+def rmia(p_x: Tensor, p_z: Tensor, gamma: float, predicate: str) -> Tensor:
     count = torch.empty(p_x.shape[-1], dtype=torch.int64)
     _cpu.rmia(
         p_x.data_ptr(), p_z.data_ptr(), len(p_x) if p_x.ndim == 2 else 1, p_x.shape[-1], p_z.shape[-1],
-        p_x.dtype == torch.float64, gamma, count.data_ptr(), torch.get_num_threads(),
+        p_x.dtype == torch.float64, gamma, PREDICATES.index(predicate), count.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return count

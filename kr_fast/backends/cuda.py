@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
-from kr_fast.backends.membership_reference import SIGNALS, VARIANCES
+from kr_fast.backends.membership_reference import PREDICATES, SIGNALS, VARIANCES
 
 try:
     from kr_fast import _cuda
@@ -196,6 +196,27 @@ def _lira_pooled(phi: Tensor, keep: Tensor, by_example: Tensor, target: Tensor |
         counts = counts - torch.stack([held, examples - held], 1)
     counts = (queries * counts).clamp_min(1)
     return (second / counts - (first / counts).square()).clamp_min(0) if raw else first / counts
+
+
+@registry.kernel("rmia", "cuda", refuses=accepts(torch.float32, torch.float64))
+def rmia(p_x: Tensor, p_z: Tensor, gamma: float, predicate: str) -> Tensor:
+    x, z = (value.view(-1, value.shape[-1]) for value in (p_x, p_z))
+    (queries, num_x), num_z = x.shape, z.shape[1]
+    below = torch.empty(queries, num_x, dtype=torch.int32, device=x.device)
+    with on(x):
+        ordered = z.sort(1).values
+        _cuda.rmia_below(
+            x.data_ptr(), ordered.data_ptr(), queries, num_x, num_z, x.dtype == torch.float64, gamma,
+            PREDICATES.index(predicate), below.data_ptr(), queue(x),
+        )  # fmt: skip
+        if queries == 1:
+            return below[0].long()
+        rank = torch.searchsorted(ordered, z, out_int32=True)
+        count = torch.zeros(num_x, dtype=torch.int64, device=x.device)
+        _cuda.rmia_vote(
+            below.data_ptr(), rank.data_ptr(), queries, num_x, num_z, count.data_ptr(), queue(x),
+        )  # fmt: skip
+    return count
 
 
 # Numbers of kr::DistillationLoss::target_kind; top-k rows become probabilities.

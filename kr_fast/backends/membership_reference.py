@@ -11,6 +11,7 @@ from kr_fast.backends.registry import kernel
 
 SIGNALS = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")  # in the order of kr::SignalOutputs
 VARIANCES = ("per_example", "fixed", "fixed_raw", "shrinkage")  # numbers of kr::Variance
+PREDICATES = ("ratio", "ratio_strict", "reciprocal")  # numbers of kr::Predicate
 
 
 def _never(device: str, dtype: torch.dtype, size: int) -> None:
@@ -129,8 +130,14 @@ def bootstrap_auc(inside: Tensor, outside: Tensor, limits: Tensor, replicates: i
 
 
 @kernel("rmia", "reference", refuses=_never)
-def rmia(p_x: Tensor, p_z: Tensor, gamma: float) -> Tensor:
+def rmia(p_x: Tensor, p_z: Tensor, gamma: float, predicate: str) -> Tensor:
     """How many z a strict majority of the queries finds dominated, x by x."""
+
+    def dominates(x: Tensor) -> Tensor:
+        if predicate == "reciprocal":
+            return x * (1 / z) > gamma
+        return x / z >= gamma if predicate == "ratio" else x / z > gamma
+
     x, z = p_x.view(-1, p_x.shape[-1]), p_z.view(-1, p_z.shape[-1])
-    votes = [(x[:, n, None] / z >= gamma).sum(0) for n in range(x.shape[1])]
-    return torch.tensor([int((2 * vote > len(x)).sum()) for vote in votes], dtype=torch.int64)
+    votes = [dominates(x[:, n, None]).sum(0) for n in range(x.shape[1])]
+    return torch.tensor([int((2 * vote > len(x)).sum()) for vote in votes], dtype=torch.int64, device=p_x.device)

@@ -109,6 +109,7 @@ def rmia(
     *,
     gamma: float = 1.0,
     offline_a: float | None = None,
+    predicate: str = "ratio",
     target: Tensor | None = None,
     target_population: Tensor | None = None,
 ) -> Tensor:
@@ -122,9 +123,10 @@ def rmia(
         population: ``[A, Z, M]`` shadows' signals of examples that no model was trained on.
         gamma: > 0, how clearly x has to dominate.
         offline_a: ``a`` in [0, 1] of the offline form, None for online.
+        predicate: when x dominates z, see :func:`kr_fast.membership.rmia`.
         target_population: ``[A, Z, K]`` of the outside targets.
     Returns: float64: count of z plus a tie breaker in (0, 1).
-    Source: Zarifzadeh, Liu and Shokri, ICML 2024, equations 2-6 and 10.
+    Source: Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024.
     """
     check("rmia", phi, keep, target)
     if offline_a is not None and not 0 <= offline_a <= 1:
@@ -158,6 +160,7 @@ def rmia(
             ratio_x[0] if single else ratio_x.contiguous(),
             ratio_z[0].contiguous() if single else ratio_z.contiguous(),
             gamma=gamma,
+            predicate=predicate,
         )
         rows.append(_with_tie_breaker((fraction * p_z.shape[1]).round(), log_ratio))
     return torch.stack(rows)
@@ -167,7 +170,8 @@ def base(phi: Tensor, keep: Tensor, *, variant: str = "online", target: Tensor |
     """``ln p_target - ln mean_shadows p``: the loss with the example's difficulty taken off, averaged over queries.
 
     Online takes all shadows, offline those that did not hold the example. Its ranking is that of RMIA with infinitely
-    many population examples. Source: Lassila et al., "Practical Bayes-Optimal Membership Inference Attacks", 2025.
+    many population examples. Source: Lassila et al., "Practical Bayes-Optimal Membership Inference Attacks", NeurIPS
+    2025.
     """
     check("base", phi, keep, target)
     if variant not in ops_lira.VARIANTS:
@@ -186,7 +190,8 @@ def base(phi: Tensor, keep: Tensor, *, variant: str = "online", target: Tensor |
 def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tensor:
     """Attack-R: on how many shadows that did not hold the example its loss is no smaller; ties by the distance.
 
-    Averaged over queries. Source: Ye et al., "Enhanced Membership Inference Attacks", CCS 2022, section 4.3.
+    Averaged over queries. Source: Ye et al., "Enhanced Membership Inference Attacks Against Machine Learning Models",
+    CCS 2022.
     """
     check("attack_r", phi, keep, target)
     rows = []
@@ -206,7 +211,7 @@ def attack_p(target: Tensor, population: Tensor) -> Tensor:
 
     Args:
         target: ``[A, N, K]``; population: ``[A, Z, K]``, the same models on examples that are no members.
-    Returns: float64 ``[K, N]``. Ranks as the loss does. Source: Ye et al., CCS 2022, section 4.2.
+    Returns: float64 ``[K, N]``. Ranks as the loss does. Source: Ye et al., CCS 2022.
     """
     if population.ndim != 3 or population.shape[::2] != target.shape[::2] or population.shape[1] == 0:
         fail("attack_p", "population", f"have shape [{target.shape[0]}, Z, {target.shape[2]}]", list(population.shape))
@@ -220,7 +225,7 @@ def threshold_per_class(signal: Tensor, keep: Tensor, labels: Tensor, *, target:
 
     The threshold of a class is the one of best balanced accuracy on all shadows (but the target); 0 or more means
     member. Averaged over queries. Pass phi, confidence, or entropies with their sign turned.
-    Source: Song and Mittal, "Systematic Evaluation of Privacy Risks", USENIX Security 2021, section 3.3.
+    Source: Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX Security 2021.
 
     Args:
         signal: ``[A, N, M]``; keep: ``[M, N]``; labels: int64 ``[N]``; target: ``[A, N, K]`` or None.
@@ -246,7 +251,7 @@ def label_only(correct: Tensor, keep: Tensor, *, target: Tensor | None = None) -
 
     Args:
         correct: ``[A, N, M]`` of 0 and 1, the signal "correct"; keep, target as elsewhere.
-    Source: Choquette-Choo et al., "Label-Only Membership Inference Attacks", ICML 2021, section 4.2.
+    Source: Choquette-Choo et al., "Label-Only Membership Inference Attacks", ICML 2021.
     """
     check("label_only", correct, keep, target)
     data = Shadowed(correct.double(), keep, None if target is None else target.double())

@@ -18,7 +18,8 @@ ARCHS = (80, 90, 100)  # Ampere, Hopper, Blackwell
 # wait. So do those of membership_signals.
 REGISTERS = {"solver_step": 80, "group_norm_silu": 80, "thread_rows": 128, "warp_rows": 128, "block_rows": 128}
 REGISTERS |= {"thread_signals": 64, "warp_signals": 128, "block_signals": 128}
-REGISTERS |= {"score_targets": 96, "pool_shadows": 96}  # a block is a warp: 21 of them
+REGISTERS |= {"4vote": 96}  # 32 counters
+REGISTERS |= {"score_targets": 128, "pool_shadows": 96}  # a block is a warp: 16 of them
 
 pytestmark = [
     pytest.mark.compile,

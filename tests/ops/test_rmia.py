@@ -13,15 +13,21 @@ from hypothesis import strategies as st
 
 import kr_fast
 from kr_fast.backends import registry
+from kr_fast.backends.membership_reference import PREDICATES
 from kr_fast.ops.rmia import rmia
 
 BACKENDS = ("cpu", "reference")
+DOMINATES = {
+    "ratio": lambda x, z, gamma: x / z >= gamma,
+    "ratio_strict": lambda x, z, gamma: x / z > gamma,
+    "reciprocal": lambda x, z, gamma: x * (1 / z) > gamma,
+}
 
 
-def outer(x, z, gamma):
+def outer(x, z, gamma, predicate="ratio"):
     """The definition: every pair divided, in the dtype of the inputs; the vote over the first axis."""
     x, z = (value[None] if value.ndim == 1 else value for value in (x, z))
-    votes = (x[:, :, None] / z[:, None, :] >= torch.tensor(gamma, dtype=x.dtype)).sum(0)
+    votes = DOMINATES[predicate](x[:, :, None], z[:, None, :], torch.tensor(gamma, dtype=x.dtype)).sum(0)
     return (2 * votes > len(x)).sum(1).double() / z.shape[1]
 
 
@@ -52,6 +58,27 @@ def test_counts_are_those_of_the_outer_product(backend, dtype, kind, gamma):
         fraction, log_ratio = rmia(x, z, gamma=gamma)
     assert torch.equal(fraction, outer(x, z, gamma))
     assert torch.equal(log_ratio, x.double().log())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["ties", "infinite", "neighbours"])
+@pytest.mark.parametrize("predicate", PREDICATES)
+def test_predicates(backend, dtype, kind, predicate):
+    """That of the paper, of Privacy Meter 2, and of the code published with the paper."""
+    for queries in (0, 3):
+        for gamma in (1.0, 2.0):
+            x, z = make(queries, 120, 110, dtype, kind)
+            with registry.forced(backend):
+                found = rmia(x, z, gamma=gamma, predicate=predicate)[0]
+            assert torch.equal(found, outer(x, z, gamma, predicate))
+
+
+def test_predicates_differ_at_ties_and_roundings():
+    x, z = make(0, 300, 200, torch.float32, "neighbours")
+    counts = [rmia(x, z, predicate=predicate)[0] for predicate in PREDICATES]
+    assert bool((counts[0] > counts[1]).any())  # x equal to z
+    assert bool((counts[1] != counts[2]).any())  # x fl(1 / z) on the other side of 1
 
 
 @pytest.mark.parametrize("population", [1, 511, 512, 513, 1100])
@@ -91,10 +118,11 @@ EDGE = st.sampled_from([0.0, -0.0, 1e-320, 5e-324, 1e-300, 0.1, 0.3, 1.0, 3.0, 1
     st.lists(EDGE, min_size=1, max_size=30),
     st.lists(EDGE, min_size=1, max_size=30),
     st.sampled_from([1e-300, 0.3, 1.0, 3.0, 1e300]),
+    st.sampled_from(PREDICATES),
 )
-def test_extreme_values(x, z, gamma):
+def test_extreme_values(x, z, gamma, predicate):
     x, z = torch.tensor(x, dtype=torch.float64), torch.tensor(z, dtype=torch.float64)
-    assert torch.equal(rmia(x, z, gamma=gamma)[0], outer(x + 0.0, z + 0.0, gamma))
+    assert torch.equal(rmia(x, z, gamma=gamma, predicate=predicate)[0], outer(x + 0.0, z + 0.0, gamma, predicate))
 
 
 def test_the_public_name():
@@ -115,6 +143,7 @@ ONE = torch.ones(3)
         (-ONE, ONE, {}, ValueError, "p_x must be >= 0 .ratios, not their logarithms., got -1"),
         (ONE, ONE * math.nan, {}, ValueError, "p_z must not hold NaN"),
         (ONE, ONE, {"gamma": 0.0}, ValueError, "gamma must be positive and finite, got 0.0"),
+        (ONE, ONE, {"predicate": "both"}, ValueError, "predicate must be one of ratio, ratio_strict, reciprocal"),
         (ONE, ONE, {"gamma": math.nan}, ValueError, "gamma must be positive and finite"),
     ],
 )
