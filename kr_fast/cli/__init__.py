@@ -11,12 +11,12 @@ from kr_fast.runtime.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 after an interrupt."""
     from kr_fast import __version__
-    from kr_fast.cli import bench, info, run, synthesize
+    from kr_fast.cli import audit, bench, info, run, synthesize
 
     parser = argparse.ArgumentParser(prog="kr-fast", description="Knowledge Recycling with compiled kernels.")
     parser.add_argument("--version", action="version", version=f"kr-fast {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, synthesize, bench, info):
+    for command in (run, synthesize, audit, bench, info):
         command.add(subparsers)
     arguments = parser.parse_args(argv)
     log.show()

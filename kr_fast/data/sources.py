@@ -66,23 +66,41 @@ def load(source: str | Path, *, seed: int = 0, val_fraction: float = 0.15, test_
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 < value < 1:
             fail("data", name, "be in (0, 1)", value)
-    if str(source) == "digits":
-        name, parts, class_names = "digits", *_digits()
-    else:
-        path = Path(source)
-        if not path.exists():
-            raise FileNotFoundError(f"data: source must be digits, a .npz file or a folder of images, got {source}")
-        if path.is_dir():
-            name, parts, class_names = path.name, *_folder(path)
-        elif path.suffix == ".npz":
-            name, parts, class_names = path.stem, *_npz(path)
-        else:
-            fail("data", "source", "be digits, a .npz file or a folder of images", source)
+    name, parts, class_names = _read(source)
     parts = _cut(parts, val_fraction, test_fraction, seed)
     splits = [Split(*map(torch.from_numpy, parts[which])) for which in ("train", "val", "test")]
     dataset = Dataset(name, class_names, *splits)
     _validate(dataset)
     return dataset
+
+
+def load_uncut(source: str | Path) -> tuple[str, tuple[str, ...], dict[str, Split]]:
+    """(name, class names, split -> images in the order of the source): as :func:`load`, but nothing is cut.
+
+    A source without splits has one, "all"; digits is one. Raises: as :func:`load`.
+    """
+    name, parts, class_names = _read(source)
+    splits = {which: Split(*map(torch.from_numpy, part)) for which, part in parts.items()}
+    first = next(iter(splits.values()))
+    for which, split in splits.items():
+        if split.images.shape[1:] != first.images.shape[1:]:
+            shapes = f"{list(split.images.shape[1:])} beside {list(first.images.shape[1:])}"
+            fail("data", f"{which} images", "have the shape of the first split", shapes)
+    return name, class_names, splits
+
+
+def _read(source: str | Path):
+    """(name, split -> (images, labels), class names)."""
+    if str(source) == "digits":
+        return "digits", *_digits()
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"data: source must be digits, a .npz file or a folder of images, got {source}")
+    if path.is_dir():
+        return path.name, *_folder(path)
+    if path.suffix == ".npz":
+        return path.stem, *_npz(path)
+    fail("data", "source", "be digits, a .npz file or a folder of images", source)
 
 
 def _digits():

@@ -2,7 +2,17 @@
 
 from kr_fast.ensemble.model_array import ModelArray
 from kr_fast.ensemble.queries import Query
-from kr_fast.ensemble.shadows import Shadows, train_shadows
+from kr_fast.ensemble.shadows import Shadows, load_shadows, train_shadows
 from kr_fast.ensemble.training import History, TrainConfig, accuracy, fit
 
-__all__ = ["History", "ModelArray", "Query", "Shadows", "TrainConfig", "accuracy", "fit", "train_shadows"]
+__all__ = [
+    "History",
+    "ModelArray",
+    "Query",
+    "Shadows",
+    "TrainConfig",
+    "accuracy",
+    "fit",
+    "load_shadows",
+    "train_shadows",
+]

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kr_fast.ensemble.loading import load_weights
 from kr_fast.ensemble.model_array import ModelArray
 from kr_fast.ensemble.training import TrainConfig
 from kr_fast.ensemble.workers import Job, train
 from kr_fast.runtime import files, seeds, state
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
 
 
@@ -91,11 +93,41 @@ def train_shadows(
     return Shadows(ModelArray([models[index] for index in range(num_models)]), keep)
 
 
+def load_shadows(
+    make_model: Callable[[], nn.Module], folder: str | Path, *, device: torch.device | str = "cpu"
+) -> Shadows:
+    """The shadows that :func:`train_shadows` left in ``folder``: ``keep.npy`` and ``model-*.safetensors``.
+
+    Raises: UserError if a file does not fit; FileNotFoundError.
+    """
+    folder = Path(folder)
+    if not (folder / "keep.npy").exists():
+        raise FileNotFoundError(f"load_shadows: folder must hold keep.npy and model-000.safetensors ..., got {folder}")
+    try:
+        keep = np.load(folder / "keep.npy", allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"load_shadows: keep.npy must be a readable array, got {folder} ({error})") from error
+    if keep.dtype != np.bool_ or keep.ndim != 2:
+        fail("load_shadows", "keep.npy", "be bool [M, N]", f"{keep.dtype} {list(keep.shape)}")
+    models = []
+    for index in range(len(keep)):
+        path = folder / f"model-{index:03d}.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(f"load_shadows: folder must hold {len(keep)} models, got no {path}")
+        model = make_model()
+        load_weights(model, path, "load_shadows: model")
+        models.append(model.to(device).eval())
+    return Shadows(ModelArray(models), torch.from_numpy(keep))
+
+
+def data_digest(images: Tensor, labels: Tensor) -> str:
+    """SHA-256 of the examples, as ``shadows.json`` records it."""
+    return hashlib.sha256(images.contiguous().numpy().tobytes() + labels.contiguous().numpy().tobytes()).hexdigest()
+
+
 def _claim(job: Job) -> None:
     """The folder belongs to one data set and recipe; another one is refused, naming what differs."""
-    digest = hashlib.sha256(
-        job.images.contiguous().numpy().tobytes() + job.labels.contiguous().numpy().tobytes()
-    ).hexdigest()
+    digest = data_digest(job.images, job.labels)
     shapes = {name: list(value.shape) for name, value in job.fresh(0).state_dict().items()}
     architecture = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
     manifest = {"data": digest, "num_models": len(job.keep), "seed": job.seed, **dataclasses.asdict(job.config)}

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kr_fast.data import Augment, Dataset
 from kr_fast.models import classifier
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime import files, seeds
-from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.journal import Journal
 from kr_fast.runtime.state import Runtime
 
@@ -79,20 +78,3 @@ class Trials:
             self._found[name] = run()
             files.write_json(self.path, self._found)
         return self._found[name]
-
-
-def load_weights(model: nn.Module, path: Path, where: str) -> None:
-    """Load a state dict that must fit, naming the first tensor that does not."""
-    try:
-        found = files.load_tensors(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    except Exception as error:  # each library has errors of its own for a file that is not one of its files
-        raise UserError(f"{where} must be a readable .safetensors or .pt state dict, got {path}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{where} must hold a state dict, got {type(found).__name__} in {path}")
-    wanted = model.state_dict()
-    for name, value in wanted.items():
-        shape = list(found[name].shape) if isinstance(found.get(name), Tensor) else None
-        if shape != list(value.shape):
-            got = "nothing" if shape is None else shape
-            raise UserError(f"{where} must hold {name} of shape {list(value.shape)}, got {got} in {path}")
-    model.load_state_dict({name: found[name] for name in wanted})

@@ -1,7 +1,5 @@
 """Stage 2, Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0."""
 
-import importlib
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,8 @@ from torch import nn
 
 from kr_fast.data import to_float
 from kr_fast.ensemble import TrainConfig, accuracy, fit
-from kr_fast.recycling.context import Context, load_weights
+from kr_fast.ensemble.loading import factory, load_weights
+from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.errors import UserError, fail
 
@@ -79,7 +78,8 @@ def build(context: Context) -> nn.Module:
     if not c.teacher:
         return context.network(c.teacher_arch, c.teacher_width).to(context.runtime.device)
     if ":" in c.teacher and not Path(c.teacher).exists():
-        model = _made_by(c.teacher, num_classes=context.data.num_classes, in_channels=channels)
+        offered = {"num_classes": context.data.num_classes, "in_channels": channels}
+        model = factory("run", "teacher", c.teacher, **offered)()
         if not isinstance(model, nn.Module):
             fail("run", "teacher", "name a factory that returns a torch module", f"{c.teacher} -> {type(model)}")
     else:
@@ -98,24 +98,6 @@ def build(context: Context) -> nn.Module:
     if logits.ndim != 2 or logits.shape[1] != context.data.num_classes:
         fail("run", "teacher", rule, list(logits.shape))
     return model
-
-
-def _made_by(name: str, **offered: int):
-    """What the factory ``pkg.mod:name`` returns, called with those of the offered keywords that it takes."""
-    module, _, attribute = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"run: teacher must name an importable pkg.mod:factory, got {name} ({error})") from error
-    try:
-        signature = inspect.signature(factory)
-        takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
-        keywords = {key: value for key, value in offered.items() if takes_any or key in signature.parameters}
-        signature.bind(**keywords)
-    except (TypeError, ValueError) as error:
-        rule = "name a factory that can be called with num_classes and in_channels, or less"
-        raise UserError(f"run: teacher must {rule}, got {name} ({error})") from error
-    return factory(**keywords)
 
 
 def load(context: Context) -> nn.Module:

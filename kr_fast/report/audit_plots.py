@@ -115,18 +115,21 @@ def histogram(scores: np.ndarray, members: np.ndarray, label: str) -> bytes:
 
 
 def gallery(images: np.ndarray, captions: list[str]) -> bytes:
-    """uint8 ``[n, H, W, C]`` in rows of eight, each with its caption."""
-    columns = min(8, len(images))
-    rows = -(-len(images) // columns)
-    figure = plots.new_figure(1.08 * columns, rows * (1.05 * images.shape[1] / images.shape[2] + 0.32))
-    for axis in np.atleast_1d(figure.subplots(rows, columns)).flat:
-        axis.set_axis_off()
-    for axis, image, caption in zip(figure.axes, images, captions, strict=False):
-        if image.shape[2] == 1:
-            axis.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        else:
-            axis.imshow(image, interpolation="nearest")
-        axis.set_title(caption, fontsize=7)
+    """uint8 ``[n, H, W, C]`` in rows of eight, each with its caption above it."""
+    count, height, width = images.shape[:3]
+    columns = min(8, count)
+    rows = -(-count // columns)
+    gap, line = max(width // 12, 1), max(height // 4, 2)
+    sheet = np.zeros((rows * (height + line), columns * (width + gap), 4), dtype=np.uint8)  # transparent
+    figure = plots.new_figure(1.08 * columns, 1.08 * columns * sheet.shape[0] / sheet.shape[1])
+    axis = figure.subplots()
+    axis.set_axis_off()
+    for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        top, left = (k // columns) * (height + line) + line, (k % columns) * (width + gap)
+        place = sheet[top : top + height, left : left + width]
+        place[..., :3], place[..., 3] = image, 255
+        axis.text(left + width / 2 - 0.5, top - 0.2 * line - 0.5, caption, ha="center", va="bottom", fontsize=7)
+    axis.imshow(sheet, interpolation="nearest")
     return plots.png(figure)
 
 

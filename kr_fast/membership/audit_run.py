@@ -1,0 +1,363 @@
+"""One audit from names of files: what ``kr-fast audit`` runs. Models, or signals that were saved before."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import kr_fast
+from kr_fast.data import Augment, load, load_uncut
+from kr_fast.ensemble import ModelArray, Shadows, TrainConfig, load_shadows, train_shadows
+from kr_fast.ensemble.loading import load_weights, model_factory
+from kr_fast.ensemble.shadows import data_digest
+from kr_fast.membership.audit import CONTROL, audit
+from kr_fast.membership.audit_data import AuditData, pool_of, refuse_probabilities
+from kr_fast.membership.audit_report import AuditReport, audit_signals
+from kr_fast.membership.catalog import CATALOG
+from kr_fast.membership.control import overfitted
+from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_meter
+from kr_fast.runtime import files, manifest, seeds, state
+from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.log import logger
+from kr_fast.runtime.options import option
+
+SPLITS = ("train", "val", "test", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """Configuration of ``kr-fast audit``."""
+
+    out: str = option("runs/audit", "folder of the audit; the same command continues one that was stopped")
+
+    model: str = option("", "pkg.mod:factory of the classifier, or resnet8, resnet14, resnet20, resnet32")
+    width: int = option(16, "channels of the first stage, for a resnet of this package")
+    checkpoint: tuple[str, ...] = option(
+        (),
+        "weights under attack, .safetensors or .pt state dicts: FILE, or NAME=FILE for several (shadows imitate the "
+        "first), or NAME=FILE@MODEL for another architecture",
+    )  # fmt: skip
+    mean: tuple[float, ...] = option((), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1")
+    std: tuple[float, ...] = option((), "see mean")
+    data: str = option("", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
+    cut: int = option(
+        -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are"
+    )
+    members: str = option("train", "splits (train,val), or an .npy or .txt file of indices or a mask over all images")
+    non_members: str = option("auto", "likewise; auto: test, or all others where members are a file")
+    population: str = option("auto", "further non-members: splits, a share of the non-members, none, or auto (val)")
+    synthetic: str = option(
+        "", ".npy file of released synthetic images, uint8 [S, H, W, C], which are then attacked too"
+    )
+
+    shadows: str = option("", "folder of shadow models (of train_shadows, or kr-fast run); empty: they are trained")
+    num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release")
+    epochs: int = option(40, "of a shadow: give the recipe of the model under attack")
+    batch_size: int = option(64, "of a shadow")
+    learning_rate: float = option(0.1, "peak of a shadow's one-cycle schedule")
+    weight_decay: float = option(5e-4, "of a shadow")
+    label_smoothing: float = option(0.0, "of a shadow")
+    shift: int = option(0, "augmentation of a shadow: largest shift in pixels")
+    flip: bool = option(False, "augmentation of a shadow: mirror half of the images")
+    rotate: float = option(0.0, "augmentation of a shadow: largest angle in degrees")
+    scale: float = option(0.0, "augmentation of a shadow: largest relative change of size")
+    control: bool = option(True, "train a positive control, which the attacks must find")
+
+    signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/audit.md)")
+    lira_tree: str = option("", "a folder of experiment-*/{keep,logits,scores}, in place of models")
+    privacy_meter: str = option("", "a folder with memberships.npy and signals/, in place of models")
+    signal: str = option("probability", "what the arrays of privacy_meter hold: probability or loss")
+    signal_name: str = option("rmia", "first part of their names: signals/NAME_signals.npy")
+    target: str = option("", "the experiment or model of such a folder under attack; empty: each from the others")
+    probabilities: bool = option(False, "the saved logits are probabilities; take their logarithm")
+
+    attacks: tuple[str, ...] = option((), "names of attacks (docs/audit.md); none for all of the default set")
+    primary: str = option("", "the attack whose figures are the result; empty: lira")
+    augment: str = option("none", "queries of the attacks: none, flip, shift or lira")
+    every_shadow: bool = option(False, "attack every shadow from the others too: mean and spread over models")
+    level: float = option(0.95, "coverage of the intervals")
+    delta: float = option(1e-5, "of the lower bounds of epsilon")
+    priors: tuple[float, ...] = option((0.5, 0.1, 0.01), "shares of members for the positive predictive value")
+    random_members: bool = option(False, "each example became a member by a fair coin: the one-run bound applies")
+    seed: int = option(0, "of shadows, control and splits")
+
+    def __post_init__(self):
+        given = [name for name in ("signals", "lira_tree", "privacy_meter") if getattr(self, name)]
+        if len(given) > 1 or (given and (self.model or self.checkpoint or self.data)):
+            fail("audit", "input", "be models (model, checkpoint, data) or one of signals, lira_tree, privacy_meter",
+                 ", ".join([*given, *(n for n in ("model", "checkpoint", "data") if getattr(self, n))]))  # fmt: skip
+        if not given:
+            for name in ("model", "checkpoint", "data"):
+                if not getattr(self, name):
+                    fail("audit", name, "be given (or signals, lira_tree or privacy_meter)", "nothing")
+        if bool(self.mean) != bool(self.std):
+            fail("audit", "mean and std", "be given together", f"mean {list(self.mean)}, std {list(self.std)}")
+        if self.num_shadows < 4 or self.num_shadows % 2:
+            fail("audit", "num_shadows", "be even and at least 4", self.num_shadows)
+        if self.augment not in ("none", "flip", "shift", "lira"):
+            fail("audit", "augment", "be one of none, flip, shift, lira", self.augment)
+        for name in self.attacks:
+            if name not in CATALOG:
+                fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)
+
+    @property
+    def saved(self) -> bool:
+        """Whether signals were saved before."""
+        return bool(self.signals or self.lira_tree or self.privacy_meter)
+
+    def record(self) -> dict[str, Any]:
+        """The configuration as plain values, without ``out``."""
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+        del values["out"]
+        return values
+
+    def recipe(self) -> TrainConfig:
+        """How shadows are trained."""
+        augment = Augment(self.shift, self.flip, self.rotate, self.scale)
+        return TrainConfig(
+            self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.label_smoothing, augment
+        )
+
+
+def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
+    """Run, or continue, the audit in ``config.out``; (report, path of the page) on rank 0, None on other ranks.
+
+    Raises: UserError for bad input, before anything is written; FileNotFoundError for missing files.
+    """
+    options: dict[str, Any] = {
+        "attacks": config.attacks or None, "primary": config.primary or None, "level": config.level,
+        "delta": config.delta, "priors": config.priors, "random_members": config.random_members, "seed": config.seed,
+    }  # fmt: skip
+    runtime = state.current()
+    data, work = (_saved(config), None) if config.saved else (None, _Work(config))
+    try:
+        with runtime.main_first() as main:
+            if main:
+                manifest.open_run(config.out, config.record(), "audit")
+        if data is None:
+            report = work.run(options, "shadows" if config.every_shadow else "given")
+        else:
+            every = config.every_shadow or not data.targets
+            report = (
+                audit_signals(data, targets="shadows" if every else "given", **options) if runtime.is_main else None
+            )
+        if report is None:
+            return None
+        source = Path(config.data or config.signals or config.lira_tree or config.privacy_meter).name
+        details = {
+            "title": f"Membership audit on {source}",
+            "command": f"kr-fast audit --config {Path(config.out) / manifest.CONFIG} --out {config.out}",
+            "versions": versions(),
+            "config": config.record(),
+        }
+        return report, report.write(config.out, details)
+    finally:
+        manifest.release()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    names = ("torch", "numpy", "scipy", "scikit-learn")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"kr_fast": kr_fast.__version__, "python": platform.python_version(), **found}
+
+
+def _saved(config: AuditConfig) -> AuditData:
+    if config.signals:
+        return load_npz(config.signals, probabilities=config.probabilities)
+    if config.lira_tree:
+        return load_lira_tree(config.lira_tree, targets=[config.target] if config.target else [])
+    if config.target and not config.target.isdigit():
+        fail("audit", "target", "be the index of a model", config.target)
+    target = int(config.target) if config.target else None
+    return load_privacy_meter(config.privacy_meter, target=target, signal=config.signal, name=config.signal_name)
+
+
+class _Work:
+    """Everything about models that is read and checked before the folder is touched."""
+
+    def __init__(self, config: AuditConfig):
+        self.config, self.runtime, self.recipe = config, state.current(), config.recipe()
+        if config.cut >= 0:
+            cut = load(config.data, seed=config.cut)
+            parts = {name: getattr(cut, name) for name in ("train", "val", "test")}
+            classes = cut.num_classes
+        else:
+            _, names, parts = load_uncut(config.data)
+            classes = len(names)
+        self.images = torch.cat([part.images for part in parts.values()])
+        self.labels = torch.cat([part.labels for part in parts.values()])
+        ends = np.cumsum([len(part) for part in parts.values()]).tolist()
+        self.splits = dict(zip(parts, zip([0, *ends[:-1]], ends, strict=True), strict=True))
+        self._choose_pool()
+        shape = tuple(self.images.shape[1:])
+        self.make = self._factory(config.model, "model", classes, shape)
+        self.normalize = (config.mean, config.std) if config.mean else None
+        self.models = self._models(classes, shape)
+        self.shadows = None
+        if config.shadows:
+            found = load_shadows(self.make, config.shadows, device=self.runtime.device)
+            columns = found.keep.shape[1]
+            if columns not in (len(self.index), len(self.images)):
+                rule = f"be of these {len(self.index)} examples, members and non-members in the order of the data"
+                fail("audit", "shadows", rule, f"keep.npy of {columns}")
+            keep = found.keep if columns == len(self.index) else found.keep[:, self.index]
+            self.shadows = Shadows(found.array, keep)
+            self._check_origin(columns)
+        self.synthetic = self._synthetic(shape) if config.synthetic else None
+
+    def _choose_pool(self) -> None:
+        """``index`` of the pool in all images, ``members`` of the pool, and the population."""
+        config, count = self.config, len(self.images)
+        inside = self._examples("members", config.members)
+        outside = config.non_members
+        if outside == "auto":
+            outside = "test" if _are_splits(config.members) else None
+        others = None if outside is None else self._examples("non_members", outside)
+        self.population: Any = None
+        wanted = config.population
+        if wanted == "auto":
+            wanted = "val" if "val" in self.splits and _are_splits(config.members) else "none"
+            if wanted == "val" and "val" in config.members.split(",") + config.non_members.split(","):
+                wanted = "none"
+        apart = None
+        if _are_splits(wanted):
+            apart = torch.as_tensor(self._examples("population", wanted))
+            self.population = (self.images[apart], self.labels[apart])
+        elif wanted != "none":
+            try:
+                self.population = float(wanted)
+            except ValueError:
+                fail("audit", "population", "be splits, a share in (0, 1), none or auto", wanted)
+        if others is None and apart is not None:
+            rest = torch.ones(count, dtype=torch.bool)
+            rest[apart] = False
+            rest &= ~torch.isin(torch.arange(count), torch.as_tensor(_indices(inside)))
+            others = rest.nonzero()[:, 0]
+        self.members, index = pool_of(inside, others, count)
+        self.index = torch.arange(count) if index is None else index
+        if apart is not None and bool(torch.isin(apart, self.index).any()):
+            fail("audit", "population", "share no example with members and non-members", config.population)
+
+    def _examples(self, name: str, value: str) -> Any:
+        """Indices, or a mask, of the examples that an option names."""
+        if _are_splits(value):
+            found = []
+            for split in value.split(","):
+                if split not in self.splits:
+                    rule = f"be among the splits of the data, {', '.join(self.splits)}, or a file"
+                    fail("audit", name, rule, split)
+                found.append(torch.arange(*self.splits[split]))
+            return torch.cat(found)
+        path = Path(value)
+        if path.suffix not in (".npy", ".txt"):
+            fail("audit", name, "be splits of the data, or an .npy or .txt file", value)
+        try:
+            if path.suffix == ".npy":
+                return np.load(path, allow_pickle=False)
+            return np.loadtxt(path, dtype=np.int64, ndmin=1)
+        except ValueError as error:
+            raise UserError(f"audit: {name} must be a file of indices or a mask, got {path} ({error})") from error
+
+    def _factory(self, name: str, argument: str, classes: int, shape: tuple) -> Callable[[], nn.Module]:
+        return model_factory(
+            "audit", argument, name, num_classes=classes, image_shape=shape, width=self.config.width
+        )  # fmt: skip
+
+    def _models(self, classes: int, shape: tuple) -> dict[str, ModelArray]:
+        """Name -> the model under attack, which has answered some images."""
+        found: dict[str, ModelArray] = {}
+        for entry in self.config.checkpoint:
+            name, _, file = entry.rpartition("=")
+            file, _, other = file.partition("@")
+            name = name or ("target" if len(self.config.checkpoint) == 1 else Path(file).stem)
+            if name in found or name == CONTROL:
+                fail("audit", "checkpoint", f"have names that differ, and none {CONTROL}", entry)
+            if not Path(file).exists():
+                raise FileNotFoundError(f"audit: checkpoint must be a file, got {file}")
+            model = (self._factory(other, "checkpoint", classes, shape) if other else self.make)()
+            load_weights(model, Path(file), f"audit: checkpoint {name}")
+            model = model.to(self.runtime.device).eval()
+            rule = f"answer [N, {classes}] logits for {shape[0]} x {shape[1]} x {shape[2]} images"
+            try:
+                found[name] = ModelArray([model], normalize=self.normalize)
+                logits = found[name](self.images[:64])[0]
+            except UserError:
+                raise
+            except (RuntimeError, TypeError, ValueError) as error:
+                text = str(error).splitlines()[0]
+                raise UserError(f"audit: model must {rule}, got the error {text}") from error
+            if logits.ndim != 2 or logits.shape[1] != classes:
+                fail("audit", "model", rule, list(logits.shape))
+            refuse_probabilities(logits, f"target {name}", "return logits (remove its softmax)")
+        return found
+
+    def _check_origin(self, columns: int) -> None:
+        """Refuse shadows of other images: their keep matrix would mean nothing here."""
+        path = Path(self.config.shadows) / "shadows.json"
+        if not path.exists():
+            logger.warning("audit: %s is missing, so nothing says that these shadows are of these images", path)
+            return
+        at = self.index if columns == len(self.index) else slice(None)
+        if files.read_json(path).get("data") != data_digest(self.images[at], self.labels[at]):
+            rule = "be of these examples: members and non-members in the order of the data"
+            fail("audit", "shadows", rule, f"those of other images in {self.config.shadows}")
+
+    def _synthetic(self, shape: tuple) -> Tensor:
+        try:
+            images = np.load(self.config.synthetic, allow_pickle=False)
+        except ValueError as error:
+            raise UserError(f"audit: synthetic must be a readable .npy file, got {error}") from error
+        if not isinstance(images, np.ndarray):
+            fail("audit", "synthetic", "be an .npy file", self.config.synthetic)
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) == 0:
+            fail("audit", "synthetic", f"be uint8 [S, {', '.join(map(str, shape))}]", f"{images.dtype} {images.shape}")
+        return torch.from_numpy(images)
+
+    def run(self, options: dict[str, Any], targets: str) -> AuditReport | None:
+        """Train what is missing, then attack."""
+        config, out = self.config, Path(self.config.out)
+        images, labels = self.images[self.index], self.labels[self.index]
+        shadows = self.shadows
+        if shadows is None:
+            workers = torch.get_num_threads() if self.runtime.device.type == "cpu" else 1
+            shadows = train_shadows(
+                self.make, images, labels, num_models=config.num_shadows, config=self.recipe,
+                seed=seeds.derive(config.seed, "shadows"), out=out / "shadows", workers=workers,
+            )  # fmt: skip
+        if not self.runtime.is_main:
+            return None
+        control = None
+        if config.control:
+            control = overfitted(
+                self.make, images, labels, self.members, like=self.recipe, seed=config.seed,
+                device=self.runtime.device, path=out / "control.safetensors",
+            )  # fmt: skip
+        away = ~self.members
+        accuracies = {
+            name: float(array.signals(images[away], labels[away], want=("correct",))["correct"].mean())
+            for name, array in self.models.items()
+        }
+        files.remove_dead(out)
+        return audit(
+            self.models, shadows, images, labels, self.members, targets=targets, control=control,
+            population=self.population, synthetic=self.synthetic, augment=config.augment, accuracies=accuracies,
+            path=out / "signals", **options,
+        )  # fmt: skip
+
+
+def _are_splits(value: str) -> bool:
+    return all(part in SPLITS for part in value.split(","))
+
+
+def _indices(value: Any) -> np.ndarray:
+    value = np.asarray(value)
+    return np.flatnonzero(value) if value.dtype == np.bool_ else value

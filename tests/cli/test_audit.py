@@ -1,0 +1,268 @@
+"""``kr-fast audit``: models and saved signals to a report; continued, not repeated; bad input is one line, code 2."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from audit_cases import data, logits_of
+from torch import nn
+
+from kr_fast.cli import main
+from kr_fast.data import Split, load_uncut
+from kr_fast.ensemble import TrainConfig, fit
+from kr_fast.membership import save_npz
+from kr_fast.runtime import manifest
+
+FACTORY = """
+from torch import nn
+def make(num_classes, in_channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, 32), nn.ReLU(), nn.Linear(32, num_classes))
+def wide(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, num_classes))
+def wrong(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 9))
+def other(): return nn.Sequential(nn.Flatten(), nn.Linear(32, 3))
+def soft(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.Softmax(1))
+def number(): return 3
+"""
+RECIPE = [
+    "--num-shadows",
+    "4",
+    "--epochs",
+    "12",
+    "--batch-size",
+    "16",
+    "--learning-rate",
+    "0.05",
+    "--weight-decay",
+    "0",
+]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # shadows are then trained here and not in workers, which take seconds to start
+    yield
+    torch.set_num_threads(before)
+    manifest.release()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with data.npz (90 / 30 / 60 images whose classes overlap), mynet.py and weights of an overfitted net."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "mynet.py").write_text(FACTORY)
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for which, count in (("train", 90), ("val", 30), ("test", 60)):
+        labels = generator.integers(0, 3, count)
+        pixels = 90 + 20 * labels[:, None, None] + 60 * generator.standard_normal((count, 8, 8))
+        arrays |= {f"{which}_images": pixels.clip(0, 255).astype(np.uint8), f"{which}_labels": labels}
+    np.savez(folder / "data.npz", **arrays)
+    splits = load_uncut(folder / "data.npz")[2]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
+    recipe = TrainConfig(epochs=30, batch_size=16, learning_rate=0.05, weight_decay=0.0)
+    fit(model, Split(splits["train"].images, splits["train"].labels), recipe, seed=0)
+    torch.save(model.state_dict(), folder / "net.pt")
+    torch.manual_seed(1)
+    torch.save(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)).state_dict(), folder / "wide.pt"
+    )
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).state_dict(), folder / "soft.pt")
+    np.save(folder / "synthetic.npy", arrays["train_images"][:40])
+    return folder
+
+
+def base(world, *more):
+    start = ["--model", "mynet:make", "--checkpoint", world / "net.pt", "--data", world / "data.npz"]
+    return ["audit", *map(str, [*start, *RECIPE, *more])]
+
+
+def refused(capsys, *arguments):
+    """The one line that a refused command prints."""
+    code = main([*map(str, arguments)])
+    shown = capsys.readouterr()
+    assert code == 2, shown
+    assert shown.out == ""
+    lines = [line for line in shown.err.strip().splitlines() if "saves" not in line]
+    assert len(lines) == 1, shown.err
+    return lines[0]
+
+
+def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(world)
+    out = tmp_path / "audit"
+    command = base(
+        world, "--out", out, "--synthetic", world / "synthetic.npy", "--augment", "flip", "--every-shadow",
+        "--checkpoint", f"teacher={world / 'net.pt'}", f"student={world / 'wide.pt'}@mynet:wide",
+    )  # fmt: skip
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "lira *" in shown
+    assert f"report: {out / 'audit.html'}" in shown
+    found = json.loads((out / "audit.json").read_text())
+    setting = found["setting"]
+    assert (setting["members"], setting["non_members"]) == (90, 60)
+    assert setting["shadow_sets"]["shadows"]["population"] == 30  # the validation split
+    assert setting["shadow_sets"]["shadows"]["models"] == 4
+    assert [facts["kind"] for facts in setting["targets"].values()] == ["full", "transfer", "full", "released"]
+    assert list(setting["targets"]) == ["teacher", "student", "control", "synthetic"]
+    assert found["teacher"]["lira"]["auc_ci"][0] > 0.5  # overfitted
+    assert found["synthetic"]["nearest_synthetic"]["auc_ci"][0] > 0.5  # copies
+    assert setting["control"]["found"]
+    assert 0 < found["teacher"]["rmia"]["aop"] < 1
+    assert found["leave_one_out"]["shadows"]["loss"]["targets"] == 4
+    assert found["details"]["config"]["augment"] == "flip"
+    assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 12
+    # A run that lost its last steps goes on: what is there is not trained again, and the figures are the same.
+    before = (out / "shadows" / "model-000.safetensors").stat().st_mtime_ns
+    for name in ("audit.json", "audit.html", "shadows/model-003.safetensors", "control.safetensors"):
+        (out / name).unlink()
+    manifest.release()
+    assert main(command) == 0
+    assert json.loads((out / "audit.json").read_text()) == found
+    assert (out / "shadows" / "model-000.safetensors").stat().st_mtime_ns == before
+    # The printed command is a configuration of the same audit; another one is refused.
+    manifest.release()
+    capsys.readouterr()
+    line = refused(capsys, *command, "--level", "0.9")
+    assert "audit: level must equal 0.95 of the run in" in line
+
+
+def test_members_from_files_and_given_shadows(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(world)
+    mask = np.zeros(180, dtype=bool)
+    mask[:90] = True
+    np.save(tmp_path / "mask.npy", mask)
+    np.savetxt(tmp_path / "members.txt", np.arange(90), fmt="%d")
+    np.savetxt(tmp_path / "others.txt", np.arange(120, 180), fmt="%d")
+    flags = ["--no-control", "--attacks", "lira", "loss"]
+    one = base(world, "--out", tmp_path / "a", *flags, "--members", tmp_path / "members.txt",
+               "--non-members", tmp_path / "others.txt")  # fmt: skip
+    assert main(one) == 0
+    manifest.release()
+    # The folder of shadows is that of these 150 examples; here they are named by splits.
+    two = base(world, "--out", tmp_path / "b", *flags, "--shadows", tmp_path / "a" / "shadows")
+    assert main(two) == 0
+    manifest.release()
+    first, second = (json.loads((tmp_path / name / "audit.json").read_text()) for name in "ab")
+    assert first["target"] == second["target"]
+    assert (first["setting"]["members"], first["setting"]["non_members"]) == (90, 60)
+    three = base(world, "--out", tmp_path / "c", *flags, "--members", tmp_path / "mask.npy", "--population", "0.5")
+    assert main(three) == 0
+    found = json.loads((tmp_path / "c" / "audit.json").read_text())["setting"]
+    assert (found["members"], found["non_members"]) == (90, 45)
+    assert found["shadow_sets"]["shadows"]["population_in_shadows"]
+    manifest.release()
+    capsys.readouterr()
+    other = base(world, "--out", tmp_path / "d", "--shadows", tmp_path / "a" / "shadows")
+    line = refused(capsys, *other, "--non-members", "val", "--population", "none")
+    assert "audit: shadows must be of these 120 examples" in line
+    assert "got keep.npy of 150" in line
+    (tmp_path / "e").mkdir()
+    with np.load(world / "data.npz") as archive:
+        np.savez(tmp_path / "e" / "data.npz", **{**archive, "train_images": 255 - archive["train_images"]})
+    line = refused(capsys, *other, "--data", tmp_path / "e" / "data.npz")
+    assert "audit: shadows must be of these examples" in line
+    assert not (tmp_path / "d").exists()
+
+
+def test_saved_signals(tmp_path, capsys):
+    save_npz(tmp_path / "s.npz", data())
+    assert main(["audit", "--signals", str(tmp_path / "s.npz"), "--out", str(tmp_path / "a")]) == 0
+    assert "lira *" in capsys.readouterr().out
+    assert (tmp_path / "a" / "audit.html").exists()
+    manifest.release()
+    logits, keep, labels, members = logits_of()
+    p = logits.double().softmax(-1).numpy()
+    arrays = {"keep": keep.numpy(), "labels": labels.numpy(), "members": members.numpy(), "logits": p[:-1]}
+    np.savez(tmp_path / "p.npz", **arrays, **{"target/t/logits": p[-1]})
+    line = refused(capsys, "audit", "--signals", tmp_path / "p.npz", "--out", tmp_path / "b")
+    assert "logits must be logits, from before the softmax" in line
+    assert not (tmp_path / "b").exists()
+    command = [
+        "audit",
+        "--signals",
+        tmp_path / "p.npz",
+        "--out",
+        tmp_path / "b",
+        "--probabilities",
+        "--attacks",
+        "lira",
+    ]
+    assert main([*map(str, command)]) == 0
+    manifest.release()
+    tree = tmp_path / "tree"
+    for m in range(12):
+        (tree / f"experiment-{m}_12" / "scores").mkdir(parents=True)
+        np.save(tree / f"experiment-{m}_12" / "keep.npy", keep[m].numpy())
+        np.save(tree / f"experiment-{m}_12" / "scores" / "0000000100.npy", logits[m, :, :2].numpy())
+    command = ["audit", "--lira-tree", str(tree), "--out", str(tmp_path / "c"), "--attacks", "lira", "loss"]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "12 of shadows" in capsys.readouterr().out
+    manifest.release()
+    assert main([*command[:-5], "--out", str(tmp_path / "d"), "--target", "experiment-0_12", "--attacks", "lira"]) == 0
+    manifest.release()
+    (tmp_path / "pm" / "signals").mkdir(parents=True)
+    np.save(tmp_path / "pm" / "memberships.npy", keep.numpy())
+    np.save(tmp_path / "pm" / "signals" / "rmia_signals.npy", p[:12, :, 0].T)
+    command = ["audit", "--privacy-meter", str(tmp_path / "pm"), "--target", "0", "--attacks", "lira", "base"]
+    assert main([*command, "--out", str(tmp_path / "e")]) == 0
+    assert "had saturated" in (tmp_path / "e" / "audit.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model", ""], "audit: model must be given (or signals, lira_tree or privacy_meter), got nothing"),
+        (["--signals", "x.npz"], "audit: input must be models (model, checkpoint, data) or one of signals, lira_tree"),
+        (
+            ["--model", "vgg"],
+            "audit: model must be pkg.mod:factory or one of resnet8, resnet14, resnet20, resnet32, got",
+        ),
+        (["--model", "no.such:net"], "audit: model must name an importable pkg.mod:factory, got no.such:net"),
+        (["--model", "mynet:number"], "audit: model must name a factory that returns a torch module"),
+        (["--model", "mynet:wrong"], "audit: checkpoint target must hold 1.weight of shape [9, 64], got [32, 64]"),
+        (["--model", "mynet:soft", "--checkpoint", "soft.pt"], "audit: target target must return logits (remove its"),
+        (["--checkpoint", "absent.pt"], "audit: checkpoint must be a file, got absent.pt"),
+        (["--checkpoint", "data.npz"], "audit: checkpoint target must be a readable .safetensors or .pt state dict"),
+        (["--checkpoint", "a=net.pt", "a=net.pt"], "audit: checkpoint must have names that differ, and none control"),
+        (["--data", "absent.npz"], "data: source must be digits, a .npz file or a folder of images, got absent.npz"),
+        (["--members", "all"], "audit: members must be among the splits of the data, train, val, test, or a file, got"),
+        (["--members", "mynet.py"], "audit: members must be splits of the data, or an .npy or .txt file, got mynet.py"),
+        (["--members", "absent.npy"], "absent.npy"),
+        (["--members", "bad.txt"], "audit: members must be a file of indices or a mask, got bad.txt"),
+        (["--members", "far.txt"], "audit: members must be bool [180], or indices in [0, 180) without repetition, got"),
+        (
+            ["--non-members", "train"],
+            "audit: members and non_members must be disjoint, got 90 examples in both, 0 first",
+        ),
+        (["--population", "test"], "audit: population must share no example with members and non-members, got test"),
+        (["--population", "much"], "audit: population must be splits, a share in (0, 1), none or auto, got much"),
+        (["--attacks", "magic"], "audit: attacks must hold names among lira, lira_offline"),
+        (["--num-shadows", "5"], "audit: num_shadows must be even and at least 4, got 5"),
+        (["--augment", "spin"], "audit: augment must be one of none, flip, shift, lira, got spin"),
+        (["--mean", "0.5"], "audit: mean and std must be given together"),
+        (["--synthetic", "data.npz"], "audit: synthetic must"),
+        (["--shadows", "absent"], "load_shadows: folder must hold keep.npy and model-000.safetensors ..., got absent"),
+        (["--epochs", "0"], "TrainConfig: epochs must be above 0, got 0"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_bad_choices_leave_nothing(world, tmp_path, capsys, monkeypatch, flags, words):
+    monkeypatch.chdir(world)
+    (world / "bad.txt").write_text("one\ntwo\n")
+    (world / "far.txt").write_text("3\n999\n")
+    assert words in refused(capsys, *base(world, "--out", tmp_path / "x", *flags))
+    assert not (tmp_path / "x").exists()
+
+
+def test_help():
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", "--help"])
+    assert stop.value.code == 0
