@@ -5,6 +5,7 @@ Every attack takes the shadows' signals ``[A, N, M]`` and ``keep [M, N]``, and s
 is ``ln p_y = -ln(1 + exp(-phi))``, which does not saturate.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -63,38 +64,55 @@ def lira(
 def lira_carlini2021(
     phi: Tensor, keep: Tensor, *, variant: str = "online", fix_variance: bool = False, target: Tensor | None = None
 ) -> Tensor:
-    """The published code's scores with its quirks, for comparison with tables made by it; slow, target by target.
+    """The published code's scores with its quirks, to the bit, for comparison with tables made by it.
 
-    Shadows beyond the smallest count over all examples are dropped in model order; the fixed variance is that
-    of all member values and is used for *both* sides; offline is the two-sided density ``-ln N(phi; mu_out, s_out)``,
-    which also takes very low values for members.
+    Shadows beyond the smallest count over all examples are dropped in model order. The fixed variance is that of all
+    values kept, spread between examples included; online it is that of the members and serves *both* sides. Offline is
+    the two-sided density ``-ln N(phi; mu_out, s_out)``, which also takes very low values for members. Same operations
+    in the same order as there, on float64 ``[model, example, query]``; slow, target by target. That code also ran
+    networks on batch statistics: ``bn="batch"`` of :class:`kr_fast.ModelArray`, and took the TPR where ``fpr < 0.001``:
+    ``rule="<"`` of :meth:`kr_fast.membership.Curve.tpr_at`.
+
+    Args:
+        phi, keep, variant, target: as of :func:`lira`.
+        fix_variance: one standard deviation for all examples.
+    Returns: float64 ``[M or K, N]`` on the CPU.
+    Raises: TypeError or ValueError naming the argument; where an example has no shadow on a side.
     Source: the ``plot.py`` published with Carlini et al., S&P 2022.
     """
-    check("lira_carlini2021", phi, keep, target)
-    rows, values, models = [], phi.double(), phi.shape[2]
-    for k in range(models if target is None else target.shape[2]):
-        others = torch.arange(models) != k if target is None else torch.ones(models, dtype=torch.bool)
-        x = values[:, :, k] if target is None else target[:, :, k].double()
-        shadows, held = values[:, :, others], keep[others].T
-        centres, spreads = [], []
-        for mask in (held, ~held):
-            least = int(mask.sum(1).min())
-            if least == 0 and (variant == "online" or mask is not held):
-                fail("lira_carlini2021", "keep", "leave every example a shadow on each side", 0)
-            first = mask.long().argsort(dim=1, descending=True, stable=True)[:, :least]  # in the order of the models
-            side = shadows.gather(2, first.expand(len(phi), -1, -1))
-            centres.append(side.quantile(0.5, 2) if least else x)
-            spreads.append(side.std(correction=0) if fix_variance else side.std(2, correction=0))
-        if fix_variance:
-            spreads[1] = spreads[0]
+    from scipy.stats import norm
 
-        def log_density(at: int) -> Tensor:
-            deviation = spreads[at] + 1e-30  # noqa: B023
-            return -0.5 * ((x - centres[at]) / deviation).square() - torch.as_tensor(deviation).log()  # noqa: B023
+    where = "lira_carlini2021"
+    check(where, phi, keep, target)
+    if variant not in ops_lira.VARIANTS:
+        fail(where, "variant", f"be one of {', '.join(ops_lira.VARIANTS)}", variant)
+    scores, held = phi.double().permute(2, 1, 0).cpu().numpy(), keep.cpu().numpy()
+    seen = scores if target is None else target.double().permute(2, 1, 0).cpu().numpy()
+    rows = []
+    for k, x in enumerate(seen):
+        others = np.arange(len(held)) != k if target is None else np.full(len(held), True)
 
-        score = log_density(0) - log_density(1) if variant == "online" else -log_density(1)
-        rows.append(score.mean(0))
-    return torch.stack(rows)
+        def side(mask: np.ndarray, others=others) -> np.ndarray:
+            """``[N, count, A]``: the first shadows under the mask, as many as every example has."""
+            least = int(mask.sum(0).min())
+            if least == 0:
+                fail(where, "keep", "leave every example a shadow on each side", 0)
+            first = np.argsort(~mask, axis=0, kind="stable")[:least]
+            chosen = scores[others][first, np.arange(mask.shape[1])]
+            return np.ascontiguousarray(chosen.transpose(1, 0, 2))
+
+        def log_density(values: np.ndarray, spread: np.ndarray, x=x) -> np.ndarray:
+            return norm.logpdf(x, np.median(values, 1), spread + 1e-30)
+
+        out = side(~held[others])
+        inside = side(held[others]) if variant == "online" else out
+        spread_in = np.std(inside) if fix_variance else np.std(inside, 1)
+        spread_out = spread_in if fix_variance else np.std(out, 1)
+        score = -log_density(out, spread_out)
+        if variant == "online":
+            score = log_density(inside, spread_in) + score
+        rows.append(score.mean(1))
+    return torch.from_numpy(np.stack(rows))
 
 
 def log_likelihood(phi: Tensor) -> Tensor:

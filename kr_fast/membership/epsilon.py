@@ -114,9 +114,12 @@ def _split(scores: Tensor, members: Tensor, generator: torch.Generator, error: f
     if min(int((members & half).sum()), int((~members & half).sum())) == 0:
         return 0.0
     first = roc(scores[chosen_on], members[chosen_on])
-    low = clopper_pearson(first.tp, first.positives, error / 2)[0]
-    high = clopper_pearson(first.fp, first.negatives, error / 2)[1]
-    threshold = first.thresholds[int(epsilon_of_rates(low, high, delta).argmax())]
+    # Of the points with so many false positives, the ones with most members: no need to try every threshold.
+    points = np.unique(np.searchsorted(first.fp, count_grid(first.negatives), side="right") - 1)
+    points = points[points >= 0]
+    low = clopper_pearson(first.tp[points], first.positives, error / 2)[0]
+    high = clopper_pearson(first.fp[points], first.negatives, error / 2)[1]
+    threshold = first.thresholds[points[int(epsilon_of_rates(low, high, delta).argmax())]]
     second = roc(scores[tested_on], members[tested_on])
     at = np.searchsorted(-second.thresholds, [-threshold], side="right")
     return _best(second, at, error, delta)

@@ -128,18 +128,21 @@ def test_threshold_per_class(data):
 @pytest.mark.parametrize("fix_variance", [False, True])
 @pytest.mark.parametrize("variant", ["online", "offline"])
 def test_reference_code(data, variant, fix_variance):
-    """The algorithm as published: the least count of shadows in model order; members' variance for both sides."""
+    """To the bit: lists of shadows in model order, cut to the least count; the members' variance for both sides."""
     found = both(lira_carlini2021, data, variant=variant, fix_variance=fix_variance)
     for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
-        scores, sides = others.astype(np.float64).transpose(1, 2, 0), []
-        for mask in (held, ~held):
-            part = [scores[n][mask[n]] for n in range(N)]
-            sides.append(np.array([rows[: min(map(len, part))] for rows in part]))
-        spreads = [np.std(sides[0])] * 2 if fix_variance else [np.std(side, 1) for side in sides]
-        logs = [norm.logpdf(x.T, np.median(s, 1), d + 1e-30) for s, d in zip(sides, spreads, strict=True)]
-        wanted = (logs[0] - logs[1] if variant == "online" else -logs[1]).mean(1)
-        constant = 0 if variant == "online" else 0.5 * np.log(2 * np.pi)
-        assert np.allclose(row, wanted - constant, rtol=1e-9, atol=1e-9)
+        scores = np.ascontiguousarray(others.astype(np.float64).transpose(2, 1, 0))
+        sides = [[scores[mask[n], n, :] for n in range(N)] for mask in (held, ~held)]
+        lengths = [min(map(len, side)) for side in sides]
+        inside, outside = (np.array([part[:n] for part in side]) for side, n in zip(sides, lengths, strict=True))
+        if variant == "online":
+            deviations = [np.std(inside)] * 2 if fix_variance else [np.std(inside, 1), np.std(outside, 1)]
+            pr_in = -norm.logpdf(x.T, np.median(inside, 1), deviations[0] + 1e-30)
+            wanted = (pr_in - -norm.logpdf(x.T, np.median(outside, 1), deviations[1] + 1e-30)).mean(1)
+        else:
+            deviation = np.std(outside) if fix_variance else np.std(outside, 1)
+            wanted = norm.logpdf(x.T, np.median(outside, 1), deviation + 1e-30).mean(1)
+        assert np.array_equal(row.numpy(), -wanted)
 
 
 def test_shadow_network_learns_what_a_member_looks_like():
