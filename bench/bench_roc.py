@@ -22,13 +22,13 @@ def make(kind):
 
 def ours(scores, members):
     curve = roc(scores, members)
-    return curve.auc, curve.auc_interval(), [curve.tpr_at(fpr) for fpr in (0.1, 0.01, 0.001)]
+    return curve.auc, curve.auc_interval(), [curve.tpr_at(fpr) for fpr in (0.1, 0.01, 0.001, 0.0001)]
 
 
 def sklearns(scores, members):
     fpr, tpr, _ = roc_curve(members, scores)
     return roc_auc_score(members, scores), [
-        tpr[np.searchsorted(fpr, at, side="right") - 1] for at in (0.1, 0.01, 0.001)
+        tpr[np.searchsorted(fpr, at, side="right") - 1] for at in (0.1, 0.01, 0.001, 0.0001)
     ]
 
 
