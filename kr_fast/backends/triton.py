@@ -64,6 +64,14 @@ def distillation_metrics(input, target, labels, temperature):
         return kernels.metrics(input, target, labels, temperature)
 
 
+@registry.kernel("membership_signals", "triton", refuses=accepts(torch.float32, torch.bfloat16, torch.float16))
+def membership_signals(logits, labels, want):
+    from kr_fast.kernels import membership_signals as kernels
+
+    with _on(logits):
+        return kernels.signals(logits if logits.stride(1) == 1 else logits.contiguous(), labels, want)
+
+
 @registry.kernel("philox_normal", "triton", refuses=accepts(torch.float32))
 def philox_normal(ids, numel, *, seed, stream):
     from kr_fast.kernels import philox_normal as kernels
