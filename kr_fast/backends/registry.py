@@ -20,6 +20,9 @@ PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
     ("*", "cpu"): ("cpu", "reference"),
     ("*", "cuda"): ("cuda", "triton", "reference"),
     ("model_conv2d", "cpu"): ("reference",),  # models are not batched on a CPU, see docs/model_array.md
+    ("model_conv2d_backward", "cpu"): ("reference",),
+    ("model_batch_norm", "cpu"): ("reference",),
+    ("model_sgd", "cpu"): ("reference",),
 }
 # Between the kernels of a GPU: (op, sizes that decide the regime, dtypes or () for all, least compute capability,
 # order). The first row that fits comes before PREFERENCE. Not measured yet: the order follows from what each kernel

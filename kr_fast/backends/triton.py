@@ -1,6 +1,7 @@
 """Kernels of ``kr_fast.kernels`` (Triton). Triton is imported by the first call and not by ``import kr_fast``."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 
@@ -121,3 +122,49 @@ def model_conv2d(x, weight, *rest):
 
     with _on(x):
         return kernels.model_conv2d(x, weight, *rest)
+
+
+def _refuses_conv_backward(device: str, dtype: torch.dtype, size: int) -> str | None:
+    return "groups must be 1" if size else _CONV_DTYPES(device, dtype, size)
+
+
+@registry.kernel("model_conv2d_backward", "triton", refuses=_refuses_conv_backward)
+def model_conv2d_backward(grad, *rest):
+    from kr_fast.kernels import model_conv2d_backward as kernels
+
+    with _on(grad):
+        return kernels.model_conv2d_backward(grad, *rest)
+
+
+def _batch_norm_forward(x, *rest):
+    from kr_fast.kernels import model_batch_norm as kernels
+
+    with _on(x):
+        return kernels.forward(x, *rest)
+
+
+def _batch_norm_backward(grad, *rest):
+    from kr_fast.kernels import model_batch_norm as kernels
+
+    with _on(grad):
+        return kernels.backward(grad, *rest)
+
+
+registry.two_way("model_batch_norm", "triton", _batch_norm_forward, _batch_norm_backward, refuses=_CONV_DTYPES)
+
+
+@registry.kernel("model_sgd", "triton", refuses=accepts(torch.float32))
+def model_sgd(weight, velocity, grad, rate, momentum, sizes, decays):
+    from kr_fast.kernels import model_sgd as kernels
+
+    with _on(weight):
+        layout = _sgd_layout(len(rate), sizes, decays, weight.device)
+        kernels.model_sgd(weight, velocity, grad, rate, momentum, *layout)
+
+
+@functools.lru_cache(maxsize=16)
+def _sgd_layout(models: int, sizes: tuple[int, ...], decays: tuple[float, ...], device: torch.device):
+    """Kept, so that no step copies a table to the device."""
+    from kr_fast.kernels import model_sgd as kernels
+
+    return kernels.layout(models, sizes, decays, device)

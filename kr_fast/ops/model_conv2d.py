@@ -86,8 +86,11 @@ def model_conv2d(
     ``y[m, n, i, j, o] = act(sum_{u, v, c} x[m, n, s i + d u - p, s j + d v - p, c] weight[m, o, u, v, c] + bias[m, o]
     + residual[m, n, i, j, o])``: cross-correlation with zeros around ``x``, products and sums in float32 (float64 for
     float64) in the order u, v, c, one rounding at the end. float32 products are exact float32, never TF32. An output
-    has the same bits whatever models and images stand beside it. For inference: there is no backward. A linear layer
-    is the case ``H = W = kh = kw = 1``, a BatchNorm the depthwise case ``kh = kw = 1``.
+    has the same bits whatever models and images stand beside it. A linear layer is the case ``H = W = kh = kw = 1``,
+    a BatchNorm the depthwise case ``kh = kw = 1``.
+
+    Once differentiable in ``x`` (not shared), ``weight`` and ``bias`` where there is no residual, view or activation;
+    ``weight`` may then be float32 for ``x`` in half precision, see :mod:`kr_fast.ops.model_conv2d_backward`.
 
     Args:
         x: ``[M, N, H, W, C]`` contiguous, or ``[1, N, H, W, C]`` that all models share; float32, bfloat16 or float16
@@ -102,10 +105,13 @@ def model_conv2d(
             them: ``("hardtanh", (low, high), "")``, ``("leaky_relu", (slope,), "")``, ``("gelu", (), "tanh")``.
         config: which of a GPU kernel's tile shapes, of :func:`configs`; the result has the same bits.
     Returns: ``[M, N, H_out, W_out, O]`` contiguous.
-    Raises: TypeError or ValueError naming the argument; ValueError if an input requires grad while grad mode is on.
+    Raises: TypeError or ValueError naming the argument.
     """
     _check.tensor(_OP, "weight", weight, ndim=5, dtypes=_DTYPES)
-    _check.tensor(_OP, "x", x, ndim=5, dtypes=(weight.dtype if view is None else torch.uint8,))
+    given = (x, weight, bias, residual)
+    learns = torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in given)
+    dtypes = _DTYPES[:3] if learns and weight.dtype == torch.float32 else (weight.dtype,)
+    _check.tensor(_OP, "x", x, ndim=5, dtypes=dtypes if view is None else (torch.uint8,))
     models, outputs, *kernel, inputs = weight.shape
     for name, value in (("x", x), ("weight", weight)):
         if not value.is_contiguous():
@@ -143,10 +149,13 @@ def model_conv2d(
             _check.fail(_OP, "residual", f"be contiguous {list(shape)} on {x.device}", residual)
     name, scalars, algorithm = _activation(activation)
     _check.integer(_OP, "config", config, 0, 2**31)
-    if torch.is_grad_enabled():
-        for argument, value in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual)):
-            if value is not None and value.requires_grad:
-                _check.fail(_OP, argument, "not require grad outside torch.no_grad() (there is no backward)", value)
+    if learns:
+        for argument, value in (("residual", residual), ("view", view), ("activation", activation)):
+            if value is not None:
+                _check.fail(_OP, argument, "be None where a gradient is wanted", value)
+        from kr_fast.ops.model_conv2d_backward import differentiable
+
+        return differentiable(x, weight, bias, stride, padding, dilation, groups)
     return torch.ops.kr_fast.model_conv2d(
         x, weight, bias, residual, *(view or (None,) * 4), stride, padding, dilation, groups, name, scalars, algorithm,
         config,

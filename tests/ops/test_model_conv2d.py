@@ -113,7 +113,12 @@ x, w = torch.zeros(2, 3, 5, 5, 4), torch.zeros(2, 6, 3, 3, 4)
         ((x, w), {"activation": "softmax"}, ValueError, "activation must be one of relu"),
         ((x, w), {"activation": ("hardtanh", (1.0,), "")}, ValueError, "activation must give 2 scalars for hardtanh"),
         ((x, w), {"config": -1}, ValueError, "config must be in"),
-        ((x, w.clone().requires_grad_()), {}, ValueError, "weight must not require grad"),
+        (
+            (x, w.clone().requires_grad_()),
+            {"activation": "relu"},
+            ValueError,
+            "activation must be None where a gradient",
+        ),
     ],
 )
 def test_bad_arguments_are_named(args, options, error, text):
