@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kr_fast.ensemble.batched import block_size, compute_dtype, supported
+from kr_fast.ensemble.batched import train as train_batched
 from kr_fast.ensemble.loading import load_weights
 from kr_fast.ensemble.model_array import ModelArray
 from kr_fast.ensemble.training import TrainConfig
@@ -45,12 +47,16 @@ def train_shadows(
     seed: int,
     out: str | Path | None = None,
     workers: int = 1,
+    batched: bool | int | None = None,
+    precision: str | None = None,
+    save_every: int = 5,
 ) -> Shadows:
     """Train ``num_models`` models, each on its random half of (``images``, ``labels``).
 
-    Model ``m`` depends on (seed, m) and, in its last bits, on the number of threads that train it. Under several
-    Accelerate processes the models are shared out by stride, with no communication until the end; then ``out`` must
-    be a folder that all can read.
+    Model ``m`` depends on (seed, m) and not on the models beside it. One after the other, its last bits depend on the
+    number of threads that train it; many at once, on the backend. Both ways take the same steps on the same random
+    draws and agree to rounding. Under several Accelerate processes the models are shared out by stride, with no
+    communication until the end; then ``out`` must be a folder that all can read.
 
     Args:
         make_model: returns a fresh module; called under a seed of the model's own.
@@ -59,10 +65,19 @@ def train_shadows(
         num_models: even, at least 2.
         config: the target's recipe.
         seed: of the halves, weights and shuffles.
-        out: folder for ``model-000.safetensors`` ... and ``keep.npy``; models found there are not trained again.
+        out: folder for ``model-000.safetensors`` ... and ``keep.npy``; models found there are not trained again, and
+            blocks of models that were cut off go on from the last of their states there.
         workers: on a CPU, how many models are trained at a time, each in a process of one thread; above 1 needs
             ``out``, and a ``make_model`` that can be imported by name.
-    Raises: UserError for another configuration in ``out``, or bad arguments.
+        batched: whether models are trained many at once: None for yes on a GPU and no on a CPU; True for blocks of as
+            many models as fit the memory; a number for blocks of at most so many. Models that draw random numbers
+            (dropout) or cannot be traced are trained one after the other all the same, and a log line says why.
+        precision: of activations and products in models trained at once, "float32" or "bfloat16"; None for bfloat16
+            on a GPU that has it, else float32. Weights, their gradients and the sums of BatchNorm are float32.
+        save_every: epochs between two states of a block in ``out``.
+    Raises: UserError for another configuration in ``out``, a loss that is not finite (naming the model), models of
+        different architecture, a block that does not fit (with the size that would), or bad arguments; OSError if the
+        disk is full.
     """
     runtime = state.current()
     keep = keep_matrix(num_models, len(labels), seed)
@@ -71,22 +86,36 @@ def train_shadows(
         fail("train_shadows", "out", "be a folder that all processes share", out)
     if workers < 1 or (workers > 1 and (out is None or runtime.device.type != "cpu")):
         fail("train_shadows", "workers", "be 1, or more on a CPU with out given", workers)
+    _check_options(batched, save_every, workers)
     job = Job(make_model, images.cpu(), labels.cpu(), keep, config, seed, out)
+    stacked = runtime.device.type == "cuda" if batched is None else bool(batched)
+    dtype = compute_dtype(precision, runtime.device)
+    graph = supported(job) if stacked else None
     if out is not None and runtime.is_main:
-        _claim(job)
+        _claim(job, "float32" if graph is None else str(dtype).removeprefix("torch."))
         files.save_array(out / "keep.npy", keep.numpy())
     runtime.barrier()
     mine = runtime.shard(num_models)
     missing = [index for index in mine if out is None or not job.path(index).exists()]
-    models = {}
-    with bar(len(mine), "shadow models", "model", len(mine) - len(missing)) as progress:
-        if workers > 1 and missing:
-            train(job, missing, workers, progress.update)
-        else:
-            for index in missing:
-                models[index] = job.train(index, runtime.device)
-                progress.update()
+    models: dict[int, nn.Module] = {}
+    if graph is not None and missing:
+        wanted = None if isinstance(batched, bool | None) else batched
+        size = block_size(job, graph, dtype, runtime.device, wanted)
+        total, finished = len(mine) * config.epochs, (len(mine) - len(missing)) * config.epochs
+        with bar(total, "shadow models", "epoch", finished) as progress:
+            models = dict(train_batched(job, missing, graph, dtype, runtime.device, size, save_every, progress.update))
+    elif missing:
+        with bar(len(mine), "shadow models", "model", len(mine) - len(missing)) as progress:
+            if workers > 1:
+                train(job, missing, workers, progress.update)
+            else:
+                for index in missing:
+                    models[index] = job.train(index, runtime.device)
+                    progress.update()
     runtime.barrier()
+    if out is not None and runtime.is_main:  # of blocks with other borders
+        for path in out.glob("training-*.pt"):
+            path.unlink(missing_ok=True)
     for index in range(num_models):
         if index not in models:  # trained before, or by another process
             models[index] = job.load(index, runtime.device)
@@ -125,16 +154,28 @@ def data_digest(images: Tensor, labels: Tensor) -> str:
     return hashlib.sha256(images.contiguous().numpy().tobytes() + labels.contiguous().numpy().tobytes()).hexdigest()
 
 
-def _claim(job: Job) -> None:
+def _check_options(batched: bool | int | None, save_every: int, workers: int) -> None:
+    number = isinstance(batched, int) and not isinstance(batched, bool)
+    if not (batched is None or isinstance(batched, bool) or (number and batched >= 1)):
+        fail("train_shadows", "batched", "be None, True, False or an integer above 0", repr(batched))
+    if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
+        fail("train_shadows", "save_every", "be an integer above 0", repr(save_every))
+    if batched and workers > 1:
+        fail("train_shadows", "workers", "be 1 where models are trained at once", workers)
+
+
+def _claim(job: Job, precision: str) -> None:
     """The folder belongs to one data set and recipe; another one is refused, naming what differs."""
     digest = data_digest(job.images, job.labels)
     shapes = {name: list(value.shape) for name, value in job.fresh(0).state_dict().items()}
     architecture = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
     manifest = {"data": digest, "num_models": len(job.keep), "seed": job.seed, **dataclasses.asdict(job.config)}
     manifest["architecture"] = architecture  # of parameter names and shapes
+    manifest["precision"] = precision
     path = job.out / "shadows.json"
     if path.exists():
         found = files.read_json(path)
+        found.setdefault("precision", "float32")
         for key in manifest:
             if found.get(key) != manifest[key]:
                 fail("train_shadows", key, f"equal {found.get(key)!r} of the shadows in {job.out}", repr(manifest[key]))

@@ -60,7 +60,10 @@ class Job:
         """Train model ``index`` on its half, and save it."""
         model, kept = self.fresh(index).to(device), self.keep[index]
         split = Split(self.images[kept], self.labels[kept])
-        fit(model, split, self.config, seed=seeds.derive(self.seed, "shadow", index))
+        try:
+            fit(model, split, self.config, seed=seeds.derive(self.seed, "shadow", index))
+        except UserError as error:
+            raise UserError(f"train_shadows: model {index}: {error}") from None
         if self.out is not None:
             files.save_tensors(self.path(index), model.state_dict())
         return model

@@ -1,0 +1,131 @@
+"""A module's forward on stacks: the module's own logits, gradients and statistics in float64, and what is refused."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import Airbench, Branching, TorchvisionResNet, WideResNet, efficientnet, normed
+from torch import nn
+
+from kr_fast.ensemble.lowering import Unsupported
+from kr_fast.ensemble.stacked import StackedGraph
+from kr_fast.ensemble.stacked_check import check
+from kr_fast.models import classifier
+
+NETWORKS = {
+    "resnet8": functools.partial(classifier, "resnet8", num_classes=5, in_channels=3),
+    "torchvision": TorchvisionResNet,
+    "airbench": Airbench,
+    "normed": normed,
+}
+
+
+def check_of(make, side=32):
+    torch.manual_seed(0)
+    model = make()
+    check(model, StackedGraph(model), torch.randn(4, 3, side, side), 5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_in_float64(name):
+    """Logits, gradients and running statistics of one step against the module's own: see stacked_check."""
+    check_of(NETWORKS[name])
+
+
+def test_blocks_with_squeeze_and_excite():
+    """Depthwise convolutions, products of unlike shapes, BatchNorm1d, and a Dropout that drops nothing."""
+
+    def make():
+        model = efficientnet()
+        model[8].p = 0.0
+        return model
+
+    check_of(make)
+
+
+class Odd(nn.Module):
+    """Asks for sizes, writes into its values, pools by functions, concatenates, and has a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Linear(2 * 8 * 9, 5)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        y = F.relu(x, inplace=True)
+        y = y + x  # which the ReLU has written into
+        y += 1
+        y = torch.cat([y * self.scale, F.max_pool2d(x, 3, 1, 1)], 1)
+        y = F.adaptive_avg_pool2d(y, 3)
+        return self.head(y.view(y.size(0), -1)).mul_(0.5)
+
+
+def test_anything_that_has_a_trace():
+    check_of(Odd, 12)
+
+
+def tied():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Flatten(), nn.Linear(432, 5))
+    model[1].weight = model[0].weight
+    return model
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(432, 5)
+
+    def forward(self, x):
+        return self.head(self.norm(torch.relu(self.norm(x))).flatten(1))
+
+
+def cumulative():
+    return nn.Sequential(nn.BatchNorm2d(3, momentum=None), nn.Flatten(), nn.Linear(432, 5))
+
+
+class Idle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.spare = nn.Linear(432, 5), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+class Flag(nn.Module):
+    """A forward that the trace takes for something else: it counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.calls = nn.Linear(432, 5), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(x.flatten(1)) * self.calls
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (tied, "share a parameter"),
+        (Twice, "called twice"),
+        (cumulative, "fixed momentum"),
+        (Idle, "spare.weight takes no part"),
+        (Branching, "cannot trace"),
+        (WideResNet, "draws random numbers"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(432, 4)), "not logits of 5 classes"),
+    ],
+)
+def test_what_cannot_be_stacked_is_refused(make, words):
+    with pytest.raises(Unsupported, match=words):
+        check_of(make, 12)
+
+
+def test_a_trace_that_does_not_follow_is_found_out():
+    model, x = Flag(), torch.randn(4, 3, 12, 12)
+    graph = StackedGraph(model)
+    model(x)
+    with pytest.raises(Unsupported, match="does not give its answers"):
+        check(model, graph, x, 5)
