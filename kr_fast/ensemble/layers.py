@@ -13,8 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kr_fast.ensemble.lowering import Activation, Layer
+from kr_fast.ensemble.precision import HALF, rounded
 
 LAST = torch.channels_last
+# The bits of an image must not follow from how many images stand beside it. BLAS chooses its order of sums by the
+# number of rows, so products have ROWS rows each; torch's exponentials take the last elements, fewer than two vectors,
+# by other code, so buffers of odd sizes are padded.
+ROWS, VECTORS = 32, 32
 _ACTIVATIONS: dict[str, Callable] = {
     "relu": lambda x, scalars, algorithm: x.relu_(),
     "swish": lambda x, scalars, algorithm: F.silu(x, inplace=True),
@@ -25,6 +30,9 @@ _ACTIVATIONS: dict[str, Callable] = {
     "tanh": lambda x, scalars, algorithm: x.tanh_(),
     "gelu": lambda x, scalars, algorithm: F.gelu(x, approximate=algorithm),
 }
+
+
+SIMPLE = ("relu", "hardtanh", "leaky_relu")  # one rounding: the same bits by any code
 
 
 @functools.cache
@@ -63,28 +71,62 @@ def folded(layer: Layer, model: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 def bind(layer: Layer, model: nn.Module, dtype: torch.dtype, shape: tuple[int, ...]) -> Callable[..., Tensor]:
     """The layer as a function of its input of ``shape`` (and of the residual, where one is added)."""
+    if layer.kind == "activation":
+        act = _after(layer.activation)
+        return lambda x: act(x.clone())
     weight, bias = folded(layer, model)
-    weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    weight = rounded(weight.detach(), dtype) if weight.ndim > 1 else weight.detach().to(dtype)
+    # oneDNN adds a float32 bias before it rounds; torch's binding allows it where nothing else is added.
+    exact = layer.kind == "conv" and packs(weight.device.type, dtype) and not layer.add
+    bias = None if bias is None else bias.detach().to(torch.float32 if exact and dtype in HALF else dtype)
     if layer.kind == "conv":
         return _conv(layer, model.get_submodule(layer.module), weight, bias, shape)
     after = _after(layer.activation)
     if layer.kind == "linear":
-        return lambda x: after(F.linear(x, weight, bias))
+        return _linear(weight, bias, after)
     if len(shape) == 4:
         weight, bias = weight.view(1, -1, 1, 1), bias.view(1, -1, 1, 1)
     return lambda x: after(torch.addcmul(bias, x, weight))
 
 
+def _linear(weight: Tensor, bias: Tensor | None, after: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    if weight.device.type != "cpu":
+        return lambda x: after(F.linear(x, weight, bias))
+
+    def product(x: Tensor) -> Tensor:
+        count, short = len(x), -len(x) % ROWS
+        x = torch.cat([x, x.new_zeros(short, *x.shape[1:])]) if short else x.contiguous()
+        found = [after(F.linear(part, weight, bias)) for part in x.split(ROWS)]
+        return (found[0] if len(found) == 1 else torch.cat(found))[:count]
+
+    return product
+
+
 def _after(activation: Activation | None) -> Callable[[Tensor], Tensor]:
+    """In place where the size allows."""
     if activation is None:
         return lambda x: x
     name, scalars, algorithm = activation
     run = _ACTIVATIONS[name]
-    return lambda x: run(x, scalars, algorithm)
+
+    def act(x: Tensor) -> Tensor:
+        if name in SIMPLE or x.device.type != "cpu":
+            return run(x, scalars, algorithm)
+        strides = torch.empty_like(x).stride()  # of a dense tensor
+        count = x.numel()
+        if count % VECTORS or x.stride() != strides:
+            padded = x.new_zeros(count + -count % VECTORS)
+            padded.as_strided(x.shape, strides).copy_(x)
+        else:
+            padded = x.as_strided((count,), (1,), x.storage_offset())  # torch takes other code for other layouts, too
+        found = run(padded, scalars, algorithm)
+        return found.as_strided(x.shape, strides, found.storage_offset())
+
+    return act
 
 
 def _conv(layer: Layer, part: nn.Conv2d, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Callable:
-    stride, padding, dilation, groups = list(layer.stride), list(part.padding), list(part.dilation), part.groups
+    stride, padding, dilation, groups = list(layer.stride), list(layer.padding), list(part.dilation), part.groups
     if not packs(weight.device.type, weight.dtype):
         weight, after = weight.contiguous(memory_format=LAST), _after(layer.activation)
 

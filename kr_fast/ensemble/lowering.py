@@ -19,12 +19,14 @@ Activation = tuple[str, tuple[float, ...], str]
 
 @dataclasses.dataclass
 class Layer:
-    """A convolution ("conv"), linear layer ("linear") or BatchNorm alone ("affine"), with what is fused into it."""
+    """A convolution ("conv") or linear layer ("linear") with what is fused into it; a BatchNorm ("affine") or an
+    activation ("activation") that stands alone."""
 
     kind: str
     module: str
     norm: str | None = None
     stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
     activation: Activation | None = None
     add: bool = False  # y = act(conv(x) + other)
     in_place: bool = False  # other's memory takes y
@@ -53,6 +55,8 @@ def lower(model: nn.Module, example: torch.Tensor) -> tuple[fx.Graph, dict[fx.No
     builder.simplify()
     builder.find_layers()
     builder.fuse()
+    if example.device.type == "cpu":
+        builder.pool_averages()
     traced.graph.lint()
     return traced.graph, builder.layers
 
@@ -69,6 +73,7 @@ def _only_input(node: fx.Node) -> fx.Node | None:
 
 ADDS = (operator.add, operator.iadd, torch.add)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+MOST_POOLED = 4096  # pixels that avg_pool2d may add up one after the other in float32
 
 
 class _Builder:
@@ -106,11 +111,39 @@ class _Builder:
             steps.append(1 if part.step is None else part.step)
         return (steps[2], steps[3]) if steps[:2] == [1, 1] and all(isinstance(s, int) for s in steps) else None
 
+    def pool_averages(self) -> None:
+        """Averages over all pixels by avg_pool2d: twice as fast on small maps, and one sum order for any batch."""
+        for node in list(self.graph.nodes):
+            source = _only_input(node)
+            before, after = shape(source) if source is not None else None, shape(node)
+            if not before or len(before) != 4 or not self.is_average(node) or before[2] * before[3] > MOST_POOLED:
+                continue
+            with self.graph.inserting_before(node):
+                pooled = self.graph.call_function(F.avg_pool2d, (source, before[2:]))
+                flat = pooled if len(after) == 4 else self.graph.call_function(torch.flatten, (pooled, 1))
+            meta = node.meta["tensor_meta"]
+            flat.meta["tensor_meta"] = meta
+            pooled.meta["tensor_meta"] = meta._replace(shape=torch.Size((*before[:2], 1, 1)))
+            self.replace(node, flat)
+
+    def is_average(self, node: fx.Node) -> bool:
+        module = self.module(node)
+        if type(module) is nn.AdaptiveAvgPool2d or node.target is F.adaptive_avg_pool2d:
+            return shape(node)[2:] == (1, 1)
+        if not (node.op == "call_method" and node.target == "mean") and node.target is not torch.mean:
+            return False
+        options = dict(zip(("dim", "keepdim"), node.args[1:], strict=False)) | node.kwargs
+        dims = options.get("dim")
+        return (
+            options.keys() <= {"dim", "keepdim"} and isinstance(dims, (tuple, list)) and {d % 4 for d in dims} == {2, 3}
+        )
+
     def find_layers(self) -> None:
         for node in list(self.graph.nodes):
             module, source = self.module(node), _only_input(node)
-            if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-                self.layers[node] = Layer("conv", node.target, stride=module.stride)
+            padding = _padding(module) if type(module) is nn.Conv2d else None
+            if padding is not None:
+                self.layers[node] = Layer("conv", node.target, stride=module.stride, padding=padding)
                 self.merge_step(node, module)
             elif type(module) is nn.Linear:
                 self.layers[node] = Layer("linear", node.target)
@@ -121,7 +154,7 @@ class _Builder:
         """A 1x1 convolution of every other pixel is a strided one."""
         source = node.args[0]
         step = self.step(source)
-        if step and len(source.users) == 1 and module.kernel_size == (1, 1) and module.padding == (0, 0):
+        if step and len(source.users) == 1 and module.kernel_size == (1, 1) and self.layers[node].padding == (0, 0):
             self.layers[node].stride = (module.stride[0] * step[0], module.stride[1] * step[1])
             node.args = (source.args[0],)
             self.graph.erase_node(source)
@@ -142,6 +175,13 @@ class _Builder:
             self.fuse_activation(node)
         for node in list(self.layers):
             self.fuse_add(node)
+        for node in self.graph.nodes:
+            self.stand_alone(node)
+
+    def stand_alone(self, node: fx.Node) -> None:
+        found, source = self.activation(node), _only_input(node)
+        if found and source is not None and len(source.users) == 1 and node not in self.layers:
+            self.layers[node] = Layer("activation", "", activation=found)
 
     def follower(self, node: fx.Node) -> fx.Node | None:
         return next(iter(node.users)) if len(node.users) == 1 else None
@@ -215,6 +255,18 @@ class _Builder:
             user is at or (order[user] < order[at] and (user in self.layers or isinstance(self.module(user), POOLS)))
             for user in node.users
         )
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, ...] | None:
+    """Zeros on each side of both axes, or None where there is something else or more on one side."""
+    if conv.padding_mode != "zeros":
+        return None
+    if conv.padding == "valid":
+        return (0, 0)
+    if conv.padding != "same":
+        return conv.padding
+    spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    return None if any(span % 2 for span in spans) else tuple(span // 2 for span in spans)
 
 
 _RELU: Activation = ("relu", (), "")

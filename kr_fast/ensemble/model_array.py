@@ -1,7 +1,6 @@
 """M models of one architecture as one object: logits ``[M, N, C]`` and membership signals ``[A, N, M]``."""
 
 import contextlib
-import copy
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +91,7 @@ class ModelArray:
         def keep(a: int, start: int, stop: int, m: int, logits: Tensor) -> None:
             out[m, start:stop] = logits
 
-        self._run(program, images, (Query(),), range(0, len(images)), keep, lambda: None)
+        self._run(program, images, (Query(),), range(0, len(images)), keep, lambda pairs: None)
         return out
 
     def signals(
@@ -131,14 +130,15 @@ class ModelArray:
         program = self._program(images, queries[0].view_size(*images.shape[1:3]))
         labels = self._labels(labels, count, program.classes)
         shape = (len(queries), count, len(self))
-        total = len(queries) * -(-count // program.chunk)
+        pairs = len(queries) * len(self)
         with contextlib.ExitStack() as stack:
             store = None
             if path is not None:
                 record = self._record(program, images, labels, queries, want)
                 store = stack.enter_context(SignalFiles(path, want, shape, record))
             first = store.done if store else 0
-            progress = stack.enter_context(bar(total, description, "chunk", first // program.chunk * len(queries)))
+            total, before = (pairs * -(-n // program.chunk) for n in (count, first))
+            progress = stack.enter_context(bar(total, description, "chunk", before))
             step = program.chunk * max(PIECES // len(queries), 1) if store else max(count, 1)
             for start in range(first, count, step):
                 rows = range(start, min(start + step, count))
@@ -159,38 +159,42 @@ class ModelArray:
 
     @torch.inference_mode()
     def _run(self, program, images, queries, rows, take, done) -> None:
-        """``take(query, start, stop, model, logits)`` for every chunk of ``rows``, query and model."""
-        starts = [(a, start) for start in range(rows.start, rows.stop, program.chunk) for a in range(len(queries))]
-        threads = torch.get_num_threads() if program.parallel and self.device.type == "cpu" else 1
-        self._check_memory(program, min(threads, max(len(starts) * len(self), 1)))
-        # Few chunks: the models of one are shared out too, so that every thread has work.
-        parts = min(len(self), -(-4 * threads // max(len(starts), 1))) if threads > 1 else 1
-        cuts = [len(self) * part // parts for part in range(parts + 1)]
-        done_parts: dict[tuple[int, int], int] = {}
+        """``take(query, start, stop, model, logits)`` for every chunk of ``rows``, query and model.
 
-        def work(a: int, start: int, models: range) -> None:
-            stop = min(start + program.chunk, rows.stop)
-            x = self._chunk_of(images[start:stop], queries[a], program.chunk if program.padded else stop - start)
-            for m in models:
-                take(a, start, stop, m, program(m, x)[: stop - start])
+        Then ``done(pairs)`` of a chunk (of one query) and a model.
+        """
+        chunks = [(a, start) for start in range(rows.start, rows.stop, program.chunk) for a in range(len(queries))]
+        parallel_ = program.parallel and self.device.type == "cpu"
+        threads = max(min(torch.get_num_threads() if parallel_ else 1, len(chunks) * len(self)), 1)
+        self._check_memory(program, threads)
+        items = _shared_out(chunks, len(self), threads, by_chunk=program.keeps)
+        if program.keeps:
+            for m in range(len(self)):
+                program.bind(m)
 
-        items = [(a, start, range(*cuts[part : part + 2])) for a, start in starts for part in range(parts)]
+        def work(chunks: list[tuple[int, int]], models: range) -> None:
+            bound = [(m, program.bind(m)) for m in models]
+            for a, start in chunks:
+                stop = min(start + program.chunk, rows.stop)
+                size = program.chunk if program.padded else stop - start
+                x = self._chunk_of(images[start:stop], queries[a], size, program.input_dtype)
+                for m, model in bound:
+                    take(a, start, stop, m, model(x)[: stop - start])
+
         finished = iter(items)
 
         def count() -> None:
-            a, start, _ = next(finished)
-            done_parts[a, start] = done_parts.get((a, start), 0) + 1
-            if done_parts[a, start] == parts:
-                done()
+            chunks, models = next(finished)
+            done(len(chunks) * len(models))
 
-        if program.parallel and self.device.type == "cpu":
+        if parallel_:
             parallel.run(items, work, min(threads, len(items)), count)
         else:
             for item in items:
                 work(*item)
                 count()
 
-    def _chunk_of(self, images: Tensor, query: Query, size: int) -> Tensor:
+    def _chunk_of(self, images: Tensor, query: Query, size: int, dtype: torch.dtype) -> Tensor:
         """One query of some images as the models see them: ``[size, C, h, w]``, channels_last, padded."""
         images = images.to(self.device)
         index = query.index(*images.shape[1:3])
@@ -204,7 +208,7 @@ class ModelArray:
         else:
             mean, std = (torch.as_tensor(each, dtype=torch.float32, device=self.device) for each in self.normalize)
             x.div_(255).sub_(mean).div_(std)
-        return x.to(self.dtype).permute(0, 3, 1, 2)
+        return x.to(dtype).permute(0, 3, 1, 2)
 
     def _program(self, images: Tensor, size: tuple[int, int]) -> Program | Eager:
         key = (*size, images.shape[3])
@@ -215,15 +219,15 @@ class ModelArray:
     @torch.inference_mode()
     def _build(self, images: Tensor, size: tuple[int, int]) -> Program | Eager:
         shown = images[:2] if len(images) >= 2 else images.new_zeros(2, *images.shape[1:])
-        sample = self._chunk_of(shown, Query(size=tuple(size)), 2).to(self.own_dtype)
+        sample = self._chunk_of(shown, Query(size=tuple(size)), 2, self.own_dtype)
         try:
             wanted = self.models[0](sample)
         except RuntimeError as error:
             got = f"{list(images.shape[1:])} ({str(error).splitlines()[0]})"
             fail("ModelArray", "images", "fit the models' input", got)
         if self.bn == "batch":
-            models = self._cast()
-            return Eager(models, sample.to(self.dtype), self._chunk or REFERENCE_BATCH, padded=False, batch_norm=True)
+            chunk = self._chunk or REFERENCE_BATCH
+            return Eager(self.models, sample, self.dtype, chunk, padded=False, batch_norm=True)
         try:
             program = Program(self.models, sample, self.dtype, self._chunk)
             self._verify(program, shown, size, wanted)
@@ -232,22 +236,17 @@ class ModelArray:
             logger.warning("ModelArray: models run one by one in their own forward: %s", reason)
         chunk = self._chunk or EAGER_CHUNK
         alone = all(getattr(part, "running_mean", 0) is not None for part in self.models[0].modules())
-        return Eager(self._cast(), sample.to(self.dtype), chunk, padded=alone, batch_norm=False)
+        return Eager(self.models, sample, self.dtype, chunk, padded=alone, batch_norm=False)
 
     def _verify(self, program: Program, shown: Tensor, size: tuple[int, int], wanted: Tensor) -> None:
         """Two images through the first model and its program: a trace cannot follow everything a forward may do."""
-        x = self._chunk_of(shown, Query(size=tuple(size)), max(program.chunk, 2))[: program.chunk]
-        found = program(0, x)[:2].double()
+        x = self._chunk_of(shown, Query(size=tuple(size)), max(program.chunk, 2), program.input_dtype)
+        found = program.bind(0)(x[: program.chunk])[:2].double()
         wanted = wanted.double()[: len(found)]
         room = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
         room *= 1 + float(wanted.nan_to_num(0, 0, 0).abs().max())
         if not torch.allclose(found, wanted, rtol=0, atol=room, equal_nan=True):
             raise Unsupported("its trace does not give its answers")
-
-    def _cast(self) -> list[nn.Module]:
-        if self.dtype == self.own_dtype:
-            return self.models
-        return [copy.deepcopy(model).to(self.dtype) for model in self.models]
 
     def _labels(self, labels: Tensor, count: int, classes: int) -> Tensor:
         if labels.shape != (count,) or labels.dtype != torch.int64:
@@ -269,7 +268,7 @@ class ModelArray:
             for name, value in model.state_dict().items():
                 weights.update(name.encode())
                 if isinstance(value, Tensor):
-                    weights.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+                    weights.update(_bytes_of(value))
         return {
             "images": _digest(images),
             "labels": _digest(labels),
@@ -286,6 +285,20 @@ class ModelArray:
         }
 
 
+def _shared_out(chunks: list, models: int, threads: int, *, by_chunk: bool) -> list[tuple[list, range]]:
+    """Pieces of work (chunks, models), at least four for each thread where there are as many pairs.
+
+    ``by_chunk``: a chunk through all models; else all chunks through a model, whose weights are bound for that only.
+    """
+    if by_chunk:
+        parts = min(models, -(-4 * threads // max(len(chunks), 1))) if threads > 1 else 1
+        cuts = [models * part // parts for part in range(parts + 1)]
+        return [([chunk], range(*cuts[part : part + 2])) for chunk in chunks for part in range(parts)]
+    parts = min(len(chunks), -(-4 * threads // models)) if threads > 1 else 1
+    cuts = [len(chunks) * part // max(parts, 1) for part in range(parts + 1)]
+    return [(chunks[cuts[p] : cuts[p + 1]], range(m, m + 1)) for m in range(models) for p in range(parts)]
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated."""
     if device.type == "cuda":
@@ -297,8 +310,13 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's own memory where it is dense, and no copy of it."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
 def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(_bytes_of(tensor)).hexdigest()
 
 
 def _check_images(images: Tensor) -> None:

@@ -25,6 +25,7 @@ def run(items: Iterable, work: Callable[..., None], threads: int, done: Callable
     ready = threading.Barrier(threads + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # makes this thread take the common number now, and not at its first operator
         torch.set_num_threads(1)  # of this thread, and of threads that start from now on
         ready.wait()
 

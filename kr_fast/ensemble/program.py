@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from kr_fast.ensemble import layers as layer_binding
 from kr_fast.ensemble.lowering import lower, shape
+from kr_fast.ensemble.precision import HALF, in_float32, insert_casts
 from kr_fast.runtime.errors import fail
 
 # Bytes of the widest layer's input and output in one chunk. On Zen 5 (1 MiB L2, 32 MiB L3) single convolutions of
@@ -21,63 +22,109 @@ from kr_fast.runtime.errors import fail
 # figure is a guess that no GPU has measured.
 CPU_BUDGET, GPU_BUDGET = 4 << 20, 512 << 20
 CPU_MOST, GPU_MOST = 128, 4096  # images of a chunk: a small set is padded to it
+KEPT = 64 << 20  # bytes of packed weights, all models together, that stay bound between calls
 
 
-class Program:
-    """``program(m, x)``: logits of model ``m`` for the chunk ``x`` ``[chunk, C, H, W]``, float32."""
+class Graph:
+    """The traced graph of the models' architecture, with the bytes that it needs.
 
-    parallel, padded = True, True
+    ``mixed``: in half precision the ends are computed in float32, see ``precision.py``.
+    """
 
-    def __init__(self, models: Sequence[nn.Module], sample: Tensor, dtype: torch.dtype, chunk: int | None):
-        """``sample``: two images ``[2, C, H, W]`` of the models' dtype. Raises lowering.Unsupported."""
-        self.graph, self.layers = lower(models[0], sample)
-        self.dtype, device = dtype, sample.device
+    def __init__(self, model: nn.Module, sample: Tensor, dtype: torch.dtype, *, mixed: bool = False):
+        """``sample``: two images ``[2, C, H, W]`` of the model's dtype. Raises lowering.Unsupported."""
+        self.graph, self.layers = lower(model, sample)
+        self.dtype, self.in_float32 = dtype, set()
+        if mixed and dtype in HALF:
+            self.in_float32 = in_float32(self.graph, self.layers, dict(self.graph.owning_module.named_modules()))
+            insert_casts(self.graph, self.in_float32, dtype)
         self.nodes = [node for node in self.graph.nodes if node.op != "output"]
         self.output = next(node for node in self.graph.nodes if node.op == "output").args[0]
         self.classes = _classes(shape(self.output) if isinstance(self.output, fx.Node) else None)
         self.frees = _frees(self.nodes, self.output)
-        size = torch.finfo(dtype).bits // 8
-        budget, most = (CPU_BUDGET, CPU_MOST) if device.type == "cpu" else (GPU_BUDGET, GPU_MOST)
-        self.bytes_per_image = self._live(size)
-        self.chunk = chunk or max(1, min(most, 2 ** int(math.log2(max(budget // self._widest(size), 1)))))
-        self.steps = [self._bind(model) for model in models]
+        self.bytes_per_image, self.widest = self._live(), self._widest()
 
-    def __call__(self, m: int, x: Tensor) -> Tensor:
-        values: dict[fx.Node, Tensor] = {}
-        for node, run, frees in self.steps[m]:
-            values[node] = run(values, x)
-            for dead in frees:
-                del values[dead]
-        return values[self.output].float()
+    def node_dtype(self, node: fx.Node) -> torch.dtype:
+        """What the node is computed in."""
+        return torch.float32 if node in self.in_float32 else self.dtype
 
-    def _elements(self, node: fx.Node) -> int:
-        found = shape(node)
-        return math.prod(found) // 2 if found else 0  # of the sample's two images
+    def _bytes(self, node: fx.Node) -> int:
+        found = shape(node)  # of the sample's two images
+        return math.prod(found) // 2 * self.node_dtype(node).itemsize if found and node.op != "get_attr" else 0
 
-    def _widest(self, size: int) -> int:
-        return max(size * (self._elements(n) + sum(map(self._elements, n.all_input_nodes))) for n in self.nodes) or 1
+    def _widest(self) -> int:
+        return max(self._bytes(n) + sum(map(self._bytes, n.all_input_nodes)) for n in self.nodes) or 1
 
-    def _live(self, size: int) -> int:
+    def _live(self) -> int:
         live, most = 0, 0
         for node in self.nodes:
-            live += size * self._elements(node) * (node.op != "get_attr")
+            live += self._bytes(node)
             most = max(most, live)
-            live -= sum(size * self._elements(dead) * (dead.op != "get_attr") for dead in self.frees[node])
+            live -= sum(map(self._bytes, self.frees[node]))
         return most
 
-    def _bind(self, model: nn.Module) -> list[tuple[fx.Node, Callable, list[fx.Node]]]:
-        return [(node, self._step(node, model), self.frees[node]) for node in self.nodes]
+    def _cast(self, part: nn.Module, dtype: torch.dtype) -> nn.Module:
+        held = [*part.parameters(), *part.buffers()]
+        if any(value.is_floating_point() and value.dtype != dtype for value in held):
+            part = copy.deepcopy(part).to(dtype)
+        return part
+
+    def _function(self, node: fx.Node, model: nn.Module) -> Callable:
+        if node.op == "call_module":
+            return self._cast(model.get_submodule(node.target), self.node_dtype(node))
+        if node.op == "call_method":
+            name = node.target
+            return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+        return node.target
+
+
+class Program(Graph):
+    """``bind(m)(x)``: logits of model ``m`` for the chunk ``x`` ``[chunk, C, H, W]`` of ``input_dtype``, float32.
+
+    Binding folds and packs the weights of a model. Up to KEPT bytes in all, what is bound is kept; beyond that every
+    call binds anew, which costs less than a chunk, and a thread holds one model's packed weights at a time.
+    """
+
+    parallel, padded = True, True
+
+    def __init__(self, models: Sequence[nn.Module], sample: Tensor, dtype: torch.dtype, chunk: int | None):
+        """As :class:`Graph`."""
+        super().__init__(models[0], sample, dtype, mixed=True)
+        budget, most = (CPU_BUDGET, CPU_MOST) if sample.device.type == "cpu" else (GPU_BUDGET, GPU_MOST)
+        self.chunk = chunk or max(1, min(most, 2 ** int(math.log2(max(budget // self.widest, 1)))))
+        self.models, self.input_dtype = models, torch.float32 if dtype in HALF else dtype
+        self.weight_bytes = sum(value.numel() for value in models[0].parameters()) * dtype.itemsize
+        self.keeps, self._bound = self.weight_bytes * len(models) <= KEPT, {}
+
+    def bind(self, m: int) -> Callable[[Tensor], Tensor]:
+        if m in self._bound:
+            return self._bound[m]
+        model = self.models[m]
+        steps = [(node, self._step(node, model), self.frees[node]) for node in self.nodes]
+
+        def run(x: Tensor) -> Tensor:
+            values: dict[fx.Node, Tensor] = {}
+            for node, step, frees in steps:
+                values[node] = step(values, x)
+                for dead in frees:
+                    del values[dead]
+            return values[self.output].float()
+
+        if self.keeps:
+            self._bound[m] = run
+        return run
 
     def _step(self, node: fx.Node, model: nn.Module) -> Callable:
+        dtype = self.node_dtype(node)
         if node.op == "placeholder":
             return lambda values, x: x
         if node.op == "get_attr":
-            value = _attribute(model, node.target)
-            value = value.detach().to(self.dtype) if value.is_floating_point() else value
+            value = attribute(model, node.target)
+            value = value.detach().to(dtype) if value.is_floating_point() else value
             return lambda values, x: value
         if node in self.layers:
             layer = self.layers[node]
-            run = layer_binding.bind(layer, model, self.dtype, (self.chunk, *shape(node.args[0])[1:]))
+            run = layer_binding.bind(layer, model, dtype, (self.chunk, *shape(node.args[0])[1:]))
             if layer.add:
                 first, other = node.args
                 return lambda values, x: run(values[first], values[other])
@@ -94,31 +141,45 @@ class Program:
 
         return general
 
-    def _function(self, node: fx.Node, model: nn.Module) -> Callable:
-        if node.op == "call_module":
-            part = model.get_submodule(node.target)
-            held = [*part.parameters(), *part.buffers()]
-            if any(value.is_floating_point() and value.dtype != self.dtype for value in held):
-                part = copy.deepcopy(part).to(self.dtype)
-            return part
-        if node.op == "call_method":
-            name = node.target
-            return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
-        return node.target
-
 
 class Eager:
     """Each model by its own forward: what cannot be traced, and BatchNorm on the statistics of the batch."""
 
     parallel = False
 
-    def __init__(self, models: Sequence[nn.Module], sample: Tensor, chunk: int, *, padded: bool, batch_norm: bool):
-        self.models, self.chunk, self.padded, self.batch_norm = models, chunk, padded, batch_norm
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        sample: Tensor,
+        dtype: torch.dtype,
+        chunk: int,
+        *,
+        padded: bool,
+        batch_norm: bool,
+    ):
+        self.models, self.input_dtype, self.chunk = models, dtype, chunk
+        self.padded, self.batch_norm = padded, batch_norm
+        held = [value for value in (*models[0].parameters(), *models[0].buffers()) if value.is_floating_point()]
+        self.casts = any(value.dtype != dtype for value in held)
+        self.weight_bytes = sum(value.numel() for value in held) * dtype.itemsize if self.casts else 0
+        self.keeps, self._bound = self.weight_bytes * len(models) <= KEPT, {}
         self.bytes_per_image = 0
-        self.classes = _classes(getattr(self(0, sample), "shape", None))
+        self.classes = _classes(getattr(self.bind(0)(sample.to(dtype)), "shape", None))
 
-    def __call__(self, m: int, x: Tensor) -> Tensor:
-        model = self.models[m]
+    def bind(self, m: int) -> Callable[[Tensor], Tensor]:
+        """As :meth:`Program.bind`; a copy of the model where it is of another dtype."""
+        if m in self._bound:
+            return self._bound[m]
+        model = copy.deepcopy(self.models[m]).to(self.input_dtype) if self.casts else self.models[m]
+
+        def run(x: Tensor) -> Tensor:
+            return self._forward(model, x)
+
+        if self.keeps:
+            self._bound[m] = run
+        return run
+
+    def _forward(self, model: nn.Module, x: Tensor) -> Tensor:
         if not self.batch_norm:
             return model(x).float()
         norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
@@ -155,7 +216,7 @@ def _frees(nodes: list[fx.Node], output: fx.Node) -> dict[fx.Node, list[fx.Node]
     return frees
 
 
-def _attribute(model: nn.Module, path: str) -> Tensor:
+def attribute(model: nn.Module, path: str) -> Tensor:
     value = model
     for part in path.split("."):
         value = getattr(value, part)

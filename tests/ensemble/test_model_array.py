@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kr_fast.data import to_float
-from kr_fast.ensemble import ModelArray, Query, model_array
+from kr_fast.ensemble import ModelArray, Query, model_array, parallel
 from kr_fast.models import classifier
 from kr_fast.ops.membership_signals import membership_signals
 from kr_fast.runtime.errors import UserError
@@ -69,7 +69,7 @@ def test_logits_and_phi_are_those_of_float64(name):
 
 
 @pytest.mark.parametrize("name", TRACED)
-def test_half_precision(name):
+def test_bfloat16_is_closer_than_a_loop_in_it(name):
     models, images = models_of(name), images_of()
     want, labels = exact(models, images), torch.arange(20) % 5
     array = ModelArray(models, dtype=torch.bfloat16)
@@ -78,9 +78,7 @@ def test_half_precision(name):
     with torch.no_grad():
         loop = torch.stack([model.bfloat16()(to_float(images).bfloat16()) for model in models]).double()
     torchs = torch.stack([membership_signals(z, labels)["phi"].double() for z in loop])
-    spread = float(want.std())
-    # Half of bfloat16's 8 bits in each of the layers: a few per cent of the logits' spread, as in torch's own loop.
-    assert float((phi - wanted).abs().max()) <= max(2e-2, 2 * float((torchs - wanted).abs().max()), 0.02 * spread)
+    assert float((phi - wanted).square().mean()) <= float((torchs - wanted).square().mean())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -93,6 +91,24 @@ def test_bits_do_not_follow_company(name):
     assert torch.equal(mixed, plain[:, order])
     alone = ModelArray([models[2]], chunk=chunk).signals(images[:7], labels[:7], augment="flip")["phi"]
     assert torch.equal(alone[:, :, 0], plain[:, :7, 2])
+
+
+# 1: other layouts in torch; 3 and 13: sizes that are no multiple of a vector, and a rest; 16: the default of small
+# networks; 64: more images than there are.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", TRACED)
+def test_bits_do_not_follow_the_chunk(name, dtype):
+    models, images = models_of(name, 2), images_of(18)
+    first, *others = [ModelArray(models, chunk=chunk, dtype=dtype)(images) for chunk in (16, 1, 3, 13, 64)]
+    for found in others:
+        assert torch.equal(found, first)
+
+
+def test_bits_do_not_follow_company_in_bfloat16():
+    models, images = models_of("resnet8", 3), images_of(50)
+    plain = ModelArray(models, dtype=torch.bfloat16)(images)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(ModelArray(models[::-1], dtype=torch.bfloat16)(images[order]), plain[:, order].flip(0))
 
 
 def test_bits_do_not_follow_threads():
@@ -109,6 +125,18 @@ def test_bits_do_not_follow_threads():
     assert torch.equal(found[0], found[2])
 
 
+def test_workers_compute_with_one_thread_each():
+    before, found = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(2)
+        work = lambda: found.append((torch.zeros(100_000).add_(1), torch.get_num_threads())[1])  # noqa: E731
+        parallel.run([()] * 4, work, 2, lambda: None)
+        assert found == [1] * 4
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", TRACED)
 def test_structure_is_traced(name, caplog):
     with caplog.at_level(logging.WARNING, "kr_fast"):
@@ -120,7 +148,8 @@ def test_structure_is_traced(name, caplog):
         type(program.graph.owning_module.get_submodule(n.target)) for n in program.nodes if n.op == "call_module"
     }
     if name in ("resnet8", "torchvision"):
-        assert len(program.layers) == sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in array.models[0].modules())
+        bound = [layer for layer in program.layers.values() if layer.kind != "activation"]
+        assert len(bound) == sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in array.models[0].modules())
         assert sum(layer.add for layer in program.layers.values()) == 3
         assert all(layer.in_place for layer in program.layers.values() if layer.add)
         assert nn.ReLU not in modules

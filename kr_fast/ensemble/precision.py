@@ -1,0 +1,87 @@
+"""Half precision where it costs little: what stays in float32, and how weights are rounded.
+
+Measured on networks trained for a few epochs, nearly all of the error of a network in bfloat16 comes from four places
+that are cheap to keep in float32: the image and the convolution that reads it, biases, pooled features and logits. The
+rest is the rounding of weights. Inputs of a convolution are smooth and, behind a ReLU, positive, so it is the *sum* of
+a filter's rounding errors that moves its output; error diffusion makes the sum as small as the last bit of the
+filter's smallest weight.
+"""
+
+import math
+
+import torch
+from torch import Tensor, fx, nn
+
+from kr_fast.ensemble.lowering import Layer, shape
+
+HALF = (torch.bfloat16, torch.float16)
+IMAGE_CHANNELS = 4  # a convolution of more inputs costs too much to be left in float32
+GROUP = 8  # inputs of a 1x1 filter whose errors are made to cancel
+
+
+def in_float32(graph: fx.Graph, layers: dict[fx.Node, Layer], modules: dict[str, nn.Module]) -> set[fx.Node]:
+    """The nodes to compute in float32: up to the convolutions of the image, and behind the last weighted layer but
+    for the final linear one, which is computed in float32 too."""
+
+    def heavy(node: fx.Node) -> bool:
+        if node in layers:
+            return layers[node].kind in ("conv", "linear")
+        held = modules[node.target].parameters() if node.op == "call_module" else ()
+        return any(value.ndim > 1 for value in held)
+
+    front: set[fx.Node] = set()
+    kept: set[fx.Node] = set()
+    for node in graph.nodes:
+        if not all(source in front for source in node.all_input_nodes):
+            continue
+        layer = layers.get(node)
+        if not heavy(node):
+            front.add(node)
+        elif layer and layer.kind == "conv" and modules[layer.module].in_channels <= IMAGE_CHANNELS:
+            kept.add(node)
+    tail: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if all(user in tail for user in node.users):
+            last = node in layers and layers[node].kind == "linear" and not any(map(heavy, tail))
+            if last or not heavy(node):
+                tail.add(node)
+    return front | kept | tail
+
+
+def insert_casts(graph: fx.Graph, kept: set[fx.Node], dtype: torch.dtype) -> None:
+    """A cast wherever a value goes from float32 to ``dtype`` or back; casts to float32 join ``kept``."""
+    for node in list(graph.nodes):
+        meta = node.meta.get("tensor_meta")
+        if not shape(node) or not meta.dtype.is_floating_point:
+            continue
+        users = [user for user in node.users if (user in kept) != (node in kept)]
+        if not users:
+            continue
+        with graph.inserting_after(node):
+            cast = graph.call_method("to", (node, dtype if node in kept else torch.float32))
+        cast.meta["tensor_meta"] = meta
+        for user in users:
+            user.replace_input_with(node, cast)
+        if node not in kept:
+            kept.add(cast)
+
+
+def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 ``[outputs, inputs, ...]`` in ``dtype``; for half precision with errors that cancel within a filter.
+
+    For each output and input, taps are rounded from the largest to the smallest, and what one loses the next takes
+    (error diffusion, as in halftoning): |sum of errors| <= half a last place of the smallest tap. Filters without taps
+    are grouped by ``GROUP`` inputs.
+    """
+    if dtype not in HALF or weight.numel() == 0:
+        return weight.to(dtype)
+    taps = weight[0, 0].numel()
+    rows = weight.reshape(-1, taps if taps > 1 else math.gcd(weight.shape[1], GROUP))
+    order = rows.abs().argsort(1, descending=True)
+    exact, found = rows.gather(1, order), torch.empty_like(rows, dtype=dtype)
+    carry = torch.zeros_like(rows[:, 0])
+    for tap in range(rows.shape[1]):
+        wanted = exact[:, tap] + carry
+        found[:, tap] = wanted.to(dtype)
+        carry = wanted - found[:, tap].double()
+    return torch.empty_like(found).scatter_(1, order, found).reshape(weight.shape)
