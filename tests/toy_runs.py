@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+WHOLE_AUDIT = ["--audit-generator", "retrained", "--audit-control", "--audit-page"]
 QUIET = {"KR_FAST_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
 
 

@@ -40,17 +40,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table(metrics: dict) -> str:
-    """The last screen: Teacher, Student and what the attack found."""
-    teacher, student = metrics["teacher"]["test_accuracy"], metrics["student"]["test_accuracy"]
-    rows = [("", "Teacher", "Student", "gap")]
-    rows.append(("test accuracy", f"{teacher:.4f}", f"{student:.4f}", f"{metrics['cas_gap']:+.4f}"))
-    if metrics["audit"]:
+    """The last screen: Teacher, Student and what the attacks found."""
+    from kr_fast.report import run_audit
+
+    audit, best = metrics["audit"], run_audit.strongest(metrics)
+    titles = {name: title.replace(" (real images)", "") for name, title in run_audit.models(metrics).items()}
+    titles = {name: title.replace(" (synthetic images)", "") for name, title in titles.items()}
+    accuracy = [metrics["teacher" if name == "teacher" else "student"]["test_accuracy"] for name in titles]
+    rows = [["", *titles.values(), "Teacher - Student" + (", full" if best == run_audit.FULL else "")]]
+    rows.append(["test accuracy", *(f"{each:.4f}" for each in accuracy), f"{metrics['cas_gap']:+.4f}"])
+    if audit:
         for name, attack in (("LiRA online AUC", "lira"), ("LiRA offline AUC", "lira_offline"), ("loss AUC", "loss")):
-            found = [metrics["audit"][model][attack] for model in ("teacher", "student")]
-            cells = [f"{f['auc']:.3f} [{f['auc_ci'][0]:.3f}, {f['auc_ci'][1]:.3f}]" for f in found]
-            rows.append((name, *cells, f"{found[0]['auc'] - found[1]['auc']:+.3f}"))
-        aop = [metrics["aop"][model] for model in ("teacher", "student")]
-        rows.append(("AOP", f"{aop[0]:.4f}", f"{aop[1]:.4f}", f"{aop[0] - aop[1]:+.4f}"))
-    rows.append(("seconds", f"{sum(metrics['stages'].values()):.0f}", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+            cells = [run_audit.auc(audit[model][attack]) for model in titles]
+            rows.append([name, *cells, run_audit.difference(audit, best, attack)])
+        aop = [metrics["aop"][name] for name in titles]
+        rows.append(["AOP", *(f"{each:.4f}" for each in aop), f"{aop[0] - metrics['aop'][best]:+.4f}"])
+        for name, title in ((run_audit.CONTROL, "positive control"), (run_audit.RELEASED, "released images")):
+            for attack in audit.get(name, {}):
+                if name == run_audit.RELEASED or attack == "lira":
+                    words = audit["setting"]["attacks"][attack]["title"]
+                    rows.append([title, f"{words} AUC {run_audit.auc(audit[name][attack])}"])
+    rows.append(["seconds", f"{sum(metrics['stages'].values()):.0f}"])
+    # A row of two cells is a sentence and sets no width.
+    widths = [max(len(row[column]) for row in rows if len(row) > 2) for column in range(len(rows[0]))]
+    widths[0] = max(len(row[0]) for row in rows)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,15 @@ class Job:
         return model
 
 
-def train(job: Job, indices: Sequence[int], workers: int, done: Callable[[], None]) -> None:
-    """Train ``indices`` in ``workers`` processes; ``done`` is called after each. Models are left in ``job.out``."""
+class Trains(Protocol):
+    """What workers are given: it can be pickled, and leaves model ``index`` in a file."""
+
+    def train(self, index: int, device: torch.device) -> object:
+        """Train model ``index`` and save it."""
+
+
+def train(job: Trains, indices: Sequence[int], workers: int, done: Callable[[], None]) -> None:
+    """Train ``indices`` in ``workers`` processes; ``done`` is called after each. Models are left in their files."""
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in indices:
         waiting.put(index)
@@ -80,7 +88,7 @@ def train(job: Job, indices: Sequence[int], workers: int, done: Callable[[], Non
             file.write_bytes(pickle.dumps(job))
         except (pickle.PicklingError, AttributeError, TypeError):
             rule = "be importable by name (functools.partial of a module's function) for more than one worker"
-            fail("train_shadows", "make_model", rule, job.make_model)
+            fail("train_shadows", "make_model", rule, getattr(job, "make_model", job))
         processes = [_start(file) for _ in range(min(workers, len(indices)))]
         try:
             with ThreadPoolExecutor(len(processes)) as pool:
@@ -124,7 +132,7 @@ def _feed(process: subprocess.Popen, waiting: queue.SimpleQueue, done: Callable[
             process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"train_shadows: the worker of model {index} ended with code {process.wait()}")
+            raise RuntimeError(f"the worker of model {index} ended with code {process.wait()}")
         if error := json.loads(line)["error"]:
             raise UserError(error)
         done()
@@ -141,7 +149,7 @@ def work(file: str) -> None:
         os._exit(0)  # the parent is through, or is no more
 
     threading.Thread(target=listen, daemon=True).start()
-    job: Job = pickle.loads(Path(file).read_bytes())
+    job: Trains = pickle.loads(Path(file).read_bytes())
     while True:
         error = None
         try:

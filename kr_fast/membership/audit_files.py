@@ -16,8 +16,7 @@ def write(report: "AuditReport", out: Path, details: dict[str, Any]) -> Path:
     from kr_fast import report as documents
 
     found = files.strict({**report.to_dict(), "exposed": report.exposed(), "details": details})
-    with files.atomic_path(out / "audit.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **report.arrays())
+    files.save_arrays(out / "audit.npz", report.arrays())
     files.write_json(out / "audit.json", found)
     images = None if report.data.images is None else report.data.images.numpy()
     members = None if report.data.members is None else report.data.members.numpy()

@@ -1,7 +1,13 @@
-"""Stage 8, audit: Teacher and Student attacked with the statistics of the same shadows of the Teacher's training.
+"""Stage 10, audit: Teacher, Student and the released images attacked, beside a positive control. Runs on rank 0.
 
-The pool is the training split (members) and the test split (non-members). The validation split is left out: choices
-were made on it, so it is neither. Shadows are shared out over the ranks; the attack runs on rank 0.
+- ``teacher``: with shadow Teachers, which were made as it was.
+- ``student``: with the same shadow Teachers (transfer: a lower bound).
+- ``student_full``: the Student with shadow Students, see :mod:`kr_fast.recycling.shadow_students`.
+- ``released``: the synthetic images of the last period, which the run leaves in ``synthetic/``, by themselves.
+- ``control``: an overfitted model of the Teacher's architecture, which the attacks have to find.
+
+Validation images, on which no model was trained, are the population and the reference of attacks that want
+further non-members.
 """
 
 from typing import Any
@@ -9,42 +15,46 @@ from typing import Any
 import numpy as np
 import torch
 
-from kr_fast.ensemble import train_shadows
-from kr_fast.membership import aop, audit
-from kr_fast.recycling import gkd, teacher
+from kr_fast.membership import audit, overfitted
+from kr_fast.recycling import gkd, shadow_students, shadows, teacher
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
+
+SHARES = {"shared": "the generator (trained on all members) and its images", "retrained": "the tuned sampling"}
 
 
 def run(context: Context) -> dict[str, Any]:
     """The audit, unless it was turned off, and the accuracy over privacy (AOP) that follows from it."""
-    c, data = context.config, context.data
-    result: dict[str, Any] = {"audit": None, "aop": None}
+    c = context.config
     if c.num_shadows == 0:
-        return result
-    images = torch.cat([data.train.images, data.test.images])
-    labels = torch.cat([data.train.labels, data.test.labels])
-    members = torch.arange(len(labels)) < len(data.train)
-
-    # Small networks gain nothing from a second thread; a second shadow beside the first gains all of it.
-    workers = torch.get_num_threads() if context.runtime.device.type == "cpu" else 1
-    shadows = train_shadows(
-        context.make_network(c.teacher_arch, c.teacher_width), images, labels,
-        num_models=c.num_shadows, config=teacher.recipe(context),
-        seed=seeds.derive(c.seed, "shadows"), out=context.out / "shadows", workers=workers,
+        return {"audit": None, "aop": None}
+    images, labels, members = shadows.pool(context)
+    tested, student = context.result("student")["test_accuracy"], gkd.load(context)
+    targets, sets = {"teacher": teacher.load(context), "student": student}, {"teacher": shadows.load(context)}
+    if c.num_students:
+        targets["student_full"], sets["student_full"] = student, shadow_students.load(context)
+    control, released, val = None, {}, context.data.val
+    if c.audit_control:
+        control = overfitted(
+            context.make_network(c.teacher_arch, c.teacher_width), images, labels, members,
+            like=teacher.recipe(context), seed=seeds.derive(c.seed, "control"),
+            device=context.runtime.device, path=context.out / "control.safetensors",
+        )  # fmt: skip
+    if c.audit_released:
+        released["released"] = torch.from_numpy(np.load(context.out / "synthetic" / "images.npy"))
+    report = audit(
+        targets, sets, images, labels, members,
+        control=control,
+        population=(val.images.cpu(), val.labels.cpu()),
+        synthetic=released,
+        augment=c.audit_augment,
+        accuracies={name: tested["teacher" if name == "teacher" else "student"] for name in targets},
+        shared={"student_full": SHARES[c.audit_generator]},
+        seed=seeds.derive(c.seed, "audit"),
     )  # fmt: skip
-    if not context.runtime.is_main:
-        return result
-    models = {"teacher": teacher.load(context), "student": gkd.load(context)}
-    attacks = ("lira", "lira_offline", "loss")
-    report = audit(models, shadows, images, labels, members, attacks=attacks, augment=c.audit_augment)
-    arrays = {"keep": shadows.keep.numpy(), "members": members.numpy(), "labels": labels.numpy()}
-    for name, curves in report.curves.items():
-        for attack, curve in curves.items():
-            arrays |= {f"{name}/{attack}/tp": curve.tp, f"{name}/{attack}/fp": curve.fp}
-            arrays[f"{name}/{attack}/scores"] = report.scores[name][attack].numpy()
-    with files.atomic_path(context.out / "audit.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    result["audit"], tested = report.to_dict(), context.result("student")["test_accuracy"]
-    result["aop"] = {name: aop(tested[name], result["audit"][name]["lira"]["auc"]) for name in models}
-    return result
+    found = report.to_dict()
+    if c.audit_page:
+        report.write(context.out, {"title": f"Membership audit of Knowledge Recycling on {context.data.name}"})
+    else:
+        files.save_arrays(context.out / "audit.npz", report.arrays())
+    return {"audit": found, "aop": {name: found[name]["lira"]["aop"] for name in targets}}

@@ -71,8 +71,15 @@ class RecycleConfig:
     student_rotate: float = option(15.0, "augmentation on synthetic images: largest angle in degrees")
     student_scale: float = option(0.15, "augmentation on synthetic images: largest relative change of size")
 
-    num_shadows: int = option(16, "shadow models of the audit, even; 0 skips the audit")
-    audit_augment: str = option("none", "queries of the attack: none, flip or shift")
+    num_shadows: int = option(16, "shadow Teachers of the audit, even; 0 skips the audit")
+    student_shadows: int = option(
+        -1, "shadow Students of as many first shadow Teachers, even; -1 for all of them, 0 for none"
+    )
+    audit_generator: str = option("shared", "images of shadow Students: shared (this run's) or retrained on each half")
+    audit_control: bool = option(True, "train an overfitted model, which the audit has to find")
+    audit_released: bool = option(True, "attack the synthetic images of the last period by themselves")
+    audit_page: bool = option(True, "write audit.html: every attack with all of its figures")
+    audit_augment: str = option("none", "queries of the attack: none, flip (2), shift (5) or lira (18)")
 
     def __post_init__(self):
         positive = (
@@ -88,7 +95,8 @@ class RecycleConfig:
         for name, choices in (
             ("generator_objective", ("flow", "epsilon", "v_prediction")),
             ("label_plan", ("train", "balanced")),
-            ("audit_augment", ("none", "flip", "shift")),
+            ("audit_augment", ("none", "flip", "shift", "lira")),
+            ("audit_generator", ("shared", "retrained")),
         ):
             if getattr(self, name) not in choices:
                 fail("run", name, f"be one of {', '.join(choices)}", getattr(self, name))
@@ -100,10 +108,20 @@ class RecycleConfig:
                 fail("run", name, "be at least 0", getattr(self, name))
         if self.num_shadows < 0 or self.num_shadows % 2 or self.num_shadows == 2:
             fail("run", "num_shadows", "be 0, or even and at least 4", self.num_shadows)
+        if self.student_shadows > 0 and not self.num_shadows:
+            fail("run", "student_shadows", "be 0 or -1 without an audit (num_shadows 0)", self.student_shadows)
+        if self.student_shadows not in (-1, 0, *range(4, self.num_shadows + 1, 2)):
+            rule = f"be 0, -1, or even and from 4 to num_shadows, {self.num_shadows}"
+            fail("run", "student_shadows", rule, self.student_shadows)
         if not self.generator_widths or min(self.generator_widths) < 1:
             fail("run", "generator_widths", "hold channel counts above 0", list(self.generator_widths))
         if self.checkpoints > self.generator_steps:
             fail("run", "checkpoints", f"be at most generator_steps, {self.generator_steps}", self.checkpoints)
+
+    @property
+    def num_students(self) -> int:
+        """Shadow Students to train."""
+        return self.num_shadows if self.student_shadows == -1 else self.student_shadows
 
     def record(self) -> dict[str, Any]:
         """The configuration as plain values, without ``out``: what makes two runs the same run."""

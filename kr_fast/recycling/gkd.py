@@ -6,6 +6,7 @@ batch that the Student sees. Runs on rank 0.
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from kr_fast.synthesis import LabelPlan, Sampler
 from kr_fast.synthesis.optimize import optimize
 
 FILE, TRIALS = "student.safetensors", "trials.json"
+
+# Period -> ids, labels and images (uint8 [n, H, W, C]) of its synthetic set.
+Draw = Callable[[int], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,45 +71,72 @@ def default_sampling(context: Context, step: int) -> Sampling:
     return Sampling(step, c.num_inference_steps, c.guidance_scale, c.noise_scale, c.confidence)
 
 
-def make_sampler(context: Context, sampling: Sampling) -> Sampler:
-    """The sampler of a checkpoint under ``sampling``; its ids are images of this run's seed."""
+def drawn(
+    context: Context,
+    sampling: Sampling,
+    images: int,
+    *,
+    checkpoint: Path | None = None,
+    real: Tensor | None = None,
+    seed: int | None = None,
+) -> Draw:
+    """``images`` a period under ``sampling``; an id addresses one image of (generator, seed) and comes once.
+
+    Args:
+        checkpoint: folder of the generator; None for this run's of ``sampling.checkpoint``.
+        real: labels that the generator was trained on; None for those of the training split. Classes are as frequent
+            as in them, unless the configuration wants them balanced.
+        seed: of the images; None for this run's.
+    """
     c = context.config
-    network, scheduler, _ = generator.load(generator.folder(context, sampling.checkpoint), context.runtime.device)
+    network, scheduler, _ = generator.load(
+        generator.folder(context, sampling.checkpoint) if checkpoint is None else checkpoint, context.runtime.device
+    )
     optimize(network)
-    return Sampler(
+    sampler = Sampler(
         network,
         scheduler,
         sampling.num_inference_steps,
-        seed=seeds.derive(c.seed, "sampling"),
+        seed=seeds.derive(c.seed if seed is None else seed, "sampling"),
         guidance_scale=sampling.guidance_scale,
         noise_scale=sampling.noise_scale,
         micro_batch=c.micro_batch,
         crop=context.data.image_shape[:2],
     )
+    classes = context.data.num_classes
+    counts = torch.bincount(context.data.train.labels if real is None else real, minlength=classes)
+    plan = LabelPlan.balanced(classes) if c.label_plan == "balanced" else LabelPlan.counts(counts.tolist())
 
+    def draw(period: int) -> tuple[Tensor, Tensor, Tensor]:
+        ids = torch.arange(period * images, (period + 1) * images)
+        labels = plan.labels(ids)
+        return ids, labels, sampler(ids, labels)
 
-def make_plan(context: Context) -> LabelPlan:
-    """Classes of synthetic images: as frequent as in the training split, or balanced."""
-    if context.config.label_plan == "balanced":
-        return LabelPlan.balanced(context.data.num_classes)
-    counts = torch.bincount(context.data.train.labels, minlength=context.data.num_classes)
-    return LabelPlan.counts(counts.tolist())
+    return draw
 
 
 def distil(
     context: Context,
     master: nn.Module,
     student: nn.Module,
-    sampling: Sampling,
+    draw: Draw,
     schedule: Schedule,
     *,
+    confidence: float,
     seed: int,
     description: str | None = None,
     state_path: Path | None = None,
 ) -> Distilled:
-    """Train ``student`` in place; its weights at the end are those of the period best on real validation images."""
+    """Train ``student`` in place; its weights at the end are those of the period best on real validation images.
+
+    Args:
+        master: the Teacher, frozen and in eval mode.
+        draw: gives the synthetic set of each period.
+        confidence: least probability that the Teacher gives an image's label; images below count nothing.
+        seed: of shuffles and augmentation.
+        state_path: file to continue from, saved every period; removed at the end.
+    """
     c, device = context.config, context.runtime.device
-    sampler, plan = make_sampler(context, sampling), make_plan(context)
     batch = min(c.student_batch_size, schedule.images)
     per_epoch = schedule.images // batch
     recipe = TrainConfig(learning_rate=c.student_learning_rate, weight_decay=c.student_weight_decay)
@@ -123,13 +154,11 @@ def distil(
         )
     with bar(schedule.periods, description, "period", first) as progress:
         for period in range(first, schedule.periods):
-            ids = torch.arange(period * schedule.images, (period + 1) * schedule.images)
-            labels = plan.labels(ids)
-            images = sampler(ids, labels)
-            weight = _confident(master, images, labels.to(device), sampling.confidence)
+            ids, labels, images = draw(period)
+            weight = _confident(master, images, labels.to(device), confidence)
             done.kept.append(float(weight.float().mean()))
             if done.kept[-1] == 0:
-                logger.warning("no image of period %d reaches the Teacher confidence %g", period, sampling.confidence)
+                logger.warning("no image of period %d reaches the Teacher confidence %g", period, confidence)
             done.ids, done.labels, done.images = ids, labels, images
             synthetic = Split(images, labels.to(device))
             total = _train_period(
@@ -204,7 +233,8 @@ def trial(context: Context, master: nn.Module, sampling: Sampling) -> float:
     c = context.config
     student = context.seeded(c.student_arch, c.student_width, "trial")
     schedule = Schedule(c.trial_periods, c.trial_images, c.trial_epochs)
-    found = distil(context, master, student, sampling, schedule, seed=seeds.derive(c.seed, "trial"))
+    draw, seed = drawn(context, sampling, schedule.images), seeds.derive(c.seed, "trial")
+    found = distil(context, master, student, draw, schedule, confidence=sampling.confidence, seed=seed)
     return found.val_accuracy[found.best_period]
 
 
@@ -218,8 +248,9 @@ def run(context: Context) -> dict[str, Any]:
         context,
         master,
         student,
-        sampling,
+        drawn(context, sampling, c.images),
         Schedule(c.periods, c.images, c.epochs),
+        confidence=sampling.confidence,
         seed=seeds.derive(c.seed, "student"),
         description="student",
         state_path=context.out / "state" / "student.pt",

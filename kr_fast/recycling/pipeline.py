@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast import data
-from kr_fast.recycling import auditing, checkpoints, dataset, generator, gkd, reporting, student, teacher, tuning
+from kr_fast.recycling import (
+    auditing,
+    checkpoints,
+    dataset,
+    generator,
+    gkd,
+    reporting,
+    shadow_students,
+    shadows,
+    student,
+    teacher,
+    tuning,
+)
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, manifest, state
@@ -26,7 +38,9 @@ STAGES: tuple[tuple[str, Callable[[Context], dict], bool], ...] = (
     ("tuning", tuning.run, False),
     ("gkd", gkd.run, False),
     ("student", student.run, False),
-    ("audit", auditing.run, True),
+    ("shadows", shadows.run, True),
+    ("shadow_students", shadow_students.run, True),
+    ("audit", auditing.run, False),
     ("report", reporting.run, False),
 )
 

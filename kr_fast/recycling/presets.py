@@ -57,6 +57,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "images": 128,
         "epochs": 1,
         "num_shadows": 4,
+        "audit_control": False,
+        "audit_page": False,
     },
 }
 

@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 TEACHER, STUDENT, GENERATOR, GREY = "#D55E00", "#0072B2", "#009E73", "#777777"
-STYLES = {"lira": "-", "lira_offline": "--", "loss": ":"}
+# Of each target in the ROC; the full audit of the Student has the colour of none of the other curves.
+TARGETS = {
+    "teacher": TEACHER,
+    "student": STUDENT,
+    "student_full": "#CC79A7",
+    "released": GENERATOR,
+    "control": "#000000",
+}
+STYLES = {"lira": "-", "lira_offline": "--", "loss": ":", "nearest_synthetic": "-", "generated_density": ":"}
 MOST_CLASSES = 20  # rows of the image grid
 
 
@@ -77,16 +85,14 @@ def curves(found: dict[str, dict[str, list]]) -> bytes:
 
 def roc(found: dict[str, dict[str, np.ndarray]], negatives: int | None = None) -> bytes:
     """ROC of every attack and target on logarithmic axes, with the chance line."""
-    figure = new_figure(6, 5)
+    figure = new_figure(7, 5.5)
     axis = figure.subplots()
     least = 0.5 / negatives if negatives else 1e-3
     for name, points in found.items():
         model, _, attack = name.partition("/")
-        colour = TEACHER if model == "teacher" else STUDENT
+        colour, label = TARGETS.get(model, STUDENT), f"{model}: {attack}".replace("_", " ")
         fpr, tpr = np.maximum(points["fpr"], least), np.maximum(points["tpr"], least)
-        axis.plot(
-            fpr, tpr, STYLES.get(attack, "-"), color=colour, drawstyle="steps-post", label=f"{model}: {attack}", lw=1.6
-        )
+        axis.plot(fpr, tpr, STYLES.get(attack, "-"), color=colour, drawstyle="steps-post", label=label, lw=1.6)
     axis.plot([least, 1], [least, 1], color=GREY, lw=1, label="chance")
     axis.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1))
     axis.set_xlabel("false-positive rate")

@@ -6,7 +6,6 @@ from typing import Any
 
 from kr_fast.runtime import files
 
-ATTACK_NAMES = {"loss": "loss threshold", "lira": "LiRA online", "lira_offline": "LiRA offline"}
 MODELS = ("teacher", "student")
 
 
@@ -43,41 +42,12 @@ def markdown_table(rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(text[0]), *lines[1:]])
 
 
-def headline(summary: dict[str, Any]) -> list[list[str]]:
-    """Teacher / Student / gap."""
-    audit, aop, tested = summary.get("audit"), summary.get("aop"), summary["dataset"]["test"]
-    rows = [["", "Teacher (real images)", "Student (synthetic images)", "Teacher - Student"]]
-    accuracy = [summary[m].get("test_accuracy") for m in MODELS]
-    rows.append(["test accuracy (Student: CAS)", *(_share(a, tested) for a in accuracy), percent(summary["cas_gap"])])
-    for attack, name in ATTACK_NAMES.items():
-        if audit and attack in audit["teacher"]:
-            found = [audit[m][attack] for m in MODELS]
-            cells = [f"{number(f['auc'])} {interval(f['auc_ci'])}" for f in found]
-            rows.append([f"{name}: AUC", *cells, number(found[0]["auc"] - found[1]["auc"])])
-    if aop:
-        gap = aop["teacher"] - aop["student"]
-        rows.append(["AOP = accuracy / (2 max(AUC, 0.5))^2", *(number(aop[m]) for m in MODELS), number(gap)])
-    return rows
-
-
-def _share(value: float | None, count: int) -> str:
+def share(value: float | None, count: int) -> str:
+    """An accuracy on ``count`` examples with Wilson's interval."""
     if value is None:
         return number(None)
     low, high = wilson(value, count)
     return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def low_fpr(summary: dict[str, Any]) -> list[list[str]]:
-    """TPR at low FPR, with the false-positive count that each rests on."""
-    rows = [["attack", "at FPR", "Teacher TPR", "Student TPR"]]
-    audit = summary["audit"]
-    for attack, name in ATTACK_NAMES.items():
-        if attack not in audit["teacher"]:
-            continue
-        for fpr in audit["teacher"][attack]["tpr_at_fpr"]:
-            cells = [tpr(audit[m][attack]["tpr_at_fpr"][fpr]) for m in MODELS]
-            rows.append([name, f"{100 * float(fpr):g} %", *cells])
-    return rows
 
 
 def tpr(found: dict[str, Any]) -> str:
@@ -103,42 +73,6 @@ def stages(summary: dict[str, Any]) -> list[list[str]]:
     spent = summary["stages"]
     rows = [["stage", "seconds"], *([name, f"{seconds:.1f}"] for name, seconds in spent.items())]
     return [*rows, ["sum", f"{sum(spent.values()):.1f}"]]
-
-
-def verdict(summary: dict[str, Any]) -> str:
-    """The result in one paragraph of plain words, built from the numbers."""
-    teacher, student = (summary[m]["test_accuracy"] for m in MODELS)
-    data = summary["dataset"]
-    text = (
-        f"A Teacher trained on {data['train']} real images of {data['name']} classifies {percent(teacher)} of "
-        f"{data['test']} real test images correctly. A Student that saw only synthetic images and the Teacher's soft "
-        f"labels classifies {percent(student)}: a gap of {100 * summary['cas_gap']:.2f} points."
-    )
-    if not summary.get("audit"):
-        return text + " No membership attack was run."
-    found = {m: summary["audit"][m]["lira"] for m in MODELS}
-    for model in MODELS:
-        low = found[model]["auc_ci"][0]
-        outcome = "tells members from non-members better than chance" if low > 0.5 else "is not above chance here"
-        text += (
-            f" The strongest attack run, online LiRA, {outcome} on the {model.capitalize()} "
-            f"(AUC {number(found[model]['auc'])}, 95 % interval {interval(found[model]['auc_ci'])})."
-        )
-    return text
-
-
-def caveats(summary: dict[str, Any]) -> list[str]:
-    """What the figures do not say."""
-    lines = [
-        "The protection measured here is empirical. It is not differential privacy and carries no guarantee: it says "
-        "how far the attacks named above got, and a stronger attack may get further.",
-        "The Student was attacked with shadows of the Teacher's training (a transfer attack), a lower bound on what it "
-        "gives away. Distillation alone is known to give only limited privacy (Jagielski et al., NeurIPS 2023).",
-        "The generator and the synthetic images were not attacked. Whoever is given them can attack them directly.",
-        "Every choice (epoch, checkpoint, sampling) was made on the validation split, which is private data too; the "
-        "test split was read once, at the end.",
-    ]
-    return [*lines, *(f"Warning of the audit: {note}." for note in summary.get("notes", []))]
 
 
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:

@@ -187,6 +187,14 @@ def save_array(path: str | Path, array: Any) -> None:
         file.write(array.reshape(-1).view(np.uint8))
 
 
+def save_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Atomically write a compressed ``.npz``."""
+    import numpy as np
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

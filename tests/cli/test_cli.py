@@ -66,6 +66,17 @@ def test_bad_data_leaves_nothing(tmp_path, capsys):
         (["--confidence", "1"], "run: confidence must be in [0, 1), got 1.0"),
         (["--hard-weight", "-0.5"], "run: hard_weight must be at least 0, got -0.5"),
         (["--num-shadows", "5"], "run: num_shadows must be 0, or even and at least 4, got 5"),
+        (
+            ["--student-shadows", "5"],
+            "run: student_shadows must be 0, -1, or even and from 4 to num_shadows, 4, got 5",
+        ),
+        (["--student-shadows", "2"], "and from 4 to num_shadows, 4, got 2"),
+        (["--num-shadows", "8", "--student-shadows", "10"], "and from 4 to num_shadows, 8, got 10"),
+        (
+            ["--num-shadows", "0", "--student-shadows", "4"],
+            "run: student_shadows must be 0 or -1 without an audit (num_shadows 0), got 4",
+        ),
+        (["--audit-generator", "own"], "run: audit_generator must be one of shared, retrained, got own"),
         (["--generator-widths"], "run: generator_widths must hold channel counts above 0, got []"),
         (["--checkpoints", "99"], "run: checkpoints must be at most generator_steps, 12, got 99"),
         (["--teacher-arch", "vgg"], "must be one of"),

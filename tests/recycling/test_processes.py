@@ -27,7 +27,9 @@ def test_two_processes_do_the_run_of_one(tmp_path, finished):
     # generator's gradients are summed in another order, so what follows from it may differ.
     assert found["teacher"] == alone["teacher"]
     assert found["audit"]["teacher"] == alone["audit"]["teacher"]
-    assert len(list((tmp_path / "run" / "shadows").glob("*.safetensors"))) == 4
+    for folder in ("shadows", "shadow_students"):
+        assert len(list((tmp_path / "run" / folder).glob("*.safetensors"))) == 4
+    assert found["audit"]["student_full"].keys() == alone["audit"]["student_full"].keys()
 
 
 def test_bad_input_ends_both(tmp_path):

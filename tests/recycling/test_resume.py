@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from toy_runs import metrics, toy, without_seconds
+from toy_runs import WHOLE_AUDIT, metrics, toy, without_seconds
 
 pytestmark = pytest.mark.pipeline
 KILL = "import os, signal\ndef die(): os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -45,13 +45,55 @@ def then_die(path, state):
     if path.name == "student.pt": die()
 files.save_state = then_die
 """,
-    "audit, after a shadow": """
+    "shadows, after a model": """
 from kr_fast.runtime import files
 save = files.save_tensors
 def then_die(path, *rest):
     save(path, *rest)
     if path.parent.name == "shadows": die()
 files.save_tensors = then_die
+""",
+    "shadow Students, after some of the shared images": """
+from kr_fast.runtime import files
+save = files.save_array
+def then_die(path, array):
+    if path.name == "period-0002.npy": die()
+    save(path, array)
+files.save_array = then_die
+""",
+    "shadow Students, after a model": """
+from kr_fast.runtime import files
+save = files.save_tensors
+def then_die(path, *rest):
+    save(path, *rest)
+    if path.parent.name == "shadow_students": die()
+files.save_tensors = then_die
+""",
+    "shadow Students, between the periods of the second model": """
+from kr_fast.runtime import files
+save = files.save_state
+def then_die(path, state):
+    save(path, state)
+    if path.name == "shadow-student-001.pt": die()
+files.save_state = then_die
+""",
+    "whole audit, while a generator is retrained": """
+from kr_fast.recycling import generator
+generator.SAVE_EVERY = 5
+from kr_fast.runtime import files
+save = files.save_state
+def then_die(path, state):
+    save(path, state)
+    if path.name == "shadow-generator-002.pt": die()
+files.save_state = then_die
+""",
+    "whole audit, while the control trains": """
+from kr_fast.runtime import files
+save = files.save_state
+def then_die(path, state):
+    save(path, state)
+    if path.name == "control.pt": die()
+files.save_state = then_die
 """,
     "report": """
 from kr_fast.report import document
@@ -61,10 +103,13 @@ document.write_markdown = lambda *a: die()
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_run_continues_to_the_same_figures(tmp_path, finished, point):
+def test_killed_run_continues_to_the_same_figures(tmp_path, finished, audited, point):
     flags = ["--teacher-epochs", "12"] if point.startswith("teacher") else []
-    wanted = metrics(finished[0])
-    if flags:
+    whole = point.startswith("whole audit")
+    wanted = metrics((audited if whole else finished)[0])
+    if whole:
+        flags = WHOLE_AUDIT
+    elif flags:
         toy(tmp_path / "whole", *flags, "--num-shadows", "0")
         flags += ["--num-shadows", "0"]
         wanted = metrics(tmp_path / "whole")
@@ -74,6 +119,7 @@ def test_killed_run_continues_to_the_same_figures(tmp_path, finished, point):
     assert without_seconds(metrics(tmp_path / "run")) == without_seconds(wanted)
     leftovers = [path.name for path in (tmp_path / "run").rglob("*.pt")]
     assert leftovers == []
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["trials.json"]
 
 
 def test_full_disk_stays_resumable(tmp_path, finished):

@@ -11,7 +11,18 @@ from kr_fast.models import classifier
 from kr_fast.runtime import files
 
 pytestmark = pytest.mark.pipeline
-STAGES = ["data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "audit"]
+STAGES = [
+    "data",
+    "teacher",
+    "generator",
+    "checkpoints",
+    "tuning",
+    "gkd",
+    "student",
+    "shadows",
+    "shadow_students",
+    "audit",
+]
 
 
 def test_metrics_have_the_promised_keys(finished):
@@ -89,7 +100,11 @@ def test_report_is_one_file_that_loads_nothing(finished):
 
 def test_last_screen(finished):
     lines = finished[1].strip().splitlines()
-    assert lines[0].split() == ["Teacher", "Student", "gap"]
+    assert lines[0].split("  ")[-1] == "Teacher - Student, full"
+    assert [line.split("  ")[0] for line in lines[1:-1]] == [
+        "test accuracy", "LiRA online AUC", "LiRA offline AUC", "loss AUC", "AOP", "released images",
+        "released images", "seconds",
+    ]  # fmt: skip
     assert lines[-1] == f"report: {finished[0]}/report.html"
 
 
@@ -150,10 +165,16 @@ def test_colour_images_of_an_odd_size_from_a_folder(tmp_path):
             pixels = draw.integers(0, 80, (11, 9, 3), dtype=np.uint8)
             pixels[..., label] += 120
             Image.fromarray(pixels).save(tmp_path / "set" / name / f"{index}.png")
-    toy(tmp_path / "run", "--data", str(tmp_path / "set"), "--num-shadows", "4", "--flip", "--student-flip")
+    toy(
+        tmp_path / "run", "--data", str(tmp_path / "set"), "--student-shadows", "0", "--no-audit-released",
+        "--flip", "--student-flip")  # fmt: skip
     assert np.load(tmp_path / "run" / "synthetic" / "images.npy").shape == (128, 11, 9, 3)
     found = metrics(tmp_path / "run")
     assert found["dataset"]["class_names"] == ["a", "b", "c"]
+    assert set(found["audit"]) == {"teacher", "student", "comparison", "leave_one_out", "setting"}
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "shadows of the Teacher's training only (a transfer attack), a lower bound" in text
+    assert "The generator and the synthetic images were not attacked." in text
     # As frequent as in training (24 : 18 : 12), each to one image.
     counts = np.bincount(np.load(tmp_path / "run" / "synthetic" / "labels.npy"))
     assert np.allclose(counts / 128, np.array([24, 18, 12]) / 54, atol=0.03)

@@ -9,26 +9,61 @@ from PIL import Image
 from scipy import stats
 
 from kr_fast import report
-from kr_fast.report import plots, tables
+from kr_fast.report import plots, run_audit, tables
 
 
-def attack(auc, low, high, false_positives=12):
+def attack(auc, low, high, false_positives=12, role="primary"):
     tpr = {"tpr": 0.05, "interval": [0.02, 0.09], "false_positives": false_positives,
            "point_claim": false_positives >= 10}  # fmt: skip
-    return {"auc": auc, "auc_ci": [low, high], "balanced_accuracy": 0.55, "tpr_at_fpr": {"0.01": tpr}}
+    found = {"auc": auc, "auc_ci": [low, high], "balanced_accuracy": 0.55, "tpr_at_fpr": {"0.01": tpr}}
+    return {**found, "role": role, "auc_ci_corrected": [low - 0.01, high + 0.01]}
+
+
+def paired(difference, p):
+    return {"first": "teacher", "difference": difference, "interval": [difference - 0.04, difference + 0.04], "p": p}
+
+
+def whole_audit(full=True, control=True, released=True):
+    """As of a run: Teacher by its shadows, Student by transfer and in full, images, control."""
+    loss = {"role": "exploratory"}
+    found = {
+        "teacher": {"lira": attack(0.6, 0.57, 0.63), "loss": attack(0.55, 0.52, 0.58, 3, **loss)},
+        "student": {"lira": attack(0.51, 0.48, 0.54), "loss": attack(0.5, 0.47, 0.53, **loss)},
+        "comparison": {"student": {"lira": paired(0.09, 0.004), "loss": paired(0.05, 0.03)}},
+        "leave_one_out": {},
+    }
+    targets = {
+        "teacher": {"kind": "full", "shadows": "teacher", "shared": "", "control": False},
+        "student": {"kind": "transfer", "shadows": "teacher", "shared": "", "control": False},
+    }
+    sets = {"teacher": {"models": 16, "on_the_smaller_side": 8}}
+    if full:
+        found["student_full"] = {"lira": attack(0.57, 0.54, 0.6), "loss": attack(0.5, 0.47, 0.53, **loss)}
+        found["comparison"]["student_full"] = {"lira": paired(0.03, 0.2), "loss": paired(0.05, 0.03)}
+        targets["student_full"] = {"kind": "full", "shadows": "student_full", "shared": "the generator",
+                                   "control": False}  # fmt: skip
+        sets["student_full"] = {"models": 12, "on_the_smaller_side": 6}
+    if control:
+        found["control"] = {"lira": attack(0.8, 0.78, 0.82), "loss": attack(0.7, 0.67, 0.73, **loss)}
+        targets["control"] = {"kind": "full", "shadows": "teacher", "shared": "", "control": True}
+    if released:
+        found["released"] = {"nearest_synthetic": attack(0.53, 0.50, 0.56, **loss)}
+        targets["released"] = {"kind": "released", "images": 1024, "control": False}
+    titles = {"lira": "LiRA online", "loss": "loss threshold", "nearest_synthetic": "nearest synthetic image"}
+    found["setting"] = {
+        "members": 900, "non_members": 500, "num_shadows": 16, "augment": "none", "lira_variance": "fixed",
+        "warnings": [], "targets": targets, "shadow_sets": sets,
+        "control": {"name": "control", "found": True, "by": ["lira", "loss"], "by_primary": True} if control else None,
+        "attacks": {name: {"title": title, "assumes": ""} for name, title in titles.items()},
+    }  # fmt: skip
+    return found
 
 
 def summary(**changes):
-    audit = {
-        "setting": {"members": 900, "non_members": 500, "num_shadows": 16, "augment": "none", "lira_variance": "fixed",
-                    "warnings": []},
-        "teacher": {"lira": attack(0.6, 0.57, 0.63), "loss": attack(0.55, 0.52, 0.58, 3)},
-        "student": {"lira": attack(0.51, 0.48, 0.54), "loss": attack(0.5, 0.47, 0.53)},
-    }  # fmt: skip
     found = {
         "title": "Knowledge Recycling on <b>set</b>",
         "command": "kr-fast run --out x",
-        "config": {"seed": 0},
+        "config": {"seed": 0, "audit_generator": "shared"},
         "seed": 0,
         "versions": {"torch": "2.13.0"},
         "stages": {"teacher": 3.0, "gkd": 4.5},
@@ -37,8 +72,8 @@ def summary(**changes):
         "teacher": {"test_accuracy": 0.97, "val_accuracy": 0.98, "parameters": 10},
         "student": {"test_accuracy": 0.95, "val_accuracy": 0.96, "parameters": 10},
         "cas_gap": 0.02,
-        "audit": audit,
-        "aop": {"teacher": 0.67, "student": 0.91},
+        "audit": whole_audit(),
+        "aop": {"teacher": 0.67, "student": 0.91, "student_full": 0.8},
         "checkpoints": [{"step": 9, "val_accuracy": 0.5, "chosen": True}],
         "tuning": [{"sigma": 1.0, "val_accuracy": 0.5, "chosen": True}],
         "notes": ["few shadows"],
@@ -73,7 +108,7 @@ def test_both_documents_are_written(tmp_path):
         assert words in text, words
         assert words in markdown.read_text(), words
     assert "tells members from non-members better than chance on the Teacher" in text
-    assert "is not above chance here on the Student" in text
+    assert "is not above chance here on the Student with shadows of the Teacher&#x27;s training (transfer)" in text
     assert "only 3 false positives: no point claim" in text
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert figures == ["curves.png", "images.png", "roc.png", "stages.png"]
@@ -81,6 +116,60 @@ def test_both_documents_are_written(tmp_path):
         image = Image.open(tmp_path / "figures" / name)
         assert image.width >= 600
         assert np.asarray(image).std() > 5  # something is drawn
+
+
+def words(**changes):
+    found = summary(**changes)
+    return run_audit.verdict(found) + " " + " ".join(run_audit.caveats(found))
+
+
+def test_words_follow_the_audits_that_were_run():
+    text = words()
+    assert "better than chance on the Student with shadow Students (full) (AUC 0.570" in text
+    # Of Teacher and Student in full, and not by transfer, which has p = 0.004.
+    assert "Teacher and Student are not told apart by it (paired DeLong test, p = 0.2)" in text
+    assert "12 shadow Students learn from images of this run's own generator" in text
+    assert "is found (AUC by LiRA online 0.800 [0.780, 0.820], loss threshold 0.700" in text
+    # 0.50 to 0.56 by itself, 0.49 to 0.57 with its share of the error.
+    assert "No attack on the released images is above chance" in text
+    assert "Released images are the 1024 of the last period" in text
+    retrained = words(config={"audit_generator": "retrained"})
+    assert "a generator of their own each" in retrained
+    assert "this run's own generator" not in retrained
+    bare = words(audit=whole_audit(full=False, control=False, released=False))
+    assert "shadows of the Teacher's training only (a transfer attack)" in bare
+    assert "The Student gives away less than the Teacher (paired DeLong test, p = 0.004)" in bare
+    assert "synthetic images were not attacked" in bare
+    assert "There was no positive control" in bare
+    assert "shadow Students" not in bare
+
+
+def test_a_control_that_is_not_found_takes_the_audits_power():
+    audit = whole_audit()
+    audit["setting"]["control"] |= {"found": False, "by": [], "by_primary": False}
+    assert "do not find the positive control, an overfitted model: this audit has no power" in words(audit=audit)
+    audit["setting"]["control"] |= {"found": True, "by": ["loss"]}
+    assert "is found, but not by the attack named beforehand (AUC by loss threshold 0.700" in words(audit=audit)
+
+
+def test_tables_stand_the_audits_side_by_side():
+    found = summary()
+    head = run_audit.headline(found)
+    assert head[0][1:] == [
+        "Teacher (real images)", "Student, transfer", "Student, full (shared generator)",
+        "Teacher - Student, full (shared generator)",
+    ]  # fmt: skip
+    assert head[2][1:] == [
+        "0.600 [0.570, 0.630]", "0.510 [0.480, 0.540]", "0.570 [0.540, 0.600]", "+0.030 [-0.010, 0.070], p = 0.2",
+    ]  # fmt: skip
+    assert head[-1][1:] == ["0.670", "0.910", "0.800", "-0.130"]
+    assert [row[1] for row in run_audit.what_was_run(found)[1:]] == [
+        "full", "transfer", "full", "control", "released images",
+    ]  # fmt: skip
+    assert run_audit.what_was_run(found)[3][2:] == ["12 shadow Students, 6 on a side of an example", "the generator"]
+    assert run_audit.every_attack(found)[1][-1] == "0.800 [0.780, 0.820]"
+    transfer = summary(audit=whole_audit(full=False), aop={"teacher": 0.67, "student": 0.91})
+    assert run_audit.headline(transfer)[2][-1] == "+0.090 [0.050, 0.130], p = 0.004"
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -1,0 +1,73 @@
+"""Stage 8, shadows: models of the Teacher's recipe, each on a random half of training and test split together.
+
+The pool is the training split (members) and the test split (non-members). The validation split is left out: choices
+were made on it, so it is neither. Shadows are shared out over the ranks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kr_fast.ensemble import ModelArray, Shadows, train_shadows
+from kr_fast.recycling import teacher
+from kr_fast.recycling.context import Context
+from kr_fast.runtime import files, seeds
+
+FOLDER = "shadows"
+
+
+def pool(context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    """(images, labels, members): what the audit tells apart, on the CPU."""
+    train, test = context.data.train, context.data.test
+    images, labels = torch.cat([train.images, test.images]).cpu(), torch.cat([train.labels, test.labels]).cpu()
+    return images, labels, torch.arange(len(labels)) < len(train)
+
+
+def workers(context: Context) -> int:
+    """How many models to train at a time: a small network gains nothing from a second thread."""
+    return torch.get_num_threads() if context.runtime.device.type == "cpu" else 1
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train what is missing of the shadow Teachers, on every rank."""
+    c = context.config
+    if c.num_shadows:
+        images, labels, _ = pool(context)
+        train_shadows(
+            context.make_network(c.teacher_arch, c.teacher_width), images, labels,
+            num_models=c.num_shadows, config=teacher.recipe(context),
+            seed=seeds.derive(c.seed, "shadows"), out=context.out / FOLDER, workers=workers(context),
+        )  # fmt: skip
+    return {"models": c.num_shadows}
+
+
+def keep(context: Context) -> Tensor:
+    """bool ``[M, N]``: which examples of the pool each shadow Teacher was trained on."""
+    return torch.from_numpy(np.load(context.out / FOLDER / "keep.npy"))
+
+
+def load_one(context: Context, index: int) -> nn.Module:
+    """Shadow Teacher ``index``, in eval mode, without gradients."""
+    c = context.config
+    return read(context, context.out / FOLDER, index, c.teacher_arch, c.teacher_width)
+
+
+def load(context: Context) -> Shadows:
+    """All shadow Teachers."""
+    models = [load_one(context, index) for index in range(context.config.num_shadows)]
+    return Shadows(ModelArray(models), keep(context))
+
+
+def file(folder: Path, index: int) -> Path:
+    """Where model ``index`` of a folder of shadows lies."""
+    return folder / f"model-{index:03d}.safetensors"
+
+
+def read(context: Context, folder: Path, index: int, arch: str, width: int) -> nn.Module:
+    """Model ``index`` of a folder of shadows, in eval mode, without gradients."""
+    model = context.network(arch, width)
+    model.load_state_dict(files.load_tensors(file(folder, index)))
+    return model.to(context.runtime.device).eval().requires_grad_(False)

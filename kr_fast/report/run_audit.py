@@ -1,0 +1,220 @@
+"""The audit of a run in tables and plain words: Teacher and Student side by side, each by what it was attacked with.
+
+All functions read the run's summary; its ``audit`` is the dictionary of ``audit.json``.
+"""
+
+from typing import Any
+
+from kr_fast.report import audit_tables
+from kr_fast.report.tables import interval, number, percent, share, tpr
+
+Summary = dict[str, Any]
+HEADLINE = ("lira", "lira_offline", "loss")
+TEACHER, TRANSFER, FULL, RELEASED, CONTROL = "teacher", "student", "student_full", "released", "control"
+
+
+def models(summary: Summary) -> dict[str, str]:
+    """Name in the audit -> title, of Teacher and Student by each set of shadows that attacked it."""
+    audit = summary.get("audit")
+    if not audit:
+        return {TEACHER: "Teacher (real images)", TRANSFER: "Student (synthetic images)"}
+    found = {TEACHER: "Teacher (real images)", TRANSFER: "Student, transfer"}
+    if FULL in audit:
+        found[FULL] = f"Student, full ({summary['config']['audit_generator']} generator)"
+    return found
+
+
+def strongest(summary: Summary) -> str:
+    """The audit of the Student that counts: by shadows made as it was, where there are any."""
+    return FULL if FULL in (summary.get("audit") or {}) else TRANSFER
+
+
+def headline(summary: Summary) -> list[list[str]]:
+    """Accuracy, AUC of the first attacks and AOP of each model, and the difference with its paired test."""
+    audit, titles, best = summary.get("audit"), models(summary), strongest(summary)
+    rows = [["", *titles.values(), f"Teacher - {titles[best]}" if len(titles) > 2 else "Teacher - Student"]]
+    tested = [summary["teacher" if name == TEACHER else "student"].get("test_accuracy") for name in titles]
+    count = summary["dataset"]["test"]
+    rows.append(["test accuracy (Student: CAS)", *(share(each, count) for each in tested), percent(summary["cas_gap"])])
+    for attack in HEADLINE:
+        if audit and attack in audit[TEACHER]:
+            cells = [auc(audit[name][attack]) for name in titles]
+            rows.append([f"{audit_tables.title(audit, attack)}: AUC", *cells, difference(audit, best, attack)])
+    if summary.get("aop"):
+        aop = summary["aop"]
+        cells = [number(aop[name]) for name in titles]
+        rows.append(["AOP = accuracy / (2 max(AUC, 0.5))^2", *cells, number(aop[TEACHER] - aop[best])])
+    return rows
+
+
+def auc(row: dict[str, Any]) -> str:
+    """``0.560 [0.531, 0.589]``."""
+    return f"{number(row['auc'])} {interval(row['auc_ci'])}"
+
+
+def difference(audit: dict[str, Any], other: str, attack: str) -> str:
+    """Teacher's AUC minus that of another target on the same examples: DeLong's interval and p."""
+    row = audit["comparison"][other][attack]
+    p = "no variance" if row["p"] is None else f"p = {row['p']:.2g}"
+    return f"{row['difference']:+.3f} {interval(row['interval'])}, {p}"
+
+
+def what_was_run(summary: Summary) -> list[list[str]]:
+    """Which audit each target had: shadows, how they were made, what they share with it."""
+    audit = summary["audit"]
+    setting, rows = audit["setting"], [["target", "audit", "attacked with", "shared with its own making"]]
+    named = {**models(summary), RELEASED: "released images", CONTROL: "positive control"}
+    for name, facts in setting["targets"].items():
+        if facts["kind"] == "released":
+            rows.append([named[name], "released images", f"{facts['images']} images of the last period", ""])
+            continue
+        shadows = setting["shadow_sets"][facts["shadows"]]
+        kind = "shadow Students" if facts["shadows"] == FULL else "shadow Teachers"
+        least = shadows["on_the_smaller_side"]
+        audited = "control" if facts["control"] else facts["kind"]
+        cells = [f"{shadows['models']} {kind}, {least} on a side of an example", facts["shared"]]
+        rows.append([named.get(name, name), audited, *cells])
+    return rows
+
+
+def every_attack(summary: Summary) -> list[list[str]]:
+    """AUC of every attack on every model and on the control."""
+    audit, named = summary["audit"], models(summary)
+    if CONTROL in audit:
+        named[CONTROL] = "positive control"
+    rows = [["attack", "role", *named.values()]]
+    for attack, row in audit[TEACHER].items():
+        cells = [auc(audit[name][attack]) for name in named]
+        rows.append([audit_tables.title(audit, attack), row["role"], *cells])
+    return rows
+
+
+def released(summary: Summary) -> list[list[str]]:
+    """Attacks on the released images."""
+    rows = [["attack", "AUC", "TPR at 1 % FPR"]]
+    for attack, row in summary["audit"][RELEASED].items():
+        rows.append([audit_tables.title(summary["audit"], attack), auc(row), tpr(row["tpr_at_fpr"]["0.01"])])
+    return rows
+
+
+def low_fpr(summary: Summary) -> list[list[str]]:
+    """TPR at low FPR, with the false-positive count that each rests on."""
+    audit, titles = summary["audit"], models(summary)
+    rows = [["attack", "at FPR", *(f"TPR: {title}" for title in titles.values())]]
+    for attack in HEADLINE:
+        if attack not in audit[TEACHER]:
+            continue
+        for rate in audit[TEACHER][attack]["tpr_at_fpr"]:
+            cells = [tpr(audit[name][attack]["tpr_at_fpr"][rate]) for name in titles]
+            rows.append([audit_tables.title(audit, attack), f"{100 * float(rate):g} %", *cells])
+    return rows
+
+
+def verdict(summary: Summary) -> str:
+    """The result in one paragraph of plain words, built from the numbers."""
+    teacher, student = (summary[name]["test_accuracy"] for name in ("teacher", "student"))
+    data, audit = summary["dataset"], summary.get("audit")
+    text = (
+        f"A Teacher trained on {data['train']} real images of {data['name']} classifies {percent(teacher)} of "
+        f"{data['test']} real test images correctly. A Student that saw only synthetic images and the Teacher's soft "
+        f"labels classifies {percent(student)}: a gap of {100 * summary['cas_gap']:.2f} points."
+    )
+    if not audit:
+        return text + " No membership attack was run."
+    text += " The attack named beforehand, online LiRA,"
+    ways = {
+        TEACHER: "on the Teacher",
+        TRANSFER: "on the Student with shadows of the Teacher's training (transfer)",
+        FULL: "on the Student with shadow Students (full)",
+    }
+    said = []
+    for name in models(summary):
+        row = audit[name]["lira"]
+        outcome = "tells members from non-members better than chance" if above(row) else "is not above chance here"
+        said.append(f" {outcome} {ways[name]} (AUC {number(row['auc'])}, 95 % interval {interval(row['auc_ci'])})")
+    row = audit["comparison"][strongest(summary)]["lira"]
+    text += ";".join(said) + f". {_test(row)}"
+    if RELEASED in audit:
+        found = [audit_tables.title(audit, attack) for attack, row in audit[RELEASED].items() if above(row)]
+        text += (
+            f" The released images by themselves give members away (attacks above chance: {', '.join(found)})."
+            if found
+            else " No attack on the released images is above chance."
+        )
+    return text + _of_control(audit)
+
+
+def _of_control(audit: dict[str, Any]) -> str:
+    control = audit["setting"]["control"]
+    if control is None:
+        return ""
+    if not control["found"]:
+        return " They do not find the positive control, an overfitted model: this audit has no power."
+    by = ", ".join(f"{audit_tables.title(audit, attack)} {auc(audit[CONTROL][attack])}" for attack in control["by"])
+    only = "" if control["by_primary"] else ", but not by the attack named beforehand"
+    return f" The positive control, an overfitted model, is found{only} (AUC by {by})."
+
+
+def above(row: dict[str, Any]) -> bool:
+    """An attack is above chance if its interval is; that of an exploratory one shares its error with the others."""
+    return (row["auc_ci"] if row["role"] == "primary" else row["auc_ci_corrected"])[0] > 0.5
+
+
+def _test(row: dict[str, Any]) -> str:
+    if row["p"] is None:
+        return "Teacher and Student cannot be compared: their scores do not vary."
+    less = "less" if row["difference"] > 0 else "more"
+    if row["p"] < 0.05:
+        return f"The Student gives away {less} than the Teacher (paired DeLong test, p = {row['p']:.2g})."
+    return f"Teacher and Student are not told apart by it (paired DeLong test, p = {row['p']:.2g})."
+
+
+def caveats(summary: Summary) -> list[str]:
+    """What the figures do not say, by what was run."""
+    lines = [
+        "The protection measured here is empirical. It is not differential privacy and carries no guarantee: it says "
+        "how far the attacks named above got, and a stronger attack may get further."
+    ]
+    audit = summary.get("audit")
+    if audit:
+        lines += [_of_student(summary), _of_images(summary)]
+        if CONTROL not in audit:
+            lines.append("There was no positive control: whether these attacks have power here is not shown.")
+    lines.append(
+        "Every choice (epoch, checkpoint, sampling) was made on the validation split, which is private data too; the "
+        "test split was read once, at the end."
+    )
+    return [*lines, *(f"Warning of the audit: {note}." for note in summary.get("notes", []))]
+
+
+def _of_student(summary: Summary) -> str:
+    known = "Distillation alone is known to give only limited privacy (Jagielski et al., NeurIPS 2023)."
+    if strongest(summary) == TRANSFER:
+        return (
+            "The Student was attacked with shadows of the Teacher's training only (a transfer attack), a lower bound "
+            f"on what it gives away. {known}"
+        )
+    count = summary["audit"]["setting"]["shadow_sets"][FULL]["models"]
+    if summary["config"]["audit_generator"] == "shared":
+        return (
+            f"The {count} shadow Students learn from images of this run's own generator. The attacker is thereby given "
+            "the generator, and since it was trained on all members, no shadow shows what a member's part in it gives "
+            "away: the full audit bounds from below what leaks through the soft labels, and says nothing of what "
+            f"leaks through the images. {known}"
+        )
+    return (
+        f"The {count} shadow Students had a generator of their own each, trained on the half that their Teacher was "
+        "trained on; they share with the Student the sampling that was tuned for it, and the validation split. "
+        f"{known}"
+    )
+
+
+def _of_images(summary: Summary) -> str:
+    rest = "Whoever is given the generator can attack it directly, and more images give away more."
+    if RELEASED not in summary["audit"]:
+        return f"The generator and the synthetic images were not attacked. {rest}"
+    count = summary["audit"]["setting"]["targets"][RELEASED]["images"]
+    return (
+        f"Released images are the {count} of the last period, which lie in synthetic/; those of earlier periods and "
+        f"the generator's weights were not attacked. {rest}"
+    )

@@ -1,0 +1,165 @@
+"""Shadow Students: which images and Teachers they learn from, that their audit is theirs, and who trains them."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_runs import metrics, toy
+
+from kr_fast import data
+from kr_fast.membership import lira, roc
+from kr_fast.recycling import generator, gkd, shadow_students, shadows
+from kr_fast.recycling.config import RecycleConfig
+from kr_fast.recycling.context import Context
+from kr_fast.runtime import files, state
+from kr_fast.runtime.journal import Journal
+
+pytestmark = pytest.mark.pipeline
+
+
+def context_of(out: Path) -> Context:
+    """What the stages of a finished run were given."""
+    values = yaml.safe_load((out / "config.yaml").read_text())
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    c = RecycleConfig(out=str(out), **values)
+    loaded = data.load(c.data, seed=c.seed, val_fraction=c.val_fraction, test_fraction=c.test_fraction)
+    return Context(c, out, state.current(), loaded, Journal(out))
+
+
+def without(source: Path, out: Path, stages: tuple[str, ...], *names: str) -> None:
+    """A copy of a run in which some stages are not done yet, and some files are missing."""
+    shutil.copytree(source, out)
+    for name in ("metrics.json", *names):
+        (out / name).unlink()
+    path = out / "journal.json"
+    journal = {key: value for key, value in json.loads(path.read_text()).items() if key not in stages}
+    path.write_text(json.dumps(journal))
+
+
+def test_number_of_shadow_students():
+    assert RecycleConfig().num_students == RecycleConfig().num_shadows == 16
+    assert RecycleConfig(num_shadows=8).num_students == 8
+    assert RecycleConfig(num_shadows=8, student_shadows=4).num_students == 4
+    assert RecycleConfig(student_shadows=0).num_students == 0
+    assert RecycleConfig(num_shadows=0).num_students == 0
+
+
+def test_shared_images_are_those_that_the_student_saw(finished, tmp_path):
+    run = context_of(finished[0])
+    job = shadow_students.Job(Context(run.config, tmp_path, run.runtime, run.data, run.journal))
+    ids, labels, images = gkd.drawn(run, job.sampling, run.config.images)(2)
+    for name, found in (("ids", ids), ("labels", labels), ("images", images)):
+        assert np.array_equal(found.numpy(), np.load(finished[0] / "synthetic" / f"{name}.npy")), name
+    job.keep_shared(2, ids, labels, images)
+    for kept, found in zip(job.shared(2), (ids, labels, images), strict=True):
+        assert torch.equal(kept, found)
+
+
+def test_the_full_audit_is_lira_on_the_shadow_students(finished):
+    """Scores recomputed from the files: signals of Student and shadow Students, keep of their Teachers."""
+    run = context_of(finished[0])
+    images, labels, members = shadows.pool(run)
+    found = shadow_students.load(run)
+    assert torch.equal(found.keep, shadows.keep(run))
+    phi = found.array.signals(images, labels)["phi"]
+    student = type(found.array)([gkd.load(run)]).signals(images, labels)["phi"]
+    wanted = lira(phi, found.keep, variance="fixed", target=student)[0]
+    with np.load(finished[0] / "audit.npz") as archive:
+        scores, transfer = archive["student_full/lira/scores"], archive["student/lira/scores"]
+    np.testing.assert_allclose(scores, wanted.numpy(), rtol=1e-6, atol=1e-9)
+    assert not np.allclose(scores, transfer, rtol=1e-3)
+    audit = metrics(finished[0])["audit"]
+    assert audit["student_full"]["lira"]["auc"] == roc(torch.from_numpy(scores), members).auc
+
+
+def test_a_shadow_student_learns_from_its_own_teacher(finished):
+    """Each answers as its Teacher does more than as the other Teachers do, on images that it learned from."""
+    run = context_of(finished[0])
+    images = torch.from_numpy(np.load(finished[0] / "synthetic" / "images.npy"))
+    students, teachers = (each.load(run).array(images) for each in (shadow_students, shadows))
+    # The size of what all models share would hide the rest: what is left of each after the mean over models.
+    students, teachers = (each.log_softmax(2) for each in (students, teachers))
+    students, teachers = (each - each.mean(0, keepdim=True) for each in (students, teachers))
+    agreement = torch.einsum("anc,bnc->ab", students, teachers)
+    assert (agreement.argmax(1) == torch.arange(4)).float().mean() >= 0.75, agreement
+
+
+def test_setting_says_what_was_run(finished, audited):
+    for (out, _), kind, shared in (
+        (finished, "shared", "the generator (trained on all members) and its images"),
+        (audited, "retrained", "the tuned sampling"),
+    ):
+        found = metrics(out)
+        targets = found["audit"]["setting"]["targets"]
+        assert {name: facts["kind"] for name, facts in targets.items() if not facts["control"]} == {
+            "teacher": "full", "student": "transfer", "student_full": "full", "released": "released",
+        }  # fmt: skip
+        assert targets["student_full"]["shared"] == shared
+        assert targets["released"]["images"] == found["config"]["images"]
+        assert found["audit"]["setting"]["shadow_sets"]["student_full"]["models"] == 4
+        paired = found["audit"]["comparison"]
+        assert set(paired) == {"student", "student_full"}
+        gap = found["audit"]["teacher"]["lira"]["auc"] - found["audit"]["student_full"]["lira"]["auc"]
+        assert paired["student_full"]["lira"]["difference"] == pytest.approx(gap)
+        assert f"Student, full ({kind} generator)" in (out / "report.md").read_text()
+
+
+def test_control_and_page(finished, audited):
+    assert metrics(finished[0])["audit"]["setting"]["control"] is None
+    assert "no positive control" in (finished[0] / "report.md").read_text()
+    control = metrics(audited[0])["audit"]["setting"]["control"]
+    assert control["name"] == "control"
+    assert (audited[0] / "control.safetensors").exists()
+    assert "positive control" in audited[1]
+    assert (audited[0] / "audit.html").exists()
+    assert not (finished[0] / "audit.html").exists()
+
+
+def test_generators_are_retrained_on_the_halves(audited):
+    run = context_of(audited[0])
+    _, labels, _ = shadows.pool(run)
+    weights = []
+    for index, kept in enumerate(shadows.keep(run)):
+        folder = audited[0] / "shadow_students" / f"generator-{index:03d}"
+        counts = files.read_json(folder / "objective.json")["class_counts"]
+        assert counts == torch.bincount(labels[kept], minlength=10).tolist()
+        weights.append(generator.load(folder, torch.device("cpu"))[0].conv_in.weight)
+    for first in range(4):
+        for second in range(first):
+            assert not torch.equal(weights[first], weights[second])
+
+
+def test_a_generator_trained_alone_is_the_runs(finished, tmp_path):
+    """The run's own split and seed, without Accelerate and up to an earlier checkpoint: the same weights."""
+    run = context_of(finished[0])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the run; sums are taken in the same order
+    try:
+        generator.train(
+            run, run.data.train, [9], lambda step: tmp_path / f"{step}", seed=run.config.seed,
+            state_path=tmp_path / "state.pt", alone=True,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    found = generator.load(tmp_path / "9", torch.device("cpu"))[0].state_dict()
+    wanted = generator.load(generator.folder(run, 9), torch.device("cpu"))[0].state_dict()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_worker_processes_train_the_same_models(tmp_path, finished):
+    """Two threads: two workers of one thread each, as the run had; two models are missing, and the images too."""
+    out = tmp_path / "run"
+    gone = tuple(f"shadow_students/model-{index:03d}.safetensors" for index in (1, 3))
+    without(finished[0], out, ("shadow_students", "audit", "report"), *gone)
+    kept = (out / "shadow_students" / "model-000.safetensors").stat().st_mtime_ns
+    toy(out, env={"OMP_NUM_THREADS": "2"})
+    assert (out / "shadow_students" / "model-000.safetensors").stat().st_mtime_ns == kept
+    for name in gone:
+        assert (out / name).read_bytes() == (finished[0] / name).read_bytes()
+    assert os.listdir(out / "state") == ["trials.json"]
