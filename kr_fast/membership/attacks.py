@@ -53,7 +53,7 @@ def lira(
         variance: see above.
         target: ``[A, N, K]`` signals of models outside ``phi``; None scores each of the M models leave-one-out.
     Raises: TypeError or ValueError naming the argument.
-    Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, algorithm 1, sections V-VI.
+    Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, algorithm 1.
     """
     scores, lacking = ops_lira.lira(phi, keep, variant=variant, variance=variance, target=target)
     if lacking:

@@ -60,7 +60,7 @@ def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0
         members: bool ``[N]``, of both.
     Returns: {"difference", "interval", "z", "p" (two-sided)}; z and p are None where the difference has no variance.
     Raises: TypeError or ValueError naming the argument.
-    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 1988, equation 5; Sun and Xu, IEEE SPL 2014.
+    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 1988; Sun and Xu, IEEE SPL 2014.
     """
     from scipy.special import ndtr
 

@@ -20,7 +20,7 @@ def nearest_synthetic(
             not among ``images``, of the same trailing shape.
         chunk: rows of the distance matrix at a time.
     Returns: float64 ``[N]``, higher for members.
-    Source: Chen et al., "GAN-Leaks", CCS 2020, section 5.
+    Source: Chen et al., "GAN-Leaks", CCS 2020.
     """
     x, s = _flat("nearest_synthetic", images=images, synthetic=synthetic)
     near = _nearest(x, s, chunk)

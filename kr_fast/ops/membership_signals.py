@@ -19,7 +19,9 @@ def _impl(logits, labels, want):
     return [value.float() for value in run(logits, labels, tuple(want.split(",")))]
 
 
-def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...] = ("phi",)) -> dict[str, Tensor]:
+def membership_signals(
+    logits: Tensor, labels: Tensor, want: tuple[str, ...] = ("phi",), *, validate_args: bool = True
+) -> dict[str, Tensor]:
     """Statistics of logits ``z`` at the true class ``y``, from logits and never from probabilities.
 
     ``phi = z_y - logsumexp_{j != y} z_j`` (the logit of ``p_y``, finite where ``p_y`` rounds to 1);
@@ -32,10 +34,12 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...] = (
             of -inf only are refused.
         labels: int64 in [0, C), the leading shape of ``logits``.
         want: names among phi, loss, entropy, modified_entropy, confidence, correct.
+        validate_args: False leaves to the caller what the values of logits and labels must be. The check reads the
+            logits once more than the kernel, and waits for a GPU.
     Returns: name -> float32 of ``labels``' shape.
     Raises: TypeError or ValueError naming the argument; ValueError for logits that are not finite (above).
-    Source: phi: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, section IV; modified
-        entropy: Song and Mittal, "Systematic Evaluation of Privacy Risks", USENIX Security 2021, eq. 8.
+    Source: phi: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022; modified entropy:
+        Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX Security 2021.
     """
     op = "membership_signals"
     _check.tensor(op, "logits", logits)
@@ -50,6 +54,15 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...] = (
     if not want:
         return {}
     classes = logits.shape[-1]
+    if validate_args:
+        _check_values(op, logits, labels)
+    flat = logits.reshape(-1, classes)
+    values = torch.ops.kr_fast.membership_signals(flat, labels.reshape(-1).contiguous(), ",".join(want))
+    return {name: value.view(labels.shape) for name, value in zip(want, values, strict=True)}
+
+
+def _check_values(op: str, logits: Tensor, labels: Tensor) -> None:
+    classes = logits.shape[-1]
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         _check.fail(op, "labels", f"lie in [0, {classes})", [int(labels.min()), int(labels.max())])
     # The largest logit of a row is finite unless the row holds NaN or +inf, or is -inf throughout.
@@ -58,6 +71,3 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...] = (
         found = torch.isnan(logits).sum().item(), torch.isposinf(logits).sum().item()
         got = f"{int(bad.sum())} bad rows with {found[0]} NaN and {found[1]} +inf"
         _check.fail(op, "logits", "not hold NaN, +inf or rows of -inf only", got)
-    flat = logits.reshape(-1, classes)
-    values = torch.ops.kr_fast.membership_signals(flat, labels.reshape(-1).contiguous(), ",".join(want))
-    return {name: value.view(labels.shape) for name, value in zip(want, values, strict=True)}

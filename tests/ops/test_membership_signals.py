@@ -156,6 +156,16 @@ def test_any_shape_and_scale(rows, classes, scale, seed):
     assert torch.allclose(shifted, found["phi"], rtol=1e-5, atol=1e-5)
 
 
+def test_values_that_the_caller_vouches_for():
+    logits, labels = torch.randn(30, 10), torch.randint(0, 10, (30,))
+    plain = membership_signals(logits, labels, SIGNALS)
+    for name, value in membership_signals(logits, labels, SIGNALS, validate_args=False).items():
+        assert torch.equal(value, plain[name])
+    logits[3] = torch.nan  # nothing is refused, and the neighbours stay right
+    phi = membership_signals(logits, labels, validate_args=False)["phi"]
+    assert torch.equal(phi[4:], plain["phi"][4:])
+
+
 def test_registered_op():
     arguments = (torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0]), "phi,loss")
     torch.library.opcheck(torch.ops.kr_fast.membership_signals.default, arguments)
