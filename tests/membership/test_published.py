@@ -78,6 +78,37 @@ def test_reference_offline_score_takes_low_values_for_members():
     assert ours[0] < ours[1] < ours[2]
 
 
+# The curve of LiRA on a random forest in SACRO-ML's documentation (lira_example1_report.json), as how many members and
+# non-members lie between its points, from high scores to low: 398 and 171.
+SACRO_INSIDE = [
+    4, 17, 0, 45, 0, 7, 0, 10, 0, 6, 0, 6, 0, 9, 0, 20, 0, 3, 0, 18, 0, 2, 0, 3, 0, 4, 0, 4, 0, 1, 0, 2, 0, 22, 0,
+    1, 0, 11, 0, 3, 0, 5, 0, 3, 0, 6, 0, 1, 4, 1, 0, 6, 0, 1, 0, 1, 0, 1, 0, 1, 3, 0, 2, 1, 0, 3, 0, 3, 1, 0, 3, 2,
+    1, 0, 3, 0, 4, 0, 7, 0, 1, 0, 4, 1, 1, 2, 0, 1, 0, 4, 2, 0, 3, 0, 1, 1, 1, 2, 0, 1, 2, 1, 0, 1, 0, 2, 3, 0, 2,
+    0, 2, 1, 0, 1, 2, 3, 0, 3, 1, 0, 2, 2, 2, 0, 1, 0, 1, 0, 1, 0, 1, 14, 7, 3, 2, 0, 3, 0, 1, 0, 1, 0, 3, 0, 3, 0,
+    4, 0, 1, 0, 1, 0, 1, 0, 1, 0, 2, 0, 1, 0, 1, 0, 2, 0, 1, 0, 1, 0, 2, 0, 4, 0, 3, 0, 1, 0, 3, 0, 2, 0, 2, 0, 2,
+    0, 2, 0, 1, 0, 1, 0, 1, 0, 1,
+]  # fmt: skip
+SACRO_OUTSIDE = [
+    0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 2, 0, 3, 0, 1, 0, 1, 0, 2, 0, 1, 0, 1, 0, 2, 0, 3, 0, 1, 0, 1,
+    0, 2, 0, 2, 0, 1, 0, 1, 0, 1, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1, 0, 1, 1, 0, 3, 0, 0, 1, 0, 1, 0, 1, 1, 0, 0, 0, 1,
+    0, 1, 0, 1, 0, 2, 0, 1, 0, 0, 1, 0, 2, 0, 2, 0, 0, 5, 0, 1, 0, 1, 0, 1, 1, 0, 0, 0, 1, 0, 1, 0, 0, 1, 1, 3, 0,
+    0, 1, 0, 1, 0, 1, 0, 1, 2, 0, 0, 2, 3, 0, 1, 0, 2, 0, 2, 0, 6, 5, 0, 0, 1, 0, 1, 0, 1, 0, 3, 0, 1, 0, 1, 0, 3,
+    0, 1, 0, 5, 0, 1, 0, 5, 0, 2, 0, 3, 0, 3, 0, 3, 0, 1, 0, 1, 0, 4, 0, 4, 0, 1, 0, 1, 0, 4, 0, 1, 0, 3, 0, 2, 0,
+    8, 0, 1, 0, 1, 0, 4, 0,
+]  # fmt: skip
+
+
+def test_curve_of_sacro():
+    """Its printed AUC is 100,876 half pairs; its TPRs follow the rule "fpr <= target" at these rates."""
+    groups = torch.arange(len(SACRO_INSIDE)).neg().double()
+    scores = torch.cat([groups.repeat_interleave(torch.tensor(side)) for side in (SACRO_INSIDE, SACRO_OUTSIDE)])
+    curve = roc(scores, torch.arange(398 + 171) < 398)
+    assert curve.auc == 100_876 / (2 * 398 * 171)
+    assert round(curve.auc, 8) == 0.74110318
+    found = [curve.tpr_at(fpr)["tpr"] for fpr in (0.2, 0.1, 0.01, 0.001)]
+    assert found == pytest.approx([0.5477386934673367, 0.3969849246231156, 0.1658291457286432, 0.052763819095477386])
+
+
 # Members' and non-members' scores of jax_privacy's cases of ties; counts at each distinct score written by hand.
 TIES = {
     "between": ([1.5, 2.5, 0.5, 3.5], [0, 3, 2, 1], [1, 1, 2, 2, 3, 3, 4, 4], [0, 1, 1, 2, 2, 3, 3, 4], 10 / 16),
