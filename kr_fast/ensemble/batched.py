@@ -162,7 +162,7 @@ class Block:
     def epoch(self, number: int) -> None:
         """All steps of an epoch, whose tables are here. Raises: UserError naming a model whose loss is not finite."""
         if self.run is None:
-            self.run = self._captured() if self.device.type == "cuda" else self.step
+            self.run = self.captured() if self.device.type == "cuda" else self.step
         for _ in range(max(self.plan.steps)):
             self.run()
         for index, loss, steps in zip(self.indices, self.loss.tolist(), self.plan.steps, strict=True):
@@ -171,7 +171,7 @@ class Block:
                     f"train_shadows: loss must be finite, got {loss / steps} for model {index} in epoch {number}"
                 )
 
-    def _captured(self) -> Callable[[], None]:
+    def captured(self) -> Callable[[], None]:
         """The step as a CUDA graph. Rehearsals take the tables' last row, which moves no model."""
         start, idle = torch.zeros_like(self.clock), torch.full_like(self.clock, max(self.plan.steps))
         stream = torch.cuda.Stream(self.device)
@@ -181,6 +181,7 @@ class Block:
                 self.clock.copy_(idle)
                 self.step()
         torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch.cuda.empty_cache()  # the graph allocates from a pool of its own
         self.clock.copy_(idle)
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):

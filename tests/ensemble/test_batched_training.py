@@ -3,6 +3,10 @@
 import errno
 import functools
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -261,3 +265,19 @@ def test_another_precision_is_another_recipe(tmp_path):
     record.pop("precision")  # of an older version
     files.write_json(tmp_path / "shadows.json", record)
     shadows(batched=True, out=tmp_path)
+
+
+@pytest.mark.pipeline
+def test_two_processes_share_the_models(tmp_path):
+    """Each trains a block of its own half of the models; the files are those of one process."""
+    script = str(Path(__file__).resolve().parent.parent / "toy_shadows.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "KR_FAST_PROGRESS": "0", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    for folder, how in (("one", []), ("two", launcher)):
+        command = [sys.executable, *how, script, str(tmp_path / folder)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("models 4") == (2 if how else 1)
+    one, two = ({path.name: files.sha256(path) for path in (tmp_path / x).iterdir()} for x in ("one", "two"))
+    assert one == two
+    assert len(one) == 6  # four models, keep.npy and shadows.json
