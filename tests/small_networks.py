@@ -1,8 +1,13 @@
 """Small networks in the styles that ModelArray must take, written from their papers."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from kr_fast.data import to_float
+from kr_fast.models import classifier
 
 
 class BasicBlock(nn.Module):
@@ -145,3 +150,45 @@ class Branching(nn.Module):
         if bool(torch.isfinite(x).all()):
             x = x * 2
         return self.head(x.mean((2, 3)))
+
+
+NETWORKS = {
+    "resnet8": functools.partial(classifier, "resnet8", num_classes=5, in_channels=3),
+    "torchvision": TorchvisionResNet,
+    "wide": WideResNet,
+    "airbench": Airbench,
+    "efficientnet": efficientnet,
+    "normed": normed,
+    "branching": Branching,
+}
+
+
+def models_of(name, count=2):
+    """Models whose BatchNorms do something: statistics and weights of their own, one weight below 0."""
+    found = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        model = NETWORKS[name]()
+        with torch.no_grad():
+            for part in model.modules():
+                if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                    part.running_mean.normal_(0, 0.3)
+                    part.running_var.uniform_(0.3, 2)
+                    if part.weight is not None:
+                        part.weight.uniform_(0.5, 1.5)[0] *= -1
+                        part.bias.normal_(0, 0.2)
+        found.append(model.eval())
+    return found
+
+
+def images_of(count=20, size=32):
+    return torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def exact_logits(models, images):
+    x = to_float(images).double()
+    with torch.no_grad():
+        found = torch.stack([model.double()(x) for model in models])
+    for model in models:
+        model.float()
+    return found

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 import kr_fast
 from kr_fast.ensemble import architecture, parallel
+from kr_fast.ensemble.blocks import Batched
+from kr_fast.ensemble.choosing import Plan, choose, plans
 from kr_fast.ensemble.lowering import Unsupported
 from kr_fast.ensemble.program import Eager, Program
 from kr_fast.ensemble.queries import Query, as_queries
-from kr_fast.ensemble.signal_files import SignalFiles
+from kr_fast.ensemble.signal_files import SignalFiles, recorded
+from kr_fast.ensemble.sweep import Sweep, view_of
 from kr_fast.ops.membership_signals import SIGNALS, membership_signals
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
@@ -24,6 +27,7 @@ from kr_fast.runtime.progress import bar
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EAGER_CHUNK, REFERENCE_BATCH = 256, 5000
 PIECES = 64  # pieces of work between two writes to a file
+BATCHED = ("cuda",)  # device types on which models are batched
 
 
 class ModelArray:
@@ -49,6 +53,8 @@ class ModelArray:
             2022): an answer then depends on the images beside it.
         chunk: images that go through all layers of a model together; None to choose by the cache (5,000 for
             ``bn="batch"``).
+        kernels: of a GPU, where steps and kernels are chosen by measuring when the first images come: "measured", or
+            "own" for the package's own kernels alone, with which bits do not depend on the number of models either.
         normalize: (mean, std), numbers or one for each channel: a model sees ``(x / 255 - mean) / std``. None for
             ``x / 127.5 - 1``, which the package's own training uses.
     Raises: UserError naming the first module or parameter that differs, or that holds a non-finite number.
@@ -62,6 +68,7 @@ class ModelArray:
         dtype: torch.dtype | None = None,
         bn: str = "eval",
         chunk: int | None = None,
+        kernels: str = "measured",
         normalize: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
     ):
         self.models = architecture.as_modules(models, make_model)
@@ -76,8 +83,10 @@ class ModelArray:
             fail("ModelArray", "bn", "be 'eval' or 'batch'", bn)
         if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
             fail("ModelArray", "chunk", "be an integer above 0", chunk)
-        self.bn, self._chunk, self.normalize = bn, chunk, normalize
-        self._programs: dict[tuple[int, int, int], Program | Eager] = {}
+        if kernels not in ("measured", "own"):
+            fail("ModelArray", "kernels", "be 'measured' or 'own'", kernels)
+        self.bn, self._chunk, self._kernels, self.normalize = bn, chunk, kernels, normalize
+        self._programs: dict[tuple[int, ...], Program | Eager | Sweep] = {}
 
     def __len__(self) -> int:
         return len(self.models)
@@ -87,6 +96,9 @@ class ModelArray:
         _check_images(images)
         program = self._program(images, images.shape[1:3])
         out = torch.empty(len(self), len(images), program.classes, device=self.device)
+        if isinstance(program, Sweep):
+            program.logits(images, Query(), out)
+            return out
 
         def keep(a: int, start: int, stop: int, m: int, logits: Tensor) -> None:
             out[m, start:stop] = logits
@@ -127,7 +139,7 @@ class ModelArray:
             if name not in SIGNALS:
                 fail("ModelArray", "want", f"hold names among {', '.join(SIGNALS)}", name)
         count = len(images)
-        program = self._program(images, queries[0].view_size(*images.shape[1:3]))
+        program = self._program(images, queries[0].view_size(*images.shape[1:3]), recorded(path, "kernels"))
         labels = self._labels(labels, count, program.classes)
         shape = (len(queries), count, len(self))
         pairs = len(queries) * len(self)
@@ -151,6 +163,10 @@ class ModelArray:
             return out if count else {name: torch.empty(shape) for name in want}
 
     def _signals(self, program, images, labels, queries, want, rows, out, done) -> None:
+        if isinstance(program, Sweep):
+            program.signals(images, labels, queries, want, rows, out, done)
+            return
+
         def reduce(a: int, start: int, stop: int, m: int, logits: Tensor) -> None:
             for name, values in membership_signals(logits, labels[start:stop], want).items():
                 out[name][a, start - rows.start : stop - rows.start, m] = values.cpu()
@@ -210,14 +226,16 @@ class ModelArray:
             x.div_(255).sub_(mean).div_(std)
         return x.to(dtype).permute(0, 3, 1, 2)
 
-    def _program(self, images: Tensor, size: tuple[int, int]) -> Program | Eager:
-        key = (*size, images.shape[3])
-        if key not in self._programs:
-            self._programs[key] = self._build(images, size)
+    def _program(self, images: Tensor, size: tuple[int, int], record: dict | None = None) -> Program | Eager | Sweep:
+        """For views of ``size``; with the steps and kernels of ``record``, where there is one."""
+        key = (*images.shape[1:], *size)
+        known = self._programs.get(key)
+        if known is None or (record and isinstance(known, Sweep) and known.record != record):
+            self._programs[key] = self._build(images, size, record)
         return self._programs[key]
 
     @torch.inference_mode()
-    def _build(self, images: Tensor, size: tuple[int, int]) -> Program | Eager:
+    def _build(self, images: Tensor, size: tuple[int, int], record: dict | None) -> Program | Eager | Sweep:
         shown = images[:2] if len(images) >= 2 else images.new_zeros(2, *images.shape[1:])
         sample = self._chunk_of(shown, Query(size=tuple(size)), 2, self.own_dtype)
         try:
@@ -228,9 +246,17 @@ class ModelArray:
         if self.bn == "batch":
             chunk = self._chunk or REFERENCE_BATCH
             return Eager(self.models, sample, self.dtype, chunk, padded=False, batch_norm=True)
+        why = None
+        if self.device.type in BATCHED and self.dtype != torch.float64:
+            try:
+                return self._batched(shown, size, sample, wanted, record)
+            except Unsupported as reason:
+                why = reason
         try:
             program = Program(self.models, sample, self.dtype, self._chunk)
             self._verify(program, shown, size, wanted)
+            if why is not None:
+                logger.warning("ModelArray: models run one after the other: %s", why)
             return program
         except Unsupported as reason:
             logger.warning("ModelArray: models run one by one in their own forward: %s", reason)
@@ -238,11 +264,33 @@ class ModelArray:
         alone = all(getattr(part, "running_mean", 0) is not None for part in self.models[0].modules())
         return Eager(self.models, sample, self.dtype, chunk, padded=alone, batch_norm=False)
 
+    def _batched(self, shown: Tensor, size: tuple[int, int], sample: Tensor, wanted: Tensor, record) -> Sweep:
+        """All models at once. Raises Unsupported."""
+        program = Batched(self.models, sample, self.dtype)
+        pixels = tuple(shown.shape[1:])
+        view, shown = view_of(Query(size=tuple(size)), pixels, self.normalize, self.device), shown.to(self.device)
+        candidates = plans(program, len(self), self._chunk, free_memory(self.device))
+        block = slice(0, candidates[0].models)
+        logits = program.try_run(block, shown, view)
+        for m in {0, block.stop - 1}:
+            self._check_close(logits[m], wanted if m == 0 else self.models[m](sample))
+        if record:
+            plan, program.kernels = Plan(record["models"], record["images"]), program.only(record["layers"])
+        elif self._kernels == "own":
+            plan = candidates[0]
+        else:
+            plan = choose(program, candidates, shown[:1], view)
+        return Sweep(program, plan, len(self), pixels, view, capture=self.device.type == "cuda")
+
     def _verify(self, program: Program, shown: Tensor, size: tuple[int, int], wanted: Tensor) -> None:
         """Two images through the first model and its program: a trace cannot follow everything a forward may do."""
         x = self._chunk_of(shown, Query(size=tuple(size)), max(program.chunk, 2), program.input_dtype)
-        found = program.bind(0)(x[: program.chunk])[:2].double()
-        wanted = wanted.double()[: len(found)]
+        found = program.bind(0)(x[: program.chunk])[:2]
+        self._check_close(found, wanted[: len(found)])
+
+    def _check_close(self, found: Tensor, wanted: Tensor) -> None:
+        """Raises Unsupported."""
+        found, wanted = found.double(), wanted.double()
         room = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
         room *= 1 + float(wanted.nan_to_num(0, 0, 0).abs().max())
         if not torch.allclose(found, wanted, rtol=0, atol=room, equal_nan=True):
@@ -281,6 +329,7 @@ class ModelArray:
             "chunk": program.chunk,
             "normalize": repr(self.normalize),
             "device": self.device.type,
+            **({"kernels": program.record} if isinstance(program, Sweep) else {}),
             "versions": {"torch": torch.__version__, "kr_fast": kr_fast.__version__},
         }
 

@@ -109,6 +109,12 @@ class SignalFiles:
             os.close(handle)
 
 
+def recorded(path: str | Path | None, key: str) -> Any:
+    """What the record in the folder ``path`` says of ``key``; None if there is none."""
+    known = None if path is None else Path(path) / RECORD
+    return files.read_json(known).get(key) if known is not None and known.exists() else None
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -4,8 +4,8 @@ import functools
 import logging
 
 import pytest
-import small_networks as networks
 import torch
+from small_networks import NETWORKS, exact_logits, images_of, models_of
 from torch import nn
 
 from kr_fast.data import to_float
@@ -14,53 +14,13 @@ from kr_fast.models import classifier
 from kr_fast.ops.membership_signals import membership_signals
 from kr_fast.runtime.errors import UserError
 
-NETWORKS = {
-    "resnet8": functools.partial(classifier, "resnet8", num_classes=5, in_channels=3),
-    "torchvision": networks.TorchvisionResNet,
-    "wide": networks.WideResNet,
-    "airbench": networks.Airbench,
-    "efficientnet": networks.efficientnet,
-    "normed": networks.normed,
-    "branching": networks.Branching,
-}
 TRACED = [name for name in NETWORKS if name != "branching"]
-
-
-def models_of(name, count=2):
-    """Models whose BatchNorms do something: statistics and weights of their own, one weight below 0."""
-    found = []
-    for seed in range(count):
-        torch.manual_seed(seed)
-        model = NETWORKS[name]()
-        with torch.no_grad():
-            for part in model.modules():
-                if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                    part.running_mean.normal_(0, 0.3)
-                    part.running_var.uniform_(0.3, 2)
-                    if part.weight is not None:
-                        part.weight.uniform_(0.5, 1.5)[0] *= -1
-                        part.bias.normal_(0, 0.2)
-        found.append(model.eval())
-    return found
-
-
-def images_of(count=20, size=32):
-    return torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-
-
-def exact(models, images):
-    x = to_float(images).double()
-    with torch.no_grad():
-        found = torch.stack([model.double()(x) for model in models])
-    for model in models:
-        model.float()
-    return found
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_and_phi_are_those_of_float64(name):
     models, images = models_of(name), images_of()
-    want, labels = exact(models, images), torch.arange(20) % 5
+    want, labels = exact_logits(models, images), torch.arange(20) % 5
     array = ModelArray(models)
     assert float((array(images).double() - want).abs().max()) <= 2e-5 * (1 + float(want.abs().max()))
     phi = array.signals(images, labels)["phi"][0].T.double()
@@ -71,7 +31,7 @@ def test_logits_and_phi_are_those_of_float64(name):
 @pytest.mark.parametrize("name", TRACED)
 def test_bfloat16_is_closer_than_a_loop_in_it(name):
     models, images = models_of(name), images_of()
-    want, labels = exact(models, images), torch.arange(20) % 5
+    want, labels = exact_logits(models, images), torch.arange(20) % 5
     array = ModelArray(models, dtype=torch.bfloat16)
     phi = array.signals(images, labels)["phi"][0].T.double()
     wanted = torch.stack([membership_signals(z, labels)["phi"].double() for z in want])
