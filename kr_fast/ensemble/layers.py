@@ -20,6 +20,7 @@ LAST = torch.channels_last
 # number of rows, so products have ROWS rows each; torch's exponentials take the last elements, fewer than two vectors,
 # by other code, so buffers of odd sizes are padded.
 ROWS, VECTORS = 32, 32
+FOLDED = 1 << 17
 _ACTIVATIONS: dict[str, Callable] = {
     "relu": lambda x, scalars, algorithm: x.relu_(),
     "swish": lambda x, scalars, algorithm: F.silu(x, inplace=True),
@@ -56,17 +57,33 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return a, b if norm.bias is None else b + norm.bias.double()
 
 
-def folded(layer: Layer, model: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias in float64 with the BatchNorm in them."""
+def folded(layer: Layer, model: nn.Module, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the outputs ``rows`` in float64 with the BatchNorm in them."""
     part = model.get_submodule(layer.module)
     if layer.kind == "affine":
         return _affine(part)
-    weight, bias = part.weight.double(), None if part.bias is None else part.bias.double()
+    weight, bias = part.weight[rows].double(), None if part.bias is None else part.bias[rows].double()
     if layer.norm is not None:
-        a, b = _affine(model.get_submodule(layer.norm))
+        a, b = (each[rows] for each in _affine(model.get_submodule(layer.norm)))
         weight = weight * a.view(-1, *[1] * (weight.ndim - 1))
         bias = b if bias is None else b + a * bias
     return weight, bias
+
+
+def _rounded(layer: Layer, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weight in ``dtype`` and bias in float64, a few outputs at a time: float64 holds some FOLDED numbers at most."""
+    if layer.kind == "affine":
+        weight, bias = _affine(model.get_submodule(layer.module))
+        return weight.detach().to(dtype), bias.detach()
+    whole = model.get_submodule(layer.module).weight
+    weight, biases = torch.empty_like(whole, dtype=dtype, memory_format=torch.contiguous_format), []
+    step = max(FOLDED // max(whole[:1].numel(), 1), 1)
+    for start in range(0, len(whole), step):
+        rows = slice(start, start + step)
+        part, bias = folded(layer, model, rows)
+        weight[rows] = rounded(part.detach(), dtype)
+        biases.append(bias)
+    return weight.detach(), None if biases[0] is None else torch.cat(biases).detach()
 
 
 def bind(layer: Layer, model: nn.Module, dtype: torch.dtype, shape: tuple[int, ...]) -> Callable[..., Tensor]:
@@ -74,11 +91,10 @@ def bind(layer: Layer, model: nn.Module, dtype: torch.dtype, shape: tuple[int, .
     if layer.kind == "activation":
         act = _after(layer.activation)
         return lambda x: act(x.clone())
-    weight, bias = folded(layer, model)
-    weight = rounded(weight.detach(), dtype) if weight.ndim > 1 else weight.detach().to(dtype)
+    weight, bias = _rounded(layer, model, dtype)
     # oneDNN adds a float32 bias before it rounds; torch's binding allows it where nothing else is added.
     exact = layer.kind == "conv" and packs(weight.device.type, dtype) and not layer.add
-    bias = None if bias is None else bias.detach().to(torch.float32 if exact and dtype in HALF else dtype)
+    bias = None if bias is None else bias.to(torch.float32 if exact and dtype in HALF else dtype)
     if layer.kind == "conv":
         return _conv(layer, model.get_submodule(layer.module), weight, bias, shape)
     after = _after(layer.activation)

@@ -95,6 +95,10 @@ class ModelArray:
         """Logits: uint8 ``[N, H, W, C]`` -> float32 ``[M, N, classes]``, on the models' device."""
         _check_images(images)
         program = self._program(images, images.shape[1:3])
+        each, free = 4 * len(self) * program.classes, free_memory(self.device)
+        if each * len(images) > free:
+            rule = f"number at most {free // each} for their logits to fit in the {free >> 20} MiB that are free"
+            fail("ModelArray", "images", rule, len(images))
         out = torch.empty(len(self), len(images), program.classes, device=self.device)
         if isinstance(program, Sweep):
             program.logits(images, Query(), out)
@@ -143,6 +147,9 @@ class ModelArray:
         labels = self._labels(labels, count, program.classes)
         shape = (len(queries), count, len(self))
         pairs = len(queries) * len(self)
+        size, free = 4 * len(want) * pairs * count, free_memory(torch.device("cpu"))
+        if path is None and size > free:
+            fail("ModelArray", "path", f"be given for {size >> 20} MiB of signals with {free >> 20} MiB free", None)
         with contextlib.ExitStack() as stack:
             store = None
             if path is not None:
@@ -183,32 +190,27 @@ class ModelArray:
         parallel_ = program.parallel and self.device.type == "cpu"
         threads = max(min(torch.get_num_threads() if parallel_ else 1, len(chunks) * len(self)), 1)
         self._check_memory(program, threads)
-        items = _shared_out(chunks, len(self), threads, by_chunk=program.keeps)
-        if program.keeps:
-            for m in range(len(self)):
-                program.bind(m)
+        for group in [range(len(self))] if program.keeps else [range(m, m + 1) for m in range(len(self))]:
+            bound = [(m, program.bind(m)) for m in group]
+            # Few chunks: the models of one are shared out too, so that every thread has work.
+            parts = min(len(bound), -(-4 * threads // max(len(chunks), 1))) if threads > 1 else 1
+            cuts = [len(bound) * part // parts for part in range(parts + 1)]
+            items = [(*chunk, bound[cuts[p] : cuts[p + 1]]) for chunk in chunks for p in range(parts)]
 
-        def work(chunks: list[tuple[int, int]], models: range) -> None:
-            bound = [(m, program.bind(m)) for m in models]
-            for a, start in chunks:
+            def work(a: int, start: int, models: list) -> None:
                 stop = min(start + program.chunk, rows.stop)
                 size = program.chunk if program.padded else stop - start
                 x = self._chunk_of(images[start:stop], queries[a], size, program.input_dtype)
-                for m, model in bound:
+                for m, model in models:
                     take(a, start, stop, m, model(x)[: stop - start])
 
-        finished = iter(items)
-
-        def count() -> None:
-            chunks, models = next(finished)
-            done(len(chunks) * len(models))
-
-        if parallel_:
-            parallel.run(items, work, min(threads, len(items)), count)
-        else:
-            for item in items:
-                work(*item)
-                count()
+            sizes = iter([len(models) for *_, models in items])
+            if parallel_:
+                parallel.run(items, work, min(threads, len(items)), lambda sizes=sizes: done(next(sizes)))
+            else:
+                for item in items:
+                    work(*item)
+                    done(next(sizes))
 
     def _chunk_of(self, images: Tensor, query: Query, size: int, dtype: torch.dtype) -> Tensor:
         """One query of some images as the models see them: ``[size, C, h, w]``, channels_last, padded."""
@@ -332,20 +334,6 @@ class ModelArray:
             **({"kernels": program.record} if isinstance(program, Sweep) else {}),
             "versions": {"torch": torch.__version__, "kr_fast": kr_fast.__version__},
         }
-
-
-def _shared_out(chunks: list, models: int, threads: int, *, by_chunk: bool) -> list[tuple[list, range]]:
-    """Pieces of work (chunks, models), at least four for each thread where there are as many pairs.
-
-    ``by_chunk``: a chunk through all models; else all chunks through a model, whose weights are bound for that only.
-    """
-    if by_chunk:
-        parts = min(models, -(-4 * threads // max(len(chunks), 1))) if threads > 1 else 1
-        cuts = [models * part // parts for part in range(parts + 1)]
-        return [([chunk], range(*cuts[part : part + 2])) for chunk in chunks for part in range(parts)]
-    parts = min(len(chunks), -(-4 * threads // models)) if threads > 1 else 1
-    cuts = [len(chunks) * part // max(parts, 1) for part in range(parts + 1)]
-    return [(chunks[cuts[p] : cuts[p + 1]], range(m, m + 1)) for m in range(models) for p in range(parts)]
 
 
 def free_memory(device: torch.device) -> int:

@@ -69,19 +69,23 @@ def insert_casts(graph: fx.Graph, kept: set[fx.Node], dtype: torch.dtype) -> Non
 def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """float64 ``[outputs, inputs, ...]`` in ``dtype``; for half precision with errors that cancel within a filter.
 
-    For each output and input, taps are rounded from the largest to the smallest, and what one loses the next takes
-    (error diffusion, as in halftoning): |sum of errors| <= half a last place of the smallest tap. Filters without taps
-    are grouped by ``GROUP`` inputs.
+    For each output and input, what the rounding of one tap loses the next one takes (error diffusion, as in
+    halftoning), and the smallest tap is the last: |sum of errors| <= half a last place of it. Filters without taps are
+    grouped by ``GROUP`` inputs.
     """
     if dtype not in HALF or weight.numel() == 0:
         return weight.to(dtype)
     taps = weight[0, 0].numel()
-    rows = weight.reshape(-1, taps if taps > 1 else math.gcd(weight.shape[1], GROUP))
-    order = rows.abs().argsort(1, descending=True)
-    exact, found = rows.gather(1, order), torch.empty_like(rows, dtype=dtype)
-    carry = torch.zeros_like(rows[:, 0])
-    for tap in range(rows.shape[1]):
-        wanted = exact[:, tap] + carry
-        found[:, tap] = wanted.to(dtype)
-        carry = wanted - found[:, tap].double()
-    return torch.empty_like(found).scatter_(1, order, found).reshape(weight.shape)
+    exact = weight.reshape(-1, taps if taps > 1 else math.gcd(weight.shape[1], GROUP)).T.clone()
+    least = exact.abs().argmin(0, keepdim=True)
+    last = exact[-1:].clone()
+    exact[-1:] = exact.gather(0, least)
+    exact.scatter_(0, least, last)
+    found, carry = torch.empty_like(exact, dtype=dtype), torch.zeros_like(exact[0])
+    for tap in range(len(exact)):
+        carry += exact[tap]
+        found[tap] = carry
+        carry -= found[tap]
+    last = found[-1:].clone()
+    found[-1:] = found.gather(0, least)
+    return found.scatter_(0, least, last).T.reshape(weight.shape)

@@ -22,7 +22,7 @@ from kr_fast.runtime.errors import fail
 # figure is a guess that no GPU has measured.
 CPU_BUDGET, GPU_BUDGET = 4 << 20, 512 << 20
 CPU_MOST, GPU_MOST = 128, 4096  # images of a chunk: a small set is padded to it
-KEPT = 64 << 20  # bytes of packed weights, all models together, that stay bound between calls
+KEPT = 16 << 20  # bytes of packed weights, all models together, that stay bound between calls
 
 
 class Graph:
@@ -58,9 +58,11 @@ class Graph:
     def _live(self) -> int:
         live, most = 0, 0
         for node in self.nodes:
-            live += self._bytes(node)
+            layer = self.layers.get(node)
+            taken = node.args[1] if layer and layer.in_place else None  # the sum lies in the other term's memory
+            live += 0 if taken else self._bytes(node)
             most = max(most, live)
-            live -= sum(map(self._bytes, self.frees[node]))
+            live -= sum(self._bytes(dead) for dead in self.frees[node] if dead is not taken)
         return most
 
     def _cast(self, part: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -82,7 +84,7 @@ class Program(Graph):
     """``bind(m)(x)``: logits of model ``m`` for the chunk ``x`` ``[chunk, C, H, W]`` of ``input_dtype``, float32.
 
     Binding folds and packs the weights of a model. Up to KEPT bytes in all, what is bound is kept; beyond that every
-    call binds anew, which costs less than a chunk, and a thread holds one model's packed weights at a time.
+    call binds anew, in about the time of a chunk, and one model at a time is packed.
     """
 
     parallel, padded = True, True

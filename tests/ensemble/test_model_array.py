@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 
 import pytest
 import torch
@@ -190,6 +191,43 @@ def test_chunks_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatch
     monkeypatch.setattr(model_array, "free_memory", lambda device: 8 << 20)
     with pytest.raises(UserError, match=r"chunk must be at most \d+ for the 8 MiB that are free, got 64"):
         array(images_of(640))
+
+
+def test_results_that_do_not_fit_are_refused(monkeypatch):
+    array, images, labels = ModelArray(models_of("resnet8")), images_of(3000), torch.zeros(3000, dtype=torch.int64)
+    monkeypatch.setattr(model_array, "free_memory", lambda device: 100_000)
+    with pytest.raises(UserError, match=r"images must number at most 2500 for their logits to fit in .* got 3000"):
+        array(images)
+    with pytest.raises(UserError, match="path must be given for 0 MiB of signals with 0 MiB free, got None"):
+        array.signals(images, labels, augment="lira")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["stages.1.conv2.weight", "stem.1.running_var"])
+def test_weights_that_are_not_finite(name, bad):
+    models = models_of("resnet8", 3)
+    models[2].state_dict()[name].view(-1)[-1] = bad
+    words = f"ModelArray: weights must be finite, got {name} of model 2 with NaN or inf"
+    with pytest.raises(UserError, match=re.escape(words)):
+        ModelArray(models)
+
+
+def test_another_class_count_names_the_head():
+    other = classifier("resnet8", num_classes=6, in_channels=3)
+    with pytest.raises(UserError, match=r"one architecture, got head.weight \[5, 64\] and \[6, 64\] in 0 and 1"):
+        ModelArray([*models_of("resnet8", 1), other])
+
+
+def test_images_and_labels_of_another_dtype_or_shape():
+    array, labels = ModelArray(models_of("resnet8")), torch.zeros(4, dtype=torch.int64)
+    for bad in (images_of(4).float(), images_of(4)[0], images_of(4).to(torch.int16)):
+        with pytest.raises(UserError, match=r"ModelArray: images must be uint8 \[N, H, W, C\], got torch"):
+            array.signals(bad, labels)
+    for wrong in (labels.float(), labels[:3], labels[:, None]):
+        with pytest.raises(UserError, match=r"ModelArray: labels must be int64 \[4\], got torch"):
+            array.signals(images_of(4), wrong)
+    with pytest.raises(UserError, match=r"labels must lie in \[0, 5\), got \[-1, 0\]"):
+        array.signals(images_of(4), torch.tensor([0, 0, -1, 0]))
 
 
 @pytest.mark.parametrize(
