@@ -202,3 +202,21 @@ def test_a_real_medical_set():
     assert found.image_shape == (28, 28, 3)
     assert found.num_classes == 5
     assert (len(found.train), len(found.val), len(found.test)) == (1080, 120, 400)
+
+
+def test_uncut_is_the_source_in_its_order(tmp_path):
+    """Member lists are indices: nothing may be cut or mixed. 1,797 digits, and an .npz without a validation split."""
+    from sklearn.datasets import load_digits
+
+    name, classes, splits = data.load_uncut("digits")
+    assert (name, len(classes), list(splits)) == ("digits", 10, ["all"])
+    assert splits["all"].labels.tolist() == load_digits().target.tolist()
+    images = np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8)
+    parts = {"train_images": images[:30], "train_labels": np.arange(30) % 3, "test_images": images[30:]}
+    np.savez(tmp_path / "x.npz", **parts, test_labels=np.arange(10) % 3)
+    splits = data.load_uncut(tmp_path / "x.npz")[2]
+    assert list(splits) == ["train", "test"]
+    assert np.array_equal(splits["train"].images[..., 0].numpy(), images[:30])
+    np.savez(tmp_path / "y.npz", **{**parts, "test_images": images[30:, :7]}, test_labels=np.arange(10) % 3)
+    with pytest.raises(ValueError, match="test images must have the shape of the first split"):
+        data.load_uncut(tmp_path / "y.npz")
