@@ -15,6 +15,7 @@ from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignal
 # Below this many shadows on a side one variance for all examples attacks better than one each (Carlini et al., fig. 9).
 PER_EXAMPLE_FROM = 64
 TRAINED_TARGETS = 4  # shadows that an attack with a training for each target is calibrated on
+SORTED_TARGETS = 16  # likewise, where each target sorts the signals of all shadows
 MOST_CLASSES = 100  # one-hot classes among features; above it the class is one number
 POOLED = 8  # pixels on a side of images as features
 
@@ -129,8 +130,17 @@ def _loss(data, shadows, target) -> Tensor:
 
 
 def _per_class(data, shadows, target, *, signal: str, sign: float) -> Tensor:
-    own = None if target is None else sign * target.signals[signal][:, :, None]
-    return attacks.threshold_per_class(sign * shadows.signals[signal], shadows.keep, data.labels, target=own)
+    values = sign * shadows.signals[signal]
+    if target is not None:
+        own = sign * target.signals[signal][:, :, None]
+        return attacks.threshold_per_class(values, shadows.keep, data.labels, target=own)
+    rows = []
+    for k in range(min(len(shadows.keep), SORTED_TARGETS)):
+        others = torch.arange(len(shadows.keep)) != k
+        own = values[:, :, k : k + 1]
+        found = attacks.threshold_per_class(values[:, :, others], shadows.keep[others], data.labels, target=own)
+        rows.append(found[0])
+    return torch.stack(rows)
 
 
 def _label_only(data, shadows, target) -> Tensor:

@@ -65,7 +65,7 @@ def test_rmia_and_class_thresholds_are_those_of_the_functions():
     shadows = dataclasses.replace(whole.shadows["shadows"], population=z[:, :, :MODELS])
     target = dataclasses.replace(whole.targets["target"], population=z[:, :, MODELS])
     whole = dataclasses.replace(whole, shadows={"shadows": shadows}, targets={"target": target}, labels=labels)
-    report = audit_signals(whole, attacks=("rmia", "rmia_offline", "confidence"))
+    report = audit_signals(whole, attacks=("rmia", "rmia_offline", "confidence"), targets="shadows")
     phi, own = shadows.signals["phi"], target.signals["phi"][:, :, None]
     outside = {"target": own, "target_population": target.population[:, :, None]}
     wanted = rmia_attack(phi, shadows.keep, shadows.population, **outside)[0]
@@ -74,6 +74,8 @@ def test_rmia_and_class_thresholds_are_those_of_the_functions():
     assert torch.equal(report.scores["target"]["rmia_offline"], wanted)
     wanted = threshold_per_class(phi, shadows.keep, labels, target=own)[0]
     assert torch.equal(report.scores["target"]["confidence"], wanted)
+    lone = across_targets(threshold_per_class(phi, shadows.keep, labels), shadows.keep)
+    assert report.leave_one_out["shadows"]["confidence"] == lone
 
 
 def test_population_inside_the_shadows():
