@@ -76,6 +76,18 @@ POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 MOST_POOLED = 4096  # pixels that avg_pool2d may add up one after the other in float32
 
 
+def pixel_step(node: fx.Node) -> tuple[int, int] | None:
+    """``(a, b)`` where the node is x[:, :, ::a, ::b]."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], tuple) or len(node.args[1]) != 4:
+        return None
+    steps = []
+    for part in node.args[1]:
+        if not isinstance(part, slice) or (part.start, part.stop) not in ((None, None), (0, None)):
+            return None
+        steps.append(1 if part.step is None else part.step)
+    return (steps[2], steps[3]) if steps[:2] == [1, 1] and all(isinstance(s, int) for s in steps) else None
+
+
 class _Builder:
     def __init__(self, traced: fx.GraphModule):
         self.graph, self.modules = traced.graph, dict(traced.named_modules())
@@ -95,21 +107,9 @@ class _Builder:
             source = _only_input(node)
             if source is None:
                 continue
-            full = node.target is operator.getitem and self.step(node) == (1, 1) and shape(node) == shape(source)
+            full = node.target is operator.getitem and pixel_step(node) == (1, 1) and shape(node) == shape(source)
             if type(self.module(node)) in nothing or full:
                 self.replace(node, source)
-
-    @staticmethod
-    def step(node: fx.Node) -> tuple[int, int] | None:
-        """``(a, b)`` where the node is x[:, :, ::a, ::b]."""
-        if node.target is not operator.getitem or not isinstance(node.args[1], tuple) or len(node.args[1]) != 4:
-            return None
-        steps = []
-        for part in node.args[1]:
-            if not isinstance(part, slice) or (part.start, part.stop) not in ((None, None), (0, None)):
-                return None
-            steps.append(1 if part.step is None else part.step)
-        return (steps[2], steps[3]) if steps[:2] == [1, 1] and all(isinstance(s, int) for s in steps) else None
 
     def pool_averages(self) -> None:
         """Averages over all pixels by avg_pool2d: twice as fast on small maps, and one sum order for any batch."""
@@ -153,7 +153,7 @@ class _Builder:
     def merge_step(self, node: fx.Node, module: nn.Conv2d) -> None:
         """A 1x1 convolution of every other pixel is a strided one."""
         source = node.args[0]
-        step = self.step(source)
+        step = pixel_step(source)
         if step and len(source.users) == 1 and module.kernel_size == (1, 1) and self.layers[node].padding == (0, 0):
             self.layers[node].stride = (module.stride[0] * step[0], module.stride[1] * step[1])
             node.args = (source.args[0],)

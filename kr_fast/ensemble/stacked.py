@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap
 
-from kr_fast.ensemble.lowering import Unsupported
+from kr_fast.ensemble.lowering import Unsupported, pixel_step
 from kr_fast.ensemble.stacked_ops import group_norm, layer_norm, linear, pixel_mean
 from kr_fast.ops.model_batch_norm import model_batch_norm
 from kr_fast.ops.model_conv2d import model_conv2d
@@ -68,6 +68,7 @@ class StackedGraph:
             raise Unsupported(f"torch.fx cannot trace it ({type(error).__name__}: {line})") from None
         self.parts = dict(self.module.named_modules())
         self.channels_last: set[str] = set()
+        self.jumps: dict[fx.Node, fx.Node] = {}  # strided 1x1 convolution -> what the slice before it reads
         self.norms: list[str] = []
         self._out_of_place()
         self.fused = self._fuse()
@@ -155,6 +156,8 @@ class StackedGraph:
         return frees
 
     def _reads(self, node: fx.Node) -> list[fx.Node]:
+        if node in self.jumps:
+            return [self.jumps[node]]
         if node not in self.fused:
             return node.all_input_nodes
         norm, residual, _ = self.fused[node]
@@ -218,8 +221,12 @@ class StackedGraph:
         if part.padding_mode != "zeros":
             raise Unsupported(f"{node.target} pads by {part.padding_mode}")
         self.channels_last.add(f"{node.target}.weight")
-        options = {"stride": part.stride, "padding": padding, "dilation": part.dilation, "groups": part.groups}
-        name, source = node.target, node.args[0]
+        name, source, stride = node.target, node.args[0], part.stride
+        step = pixel_step(source) if tuple(padding) == (0, 0) and part.kernel_size == (1, 1) else None
+        if step:  # a 1x1 convolution of every other pixel is a strided one
+            source = self.jumps[node] = source.args[0]
+            stride = (stride[0] * step[0], stride[1] * step[1])
+        options = {"stride": stride, "padding": padding, "dilation": part.dilation, "groups": part.groups}
 
         def run(call: _Call) -> Tensor:
             x = call.values[source].movedim(2, -1).contiguous()

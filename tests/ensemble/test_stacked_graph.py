@@ -33,6 +33,11 @@ def test_networks_in_float64(name):
     check_of(NETWORKS[name])
 
 
+def test_a_sliced_shortcut_is_a_strided_convolution():
+    graph = StackedGraph(NETWORKS["resnet8"]())
+    assert [node.target for node in graph.jumps] == ["stages.1.shortcut.0", "stages.2.shortcut.0"]
+
+
 def test_blocks_with_squeeze_and_excite():
     """Depthwise convolutions, products of unlike shapes, BatchNorm1d, and a Dropout that drops nothing."""
 
