@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kr_fast.data import Split
-from kr_fast.ensemble import ModelArray, Shadows
+from kr_fast.ensemble import Shadows, load_shadows
 from kr_fast.ensemble.workers import train
 from kr_fast.recycling import generator, gkd, shadows
 from kr_fast.recycling.context import Context
@@ -128,23 +128,14 @@ def run(context: Context) -> dict[str, Any]:
                 job.train(index, runtime.device)
                 progress.update()
     runtime.barrier()
+    if runtime.is_main and c.num_students:
+        files.save_array(job.folder / "keep.npy", shadows.keep(context)[: c.num_students].numpy())
     if runtime.is_main:
         shutil.rmtree(context.out / "state" / FOLDER, ignore_errors=True)
     return {"models": c.num_students, "generator": c.audit_generator}
 
 
-def load(context: Context) -> Shadows | None:
-    """All shadow Students, with the examples that their Teachers were trained on; None without any."""
-    c = context.config
-    if not c.num_students:
-        return None
-    return Shadows(ModelArray([_load_one(context, k) for k in range(c.num_students)]), _keep(context))
-
-
-def _load_one(context: Context, index: int) -> nn.Module:
-    c = context.config
-    return shadows.read(context, context.out / FOLDER, index, c.student_arch, c.student_width)
-
-
-def _keep(context: Context) -> Tensor:
-    return shadows.keep(context)[: context.config.num_students]
+def load(context: Context) -> Shadows:
+    """All shadow Students, with the examples that their Teachers were trained on."""
+    make_model = context.make_network(context.config.student_arch, context.config.student_width)
+    return load_shadows(make_model, context.out / FOLDER, device=context.runtime.device)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kr_fast.ensemble import ModelArray, Shadows, train_shadows
+from kr_fast.ensemble import Shadows, load_shadows, train_shadows
 from kr_fast.recycling import teacher
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
@@ -49,25 +49,19 @@ def keep(context: Context) -> Tensor:
     return torch.from_numpy(np.load(context.out / FOLDER / "keep.npy"))
 
 
-def load_one(context: Context, index: int) -> nn.Module:
-    """Shadow Teacher ``index``, in eval mode, without gradients."""
-    c = context.config
-    return read(context, context.out / FOLDER, index, c.teacher_arch, c.teacher_width)
-
-
-def load(context: Context) -> Shadows:
-    """All shadow Teachers."""
-    models = [load_one(context, index) for index in range(context.config.num_shadows)]
-    return Shadows(ModelArray(models), keep(context))
-
-
 def file(folder: Path, index: int) -> Path:
     """Where model ``index`` of a folder of shadows lies."""
     return folder / f"model-{index:03d}.safetensors"
 
 
-def read(context: Context, folder: Path, index: int, arch: str, width: int) -> nn.Module:
-    """Model ``index`` of a folder of shadows, in eval mode, without gradients."""
-    model = context.network(arch, width)
-    model.load_state_dict(files.load_tensors(file(folder, index)))
+def load_one(context: Context, index: int) -> nn.Module:
+    """Shadow Teacher ``index``, in eval mode, without gradients."""
+    model = context.network(context.config.teacher_arch, context.config.teacher_width)
+    model.load_state_dict(files.load_tensors(file(context.out / FOLDER, index)))
     return model.to(context.runtime.device).eval().requires_grad_(False)
+
+
+def load(context: Context) -> Shadows:
+    """All shadow Teachers."""
+    make_model = context.make_network(context.config.teacher_arch, context.config.teacher_width)
+    return load_shadows(make_model, context.out / FOLDER, device=context.runtime.device)
