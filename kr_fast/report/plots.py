@@ -91,6 +91,8 @@ def roc(found: dict[str, dict[str, np.ndarray]], negatives: int | None = None) -
     for name, points in found.items():
         model, _, attack = name.partition("/")
         colour, label = TARGETS.get(model, STUDENT), f"{model}: {attack}".replace("_", " ")
+        if name == "student/lira":
+            label = "student transfer: lira"
         fpr, tpr = np.maximum(points["fpr"], least), np.maximum(points["tpr"], least)
         axis.plot(fpr, tpr, STYLES.get(attack, "-"), color=colour, drawstyle="steps-post", label=label, lw=1.6)
     axis.plot([least, 1], [least, 1], color=GREY, lw=1, label="chance")

@@ -20,7 +20,7 @@ img { max-width: 100%; background: #fff; border-radius: 4px; }
 td.short { white-space: nowrap; }
 picture img { background: none; }
 pre { overflow-x: auto; padding: .8rem; background: #8882; border-radius: 4px; font-size: 13px; }
-.note { border-left: 4px solid #D55E00; padding-left: 1rem; }
+.note { border-left: 4px solid #D55E00; padding-left: 1.6rem; }
 @media print { body { max-width: none; } details > * { display: block; } }
 """
 SHORT = 24  # letters of a cell that is not broken: a number with its interval
