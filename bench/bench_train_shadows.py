@@ -2,9 +2,9 @@
 
 ``pytest bench/bench_train_shadows.py``. Everyone takes the first STEPS steps of every model on the same random draws,
 from uint8 images that are on the device. On a GPU: 64 ResNet-20 on halves of 50,000 images, batches of 64, products in
-bfloat16 for all (autocast for the loops), with a row in float32. On a CPU a toy case in float32, where training at once
-is not what is meant to be used. A step costs the same at any time of training, so that an epoch takes steps an epoch
-times this.
+bfloat16 for all (autocast for the loops), with rows in exact float32 (no TF32). On a CPU a toy case in float32, where
+training at once is not what is meant to be used. A step costs the same at any time of training, so that an epoch takes
+steps an epoch times this.
 """
 
 import functools
@@ -102,7 +102,8 @@ def at_once(job, dtype):
 def threads():
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
-    yield
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        yield
     torch.set_num_threads(before)
 
 

@@ -162,7 +162,10 @@ class Block:
     def epoch(self, number: int) -> None:
         """All steps of an epoch, whose tables are here. Raises: UserError naming a model whose loss is not finite."""
         if self.run is None:
-            self.run = self.captured() if self.device.type == "cuda" else self.step
+            self.run = self.step
+            if self.device.type == "cuda":
+                with torch.cuda.device(self.device):
+                    self.run = self.captured()
         for _ in range(max(self.plan.steps)):
             self.run()
         for index, loss, steps in zip(self.indices, self.loss.tolist(), self.plan.steps, strict=True):

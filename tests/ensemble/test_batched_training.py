@@ -93,6 +93,22 @@ def test_a_model_is_the_same_whatever_it_is_trained_with():
         assert same(states(shadows(resnet, num_models=6, batched=size)), whole)
 
 
+def test_frozen_weights_stay():
+    """A whitening layer, say: it is no part of the optimizer, and each model keeps its own."""
+
+    def make():
+        model = make_small()
+        model[0].requires_grad_(False)
+        return model
+
+    alone, together = states(shadows(make)), states(shadows(make, batched=True))
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a["0.weight"], b["0.weight"])
+        for name in a:
+            torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=2e-4)
+    assert not torch.equal(together[0]["0.weight"], together[1]["0.weight"])
+
+
 def test_fallback_trains_the_same_models_and_says_so(caplog):
     with caplog.at_level(logging.WARNING, "kr_fast"):
         found = shadows(with_dropout, batched=True)
