@@ -9,8 +9,10 @@ from small_networks import Airbench, Branching, TorchvisionResNet, WideResNet, e
 from torch import nn
 
 from kr_fast.ensemble.lowering import Unsupported
+from kr_fast.ensemble.stack import Stack
 from kr_fast.ensemble.stacked import StackedGraph
 from kr_fast.ensemble.stacked_check import check
+from kr_fast.ensemble.stacked_ops import unstacked
 from kr_fast.models import classifier
 
 NETWORKS = {
@@ -31,6 +33,38 @@ def check_of(make, side=32):
 def test_networks_in_float64(name):
     """Logits, gradients and running statistics of one step against the module's own: see stacked_check."""
     check_of(NETWORKS[name])
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "odd"])
+def test_bfloat16_products_of_float32_weights(name):
+    """Logits and gradients are as near to float32's as those of torch's autocast; gradients are float32."""
+    torch.manual_seed(0)
+    model = (NETWORKS | {"odd": Odd})[name]().train()
+    graph, x = StackedGraph(model), torch.randn(2, 8, 3, 32, 32)
+    stack = Stack([model, model], graph, torch.device("cpu"), 0.0)
+
+    def stacks(dtype):
+        logits, seen = graph(stack.held, x.to(dtype))
+        assert logits.dtype == dtype
+        assert all(mean.dtype == torch.float32 for mean, _, _ in seen)
+        grads = torch.autograd.grad(logits.float().square().sum(), stack.leaves())
+        assert all(grad.dtype == torch.float32 for grad in grads)
+        names = zip(stack.names, grads, strict=True)
+        return logits[0], [unstacked(grad, name in graph.channels_last)[0] for name, grad in names]
+
+    def torchs(enabled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = model(x[0])
+        return logits, torch.autograd.grad(logits.float().square().sum(), list(model.parameters()))
+
+    exact, ours, peers = (flat(*each) for each in (torchs(False), stacks(torch.bfloat16), torchs(True)))
+    torch.testing.assert_close(flat(*stacks(torch.float32)), exact, rtol=1e-3, atol=1e-3)
+    for a, b, want in zip(ours, peers, exact, strict=True):
+        assert float((a - want).norm()) < 1.5 * float((b - want).norm()) + 0.01 * float(want.norm())
+
+
+def flat(logits, grads):
+    return logits.detach().float().flatten(), torch.cat([grad.flatten() for grad in grads])
 
 
 def test_a_sliced_shortcut_is_a_strided_convolution():
