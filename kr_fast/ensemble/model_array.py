@@ -159,6 +159,8 @@ class ModelArray:
             total, before = (pairs * -(-n // program.chunk) for n in (count, first))
             progress = stack.enter_context(bar(total, description, "chunk", before))
             step = program.chunk * max(PIECES // len(queries), 1) if store else max(count, 1)
+            if store and isinstance(program, Sweep):
+                step = program.piece
             for start in range(first, count, step):
                 rows = range(start, min(start + step, count))
                 out = {name: torch.empty(len(queries), len(rows), len(self)) for name in want}

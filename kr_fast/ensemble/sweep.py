@@ -14,6 +14,8 @@ from kr_fast.ops.model_conv2d import View
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 
+PIECE = 8192  # images between two writes to a file: a write waits for the device and the disk
+
 
 class Sweep:
     """Runs a :class:`Batched` program over all images. Logits exist for one chunk of one block of models only.
@@ -30,6 +32,7 @@ class Sweep:
     def __init__(self, program: Batched, plan: Plan, count: int, size: tuple[int, int, int], view: View, capture: bool):
         self.program, self.plan, self.count, self.view, self.capture = program, plan, count, view, capture
         self.classes, self.chunk = program.classes, plan.images
+        self.piece = plan.images * -(-PIECE // plan.images)
         device = program.device
         self.images = torch.zeros(plan.images, *size, dtype=torch.uint8, device=device)
         self.labels = torch.zeros(plan.images, dtype=torch.int64, device=device)
@@ -81,12 +84,13 @@ class Sweep:
 
     def _run(self, images, labels, queries, want, rows, take, done) -> None:
         device, views = self.program.device, [self._index(query) for query in queries]
+        resident = images[rows.start : rows.stop].to(device)  # once for all blocks and queries
         for block in self.blocks:
             step, found = self._step(block, want)
             for start in range(rows.start, rows.stop, self.chunk):
                 stop = min(start + self.chunk, rows.stop)
                 size = stop - start
-                self.images[:size].copy_(images[start:stop].to(device))
+                self.images[:size].copy_(resident[start - rows.start : stop - rows.start])
                 self.images[size:].zero_()
                 self.live[:size].fill_(True)
                 self.live[size:].fill_(False)

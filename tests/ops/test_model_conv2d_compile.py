@@ -17,6 +17,13 @@ LAYERS = {  # C, O, kernel, shared by models, view
     "c256": (256, 256, 3, 0, False),
     "linear": (64, 10, 1, 0, False),
 }
+BUILDS = [
+    *[("fp16", 90, layer) for layer in LAYERS],
+    *[("fp16", capability, layer) for capability in (80, 100) for layer in ("stem", "c16", "c64", "c256")],
+    *[("fp32", 90, layer) for layer in ("c16", "c64", "linear")],
+    ("fp32", 80, "stem"),
+    ("fp32", 100, "c64"),
+]
 POINTERS = ("weight", "bias", "residual", "y")
 NUMBERS = ("images", "height", "width", "in_height", "in_width", "out_height", "out_width", "tiles")
 
@@ -39,9 +46,7 @@ def compiled(function, dtype, capability, channels, outputs, kernel, shared, vie
 
 @pytest.mark.compile
 @pytest.mark.skipif(interpreted, reason="the interpreter replaces the compiler in this process")
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize(("dtype", "capability", "layer"), BUILDS)
 def test_compiles_for_gpus_without_spills(capability, layer, dtype, tmp_path, monkeypatch):
     pytest.importorskip("triton")
     from kr_fast.kernels import model_conv2d as kernels
