@@ -189,4 +189,11 @@ PYBIND11_MODULE(_cuda, m) {
             check(run(call, buffers, at<void>(queue)), "distillation_loss");
         },
         release());
+    m.def("distillation_loss_use_clusters", &kr::cuda::distillation_loss_use_clusters);
+    m.def("distillation_loss_cluster", [](int64_t classes, int input_dtype, int target_dtype) {
+        kr::DistillationLoss call = {};
+        call.classes = classes, call.temperature = call.soft = 1;
+        call.input_dtype = static_cast<kr::Dtype>(input_dtype), call.target_dtype = static_cast<kr::Dtype>(target_dtype);
+        return kr::cuda::distillation_loss_cluster(call);
+    });
 }

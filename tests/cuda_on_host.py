@@ -94,6 +94,17 @@ def machine(module, *, descending: bool = False, most_blocks: int = 2**32 - 1):
 
 
 @contextlib.contextmanager
+def device(module, *, compute_capability: int = 90, most_clusters: int = 2):
+    """The device is of this generation, and so many clusters run on it at once."""
+    library = ctypes.CDLL(module.__file__)
+    library.cuda_host_device(compute_capability, most_clusters)
+    try:
+        yield
+    finally:
+        library.cuda_host_device(90, 2)
+
+
+@contextlib.contextmanager
 def in_use(module):
     """The cuda backend runs CPU tensors on ``module``, and every op on the cuda backend."""
     before, why = (cuda._cuda, cuda.DEVICE, cuda.queue), registry._unavailable.pop("cuda", None)

@@ -109,6 +109,7 @@ DistillationJob job_of(const DistillationLoss& call, const DistillationBuffers& 
 int launch_by_classes(const DistillationJob& job, void* cuda_stream) {
     const int64_t classes = job.call.classes;
     auto queue = (cudaStream_t)cuda_stream;
+    if (classes > kMostInRegisters && clusters_hold(job)) return launch_cluster_rows(job, cuda_stream);
     if (classes > 1024) return launch_block_rows(job, cuda_stream);
     if (classes > kMostClasses) return launch_warp_rows(job, cuda_stream);
     return classes <= 4    ? launch<4>(job, queue)
@@ -140,6 +141,10 @@ int distillation_loss_forward(const DistillationLoss& call, const DistillationBu
         }
     }
     return launch_by_classes(job, cuda_stream);
+}
+
+int distillation_loss_cluster(const DistillationLoss& call) {
+    return call.classes > kMostInRegisters ? cluster_size(job_of(call, {})) : 0;
 }
 
 int distillation_loss_backward(const DistillationLoss& call, const DistillationBuffers& buffers, void* cuda_stream) {

@@ -31,5 +31,11 @@ int distillation_loss_forward(const DistillationLoss& call, const DistillationBu
 // The gradient with every factor folded in before it is rounded, in one launch; from the statistics if there are any.
 int distillation_loss_backward(const DistillationLoss& call, const DistillationBuffers& buffers, void* cuda_stream);
 
+// How many blocks, a cluster, hold a row of such a call on the current device; 0 where it is no cluster that does.
+int distillation_loss_cluster(const DistillationLoss& call);
+
+// Whether clusters may be used, from now on; for tests and measurements.
+void distillation_loss_use_clusters(bool use);
+
 }  // namespace cuda
 }  // namespace kr

@@ -121,6 +121,14 @@ KR_FN void take_row(const DistillationJob& job, const DistillationRow& row, floa
 int launch_thread_rows(const DistillationJob& job, void* cuda_stream);  // up to 32 classes
 int launch_warp_rows(const DistillationJob& job, void* cuda_stream);    // up to 1,024
 int launch_block_rows(const DistillationJob& job, void* cuda_stream);   // beyond
+int launch_cluster_rows(const DistillationJob& job, void* cuda_stream);  // above kMostInRegisters, if clusters_hold
+
+constexpr int64_t kMostInRegisters = 16384;  // classes of a row that a block keeps there
+
+// Whether rows go to clusters: these need compute capability 9.0, and a row that fits in the shared memory of 8 blocks.
+// cluster_size: how many blocks hold one, or 0.
+bool clusters_hold(const DistillationJob& job);
+int cluster_size(const DistillationJob& job);
 
 inline unsigned grid_of(int64_t items) {
     return (unsigned)(items < 1 ? 1 : items < kDistillationBlocks ? items : kDistillationBlocks);

@@ -6,3 +6,9 @@ extern "C" __attribute__((visibility("default"))) void cuda_host_set(bool descen
     cuda_host::machine.descending = descending;
     cuda_host::machine.most_blocks = most_blocks;
 }
+
+// The generation that the device is of, and how many clusters fit on it at once.
+extern "C" __attribute__((visibility("default"))) void cuda_host_device(int compute_capability, int most_clusters) {
+    cuda_host::machine.compute_capability = compute_capability;
+    cuda_host::machine.most_clusters = most_clusters;
+}

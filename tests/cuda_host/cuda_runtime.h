@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -22,6 +23,12 @@
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr {
+    cudaDevAttrComputeCapabilityMajor = 75,
+    cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+};
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
 typedef void* cudaStream_t;
 
 struct alignas(8) float2 {
@@ -41,6 +48,22 @@ struct alignas(16) uint4 {
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct {
+        struct {
+            unsigned x, y, z;
+        } clusterDim;
+    } val;
+};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes;
+    cudaStream_t stream;
+    cudaLaunchAttribute* attrs;
+    unsigned numAttrs;
+};
+
 namespace cuda_host {
 
 constexpr size_t kSharedByDefault = 48 << 10, kSharedAtMost = 227 << 10;
@@ -51,6 +74,7 @@ inline std::map<const void*, size_t> shared_limit;
 struct Launch {
     dim3 grid, block;
     size_t shared;
+    int cluster = 1;
     Launch(dim3 grid, dim3 block, size_t shared = 0, cudaStream_t = nullptr) : grid(grid), block(block), shared(shared) {}
 
     template <class... Parameters, class... Arguments>
@@ -59,19 +83,67 @@ struct Launch {
         const size_t allowed = shared_limit.count(key) ? shared_limit[key] : kSharedByDefault;
         const uint64_t threads = (uint64_t)block.x * block.y * block.z;
         if (threads < 1 || threads > kMostThreads || grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7FFFFFFFu ||
-            grid.y > 65535 || grid.z > 65535 || shared > allowed) {
+            grid.y > 65535 || grid.z > 65535 || shared > allowed || cluster < 1 || cluster > kMostBlocks ||
+            grid.x % cluster || (cluster > 1 && threads % kWarp)) {
             last_error = cudaErrorInvalidConfiguration;
             return;
         }
         std::tuple<Parameters...> values(arguments...);
-        run_grid(grid, block, shared, [&] { std::apply(kernel, values); });
+        run_grid(grid, block, shared, [&] { std::apply(kernel, values); }, cluster);
         if (!machine.error.empty()) last_error = cudaErrorLaunchFailure;
     }
 };
 
-inline char* dynamic_shared() {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(machine.shared.data());
-    return machine.shared.data() + (16 - at % 16) % 16;
+inline int current_block() { return machine.current / machine.threads; }  // of the cluster
+
+inline char* dynamic_shared(int block = current_block()) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(machine.shared[block].data());
+    return machine.shared[block].data() + (128 - at % 128) % 128;
+}
+
+// The same place in the shared memory of another block of the cluster.
+template <class T>
+T* mapped(T* at, unsigned rank) {
+    const ptrdiff_t offset = reinterpret_cast<char*>(at) - dynamic_shared();
+    if (offset < 0 || offset + sizeof(T) > machine.shared_bytes) fail("mapping of what is not dynamic shared memory");
+    if ((int)rank >= machine.cluster) fail("mapping to block " + std::to_string(rank) + ", which the cluster has not,");
+    return reinterpret_cast<T*>(dynamic_shared((int)rank) + offset);
+}
+
+// Copies into shared memory arrive when they are waited for, and what they will overwrite is gone at once.
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+};
+struct Arrival {
+    unsigned phases = 0;
+    bool announced = false;
+    size_t expected = 0, bytes = 0;
+    std::vector<Copy> copies;
+};
+inline std::map<const void*, Arrival> arrivals;
+
+inline void init_arrival(const void* barrier) { arrivals[barrier] = Arrival(); }
+inline void expect_copies(const void* barrier, unsigned bytes) {
+    Arrival& arrival = arrivals[barrier];
+    if (arrival.announced) fail("copies announced twice in a phase");
+    arrival.announced = true, arrival.expected = bytes;
+}
+inline void bulk_copy(void* to, const void* from, unsigned bytes, const void* barrier) {
+    if (bytes % 16 || reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+        fail("bulk copy that is not 16-byte aligned");
+    std::memset(to, 0xFF, bytes);
+    arrivals[barrier].copies.push_back({to, from, bytes});
+    arrivals[barrier].bytes += bytes;
+}
+inline void wait_for_copies(const void* barrier, unsigned parity) {
+    Arrival& arrival = arrivals[barrier];
+    if (arrival.phases % 2 != parity) return;  // that phase is over
+    if (!arrival.announced || arrival.bytes != arrival.expected) fail("wait for copies that were not announced or not made");
+    for (const Copy& copy : arrival.copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    const unsigned phases = arrival.phases + 1;
+    arrival = Arrival(), arrival.phases = phases;
 }
 
 template <class T>
@@ -108,6 +180,31 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
     if (bytes < 0 || (size_t)bytes > cuda_host::kSharedAtMost) return cudaErrorInvalidValue;
     cuda_host::shared_limit[reinterpret_cast<const void*>(kernel)] = (size_t)bytes;
     return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? cuda_host::machine.compute_capability / 10
+             : attribute == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? 228 << 10
+                                                                        : (int)cuda_host::kSharedAtMost;
+    return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLaunchConfig_t*) {
+    *clusters = cuda_host::machine.most_clusters;
+    return cudaSuccess;
+}
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+    cuda_host::Launch launch(config->gridDim, config->blockDim, config->dynamicSmemBytes);
+    for (unsigned k = 0; k < config->numAttrs; ++k)
+        if (config->attrs[k].id == cudaLaunchAttributeClusterDimension)
+            launch.cluster = (int)config->attrs[k].val.clusterDim.x;
+    launch.run(kernel, arguments...);
+    return cudaGetLastError();
 }
 
 // ---------------------------------------------------------------- barriers, collectives, atomics

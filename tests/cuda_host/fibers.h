@@ -2,6 +2,10 @@
 // barrier or at a warp's collective. So these have their true meaning, and misuse is found that a GPU would not report:
 // a collective whose lanes came from different places, that waits for a lane which has left, or a barrier that some
 // threads never reach.
+//
+// The blocks of a cluster live side by side, each with its own dynamic shared memory; one runs until all its threads
+// wait at the cluster's barrier or have left. Static shared memory is one for all, so that a kernel may keep nothing in
+// it across such a barrier.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -26,7 +30,7 @@ inline dim3 blockDim, gridDim;
 
 namespace cuda_host {
 
-enum class Wait { none, warp, block, done };
+enum class Wait { none, warp, block, cluster, done };
 enum class Collective { shuffle, ballot };
 
 struct Place {
@@ -43,19 +47,26 @@ struct Fiber {
     uint32_t mask;   // lanes that the collective waits for
     uint64_t value;  // what this lane gives, and then what it gets
     int source;      // lane that a shuffle reads
+    bool arrived;    // at the cluster's barrier, and has not waited there
+    uint64_t phase;  // of that barrier on arrival
 };
 
-constexpr int kWarp = 32, kMostThreads = 1024;
+constexpr int kWarp = 32, kMostThreads = 1024, kMostBlocks = 8;  // of a block; of a cluster
 constexpr size_t kStack = 64 << 10, kGuard = 64 << 10;  // below each stack lies memory that nobody may touch
 
 struct Machine {
-    std::vector<Fiber> fibers{kMostThreads};
+    std::vector<Fiber> fibers;
     char* stacks = nullptr;
-    int threads = 0, current = 0;
+    int threads = 0, current = 0;  // threads of a block; number of a fiber among those of the cluster
+    int cluster = 1;               // blocks
+    uint64_t first_block = 0;      // of the cluster
+    uint64_t phase = 0;            // of the cluster's barrier
+    int compute_capability = 90, most_clusters = 2;  // what the device says of itself; clusters that fit on it at once
     bool descending = false;  // the order in which blocks and threads run, so that a race shows as another result
     unsigned most_blocks = ~0u;  // a grid of one dimension is cut down to so many
     std::function<void()> kernel;
-    std::vector<char> shared;
+    std::vector<char> shared[kMostBlocks];
+    size_t shared_bytes = 0;
     ucontext_t scheduler;
     jmp_buf scheduler_at;
     std::string error;
@@ -74,9 +85,9 @@ inline void switch_to_scheduler() {
 inline std::string where(int index) {
     const Fiber& fiber = machine.fibers[index];
     char text[160];
-    std::snprintf(text, sizeof text, "thread %d %s%s", index,
+    std::snprintf(text, sizeof text, "thread %d %s%s", index % machine.threads,
                   fiber.wait == Wait::done ? "has left" : fiber.wait == Wait::none ? "runs" : "waits at ",
-                  fiber.wait == Wait::warp || fiber.wait == Wait::block
+                  fiber.wait == Wait::warp || fiber.wait == Wait::block || fiber.wait == Wait::cluster
                       ? (std::string(fiber.place.what) + ", line " + std::to_string(fiber.place.line)).c_str()
                       : "");
     return text;
@@ -113,7 +124,7 @@ inline uint64_t collective(Collective kind, Place place, uint32_t mask, uint64_t
     for (int other = 0; other < kWarp; ++other) {
         if (!(mask >> other & 1)) continue;
         const Fiber& fiber = machine.fibers[first + other];
-        if (first + other >= machine.threads || fiber.wait == Wait::done)
+        if (first % machine.threads + other >= machine.threads || fiber.wait == Wait::done)
             fail("collective with lane " + std::to_string(other) + ", which has left,");
         if (fiber.wait != Wait::warp) {
             switch_to_scheduler();
@@ -126,10 +137,11 @@ inline uint64_t collective(Collective kind, Place place, uint32_t mask, uint64_t
     return self.value;
 }
 
-// Opens the barrier if every thread that has not left waits there.
+// Opens the barrier of the current block if every thread that has not left waits there.
 inline bool open_barrier() {
+    const int from = machine.current / machine.threads * machine.threads;
     int first = -1;
-    for (int k = 0; k < machine.threads; ++k) {
+    for (int k = from; k < from + machine.threads; ++k) {
         const Fiber& fiber = machine.fibers[k];
         if (fiber.wait == Wait::done) continue;
         if (fiber.wait != Wait::block) return false;
@@ -137,9 +149,39 @@ inline bool open_barrier() {
         if (fiber.place.line != machine.fibers[first].place.line)
             fail("barrier that threads reach in different places: " + where(first) + ", " + where(k) + ", and");
     }
-    for (int k = 0; k < machine.threads; ++k)
+    for (int k = from; k < from + machine.threads; ++k)
         if (machine.fibers[k].wait == Wait::block) machine.fibers[k].wait = Wait::none;
     return true;
+}
+
+// Opens the cluster's barrier if every thread that has not left has arrived.
+inline void open_cluster_barrier() {
+    const int all = machine.threads * machine.cluster;
+    for (int k = 0; k < all; ++k)
+        if (machine.fibers[k].wait != Wait::done && !(machine.fibers[k].arrived && machine.fibers[k].phase == machine.phase))
+            return;
+    ++machine.phase;
+    for (int k = 0; k < all; ++k)
+        if (machine.fibers[k].wait == Wait::cluster) machine.fibers[k].wait = Wait::none;
+}
+
+inline void cluster_arrive(Place place) {
+    Fiber& self = machine.fibers[machine.current];
+    self.place = place;
+    if (self.arrived) fail("second arrival at the cluster's barrier without a wait");
+    self.arrived = true, self.phase = machine.phase;
+    open_cluster_barrier();
+}
+
+inline void cluster_wait(Place place) {
+    Fiber& self = machine.fibers[machine.current];
+    self.place = place;
+    if (!self.arrived) fail("wait at the cluster's barrier without an arrival");
+    if (self.phase == machine.phase) {
+        self.wait = Wait::cluster;
+        switch_to_scheduler();
+    }
+    self.arrived = false;
 }
 
 inline void barrier(Place place) {
@@ -152,13 +194,17 @@ inline void entry() {
     machine.kernel();
     machine.fibers[machine.current].wait = Wait::done;
     open_barrier();
+    if (machine.cluster > 1) open_cluster_barrier();
     switch_to_scheduler();
 }
 
 inline void resume(int index) {
     Fiber& fiber = machine.fibers[index];
     machine.current = index;
-    const unsigned at = (unsigned)index;
+    const unsigned at = (unsigned)(index % machine.threads);
+    const uint64_t block = machine.first_block + index / machine.threads;
+    blockIdx = {(unsigned)(block % gridDim.x), (unsigned)(block / gridDim.x % gridDim.y),
+                (unsigned)(block / gridDim.x / gridDim.y)};
     threadIdx = {at % blockDim.x, at / blockDim.x % blockDim.y, at / (blockDim.x * blockDim.y)};
 #ifndef __SANITIZE_ADDRESS__
     if (_setjmp(machine.scheduler_at)) return;
@@ -175,39 +221,58 @@ inline void resume(int index) {
     swapcontext(&machine.scheduler, &fiber.context);
 }
 
-inline void run_block() {
-    for (int k = 0; k < machine.threads; ++k) machine.fibers[k].started = false, machine.fibers[k].wait = Wait::none;
-    std::memset(machine.shared.data(), 0xFF, machine.shared.size());  // NaN to whoever reads before writing
+// Runs the threads of one block of the cluster until none can go on.
+inline bool run_block(int block) {
+    bool any = false;
     for (bool moved = true; moved && machine.error.empty();) {
         moved = false;
         for (int k = 0; k < machine.threads && machine.error.empty(); ++k) {
-            const int index = machine.descending ? machine.threads - 1 - k : k;
-            if (machine.fibers[index].wait == Wait::none) resume(index), moved = true;
+            const int index = block * machine.threads + (machine.descending ? machine.threads - 1 - k : k);
+            if (machine.fibers[index].wait == Wait::none) resume(index), moved = any = true;
         }
     }
-    for (int k = 0; k < machine.threads && machine.error.empty(); ++k)
-        if (machine.fibers[k].wait != Wait::done)
-            machine.error = "deadlock in block " + std::to_string(blockIdx.x) + ": " + where(k);
+    return any;
 }
 
-// All blocks of a grid, one after the other. machine.error is empty if all went well.
-inline void run_grid(dim3 grid, dim3 block, size_t shared, std::function<void()> kernel) {
+inline void run_cluster() {
+    const int all = machine.threads * machine.cluster;
+    for (int k = 0; k < all; ++k) {
+        Fiber& fiber = machine.fibers[k];
+        fiber.started = fiber.arrived = false, fiber.wait = Wait::none;
+    }
+    for (int b = 0; b < machine.cluster; ++b) {
+        machine.shared[b].resize(machine.shared_bytes + 128);
+        std::memset(machine.shared[b].data(), 0xFF, machine.shared[b].size());  // NaN to whoever reads before writing
+    }
+    for (bool moved = true; moved && machine.error.empty();) {
+        moved = false;
+        for (int b = 0; b < machine.cluster; ++b)
+            moved |= run_block(machine.descending ? machine.cluster - 1 - b : b);
+    }
+    for (int k = 0; k < all && machine.error.empty(); ++k)
+        if (machine.fibers[k].wait != Wait::done)
+            machine.error = "deadlock in block " + std::to_string(machine.first_block + k / machine.threads) + ": " + where(k);
+}
+
+// All clusters of a grid, one after the other. machine.error is empty if all went well.
+inline void run_grid(dim3 grid, dim3 block, size_t shared, std::function<void()> kernel, int cluster = 1) {
+    constexpr int kMost = kMostThreads * kMostBlocks;
     if (!machine.stacks) {
         const size_t each = kStack + kGuard, flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        machine.stacks = static_cast<char*>(mmap(nullptr, each * kMostThreads, PROT_READ | PROT_WRITE, flags, -1, 0));
-        for (int k = 0; k < kMostThreads; ++k) mprotect(machine.stacks + k * each, kGuard, PROT_NONE);
+        machine.stacks = static_cast<char*>(mmap(nullptr, each * kMost, PROT_READ | PROT_WRITE, flags, -1, 0));
+        for (int k = 0; k < kMost; ++k) mprotect(machine.stacks + k * each, kGuard, PROT_NONE);
+        machine.fibers.resize(kMost);
     }
     machine.error.clear();
     machine.kernel = std::move(kernel);
-    machine.shared.resize(shared + 16);
-    machine.threads = (int)(block.x * block.y * block.z);
-    if (grid.x > machine.most_blocks) grid.x = machine.most_blocks;
+    machine.shared_bytes = shared;
+    machine.threads = (int)(block.x * block.y * block.z), machine.cluster = cluster;
+    if (grid.x > machine.most_blocks) grid.x = machine.most_blocks < (unsigned)cluster ? cluster : machine.most_blocks / cluster * cluster;
     gridDim = grid, blockDim = block;
-    const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
-    for (uint64_t k = 0; k < blocks && machine.error.empty(); ++k) {
-        const uint64_t at = machine.descending ? blocks - 1 - k : k;
-        blockIdx = {(unsigned)(at % grid.x), (unsigned)(at / grid.x % grid.y), (unsigned)(at / grid.x / grid.y)};
-        run_block();
+    const uint64_t clusters = (uint64_t)grid.x * grid.y * grid.z / cluster;
+    for (uint64_t k = 0; k < clusters && machine.error.empty(); ++k) {
+        machine.first_block = (machine.descending ? clusters - 1 - k : k) * cluster;
+        run_cluster();
     }
 }
 

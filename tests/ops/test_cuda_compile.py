@@ -20,6 +20,7 @@ REGISTERS = {"solver_step": 80, "group_norm_silu": 80, "thread_rows": 128, "warp
 REGISTERS |= {"thread_signals": 64, "warp_signals": 128, "block_signals": 128}
 REGISTERS |= {"4vote": 96}  # 32 counters
 REGISTERS |= {"score_targets": 128, "pool_shadows": 96}  # a block is a warp: 16 of them
+REGISTERS |= {"cluster_rows": 128}  # 80 where three blocks of 256 threads are to share a multiprocessor
 
 pytestmark = [
     pytest.mark.compile,

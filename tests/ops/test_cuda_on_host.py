@@ -29,7 +29,7 @@ IDS = torch.tensor([0, 5, 2**32 + 1, 2**63 - 1])
 def probe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probe")
     (folder / "probe.cu").write_text(rewritten((HEADERS / "probe.cu").read_text()))
-    compile_all([folder / "probe.cu"], folder, folder / "probe.so", "-O1")
+    compile_all([folder / "probe.cu"], ROOT / "csrc", folder / "probe.so", "-O1")
     library = ctypes.CDLL(str(folder / "probe.so"))
     library.probe_error.restype = ctypes.c_char_p
     return library
@@ -78,6 +78,52 @@ def test_a_missing_barrier_shows_in_the_other_order(probe):
         assert probe.probe_race(address(out), descending) == 0
         found.append(out)
     assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize(("blocks", "size", "threads"), [(1, 1, 32), (2, 1, 32), (6, 2, 64), (16, 8, 256)])
+@pytest.mark.parametrize("descending", [False, True])
+def test_blocks_of_a_cluster_write_to_each_other(probe, blocks, size, threads, descending):
+    x, out, rows = torch.arange(float(blocks)), torch.zeros(blocks), 5
+    assert probe.probe_cluster(address(x), address(out), blocks, size, threads, rows, descending) == 0
+    one = torch.zeros(1)
+    assert probe.probe_cluster(address(one), address(one), 1, 1, 32, 1, False) == 0  # leaves the order as it was
+    sums = (x + rows - 1).view(-1, size).sum(1, keepdim=True)
+    assert torch.equal(out.view(-1, size), sums.expand(-1, size))
+
+
+@pytest.mark.parametrize(("blocks", "size", "threads"), [(3, 2, 32), (16, 16, 32), (2, 2, 40)])
+def test_clusters_that_a_gpu_refuses(probe, blocks, size, threads):
+    x = torch.zeros(64)
+    assert probe.probe_cluster(address(x), address(x), blocks, size, threads, 1, False) == 9
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (1, "second arrival at the cluster's barrier"),
+        (2, "wait at the cluster's barrier without an arrival"),
+        (3, "mapping of what is not dynamic shared memory"),
+        (4, "mapping to block 2, which the cluster has not"),
+        (5, "deadlock in block 0: thread 0 waits at cluster_wait"),
+    ],
+)
+def test_faults_of_clusters_are_reported(probe, kind, text):
+    out = torch.zeros(2)
+    assert probe.probe_cluster_fault(kind, address(out)) == 719
+    assert re.search(text, probe.probe_error().decode()), probe.probe_error()
+    assert probe.probe_cluster_fault(0, address(out)) == 0  # and go on working
+    assert out.tolist() == [1, 0]
+
+
+def test_copies_arrive_when_they_are_waited_for(probe):
+    x, out = torch.arange(12.0), torch.zeros(12)
+    assert probe.probe_bulk(0, address(x), address(out), 3) == 0
+    assert torch.equal(out, x)
+    probe.probe_bulk(2, address(x), address(out), 1)  # does not wait
+    assert out[:4].isnan().all()
+    for kind, text in ((1, "not 16-byte aligned"), (3, "not announced or not made"), (4, "announced twice")):
+        assert probe.probe_bulk(kind, address(x), address(out), 1) == 719
+        assert re.search(text, probe.probe_error().decode()), probe.probe_error()
 
 
 @pytest.mark.parametrize("numel", SIZES)
@@ -130,7 +176,11 @@ def test_no_access_is_out_of_bounds():
         pytest.skip("needs libasan")
     more = {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0"}
     more["CUDA_ON_HOST_SANITIZED"] = "1"
-    files = sorted(str(path) for pattern in ("*_on_host.py", "*_cuda*.py") for path in FOLDER.glob(f"test_{pattern}"))
+    files = sorted(
+        str(path)
+        for pattern in ("*_on_host.py", "*_cuda*.py", "*_cluster.py")
+        for path in FOLDER.glob(f"test_{pattern}")
+    )
     chosen = "bits or order or strides or kinds_of or top_k"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", chosen]
     done = subprocess.run(command, env={**os.environ, **more}, cwd=ROOT, capture_output=True, text=True)

@@ -179,7 +179,7 @@ def test_choice_between_gpu_backends(capability, first):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("classes", [10, 100, 1000, 32000])
+@pytest.mark.parametrize("classes", [10, 100, 1000, 32_000, 128_256])
 def test_nothing_waits_for_the_device_and_graphs_replay(classes):
     if registry.refusal("distillation_loss", "cuda", "cuda", torch.float32):
         pytest.skip("needs an NVIDIA GPU and kr_fast._cuda")
@@ -206,7 +206,7 @@ def test_nothing_waits_for_the_device_and_graphs_replay(classes):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("rows", "classes"), [(2**28 + 3, 10), (2**21 + 5, 1030)])
+@pytest.mark.parametrize(("rows", "classes"), [(2**28 + 3, 10), (2**21 + 5, 1030), (17_000, 128_256)])
 def test_more_than_2_to_the_31_elements(rows, classes):
     if torch.cuda.mem_get_info()[0] < 20 * rows * classes // 10 * 4:
         pytest.skip("needs a GPU with more memory")
