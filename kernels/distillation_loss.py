@@ -2,7 +2,7 @@
 
 The class count and a divisor of the row strides are compile-time constants, so that loads stay vectorised (with a
 run-time count or stride, C = 1000 compiles to one load an element). A program holds a tile of rows x classes and walks
-over the classes in blocks of at most 2,048, which keeps both rows in registers without spills. Everything is float32
+over the classes in blocks of 2,048, or 4,096 where a row has more than 16,384, without spills. Everything is float32
 after the load; offsets of rows are 64-bit.
 """
 
@@ -12,6 +12,7 @@ import triton.language as tl
 
 STATS = 5
 MAX_BLOCK = 2048
+LONG, LONG_BLOCK = 16_384, 4096  # longer rows: twice as much in flight, and fewer turns of the loop
 REDUCE_BLOCK = 4096
 TILE = 2048  # elements of each input that a program holds at a time
 
@@ -266,9 +267,9 @@ def reduce_kernel(row_loss, row_weight, loss, scale, n, MEAN: tl.constexpr, BLOC
 
 def tile(classes: int) -> tuple[int, int, int]:
     """(rows, classes, warps) of a program."""
-    block = min(triton.next_power_of_2(classes), MAX_BLOCK)
+    block = min(triton.next_power_of_2(classes), LONG_BLOCK if classes > LONG else MAX_BLOCK)
     rows = max(1, TILE // block // 2)
-    return rows, block, 8 if rows * block >= 2048 else 4
+    return rows, block, 16 if block > MAX_BLOCK else 8 if rows * block >= 2048 else 4
 
 
 def alignment(*strides: int) -> int:

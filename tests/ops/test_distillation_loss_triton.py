@@ -1,7 +1,7 @@
 """The Triton kernels: numbers in Triton's interpreter (a process of its own), and compilation for GPUs without one.
 
 Class counts by regime: 2 smallest tile; 10, 100 several rows a program; 1000 not a power of two; 2048 one whole block;
-2049 two blocks.
+2049 two blocks; 16,385 blocks of twice that size.
 """
 
 import os
@@ -65,7 +65,7 @@ def test_interpreter_agrees_on_soft_cross_entropy(classes):
 
 @pytest.mark.interpreter
 @pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 2048, 2049])
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000, 2048, 2049, 16_385])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["logits", "probs", "log_probs"])
 def test_interpreter_agrees_with_reference(classes, dtype, kind):
@@ -135,6 +135,10 @@ INTEGERS = {"n": "i32", "input_stride": "i32", "target_stride": "i32", "upstream
         (1000, "bf16", False, 0),
         (1000, "fp32", False, 0),
         (4096, "bf16", False, 0),
+        (128_256, "bf16", False, 0),  # vocabularies are walked in the same blocks, so they must not spill either
+        (128_256, "fp32", False, 0),
+        (50_257, "bf16", False, 0),  # odd rows
+        (128_256, "bf16", False, 2),
         (1000, "bf16", True, 0),
         (1000, "bf16", False, 2),
     ],
@@ -157,7 +161,7 @@ def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk
     aligned = ("input_stride", "target_stride") if classes % 16 == 0 else ()
     built = build(function, signature, constants, capability=capability, warps=warps, aligned=aligned)
     assert spilled_bytes(built) == 0
-    if classes >= 100 and not topk and divergence == 0:
+    if classes >= 100 and classes % 2 == 0 and not topk and divergence == 0:
         assert widest_load(built) == 16
 
 
