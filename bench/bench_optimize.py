@@ -5,13 +5,14 @@ and ``nhwc`` are diffusers as it is, in either layout; ``compile`` is torch.comp
 time in convolutions, which are torch's in all of them, goes to extra_info: it is the limit.
 """
 
-import diffusers
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 import kr_fast
 from kr_fast.models import unet
+
+diffusers = pytest.importorskip("diffusers")
 
 STEPS = 4
 THREADS = 2

@@ -7,7 +7,6 @@ step in torch under ``torch.compile``; ``kr_fast in place`` writes over the samp
 
 import copy
 
-import diffusers
 import pytest
 import torch
 from torch.utils.benchmark import Timer
@@ -15,6 +14,8 @@ from torch.utils.benchmark import Timer
 import kr_fast
 from kr_fast.ops.solver_step import SolverOutput, solver_step
 from kr_fast.synthesis import StepTable
+
+diffusers = pytest.importorskip("diffusers")
 
 # 64 x 3x32x32: in L2 and L3; 256 x 3x32x32: a common batch; 64 x 3x224x224: 38 MB a tensor, memory bandwidth.
 SHAPES = [(64, 3, 32, 32), (256, 3, 32, 32), (64, 3, 224, 224)]

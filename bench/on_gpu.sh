@@ -1,27 +1,57 @@
 #!/usr/bin/env bash
 # Build for the GPU at hand, run the tests that need one, then measure: bench/on_gpu.sh OUT [PYTHON]
-# PYTHON is an interpreter whose environment has torch with CUDA; OUT receives logs and pytest-benchmark's JSON.
+# PYTHON is an interpreter whose environment has torch with CUDA, pybind11, pytest and pytest-benchmark; nothing is
+# downloaded, and what needs a package that is missing (diffusers, liger-kernel) is skipped with that reason. OUT
+# receives log.txt, device.csv and a JSON file for each measurement. All of it ends within SECONDS_AT_MOST (570): a step
+# that would not is cut short, and the log says so.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?usage: bench/on_gpu.sh OUT [PYTHON]}")
 python=${2:-python3}
+end=$((SECONDS + ${SECONDS_AT_MOST:-570}))
 mkdir -p "$out"
+: >"$out/log.txt"
 failed=0
-step() { # step NAME COMMAND...: its output goes to OUT/NAME.log; a failure is told and the rest still runs
-    local name=$1
-    shift
-    echo "== $name"
-    "$@" >"$out/$name.log" 2>&1 || { failed=1; echo "   failed, see $name.log"; tail -n 15 "$out/$name.log"; }
+step() { # step NAME MOST_SECONDS COMMAND...: a failure is told, and the rest still runs
+    local name=$1 most=$2 left=$((end - SECONDS)) begun=$SECONDS status=0
+    shift 2
+    if ((left < 5)); then
+        echo "== $name: no time left" | tee -a "$out/log.txt"
+        failed=1
+        return
+    fi
+    echo "== $name" >>"$out/log.txt"
+    timeout $((left < most ? left : most)) "$@" >"$out/step.log" 2>&1 || { status=$?; failed=1; }
+    tail -c 200000 "$out/step.log" >>"$out/log.txt"
+    echo "== $name: status $status, $((SECONDS - begun)) s" | tee -a "$out/log.txt"
+    if ((status)); then tail -n 25 "$out/step.log"; fi
+    rm -f "$out/step.log"
 }
-arch=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')
+bench() { # bench NAME MOST_SECONDS FILE...: medians go to OUT/NAME.json
+    local name=$1 most=$2
+    shift 2
+    step "$name" "$most" "$python" -m pytest -q -p no:cacheprovider "$@" --benchmark-json="$out/$name.json"
+}
+arch=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))') ||
+    { echo "on_gpu.sh: $python has no torch that sees a GPU"; exit 1; }
 export KR_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST="$arch"
-step build "$python" setup.py build_ext --inplace
-step info "$python" -m kr_fast info
-step tests_gpu "$python" -m pytest -q -m gpu
-step tests_ops "$python" -m pytest -q tests/ops -m "not interpreter and not compile"
-for bench in bench/bench_*.py; do
-    name=$(basename "$bench" .py)
-    step "$name" "$python" -m pytest -q "$bench" --benchmark-json="$out/$name.json"
-done
-nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv >"$out/device.csv"
+query=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu
+nvidia-smi --query-gpu=$query --format=csv >"$out/device.csv"
+git log -1 --format='commit %H' >>"$out/device.csv" 2>/dev/null
+
+step build 180 "$python" setup.py build_ext --inplace
+step info 30 "$python" -m kr_fast info
+# What most depends on this first, so that a lease cut short still has it. Tests compile many Triton kernels: by several
+# processes, but for those that fill the memory.
+parallel=()
+"$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8)
+tests=("$python" -m pytest -q -p no:cacheprovider -m gpu)
+step tests_loss 150 "${tests[@]}" "${parallel[@]}" tests/ops -k "distillation and not more_than"
+bench distillation_loss 120 bench/bench_distillation_loss.py
+step choices 90 "$python" bench/choices.py measure "$out/choices.json"
+step tests_other 120 "${tests[@]}" "${parallel[@]}" tests -k "not distillation and not more_than"
+step tests_large 60 "${tests[@]}" tests -k more_than
+mapfile -t others < <(grep -l '"cuda"' bench/bench_*.py | grep -v bench_distillation_loss.py)
+bench others 120 "${others[@]}"
+nvidia-smi --query-gpu=$query --format=csv,noheader >>"$out/device.csv"
 exit "$failed"

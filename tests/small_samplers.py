@@ -1,9 +1,11 @@
 """Networks and samplers small enough to run in every test."""
 
-import diffusers
+import pytest
 import torch
 
 from kr_fast.synthesis import Sampler
+
+diffusers = pytest.importorskip("diffusers")
 
 CLASSES = 3  # and the null class
 # A mild noise schedule: the network is not trained, and 1 / sqrt(alpha) of the usual one turns its output into black

@@ -1,6 +1,5 @@
 """solver_step_at: whole trajectories by a counter on the device against the loop of solver_step, and the table."""
 
-import diffusers
 import pytest
 import torch
 from cuda_on_host import build as build_cuda
@@ -12,6 +11,8 @@ from kr_fast.ops.philox_normal import philox_normal
 from kr_fast.ops.solver_step import SolverOutput, SolverRow, solver_step
 from kr_fast.ops.solver_step_at import DeviceTable, solver_step_at
 from kr_fast.synthesis.steptable import History, StepTable
+
+diffusers = pytest.importorskip("diffusers")
 
 SCHEDULERS = {
     "ddim clip": diffusers.DDIMScheduler(clip_sample=True),

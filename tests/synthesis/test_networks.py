@@ -1,6 +1,5 @@
 """Networks other than UNet2DModel: transformers with an autoencoder, networks that read text, plain callables."""
 
-import diffusers
 import pytest
 import torch
 from small_samplers import MILD, make_sampler, make_unet
@@ -8,6 +7,8 @@ from small_samplers import MILD, make_sampler, make_unet
 import kr_fast
 from kr_fast.runtime.errors import UserError
 from kr_fast.synthesis import Network, PromptNetwork
+
+diffusers = pytest.importorskip("diffusers")
 
 IDS = torch.tensor([3, 1, 2**33, 12, 5])
 LABELS = torch.tensor([0, 2, 1, 0, 2])

@@ -2,13 +2,14 @@
 
 import logging
 
-import diffusers
 import pytest
 import torch
 from small_samplers import CLASSES, MILD, SOLVERS, make_sampler, make_unet, start
 
 import kr_fast
 from kr_fast.runtime.errors import UserError
+
+diffusers = pytest.importorskip("diffusers")
 
 IDS = torch.tensor([3, 1, 2**33, 12])
 LABELS = IDS % CLASSES

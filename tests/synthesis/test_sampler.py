@@ -2,7 +2,6 @@
 
 import json
 
-import diffusers
 import pytest
 import torch
 from small_samplers import CLASSES, MILD, make_sampler, make_unet, start
@@ -10,6 +9,8 @@ from small_samplers import CLASSES, MILD, make_sampler, make_unet, start
 import kr_fast
 from kr_fast.runtime.errors import UserError
 from kr_fast.synthesis import LabelPlan
+
+diffusers = pytest.importorskip("diffusers")
 
 
 @pytest.fixture(scope="module")

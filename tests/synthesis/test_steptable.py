@@ -4,7 +4,6 @@ import copy
 import itertools
 import math
 
-import diffusers
 import pytest
 import torch
 
@@ -13,6 +12,8 @@ from kr_fast.ops.solver_step import solver_step
 from kr_fast.runtime.errors import UserError
 from kr_fast.synthesis import StepTable
 from kr_fast.synthesis.steptable import History
+
+diffusers = pytest.importorskip("diffusers")
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # By the precision in which the scheduler's own step computes; float32 casts of a sigma of 150 come back as 1e-5.
