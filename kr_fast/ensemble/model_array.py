@@ -35,18 +35,20 @@ class ModelArray:
 
     The architecture is traced once (torch.fx); every BatchNorm that follows a convolution or linear layer is folded
     into it in float64; ReLU, GELU, SiLU, Hardswish, sigmoid and residual sums join the convolution before them; all
-    other layers run as they are. Weights are taken when the first images come: later changes are not seen. A module
-    that cannot be traced or folded runs by its own forward, model after model, and one log line says so.
+    other layers run as they are. Weights are taken at the first images, or at every call where they exceed 16 MiB: do
+    not change them. A module that cannot be traced or folded runs by its own forward, model after model, and one log
+    line says so.
 
-    In eval mode the answer for an image has the same bits whatever images and models stand beside it and whatever the
-    number of threads (on one machine, with one torch and one ``chunk``).
+    In eval mode a traced network's answer for an image has the same bits whatever images and models stand beside it and
+    whatever the chunk and the number of threads (on one machine, with one torch).
 
     Args:
         models: at least one ``nn.Module``, or state dict of ``make_model()``, of one architecture, class count and
             device; float ``[N, C, H, W]`` to logits ``[N, K]``. They are kept, and put in eval mode.
         make_model: returns a fresh module for state dicts.
         dtype: of the computation: float32, bfloat16, float16 or float64; None for the models' own. Weights are folded
-            in float64 whatever it is; signals are taken from float32 logits.
+            in float64 whatever it is; signals are taken from float32 logits. In half precision the image, the
+            convolution that reads it, pooled features and logits stay in float32 (precision.py).
         bn: "eval" (running statistics) or "batch": every BatchNorm takes mean and biased variance over the images of
             a chunk (one query each) and ignores its running statistics, all else stays in eval mode. That is what the
             published LiRA code does with ``training=True`` over 5,000 consecutive images at a time (Carlini et al.,

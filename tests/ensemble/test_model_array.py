@@ -274,6 +274,24 @@ def test_queries_are_index_arithmetic():
         Query(border="zeros")
 
 
+def test_shifts_and_flips_are_those_of_float64():
+    """Down is along rows, right along columns, the flip comes first, and edge pixels repeat."""
+    models, images, labels = models_of("resnet8", 1), images_of(6), torch.arange(6) % 5
+    x = to_float(images).double()
+    padded = torch.nn.functional.pad(x, [2] * 4, mode="replicate")
+    found = ModelArray(models).signals(images, labels, augment="shift")["phi"]
+    own = [Query(flip=True, down=2, right=-1), Query(flip=True)]
+    found = torch.cat([found, ModelArray(models).signals(images, labels, augment=own)["phi"]])
+    moves = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]
+    views = [padded[:, :, 2 - down : 34 - down, 2 - right : 34 - right] for down, right in moves]
+    mirrored = padded.flip(3)
+    views += [mirrored[:, :, 0:32, 3:35], mirrored[:, :, 2:34, 2:34]]
+    models[0].double()
+    with torch.no_grad():
+        wanted = torch.stack([membership_signals(models[0](view), labels)["phi"] for view in views])
+    assert float((found[..., 0].double() - wanted).abs().max()) <= 1e-4
+
+
 def test_normalize():
     models, images = models_of("resnet8"), images_of(5)
     found = ModelArray(models, normalize=((0.5, 0.5, 0.5), 0.5))(images)
