@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from kr_fast.membership.audit_data import AuditData, ShadowSignals
-from kr_fast.membership.catalog import CATALOG, DEFAULT, Attack, auto_variance, lacking, sides
+from kr_fast.membership.catalog import CATALOG, DEFAULT, Attack, auto_variance, lacking, leave_out, sides
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.figures import Choices, exposed, of_attack
 from kr_fast.membership.intervals import delong_test
@@ -21,6 +21,7 @@ from kr_fast.runtime.progress import bar
 
 FEW_SHADOWS = 8  # on a side
 MOST_EXPOSED = 16
+UNLIKE = 1.1  # ratio of training set sizes from which a reader is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +234,8 @@ def _leave_one_out(data: AuditData, chosen: list[Attack], asked: bool) -> dict[s
                 if own_population or lacking(attack, data, shadows, None) or not bool(mixed.any()):
                     continue
                 try:
-                    rows = attack.run(data, shadows, None)
+                    few = attack.sample is not None and len(shadows.keep) > attack.sample and not asked
+                    rows = leave_out(attack, data, shadows, attack.sample) if few else attack.run(data, shadows, None)
                 except UserError:
                     if asked:
                         raise
@@ -351,4 +353,13 @@ def _notes(data: AuditData) -> list[str]:
             )
         elif target.shared:
             found.append(f"the shadow pipelines of {name} share {target.shared} with its own")
+    if data.members is not None:
+        inside = int(data.members.sum())
+        for name, shadows in data.shadows.items():
+            each = float(shadows.keep.sum(1).double().mean())
+            if each and not 1 / UNLIKE < inside / each < UNLIKE:
+                found.append(
+                    f"each shadow of {name} was trained on {each:.0f} of these examples on average, the targets on "
+                    f"{inside}: they imitate them less well, and thresholds from shadows fit them less well"
+                )
     return found

@@ -15,7 +15,8 @@ from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignal
 # Below this many shadows on a side one variance for all examples attacks better than one each (Carlini et al., fig. 9).
 PER_EXAMPLE_FROM = 64
 TRAINED_TARGETS = 4  # shadows that an attack with a training for each target is calibrated on
-SORTED_TARGETS = 16  # likewise, where each target sorts the signals of all shadows
+SORTED_TARGETS = 4  # likewise, where each target sorts the signals of all shadows
+COMPARED_TARGETS = 16  # thresholds from shadows need no more, where a target costs seconds
 MOST_CLASSES = 100  # one-hot classes among features; above it the class is one number
 POOLED = 8  # pixels on a side of images as features
 
@@ -37,6 +38,7 @@ class Attack:
     run: Run
     released: bool = False
     calibrated: bool = True  # shadows attacked leave-one-out give its thresholds
+    sample: int | None = None  # so many of them are enough for that; None for all
 
 
 def sides(keep: Tensor) -> int:
@@ -75,6 +77,27 @@ def lacking(attack: Attack, data: AuditData, shadows: ShadowSignals | None, targ
         if not test(data, shadows, target):
             return words
     return None
+
+
+def leave_out(attack: Attack, data: AuditData, shadows: ShadowSignals, count: int) -> Tensor:
+    """Scores ``[count, N]`` of the first shadows, each attacked from all others, one after the other."""
+    rows = []
+    for k in range(count):
+        others = torch.arange(len(shadows.keep)) != k
+        left = ShadowSignals(
+            shadows.keep[others],
+            {name: value[:, :, others] for name, value in shadows.signals.items()},
+            None if shadows.population is None else shadows.population[:, :, others],
+            None if shadows.population_keep is None else shadows.population_keep[others],
+            None if shadows.answers is None else shadows.answers[:, others],
+        )
+        target = TargetSignals(
+            {name: value[:, :, k] for name, value in shadows.signals.items()},
+            None if shadows.population is None else shadows.population[:, :, k],
+            None if shadows.answers is None else shadows.answers[:, k],
+        )
+        rows.append(attack.run(data, left, target)[0])
+    return torch.stack(rows)
 
 
 def _lira(data, shadows, target, *, variant: str, variance: str = "auto") -> Tensor:
@@ -222,7 +245,7 @@ def _entries() -> list[Attack]:
         Attack("rmia_offline", "RMIA offline (a = 0.33)", f"{outside}; further non-members", ("population",), offline),
         Attack("base", "BASE", shadows, ("in",), functools.partial(_base, variant="online")),
         Attack("base_offline", "BASE offline", outside, (), functools.partial(_base, variant="offline")),
-        Attack("attack_r", "Attack-R", outside, (), _attack_r),
+        Attack("attack_r", "Attack-R", outside, (), _attack_r, sample=COMPARED_TARGETS),
         Attack("attack_p", "Attack-P", "further non-members, no shadow model", ("population",), _attack_p),
         Attack("loss", "loss threshold", "nothing but the answer of the target", (), _loss),
         Attack(
