@@ -38,6 +38,11 @@ class Batched(Graph):
             names = ", ".join(sorted(set(self.singly)))
             logger.warning("ModelArray: no kernel for all models at once, so these run model by model: %s", names)
 
+    def _live(self) -> int:
+        for layer in self.layers.values():
+            layer.in_place = False  # the kernels here write into memory of their own
+        return super()._live()
+
     def run(self, block: slice, images: Tensor, view: View) -> Tensor:
         """uint8 ``[B, H, W, C]`` -> float32 logits ``[G, B, K]``."""
         values: dict[fx.Node, object] = {}
