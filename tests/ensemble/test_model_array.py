@@ -54,8 +54,8 @@ def test_bits_do_not_follow_company(name):
     assert torch.equal(alone[:, :, 0], plain[:, :7, 2])
 
 
-# 1: other layouts in torch; 3 and 13: sizes that are no multiple of a vector, and a rest; 16: the default of small
-# networks; 64: more images than there are.
+# 1: other layouts in torch; 3 and 13: sizes that are no multiple of a vector, and a rest; 64: more images than
+# there are.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", TRACED)
 def test_bits_do_not_follow_the_chunk(name, dtype):
@@ -67,9 +67,9 @@ def test_bits_do_not_follow_the_chunk(name, dtype):
 
 def test_bits_do_not_follow_company_in_bfloat16():
     models, images = models_of("resnet8", 3), images_of(50)
-    plain = ModelArray(models, dtype=torch.bfloat16)(images)
+    plain = ModelArray(models, dtype=torch.bfloat16, chunk=16)(images)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(ModelArray(models[::-1], dtype=torch.bfloat16)(images[order]), plain[:, order].flip(0))
+    assert torch.equal(ModelArray(models[::-1], dtype=torch.bfloat16, chunk=16)(images[order]), plain[:, order].flip(0))
 
 
 def test_bits_do_not_follow_threads():
