@@ -86,7 +86,7 @@ def test_dtypes_of_student_and_teacher_are_independent(cuda_device, dtype, targe
 
 @pytest.mark.parametrize("kind", ["probs", "log_probs"])
 @pytest.mark.parametrize("classes", [17_000, 33_001])
-def test_kinds_of_target(regime, classes, kind):
+def test_probabilities_as_target(regime, classes, kind):
     z, t, y = draw(classes, kind=kind)
     check(regime, z, t, y, kind=kind, **EVERYTHING)
     check(regime, z, t, y, kind=kind, soft=0.0, hard=1.0)
@@ -104,7 +104,7 @@ def test_dkd(regime, hard):
 
 @pytest.mark.parametrize("tail", ["smooth", "renorm"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_top_k(regime, tail, reduction):
+def test_cached_probabilities(regime, tail, reduction):
     z, t, y = draw(17_003, rows=3)
     values, indices = t.softmax(1).topk(40)
 
@@ -274,7 +274,7 @@ def test_backward_of_the_gradient_that_is_there_already(regime, dtype):
 @pytest.mark.parametrize(("classes", "dtype"), [(17_000, torch.bfloat16), (33_001, torch.float32)], ids=str)
 def test_same_bits_in_every_order_and_run(cuda_device, classes, dtype, host_cuda):
     """A missing barrier, or a sum in the order of arrival, would show; as would a counter that is not left at 0."""
-    z, t, y = (x.to(cuda_device) for x in draw(classes, dtype, rows=7))
+    z, t, y = (x.to(cuda_device) for x in draw(classes, dtype, rows=3))
     found = []
     for descending in (False, True, False):
         with machine(host_cuda, descending=descending):
