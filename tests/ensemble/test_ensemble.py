@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 
 import pytest
 import torch
@@ -265,7 +266,8 @@ def test_error_in_a_worker_is_the_callers(tmp_path):
 
 def test_worker_that_dies_is_reported(tmp_path, monkeypatch):
     (tmp_path / "fatal.py").write_text(
-        "import os, sys, torch\ndef make():\n    return os._exit(7) if sys.argv[0] == '-c' else torch.nn.Linear(1, 1)\n"
+        f"import os, torch\nparent = os.getpid() == {os.getpid()}\n"
+        "def make():\n    return torch.nn.Linear(1, 1) if parent else os._exit(7)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RuntimeError, match=r"the worker of model \d ended with code 7"):
