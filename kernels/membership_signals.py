@@ -7,7 +7,7 @@ later ones mostly hit the L2 cache.
 import torch
 import triton
 import triton.language as tl
-from kr_fast.kernels.distillation_loss import _read, _rows_and_mask, alignment
+from kr_fast.kernels.distillation_loss import MAX_BLOCK, _read, _rows_and_mask, alignment
 from kr_fast.kernels.distillation_loss import tile as loss_tile
 
 
@@ -129,8 +129,8 @@ def signals_kernel(
 
 
 def tile(classes: int) -> tuple[int, int, int]:
-    """(rows, classes, warps) of a program: those of the loss."""
-    return loss_tile(classes)
+    """(rows, classes, warps) of a program: those of the loss, but blocks of longer rows would not fit the registers."""
+    return loss_tile(min(classes, MAX_BLOCK))
 
 
 def signals(logits, labels, want: tuple[str, ...]) -> list[torch.Tensor]:
