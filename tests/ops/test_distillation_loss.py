@@ -332,7 +332,12 @@ def test_any_shape_and_flags(
     options = {"T": temperature, "soft": soft, "hard": hard, "smoothing": smoothing, "weight": weight}
     loss, grad, wanted, wanted_grad = both(z, t, y, reduction=reduction, **options)
     close(loss, wanted, 3e-6)
-    close(grad, wanted_grad, max(GRAD_TOLERANCE[dtype], 1e-5))
+    # Where q comes near the target, p - q cancels: its error is one of q, which is at most 1 in a row.
+    share = (torch.ones(rows) if weight is None else weight) * (y != -100)
+    share = share / share.sum() if reduction == "mean" else share
+    slack = 2**-22 * (soft * temperature + hard) * float(share.norm())
+    error = torch.linalg.norm(grad.double() - wanted_grad)
+    assert error <= max(GRAD_TOLERANCE[dtype], 1e-5) * torch.linalg.norm(wanted_grad) + slack
 
 
 def test_a_mask_as_weight_and_labels_of_32_bits():
