@@ -1,7 +1,9 @@
 """Audit data from files: an ``.npz`` of logits or signals, the tree of the LiRA code, arrays of Privacy Meter."""
 
+import json
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,18 @@ from kr_fast.membership.audit_data import (
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError, fail
 
+ABOUT = "about"
+ABOUT_TARGET = ("kind", "shared", "accuracy", "control")
 PLAIN = ("keep", "labels", "members", "non_members", "images", "reference", "logits", *SIGNALS)
 
 
 def save_npz(path: str | Path, data: AuditData) -> None:
-    """Write ``data`` (of one set of shadows) as the ``.npz`` that :func:`load_npz` reads."""
+    """Write ``data`` (of one set of shadows) as the ``.npz`` that :func:`load_npz` reads back, whole and in order."""
     if len(data.shadows) != 1:
         fail("save_npz", "data", "hold one set of shadows", len(data.shadows))
-    shadows = next(iter(data.shadows.values()))
+    if (bad := next((name for name in data.targets if "/" in name), None)) is not None:
+        fail("save_npz", "target", "have a name without /", bad)
+    label, shadows = next(iter(data.shadows.items()))
     arrays: dict[str, Tensor | None] = {"keep": shadows.keep, "labels": data.labels, "members": data.members}
     arrays |= {**shadows.signals, "answers": shadows.answers, "images": data.images, "reference": data.reference}
     arrays |= {"population/phi": shadows.population, "population/keep": shadows.population_keep}
@@ -38,6 +44,9 @@ def save_npz(path: str | Path, data: AuditData) -> None:
         arrays |= {f"target/{name}/{signal}": value for signal, value in target.signals.items()}
         arrays |= {f"target/{name}/answers": target.answers, f"target/{name}/population/phi": target.population}
     found = {key: value.numpy() for key, value in arrays.items() if value is not None}
+    targets = {name: {key: getattr(each, key) for key in ABOUT_TARGET} for name, each in data.targets.items()}
+    about = {"shadows": label, "augment": data.augment, "notes": list(data.notes), "targets": targets}
+    found[ABOUT] = np.array(json.dumps(about))
     with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **found)
 
@@ -51,24 +60,38 @@ def load_npz(path: str | Path, *, probabilities: bool = False) -> AuditData:
     or indices), ``non_members``; ``population/logits`` with ``population/labels``, or ``population/phi``, and the same
     under ``target/NAME/``; ``images``, ``reference``, ``synthetic/NAME``. Without a target every shadow is one.
 
+    ``about`` is a string, JSON, in which :func:`save_npz` keeps what is no array: ``{"shadows": name of the set,
+    "augment": ..., "notes": [...], "targets": {NAME: {"kind", "shared", "accuracy", "control"}}}``, targets in order;
+    each part may be missing. Without it targets stand in the order of the file; the first one is "full", the others
+    are "transfer", and none is a control.
+
     Args:
         probabilities: the logits are probabilities, and their logarithm is taken (see
             :func:`kr_fast.membership.from_logits` for what is lost).
     Raises: UserError naming the file and the key; FileNotFoundError.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            fail("audit", "signals", "be an .npz file", f"{path}, an .npy file")
+        with archive:
             arrays = {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         raise
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"audit: signals must be a readable .npz file, got {path} ({type(error).__name__})") from error
+    about = _about(arrays.pop(ABOUT, None), path)
     given = {key: _tensor(key, value) for key, value in arrays.items()}
     if "keep" not in given:
         fail("audit", "signals", "hold the key keep", f"{path} with {', '.join(given) or 'nothing'}")
     _known(given, path)
-    count, labels = given["keep"].shape[-1], given.get("labels")
-    names = sorted({key.split("/")[1] for key in given if key.startswith("target/")})
+    _check_lengths(given)
+    count, labels = given["keep"].shape[1], given.get("labels")
+    names = list(dict.fromkeys(key.split("/")[1] for key in given if key.startswith("target/")))
+    facts = about.get("targets") or {name: {"kind": "transfer" if at else "full"} for at, name in enumerate(names)}
+    if sorted(facts) != sorted(names):
+        fail("audit", ABOUT, f"describe the targets of the file, {', '.join(names) or 'none'}", ", ".join(facts))
+    label = about.get("shadows", "shadows")
     mask, index = (None, None) if not names else pool_of(given.get("members"), given.get("non_members"), count)
     at = slice(None) if index is None else index
     signals, answers = _side(given, "", labels, at, probabilities)
@@ -76,23 +99,64 @@ def load_npz(path: str | Path, *, probabilities: bool = False) -> AuditData:
     z_signals = _population(given, "", z_labels, probabilities)
     z_keep = given.get("population/keep")
     targets = {}
-    for name in names:
+    for name, more in facts.items():
         prefix = f"target/{name}/"
         own, best = _side(given, prefix, labels, at, probabilities)
-        kind = "transfer" if targets else "full"
-        targets[name] = TargetSignals(own, _population(given, prefix, z_labels, probabilities), best, kind=kind)
+        phi = _population(given, prefix, z_labels, probabilities)
+        targets[name] = TargetSignals(own, phi, best, shadows=label, **more)
     synthetic = {key.split("/", 1)[1]: value for key, value in given.items() if key.startswith("synthetic/")}
     return AuditData(
-        {"shadows": ShadowSignals(given["keep"][:, at], signals, z_signals, z_keep, answers)},
+        {label: ShadowSignals(given["keep"][:, at], signals, z_signals, z_keep, answers)},
         targets,
         mask,
         None if labels is None else labels[at],
         None if "images" not in given else given["images"][at],
         synthetic,
         given.get("reference"),
-        augment="as given",
-        notes=(PROBABILITIES,) if probabilities else (),
+        augment=about.get("augment", "as given"),
+        notes=(*about.get("notes", ()), *((PROBABILITIES,) if probabilities else ())),
     )
+
+
+def _about(value: np.ndarray | None, path: Any) -> dict[str, Any]:
+    """What ``about`` says, checked."""
+    if value is None:
+        return {}
+    try:
+        found = json.loads(str(value[()])) if value.ndim == 0 and value.dtype.kind == "U" else None
+    except ValueError:
+        found = None
+    types = {"shadows": str, "augment": str, "notes": list, "targets": dict}
+    rule = f"be JSON with {', '.join(types)} (load_npz), targets with {', '.join(ABOUT_TARGET)}"
+    if not isinstance(found, dict):
+        fail("audit", ABOUT, rule, f"none in {path}")
+    for key, each in found.items():
+        if not isinstance(each, types.get(key, ())):
+            fail("audit", ABOUT, rule, f"{key} {each!r} in {path}")
+    for name, each in found.get("targets", {}).items():
+        if not isinstance(each, dict) or set(each) - set(ABOUT_TARGET):
+            fail("audit", ABOUT, rule, f"{name} {each!r} in {path}")
+    return found
+
+
+def _check_lengths(given: dict[str, Tensor]) -> None:
+    """Every array of the pool has the N of ``keep``; checked here, for the pool is then cut out of them."""
+    keep = given["keep"]
+    if keep.ndim != 2:
+        fail("audit", "keep", "have shape [M, N]", list(keep.shape))
+    count = keep.shape[1]
+    for key, value in given.items():
+        last, target = key.rpartition("/")[2], key.startswith("target/")
+        if key in ("keep", "members", "non_members", "reference") or "population/" in key or "synthetic/" in key:
+            continue
+        if last in ("labels", "images", "answers"):
+            axis = 0
+        elif last == "logits":
+            axis = 0 if target else 1
+        else:
+            axis = value.ndim - (1 if target else 2)
+        if not 0 <= axis < value.ndim or value.shape[axis] != count:
+            fail("audit", key, f"be of the {count} examples of keep", list(value.shape))
 
 
 def _tensor(key: str, value: np.ndarray) -> Tensor:
@@ -102,7 +166,7 @@ def _tensor(key: str, value: np.ndarray) -> Tensor:
         if value.dtype.kind not in "iu":
             fail("audit", key, "be integers", value.dtype)
         value = value.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(value))
+    return torch.from_numpy(np.asarray(value, order="C"))
 
 
 def _known(given: dict[str, Tensor], path: Any) -> None:
@@ -174,7 +238,11 @@ def load_lira_tree(folder: str | Path, *, targets: Sequence[str] = (), step: str
         rule = f"have a file of {kind} in common" if step is None else f"all have {kind}/{step}.npy"
         fail("audit", "experiments of the LiRA tree", rule, ", ".join(sorted(steps)) or "none")
     step = step or max(steps)
-    keep = torch.stack([_keep(path / "keep.npy") for path in found])
+    keeps = [_keep(path / "keep.npy", 1) for path in found]
+    for path, each in zip(found, keeps, strict=True):
+        if each.shape != keeps[0].shape:
+            fail("audit", str(path / "keep.npy"), f"have shape {list(keeps[0].shape)} as the first", list(each.shape))
+    keep = torch.stack(keeps)
     y = None
     if labels.exists():
         y = torch.from_numpy(_array(labels).reshape(-1).astype(np.int64))[: keep.shape[1]]
@@ -221,7 +289,7 @@ def load_privacy_meter(
     folder = Path(folder)
     if signal not in ("probability", "loss"):
         fail("audit", "signal", "be probability or loss", signal)
-    keep = _keep(folder / "memberships.npy")
+    keep = _keep(folder / "memberships.npy", 2)
     models = len(keep)
     if target is not None and not 0 <= target < models:
         fail("audit", "target", f"be a model in [0, {models})", target)
@@ -279,17 +347,22 @@ def _leave_out(
     return AuditData({"shadows": shadows}, attacked, members, labels, augment="as given", notes=notes)
 
 
-def _keep(file: Path) -> Tensor:
+def _keep(file: Path, ndim: int) -> Tensor:
     value = _array(file)
     if value.dtype != np.bool_:
         fail("audit", str(file), "be bool", value.dtype)
+    if value.ndim != ndim:
+        fail("audit", str(file), f"have shape {'[N]' if ndim == 1 else '[M, N]'}", list(value.shape))
     return torch.from_numpy(value)
 
 
 def _array(file: Path) -> np.ndarray:
     try:
-        return np.load(file, allow_pickle=False)
+        value = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"audit: {file} must be a readable .npy file, got {type(error).__name__}") from error
+    if not isinstance(value, np.ndarray):
+        fail("audit", str(file), "be an .npy file", "an .npz file")
+    return value

@@ -1,6 +1,7 @@
 """Signals from files: round trips, the trees of other tools as their code writes them, and damaged files."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -32,9 +33,10 @@ def same(a, b):
             elif isinstance(x, dict) and x and isinstance(next(iter(x.values())), torch.Tensor):
                 assert x.keys() == y.keys()
                 assert all(torch.equal(x[key], y[key]) for key in x), field.name
-            elif field.name not in ("shadows", "targets", "notes", "augment"):
+            elif left is not a or field.name not in ("shadows", "targets"):
                 assert x == y, field.name
-    assert a.targets.keys() == b.targets.keys()
+    assert list(a.targets) == list(b.targets)
+    assert list(a.shadows) == list(b.shadows)
 
 
 def whole():
@@ -60,6 +62,55 @@ def test_npz_round_trip(tmp_path):
     for name, scores in first.scores.items():
         for attack, value in scores.items():
             assert torch.equal(value, second.scores[name][attack]), (name, attack)
+
+
+def test_npz_keeps_what_is_said_of_targets(tmp_path):
+    """Order, kinds, the control, accuracies and notes; a file of somebody else has an order, and may say the rest."""
+    logits, keep, labels, members = logits_of()
+    phi = {name: from_logits(logits[:MODELS], keep, labels, target=logits[MODELS] * scale, members=members)
+           for name, scale in (("teacher", 1.0), ("student", 0.5), ("control", 2.0))}  # fmt: skip
+    facts = {
+        "teacher": {"kind": "full", "accuracy": 0.75},
+        "student": {"kind": "transfer", "shared": "the generator"},
+        "control": {"kind": "full", "control": True},
+    }
+    before = dataclasses.replace(
+        phi["teacher"],
+        shadows={"halves": phi["teacher"].shadows["shadows"]},
+        targets={
+            name: TargetSignals(phi[name].targets["target"].signals, shadows="halves", **each)
+            for name, each in facts.items()
+        },
+        augment="flip",
+        notes=("one", "two"),
+    )
+    save_npz(tmp_path / "a.npz", before)
+    after = load_npz(tmp_path / "a.npz")
+    same(before, after)
+    assert list(after.targets) == ["teacher", "student", "control"]
+    assert audit_signals(after, attacks=("lira",)).to_dict() == audit_signals(before, attacks=("lira",)).to_dict()
+    with np.load(tmp_path / "a.npz") as archive:
+        arrays = dict(archive)
+    about = json.loads(str(arrays.pop("about")))
+    np.savez(tmp_path / "b.npz", **arrays)
+    foreign = load_npz(tmp_path / "b.npz")
+    assert [(name, each.kind, each.control) for name, each in foreign.targets.items()] == [
+        ("teacher", "full", False), ("student", "transfer", False), ("control", "transfer", False),
+    ]  # fmt: skip
+    assert (foreign.augment, foreign.notes) == ("as given", ())
+    for bad, words in (
+        (np.array("no"), "about must be JSON with shadows, augment, notes, targets"),
+        (np.zeros(2), "about must be JSON"),
+        (np.array(json.dumps({"targets": {"teacher": {}}})), "about must describe the targets of the file, teacher, s"),
+        (np.array(json.dumps({"targets": {"teacher": {"sort": 1}}})), "about must be JSON .* got teacher"),
+        (np.array(json.dumps({"notes": 3})), "about must be JSON .* got notes 3"),
+        (np.array(json.dumps(about).replace("transfer", "half")), "kind must be full or transfer, got half"),
+    ):
+        np.savez(tmp_path / "c.npz", **arrays, about=bad)
+        with pytest.raises(ValueError, match=words):
+            load_npz(tmp_path / "c.npz")
+    with pytest.raises(ValueError, match="save_npz: target must have a name without /, got a/b"):
+        save_npz(tmp_path / "d.npz", dataclasses.replace(before, targets={"a/b": before.targets["teacher"]}))
 
 
 @pytest.mark.parametrize("queries", [None, 3])
@@ -179,6 +230,18 @@ def test_damaged_files_are_refused(tmp_path):
     refused("signals must hold the key keep", keep=None)
     refused("keep must be bool, got torch.int64", keep=keep.long())
     refused(r"keep must have shape \[M, N\] = \[12, 80\], got \[11, 80\]", keep=keep[:11])
+    # A pool that leaves examples out cuts all arrays: one that is too long must not pass for another's rows.
+    pool = {"members": np.arange(20), "non_members": np.arange(30, 50)}
+    longer = torch.cat([logits, logits[:, :7]], 1)
+    refused(r"labels must be of the 80 examples of keep, got \[87\]", labels=torch.cat([labels, labels[:7]]), **pool)
+    refused("logits must be of the 80 examples of keep", logits=longer[:MODELS], **pool)
+    refused("target/t/logits must be of the 80", **{"target/t/logits": longer[-1]}, **pool)
+    refused("images must be of the 80", images=np.zeros((87, 2, 2, 1), np.uint8), **pool)
+    refused("target/t/phi must be of the 80", **{"target/t/phi": np.zeros((1, 87), np.float32)}, **pool)
+    refused("phi must be of the 80", logits=None, phi=np.zeros((1, 87, MODELS), np.float32), **pool)
+    refused("target/t/answers must be of the 80", **{"target/t/answers": np.zeros((87, 3), np.float32)}, **pool)
+    refused(r"keep must have shape \[M, N\], got \[80\]", keep=keep[0])
+    refused(r"keep must have shape \[M, N\], got \[\]", keep=np.array(True))
     refused("signals must hold labels beside logits", labels=None)
     refused("labels must be integers", labels=labels.float())
     refused("signals must hold known keys only .*, got logit in", logit=logits)
@@ -189,6 +252,10 @@ def test_damaged_files_are_refused(tmp_path):
     refused("labels must hold numbers", labels=np.array(["a"] * 80))
     (tmp_path / "x.npz").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"signals must be a readable .npz file, got .*x.npz"):
+        load_npz(tmp_path / "x.npz")
+    with open(tmp_path / "x.npz", "wb") as file:
+        np.save(file, keep.numpy())
+    with pytest.raises(ValueError, match="signals must be an .npz file, got .*x.npz, an .npy file"):
         load_npz(tmp_path / "x.npz")
     with pytest.raises(FileNotFoundError):
         load_npz(tmp_path / "absent.npz")
@@ -203,7 +270,16 @@ def test_damaged_files_are_refused(tmp_path):
     np.save(tmp_path / "tree" / "experiment-3_12" / "keep.npy", keep[3].long().numpy())
     with pytest.raises(ValueError, match="experiment-3_12/keep.npy must be bool, got int64"):
         load_lira_tree(tmp_path / "tree")
+    np.save(tmp_path / "tree" / "experiment-3_12" / "keep.npy", np.array(True))
+    with pytest.raises(ValueError, match=r"experiment-3_12/keep.npy must have shape \[N\], got \[\]"):
+        load_lira_tree(tmp_path / "tree")
+    np.save(tmp_path / "tree" / "experiment-3_12" / "keep.npy", keep[3, :9].numpy())
+    with pytest.raises(ValueError, match=r"experiment-3_12/keep.npy must have shape \[80\] as the first, got \[9\]"):
+        load_lira_tree(tmp_path / "tree")
     (tmp_path / "signals").mkdir()
+    np.save(tmp_path / "memberships.npy", keep[0].numpy())
+    with pytest.raises(ValueError, match=r"memberships.npy must have shape \[M, N\], got \[80\]"):
+        load_privacy_meter(tmp_path)
     np.save(tmp_path / "memberships.npy", keep.numpy())
     np.save(tmp_path / "signals" / "rmia_signals.npy", np.full((80, MODELS), 1.5, np.float32))
     with pytest.raises(ValueError, match=r"rmia_signals.npy must lie in \[0, 1\]"):
