@@ -56,7 +56,7 @@ int64_t lira(const float* phi, const uint8_t* keep, const float* target, int64_t
              int64_t models, int64_t targets, bool online, Variance variance, double* scores, int threads) {
     const int64_t blocks = (examples + kBlock - 1) / kBlock;
     const bool outside = target != nullptr, raw = variance == Variance::fixed_raw;
-    // visit(example - first of the block, target, value, in, out) for all of a block of examples.
+    // visit(example, target, value, in, out) for all of a block of examples.
     auto visit_block = [&](int64_t block, auto visit) {
         Values in, out;
         std::vector<uint8_t> held((size_t)models);

@@ -11,7 +11,7 @@ namespace cuda {
 namespace {
 
 // ---------------------------------------------------------------- up to 32 classes: one thread a row
-//
+
 constexpr int kThreads = 128, kMostClasses = 32;
 
 // COLUMNS: the class count rounded up, all in registers.

@@ -1,10 +1,10 @@
 // The distillation loss of vocabularies on compute capability 9.0 and above: a cluster of 1, 2, 4 or 8 blocks holds a
 // row of student and teacher in its shared memory, which is read once, and each block a slice of it.
 //
-// A warp is on its own with its piece of the slice: it starts the copy of its piece of the cluster's next row when it is
-// through with this one, and waits for nobody but where the sums of the row come together, once a row: then each warp
-// leaves its maxima and sums in every block, over distributed shared memory, and all add up the same numbers in the same
-// order. Meanwhile other clusters on the same multiprocessors compute: three where a slice has up to 75 KB.
+// A warp is on its own with its piece of the slice: it starts the copy of its piece of the cluster's next row when it
+// is through with this one, and waits for nobody but where the sums of the row come together, once a row: then each
+// warp leaves its maxima and sums in every block, over distributed shared memory, and all add up the same numbers in
+// the same order. Meanwhile other clusters on the same multiprocessors compute: three where a slice has up to 75 KB.
 //
 // What an element costs, bfloat16, both terms, T = 4, in clocks of one of 132 multiprocessors at 1.75 GHz. Bytes: 6, or
 // 0.32 clocks at the 4.3 TB/s of a copy on an H200. Exponentials: 2 for the sums, 2 for the terms, 1 for the gradient
@@ -118,8 +118,8 @@ struct Exchange {
 };
 
 template <int kWarps>
-KR_FN void add_up(const DistillationJob& job, const Exchange<5, kWarps>& exchange, uint32_t turn, int size, int rank, int warp,
-                  int lane, PieceSums& sums) {
+KR_FN void add_up(const DistillationJob& job, const Exchange<5, kWarps>& exchange, uint32_t turn, int size, int rank,
+                  int warp, int lane, PieceSums& sums) {
     float mine[3] = {sums.sum, sums.sum_1, sums.sum_t};
     WarpGroup<32>(lane).sum(mine);
     if (lane < size) {
@@ -253,7 +253,8 @@ __global__ void __launch_bounds__(THREADS, THREADS > 256 ? 1 : kPlain ? 3 : 2)
             turn ^= 1u;
             const bool decoupled = call.divergence == Divergence::decoupled;
             base += call.soft * call.temperature * call.temperature * (decoupled ? call.beta * kl : kl);
-            if (!decoupled && call.smoothing != 0.0f) base -= call.hard * (call.smoothing / (float)call.classes) * centred;
+            if (!decoupled && call.smoothing != 0.0f)
+                base -= call.hard * (call.smoothing / (float)call.classes) * centred;
         }
         if (leads && job.forward)
             take_row(job, row, base, loss, *leader_weight);
@@ -305,7 +306,8 @@ bool lay_out(const DistillationJob& job, int size, int threads, int most_bytes, 
     const int64_t region = (job.call.classes + per_warp - 1) / per_warp * kVector;
     const int floats = threads == 512 ? Exchange<5, 16>::kFloats + Exchange<2, 16>::kFloats
                                       : Exchange<5, 8>::kFloats + Exchange<2, 8>::kFloats;
-    const int64_t before = 8 * warps + 4 * floats + 16, bytes = before + region * warps * (input_size + plan.target_size);
+    const int64_t before = 8 * warps + 4 * floats + 16;
+    const int64_t bytes = before + region * warps * (input_size + plan.target_size);
     if (bytes > most_bytes) return false;
     plan.region = (int)region, plan.bytes = (int)bytes;
     plan.student_at = (int)before, plan.teacher_at = (int)(before + region * warps * input_size);
@@ -323,7 +325,8 @@ ClusterPlan make_plan(const DistillationJob& job, int device) {
     cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     if (major < 9) return plan;
     bool fits = false;
-    for (int size = 1; size <= kMostBlocks && !fits; size *= 2) fits = lay_out(job, size, 256, all / 3 - kReserved, plan);
+    for (int size = 1; size <= kMostBlocks && !fits; size *= 2)
+        fits = lay_out(job, size, 256, all / 3 - kReserved, plan);
     fits = fits || lay_out(job, kMostBlocks, 256, all / 2 - kReserved, plan) ||
            lay_out(job, kMostBlocks, is_plain(job.call) ? 512 : 256, most, plan);
     plan.clusters = 0;

@@ -68,7 +68,8 @@ KR_FN void spread_topk(const DistillationJob& job, int64_t row, const Piece& pie
     const DistillationLoss& call = job.call;
     const int count = (int)call.top_k, others = (int)call.classes - count;
     float sums[1] = {0.0f};
-    for (int k = piece.lane; k < count; k += 32) sums[0] += read_one(call.target, call.target_dtype, row * call.target_stride + k);
+    for (int k = piece.lane; k < count; k += 32)
+        sums[0] += read_one(call.target, call.target_dtype, row * call.target_stride + k);
     WarpGroup<32>(piece.lane).sum(sums);
     const float rest = call.smooth_tail && others > 0 && sums[0] < 1.0f ? (1.0f - sums[0]) / (float)others : 0.0f;
     const float scale = call.smooth_tail ? 1.0f : 1.0f / sums[0];
@@ -97,15 +98,16 @@ KR_FN void fetch(const DistillationJob& job, int64_t row, const Piece& piece, ui
     const int size_t_ = call.target_dtype == Dtype::f32 ? 4 : 2;
     const int64_t at = row * call.input_stride, at_t = row * call.target_stride;
     if ((bulk || bulk_t) && piece.lane == 0) {
+        const char* from = static_cast<const char*>(call.input) + (at + piece.first) * E::size;
+        const char* from_t = static_cast<const char*>(call.target) + (at_t + piece.first) * size_t_;
         const int bytes = piece.count * E::size, bytes_t = piece.count * size_t_;
         expect_copies(arrival, (bulk ? bytes : 0) + (bulk_t ? bytes_t : 0));
-        if (bulk)
-            bulk_copy(piece.student, static_cast<const char*>(call.input) + (at + piece.first) * E::size, bytes, arrival);
-        if (bulk_t)
-            bulk_copy(piece.teacher, static_cast<const char*>(call.target) + (at_t + piece.first) * size_t_, bytes_t, arrival);
+        if (bulk) bulk_copy(piece.student, from, bytes, arrival);
+        if (bulk_t) bulk_copy(piece.teacher, from_t, bytes_t, arrival);
     }
     if (!bulk) copy_piece(piece.student, call.input, at, E::size, job.input_access, piece);
-    if (call.soft != 0.0f && !call.indices && !bulk_t) copy_piece(piece.teacher, call.target, at_t, size_t_, job.target_access, piece);
+    if (call.soft != 0.0f && !call.indices && !bulk_t)
+        copy_piece(piece.teacher, call.target, at_t, size_t_, job.target_access, piece);
     if (call.soft != 0.0f && call.indices) spread_topk(job, row, piece);
     __syncwarp();
 }
