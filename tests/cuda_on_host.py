@@ -94,14 +94,14 @@ def machine(module, *, descending: bool = False, most_blocks: int = 2**32 - 1):
 
 
 @contextlib.contextmanager
-def device(module, *, compute_capability: int = 90, most_clusters: int = 2):
-    """The device is of this generation, and so many clusters run on it at once."""
+def device(module, *, compute_capability: int = 90, most_clusters: int = 2, compiled_for: int = 90):
+    """The device is of this generation, runs so many clusters at once, and kernels were compiled for that one."""
     library = ctypes.CDLL(module.__file__)
-    library.cuda_host_device(compute_capability, most_clusters)
+    library.cuda_host_device(compute_capability, most_clusters, compiled_for)
     try:
         yield
     finally:
-        library.cuda_host_device(90, 2)
+        library.cuda_host_device(90, 2, 90)
 
 
 @contextlib.contextmanager

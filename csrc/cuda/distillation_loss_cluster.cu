@@ -4,7 +4,7 @@
 // A warp is on its own with its piece of the slice: it starts the copy of its piece of the cluster's next row when it
 // is through with this one, and waits for nobody but where the sums of the row come together, once a row: then each
 // warp leaves its maxima and sums in every block, over distributed shared memory, and all add up the same numbers in
-// the same order. Meanwhile other clusters on the same multiprocessors compute: three where a slice has up to 75 KB.
+// the same order. Meanwhile other clusters on the same multiprocessors compute: three where a slice has up to 74 KB.
 //
 // What an element costs, bfloat16, both terms, T = 4, in clocks of one of 132 multiprocessors at 1.75 GHz. Bytes: 6, or
 // 0.32 clocks at the 4.3 TB/s of a copy on an H200. Exponentials: 2 for the sums, 2 for the terms, 1 for the gradient
@@ -262,6 +262,8 @@ __global__ void __launch_bounds__(THREADS, THREADS > 256 ? 1 : kPlain ? 3 : 2)
             loss += row.weight == 0.0f ? 0.0f : row.weight * base;
     }
     if (job.forward) finish_forward<THREADS>(job, loss, leads ? *leader_weight : 0.0f);
+#else
+    __trap();  // make_plan does not take it
 #endif
 }
 
@@ -278,12 +280,26 @@ bool is_plain(const DistillationLoss& call) {
     return call.soft != 0.0f && !call.indices && call.target_kind == 0 && call.divergence == Divergence::kl;
 }
 
+Kernel kernel_for(const DistillationJob& job, const ClusterPlan& plan) {
+    const bool plain = is_plain(job.call), many = plan.threads == 512;
+    return job.call.input_dtype == Dtype::f32    ? kernel_of<F32>(plain, many)
+           : job.call.input_dtype == Dtype::bf16 ? kernel_of<BF16>(plain, many)
+                                                 : kernel_of<F16>(plain, many);
+}
+
+// Whether the kernel has a body, which it has not where the device runs what was compiled for an older one, and takes
+// plans of up to `most` bytes: not of this plan's, or the plan of one thread would lower the limit under another's.
+cudaError_t prepare(Kernel kernel, int most) {
+    cudaFuncAttributes built = {};
+    const cudaError_t status = cudaFuncGetAttributes(&built, kernel);
+    if (status != cudaSuccess) return status;
+    if (built.ptxVersion < 90) return cudaErrorInvalidValue;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
 // Launches, or, with only_ask, asks how many clusters the device takes at once.
 cudaError_t launch(const DistillationJob& job, ClusterPlan& plan, cudaStream_t queue, bool only_ask = false) {
-    const bool plain = is_plain(job.call), many = plan.threads == 512;
-    const Kernel kernel = job.call.input_dtype == Dtype::f32    ? kernel_of<F32>(plain, many)
-                          : job.call.input_dtype == Dtype::bf16 ? kernel_of<BF16>(plain, many)
-                                                                : kernel_of<F16>(plain, many);
+    const Kernel kernel = kernel_for(job, plan);
     const int64_t rows = job.call.rows < plan.clusters ? job.call.rows : plan.clusters;
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
@@ -292,9 +308,8 @@ cudaError_t launch(const DistillationJob& job, ClusterPlan& plan, cudaStream_t q
     config.gridDim = dim3((unsigned)(plan.size * (rows < 1 ? 1 : rows))), config.blockDim = dim3(plan.threads);
     config.dynamicSmemBytes = (size_t)plan.bytes, config.stream = queue;
     config.attrs = &cluster, config.numAttrs = 1;
-    if (!only_ask) return cudaLaunchKernelEx(&config, kernel, job, plan);
-    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.bytes);
-    return status != cudaSuccess ? status : cudaOccupancyMaxActiveClusters(&plan.clusters, kernel, &config);
+    return only_ask ? cudaOccupancyMaxActiveClusters(&plan.clusters, kernel, &config)
+                    : cudaLaunchKernelEx(&config, kernel, job, plan);
 }
 
 // Whether a slice fits; fills the plan in.
@@ -317,20 +332,24 @@ bool lay_out(const DistillationJob& job, int size, int threads, int most_bytes, 
 // By how much of the device's shared memory a slice takes: three clusters to a multiprocessor, or two, or one, which
 // then has twice the threads. clusters is 0 where none can run.
 ClusterPlan make_plan(const DistillationJob& job, int device) {
-    constexpr int kReserved = 1 << 10;  // of each block, by the system
+    constexpr int kStatic = 512, kReserved = 1024 + kStatic;  // of each block: finish_forward's; that and the system's
     ClusterPlan plan = {};
     int major = 0, most = 0, all = 0;
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     if (major < 9) return plan;
+    most -= kStatic;
     bool fits = false;
     for (int size = 1; size <= kMostBlocks && !fits; size *= 2)
         fits = lay_out(job, size, 256, all / 3 - kReserved, plan);
     fits = fits || lay_out(job, kMostBlocks, 256, all / 2 - kReserved, plan) ||
            lay_out(job, kMostBlocks, is_plain(job.call) ? 512 : 256, most, plan);
     plan.clusters = 0;
-    if (fits && launch(job, plan, nullptr, true) != cudaSuccess) {
+    if (!fits) return plan;
+    cudaError_t status = prepare(kernel_for(job, plan), most);
+    if (status == cudaSuccess) status = launch(job, plan, nullptr, true);
+    if (status != cudaSuccess) {
         cudaGetLastError();
         plan.clusters = 0;
     }

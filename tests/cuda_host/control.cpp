@@ -7,8 +7,11 @@ extern "C" __attribute__((visibility("default"))) void cuda_host_set(bool descen
     cuda_host::machine.most_blocks = most_blocks;
 }
 
-// The generation that the device is of, and how many clusters fit on it at once.
-extern "C" __attribute__((visibility("default"))) void cuda_host_device(int compute_capability, int most_clusters) {
+// The generation that the device is of, how many clusters fit on it at once, and the generation that kernels were
+// compiled for.
+extern "C" __attribute__((visibility("default"))) void cuda_host_device(int compute_capability, int most_clusters,
+                                                                        int compiled_for) {
     cuda_host::machine.compute_capability = compute_capability;
     cuda_host::machine.most_clusters = most_clusters;
+    cuda_host::machine.compiled_for = compiled_for;
 }

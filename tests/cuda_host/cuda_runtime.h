@@ -22,6 +22,9 @@
 #define CUDART_VERSION 0
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr {
     cudaDevAttrComputeCapabilityMajor = 75,
@@ -179,6 +182,12 @@ template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
     if (bytes < 0 || (size_t)bytes > cuda_host::kSharedAtMost) return cudaErrorInvalidValue;
     cuda_host::shared_limit[reinterpret_cast<const void*>(kernel)] = (size_t)bytes;
+    return cudaSuccess;
+}
+
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+    attributes->ptxVersion = cuda_host::machine.compiled_for;
     return cudaSuccess;
 }
 

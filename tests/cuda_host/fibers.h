@@ -62,6 +62,7 @@ struct Machine {
     uint64_t first_block = 0;      // of the cluster
     uint64_t phase = 0;            // of the cluster's barrier
     int compute_capability = 90, most_clusters = 2;  // what the device says of itself; clusters that fit on it at once
+    int compiled_for = 90;                           // what kernels say of themselves
     bool descending = false;  // the order in which blocks and threads run, so that a race shows as another result
     unsigned most_blocks = ~0u;  // a grid of one dimension is cut down to so many
     std::function<void()> kernel;
