@@ -39,10 +39,13 @@ KR_FN void write_remote(float* at, uint32_t rank, float value) {
 KR_FN void init_arrival(uint64_t* barrier) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
 }
-// What this thread has written to shared memory, barriers too, comes before copies that are started later.
+// What this thread, and threads that it has met since, did to shared memory comes before the copies that it starts
+// later: reads too, of what a copy overwrites, because copies access memory through a proxy of their own.
+KR_FN void before_overwriting() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// The same for barriers that were set up.
 KR_FN void before_copies() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    before_overwriting();
 }
 KR_FN void expect_copies(uint64_t* barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
@@ -70,6 +73,7 @@ KR_FN void cluster_arrive(int line = __builtin_LINE()) { cuda_host::cluster_arri
 KR_FN void cluster_wait(int line = __builtin_LINE()) { cuda_host::cluster_wait({"cluster_wait", line}); }
 KR_FN void write_remote(float* at, uint32_t rank, float value) { *cuda_host::mapped(at, rank) = value; }
 KR_FN void init_arrival(uint64_t* barrier) { cuda_host::init_arrival(barrier); }
+KR_FN void before_overwriting() {}
 KR_FN void before_copies() {}
 KR_FN void expect_copies(uint64_t* barrier, uint32_t bytes) { cuda_host::expect_copies(barrier, bytes); }
 KR_FN void bulk_copy(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {

@@ -101,6 +101,7 @@ KR_FN void fetch(const DistillationJob& job, int64_t row, const Piece& piece, ui
         const char* from = static_cast<const char*>(call.input) + (at + piece.first) * E::size;
         const char* from_t = static_cast<const char*>(call.target) + (at_t + piece.first) * size_t_;
         const int bytes = piece.count * E::size, bytes_t = piece.count * size_t_;
+        before_overwriting();
         expect_copies(arrival, (bulk ? bytes : 0) + (bulk_t ? bytes_t : 0));
         if (bulk) bulk_copy(piece.student, from, bytes, arrival);
         if (bulk_t) bulk_copy(piece.teacher, from_t, bytes_t, arrival);
