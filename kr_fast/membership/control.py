@@ -1,6 +1,7 @@
 """The positive control: a model that has memorised its training set, which an audit with any power must find."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from kr_fast.data import Augment, Split
 from kr_fast.ensemble import TrainConfig, fit
+from kr_fast.ensemble.loading import load_weights
+from kr_fast.ensemble.shadows import data_digest
 from kr_fast.runtime import files, seeds
+from kr_fast.runtime.errors import fail
 
 LEAST_EPOCHS = 60
 RECIPE = "no augmentation, weight decay or label smoothing; three times the epochs, at least 60"
@@ -45,14 +49,18 @@ def overfitted(
         like: the targets' recipe; it is changed as :func:`overfitted_recipe` says.
         seed: of weights and shuffles.
         path: ``.safetensors`` file; if it exists the model is read from it, and a training that was stopped goes on.
+            A ``.json`` beside it records what the model was trained from.
     Returns: the model in eval mode.
+    Raises: UserError if ``path`` holds the control of other data, members, recipe, seed or architecture.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "weights", "control"))
         model = make_model().to(device)
     path = None if path is None else Path(path)
+    if path is not None:
+        _claim(path, model, images, labels, members, seed, overfitted_recipe(like))
     if path is not None and path.exists():
-        model.load_state_dict(files.load_tensors(path))
+        load_weights(model, path, "overfitted: control")
         return model.eval()
     fit(
         model,
@@ -65,3 +73,33 @@ def overfitted(
     if path is not None:
         files.save_tensors(path, model.state_dict())
     return model.eval()
+
+
+def _claim(
+    path: Path, model: nn.Module, images: Tensor, labels: Tensor, members: Tensor, seed: int, recipe: TrainConfig
+) -> None:
+    """The file belongs to one training; another one is refused, naming what differs."""
+    record = {
+        "data": data_digest(images.cpu(), labels.cpu()),
+        "members": hashlib.sha256(members.cpu().contiguous().numpy().tobytes()).hexdigest(),
+        "seed": seed,
+        **dataclasses.asdict(recipe),
+        "architecture": {name: list(value.shape) for name, value in model.state_dict().items()},
+    }
+    beside = path.with_suffix(".json")
+    if not beside.exists():
+        if path.exists() or path.with_suffix(".pt").exists():
+            fail("overfitted", "path", f"have {beside.name} beside it, which says what it was trained from", path)
+        files.write_json(beside, record)
+        return
+    found = files.read_json(beside)
+    for key, value in record.items():
+        if found.get(key) != value:
+            shown = (found.get(key), value) if key != "architecture" else _first_difference(found.get(key) or {}, value)
+            fail("overfitted", key, f"equal {shown[0]!r} of the control in {path}", repr(shown[1]))
+
+
+def _first_difference(before: dict, now: dict) -> tuple[str, str]:
+    """The first parameter whose shape differs, in both."""
+    name = next(name for name in (*now, *before) if before.get(name) != now.get(name))
+    return tuple(f"{name} {each[name]}" if name in each else f"no {name}" for each in (before, now))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from kr_fast.membership import audit, overfitted
-from kr_fast.recycling import gkd, shadow_students, shadows, teacher
+from kr_fast.recycling import gkd, reporting, shadow_students, shadows, teacher
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
 
@@ -54,7 +54,13 @@ def run(context: Context) -> dict[str, Any]:
     )  # fmt: skip
     found = report.to_dict()
     if c.audit_page:
-        report.write(context.out, {"title": f"Membership audit of Knowledge Recycling on {context.data.name}"})
+        details = {
+            "title": f"Membership audit of Knowledge Recycling on {context.data.name}",
+            "command": reporting.command(context),
+            "versions": reporting.versions(),
+            "config": c.record(),
+        }
+        report.write(context.out, details)
     else:
         files.save_arrays(context.out / "audit.npz", report.arrays())
     return {"audit": found, "aop": {name: found[name]["lira"]["aop"] for name in targets}}

@@ -30,7 +30,7 @@ def summary(context: Context) -> dict[str, Any]:
         models[name]["test_accuracy"] = tested[name]
     return {
         "title": f"Knowledge Recycling on {data.name}",
-        "command": f"kr-fast run --config {context.out / 'config.yaml'} --out {context.out}",
+        "command": command(context),
         "config": context.config.record(),
         "seed": context.config.seed,
         "versions": versions(),
@@ -70,6 +70,11 @@ def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
             "these splits: its figures are a transfer attack too, and assume that it was trained on the training split"
         )
     return found
+
+
+def command(context: Context) -> str:
+    """What repeats or continues the run."""
+    return f"kr-fast run --config {context.out / 'config.yaml'} --out {context.out}"
 
 
 def versions() -> dict[str, str]:

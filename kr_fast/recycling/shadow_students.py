@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kr_fast.data import Split
 from kr_fast.ensemble import Shadows, load_shadows
+from kr_fast.ensemble.shadows import data_digest
 from kr_fast.ensemble.workers import train
 from kr_fast.recycling import generator, gkd, shadows
 from kr_fast.recycling.context import Context
@@ -129,6 +130,9 @@ def run(context: Context) -> dict[str, Any]:
                 progress.update()
     runtime.barrier()
     if runtime.is_main and c.num_students:
+        images, labels, _ = shadows.pool(context)
+        record = {"data": data_digest(images, labels), "num_models": c.num_students, "generator": c.audit_generator}
+        files.write_json(job.folder / "shadows.json", record)  # kr-fast audit --shadows looks the data up
         files.save_array(job.folder / "keep.npy", shadows.keep(context)[: c.num_students].numpy())
     if runtime.is_main:
         shutil.rmtree(context.out / "state" / FOLDER, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The audit end to end on models small enough to memorise in a second, and its refusals."""
 
+import dataclasses
 import json
 
 import pytest
@@ -81,6 +82,21 @@ def test_positive_control(scene, tmp_path):
     assert float((seen == labels[members]).float().mean()) > 0.95  # members overlap widely: this is memory
     again = overfitted(make_model, images, labels, members, **options)
     assert all(torch.equal(a, b) for a, b in zip(control.state_dict().values(), again.state_dict().values()))  # noqa: B905
+    other = dataclasses.replace(CONFIG, batch_size=CONFIG.batch_size + 1)
+    for words, changes in (
+        ("data must equal", {"images": 255 - images}),
+        ("data must equal", {"labels": labels.flip(0)}),
+        ("members must equal", {"members": ~members}),
+        ("seed must equal 4 of the control in .*, got 5", {"seed": 5}),
+        (f"batch_size must equal {CONFIG.batch_size} of", {"like": other}),
+        ("architecture must equal .*weight", {"make_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}),
+    ):
+        given = {"make_model": make_model, "images": images, "labels": labels, "members": members, **options}
+        with pytest.raises(ValueError, match=f"overfitted: {words}"):
+            overfitted(**{**given, **changes})
+    (tmp_path / "control.json").unlink()
+    with pytest.raises(ValueError, match="overfitted: path must have control.json beside it"):
+        overfitted(make_model, images, labels, members, **options)
     report = kr_fast.audit({"student": stranger}, shadows, images, labels, members, control=control)
     assert report.setting["control"]["found"]
     assert report.setting["control"]["by_primary"]

@@ -12,6 +12,7 @@ import yaml
 from toy_runs import metrics, toy
 
 from kr_fast import data
+from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership import lira, roc
 from kr_fast.recycling import generator, gkd, shadow_students, shadows
 from kr_fast.recycling.config import RecycleConfig
@@ -75,6 +76,8 @@ def test_the_full_audit_is_lira_on_the_shadow_students(finished):
     assert not np.allclose(scores, transfer, rtol=1e-3)
     audit = metrics(finished[0])["audit"]
     assert audit["student_full"]["lira"]["auc"] == roc(torch.from_numpy(scores), members).auc
+    for folder in ("shadows", "shadow_students"):
+        assert files.read_json(finished[0] / folder / "shadows.json")["data"] == data_digest(images, labels)
 
 
 def test_a_shadow_student_learns_from_its_own_teacher(finished):
@@ -117,6 +120,10 @@ def test_control_and_page(finished, audited):
     assert (audited[0] / "control.safetensors").exists()
     assert "positive control" in audited[1]
     assert (audited[0] / "audit.html").exists()
+    written, facts = files.read_json(audited[0] / "audit.json")["details"], metrics(audited[0])
+    assert {key: written[key] for key in ("versions", "command", "config")} == {
+        "versions": facts["versions"], "command": facts["command"], "config": context_of(audited[0]).config.record(),
+    }  # fmt: skip
     assert not (finished[0] / "audit.html").exists()
 
 
