@@ -1,6 +1,5 @@
 """One audit from names of files: what ``kr-fast audit`` runs. Models, or signals that were saved before."""
 
-import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Callable
@@ -12,117 +11,20 @@ import torch
 from torch import Tensor, nn
 
 import kr_fast
-from kr_fast.data import Augment, load, load_uncut
-from kr_fast.ensemble import ModelArray, Shadows, TrainConfig, load_shadows, train_shadows
+from kr_fast.data import load, load_uncut
+from kr_fast.ensemble import ModelArray, Shadows, load_shadows, train_shadows
 from kr_fast.ensemble.loading import load_weights, model_factory
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership.audit import CONTROL, audit
-from kr_fast.membership.audit_data import AuditData, pool_of, refuse_probabilities
+from kr_fast.membership.audit_config import SPLITS, AuditConfig
+from kr_fast.membership.audit_data import RESERVED, AuditData, pool_of, refuse_probabilities
 from kr_fast.membership.audit_report import AuditReport, audit_signals
-from kr_fast.membership.catalog import CATALOG
+from kr_fast.membership.catalog import CATALOG, NEEDS, lacking
 from kr_fast.membership.control import overfitted
 from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_meter
 from kr_fast.runtime import files, manifest, seeds, state
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
-from kr_fast.runtime.options import option
-
-SPLITS = ("train", "val", "test", "all")
-
-
-@dataclasses.dataclass(frozen=True)
-class AuditConfig:
-    """Configuration of ``kr-fast audit``."""
-
-    out: str = option("runs/audit", "folder of the audit; the same command continues one that was stopped")
-
-    model: str = option("", "pkg.mod:factory of the classifier, or resnet8, resnet14, resnet20, resnet32")
-    width: int = option(16, "channels of the first stage, for a resnet of this package")
-    checkpoint: tuple[str, ...] = option(
-        (),
-        "weights under attack, .safetensors or .pt state dicts: FILE, or NAME=FILE for several (shadows imitate the "
-        "first), or NAME=FILE@MODEL for another architecture",
-    )  # fmt: skip
-    mean: tuple[float, ...] = option((), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1")
-    std: tuple[float, ...] = option((), "see mean")
-    data: str = option("", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
-    cut: int = option(
-        -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are"
-    )
-    members: str = option("train", "splits (train,val), or an .npy or .txt file of indices or a mask over all images")
-    non_members: str = option("auto", "likewise; auto: test, or all others where members are a file")
-    population: str = option("auto", "further non-members: splits, a share of the non-members, none, or auto (val)")
-    synthetic: str = option(
-        "", ".npy file of released synthetic images, uint8 [S, H, W, C], which are then attacked too"
-    )
-
-    shadows: str = option("", "folder of shadow models (of train_shadows, or kr-fast run); empty: they are trained")
-    num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release")
-    epochs: int = option(40, "of a shadow: give the recipe of the model under attack")
-    batch_size: int = option(64, "of a shadow")
-    learning_rate: float = option(0.1, "peak of a shadow's one-cycle schedule")
-    weight_decay: float = option(5e-4, "of a shadow")
-    label_smoothing: float = option(0.0, "of a shadow")
-    shift: int = option(0, "augmentation of a shadow: largest shift in pixels")
-    flip: bool = option(False, "augmentation of a shadow: mirror half of the images")
-    rotate: float = option(0.0, "augmentation of a shadow: largest angle in degrees")
-    scale: float = option(0.0, "augmentation of a shadow: largest relative change of size")
-    control: bool = option(True, "train a positive control, which the attacks must find")
-
-    signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/audit.md)")
-    lira_tree: str = option("", "a folder of experiment-*/{keep,logits,scores}, in place of models")
-    privacy_meter: str = option("", "a folder with memberships.npy and signals/, in place of models")
-    signal: str = option("probability", "what the arrays of privacy_meter hold: probability or loss")
-    signal_name: str = option("rmia", "first part of their names: signals/NAME_signals.npy")
-    target: str = option("", "the experiment or model of such a folder under attack; empty: each from the others")
-    probabilities: bool = option(False, "the saved logits are probabilities; take their logarithm")
-
-    attacks: tuple[str, ...] = option((), "names of attacks (docs/audit.md); none for all of the default set")
-    primary: str = option("", "the attack whose figures are the result; empty: lira")
-    augment: str = option("none", "queries of the attacks: none, flip, shift or lira")
-    every_shadow: bool = option(False, "attack every shadow from the others too: mean and spread over models")
-    level: float = option(0.95, "coverage of the intervals")
-    delta: float = option(1e-5, "of the lower bounds of epsilon")
-    priors: tuple[float, ...] = option((0.5, 0.1, 0.01), "shares of members for the positive predictive value")
-    random_members: bool = option(False, "each example became a member by a fair coin: the one-run bound applies")
-    seed: int = option(0, "of shadows, control and splits")
-
-    def __post_init__(self):
-        given = [name for name in ("signals", "lira_tree", "privacy_meter") if getattr(self, name)]
-        if len(given) > 1 or (given and (self.model or self.checkpoint or self.data)):
-            fail("audit", "input", "be models (model, checkpoint, data) or one of signals, lira_tree, privacy_meter",
-                 ", ".join([*given, *(n for n in ("model", "checkpoint", "data") if getattr(self, n))]))  # fmt: skip
-        if not given:
-            for name in ("model", "checkpoint", "data"):
-                if not getattr(self, name):
-                    fail("audit", name, "be given (or signals, lira_tree or privacy_meter)", "nothing")
-        if bool(self.mean) != bool(self.std):
-            fail("audit", "mean and std", "be given together", f"mean {list(self.mean)}, std {list(self.std)}")
-        if self.num_shadows < 4 or self.num_shadows % 2:
-            fail("audit", "num_shadows", "be even and at least 4", self.num_shadows)
-        if self.augment not in ("none", "flip", "shift", "lira"):
-            fail("audit", "augment", "be one of none, flip, shift, lira", self.augment)
-        for name in self.attacks:
-            if name not in CATALOG:
-                fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)
-
-    @property
-    def saved(self) -> bool:
-        """Whether signals were saved before."""
-        return bool(self.signals or self.lira_tree or self.privacy_meter)
-
-    def record(self) -> dict[str, Any]:
-        """The configuration as plain values, without ``out``."""
-        values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
-        del values["out"]
-        return values
-
-    def recipe(self) -> TrainConfig:
-        """How shadows are trained."""
-        augment = Augment(self.shift, self.flip, self.rotate, self.scale)
-        return TrainConfig(
-            self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.label_smoothing, augment
-        )
 
 
 def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
@@ -136,6 +38,8 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
     }  # fmt: skip
     runtime = state.current()
     data, work = (_saved(config), None) if config.saved else (None, _Work(config))
+    if data is not None:
+        _check_needs(config, data)
     try:
         with runtime.main_first() as main:
             if main:
@@ -179,13 +83,29 @@ def _saved(config: AuditConfig) -> AuditData:
     return load_privacy_meter(config.privacy_meter, target=target, signal=config.signal, name=config.signal_name)
 
 
+def _check_needs(config: AuditConfig, data: AuditData) -> None:
+    """Refuse an attack that was asked for and lacks something in the saved signals."""
+    for name in filter(None, (*config.attacks, config.primary)):
+        attack = CATALOG[name]
+        asked = [(data.shadows[each.shadows], each) for each in data.targets.values()]
+        asked = [(None, None)] if attack.released else asked or [(each, None) for each in data.shadows.values()]
+        for each in asked:
+            if (missing := lacking(attack, data, *each)) is not None:
+                _impossible(name, missing)
+
+
+def _impossible(name: str, missing: str) -> None:
+    fail("audit", "attacks", f"be possible with what was given: {name} needs {missing}", name)
+
+
 class _Work:
     """Everything about models that is read and checked before the folder is touched."""
 
     def __init__(self, config: AuditConfig):
         self.config, self.runtime, self.recipe = config, state.current(), config.recipe()
         if config.cut >= 0:
-            cut = load(config.data, seed=config.cut)
+            fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
+            cut = load(config.data, seed=config.cut, **fractions)
             parts = {name: getattr(cut, name) for name in ("train", "val", "test")}
             classes = cut.num_classes
         else:
@@ -196,6 +116,7 @@ class _Work:
         ends = np.cumsum([len(part) for part in parts.values()]).tolist()
         self.splits = dict(zip(parts, zip([0, *ends[:-1]], ends, strict=True), strict=True))
         self._choose_pool()
+        self._check_needs()
         shape = tuple(self.images.shape[1:])
         self.make = self._factory(config.model, "model", classes, shape)
         self.normalize = (config.mean, config.std) if config.mean else None
@@ -211,6 +132,17 @@ class _Work:
             self.shadows = Shadows(found.array, keep)
             self._check_origin(columns)
         self.synthetic = self._synthetic(shape) if config.synthetic else None
+
+    def _check_needs(self) -> None:
+        given = {
+            "population": self.population is not None,
+            "reference": self.population is not None,
+            "synthetic": bool(self.config.synthetic),
+        }
+        for name in filter(None, (*self.config.attacks, self.config.primary)):
+            for need in CATALOG[name].needs:
+                if not given.get(need, True):
+                    _impossible(name, NEEDS[need][1])
 
     def _choose_pool(self) -> None:
         """``index`` of the pool in all images, ``members`` of the pool, and the population."""
@@ -234,6 +166,8 @@ class _Work:
             try:
                 self.population = float(wanted)
             except ValueError:
+                self.population = -1.0
+            if not 0 < self.population < 1:
                 fail("audit", "population", "be splits, a share in (0, 1), none or auto", wanted)
         if others is None and apart is not None:
             rest = torch.ones(count, dtype=torch.bool)
@@ -243,7 +177,14 @@ class _Work:
         self.members, index = pool_of(inside, others, count)
         self.index = torch.arange(count) if index is None else index
         if apart is not None and bool(torch.isin(apart, self.index).any()):
+            if config.population == "auto":
+                rule = f"share no example with the population, which is {wanted} unless --population names another"
+                fail("audit", "members and non_members", rule, f"{config.members} and {config.non_members}")
             fail("audit", "population", "share no example with members and non-members", config.population)
+        if isinstance(self.population, float):
+            outside = int((~self.members).sum())
+            if not 0 < round(self.population * outside) < outside:
+                fail("audit", "population", f"be a share that leaves some of {outside} non-members", wanted)
 
     def _examples(self, name: str, value: str) -> Any:
         """Indices, or a mask, of the examples that an option names."""
@@ -260,10 +201,17 @@ class _Work:
             fail("audit", name, "be splits of the data, or an .npy or .txt file", value)
         try:
             if path.suffix == ".npy":
-                return np.load(path, allow_pickle=False)
-            return np.loadtxt(path, dtype=np.int64, ndmin=1)
-        except ValueError as error:
+                found = np.load(path, allow_pickle=False)
+            else:
+                found = np.loadtxt(path, dtype=np.int64, ndmin=1)
+        except (ValueError, EOFError) as error:
             raise UserError(f"audit: {name} must be a file of indices or a mask, got {path} ({error})") from error
+        if not isinstance(found, np.ndarray):
+            fail("audit", name, "be a file of indices or a mask", f"{path}, an .npz file")
+        count = len(self.images)
+        if found.dtype.kind in "iu" and found.shape == (count,) and count > 2 and np.isin(found, (0, 1)).all():
+            return found.astype(bool)  # indices would repeat
+        return found
 
     def _factory(self, name: str, argument: str, classes: int, shape: tuple) -> Callable[[], nn.Module]:
         return model_factory(
@@ -279,6 +227,9 @@ class _Work:
             name = name or ("target" if len(self.config.checkpoint) == 1 else Path(file).stem)
             if name in found or name == CONTROL:
                 fail("audit", "checkpoint", f"have names that differ, and none {CONTROL}", entry)
+            taken = (*RESERVED, "synthetic") if self.config.synthetic else RESERVED
+            if name in taken or "/" in name:
+                fail("audit", "checkpoint", f"have names without / and other than {', '.join(taken)}", entry)
             if not Path(file).exists():
                 raise FileNotFoundError(f"audit: checkpoint must be a file, got {file}")
             model = (self._factory(other, "checkpoint", classes, shape) if other else self.make)()
@@ -312,7 +263,7 @@ class _Work:
     def _synthetic(self, shape: tuple) -> Tensor:
         try:
             images = np.load(self.config.synthetic, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise UserError(f"audit: synthetic must be a readable .npy file, got {error}") from error
         if not isinstance(images, np.ndarray):
             fail("audit", "synthetic", "be an .npy file", self.config.synthetic)

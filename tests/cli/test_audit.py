@@ -10,9 +10,9 @@ from audit_cases import data, logits_of
 from torch import nn
 
 from kr_fast.cli import main
-from kr_fast.data import Split, load_uncut
+from kr_fast.data import Split, load, load_uncut
 from kr_fast.ensemble import TrainConfig, fit
-from kr_fast.membership import save_npz
+from kr_fast.membership import audit_run, save_npz
 from kr_fast.runtime import manifest
 
 FACTORY = """
@@ -137,7 +137,7 @@ def test_members_from_files_and_given_shadows(world, tmp_path, capsys, monkeypat
     monkeypatch.chdir(world)
     mask = np.zeros(180, dtype=bool)
     mask[:90] = True
-    np.save(tmp_path / "mask.npy", mask)
+    np.save(tmp_path / "mask.npy", mask.astype(np.uint8))
     np.savetxt(tmp_path / "members.txt", np.arange(90), fmt="%d")
     np.savetxt(tmp_path / "others.txt", np.arange(120, 180), fmt="%d")
     flags = ["--no-control", "--attacks", "lira", "loss"]
@@ -244,6 +244,34 @@ def test_saved_signals(tmp_path, capsys):
         ),
         (["--population", "test"], "audit: population must share no example with members and non-members, got test"),
         (["--population", "much"], "audit: population must be splits, a share in (0, 1), none or auto, got much"),
+        (["--population", "1.5"], "audit: population must be splits, a share in (0, 1), none or auto, got 1.5"),
+        (["--population", "0.001"], "audit: population must be a share that leaves some of 60 non-members, got 0.001"),
+        (
+            ["--non-members", "val.txt"],
+            "audit: members and non_members must share no example with the population, which is val unless",
+        ),
+        (["--members", "zip.npy"], "audit: members must be a file of indices or a mask, got zip.npy, an .npz file"),
+        (["--members", "empty.npy"], "audit: members must be a file of indices or a mask, got empty.npy"),
+        (["--level", "95"], "audit: level must be in (0, 1), got 95.0"),
+        (["--delta", "0"], "audit: delta must be in (0, 1), got 0.0"),
+        (["--priors", "0"], "audit: priors must lie in (0, 1), got 0.0"),
+        (["--primary", "nope"], "audit: primary must be one of the attacks, lira, lira_offline, rmia,"),
+        (["--attacks", "lira", "--primary", "loss"], "audit: primary must be one of the attacks, lira, got loss"),
+        (
+            ["--attacks", "rmia", "--population", "none"],
+            "audit: attacks must be possible with what was given: rmia needs a population of further non-members",
+        ),
+        (
+            ["--attacks", "nearest_synthetic"],
+            "audit: attacks must be possible with what was given: nearest_synthetic needs images and a synthetic set",
+        ),
+        (
+            ["--checkpoint", "setting=net.pt"],
+            "audit: checkpoint must have names without / and other than setting, comparison, leave_one_out, got",
+        ),
+        (["--checkpoint", "a/b=net.pt"], "audit: checkpoint must have names without /"),
+        (["--signal", "loss"], "audit: signal must be left out with models, where it does nothing, got loss"),
+        (["--cut", "0", "--test-fraction", "2"], "data: test_fraction must be in (0, 1), got 2.0"),
         (["--attacks", "magic"], "audit: attacks must hold names among lira, lira_offline"),
         (["--num-shadows", "5"], "audit: num_shadows must be even and at least 4, got 5"),
         (["--augment", "spin"], "audit: augment must be one of none, flip, shift, lira, got spin"),
@@ -258,8 +286,60 @@ def test_bad_choices_leave_nothing(world, tmp_path, capsys, monkeypatch, flags, 
     monkeypatch.chdir(world)
     (world / "bad.txt").write_text("one\ntwo\n")
     (world / "far.txt").write_text("3\n999\n")
+    np.savetxt(world / "val.txt", np.arange(90, 120), fmt="%d")
+    with open(world / "zip.npy", "wb") as file:
+        np.savez(file, np.arange(90))
+    (world / "empty.npy").write_bytes(b"")
     assert words in refused(capsys, *base(world, "--out", tmp_path / "x", *flags))
     assert not (tmp_path / "x").exists()
+
+
+def test_options_that_do_nothing_with_saved_signals_are_refused(tmp_path, capsys):
+    save_npz(tmp_path / "s.npz", data())
+    out = tmp_path / "x"
+    for flags, words in (
+        (["--augment", "flip"], "audit: augment must be left out with signals, where it does nothing, got flip"),
+        (["--no-control"], "audit: control must be left out with signals, where it does nothing, got False"),
+        (["--members", "val"], "audit: members must be left out with signals"),
+        (["--target", "0"], "audit: target must be left out with signals"),
+        (
+            ["--mean", "0.5", "--std", "0.5"],
+            "audit: mean must be left out with signals, where it does nothing, got 0.5",
+        ),
+        (["--attacks", "rmia"], "audit: attacks must be possible with what was given: rmia needs a population"),
+    ):
+        assert words in refused(capsys, "audit", "--signals", tmp_path / "s.npz", "--out", out, *flags)
+    line = refused(capsys, "audit", "--lira-tree", tmp_path, "--out", out, "--probabilities")
+    assert "audit: probabilities must be left out with lira_tree" in line
+    assert not out.exists()
+
+
+def pool(world, **options):
+    """(members, size) of the pool that the options choose."""
+    given = {"model": "mynet:make", "checkpoint": (str(world / "net.pt"),), "data": str(world / "data.npz")}
+    work = audit_run._Work(audit_run.AuditConfig(**{**given, **options}))
+    return work.members, len(work.index), work.splits
+
+
+def test_masks_of_numbers_and_the_cut_of_a_run(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+    monkeypatch.syspath_prepend(str(world))
+    mask = np.arange(180) % 3 == 0
+    np.savetxt(tmp_path / "mask.txt", mask, fmt="%d")
+    np.save(tmp_path / "mask.npy", mask.astype(np.int64))
+    for name in ("mask.txt", "mask.npy"):
+        members, size, _ = pool(world, members=str(tmp_path / name))
+        assert size == 180
+        assert np.array_equal(members.numpy(), mask), name
+    (tmp_path / "two.txt").write_text("0\n1\n")  # indices
+    assert pool(world, members=str(tmp_path / "two.txt"))[0].nonzero()[:, 0].tolist() == [0, 1]
+    with np.load(world / "data.npz") as archive:
+        np.savez(tmp_path / "cut.npz", **{key: value for key, value in archive.items() if not key.startswith("val")})
+    for share in (0.15, 0.4):
+        splits = pool(world, data=str(tmp_path / "cut.npz"), cut=3, val_fraction=share)[2]
+        wanted = load(tmp_path / "cut.npz", seed=3, val_fraction=share)
+        sizes = [end - start for start, end in splits.values()]
+        assert sizes == [len(wanted.train), len(wanted.val), len(wanted.test)]
 
 
 def test_help():

@@ -1,0 +1,133 @@
+"""The options of ``kr-fast audit``, checked before anything is read or written."""
+
+import dataclasses
+from typing import Any
+
+from kr_fast.data import Augment
+from kr_fast.ensemble import TrainConfig
+from kr_fast.membership.catalog import CATALOG, DEFAULT
+from kr_fast.membership.figures import Choices
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.options import option
+
+SPLITS = ("train", "val", "test", "all")
+SOURCES = {
+    "signals": ("probabilities",),
+    "lira_tree": ("target",),
+    "privacy_meter": ("signal", "signal_name", "target"),
+}
+OF_ALL = ("out", "attacks", "primary", "every_shadow", "level", "delta", "priors", "random_members", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """Configuration of ``kr-fast audit``."""
+
+    out: str = option("runs/audit", "folder of the audit; the same command continues one that was stopped")
+
+    model: str = option("", "pkg.mod:factory of the classifier, or resnet8, resnet14, resnet20, resnet32")
+    width: int = option(16, "channels of the first stage, for a resnet of this package")
+    checkpoint: tuple[str, ...] = option(
+        (),
+        "weights under attack, .safetensors or .pt state dicts: FILE, or NAME=FILE for several (shadows imitate the "
+        "first), or NAME=FILE@MODEL for another architecture",
+    )  # fmt: skip
+    mean: tuple[float, ...] = option((), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1")
+    std: tuple[float, ...] = option((), "see mean")
+    data: str = option("", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
+    cut: int = option(
+        -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are"
+    )
+    val_fraction: float = option(0.15, "that run's share of training images for validation, with cut")
+    test_fraction: float = option(1 / 3, "that run's share of all images for the test, with cut")
+    members: str = option(
+        "train", "splits (train,val), or an .npy or .txt file of indices, or of a mask (0 and 1) over all images"
+    )
+    non_members: str = option("auto", "likewise; auto: test, or all others where members are a file")
+    population: str = option("auto", "further non-members: splits, a share of the non-members, none, or auto (val)")
+    synthetic: str = option(
+        "", ".npy file of released synthetic images, uint8 [S, H, W, C], which are then attacked too"
+    )
+
+    shadows: str = option("", "folder of shadow models (of train_shadows, or kr-fast run); empty: they are trained")
+    num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release")
+    epochs: int = option(40, "of a shadow: give the recipe of the model under attack")
+    batch_size: int = option(64, "of a shadow")
+    learning_rate: float = option(0.1, "peak of a shadow's one-cycle schedule")
+    weight_decay: float = option(5e-4, "of a shadow")
+    label_smoothing: float = option(0.0, "of a shadow")
+    shift: int = option(0, "augmentation of a shadow: largest shift in pixels")
+    flip: bool = option(False, "augmentation of a shadow: mirror half of the images")
+    rotate: float = option(0.0, "augmentation of a shadow: largest angle in degrees")
+    scale: float = option(0.0, "augmentation of a shadow: largest relative change of size")
+    control: bool = option(True, "train a positive control, which the attacks must find")
+
+    signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/audit.md)")
+    lira_tree: str = option("", "a folder of experiment-*/{keep,logits,scores}, in place of models")
+    privacy_meter: str = option("", "a folder with memberships.npy and signals/, in place of models")
+    signal: str = option("probability", "what the arrays of privacy_meter hold: probability or loss")
+    signal_name: str = option("rmia", "first part of their names: signals/NAME_signals.npy")
+    target: str = option("", "the experiment or model of such a folder under attack; empty: each from the others")
+    probabilities: bool = option(False, "the saved logits are probabilities; take their logarithm")
+
+    attacks: tuple[str, ...] = option((), "names of attacks (docs/audit.md); none for all of the default set")
+    primary: str = option("", "the attack whose figures are the result; empty: lira")
+    augment: str = option("none", "queries of the attacks: none, flip, shift or lira")
+    every_shadow: bool = option(False, "attack every shadow from the others too: mean and spread over models")
+    level: float = option(0.95, "coverage of the intervals")
+    delta: float = option(1e-5, "of the lower bounds of epsilon")
+    priors: tuple[float, ...] = option((0.5, 0.1, 0.01), "shares of members for the positive predictive value")
+    random_members: bool = option(False, "each example became a member by a fair coin: the one-run bound applies")
+    seed: int = option(0, "of shadows, control and splits")
+
+    def __post_init__(self):
+        given = [name for name in ("signals", "lira_tree", "privacy_meter") if getattr(self, name)]
+        if len(given) > 1 or (given and (self.model or self.checkpoint or self.data)):
+            fail("audit", "input", "be models (model, checkpoint, data) or one of signals, lira_tree, privacy_meter",
+                 ", ".join([*given, *(n for n in ("model", "checkpoint", "data") if getattr(self, n))]))  # fmt: skip
+        if not given:
+            for name in ("model", "checkpoint", "data"):
+                if not getattr(self, name):
+                    fail("audit", name, "be given (or signals, lira_tree or privacy_meter)", "nothing")
+        if bool(self.mean) != bool(self.std):
+            fail("audit", "mean and std", "be given together", f"mean {list(self.mean)}, std {list(self.std)}")
+        if self.num_shadows < 4 or self.num_shadows % 2:
+            fail("audit", "num_shadows", "be even and at least 4", self.num_shadows)
+        self._refuse_idle(given[0] if given else "")
+        if self.augment not in ("none", "flip", "shift", "lira"):
+            fail("audit", "augment", "be one of none, flip, shift, lira", self.augment)
+        for name in self.attacks:
+            if name not in CATALOG:
+                fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)
+        named = self.attacks or DEFAULT
+        if self.primary and self.primary not in named:
+            fail("audit", "primary", f"be one of the attacks, {', '.join(named)}", self.primary)
+        Choices(self.level, self.delta, self.priors, self.random_members, self.seed)
+
+    def _refuse_idle(self, source: str) -> None:
+        """Refuse what would do nothing with this source of signals; "" for models."""
+        of_saved = {name for names in SOURCES.values() for name in names} | set(SOURCES)
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            used = name in (source, *SOURCES[source]) if source else name not in of_saved
+            if not used and name not in OF_ALL and value != field.default:
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                fail("audit", name, f"be left out with {source or 'models'}, where it does nothing", shown)
+
+    @property
+    def saved(self) -> bool:
+        """Whether signals were saved before."""
+        return bool(self.signals or self.lira_tree or self.privacy_meter)
+
+    def record(self) -> dict[str, Any]:
+        """The configuration as plain values, without ``out``."""
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+        del values["out"]
+        return values
+
+    def recipe(self) -> TrainConfig:
+        """How shadows are trained."""
+        augment = Augment(self.shift, self.flip, self.rotate, self.scale)
+        return TrainConfig(
+            self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.label_smoothing, augment
+        )
