@@ -15,11 +15,14 @@ from kr_fast.membership.audit_data import (
     AuditData,
     ShadowSignals,
     TargetSignals,
+    check_images,
+    check_names,
     pool_of,
     refuse_probabilities,
 )
 from kr_fast.membership.audit_report import AuditReport, audit_signals
-from kr_fast.membership.catalog import CATALOG, DEFAULT
+from kr_fast.membership.catalog import CATALOG, DEFAULT, check_asked
+from kr_fast.membership.figures import Choices
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 
@@ -45,6 +48,7 @@ def audit(
     augment: str | Sequence[Query] = "none",
     accuracies: Mapping[str, float] | None = None,
     shared: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] | None = None,
     level: float = 0.95,
     delta: float = 1e-5,
     priors: Sequence[float] = (0.5, 0.1, 0.01),
@@ -77,11 +81,20 @@ def audit(
         augment: the queries, see :meth:`kr_fast.ModelArray.signals`.
         accuracies: name of a target -> its accuracy on examples that played no part, for the accuracy over privacy.
         shared: name of a target -> what its full shadow pipelines share with its own ("the generator").
+        kinds: name of a target -> "full" or "transfer", where it is not as said under ``shadows``: a model that was
+            made elsewhere is "transfer" even to the only set.
         level, delta, priors, random_members, seed: see :class:`kr_fast.membership.figures.Choices`.
         path: folder for the signals; a call that was interrupted continues there.
     Raises: TypeError or ValueError naming the argument.
     """
-    count = len(images)
+    Choices(level, delta, tuple(priors), random_members, seed)
+    check_asked(attacks, primary, targets)
+    count, shape = len(images), check_images("images", images, None)
+    sampled = {"synthetic": synthetic} if isinstance(synthetic, Tensor) else dict(synthetic or {})
+    given = {f"synthetic {name}": value for name, value in sampled.items()} | {"reference": reference}
+    for name, value in given.items():
+        if value is not None:
+            check_images(name, value, shape)
     if labels.shape != (count,) or labels.dtype != torch.int64:
         fail("audit", "labels", f"be int64 [{count}]", f"{labels.dtype} {list(labels.shape)}")
     models = {"target": target} if isinstance(target, nn.Module | ModelArray) else dict(target or {})
@@ -89,6 +102,12 @@ def audit(
         if CONTROL in models:
             fail("audit", "target", f"not be named {CONTROL} where a control is given", CONTROL)
         models[CONTROL] = control
+    check_names(models, sampled)
+    for name in kinds or {}:
+        if name not in models:
+            fail("audit", "kinds", f"hold names among {', '.join(models) or 'no target'}", name)
+        if kinds[name] not in ("full", "transfer"):
+            fail("audit", f"kinds of {name}", "be full or transfer", kinds[name])
     models = {name: model if isinstance(model, ModelArray) else ModelArray([model]) for name, model in models.items()}
     for name, model in models.items():
         if len(model) != 1:
@@ -103,24 +122,25 @@ def audit(
             got = f"{list(each.keep.shape)} in {name}" if len(sets) > 1 else list(each.keep.shape)
             fail("audit", "shadows", f"have keep [{len(each.array)}, {count}]", got)
     mask, index = (None, None) if not models else pool_of(members, non_members, count)
+    z = _population(population, mask, seed, images if index is None else images[index])
     gather = _Gather(images if index is None else images[index], labels if index is None else labels[index],
                      _wanted(attacks), augment, None if path is None else Path(path))  # fmt: skip
     asked = {f"target {name}": model for name, model in models.items()}
     asked |= {f"shadow 0 of {name}": ModelArray(each.array.models[:1]) for name, each in sets.items()}
     for name, model in asked.items():
         refuse_probabilities(model(images[:64])[0], name, "return logits (remove its softmax)")
-    z = _population(population, mask, seed)
     shadow_signals = {
         name: gather.shadows(name, each if index is None else Shadows(each.array, each.keep[:, index]), z)
         for name, each in sets.items()
     }
     own = {name for name in models if name in sets} if not isinstance(shadows, Shadows) else set(list(models)[:1])
+    kind = {name: "full" if name in own or name == CONTROL else "transfer" for name in models} | dict(kinds or {})
     first, target_signals = next(iter(sets)), {}
     for name, model in models.items():
         target_signals[name] = gather.target(
             name, model, z,
             shadows=name if name in sets else first,
-            kind="full" if name in own or name == CONTROL else "transfer",
+            kind=kind[name],
             shared=(shared or {}).get(name, ""),
             accuracy=(accuracies or {}).get(name),
             control=name == CONTROL,
@@ -128,7 +148,6 @@ def audit(
     rest = slice(None) if not isinstance(z, Tensor) else _others(z, len(gather.labels))
     if reference is None and population is not None:
         reference = gather.images[z] if isinstance(z, Tensor) else z[0]
-    sampled = {"synthetic": synthetic} if isinstance(synthetic, Tensor) else dict(synthetic or {})
     data = AuditData(
         shadow_signals,
         target_signals,
@@ -138,6 +157,8 @@ def audit(
         sampled,
         reference,
         augment if isinstance(augment, str) else f"{len(augment)} given",
+        _overlap(z, gather.images),
+        (torch.arange(count) if index is None else index)[rest],
     )
     return audit_signals(
         data, attacks=attacks, primary=primary, targets=targets, level=level, delta=delta, priors=tuple(priors),
@@ -151,9 +172,21 @@ def _wanted(attacks: Sequence[str] | None) -> set[str]:
     return {need for name in names if name in CATALOG for need in (*CATALOG[name].needs, name)}
 
 
-def _population(population: Any, mask: Tensor | None, seed: int) -> tuple[Tensor, Tensor] | Tensor | None:
+def _population(population: Any, mask: Tensor | None, seed: int, pool: Tensor) -> Any:
     """None, (images, labels), or the indices of the non-members that are split off."""
-    if population is None or isinstance(population, tuple):
+    if population is None:
+        return None
+    if isinstance(population, tuple):
+        if len(population) != 2:
+            fail("audit", "population", "be (images, labels) or a share in (0, 1)", f"{len(population)} values")
+        images, labels = population
+        check_images("images of the population", images, tuple(pool.shape[1:]))
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(images),):
+            got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            fail("audit", "labels of the population", f"be int64 [{len(images)}]", got)
+        if _shared(images, pool) == len(images):
+            rule = "be further examples, not among the images under attack (a share splits some of those off)"
+            fail("audit", "population", rule, f"{len(images)} of {len(images)} that are")
         return population
     if isinstance(population, bool) or not isinstance(population, float) or not 0 < population < 1:
         fail("audit", "population", "be (images, labels) or a share in (0, 1)", population)
@@ -165,6 +198,19 @@ def _population(population: Any, mask: Tensor | None, seed: int) -> tuple[Tensor
         fail("audit", "population", f"be a share that leaves some of {len(outside)} non-members", population)
     order = torch.randperm(len(outside), generator=seeds.generator(seed, "population"))
     return outside[order[:taken]].sort().values
+
+
+def _shared(images: Tensor, pool: Tensor) -> int:
+    """How many images occur in the pool, byte for byte."""
+    known = {row.tobytes() for row in pool.cpu().numpy()}
+    return sum(row.tobytes() in known for row in images.cpu().numpy())
+
+
+def _overlap(population: Any, pool: Tensor) -> tuple[str, ...]:
+    """Data sets repeat images, so some overlap is said and not refused."""
+    both = _shared(population[0], pool) if isinstance(population, tuple) else 0
+    words = f"{both} images of the population are among those under attack too: some may be members"
+    return (words,) if both else ()
 
 
 def _others(index: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from kr_fast.ops.membership_signals import membership_signals
 from kr_fast.runtime.errors import fail
 
 SIGNALS = ("phi", "entropy", "modified_entropy", "correct")
-RESERVED = ("setting", "comparison", "leave_one_out")
+RESERVED = ("setting", "comparison", "leave_one_out", "exposed", "details")
 PROBABILITIES = "logits were read from probabilities: those that had underflowed to 0 count as ruled out"
 ANSWERS = 3  # largest log-probabilities that the shadow network reads, beside the signals
 
@@ -98,6 +98,7 @@ class AuditData:
         reference: real images that are neither members nor in the pool, uint8 ``[R, H, W, C]``.
         augment: what the queries were, in words.
         notes: what a reader has to know about the signals, as sentences.
+        index: int64 ``[N]``, number of each example where the pool is part of a larger set; None: its position.
     """
 
     shadows: Mapping[str, ShadowSignals]
@@ -109,6 +110,7 @@ class AuditData:
     reference: Tensor | None = None
     augment: str = "none"
     notes: tuple[str, ...] = ()
+    index: Tensor | None = None
 
     def __post_init__(self):
         if not self.shadows:
@@ -120,9 +122,8 @@ class AuditData:
                 fail("audit", "shadows", rule, f"{shadows.keep.shape[1]} in {name}")
         if not self.targets and self.members is not None:
             fail("audit", "target", "hold at least one model", 0)
+        check_names(self.targets, self.synthetic)
         for name, target in self.targets.items():
-            if name in RESERVED or name in self.synthetic:
-                fail("audit", "target", f"have names other than {', '.join((*RESERVED, *self.synthetic))}", name)
             if target.shadows not in self.shadows:
                 fail("audit", f"shadows of {name}", f"be one of {', '.join(self.shadows)}", target.shadows)
             _check_fits(name, target, self.shadows[target.shadows])
@@ -133,6 +134,13 @@ class AuditData:
             fail("audit", "labels", f"be int64 [{self.count}]", got)
         if self.images is not None and len(self.images) != self.count:
             fail("audit", "images", f"be those of the {self.count} examples", list(self.images.shape))
+        shape = None
+        given = {"images": self.images, "reference": self.reference}
+        for name, value in (given | {f"synthetic {n}": v for n, v in self.synthetic.items()}).items():
+            if value is not None:
+                shape = check_images(name, value, shape)
+        if self.index is not None and (self.index.shape != (self.count,) or self.index.dtype != torch.int64):
+            fail("audit", "index", f"be int64 [{self.count}]", f"{self.index.dtype} {list(self.index.shape)}")
 
     @property
     def count(self) -> int:
@@ -166,6 +174,7 @@ def from_logits(
     Raises: TypeError or ValueError naming the argument.
     """
     targets = {} if target is None else {"target": target} if isinstance(target, Tensor) else dict(target)
+    _check_lengths(logits, keep, labels, targets, images)
     mask, index = (None, None) if not targets else pool_of(members, non_members, len(labels))
     if index is not None:
         logits, keep, labels = logits[:, index], keep[:, index], labels[index]
@@ -191,7 +200,43 @@ def from_logits(
         )
     notes = (PROBABILITIES,) if probabilities else ()
     shadows = {"shadows": ShadowSignals(keep, signals, z_shadows, None, answers)}
-    return AuditData(shadows, attacked, mask, labels, images, augment="as given", notes=notes)
+    return AuditData(shadows, attacked, mask, labels, images, augment="as given", notes=notes, index=index)
+
+
+def _check_lengths(logits: Tensor, keep: Tensor, labels: Tensor, targets: Mapping[str, Tensor], images: Any) -> None:
+    """One N everywhere: an array that is too long would lose its excess unnoticed where the pool is a part."""
+    if logits.ndim not in (3, 4):
+        fail("audit", "logits of the shadows", "be float [M, N, (A,) C]", f"{logits.dtype} {list(logits.shape)}")
+    models, count = logits.shape[:2]
+    if tuple(keep.shape) != (models, count):
+        fail("audit", "keep", f"have shape [M, N] = [{models}, {count}]", list(keep.shape))
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        fail("audit", "labels", f"be int64 [{count}]", f"{labels.dtype} {list(labels.shape)}")
+    for name, value in targets.items():
+        if len(value) != count:
+            rule = f"be float [M, {count}, (A,) C]"
+            fail("audit", f"logits of {name}", rule, f"{value.dtype} {[1, *value.shape]}")
+    if images is not None and len(images) != count:
+        fail("audit", "images", f"be those of the {count} examples", list(images.shape))
+
+
+def check_names(targets: Mapping[str, Any], synthetic: Mapping[str, Any]) -> None:
+    """Names that have no other meaning in the files of the report, and differ."""
+    for what, names, taken in (("target", targets, (*RESERVED, *synthetic)), ("synthetic", synthetic, RESERVED)):
+        for name in names:
+            if name in taken:
+                fail("audit", what, f"have names other than {', '.join(taken)}", name)
+
+
+def check_images(name: str, images: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """uint8 ``[n, H, W, C]``, of the shape given where there is one; returns (H, W, C)."""
+    if not isinstance(images, Tensor):
+        fail("audit", name, "be a uint8 tensor [n, H, W, C]", type(images).__name__)
+    right = images.ndim == 4 and 0 not in images.shape and (shape is None or tuple(images.shape[1:]) == shape)
+    if images.dtype != torch.uint8 or not right:
+        axes = "H, W, C" if shape is None else ", ".join(map(str, shape))
+        fail("audit", name, f"be uint8 [n, {axes}]", f"{images.dtype} {list(images.shape)}")
+    return tuple(images.shape[1:])
 
 
 def read_logits(

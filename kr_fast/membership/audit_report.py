@@ -9,7 +9,16 @@ import numpy as np
 from torch import Tensor
 
 from kr_fast.membership.audit_data import AuditData, ShadowSignals
-from kr_fast.membership.catalog import CATALOG, DEFAULT, Attack, auto_variance, lacking, leave_out, sides
+from kr_fast.membership.catalog import (
+    CATALOG,
+    DEFAULT,
+    Attack,
+    auto_variance,
+    check_asked,
+    lacking,
+    leave_out,
+    sides,
+)
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.figures import Choices, exposed, of_attack
 from kr_fast.membership.intervals import delong_test
@@ -86,20 +95,26 @@ class AuditReport:
         return audit_files.write(self, Path(out), dict(details or {}))
 
     def exposed(self, count: int = MOST_EXPOSED) -> dict[str, list[dict[str, Any]]]:
-        """Target -> its most exposed members by its primary attack: index, score, non_members_above, label."""
+        """Target -> its most exposed members by its primary attack: index, position, score, non_members_above, label.
+
+        ``index`` is that of the larger set where the pool is part of one; ``position`` is the row in this pool.
+        """
         found = {}
         for name, scores in self.scores.items():
             attack = self.setting["targets"][name]["primary"]
             rows = exposed(scores[attack], self.data.members, count)
             for row in rows:
-                row["label"] = None if self.data.labels is None else int(self.data.labels[row["index"]])
+                at = row["position"]
+                row["index"] = at if self.data.index is None else int(self.data.index[at])
+                row["label"] = None if self.data.labels is None else int(self.data.labels[at])
             found[name] = rows
         return found
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What ``audit.npz`` holds: members, labels, keep, and scores, tp, fp and thresholds of every attack."""
+        """What ``audit.npz`` holds: members, labels, index, keep, and scores, tp, fp and thresholds of every attack."""
         found = {}
-        for name, value in (("members", self.data.members), ("labels", self.data.labels)):
+        for name in ("members", "labels", "index"):
+            value = getattr(self.data, name)
             if value is not None:
                 found[name] = value.numpy()
         sets = self.data.shadows
@@ -131,8 +146,7 @@ def audit_signals(
     Raises: UserError naming the argument, or the attack that lacks something.
     """
     choices = Choices(level, delta, tuple(priors), random_members, seed)
-    if targets not in ("given", "shadows"):
-        fail("audit", "targets", "be given or shadows", targets)
+    check_asked(attacks, primary, targets)
     if not data.targets and targets == "given":
         fail("audit", "target", "hold at least one model", 0)
     chosen, skipped = _choose(data, attacks)
@@ -141,7 +155,12 @@ def audit_signals(
         primary = "lira" if "lira" in named else named[0]
     elif primary not in named:
         fail("audit", "primary", f"be one of the attacks, {', '.join(named)}", primary)
-    lone = _leave_one_out(data, [attack for attack in chosen if attack.calibrated], targets == "shadows")
+    asked = targets == "shadows"
+    alone = [attack for attack in chosen if attack.calibrated or (asked and not attack.released)]
+    lone, not_alone = _leave_one_out(data, alone, asked)
+    if not data.targets and not any(lone.values()) and not data.synthetic:
+        why = "; ".join(f"{a}: {text}" for each in not_alone.values() for a, text in each.items())
+        fail("audit", "attacks", "give at least one figure", why or "nothing")
     scores = _scores(data, chosen)
     curves = {n: {a: roc(value, data.members) for a, value in found.items()} for n, found in scores.items()}
     facts, figures = {}, {}
@@ -155,14 +174,16 @@ def audit_signals(
                 role="primary" if attack == first else "exploratory",
                 family=len(found) - 1,
                 accuracy=None if target is None else target.accuracy,
-                calibration=None if target is None else lone.get(target.shadows, {}).get(attack),
+                calibration=lone.get(target.shadows, {}).get(attack) if target and CATALOG[attack].calibrated else None,
             )
             for attack, value in found.items()
         }  # fmt: skip
     loo = {}
     if targets == "shadows":
         loo = {
-            name: {attack: across_targets(*found) for attack, found in each.items()} for name, each in lone.items()
+            name: {attack: across_targets(*found) for attack, found in each.items()}
+            for name, each in lone.items()
+            if each
         }  # fmt: skip
     control = _control(data, figures)
     warnings = _warnings(data, figures, facts, control)
@@ -183,6 +204,7 @@ def audit_signals(
         "control": control,
         "attacks": {a.name: {"title": a.title, "assumes": a.assumes} for a in chosen},
         "skipped": skipped,
+        "leave_one_out_skipped": not_alone,
         "notes": _notes(data),
         "warnings": list(warnings),
     }
@@ -193,9 +215,6 @@ def audit_signals(
 
 def _choose(data: AuditData, attacks: Sequence[str] | None) -> tuple[list[Attack], dict[str, str]]:
     """The attacks to run, and name -> what is lacking of those in the default set that cannot be run."""
-    for name in attacks or ():
-        if name not in CATALOG:
-            fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)
     found, skipped = [], {}
     for name in dict.fromkeys(DEFAULT if attacks is None else attacks):
         attack = CATALOG[name]
@@ -216,11 +235,14 @@ def _choose(data: AuditData, attacks: Sequence[str] | None) -> tuple[list[Attack
     return found, skipped
 
 
-def _leave_one_out(data: AuditData, chosen: list[Attack], asked: bool) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-    """Set -> attack -> (scores, keep) of shadows attacked leave-one-out, where the shadows allow it."""
+def _leave_one_out(
+    data: AuditData, chosen: list[Attack], asked: bool
+) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], dict[str, dict[str, str]]]:
+    """Set -> attack -> (scores, keep) of shadows attacked leave-one-out; and set -> attack -> why it was not."""
     used = {target.shadows for target in data.targets.values() if not target.control} or set(data.shadows)
     used = set(data.shadows) if asked else used
     found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    skipped: dict[str, dict[str, str]] = {}
     with bar(len(used) * len(chosen), "shadows against each other", "attack") as progress:
         for name in data.shadows:
             if name not in used:
@@ -230,20 +252,28 @@ def _leave_one_out(data: AuditData, chosen: list[Attack], asked: bool) -> dict[s
             for attack in chosen:
                 progress.update()
                 # A population that the shadows were trained on holds members of the one that is left out.
-                own_population = "population" in attack.needs and shadows.population_keep is not None
-                if own_population or lacking(attack, data, shadows, None) or not bool(mixed.any()):
+                why = lacking(attack, data, shadows, None)
+                if "population" in attack.needs and shadows.population_keep is not None:
+                    why = "the shadows were trained on some of the population"
+                elif why is None and not bool(mixed.any()):
+                    why = "no shadow has members and non-members"
+                if why is not None:
+                    skipped.setdefault(name, {})[attack.name] = why
                     continue
                 try:
                     few = attack.sample is not None and len(shadows.keep) > attack.sample and not asked
                     rows = leave_out(attack, data, shadows, attack.sample) if few else attack.run(data, shadows, None)
-                except UserError:
+                except UserError as error:  # too few shadows to leave one out: no thresholds from them
                     if asked:
                         raise
-                    continue  # too few shadows to leave one out: no thresholds from them
+                    skipped.setdefault(name, {})[attack.name] = str(error)
+                    continue
                 usable = mixed[: len(rows)]
                 if bool(usable.any()):
                     found[name][attack.name] = (rows[usable], shadows.keep[: len(rows)][usable])
-    return found
+                else:
+                    skipped.setdefault(name, {})[attack.name] = "no shadow attacked has members and non-members"
+    return found, skipped
 
 
 def _scores(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tensor]]:
@@ -321,11 +351,15 @@ def _warnings(data: AuditData, figures: Mapping, facts: Mapping, control: dict |
         which, least = "" if len(data.shadows) == 1 else f" of {name}", sides(shadows.keep)
         if least < FEW_SHADOWS:
             found.append(f"only {least} shadows{which} on a side: LiRA is weak with so few, a low AUC shows little")
-        for count, words in ((int(shadows.keep.all(0).sum()), "every"), (int((~shadows.keep).all(0).sum()), "no")):
-            if count:
+        one_sided = (
+            (shadows.keep.all(0), "every", "LiRA, BASE offline and label only score them 0, Attack-R 0.5"),
+            ((~shadows.keep).all(0), "no", "LiRA online scores them 0"),
+        )
+        for mask, words, neutral in one_sided:
+            if bool(mask.any()):
                 found.append(
-                    f"{count} of {data.count} examples are in {words} shadow{which}: attacks that compare both sides "
-                    "score them 0, no evidence"
+                    f"{int(mask.sum())} of {data.count} examples are in {words} shadow{which}: {neutral}, no evidence; "
+                    "the other attacks rank them by the shadows that there are"
                 )
     attacked = [name for name in figures if name in data.targets and not facts[name]["control"]]
     if control is not None and not control["found"]:

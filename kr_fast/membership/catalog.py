@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d, one_hot
 
 from kr_fast.membership import attacks, learned, released
 from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.runtime.errors import fail
 
 # Below this many shadows on a side one variance for all examples attacks better than one each (Carlini et al., fig. 9).
 PER_EXAMPLE_FROM = 64
@@ -237,7 +238,8 @@ def _entries() -> list[Attack]:
             run = functools.partial(_carlini, variant=variant, fix_variance=fixed)
             name = f"lira_carlini2021_{variant}" + ("_fixed" if fixed else "")
             title = f"LiRA {variant}{', fixed variance' if fixed else ''}, as the code of 2021"
-            found.append(Attack(name, title, shadows, ("in",), run, calibrated=False))
+            assumes, needs = (shadows, ("in",)) if variant == "online" else (outside, ())
+            found.append(Attack(name, title, assumes, needs, run, calibrated=False))
     rmia = functools.partial(_rmia, offline_a=None)
     offline = functools.partial(_rmia, offline_a=0.33)
     found += [
@@ -262,9 +264,13 @@ def _entries() -> list[Attack]:
         ),
         Attack("shadow_network", "Shokri's attack network", shadows, ("in", "labels"), _shadow_network),
         Attack("quantile_regression", "quantile regression", outside, ("labels",), _quantile),
-        Attack("label_only", "label only (augmentations)", "labels alone from the target", ("correct",), _label_only),
         Attack(
-            "nearest_synthetic", "nearest synthetic image", "the released images, no model", ("synthetic",), nearest,
+            "label_only", "label only (augmentations)", f"labels alone from the target; {outside}", ("correct",),
+            _label_only,
+        ),
+        Attack(
+            "nearest_synthetic", "nearest synthetic image",
+            "the released images, and further non-members where there are some; no model", ("synthetic",), nearest,
             released=True, calibrated=False,
         ),
         Attack(
@@ -281,3 +287,17 @@ DEFAULT = (
     "lira", "lira_offline", "rmia", "base", "attack_r", "loss", "modified_entropy", "nearest_synthetic",
     "generated_density",
 )  # fmt: skip
+
+
+def check_asked(attacks: Sequence[str] | None, primary: str | None, targets: str) -> None:
+    """What can be refused before a model or a signal is looked at."""
+    if targets not in ("given", "shadows"):
+        fail("audit", "targets", "be given or shadows", targets)
+    for name in attacks or ():
+        if name not in CATALOG:
+            fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)
+    names = DEFAULT if attacks is None else tuple(attacks)
+    if not names:
+        fail("audit", "attacks", "hold at least one name", list(names))
+    if primary is not None and primary not in names:
+        fail("audit", "primary", f"be one of the attacks, {', '.join(names)}", primary)

@@ -105,11 +105,11 @@ def of_attack(
 
 
 def exposed(scores: Tensor, members: Tensor, count: int) -> list[dict[str, Any]]:
-    """The members that stand out most: index, score, and how many non-members score as high or higher."""
+    """The members that stand out most: position in the pool, score, and how many non-members score as high."""
     order = torch.argsort(torch.where(members, scores, -torch.inf), descending=True, stable=True)[:count]
     outside = np.sort(scores[~members].numpy())
     found = []
     for index in order[members[order]].tolist():
         above = len(outside) - int(np.searchsorted(outside, float(scores[index]), "left"))
-        found.append({"index": index, "score": float(scores[index]), "non_members_above": above})
+        found.append({"position": index, "score": float(scores[index]), "non_members_above": above})
     return found

@@ -18,6 +18,7 @@ def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS) -
     Args:
         scores: ``[K, N]``, of any attack.
         keep: bool ``[K, N]``, the members of each target.
+    A TPR that rests on fewer than ten false positives of some target is None.
     Returns: {"targets", "auc": {"mean", "sd", "each"}, "balanced_accuracy": ..., "tpr_at_fpr": {fpr: {...}}}.
     """
     curves = [roc(row, held) for row, held in zip(scores, keep, strict=True)]
@@ -25,11 +26,17 @@ def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS) -
         "targets": len(curves),
         "auc": _spread([curve.auc for curve in curves]),
         "balanced_accuracy": _spread([curve.balanced_accuracy for curve in curves]),
-        "tpr_at_fpr": {str(fpr): _spread([curve.tpr_at(fpr)["tpr"] for curve in curves]) for fpr in fprs},
+        "tpr_at_fpr": {str(fpr): _spread([_claimed(curve.tpr_at(fpr)) for curve in curves]) for fpr in fprs},
     }
 
 
-def _spread(values: list[float]) -> dict:
+def _claimed(found: dict) -> float | None:
+    return found["tpr"] if found["point_claim"] else None
+
+
+def _spread(values: list) -> dict:
+    if None in values:
+        return {"mean": None, "sd": None, "each": values}
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "sd": sd, "each": values}
 

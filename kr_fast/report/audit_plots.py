@@ -162,6 +162,6 @@ def all_figures(
         rows = found["exposed"].get(name)
         if images is not None and rows and not facts["control"]:
             captions = [f"#{row['index']}" + ("" if row["label"] is None else f" · {row['label']}") for row in rows]
-            shown = images[[row["index"] for row in rows]]
+            shown = images[[row["position"] for row in rows]]
             add(f"exposed {name}", f"The most exposed members of {name}", gallery, shown, captions)
     return drawn

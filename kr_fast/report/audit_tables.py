@@ -163,7 +163,7 @@ def comparison(found: Found, other: str) -> list[list[str]]:
 def leave_one_out(found: Found, name: str) -> list[list[str]]:
     """Mean and standard deviation over shadows as targets."""
     each = found["leave_one_out"][name]
-    rates = list(next(iter(each.values()))["tpr_at_fpr"])
+    rates = list(next(iter(each.values()))["tpr_at_fpr"]) if each else []
     rows = [
         ["attack", "targets", "AUC", "balanced accuracy", *(f"TPR at {100 * float(rate):g} % FPR" for rate in rates)]
     ]
@@ -175,6 +175,8 @@ def leave_one_out(found: Found, name: str) -> list[list[str]]:
 
 
 def _spread(value: dict[str, Any]) -> str:
+    if value["mean"] is None:
+        return f"fewer than {FEW} false positives"
     return f"{number(value['mean'])} ± {number(value['sd'])}" if value["sd"] is not None else number(value["mean"])
 
 

@@ -120,6 +120,8 @@ def test_every_attack_runs_on_models(scene):
     released = {name for name, attack in CATALOG.items() if attack.released}
     assert set(report.figures["target"]) == set(report.figures["stranger"]) == set(CATALOG) - released
     assert set(report.figures["synthetic"]) == released
+    for name in CATALOG:  # a sign turned in any entry ends below
+        assert report.curves["synthetic" if name in released else "target"][name].auc > 0.5, name
     for name in (*report.figures["synthetic"], "shadow_network", "label_only", "rmia", "base", "attack_r"):
         where = "synthetic" if name in released else "target"
         assert report.curves[where][name].auc_interval()[0] > 0.5, name
@@ -163,6 +165,68 @@ def test_indices_and_a_split_off_population(scene):
     loss = nn.functional.cross_entropy(ModelArray([target])(images)[0].double(), labels, reduction="none")
     wanted = -loss[torch.cat([inside, outside]).sort().values]
     assert torch.equal(part.scores["target"]["loss"].argsort(), wanted.argsort())
+
+
+def test_exposed_members_have_their_own_numbers(scene, tmp_path):
+    """Where examples are left out, or split off, a member is named by its number among the images given."""
+    images, labels, members, target, _, shadows = scene
+    inside, outside = members.nonzero()[20:, 0], (~members).nonzero()[30:, 0]
+    report = kr_fast.audit(
+        target, shadows, images, labels, inside, non_members=outside, attacks=("loss",), population=0.2
+    )
+    assert len(report.data.index) == 60 + 40
+    rows = report.exposed(60)["target"]
+    assert sorted(row["index"] for row in rows) == inside.tolist()
+    assert all(row["label"] == labels[row["index"]] for row in rows)
+    loss = nn.functional.cross_entropy(ModelArray([target])(images)[0].double(), labels, reduction="none")
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+    assert rows[-1]["index"] == int(inside[loss[inside].argmax()])
+    assert report.arrays()["index"].tolist() == report.data.index.tolist()
+    assert torch.equal(report.data.images, images[report.data.index])
+    report.write(tmp_path)
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert [row["index"] for row in found["exposed"]["target"]] == [row["index"] for row in rows[:16]]
+
+
+def test_a_target_that_was_made_elsewhere(scene):
+    images, labels, members, target, _, shadows = scene
+    options = {"attacks": ("loss",), "kinds": {"target": "transfer"}}
+    report = kr_fast.audit(target, shadows, images, labels, members, **options)
+    assert report.to_dict()["setting"]["targets"]["target"]["kind"] == "transfer"
+    assert any("a lower bound on what it gives away" in note for note in report.setting["notes"])
+
+
+def test_bad_choices_are_refused_before_a_model_is_asked(scene):
+    images, labels, members, _, _, shadows = scene
+
+    class Silent(nn.Module):
+        def forward(self, x):
+            raise AssertionError("asked")
+
+    z = make_data(20, seed=9)
+    for words, options in (
+        ("primary must be one of the attacks, loss", {"attacks": ("loss",), "primary": "lira"}),
+        ("attacks must hold names among", {"attacks": ("shokri",)}),
+        ("targets must be given or shadows", {"targets": "all"}),
+        ("level must be in", {"level": 1.0}),
+        ("priors must lie in", {"priors": (0.0,)}),
+        ("population must be a share", {"population": 0.001}),
+        ("population must be .images, labels. or a share in .0, 1., got 3 values", {"population": (*z, z[1])}),
+        ("images of the population must be uint8 .n, 8, 8, 1.", {"population": (z[0].float(), z[1])}),
+        ("images of the population must be uint8 .n, 8, 8, 1.", {"population": (z[0][:, :4], z[1])}),
+        ("labels of the population must be int64 .20.", {"population": (z[0], z[1][:-1])}),
+        ("population must be further examples", {"population": (images[~members], labels[~members])}),
+        ("kinds must hold names among target, got student", {"kinds": {"student": "full"}}),
+        ("kinds of target must be full or transfer, got part", {"kinds": {"target": "part"}}),
+        ("synthetic must have names other than .*, got details", {"synthetic": {"details": images}}),
+        ("synthetic synthetic must be uint8", {"synthetic": images / 255}),
+        ("reference must be uint8", {"reference": images[:, :4]}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            kr_fast.audit(Silent(), shadows, images, labels, members, **options)
+    z = torch.cat([z[0], images[:3]]), torch.cat([z[1], labels[:3]])
+    report = kr_fast.audit(make_model(), shadows, images, labels, members, attacks=("loss",), population=z)
+    assert any(note.startswith("3 images of the population are among those") for note in report.setting["notes"])
 
 
 def test_signals_continue_in_their_folder(scene, tmp_path):

@@ -12,6 +12,7 @@ from kr_fast.membership import (
     ShadowSignals,
     TargetSignals,
     across_targets,
+    attack_p,
     audit_signals,
     base,
     delong_test,
@@ -19,6 +20,7 @@ from kr_fast.membership import (
     epsilon_one_run,
     from_logits,
     lira,
+    lira_carlini2021,
     operating_point,
     rmia_attack,
     roc,
@@ -76,6 +78,59 @@ def test_rmia_and_class_thresholds_are_those_of_the_functions():
     assert torch.equal(report.scores["target"]["confidence"], wanted)
     lone = threshold_per_class(phi, shadows.keep, labels)[:4]  # each target sorts all shadows: four are enough
     assert report.leave_one_out["shadows"]["confidence"] == across_targets(lone, shadows.keep[:4])
+
+
+def test_wrappers_are_their_functions():
+    """Options and signs of the thin entries of the catalogue."""
+    z = torch.randn(1, 50, MODELS + 1, generator=torch.Generator().manual_seed(5))
+    whole, labels = data(), torch.arange(COUNT) % CLASSES
+    phi, own = whole.shadows["shadows"].signals["phi"], whole.targets["target"].signals["phi"]
+    extra = {"entropy": -phi, "modified_entropy": -2 * phi}
+    seen = {"entropy": -own, "modified_entropy": -2 * own}
+    shadows = dataclasses.replace(whole.shadows["shadows"], signals={"phi": phi, **extra}, population=z[:, :, :MODELS])
+    target = TargetSignals({"phi": own, **seen}, z[:, :, MODELS])
+    whole, keep = dataclasses.replace(whole, labels=labels), shadows.keep
+    outside = {"target": own[:, :, None]}
+    wanted = {"attack_p": attack_p(own[:, :, None], z[:, :, MODELS:])}
+    for name, value in (("entropy", phi), ("modified_entropy", 2 * phi)):  # members have low entropies
+        wanted[name] = threshold_per_class(value, keep, labels, target=-seen[name][:, :, None])
+    for variant, lira_name, base_name in (("online", "lira", "base"), ("offline", "lira_offline", "base_offline")):
+        wanted[base_name] = base(phi, keep, variant=variant, **outside)
+        for variance in ("per_example", "fixed", "fixed_raw", "shrinkage"):
+            wanted[f"{lira_name}_{variance}"] = lira(phi, keep, variant=variant, variance=variance, **outside)
+        for end, fixed in (("", False), ("_fixed", True)):
+            scores = lira_carlini2021(phi, keep, variant=variant, fix_variance=fixed, **outside)
+            wanted[f"lira_carlini2021_{variant}{end}"] = scores
+    for name, scores in wanted.items():
+        assert torch.equal(CATALOG[name].run(whole, shadows, target), scores), name
+
+
+def test_leave_one_out_says_what_it_left_out(tmp_path):
+    whole = dataclasses.replace(data(), targets={}, members=None)
+    report = audit_signals(whole, attacks=("lira_carlini2021_online",), targets="shadows")
+    shadows = whole.shadows["shadows"]
+    wanted = across_targets(lira_carlini2021(shadows.signals["phi"], shadows.keep), shadows.keep)
+    assert report.leave_one_out["shadows"] == {"lira_carlini2021_online": wanted}
+    assert report.write(tmp_path).exists()
+    given = audit_signals(data(), attacks=("lira_carlini2021_online",))
+    assert given.figures["target"]["lira_carlini2021_online"]["operating_points"] is None
+    z = shadows.signals["phi"][:, :50]
+    inside = dataclasses.replace(shadows, population=z, population_keep=shadows.keep[:, :50])
+    whole = dataclasses.replace(whole, shadows={"shadows": inside})
+    why = "the shadows were trained on some of the population"
+    with pytest.raises(ValueError, match=f"attacks must give at least one figure, got rmia: {why}"):
+        audit_signals(whole, attacks=("rmia",), targets="shadows")
+    report = audit_signals(whole, attacks=("rmia", "loss"), targets="shadows")
+    assert report.setting["leave_one_out_skipped"] == {"shadows": {"rmia": why}}
+
+
+def test_tprs_of_few_false_positives_are_no_mean():
+    """400 non-members carry 10 % (40 false positives) and not 1 % (4)."""
+    keep = torch.arange(800).expand(3, -1) % 2 == 0
+    scores = torch.randn(3, 800, generator=torch.Generator().manual_seed(1)).double()
+    found = across_targets(scores, keep)["tpr_at_fpr"]
+    assert found["0.01"] == {"mean": None, "sd": None, "each": [None] * 3}
+    assert found["0.1"]["each"] == [roc(row, held).tpr_at(0.1)["tpr"] for row, held in zip(scores, keep, strict=True)]
 
 
 def test_shadows_one_by_one_are_shadows_left_out():
@@ -241,6 +296,11 @@ def test_bad_input():
     refused(
         "members and non_members must be disjoint, got 1 examples in both, 4 first", members=[4], non_members=[4, 5]
     )
+    refused(r"keep must have shape .* got \[12, 79\]", keep=keep[:, :79], members=[4], non_members=[5])
+    long = torch.cat([labels, labels[:20]])
+    refused(r"labels must be int64 \[80\], got torch.int64 \[100\]", labels=long, members=[4], non_members=[5])
+    refused("logits of target must be float", target=logits[MODELS].repeat(2, 1), members=[4], non_members=[5])
+    refused("images must be those of the 80 examples", images=torch.zeros(81, 4, 4, 1, dtype=torch.uint8))
     refused(r"logits of target must be float \[M, 80, \(A,\) C\]", target=logits[MODELS, :70])
     whole = data()
     for words, make in (
@@ -249,6 +309,11 @@ def test_bad_input():
         ("kind must be full or transfer, got part", lambda: TargetSignals({"phi": torch.zeros(1, 4)}, kind="part")),
         ("phi of t must have shape", lambda: data(targets={"t": TargetSignals({"phi": torch.zeros(2, COUNT)})})),
         ("target must have names other than setting", lambda: data(targets={"setting": whole.targets["target"]})),
+        ("target must have names other than", lambda: data(targets={"exposed": whole.targets["target"]})),
+        ("synthetic must have names other than", lambda: data(synthetic={"setting": torch.zeros(1, 4, 4, 1)})),
+        ("synthetic s must be uint8", lambda: data(synthetic={"s": torch.zeros(1, 4, 4, 1)})),
+        ("images must be uint8", lambda: data(images=torch.zeros(COUNT, 4, 4, 1))),
+        ("index must be int64", lambda: data(index=torch.arange(3))),
         ("shadows must hold at least one set", lambda: data(shadows={})),
         ("labels must be int64", lambda: data(labels=torch.zeros(3, dtype=torch.int64))),
         ("members must be bool", lambda: data(members=None)),

@@ -52,7 +52,7 @@ def test_online_above_offline_above_the_global_threshold(report):
     assert online["mean"] > offline["mean"] + 0.02
     assert offline["mean"] > loss["mean"] + 0.03
     assert loss["mean"] > 0.55
-    low = {name: found[name]["tpr_at_fpr"]["0.01"]["mean"] for name in found}
+    low = {name: found[name]["tpr_at_fpr"]["0.1"]["mean"] for name in found}  # 1 % rests on too few
     assert low["lira"] > low["loss"]
 
 
