@@ -6,6 +6,9 @@
 - ``released``: the synthetic images of the last period, which the run leaves in ``synthetic/``, by themselves.
 - ``control``: an overfitted model of the Teacher's architecture, which the attacks have to find.
 
+A Teacher that was given (the option ``teacher``) was not made by this package's recipe, as all shadows were: it and
+``student_full`` are "transfer" then.
+
 Validation images, on which no model was trained, are the population and the reference of attacks that want
 further non-members.
 """
@@ -50,6 +53,7 @@ def run(context: Context) -> dict[str, Any]:
         augment=c.audit_augment,
         accuracies={name: tested["teacher" if name == "teacher" else "student"] for name in targets},
         shared={"student_full": SHARES[c.audit_generator]},
+        kinds=dict.fromkeys(targets, "transfer") if c.teacher else None,
         seed=seeds.derive(c.seed, "audit"),
     )  # fmt: skip
     found = report.to_dict()

@@ -1,5 +1,6 @@
 """Shadow Students: which images and Teachers they learn from, that their audit is theirs, and who trains them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from toy_runs import metrics, toy
 from kr_fast import data
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership import lira, roc
-from kr_fast.recycling import generator, gkd, shadow_students, shadows
+from kr_fast.recycling import auditing, generator, gkd, shadow_students, shadows
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, state
@@ -110,6 +111,18 @@ def test_setting_says_what_was_run(finished, audited):
         gap = found["audit"]["teacher"]["lira"]["auc"] - found["audit"]["student_full"]["lira"]["auc"]
         assert paired["student_full"]["lira"]["difference"] == pytest.approx(gap)
         assert f"Student, full ({kind} generator)" in (out / "report.md").read_text()
+
+
+def test_a_teacher_that_was_given_is_a_transfer(finished, tmp_path):
+    """No shadow was made as it was, and so none as its Student was."""
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    run = context_of(out)
+    run.config = dataclasses.replace(run.config, teacher=str(finished[0] / "teacher.safetensors"))
+    audit, notes = auditing.run(run)["audit"], "is attacked with shadows that were not made as it was (transfer)"
+    for name in ("teacher", "student", "student_full"):
+        assert audit["setting"]["targets"][name]["kind"] == "transfer"
+        assert any(line.startswith(f"{name} {notes}") for line in audit["setting"]["notes"])
 
 
 def test_control_and_page(finished, audited):
