@@ -50,6 +50,11 @@ class AuditConfig:
     )
 
     shadows: str = option("", "folder of shadow models (of train_shadows, or kr-fast run); empty: they are trained")
+    kind: str = option(
+        "auto",
+        "full: the shadows were made as the first model under attack was; transfer: they were not, a lower "
+        "bound; auto: transfer with shadows of yours or for another architecture, else full",
+    )
     num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release")
     epochs: int = option(40, "of a shadow: give the recipe of the model under attack")
     batch_size: int = option(64, "of a shadow")
@@ -99,6 +104,8 @@ class AuditConfig:
         for name in self.attacks:
             if name not in CATALOG:
                 fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)
+        if self.kind not in ("auto", "full", "transfer"):
+            fail("audit", "kind", "be auto, full or transfer", self.kind)
         named = self.attacks or DEFAULT
         if self.primary and self.primary not in named:
             fail("audit", "primary", f"be one of the attacks, {', '.join(named)}", self.primary)

@@ -121,6 +121,7 @@ class _Work:
         self.make = self._factory(config.model, "model", classes, shape)
         self.normalize = (config.mean, config.std) if config.mean else None
         self.models = self._models(classes, shape)
+        self.transfer = self._is_transfer()
         self.shadows = None
         if config.shadows:
             found = load_shadows(self.make, config.shadows, device=self.runtime.device)
@@ -227,7 +228,7 @@ class _Work:
             name = name or ("target" if len(self.config.checkpoint) == 1 else Path(file).stem)
             if name in found or name == CONTROL:
                 fail("audit", "checkpoint", f"have names that differ, and none {CONTROL}", entry)
-            taken = (*RESERVED, "synthetic") if self.config.synthetic else RESERVED
+            taken = (*RESERVED, "shadows", *(("synthetic",) if self.config.synthetic else ()))
             if name in taken or "/" in name:
                 fail("audit", "checkpoint", f"have names without / and other than {', '.join(taken)}", entry)
             if not Path(file).exists():
@@ -248,6 +249,19 @@ class _Work:
                 fail("audit", "model", rule, list(logits.shape))
             refuse_probabilities(logits, f"target {name}", "return logits (remove its softmax)")
         return found
+
+    def _is_transfer(self) -> bool:
+        """Whether the shadows were not made as the first model under attack was."""
+        kind, (name, array) = self.config.kind, next(iter(self.models.items()))
+        mine, shadow = (
+            {key: tuple(value.shape) for key, value in model.state_dict().items()}
+            for model in (array.models[0], self.make())
+        )
+        if mine != shadow and kind == "full":
+            fail("audit", "kind", f"be transfer where {name} is not of the shadows' architecture", kind)
+        other = self.config.checkpoint[0].rpartition("=")[2].partition("@")[2]
+        differs = mine != shadow or other not in ("", self.config.model)
+        return kind == "transfer" or (kind == "auto" and (differs or bool(self.config.shadows)))
 
     def _check_origin(self, columns: int) -> None:
         """Refuse shadows of other images: their keep matrix would mean nothing here."""
@@ -298,10 +312,11 @@ class _Work:
             for name, array in self.models.items()
         }
         files.remove_dead(out)
+        kinds = {next(iter(self.models)): "transfer"} if self.transfer else None
         return audit(
             self.models, shadows, images, labels, self.members, targets=targets, control=control,
             population=self.population, synthetic=self.synthetic, augment=config.augment, accuracies=accuracies,
-            path=out / "signals", **options,
+            kinds=kinds, path=out / "signals", **options,
         )  # fmt: skip
 
 

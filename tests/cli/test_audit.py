@@ -13,7 +13,7 @@ from kr_fast.cli import main
 from kr_fast.data import Split, load, load_uncut
 from kr_fast.ensemble import TrainConfig, fit
 from kr_fast.membership import audit_run, save_npz
-from kr_fast.runtime import manifest
+from kr_fast.runtime import files, manifest
 
 FACTORY = """
 from torch import nn
@@ -150,6 +150,8 @@ def test_members_from_files_and_given_shadows(world, tmp_path, capsys, monkeypat
     assert main(two) == 0
     manifest.release()
     first, second = (json.loads((tmp_path / name / "audit.json").read_text()) for name in "ab")
+    assert first["setting"]["targets"]["target"]["kind"] == "full"
+    assert second["setting"]["targets"]["target"]["kind"] == "transfer"  # nothing says how these shadows were made
     assert first["target"] == second["target"]
     assert (first["setting"]["members"], first["setting"]["non_members"]) == (90, 60)
     three = base(world, "--out", tmp_path / "c", *flags, "--members", tmp_path / "mask.npy", "--population", "0.5")
@@ -267,9 +269,10 @@ def test_saved_signals(tmp_path, capsys):
         ),
         (
             ["--checkpoint", "setting=net.pt"],
-            "audit: checkpoint must have names without / and other than setting, comparison, leave_one_out, got",
+            "audit: checkpoint must have names without / and other than setting, comparison, leave_one_out,",
         ),
         (["--checkpoint", "a/b=net.pt"], "audit: checkpoint must have names without /"),
+        (["--kind", "half"], "audit: kind must be auto, full or transfer, got half"),
         (["--signal", "loss"], "audit: signal must be left out with models, where it does nothing, got loss"),
         (["--cut", "0", "--test-fraction", "2"], "data: test_fraction must be in (0, 1), got 2.0"),
         (["--attacks", "magic"], "audit: attacks must hold names among lira, lira_offline"),
@@ -319,6 +322,36 @@ def pool(world, **options):
     given = {"model": "mynet:make", "checkpoint": (str(world / "net.pt"),), "data": str(world / "data.npz")}
     work = audit_run._Work(audit_run.AuditConfig(**{**given, **options}))
     return work.members, len(work.index), work.splits
+
+
+@pytest.mark.parametrize(
+    ("options", "transfer"),
+    [
+        ({}, False),
+        ({"kind": "transfer"}, True),
+        ({"checkpoint": ("a=wide.pt@mynet:wide", "b=net.pt")}, True),
+        ({"checkpoint": ("b=net.pt", "a=wide.pt@mynet:wide")}, False),
+        ({"checkpoint": ("b=net.pt@mynet:make",), "kind": "full"}, False),
+        ({"shadows": "given"}, True),
+        ({"shadows": "given", "kind": "full"}, False),
+        ({"shadows": "given", "kind": "full", "checkpoint": ("a=wide.pt@mynet:wide",)}, None),
+    ],
+)
+def test_kind_of_the_first_target(world, monkeypatch, options, transfer):
+    monkeypatch.chdir(world)
+    monkeypatch.syspath_prepend(str(world))
+    if not (world / "given").exists():
+        (world / "given").mkdir()
+        np.save(world / "given" / "keep.npy", np.arange(300).reshape(2, 150) % 2 == 0)
+        for index in range(2):
+            weights = torch.load(world / "net.pt", weights_only=True)
+            files.save_tensors(world / "given" / f"model-{index:03d}.safetensors", weights)
+    given = {"model": "mynet:make", "checkpoint": ("net.pt",), "data": "data.npz", **options}
+    if transfer is None:
+        with pytest.raises(ValueError, match="kind must be transfer where a is not of the shadows' architecture"):
+            audit_run._Work(audit_run.AuditConfig(**given))
+    else:
+        assert audit_run._Work(audit_run.AuditConfig(**given)).transfer is transfer
 
 
 def test_masks_of_numbers_and_the_cut_of_a_run(world, tmp_path, monkeypatch):
