@@ -15,7 +15,7 @@ from toy_runs import metrics, toy
 from kr_fast import data
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership import lira, roc
-from kr_fast.recycling import auditing, generator, gkd, shadow_students, shadows
+from kr_fast.recycling import auditing, generator, gkd, reporting, shadow_students, shadows
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, state
@@ -133,10 +133,10 @@ def test_control_and_page(finished, audited):
     assert (audited[0] / "control.safetensors").exists()
     assert "positive control" in audited[1]
     assert (audited[0] / "audit.html").exists()
-    written, facts = files.read_json(audited[0] / "audit.json")["details"], metrics(audited[0])
-    assert {key: written[key] for key in ("versions", "command", "config")} == {
-        "versions": facts["versions"], "command": facts["command"], "config": context_of(audited[0]).config.record(),
-    }  # fmt: skip
+    run, written = context_of(audited[0]), files.read_json(audited[0] / "audit.json")["details"]
+    assert written["versions"] == reporting.versions()
+    assert written["command"] == reporting.command(run)
+    assert written["config"] == run.config.record()
     assert not (finished[0] / "audit.html").exists()
 
 
