@@ -33,6 +33,7 @@ class Batched(Graph):
         self.bound: dict[fx.Node, BoundLayer] = {}
         self.kernels: dict[str, str] = {}  # layer -> kernel
         self.singly: list[str] = []
+        self.of_images = _of_images(self.nodes)
         self.steps = [(node, self._step(node), self.frees[node]) for node in self.nodes]
         if self.singly:
             names = ", ".join(sorted(set(self.singly)))
@@ -137,18 +138,32 @@ class Batched(Graph):
         def step(values, block, chunk):
             models, found = block.stop - block.start, []
 
-            def of_model(value: object, m: int) -> object:
+            def of_model(source: fx.Node, m: int) -> object:
+                value = values[source]
                 if isinstance(value, Each):
                     return value[m]
                 if isinstance(value, Pixels):
                     return value.numbers(self.dtype)
-                images = isinstance(value, Tensor) and value.ndim and len(value) == models * len(chunk.images)
+                images = source in self.of_images and _rows(value) == models * len(chunk.images)
                 return value.chunk(models)[m] if images else value
 
             for m in range(models):
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each, m=m: of_model(values[each], m))
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each, m=m: of_model(each, m))
                 found.append(call_of(block.start + m)(*args, **kwargs))
-            whole = all(isinstance(each, Tensor) and each.ndim and len(each) == len(chunk.images) for each in found)
+            whole = node in self.of_images and all(_rows(each) == len(chunk.images) for each in found)
             return torch.cat(found) if whole else Each(found)
 
         return step
+
+
+def _of_images(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Nodes whose tensors come of the images, and not of weights or sizes alone: a length alone does not tell."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder" or ("tensor_meta" in node.meta and not found.isdisjoint(node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _rows(value: object) -> int | None:
+    return len(value) if isinstance(value, Tensor) and value.ndim else None

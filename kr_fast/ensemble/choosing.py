@@ -16,13 +16,14 @@ import torch
 
 from kr_fast.ensemble.block_layers import LAST, BoundLayer, Pixels
 from kr_fast.ensemble.blocks import Batched
-from kr_fast.ensemble.lowering import shape
+from kr_fast.ensemble.lowering import Unsupported, shape
+from kr_fast.ensemble.program import GPU_BUDGET, GPU_MOST
 from kr_fast.ops.model_conv2d import View
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 
 CACHE = 24 << 20  # bytes, where the device does not say how large its L2 cache is
-BLOCK, WIDER, LOOP_IMAGES, LOOP_BYTES = 16, 8, 4096, 512 << 20
+BLOCK, WIDER = 16, 8
 REPEATS, WARM_UP = 8, 2
 
 
@@ -57,7 +58,7 @@ def plans(program: Batched, count: int, chunk: int | None, free: int) -> list[Pl
         if images < 8:  # a last layer of 4 x 4 pixels fills a tile of 128 rows with 8 images
             images = _power(min(8, fit))
             models = max(1, min(count, fit // images))
-        alone = min(LOOP_IMAGES, _power(LOOP_BYTES // program.widest))
+        alone = min(GPU_MOST, _power(GPU_BUDGET // program.widest))
         found = [Plan(models, images), Plan(models, WIDER * images), Plan(1, alone)]
     return list(dict.fromkeys(plan for plan in found if plan.models * plan.images <= most)) or [Plan(1, chunk or 1)]
 
@@ -74,14 +75,18 @@ def captured(run: Callable[[], Any], pool: Any = None) -> torch.cuda.CUDAGraph:
         for _ in range(WARM_UP):
             run()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        run()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            run()
+    except RuntimeError:
+        torch.cuda.set_stream(current)  # where a capture fails, torch stays on the stream of it
+        raise
     return graph
 
 
 def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Least time of a call in several; on a GPU inside a graph, so that launches from Python do not count."""
+    """Least time of a call in several; on a GPU in a graph, if possible: launches from Python do not count."""
     if device.type != "cuda":
         times = []
         for _ in range(3):
@@ -94,11 +99,16 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
         for _ in range(REPEATS):
             run()
 
-    graph, times = captured(several), []
+    try:
+        replay, times = captured(several).replay, []
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # it cannot be captured: a sweep launches it one by one as well, and says so
+        replay, times = several, []
     for _ in range(3):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        graph.replay()
+        replay()
         stop.record()
         stop.synchronize()
         times.append(start.elapsed_time(stop) / 1e3 / REPEATS)
@@ -109,7 +119,10 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
 def choose(
     program: Batched, candidates: list[Plan], images: torch.Tensor, view: View, timer: Callable = seconds
 ) -> Plan:
-    """The fastest plan for chunks of images like ``images`` ``[1, H, W, C]``; the program's kernels are set for it."""
+    """The fastest plan for chunks of images like ``images`` ``[1, H, W, C]``; the program's kernels are set for it.
+
+    Raises: Unsupported where a step cannot run; UserError where none fits the memory.
+    """
     best, best_time, kernels = candidates[0], math.inf, {}
     for plan in candidates:
         block, chunk = slice(0, plan.models), images.expand(plan.images, -1, -1, -1).contiguous()
@@ -118,6 +131,9 @@ def choose(
             took = timer(lambda: program.run(block, chunk, view), program.device)  # noqa: B023
         except torch.OutOfMemoryError:
             continue
+        except RuntimeError as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise Unsupported(f"a step of {plan.models} models and {plan.images} images fails: {why}") from None
         took /= plan.models * plan.images
         if took < best_time:
             best, best_time, kernels = plan, took, program.kernels

@@ -56,11 +56,13 @@ def model_factory(
 def load_weights(model: nn.Module, path: Path, where: str) -> None:
     """Load a state dict that must fit, naming the first tensor that does not."""
     try:
-        found = files.load_tensors(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        safe = path.suffix == ".safetensors"
+        found = files.load_tensors(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:  # each library has errors of its own for a file that is not one of its files
-        raise UserError(f"{where} must be a readable .safetensors or .pt state dict, got {path}") from error
+        why = str(error).split("\n")[0].split(". ")[0]  # and not the advice behind it, to load unsafely
+        raise UserError(f"{where} must be a readable .safetensors or .pt state dict, got {path} ({why})") from error
     if not isinstance(found, dict):
         raise UserError(f"{where} must hold a state dict, got {type(found).__name__} in {path}")
     wanted = model.state_dict()

@@ -15,7 +15,7 @@ from kr_fast.ensemble import architecture, parallel
 from kr_fast.ensemble.blocks import Batched
 from kr_fast.ensemble.choosing import Plan, choose, plans
 from kr_fast.ensemble.lowering import Unsupported
-from kr_fast.ensemble.program import Eager, Program
+from kr_fast.ensemble.program import KEPT, Eager, Program
 from kr_fast.ensemble.queries import Query, as_queries
 from kr_fast.ensemble.signal_files import SignalFiles, recorded
 from kr_fast.ensemble.sweep import Sweep, view_of
@@ -40,15 +40,17 @@ class ModelArray:
     line says so.
 
     In eval mode a traced network's answer for an image has the same bits whatever images and models stand beside it and
-    whatever the chunk and the number of threads (on one machine, with one torch).
+    whatever the chunk and the number of threads (on one machine, with one torch): on a CPU, and on a GPU with
+    ``kernels="own"`` but for layers that have no kernel for all models. A GPU's measured kernels may be the library's,
+    whose bits follow the chunk and the number of models.
 
     Args:
         models: at least one ``nn.Module``, or state dict of ``make_model()``, of one architecture, class count and
             device; float ``[N, C, H, W]`` to logits ``[N, K]``. They are kept, and put in eval mode.
         make_model: returns a fresh module for state dicts.
         dtype: of the computation: float32, bfloat16, float16 or float64; None for the models' own. Weights are folded
-            in float64 whatever it is; signals are taken from float32 logits. In half precision the image, the
-            convolution that reads it, pooled features and logits stay in float32 (precision.py).
+            in float64 whatever it is; signals are taken from float32 logits. On a CPU in half precision the
+            image, the convolution that reads it, pooled features and logits stay in float32 (precision.py).
         bn: "eval" (running statistics) or "batch": every BatchNorm takes mean and biased variance over the images of
             a chunk (one query each) and ignores its running statistics, all else stays in eval mode. That is what the
             published LiRA code does with ``training=True`` over 5,000 consecutive images at a time (Carlini et al.,
@@ -161,17 +163,18 @@ class ModelArray:
             total, before = (pairs * -(-n // program.chunk) for n in (count, first))
             progress = stack.enter_context(bar(total, description, "chunk", before))
             step = program.chunk * max(PIECES // len(queries), 1) if store else max(count, 1)
-            if store and isinstance(program, Sweep):
+            if isinstance(program, Sweep):
                 step = program.piece
+            whole = {} if store else {name: torch.empty(shape) for name in want}
             for start in range(first, count, step):
                 rows = range(start, min(start + step, count))
-                out = {name: torch.empty(len(queries), len(rows), len(self)) for name in want}
+                out = {name: values[:, start : rows.stop] for name, values in whole.items()}
+                if store:
+                    out = {name: torch.empty(len(queries), len(rows), len(self)) for name in want}
                 self._signals(program, images, labels, queries, want, rows, out, progress.update)
                 if store:
                     store.write(rows.start, rows.stop, out)
-            if store:
-                return store.read()
-            return out if count else {name: torch.empty(shape) for name in want}
+            return store.read() if store else whole
 
     def _signals(self, program, images, labels, queries, want, rows, out, done) -> None:
         if isinstance(program, Sweep):
@@ -194,20 +197,21 @@ class ModelArray:
         parallel_ = program.parallel and self.device.type == "cpu"
         threads = max(min(torch.get_num_threads() if parallel_ else 1, len(chunks) * len(self)), 1)
         self._check_memory(program, threads)
-        for group in [range(len(self))] if program.keeps else [range(m, m + 1) for m in range(len(self))]:
-            bound = [(m, program.bind(m)) for m in group]
+
+        def work(a: int, start: int, models: list) -> None:
+            stop = min(start + program.chunk, rows.stop)
+            size = program.chunk if program.padded else stop - start
+            x = self._chunk_of(images[start:stop], queries[a], size, program.input_dtype)
+            for m, model in models:
+                take(a, start, stop, m, model(x)[: stop - start])
+
+        size = len(self) if program.keeps else max(1, KEPT // max(program.weight_bytes, 1))
+        for first in range(0, len(self), size):
+            bound = [(m, program.bind(m)) for m in range(first, min(first + size, len(self)))]
             # Few chunks: the models of one are shared out too, so that every thread has work.
             parts = min(len(bound), -(-4 * threads // max(len(chunks), 1))) if threads > 1 else 1
             cuts = [len(bound) * part // parts for part in range(parts + 1)]
             items = [(*chunk, bound[cuts[p] : cuts[p + 1]]) for chunk in chunks for p in range(parts)]
-
-            def work(a: int, start: int, models: list) -> None:
-                stop = min(start + program.chunk, rows.stop)
-                size = program.chunk if program.padded else stop - start
-                x = self._chunk_of(images[start:stop], queries[a], size, program.input_dtype)
-                for m, model in models:
-                    take(a, start, stop, m, model(x)[: stop - start])
-
             sizes = iter([len(models) for *_, models in items])
             if parallel_:
                 parallel.run(items, work, min(threads, len(items)), lambda sizes=sizes: done(next(sizes)))
@@ -215,6 +219,8 @@ class ModelArray:
                 for item in items:
                     work(*item)
                     done(next(sizes))
+                    del item
+            del bound, items  # before the next group is bound
 
     def _chunk_of(self, images: Tensor, query: Query, size: int, dtype: torch.dtype) -> Tensor:
         """One query of some images as the models see them: ``[size, C, h, w]``, channels_last, padded."""
@@ -272,6 +278,8 @@ class ModelArray:
 
     def _batched(self, shown: Tensor, size: tuple[int, int], sample: Tensor, wanted: Tensor, record) -> Sweep:
         """All models at once. Raises Unsupported."""
+        if record and self._chunk not in (None, record["images"]):
+            fail("ModelArray", "chunk", f"be {record['images']}, as in the signals that are continued", self._chunk)
         program = Batched(self.models, sample, self.dtype)
         pixels = tuple(shown.shape[1:])
         view, shown = view_of(Query(size=tuple(size)), pixels, self.normalize, self.device), shown.to(self.device)

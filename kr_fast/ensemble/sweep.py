@@ -75,7 +75,6 @@ class Sweep:
             for name, values in here.items():
                 values[a, start - rows.start : stop - rows.start, block].copy_(found[name][:, : stop - start].T)
 
-        self.bad.fill_(False)
         self._run(images, labels, queries, want, rows, take, done)
         if bool(self.bad):
             fail("ModelArray", "models", "give logits without NaN, +inf or rows of -inf only", "some that are not so")
@@ -85,8 +84,9 @@ class Sweep:
     def _run(self, images, labels, queries, want, rows, take, done) -> None:
         device, views = self.program.device, [self._index(query) for query in queries]
         resident = images[rows.start : rows.stop].to(device)  # once for all blocks and queries
-        for block in self.blocks:
-            step, found = self._step(block, want)
+        steps = [self._step(block, want) for block in self.blocks]
+        self.bad.fill_(False)  # what the rehearsals of a capture saw was no image
+        for block, (step, found) in zip(self.blocks, steps, strict=True):
             for start in range(rows.start, rows.stop, self.chunk):
                 stop = min(start + self.chunk, rows.stop)
                 size = stop - start
@@ -129,9 +129,7 @@ class Sweep:
 
         if self.capture:
             try:
-                graph = captured(run, self._pool)
-                self.bad.fill_(False)  # what the warm-up saw was no image
-                return graph.replay, found
+                return captured(run, self._pool).replay, found
             except RuntimeError as error:  # a sync or an allocation of a module's own that a capture forbids
                 self.capture = False
                 why = str(error).strip().split("\n")[0]

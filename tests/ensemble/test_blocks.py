@@ -13,7 +13,7 @@ from small_networks import NETWORKS, exact_logits, images_of, models_of
 from torch import nn
 
 from kr_fast.backends import registry
-from kr_fast.ensemble import ModelArray, Query, choosing, model_array
+from kr_fast.ensemble import ModelArray, Query, choosing, model_array, sweep
 from kr_fast.ensemble.choosing import Plan
 from kr_fast.ensemble.sweep import Sweep
 from kr_fast.ops.membership_signals import membership_signals
@@ -149,6 +149,45 @@ def test_what_has_no_kernel_runs_model_by_model(device, caplog):
     assert program_of(array).record["layers"]["grouped"] == "loop"
 
 
+class Gated(nn.Module):
+    """A weight of its own without images, of as many rows as a chunk has images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+        self.g = nn.Parameter(torch.randn(6, 1, 1))
+
+    def forward(self, x):
+        return self.head((self.conv(x) * torch.sigmoid(self.g)).amax((2, 3)))
+
+
+class Mixed(nn.Module):
+    """A table that is common to the models, scaled by each: of as many rows as a block has pairs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.scale = nn.Parameter(torch.randn(8))
+        self.register_buffer("mix", torch.linspace(-1, 1, 64).view(8, 8))
+
+    def forward(self, x):
+        return self.head(self.conv(x).amax((2, 3)) @ (self.mix * self.scale))
+
+
+@pytest.mark.parametrize(("make", "models", "chunk"), [(Gated, 2, 6), (Mixed, 2, 4), (Mixed, 1, 8)])
+def test_a_weight_of_as_many_rows_as_images_is_no_image(make, models, chunk, device):
+    made = []
+    for seed in range(models):
+        torch.manual_seed(seed)
+        made.append(make().eval())
+    images = images_of(10)
+    want = exact_logits(made, images)
+    array = ModelArray([model.to(device) for model in made], kernels="own", chunk=chunk)
+    got = array(images).cpu().double()
+    assert program_of(array).plan.images == chunk
+    assert float((got - want).abs().max()) <= 1e-5 * (1 + float(want.abs().max()))
+
+
 def test_what_mixes_models_is_noticed(device, caplog):
     class Fixed(nn.Module):
         def __init__(self):
@@ -211,6 +250,31 @@ def test_a_resumed_run_takes_the_recorded_kernels(device, monkeypatch, tmp_path)
     assert program_of(array).record == {"models": 2, "images": 4, "layers": chosen}
 
 
+def test_a_resumed_run_takes_the_recorded_chunk(device, tmp_path):
+    models, images, labels = placed("resnet8", 2, device), images_of(9), torch.arange(9) % 5
+    ModelArray(models, kernels="own", chunk=4).signals(images, labels, path=tmp_path)
+    with pytest.raises(UserError, match="chunk must be 4, as in the signals that are continued, got 8"):
+        ModelArray(models, kernels="own", chunk=8).signals(images, labels, path=tmp_path)
+    ModelArray(models, kernels="own", chunk=4).signals(images, labels, path=tmp_path)
+
+
+def test_pieces_without_files(device, monkeypatch):
+    """Without ``path`` too, images go to the device piece by piece."""
+    models, images, labels = placed("resnet8", 2, device), images_of(11), torch.arange(11) % 5
+    want = ModelArray(models, kernels="own", chunk=4).signals(images, labels, augment="flip")["phi"]
+    monkeypatch.setattr(sweep, "PIECE", 4)
+    seen, signals = [], Sweep.signals
+
+    def spy(self, images, labels, queries, want, rows, out, done):
+        seen.append(rows)
+        signals(self, images, labels, queries, want, rows, out, done)
+
+    monkeypatch.setattr(Sweep, "signals", spy)
+    found = ModelArray(models, kernels="own", chunk=4).signals(images, labels, augment="flip")["phi"]
+    assert seen == [range(0, 4), range(4, 8), range(8, 11)]
+    assert torch.equal(found, want)
+
+
 def test_steps_that_fit(device, monkeypatch):
     array = ModelArray(placed("resnet8", 3, device), kernels="own", chunk=64)
     monkeypatch.setattr(model_array, "free_memory", lambda device: 8 << 20)
@@ -245,6 +309,93 @@ def test_logits_that_are_not_finite_are_refused(device):
         ModelArray(models, kernels="own", chunk=6).signals(images, labels)
     with pytest.raises(UserError, match="kernels must be 'measured' or 'own', got cudnn"):
         ModelArray(models, kernels="cudnn")
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_capture_does_not_forget_what_was_not_finite(broken, monkeypatch):
+    """Every block's step is captured, by two rehearsals, before images of any are judged."""
+    monkeypatch.setattr(model_array, "BATCHED", ("cpu",))
+    monkeypatch.setattr(model_array, "plans", lambda *_: [Plan(1, 8)])
+    models, images, labels = models_of("resnet8", 2), images_of(5), torch.arange(5) % 5
+    with torch.no_grad():
+        models[broken].head.weight.fill_(3e38)
+    array = ModelArray(models, kernels="own")
+    array(images)
+
+    class Captured:
+        def __init__(self, run, pool):
+            run()
+            run()
+            self.replay = run
+
+    monkeypatch.setattr(sweep, "captured", Captured)
+    program_of(array).capture = True
+    program_of(array)._steps.clear()
+    with pytest.raises(UserError, match="models must give logits without NaN"):
+        array.signals(images, labels)
+
+
+@pytest.mark.parametrize("kind", ["not captured", "broken"])
+def test_steps_that_cannot_be_captured_or_run(kind, monkeypatch, caplog):
+    """The first are timed by their launches, and of the second the log says why models run one after the other."""
+    monkeypatch.setattr(model_array, "BATCHED", ("cpu",))
+    monkeypatch.setattr(model_array, "plans", lambda *_: [Plan(2, 4)])
+    monkeypatch.setattr(choosing, "REPEATS", 1)
+    models, images = models_of("resnet8", 2), images_of(5)
+
+    def captured(run, pool=None):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        record = synchronize = lambda self: None
+        elapsed_time = lambda self, other: 1.0  # noqa: E731
+
+    def clock(run, device):
+        if kind == "broken":
+            raise RuntimeError("no such kernel\nand a trace")
+        return choosing.seconds(run, torch.device("cuda"))
+
+    monkeypatch.setattr(choosing, "captured", captured)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(model_array, "choose", functools.partial(choosing.choose, timer=clock))
+    array = ModelArray(models)
+    with caplog.at_level(logging.WARNING, "kr_fast"):
+        got = array(images)
+    assert torch.allclose(got.double(), exact_logits(models, images), atol=1e-4)
+    (program,) = array._programs.values()
+    assert isinstance(program, Sweep) == (kind == "not captured")
+    assert ("one after the other: a step of 2 models" in caplog.text) == (kind == "broken")
+
+
+class Masked(nn.Module):
+    """A mask, whose number of channels the host must wait for: that cannot be captured."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(4, 5)
+        self.register_buffer("mask", torch.arange(8) % 2 == 0)
+
+    def forward(self, x):
+        return self.head(self.conv(x).amax((2, 3))[:, self.mask])
+
+
+@pytest.mark.gpu
+def test_a_mask_on_a_gpu(caplog):
+    models = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        models.append(Masked().eval())
+    images, stream = images_of(10), torch.cuda.current_stream()
+    want = exact_logits(models, images)
+    array = ModelArray([model.cuda() for model in models])
+    with caplog.at_level(logging.WARNING, "kr_fast"):
+        got = array(images).cpu().double()
+    assert float((got - want).abs().max()) <= 1e-4
+    assert "cannot be captured" in caplog.text
+    assert torch.cuda.current_stream() == stream
 
 
 @pytest.mark.gpu

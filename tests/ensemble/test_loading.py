@@ -9,8 +9,9 @@ from torch import nn
 
 from kr_fast.data import Augment
 from kr_fast.ensemble import TrainConfig, load_shadows, train_shadows
-from kr_fast.ensemble.loading import factory, model_factory
+from kr_fast.ensemble.loading import factory, load_weights, model_factory
 from kr_fast.models import ResNet
+from kr_fast.runtime.errors import UserError
 
 CONFIG = TrainConfig(epochs=1, batch_size=8, learning_rate=0.1, augment=Augment())
 make = functools.partial(nn.Linear, 3, 2)
@@ -48,3 +49,16 @@ def test_factories():
         factory("audit", "model", "torch.nn:Linear", num_classes=3)
     with pytest.raises(ValueError, match="audit: model must name a factory that returns a torch module"):
         model_factory("audit", "model", "argparse:Namespace", num_classes=2, image_shape=(8, 8, 1))
+
+
+def test_files_that_are_no_state_dict(tmp_path):
+    bad = tmp_path / "model.pt"
+    bad.write_bytes(b"no weights")
+    with pytest.raises(
+        UserError, match=r"model must be a readable .safetensors or .pt state dict, got .*model.pt \(.+\)"
+    ):
+        load_weights(make(), bad, "audit: model")
+    model = make()
+    torch.save(model.state_dict(), bad)
+    load_weights(other := make(), bad, "audit: model")
+    assert torch.equal(other.weight, model.weight)
