@@ -11,6 +11,7 @@ Everyone answers for the same uint8 images, which lie on the GPU, and keeps logi
 
 import pytest
 import torch
+from bench_model_array import airbench
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -22,20 +23,6 @@ from kr_fast.models import classifier
 LAST = torch.channels_last
 MODELS, IMAGES = 64, 8192
 BATCH = {"strong_loop": 4096, "eager_nchw": 256, "vmap": 64}
-
-
-def airbench():
-    """Three stages of two 3x3 convolutions behind a 2x2 one, max pooling, BatchNorm and GELU: 118 MMAC an image."""
-
-    def stage(inputs, outputs):
-        return [
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.GELU(),
-        ]  # fmt: skip
-
-    stem = [nn.Conv2d(3, 24, 2), nn.GELU()]
-    trunk = [*stage(24, 64), *stage(64, 256), *stage(256, 256)]
-    return nn.Sequential(*stem, *trunk, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10, bias=False))
 
 
 class Block(nn.Module):

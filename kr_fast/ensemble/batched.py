@@ -58,7 +58,7 @@ def compute_dtype(precision: str | None, device: torch.device) -> torch.dtype:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Schedules:
     """The schedules of a block: model m takes ``steps[m]`` steps an epoch, of a recipe's ``batch`` images."""
 
     batch: int
@@ -66,7 +66,7 @@ class Plan:
     rates: dict[int, tuple[Tensor, Tensor]]  # steps an epoch -> learning rate and momentum of every step
 
     @classmethod
-    def of(cls, config: TrainConfig, counts: Sequence[int]) -> "Plan":
+    def of(cls, config: TrainConfig, counts: Sequence[int]) -> "Schedules":
         steps = [Steps.of(config, count).per_epoch for count in counts]
         return cls(config.batch_size, steps, {each: _schedule(config, each) for each in set(steps)})
 
@@ -104,7 +104,7 @@ class Block:
         self.template = models[0]
         self.stack = Stack(models, graph, device, job.config.weight_decay)
         self.kept = [job.keep[index].nonzero()[:, 0] for index in indices]
-        self.plan = Plan.of(job.config, [len(each) for each in self.kept])
+        self.schedules = Schedules.of(job.config, [len(each) for each in self.kept])
         self.seeds = [seeds.derive(job.seed, "shadow", index) for index in indices]
         self.images, self.labels = job.images.to(device), job.labels.to(device)
         self.clock = torch.zeros(1, dtype=torch.int64, device=device)
@@ -114,21 +114,21 @@ class Block:
 
     def draw(self, epoch: int) -> dict[str, Tensor]:
         """Everything random of one epoch and its schedule, ``[steps + 1, M, ...]``, on the CPU."""
-        config, size, most = self.job.config, tuple(self.job.images.shape[1:3]), max(self.plan.steps)
+        config, size, most = self.job.config, tuple(self.job.images.shape[1:3]), max(self.schedules.steps)
         orders, draws = [], []
-        for kept, seed, steps in zip(self.kept, self.seeds, self.plan.steps, strict=True):
+        for kept, seed, steps in zip(self.kept, self.seeds, self.schedules.steps, strict=True):
             order, draw = epoch_draws(config, len(kept), size, seed, epoch)
-            rows = torch.arange((most + 1) * self.plan.batch)
-            rows[steps * self.plan.batch :] = 0  # seen by a model that stands still
+            rows = torch.arange((most + 1) * self.schedules.batch)
+            rows[steps * self.schedules.batch :] = 0  # seen by a model that stands still
             orders.append(kept[order[rows]])
             draws.append(draw[rows])
         found = dataclasses.asdict(Draws.stack(draws)) | {"order": torch.stack(orders)}
         tables = {
-            name: value.unflatten(1, (most + 1, self.plan.batch)).transpose(0, 1).contiguous()
+            name: value.unflatten(1, (most + 1, self.schedules.batch)).transpose(0, 1).contiguous()
             for name, value in found.items()
             if value is not None
         }
-        tables["rate"], tables["momentum"] = self.plan.table(epoch)
+        tables["rate"], tables["momentum"] = self.schedules.table(epoch)
         return tables
 
     def begin(self, tables: dict[str, Tensor]) -> None:
@@ -166,9 +166,9 @@ class Block:
             if self.device.type == "cuda":
                 with torch.cuda.device(self.device):
                     self.run = self.captured()
-        for _ in range(max(self.plan.steps)):
+        for _ in range(max(self.schedules.steps)):
             self.run()
-        for index, loss, steps in zip(self.indices, self.loss.tolist(), self.plan.steps, strict=True):
+        for index, loss, steps in zip(self.indices, self.loss.tolist(), self.schedules.steps, strict=True):
             if not loss / steps < float("inf"):
                 raise UserError(
                     f"train_shadows: loss must be finite, got {loss / steps} for model {index} in epoch {number}"
@@ -176,7 +176,7 @@ class Block:
 
     def captured(self) -> Callable[[], None]:
         """The step as a CUDA graph. Rehearsals take the tables' last row, which moves no model."""
-        start, idle = torch.zeros_like(self.clock), torch.full_like(self.clock, max(self.plan.steps))
+        start, idle = torch.zeros_like(self.clock), torch.full_like(self.clock, max(self.schedules.steps))
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -195,7 +195,7 @@ class Block:
     def model(self, m: int) -> nn.Module:
         """Model ``m`` of the block as a module in eval mode, after all epochs."""
         model = self.job.fresh(self.indices[m]).to(self.device)
-        self.stack.store(m, model, self.job.config.epochs * self.plan.steps[m])
+        self.stack.store(m, model, self.job.config.epochs * self.schedules.steps[m])
         return model.eval()
 
     def save(self, epoch: int) -> None:

@@ -112,7 +112,7 @@ class _Builder:
                 self.replace(node, source)
 
     def pool_averages(self) -> None:
-        """Averages over all pixels by avg_pool2d: twice as fast on small maps, and one sum order for any batch."""
+        """Averages over all pixels by avg_pool2d, whose sums have one order for any batch."""
         for node in list(self.graph.nodes):
             source = _only_input(node)
             before, after = shape(source) if source is not None else None, shape(node)

@@ -91,6 +91,8 @@ def train_shadows(
     stacked = runtime.device.type == "cuda" if batched is None else bool(batched)
     dtype = compute_dtype(precision, runtime.device)
     graph = supported(job) if stacked else None
+    if graph is None and precision == "bfloat16":
+        fail("train_shadows", "precision", "be 'float32' where models are trained one after the other", precision)
     if out is not None and runtime.is_main:
         _claim(job, "float32" if graph is None else str(dtype).removeprefix("torch."))
         files.save_array(out / "keep.npy", keep.numpy())

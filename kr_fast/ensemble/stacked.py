@@ -181,7 +181,6 @@ class StackedGraph:
         if kind is nn.Conv2d:
             return self._conv(node, part)
         if kind is nn.Linear:
-            self.channels_last.discard(f"{name}.weight")
             return lambda call: linear(call.values[source], call.own(name, "weight"), call.own(name, "bias"))
         if kind in NORMS:
             return self._norm(node, None, False)

@@ -43,9 +43,9 @@ def check(model: nn.Module, graph: StackedGraph, images: Tensor, classes: int) -
         if grad is None or own is None:
             raise Unsupported(f"{name} takes no part in its output")
         pairs.append((unstacked(grad, name in graph.channels_last)[0], own))
-    for name, (mean, _, _) in zip(graph.norms, seen, strict=True):
+    for name, (mean, var, rows) in zip(graph.norms, seen, strict=True):
         norm = model.get_submodule(name)
-        before = held[f"{name}.running_mean"][0]
-        pairs.append((torch.lerp(before, mean[0], norm.momentum), norm.running_mean))
+        for what, value in (("running_mean", mean[0]), ("running_var", var[0] * (rows / (rows - 1)))):
+            pairs.append((torch.lerp(held[f"{name}.{what}"][0], value, norm.momentum), norm.get_buffer(what)))
     if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-9 + 1e-7 * float(b.detach().abs().max())) for a, b in pairs):
         raise Unsupported("its trace does not give its answers")

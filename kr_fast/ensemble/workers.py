@@ -64,7 +64,8 @@ class Job:
         try:
             fit(model, split, self.config, seed=seeds.derive(self.seed, "shadow", index))
         except UserError as error:
-            raise UserError(f"train_shadows: model {index}: {error}") from None
+            words = str(error).replace("fit:", "train_shadows:", 1)
+            raise UserError(words.replace(" in epoch", f" for model {index} in epoch")) from None
         if self.out is not None:
             files.save_tensors(self.path(index), model.state_dict())
         return model
@@ -77,8 +78,14 @@ class Trains(Protocol):
         """Train model ``index`` and save it."""
 
 
-def train(job: Trains, indices: Sequence[int], workers: int, done: Callable[[], None]) -> None:
-    """Train ``indices`` in ``workers`` processes; ``done`` is called after each. Models are left in their files."""
+def train(
+    job: Trains, indices: Sequence[int], workers: int, done: Callable[[], None],
+    where: str = "train_shadows", argument: str = "make_model",
+) -> None:  # fmt: skip
+    """Train ``indices`` in ``workers`` processes; ``done`` is called after each. Models are left in their files.
+
+    Raises: UserError in the words of the op ``where`` if the job cannot be sent, which it blames on ``argument``.
+    """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in indices:
         waiting.put(index)
@@ -88,7 +95,7 @@ def train(job: Trains, indices: Sequence[int], workers: int, done: Callable[[], 
             file.write_bytes(pickle.dumps(job))
         except (pickle.PicklingError, AttributeError, TypeError):
             rule = "be importable by name (functools.partial of a module's function) for more than one worker"
-            fail("train_shadows", "make_model", rule, getattr(job, "make_model", job))
+            fail(where, argument, rule, getattr(job, argument, job))
         processes = [_start(file) for _ in range(min(workers, len(indices)))]
         try:
             with ThreadPoolExecutor(len(processes)) as pool:

@@ -123,7 +123,7 @@ def run(context: Context) -> dict[str, Any]:
     share = len(runtime.shard(c.num_students))
     with bar(share, "shadow students" if share else None, "model", share - len(mine)) as progress:
         if (workers := shadows.workers(context)) > 1 and mine:
-            train(job, mine, workers, progress.update)
+            train(job, mine, workers, progress.update, "run", "context")
         else:
             for index in mine:
                 job.train(index, runtime.device)

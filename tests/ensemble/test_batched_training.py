@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_names_the_model():
     fast = TrainConfig(epochs=2, batch_size=8, learning_rate=1e30)
     with pytest.raises(UserError, match="train_shadows: loss must be finite, got nan for model 0 in epoch 0"):
         shadows(config=fast, batched=True)
-    with pytest.raises(UserError, match="train_shadows: model 0: fit: loss must be finite"):
+    with pytest.raises(UserError, match="^train_shadows: loss must be finite, got nan for model 0 in epoch 0$"):
         shadows(config=fast)
 
 
@@ -219,6 +219,14 @@ def test_models_of_different_architecture():
         UserError, match=r"train_shadows: models must share one architecture, got 0.weight \[4, 1, 3, 3\]"
     ):
         shadows(make, batched=True)
+
+
+@pytest.mark.parametrize("batched_", [False, True])
+def test_bfloat16_is_refused_where_models_train_in_float32(batched_, monkeypatch):
+    """Not at once, and with dropout, which cannot be: on a GPU, which is the only device that takes bfloat16."""
+    monkeypatch.setattr("kr_fast.ensemble.shadows.compute_dtype", lambda *_: torch.bfloat16)
+    with pytest.raises(UserError, match="precision must be 'float32' where models are trained one after the other"):
+        shadows(with_dropout, batched=batched_, precision="bfloat16")
 
 
 @pytest.mark.parametrize(

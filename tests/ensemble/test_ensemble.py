@@ -260,7 +260,7 @@ def test_workers_train_the_same_models(tmp_path):
 
 def test_error_in_a_worker_is_the_callers(tmp_path):
     config = TrainConfig(epochs=2, batch_size=8, learning_rate=1e30)
-    with pytest.raises(UserError, match="fit: loss must be finite"):
+    with pytest.raises(UserError, match=r"^train_shadows: loss must be finite, got \S+ for model \d in epoch \d$"):
         small(2, tmp_path, config)
 
 
