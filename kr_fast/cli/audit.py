@@ -55,7 +55,8 @@ def table(found: dict[str, Any]) -> str:
     for name, each in found["leave_one_out"].items():
         for attack, row in each.items():
             auc = f"{row['auc']['mean']:.3f} +- {row['auc']['sd'] or 0:.3f}"
-            tpr = f"{row['tpr_at_fpr']['0.01']['mean']:.4f} (mean)"
+            mean = row["tpr_at_fpr"]["0.01"]["mean"]
+            tpr = "below 10 false positives" if mean is None else f"{mean:.4f} (mean)"
             rows.append((f"{row['targets']} of {name}", attack, auc, tpr, ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

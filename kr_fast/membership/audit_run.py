@@ -1,5 +1,6 @@
 """One audit from names of files: what ``kr-fast audit`` runs. Models, or signals that were saved before."""
 
+import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Callable
@@ -313,11 +314,13 @@ class _Work:
         }
         files.remove_dead(out)
         kinds = {next(iter(self.models)): "transfer"} if self.transfer else None
-        return audit(
+        report = audit(
             self.models, shadows, images, labels, self.members, targets=targets, control=control,
             population=self.population, synthetic=self.synthetic, augment=config.augment, accuracies=accuracies,
             kinds=kinds, path=out / "signals", **options,
         )  # fmt: skip
+        index = self.index[report.data.index]  # numbers in the user's data, not in the pool
+        return dataclasses.replace(report, data=dataclasses.replace(report.data, index=index))
 
 
 def _are_splits(value: str) -> bool:

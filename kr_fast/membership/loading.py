@@ -115,6 +115,7 @@ def load_npz(path: str | Path, *, probabilities: bool = False) -> AuditData:
         given.get("reference"),
         augment=about.get("augment", "as given"),
         notes=(*about.get("notes", ()), *((PROBABILITIES,) if probabilities else ())),
+        index=index,
     )
 
 

@@ -117,6 +117,8 @@ def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):
     assert 0 < found["teacher"]["rmia"]["aop"] < 1
     assert found["leave_one_out"]["shadows"]["loss"]["targets"] == 4
     assert found["details"]["config"]["augment"] == "flip"
+    with np.load(out / "audit.npz") as arrays:  # numbers in the data, whose validation split is left out
+        assert arrays["index"].tolist() == [*range(90), *range(120, 180)]
     assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 12
     # A run that lost its last steps goes on: what is there is not trained again, and the figures are the same.
     before = (out / "shadows" / "model-000.safetensors").stat().st_mtime_ns
