@@ -17,8 +17,8 @@ demo: $(VENV)/built
 	$(BIN)/kr-fast run --preset digits --out runs/digits
 
 test: $(VENV)/built lint
-	$(BIN)/python -m pytest -q -m "not interpreter and not pipeline and not packaging"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m interpreter
+	$(BIN)/python -m pytest -q -n 2 -m "not interpreter and not pipeline and not packaging"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 -m interpreter
 	$(BIN)/python -m pytest -q -m pipeline -n 2
 	$(BIN)/python -m pytest -q -m packaging
 
