@@ -77,7 +77,7 @@ def test_models_and_images_lie_beside_the_report(finished):
 
 def test_keep_matrix_is_recorded(finished):
     with np.load(finished[0] / "audit.npz") as archive:
-        keep, members = archive["keep"], archive["members"]
+        keep, members = archive["keep/teacher"], archive["members"]
     found = metrics(finished[0])
     assert keep.shape == (4, found["dataset"]["train"] + found["dataset"]["test"])
     assert (keep.sum(0) == 2).all()
