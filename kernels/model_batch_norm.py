@@ -9,7 +9,8 @@ models beside it, and no atomic is used. Everything is float32 after the load; o
 import torch
 import triton
 import triton.language as tl
-from kr_fast.kernels.model_conv2d import INTERPRETED, _store
+from kr_fast.kernels.model_conv2d import INTERPRETED
+from kr_fast.kernels.rounding import store
 
 TILE = 2048  # elements of a tile
 PARTS = 64  # chunks of a model at most
@@ -96,7 +97,7 @@ def normalize(
             value += tl.load(residual + at, mask=live, other=0.0).to(tl.float32)
         if RELU:
             value = tl.where(value < 0, 0.0, value)  # NaN stays NaN
-        _store(y, at, value, live, ROUND)
+        store(y, at, value, live, ROUND)
 
 
 @triton.jit
@@ -117,7 +118,7 @@ def sums(
         if RELU:
             g = tl.where(tl.load(y + at, mask=live, other=0.0).to(tl.float32) <= 0, 0.0, g)
         if passed is not None:
-            _store(passed, at, g, live, ROUND)
+            store(passed, at, g, live, ROUND)
         value = tl.load(x + at, mask=live, other=0.0).to(tl.float32) - centre[None, :]
         one += tl.sum(g, axis=0)
         two += tl.sum(tl.where(live, g * value, 0.0), axis=0)
@@ -169,7 +170,7 @@ def input_gradient(
             g = tl.where(tl.load(y + at, mask=live, other=0.0).to(tl.float32) <= 0, 0.0, g)
         value = tl.load(x + at, mask=live, other=0.0).to(tl.float32) - centre[None, :]
         value = scale[None, :] * (g - level[None, :] - value * slope[None, :])
-        _store(out, at, value, live, ROUND)
+        store(out, at, value, live, ROUND)
 
 
 def shape(rows: int, channels: int) -> tuple[int, dict, int]:

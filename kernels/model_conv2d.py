@@ -15,6 +15,7 @@ the neighbours' taps find them. Offsets of models and images are 64-bit, within 
 import torch
 import triton
 import triton.language as tl
+from kr_fast.kernels.rounding import store
 
 
 @triton.jit
@@ -54,17 +55,6 @@ def _activate(y, low, high, ACT: tl.constexpr):
     elif ACT == "gelu_tanh":
         y = 0.5 * y * (1.0 + _tanh(0.7978845608028654 * (y + 0.044715 * y * y * y)))
     return y
-
-
-@triton.jit
-def _store(to, at, value, mask, ROUND: tl.constexpr):
-    if ROUND:  # the interpreter cuts bfloat16 off where a GPU rounds to nearest
-        bits = value.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        rounded = tl.where(value == value, rounded, 0x7FC0)
-        tl.store(to + at, rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
-    else:
-        tl.store(to + at, value.to(to.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -158,7 +148,7 @@ def dense(
     mask = live[:, None] & exists[None, :]
     if residual is not None:
         acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    _store(y, at, _activate(acc, low, high, ACT), mask, INTERPRET and y.dtype.element_ty == tl.bfloat16)
+    store(y, at, _activate(acc, low, high, ACT), mask, INTERPRET and y.dtype.element_ty == tl.bfloat16)
 
 
 @triton.jit
@@ -210,7 +200,7 @@ def depthwise(
     mask = live[:, None] & exists[None, :]
     if residual is not None:
         acc += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-    _store(y, at, _activate(acc, low, high, ACT), mask, INTERPRET and y.dtype.element_ty == tl.bfloat16)
+    store(y, at, _activate(acc, low, high, ACT), mask, INTERPRET and y.dtype.element_ty == tl.bfloat16)
 
 
 INTERPRETED = not isinstance(dense, triton.JITFunction)

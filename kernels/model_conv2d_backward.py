@@ -16,7 +16,8 @@ pixels are 32-bit, which the op checks for the output; addresses of images and m
 import torch
 import triton
 import triton.language as tl
-from kr_fast.kernels.model_conv2d import INTERPRETED, _pixels, _store
+from kr_fast.kernels.model_conv2d import INTERPRETED, _pixels
+from kr_fast.kernels.rounding import store
 
 ROWS, PARTS = 2048, 32  # output pixels of a part at least, and parts of a model at most
 
@@ -66,7 +67,7 @@ def input_gradient(
 
     pixel = (A + SH * row) * width + B + SW * column
     base = (model * images + image + after) * height * width + pixel
-    _store(out, (base * C)[:, None] + channel[None, :], acc, live[:, None] & exists[None, :], ROUND)
+    store(out, (base * C)[:, None] + channel[None, :], acc, live[:, None] & exists[None, :], ROUND)
 
 
 @triton.jit

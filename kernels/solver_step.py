@@ -9,24 +9,13 @@ import triton
 import triton.language as tl
 from kr_fast.kernels.pack_uint8 import to_byte
 from kr_fast.kernels.philox_normal import EXACT, WARPS, grid, normals_of, program_elements, tile, tile_of
+from kr_fast.kernels.rounding import store
 
 
 @triton.jit
 def _clamp(a, low, high):
     above = tl.where(a > high, high, a)  # NaN passes, so that it can be reported
     return tl.where(above < low, low, above)
-
-
-@triton.jit
-def _store(to, at, value, mask):
-    """Rounded to nearest even in the pointer's dtype."""
-    if to.dtype.element_ty == tl.bfloat16:  # in integers: what the interpreter does by itself is to cut off
-        bits = value.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        rounded = tl.where(value == value, rounded, 0x7FC0)
-        tl.store(to + at, rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=mask)
-    else:
-        tl.store(to + at, value.to(to.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["seed", "stream"])
@@ -83,7 +72,8 @@ def step(
         tl.store(image + place, to_byte(out), mask=mask)
     if input is not None:
         for copy in tl.static_range(COPIES):
-            _store(input, copy * batch.to(tl.int64) * numel + place, out * next_input, mask)
+            target = copy * batch.to(tl.int64) * numel + place
+            store(input, target, out * next_input, mask, input.dtype.element_ty == tl.bfloat16)
 
 
 def solver_step(
