@@ -29,6 +29,15 @@ def data(seed=0, effect=1.5, **changes):
     return dataclasses.replace(whole, **changes)
 
 
+def with_population(count=200):
+    """The simulated audit with a population of further non-members."""
+    whole = data()
+    z = torch.randn(1, count, MODELS + 1, generator=torch.Generator().manual_seed(5))
+    shadows = dataclasses.replace(whole.shadows["shadows"], population=z[:, :, :MODELS])
+    target = dataclasses.replace(whole.targets["target"], population=z[:, :, MODELS])
+    return dataclasses.replace(whole, shadows={"shadows": shadows}, targets={"target": target})
+
+
 def logits_of(seed=0, queries=None):
     generator = torch.Generator().manual_seed(seed)
     shape = (MODELS + 1, 80, CLASSES) if queries is None else (MODELS + 1, 80, queries, CLASSES)

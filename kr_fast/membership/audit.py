@@ -1,5 +1,6 @@
 """The audit: attack target models with one set of shadow statistics and report what was found, with intervals."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ def audit(
     delta: float = 1e-5,
     priors: Sequence[float] = (0.5, 0.1, 0.01),
     random_members: bool = False,
+    rmia_gamma: float = 1.0,
+    rmia_offline_a: float = 0.33,
+    rmia_predicate: str = "ratio",
     seed: int = 0,
     path: str | Path | None = None,
 ) -> AuditReport:
@@ -83,12 +87,13 @@ def audit(
         shared: name of a target -> what its full shadow pipelines share with its own ("the generator").
         kinds: name of a target -> "full" or "transfer", where it is not as said under ``shadows``: a model that was
             made elsewhere is "transfer" even to the only set.
-        level, delta, priors, random_members, seed: see :class:`kr_fast.membership.figures.Choices`.
+        level, delta, priors, random_members, rmia_gamma, rmia_offline_a, rmia_predicate, seed: see
+            :class:`kr_fast.membership.figures.Choices`.
         path: folder for the signals; a call that was interrupted continues there.
     Raises: TypeError or ValueError naming the argument.
     """
-    Choices(level, delta, tuple(priors), random_members, seed)
-    check_asked(attacks, primary, targets)
+    choices = Choices(level, delta, tuple(priors), random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
+    check_asked(attacks, primary, targets, choices)
     count, shape = len(images), check_images("images", images, None)
     sampled = {"synthetic": synthetic} if isinstance(synthetic, Tensor) else dict(synthetic or {})
     given = {f"synthetic {name}": value for name, value in sampled.items()} | {"reference": reference}
@@ -161,8 +166,7 @@ def audit(
         (torch.arange(count) if index is None else index)[rest],
     )
     return audit_signals(
-        data, attacks=attacks, primary=primary, targets=targets, level=level, delta=delta, priors=tuple(priors),
-        random_members=random_members, seed=seed,
+        data, attacks=attacks, primary=primary, targets=targets, **dataclasses.asdict(choices)
     )  # fmt: skip
 
 

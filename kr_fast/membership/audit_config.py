@@ -5,7 +5,7 @@ from typing import Any
 
 from kr_fast.data import Augment
 from kr_fast.ensemble import TrainConfig
-from kr_fast.membership.catalog import CATALOG, DEFAULT
+from kr_fast.membership.catalog import check_asked
 from kr_fast.membership.figures import Choices
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import option
@@ -16,7 +16,8 @@ SOURCES = {
     "lira_tree": ("target",),
     "privacy_meter": ("signal", "signal_name", "target"),
 }
-OF_ALL = ("out", "attacks", "primary", "every_shadow", "level", "delta", "priors", "random_members", "seed")
+CHOICES = tuple(field.name for field in dataclasses.fields(Choices))
+OF_ALL = ("out", "attacks", "primary", "every_shadow", *CHOICES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,9 @@ class AuditConfig:
     delta: float = option(1e-5, "of the lower bounds of epsilon")
     priors: tuple[float, ...] = option((0.5, 0.1, 0.01), "shares of members for the positive predictive value")
     random_members: bool = option(False, "each example became a member by a fair coin: the one-run bound applies")
+    rmia_gamma: float = option(1.0, "of RMIA: how clearly an example has to dominate one of the population, above 0")
+    rmia_offline_a: float = option(0.33, "of rmia_offline: its scale a, in [0, 1]")
+    rmia_predicate: str = option("ratio", "of RMIA: when one dominates another: ratio, ratio_strict or reciprocal")
     seed: int = option(0, "of shadows, control and splits")
 
     def __post_init__(self):
@@ -101,15 +105,9 @@ class AuditConfig:
         self._refuse_idle(given[0] if given else "")
         if self.augment not in ("none", "flip", "shift", "lira"):
             fail("audit", "augment", "be one of none, flip, shift, lira", self.augment)
-        for name in self.attacks:
-            if name not in CATALOG:
-                fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)
         if self.kind not in ("auto", "full", "transfer"):
             fail("audit", "kind", "be auto, full or transfer", self.kind)
-        named = self.attacks or DEFAULT
-        if self.primary and self.primary not in named:
-            fail("audit", "primary", f"be one of the attacks, {', '.join(named)}", self.primary)
-        Choices(self.level, self.delta, self.priors, self.random_members, self.seed)
+        check_asked(self.attacks or None, self.primary or None, "given", Choices(**self.choices()))
 
     def _refuse_idle(self, source: str) -> None:
         """Refuse what would do nothing with this source of signals; "" for models."""
@@ -131,6 +129,10 @@ class AuditConfig:
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
         del values["out"]
         return values
+
+    def choices(self) -> dict[str, Any]:
+        """Arguments of :class:`kr_fast.membership.figures.Choices`, which are options of the same names."""
+        return {name: getattr(self, name) for name in CHOICES}
 
     def recipe(self) -> TrainConfig:
         """How shadows are trained."""

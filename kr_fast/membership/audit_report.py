@@ -9,24 +9,15 @@ import numpy as np
 from torch import Tensor
 
 from kr_fast.membership.audit_data import AuditData, ShadowSignals
-from kr_fast.membership.catalog import (
-    CATALOG,
-    DEFAULT,
-    Attack,
-    auto_variance,
-    check_asked,
-    lacking,
-    leave_out,
-    sides,
-)
+from kr_fast.membership.audit_scores import choose, leave_one_out, scores_of
+from kr_fast.membership.catalog import CATALOG, auto_variance, check_asked, sides
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.figures import Choices, exposed, of_attack
 from kr_fast.membership.intervals import delong_test
 from kr_fast.membership.summaries import across_targets
 from kr_fast.runtime import files
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
-from kr_fast.runtime.progress import bar
 
 FEW_SHADOWS = 8  # on a side
 MOST_EXPOSED = 16
@@ -136,20 +127,23 @@ def audit_signals(
     delta: float = 1e-5,
     priors: tuple[float, ...] = (0.5, 0.1, 0.01),
     random_members: bool = False,
+    rmia_gamma: float = 1.0,
+    rmia_offline_a: float = 0.33,
+    rmia_predicate: str = "ratio",
     seed: int = 0,
 ) -> AuditReport:
     """The audit of given signals: attacks, exact curves, and figures with intervals. No model is asked.
 
     Args:
         data: see :class:`kr_fast.membership.AuditData`.
-        attacks, primary, targets, level, delta, priors, random_members, seed: see :func:`kr_fast.audit`.
+        The rest: see :func:`kr_fast.audit`.
     Raises: UserError naming the argument, or the attack that lacks something.
     """
-    choices = Choices(level, delta, tuple(priors), random_members, seed)
-    check_asked(attacks, primary, targets)
+    choices = Choices(level, delta, tuple(priors), random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
+    check_asked(attacks, primary, targets, choices)
     if not data.targets and targets == "given":
         fail("audit", "target", "hold at least one model", 0)
-    chosen, skipped = _choose(data, attacks)
+    chosen, skipped = choose(data, attacks, choices.rmia)
     named = [attack.name for attack in chosen]
     if primary is None:
         primary = "lira" if "lira" in named else named[0]
@@ -157,11 +151,11 @@ def audit_signals(
         fail("audit", "primary", f"be one of the attacks, {', '.join(named)}", primary)
     asked = targets == "shadows"
     alone = [attack for attack in chosen if attack.calibrated or (asked and not attack.released)]
-    lone, not_alone = _leave_one_out(data, alone, asked)
+    lone, not_alone = leave_one_out(data, alone, asked)
     if not data.targets and not any(lone.values()) and not data.synthetic:
         why = "; ".join(f"{a}: {text}" for each in not_alone.values() for a, text in each.items())
         fail("audit", "attacks", "give at least one figure", why or "nothing")
-    scores = _scores(data, chosen)
+    scores = scores_of(data, chosen)
     curves = {n: {a: roc(value, data.members) for a, value in found.items()} for n, found in scores.items()}
     facts, figures = {}, {}
     for name, found in scores.items():
@@ -199,6 +193,7 @@ def audit_signals(
         "delta": delta,
         "priors": list(choices.priors),
         "random_members": random_members,
+        "rmia": choices.rmia,
         "targets": facts,
         "shadow_sets": {name: _shadow_facts(each) for name, each in data.shadows.items()},
         "control": control,
@@ -211,88 +206,6 @@ def audit_signals(
     for line in warnings:
         logger.warning("audit: %s", line)
     return AuditReport(curves, scores, figures, _comparison(data, scores, level), loo, setting, warnings, data)
-
-
-def _choose(data: AuditData, attacks: Sequence[str] | None) -> tuple[list[Attack], dict[str, str]]:
-    """The attacks to run, and name -> what is lacking of those in the default set that cannot be run."""
-    found, skipped = [], {}
-    for name in dict.fromkeys(DEFAULT if attacks is None else attacks):
-        attack = CATALOG[name]
-        asked = [(data.shadows[t.shadows], t) for t in data.targets.values()] if not attack.released else [(None, None)]
-        missing = next(filter(None, (lacking(attack, data, *each) for each in asked)), None)
-        if not attack.released and not data.targets:
-            missing = next(filter(None, (lacking(attack, data, s, None) for s in data.shadows.values())), None)
-        if missing is None and attack.released and data.members is None:
-            missing = "members"
-        if missing is None:
-            found.append(attack)
-        elif attacks is not None:
-            fail("audit", "attacks", f"be possible with what was given: {name} needs {missing}", name)
-        else:
-            skipped[name] = missing
-    if not found:
-        fail("audit", "attacks", "hold at least one name", list(attacks or ()))
-    return found, skipped
-
-
-def _leave_one_out(
-    data: AuditData, chosen: list[Attack], asked: bool
-) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], dict[str, dict[str, str]]]:
-    """Set -> attack -> (scores, keep) of shadows attacked leave-one-out; and set -> attack -> why it was not."""
-    used = {target.shadows for target in data.targets.values() if not target.control} or set(data.shadows)
-    used = set(data.shadows) if asked else used
-    found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-    skipped: dict[str, dict[str, str]] = {}
-    with bar(len(used) * len(chosen), "shadows against each other", "attack") as progress:
-        for name in data.shadows:
-            if name not in used:
-                continue
-            found[name], shadows = {}, data.shadows[name]
-            mixed = shadows.keep.any(1) & ~shadows.keep.all(1)
-            for attack in chosen:
-                progress.update()
-                # A population that the shadows were trained on holds members of the one that is left out.
-                why = lacking(attack, data, shadows, None)
-                if "population" in attack.needs and shadows.population_keep is not None:
-                    why = "the shadows were trained on some of the population"
-                elif why is None and not bool(mixed.any()):
-                    why = "no shadow has members and non-members"
-                if why is not None:
-                    skipped.setdefault(name, {})[attack.name] = why
-                    continue
-                try:
-                    few = attack.sample is not None and len(shadows.keep) > attack.sample and not asked
-                    rows = leave_out(attack, data, shadows, attack.sample) if few else attack.run(data, shadows, None)
-                except UserError as error:  # too few shadows to leave one out: no thresholds from them
-                    if asked:
-                        raise
-                    skipped.setdefault(name, {})[attack.name] = str(error)
-                    continue
-                usable = mixed[: len(rows)]
-                if bool(usable.any()):
-                    found[name][attack.name] = (rows[usable], shadows.keep[: len(rows)][usable])
-                else:
-                    skipped.setdefault(name, {})[attack.name] = "no shadow attacked has members and non-members"
-    return found, skipped
-
-
-def _scores(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tensor]]:
-    """Name of a target or released set -> attack -> float64 ``[N]``."""
-    found: dict[str, dict[str, Tensor]] = {}
-    on_models = [attack for attack in chosen if not attack.released]
-    on_images = [attack for attack in chosen if attack.released]
-    total = len(data.targets) * len(on_models) + len(data.synthetic) * len(on_images)
-    with bar(total, "attacks", "attack") as progress:
-        for name, target in data.targets.items():
-            for attack in on_models:
-                row = attack.run(data, data.shadows[target.shadows], target)[0]
-                found.setdefault(name, {})[attack.name] = row.double()
-                progress.update()
-        for name, images in data.synthetic.items():
-            for attack in on_images:
-                found.setdefault(name, {})[attack.name] = attack.run(data.images, images, data.reference).double()
-                progress.update()
-    return found
 
 
 def _facts(data: AuditData, name: str, primary: str) -> dict[str, Any]:

@@ -34,8 +34,7 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
     Raises: UserError for bad input, before anything is written; FileNotFoundError for missing files.
     """
     options: dict[str, Any] = {
-        "attacks": config.attacks or None, "primary": config.primary or None, "level": config.level,
-        "delta": config.delta, "priors": config.priors, "random_members": config.random_members, "seed": config.seed,
+        "attacks": config.attacks or None, "primary": config.primary or None, **config.choices(),
     }  # fmt: skip
     runtime = state.current()
     data, work = (_saved(config), None) if config.saved else (None, _Work(config))

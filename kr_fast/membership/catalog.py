@@ -11,6 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d, one_hot
 
 from kr_fast.membership import attacks, learned, released
 from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.figures import Choices
 from kr_fast.runtime.errors import fail
 
 # Below this many shadows on a side one variance for all examples attacks better than one each (Carlini et al., fig. 9).
@@ -19,6 +20,7 @@ TRAINED_TARGETS = 4  # shadows that an attack with a training for each target is
 SORTED_TARGETS = 4  # likewise, where each target sorts the signals of all shadows
 COMPARED_TARGETS = 16  # thresholds from shadows need no more, where a target costs seconds
 MOST_CLASSES = 100  # one-hot classes among features; above it the class is one number
+RMIA = ("rmia", "rmia_offline")
 POOLED = 8  # pixels on a side of images as features
 
 Run = Callable[[AuditData, ShadowSignals, TargetSignals | None], Tensor]
@@ -113,11 +115,11 @@ def _carlini(data, shadows, target, *, variant: str, fix_variance: bool) -> Tens
     return attacks.lira_carlini2021(shadows.signals["phi"], shadows.keep, **options)
 
 
-def _rmia(data, shadows, target, *, offline_a: float | None) -> Tensor:
+def _rmia(data, shadows, target, *, gamma: float, offline_a: float | None, predicate: str) -> Tensor:
     population = shadows.population
     if offline_a is not None and shadows.population_keep is not None:
         population = _as_if_out(population, shadows.population_keep)
-    options: dict[str, Any] = {"offline_a": offline_a}
+    options: dict[str, Any] = {"gamma": gamma, "offline_a": offline_a, "predicate": predicate}
     if target is not None:
         options |= {"target": target.signals["phi"][:, :, None], "target_population": target.population[:, :, None]}
     return attacks.rmia(shadows.signals["phi"], shadows.keep, population, **options)
@@ -219,7 +221,8 @@ def density(images: Tensor, synthetic: Tensor, reference: Tensor | None) -> Tens
     return released.generated_density(images, synthetic, reference)
 
 
-def _entries() -> list[Attack]:
+def entries(*, gamma: float = 1.0, offline_a: float = 0.33, predicate: str = "ratio") -> dict[str, Attack]:
+    """The catalogue by name, with RMIA's options."""
     shadows = "shadow models trained like the target on data like its own, about half of them with the example"
     outside = "shadow models trained like the target, none of them with the example"
     per_class = "shadow models, which give each class its threshold"
@@ -240,11 +243,12 @@ def _entries() -> list[Attack]:
             title = f"LiRA {variant}{', fixed variance' if fixed else ''}, as the code of 2021"
             assumes, needs = (shadows, ("in",)) if variant == "online" else (outside, ())
             found.append(Attack(name, title, assumes, needs, run, calibrated=False))
-    rmia = functools.partial(_rmia, offline_a=None)
-    offline = functools.partial(_rmia, offline_a=0.33)
+    rmia = functools.partial(_rmia, gamma=gamma, offline_a=None, predicate=predicate)
+    offline = functools.partial(_rmia, gamma=gamma, offline_a=offline_a, predicate=predicate)
+    scale = f"RMIA offline (a = {offline_a:g})"
     found += [
         Attack("rmia", "RMIA", f"{shadows}; further non-members", ("in", "population"), rmia),
-        Attack("rmia_offline", "RMIA offline (a = 0.33)", f"{outside}; further non-members", ("population",), offline),
+        Attack("rmia_offline", scale, f"{outside}; further non-members", ("population",), offline),
         Attack("base", "BASE", shadows, ("in",), functools.partial(_base, variant="online")),
         Attack("base_offline", "BASE offline", outside, (), functools.partial(_base, variant="offline")),
         Attack("attack_r", "Attack-R", outside, (), _attack_r, sample=COMPARED_TARGETS),
@@ -278,10 +282,10 @@ def _entries() -> list[Attack]:
             ("synthetic", "reference"), density, released=True, calibrated=False,
         ),
     ]  # fmt: skip
-    return found
+    return {attack.name: attack for attack in found}
 
 
-CATALOG: dict[str, Attack] = {attack.name: attack for attack in _entries()}
+CATALOG = entries()
 # What is run unless something else is asked for: one of each idea that needs no training of its own.
 DEFAULT = (
     "lira", "lira_offline", "rmia", "base", "attack_r", "loss", "modified_entropy", "nearest_synthetic",
@@ -289,7 +293,7 @@ DEFAULT = (
 )  # fmt: skip
 
 
-def check_asked(attacks: Sequence[str] | None, primary: str | None, targets: str) -> None:
+def check_asked(attacks: Sequence[str] | None, primary: str | None, targets: str, choices: Choices) -> None:
     """What can be refused before a model or a signal is looked at."""
     if targets not in ("given", "shadows"):
         fail("audit", "targets", "be given or shadows", targets)
@@ -301,3 +305,7 @@ def check_asked(attacks: Sequence[str] | None, primary: str | None, targets: str
         fail("audit", "attacks", "hold at least one name", list(names))
     if primary is not None and primary not in names:
         fail("audit", "primary", f"be one of the attacks, {', '.join(names)}", primary)
+    for option, used in (("rmia_gamma", RMIA), ("rmia_predicate", RMIA), ("rmia_offline_a", RMIA[1:])):
+        value = getattr(choices, option)
+        if value != getattr(Choices, option) and not set(used) & set(names):
+            fail("audit", option, f"be left out without {' or '.join(used)}, where it does nothing", value)

@@ -11,6 +11,7 @@ from torch import Tensor
 from kr_fast.membership.curve import FPRS, Curve
 from kr_fast.membership.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
 from kr_fast.membership.summaries import aop, operating_point, shadow_threshold
+from kr_fast.ops.rmia import PREDICATES
 from kr_fast.runtime.errors import fail
 
 THRESHOLD_FPRS = (0.1, 0.01, 0.001)
@@ -26,6 +27,9 @@ class Choices:
         priors: shares of members in the population for the positive predictive value.
         random_members: every example became a member by a fair coin of its own, so the one-run bound applies.
         seed: of splits and ties.
+        rmia_gamma: of RMIA, how clearly an example has to dominate one of the population; above 0.
+        rmia_offline_a: ``a`` of RMIA's offline form, in [0, 1].
+        rmia_predicate: when an example dominates another one, see :func:`kr_fast.membership.rmia`.
     """
 
     level: float = 0.95
@@ -33,6 +37,9 @@ class Choices:
     priors: tuple[float, ...] = (0.5, 0.1, 0.01)
     random_members: bool = False
     seed: int = 0
+    rmia_gamma: float = 1.0
+    rmia_offline_a: float = 0.33
+    rmia_predicate: str = "ratio"
 
     def __post_init__(self):
         for name in ("level", "delta"):
@@ -41,6 +48,17 @@ class Choices:
         for prior in self.priors:
             if not 0 < prior < 1:
                 fail("audit", "priors", "lie in (0, 1)", prior)
+        if not 0 < self.rmia_gamma < float("inf"):
+            fail("audit", "rmia_gamma", "be positive and finite", self.rmia_gamma)
+        if not 0 <= self.rmia_offline_a <= 1:
+            fail("audit", "rmia_offline_a", "be in [0, 1]", self.rmia_offline_a)
+        if self.rmia_predicate not in PREDICATES:
+            fail("audit", "rmia_predicate", f"be one of {', '.join(PREDICATES)}", self.rmia_predicate)
+
+    @property
+    def rmia(self) -> dict[str, Any]:
+        """gamma, offline_a and predicate."""
+        return {"gamma": self.rmia_gamma, "offline_a": self.rmia_offline_a, "predicate": self.rmia_predicate}
 
 
 def describe(curve: Curve, level: float = 0.95, fprs: Sequence[float] = FPRS) -> dict[str, Any]:

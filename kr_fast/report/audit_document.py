@@ -69,6 +69,8 @@ def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
     if setting["targets"]:
         yield "table", tables.targets(found)
     yield "table", tables.assumptions(found)
+    if words := tables.rmia(found):
+        yield "text", words
     if setting["skipped"]:
         words = "; ".join(f"{name} (needs {lacks})" for name, lacks in setting["skipped"].items())
         yield "text", f"Not run for lack of something: {words}."

@@ -210,6 +210,15 @@ def targets(found: Found) -> list[list[str]]:
     return rows
 
 
+def rmia(found: Found) -> str:
+    """What RMIA was run with, or nothing without it."""
+    run, chosen = found["setting"]["attacks"], found["setting"]["rmia"]
+    if not {"rmia", "rmia_offline"} & set(run):
+        return ""
+    scale = f", offline a = {chosen['offline_a']:g}" if "rmia_offline" in run else ""
+    return f"RMIA: gamma = {chosen['gamma']:g}{scale}, predicate {chosen['predicate']}."
+
+
 def assumptions(found: Found) -> list[list[str]]:
     """What each attack assumes the attacker to have."""
     rows = [["attack", "name", "the attacker has"]]

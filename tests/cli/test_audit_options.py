@@ -1,0 +1,64 @@
+"""``kr-fast audit``: options of the attacks, and combinations that are refused in one line before anything is read."""
+
+import json
+
+import numpy as np
+import pytest
+from audit_cases import with_population
+
+from kr_fast.cli import main
+from kr_fast.membership import save_npz
+from kr_fast.runtime import manifest
+
+MODELS = ["--model", "mynet:make", "--checkpoint", "net.pt", "--data", "data.npz"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
+    yield
+    manifest.release()
+
+
+def refused(capsys, *arguments):
+    """The one line that a refused command prints."""
+    code = main([*map(str, arguments)])
+    shown = capsys.readouterr()
+    assert code == 2, shown
+    assert shown.out == ""
+    lines = shown.err.strip().splitlines()
+    assert len(lines) == 1, shown.err
+    return lines[0]
+
+
+def test_options_of_rmia(tmp_path):
+    save_npz(tmp_path / "s.npz", with_population())
+    command = ["audit", "--signals", tmp_path / "s.npz", "--attacks", "rmia", "rmia_offline"]
+    found = []
+    for name, more in (
+        ("a", []),
+        ("b", ["--rmia-gamma", "2", "--rmia-offline-a", "0.6", "--rmia-predicate", "reciprocal"]),
+    ):
+        assert main([*map(str, [*command, "--out", tmp_path / name, *more])]) == 0
+        manifest.release()
+        found.append(json.loads((tmp_path / name / "audit.json").read_text()))
+    assert found[0]["setting"]["rmia"] == {"gamma": 1.0, "offline_a": 0.33, "predicate": "ratio"}
+    assert found[1]["setting"]["rmia"] == {"gamma": 2.0, "offline_a": 0.6, "predicate": "reciprocal"}
+    assert found[1]["details"]["config"]["rmia_gamma"] == 2.0
+    for attack in ("rmia", "rmia_offline"):  # one query: gamma moves the counts, and no rank
+        before, after = (np.load(tmp_path / name / "audit.npz")[f"target/{attack}/scores"] for name in "ab")
+        assert np.mean(after < before) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rmia-gamma", "0"], "audit: rmia_gamma must be positive and finite, got 0.0"),
+        (["--rmia-offline-a", "2"], "audit: rmia_offline_a must be in [0, 1], got 2.0"),
+        (["--rmia-predicate", "x"], "audit: rmia_predicate must be one of ratio, ratio_strict, reciprocal, got x"),
+        (["--rmia-gamma", "2", "--attacks", "lira"], "audit: rmia_gamma must be left out without rmia or rmia_offline"),
+    ],
+)
+def test_refused(tmp_path, capsys, flags, words):
+    assert words in refused(capsys, "audit", *MODELS, "--out", tmp_path / "x", *flags)
+    assert not (tmp_path / "x").exists()
