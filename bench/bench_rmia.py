@@ -1,4 +1,4 @@
-"""RMIA: counts by rank against the outer product, and the vote of 18 queries against AVX comparisons of torch.
+"""RMIA: counts by rank against the outer product, and votes of 2 and 18 queries against AVX comparisons of torch.
 
 ``pytest bench/bench_rmia.py``. The outer products run over a share of x, which their rows name: all of it would take
 seconds to minutes, and at A = 18 tens of GiB.
@@ -7,9 +7,10 @@ seconds to minutes, and at A = 18 tens of GiB.
 import pytest
 import torch
 
+from kr_fast.membership import rmia_attack
 from kr_fast.ops.rmia import rmia
 
-COUNT, POPULATION = 50_000, 25_000
+COUNT, POPULATION, MODELS = 50_000, 25_000, 64
 
 
 def make(queries):
@@ -27,7 +28,7 @@ def outer(x, z, rows):
     return (2 * votes > len(x)).sum(1)
 
 
-@pytest.mark.parametrize(("queries", "rows"), [(0, 2000), (18, 500)])
+@pytest.mark.parametrize(("queries", "rows"), [(0, 2000), (2, 2000), (18, 500)])
 @pytest.mark.parametrize("provider", ["outer product", "kr_fast"])
 def test_rmia(benchmark, provider, queries, rows):
     x, z = make(queries)
@@ -38,4 +39,16 @@ def test_rmia(benchmark, provider, queries, rows):
         benchmark.extra_info["share of x"] = rows / COUNT
     else:
         benchmark.pedantic(rmia, (x, z), rounds=5, warmup_rounds=1)
+    benchmark.extra_info["threads"] = torch.get_num_threads()
+
+
+@pytest.mark.parametrize("queries", [1, 2])
+def test_all_targets(benchmark, queries):
+    """Every shadow attacked from the others, from phi to scores."""
+    benchmark.group = f"rmia, all targets, N={COUNT} Z={POPULATION} M={MODELS} A={queries}"
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(MODELS, COUNT, generator=generator).argsort(0).argsort(0) < MODELS // 2
+    phi = torch.randn(queries, COUNT, MODELS, generator=generator) + 1.5 * keep.T
+    population = torch.randn(queries, POPULATION, MODELS, generator=generator)
+    benchmark.pedantic(rmia_attack, (phi, keep, population), rounds=2)
     benchmark.extra_info["threads"] = torch.get_num_threads()

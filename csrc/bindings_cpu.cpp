@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "cpu/attack_r.h"
+#include "cpu/best_threshold.h"
 #include "cpu/bootstrap_auc.h"
 #include "cpu/distillation_loss.h"
 #include "cpu/distillation_metrics.h"
@@ -183,6 +185,29 @@ PYBIND11_MODULE(_cpu, m) {
            uint64_t seed, Address auc, Address tp, int threads) {
             kr::bootstrap_auc(at<const int64_t>(inside), at<const int64_t>(outside), groups, at<const int64_t>(limits),
                               num_limits, replicates, seed, at<double>(auc), at<int64_t>(tp), threads);
+        },
+        release());
+
+    // attack_r
+    m.def(
+        "attack_r",
+        [](Address phi, Address keep, Address target, bool wide, int64_t queries, int64_t examples, int64_t models,
+           int64_t targets, Address share, int threads) {
+            if (wide)
+                kr::attack_r(at<const double>(phi), at<const uint8_t>(keep), at<const double>(target), queries,
+                             examples, models, targets, at<double>(share), threads);
+            else
+                kr::attack_r(at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries, examples,
+                             models, targets, at<double>(share), threads);
+        },
+        release());
+
+    // best_threshold
+    m.def(
+        "best_threshold",
+        [](Address values, Address held, int64_t examples, int64_t models, bool all, Address threshold, int threads) {
+            kr::best_threshold(at<const double>(values), at<const uint8_t>(held), examples, models, all,
+                               at<double>(threshold), threads);
         },
         release());
 

@@ -3,6 +3,9 @@
 // One query: each predicate holds for a prefix of the sorted z, so the count is a rank: O((N + Z) log Z) instead of N Z
 // divisions. The search compares with x / gamma, and the exact predicate corrects its last place.
 //
+// Vote of two: both must agree, so the count is one of points below and to the left: x in the order of the first query,
+// each z inserted before the first x above it, and a table of how many inserted z have a rank below each in the second.
+//
 // Vote of A queries: for each query, whether z is below x is rank(z) < count(x). A block of 512 z has only 513 such
 // patterns for a query, prefixes of its order, so a table of bit sets replaces the comparisons; the votes of 512 z are
 // added as bit planes. N Z A / 512 steps, O((N + Z) A) memory.
@@ -13,6 +16,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "cpu/radix_sort.h"
 
 namespace kr {
 constexpr int64_t kBlockBits = 512, kWords = kBlockBits / 64;
@@ -32,12 +36,13 @@ struct Ranks {
     std::vector<uint32_t> of;  // distinct index of each z
 
     Ranks(const T* z, int64_t count) : of((size_t)count) {
-        std::vector<std::pair<T, uint32_t>> order((size_t)count);
-        for (int64_t i = 0; i < count; ++i) order[i] = {z[i], (uint32_t)i};
-        std::sort(order.begin(), order.end());
+        std::vector<KeyedItem> order((size_t)count);
+        for (int64_t i = 0; i < count; ++i) order[i] = {~descending_key((double)z[i]), (uint64_t)i};
+        radix_sort(order);
         for (int64_t i = 0; i < count; ++i) {
-            if (i == 0 || order[i].first != order[i - 1].first) value.push_back(order[i].first), before.push_back(i);
-            of[order[i].second] = (uint32_t)value.size() - 1;
+            const uint64_t at = order[i].payload;
+            if (i == 0 || order[i].key != order[i - 1].key) value.push_back(z[at]), before.push_back(i);
+            of[at] = (uint32_t)value.size() - 1;
         }
         before.push_back(count);
     }
@@ -78,6 +83,59 @@ void rmia_count(const T* x, const T* z, int64_t num_x, int64_t num_z, T gamma, P
     parallel_for(num_x, 1024, threads, [&](int64_t first, int64_t last) {
         for (int64_t n = first; n < last; ++n) count[n] = ranks.before[ranks.distinct_below(x[n], gamma, predicate)];
     });
+}
+
+// How many of the inserted ranks are below r, in two loads: before its block, and before it in its block. An insertion
+// passes over half a block and over the blocks above: O(sqrt(size)), in loops without branches.
+class Below {
+   public:
+    explicit Below(int64_t size) {
+        while ((int64_t{1} << 2 * shift_) < size + 1) ++shift_;
+        const int64_t blocks = (size >> shift_) + 1;
+        blocks_.assign((size_t)blocks, 0), within_.assign((size_t)(blocks << shift_), 0);
+    }
+    int64_t operator()(uint32_t r) const { return (int64_t)blocks_[r >> shift_] + within_[r]; }
+    void insert(uint32_t r) {
+        const size_t block = r >> shift_;
+        for (size_t i = r + size_t{1}, end = (block + 1) << shift_; i < end; ++i) ++within_[i];
+        for (size_t b = block + 1; b < blocks_.size(); ++b) ++blocks_[b];
+    }
+
+   private:
+    int shift_ = 4;
+    std::vector<uint32_t> blocks_, within_;
+};
+
+// order[start[v] .. start[v + 1]): the i whose key(i) is v, in [0, values].
+template <class Key>
+void bucket(int64_t count, int64_t values, const Key& key, std::vector<int64_t>& start, std::vector<int64_t>& order) {
+    start.assign((size_t)values + 2, 0), order.resize((size_t)count);
+    for (int64_t i = 0; i < count; ++i) ++start[key(i) + size_t{1}];
+    for (int64_t v = 0; v <= values; ++v) start[v + 1] += start[v];
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (int64_t i = 0; i < count; ++i) order[next[key(i)]++] = i;
+}
+
+template <class T>
+void rmia_pair(const T* x, const T* z, int64_t num_x, int64_t num_z, T gamma, Predicate predicate, int64_t* count,
+               int threads) {
+    const Ranks<T> first(z, num_z), second(z + num_z, num_z);
+    std::vector<uint32_t> below((size_t)(2 * num_x));
+    std::vector<int64_t> x_at, x_order, z_at, z_order;
+    parallel_for(num_x, 1024, threads, [&](int64_t from, int64_t to) {
+        for (int64_t n = from; n < to; ++n) {
+            below[2 * n] = (uint32_t)first.distinct_below(x[n], gamma, predicate);
+            below[2 * n + 1] = (uint32_t)second.distinct_below(x[num_x + n], gamma, predicate);
+        }
+    });
+    const int64_t values = (int64_t)first.value.size();
+    bucket(num_x, values, [&](int64_t n) { return below[2 * n]; }, x_at, x_order);
+    bucket(num_z, values, [&](int64_t i) { return first.of[i]; }, z_at, z_order);
+    Below seen((int64_t)second.value.size());
+    for (int64_t v = 0; v <= values; ++v) {  // z of ranks below v are in
+        for (int64_t i = x_at[v]; i < x_at[v + 1]; ++i) count[x_order[i]] = seen(below[2 * x_order[i] + 1]);
+        for (int64_t i = z_at[v]; i < z_at[v + 1]; ++i) seen.insert(second.of[z_order[i]]);
+    }
 }
 
 template <class T>
@@ -132,6 +190,8 @@ void rmia(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t num_z,
           int64_t* count, int threads) {
     if (queries == 1)
         rmia_count(x, z, num_x, num_z, gamma, predicate, count, threads);
+    else if (queries == 2)
+        rmia_pair(x, z, num_x, num_z, gamma, predicate, count, threads);
     else
         rmia_vote(x, z, queries, num_x, num_z, gamma, predicate, count, threads);
 }

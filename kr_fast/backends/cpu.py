@@ -262,6 +262,28 @@ def bootstrap_auc(inside: Tensor, outside: Tensor, limits: Tensor, replicates: i
     return auc, tp
 
 
+@registry.kernel("attack_r", "cpu", refuses=accepts(torch.float32, torch.float64))
+def attack_r(phi: Tensor, keep: Tensor, target: Tensor | None) -> Tensor:
+    queries, examples, models = phi.shape
+    targets = models if target is None else target.shape[2]
+    share = torch.empty(targets, examples, dtype=torch.float64)
+    _cpu.attack_r(
+        phi.data_ptr(), keep.data_ptr(), _address(target), phi.dtype == torch.float64, queries, examples, models,
+        targets, share.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return share
+
+
+@registry.kernel("best_threshold", "cpu", refuses=accepts(torch.float64))
+def best_threshold(values: Tensor, held: Tensor, leave_out: bool) -> Tensor:
+    examples, models = values.shape
+    found = torch.empty(models if leave_out else 1, dtype=torch.float64)
+    _cpu.best_threshold(
+        values.data_ptr(), held.data_ptr(), examples, models, not leave_out, found.data_ptr(), torch.get_num_threads()
+    )
+    return found
+
+
 @registry.kernel("rmia", "cpu", refuses=accepts(torch.float32, torch.float64))
 def rmia(p_x: Tensor, p_z: Tensor, gamma: float, predicate: str) -> Tensor:
     count = torch.empty(p_x.shape[-1], dtype=torch.int64)

@@ -1,4 +1,5 @@
-"""The references of ``membership_signals``, ``lira``, ``roc``, ``bootstrap_auc`` and ``rmia``.
+"""The references of ``membership_signals``, ``lira``, ``roc``, ``bootstrap_auc``, ``rmia``, ``attack_r`` and
+``best_threshold``.
 
 Short, in float64, by definition and not by speed.
 """
@@ -141,3 +142,32 @@ def rmia(p_x: Tensor, p_z: Tensor, gamma: float, predicate: str) -> Tensor:
     x, z = p_x.view(-1, p_x.shape[-1]), p_z.view(-1, p_z.shape[-1])
     votes = [dominates(x[:, n, None]).sum(0) for n in range(x.shape[1])]
     return torch.tensor([int((2 * vote > len(x)).sum()) for vote in votes], dtype=torch.int64, device=p_x.device)
+
+
+@kernel("attack_r", "reference", refuses=_never)
+def attack_r(phi: Tensor, keep: Tensor, target: Tensor | None) -> Tensor:
+    """Target by target: the share of the models without the example that are at most the target's."""
+    rows = []
+    for k in range(phi.shape[2] if target is None else target.shape[2]):
+        out = ~keep.T
+        if target is None:
+            out = out & (torch.arange(phi.shape[2]) != k)
+        x = (phi if target is None else target)[:, :, k, None]
+        rows.append((((phi <= x) & out).sum(2) / out.sum(1).clamp_min(1)).double().mean(0))
+    return torch.stack(rows) if rows else torch.empty(0, phi.shape[1], dtype=torch.float64)
+
+
+@kernel("best_threshold", "reference", refuses=_never)
+def best_threshold(values: Tensor, held: Tensor, leave_out: bool) -> Tensor:
+    """Target by target: every distinct value of the others is tried."""
+    found = []
+    for k in range(values.shape[1] if leave_out else 1):
+        others = torch.arange(values.shape[1]) != (k if leave_out else -1)
+        value, member = values[:, others].flatten() + 0.0, held[:, others].flatten()
+        if not 0 < int(member.sum()) < len(member):
+            found.append(float("nan"))
+            continue
+        thresholds, tp, fp = roc(value, member)
+        gain = tp.double() / int(member.sum()) - fp.double() / int((~member).sum())
+        found.append(float(thresholds[int((gain == gain.max()).nonzero()[0])]))
+    return torch.tensor(found, dtype=torch.float64)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from kr_fast.membership.shadow_sets import Shadowed, check
+from kr_fast.membership.shadow_sets import Shadowed, by_model, check
 from kr_fast.ops import lira as ops_lira
+from kr_fast.ops.attack_r import attack_r as ops_attack_r
+from kr_fast.ops.best_threshold import best_threshold
 from kr_fast.ops.rmia import rmia as ops_rmia
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
@@ -155,7 +157,8 @@ def rmia(
         fail("rmia", "target_population", "be given with target, and only with it", target_population)
     data = Shadowed(log_likelihood(phi).exp(), keep, None if target is None else log_likelihood(target).exp())
     p_z = log_likelihood(population).exp()
-    total_z = p_z.sum(2)
+    total_z, models, size = p_z.sum(2), p_z.shape[2], p_z.shape[1]
+    own_z = by_model(p_z if target is None else log_likelihood(target_population).exp())
     rows = []
     for k in range(data.targets):
         mean_in, mean_out = data.means(k)
@@ -164,23 +167,20 @@ def rmia(
                                 (mean_in + mean_out) / 2)  # fmt: skip
         else:
             prior = ((1 + offline_a) * mean_out + 1 - offline_a) / 2
-        if target is None:
-            own, mean_z = p_z[:, :, k], (total_z - p_z[:, :, k]) / (p_z.shape[2] - 1)
-        else:
-            own, mean_z = log_likelihood(target_population[:, :, k]).exp(), total_z / p_z.shape[2]
+        mean_z = (total_z - own_z[k]) / (models - 1) if target is None else total_z / models
         if offline_a is not None:
             mean_z = ((1 + offline_a) * mean_z + 1 - offline_a) / 2
         tiny = torch.finfo(torch.float64).tiny
         ratio_x = (data.value(k) / prior.clamp_min(tiny)).nan_to_num(nan=1.0)
-        ratio_z = own / mean_z.clamp_min(tiny)
+        ratio_z = own_z[k] / mean_z.clamp_min(tiny)
         single = len(phi) == 1
         fraction, log_ratio = ops_rmia(
-            ratio_x[0] if single else ratio_x.contiguous(),
-            ratio_z[0].contiguous() if single else ratio_z.contiguous(),
+            ratio_x[0] if single else ratio_x,
+            ratio_z[0] if single else ratio_z,
             gamma=gamma,
             predicate=predicate,
         )
-        rows.append(_with_tie_breaker((fraction * p_z.shape[1]).round(), log_ratio))
+        rows.append(_with_tie_breaker((fraction * size).round(), log_ratio))
     return torch.stack(rows)
 
 
@@ -212,16 +212,8 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tens
     CCS 2022.
     """
     check("attack_r", phi, keep, target)
-    rows = []
-    for k in range(phi.shape[2] if target is None else target.shape[2]):
-        out = ~keep.T
-        if target is None:
-            out = out.clone()
-            out[:, k] = False
-        x = (phi[:, :, k] if target is None else target[:, :, k]).double()
-        below = ((phi <= x[:, :, None]) & out).sum(2) / out.sum(1).clamp_min(1)
-        rows.append(below.double().mean(0) + 1e-6 * torch.sigmoid(x.mean(0) / 8))
-    return torch.stack(rows)
+    x = (phi if target is None else target).double().mean(0).T
+    return ops_attack_r(phi, keep, target=target) + 1e-6 * torch.sigmoid(x / 8)
 
 
 def attack_p(target: Tensor, population: Tensor) -> Tensor:
@@ -253,14 +245,14 @@ def threshold_per_class(signal: Tensor, keep: Tensor, labels: Tensor, *, target:
         fail("threshold_per_class", "labels", f"be int64 [{signal.shape[1]}]", f"{labels.dtype} {list(labels.shape)}")
     values = signal.double().mean(0)
     seen = values if target is None else target.double().mean(0)
-    rows = torch.empty(seen.shape[1], len(labels), dtype=torch.float64)
+    rows, held = torch.empty(seen.shape[1], len(labels), dtype=torch.float64), keep.T
     for label in labels.unique():
-        at = labels == label
-        for k in range(seen.shape[1] if target is None else 1):
+        at = (labels == label).nonzero()[:, 0]
+        cut = best_threshold(values[at], held[at], leave_out=target is None)
+        for k in cut.isnan().nonzero()[:, 0].tolist():  # members alone, or others alone: nothing to choose by
             others = torch.arange(keep.shape[0]) != (k if target is None else -1)
-            cut = _best_threshold(values[at][:, others].flatten(), keep[others][:, at].T.flatten())
-            which = slice(k, k + 1) if target is None else slice(None)
-            rows[which, at] = (seen[at][:, which] - cut).T
+            cut[k] = values[at][:, others].median()
+        rows[:, at] = (seen[at] - cut).T
     return rows
 
 
@@ -275,15 +267,6 @@ def label_only(correct: Tensor, keep: Tensor, *, target: Tensor | None = None) -
     data = Shadowed(correct.double(), keep, None if target is None else target.double())
     rows = [(data.value(k) - data.means(k)[1]).nan_to_num(nan=NO_EVIDENCE).mean(0) for k in range(data.targets)]
     return torch.stack(rows)
-
-
-def _best_threshold(values: Tensor, members: Tensor) -> float:
-    from kr_fast.membership.curve import roc
-
-    if not 0 < int(members.sum()) < len(members):
-        return float(values.median()) if len(values) else 0.0
-    curve = roc(values, members)
-    return float(curve.thresholds[int((curve.tpr - curve.fpr)[1:].argmax())])
 
 
 def _with_tie_breaker(count: Tensor, value: Tensor) -> Tensor:

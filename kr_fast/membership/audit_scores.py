@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from kr_fast.membership.audit_data import AuditData
-from kr_fast.membership.catalog import DEFAULT, Attack, entries, lacking, leave_out
+from kr_fast.membership.catalog import DEFAULT, Attack, entries, lacking
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
 
@@ -64,8 +64,7 @@ def leave_one_out(
                     skipped.setdefault(name, {})[attack.name] = why
                     continue
                 try:
-                    few = attack.sample is not None and len(shadows.keep) > attack.sample and not asked
-                    rows = leave_out(attack, data, shadows, attack.sample) if few else attack.run(data, shadows, None)
+                    rows = attack.run(data, shadows, None)
                 except UserError as error:  # too few shadows to leave one out: no thresholds from them
                     if asked:
                         raise

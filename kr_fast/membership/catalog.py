@@ -17,8 +17,6 @@ from kr_fast.runtime.errors import fail
 # Below this many shadows on a side one variance for all examples attacks better than one each (Carlini et al., fig. 9).
 PER_EXAMPLE_FROM = 64
 TRAINED_TARGETS = 4  # shadows that an attack with a training for each target is calibrated on
-SORTED_TARGETS = 4  # likewise, where each target sorts the signals of all shadows
-COMPARED_TARGETS = 16  # thresholds from shadows need no more, where a target costs seconds
 MOST_CLASSES = 100  # one-hot classes among features; above it the class is one number
 RMIA = ("rmia", "rmia_offline")
 POOLED = 8  # pixels on a side of images as features
@@ -41,7 +39,6 @@ class Attack:
     run: Run
     released: bool = False
     calibrated: bool = True  # shadows attacked leave-one-out give its thresholds
-    sample: int | None = None  # so many of them are enough for that; None for all
 
 
 def sides(keep: Tensor) -> int:
@@ -80,27 +77,6 @@ def lacking(attack: Attack, data: AuditData, shadows: ShadowSignals | None, targ
         if not test(data, shadows, target):
             return words
     return None
-
-
-def leave_out(attack: Attack, data: AuditData, shadows: ShadowSignals, count: int) -> Tensor:
-    """Scores ``[count, N]`` of the first shadows, each attacked from all others, one after the other."""
-    rows = []
-    for k in range(count):
-        others = torch.arange(len(shadows.keep)) != k
-        left = ShadowSignals(
-            shadows.keep[others],
-            {name: value[:, :, others] for name, value in shadows.signals.items()},
-            None if shadows.population is None else shadows.population[:, :, others],
-            None if shadows.population_keep is None else shadows.population_keep[others],
-            None if shadows.answers is None else shadows.answers[:, others],
-        )
-        target = TargetSignals(
-            {name: value[:, :, k] for name, value in shadows.signals.items()},
-            None if shadows.population is None else shadows.population[:, :, k],
-            None if shadows.answers is None else shadows.answers[:, k],
-        )
-        rows.append(attack.run(data, left, target)[0])
-    return torch.stack(rows)
 
 
 def _lira(data, shadows, target, *, variant: str, variance: str = "auto") -> Tensor:
@@ -160,13 +136,7 @@ def _per_class(data, shadows, target, *, signal: str, sign: float) -> Tensor:
     if target is not None:
         own = sign * target.signals[signal][:, :, None]
         return attacks.threshold_per_class(values, shadows.keep, data.labels, target=own)
-    rows = []
-    for k in range(min(len(shadows.keep), SORTED_TARGETS)):
-        others = torch.arange(len(shadows.keep)) != k
-        own = values[:, :, k : k + 1]
-        found = attacks.threshold_per_class(values[:, :, others], shadows.keep[others], data.labels, target=own)
-        rows.append(found[0])
-    return torch.stack(rows)
+    return attacks.threshold_per_class(values, shadows.keep, data.labels)
 
 
 def _label_only(data, shadows, target) -> Tensor:
@@ -251,7 +221,7 @@ def entries(*, gamma: float = 1.0, offline_a: float = 0.33, predicate: str = "ra
         Attack("rmia_offline", scale, f"{outside}; further non-members", ("population",), offline),
         Attack("base", "BASE", shadows, ("in",), functools.partial(_base, variant="online")),
         Attack("base_offline", "BASE offline", outside, (), functools.partial(_base, variant="offline")),
-        Attack("attack_r", "Attack-R", outside, (), _attack_r, sample=COMPARED_TARGETS),
+        Attack("attack_r", "Attack-R", outside, (), _attack_r),
         Attack("attack_p", "Attack-P", "further non-members, no shadow model", ("population",), _attack_p),
         Attack("loss", "loss threshold", "nothing but the answer of the target", (), _loss),
         Attack(

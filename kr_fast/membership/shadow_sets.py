@@ -23,6 +23,11 @@ def check(where: str, signal: Tensor, keep: Tensor, target: Tensor | None) -> No
             fail(where, name, "not hold NaN", f"{int(torch.isnan(value).sum())} NaN")
 
 
+def by_model(values: Tensor) -> Tensor:
+    """``[A, N, K]`` as ``[K, A, N]``: what is read model by model then lies together."""
+    return values.permute(2, 0, 1).contiguous()
+
+
 class Shadowed:
     """Means over the shadows of each side, the target left out in O(1).
 
@@ -31,40 +36,41 @@ class Shadowed:
     """
 
     def __init__(self, values: Tensor, keep: Tensor, target: Tensor | None):
-        self.values, self.keep, self.target = values, keep, target
         held = keep.T.to(values.dtype)
         self.sums = (values * held).sum(2), (values * (1 - held)).sum(2)
-        self.counts = keep.sum(0), (~keep).sum(0)
+        self.counts, self.models = (keep.sum(0), (~keep).sum(0)), values.shape[2]
+        self.keep, self.leave_out = keep, target is None
+        self.own = by_model(values if target is None else target)
 
     @property
     def targets(self) -> int:
         """How many models are scored."""
-        return (self.values if self.target is None else self.target).shape[2]
+        return len(self.own)
 
     def value(self, k: int) -> Tensor:
         """``[A, N]`` of target ``k``."""
-        return (self.values if self.target is None else self.target)[:, :, k]
+        return self.own[k]
 
     def means(self, k: int) -> tuple[Tensor, Tensor]:
         """(mean in, mean out) ``[A, N]``; NaN where no shadow is left on the side."""
         found = []
         for total, count, side in zip(self.sums, self.counts, (True, False), strict=True):
-            if self.target is None:
+            if self.leave_out:
                 own = self.keep[k] == side
-                total, count = total - torch.where(own, self.values[:, :, k], 0.0), count - own.long()
+                total, count = total - torch.where(own, self.own[k], 0.0), count - own.long()
             found.append(torch.where(count > 0, total.clamp_min(0) / count, torch.nan))
         return found[0], found[1]
 
     def mean_all(self, k: int) -> Tensor:
         """Mean of all shadows but the target."""
-        models, total = self.values.shape[2], self.sums[0] + self.sums[1]
-        if self.target is None:
-            return (total - self.values[:, :, k]).clamp_min(0) / (models - 1)
-        return total / models
+        total = self.sums[0] + self.sums[1]
+        if self.leave_out:
+            return (total - self.own[k]).clamp_min(0) / (self.models - 1)
+        return total / self.models
 
     def lacks(self, k: int) -> Tensor:
         """``[N]``: a side has no shadow."""
-        own = self.keep[k] if self.target is None else None
+        own = self.keep[k] if self.leave_out else None
         inside, outside = self.counts
         if own is not None:
             inside, outside = inside - own.long(), outside - (~own).long()

@@ -185,6 +185,7 @@ def test_info_names_every_op_and_backend(capsys):
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["ops"]) == {
+        "attack_r", "best_threshold",
         "bootstrap_auc", "model_batch_norm", "model_conv2d", "model_conv2d_backward", "model_sgd", "rmia",
         "group_norm_silu", "qkv_attention",
         "distillation_loss", "distillation_metrics", "encode_png", "lira", "membership_signals", "pack_uint8",

@@ -1,0 +1,31 @@
+"""The threshold of best balanced accuracy, for every target left out."""
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends import registry
+from kr_fast.ops import _check
+
+
+def best_threshold(values: Tensor, held: Tensor, *, leave_out: bool = True) -> Tensor:
+    """The threshold of largest ``TPR - FPR`` on the values of all models but one, for each of them.
+
+    At or above it a value is taken for a member's; of several the highest. Rates are divided and subtracted in float64.
+
+    Args:
+        values: ``[n, M]`` float32 or float64, higher for members; infinities are ordered, NaN is refused.
+        held: ``[n, M]`` bool, True for members.
+        leave_out: False for one threshold on all models.
+    Returns: float64 ``[M]`` or ``[1]`` on the device of ``values``, NaN where there are no members or no others.
+    Raises: TypeError or ValueError naming the argument.
+    """
+    op = "best_threshold"
+    _check.tensor(op, "values", values, ndim=2, dtypes=(torch.float32, torch.float64))
+    _check.tensor(op, "held", held, ndim=2, dtypes=(torch.bool,))
+    if held.shape != values.shape:
+        _check.fail(op, "held", f"have shape {list(values.shape)}", held)
+    if bool(torch.isnan(values).any()):
+        _check.fail(op, "values", "not hold NaN", f"{int(torch.isnan(values).sum())} NaN")
+    run = registry.resolve(op, "cpu", torch.float64)
+    found = run(values.double().cpu().contiguous(), held.cpu().contiguous(), leave_out)
+    return found.to(values.device)
