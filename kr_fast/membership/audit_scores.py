@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kr_fast.membership.audit_data import AuditData
+from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.catalog import DEFAULT, Attack, entries, lacking
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
@@ -64,7 +64,7 @@ def leave_one_out(
                     skipped.setdefault(name, {})[attack.name] = why
                     continue
                 try:
-                    rows = attack.run(data, shadows, None)
+                    rows = _run(attack, data, shadows, None)
                 except UserError as error:  # too few shadows to leave one out: no thresholds from them
                     if asked:
                         raise
@@ -78,6 +78,14 @@ def leave_one_out(
     return found, skipped
 
 
+def _run(attack: Attack, data: AuditData, shadows: ShadowSignals, target: TargetSignals | None) -> Tensor:
+    """Scores ``[K, N]``; what an attack refuses (too few shadows, say) the user can mend."""
+    try:
+        return attack.run(data, shadows, target)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def scores_of(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tensor]]:
     """Name of a target or released set -> attack -> float64 ``[N]``."""
     found: dict[str, dict[str, Tensor]] = {}
@@ -87,7 +95,7 @@ def scores_of(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tens
     with bar(total, "attacks", "attack") as progress:
         for name, target in data.targets.items():
             for attack in on_models:
-                row = attack.run(data, data.shadows[target.shadows], target)[0]
+                row = _run(attack, data, data.shadows[target.shadows], target)[0]
                 found.setdefault(name, {})[attack.name] = row.double()
                 progress.update()
         for name, images in data.synthetic.items():

@@ -1,13 +1,15 @@
 """``kr-fast audit``: options of the attacks, and combinations that are refused in one line before anything is read."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from audit_cases import with_population
+import torch
+from audit_cases import COUNT, data, with_population
 
 from kr_fast.cli import main
-from kr_fast.membership import save_npz
+from kr_fast.membership import ShadowSignals, save_npz
 from kr_fast.runtime import manifest
 
 MODELS = ["--model", "mynet:make", "--checkpoint", "net.pt", "--data", "data.npz"]
@@ -48,6 +50,16 @@ def test_options_of_rmia(tmp_path):
     for attack in ("rmia", "rmia_offline"):  # one query: gamma moves the counts, and no rank
         before, after = (np.load(tmp_path / name / "audit.npz")[f"target/{attack}/scores"] for name in "ab")
         assert np.mean(after < before) > 0.5
+
+
+def test_too_few_shadows_for_an_attack_are_one_line(tmp_path, capsys):
+    whole = data()
+    keep = torch.tensor([True, False])[(torch.arange(2)[:, None] + torch.arange(COUNT)) % 2]
+    shadows = ShadowSignals(keep, {"phi": whole.shadows["shadows"].signals["phi"][:, :, :2]})
+    save_npz(tmp_path / "s.npz", dataclasses.replace(whole, shadows={"shadows": shadows}))
+    assert main(["audit", "--signals", str(tmp_path / "s.npz"), "--out", str(tmp_path / "a"), "--attacks", "lira"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("kr-fast: lira")]
+    assert lines == ["kr-fast: lira: keep must give some example 2 shadows out of it for fixed variance, got 1"]
 
 
 @pytest.mark.parametrize(
