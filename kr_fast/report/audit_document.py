@@ -74,6 +74,12 @@ def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
     if setting["skipped"]:
         words = "; ".join(f"{name} (needs {lacks})" for name, lacks in setting["skipped"].items())
         yield "text", f"Not run for lack of something: {words}."
+    if skipped := tables.leave_one_out_skipped(found):
+        yield (
+            "text",
+            "By these attacks no shadow was attacked from the others, so they have no thresholds from shadows:",
+        )
+        yield "table", skipped
     details = found["details"]
     if details.get("command"):
         yield "code", details["command"]

@@ -174,6 +174,16 @@ def leave_one_out(found: Found, name: str) -> list[list[str]]:
     return rows
 
 
+def leave_one_out_skipped(found: Found) -> list[list[str]]:
+    """Attacks by which the shadows were not attacked from each other, and why; nothing where there are none."""
+    rows = [
+        [name, title(found, attack), why]
+        for name, each in found["setting"]["leave_one_out_skipped"].items()
+        for attack, why in each.items()
+    ]
+    return [["shadows", "attack", "why"], *rows] if rows else []
+
+
 def _spread(value: dict[str, Any]) -> str:
     if value["mean"] is None:
         return f"fewer than {FEW} false positives"

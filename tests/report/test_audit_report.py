@@ -1,6 +1,7 @@
 """The page of an audit: self-contained, the figures as in the JSON, honest words, names from outside, missing parts."""
 
 import dataclasses
+import html
 import io
 import json
 import re
@@ -85,6 +86,24 @@ def test_only_the_shadows_as_targets(tmp_path):
     text = audit_signals(whole, attacks=("lira",), targets="shadows").write(tmp_path).read_text()
     assert "Every shadow as a target" in text
     assert "<img" not in text
+
+
+def test_attacks_that_no_shadow_was_left_out_for_are_named(page, tmp_path):
+    """Two shadows on a side of every example: without one of them there is no variance of each example."""
+    words = "no shadow was attacked from the others"
+    assert words not in page[2]
+    whole = data()
+    shadows = whole.shadows["shadows"]
+    few = dataclasses.replace(shadows, keep=shadows.keep[:4], signals={"phi": shadows.signals["phi"][:, :, :4]})
+    keep = torch.tensor([True, False])[(torch.arange(4)[:, None] + torch.arange(COUNT)) % 2]
+    whole = dataclasses.replace(whole, shadows={"<few>": dataclasses.replace(few, keep=keep)}, targets={
+        "t": dataclasses.replace(whole.targets["target"], shadows="<few>")})  # fmt: skip
+    report = audit_signals(whole, attacks=("lira_per_example", "loss"))
+    why = report.setting["leave_one_out_skipped"]["<few>"]["lira_per_example"]
+    text = report.write(tmp_path).read_text()
+    assert words in text
+    for cell in ("&lt;few&gt;", "LiRA online, per example variance", html.escape(why)):
+        assert f">{cell}</td>" in text, cell
 
 
 def test_silent_control_is_said_first():
