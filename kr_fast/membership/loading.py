@@ -246,7 +246,9 @@ def load_lira_tree(folder: str | Path, *, targets: Sequence[str] = (), step: str
     keep = torch.stack(keeps)
     y = None
     if labels.exists():
-        y = torch.from_numpy(_array(labels).reshape(-1).astype(np.int64))[: keep.shape[1]]
+        y = torch.from_numpy(_array(labels).reshape(-1).astype(np.int64))
+        if len(y) != keep.shape[1]:
+            fail("audit", str(labels), f"hold the {keep.shape[1]} labels of keep.npy", f"{len(y)} labels")
     signals: dict[str, list[Tensor]] = {}
     answers = []
     for path in found:

@@ -186,6 +186,16 @@ def test_lira_tree(tmp_path):
     audit_signals(scores, attacks=("lira",), targets="shadows")
 
 
+@pytest.mark.parametrize("what", [("logits",), ("scores",)])
+@pytest.mark.parametrize("count", [79, 100])
+def test_labels_of_another_length_are_refused(tmp_path, what, count):
+    """Labels of more examples than keep has may be those of others: the first are not taken unasked."""
+    _, _, labels = lira_tree(tmp_path, what=what)
+    np.save(tmp_path / "y_train.npy", labels.repeat(2)[:count].numpy())
+    with pytest.raises(ValueError, match=rf"y_train.npy must hold the 80 labels of keep.npy, got {count} labels"):
+        load_lira_tree(tmp_path)
+
+
 def test_privacy_meter(tmp_path):
     given = data()
     phi = given.shadows["shadows"].signals["phi"][0].double()
