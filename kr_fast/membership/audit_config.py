@@ -10,6 +10,7 @@ from kr_fast.membership.figures import Choices
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import option
 
+VAL_FRACTION, TEST_FRACTION = 0.15, 1 / 3  # as of kr-fast run
 SPLITS = ("train", "val", "test", "all")
 SOURCES = {
     "signals": ("probabilities",),
@@ -39,8 +40,8 @@ class AuditConfig:
     cut: int = option(
         -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are"
     )
-    val_fraction: float = option(0.15, "that run's share of training images for validation, with cut")
-    test_fraction: float = option(1 / 3, "that run's share of all images for the test, with cut")
+    val_fraction: float = option(VAL_FRACTION, "that run's share of training images for validation, with cut")
+    test_fraction: float = option(TEST_FRACTION, "that run's share of all images for the test, with cut")
     members: str = option(
         "train", "splits (train,val), or an .npy or .txt file of indices, or of a mask (0 and 1) over all images"
     )
@@ -103,6 +104,9 @@ class AuditConfig:
         if self.num_shadows < 4 or self.num_shadows % 2:
             fail("audit", "num_shadows", "be even and at least 4", self.num_shadows)
         self._refuse_idle(given[0] if given else "")
+        for name, usual in (("val_fraction", VAL_FRACTION), ("test_fraction", TEST_FRACTION)):
+            if self.cut < 0 and getattr(self, name) != usual:
+                fail("audit", name, "be left out without cut, where it does nothing", getattr(self, name))
         if self.augment not in ("none", "flip", "shift", "lira"):
             fail("audit", "augment", "be one of none, flip, shift, lira", self.augment)
         if self.kind not in ("auto", "full", "transfer"):

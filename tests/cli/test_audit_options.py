@@ -68,6 +68,11 @@ def test_too_few_shadows_for_an_attack_are_one_line(tmp_path, capsys):
         (["--rmia-gamma", "0"], "audit: rmia_gamma must be positive and finite, got 0.0"),
         (["--rmia-offline-a", "2"], "audit: rmia_offline_a must be in [0, 1], got 2.0"),
         (["--rmia-predicate", "x"], "audit: rmia_predicate must be one of ratio, ratio_strict, reciprocal, got x"),
+        (
+            ["--val-fraction", "0.2"],
+            "audit: val_fraction must be left out without cut, where it does nothing, got 0.2",
+        ),
+        (["--test-fraction", "0.5"], "audit: test_fraction must be left out without cut, where it does nothing, got"),
         (["--rmia-gamma", "2", "--attacks", "lira"], "audit: rmia_gamma must be left out without rmia or rmia_offline"),
     ],
 )
