@@ -22,7 +22,7 @@ from kr_fast.membership.audit_data import (
     refuse_probabilities,
 )
 from kr_fast.membership.audit_report import AuditReport, audit_signals
-from kr_fast.membership.catalog import CATALOG, DEFAULT, check_asked
+from kr_fast.membership.catalog import CATALOG, DEFAULT, check_asked, check_given
 from kr_fast.membership.figures import Choices
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
@@ -127,6 +127,17 @@ def audit(
             got = f"{list(each.keep.shape)} in {name}" if len(sets) > 1 else list(each.keep.shape)
             fail("audit", "shadows", f"have keep [{len(each.array)}, {count}]", got)
     mask, index = (None, None) if not models else pool_of(members, non_members, count)
+    first = next(iter(sets))
+    used = {name if name in sets else first for name in models} or set(sets)
+    at = slice(None) if index is None else index
+    given = {
+        "in": all(bool(sets[name].keep[:, at].any()) for name in used),
+        "population": population is not None,
+        "synthetic": bool(sampled),
+        "reference": reference is not None or population is not None,
+        "members": bool(models),
+    }
+    check_given((*(attacks or ()), *filter(None, (primary,))), given)
     z = _population(population, mask, seed, images if index is None else images[index])
     gather = _Gather(images if index is None else images[index], labels if index is None else labels[index],
                      _wanted(attacks), augment, None if path is None else Path(path))  # fmt: skip
@@ -140,7 +151,7 @@ def audit(
     }
     own = {name for name in models if name in sets} if not isinstance(shadows, Shadows) else set(list(models)[:1])
     kind = {name: "full" if name in own or name == CONTROL else "transfer" for name in models} | dict(kinds or {})
-    first, target_signals = next(iter(sets)), {}
+    target_signals = {}
     for name, model in models.items():
         target_signals[name] = gather.target(
             name, model, z,

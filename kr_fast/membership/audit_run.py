@@ -20,7 +20,7 @@ from kr_fast.membership.audit import CONTROL, audit
 from kr_fast.membership.audit_config import SPLITS, AuditConfig
 from kr_fast.membership.audit_data import RESERVED, AuditData, pool_of, refuse_probabilities
 from kr_fast.membership.audit_report import AuditReport, audit_signals
-from kr_fast.membership.catalog import CATALOG, NEEDS, lacking
+from kr_fast.membership.catalog import CATALOG, check_given, lacking, refuse
 from kr_fast.membership.control import overfitted
 from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_meter
 from kr_fast.runtime import files, manifest, seeds, state
@@ -91,11 +91,7 @@ def _check_needs(config: AuditConfig, data: AuditData) -> None:
         asked = [(None, None)] if attack.released else asked or [(each, None) for each in data.shadows.values()]
         for each in asked:
             if (missing := lacking(attack, data, *each)) is not None:
-                _impossible(name, missing)
-
-
-def _impossible(name: str, missing: str) -> None:
-    fail("audit", "attacks", f"be possible with what was given: {name} needs {missing}", name)
+                refuse(name, missing)
 
 
 class _Work:
@@ -140,10 +136,7 @@ class _Work:
             "reference": self.population is not None,
             "synthetic": bool(self.config.synthetic),
         }
-        for name in filter(None, (*self.config.attacks, self.config.primary)):
-            for need in CATALOG[name].needs:
-                if not given.get(need, True):
-                    _impossible(name, NEEDS[need][1])
+        check_given(filter(None, (*self.config.attacks, self.config.primary)), given)
 
     def _choose_pool(self) -> None:
         """``index`` of the pool in all images, ``members`` of the pool, and the population."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals
-from kr_fast.membership.catalog import DEFAULT, Attack, entries, lacking
+from kr_fast.membership.catalog import DEFAULT, Attack, entries, lacking, refuse
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
 
@@ -30,7 +30,7 @@ def choose(data: AuditData, attacks: Sequence[str] | None, rmia: dict[str, Any])
         if missing is None:
             found.append(attack)
         elif attacks is not None:
-            fail("audit", "attacks", f"be possible with what was given: {name} needs {missing}", name)
+            refuse(name, missing)
         else:
             skipped[name] = missing
     if not found:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -77,6 +77,25 @@ def lacking(attack: Attack, data: AuditData, shadows: ShadowSignals | None, targ
         if not test(data, shadows, target):
             return words
     return None
+
+
+def refuse(name: str, missing: str) -> NoReturn:
+    """Refuse an attack that was asked for and lacks something."""
+    fail("audit", "attacks", f"be possible with what was given: {name} needs {missing}", name)
+
+
+def check_given(attacks: Iterable[str], given: Mapping[str, bool]) -> None:
+    """Refuse attacks that need what is not given, before anything is computed.
+
+    Args:
+        given: name in :data:`NEEDS`, or "members" -> whether it is there; what is not named is.
+    """
+    for name in attacks:
+        for need in CATALOG[name].needs:
+            if not given.get(need, True):
+                refuse(name, NEEDS[need][1])
+        if CATALOG[name].released and not given.get("members", True):
+            refuse(name, "members")
 
 
 def _lira(data, shadows, target, *, variant: str, variance: str = "auto") -> Tensor:

@@ -221,9 +221,23 @@ def test_bad_choices_are_refused_before_a_model_is_asked(scene):
         ("synthetic must have names other than .*, got details", {"synthetic": {"details": images}}),
         ("synthetic synthetic must be uint8", {"synthetic": images / 255}),
         ("reference must be uint8", {"reference": images[:, :4]}),
+        ("rmia needs a population of further non-members", {"attacks": ("lira", "rmia")}),
+        ("attack_p needs a population", {"attacks": ("attack_p",)}),
+        ("rmia needs a population", {"primary": "rmia"}),
+        ("nearest_synthetic needs images and a synthetic set", {"attacks": ("nearest_synthetic",)}),
+        ("generated_density needs reference", {"attacks": ("generated_density",), "synthetic": images[:4]}),
+        ("lira needs shadows that held some", {"attacks": ("lira",), "members": [0, 1], "non_members": [2, 3]}),
     ):
+        keep = shadows.keep.clone()
+        keep[:, :4] = False
+        given = {"members": members, **options}
         with pytest.raises(ValueError, match=words):
-            kr_fast.audit(Silent(), shadows, images, labels, members, **options)
+            kr_fast.audit(Silent(), Shadows(shadows.array, keep), images, labels, **given)
+    with pytest.raises(ValueError, match="nearest_synthetic needs members"):
+        kr_fast.audit(
+            None, Shadows(ModelArray([Silent()] * len(keep)), keep), images, labels, targets="shadows",
+            attacks=("loss", "nearest_synthetic"), synthetic=images[:4],
+        )  # fmt: skip
     z = torch.cat([z[0], images[:3]]), torch.cat([z[1], labels[:3]])
     report = kr_fast.audit(make_model(), shadows, images, labels, members, attacks=("loss",), population=z)
     assert any(note.startswith("3 images of the population are among those") for note in report.setting["notes"])
