@@ -23,6 +23,7 @@ from kr_fast.membership.audit_data import (
 )
 from kr_fast.membership.audit_report import AuditReport, audit_signals
 from kr_fast.membership.catalog import CATALOG, DEFAULT, check_asked, check_given
+from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.figures import Choices
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
@@ -126,7 +127,12 @@ def audit(
         if each.keep.shape != (len(each.array), count):
             got = f"{list(each.keep.shape)} in {name}" if len(sets) > 1 else list(each.keep.shape)
             fail("audit", "shadows", f"have keep [{len(each.array)}, {count}]", got)
+    if random_members and not isinstance(population, tuple | None):
+        rule = "be (images, labels) with random_members: a share takes from the non-members only"
+        fail("audit", "population", rule, population)
     mask, index = (None, None) if not models else pool_of(members, non_members, count)
+    if random_members and mask is not None:
+        check_fair_coins("audit", mask)
     first = next(iter(sets))
     used = {name if name in sets else first for name in models} or set(sets)
     at = slice(None) if index is None else index

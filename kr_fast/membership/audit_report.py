@@ -12,6 +12,7 @@ from kr_fast.membership.audit_data import AuditData, ShadowSignals
 from kr_fast.membership.audit_scores import choose, leave_one_out, scores_of
 from kr_fast.membership.catalog import CATALOG, auto_variance, check_asked, sides
 from kr_fast.membership.curve import Curve, roc
+from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.figures import Choices, exposed, of_attack
 from kr_fast.membership.intervals import delong_test
 from kr_fast.membership.summaries import across_targets
@@ -141,6 +142,8 @@ def audit_signals(
     """
     choices = Choices(level, delta, tuple(priors), random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
     check_asked(attacks, primary, targets, choices)
+    if random_members and data.members is not None:
+        check_fair_coins("audit", data.members)
     if not data.targets and targets == "given":
         fail("audit", "target", "hold at least one model", 0)
     chosen, skipped = choose(data, attacks, choices.rmia)
@@ -200,7 +203,7 @@ def audit_signals(
         "attacks": {a.name: {"title": a.title, "assumes": a.assumes} for a in chosen},
         "skipped": skipped,
         "leave_one_out_skipped": not_alone,
-        "notes": _notes(data),
+        "notes": _notes(data, random_members),
         "warnings": list(warnings),
     }
     for line in warnings:
@@ -289,9 +292,14 @@ def _warnings(data: AuditData, figures: Mapping, facts: Mapping, control: dict |
     return tuple(found)
 
 
-def _notes(data: AuditData) -> list[str]:
+def _notes(data: AuditData, random_members: bool) -> list[str]:
     """What the figures assume, beside what the data say of themselves."""
     found = list(data.notes)
+    if random_members and data.members is not None:
+        found.append(
+            f"the one-run bounds take each of these {data.count} examples to have become a member by a fair coin of "
+            "its own: what was left out, a population too, has to have been chosen before the coins were thrown"
+        )
     for name, target in data.targets.items():
         if target.kind == "transfer":
             found.append(

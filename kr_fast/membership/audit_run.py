@@ -22,6 +22,7 @@ from kr_fast.membership.audit_data import RESERVED, AuditData, pool_of, refuse_p
 from kr_fast.membership.audit_report import AuditReport, audit_signals
 from kr_fast.membership.catalog import CATALOG, check_given, lacking, refuse
 from kr_fast.membership.control import overfitted
+from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_meter
 from kr_fast.runtime import files, manifest, seeds, state
 from kr_fast.runtime.errors import UserError, fail
@@ -175,6 +176,11 @@ class _Work:
                 rule = f"share no example with the population, which is {wanted} unless --population names another"
                 fail("audit", "members and non_members", rule, f"{config.members} and {config.non_members}")
             fail("audit", "population", "share no example with members and non-members", config.population)
+        if config.random_members:
+            if isinstance(self.population, float):
+                rule = "be splits or none with random_members: a share takes from the non-members only"
+                fail("audit", "population", rule, wanted)
+            check_fair_coins("audit", self.members)
         if isinstance(self.population, float):
             outside = int((~self.members).sum())
             if not 0 < round(self.population * outside) < outside:

@@ -150,10 +150,9 @@ def epsilon_one_run(
     """
     where = "epsilon_one_run"
     _check(where, delta, level)
-    curve = roc(scores, members)  # checks the arguments
-    total, inside = len(scores), curve.positives
-    if abs(inside - total / 2) > 2.5 * total**0.5:  # five standard deviations of fair coins
-        fail(where, "members", "be about half of the examples: each included by a fair coin", f"{inside} of {total}")
+    roc(scores, members)  # checks the arguments
+    total = len(scores)
+    check_fair_coins(where, members)
     if guesses is not None and not 1 <= guesses <= total:
         fail(where, "guesses", f"be in [1, {total}]", guesses)
     counts = sorted({max(1, int(total * share)) for share in GUESS_SHARES}) if guesses is None else [guesses]
@@ -166,6 +165,13 @@ def epsilon_one_run(
         right = int(truth[:high].sum()) + int((1 - truth[total - low :]).sum())
         best = max(best, one_run_bound(total, count, right, delta, (1 - level) / len(counts)))
     return best
+
+
+def check_fair_coins(where: str, members: Tensor) -> None:
+    """Refuse members that no fair coin for each example has made: half of them, to five standard deviations."""
+    total, inside = len(members), int(members.sum())
+    if abs(inside - total / 2) > 2.5 * total**0.5:
+        fail(where, "members", "be about half of the examples: each included by a fair coin", f"{inside} of {total}")
 
 
 def one_run_bound(canaries: int, guesses: int, right: int, delta: float, error: float) -> float:

@@ -25,7 +25,8 @@ class Choices:
         level: coverage of every interval.
         delta: of the epsilon lower bounds.
         priors: shares of members in the population for the positive predictive value.
-        random_members: every example became a member by a fair coin of its own, so the one-run bound applies.
+        random_members: every example under attack, member or not, became one by a fair coin of its own, thrown after
+            the examples were chosen: then the one-run bound applies.
         seed: of splits and ties.
         rmia_gamma: of RMIA, how clearly an example has to dominate one of the population; above 0.
         rmia_offline_a: ``a`` of RMIA's offline form, in [0, 1].

@@ -262,6 +262,14 @@ def test_saved_signals(tmp_path, capsys):
         (["--primary", "nope"], "audit: primary must be one of the attacks, lira, lira_offline, rmia,"),
         (["--attacks", "lira", "--primary", "loss"], "audit: primary must be one of the attacks, lira, got loss"),
         (
+            ["--random-members", "--population", "0.2"],
+            "audit: population must be splits or none with random_members: a share takes from the non-members only,",
+        ),
+        (
+            ["--random-members", "--members", "val", "--non-members", "train,test"],
+            "audit: members must be about half of the examples: each included by a fair coin, got 30 of 180",
+        ),
+        (
             ["--attacks", "rmia", "--population", "none"],
             "audit: attacks must be possible with what was given: rmia needs a population of further non-members",
         ),

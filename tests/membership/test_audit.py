@@ -221,6 +221,14 @@ def test_bad_choices_are_refused_before_a_model_is_asked(scene):
         ("synthetic must have names other than .*, got details", {"synthetic": {"details": images}}),
         ("synthetic synthetic must be uint8", {"synthetic": images / 255}),
         ("reference must be uint8", {"reference": images[:, :4]}),
+        (
+            "population must be .images, labels. with random_members: a share takes from the non-members only, got 0.2",
+            {"population": 0.2, "random_members": True},
+        ),
+        (
+            "audit: members must be about half of the examples: each included by a fair coin, got 80 of 100",
+            {"random_members": True, "non_members": (~members).nonzero()[:20, 0]},
+        ),
         ("rmia needs a population of further non-members", {"attacks": ("lira", "rmia")}),
         ("attack_p needs a population", {"attacks": ("attack_p",)}),
         ("rmia needs a population", {"primary": "rmia"}),

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from audit_cases import COUNT, MODELS, with_population
+from audit_cases import COUNT, MODELS, data, with_population
 
-from kr_fast.membership import ShadowSignals, TargetSignals, across_targets, audit_signals, rmia_attack
+from kr_fast.membership import ShadowSignals, TargetSignals, across_targets, audit_signals, epsilon_one_run, rmia_attack
 
 
 def test_options_of_rmia_reach_the_attacks_and_the_report(tmp_path):
@@ -39,6 +39,25 @@ def test_predicate_of_rmia_decides_ties():
         report = audit_signals(whole, attacks=("rmia",), rmia_predicate=predicate)
         assert (report.scores["target"]["rmia"].floor() == count).all()
         assert report.setting["rmia"]["predicate"] == predicate
+
+
+def test_coins_are_those_of_the_examples_under_attack():
+    """The one-run bound is that of members and non-members; the report says what it takes for granted."""
+    whole = data()
+    report = audit_signals(whole, attacks=("lira",), random_members=True)
+    row = report.figures["target"]["lira"]
+    wanted = epsilon_one_run(report.scores["target"]["lira"], whole.members, delta=1e-5)
+    assert row["epsilon"]["one_run"] == wanted > 0
+    assert any(f"each of these {COUNT} examples to have become a member by a fair coin" in n for n in notes(report))
+    plain = audit_signals(whole, attacks=("lira",))
+    assert plain.figures["target"]["lira"]["epsilon"]["one_run"] is None
+    assert not any("coin" in note for note in notes(plain))
+    with pytest.raises(ValueError, match=f"audit: members must be about half of the examples.*, got 60 of {COUNT}"):
+        audit_signals(dataclasses.replace(whole, members=torch.arange(COUNT) < 60), random_members=True)
+
+
+def notes(report):
+    return report.setting["notes"]
 
 
 @pytest.mark.parametrize(
