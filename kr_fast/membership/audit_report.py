@@ -14,7 +14,7 @@ from kr_fast.membership.catalog import CATALOG, auto_variance, check_asked, side
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.figures import Choices, exposed, of_attack
-from kr_fast.membership.intervals import delong_test
+from kr_fast.membership.intervals import delong_test, holm
 from kr_fast.membership.summaries import across_targets
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import fail
@@ -208,7 +208,7 @@ def audit_signals(
     }
     for line in warnings:
         logger.warning("audit: %s", line)
-    return AuditReport(curves, scores, figures, _comparison(data, scores, level), loo, setting, warnings, data)
+    return AuditReport(curves, scores, figures, _comparison(data, scores, primary, level), loo, setting, warnings, data)
 
 
 def _facts(data: AuditData, name: str, primary: str) -> dict[str, Any]:
@@ -239,16 +239,26 @@ def _shadow_facts(shadows: ShadowSignals) -> dict[str, Any]:
     }
 
 
-def _comparison(data: AuditData, scores: Mapping, level: float) -> dict[str, dict[str, dict[str, Any]]]:
-    """Paired tests of the first target's AUC against that of each other one, attack by attack."""
-    names = [name for name, target in data.targets.items() if not target.control]
-    return {
-        other: {
-            attack: {"first": names[0], **delong_test(scores[names[0]][attack], value, data.members, level)}
-            for attack, value in scores[other].items()
-        }
-        for other in names[1:]
-    }
+def _comparison(data: AuditData, scores: Mapping, primary: str, level: float) -> dict[str, dict[str, dict[str, Any]]]:
+    """Paired tests of the first target's AUC against that of each other one, attack by attack.
+
+    The primary attack was named beforehand. The others of a pair share one error: Holm's p, Bonferroni's intervals.
+    """
+    first, *rest = [name for name, target in data.targets.items() if not target.control] or [None]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for other in rest:
+        shared = 1 - (1 - level) / max(len(scores[other]) - 1, 1)
+        rows = {}
+        for attack, value in scores[other].items():
+            pair = scores[first][attack], value, data.members
+            test, role = delong_test(*pair, level), "primary" if attack == primary else "exploratory"
+            wide = test["interval"] if role == "primary" else delong_test(*pair, shared)["interval"]
+            rows[attack] = {"first": first, "role": role, **test, "interval_corrected": wide, "p_corrected": test["p"]}
+        exploratory = [row for row in rows.values() if row["role"] == "exploratory"]
+        for row, p in zip(exploratory, holm([row["p"] for row in exploratory]), strict=True):
+            row["p_corrected"] = p
+        found[other] = rows
+    return found
 
 
 def _control(data: AuditData, figures: Mapping) -> dict[str, Any] | None:

@@ -1,5 +1,7 @@
 """Intervals and tests: Clopper-Pearson, DeLong for one attack and for two on the same examples, bootstrap."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -83,6 +85,20 @@ def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0
         "z": z,
         "p": None if z is None else float(2 * ndtr(-abs(z))),
     }
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected for being several: the family errs with probability at most ``p`` where one is called true.
+
+    Ascending, the i-th (from 0) of m times ``m - i``, at least the one before, at most 1. None is no test.
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979.
+    """
+    order = sorted((i for i, value in enumerate(p) if value is not None), key=lambda i: p[i])
+    found: list[float | None] = [None] * len(p)
+    least = 0.0
+    for rank, i in enumerate(order):
+        least = found[i] = min(1.0, max(least, (len(order) - rank) * p[i]))
+    return found
 
 
 def bootstrap(

@@ -53,7 +53,11 @@ def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
     for other in found["comparison"]:
         first = next(iter(found["comparison"][other].values()))["first"]
         yield "heading", f"{first} against {other}"
-        yield "text", f"Paired DeLong test on the same examples: AUC on {first} minus AUC on {other}."
+        yield (
+            "text",
+            f"Paired DeLong test on the same examples: AUC on {first} minus AUC on {other}. The exploratory attacks "
+            "share one error: their corrected p is Holm's, their corrected interval Bonferroni's.",
+        )
         yield "table", tables.comparison(found, other)
     for name in found["leave_one_out"]:
         yield "heading", f"Every shadow as a target: {name}"

@@ -152,11 +152,16 @@ def _range(pair: list[float | None]) -> str:
 
 
 def comparison(found: Found, other: str) -> list[list[str]]:
-    """Paired tests of the first target against another one."""
-    rows = [["attack", "difference of AUC", "interval", "p (two-sided)"]]
+    """Paired tests of the first target against another one, by themselves and corrected for being several."""
+    rows = [["attack", "role", "difference of AUC", "interval", "p (two-sided)", "corrected interval", "corrected p"]]
     for attack, row in found["comparison"][other].items():
-        p = "no variance" if row["p"] is None else f"{row['p']:.2g}"
-        rows.append([title(found, attack), f"{row['difference']:+.3f}", interval(row["interval"]), p])
+        alone, corrected = ("no variance" if p is None else f"{p:.2g}" for p in (row["p"], row["p_corrected"]))
+        rows.append(
+            [
+                title(found, attack), row["role"], f"{row['difference']:+.3f}", interval(row["interval"]), alone,
+                interval(row["interval_corrected"]), corrected,
+            ]
+        )  # fmt: skip
     return rows
 
 

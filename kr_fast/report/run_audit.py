@@ -53,10 +53,14 @@ def auc(row: dict[str, Any]) -> str:
 
 
 def difference(audit: dict[str, Any], other: str, attack: str) -> str:
-    """Teacher's AUC minus that of another target on the same examples: DeLong's interval and p."""
+    """Teacher's AUC minus that of another target on the same examples: DeLong's interval and p.
+
+    Those of an exploratory attack are corrected for being several.
+    """
     row = audit["comparison"][other][attack]
-    p = "no variance" if row["p"] is None else f"p = {row['p']:.2g}"
-    return f"{row['difference']:+.3f} {interval(row['interval'])}, {p}"
+    p = "no variance" if row["p_corrected"] is None else f"p = {row['p_corrected']:.2g}"
+    corrected = " (corrected)" if row["role"] == "exploratory" else ""
+    return f"{row['difference']:+.3f} {interval(row['interval_corrected'])}, {p}{corrected}"
 
 
 def what_was_run(summary: Summary) -> list[list[str]]:

@@ -28,6 +28,7 @@ from kr_fast.membership import (
     threshold_per_class,
 )
 from kr_fast.membership.catalog import CATALOG, _as_if_out
+from kr_fast.membership.intervals import holm
 
 
 def test_figures_are_those_of_the_functions():
@@ -220,7 +221,23 @@ def test_leave_one_out_and_comparison():
     lone = lira(shadows.signals["phi"], shadows.keep, variance="fixed")
     assert report.leave_one_out["shadows"]["lira"] == across_targets(lone, shadows.keep)
     wanted = delong_test(report.scores["target"]["lira"], report.scores["other"]["lira"], whole.members)
-    assert report.comparison["other"]["lira"] == {"first": "target", **wanted}
+    row = {"first": "target", "role": "primary", **wanted, "p_corrected": wanted["p"]}
+    assert report.comparison["other"]["lira"] == {**row, "interval_corrected": wanted["interval"]}
+
+
+def test_comparisons_of_exploratory_attacks_share_one_error():
+    whole = data()
+    other = TargetSignals({"phi": simulated(1, 1.0)[1]}, kind="transfer")
+    whole = dataclasses.replace(whole, targets={**whole.targets, "other": other})
+    report = audit_signals(whole, attacks=("loss", "lira", "base", "attack_r"), primary="base", level=0.9)
+    rows = report.comparison["other"]
+    assert [name for name, row in rows.items() if row["role"] == "primary"] == ["base"]
+    assert rows["base"]["p_corrected"] == rows["base"]["p"]
+    rest = [row for row in rows.values() if row["role"] == "exploratory"]
+    assert [row["p_corrected"] for row in rest] == holm([row["p"] for row in rest]) != [row["p"] for row in rest]
+    for attack in ("loss", "lira", "attack_r"):  # a third of the error each
+        pair = (report.scores[name][attack] for name in ("target", "other"))
+        assert rows[attack]["interval_corrected"] == delong_test(*pair, whole.members, 1 - 0.1 / 3)["interval"]
 
 
 def test_exposed_members_are_the_highest():

@@ -59,6 +59,7 @@ def test_page_says_what_was_found(page):
         "no point claim",
         "a lower bound on what it gives away",
         "&lt;b&gt;t&lt;/b&gt; against other",
+        ">corrected p</th>",
         "Every shadow as a target",
         "transfer: shadows of another training",
         "Thresholds that never saw this target",
