@@ -97,6 +97,32 @@ def test_large_sample_comes_close_to_the_truth(mu):
     assert 0 < epsilon_clopper_pearson(scores, members, delta=1e-5) < truth
 
 
+def shares_of_truth(mu, delta, count, runs):
+    """The Clopper-Pearson bound over the truth, by run from low to high."""
+    truth = epsilon_of_mu(mu, delta)
+    return sorted(epsilon_clopper_pearson(*gaussian(seed, mu, count), delta=delta) / truth for seed in range(runs))
+
+
+@pytest.mark.parametrize(
+    ("mu", "delta", "count", "runs"),
+    [(0.5, 1e-2, 100_000, 40), (1.0, 1e-2, 100_000, 40), (2.0, 1e-2, 100_000, 40), (1.0, 1e-3, 100_000, 40),
+     (0.5, 1e-3, 1_000_000, 10), (1.0, 1e-3, 1_000_000, 10), (2.0, 1e-3, 1_000_000, 10)],
+)  # fmt: skip
+def test_clopper_pearson_comes_close_where_there_are_examples(mu, delta, count, runs):
+    """Where examples lie beyond the best threshold: every run above 70 % of the truth, no more than 5 % above it."""
+    found = shares_of_truth(mu, delta, count, runs)
+    assert found[0] >= 0.7
+    assert sum(share > 1 for share in found) <= runs / 20
+
+
+@pytest.mark.parametrize(("mu", "median"), [(0.5, 0.54), (1.0, 0.57), (2.0, 0.49)])
+def test_clopper_pearson_at_a_small_delta_is_what_the_docs_say(mu, median):
+    """delta = 1e-5 puts the best threshold where 100,000 examples have 0.6, 0.03 and 0.00005 non-members."""
+    found = shares_of_truth(mu, 1e-5, 100_000, 20)
+    assert found[9] == pytest.approx(median, abs=0.03)
+    assert found[-1] < 0.7
+
+
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0])
 def test_one_run_bound_holds_for_randomised_response(epsilon):
     """200 runs of a mechanism whose epsilon is exact: above the truth in at most 5 %, for one count and for several."""
