@@ -1,10 +1,8 @@
 """``kr-fast info``: versions, devices and, for every op and backend, whether it can run or why not."""
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 from typing import Any
 
 
@@ -37,15 +35,9 @@ def collect() -> dict[str, Any]:
     """The facts as a dictionary."""
     import torch
 
-    import kr_fast
     from kr_fast.backends import cpu, cuda, registry
+    from kr_fast.runtime.versions import versions
 
-    versions = {"kr_fast": kr_fast.__version__, "python": platform.python_version()}
-    for name in ("torch", "triton", "diffusers", "accelerate", "numpy"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     machine = {
         "cpu instruction set": cpu._cpu.isa() if cpu._cpu else "kr_fast._cpu is missing",
@@ -55,7 +47,7 @@ def collect() -> dict[str, Any]:
     }
     environment = {key: value for key, value in sorted(os.environ.items()) if key.startswith("KR_FAST_")}
     return {
-        "versions": versions,
+        "versions": versions("torch", "triton", "diffusers", "accelerate", "numpy"),
         "machine": machine,
         "environment": environment or {"KR_FAST_*": "none set"},
         "ops": dict(registry.table()),

@@ -12,6 +12,7 @@ from kr_fast.runtime.errors import UserError, fail
 
 SIZES = (8, 224)
 CLASSES = (2, 1000)
+VAL_FRACTION, TEST_FRACTION = 0.15, 1 / 3  # where a set has no such split: of the training images, of all images
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -52,7 +53,9 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def load(source: str | Path, *, seed: int = 0, val_fraction: float = 0.15, test_fraction: float = 1 / 3) -> Dataset:
+def load(
+    source: str | Path, *, seed: int = 0, val_fraction: float = VAL_FRACTION, test_fraction: float = TEST_FRACTION
+) -> Dataset:
     """Read ``source`` and cut what it does not split itself, stratified by class.
 
     Args:

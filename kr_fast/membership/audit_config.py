@@ -3,14 +3,13 @@
 import dataclasses
 from typing import Any
 
-from kr_fast.data import Augment
+from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
 from kr_fast.membership.catalog import check_asked
 from kr_fast.membership.figures import Choices
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import option
 
-VAL_FRACTION, TEST_FRACTION = 0.15, 1 / 3  # as of kr-fast run
 SPLITS = ("train", "val", "test", "all")
 SOURCES = {
     "signals": ("probabilities",),

@@ -1,8 +1,6 @@
 """One audit from names of files: what ``kr-fast audit`` runs. Models, or signals that were saved before."""
 
 import dataclasses
-import importlib.metadata
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import kr_fast
 from kr_fast.data import load, load_uncut
 from kr_fast.ensemble import ModelArray, Shadows, load_shadows, train_shadows
 from kr_fast.ensemble.loading import load_weights, model_factory
@@ -27,6 +24,7 @@ from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_me
 from kr_fast.runtime import files, manifest, seeds, state
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.versions import versions
 
 
 def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
@@ -58,19 +56,12 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
         details = {
             "title": f"Membership audit on {source}",
             "command": f"kr-fast audit --config {Path(config.out) / manifest.CONFIG} --out {config.out}",
-            "versions": versions(),
+            "versions": versions("torch", "numpy", "scipy", "scikit-learn"),
             "config": config.record(),
         }
         return report, report.write(config.out, details)
     finally:
         manifest.release()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    names = ("torch", "numpy", "scipy", "scikit-learn")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"kr_fast": kr_fast.__version__, "python": platform.python_version(), **found}
 
 
 def _saved(config: AuditConfig) -> AuditData:

@@ -22,6 +22,7 @@ from kr_fast.membership import audit, overfitted
 from kr_fast.recycling import gkd, reporting, shadow_students, shadows, teacher
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
+from kr_fast.runtime.versions import versions
 
 SHARES = {"shared": "the generator (trained on all members) and its images", "retrained": "the tuned sampling"}
 
@@ -61,7 +62,7 @@ def run(context: Context) -> dict[str, Any]:
         details = {
             "title": f"Membership audit of Knowledge Recycling on {context.data.name}",
             "command": reporting.command(context),
-            "versions": reporting.versions(),
+            "versions": versions(*reporting.PACKAGES),
             "config": c.record(),
         }
         report.write(context.out, details)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from kr_fast.data import TEST_FRACTION, VAL_FRACTION
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import option
 
@@ -14,8 +15,10 @@ class RecycleConfig:
     out: str = option("runs/digits", "folder of the run; the same command continues a run that was stopped")
     data: str = option("digits", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
     seed: int = option(0, "decides everything that is random")
-    val_fraction: float = option(0.15, "share of training images for validation, where the data has no such split")
-    test_fraction: float = option(1 / 3, "share of all images for the test, where the data has no such split")
+    val_fraction: float = option(
+        VAL_FRACTION, "share of training images for validation, where the data has no such split"
+    )
+    test_fraction: float = option(TEST_FRACTION, "share of all images for the test, where the data has no such split")
 
     teacher: str = option("", "pkg.mod:factory or a .safetensors/.pt state dict, in place of training a Teacher")
     teacher_arch: str = option("resnet14", "Teacher's architecture")

@@ -1,16 +1,15 @@
 """Stage 9, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
 
-import importlib.metadata
-import platform
 from typing import Any
 
 import numpy as np
 
-import kr_fast
 from kr_fast import report
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files
+from kr_fast.runtime.versions import versions
 
+PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn")  # that the figures depend on
 EXAMPLES = 8  # images of each class in the grid
 # Curves of the ROC; audit.html shows all. The loss of the Student is the same by whatever shadows it is attacked.
 SHOWN = (
@@ -33,7 +32,7 @@ def summary(context: Context) -> dict[str, Any]:
         "command": command(context),
         "config": context.config.record(),
         "seed": context.config.seed,
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
         "stages": journal.seconds(),
         "dataset": {
             "name": data.name,
@@ -75,13 +74,6 @@ def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
 def command(context: Context) -> str:
     """What repeats or continues the run."""
     return f"kr-fast run --config {context.out / 'config.yaml'} --out {context.out}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    names = ("torch", "diffusers", "accelerate", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"kr_fast": kr_fast.__version__, "python": platform.python_version(), **found}
 
 
 def arrays(context: Context) -> dict[str, Any]:

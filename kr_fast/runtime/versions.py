@@ -1,0 +1,17 @@
+"""Versions of what a result depends on, for reports and ``kr-fast info``."""
+
+import importlib.metadata
+import platform
+
+import kr_fast
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of this package, Python and the packages named; "not installed" where one is not."""
+    found = {"kr_fast": kr_fast.__version__, "python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
