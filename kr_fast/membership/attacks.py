@@ -19,6 +19,7 @@ from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 
 NO_EVIDENCE = 0.0
+BOUND = 1e6  # what an infinite signal counts as, where a number is needed
 
 
 def lira(
@@ -117,6 +118,13 @@ def lira_carlini2021(
     return torch.from_numpy(np.stack(rows))
 
 
+def query_mean(signal: Tensor) -> Tensor:
+    """Mean over the first axis, in float64; infinities stay what they are, but where both are met."""
+    mean = signal.double().mean(0)
+    both = mean.isnan()
+    return torch.where(both, signal.double().clamp(-BOUND, BOUND).mean(0), mean) if bool(both.any()) else mean
+
+
 def log_likelihood(phi: Tensor) -> Tensor:
     """``ln p_y`` from phi, in float64."""
     return -softplus(-phi.double())
@@ -212,7 +220,7 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tens
     CCS 2022.
     """
     check("attack_r", phi, keep, target)
-    x = (phi if target is None else target).double().mean(0).T
+    x = query_mean(phi if target is None else target).T
     return ops_attack_r(phi, keep, target=target) + 1e-6 * torch.sigmoid(x / 8)
 
 
@@ -243,8 +251,9 @@ def threshold_per_class(signal: Tensor, keep: Tensor, labels: Tensor, *, target:
     check("threshold_per_class", signal, keep, target)
     if labels.shape != signal.shape[1:2] or labels.dtype != torch.int64:
         fail("threshold_per_class", "labels", f"be int64 [{signal.shape[1]}]", f"{labels.dtype} {list(labels.shape)}")
-    values = signal.double().mean(0)
-    seen = values if target is None else target.double().mean(0)
+    # A distance from an infinite threshold is no number.
+    values = query_mean(signal).clamp(-BOUND, BOUND)
+    seen = values if target is None else query_mean(target).clamp(-BOUND, BOUND)
     rows, held = torch.empty(seen.shape[1], len(labels), dtype=torch.float64), keep.T
     for label in labels.unique():
         at = (labels == label).nonzero()[:, 0]

@@ -147,7 +147,9 @@ def _attack_p(data, shadows, target) -> Tensor:
 
 def _loss(data, shadows, target) -> Tensor:
     # phi ranks as the negative loss does, and does not saturate.
-    return shadows.signals["phi"].double().mean(0).T if target is None else target.signals["phi"].double().mean(0)[None]
+    if target is None:
+        return attacks.query_mean(shadows.signals["phi"]).T
+    return attacks.query_mean(target.signals["phi"])[None]
 
 
 def _per_class(data, shadows, target, *, signal: str, sign: float) -> Tensor:

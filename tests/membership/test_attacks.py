@@ -125,6 +125,17 @@ def test_threshold_per_class(data):
             assert (values[inside] >= gap[0] - 1e-9).mean() - (values[~inside] >= gap[0] - 1e-9).mean() == max(gains)
 
 
+def test_an_infinite_threshold_per_class_still_divides():
+    """Members are certain, others are not: the threshold is infinite, at it a target is a member, below it none."""
+    keep = torch.arange(M * N).reshape(M, N) % 2 == 0
+    phi = torch.where(keep.T, torch.inf, 0.0)[None]
+    target = torch.tensor([torch.inf, 1.0, -torch.inf]).repeat(N, 1)[None]
+    found = threshold_per_class(phi, keep, torch.zeros(N, dtype=torch.int64), target=target)
+    assert (found[0] == 0).all()
+    assert (found[2] < found[1]).all()
+    assert (found[1] < 0).all()
+
+
 @pytest.mark.parametrize("fix_variance", [False, True])
 @pytest.mark.parametrize("variant", ["online", "offline"])
 def test_reference_code(data, variant, fix_variance):

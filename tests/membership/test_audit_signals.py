@@ -263,6 +263,28 @@ def test_infinite_signals_are_ordered_and_strict_json():
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+def test_infinite_signals_of_several_queries_have_scores():
+    """Certainty in one query and its opposite in the other, in shadows and target: ordered, and no NaN."""
+    whole = data(labels=torch.arange(COUNT) % CLASSES)
+    shadows, seen = whole.shadows["shadows"], whole.targets["target"].signals["phi"]
+    phi, own = shadows.signals["phi"].repeat(2, 1, 1), seen.repeat(2, 1)
+    phi[0, ::3], own[0, ::3] = torch.inf, torch.inf
+    phi[1, ::6], own[1, ::6] = -torch.inf, -torch.inf
+    phi[0, 1::3, :4] = torch.inf
+    whole = dataclasses.replace(
+        whole, shadows={"shadows": dataclasses.replace(shadows, signals={"phi": phi})},
+        targets={"target": TargetSignals({"phi": own})},
+    )  # fmt: skip
+    attacks = ("loss", "confidence", "lira", "base", "attack_r")
+    report = audit_signals(whole, attacks=attacks, targets="shadows")
+    loss = report.scores["target"]["loss"]
+    assert loss[3::6].isinf().all()
+    assert (loss[::6] == 0).all()
+    assert torch.equal(loss[1::3], own[:, 1::3].double().mean(0))
+    for scores in report.scores["target"].values():
+        assert not scores.isnan().any()
+
+
 @pytest.mark.parametrize("queries", [None, 3])
 def test_from_logits(queries):
     logits, keep, labels, members = logits_of(queries=queries)
