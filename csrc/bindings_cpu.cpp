@@ -21,6 +21,7 @@
 #include "cpu/rmia.h"
 #include "cpu/roc.h"
 #include "cpu/solver_step.h"
+#include "cpu/winograd_conv2d.h"
 
 namespace py = pybind11;
 
@@ -166,6 +167,18 @@ PYBIND11_MODULE(_cpu, m) {
         [](Address qkv, int dtype, int64_t batch, int64_t tokens, int64_t heads, int64_t d, Address out, int threads) {
             kr::qkv_attention(at<const void>(qkv), static_cast<kr::Dtype>(dtype), batch, tokens, heads, d,
                               at<void>(out), threads);
+        },
+        release());
+
+    // winograd_conv2d
+    m.def(
+        "winograd_conv2d",
+        [](Address x, int64_t batch, int64_t height, int64_t width, int64_t inputs, Address weight, Address scale,
+           Address bias, Address residual, int activation, bool pool, Address y, int64_t outputs, int threads) {
+            kr::winograd_conv2d({at<const float>(x), batch, height, width, inputs, at<const float>(weight),
+                                 at<const float>(scale), at<const float>(bias), at<const float>(residual),
+                                 static_cast<kr::Activation>(activation), pool, at<float>(y), outputs},
+                                threads);
         },
         release());
 

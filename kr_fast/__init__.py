@@ -34,6 +34,8 @@ _PUBLIC = {
     "philox_normal": "kr_fast.ops.philox_normal",
     "qkv_attention": "kr_fast.ops.qkv_attention",
     "solver_step": "kr_fast.ops.solver_step",
+    "winograd_conv2d": "kr_fast.ops.winograd_conv2d",
+    "winograd_pack": "kr_fast.ops.winograd_conv2d",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
 

@@ -6,6 +6,8 @@
 #include "cpu/lanes_io.h"
 #include "cpu/vec_math.h"
 
+#include "cpu/activations.h"
+
 constexpr int64_t kChunkElements = 4096;
 
 // Pixels of a chunk: 16 KB of float32, but not so few that joining chunks costs more than their sums.
@@ -59,12 +61,6 @@ static void channel_statistics(const T* x, int64_t step, int64_t channels, int64
             add_chunk<1>(from + c, step, n, p, mean + c, squares + c, kLanes);
         if (c < channels) add_chunk<1>(from + c, step, n, p, mean + c, squares + c, (int)(channels - c));
     }
-}
-
-// y / (1 + e^-y). Below -87 the quotient is 0 to within 1e-36.
-KR_FN f32v silu(f32v y) {
-    const f32v e = vec_exp_scaled(min(splat(0.0f) - y, splat(87.0f)), splat(kLog2E));
-    return y / (e + splat(1.0f));
 }
 
 template <int V, bool act, class T>

@@ -23,6 +23,11 @@ if _cpu is not None and os.environ.get("KR_FAST_CPU_ISA"):
     _cpu.set_isa(os.environ["KR_FAST_CPU_ISA"])
 
 
+def isa() -> str | None:
+    """The instruction set in use: "scalar", "avx2" or "avx512"; None where the module cannot be loaded."""
+    return None if _cpu is None else _cpu.isa()
+
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # numbers of kr::Dtype
 
 
@@ -202,6 +207,18 @@ def _attention_refuses(device: str, dtype: torch.dtype, size: int) -> str | None
     if size not in (8, 16, 32, 64):
         return f"heads must have 8, 16, 32 or 64 channels, got {size}"
     return accepts(*DTYPES)(device, dtype, size)
+
+
+WINOGRAD_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}  # of kr::Activation
+
+
+@registry.kernel("winograd_conv2d", "cpu", refuses=accepts(torch.float32))
+def winograd_conv2d(x, weight, scale, bias, residual, activation, pool, y) -> None:
+    batch, inputs, height, width = x.shape
+    _cpu.winograd_conv2d(
+        x.data_ptr(), batch, height, width, inputs, weight.data_ptr(), _address(scale), _address(bias),
+        _address(residual), WINOGRAD_ACTIVATIONS[activation], pool, y.data_ptr(), y.shape[1], torch.get_num_threads(),
+    )  # fmt: skip
 
 
 @registry.kernel("qkv_attention", "cpu", refuses=_attention_refuses)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kr_fast.ensemble.lowering import Activation, Layer
 from kr_fast.ensemble.precision import HALF, rounded
+from kr_fast.ops.winograd_conv2d import INPUTS, block_of, winograd_pack
 
 LAST = torch.channels_last
 # The bits of an image must not follow from how many images stand beside it. BLAS chooses its order of sums by the
@@ -91,6 +92,8 @@ def bind(layer: Layer, model: nn.Module, dtype: torch.dtype, shape: tuple[int, .
     if layer.kind == "activation":
         act = _after(layer.activation)
         return lambda x: act(x.clone())
+    if layer.winograd:
+        return _winograd(layer, model)
     weight, bias = _rounded(layer, model, dtype)
     # oneDNN adds a float32 bias before it rounds; torch's binding allows it where nothing else is added.
     exact = layer.kind == "conv" and packs(weight.device.type, dtype) and not layer.add
@@ -168,6 +171,44 @@ def _conv(layer: Layer, part: nn.Conv2d, weight: Tensor, bias: Tensor | None, sh
         return apart(_dense(x), other.contiguous(memory_format=LAST), *rest)
 
     return summed
+
+
+# lowering's names of activations that are fused into winograd_conv2d
+_WINOGRAD: dict[Activation | None, str | None] = {
+    None: None,
+    ("relu", (), ""): "relu",
+    ("swish", (), ""): "silu",
+    ("gelu", (), "none"): "gelu",
+}
+
+
+def winograd_weight_shape(part: nn.Conv2d) -> tuple[int, ...]:
+    """Of the packed weight."""
+    block = block_of(part.out_channels)
+    return 36, -(-part.out_channels // block), -(-part.in_channels // INPUTS) * INPUTS, block
+
+
+def _winograd(layer: Layer, model: nn.Module) -> Callable[..., Tensor]:
+    part, biases = model.get_submodule(layer.module), []
+    weight, outputs = torch.empty(winograd_weight_shape(part)), part.out_channels
+    block = weight.shape[3]
+    blocks = max(FOLDED // (4 * part.in_channels * 9 * block), 1)  # transformed, a filter is four times as large
+    for first in range(0, weight.shape[1], blocks):
+        rows, bias = folded(layer, model, slice(first * block, (first + blocks) * block))
+        rows = F.pad(rows.detach(), (0,) * 7 + (-len(rows) % block,))
+        weight[:, first : first + blocks] = winograd_pack(rows) if block > 16 else winograd_pack(rows[:outputs])
+        biases.append(bias)
+    scale, bias = None, None if biases[0] is None else torch.cat(biases)
+    if layer.pool_norm is not None:
+        scale, shift = _affine(model.get_submodule(layer.pool_norm))
+        bias = shift if bias is None else shift + scale * bias
+    scale, bias = (None if each is None else each.detach().float() for each in (scale, bias))
+    name = _WINOGRAD.get(layer.activation)
+    after = _after(None if layer.activation in _WINOGRAD else layer.activation)
+    run, pool = torch.ops.kr_fast.winograd_conv2d, layer.pool
+    if not layer.add:
+        return lambda x: after(run(_dense(x), weight, outputs, scale, bias, None, name, pool))
+    return lambda x, other: after(run(_dense(x), weight, outputs, scale, bias, _dense(other), name, pool))
 
 
 def _dense(x: Tensor) -> Tensor:

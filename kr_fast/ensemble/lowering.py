@@ -30,14 +30,19 @@ class Layer:
     activation: Activation | None = None
     add: bool = False  # y = act(conv(x) + other)
     in_place: bool = False  # other's memory takes y
+    winograd: bool = False  # by kr_fast.winograd_conv2d
+    pool: bool = False  # the largest of 2x2 pixels is taken before ``pool_norm`` and the activation
+    pool_norm: str | None = None  # a BatchNorm behind the pooling
 
 
 class Unsupported(Exception):
     """The module cannot be traced, or not folded; the message says why."""
 
 
-def lower(model: nn.Module, example: torch.Tensor) -> tuple[fx.Graph, dict[fx.Node, Layer]]:
+def lower(model: nn.Module, example: torch.Tensor, *, winograd: bool = False) -> tuple[fx.Graph, dict[fx.Node, Layer]]:
     """The graph of ``model`` (in eval mode) for images like ``example``, and the recipes of its layers.
+
+    ``winograd``: 3x3 convolutions may be marked as such, and then take the pooling behind them.
 
     Raises: Unsupported.
     """
@@ -55,6 +60,8 @@ def lower(model: nn.Module, example: torch.Tensor) -> tuple[fx.Graph, dict[fx.No
     builder.simplify()
     builder.find_layers()
     builder.fuse()
+    if winograd:
+        builder.mark_winograd()
     if example.device.type == "cpu":
         builder.pool_averages()
     traced.graph.lint()
@@ -235,6 +242,33 @@ class _Builder:
             self.replace(user, moved)
         self.layers[moved].in_place = self.dies_here(other, moved)
 
+    def mark_winograd(self) -> None:
+        for node, layer in list(self.layers.items()):
+            if layer.kind == "conv" and _suits_winograd(self.modules[layer.module], layer):
+                layer.winograd, layer.in_place = True, False
+                self.fuse_pool(node)
+
+    def fuse_pool(self, node: fx.Node) -> None:
+        """The 2x2 maximum behind a convolution (a ReLU between them may as well follow), and what follows that."""
+        layer, pool = self.layers[node], self.follower(node)
+        plain = not layer.add and (layer.activation or ("relu",))[0] == "relu"
+        if pool is None or not plain or not _is_pool(self.module(pool), shape(node)):
+            return
+        layer.pool = True
+        node.meta["tensor_meta"] = pool.meta["tensor_meta"]
+        self.replace(pool, node)
+        after = self.follower(node)
+        found = self.layers.get(after)
+        if layer.activation or found is None:
+            return
+        if found.kind == "affine":
+            layer.pool_norm = found.module
+        elif found.kind != "activation":
+            return
+        layer.activation = found.activation
+        del self.layers[after]
+        self.replace(after, node)
+
     def unread_until(self, node: fx.Node, place: fx.Node) -> bool:
         """Nothing between ``node`` and ``place`` may write into ``node``'s input, so that it can be computed later."""
         order = {each: number for number, each in enumerate(self.graph.nodes)}
@@ -255,6 +289,21 @@ class _Builder:
             user is at or (order[user] < order[at] and (user in self.layers or isinstance(self.module(user), POOLS)))
             for user in node.users
         )
+
+
+WINOGRAD_INPUTS = 12  # with fewer the transforms of pixels cost more than the products that they save
+
+
+def _suits_winograd(conv: nn.Conv2d, layer: Layer) -> bool:
+    form = (conv.kernel_size, layer.stride, layer.padding, conv.dilation, conv.groups)
+    return form == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.in_channels >= WINOGRAD_INPUTS
+
+
+def _is_pool(module: nn.Module | None, before: tuple[int, ...]) -> bool:
+    if type(module) is not nn.MaxPool2d or min(before[2:]) < 2 or module.ceil_mode or module.return_indices:
+        return False
+    pairs = [v if isinstance(v, tuple) else (v, v) for v in (module.kernel_size, module.stride)]
+    return pairs == [(2, 2), (2, 2)] and module.padding in (0, (0, 0)) and module.dilation in (1, (1, 1))
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, ...] | None:

@@ -21,7 +21,8 @@ GROUP = 8  # inputs of a 1x1 filter whose errors are made to cancel
 
 def in_float32(graph: fx.Graph, layers: dict[fx.Node, Layer], modules: dict[str, nn.Module]) -> set[fx.Node]:
     """The nodes to compute in float32: up to the convolutions of the image, and behind the last weighted layer but
-    for the final linear one, which is computed in float32 too."""
+    for the final linear one, which is computed in float32 too; 3x3 convolutions by Winograd's algorithm, which in
+    float32 take less time than the definition in bfloat16."""
 
     def heavy(node: fx.Node) -> bool:
         if node in layers:
@@ -45,7 +46,7 @@ def in_float32(graph: fx.Graph, layers: dict[fx.Node, Layer], modules: dict[str,
             last = node in layers and layers[node].kind == "linear" and not any(map(heavy, tail))
             if last or not heavy(node):
                 tail.add(node)
-    return front | kept | tail
+    return front | kept | tail | {node for node, layer in layers.items() if layer.winograd}
 
 
 def insert_casts(graph: fx.Graph, kept: set[fx.Node], dtype: torch.dtype) -> None:

@@ -6,34 +6,52 @@ for an image depends neither on its neighbours, nor on the other models, nor on 
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
+from kr_fast.backends import cpu
 from kr_fast.ensemble import layers as layer_binding
 from kr_fast.ensemble.lowering import lower, shape
 from kr_fast.ensemble.precision import HALF, in_float32, insert_casts
 from kr_fast.runtime.errors import fail
 
-# Bytes of the widest layer's input and output in one chunk. On a CPU with 1 MiB of L2 a core and 32 MiB of L3, on one
-# thread and beside other work, ResNet-20 ran 5 % faster with 32 to 128 images than with 16 (4 MiB), and an
-# airbench-like network 5 to 7 % faster with 32 than with 16. The GPU's figure is a guess that no GPU has measured.
-CPU_BUDGET, GPU_BUDGET = 12 << 20, 512 << 20
+# Bytes of the widest layer's input and output in one chunk. On a CPU with 1 MiB of L2 a core, ResNet-20 ran fastest
+# with 32 images (4 MiB), 15 % faster than with 16 or 64. All weights of a model are read for every chunk, so a network
+# of many weights takes an image for each WEIGHTS bytes of them: an airbench-like one (30 MiB packed) ran 5 to 8 %
+# faster with 32 to 128 images than with 16. The GPU's figure is a guess that no GPU has measured.
+CPU_BUDGET, WEIGHTS, GPU_BUDGET = 6 << 20, 1 << 19, 512 << 20
 CPU_MOST, GPU_MOST = 128, 4096  # images of a chunk: a small set is padded to it
 KEPT = 16 << 20  # bytes of packed weights, all models together, that stay bound between calls
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have the C library keep what activations free for the next ones.
+
+    glibc gives memory back to the system when a few freed megabytes lie at the end of the heap, and takes its measure
+    of "few" from the largest block of its own that was freed before. ResNet-20 then met 3,000 page faults a chunk, a
+    third of its time. One block of nearly the largest size that counts, never touched, sets the measure.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 class Graph:
     """The traced graph of the models' architecture, with the bytes that it needs.
 
-    ``mixed``: in half precision the ends are computed in float32, see ``precision.py``.
+    ``mixed``: in half precision the ends are computed in float32, see ``precision.py``, and 3x3 convolutions may run by
+    Winograd's algorithm.
     """
 
     def __init__(self, model: nn.Module, sample: Tensor, dtype: torch.dtype, *, mixed: bool = False):
         """``sample``: two images ``[2, C, H, W]`` of the model's dtype. Raises lowering.Unsupported."""
-        self.graph, self.layers = lower(model, sample)
+        # Plain C++ would lose to the library's convolutions for the machine.
+        vectors = sample.device.type == "cpu" and cpu.isa() not in (None, "scalar")
+        winograd = mixed and vectors and dtype in (torch.float32, torch.bfloat16)
+        self.graph, self.layers = lower(model, sample, winograd=winograd)
         self.dtype, self.in_float32 = dtype, set()
         if mixed and dtype in HALF:
             self.in_float32 = in_float32(self.graph, self.layers, dict(self.graph.owning_module.named_modules()))
@@ -92,11 +110,26 @@ class Program(Graph):
     def __init__(self, models: Sequence[nn.Module], sample: Tensor, dtype: torch.dtype, chunk: int | None):
         """As :class:`Graph`."""
         super().__init__(models[0], sample, dtype, mixed=True)
-        budget, most = (CPU_BUDGET, CPU_MOST) if sample.device.type == "cpu" else (GPU_BUDGET, GPU_MOST)
-        self.chunk = chunk or max(1, min(most, 2 ** int(math.log2(max(budget // self.widest, 1)))))
+        self.weight_bytes = self._weight_bytes(models[0])
+        if sample.device.type == "cpu":
+            _keep_freed_memory()
+            count, most = max(CPU_BUDGET // self.widest, self.weight_bytes // WEIGHTS), CPU_MOST
+        else:
+            count, most = GPU_BUDGET // self.widest, GPU_MOST
+        self.chunk = chunk or min(most, 2 ** int(math.log2(max(count, 1))))
         self.models, self.input_dtype = models, torch.float32 if dtype in HALF else dtype
-        self.weight_bytes = sum(value.numel() for value in models[0].parameters()) * dtype.itemsize
         self.keeps, self._bound = self.weight_bytes * len(models) <= KEPT, {}
+
+    def _weight_bytes(self, model: nn.Module) -> int:
+        """Of one model, bound."""
+        total = sum(value.numel() for value in model.parameters()) * self.dtype.itemsize
+        for layer in self.layers.values():
+            if layer.winograd:
+                part = model.get_submodule(layer.module)
+                total += (
+                    4 * math.prod(layer_binding.winograd_weight_shape(part)) - part.weight.numel() * self.dtype.itemsize
+                )
+        return total
 
     def bind(self, m: int) -> Callable[[Tensor], Tensor]:
         if m in self._bound:

@@ -41,7 +41,7 @@ def output():
     return nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1000))
 
 make, count, images, chunk, classes = {
-    "weights": (weights, 64, 64, None, 10),
+    "weights": (weights, 96, 64, None, 10),
     "activations": (Wide, 2, 128, 64, 10),
     "output": (output, 4, 16384, None, 1000),
 }[case]

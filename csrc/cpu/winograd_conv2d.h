@@ -1,0 +1,27 @@
+#pragma once
+#include <cstdint>
+
+namespace kr {
+
+enum class Activation { none, relu, gelu, silu };
+
+// y = act(scale * pool(conv(x)) + bias + residual): a 3x3 convolution of stride 1 with a border of one zero, NHWC.
+// pool is the largest of 2x2 pixels without overlap (a last odd row or column is dropped) or nothing.
+struct WinogradConv {
+    const float* x;  // [batch, height, width, inputs]
+    int64_t batch, height, width, inputs;
+    const float* weight;  // transformed: [36, ceil(outputs / block), ceil(inputs / 16) 16, block], see winograd_block
+    const float *scale, *bias;  // [outputs] or null for 1 and 0
+    const float* residual;      // of y's shape or null
+    Activation activation;
+    bool pool;
+    float* y;  // [batch, height, width, outputs], or [batch, height / 2, width / 2, outputs]; may be the residual
+    int64_t outputs;
+};
+
+// Outputs of a block of the transformed weight.
+inline int64_t winograd_block(int64_t outputs) { return outputs <= 16 ? 16 : 32; }
+
+void winograd_conv2d(const WinogradConv& call, int threads);
+
+}  // namespace kr

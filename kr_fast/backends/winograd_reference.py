@@ -1,0 +1,79 @@
+"""winograd_conv2d in plain torch, and the transforms that define its weight."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kr_fast.backends.registry import kernel
+
+INPUTS = 16  # inputs of a packed weight are rounded up to a multiple of it
+# The points of the interpolation, but for infinity: with them the error is about a third of that of 0, +-1, +-2.
+POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
+
+
+@functools.cache
+def transforms() -> tuple[Tensor, Tensor, Tensor]:
+    """float64 ``B^T [6, 6], G [6, 3], A^T [4, 6]``: ``A^T [(G g G^T) . (B^T d B)] A`` are 4x4 pixels of the
+    correlation of the 6x6 pixels d with the 3x3 filter g (Lavin and Gray, 2016, eq. 8)."""
+    into, weights = torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, 3, dtype=torch.float64)
+    back = torch.zeros(4, 6, dtype=torch.float64)
+    for i, point in enumerate(POINTS):
+        others = [other for other in POINTS if other != point]
+        into[i, :5] = _polynomial(others)
+        scale = 1.0
+        for other in others:
+            scale *= point - other
+        weights[i] = torch.tensor([point**k / scale for k in range(3)], dtype=torch.float64)
+        back[:, i] = torch.tensor([point**k for k in range(4)], dtype=torch.float64)
+    into[5], weights[5, 2], back[3, 5] = _polynomial(POINTS), 1.0, 1.0  # infinity
+    return into, weights, back
+
+
+def _polynomial(roots: tuple[float, ...] | list[float]) -> Tensor:
+    """Coefficients of ``prod (x - root)``, the constant one first."""
+    found = torch.ones(1, dtype=torch.float64)
+    for root in roots:
+        found = torch.cat([found.new_zeros(1), found]) - root * torch.cat([found, found.new_zeros(1)])
+    return found
+
+
+def block_of(outputs: int) -> int:
+    """Outputs that lie side by side in a packed weight."""
+    return 16 if outputs <= 16 else 32
+
+
+@torch.no_grad()
+def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``U = G g G^T`` of ``[O, I, 3, 3]`` in float64, as ``[36, blocks of outputs, inputs, outputs of a block]``."""
+    outputs, inputs = weight.shape[:2]
+    block, g = block_of(outputs), transforms()[1].to(weight.device)
+    taps = weight.double().permute(2, 3, 1, 0).reshape(9, -1)
+    moved = (torch.kron(g, g) @ taps).to(dtype).view(36, inputs, outputs)
+    padded = F.pad(moved, (0, -outputs % block, 0, -inputs % INPUTS))
+    return padded.unflatten(2, (-1, block)).transpose(1, 2).contiguous()
+
+
+_ACTIVATIONS = {None: lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+@kernel("winograd_conv2d", "reference", refuses=lambda device, dtype, size: None)
+def winograd_conv2d(x, weight, scale, bias, residual, activation, pool, y) -> None:
+    """Tiles of 6x6 pixels, 4 apart: ``A^T [sum_inputs U . (B^T d B)] A``."""
+    into, _, back = (each.to(x) for each in transforms())
+    height, width = x.shape[2:]
+    padded = F.pad(x, (1, 1 + -width % 4, 1, 1 + -height % 4))
+    tiles = padded.unfold(2, 6, 4).unfold(3, 6, 4)  # [N, I, down, across, 6, 6]
+    v = (into @ tiles @ into.T).flatten(4)
+    u = weight.transpose(1, 2).flatten(2)[:, : x.shape[1], : y.shape[1]]
+    m = torch.einsum("nctup,pco->notup", v, u).unflatten(4, (6, 6))
+    found = (back @ m @ back.T).permute(0, 1, 2, 4, 3, 5).flatten(2, 3).flatten(3)[:, :, :height, :width]
+    found = F.max_pool2d(found, 2) if pool else found
+    if scale is not None:
+        found = found * scale[:, None, None]
+    if bias is not None:
+        found = found + bias[:, None, None]
+    if residual is not None:
+        found = found + residual
+    y.copy_(_ACTIVATIONS[activation](found))
