@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from kr_fast.ops.winograd_conv2d import gains
+
 # (attribute of oneDNN's epilogue, scalars, algorithm)
 Activation = tuple[str, tuple[float, ...], str]
 
@@ -42,7 +44,7 @@ class Unsupported(Exception):
 def lower(model: nn.Module, example: torch.Tensor, *, winograd: bool = False) -> tuple[fx.Graph, dict[fx.Node, Layer]]:
     """The graph of ``model`` (in eval mode) for images like ``example``, and the recipes of its layers.
 
-    ``winograd``: 3x3 convolutions may be marked as such, and then take the pooling behind them.
+    ``winograd``: 3x3 convolutions that gain by it are marked as such, and take the pooling behind them.
 
     Raises: Unsupported.
     """
@@ -244,7 +246,7 @@ class _Builder:
 
     def mark_winograd(self) -> None:
         for node, layer in list(self.layers.items()):
-            if layer.kind == "conv" and _suits_winograd(self.modules[layer.module], layer):
+            if layer.kind == "conv" and gains(self.modules[layer.module], layer.stride, layer.padding):
                 layer.winograd, layer.in_place = True, False
                 self.fuse_pool(node)
 
@@ -289,14 +291,6 @@ class _Builder:
             user is at or (order[user] < order[at] and (user in self.layers or isinstance(self.module(user), POOLS)))
             for user in node.users
         )
-
-
-WINOGRAD_INPUTS = 12  # with fewer the transforms of pixels cost more than the products that they save
-
-
-def _suits_winograd(conv: nn.Conv2d, layer: Layer) -> bool:
-    form = (conv.kernel_size, layer.stride, layer.padding, conv.dilation, conv.groups)
-    return form == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and conv.in_channels >= WINOGRAD_INPUTS
 
 
 def _is_pool(module: nn.Module | None, before: tuple[int, ...]) -> bool:

@@ -13,17 +13,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from kr_fast.backends import cpu
 from kr_fast.ensemble import layers as layer_binding
 from kr_fast.ensemble.lowering import lower, shape
 from kr_fast.ensemble.precision import HALF, in_float32, insert_casts
 from kr_fast.runtime.errors import fail
 
-# Bytes of the widest layer's input and output in one chunk. On a CPU with 1 MiB of L2 a core, ResNet-20 ran fastest
-# with 32 images (4 MiB), 15 % faster than with 16 or 64. All weights of a model are read for every chunk, so a network
-# of many weights takes an image for each WEIGHTS bytes of them: an airbench-like one (30 MiB packed) ran 5 to 8 %
-# faster with 32 to 128 images than with 16. The GPU's figure is a guess that no GPU has measured.
-CPU_BUDGET, WEIGHTS, GPU_BUDGET = 6 << 20, 1 << 19, 512 << 20
+# Bytes of the widest layer's inputs and output in one chunk. On a CPU with 1 MiB of L2 a core ResNet-20 ran fastest
+# with 32 images (6 MiB), 4 to 15 % faster than with 16 or 64. A network of many weights and few pixels takes more, so
+# that a chunk reads no more bytes of weights than it writes of activations: 64 for an airbench-like one, 32 for
+# ResNet-18, where 8 would take 26 and 16 % longer. The GPU's figure is a guess that no GPU has measured.
+CPU_BUDGET, GPU_BUDGET = 6 << 20, 512 << 20
 CPU_MOST, GPU_MOST = 128, 4096  # images of a chunk: a small set is padded to it
 KEPT = 16 << 20  # bytes of packed weights, all models together, that stay bound between calls
 
@@ -48,9 +47,7 @@ class Graph:
 
     def __init__(self, model: nn.Module, sample: Tensor, dtype: torch.dtype, *, mixed: bool = False):
         """``sample``: two images ``[2, C, H, W]`` of the model's dtype. Raises lowering.Unsupported."""
-        # Plain C++ would lose to the library's convolutions for the machine.
-        vectors = sample.device.type == "cpu" and cpu.isa() not in (None, "scalar")
-        winograd = mixed and vectors and dtype in (torch.float32, torch.bfloat16)
+        winograd = mixed and sample.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
         self.graph, self.layers = lower(model, sample, winograd=winograd)
         self.dtype, self.in_float32 = dtype, set()
         if mixed and dtype in HALF:
@@ -113,7 +110,8 @@ class Program(Graph):
         self.weight_bytes = self._weight_bytes(models[0])
         if sample.device.type == "cpu":
             _keep_freed_memory()
-            count, most = max(CPU_BUDGET // self.widest, self.weight_bytes // WEIGHTS), CPU_MOST
+            written = sum(map(self._bytes, self.nodes)) or 1
+            count, most = max(CPU_BUDGET // self.widest, self.weight_bytes // written), CPU_MOST
         else:
             count, most = GPU_BUDGET // self.widest, GPU_MOST
         self.chunk = chunk or min(most, 2 ** int(math.log2(max(count, 1))))

@@ -1,9 +1,9 @@
 """A 3x3 convolution by Winograd's minimal filtering, with all that follows it in its epilogue."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kr_fast.backends import registry, winograd_reference
+from kr_fast.backends import cpu, registry, winograd_reference
 from kr_fast.backends.winograd_reference import INPUTS, block_of
 from kr_fast.ops import _check
 from kr_fast.ops._library import define
@@ -11,6 +11,20 @@ from kr_fast.ops._library import define
 _OP = "winograd_conv2d"
 _DTYPES = (torch.float32, torch.float64)
 ACTIVATIONS = (None, "relu", "gelu", "silu")
+
+
+# With fewer inputs the transforms of pixels cost more than the products that they save.
+FEWEST_INPUTS = 12
+
+
+def gains(conv: nn.Conv2d, stride: tuple[int, ...], padding: tuple[int, ...] | str) -> bool:
+    """Whether float32 on this CPU is faster for ``conv`` (with this stride and padding) than the library's kernels.
+
+    Plain C++ would lose to them.
+    """
+    form = (conv.kernel_size, stride, padding, conv.padding_mode, conv.dilation, conv.groups)
+    fits = form == ((3, 3), (1, 1), (1, 1), "zeros", (1, 1), 1) and conv.in_channels >= FEWEST_INPUTS
+    return fits and cpu.isa() not in (None, "scalar")
 
 
 def winograd_pack(weight: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kr_fast.ops.group_norm_silu import group_norm_silu
 from kr_fast.ops.qkv_attention import qkv_attention
+from kr_fast.ops.winograd_conv2d import winograd_conv2d
 
 LAST = torch.channels_last
 
@@ -35,6 +36,22 @@ def norm(module: nn.GroupNorm, x: Tensor, activation: str | None = "silu", **mor
     )
 
 
+# A product of winograd_conv2d takes 14 tiles of 4x4 pixels at a time, full or not.
+FEWEST_TILES = 28
+
+
+def conv3x3(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """A 3x3 ``Conv2d`` of stride 1 and padding 1, plus ``residual``; in float32 on a CPU by Winograd's algorithm."""
+    n, _, h, w = input.shape
+    few = n * -(-h // 4) * -(-w // 4) < FEWEST_TILES
+    packed = self._kr_fast_winograd  # follows the module to other devices and dtypes
+    if few or input.device.type != "cpu" or not input.dtype == packed.dtype == torch.float32:
+        y = nhwc(self._conv_forward(input, self.weight, self.bias))
+        return y if residual is None else y.add_(residual)
+    residual = None if residual is None else nhwc(residual)
+    return winograd_conv2d(nhwc(input), packed, self.out_channels, bias=self.bias, residual=residual)
+
+
 def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: Tensor | None = None, **kwargs: Any):
     """``ResnetBlock2D``; with ``skip``, of ``cat([input_tensor, skip], 1)``, which is not stored."""
     x = nhwc(input_tensor)
@@ -57,15 +74,18 @@ def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: 
         h = norm(self.norm2, h, shift=shift)
     if self.training and self.dropout.p > 0:
         h = self.dropout(h)
-    h = nhwc(self.conv2(h))
     if self.conv_shortcut is None:
-        h.add_(x if skip is None else torch.cat([x, skip], 1))
+        other = x if skip is None else torch.cat([x, skip], 1)
     elif skip is None:
-        h.add_(self.conv_shortcut(x))
+        other = self.conv_shortcut(x)
     else:
         weight, bias = self.conv_shortcut.weight, self.conv_shortcut.bias
-        h.add_(F.conv2d(x, nhwc(weight[:, : x.shape[1]]), bias))
-        h.add_(F.conv2d(skip, nhwc(weight[:, x.shape[1] :])))
+        other = F.conv2d(x, nhwc(weight[:, : x.shape[1]]), bias)
+        other.add_(F.conv2d(skip, nhwc(weight[:, x.shape[1] :])))
+    if hasattr(self.conv2, "_kr_fast_winograd"):
+        h = conv3x3(self.conv2, h, other)
+    else:
+        h = nhwc(self.conv2(h)).add_(other)
     return h if self.output_scale_factor == 1 else h.div_(self.output_scale_factor)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kr_fast
-from kr_fast.backends import registry
+from kr_fast.backends import cpu, registry
 from kr_fast.runtime.errors import UserError
 from kr_fast.synthesis import fast_blocks
 
@@ -53,7 +53,10 @@ def run(model, arguments, **more):
 
 
 def check(model, arguments, dtype=torch.float32):
-    """Ours is as near to the network in float64 as the network itself in ``dtype`` is; restore gives its bits back."""
+    """Ours is as near to the network in float64 as the network itself in ``dtype`` is; restore gives its bits back.
+
+    In float32 3x3 convolutions by Winograd's algorithm err by about five times as much as by the definition.
+    """
     model = model.to(dtype)
     theirs = run(model, arguments)
     double = copy.deepcopy(model).double()
@@ -65,7 +68,7 @@ def check(model, arguments, dtype=torch.float32):
     assert ours.dtype == theirs.dtype
     scale = float(want.abs().max())
     error, own = (float((y.double() - want).norm() / want.norm()) for y in (ours, theirs))
-    assert error <= max(1.5 * own, 1e-6), (error, own)
+    assert error <= max(1.5 * own, 3e-6), (error, own)
     assert float((ours.double() - want).abs().max()) <= max(
         3 * float((theirs.double() - want).abs().max()), 1e-5 * scale
     )
@@ -181,6 +184,36 @@ def test_ops_that_are_gone(batch):
     assert ops.names.count("clone") == 2 * 4
 
 
+with_vectors = pytest.mark.skipif(cpu.isa() == "scalar", reason="torch's convolutions are faster without vectors")
+
+
+@with_vectors
+def test_3x3_convolutions_by_winograd():
+    """Two of each of 8 residual blocks, the up-sampler's and conv_out; too few tiles of 4x4 pixels take torch's."""
+    model = network().requires_grad_(False)
+    with torch.no_grad(), kr_fast.optimize(model) as handle:
+        assert handle.patched["Conv2d"] == 8 * 2 + 2
+        with Ops() as ops:
+            model(*inputs(model, 64))
+        assert ops.names.count("winograd_conv2d") == 18
+        assert ops.names.count("add_") == 4 + 4  # second halves of shortcuts over skip connections; attentions
+        with Ops() as ops:
+            model(*inputs(model, 6))  # 24 tiles, or 6
+        assert "winograd_conv2d" not in ops.names
+
+
+@with_vectors
+def test_packed_weights_follow_to_another_dtype():
+    """Nothing packed in float32 is used on bfloat16, and back in float32 it is again."""
+    model, arguments = network(), inputs(network(), 64)
+    want = run(model, arguments)
+    with kr_fast.optimize(model):
+        model.to(torch.bfloat16)
+        run(model, (arguments[0].bfloat16(), *arguments[1:]))
+        model.to(torch.float32)  # now rounded to bfloat16, as the weights are
+        torch.testing.assert_close(run(model, arguments), want, rtol=0, atol=0.1 * float(want.abs().max()))
+
+
 def test_restore_undoes_everything():
     model = network()
     before = {name: (value.clone(), value.stride()) for name, value in model.state_dict().items()}
@@ -189,7 +222,7 @@ def test_restore_undoes_everything():
     handle = kr_fast.optimize(model)
     assert model.conv_in.weight.shape == before["conv_in.weight"][0].shape
     assert set(model.state_dict()) == set(before)
-    assert handle.patched == {
+    assert {name: count for name, count in handle.patched.items() if name != "Conv2d"} == {
         "UNet2DModel": 1, "ResnetBlock2D": 8, "Attention": 4, "AttnUpBlock2D": 1, "UpBlock2D": 1, "Upsample2D": 1,
     }  # fmt: skip
     handle.prepare_steps([1, 2])
