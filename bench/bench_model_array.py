@@ -19,7 +19,6 @@ from kr_fast.models import classifier
 from kr_fast.ops.membership_signals import membership_signals
 
 LAST = torch.channels_last
-THREADS = 2
 BATCHES = {"strong_loop": (128, 512, 2048), "eager_nchw": (64, 256, 1024), "vmap": (16, 64, 256)}
 MULTIPLICATIONS = {"resnet20": 40.6e6, "airbench": 118.1e6}  # of an image
 
@@ -133,18 +132,18 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def two_threads():
+@pytest.fixture(params=[1, 2], ids="{}thread".format)
+def threads(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    yield
+    torch.set_num_threads(request.param)
+    yield request.param
     torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("network", "dtype", "provider"), CASES, ids=str)
 @torch.inference_mode()
-def test_signals(benchmark, two_threads, network, dtype, provider):
-    benchmark.group = f"{network} M=8 {str(dtype).removeprefix('torch.')} {THREADS} threads"
+def test_signals(benchmark, threads, network, dtype, provider):
+    benchmark.group = f"{network} M=8 {str(dtype).removeprefix('torch.')} {threads} threads"
     models, images, labels, exact = case(network)
     run = PROVIDERS[provider](models, dtype)
     batch = best_batch(provider, run, images, labels)

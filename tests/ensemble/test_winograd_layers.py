@@ -8,6 +8,8 @@ from torch import nn
 from kr_fast.backends import cpu
 from kr_fast.ensemble import ModelArray
 
+pytestmark = pytest.mark.skipif(cpu.isa() == "scalar", reason="the library's convolutions are faster without vectors")
+
 
 def network(*trunk):
     """Convolutions of 16 outputs in front, whatever ``trunk`` leaves behind."""
