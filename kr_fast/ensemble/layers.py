@@ -205,7 +205,7 @@ def _winograd(layer: Layer, model: nn.Module) -> Callable[..., Tensor]:
     scale, bias = (None if each is None else each.detach().float() for each in (scale, bias))
     name = _WINOGRAD.get(layer.activation)
     after = _after(None if layer.activation in _WINOGRAD else layer.activation)
-    run, pool = torch.ops.kr_fast.winograd_conv2d, layer.pool
+    run, pool = torch.ops.kr_fast.winograd_conv2d.default, layer.pool
     if not layer.add:
         return lambda x: after(run(_dense(x), weight, outputs, scale, bias, None, name, pool))
     return lambda x, other: after(run(_dense(x), weight, outputs, scale, bias, _dense(other), name, pool))
