@@ -62,7 +62,7 @@ def die_at(number):
 
 
 def main(out, count, *options):
-    """``kill=N`` kills the process at batch N, in the rank of ``rank=R`` only; ``slow=S`` seconds a batch."""
+    """``kill=N`` kills the process at batch N, in the rank of ``rank=R`` only; ``slow=S`` seconds a batch elsewhere."""
     import time
 
     from kr_fast.runtime import state
@@ -70,10 +70,10 @@ def main(out, count, *options):
     torch.set_num_threads(1)
     chosen = dict(option.split("=") for option in options)
     made = sampler()
-    if "kill" in chosen and state.current().rank == int(chosen.get("rank", 0)):
-        made.before = die_at(int(chosen["kill"]))
     if "slow" in chosen:
         made.before = lambda batches: time.sleep(float(chosen["slow"]))
+    if "kill" in chosen and state.current().rank == int(chosen.get("rank", 0)):
+        made.before = die_at(int(chosen["kill"]))
     done = kr_fast.synthesize(made, plan(), out, count=int(count), format=chosen.get("format", "npy"), shard_size=16)
     print(f"written {done.written}")
 

@@ -31,6 +31,12 @@ def finish(process):
     return [int(line.split()[1]) for line in out.splitlines() if line.startswith("written")]
 
 
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 def hashes(out):
     found = {path.name: files.sha256(path) for path in sorted(out.glob("shard-*"))}
     index = json.loads((out / "index.json").read_text())
@@ -55,8 +61,12 @@ def test_ranks_share_the_work(tmp_path, alone, ranks):
 
 
 def test_the_others_take_over_from_one_that_is_killed(tmp_path, alone):
-    """Three calls on one folder; the one that is killed holds a claim and half a shard when it dies."""
+    """Three calls on one folder; the one that is killed holds a claim and half a shard when it dies.
+
+    It is at work before the others start: they would else finish if it came up late.
+    """
     dying = start(tmp_path / "data", "kill=3")
+    wait_for(tmp_path / "data" / "manifest.json")
     others = [start(tmp_path / "data", "slow=0.02") for _ in range(2)]
     assert dying.wait(timeout=120) == -9
     written = [count for other in others for count in finish(other)]
@@ -65,8 +75,11 @@ def test_the_others_take_over_from_one_that_is_killed(tmp_path, alone):
 
 
 def test_a_killed_rank_is_made_good_by_a_later_call(tmp_path, alone):
-    """The launcher ends the other ranks too, wherever they are; the later call has another number of them."""
-    killed = start(tmp_path / "data", "kill=3", "rank=1", ranks=3)
+    """The launcher ends the other ranks too, wherever they are; the later call has another number of them.
+
+    The others are slow: alone they would need six seconds, and the launcher looks ten times a second.
+    """
+    killed = start(tmp_path / "data", "kill=3", "rank=1", "slow=0.5", ranks=3)
     killed.communicate(timeout=120)
     assert killed.returncode != 0
     for name in (path.name for path in (tmp_path / "data").glob("shard-*")):
@@ -79,9 +92,7 @@ def test_killed_at_any_time(tmp_path, alone):
     """Not at a batch but by the clock, so in the middle of a write, a sync or a rename."""
     for delay in (0.0, 0.01, 0.03, 0.1):
         process = start(tmp_path / "data", "slow=0.01")
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "data" / "manifest.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_for(tmp_path / "data" / "manifest.json")
         time.sleep(delay)
         process.kill()
         process.communicate()
