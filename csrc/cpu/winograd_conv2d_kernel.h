@@ -25,8 +25,8 @@ constexpr int kRows16 = 6, kRows32 = 3;
 #else
 constexpr int kRows16 = 1, kRows32 = 1;
 #endif
-constexpr int64_t kTiles = 42;  // of a block: a multiple of each
-constexpr int64_t kPart = 2;    // blocks of outputs whose M is in the cache together
+static_assert(kWinogradTiles % kRows16 == 0 && kWinogradTiles % kRows32 == 0, "products are whole");
+constexpr int64_t kTiles = kWinogradTiles, kPart = kWinogradPart;
 
 // A^T m
 KR_FN void transform_out(const f32v* m, f32v* out) {
@@ -79,7 +79,7 @@ KR_FN void tile_in(const Pixels& d, float* to, int64_t step) {
 }
 
 struct Tiles {
-    int64_t down, across, count;  // of an image; of the batch
+    int64_t down, across;  // of an image
 };
 struct Tile {
     int64_t image, row, column;  // of its first pixel
@@ -275,14 +275,11 @@ static void transform_back(const WinogradConv& call, const Tiles& tiles, int64_t
         transform_back<kind, false>(call, tiles, begin, end, m, first, last);
 }
 
-static int64_t winograd_tiles() { return kTiles; }
-static int64_t winograd_part() { return kPart; }
-
-// Tiles [begin, end), at most kTiles of them. v holds 36 (groups kTiles 16 + 16) floats, m 36 kTiles by kPart blocks,
+// Tiles [begin, end), at most kTiles of them. v holds 36 winograd_step(inputs) floats, m 36 kTiles by kPart blocks,
 // zeros inputs rounded up to 16.
 static void winograd_block_of_tiles(const WinogradConv& call, const Tiles& tiles, int64_t begin, int64_t end, float* v,
                                     float* m, const float* zeros) {
-    const int64_t groups = (call.inputs + kGroup - 1) / kGroup, step = (groups * kTiles + 1) * kGroup;
+    const int64_t groups = (call.inputs + kGroup - 1) / kGroup, step = winograd_step(call.inputs);
     const int64_t block = winograd_block(call.outputs), blocks = (call.outputs + block - 1) / block;
     for (int64_t number = begin; number < end; ++number)
         transform_tile(call, tile_at(tiles, number), zeros, v + (number - begin) * kGroup, step);
