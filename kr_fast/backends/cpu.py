@@ -12,6 +12,7 @@ from torch import Tensor
 from kr_fast.backends import registry
 from kr_fast.backends.distillation_reference import public_name
 from kr_fast.backends.membership_reference import PREDICATES, SIGNALS, VARIANCES
+from kr_fast.backends.winograd_reference import ACTIVATIONS
 
 try:
     from kr_fast import _cpu
@@ -209,7 +210,7 @@ def _attention_refuses(device: str, dtype: torch.dtype, size: int) -> str | None
     return accepts(*DTYPES)(device, dtype, size)
 
 
-WINOGRAD_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}  # of kr::Activation
+WINOGRAD_ACTIVATIONS = {name: number for number, name in enumerate(ACTIVATIONS)}  # of kr::Activation
 
 
 @registry.kernel("winograd_conv2d", "cpu", refuses=accepts(torch.float32))

@@ -44,6 +44,12 @@ def block_of(outputs: int) -> int:
     return 16 if outputs <= 16 else 32
 
 
+def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int, int]:
+    """Of a packed weight: places, blocks of outputs, inputs, outputs of a block."""
+    block = block_of(outputs)
+    return 36, -(-outputs // block), -(-inputs // INPUTS) * INPUTS, block
+
+
 @torch.no_grad()
 def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """``U = G g G^T`` of ``[O, I, 3, 3]`` in float64, as ``[36, blocks of outputs, inputs, outputs of a block]``."""
@@ -55,7 +61,8 @@ def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return padded.unflatten(2, (-1, block)).transpose(1, 2).contiguous()
 
 
-_ACTIVATIONS = {None: lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
+# In the order of kr::Activation.
+ACTIVATIONS = {None: lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 @kernel("winograd_conv2d", "reference", refuses=lambda device, dtype, size: None)
@@ -76,4 +83,4 @@ def winograd_conv2d(x, weight, scale, bias, residual, activation, pool, y) -> No
         found = found + bias[:, None, None]
     if residual is not None:
         found = found + residual
-    y.copy_(_ACTIVATIONS[activation](found))
+    y.copy_(ACTIVATIONS[activation](found))

@@ -40,7 +40,7 @@ def collect() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     machine = {
-        "cpu instruction set": cpu._cpu.isa() if cpu._cpu else "kr_fast._cpu is missing",
+        "cpu instruction set": cpu.isa() or "kr_fast._cpu is missing",
         "threads": torch.get_num_threads(),
         "gpu": ", ".join(gpus) or "none",
         "cuda module": f"built with CUDA {cuda._cuda.cuda_version}" if cuda._cuda else "not built",

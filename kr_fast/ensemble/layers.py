@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kr_fast.ensemble.lowering import Activation, Layer
 from kr_fast.ensemble.precision import HALF, rounded
-from kr_fast.ops.winograd_conv2d import INPUTS, block_of, winograd_pack
+from kr_fast.ops.winograd_conv2d import packed_shape, winograd_pack
 
 LAST = torch.channels_last
 # The bits of an image must not follow from how many images stand beside it. BLAS chooses its order of sums by the
@@ -182,21 +182,15 @@ _WINOGRAD: dict[Activation | None, str | None] = {
 }
 
 
-def winograd_weight_shape(part: nn.Conv2d) -> tuple[int, ...]:
-    """Of the packed weight."""
-    block = block_of(part.out_channels)
-    return 36, -(-part.out_channels // block), -(-part.in_channels // INPUTS) * INPUTS, block
-
-
 def _winograd(layer: Layer, model: nn.Module) -> Callable[..., Tensor]:
     part, biases = model.get_submodule(layer.module), []
-    weight, outputs = torch.empty(winograd_weight_shape(part)), part.out_channels
+    weight, outputs = torch.empty(packed_shape(part.out_channels, part.in_channels)), part.out_channels
     block = weight.shape[3]
     blocks = max(FOLDED // (4 * part.in_channels * 9 * block), 1)  # transformed, a filter is four times as large
     for first in range(0, weight.shape[1], blocks):
         rows, bias = folded(layer, model, slice(first * block, (first + blocks) * block))
-        rows = F.pad(rows.detach(), (0,) * 7 + (-len(rows) % block,))
-        weight[:, first : first + blocks] = winograd_pack(rows) if block > 16 else winograd_pack(rows[:outputs])
+        rows = F.pad(rows.detach(), (0,) * 7 + (-len(rows) % block,))  # a last block is packed as the others
+        weight[:, first : first + blocks] = winograd_pack(rows)
         biases.append(bias)
     scale, bias = None, None if biases[0] is None else torch.cat(biases)
     if layer.pool_norm is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from kr_fast.ensemble import layers as layer_binding
 from kr_fast.ensemble.lowering import lower, shape
 from kr_fast.ensemble.precision import HALF, in_float32, insert_casts
+from kr_fast.ops.winograd_conv2d import packed_shape
 from kr_fast.runtime.errors import fail
 
 # Bytes of the widest layer's inputs and output in one chunk. On a CPU with 1 MiB of L2 a core ResNet-20 ran fastest
@@ -124,9 +125,8 @@ class Program(Graph):
         for layer in self.layers.values():
             if layer.winograd:
                 part = model.get_submodule(layer.module)
-                total += (
-                    4 * math.prod(layer_binding.winograd_weight_shape(part)) - part.weight.numel() * self.dtype.itemsize
-                )
+                packed = 4 * math.prod(packed_shape(part.out_channels, part.in_channels))
+                total += packed - part.weight.numel() * self.dtype.itemsize
         return total
 
     def bind(self, m: int) -> Callable[[Tensor], Tensor]:

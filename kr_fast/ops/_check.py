@@ -38,6 +38,20 @@ def integer(op: str, argument: str, value: Any, low: int, high: int) -> None:
         fail(op, argument, f"be in [{low}, {high})", value)
 
 
+def channels_last(op: str, argument: str, value: Tensor) -> None:
+    """``value`` ``[N, C, H, W]`` has its channels innermost, without gaps."""
+    if not value.is_contiguous(memory_format=torch.channels_last):
+        fail(op, argument, "be channels_last", f"{describe(value)} with strides {value.stride()}")
+
+
+def no_grad(op: str, **inputs: Tensor | None) -> None:
+    """None of ``inputs`` requires grad while grad mode is on: the op has no backward."""
+    if torch.is_grad_enabled():
+        for name, value in inputs.items():
+            if value is not None and value.requires_grad:
+                fail(op, name, "not require grad outside torch.no_grad() (there is no backward)", value)
+
+
 def no_transform(op: str) -> None:
     """The op is not called under ``torch.func``'s vmap, grad or jvp, whose tensors have no address."""
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:

@@ -58,13 +58,11 @@ def group_norm_silu(
         2018, eq. 8; statistics by chunks: Chan, Golub and LeVeque, 1979, eq. 2.1.
     """
     _check.tensor(_OP, "x", x, ndim=4, dtypes=_DTYPES)
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        _check.fail(_OP, "x", "be channels_last", f"{_check.describe(x)} with strides {x.stride()}")
+    _check.channels_last(_OP, "x", x)
     channels = x.shape[1]
     if skip is not None:
         _check.tensor(_OP, "skip", skip, ndim=4, dtypes=(x.dtype,))
-        if not skip.is_contiguous(memory_format=torch.channels_last):
-            _check.fail(_OP, "skip", "be channels_last", f"{_check.describe(skip)} with strides {skip.stride()}")
+        _check.channels_last(_OP, "skip", skip)
         if skip.shape[0] != x.shape[0] or skip.shape[2:] != x.shape[2:] or skip.device != x.device:
             _check.fail(_OP, "skip", f"match x ({_check.describe(x)}) but for channels", skip)
         channels += skip.shape[1]
@@ -89,9 +87,5 @@ def group_norm_silu(
         _check.fail(_OP, "eps", "be at least 0", eps)
     if activation not in ("silu", None):
         _check.fail(_OP, "activation", "be 'silu' or None", activation)
-    if torch.is_grad_enabled():
-        inputs = {"x": x, "skip": skip, "weight": weight, "bias": bias, "shift": shift}
-        for name, value in inputs.items():
-            if value is not None and value.requires_grad:
-                _check.fail(_OP, name, "not require grad outside torch.no_grad() (there is no backward)", value)
+    _check.no_grad(_OP, x=x, skip=skip, weight=weight, bias=bias, shift=shift)
     return torch.ops.kr_fast.group_norm_silu(x, skip, shift, weight, bias, groups, float(eps), activation == "silu")

@@ -42,6 +42,5 @@ def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
         _check.fail(_OP, "qkv", f"have 3 * {heads} heads * d channels", qkv)
     if not qkv.is_contiguous():
         _check.fail(_OP, "qkv", "be contiguous", f"{_check.describe(qkv)} with strides {qkv.stride()}")
-    if torch.is_grad_enabled() and qkv.requires_grad:
-        _check.fail(_OP, "qkv", "not require grad outside torch.no_grad() (there is no backward)", qkv)
+    _check.no_grad(_OP, qkv=qkv)
     return torch.ops.kr_fast.qkv_attention(qkv, heads)

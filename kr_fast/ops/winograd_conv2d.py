@@ -4,15 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.backends import cpu, registry, winograd_reference
-from kr_fast.backends.winograd_reference import INPUTS, block_of
+from kr_fast.backends.winograd_reference import ACTIVATIONS, packed_shape
 from kr_fast.ops import _check
 from kr_fast.ops._library import define
 
 _OP = "winograd_conv2d"
 _DTYPES = (torch.float32, torch.float64)
-ACTIVATIONS = (None, "relu", "gelu", "silu")
-
-
 # With fewer inputs the transforms of pixels cost more than the products that they save.
 FEWEST_INPUTS = 12
 
@@ -62,7 +59,7 @@ def _fake(x, weight, outputs, scale, bias, residual, activation, pool):
 )
 def _impl(x, weight, outputs, scale, bias, residual, activation, pool):
     run = registry.resolve(_OP, x.device.type, x.dtype)
-    y = torch.empty(_shape(x, outputs, pool), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    y = _fake(x, weight, outputs, scale, bias, residual, activation, pool)
     if y.numel():
         run(x, weight, scale, bias, residual, activation, pool, y)
     return y
@@ -100,11 +97,9 @@ def winograd_conv2d(
         choice of points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution", 2020.
     """
     _check.tensor(_OP, "x", x, ndim=4, dtypes=_DTYPES)
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        _check.fail(_OP, "x", "be channels_last", f"{_check.describe(x)} with strides {x.stride()}")
+    _check.channels_last(_OP, "x", x)
     _check.integer(_OP, "outputs", outputs, 1, 2**31)
-    block = block_of(outputs)
-    shape = (36, -(-outputs // block), -(-x.shape[1] // INPUTS) * INPUTS, block)
+    shape = packed_shape(outputs, x.shape[1])
     _check.tensor(_OP, "weight", weight, ndim=4, dtypes=(x.dtype,))
     if weight.shape != shape or weight.device != x.device or not weight.is_contiguous():
         rule = f"be contiguous {list(shape)} on {x.device} for {x.shape[1]} inputs and {outputs} outputs"
@@ -121,13 +116,8 @@ def winograd_conv2d(
         wanted = _shape(x, outputs, pool)
         if residual.shape != wanted or residual.device != x.device:
             _check.fail(_OP, "residual", f"be {list(wanted)} on {x.device}", residual)
-        if not residual.is_contiguous(memory_format=torch.channels_last):
-            _check.fail(_OP, "residual", "be channels_last", f"{residual.stride()} as strides")
+        _check.channels_last(_OP, "residual", residual)
     if activation not in ACTIVATIONS:
         _check.fail(_OP, "activation", "be None, 'relu', 'gelu' or 'silu'", activation)
-    if torch.is_grad_enabled():
-        inputs = {"x": x, "weight": weight, "scale": scale, "bias": bias, "residual": residual}
-        for name, value in inputs.items():
-            if value is not None and value.requires_grad:
-                _check.fail(_OP, name, "not require grad outside torch.no_grad() (there is no backward)", value)
+    _check.no_grad(_OP, x=x, weight=weight, scale=scale, bias=bias, residual=residual)
     return torch.ops.kr_fast.winograd_conv2d(x, weight, outputs, scale, bias, residual, activation, pool)
