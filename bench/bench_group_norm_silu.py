@@ -16,14 +16,6 @@ CASES = [(32, 64, 28, 28, 32), (16, 256, 16, 16, 32), (256, 32, 8, 8, 8), (4, 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def providers(x, groups, weight, bias):
     last = x.contiguous(memory_format=LAST)
     torch._dynamo.reset()

@@ -132,14 +132,6 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=[1, 2], ids="{}thread".format)
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(("network", "dtype", "provider"), CASES, ids=str)
 @torch.inference_mode()
 def test_signals(benchmark, threads, network, dtype, provider):

@@ -14,12 +14,7 @@ from kr_fast.backends import reference
 SHAPES = [(256, 3, 32, 32), (512, 1, 8, 8), (8, 3, 224, 224)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def generators(ids, shape):

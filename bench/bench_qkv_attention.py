@@ -15,14 +15,6 @@ CASES = [(64, 196, 8, 8), (64, 49, 8, 8), (256, 16, 4, 16), (16, 256, 8, 32), (1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def split(qkv, heads):
     return qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
 

@@ -58,6 +58,31 @@ def cuda_device(request):
 
 
 @pytest.fixture
+def one_thread():
+    """Small work loses more at a barrier than two threads save: seconds where other processes run too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def by_threads():
+    """``by_threads(run)``: what ``run()`` returns with 1, 2 and 3 threads."""
+    before = torch.get_num_threads()
+
+    def results(run):
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(run())
+        return found
+
+    yield results
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def nvcc():
     """The path of nvcc; skips without it."""
     found = shutil.which("nvcc")

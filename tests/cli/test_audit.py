@@ -1,7 +1,9 @@
 """``kr-fast audit``: models and saved signals to a report; continued, not repeated; bad input is one line, code 2."""
 
+import functools
 import json
 
+import cli_cases
 import numpy as np
 import pytest
 import torch
@@ -82,15 +84,7 @@ def base(world, *more):
     return ["audit", *map(str, [*start, *RECIPE, *more])]
 
 
-def refused(capsys, *arguments):
-    """The one line that a refused command prints."""
-    code = main([*map(str, arguments)])
-    shown = capsys.readouterr()
-    assert code == 2, shown
-    assert shown.out == ""
-    lines = [line for line in shown.err.strip().splitlines() if "saves" not in line]
-    assert len(lines) == 1, shown.err
-    return lines[0]
+refused = functools.partial(cli_cases.refused, aside="saves")
 
 
 def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):

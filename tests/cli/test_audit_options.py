@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from audit_cases import COUNT, data, with_population
+from cli_cases import refused
 
 from kr_fast.cli import main
 from kr_fast.membership import ShadowSignals, save_npz
@@ -20,17 +21,6 @@ def _quiet(monkeypatch):
     monkeypatch.setenv("KR_FAST_PROGRESS", "0")
     yield
     manifest.release()
-
-
-def refused(capsys, *arguments):
-    """The one line that a refused command prints."""
-    code = main([*map(str, arguments)])
-    shown = capsys.readouterr()
-    assert code == 2, shown
-    assert shown.out == ""
-    lines = shown.err.strip().splitlines()
-    assert len(lines) == 1, shown.err
-    return lines[0]
 
 
 def test_options_of_rmia(tmp_path):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import cli_cases
 import numpy as np
 import pytest
 import torch
@@ -20,15 +21,8 @@ def _released():
 
 
 def refused(capsys, *arguments):
-    """The one line that a refused command prints."""
-    code = main(["run", "--preset", "toy", *map(str, arguments)])
-    shown = capsys.readouterr()
-    assert code == 2
-    assert shown.out == ""
-    lines = shown.err.strip().splitlines()
-    assert len(lines) == 1, shown.err
-    assert "Traceback" not in lines[0]
-    return lines[0]
+    """The one line that a refused run prints."""
+    return cli_cases.refused(capsys, "run", "--preset", "toy", *arguments)
 
 
 def npz(path, classes=3, **changes):

@@ -34,12 +34,7 @@ def with_dropout():
     return nn.Sequential(make_small()[:4], nn.Dropout(0.3), nn.Linear(4 * 64, 3))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def data(count=61, side=8, channels=1):

@@ -28,13 +28,7 @@ def device(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Layers this small lose more at a barrier than two threads save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def placed(name, count, device):

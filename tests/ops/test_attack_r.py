@@ -59,13 +59,9 @@ def test_doubles_are_not_rounded():
     assert attack_r(phi, keep, target=torch.ones(1, 1, 1))[0, 0] == 0.75
 
 
-def test_bits_do_not_depend_on_threads():
+def test_bits_do_not_depend_on_threads(by_threads):
     phi, keep, _ = make(2, 700, 16)
-    before, found = torch.get_num_threads(), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(attack_r(phi, keep))
-    torch.set_num_threads(before)
+    found = by_threads(lambda: attack_r(phi, keep))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

@@ -81,13 +81,9 @@ def test_a_side_that_is_missing_is_nan():
     assert best_threshold(values[:0], held[:0]).isnan().all()
 
 
-def test_bits_do_not_depend_on_threads():
+def test_bits_do_not_depend_on_threads(by_threads):
     values, held = make(500, 9, "distinct")
-    before, found = torch.get_num_threads(), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(best_threshold(values, held))
-    torch.set_num_threads(before)
+    found = by_threads(lambda: best_threshold(values, held))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

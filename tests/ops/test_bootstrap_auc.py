@@ -33,13 +33,9 @@ def test_backends_agree(members, step):
     assert bool((found["cpu"][1][:, -1] == members).all())  # all false positives allowed: all members found
 
 
-def test_bits_do_not_depend_on_threads():
+def test_bits_do_not_depend_on_threads(by_threads):
     _, inside, outside = make(200, 300)
-    before, found = torch.get_num_threads(), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(bootstrap_auc(inside, outside, torch.tensor([5]), replicates=50))
-    torch.set_num_threads(before)
+    found = by_threads(lambda: bootstrap_auc(inside, outside, torch.tensor([5]), replicates=50))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[2][1])
 

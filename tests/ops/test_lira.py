@@ -153,14 +153,9 @@ def test_order_of_models_does_not_matter(variance):
 
 
 @pytest.mark.parametrize("examples", [127, 128, 129, 1000])
-def test_bits_do_not_depend_on_threads(examples):
+def test_bits_do_not_depend_on_threads(by_threads, examples):
     phi, keep = make(2, examples, 8)
-    before = torch.get_num_threads()
-    found = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(lira(phi, keep, variance="fixed")[0])
-    torch.set_num_threads(before)
+    found = by_threads(lambda: lira(phi, keep, variance="fixed")[0])
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

@@ -99,13 +99,9 @@ def test_vote_of_one_query_is_the_single_query():
 
 
 @pytest.mark.parametrize("queries", [0, 5])
-def test_bits_do_not_depend_on_threads(queries):
+def test_bits_do_not_depend_on_threads(by_threads, queries):
     x, z = make(queries, 5000, 600, torch.float32)
-    before, found = torch.get_num_threads(), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(rmia(x, z)[0])
-    torch.set_num_threads(before)
+    found = by_threads(lambda: rmia(x, z)[0])
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
