@@ -8,8 +8,7 @@ import os
 
 import pytest
 import torch
-from cuda_on_host import build as build_cuda
-from cuda_on_host import in_use, load, machine, missing
+from cuda_on_host import in_use, machine
 
 import kr_fast
 from kr_fast.backends import registry
@@ -18,13 +17,6 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 SHAPES = [(1, 1, 1), (3, 5, 7), (1, 8, 8), (3, 32, 32), (4, 1, 9)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-
-
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory):
-    if missing():
-        pytest.skip(missing())
-    return load(build_cuda(tmp_path_factory.mktemp("cuda_on_host")))
 
 
 def images(shape, dtype, layout) -> torch.Tensor:
@@ -53,13 +45,13 @@ def test_interpreter_makes_the_bytes_of_the_cpu(shape, dtype, layout):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_cuda_makes_the_bytes_of_the_cpu(cuda, shape, dtype, layout):
+def test_cuda_makes_the_bytes_of_the_cpu(host_cuda, shape, dtype, layout):
     x = images(shape, dtype, layout)
     unaligned = torch.empty(x.numel() + 1, dtype=dtype)[1:].as_strided(x.shape, x.stride()).copy_(x)
     wanted = kr_fast.pack_uint8(x)
-    with in_use(cuda):
+    with in_use(host_cuda):
         for most_blocks in (2**32 - 1, 2):
-            with machine(cuda, descending=True, most_blocks=most_blocks):
+            with machine(host_cuda, descending=True, most_blocks=most_blocks):
                 assert torch.equal(kr_fast.pack_uint8(x), wanted)
         assert torch.equal(kr_fast.pack_uint8(unaligned), wanted)
         assert torch.equal(kr_fast.pack_uint8(x[1:4, :, ::2]), wanted[1:4, ::2])

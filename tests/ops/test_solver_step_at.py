@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cuda_on_host import build as build_cuda
-from cuda_on_host import in_use, load, missing, same_bits
+from cuda_on_host import in_use, same_bits
 
 from kr_fast.backends import registry
 from kr_fast.ops.pack_uint8 import pack_uint8
@@ -29,13 +28,6 @@ SCHEDULERS = {
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers with numpy 2
 SHAPE = (3, 3, 6, 5)
 IDS = torch.tensor([4, 2**33 + 1, 0])
-
-
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory):
-    if missing():
-        pytest.skip(missing())
-    return load(build_cuda(tmp_path_factory.mktemp("cuda_on_host")))
 
 
 @pytest.fixture(scope="module", params=SCHEDULERS)
@@ -105,9 +97,9 @@ def image_of(x):
 
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_trajectories_in_cuda_have_the_bits_of_the_loop(cuda, table, guided, channels_last):
+def test_trajectories_in_cuda_have_the_bits_of_the_loop(host_cuda, table, guided, channels_last):
     wanted = plain(table, guided)
-    with in_use(cuda):
+    with in_use(host_cuda):
         found = by_counter(table, guided, channels_last)
     for step, (got, want) in enumerate(zip(found, wanted, strict=True)):
         assert same_bits(got[0], want[0]), step
@@ -184,11 +176,11 @@ def test_no_slot_is_taken_while_it_is_needed():
                 held["kept", kept] = (i, "kept")
 
 
-def test_a_counter_beyond_the_table_changes_nothing(cuda):
+def test_a_counter_beyond_the_table_changes_nothing(host_cuda):
     steps = DeviceTable.build([SolverRow(sample=2.0)], [()], "cpu")
     samples, kept = steps.rings((1, 1, 2, 2))
     samples += 1
-    with in_use(cuda):
+    with in_use(host_cuda):
         for at in (-1, 1, 2**40):
             solver_step_at(steps, torch.tensor([at]), samples, kept, torch.zeros(1, 1, 2, 2))
             assert torch.equal(samples, torch.ones(1, 1, 1, 2, 2))
