@@ -11,6 +11,7 @@
 #include "cuda/group_norm_silu.h"
 #include "cuda/lira.h"
 #include "cuda/membership_signals.h"
+#include "cuda/model_residual_block.h"
 #include "cuda/pack_uint8.h"
 #include "cuda/philox_normal.h"
 #include "cuda/rmia.h"
@@ -106,6 +107,22 @@ PYBIND11_MODULE(_cuda, m) {
                        at<float>(confidence), at<float>(correct)},
                       at<void>(queue)),
                   "membership_signals");
+        },
+        release());
+
+    // model_residual_block
+    m.def("residual_block_images", &kr::cuda::residual_block_images);
+    m.def(
+        "model_residual_block",
+        [](Address x, Address weight1, Address weight2, Address bias1, Address bias2, Address scale, Address shift,
+           bool bf16, int64_t models, int64_t images, int height, int width, int channels, bool relu, Address y,
+           Address queue) {
+            check(kr::cuda::model_residual_block(
+                      {at<const void>(x), at<const void>(weight1), at<const void>(weight2), at<const float>(bias1),
+                       at<const float>(bias2), at<const float>(scale), at<const float>(shift), bf16, models, images,
+                       height, width, channels, relu, at<void>(y)},
+                      at<void>(queue)),
+                  "model_residual_block");
         },
         release());
 

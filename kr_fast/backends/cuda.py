@@ -150,6 +150,32 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) ->
     return [out[name] for name in want]
 
 
+def _refuses_residual_block(device: str, dtype: torch.dtype, size: tuple[int, int, int] | int) -> str | None:
+    why = accepts(torch.float16, torch.bfloat16)(device, dtype, 0)
+    if why is None and size and not _cuda.residual_block_images(*size):
+        channels, height, width = size
+        why = (
+            "channels must be 16, 32 or 64, and an image, beside the weights of both convolutions, fit a block of "
+            f"threads of compute capability 8.0 or later, got {channels} channels of {height} x {width}"
+        )
+    return why
+
+
+@registry.kernel("model_residual_block", "cuda", refuses=_refuses_residual_block)
+def model_residual_block(x, weight1, bias1, weight2, bias2, scale, shift, relu) -> Tensor:
+    models, images, height, width, channels = x.shape
+    # Addresses of a GPU's own blocks of memory are multiples of 16, those of views need not be.
+    x, weight1, weight2 = (each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, weight1, weight2))
+    y = torch.empty_like(x)
+    with on(x):
+        _cuda.model_residual_block(
+            x.data_ptr(), weight1.data_ptr(), weight2.data_ptr(), _address(bias1), _address(bias2), _address(scale),
+            _address(shift), x.dtype == torch.bfloat16, models, images, height, width, channels, relu, y.data_ptr(),
+            queue(x),
+        )  # fmt: skip
+    return y
+
+
 def _refuses_lira(device: str, dtype: torch.dtype, size: int) -> str | None:
     most = getattr(_cuda, "lira_models", 0)
     if size > most:

@@ -219,3 +219,15 @@ def model_conv2d(x, weight, bias, residual, view, stride, padding, dilation, gro
         name, scalars, algorithm = activation
         y = _ACTIVATIONS[name](y, *scalars, *([algorithm] if algorithm else []))
     return y.to(weight.dtype).contiguous()
+
+
+@kernel("model_residual_block", "reference", refuses=_never)
+def model_residual_block(x, weight1, bias1, weight2, bias2, scale, shift, relu) -> Tensor:
+    """Its layers one after the other: what one hands to the next is rounded."""
+    inner = x
+    if scale is not None:
+        inner = x.to(scale.dtype) * scale[:, None, None, None] + shift[:, None, None, None]
+        inner = inner.relu().to(x.dtype)
+    same, activation = ((1, 1), (1, 1), (1, 1), 1), ("relu", (), "")
+    middle = model_conv2d(inner, weight1, bias1, None, None, *same, activation, 0)
+    return model_conv2d(middle, weight2, bias2, x, None, *same, activation if relu else None, 0)

@@ -22,6 +22,7 @@ PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
     ("model_conv2d", "cpu"): ("reference",),  # models are not batched on a CPU, see docs/model_array.md
     ("model_conv2d_backward", "cpu"): ("reference",),
     ("model_batch_norm", "cpu"): ("reference",),
+    ("model_residual_block", "cpu"): ("reference",),
     ("model_sgd", "cpu"): ("reference",),
 }
 # Between the kernels of a GPU: (op, sizes that decide the regime, dtypes or () for all, least compute capability,
@@ -32,16 +33,16 @@ CHOICES: tuple[tuple[str, range, tuple[torch.dtype, ...], tuple[int, int], tuple
     ("distillation_loss", range(2, 2**28), (), (0, 0), ("triton", "cuda", "reference")),
 )
 _log = logging.getLogger("kr_fast")
+Size = int | tuple[int, ...]  # what decides a kernel's regime, as a loss's class count; 0 where there is nothing such
 _kernels: dict[tuple[str, str], tuple[Callable, Callable]] = {}
 _unavailable: dict[str, str] = {}
 _forced: str | None = None
 
 
-def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, int], str | None]) -> Callable:
+def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, Size], str | None]) -> Callable:
     """Register the decorated function as ``op`` on ``backend``.
 
-    ``refuses(device_type, dtype, size)`` returns why the call cannot run there, or None. ``size`` is the number that
-    decides the kernel's regime (the class count of a loss, 0 where there is none).
+    ``refuses(device_type, dtype, size)`` returns why the call cannot run there, or None.
     """
 
     def add(function: Callable) -> Callable:
@@ -78,7 +79,7 @@ def mark_unavailable(backend: str, reason: str) -> None:
     _unavailable[backend] = reason
 
 
-def refusal(op: str, backend: str, device: str, dtype: torch.dtype, size: int = 0) -> str | None:
+def refusal(op: str, backend: str, device: str, dtype: torch.dtype, size: Size = 0) -> str | None:
     """Why ``backend`` cannot run ``op`` for such tensors, or None if it can."""
     if backend in _unavailable:
         return _unavailable[backend]
@@ -87,7 +88,7 @@ def refusal(op: str, backend: str, device: str, dtype: torch.dtype, size: int = 
     return _kernels[op, backend][1](device, dtype, size)
 
 
-def resolve(op: str, device: str, dtype: torch.dtype, size: int = 0) -> Callable:
+def resolve(op: str, device: str, dtype: torch.dtype, size: Size = 0) -> Callable:
     """The function that runs ``op`` for tensors of this device type and dtype.
 
     Raises:
@@ -96,7 +97,13 @@ def resolve(op: str, device: str, dtype: torch.dtype, size: int = 0) -> Callable
     return _resolve(op, device, dtype, size, _forced)
 
 
-def nearest(op: str, device: torch.device, dtype: torch.dtype, size: int = 0) -> torch.device:
+def at_its_best(op: str, device: str, dtype: torch.dtype, size: Size = 0) -> bool:
+    """Whether the first choice among the backends, or the forced one, runs such a call."""
+    order = preference(op, device, dtype, size, _capability() if device == "cuda" else (0, 0))
+    return refusal(op, _forced or order[0], device, dtype, size) is None
+
+
+def nearest(op: str, device: torch.device, dtype: torch.dtype, size: Size = 0) -> torch.device:
     """Where such a call is best computed: on ``device`` if a kernel runs there, else on the CPU.
 
     For ops whose arguments and results are small beside the work: a copy to the C++ kernel beats the reference.
@@ -107,7 +114,7 @@ def nearest(op: str, device: torch.device, dtype: torch.dtype, size: int = 0) ->
 
 
 @functools.lru_cache(maxsize=4096)
-def _has_kernel(op: str, device: str, dtype: torch.dtype, size: int) -> bool:
+def _has_kernel(op: str, device: str, dtype: torch.dtype, size: Size) -> bool:
     order = preference(op, device, dtype, size, _capability() if device == "cuda" else (0, 0))
     reasons = {backend: refusal(op, backend, device, dtype, size) for backend in order if backend != "reference"}
     if None in reasons.values():
@@ -117,7 +124,7 @@ def _has_kernel(op: str, device: str, dtype: torch.dtype, size: int) -> bool:
     return False
 
 
-def preference(op: str, device: str, dtype: torch.dtype, size: int, capability: tuple[int, int]) -> tuple[str, ...]:
+def preference(op: str, device: str, dtype: torch.dtype, size: Size, capability: tuple[int, int]) -> tuple[str, ...]:
     """The backends that may run such a call, best first."""
     if device == "cuda":
         for name, sizes, dtypes, least, order in CHOICES:
@@ -132,7 +139,7 @@ def _capability() -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _resolve(op: str, device: str, dtype: torch.dtype, size: int, forced: str | None) -> Callable:
+def _resolve(op: str, device: str, dtype: torch.dtype, size: Size, forced: str | None) -> Callable:
     if forced is not None:
         why = refusal(op, forced, device, dtype, size)
         if why is not None:

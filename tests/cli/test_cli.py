@@ -180,7 +180,8 @@ def test_info_names_every_op_and_backend(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["ops"]) == {
         "attack_r", "best_threshold",
-        "bootstrap_auc", "model_batch_norm", "model_conv2d", "model_conv2d_backward", "model_sgd", "rmia",
+        "bootstrap_auc", "model_batch_norm", "model_conv2d", "model_conv2d_backward",
+        "model_residual_block", "model_sgd", "rmia",
         "group_norm_silu", "qkv_attention", "winograd_conv2d",
         "distillation_loss", "distillation_metrics", "encode_png", "lira", "membership_signals", "pack_uint8",
         "philox_normal", "roc", "solver_step", "solver_step_at",

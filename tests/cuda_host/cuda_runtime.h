@@ -27,6 +27,7 @@ struct cudaFuncAttributes {
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
@@ -149,6 +150,55 @@ inline void wait_for_copies(const void* barrier, unsigned parity) {
     arrival = Arrival(), arrival.phases = phases;
 }
 
+// Copies of a thread into shared memory arrive when it waits for them; what they will overwrite is gone at once.
+inline std::map<int, std::vector<Copy>> copies_aside;
+inline void copy_aside(void* to, const void* from) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) fail("copy that is not 16-byte aligned");
+    std::memset(to, 0xFF, 16);
+    copies_aside[machine.current].push_back({to, from, 16});
+}
+inline void wait_for_copies_aside() {
+    for (const Copy& copy : copies_aside[machine.current]) std::memcpy(copy.to, copy.from, copy.bytes);
+    copies_aside[machine.current].clear();
+}
+
+// What the lanes of a warp show each other, between two of its barriers.
+struct Shown {
+    const void* row;
+    const uint32_t *a, *b;
+};
+inline std::vector<Shown> shown(kMostThreads * kMostBlocks);
+inline void all_shown(const char* what) { collective(Collective::ballot, {what, 0}, 0xFFFFFFFFu, 0, 0); }
+inline Shown& shown_by(int lane) { return shown[machine.current / kWarp * kWarp + lane]; }
+
+inline void load_matrices(uint32_t (&to)[4], const void* row) {
+    const int lane = machine.current % kWarp;
+    if (reinterpret_cast<uintptr_t>(row) % 16) fail("row of a matrix that is not 16-byte aligned");
+    if ((const char*)row < machine.shared[0].data() || (const char*)row >= machine.shared[0].data() + machine.shared[0].size())
+        fail("row of a matrix outside of shared memory");
+    shown_by(lane).row = row;
+    all_shown("load_matrices");
+    for (int m = 0; m < 4; ++m) std::memcpy(&to[m], (const char*)shown_by(8 * m + lane / 4).row + lane % 4 * 4, 4);
+    all_shown("load_matrices, end");
+}
+
+template <class Unpack>
+void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Unpack unpack) {
+    const int lane = machine.current % kWarp;
+    const uint32_t b[2] = {b0, b1};
+    shown_by(lane).a = a, shown_by(lane).b = b;
+    all_shown("multiply_add");
+    for (int c = 0; c < 4; ++c) {
+        const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
+        for (int k = 0; k < 16; ++k) {
+            const uint32_t left = shown_by(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2];
+            const uint32_t right = shown_by(column * 4 + k % 8 / 2).b[k / 8];
+            sum[c] += unpack(left >> k % 2 * 16 & 0xFFFFu) * unpack(right >> k % 2 * 16 & 0xFFFFu);
+        }
+    }
+    all_shown("multiply_add, end");
+}
+
 template <class T>
 uint64_t to_bits(T value) {
     uint64_t bits = 0;
@@ -197,6 +247,7 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     *value = attribute == cudaDevAttrComputeCapabilityMajor ? cuda_host::machine.compute_capability / 10
+             : attribute == cudaDevAttrMultiProcessorCount              ? 4
              : attribute == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? 228 << 10
                                                                         : (int)cuda_host::kSharedAtMost;
     return cudaSuccess;
@@ -204,6 +255,11 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel*, const cudaLaunchConfig_t*) {
     *clusters = cuda_host::machine.most_clusters;
+    return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int, size_t) {
+    *blocks = 1;
     return cudaSuccess;
 }
 template <class... Parameters, class... Arguments>

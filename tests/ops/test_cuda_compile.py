@@ -20,6 +20,8 @@ REGISTERS = {"solver_step": 80, "group_norm_silu": 80, "thread_rows": 128, "warp
 REGISTERS |= {"thread_signals": 64, "warp_signals": 128, "block_signals": 128}
 REGISTERS |= {"4vote": 96}  # 32 counters
 REGISTERS |= {"score_targets": 128, "pool_shadows": 96}  # a block is a warp: 16 of them
+# 64 sums of a convolution a thread; the block of 64 channels has a multiprocessor to itself for its shared memory.
+REGISTERS |= {"residual_blockILi64": 168, "residual_block": 128}
 REGISTERS |= {"cluster_rows": 128}  # 80 where three blocks of 256 threads are to share a multiprocessor
 
 pytestmark = [
