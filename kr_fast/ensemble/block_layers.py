@@ -78,11 +78,11 @@ class BoundLayer:
         weight, bias = self.weight[block], None if self.bias is None else self.bias[block]
         options = dict(self.options, activation=self.layer.activation, config=int(kernel.split(":")[1]))
         if isinstance(x, Pixels):
-            return _merged(model_conv2d(x.images[None], weight, bias, view=x.view, **options))
+            return merged(model_conv2d(x.images[None], weight, bias, view=x.view, **options))
         models = len(weight)
         if self.spatial:
-            residual = None if other is None else _split(other, models)
-            return _merged(model_conv2d(_split(x, models), weight, bias, residual, **options))
+            residual = None if other is None else split(other, models)
+            return merged(model_conv2d(split(x, models), weight, bias, residual, **options))
         flat = x.reshape(models, -1, 1, 1, x.shape[-1])
         return model_conv2d(flat, weight, bias, **options).view(*x.shape[:-1], weight.shape[1])
 
@@ -101,17 +101,18 @@ class BoundLayer:
         if bias is None and other is None and layer.activation is None:
             return y
         # What follows in one pass: a depthwise 1x1 convolution by ones.
-        y, channels = _split(y, models), y.shape[1]
+        y, channels = split(y, models), y.shape[1]
         ones = y.new_ones(models, channels, 1, 1, 1)
-        residual = None if other is None else _split(other, models)
-        return _merged(model_conv2d(y, ones, bias, residual, groups=channels, activation=layer.activation))
+        residual = None if other is None else split(other, models)
+        return merged(model_conv2d(y, ones, bias, residual, groups=channels, activation=layer.activation))
 
 
-def _split(x: Tensor, models: int) -> Tensor:
+def split(x: Tensor, models: int) -> Tensor:
     """``[G * B, C, H, W]`` as ``[G, B, H, W, C]``."""
     x = x.permute(0, 2, 3, 1).contiguous()
     return x.view(models, len(x) // models, *x.shape[1:])
 
 
-def _merged(y: Tensor) -> Tensor:
+def merged(y: Tensor) -> Tensor:
+    """The inverse of :func:`split`."""
     return y.flatten(0, 1).permute(0, 3, 1, 2)

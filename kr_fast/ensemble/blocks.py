@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from kr_fast.ensemble import residual_blocks
 from kr_fast.ensemble.block_layers import BoundLayer, Pixels
 from kr_fast.ensemble.layers import bind
 from kr_fast.ensemble.lowering import Unsupported, shape
@@ -34,7 +35,12 @@ class Batched(Graph):
         self.kernels: dict[str, str] = {}  # layer -> kernel
         self.singly: list[str] = []
         self.of_images = _of_images(self.nodes)
-        self.steps = [(node, self._step(node), self.frees[node]) for node in self.nodes]
+        steps = {node: self._step(node) for node in self.nodes}
+        self.blocks = residual_blocks.find(self.bound, dtype, self.device)
+        for node, whole in self.blocks.items():
+            for part in whole.nodes:
+                steps[part] = self._or_whole(part, steps[part], whole if part is node else None)
+        self.steps = [(node, steps[node], self.frees[node]) for node in self.nodes]
         if self.singly:
             names = ", ".join(sorted(set(self.singly)))
             logger.warning("ModelArray: no kernel for all models at once, so these run model by model: %s", names)
@@ -73,6 +79,9 @@ class Batched(Graph):
         for node, bound in self.bound.items():
             names, name = bound.kernels(node.args[0].op == "placeholder"), bound.layer.module
             found[name] = kernels[name] if kernels.get(name) in names else names[0]
+        for whole in self.blocks.values():
+            if all(kernels.get(name) == residual_blocks.KERNEL for name in whole.names):
+                found |= dict.fromkeys(whole.names, residual_blocks.KERNEL)
         return found
 
     def _step(self, node: fx.Node) -> Callable:
@@ -95,7 +104,8 @@ class Batched(Graph):
     def _layer(self, node: fx.Node) -> Callable:
         layer = self.layers[node]
         if layer.kind == "activation":
-            return self._at_once(node, bind(layer, self.models[0], self.dtype, ()))
+            run = bind(layer, self.models[0], self.dtype, ())
+            return self._at_once(node, lambda x, **options: run(x))  # options say what ``layer`` knows, or "inplace"
         bound = BoundLayer(layer, self.models, self.dtype, len(shape(node.args[0])) == 4)
         self.bound[node] = bound
         first_layer = node.args[0].op == "placeholder"
@@ -110,6 +120,17 @@ class Batched(Graph):
             return bound.run(block, self.kernels[layer.module], x, residual)
 
         return step
+
+    def _or_whole(self, node: fx.Node, step: Callable, whole: residual_blocks.BoundBlock | None) -> Callable:
+        """``step``, or where blocks run as one: ``whole``, and nothing for the layers before its last."""
+        name = self.layers[node].module
+
+        def either(values, block, chunk):
+            if self.kernels[name] != residual_blocks.KERNEL:
+                return step(values, block, chunk)
+            return None if whole is None else whole.run(block, values[whole.source])
+
+        return either
 
     def _attribute(self, node: fx.Node) -> Callable:
         found = [attribute(model, node.target) for model in self.models]

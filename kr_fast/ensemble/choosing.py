@@ -2,8 +2,9 @@
 
 Candidates for a step: few enough images of a block of models that the widest layer's input and output stay in the L2
 cache; eight times as many, which pays for fewer launches with traffic; and one model with many images, which is the
-usual loop. In each, every layer takes the fastest of its kernels, the library's among them, and the fastest step wins:
-so the loop over models runs where it is the fastest.
+usual loop. In each, every layer takes the fastest of its kernels, the library's among them, a residual block is one
+kernel where that is faster than its layers, and the fastest step wins: so the loop over models runs where it is the
+fastest.
 """
 
 import dataclasses
@@ -13,11 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import fx
 
 from kr_fast.ensemble.block_layers import LAST, BoundLayer, Pixels
 from kr_fast.ensemble.blocks import Batched
 from kr_fast.ensemble.lowering import Unsupported, shape
 from kr_fast.ensemble.program import GPU_BUDGET, GPU_MOST
+from kr_fast.ensemble.residual_blocks import KERNEL
 from kr_fast.ops.model_conv2d import View
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
@@ -148,25 +151,34 @@ def choose(
 
 
 def fastest_kernels(program: Batched, plan: Plan, chunk: Pixels, timer: Callable) -> dict[str, str]:
-    """Layer -> its fastest kernel for the plan; layers of one shape are measured once."""
-    block, known, found = slice(0, plan.models), {}, {}
+    """Layer -> its fastest kernel for the plan, or that of its whole residual block; what is alike is measured once."""
+    block, known, wholes, found, least = slice(0, plan.models), {}, {}, {}, {}
+    in_blocks = {part for whole in program.blocks.values() for part in whole.nodes}
     for node, bound in program.bound.items():
         source = node.args[0]
         first = source.op == "placeholder"
         names = bound.kernels(first)
-        key = (
-            bound.weight.shape[1:],
-            shape(source),
-            repr(bound.layer.activation),
-            bound.layer.add,
-            repr(bound.options),
-        )
-        if key not in known and len(names) > 1:
+        key = _alike(node, bound)
+        if key not in known and (len(names) > 1 or node in in_blocks):
             x = chunk if first else _noise(shape(source), plan, program)
             other = _noise(shape(node), plan, program) if bound.layer.add else None
-            known[key] = min(names, key=lambda name: _time(bound, block, name, x, other, program, timer))
-        found[bound.layer.module] = known.get(key, names[0])
+            times = {name: _time(bound, block, name, x, other, program, timer) for name in names}
+            known[key] = min(times, key=times.get), min(times.values())
+        found[bound.layer.module], least[node] = known.get(key, (names[0], None))
+    for whole in program.blocks.values():
+        key = tuple(_alike(node, program.bound[node]) for node in whole.nodes)
+        if key not in wholes:
+            x = _noise(shape(whole.source), plan, program)
+            wholes[key] = timer(lambda: whole.run(block, x), program.device)  # noqa: B023
+        if wholes[key] < sum(least[node] for node in whole.nodes):
+            found |= dict.fromkeys(whole.names, KERNEL)
     return found
+
+
+def _alike(node: fx.Node, bound: BoundLayer) -> tuple:
+    """The same for layers that take the same time."""
+    layer = bound.layer
+    return bound.weight.shape[1:], shape(node.args[0]), repr(layer.activation), layer.add, repr(bound.options)
 
 
 def _time(bound: BoundLayer, block: slice, name: str, x, other, program: Batched, timer: Callable) -> float:

@@ -284,16 +284,20 @@ class ModelArray:
         pixels = tuple(shown.shape[1:])
         view, shown = view_of(Query(size=tuple(size)), pixels, self.normalize, self.device), shown.to(self.device)
         candidates = plans(program, len(self), self._chunk, free_memory(self.device))
-        block = slice(0, candidates[0].models)
-        logits = program.try_run(block, shown, view)
-        for m in {0, block.stop - 1}:
-            self._check_close(logits[m], wanted if m == 0 else self.models[m](sample))
+
+        def check(models: int) -> None:
+            logits = program.try_run(slice(0, models), shown, view)
+            for m in {0, models - 1}:
+                self._check_close(logits[m], wanted if m == 0 else self.models[m](sample))
+
+        check(candidates[0].models)
         if record:
             plan, program.kernels = Plan(record["models"], record["images"]), program.only(record["layers"])
         elif self._kernels == "own":
             plan = candidates[0]
         else:
             plan = choose(program, candidates, shown[:1], view)
+            check(plan.models)  # by the kernels that were chosen
         return Sweep(program, plan, len(self), pixels, view, capture=self.device.type == "cuda")
 
     def _verify(self, program: Program, shown: Tensor, size: tuple[int, int], wanted: Tensor) -> None:
