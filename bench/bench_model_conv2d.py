@@ -50,6 +50,24 @@ def ours(x, weight, bias, stride):
     return call(min(timed, key=timed.get))
 
 
+def measure(benchmark, run):
+    """Median seconds of a call, replayed as a graph: launches from Python are not what is measured."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+
+    def timed():
+        graph.replay()
+        torch.cuda.synchronize()
+
+    benchmark.pedantic(timed, rounds=20, warmup_rounds=3)
+    return benchmark.stats["median"]
+
+
 PROVIDERS = {"kr_fast": ours, "loop": loop, "grouped": grouped, "vmap": vmapped}
 
 
@@ -74,20 +92,7 @@ def test_layer(benchmark, layer, provider):
         first = run()[0, 0].permute(2, 0, 1).flatten()[:16].float()
     assert torch.allclose(first, want[0, 0].permute(2, 0, 1).flatten()[:16].float(), atol=0.02)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()  # launches from Python are not what is measured
-    with torch.cuda.graph(graph):
-        run()
-
-    def timed():
-        graph.replay()
-        torch.cuda.synchronize()
-
-    benchmark.pedantic(timed, rounds=20, warmup_rounds=3)
-    seconds = benchmark.stats["median"]
+    seconds = measure(benchmark, run)
     flop = 2 * want.numel() * 9 * channels
     moved = 2 * (x.numel() + want.numel() + weight.numel())
     benchmark.extra_info.update(tflop_per_s=round(flop / seconds / 1e12, 1), gb_per_s=round(moved / seconds / 1e9))

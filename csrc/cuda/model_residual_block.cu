@@ -128,11 +128,13 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1) residual_block(c
     auto q = [&] { return thread % 4; };
     int model = (int)blockIdx.x / shares, round = (int)blockIdx.x % shares;
 
-    for (int i = thread; i < 2 * S::kWeights; i += threads) {  // [n][tap][octet] to [tap][octet][n]
-        const bool second = i >= S::kWeights;
-        const int j = i - (second ? S::kWeights : 0), n = j / (9 * S::kOctets), rest = j % (9 * S::kOctets);
+    // Weights [n][tap][octet] to [tap][octet][n]: a warp takes 8 of n, which lie in different banks, and 64 bytes of each.
+    constexpr int kPlaces = 9 * S::kOctets, kSquares = (kPlaces + 3) / 4 * S::kOctets;
+    for (int i = thread; i < 2 * 32 * kSquares; i += threads) {
+        const int second = i / (32 * kSquares), square = i / 32 % kSquares;
+        const int n = square % S::kOctets * 8 + i % 8, place = square / S::kOctets * 4 + i % 32 / 8;
         const uint4* from = static_cast<const uint4*>(second ? call.weight2 : call.weight1) + (int64_t)model * S::kWeights;
-        copy_aside(weights + (second ? S::kWeights : 0) + rest * C + n, from + j);
+        if (place < kPlaces) copy_aside(weights + second * S::kWeights + place * C + n, from + n * kPlaces + place);
     }
     for (int i = thread; i < at.plane * S::kOctets; i += threads) pixels[i] = {0, 0, 0, 0};
     __syncthreads();  // before pixels of images are copied there

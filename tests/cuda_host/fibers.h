@@ -222,15 +222,26 @@ inline void resume(int index) {
     swapcontext(&machine.scheduler, &fiber.context);
 }
 
-// Runs the threads of one block of the cluster until none can go on.
+// Runs the threads of one block of the cluster until none can go on: a warp as far as it gets before the next, so that a
+// missing barrier between warps shows.
 inline bool run_block(int block) {
-    bool any = false;
-    for (bool moved = true; moved && machine.error.empty();) {
-        moved = false;
-        for (int k = 0; k < machine.threads && machine.error.empty(); ++k) {
-            const int index = block * machine.threads + (machine.descending ? machine.threads - 1 - k : k);
-            if (machine.fibers[index].wait == Wait::none) resume(index), moved = any = true;
+    const int warps = (machine.threads + kWarp - 1) / kWarp;
+    auto run_warp = [&](int warp) {
+        bool any = false;
+        for (bool moved = true; moved && machine.error.empty(); any |= moved) {
+            moved = false;
+            for (int k = 0; k < kWarp && machine.error.empty(); ++k) {
+                const int thread = warp * kWarp + (machine.descending ? kWarp - 1 - k : k);
+                const int index = block * machine.threads + thread;
+                if (thread < machine.threads && machine.fibers[index].wait == Wait::none) resume(index), moved = true;
+            }
         }
+        return any;
+    };
+    bool any = false;
+    for (bool moved = true; moved && machine.error.empty(); any |= moved) {
+        moved = false;
+        for (int w = 0; w < warps; ++w) moved |= run_warp(machine.descending ? warps - 1 - w : w);
     }
     return any;
 }

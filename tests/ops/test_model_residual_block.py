@@ -1,55 +1,10 @@
-"""model_residual_block: the reference against its formula, and the CUDA kernel with every thread a fiber on the CPU."""
+"""model_residual_block: the reference against its formula, arguments, torch.library."""
 
 import pytest
 import torch
-import torch.nn.functional as F
-from cuda_on_host import device, in_use, machine, same_bits
+from residual_block_cases import by_hand, draw
 
-from kr_fast.backends import registry
 from kr_fast.ops.model_residual_block import model_residual_block
-
-HALVES = [torch.float16, torch.bfloat16]
-# channels, height, width, images: regimes of the kernel
-CASES = [
-    (16, 32, 32, 1),  # ResNet-20's first stage: an image fills the warps
-    (16, 28, 28, 2),  # rows and columns past the image's end
-    (16, 9, 5, 3),  # one octet a row, so a warp's two are of two images, and the last of one
-    (32, 16, 16, 3),  # two images at a time, then one
-    (32, 7, 23, 2),  # three octets a row: a warp's two are of two images
-    (32, 32, 32, 1),  # 16 warps
-    (64, 8, 8, 5),  # four images at a time; the channels by two warps
-    (64, 16, 16, 1),
-    (64, 1, 1, 9),
-]
-
-
-def draw(channels, height, width, images, dtype, models=2, seed=0):
-    """x, weight1, bias1, weight2, bias2 and (scale, shift), of sums around 1."""
-    generator = torch.Generator().manual_seed(seed + channels + height)
-    made = {"dtype": torch.float64, "generator": generator}
-    x = torch.randn(models, images, height, width, channels, **made)
-    weights = [torch.randn(models, channels, 3, 3, channels, **made) / (9 * channels) ** 0.5 for _ in range(2)]
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    biases = [torch.randn(models, channels, **made).to(exact) for _ in range(4)]
-    inputs = [x.to(dtype), weights[0].to(dtype), biases[0], weights[1].to(dtype), biases[1]]
-    return inputs, {"scale": biases[2], "shift": biases[3]}
-
-
-def by_hand(x, weight1, bias1, weight2, bias2, scale=None, shift=None, relu=True, between=lambda h: h):
-    """The docstring's formula in float64; ``between`` is applied to what the layers hand on."""
-    found = []
-    for m in range(len(x)):
-        inner = x[m].double()
-        if scale is not None:
-            inner = between((inner * scale[m].double() + shift[m].double()).relu())
-        for weight, bias in ((weight1, bias1), (weight2, bias2)):
-            kernel = weight[m].double().permute(0, 3, 1, 2)
-            z = F.conv2d(inner.permute(0, 3, 1, 2), kernel, padding=1).permute(0, 2, 3, 1)
-            inner = z if bias is None else z + bias[m].double()
-            inner = between(inner.relu()) if weight is weight1 else inner
-        y = inner + x[m].double()
-        found.append(y.relu() if relu else y)
-    return torch.stack(found)
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -62,91 +17,6 @@ def test_reference_is_the_formula(pre, relu):
     x, weight1, _, weight2, _ = inputs
     bare = model_residual_block(x, weight1, None, weight2, None, relu=relu)
     torch.testing.assert_close(bare, by_hand(x, weight1, None, weight2, None, relu=relu), rtol=0, atol=1e-12)
-
-
-def run(host_cuda, *inputs, **more):
-    with in_use(host_cuda), torch.inference_mode():
-        return model_residual_block(*inputs, **more)
-
-
-def close(got, inputs, more, dtype):
-    """To the rounding of the result and, here and there, of what lies between."""
-    want = by_hand(*inputs, **more, between=lambda h: h.to(dtype).double())
-    unit = {torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
-    assert (got.dtype, got.shape) == (dtype, want.shape)
-    # A value between the layers that lies near a rounding boundary may go the other way: one unit times a weight.
-    torch.testing.assert_close(got.double(), want, rtol=1.01 * unit, atol=2 * unit)
-    assert float((got.double() - want).abs().mean()) <= 0.5 * unit * (1 + float(want.abs().mean()))
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_kernel_against_float64(host_cuda, case, dtype):
-    inputs, more = draw(*case, dtype, models=1 if case[1] > 16 else 2)
-    before = [each.clone() for each in inputs]
-    close(run(host_cuda, *inputs), inputs, {}, dtype)
-    close(run(host_cuda, *inputs, **more, relu=False), inputs, {**more, "relu": False}, dtype)
-    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
-
-
-@pytest.mark.parametrize("channels", [16, 32, 64])
-def test_bits_follow_nothing_else(host_cuda, channels):
-    """Neither the images and models beside, nor the order in which threads run."""
-    inputs, more = draw(channels, 8, 8, 9, torch.float16, models=3)
-    plain = run(host_cuda, *inputs, **more)
-    with machine(host_cuda, descending=True):
-        assert same_bits(run(host_cuda, *inputs, **more), plain)
-    models, images = [2, 0], [8, 3, 5]
-    part = [inputs[0][models][:, images].contiguous(), *(each[models] for each in inputs[1:])]
-    found = run(host_cuda, *part, **{name: each[models] for name, each in more.items()})
-    assert same_bits(found, plain[models][:, images].contiguous())
-
-
-def test_absent_biases_and_odd_addresses(host_cuda):
-    (x, weight1, _, weight2, bias2), _ = draw(16, 6, 8, 3, torch.float16)
-    want = run(host_cuda, x, weight1, None, weight2, bias2)
-    close(want, (x, weight1, None, weight2, bias2), {}, torch.float16)
-    moved = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view_as(x).copy_(x)  # not 16-byte aligned
-    assert moved.data_ptr() % 16
-    assert same_bits(run(host_cuda, moved, weight1, None, weight2, bias2), want)
-    zeros = torch.zeros_like(bias2)
-    assert same_bits(run(host_cuda, x, weight1, zeros, weight2, bias2), want)
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_nan_and_infinity_stay_where_the_formula_has_them(host_cuda, dtype):
-    (x, weight1, bias1, weight2, bias2), _ = draw(16, 12, 11, 2, dtype)
-    for value in (float("nan"), float("inf")):
-        touched = x.clone()
-        touched[1, 0, 4, 5, 3] = value
-        got = run(host_cuda, touched, weight1, bias1, weight2, bias2)
-        want = by_hand(touched, weight1, bias1, weight2, bias2, between=lambda h: h.to(dtype).double())
-        assert torch.equal(got.isnan(), want.isnan())
-        assert torch.equal(got.isinf(), want.to(dtype).isinf())
-        plain, same = run(host_cuda, x, weight1, bias1, weight2, bias2), want.isfinite()
-        same[1, 0, 2:7, 3:8] = False
-        assert same_bits(got[same], plain[same])
-    beyond = model_residual_block(x[:, :0], weight1, bias1, weight2, bias2)
-    assert beyond.shape == (2, 0, 12, 11, 16)
-
-
-def refusal(size, dtype=torch.float16):
-    return registry.refusal("model_residual_block", "cuda", "cpu", dtype, size)
-
-
-def test_what_the_kernel_takes(host_cuda):
-    with in_use(host_cuda):
-        takes = [(16, 32, 32), (16, 28, 28), (32, 32, 32), (32, 16, 16), (64, 16, 16), (64, 8, 8), (64, 7, 7)]
-        assert [refusal(size) for size in takes] == [None] * len(takes)
-        for size in [(16, 64, 64), (64, 32, 32), (24, 8, 8), (128, 4, 4)]:
-            assert f"got {size[0]} channels of {size[1]} x {size[2]}" in refusal(size)
-        assert "float16, bfloat16, got float32" in refusal((16, 8, 8), torch.float32)
-        inputs, _ = draw(24, 4, 4, 1, torch.float16)
-        with pytest.raises(RuntimeError, match="channels must be 16, 32 or 64"):
-            model_residual_block(*inputs)
-        registry._resolve.cache_clear()
-        with device(host_cuda, compute_capability=75):
-            assert "compute capability 8.0" in refusal((16, 8, 8))
 
 
 def changed(position, value):
@@ -192,16 +62,3 @@ def test_library_and_compile():
     compiled = torch.compile(model_residual_block, fullgraph=True)
     with torch.no_grad():
         assert torch.equal(compiled(*inputs, **more), model_residual_block(*inputs, **more))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_on_a_gpu(case, dtype):
-    inputs, more = draw(*case, dtype, models=5)
-    for options in ({}, {**more, "relu": False}):
-        there = {name: each.cuda() if isinstance(each, torch.Tensor) else each for name, each in options.items()}
-        with registry.forced("cuda"):
-            got = model_residual_block(*(each.cuda() for each in inputs), **there)
-        close(got.cpu(), inputs, options, dtype)
