@@ -2,8 +2,8 @@
 # Build for the GPU at hand, run the tests that need one, then measure: bench/on_gpu.sh OUT [PYTHON]
 # PYTHON is an interpreter whose environment has torch with CUDA, pybind11, pytest and pytest-benchmark; nothing is
 # downloaded, and what needs a package that is missing (diffusers, liger-kernel) is skipped with that reason. OUT
-# receives log.txt, device.csv and a JSON file for each measurement. All of it ends within SECONDS_AT_MOST (570): a step
-# that would not is cut short, and the log says so.
+# receives log.txt, device.csv, choices.json and benchmarks.json, which is complete after each step. All of it ends within
+# SECONDS_AT_MOST (570): a step that would not is cut short, and the log says so.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?usage: bench/on_gpu.sh OUT [PYTHON]}")
@@ -27,10 +27,16 @@ step() { # step NAME MOST_SECONDS COMMAND...: a failure is told, and the rest st
     if ((status)); then tail -n 25 "$out/step.log"; fi
     rm -f "$out/step.log"
 }
-bench() { # bench NAME MOST_SECONDS FILE...: medians go to OUT/NAME.json
+parts=$(mktemp -d)
+join='import json, sys
+parts = [json.load(open(path)) for path in sys.argv[2:]]
+json.dump({**parts[0], "benchmarks": [each for part in parts for each in part["benchmarks"]]}, open(sys.argv[1], "w"))'
+bench() { # bench NAME MOST_SECONDS ARGUMENT...: times are added to OUT/benchmarks.json; a step cut short leaves none
     local name=$1 most=$2
     shift 2
-    step "$name" "$most" "$python" -m pytest -q -p no:cacheprovider "$@" --benchmark-json="$out/$name.json"
+    step "$name" "$most" "$python" -m pytest -q -p no:cacheprovider "$@" --benchmark-json="$parts/$name.json"
+    find "$parts" -size 0 -delete
+    if compgen -G "$parts/*.json" >/dev/null; then "$python" -c "$join" "$out/benchmarks.json" "$parts"/*.json; fi
 }
 arch=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))') ||
     { echo "on_gpu.sh: $python has no torch that sees a GPU"; exit 1; }
@@ -49,9 +55,14 @@ tests=("$python" -m pytest -q -p no:cacheprovider -m gpu)
 step tests_loss 150 "${tests[@]}" "${parallel[@]}" tests/ops -k "distillation and not more_than"
 bench distillation_loss 120 bench/bench_distillation_loss.py
 step choices 90 "$python" bench/choices.py measure "$out/choices.json"
+bench blocks 60 bench/bench_model_residual_block.py bench/bench_model_conv2d.py
 step tests_other 120 "${tests[@]}" "${parallel[@]}" tests -k "not distillation and not more_than"
+for network in resnet20 wrn-28-2 airbench resnet18; do
+    bench "model_array_$network" 60 bench/bench_model_array_gpu.py -k "$network"
+done
+mapfile -t others < <(grep -l '"cuda"' bench/bench_*.py | grep -vE 'distillation_loss.py|_block.py|_conv2d.py|_array_gpu.py')
+bench others 60 "${others[@]}" -k "not cpu"
 step tests_large 60 "${tests[@]}" tests -k more_than
-mapfile -t others < <(grep -l '"cuda"' bench/bench_*.py | grep -v bench_distillation_loss.py)
-bench others 120 "${others[@]}"
 nvidia-smi --query-gpu=$query --format=csv,noheader >>"$out/device.csv"
+rm -rf "$parts"
 exit "$failed"
