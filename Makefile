@@ -9,7 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+CPP := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+SOURCES := setup.py pyproject.toml $(filter csrc/%,$(CPP))
 VENV_FLAGS := $(if $(filter 1,$(SYSTEM_SITE)),--system-site-packages,)
 
 .PHONY: demo test venv lint clean
@@ -25,6 +26,7 @@ test: $(VENV)/built lint
 lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 venv: $(VENV)/built
 

@@ -61,10 +61,26 @@ PYBIND11_MODULE(_cpu, m) {
            Address image, int threads) {
             std::vector<const float*> terms;
             for (Address each : history) terms.push_back(at<const float>(each));
-            kr::solver_step({at<const float>(x), at<const float>(cond), at<const float>(uncond), at<const int64_t>(ids),
-                             at<const float>(limits), terms.data(), static_cast<int>(terms.size()), row.data(),
-                             guidance, seed, stream, batch, channels, pixels, at<float>(y), at<float>(kept),
-                             at<void>(input), static_cast<kr::Dtype>(input_dtype), copies, at<uint8_t>(image),
+            kr::solver_step({at<const float>(x),
+                             at<const float>(cond),
+                             at<const float>(uncond),
+                             at<const int64_t>(ids),
+                             at<const float>(limits),
+                             terms.data(),
+                             static_cast<int>(terms.size()),
+                             row.data(),
+                             guidance,
+                             seed,
+                             stream,
+                             batch,
+                             channels,
+                             pixels,
+                             at<float>(y),
+                             at<float>(kept),
+                             at<void>(input),
+                             static_cast<kr::Dtype>(input_dtype),
+                             copies,
+                             at<uint8_t>(image),
                              threads});
         },
         release());
@@ -93,13 +109,28 @@ PYBIND11_MODULE(_cpu, m) {
            int64_t input_stride, int64_t target_stride, Address labels, Address weight, float temperature, float soft,
            float hard, float smoothing, int64_t ignore_index, int target_kind, Address indices, int64_t top_k,
            bool smooth_tail, int divergence, float alpha, float beta) {
-            const kr::DistillationLoss call = {at<const void>(input), at<const void>(target),
+            const kr::DistillationLoss call = {at<const void>(input),
+                                               at<const void>(target),
                                                static_cast<kr::Dtype>(input_dtype),
-                                               static_cast<kr::Dtype>(target_dtype), rows, classes, input_stride,
-                                               target_stride, at<const int64_t>(labels), at<const float>(weight),
-                                               temperature, soft, hard, smoothing, ignore_index, target_kind,
-                                               at<const int64_t>(indices), top_k, smooth_tail,
-                                               static_cast<kr::Divergence>(divergence), alpha, beta};
+                                               static_cast<kr::Dtype>(target_dtype),
+                                               rows,
+                                               classes,
+                                               input_stride,
+                                               target_stride,
+                                               at<const int64_t>(labels),
+                                               at<const float>(weight),
+                                               temperature,
+                                               soft,
+                                               hard,
+                                               smoothing,
+                                               ignore_index,
+                                               target_kind,
+                                               at<const int64_t>(indices),
+                                               top_k,
+                                               smooth_tail,
+                                               static_cast<kr::Divergence>(divergence),
+                                               alpha,
+                                               beta};
             const kr::DistillationResult result = kr::distillation_loss(
                 call, {loss, at<float>(row_loss), at<void>(grad), at<const float>(upstream), upstream_step, mean},
                 threads);
@@ -143,8 +174,9 @@ PYBIND11_MODULE(_cpu, m) {
         "membership_signals",
         [](Address logits, int64_t rows, int64_t classes, int64_t stride, Address labels, Address phi, Address loss,
            Address entropy, Address modified_entropy, Address confidence, Address correct, int threads) {
-            const kr::SignalOutputs out = {at<float>(phi), at<float>(loss), at<float>(entropy),
-                                           at<float>(modified_entropy), at<float>(confidence), at<float>(correct)};
+            const kr::SignalOutputs out = {at<float>(phi),        at<float>(loss),
+                                           at<float>(entropy),    at<float>(modified_entropy),
+                                           at<float>(confidence), at<float>(correct)};
             kr::membership_signals(at<const float>(logits), rows, classes, stride, at<const int64_t>(labels), out,
                                    threads);
         },
@@ -156,8 +188,7 @@ PYBIND11_MODULE(_cpu, m) {
         [](Address phi, Address keep, Address target, int64_t queries, int64_t examples, int64_t models,
            int64_t targets, bool online, int variance, Address scores, int threads) {
             return kr::lira(at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries, examples,
-                            models, targets, online, static_cast<kr::Variance>(variance), at<double>(scores),
-                            threads);
+                            models, targets, online, static_cast<kr::Variance>(variance), at<double>(scores), threads);
         },
         release());
 
@@ -227,8 +258,8 @@ PYBIND11_MODULE(_cpu, m) {
     // rmia
     m.def(
         "rmia",
-        [](Address x, Address z, int64_t queries, int64_t num_x, int64_t num_z, bool wide, double gamma,
-           int predicate, Address count, int threads) {
+        [](Address x, Address z, int64_t queries, int64_t num_x, int64_t num_z, bool wide, double gamma, int predicate,
+           Address count, int threads) {
             const auto rule = static_cast<kr::Predicate>(predicate);
             if (wide)
                 kr::rmia(at<const double>(x), at<const double>(z), queries, num_x, num_z, gamma, rule,

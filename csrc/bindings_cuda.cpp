@@ -30,8 +30,8 @@ T* at(Address address) {
 
 void check(int status, const char* op) {
     if (status != cudaSuccess)
-        throw std::runtime_error(std::string(op) + ": CUDA launch failed: " +
-                                 cudaGetErrorString(static_cast<cudaError_t>(status)));
+        throw std::runtime_error(std::string(op) +
+                                 ": CUDA launch failed: " + cudaGetErrorString(static_cast<cudaError_t>(status)));
 }
 
 }  // namespace
@@ -60,8 +60,8 @@ PYBIND11_MODULE(_cuda, m) {
             check(kr::cuda::group_norm_silu(
                       {at<const void>(x), at<const void>(skip), batch, pixels, x_channels, skip_channels,
                        static_cast<kr::Dtype>(dtype), at<const void>(weight), at<const void>(bias),
-                       static_cast<kr::Dtype>(affine_dtype), at<const void>(shift),
-                       static_cast<kr::Dtype>(shift_dtype), shift_stride, groups, eps, silu, at<void>(y)},
+                       static_cast<kr::Dtype>(affine_dtype), at<const void>(shift), static_cast<kr::Dtype>(shift_dtype),
+                       shift_stride, groups, eps, silu, at<void>(y)},
                       at<void>(queue)),
                   "group_norm_silu");
         },
@@ -100,12 +100,11 @@ PYBIND11_MODULE(_cuda, m) {
         [](Address logits, int dtype, int64_t rows, int64_t classes, int64_t stride, Address labels, Address phi,
            Address loss, Address entropy, Address modified_entropy, Address confidence, Address correct,
            Address queue) {
-            check(kr::cuda::membership_signals(
-                      at<const void>(logits), static_cast<kr::Dtype>(dtype), rows, classes, stride,
-                      at<const int64_t>(labels),
-                      {at<float>(phi), at<float>(loss), at<float>(entropy), at<float>(modified_entropy),
-                       at<float>(confidence), at<float>(correct)},
-                      at<void>(queue)),
+            check(kr::cuda::membership_signals(at<const void>(logits), static_cast<kr::Dtype>(dtype), rows, classes,
+                                               stride, at<const int64_t>(labels),
+                                               {at<float>(phi), at<float>(loss), at<float>(entropy),
+                                                at<float>(modified_entropy), at<float>(confidence), at<float>(correct)},
+                                               at<void>(queue)),
                   "membership_signals");
         },
         release());
@@ -169,15 +168,31 @@ PYBIND11_MODULE(_cuda, m) {
            Address slots, Address samples, Address kept_ring, Address queue) {
             std::vector<const float*> terms;
             for (Address each : history) terms.push_back(at<const float>(each));
-            check(kr::cuda::solver_step(
-                      {at<const float>(x), at<const void>(cond), at<const void>(uncond),
-                       static_cast<kr::Dtype>(output_dtype), output_channels_last, at<const int64_t>(ids),
-                       at<const float>(limits), terms.data(), static_cast<int>(terms.size()), row.data(), guidance,
-                       seed, stream, batch, channels, pixels, at<float>(y), at<float>(kept), at<void>(input),
-                       static_cast<kr::Dtype>(input_dtype), copies, at<uint8_t>(image),
-                       {at<const int64_t>(step), steps, at<const float>(rows), at<const int32_t>(slots),
-                        at<float>(samples), at<float>(kept_ring)}},
-                      at<void>(queue)),
+            check(kr::cuda::solver_step({at<const float>(x),
+                                         at<const void>(cond),
+                                         at<const void>(uncond),
+                                         static_cast<kr::Dtype>(output_dtype),
+                                         output_channels_last,
+                                         at<const int64_t>(ids),
+                                         at<const float>(limits),
+                                         terms.data(),
+                                         static_cast<int>(terms.size()),
+                                         row.data(),
+                                         guidance,
+                                         seed,
+                                         stream,
+                                         batch,
+                                         channels,
+                                         pixels,
+                                         at<float>(y),
+                                         at<float>(kept),
+                                         at<void>(input),
+                                         static_cast<kr::Dtype>(input_dtype),
+                                         copies,
+                                         at<uint8_t>(image),
+                                         {at<const int64_t>(step), steps, at<const float>(rows),
+                                          at<const int32_t>(slots), at<float>(samples), at<float>(kept_ring)}},
+                                        at<void>(queue)),
                   "solver_step");
         },
         release());
@@ -192,16 +207,39 @@ PYBIND11_MODULE(_cuda, m) {
            int64_t target_stride, Address labels, Address weight, float temperature, float soft, float hard,
            float smoothing, int64_t ignore_index, int target_kind, Address indices, int64_t top_k, bool smooth_tail,
            int divergence, float alpha, float beta, Address queue) {
-            const kr::DistillationLoss call = {at<const void>(input), at<const void>(target),
-                                               static_cast<kr::Dtype>(input_dtype), static_cast<kr::Dtype>(target_dtype),
-                                               rows, classes, input_stride, target_stride, at<const int64_t>(labels),
-                                               at<const float>(weight), temperature, soft, hard, smoothing,
-                                               ignore_index, target_kind, at<const int64_t>(indices), top_k,
-                                               smooth_tail, static_cast<kr::Divergence>(divergence), alpha, beta};
-            const kr::cuda::DistillationBuffers buffers = {at<float>(row_loss), at<float>(loss), at<float>(scale),
-                                                           at<float>(stats), at<void>(grad), at<float>(partial),
-                                                           at<uint32_t>(counter), at<const float>(upstream),
-                                                           upstream_step, unless_one, mean};
+            const kr::DistillationLoss call = {at<const void>(input),
+                                               at<const void>(target),
+                                               static_cast<kr::Dtype>(input_dtype),
+                                               static_cast<kr::Dtype>(target_dtype),
+                                               rows,
+                                               classes,
+                                               input_stride,
+                                               target_stride,
+                                               at<const int64_t>(labels),
+                                               at<const float>(weight),
+                                               temperature,
+                                               soft,
+                                               hard,
+                                               smoothing,
+                                               ignore_index,
+                                               target_kind,
+                                               at<const int64_t>(indices),
+                                               top_k,
+                                               smooth_tail,
+                                               static_cast<kr::Divergence>(divergence),
+                                               alpha,
+                                               beta};
+            const kr::cuda::DistillationBuffers buffers = {at<float>(row_loss),
+                                                           at<float>(loss),
+                                                           at<float>(scale),
+                                                           at<float>(stats),
+                                                           at<void>(grad),
+                                                           at<float>(partial),
+                                                           at<uint32_t>(counter),
+                                                           at<const float>(upstream),
+                                                           upstream_step,
+                                                           unless_one,
+                                                           mean};
             auto run = forward ? kr::cuda::distillation_loss_forward : kr::cuda::distillation_loss_backward;
             check(run(call, buffers, at<void>(queue)), "distillation_loss");
         },
@@ -210,7 +248,8 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("distillation_loss_cluster", [](int64_t classes, int input_dtype, int target_dtype) {
         kr::DistillationLoss call = {};
         call.classes = classes, call.temperature = call.soft = 1;
-        call.input_dtype = static_cast<kr::Dtype>(input_dtype), call.target_dtype = static_cast<kr::Dtype>(target_dtype);
+        call.input_dtype = static_cast<kr::Dtype>(input_dtype),
+        call.target_dtype = static_cast<kr::Dtype>(target_dtype);
         return kr::cuda::distillation_loss_cluster(call);
     });
 }

@@ -13,7 +13,7 @@ struct Words {
 
 // counter = (element / 4, stream, id low, id high), key = seed. Ten rounds; the key is bumped between rounds.
 KR_FN Words philox(u32v c0, u32v c1, u32v c2, u32v c3, uint32_t k0, uint32_t k1) {
-KR_UNROLL
+    KR_UNROLL
     for (int round = 0; round < 10; ++round) {
         u32v hi0, lo0, hi1, lo1;
         mulhilo(c0, 0xD2511F53u, hi0, lo0);
@@ -62,7 +62,7 @@ KR_FN void normal_angle(u32v x, f32v& c, f32v& s) {
     f32v pc = fma(fma(splat(2.443315711809948e-5f), z, splat(-1.388731625493765e-3f)), z, splat(4.166664568298827e-2f));
     f32v cosine = fma(mul(pc, z), z, fma(splat(-0.5f), z, splat(1.0f)));
     u32v low_bit = turn << 1;
-    i32v exchange = (as_i(cosine) ^ as_i(sine)) & ((i32v)low_bit >> 31);           // in odd quarters
+    i32v exchange = (as_i(cosine) ^ as_i(sine)) & ((i32v)low_bit >> 31);                  // in odd quarters
     c = as_f(as_i(cosine) ^ exchange ^ (i32v)((turn ^ low_bit) & splat_u(0x80000000u)));  // negative in 1 and 2
     s = as_f(as_i(sine) ^ exchange ^ (i32v)(turn & splat_u(0x80000000u)));                // negative in 2 and 3
 }
@@ -77,6 +77,7 @@ KR_FN void normal_pair(f32v radius, u32v angle, f32v out[2]) {
 // The four normals of one counter: words (0, 1) make the first pair, words (2, 3) the second.
 KR_FN void philox_normal4(u32v group, u32v stream, u32v id_lo, u32v id_hi, uint32_t k0, uint32_t k1, f32v out[4]) {
     Words words = philox(group, stream, id_lo, id_hi, k0, k1);
-KR_UNROLL
-    for (int pair = 0; pair < 2; ++pair) normal_pair(normal_radius(words.w[2 * pair]), words.w[2 * pair + 1], out + 2 * pair);
+    KR_UNROLL
+    for (int pair = 0; pair < 2; ++pair)
+        normal_pair(normal_radius(words.w[2 * pair]), words.w[2 * pair + 1], out + 2 * pair);
 }

@@ -1,7 +1,7 @@
 // Thresholds of all targets from one sort: each target passes over the sorted values and skips its own.
 //
-// TPR - FPR is (tp N - fp P) / (P N) with P members and N others, an integer that is moved by N or by P at each value. It
-// says which points can be the best; only those are divided, so that rates that round to the same number stay a tie.
+// TPR - FPR is (tp N - fp P) / (P N) with P members and N others, an integer that is moved by N or by P at each value.
+// It says which points can be the best; only those are divided, so that rates that round to the same number stay a tie.
 #include "cpu/best_threshold.h"
 
 #include <algorithm>
@@ -51,9 +51,9 @@ void best_threshold(const double* values, const uint8_t* held, int64_t examples,
         if (i + 1 == count || items[i + 1].key != items[i].key) items[i].payload |= kLast;
     parallel_for(all ? 1 : models, 1, threads, [&](int64_t first, int64_t last) {
         for (int64_t k = first; k < last; ++k)
-            threshold[k] = all ? best_without(items, (uint64_t)models, members, count - members)
-                               : best_without(items, (uint64_t)k, members - own[k],
-                                              count - examples - (members - own[k]));
+            threshold[k] =
+                all ? best_without(items, (uint64_t)models, members, count - members)
+                    : best_without(items, (uint64_t)k, members - own[k], count - examples - (members - own[k]));
     });
 }
 

@@ -10,8 +10,8 @@ static void draw_weights(const uint32_t* group_of, int64_t n, uint32_t side, uin
     u32v lanes;
     std::memcpy(&lanes, lane_index, sizeof lanes);
     for (int64_t start = 0; start < n; start += 4 * kLanes) {
-        const Words words = philox(splat_u((uint32_t)(start / 4)) + lanes, splat_u(side), splat_u(replicate), splat_u(0),
-                                   (uint32_t)seed, (uint32_t)(seed >> 32));
+        const Words words = philox(splat_u((uint32_t)(start / 4)) + lanes, splat_u(side), splat_u(replicate),
+                                   splat_u(0), (uint32_t)seed, (uint32_t)(seed >> 32));
         uint32_t drawn[4][kLanes];
         std::memcpy(drawn, &words, sizeof drawn);
         const bool whole = start + 4 * kLanes <= n;

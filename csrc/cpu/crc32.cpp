@@ -99,8 +99,8 @@ KR_VCLMUL inline __m512i fold64(__m512i x, __m512i k, __m512i next) {
 KR_VCLMUL uint32_t by_vclmul(uint32_t r, const uint8_t* data, size_t size) {
     const __m512i far = _mm512_broadcast_i32x4(_mm_set_epi64x(kHigh2048, kLow2048));
     const __m512i near = _mm512_broadcast_i32x4(_mm_set_epi64x(kHigh512, kLow512));
-    __m512i x0 = _mm512_xor_si512(_mm512_loadu_si512(data),
-                                  _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(r))));
+    __m512i x0 =
+        _mm512_xor_si512(_mm512_loadu_si512(data), _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(r))));
     __m512i x1 = _mm512_loadu_si512(data + 64), x2 = _mm512_loadu_si512(data + 128);
     __m512i x3 = _mm512_loadu_si512(data + 192);
     for (data += 256, size -= 256; size >= 256; data += 256, size -= 256) {

@@ -16,7 +16,7 @@ struct DistillationWanted {
 };
 
 struct DistillationResult {
-    double loss;      // over all rows
+    double loss;  // over all rows
     // The first row whose label is neither in [0, classes) nor ignore_index, or that has an index outside: then nothing
     // is done. -1 if there is none.
     int64_t invalid;

@@ -5,7 +5,7 @@
 #include "cpu/softmax_row.h"
 
 constexpr int kLaneClasses = 128;  // four arrays of kLanes x 128 floats stay in L1
-constexpr int kGroup = 16;  // exponentials summed at a time: 100 additions in a row double the gradient's error
+constexpr int kGroup = 16;         // exponentials summed at a time: 100 additions in a row double the gradient's error
 
 // Which of the two layouts a call takes; the second needs work of 5 * classes floats.
 static inline bool across_lanes(const DistillationLoss& call) {
@@ -299,8 +299,8 @@ static double loss_block_of(const DistillationLoss& call, const DistillationWant
     const bool decoupled = call.divergence == Divergence::decoupled;
     if (across_lanes(call)) {
         for (int r = 0; r < count; r += kLanes)
-            loss_lanes<kPower>(call, wanted.loss, begin + r, count - r < kLanes ? count - r : kLanes, factor + r,
-                               zeros, losses + r, wanted.grad);
+            loss_lanes<kPower>(call, wanted.loss, begin + r, count - r < kLanes ? count - r : kLanes, factor + r, zeros,
+                               losses + r, wanted.grad);
     } else {
         const bool direct = call.input_dtype == Dtype::f32;
         for (int r = 0; r < count; ++r) {

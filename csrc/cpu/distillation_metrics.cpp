@@ -11,7 +11,8 @@
 namespace kr {
 
 void distillation_metrics(const DistillationMetrics& call, int threads) {
-    const int64_t step = call.classes > scalar::kLaneClasses ? 1 : 64;  // a multiple of every lane count, or single rows
+    const int64_t step =
+        call.classes > scalar::kLaneClasses ? 1 : 64;  // a multiple of every lane count, or single rows
     const int64_t blocks = (call.rows + step - 1) / step;
     parallel_for(blocks, (1 << 13) / (step * call.classes) + 1, threads, [&](int64_t first, int64_t last) {
         std::vector<float> work(static_cast<size_t>(call.classes > scalar::kLaneClasses ? 4 * call.classes : 0));

@@ -12,8 +12,8 @@ struct DistillationMetrics {
     int64_t rows, classes, input_stride, target_stride;
     const int64_t* labels;  // or null; a row with a label outside [0, classes) has no cross_entropy and is not correct
     float temperature;
-    float *kl, *cross_entropy, *teacher_confidence, *teacher_entropy;    // [rows]; cross_entropy null without labels
-    uint8_t *agreement, *student_correct, *teacher_correct;              // [rows]; the last two null without labels
+    float *kl, *cross_entropy, *teacher_confidence, *teacher_entropy;  // [rows]; cross_entropy null without labels
+    uint8_t *agreement, *student_correct, *teacher_correct;            // [rows]; the last two null without labels
 };
 
 void distillation_metrics(const DistillationMetrics& call, int threads);

@@ -1,8 +1,8 @@
 // Included once per instruction set by distillation_metrics.cpp.
 //
 // Two layouts, as for the loss: up to kLaneClasses classes a vector holds the same class of kLanes rows, above that
-// kLanes classes of one row. Both take every exponential once: e^(z - top) is a power of e^((z - top) / T) where T is 1,
-// 2 or 4, and the teacher's entropy is summed where its exponentials are.
+// kLanes classes of one row. Both take every exponential once: e^(z - top) is a power of e^((z - top) / T) where T is
+// 1, 2 or 4, and the teacher's entropy is summed where its exponentials are.
 #include "cpu/softmax_row.h"
 
 constexpr int kLaneClasses = 128;

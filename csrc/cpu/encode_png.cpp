@@ -9,7 +9,7 @@
 namespace kr {
 namespace {
 
-constexpr int64_t kStored = 65535;  // bytes in one stored block: its length has 16 bits
+constexpr int64_t kStored = 65535;         // bytes in one stored block: its length has 16 bits
 constexpr int64_t kHead = 8 + 25 + 8 + 2;  // signature, IHDR chunk, length and type of IDAT, zlib header
 constexpr int64_t kTail = 4 + 4 + 12;      // Adler-32, CRC of IDAT, IEND chunk
 

@@ -16,8 +16,8 @@ KR_FN int64_t chunk_pixels(int64_t channels) {
     return pixels < 16 ? 16 : pixels;
 }
 
-// Joins the statistics of n pixels of V vectors of channels to those of the `before` pixels so far. `live` is the number
-// of lanes that exist where V is 1, else kLanes.
+// Joins the statistics of n pixels of V vectors of channels to those of the `before` pixels so far. `live` is the
+// number of lanes that exist where V is 1, else kLanes.
 template <int V, class T>
 KR_FN void add_chunk(const T* x, int64_t step, int64_t n, int64_t before, float* mean, float* squares, int live) {
     auto read = [=](const T* from) { return live == kLanes ? load_as(from) : load_as_part(from, live); };
@@ -57,8 +57,7 @@ static void channel_statistics(const T* x, int64_t step, int64_t channels, int64
             add_chunk<4>(from + c, step, n, p, mean + c, squares + c, kLanes);
         for (; c + 2 * kLanes <= channels; c += 2 * kLanes)
             add_chunk<2>(from + c, step, n, p, mean + c, squares + c, kLanes);
-        for (; c + kLanes <= channels; c += kLanes)
-            add_chunk<1>(from + c, step, n, p, mean + c, squares + c, kLanes);
+        for (; c + kLanes <= channels; c += kLanes) add_chunk<1>(from + c, step, n, p, mean + c, squares + c, kLanes);
         if (c < channels) add_chunk<1>(from + c, step, n, p, mean + c, squares + c, (int)(channels - c));
     }
 }
@@ -98,8 +97,8 @@ static void apply_channels(const T* x, int64_t step, int64_t channels, T* y, int
     }
 }
 
-// Channels [first, last) of one sample, whole groups. Arrays over channels have room for a vector more; mean and squares
-// come in as scratch and leave as a and b.
+// Channels [first, last) of one sample, whole groups. Arrays over channels have room for a vector more; mean and
+// squares come in as scratch and leave as a and b.
 template <class T>
 static void norm_part(const GroupNorm& call, int64_t sample, int64_t first, int64_t last, const float* weight,
                       const float* bias, const float* shift, float* mean, float* squares) {

@@ -20,9 +20,7 @@ bool supported(Isa level) {
 }
 
 constexpr Isa kLevels[] = {Isa::scalar, Isa::avx2, Isa::avx512};
-const char* name_of(Isa level) {
-    return level == Isa::avx512 ? "avx512" : level == Isa::avx2 ? "avx2" : "scalar";
-}
+const char* name_of(Isa level) { return level == Isa::avx512 ? "avx512" : level == Isa::avx2 ? "avx2" : "scalar"; }
 
 Isa best() {
     Isa found = Isa::scalar;

@@ -9,8 +9,8 @@ namespace kr {
 
 enum class Isa { scalar, avx2, avx512 };
 
-Isa isa();                                 // the level in use
-void set_isa(const std::string& name);     // throws std::invalid_argument when the machine lacks it
+Isa isa();                              // the level in use
+void set_isa(const std::string& name);  // throws std::invalid_argument when the machine lacks it
 std::string isa_name();
 std::vector<std::string> isa_available();  // weakest first
 
@@ -18,7 +18,7 @@ std::vector<std::string> isa_available();  // weakest first
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define KR_X86 1
-#define KR_DISPATCH(function, ...)                                        \
+#define KR_DISPATCH(function, ...)                                          \
     (::kr::isa() == ::kr::Isa::avx512 ? ::kr::avx512::function(__VA_ARGS__) \
      : ::kr::isa() == ::kr::Isa::avx2 ? ::kr::avx2::function(__VA_ARGS__)   \
                                       : ::kr::scalar::function(__VA_ARGS__))

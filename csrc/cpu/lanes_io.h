@@ -22,7 +22,9 @@ KR_FN void store_as(F16* to, f32v a) { to->bits = float_to_half(a); }
 KR_FN __m128i load_half(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
 KR_FN i32v widen(__m128i a) { return (i32v)_mm256_cvtepu16_epi32(a); }
 KR_FN f32v load_as(const F16* from) { return (f32v)_mm256_cvtph_ps(load_half(from)); }
-KR_FN void store_as(F16* to, f32v a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)a, 0)); }
+KR_FN void store_as(F16* to, f32v a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)a, 0));
+}
 KR_FN void store_low(void* to, i32v a) {
     const __m256i packed = _mm256_packus_epi32((__m256i)a, (__m256i)a);  // 16 bits a lane, by halves of 128 bits
     _mm_storeu_si128(static_cast<__m128i*>(to), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));

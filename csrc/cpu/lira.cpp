@@ -72,9 +72,11 @@ int64_t lira(const float* phi, const uint8_t* keep, const float* target, int64_t
                     if (outside)
                         visit(n, k, target[(a * examples + n) * targets + k], all_in, all_out);
                     else if (held[k])
-                        visit(n, k, row[k], lira_without(side_in, row[k], [&](int64_t i) { return in.of[i]; }), all_out);
+                        visit(n, k, row[k], lira_without(side_in, row[k], [&](int64_t i) { return in.of[i]; }),
+                              all_out);
                     else
-                        visit(n, k, row[k], all_in, lira_without(side_out, row[k], [&](int64_t i) { return out.of[i]; }));
+                        visit(n, k, row[k], all_in,
+                              lira_without(side_out, row[k], [&](int64_t i) { return out.of[i]; }));
                 }
             }
         }

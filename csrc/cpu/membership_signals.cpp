@@ -18,7 +18,8 @@ void membership_signals(const float* logits, int64_t rows, int64_t classes, int6
     parallel_for(blocks, (1 << 13) / (step * classes) + 1, threads, [&](int64_t first, int64_t last) {
         std::vector<float> work(static_cast<size_t>(classes > scalar::kLaneClasses ? classes : 0));
         for (int64_t row = first * step; row < last * step && row < rows; row += step)
-            KR_DISPATCH(signals_block, logits, classes, stride, labels, row, std::min(step, rows - row), out, work.data());
+            KR_DISPATCH(signals_block, logits, classes, stride, labels, row, std::min(step, rows - row), out,
+                        work.data());
     });
 }
 

@@ -151,8 +151,9 @@ static void signals_row(const float* z, int64_t classes, int64_t label, int64_t 
         }
         rest += reduce_sum(sum), weighted += reduce_sum(sum_w);
     }
-    RowParts parts{splat(z[label]), splat(top), splat(second), splat((float)rest), splat((float)(rest - w[label])),
-                   splat((float)weighted)};
+    RowParts parts{
+        splat(z[label]),       splat(top), splat(second), splat((float)rest), splat((float)(rest - w[label])),
+        splat((float)weighted)};
     const i32v hit = splat_i(first == label);
     const RowSignals found = signals_of(parts, hit);
     write_one(out.phi, row, first_lane(found.phi));
@@ -176,8 +177,7 @@ static void signals_row(const float* z, int64_t classes, int64_t label, int64_t 
 static void signals_block(const float* logits, int64_t classes, int64_t stride, const int64_t* labels, int64_t row,
                           int64_t count, const SignalOutputs& out, float* work) {
     if (classes > kLaneClasses) {
-        for (int64_t r = row; r < row + count; ++r)
-            signals_row(logits + r * stride, classes, labels[r], r, out, work);
+        for (int64_t r = row; r < row + count; ++r) signals_row(logits + r * stride, classes, labels[r], r, out, work);
         return;
     }
     for (int64_t r = 0; r < count; r += kLanes)

@@ -5,7 +5,7 @@
 // multiplications that wait for each other and then of two polynomials, longer than an out-of-order window; apart,
 // the rounds of two vectors are interleaved by hand and the polynomials of several overlap by themselves.
 
-constexpr int kBlockVectors = 16;                      // of counters; even
+constexpr int kBlockVectors = 16;                           // of counters; even
 constexpr int kBlockElements = 4 * kLanes * kBlockVectors;  // 2 KiB of words with AVX2
 
 #if KR_LANES == 1
@@ -38,17 +38,17 @@ KR_FN void philox_vectors(uint64_t group, uint32_t stream, uint64_t id, uint64_t
     constexpr uint32_t m0 = 0xD2511F53u, m1 = 0xCD9E8D57u, bump0 = 0x9E3779B9u, bump1 = 0xBB67AE85u;
     const uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     const u64v factor0 = splat_64(m0), factor1 = splat_64(m1);
-    const uint64_t first = (uint64_t)(uint32_t)id * m1;                                            // round 1
-    const uint64_t second = (uint64_t)((uint32_t)(first >> 32) ^ stream ^ k0) * m0;                // round 2
-    const u64v mask2 = splat_64((uint32_t)(id >> 32) ^ k1);                                        // makes c2 of round 1
-    const u64v mask0 = splat_64((uint32_t)first ^ (k0 + bump0));                                   // makes c0 of round 2
+    const uint64_t first = (uint64_t)(uint32_t)id * m1;                              // round 1
+    const uint64_t second = (uint64_t)((uint32_t)(first >> 32) ^ stream ^ k0) * m0;  // round 2
+    const u64v mask2 = splat_64((uint32_t)(id >> 32) ^ k1);                          // makes c2 of round 1
+    const u64v mask0 = splat_64((uint32_t)first ^ (k0 + bump0));                     // makes c0 of round 2
     const u64v next2 = splat_64((uint32_t)(second >> 32) ^ (k1 + bump1)), next3 = splat_64((uint32_t)second);
     // low_halves(a, b) interleaves pairs within 128 bits, so a starts with groups 0 1 4 5 ... and b with 2 3 6 7 ...
     u64v part = u64v{};
     for (int i = 0; i < kLanes / 2; ++i) part[i] = (uint64_t)(i % 2 + i / 2 * 4);
     for (int v = 0; v < vectors; v += 2) {
         u64v c0[4], c1[4], c2[4], c3[4];
-KR_UNROLL
+        KR_UNROLL
         for (int j = 0; j < 4; ++j) {
             const u64v p0 = product(splat_64(group + kLanes * (v + j / 2) + j % 2 * 2) + part, factor0);
             const u64v p1 = product((p0 >> 32) ^ mask2, factor1);
@@ -57,10 +57,10 @@ KR_UNROLL
             c2[j] = p0 ^ next2;
             c3[j] = next3;
         }
-KR_UNROLL
+        KR_UNROLL
         for (uint32_t round = 2; round < 10; ++round) {
             const u64v key0 = splat_64((uint32_t)(k0 + round * bump0)), key1 = splat_64((uint32_t)(k1 + round * bump1));
-KR_UNROLL
+            KR_UNROLL
             for (int j = 0; j < 4; ++j) {
                 const u64v p0 = product(c0[j], factor0), p1 = product(c2[j], factor1);
                 c0[j] = (p1 >> 32) ^ (c1[j] ^ key0);
@@ -69,7 +69,7 @@ KR_UNROLL
                 c3[j] = p0;
             }
         }
-KR_UNROLL
+        KR_UNROLL
         for (int j = 0; j < 2; ++j) {
             words[v + j][0] = low_halves(c0[2 * j], c0[2 * j + 1]);
             words[v + j][1] = low_halves(c1[2 * j], c1[2 * j + 1]);

@@ -88,7 +88,7 @@ void rmia_count(const T* x, const T* z, int64_t num_x, int64_t num_z, T gamma, P
 // How many of the inserted ranks are below r, in two loads: before its block, and before it in its block. An insertion
 // passes over half a block and over the blocks above: O(sqrt(size)), in loops without branches.
 class Below {
-   public:
+  public:
     explicit Below(int64_t size) {
         while ((int64_t{1} << 2 * shift_) < size + 1) ++shift_;
         const int64_t blocks = (size >> shift_) + 1;
@@ -101,7 +101,7 @@ class Below {
         for (size_t b = block + 1; b < blocks_.size(); ++b) ++blocks_[b];
     }
 
-   private:
+  private:
     int shift_ = 4;
     std::vector<uint32_t> blocks_, within_;
 };

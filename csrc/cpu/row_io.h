@@ -11,7 +11,8 @@ static const float* converted_row(const void* base, Dtype dtype, int64_t offset,
             _mm256_storeu_ps(scratch + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
 #elif KR_LANES == 16
         for (; i + 16 <= n; i += 16)
-            _mm512_storeu_ps(scratch + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
+            _mm512_storeu_ps(scratch + i,
+                             _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
 #endif
         for (; i < n; ++i) scratch[i] = half_to_float(from[i]);
     }

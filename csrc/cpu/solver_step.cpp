@@ -13,8 +13,9 @@ namespace {
 template <class Row>
 Row fill(const SolverStep& call) {
     const float* row = call.row;
-    Row out = {row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], {row[8], row[9], row[10]},
-               {0, 0, 0, 0}, call.guidance, call.terms};
+    Row out = {
+        row[0],       row[1],        row[2],    row[3], row[4], row[5], row[6], row[7], {row[8], row[9], row[10]},
+        {0, 0, 0, 0}, call.guidance, call.terms};
     for (int k = 0; k < call.terms; ++k) out.history[k] = row[11 + k];
     return out;
 }
@@ -36,13 +37,13 @@ void solver_step(const SolverStep& call) {
             }
         });
     };
-#define KR_RUN(level)                                                                                   \
-    {                                                                                                   \
-        const auto row = fill<level::SolverRow>(call);                                                  \
-        run([&](int64_t image, int64_t begin, int64_t end, float* scratch) {                            \
+#define KR_RUN(level)                                                                                     \
+    {                                                                                                     \
+        const auto row = fill<level::SolverRow>(call);                                                    \
+        run([&](int64_t image, int64_t begin, int64_t end, float* scratch) {                              \
             level::solver_image(call, row, image, begin, end, call.y ? call.y + image * numel : scratch); \
-        });                                                                                             \
-        return;                                                                                         \
+        });                                                                                               \
+        return;                                                                                           \
     }
 #if KR_X86
     if (isa() == Isa::avx512) KR_RUN(avx512)

@@ -72,8 +72,14 @@ static void solver_input(const float* y, int64_t channels, int64_t pixels, float
 static void solver_image(const SolverStep& call, const SolverRow& row, int64_t index, int64_t begin, int64_t end,
                          float* y) {
     const int64_t numel = call.channels * call.pixels, offset = index * numel;
-    SolverImage image = {call.x + offset, call.cond + offset, call.uncond ? call.uncond + offset : nullptr, {}, y,
-                         call.kept ? call.kept + offset : nullptr, row.clip, 1.0f};
+    SolverImage image = {call.x + offset,
+                         call.cond + offset,
+                         call.uncond ? call.uncond + offset : nullptr,
+                         {},
+                         y,
+                         call.kept ? call.kept + offset : nullptr,
+                         row.clip,
+                         1.0f};
     if (call.limits) {
         image.limit = call.limits[index];
         image.inverse = 1.0f / image.limit;

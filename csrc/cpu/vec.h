@@ -83,7 +83,9 @@ KR_FN f32v fma(f32v a, f32v b, f32v c) { return (f32v)KR_I(fmadd_ps)(a, b, c); }
 KR_FN f32v sqrt(f32v a) { return (f32v)KR_I(sqrt_ps)(a); }
 KR_FN f32v to_float_i(i32v a) { return (f32v)KR_I(cvtepi32_ps)((raw_i)a); }
 // Halves of 16 bits are exact and the fma rounds once: the nearest float, as cvt.rn.f32.u32 gives.
-KR_FN f32v to_float_u(u32v a) { return fma(to_float_i((i32v)(a >> 16)), splat(65536.0f), to_float_i((i32v)(a & 0xFFFFu))); }
+KR_FN f32v to_float_u(u32v a) {
+    return fma(to_float_i((i32v)(a >> 16)), splat(65536.0f), to_float_i((i32v)(a & 0xFFFFu)));
+}
 // As the scalar form: b where either is NaN.
 KR_FN f32v max(f32v a, f32v b) { return (f32v)KR_I(max_ps)(a, b); }
 KR_FN f32v min(f32v a, f32v b) { return (f32v)KR_I(min_ps)(a, b); }

@@ -22,8 +22,8 @@ struct WinogradConv {
 // Outputs of a block of the transformed weight.
 inline int64_t winograd_block(int64_t outputs) { return outputs <= 16 ? 16 : 32; }
 
-// Tiles that are transformed together, a multiple of the rows of every product, and blocks of outputs whose products are
-// in the cache together.
+// Tiles that are transformed together, a multiple of the rows of every product, and blocks of outputs whose products
+// are in the cache together.
 constexpr int64_t kWinogradTiles = 42, kWinogradPart = 2;
 
 // Floats between places of the transformed pixels of kWinogradTiles tiles.

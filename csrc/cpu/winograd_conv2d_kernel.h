@@ -60,8 +60,8 @@ struct Pixels {
 // together and pixels are read again for the next ones: everything then stays in registers.
 KR_FN void tile_in(const Pixels& d, float* to, int64_t step) {
     f32v first[6], second[6];
-    KR_UNROLL for (int j = 0; j < 6; ++j)
-        first[j] = fma(splat(kA2 * kB2), d.at(0, j), fma(splat(-kA2 - kB2), d.at(2, j), d.at(4, j)));
+    KR_UNROLL for (int j = 0; j < 6; ++j) first[j] =
+        fma(splat(kA2 * kB2), d.at(0, j), fma(splat(-kA2 - kB2), d.at(2, j), d.at(4, j)));
     transform_in(first, to, step);
     KR_UNROLL for (int pair = 0; pair < 2; ++pair) {
         const f32v point = splat(pair ? kB : kA), other = splat(pair ? -kA2 : -kB2);
@@ -73,8 +73,8 @@ KR_FN void tile_in(const Pixels& d, float* to, int64_t step) {
         transform_in(first, to + (6 + 12 * pair) * step, step);
         transform_in(second, to + (12 + 12 * pair) * step, step);
     }
-    KR_UNROLL for (int j = 0; j < 6; ++j)
-        first[j] = fma(splat(kA2 * kB2), d.at(1, j), fma(splat(-kA2 - kB2), d.at(3, j), d.at(5, j)));
+    KR_UNROLL for (int j = 0; j < 6; ++j) first[j] =
+        fma(splat(kA2 * kB2), d.at(1, j), fma(splat(-kA2 - kB2), d.at(3, j), d.at(5, j)));
     transform_in(first, to + 30 * step, step);
 }
 
@@ -134,8 +134,8 @@ KR_FN void multiply(const float* a, int64_t inputs, const float* b, float* c, in
                 KR_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(value, w[v], sum[r][v]);
             }
         }
-    KR_UNROLL_ROWS for (int r = 0; r < kRows; ++r)
-        KR_UNROLL for (int v = 0; v < kVectors; ++v) store(c + r * c_step + v * kLanes, sum[r][v]);
+    KR_UNROLL_ROWS for (int r = 0; r < kRows; ++r) KR_UNROLL for (int v = 0; v < kVectors; ++v)
+        store(c + r * c_step + v * kLanes, sum[r][v]);
 }
 
 template <int kRows, int kBlock>
@@ -286,8 +286,7 @@ static void winograd_block_of_tiles(const WinogradConv& call, const Tiles& tiles
     const int64_t rows = block == 16 ? kRows16 : kRows32, count = (end - begin + rows - 1) / rows * rows;
     for (int64_t t = end - begin; t < count; ++t)  // rows of a last product that no tile fills
         for (int64_t p = 0; p < kPlaces * groups; ++p)
-            for (int64_t k = 0; k < kGroup; ++k)
-                v[p / groups * step + (p % groups * kTiles + t) * kGroup + k] = 0.0f;
+            for (int64_t k = 0; k < kGroup; ++k) v[p / groups * step + (p % groups * kTiles + t) * kGroup + k] = 0.0f;
     for (int64_t first = 0; first < blocks; first += kPart) {
         const int64_t part = blocks - first < kPart ? blocks - first : kPart, from = first * block;
         const int64_t to = from + part * block < call.outputs ? from + part * block : call.outputs;

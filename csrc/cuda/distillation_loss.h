@@ -6,17 +6,17 @@
 namespace kr {
 namespace cuda {
 
-constexpr int kDistillationStats = 5;    // floats of a row that the forward pass may leave for the backward pass
+constexpr int kDistillationStats = 5;      // floats of a row that the forward pass may leave for the backward pass
 constexpr int kDistillationBlocks = 4096;  // most blocks of a launch, whose sums are added up by the last one
 
 // Device memory of one call. Statistics are private to these kernels: nobody else reads them.
 struct DistillationBuffers {
-    float* row_loss;   // [rows] weighted losses, or null: then they are summed to *loss
-    float* loss;       // or null: then no loss is wanted
-    float* scale;      // the factor of all gradients: 1 / sum of weights with `mean`, else 1. Backward only reads it
-    float* stats;      // [rows, kDistillationStats], or null
-    void* grad;        // [rows, classes] contiguous, of input's dtype, or null
-    float* partial;    // 2 * kDistillationBlocks, scratch of one stream
+    float* row_loss;    // [rows] weighted losses, or null: then they are summed to *loss
+    float* loss;        // or null: then no loss is wanted
+    float* scale;       // the factor of all gradients: 1 / sum of weights with `mean`, else 1. Backward only reads it
+    float* stats;       // [rows, kDistillationStats], or null
+    void* grad;         // [rows, classes] contiguous, of input's dtype, or null
+    float* partial;     // 2 * kDistillationBlocks, scratch of one stream
     uint32_t* counter;  // 0, and 0 again after the call
     const float* upstream;  // of backward: d result / d loss of row i at upstream[i * upstream_step]
     int64_t upstream_step;

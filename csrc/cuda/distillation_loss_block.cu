@@ -10,8 +10,7 @@ namespace cuda {
 namespace {
 
 template <bool kHalf, int V, int CHUNKS, int THREADS>
-__global__ void __launch_bounds__(THREADS, blocks_wanted(V* CHUNKS, THREADS))
-    block_rows(const DistillationJob job) {
+__global__ void __launch_bounds__(THREADS, blocks_wanted(V* CHUNKS, THREADS)) block_rows(const DistillationJob job) {
     if (has_nothing_to_do(job)) return;
     BlockGroup<THREADS> group((int)threadIdx.x);
     float loss = 0.0f, weight = 0.0f;

@@ -151,7 +151,9 @@ KR_FN void add_up(const DistillationJob& job, const Exchange<5, kWarps>& exchang
 // ---------------------------------------------------------------- the kernel
 
 template <class E, int THREADS, bool kPlain>
-__global__ void __launch_bounds__(THREADS, THREADS > 256 ? 1 : kPlain ? 3 : 2)
+__global__ void __launch_bounds__(THREADS, THREADS > 256 ? 1
+                                           : kPlain      ? 3
+                                                         : 2)
     cluster_rows(const DistillationJob job, const ClusterPlan plan) {
 #if KR_HAS_CLUSTERS
     if (has_nothing_to_do(job)) return;
@@ -168,8 +170,11 @@ __global__ void __launch_bounds__(THREADS, THREADS > 256 ? 1 : kPlain ? 3 : 2)
     float* leader_weight = terms_room.room + terms_room.kFloats;  // not in a register of every thread
 
     const int first = (rank * kWarps + warp) * plan.region, left = classes - first;
-    const Piece piece = {first, left < 0 ? 0 : left < plan.region ? left : plan.region, lane,
-                         shared + plan.student_at + warp * plan.region * E::size,
+    const Piece piece = {first,
+                         left < 0             ? 0
+                         : left < plan.region ? left
+                                              : plan.region,
+                         lane, shared + plan.student_at + warp * plan.region * E::size,
                          shared + plan.teacher_at + warp * plan.region * plan.target_size};
     fill_piece<E>(job, plan.region, piece);
     if (lane == 0) init_arrival(arrival);

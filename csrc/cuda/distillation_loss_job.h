@@ -35,7 +35,9 @@ struct DistillationRow {
     bool read;             // a row of weight 0 is not
 };
 
-KR_FN bool has_nothing_to_do(const DistillationJob& job) { return job.buffers.unless_one && *job.buffers.upstream == 1.0f; }
+KR_FN bool has_nothing_to_do(const DistillationJob& job) {
+    return job.buffers.unless_one && *job.buffers.upstream == 1.0f;
+}
 
 KR_FN DistillationRow row_of(const DistillationJob& job, int64_t row) {
     const DistillationLoss& call = job.call;
@@ -111,16 +113,17 @@ KR_FN void finish_forward(const DistillationJob& job, float loss, float weight) 
         *job.buffers.scale = 1.0f;
 }
 
-KR_FN void take_row(const DistillationJob& job, const DistillationRow& row, float row_loss, float& loss, float& weight) {
+KR_FN void take_row(const DistillationJob& job, const DistillationRow& row, float row_loss, float& loss,
+                    float& weight) {
     const float weighted = row.weight == 0.0f ? 0.0f : row.weight * row_loss;
     if (job.buffers.row_loss) job.buffers.row_loss[row.row] = weighted;
     loss += weighted, weight += row.weight;
 }
 
 // Launchers of the regimes, by number of blocks. Each returns a cudaError_t.
-int launch_thread_rows(const DistillationJob& job, void* cuda_stream);  // up to 32 classes
-int launch_warp_rows(const DistillationJob& job, void* cuda_stream);    // up to 1,024
-int launch_block_rows(const DistillationJob& job, void* cuda_stream);   // beyond
+int launch_thread_rows(const DistillationJob& job, void* cuda_stream);   // up to 32 classes
+int launch_warp_rows(const DistillationJob& job, void* cuda_stream);     // up to 1,024
+int launch_block_rows(const DistillationJob& job, void* cuda_stream);    // beyond
 int launch_cluster_rows(const DistillationJob& job, void* cuda_stream);  // above kMostInRegisters, if clusters_hold
 
 constexpr int64_t kMostInRegisters = 16384;  // classes of a row that a block keeps there

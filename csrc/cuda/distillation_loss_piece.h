@@ -12,8 +12,8 @@ constexpr int kVector = 8;  // elements of a row that a lane takes at a time
 using Vector = Layout<kVector, 1, 1>;
 
 struct Piece {
-    int first, count, lane;    // columns from `first` on; none if the row ends before
-    char *student, *teacher;   // in shared memory
+    int first, count, lane;   // columns from `first` on; none if the row ends before
+    char *student, *teacher;  // in shared memory
     KR_INLINE int vectors() const { return (count + kVector - 1) / kVector; }
 };
 

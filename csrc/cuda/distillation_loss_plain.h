@@ -69,7 +69,8 @@ template <class D>
 KR_FN float most_of_teacher(const DistillationJob& job, const Piece& piece) {
     if constexpr (std::is_same_v<D, AnyDtype>) {
         float most = -INFINITY;
-        with_dtype(job.call.target_dtype, [&](auto dtype) { most = most_of_piece<decltype(dtype)>(piece.teacher, piece); });
+        with_dtype(job.call.target_dtype,
+                   [&](auto dtype) { most = most_of_piece<decltype(dtype)>(piece.teacher, piece); });
         return most;
     } else {
         return most_of_piece<D>(piece.teacher, piece);
@@ -144,8 +145,8 @@ KR_FN float series(float d) {
     return fma(d, out, 2.4022651e-1f);
 }
 
-// Gradient and terms of the vectors of a piece from `v` on. Without kExact logits must be finite and vectors whole; `kl`
-// is NaN if the former are not. With it a probability of 0 is known, and what is beyond the row.
+// Gradient and terms of the vectors of a piece from `v` on. Without kExact logits must be finite and vectors whole;
+// `kl` is NaN if the former are not. With it a probability of 0 is known, and what is beyond the row.
 template <class E, class D, bool kExact>
 KR_FN void plain_terms(const DistillationJob& job, const DistillationRow& row, const PlainRow& of, const Piece& piece,
                        int v, float top, float& kl, float& centred) {

@@ -42,9 +42,9 @@ KR_FN float kl_term(float p, float q, float d, float& difference) {
 
 // What is known of a row before its terms. The first five are stored by the forward pass, in this order.
 struct RowState {
-    float top, sum_s, top_t, sum_t, sum_1;      // maxima, and sums of e^((z - top) / T), of the student also at T = 1
-    float scale_s, scale_t, scale_1;            // their inverses
-    float shift, log_s, log_1;                  // shift = ln(sum_t / sum_s)
+    float top, sum_s, top_t, sum_t, sum_1;  // maxima, and sums of e^((z - top) / T), of the student also at T = 1
+    float scale_s, scale_t, scale_1;        // their inverses
+    float shift, log_s, log_1;              // shift = ln(sum_t / sum_s)
     float z_label, t_label;
 };
 

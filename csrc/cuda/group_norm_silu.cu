@@ -52,9 +52,9 @@ __device__ void write(void* to, Dtype dtype, int64_t at, const float (&from)[V])
     }
 }
 
-// One block takes `together` groups of one sample, [pixels, width] elements of which each thread reads vectors of always
-// the same channels. Where they fit, shared memory keeps them, so that the three sweeps (mean, squares about it, result)
-// read global memory once; else the later sweeps find them in L2. Sums are taken in a fixed order.
+// One block takes `together` groups of one sample, [pixels, width] elements of which each thread reads vectors of
+// always the same channels. Where they fit, shared memory keeps them, so that the three sweeps (mean, squares about it,
+// result) read global memory once; else the later sweeps find them in L2. Sums are taken in a fixed order.
 //
 // Shared memory: `partial`, [rows][width] sums by thread, later the scale of each channel; `offset` by channel; `group`
 // by group; the elements.
@@ -187,7 +187,8 @@ int launch(const GroupNorm& call, cudaStream_t queue) {
         const int64_t rounded = (width + 3) / 4 * 4;
         // The last block may have fewer groups, so more rows: room for the largest of both.
         const int64_t last = channels % width ? channels % width : width;
-        const int64_t room = partial_room(width, V) > partial_room(last, V) ? partial_room(width, V) : partial_room(last, V);
+        const int64_t room =
+            partial_room(width, V) > partial_room(last, V) ? partial_room(width, V) : partial_room(last, V);
         return std::make_pair(4 * (room + 2 * rounded) + (keep ? call.pixels * width * element : 0), room);
     };
     int64_t together = groups_for(kRowBytes);

@@ -1,7 +1,7 @@
 // LiRA for all targets at once, a warp an example. It loads the shadows' values and keep bits of one query, puts the
 // values in and the values out apart in shared memory, finds the three middle order statistics of each side, and scores
-// every target in float64 from them and from two sums (common/lira.h). Queries follow each other, so each score is summed
-// in one place and in one order.
+// every target in float64 from them and from two sums (common/lira.h). Queries follow each other, so each score is
+// summed in one place and in one order.
 //
 // Values are kept as integers of the same order. The one of rank h is the largest v with at most h values below it:
 // 32 counts by ballot, one for each bit, instead of a sort.
@@ -192,8 +192,8 @@ int lira_pool(const LiraCall& call, bool raw, double* partial, void* cuda_stream
     return cudaGetLastError();
 }
 
-int lira(const LiraCall& call, const LiraRule& rule, const double* pooled, double* scores,
-         unsigned long long* lacking, void* cuda_stream) {
+int lira(const LiraCall& call, const LiraRule& rule, const double* pooled, double* scores, unsigned long long* lacking,
+         void* cuda_stream) {
     if (call.examples * call.targets == 0) return cudaSuccess;
     const size_t bytes = (size_t)call.targets * sizeof(double) + (size_t)call.models * sizeof(uint32_t);
     const int64_t blocks = call.examples < (1 << 16) ? call.examples : 1 << 16;

@@ -25,8 +25,8 @@ inline int64_t lira_blocks(int64_t examples) { return examples < kLiraBlocks ? e
 
 // scores: [targets, examples], as kr::lira of csrc/cpu. pooled: variances [targets (or 1), 2 sides], null for
 // per_example. lacking: the number of pairs that lack shadows is added to it.
-int lira(const LiraCall& call, const LiraRule& rule, const double* pooled, double* scores,
-         unsigned long long* lacking, void* cuda_stream);
+int lira(const LiraCall& call, const LiraRule& rule, const double* pooled, double* scores, unsigned long long* lacking,
+         void* cuda_stream);
 
 }  // namespace cuda
 }  // namespace kr

@@ -1,5 +1,5 @@
-// Membership signals, each row of logits read once up to 16,384 classes: by a thread from a tile in shared memory (to 32
-// classes), by 8 to 32 lanes of a warp (to 1,024), by a block (beyond). What the formulas sum is explained in
+// Membership signals, each row of logits read once up to 16,384 classes: by a thread from a tile in shared memory (to
+// 32 classes), by 8 to 32 lanes of a warp (to 1,024), by a block (beyond). What the formulas sum is explained in
 // csrc/cpu/membership_signals_kernel.h: w_j = e^(z_j - second), with `second` the largest logit but the first of the
 // largest, so that neither 1 - p_y nor phi of a certain answer cancels or underflows.
 #include "cuda/membership_signals.h"
@@ -299,7 +299,8 @@ int membership_signals(const void* logits, Dtype dtype, int64_t rows, int64_t cl
                        const int64_t* labels, const SignalOutputs& out, void* cuda_stream) {
     if (rows == 0) return cudaSuccess;
     const int64_t size = dtype == Dtype::f32 ? 4 : 2;
-    const uint64_t all = reinterpret_cast<uintptr_t>(logits) | (uint64_t)(stride * size) | (uint64_t)(classes * size) | 16u;
+    const uint64_t all =
+        reinterpret_cast<uintptr_t>(logits) | (uint64_t)(stride * size) | (uint64_t)(classes * size) | 16u;
     const SignalsJob job = {logits, dtype, rows, classes, stride, labels, (int)(all & (~all + 1)), out};
     auto queue = (cudaStream_t)cuda_stream;
     if (classes <= kTileClasses) {

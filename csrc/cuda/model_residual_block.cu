@@ -22,9 +22,11 @@ namespace {
 
 template <int C>
 struct Shape {
-    static constexpr int kColumns = C < 32 ? C : 32, kTiles = kColumns / 8, kRows = 128 / kColumns, kParts = C / kColumns;
+    static constexpr int kColumns = C < 32 ? C : 32, kTiles = kColumns / 8, kRows = 128 / kColumns,
+                         kParts = C / kColumns;
     static constexpr int kOctets = C / 8, kWeights = 9 * C * kOctets;  // 16 bytes each, of one convolution
-    // Of a block: at 128 registers a thread 16 of them fill a multiprocessor; 64 channels' weights leave room for few images.
+    // Of a block: at 128 registers a thread 16 of them fill a multiprocessor; 64 channels' weights leave room for few
+    // images.
     static constexpr int kMostWarps = C < 64 ? 16 : 8;
 };
 
@@ -115,8 +117,8 @@ KR_FN void transpose(uint32_t (&word)[4], int q) {
 }
 
 template <int C, bool kBf16, bool kPre>
-__global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1) residual_block(const ResidualBlock call, const Layout at, int rounds,
-                                                                              int shares) {
+__global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1)
+    residual_block(const ResidualBlock call, const Layout at, int rounds, int shares) {
     using S = Shape<C>;
     extern __shared__ uint4 shared[];
     uint4 *weights = shared, *pixels = shared + 2 * S::kWeights;
@@ -128,19 +130,21 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1) residual_block(c
     auto q = [&] { return thread % 4; };
     int model = (int)blockIdx.x / shares, round = (int)blockIdx.x % shares;
 
-    // Weights [n][tap][octet] to [tap][octet][n]: a warp takes 8 of n, which lie in different banks, and 64 bytes of each.
+    // Weights [n][tap][octet] to [tap][octet][n]: a warp takes 8 of n, which lie in different banks, and 64 bytes of
+    // each.
     constexpr int kPlaces = 9 * S::kOctets, kSquares = (kPlaces + 3) / 4 * S::kOctets;
     for (int i = thread; i < 2 * 32 * kSquares; i += threads) {
         const int second = i / (32 * kSquares), square = i / 32 % kSquares;
         const int n = square % S::kOctets * 8 + i % 8, place = square / S::kOctets * 4 + i % 32 / 8;
-        const uint4* from = static_cast<const uint4*>(second ? call.weight2 : call.weight1) + (int64_t)model * S::kWeights;
+        const uint4* from =
+            static_cast<const uint4*>(second ? call.weight2 : call.weight1) + (int64_t)model * S::kWeights;
         if (place < kPlaces) copy_aside(weights + second * S::kWeights + place * C + n, from + n * kPlaces + place);
     }
     for (int i = thread; i < at.plane * S::kOctets; i += threads) pixels[i] = {0, 0, 0, 0};
     __syncthreads();  // before pixels of images are copied there
 
-    // This warp's part of the work. Of each octet, in few registers: the image times 2^16, and the column of this lane's
-    // pixel; a column past the width, where nothing is stored, if there is no such octet.
+    // This warp's part of the work. Of each octet, in few registers: the image times 2^16, and the column of this
+    // lane's pixel; a column past the width, where nothing is stored, if there is no such octet.
     const int part = thread / 32 % S::kParts, pair = thread / 32 / S::kParts / at.bands;
     int spot[2], row0 = thread / 32 / S::kParts % at.bands * S::kRows;
 #pragma unroll
@@ -216,7 +220,8 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1) residual_block(c
                 const float* both = bias + (int64_t)model * C + channel0 + 8 * t + 2 * q();
                 const float low = bias ? both[0] : 0.0f, high = bias ? both[1] : 0.0f;
 #pragma unroll
-                for (int r = 0; r < S::kRows; ++r) sum[r][t][0] = sum[r][t][2] = low, sum[r][t][1] = sum[r][t][3] = high;
+                for (int r = 0; r < S::kRows; ++r)
+                    sum[r][t][0] = sum[r][t][2] = low, sum[r][t][1] = sum[r][t][3] = high;
             }
         };
         begin(call.bias1);
@@ -248,7 +253,8 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1) residual_block(c
                     if (inside) *word(r, t, h) = middle[r][t][h];
                     if (!kPre) continue;
                     const bool exists = inside && image_of(h) < live;
-                    const int64_t pixel = ((first_image() + image_of(h)) * call.height + row0 + r) * call.width + column_of(h);
+                    const int64_t pixel =
+                        ((first_image() + image_of(h)) * call.height + row0 + r) * call.width + column_of(h);
                     const uint32_t* words = static_cast<const uint32_t*>(call.x) + pixel * (C / 2) + channel0 / 2 + q();
                     residual[r][t][h] = exists ? words[4 * t] : 0;
                 }
@@ -273,14 +279,16 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1) residual_block(c
 #pragma unroll
                 for (int t = 0; t < S::kTiles; ++t) {
                     const uint32_t found = pack<kBf16>(sum[r][t][2 * h], sum[r][t][2 * h + 1]);
-                    words[S::kTiles == 4 ? h : 0][S::kTiles == 4 ? t : 2 * h + t] = call.relu ? relu<kBf16>(found) : found;
+                    words[S::kTiles == 4 ? h : 0][S::kTiles == 4 ? t : 2 * h + t] =
+                        call.relu ? relu<kBf16>(found) : found;
                 }
 #pragma unroll
             for (int i = 0; i < S::kTiles / 2; ++i) {
                 transpose(words[i], q());
                 const int h = S::kTiles == 4 ? i : q() / 2, tile = S::kTiles == 4 ? q() : q() % 2;
                 if (row0 + r >= call.height || column_of(h) >= call.width || image_of(h) >= live) continue;
-                const int64_t pixel = ((first_image() + image_of(h)) * call.height + row0 + r) * call.width + column_of(h);
+                const int64_t pixel =
+                    ((first_image() + image_of(h)) * call.height + row0 + r) * call.width + column_of(h);
                 uint4* to = static_cast<uint4*>(call.y) + pixel * S::kOctets + channel0 / 8 + tile;
                 *to = {words[i][0], words[i][1], words[i][2], words[i][3]};
             }
@@ -306,14 +314,15 @@ int launch(const ResidualBlock& call, int most_images, cudaStream_t stream) {
     const int64_t wanted = (int64_t)processors * (resident > 0 ? resident : 1) / call.models;
     const int64_t shares = wanted < 1 ? 1 : wanted < rounds ? wanted : rounds;
     if (call.models * shares > 0x7FFFFFFF || rounds > 0x3FFFFFFF) return cudaErrorInvalidValue;
-    residual_block<C, kBf16, kPre><<<(unsigned)(call.models * shares), 32 * at.warps, at.shared, stream>>>(
-        call, at, (int)rounds, (int)shares);
+    residual_block<C, kBf16, kPre>
+        <<<(unsigned)(call.models * shares), 32 * at.warps, at.shared, stream>>>(call, at, (int)rounds, (int)shares);
     return cudaGetLastError();
 }
 
 template <int C>
 int launch(const ResidualBlock& call, int images, cudaStream_t stream) {
-    if (call.bf16) return call.scale ? launch<C, true, true>(call, images, stream) : launch<C, true, false>(call, images, stream);
+    if (call.bf16)
+        return call.scale ? launch<C, true, true>(call, images, stream) : launch<C, true, false>(call, images, stream);
     return call.scale ? launch<C, false, true>(call, images, stream) : launch<C, false, false>(call, images, stream);
 }
 

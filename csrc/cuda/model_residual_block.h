@@ -6,9 +6,9 @@
 namespace kr {
 namespace cuda {
 
-// y = act(conv2(relu(conv1(p) + bias1)) + bias2 + x) for each model, channels innermost: two 3x3 convolutions of as many
-// channels out as in, zeros around. p = x, or relu(scale x + shift). float16 or bfloat16, sums in float32; p and what
-// lies between the convolutions are rounded. Addresses of halves are multiples of 16.
+// y = act(conv2(relu(conv1(p) + bias1)) + bias2 + x) for each model, channels innermost: two 3x3 convolutions of as
+// many channels out as in, zeros around. p = x, or relu(scale x + shift). float16 or bfloat16, sums in float32; p and
+// what lies between the convolutions are rounded. Addresses of halves are multiples of 16.
 struct ResidualBlock {
     const void* x;                  // [models, images, height, width, channels]
     const void *weight1, *weight2;  // [models, channels, 3, 3, channels]

@@ -23,8 +23,8 @@ __global__ void pack(const void* __restrict__ x, Dtype dtype, Index total, Index
             pixel -= image * pixels;
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                value[k] = k < count ? read_element(x, dtype, (int64_t)((image * channels + channel) * pixels + pixel))
-                                     : 0.0f;
+                value[k] =
+                    k < count ? read_element(x, dtype, (int64_t)((image * channels + channel) * pixels + pixel)) : 0.0f;
                 if (++channel == channels) {
                     channel = 0;
                     if (++pixel == pixels) pixel = 0, ++image;
@@ -39,7 +39,8 @@ __global__ void pack(const void* __restrict__ x, Dtype dtype, Index total, Index
                 const uint32_t bits[4] = {v.x & 0xFFFFu, v.x >> 16, v.y & 0xFFFFu, v.y >> 16};
 #pragma unroll
                 for (int k = 0; k < 4; ++k)
-                    value[k] = dtype == Dtype::bf16 ? bf16_to_float((uint16_t)bits[k]) : half_to_float((uint16_t)bits[k]);
+                    value[k] =
+                        dtype == Dtype::bf16 ? bf16_to_float((uint16_t)bits[k]) : half_to_float((uint16_t)bits[k]);
             }
         } else {
 #pragma unroll

@@ -10,7 +10,8 @@ namespace {
 
 #include "common/philox.h"
 
-// One thread per counter, so four normals and, where the row is aligned, one 16-byte store. Writes are the only traffic.
+// One thread per counter, so four normals and, where the row is aligned, one 16-byte store. Writes are the only
+// traffic.
 __global__ void normals(const int64_t* __restrict__ ids, int64_t count, int64_t numel, int64_t groups, uint32_t k0,
                         uint32_t k1, uint32_t stream, float* __restrict__ out) {
     const int64_t total = count * groups, step = (int64_t)gridDim.x * blockDim.x;

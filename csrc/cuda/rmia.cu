@@ -1,7 +1,7 @@
-// RMIA: a binary search with the exact predicate, which holds for a prefix of the sorted z. One query needs no more. For
-// a vote, z is dominated by x in query a iff its rank (how many z are smaller) is below x's count, so N Z A comparisons
-// of integers remain: a thread holds one x and the votes of 32 z in registers, whose ranks lie in shared memory and are
-// read by all threads at once. No matrix: a block adds its majorities to the counts.
+// RMIA: a binary search with the exact predicate, which holds for a prefix of the sorted z. One query needs no more.
+// For a vote, z is dominated by x in query a iff its rank (how many z are smaller) is below x's count, so N Z A
+// comparisons of integers remain: a thread holds one x and the votes of 32 z in registers, whose ranks lie in shared
+// memory and are read by all threads at once. No matrix: a block adds its majorities to the counts.
 #include "cuda/rmia.h"
 
 #include <cuda_runtime.h>
@@ -81,7 +81,8 @@ int rmia_below(const T* x, const T* ordered, int64_t queries, int64_t num_x, int
     const int64_t total = queries * num_x, blocks = (total + kThreads - 1) / kThreads;
     if (total == 0) return cudaSuccess;
     const unsigned grid = (unsigned)(blocks < 1 << 16 ? blocks : 1 << 16);
-    search<T><<<grid, kThreads, 0, (cudaStream_t)cuda_stream>>>(x, ordered, total, num_x, num_z, gamma, predicate, below);
+    search<T>
+        <<<grid, kThreads, 0, (cudaStream_t)cuda_stream>>>(x, ordered, total, num_x, num_z, gamma, predicate, below);
     return cudaGetLastError();
 }
 

@@ -75,8 +75,12 @@ struct F32 {
 struct BF16 {
     static constexpr int size = 2;
     static constexpr uint32_t minus_inf = 0xFF80FF80u;
-    static KR_INLINE float one(const void* base, int64_t at) { return __uint_as_float((uint32_t)static_cast<const uint16_t*>(base)[at] << 16); }
-    static KR_INLINE void set_one(void* base, int64_t at, float value) { static_cast<uint16_t*>(base)[at] = (uint16_t)float_to_bf16_bits(value); }
+    static KR_INLINE float one(const void* base, int64_t at) {
+        return __uint_as_float((uint32_t)static_cast<const uint16_t*>(base)[at] << 16);
+    }
+    static KR_INLINE void set_one(void* base, int64_t at, float value) {
+        static_cast<uint16_t*>(base)[at] = (uint16_t)float_to_bf16_bits(value);
+    }
     template <int W>
     static KR_INLINE void expand(const uint32_t (&words)[W], float* to) {
 #pragma unroll
@@ -95,8 +99,12 @@ struct BF16 {
 struct F16 {
     static constexpr int size = 2;
     static constexpr uint32_t minus_inf = 0xFC00FC00u;
-    static KR_INLINE float one(const void* base, int64_t at) { return half_bits_to_float(static_cast<const uint16_t*>(base)[at]); }
-    static KR_INLINE void set_one(void* base, int64_t at, float value) { static_cast<uint16_t*>(base)[at] = (uint16_t)float_to_half_bits(value); }
+    static KR_INLINE float one(const void* base, int64_t at) {
+        return half_bits_to_float(static_cast<const uint16_t*>(base)[at]);
+    }
+    static KR_INLINE void set_one(void* base, int64_t at, float value) {
+        static_cast<uint16_t*>(base)[at] = (uint16_t)float_to_half_bits(value);
+    }
     template <int W>
     static KR_INLINE void expand(const uint32_t (&words)[W], float* to) {
 #pragma unroll
@@ -139,7 +147,8 @@ KR_FN void read_words(const char* from, int left, uint32_t fill, uint32_t (&to)[
         if (BYTES == 16) {
             uint4 v = {fill, fill, fill, fill};
             if (inside) v = __ldg(reinterpret_cast<const uint4*>(at));
-            to[k] = v.x, to[k + 1 < W ? k + 1 : 0] = v.y, to[k + 2 < W ? k + 2 : 0] = v.z, to[k + 3 < W ? k + 3 : 0] = v.w;
+            to[k] = v.x, to[k + 1 < W ? k + 1 : 0] = v.y, to[k + 2 < W ? k + 2 : 0] = v.z,
+            to[k + 3 < W ? k + 3 : 0] = v.w;
         } else if (BYTES == 8) {
             uint2 v = {fill, fill};
             if (inside) v = __ldg(reinterpret_cast<const uint2*>(at));

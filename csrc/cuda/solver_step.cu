@@ -25,8 +25,18 @@ __device__ void look_up(SolverStep& call, SolverRow& row, const float* (&history
     const SolverTable& table = call.table;
     const int64_t step = *table.step, numel = call.batch * call.channels * call.pixels;
     const float* from = table.rows + step * kTableRow;
-    row = {from[0], from[1], from[2], from[3], from[4], from[5], from[6], from[7], {from[8], from[9], from[10]},
-           {from[11], from[12], from[13], from[14]}, row.guidance, (int)from[15]};
+    row = {from[0],
+           from[1],
+           from[2],
+           from[3],
+           from[4],
+           from[5],
+           from[6],
+           from[7],
+           {from[8], from[9], from[10]},
+           {from[11], from[12], from[13], from[14]},
+           row.guidance,
+           (int)from[15]};
     const int32_t* slots = table.slots + step * kTableSlots;
     call.x = table.samples + slots[0] * numel;
     call.y = table.samples + slots[1] * numel;
@@ -45,7 +55,7 @@ template <bool kAligned>
 __global__ void step(Arguments arguments) {
     SolverStep& call = arguments.call;
     SolverRow& row = arguments.row;
-    const float* (&history)[4] = arguments.history;
+    const float*(&history)[4] = arguments.history;
     if (call.table.step) {
         if (*call.table.step < 0 || *call.table.step >= call.table.steps) return;
         look_up(call, row, history);
@@ -85,7 +95,7 @@ __global__ void step(Arguments arguments) {
 #pragma unroll
                 for (int k = 0; k < 4; ++k)
                     to[k] = k < count ? read_element(from, call.output_dtype,
-                                                    call.output_channels_last ? interleaved(k) : at + k)
+                                                     call.output_channels_last ? interleaved(k) : at + k)
                                       : 0.0f;
             }
         };
@@ -130,7 +140,7 @@ __global__ void step(Arguments arguments) {
                 if (call.image) call.image[place] = to_byte(out[k]);
                 for (int copy = 0; call.input && copy < call.copies; ++copy)
                     write_element(call.input, call.input_dtype, copy * call.batch * numel + place,
-                                mul(out[k], row.next_input));
+                                  mul(out[k], row.next_input));
             }
         }
     }
@@ -151,8 +161,9 @@ int solver_step(const SolverStep& call, void* cuda_stream) {
         vector = vector && aligned(address);
     if (!call.table.step) {
         const float* row = call.row;
-        arguments.row = {row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], {row[8], row[9], row[10]},
-                         {0, 0, 0, 0}, call.guidance, call.terms};
+        arguments.row = {
+            row[0],       row[1],        row[2],    row[3], row[4], row[5], row[6], row[7], {row[8], row[9], row[10]},
+            {0, 0, 0, 0}, call.guidance, call.terms};
         for (int k = 0; k < call.terms; ++k) {
             arguments.row.history[k] = row[11 + k];
             arguments.history[k] = call.history[k];

@@ -9,10 +9,11 @@ namespace cuda {
 // The steps of a whole trajectory in device memory, so that one captured graph serves them all. x, y, kept and history
 // of the call are then slots of two rings of tensors [batch, channels, pixels].
 struct SolverTable {
-    const int64_t* step;   // the step to make; null if the call itself holds its row
-    int64_t steps;         // beyond these nothing is done
-    const float* rows;     // [steps, 16]: as SolverStep::row, then four history coefficients and their number
-    const int32_t* slots;  // [steps, 8]: of x, of y, of kept or -1, 0, then history: a kept slot k, or -1 - a sample slot
+    const int64_t* step;  // the step to make; null if the call itself holds its row
+    int64_t steps;        // beyond these nothing is done
+    const float* rows;    // [steps, 16]: as SolverStep::row, then four history coefficients and their number
+    const int32_t*
+        slots;  // [steps, 8]: of x, of y, of kept or -1, 0, then history: a kept slot k, or -1 - a sample slot
     float* samples;
     float* kept;
 };

@@ -21,7 +21,12 @@
 #define __constant__ static
 #define CUDART_VERSION 0
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorLaunchFailure = 719
+};
 struct cudaFuncAttributes {
     int ptxVersion;
 };
@@ -79,7 +84,8 @@ struct Launch {
     dim3 grid, block;
     size_t shared;
     int cluster = 1;
-    Launch(dim3 grid, dim3 block, size_t shared = 0, cudaStream_t = nullptr) : grid(grid), block(block), shared(shared) {}
+    Launch(dim3 grid, dim3 block, size_t shared = 0, cudaStream_t = nullptr)
+        : grid(grid), block(block), shared(shared) {}
 
     template <class... Parameters, class... Arguments>
     void run(void (*kernel)(Parameters...), Arguments&&... arguments) {
@@ -144,7 +150,8 @@ inline void bulk_copy(void* to, const void* from, unsigned bytes, const void* ba
 inline void wait_for_copies(const void* barrier, unsigned parity) {
     Arrival& arrival = arrivals[barrier];
     if (arrival.phases % 2 != parity) return;  // that phase is over
-    if (!arrival.announced || arrival.bytes != arrival.expected) fail("wait for copies that were not announced or not made");
+    if (!arrival.announced || arrival.bytes != arrival.expected)
+        fail("wait for copies that were not announced or not made");
     for (const Copy& copy : arrival.copies) std::memcpy(copy.to, copy.from, copy.bytes);
     const unsigned phases = arrival.phases + 1;
     arrival = Arrival(), arrival.phases = phases;
@@ -153,7 +160,8 @@ inline void wait_for_copies(const void* barrier, unsigned parity) {
 // Copies of a thread into shared memory arrive when it waits for them; what they will overwrite is gone at once.
 inline std::map<int, std::vector<Copy>> copies_aside;
 inline void copy_aside(void* to, const void* from) {
-    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) fail("copy that is not 16-byte aligned");
+    if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+        fail("copy that is not 16-byte aligned");
     std::memset(to, 0xFF, 16);
     copies_aside[machine.current].push_back({to, from, 16});
 }
@@ -167,14 +175,15 @@ struct Shown {
     const void* row;
     const uint32_t *a, *b;
 };
-inline std::vector<Shown> shown(kMostThreads * kMostBlocks);
+inline std::vector<Shown> shown(kMostThreads* kMostBlocks);
 inline void all_shown(const char* what) { collective(Collective::ballot, {what, 0}, 0xFFFFFFFFu, 0, 0); }
 inline Shown& shown_by(int lane) { return shown[machine.current / kWarp * kWarp + lane]; }
 
 inline void load_matrices(uint32_t (&to)[4], const void* row) {
     const int lane = machine.current % kWarp;
     if (reinterpret_cast<uintptr_t>(row) % 16) fail("row of a matrix that is not 16-byte aligned");
-    if ((const char*)row < machine.shared[0].data() || (const char*)row >= machine.shared[0].data() + machine.shared[0].size())
+    if ((const char*)row < machine.shared[0].data() ||
+        (const char*)row >= machine.shared[0].data() + machine.shared[0].size())
         fail("row of a matrix outside of shared memory");
     shown_by(lane).row = row;
     all_shown("load_matrices");
@@ -246,7 +255,7 @@ inline cudaError_t cudaGetDevice(int* device) {
     return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? cuda_host::machine.compute_capability / 10
+    *value = attribute == cudaDevAttrComputeCapabilityMajor             ? cuda_host::machine.compute_capability / 10
              : attribute == cudaDevAttrMultiProcessorCount              ? 4
              : attribute == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? 228 << 10
                                                                         : (int)cuda_host::kSharedAtMost;
@@ -263,7 +272,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, 
     return cudaSuccess;
 }
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
     cuda_host::Launch launch(config->gridDim, config->blockDim, config->dynamicSmemBytes);
     for (unsigned k = 0; k < config->numAttrs; ++k)
         if (config->attrs[k].id == cudaLaunchAttributeClusterDimension)
@@ -294,7 +304,8 @@ T __shfl_sync(uint32_t mask, T value, int source, int width = 32, int line = __b
     return cuda_host::shuffle("__shfl_sync", line, mask, value, from);
 }
 inline uint32_t __ballot_sync(uint32_t mask, int predicate, int line = __builtin_LINE()) {
-    return (uint32_t)cuda_host::collective(cuda_host::Collective::ballot, {"__ballot_sync", line}, mask, predicate != 0, 0);
+    return (uint32_t)cuda_host::collective(cuda_host::Collective::ballot, {"__ballot_sync", line}, mask, predicate != 0,
+                                           0);
 }
 inline int __any_sync(uint32_t mask, int predicate, int line = __builtin_LINE()) {
     return __ballot_sync(mask, predicate, line) != 0;

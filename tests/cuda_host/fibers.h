@@ -52,18 +52,18 @@ struct Fiber {
 };
 
 constexpr int kWarp = 32, kMostThreads = 1024, kMostBlocks = 8;  // of a block; of a cluster
-constexpr size_t kStack = 64 << 10, kGuard = 64 << 10;  // below each stack lies memory that nobody may touch
+constexpr size_t kStack = 64 << 10, kGuard = 64 << 10;           // below each stack lies memory that nobody may touch
 
 struct Machine {
     std::vector<Fiber> fibers;
     char* stacks = nullptr;
-    int threads = 0, current = 0;  // threads of a block; number of a fiber among those of the cluster
-    int cluster = 1;               // blocks
-    uint64_t first_block = 0;      // of the cluster
-    uint64_t phase = 0;            // of the cluster's barrier
+    int threads = 0, current = 0;                    // threads of a block; number of a fiber among those of the cluster
+    int cluster = 1;                                 // blocks
+    uint64_t first_block = 0;                        // of the cluster
+    uint64_t phase = 0;                              // of the cluster's barrier
     int compute_capability = 90, most_clusters = 2;  // what the device says of itself; clusters that fit on it at once
     int compiled_for = 90;                           // what kernels say of themselves
-    bool descending = false;  // the order in which blocks and threads run, so that a race shows as another result
+    bool descending = false;     // the order in which blocks and threads run, so that a race shows as another result
     unsigned most_blocks = ~0u;  // a grid of one dimension is cut down to so many
     std::function<void()> kernel;
     std::vector<char> shared[kMostBlocks];
@@ -87,7 +87,9 @@ inline std::string where(int index) {
     const Fiber& fiber = machine.fibers[index];
     char text[160];
     std::snprintf(text, sizeof text, "thread %d %s%s", index % machine.threads,
-                  fiber.wait == Wait::done ? "has left" : fiber.wait == Wait::none ? "runs" : "waits at ",
+                  fiber.wait == Wait::done   ? "has left"
+                  : fiber.wait == Wait::none ? "runs"
+                                             : "waits at ",
                   fiber.wait == Wait::warp || fiber.wait == Wait::block || fiber.wait == Wait::cluster
                       ? (std::string(fiber.place.what) + ", line " + std::to_string(fiber.place.line)).c_str()
                       : "");
@@ -159,7 +161,8 @@ inline bool open_barrier() {
 inline void open_cluster_barrier() {
     const int all = machine.threads * machine.cluster;
     for (int k = 0; k < all; ++k)
-        if (machine.fibers[k].wait != Wait::done && !(machine.fibers[k].arrived && machine.fibers[k].phase == machine.phase))
+        if (machine.fibers[k].wait != Wait::done &&
+            !(machine.fibers[k].arrived && machine.fibers[k].phase == machine.phase))
             return;
     ++machine.phase;
     for (int k = 0; k < all; ++k)
@@ -222,8 +225,8 @@ inline void resume(int index) {
     swapcontext(&machine.scheduler, &fiber.context);
 }
 
-// Runs the threads of one block of the cluster until none can go on: a warp as far as it gets before the next, so that a
-// missing barrier between warps shows.
+// Runs the threads of one block of the cluster until none can go on: a warp as far as it gets before the next, so that
+// a missing barrier between warps shows.
 inline bool run_block(int block) {
     const int warps = (machine.threads + kWarp - 1) / kWarp;
     auto run_warp = [&](int warp) {
@@ -258,12 +261,12 @@ inline void run_cluster() {
     }
     for (bool moved = true; moved && machine.error.empty();) {
         moved = false;
-        for (int b = 0; b < machine.cluster; ++b)
-            moved |= run_block(machine.descending ? machine.cluster - 1 - b : b);
+        for (int b = 0; b < machine.cluster; ++b) moved |= run_block(machine.descending ? machine.cluster - 1 - b : b);
     }
     for (int k = 0; k < all && machine.error.empty(); ++k)
         if (machine.fibers[k].wait != Wait::done)
-            machine.error = "deadlock in block " + std::to_string(machine.first_block + k / machine.threads) + ": " + where(k);
+            machine.error =
+                "deadlock in block " + std::to_string(machine.first_block + k / machine.threads) + ": " + where(k);
 }
 
 // All clusters of a grid, one after the other. machine.error is empty if all went well.
@@ -279,7 +282,8 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared, std::function<void()>
     machine.kernel = std::move(kernel);
     machine.shared_bytes = shared;
     machine.threads = (int)(block.x * block.y * block.z), machine.cluster = cluster;
-    if (grid.x > machine.most_blocks) grid.x = machine.most_blocks < (unsigned)cluster ? cluster : machine.most_blocks / cluster * cluster;
+    if (grid.x > machine.most_blocks)
+        grid.x = machine.most_blocks < (unsigned)cluster ? cluster : machine.most_blocks / cluster * cluster;
     gridDim = grid, blockDim = block;
     const uint64_t clusters = (uint64_t)grid.x * grid.y * grid.z / cluster;
     for (uint64_t k = 0; k < clusters && machine.error.empty(); ++k) {

@@ -25,7 +25,7 @@ __global__ void without_barrier(float* out) {
 
 __global__ void fault(int kind, float* out) {
     float value = 1.0f;
-    if (kind == 0 && threadIdx.x < 7) __syncthreads();                      // the others leave: fine
+    if (kind == 0 && threadIdx.x < 7) __syncthreads();                         // the others leave: fine
     if (kind == 1 && threadIdx.x < 7) value = __shfl_xor_sync(~0u, value, 1);  // the others leave
     if (kind == 2) {
         if (threadIdx.x % 2)
