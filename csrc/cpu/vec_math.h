@@ -18,7 +18,7 @@ KR_FN f32v vec_exp(f32v a) {
     return (f32v)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
     // n is an integer in [-126, 127]: adding 127.5 * 2^23 style constants puts it into the exponent field.
-    i32v exponent = as_i(n + splat(12582912.0f + 127.0f)) << 23;
+    i32v exponent = (i32v)((u32v)as_i(n + splat(12582912.0f + 127.0f)) << 23);
     f32v out = p * as_f(exponent);
     return a < low ? splat(0.0f) : out;
 #endif
@@ -46,7 +46,7 @@ KR_FN f32v vec_exp_scaled(f32v a, f32v b) {
 #if KR_LANES == 16
     return (f32v)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-    const f32v out = p * as_f(as_i(n + splat(12582912.0f + 127.0f)) << 23);
+    const f32v out = p * as_f((i32v)((u32v)as_i(n + splat(12582912.0f + 127.0f)) << 23));
     return a < low ? splat(0.0f) : out;
 #endif
 }
