@@ -55,7 +55,8 @@ tests=("$python" -m pytest -q -p no:cacheprovider -m gpu)
 step tests_loss 150 "${tests[@]}" "${parallel[@]}" tests/ops -k "distillation and not more_than"
 bench distillation_loss 120 bench/bench_distillation_loss.py
 step choices 90 "$python" bench/choices.py measure "$out/choices.json"
-bench blocks 60 bench/bench_model_residual_block.py bench/bench_model_conv2d.py
+bench residual_block 60 bench/bench_model_residual_block.py
+bench conv2d 60 bench/bench_model_conv2d.py
 step tests_other 120 "${tests[@]}" "${parallel[@]}" tests -k "not distillation and not more_than"
 for network in resnet20 wrn-28-2 airbench resnet18; do
     bench "model_array_$network" 60 bench/bench_model_array_gpu.py -k "$network"

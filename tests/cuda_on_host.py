@@ -35,7 +35,7 @@ def missing() -> str | None:
 
 
 def rewritten(text: str) -> str:
-    text = re.sub(r"([\w:]+(?:<[^<>;{}]*>)?)<<<(.+?)>>>\(", r"cuda_host::Launch(\2).run(\1, ", text, flags=re.DOTALL)
+    text = re.sub(r"([\w:]+(?:<[^<>;{}]*>)?)\s*<<<(.+?)>>>\(", r"cuda_host::Launch(\2).run(\1, ", text, flags=re.DOTALL)
     dynamic = r"extern __shared__ ([\w ]+?) (\w+)\[\];"
     return re.sub(dynamic, r"\1* \2 = reinterpret_cast<\1*>(cuda_host::dynamic_shared());", text)
 
@@ -102,6 +102,17 @@ def device(module, *, compute_capability: int = 90, most_clusters: int = 2, comp
         yield
     finally:
         library.cuda_host_device(90, 2, 90)
+
+
+@contextlib.contextmanager
+def size(module, *, processors: int = 4, shared_at_most: int = 227 << 10):
+    """The device has so many multiprocessors and gives a block of threads so many bytes of shared memory."""
+    library = ctypes.CDLL(module.__file__)
+    library.cuda_host_size(processors, ctypes.c_size_t(shared_at_most))
+    try:
+        yield
+    finally:
+        library.cuda_host_size(4, ctypes.c_size_t(227 << 10))
 
 
 @contextlib.contextmanager

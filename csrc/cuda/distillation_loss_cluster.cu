@@ -151,9 +151,7 @@ KR_FN void add_up(const DistillationJob& job, const Exchange<5, kWarps>& exchang
 // ---------------------------------------------------------------- the kernel
 
 template <class E, int THREADS, bool kPlain>
-__global__ void __launch_bounds__(THREADS, THREADS > 256 ? 1
-                                           : kPlain      ? 3
-                                                         : 2)
+__global__ void __launch_bounds__(THREADS, THREADS > 256 ? 1 : 2 + kPlain)
     cluster_rows(const DistillationJob job, const ClusterPlan plan) {
 #if KR_HAS_CLUSTERS
     if (has_nothing_to_do(job)) return;

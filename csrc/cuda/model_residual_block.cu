@@ -4,8 +4,9 @@
 // A block of threads takes whole images of one model, `images` at a time, and keeps the model's weights of both
 // convolutions. Its warps hold all sums of a convolution in registers, so that the result takes the place of its own
 // input. A warp computes kRows rows of two octets (8 adjacent pixels of a row, of one image or of two) and kColumns
-// channels: 64 sums a thread. A row of two octets is read once for the three rows of the kernel, which halves the
-// reads: per product of 16 x 16 by 16 x 8 shared memory gives 128 bytes, one cycle's worth.
+// channels: 64 sums a thread. A row of two octets is read once for the three rows of the kernel: a product of 16 x 16
+// by 16 x 8 takes about 128 bytes of shared memory, one cycle's worth, where reading for each place would take half as
+// much again, and for 16 channels twice as much.
 //
 // In shared memory 8 channels of a pixel are 16 bytes; pixels of 8 channels are adjacent, with a border of zeros around
 // each image, so a tap of the kernel is a constant offset and 8 pixels of a row are read without bank conflicts. The
@@ -103,6 +104,17 @@ KR_FN void convolve(float (&sum)[Shape<C>::kRows][Shape<C>::kTiles][4], const ui
     }
 }
 
+// use(row, tile, octet) for each word, two channels, that a thread holds of its warp's part.
+template <int C, class Use>
+KR_FN void each_word(Use&& use) {
+#pragma unroll
+    for (int r = 0; r < Shape<C>::kRows; ++r)
+#pragma unroll
+        for (int t = 0; t < Shape<C>::kTiles; ++t)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) use(r, t, h);
+}
+
 // Lane q of four holds word q of four rows of 16 bytes, and gets row q.
 KR_FN void transpose(uint32_t (&word)[4], int q) {
 #pragma unroll
@@ -116,9 +128,22 @@ KR_FN void transpose(uint32_t (&word)[4], int q) {
         }
 }
 
+// A model's weights of one convolution, [n][tap][octet], to [tap][octet][n]. A warp takes 8 of n, which lie in
+// different banks, and 64 bytes of each.
+template <int C>
+KR_FN void copy_weights(uint4* to, const void* weight, int model, int thread) {
+    constexpr int kPlaces = 9 * Shape<C>::kOctets, kSquares = (kPlaces + 3) / 4 * Shape<C>::kOctets;
+    const uint4* from = static_cast<const uint4*>(weight) + (int64_t)model * Shape<C>::kWeights;
+    for (int i = thread; i < 32 * kSquares; i += (int)blockDim.x) {
+        const int n = i / 32 % Shape<C>::kOctets * 8 + i % 8, place = i / 32 / Shape<C>::kOctets * 4 + i % 32 / 8;
+        if (place < kPlaces) copy_async(to + place * C + n, from + n * kPlaces + place);
+    }
+}
+
 template <int C, bool kBf16, bool kPre>
 __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1)
     residual_block(const ResidualBlock call, const Layout at, int rounds, int shares) {
+#if KR_HAS_TENSOR_CORES
     using S = Shape<C>;
     extern __shared__ uint4 shared[];
     uint4 *weights = shared, *pixels = shared + 2 * S::kWeights;
@@ -130,16 +155,8 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1)
     auto q = [&] { return thread % 4; };
     int model = (int)blockIdx.x / shares, round = (int)blockIdx.x % shares;
 
-    // Weights [n][tap][octet] to [tap][octet][n]: a warp takes 8 of n, which lie in different banks, and 64 bytes of
-    // each.
-    constexpr int kPlaces = 9 * S::kOctets, kSquares = (kPlaces + 3) / 4 * S::kOctets;
-    for (int i = thread; i < 2 * 32 * kSquares; i += threads) {
-        const int second = i / (32 * kSquares), square = i / 32 % kSquares;
-        const int n = square % S::kOctets * 8 + i % 8, place = square / S::kOctets * 4 + i % 32 / 8;
-        const uint4* from =
-            static_cast<const uint4*>(second ? call.weight2 : call.weight1) + (int64_t)model * S::kWeights;
-        if (place < kPlaces) copy_aside(weights + second * S::kWeights + place * C + n, from + n * kPlaces + place);
-    }
+    copy_weights<C>(weights, call.weight1, model, thread);
+    copy_weights<C>(weights + S::kWeights, call.weight2, model, thread);
     for (int i = thread; i < at.plane * S::kOctets; i += threads) pixels[i] = {0, 0, 0, 0};
     __syncthreads();  // before pixels of images are copied there
 
@@ -168,16 +185,19 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1)
         thread = opaque(thread), model = opaque(model), round = opaque(round), row0 = opaque(row0);
         spot[0] = opaque(spot[0]), spot[1] = opaque(spot[1]);
     };
-    auto word = [&](int r, int t, int h) {  // the two channels of this lane in tile t of its pixel in row r of octet h
-        const int at_pixel = place_of(h) + (r + 1) * at.row + g() + 1 + (part * S::kTiles + t) * at.plane;
-        return reinterpret_cast<uint32_t*>(pixels + at_pixel) + q();
+    auto word = [&](int h) {  // this lane's channels of the first tile of its pixel in the first row of octet h
+        return reinterpret_cast<uint32_t*>(pixels + place_of(h) + at.row + g() + 1 + part * S::kTiles * at.plane) + q();
+    };
+    auto pixel_of = [&](int h) {  // the same pixel's number among those of all images
+        return ((first_image() + image_of(h)) * call.height + row0) * call.width + column_of(h);
     };
     const int channel0 = part * S::kColumns;
 
     for (; round < rounds; round += shares) {
-        const int64_t left = call.images - (int64_t)round * at.images;
-        const int live = left < at.images ? (int)left : at.images;
+        auto images_left = [&] { return call.images - (int64_t)round * at.images; };
+        auto is_live = [&](int h) { return image_of(h) < images_left(); };
         const int line = call.width * S::kOctets;
+        const int live = images_left() < at.images ? (int)images_left() : at.images;
         const uint4* from = static_cast<const uint4*>(call.x) + first_image() * call.height * line;
         auto each_of_mine = [&](auto&& use) {  // what this lane copies: 8 channels of pixels
             for (int i = thread / 32; i < live * call.height; i += threads / 32) {
@@ -186,8 +206,8 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1)
                     use(pixels + to + k / S::kOctets + k % S::kOctets * at.plane, from + (int64_t)i * line + k);
             }
         };
-        each_of_mine([&](uint4* to, const uint4* source) { copy_aside(to, source); });
-        wait_for_copies_aside();
+        each_of_mine([&](uint4* to, const uint4* source) { copy_async(to, source); });
+        wait_for_async_copies();
         if (kPre) {
             float scale[8], shift[8];
 #pragma unroll
@@ -199,120 +219,139 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1)
                 uint32_t words[4] = {to->x, to->y, to->z, to->w};
 #pragma unroll
                 for (int c = 0; c < 4; ++c)
-                    words[c] = relu<kBf16>(
+                    words[c] = max_of_halves<kBf16>(
                         pack<kBf16>(fmaf(unpack<kBf16>(words[c]), scale[2 * c], shift[2 * c]),
-                                    fmaf(unpack<kBf16>(words[c] >> 16), scale[2 * c + 1], shift[2 * c + 1])));
+                                    fmaf(unpack<kBf16>(words[c] >> 16), scale[2 * c + 1], shift[2 * c + 1])),
+                        0);
                 *to = {words[0], words[1], words[2], words[3]};
             });
         }
         __syncthreads();
         if (round + shares < rounds) {  // its next images; a line of memory is 128 bytes
-            const int64_t further = (int64_t)shares * at.images, rest = left - further;
+            const int64_t further = (int64_t)shares * at.images, rest = images_left() - further;
             const int64_t after = (rest < at.images ? rest : at.images) * call.height * line;
             for (int64_t i = 8 * thread; i < after; i += 8 * threads) prefetch(from + further * call.height * line + i);
         }
 
         float sum[S::kRows][S::kTiles][4];
         uint32_t middle[S::kRows][S::kTiles][2], residual[S::kRows][S::kTiles][2];
-        auto begin = [&](const float* bias) {
+        auto biases_of = [&](const float* bias, float (&of)[S::kTiles][2]) {
+            const float* from = bias + (int64_t)model * C + channel0 + 2 * q();
 #pragma unroll
-            for (int t = 0; t < S::kTiles; ++t) {
-                const float* both = bias + (int64_t)model * C + channel0 + 8 * t + 2 * q();
-                const float low = bias ? both[0] : 0.0f, high = bias ? both[1] : 0.0f;
-#pragma unroll
-                for (int r = 0; r < S::kRows; ++r)
-                    sum[r][t][0] = sum[r][t][2] = low, sum[r][t][1] = sum[r][t][3] = high;
-            }
+            for (int t = 0; t < S::kTiles; ++t)
+                of[t][0] = bias ? from[8 * t] : 0.0f, of[t][1] = bias ? from[8 * t + 1] : 0.0f;
         };
-        begin(call.bias1);
+        float bias[S::kTiles][2];
+        biases_of(call.bias1, bias);
+        each_word<C>([&](int r, int t, int h) { sum[r][t][2 * h] = bias[t][0], sum[r][t][2 * h + 1] = bias[t][1]; });
         convolve<C, kBf16>(sum, input(), kernel(0), at);
-#pragma unroll
-        for (int r = 0; r < S::kRows; ++r)
-#pragma unroll
-            for (int t = 0; t < S::kTiles; ++t)
-#pragma unroll
-                for (int h = 0; h < 2; ++h)
-                    middle[r][t][h] = relu<kBf16>(pack<kBf16>(sum[r][t][2 * h], sum[r][t][2 * h + 1]));
-        forget();
-#pragma unroll
-        for (int r = 0; r < S::kRows; ++r)
-#pragma unroll
-            for (int t = 0; t < S::kTiles; ++t)
-#pragma unroll
-                for (int h = 0; h < 2; ++h)
-                    if (!kPre) residual[r][t][h] = *word(r, t, h);
+        each_word<C>([&](int r, int t, int h) {
+            middle[r][t][h] = max_of_halves<kBf16>(pack<kBf16>(sum[r][t][2 * h], sum[r][t][2 * h + 1]), 0);
+        });
+        if (!kPre) {
+            forget();
+            const uint32_t* const from_octet[2] = {word(0), word(1)};
+            each_word<C>(
+                [&](int r, int t, int h) { residual[r][t][h] = from_octet[h][4 * (r * at.row + t * at.plane)]; });
+        }
         __syncthreads();  // all have read what is now overwritten
         forget();
-#pragma unroll
-        for (int r = 0; r < S::kRows; ++r)
-#pragma unroll
-            for (int t = 0; t < S::kTiles; ++t)
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    const bool inside = row0 + r < call.height && column_of(h) < call.width;
-                    if (inside) *word(r, t, h) = middle[r][t][h];
-                    if (!kPre) continue;
-                    const bool exists = inside && image_of(h) < live;
-                    const int64_t pixel =
-                        ((first_image() + image_of(h)) * call.height + row0 + r) * call.width + column_of(h);
-                    const uint32_t* words = static_cast<const uint32_t*>(call.x) + pixel * (C / 2) + channel0 / 2 + q();
-                    residual[r][t][h] = exists ? words[4 * t] : 0;
-                }
+        {
+            uint32_t* const to[2] = {word(0), word(1)};
+            const uint32_t* const x = static_cast<const uint32_t*>(call.x) + channel0 / 2 + q();
+            const uint32_t* const from_x[2] = {x + pixel_of(0) * (C / 2), x + pixel_of(1) * (C / 2)};
+            each_word<C>([&](int r, int t, int h) {
+                const bool inside = row0 + r < call.height && column_of(h) < call.width;
+                if (inside) to[h][4 * (r * at.row + t * at.plane)] = middle[r][t][h];
+                if (kPre) residual[r][t][h] = inside && is_live(h) ? from_x[h][r * call.width * (C / 2) + 4 * t] : 0;
+            });
+        }
         __syncthreads();
-        begin(call.bias2);
-#pragma unroll
-        for (int r = 0; r < S::kRows; ++r)
-#pragma unroll
-            for (int t = 0; t < S::kTiles; ++t)
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    sum[r][t][2 * h] += unpack<kBf16>(residual[r][t][h]);
-                    sum[r][t][2 * h + 1] += unpack<kBf16>(residual[r][t][h] >> 16);
-                }
+        biases_of(call.bias2, bias);
+        each_word<C>([&](int r, int t, int h) {
+            sum[r][t][2 * h] = bias[t][0] + unpack<kBf16>(residual[r][t][h]);
+            sum[r][t][2 * h + 1] = bias[t][1] + unpack<kBf16>(residual[r][t][h] >> 16);
+        });
         convolve<C, kBf16>(sum, input(), kernel(1), at);
         forget();
+        // Lane q stores 16 bytes: of 32 channels tile q of both octets, of 16 channels tile q % 2 of octet q / 2.
+        constexpr int kStores = S::kTiles / 2;
+        const uint32_t bound = call.relu ? 0u
+                               : kBf16   ? 0xFF80FF80u
+                                         : 0xFC00FC00u;  // or minus infinity, which bounds nothing
+        uint4* to[kStores];
+        bool stores[kStores];
+#pragma unroll
+        for (int i = 0; i < kStores; ++i) {
+            const int h = kStores == 2 ? i : q() / 2, tile = kStores == 2 ? q() : q() % 2;
+            to[i] = static_cast<uint4*>(call.y) + pixel_of(h) * S::kOctets + channel0 / 8 + tile;
+            stores[i] = column_of(h) < call.width && is_live(h);
+        }
 #pragma unroll
         for (int r = 0; r < S::kRows; ++r) {
-            uint32_t words[2][4];  // of 16 channels both octets' tiles fill one
+            uint32_t words[kStores][4];
 #pragma unroll
             for (int h = 0; h < 2; ++h)
 #pragma unroll
-                for (int t = 0; t < S::kTiles; ++t) {
-                    const uint32_t found = pack<kBf16>(sum[r][t][2 * h], sum[r][t][2 * h + 1]);
-                    words[S::kTiles == 4 ? h : 0][S::kTiles == 4 ? t : 2 * h + t] =
-                        call.relu ? relu<kBf16>(found) : found;
-                }
+                for (int t = 0; t < S::kTiles; ++t)
+                    words[kStores == 2 ? h : 0][kStores == 2 ? t : 2 * h + t] =
+                        max_of_halves<kBf16>(pack<kBf16>(sum[r][t][2 * h], sum[r][t][2 * h + 1]), bound);
 #pragma unroll
-            for (int i = 0; i < S::kTiles / 2; ++i) {
+            for (int i = 0; i < kStores; ++i) {
                 transpose(words[i], q());
-                const int h = S::kTiles == 4 ? i : q() / 2, tile = S::kTiles == 4 ? q() : q() % 2;
-                if (row0 + r >= call.height || column_of(h) >= call.width || image_of(h) >= live) continue;
-                const int64_t pixel =
-                    ((first_image() + image_of(h)) * call.height + row0 + r) * call.width + column_of(h);
-                uint4* to = static_cast<uint4*>(call.y) + pixel * S::kOctets + channel0 / 8 + tile;
-                *to = {words[i][0], words[i][1], words[i][2], words[i][3]};
+                if (row0 + r < call.height && stores[i])
+                    to[i][r * call.width * S::kOctets] = {words[i][0], words[i][1], words[i][2], words[i][3]};
             }
         }
         __syncthreads();  // all have read what the next images overwrite
     }
+#endif
+}
+
+// What a device has: its multiprocessors, and the shared memory that a block of threads may have.
+struct Device {
+    int processors = 0, shared = 0;
+};
+
+cudaError_t get(Device& device) {
+    int number = 0, major = 0;
+    cudaError_t failed = cudaGetDevice(&number);
+    auto ask = [&](int& value, cudaDeviceAttr attribute) {
+        if (failed == cudaSuccess) failed = cudaDeviceGetAttribute(&value, attribute, number);
+    };
+    ask(major, cudaDevAttrComputeCapabilityMajor);
+    ask(device.processors, cudaDevAttrMultiProcessorCount);
+    ask(device.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    if (failed == cudaSuccess && major < 8) device.shared = 0;
+    return failed;
 }
 
 template <int C, bool kBf16, bool kPre>
-int launch(const ResidualBlock& call, int most_images, cudaStream_t stream) {
-    const Layout at = layout_of<C>(call.height, call.width, most_images);
-    auto kernel = residual_block<C, kBf16, kPre>;
-    cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)at.shared);
+cudaError_t launch(const ResidualBlock& call, const Device& device, cudaStream_t stream) {
+    const auto kernel = residual_block<C, kBf16, kPre>;
+    // The device's most, and not what this call needs: another thread may launch for other images at the same time.
+    cudaError_t failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared);
+    auto slots_for = [&](const Layout& at) {  // blocks of threads that run at once
+        int resident = 0;
+        if (failed == cudaSuccess)
+            failed = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * at.warps, at.shared);
+        return (int64_t)device.processors * (resident > 0 ? resident : 1);
+    };
+    // Few images are spread over all multiprocessors before a block takes several at once.
+    const int most = most_images<C>(call.height, call.width, device.shared);
+    if (most == 0) return cudaErrorInvalidValue;
+    const int64_t each = slots_for(layout_of<C>(call.height, call.width, most)) / call.models;
+    const int64_t spread = each > 1 ? (call.images + each - 1) / each : call.images;
+    const Layout at = layout_of<C>(call.height, call.width, spread < most ? (int)spread : most);
+    const int64_t rounds = (call.images + at.images - 1) / at.images, slots = slots_for(at);
     if (failed != cudaSuccess) return failed;
-    int device = 0, processors = 0, resident = 0;
-    if ((failed = cudaGetDevice(&device)) != cudaSuccess) return failed;
-    failed = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (failed != cudaSuccess) return failed;
-    failed = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * at.warps, at.shared);
-    if (failed != cudaSuccess) return failed;
-    // Blocks that run at once, so that weights are loaded once for as many images as possible.
-    const int64_t rounds = (call.images + at.images - 1) / at.images;
-    const int64_t wanted = (int64_t)processors * (resident > 0 ? resident : 1) / call.models;
-    const int64_t shares = wanted < 1 ? 1 : wanted < rounds ? wanted : rounds;
+    // Blocks that share a model: as few as possible, for each loads the weights, of those that end soonest.
+    int64_t shares = 1, least = INT64_MAX;
+    for (int waves = 1; waves <= 4; ++waves) {
+        const int64_t wanted = waves * slots / call.models, some = wanted < 1 ? 1 : wanted < rounds ? wanted : rounds;
+        const int64_t time = (call.models * some + slots - 1) / slots * ((rounds + some - 1) / some);
+        if (time < least) shares = some, least = time;
+    }
     if (call.models * shares > 0x7FFFFFFF || rounds > 0x3FFFFFFF) return cudaErrorInvalidValue;
     residual_block<C, kBf16, kPre>
         <<<(unsigned)(call.models * shares), 32 * at.warps, at.shared, stream>>>(call, at, (int)rounds, (int)shares);
@@ -320,32 +359,34 @@ int launch(const ResidualBlock& call, int most_images, cudaStream_t stream) {
 }
 
 template <int C>
-int launch(const ResidualBlock& call, int images, cudaStream_t stream) {
+cudaError_t launch(const ResidualBlock& call, const Device& device, cudaStream_t stream) {
     if (call.bf16)
-        return call.scale ? launch<C, true, true>(call, images, stream) : launch<C, true, false>(call, images, stream);
-    return call.scale ? launch<C, false, true>(call, images, stream) : launch<C, false, false>(call, images, stream);
+        return call.scale ? launch<C, true, true>(call, device, stream) : launch<C, true, false>(call, device, stream);
+    return call.scale ? launch<C, false, true>(call, device, stream) : launch<C, false, false>(call, device, stream);
 }
 
 }  // namespace
 
 int residual_block_images(int channels, int height, int width) {
-    int device = 0, major = 0, shared = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess || major < 8)
-        return 0;
-    if (channels == 16) return most_images<16>(height, width, shared);
-    if (channels == 32) return most_images<32>(height, width, shared);
-    return channels == 64 ? most_images<64>(height, width, shared) : 0;
+    Device device;
+    if (get(device) != cudaSuccess) return 0;
+    if (channels == 16) return most_images<16>(height, width, device.shared);
+    if (channels == 32) return most_images<32>(height, width, device.shared);
+    return channels == 64 ? most_images<64>(height, width, device.shared) : 0;
 }
 
 int model_residual_block(const ResidualBlock& call, void* cuda_stream) {
     if (call.models * call.images == 0) return cudaSuccess;
-    const int images = residual_block_images(call.channels, call.height, call.width);
-    if (images == 0) return cudaErrorInvalidValue;
-    auto stream = (cudaStream_t)cuda_stream;
-    if (call.channels == 16) return launch<16>(call, images, stream);
-    return call.channels == 32 ? launch<32>(call, images, stream) : launch<64>(call, images, stream);
+    const auto stream = (cudaStream_t)cuda_stream;
+    Device device;
+    cudaError_t failed = get(device);
+    if (failed == cudaSuccess)
+        failed = call.channels == 16   ? launch<16>(call, device, stream)
+                 : call.channels == 32 ? launch<32>(call, device, stream)
+                 : call.channels == 64 ? launch<64>(call, device, stream)
+                                       : cudaErrorInvalidValue;
+    if (failed != cudaSuccess) cudaGetLastError();  // it is told here, and not by whoever launches next
+    return failed;
 }
 
 }  // namespace cuda

@@ -1,10 +1,17 @@
-// Tensor cores as one warp sees them, compute capability 8.0 and later: products of 16 x 16 by 16 x 8 halves, loads of
-// their operands from shared memory, and copies into shared memory that pass by registers. Each is one PTX instruction.
+// Tensor cores as one warp sees them: products of 16 x 16 by 16 x 8 halves, loads of their operands from shared memory,
+// and asynchronous copies into shared memory. They need compute capability 8.0: a kernel that uses them has its body
+// within KR_HAS_TENSOR_CORES.
 #pragma once
 #include <cuda_runtime.h>
 
 #include "common/dtype.h"
 #include "cuda/lane.h"
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#define KR_HAS_TENSOR_CORES 1
+#else
+#define KR_HAS_TENSOR_CORES 0
+#endif
 
 namespace kr {
 namespace cuda {
@@ -60,37 +67,40 @@ KR_FN float unpack(uint32_t half) {
     return out;
 }
 
-// The larger of each half and 0; NaN stays.
+// The larger of each half; NaN stays.
 template <bool kBf16>
-KR_FN uint32_t relu(uint32_t word) {
+KR_FN uint32_t max_of_halves(uint32_t a, uint32_t b) {
     uint32_t out;
     if (kBf16)
-        asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(word), "r"(0));
+        asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
     else
-        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(out) : "r"(word), "r"(0));
+        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
     return out;
 }
 
 // 16 bytes, both addresses multiples of 16; there when this thread has waited, and for others after a barrier.
-KR_FN void copy_aside(uint4* to, const void* from) {
+KR_FN void copy_async(uint4* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
                  : "memory");
 }
-KR_FN void wait_for_copies_aside() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+KR_FN void wait_for_async_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // The line of memory at `from` is likely to be read soon.
 KR_FN void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
 #else
 
-KR_FN void load_matrices(uint32_t (&to)[4], const void* row) { cuda_host::load_matrices(to, row); }
+KR_FN void load_matrices(uint32_t (&to)[4], const void* row, int line = __builtin_LINE()) {
+    cuda_host::load_matrices(to, row, line);
+}
 template <bool kBf16>
 KR_FN float unpack(uint32_t half) {
     return kBf16 ? bf16_to_float((uint16_t)half) : half_to_float((uint16_t)half);
 }
 template <bool kBf16>
-KR_FN void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    cuda_host::multiply_add(sum, a, b0, b1, [](uint32_t half) { return unpack<kBf16>(half); });
+KR_FN void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                        int line = __builtin_LINE()) {
+    cuda_host::multiply_add(sum, a, b0, b1, line, [](uint32_t half) { return unpack<kBf16>(half); });
 }
 template <bool kBf16>
 KR_FN uint32_t pack(float low, float high) {
@@ -98,12 +108,13 @@ KR_FN uint32_t pack(float low, float high) {
                  : float_to_half(low) | (uint32_t)float_to_half(high) << 16;
 }
 template <bool kBf16>
-KR_FN uint32_t relu(uint32_t word) {
-    const float low = unpack<kBf16>(word), high = unpack<kBf16>(word >> 16);
-    return pack<kBf16>(low < 0 ? 0.0f : low, high < 0 ? 0.0f : high);
+KR_FN uint32_t max_of_halves(uint32_t a, uint32_t b) {
+    auto larger = [](float x, float y) { return x <= y ? y : x; };
+    return pack<kBf16>(larger(unpack<kBf16>(a), unpack<kBf16>(b)),
+                       larger(unpack<kBf16>(a >> 16), unpack<kBf16>(b >> 16)));
 }
-KR_FN void copy_aside(uint4* to, const void* from) { cuda_host::copy_aside(to, from); }
-KR_FN void wait_for_copies_aside() { cuda_host::wait_for_copies_aside(); }
+KR_FN void copy_async(uint4* to, const void* from) { cuda_host::copy_async(to, from); }
+KR_FN void wait_for_async_copies() { cuda_host::wait_for_async_copies(); }
 KR_FN void prefetch(const void*) {}
 
 #endif

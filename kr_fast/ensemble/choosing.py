@@ -20,7 +20,7 @@ from kr_fast.ensemble.block_layers import LAST, BoundLayer, Pixels
 from kr_fast.ensemble.blocks import Batched
 from kr_fast.ensemble.lowering import Unsupported, shape
 from kr_fast.ensemble.program import GPU_BUDGET, GPU_MOST
-from kr_fast.ensemble.residual_blocks import KERNEL
+from kr_fast.ensemble.residual_blocks import KERNEL, BoundBlock
 from kr_fast.ops.model_conv2d import View
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
@@ -169,7 +169,7 @@ def fastest_kernels(program: Batched, plan: Plan, chunk: Pixels, timer: Callable
         key = tuple(_alike(node, program.bound[node]) for node in whole.nodes)
         if key not in wholes:
             x = _noise(shape(whole.source), plan, program)
-            wholes[key] = timer(lambda: whole.run(block, x), program.device)  # noqa: B023
+            wholes[key] = _time_whole(whole, block, x, program, timer)
         if wholes[key] < sum(least[node] for node in whole.nodes):
             found |= dict.fromkeys(whole.names, KERNEL)
     return found
@@ -183,6 +183,18 @@ def _alike(node: fx.Node, bound: BoundLayer) -> tuple:
 
 def _time(bound: BoundLayer, block: slice, name: str, x, other, program: Batched, timer: Callable) -> float:
     return timer(lambda: bound.run(block, name, x, other), program.device)
+
+
+def _time_whole(whole: BoundBlock, block: slice, x: torch.Tensor, program: Batched, timer: Callable) -> float:
+    """Infinite, with one log line, where the kernel fails: its layers have others."""
+    try:
+        return timer(lambda: whole.run(block, x), program.device)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("ModelArray: %s runs by its layers' kernels: %s", " + ".join(whole.names), why)
+        return math.inf
 
 
 def _noise(found: tuple[int, ...], plan: Plan, program: Batched) -> torch.Tensor:

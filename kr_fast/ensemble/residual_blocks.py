@@ -43,7 +43,7 @@ def find(bound: dict[fx.Node, BoundLayer], dtype: torch.dtype, device: torch.dev
     for second in bound:
         nodes = _block(second, bound)
         once = nodes and all(uses[bound[node].layer.module] == 1 for node in nodes)  # a module has one kernel
-        if once and op.gains(device.type, dtype, *shape(second)[1:]):
+        if once and op.at_its_best(device.type, dtype, *shape(second)[1:]):
             found[second] = BoundBlock(nodes, [bound[node] for node in nodes])
     return found
 

@@ -50,11 +50,12 @@ def model_residual_block(
     Recognition", CVPR 2016, figure 5 left) or ``p = relu(scale x + shift)`` (the block with pre-activation of He et
     al., "Identity Mappings in Deep Residual Networks", ECCV 2016, equation 5, whose first BatchNorm cannot be folded).
     Sums are taken in float32 (float64 for float64); ``p``, what lies between the convolutions and the result are
-    rounded to ``x``'s dtype. An output has the same bits whatever models and images stand beside it.
+    rounded to ``x``'s dtype.
 
     The CUDA kernel reads ``x`` once and writes the result once: 4 bytes an element in half precision where layer by
     layer 10 move, or 14 with pre-activation. It takes float16 and bfloat16, 16, 32 or 64 channels, and images of
-    which one fits a block of threads, such as 32x32 at 16 and 32 channels or 16x16 at 64. Not differentiable.
+    which one fits a block of threads: on compute capability 9.0 such as 32x32 at 16 and 32 channels and 16x16 at 64.
+    There an output has the same bits whatever models and images stand beside it. Not differentiable.
 
     Args:
         x: ``[M, N, H, W, C]`` contiguous; float32, bfloat16 or float16 (float64 on the reference backend).
@@ -86,8 +87,8 @@ def model_residual_block(
     return torch.ops.kr_fast.model_residual_block(x, weight1, bias1, weight2, bias2, scale, shift, bool(relu))
 
 
-def gains(device: str, dtype: torch.dtype, channels: int, height: int, width: int) -> bool:
-    """Whether a kernel runs such blocks in one pass."""
+def at_its_best(device: str, dtype: torch.dtype, channels: int, height: int, width: int) -> bool:
+    """Whether the device's first choice runs such blocks: on a GPU the kernel, on a CPU the reference."""
     return registry.at_its_best(_OP, device, dtype, (channels, height, width))
 
 

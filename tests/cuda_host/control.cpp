@@ -15,3 +15,9 @@ extern "C" __attribute__((visibility("default"))) void cuda_host_device(int comp
     cuda_host::machine.most_clusters = most_clusters;
     cuda_host::machine.compiled_for = compiled_for;
 }
+
+// Its multiprocessors, and the bytes of shared memory that a block may have.
+extern "C" __attribute__((visibility("default"))) void cuda_host_size(int processors, size_t shared_at_most) {
+    cuda_host::machine.processors = processors;
+    cuda_host::machine.shared_at_most = shared_at_most;
+}

@@ -75,7 +75,7 @@ struct cudaLaunchConfig_t {
 
 namespace cuda_host {
 
-constexpr size_t kSharedByDefault = 48 << 10, kSharedAtMost = 227 << 10;
+constexpr size_t kSharedByDefault = 48 << 10;
 inline cudaError_t last_error = cudaSuccess;
 inline std::map<const void*, size_t> shared_limit;
 
@@ -121,11 +121,6 @@ T* mapped(T* at, unsigned rank) {
 }
 
 // Copies into shared memory arrive when they are waited for, and what they will overwrite is gone at once.
-struct Copy {
-    void* to;
-    const void* from;
-    size_t bytes;
-};
 struct Arrival {
     unsigned phases = 0;
     bool announced = false;
@@ -158,16 +153,15 @@ inline void wait_for_copies(const void* barrier, unsigned parity) {
 }
 
 // Copies of a thread into shared memory arrive when it waits for them; what they will overwrite is gone at once.
-inline std::map<int, std::vector<Copy>> copies_aside;
-inline void copy_aside(void* to, const void* from) {
+inline void copy_async(void* to, const void* from) {
     if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
         fail("copy that is not 16-byte aligned");
     std::memset(to, 0xFF, 16);
-    copies_aside[machine.current].push_back({to, from, 16});
+    machine.fibers[machine.current].copies.push_back({to, from, 16});
 }
-inline void wait_for_copies_aside() {
-    for (const Copy& copy : copies_aside[machine.current]) std::memcpy(copy.to, copy.from, copy.bytes);
-    copies_aside[machine.current].clear();
+inline void wait_for_async_copies() {
+    for (const Copy& copy : machine.fibers[machine.current].copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    machine.fibers[machine.current].copies.clear();
 }
 
 // What the lanes of a warp show each other, between two of its barriers.
@@ -176,27 +170,27 @@ struct Shown {
     const uint32_t *a, *b;
 };
 inline std::vector<Shown> shown(kMostThreads* kMostBlocks);
-inline void all_shown(const char* what) { collective(Collective::ballot, {what, 0}, 0xFFFFFFFFu, 0, 0); }
+inline void all_shown(const char* what, int line) { collective(Collective::ballot, {what, line}, 0xFFFFFFFFu, 0, 0); }
 inline Shown& shown_by(int lane) { return shown[machine.current / kWarp * kWarp + lane]; }
 
-inline void load_matrices(uint32_t (&to)[4], const void* row) {
+inline void load_matrices(uint32_t (&to)[4], const void* row, int line) {
     const int lane = machine.current % kWarp;
     if (reinterpret_cast<uintptr_t>(row) % 16) fail("row of a matrix that is not 16-byte aligned");
     if ((const char*)row < machine.shared[0].data() ||
         (const char*)row >= machine.shared[0].data() + machine.shared[0].size())
         fail("row of a matrix outside of shared memory");
     shown_by(lane).row = row;
-    all_shown("load_matrices");
+    all_shown("load_matrices", line);
     for (int m = 0; m < 4; ++m) std::memcpy(&to[m], (const char*)shown_by(8 * m + lane / 4).row + lane % 4 * 4, 4);
-    all_shown("load_matrices, end");
+    all_shown("load_matrices, end", line);
 }
 
 template <class Unpack>
-void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Unpack unpack) {
+void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line, Unpack unpack) {
     const int lane = machine.current % kWarp;
     const uint32_t b[2] = {b0, b1};
     shown_by(lane).a = a, shown_by(lane).b = b;
-    all_shown("multiply_add");
+    all_shown("multiply_add", line);
     for (int c = 0; c < 4; ++c) {
         const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
         for (int k = 0; k < 16; ++k) {
@@ -205,7 +199,7 @@ void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
             sum[c] += unpack(left >> k % 2 * 16 & 0xFFFFu) * unpack(right >> k % 2 * 16 & 0xFFFFu);
         }
     }
-    all_shown("multiply_add, end");
+    all_shown("multiply_add, end", line);
 }
 
 template <class T>
@@ -239,7 +233,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
-    if (bytes < 0 || (size_t)bytes > cuda_host::kSharedAtMost) return cudaErrorInvalidValue;
+    if (bytes < 0 || (size_t)bytes > cuda_host::machine.shared_at_most) return cudaErrorInvalidValue;
     cuda_host::shared_limit[reinterpret_cast<const void*>(kernel)] = (size_t)bytes;
     return cudaSuccess;
 }
@@ -256,9 +250,9 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     *value = attribute == cudaDevAttrComputeCapabilityMajor             ? cuda_host::machine.compute_capability / 10
-             : attribute == cudaDevAttrMultiProcessorCount              ? 4
+             : attribute == cudaDevAttrMultiProcessorCount              ? cuda_host::machine.processors
              : attribute == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? 228 << 10
-                                                                        : (int)cuda_host::kSharedAtMost;
+                                                                        : (int)cuda_host::machine.shared_at_most;
     return cudaSuccess;
 }
 template <class Kernel>

@@ -38,6 +38,13 @@ struct Place {
     int line;
 };
 
+// Into shared memory, until it is waited for.
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+};
+
 struct Fiber {
     ucontext_t context;
     jmp_buf at;
@@ -49,6 +56,7 @@ struct Fiber {
     int source;      // lane that a shuffle reads
     bool arrived;    // at the cluster's barrier, and has not waited there
     uint64_t phase;  // of that barrier on arrival
+    std::vector<Copy> copies;
 };
 
 constexpr int kWarp = 32, kMostThreads = 1024, kMostBlocks = 8;  // of a block; of a cluster
@@ -63,6 +71,8 @@ struct Machine {
     uint64_t phase = 0;                              // of the cluster's barrier
     int compute_capability = 90, most_clusters = 2;  // what the device says of itself; clusters that fit on it at once
     int compiled_for = 90;                           // what kernels say of themselves
+    int processors = 4;                              // that the device says it has
+    size_t shared_at_most = 227 << 10;               // bytes of shared memory that a block may have
     bool descending = false;     // the order in which blocks and threads run, so that a race shows as another result
     unsigned most_blocks = ~0u;  // a grid of one dimension is cut down to so many
     std::function<void()> kernel;
@@ -196,6 +206,7 @@ inline void barrier(Place place) {
 
 inline void entry() {
     machine.kernel();
+    if (!machine.fibers[machine.current].copies.empty()) fail("end of a thread whose copies were not waited for");
     machine.fibers[machine.current].wait = Wait::done;
     open_barrier();
     if (machine.cluster > 1) open_cluster_barrier();
@@ -254,6 +265,7 @@ inline void run_cluster() {
     for (int k = 0; k < all; ++k) {
         Fiber& fiber = machine.fibers[k];
         fiber.started = fiber.arrived = false, fiber.wait = Wait::none;
+        fiber.copies.clear();
     }
     for (int b = 0; b < machine.cluster; ++b) {
         machine.shared[b].resize(machine.shared_bytes + 128);

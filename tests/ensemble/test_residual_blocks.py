@@ -11,7 +11,9 @@ from torch import nn
 
 from kr_fast.ensemble import ModelArray, choosing, model_array
 from kr_fast.ensemble.choosing import Plan
+from kr_fast.ensemble.residual_blocks import BoundBlock
 from kr_fast.ops.membership_signals import membership_signals
+from kr_fast.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # network -> the second convolutions of its blocks, and how many layers a block has
@@ -150,16 +152,37 @@ def test_the_faster_is_taken_and_recorded(wins, monkeypatch, tmp_path):
     assert next(iter(again._programs.values())).record["layers"] == layers
 
 
-def test_a_kernel_that_is_wrong_is_noticed(monkeypatch, caplog):
-    """What was chosen by its speed is checked against the models' own forward, too."""
-    from kr_fast.ensemble.residual_blocks import BoundBlock
+def failing(self, block, x):
+    raise RuntimeError("CUDA launch failed: invalid argument")
 
-    monkeypatch.setattr(BoundBlock, "run", lambda self, block, x: torch.zeros_like(x))
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda self, block, x: torch.zeros_like(x), "these kernels give other logits and are not used"),
+        (failing, "layers.0.conv1 + layers.0.conv2 runs by its layers' kernels: CUDA launch failed: invalid argument"),
+    ],
+    ids=["wrong", "failing"],
+)
+def test_a_kernel_that_does_not_work_is_not_used(run, message, monkeypatch, caplog):
+    """What was chosen by its speed is checked; models are batched all the same."""
+    monkeypatch.setattr(BoundBlock, "run", run)
     monkeypatch.setattr(
         model_array, "choose", functools.partial(choosing.choose, timer=lambda run, _: run() is None or 1.0)
     )
     models, images = models_of("torchvision", 2), images_of(4)
+    array = ModelArray(models)
     with caplog.at_level(logging.WARNING, "kr_fast"):
-        got = ModelArray(models)(images)
-    assert "models run one after the other" in caplog.text
+        got = array(images)
+    assert message in caplog.text
+    assert "block" not in program_of(array).kernels.values()
     assert torch.allclose(got.double(), exact_logits(models, images), atol=1e-4)
+
+
+def test_a_recorded_kernel_that_does_not_work_is_refused(monkeypatch, tmp_path):
+    images, labels = images_of(4), torch.arange(4) % 5
+    array = as_blocks(array_of("torchvision"), images)
+    array.signals(images, labels, path=tmp_path)
+    monkeypatch.setattr(BoundBlock, "run", lambda self, block, x: torch.zeros_like(x))
+    with pytest.raises(UserError, match=r"kernels must give the answers that the record's gave, got .*conv2.*block"):
+        array_of("torchvision").signals(images, labels, augment="flip", path=tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cuda_on_host import device, in_use, machine, same_bits
+from cuda_on_host import device, in_use, machine, same_bits, size
 from residual_block_cases import by_hand, draw
 
 from kr_fast.backends import registry
@@ -16,6 +16,7 @@ CASES = [
     (16, 9, 5, 3),  # one octet a row, so a warp's two are of two images, and the last of one
     (32, 16, 16, 3),  # two images at a time, then one
     (32, 7, 23, 2),  # three octets a row: a warp's two are of two images
+    (16, 3, 40, 1),  # five octets: the last warp's second is of no image
     (32, 32, 32, 1),  # 16 warps
     (64, 8, 8, 5),  # four images at a time; the channels by two warps
     (64, 16, 16, 1),
@@ -48,16 +49,25 @@ def test_kernel_against_float64(host_cuda, case, dtype):
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
+@pytest.mark.parametrize("pre", [False, True])
 @pytest.mark.parametrize("channels", [16, 32, 64])
-def test_bits_follow_nothing_else(host_cuda, channels):
-    """Neither the images and models beside, nor the order in which threads run."""
+def test_bits_follow_nothing_else(host_cuda, channels, pre):
+    """Neither the images and models beside, nor how they are spread over blocks, nor the order in which threads run."""
     inputs, more = draw(channels, 8, 8, 5, torch.float16)
+    more = {**more, "relu": False} if pre else {}
     plain = run(host_cuda, *inputs, **more)
+    close(plain, inputs, more, torch.float16)
     with machine(host_cuda, descending=True):
+        assert same_bits(run(host_cuda, *inputs, **more), plain)
+    with size(host_cuda, processors=1):  # a block takes all images of a model, in rounds, the last of fewer
+        assert same_bits(run(host_cuda, *inputs, **more), plain)
+        with machine(host_cuda, descending=True):
+            assert same_bits(run(host_cuda, *inputs, **more), plain)
+    with size(host_cuda, processors=1000, shared_at_most=163 << 10):  # and one image, of compute capability 8.0
         assert same_bits(run(host_cuda, *inputs, **more), plain)
     models, images = [1, 0], [4, 2]
     part = [inputs[0][models][:, images].contiguous(), *(each[models] for each in inputs[1:])]
-    found = run(host_cuda, *part, **{name: each[models] for name, each in more.items()})
+    found = run(host_cuda, *part, **{name: each[models] if name != "relu" else each for name, each in more.items()})
     assert same_bits(found, plain[models][:, images].contiguous())
 
 
@@ -89,23 +99,24 @@ def test_nan_and_infinity_stay_where_the_formula_has_them(host_cuda, dtype):
     assert beyond.shape == (2, 0, 12, 11, 16)
 
 
-def refusal(size, dtype=torch.float16):
-    return registry.refusal("model_residual_block", "cuda", "cpu", dtype, size)
+def refusal(case, dtype=torch.float16):
+    return registry.refusal("model_residual_block", "cuda", "cpu", dtype, case)
 
 
 def test_what_the_kernel_takes(host_cuda):
     with in_use(host_cuda):
         takes = [(16, 32, 32), (16, 28, 28), (32, 32, 32), (32, 16, 16), (64, 16, 16), (64, 8, 8), (64, 7, 7)]
-        assert [refusal(size) for size in takes] == [None] * len(takes)
-        for size in [(16, 64, 64), (64, 32, 32), (24, 8, 8), (128, 4, 4)]:
-            assert f"got {size[0]} channels of {size[1]} x {size[2]}" in refusal(size)
+        assert [refusal(case) for case in takes] == [None] * len(takes)
+        for case in [(16, 64, 64), (64, 32, 32), (24, 8, 8), (128, 4, 4)]:
+            assert f"got {case[0]} channels of {case[1]} x {case[2]}" in refusal(case)
         assert "float16, bfloat16, got float32" in refusal((16, 8, 8), torch.float32)
         inputs, _ = draw(24, 4, 4, 1, torch.float16)
         with pytest.raises(RuntimeError, match="channels must be 16, 32 or 64"):
             model_residual_block(*inputs)
-        registry._resolve.cache_clear()
         with device(host_cuda, compute_capability=75):
             assert "compute capability 8.0" in refusal((16, 8, 8))
+        with size(host_cuda, shared_at_most=99 << 10):  # of compute capability 8.6 and 8.9
+            assert [refusal(case) is None for case in takes] == [True, True, False, True, False, False, False]
 
 
 @pytest.mark.gpu
@@ -113,7 +124,10 @@ def test_what_the_kernel_takes(host_cuda):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_on_a_gpu(case, dtype):
-    inputs, more = draw(*case, dtype, models=5)
+    if why := registry.refusal("model_residual_block", "cuda", "cuda", dtype, case[:3]):
+        pytest.skip(why)
+    channels, height, width, _ = case
+    inputs, more = draw(channels, height, width, 150, dtype, models=5)  # several rounds a block
     for options in ({}, {**more, "relu": False}):
         there = {name: each.cuda() if isinstance(each, torch.Tensor) else each for name, each in options.items()}
         with registry.forced("cuda"):
