@@ -202,6 +202,7 @@ PYBIND11_MODULE(_cpu, m) {
         release());
 
     // winograd_conv2d
+    m.attr("winograd_tiles") = kr::kWinogradTiles;
     m.def(
         "winograd_conv2d",
         [](Address x, int64_t batch, int64_t height, int64_t width, int64_t inputs, Address weight, Address scale,

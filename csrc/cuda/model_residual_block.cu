@@ -236,10 +236,12 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1)
         float sum[S::kRows][S::kTiles][4];
         uint32_t middle[S::kRows][S::kTiles][2], residual[S::kRows][S::kTiles][2];
         auto biases_of = [&](const float* bias, float (&of)[S::kTiles][2]) {
-            const float* from = bias + (int64_t)model * C + channel0 + 2 * q();
+            const int64_t first = (int64_t)model * C + channel0 + 2 * q();
 #pragma unroll
-            for (int t = 0; t < S::kTiles; ++t)
-                of[t][0] = bias ? from[8 * t] : 0.0f, of[t][1] = bias ? from[8 * t + 1] : 0.0f;
+            for (int t = 0; t < S::kTiles; ++t) {
+                of[t][0] = bias ? bias[first + 8 * t] : 0.0f;
+                of[t][1] = bias ? bias[first + 8 * t + 1] : 0.0f;
+            }
         };
         float bias[S::kTiles][2];
         biases_of(call.bias1, bias);
@@ -248,7 +250,7 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1)
         each_word<C>([&](int r, int t, int h) {
             middle[r][t][h] = max_of_halves<kBf16>(pack<kBf16>(sum[r][t][2 * h], sum[r][t][2 * h + 1]), 0);
         });
-        if (!kPre) {
+        if (!kPre) {  // what the sum will add is still here
             forget();
             const uint32_t* const from_octet[2] = {word(0), word(1)};
             each_word<C>(
@@ -276,9 +278,8 @@ __global__ void __launch_bounds__(32 * Shape<C>::kMostWarps, 1)
         forget();
         // Lane q stores 16 bytes: of 32 channels tile q of both octets, of 16 channels tile q % 2 of octet q / 2.
         constexpr int kStores = S::kTiles / 2;
-        const uint32_t bound = call.relu ? 0u
-                               : kBf16   ? 0xFF80FF80u
-                                         : 0xFC00FC00u;  // or minus infinity, which bounds nothing
+        constexpr uint32_t kLowest = kBf16 ? 0xFF80FF80u : 0xFC00FC00u;  // minus infinity twice
+        const uint32_t bound = call.relu ? 0u : kLowest;
         uint4* to[kStores];
         bool stores[kStores];
 #pragma unroll

@@ -213,6 +213,9 @@ def _attention_refuses(device: str, dtype: torch.dtype, size: int) -> str | None
 WINOGRAD_ACTIVATIONS = {name: number for number, name in enumerate(ACTIVATIONS)}  # of kr::Activation
 
 
+WINOGRAD_TILES = getattr(_cpu, "winograd_tiles", 1)  # that the kernel takes together
+
+
 @registry.kernel("winograd_conv2d", "cpu", refuses=accepts(torch.float32))
 def winograd_conv2d(x, weight, scale, bias, residual, activation, pool, y) -> None:
     batch, inputs, height, width = x.shape

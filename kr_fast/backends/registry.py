@@ -181,12 +181,16 @@ def ops() -> list[str]:
 
 
 def table() -> list[tuple[str, dict[str, str]]]:
-    """(op, {backend: "available" or the reason}) for float32 tensors on this machine: what ``kr-fast info`` prints."""
+    """(op, {backend: "available", also in half precision alone, or the reason for float32}) on this machine."""
     gpu = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     for op in ops():
         device = {"reference": "cpu", "cpu": "cpu", "cuda": gpu, "triton": gpu}
-        cells = {name: refusal(op, name, device[name], torch.float32) or "available" for name in BACKENDS}
+        cells = {}
+        for name in BACKENDS:
+            why = refusal(op, name, device[name], torch.float32)
+            half = why and refusal(op, name, device[name], torch.float16) is None
+            cells[name] = "available in half precision" if half else why or "available"
         rows.append((op, cells))
     return rows
 

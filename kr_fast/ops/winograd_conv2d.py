@@ -24,6 +24,16 @@ def gains(conv: nn.Conv2d, stride: tuple[int, ...], padding: tuple[int, ...] | s
     return fits and cpu.isa() not in (None, "scalar")
 
 
+def batch_size(count: int) -> int:
+    """Images near ``count`` that waste nothing: their tiles fill the kernel's blocks whatever size they have.
+
+    A last block of a few tiles reads all weights as a full one does. Half a block is enough for images of an even
+    number of tiles.
+    """
+    block = cpu.WINOGRAD_TILES
+    return block * round(count / block) or (block // 2 if 3 * count > block else count)
+
+
 def winograd_pack(weight: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight of :func:`winograd_conv2d`, transformed in float64: ``U = G g G^T`` for each output and input.
 

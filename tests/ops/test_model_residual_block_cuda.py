@@ -110,6 +110,7 @@ def test_what_the_kernel_takes(host_cuda):
         for case in [(16, 64, 64), (64, 32, 32), (24, 8, 8), (128, 4, 4)]:
             assert f"got {case[0]} channels of {case[1]} x {case[2]}" in refusal(case)
         assert "float16, bfloat16, got float32" in refusal((16, 8, 8), torch.float32)
+        assert dict(registry.table())["model_residual_block"]["cuda"] == "available in half precision"
         inputs, _ = draw(24, 4, 4, 1, torch.float16)
         with pytest.raises(RuntimeError, match="channels must be 16, 32 or 64"):
             model_residual_block(*inputs)

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kr_fast
-from kr_fast.backends import registry
+from kr_fast.backends import cpu, registry
 from kr_fast.backends.winograd_reference import transforms
+from kr_fast.ops.winograd_conv2d import batch_size
 
 LAST = torch.channels_last
 # N, inputs, outputs, H, W by regime: one pixel; one whole tile; sides of 4 k + 1, 2, 3 and a last tile of each; inputs
@@ -226,3 +227,16 @@ def test_bad_weights_to_pack():
         kr_fast.winograd_pack(torch.zeros(4, 4, 5, 5))
     with pytest.raises(TypeError, match="winograd_pack: dtype must be float32 or float64, got"):
         kr_fast.winograd_pack(torch.zeros(4, 4, 3, 3), dtype=torch.float16)
+
+
+@pytest.mark.parametrize("count", [1, 3, 14, 15, 16, 32, 50, 64, 128])
+def test_batch_sizes_fill_blocks_of_tiles(count):
+    block = cpu.WINOGRAD_TILES
+    found = batch_size(count)
+    assert count / 2 <= found <= 1.5 * count
+    if 3 * count > 2 * block:
+        assert found % block == 0
+    elif 3 * count > block:
+        assert 2 * found == block  # images of two tiles and more
+    else:
+        assert found == count
