@@ -267,7 +267,7 @@ class ModelArray:
             except Unsupported as reason:
                 why = reason
         try:
-            program = Program(self.models, sample, self.dtype, self._chunk)
+            program = Program(self.models, sample, self.dtype, self._chunk, len(images))
             self._verify(program, shown, size, wanted)
             if why is not None:
                 logger.warning("ModelArray: models run one after the other: %s", why)

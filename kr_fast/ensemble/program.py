@@ -23,7 +23,8 @@ from kr_fast.runtime.errors import fail
 # with 32 images (6 MiB), 4 to 15 % faster than with 16 or 64. A network of many weights and few pixels takes more, so
 # that a chunk reads no more bytes of weights than it writes of activations: 64 for an airbench-like one, 32 for
 # ResNet-18, where 8 would take 26 and 16 % longer. The nearest numbers that fill Winograd's blocks of tiles, 84 and 42,
-# are 2 to 5 % faster still. The GPU's figure is a guess that no GPU has measured.
+# are 2 to 5 % faster still, where the last chunk is not much larger than what is left for it. The GPU's figure is a
+# guess that no GPU has measured.
 CPU_BUDGET, GPU_BUDGET = 6 << 20, 512 << 20
 CPU_MOST, GPU_MOST = 128, 4096  # images of a chunk: a small set is padded to it
 KEPT = 16 << 20  # bytes of packed weights, all models together, that stay bound between calls
@@ -106,8 +107,8 @@ class Program(Graph):
 
     parallel, padded = True, True
 
-    def __init__(self, models: Sequence[nn.Module], sample: Tensor, dtype: torch.dtype, chunk: int | None):
-        """As :class:`Graph`."""
+    def __init__(self, models: Sequence[nn.Module], sample: Tensor, dtype: torch.dtype, chunk: int | None, images: int):
+        """As :class:`Graph`; for chunks of ``chunk`` images, or as many as are best for about ``images``."""
         super().__init__(models[0], sample, dtype, mixed=True)
         self.weight_bytes = self._weight_bytes(models[0])
         if sample.device.type == "cpu":
@@ -118,7 +119,7 @@ class Program(Graph):
             count, most = GPU_BUDGET // self.widest, GPU_MOST
         count = min(most, 2 ** int(math.log2(max(count, 1))))
         tiled = any(layer.winograd for layer in self.layers.values())
-        self.chunk = chunk or (batch_size(count) if tiled else count)
+        self.chunk = chunk or (batch_size(count, images) if tiled else count)
         self.models, self.input_dtype = models, torch.float32 if dtype in HALF else dtype
         self.keeps, self._bound = self.weight_bytes * len(models) <= KEPT, {}
 

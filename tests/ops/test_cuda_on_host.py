@@ -181,7 +181,7 @@ def test_no_access_is_out_of_bounds():
         for pattern in ("*_on_host.py", "*_cuda*.py", "*_cluster.py")
         for path in FOLDER.glob(f"test_{pattern}")
     )
-    chosen = "bits or order or strides or kinds_of or top_k"
+    chosen = "bits or order or strides or kinds_of or top_k or absent"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", chosen]
     done = subprocess.run(command, env={**os.environ, **more}, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

@@ -231,12 +231,18 @@ def test_bad_weights_to_pack():
 
 @pytest.mark.parametrize("count", [1, 3, 14, 15, 16, 32, 50, 64, 128])
 def test_batch_sizes_fill_blocks_of_tiles(count):
-    block = cpu.WINOGRAD_TILES
-    found = batch_size(count)
+    block, found = cpu.WINOGRAD_TILES, batch_size(count, 100_000)
     assert count / 2 <= found <= 1.5 * count
-    if 3 * count > 2 * block:
+    if 2 * count > block:
         assert found % block == 0
     elif 3 * count > block:
         assert 2 * found == block  # images of two tiles and more
     else:
         assert found == count
+
+
+@pytest.mark.parametrize(("images", "found"), [(512, 64), (504, 84), (2048, 84), (1, 64), (84, 84), (65, 84)])
+def test_batch_sizes_do_not_waste_a_last_batch(images, found):
+    """64 images a batch or 84, of which 512 fill 8 or 6.1."""
+    assert cpu.WINOGRAD_TILES == 42
+    assert batch_size(64, images) == found
