@@ -11,10 +11,11 @@ import torch
 from torch import fx
 
 from kr_fast.ensemble.block_layers import BoundLayer, merged, split
-from kr_fast.ensemble.lowering import Layer, shape
+from kr_fast.ensemble.lowering import shape
 from kr_fast.ops import model_residual_block as op
 
 KERNEL = "block"  # the name of the kernel of each of a block's layers
+_RELU = ("relu", (), "")
 
 
 class BoundBlock:
@@ -43,7 +44,11 @@ def find(bound: dict[fx.Node, BoundLayer], dtype: torch.dtype, device: torch.dev
     for second in bound:
         nodes = _block(second, bound)
         once = nodes and all(uses[bound[node].layer.module] == 1 for node in nodes)  # a module has one kernel
-        if once and op.at_its_best(device.type, dtype, *shape(second)[1:]):
+        if (
+            once
+            and _unwritten(nodes[0].args[0], second, bound)
+            and op.at_its_best(device.type, dtype, *shape(second)[1:])
+        ):
             found[second] = BoundBlock(nodes, [bound[node] for node in nodes])
     return found
 
@@ -59,11 +64,8 @@ def _block(second: fx.Node, bound: dict[fx.Node, BoundLayer]) -> list[fx.Node] |
         return [first, second] if source.op != "placeholder" else None
     if not _only_for(inner, first, bound) or inner.args[0] is not source or source.op == "placeholder":
         return None
-    layer: Layer = bound[inner].layer
+    layer = bound[inner].layer
     return [inner, first, second] if layer.kind == "affine" and layer.activation == _RELU else None
-
-
-_RELU = ("relu", (), "")
 
 
 def _is_convolution(part: BoundLayer, activations: Sequence[tuple | None]) -> bool:
@@ -75,6 +77,16 @@ def _is_convolution(part: BoundLayer, activations: Sequence[tuple | None]) -> bo
 
 def _only_for(node: fx.Node, user: fx.Node, bound: dict[fx.Node, BoundLayer]) -> bool:
     return node in bound and list(node.users) == [user]
+
+
+def _unwritten(source: fx.Node, second: fx.Node, bound: dict[fx.Node, BoundLayer]) -> bool:
+    """Nothing before ``second`` may write into what a block reads, which is then read later than by its first layer."""
+    for node in source.graph.nodes:
+        if node is second:
+            return True
+        if source in node.all_input_nodes and node not in bound:
+            return False
+    return False
 
 
 def _part(value: torch.Tensor | None, block: slice) -> torch.Tensor | None:
