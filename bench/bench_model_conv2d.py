@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import vmap
-from torch.utils.benchmark import Timer
 
 from kr_fast.backends import registry
+from kr_fast.ensemble.choosing import captured, seconds
 from kr_fast.ops.model_conv2d import configs, model_conv2d
 
 MODELS = 16
@@ -43,26 +43,9 @@ def vmapped(x, weight, bias, stride):
 CALLS = 10  # in a graph, so that launches and waits do not count
 
 
-def captured(run):
-    """CALLS of ``run`` as a graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            run()
-    return graph
-
-
 def fastest(call, count):
     """``call(config)`` of the fastest tile shape, as ModelArray takes it."""
-    graphs = [captured(call(config)) for config in range(count)]
-    times = [
-        Timer("run(); wait()", globals={"run": g.replay, "wait": torch.cuda.synchronize}).timeit(5) for g in graphs
-    ]
-    return call(min(range(count), key=lambda config: times[config].median))
+    return call(min(range(count), key=lambda config: seconds(call(config), torch.device("cuda"))))
 
 
 def ours(x, weight, bias, stride):
@@ -74,7 +57,7 @@ def ours(x, weight, bias, stride):
 
 def measure(benchmark, run):
     """Median seconds of a call."""
-    graph = captured(run)
+    graph = captured(lambda: [run() for _ in range(CALLS)])
 
     def timed():
         graph.replay()

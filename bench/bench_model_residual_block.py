@@ -1,8 +1,7 @@
 """Residual blocks of 16 models on a GPU: one kernel against kernels for each layer, and against the library's.
 
 - ``layers``: `model_conv2d` for each layer, with the fastest of its tile shapes.
-- ``loop``: the library's convolutions, model by model; bias, sum and ReLU in place (torch.compile fuses them no further
-  than that: a convolution ends a fusion).
+- ``loop``: the library's convolutions, model by model; sum and ReLU in place, each a pass of its own.
 
 Blocks of ResNet-20 (ReLU behind the sum) and of WRN-28-2 (BatchNorm and ReLU first), float16.
 """

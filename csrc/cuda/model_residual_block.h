@@ -21,7 +21,7 @@ struct ResidualBlock {
     void* y;
 };
 
-// Images that a block of threads takes at once on the current device; 0 where not even one fits it.
+// The most images that a block of threads takes at once on the current device; 0 where not even one fits it.
 int residual_block_images(int channels, int height, int width);
 
 // A cudaError_t.

@@ -75,7 +75,7 @@ class BoundLayer:
         """The layer of the models of ``block`` by ``kernel``; ``other`` is the residual."""
         if kernel == "loop":
             return self._loop(block, x, other)
-        weight, bias = self.weight[block], None if self.bias is None else self.bias[block]
+        weight, bias = self.weight[block], part(self.bias, block)
         options = dict(self.options, activation=self.layer.activation, config=int(kernel.split(":")[1]))
         if isinstance(x, Pixels):
             return merged(model_conv2d(x.images[None], weight, bias, view=x.view, **options))
@@ -87,7 +87,7 @@ class BoundLayer:
         return model_conv2d(flat, weight, bias, **options).view(*x.shape[:-1], weight.shape[1])
 
     def _loop(self, block: slice, x: Tensor | Pixels, other: Tensor | None) -> Tensor:
-        weight, bias = self.weight[block].permute(0, 1, 4, 2, 3), None if self.bias is None else self.bias[block]
+        weight, bias = self.weight[block].permute(0, 1, 4, 2, 3), part(self.bias, block)
         models, layer, options = len(weight), self.layer, self.options
         if isinstance(x, Pixels):
             parts = [x.numbers(self.dtype)] * models
@@ -105,6 +105,11 @@ class BoundLayer:
         ones = y.new_ones(models, channels, 1, 1, 1)
         residual = None if other is None else split(other, models)
         return merged(model_conv2d(y, ones, bias, residual, groups=channels, activation=layer.activation))
+
+
+def part(value: Tensor | None, block: slice) -> Tensor | None:
+    """What is of the models of ``block``, if there is a value."""
+    return None if value is None else value[block]
 
 
 def split(x: Tensor, models: int) -> Tensor:

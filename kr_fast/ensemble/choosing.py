@@ -135,8 +135,7 @@ def choose(
         except torch.OutOfMemoryError:
             continue
         except RuntimeError as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Unsupported(f"a step of {plan.models} models and {plan.images} images fails: {why}") from None
+            raise Unsupported(f"a step of {plan.models} models and {plan.images} images fails: {_why(error)}") from None
         took /= plan.models * plan.images
         if took < best_time:
             best, best_time, kernels = plan, took, program.kernels
@@ -192,9 +191,12 @@ def _time_whole(whole: BoundBlock, block: slice, x: torch.Tensor, program: Batch
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.warning("ModelArray: %s runs by its layers' kernels: %s", " + ".join(whole.names), why)
+        logger.warning("ModelArray: %s runs by its layers' kernels: %s", " + ".join(whole.names), _why(error))
         return math.inf
+
+
+def _why(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _noise(found: tuple[int, ...], plan: Plan, program: Batched) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from kr_fast.ensemble.block_layers import BoundLayer, merged, split
+from kr_fast.ensemble.block_layers import BoundLayer, merged, part, split
 from kr_fast.ensemble.lowering import shape
 from kr_fast.ops import model_residual_block as op
 
@@ -24,7 +24,7 @@ class BoundBlock:
     def __init__(self, nodes: Sequence[fx.Node], parts: Sequence[BoundLayer]):
         self.nodes, self.source = tuple(nodes), nodes[0].args[0]
         *before, self.first, self.second = parts
-        self.names = [part.layer.module for part in parts]
+        self.names = [each.layer.module for each in parts]
         self.scale = self.shift = None
         if before:
             self.scale, self.shift = before[0].weight[:, :, 0, 0, 0].float().contiguous(), before[0].bias
@@ -32,15 +32,15 @@ class BoundBlock:
     def run(self, block: slice, x: torch.Tensor) -> torch.Tensor:
         """As :meth:`BoundLayer.run`; ``x`` is what the sum adds."""
         first, second = self.first, self.second
-        weights = (first.weight[block], _part(first.bias, block), second.weight[block], _part(second.bias, block))
-        more = {"scale": _part(self.scale, block), "shift": _part(self.shift, block)}
+        weights = (first.weight[block], part(first.bias, block), second.weight[block], part(second.bias, block))
+        more = {"scale": part(self.scale, block), "shift": part(self.shift, block)}
         x = split(x, len(weights[0]))
         return merged(op.model_residual_block(x, *weights, **more, relu=second.layer.activation is not None))
 
 
 def find(bound: dict[fx.Node, BoundLayer], dtype: torch.dtype, device: torch.device) -> dict[fx.Node, BoundBlock]:
     """Blocks by the node of their second convolution, where a kernel of the device runs them."""
-    found, uses = {}, Counter(part.layer.module for part in bound.values())
+    found, uses = {}, Counter(each.layer.module for each in bound.values())
     for second in bound:
         nodes = _block(second, bound)
         once = nodes and all(uses[bound[node].layer.module] == 1 for node in nodes)  # a module has one kernel
@@ -68,11 +68,11 @@ def _block(second: fx.Node, bound: dict[fx.Node, BoundLayer]) -> list[fx.Node] |
     return [inner, first, second] if layer.kind == "affine" and layer.activation == _RELU else None
 
 
-def _is_convolution(part: BoundLayer, activations: Sequence[tuple | None]) -> bool:
-    _, outputs, *kernel, inputs = part.weight.shape
+def _is_convolution(bound: BoundLayer, activations: Sequence[tuple | None]) -> bool:
+    _, outputs, *kernel, inputs = bound.weight.shape
     plain = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
-    same = part.layer.kind == "conv" and part.layer.activation in activations
-    return same and part.options == plain and kernel == [3, 3] and inputs == outputs
+    same = bound.layer.kind == "conv" and bound.layer.activation in activations
+    return same and bound.options == plain and kernel == [3, 3] and inputs == outputs
 
 
 def _only_for(node: fx.Node, user: fx.Node, bound: dict[fx.Node, BoundLayer]) -> bool:
@@ -87,7 +87,3 @@ def _unwritten(source: fx.Node, second: fx.Node, bound: dict[fx.Node, BoundLayer
         if source in node.all_input_nodes and node not in bound:
             return False
     return False
-
-
-def _part(value: torch.Tensor | None, block: slice) -> torch.Tensor | None:
-    return None if value is None else value[block]

@@ -38,6 +38,12 @@ def integer(op: str, argument: str, value: Any, low: int, high: int) -> None:
         fail(op, argument, f"be in [{low}, {high})", value)
 
 
+def contiguous(op: str, argument: str, value: Tensor) -> None:
+    """``value`` lies in memory in the order of its dimensions, without gaps."""
+    if not value.is_contiguous():
+        fail(op, argument, "be contiguous", f"{describe(value)} with strides {value.stride()}")
+
+
 def channels_last(op: str, argument: str, value: Tensor) -> None:
     """``value`` ``[N, C, H, W]`` has its channels innermost, without gaps."""
     if not value.is_contiguous(memory_format=torch.channels_last):

@@ -114,8 +114,7 @@ def model_conv2d(
     _check.tensor(_OP, "x", x, ndim=5, dtypes=dtypes if view is None else (torch.uint8,))
     models, outputs, *kernel, inputs = weight.shape
     for name, value in (("x", x), ("weight", weight)):
-        if not value.is_contiguous():
-            _check.fail(_OP, name, "be contiguous", f"{_check.describe(value)} with strides {value.stride()}")
+        _check.contiguous(_OP, name, value)
     if weight.device != x.device:
         _check.fail(_OP, "weight", f"be on {x.device}", weight)
     if x.shape[0] != models and (x.shape[0] != 1 or models == 0):

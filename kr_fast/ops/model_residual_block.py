@@ -95,5 +95,4 @@ def at_its_best(device: str, dtype: torch.dtype, channels: int, height: int, wid
 def _whole(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
     if value.shape != tuple(shape) or value.device != x.device:
         _check.fail(_OP, name, f"be {list(shape)} on {x.device}", value)
-    if not value.is_contiguous():
-        _check.fail(_OP, name, "be contiguous", f"{_check.describe(value)} with strides {value.stride()}")
+    _check.contiguous(_OP, name, value)

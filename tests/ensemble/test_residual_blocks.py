@@ -9,6 +9,7 @@ from cuda_on_host import in_use
 from small_networks import BasicBlock, exact_logits, images_of, models_of
 from torch import nn
 
+from kr_fast.backends import cuda, registry
 from kr_fast.ensemble import ModelArray, choosing, model_array
 from kr_fast.ensemble.choosing import Plan
 from kr_fast.ensemble.residual_blocks import BoundBlock
@@ -71,8 +72,6 @@ def test_logits_are_those_of_the_layers(name, dtype):
 @pytest.mark.parametrize("name", ["torchvision", "wide"])
 def test_by_the_cuda_kernel(name, host_cuda, monkeypatch):
     """Its source on the CPU within the whole program; the rest by the reference."""
-    from kr_fast.backends import cuda
-
     images = images_of(3)
     want = array_of(name, dtype=torch.float16)(images)
     array, calls = as_blocks(array_of(name, dtype=torch.float16), images), []
@@ -82,8 +81,6 @@ def test_by_the_cuda_kernel(name, host_cuda, monkeypatch):
         calls.append(arguments)
         with in_use(host_cuda):
             return kernel(*arguments)
-
-    from kr_fast.backends import registry
 
     monkeypatch.setitem(registry._kernels, ("model_residual_block", "reference"), (by_cuda, lambda *_: None))
     registry._resolve.cache_clear()
