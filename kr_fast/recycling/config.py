@@ -27,10 +27,10 @@ class RecycleConfig:
     teacher_batch_size: int = option(64, "batch size of Teacher and shadows")
     teacher_learning_rate: float = option(0.1, "peak of the one-cycle schedule of Teacher and shadows")
     teacher_weight_decay: float = option(5e-4, "of Teacher and shadows")
-    shift: int = option(0, "augmentation on real images: largest shift in pixels")
-    flip: bool = option(False, "augmentation on real images: mirror half of them")
-    rotate: float = option(5.0, "augmentation on real images: largest angle in degrees")
-    scale: float = option(0.05, "augmentation on real images: largest relative change of size")
+    teacher_shift: int = option(0, "augmentation on real images: largest shift in pixels")
+    teacher_flip: bool = option(False, "augmentation on real images: mirror half of them")
+    teacher_rotate: float = option(5.0, "augmentation on real images: largest angle in degrees")
+    teacher_scale: float = option(0.05, "augmentation on real images: largest relative change of size")
 
     generator_objective: str = option("flow", "flow (rectified flow), epsilon or v_prediction (DDIM)")
     generator_widths: tuple[int, ...] = option((32, 64), "channels at each resolution of the UNet")
@@ -62,7 +62,7 @@ class RecycleConfig:
     student_width: int = option(16, "channels of the Student's first stage")
     periods: int = option(10, "times the synthetic set is regenerated, with fresh image ids")
     images: int = option(1024, "synthetic images a period")
-    epochs: int = option(3, "passes over a period's images")
+    student_epochs: int = option(3, "passes over a period's images")
     student_batch_size: int = option(64, "batch size of the Student")
     student_learning_rate: float = option(0.1, "peak of the one-cycle schedule")
     student_weight_decay: float = option(5e-4, "weight decay of the Student")
@@ -89,7 +89,7 @@ class RecycleConfig:
             "teacher_width", "teacher_epochs", "teacher_batch_size", "teacher_learning_rate", "generator_layers",
             "generator_steps", "generator_batch_size", "generator_learning_rate", "checkpoints",
             "num_inference_steps", "noise_scale", "micro_batch", "trial_images", "trial_periods", "trial_epochs",
-            "student_width", "periods", "images", "epochs", "student_batch_size", "student_learning_rate",
+            "student_width", "periods", "images", "student_epochs", "student_batch_size", "student_learning_rate",
             "temperature",
         )  # fmt: skip
         for name in positive:
@@ -106,7 +106,7 @@ class RecycleConfig:
         for name in ("confidence", "label_dropout", "generator_ema"):
             if not 0 <= getattr(self, name) < 1:
                 fail("run", name, "be in [0, 1)", getattr(self, name))
-        for name in ("soft_weight", "hard_weight", "shift", "student_shift", "seed"):
+        for name in ("soft_weight", "hard_weight", "teacher_shift", "student_shift", "seed"):
             if not getattr(self, name) >= 0:
                 fail("run", name, "be at least 0", getattr(self, name))
         if self.num_shadows < 0 or self.num_shadows % 2 or self.num_shadows == 2:

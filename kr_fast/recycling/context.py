@@ -32,7 +32,7 @@ class Context:
     def real_augment(self) -> Augment:
         """Augmentation of real images (Teacher and shadows)."""
         c = self.config
-        return Augment(c.shift, c.flip, c.rotate, c.scale)
+        return Augment(c.teacher_shift, c.teacher_flip, c.teacher_rotate, c.teacher_scale)
 
     @property
     def student_augment(self) -> Augment:

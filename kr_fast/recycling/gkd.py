@@ -249,7 +249,7 @@ def run(context: Context) -> dict[str, Any]:
         master,
         student,
         drawn(context, sampling, c.images),
-        Schedule(c.periods, c.images, c.epochs),
+        Schedule(c.periods, c.images, c.student_epochs),
         confidence=sampling.confidence,
         seed=seeds.derive(c.seed, "student"),
         description="student",

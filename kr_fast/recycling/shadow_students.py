@@ -99,7 +99,7 @@ class Job:
             shadows.load_one(context, index),
             student,
             self.shared if c.audit_generator == "shared" else self.retrained(index),
-            gkd.Schedule(c.periods, c.images, c.epochs),
+            gkd.Schedule(c.periods, c.images, c.student_epochs),
             confidence=self.sampling.confidence,
             seed=seeds.derive(c.seed, "shadow student", index),
             state_path=self.state(f"shadow-student-{index:03d}"),

@@ -156,12 +156,12 @@ def test_options_become_the_configuration(tmp_path, monkeypatch):
 
     monkeypatch.setattr("kr_fast.recycling.pipeline.recycle", recycle)
     (tmp_path / "c.yaml").write_text("temperature: 2\nseed: 5\ngenerator_widths: [4, 8]\n")
-    arguments = ["run", "--preset", "toy", "--config", str(tmp_path / "c.yaml"), "--seed", "7", "--flip"]
+    arguments = ["run", "--preset", "toy", "--config", str(tmp_path / "c.yaml"), "--seed", "7", "--teacher-flip"]
     with pytest.raises(Reached) as reached:
         main([*arguments, "--tune-confidence"])
     (config,) = reached.value.args
     assert (config.temperature, config.seed, config.generator_widths) == (2.0, 7, (4, 8))
-    assert config.flip is True
+    assert config.teacher_flip is True
     assert config.tune_confidence == ()
     assert config.teacher_arch == "resnet8"
     assert config.soft_weight == kr_fast.RecycleConfig().soft_weight

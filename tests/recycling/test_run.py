@@ -167,7 +167,7 @@ def test_colour_images_of_an_odd_size_from_a_folder(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "set" / name / f"{index}.png")
     toy(
         tmp_path / "run", "--data", str(tmp_path / "set"), "--student-shadows", "0", "--no-audit-released",
-        "--flip", "--student-flip")  # fmt: skip
+        "--teacher-flip", "--student-flip")  # fmt: skip
     assert np.load(tmp_path / "run" / "synthetic" / "images.npy").shape == (128, 11, 9, 3)
     found = metrics(tmp_path / "run")
     assert found["dataset"]["class_names"] == ["a", "b", "c"]
