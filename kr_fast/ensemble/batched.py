@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from kr_fast.data import Draws, shown
 from kr_fast.ensemble import architecture
 from kr_fast.ensemble.lowering import Unsupported
-from kr_fast.ensemble.model_array import free_memory
 from kr_fast.ensemble.stack import Saved, Stack
 from kr_fast.ensemble.stacked import StackedGraph
 from kr_fast.ensemble.stacked_check import check
@@ -26,6 +25,7 @@ from kr_fast.ensemble.workers import Job
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.memory import free_memory
 
 SHARE = 0.8  # of the free memory that a block may take
 PROBE = 4  # images on which a trace is checked

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from kr_fast.ensemble.sweep import Sweep, view_of
 from kr_fast.ops.membership_signals import SIGNALS, membership_signals
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -353,17 +353,6 @@ class ModelArray:
             **({"kernels": program.record} if isinstance(program, Sweep) else {}),
             "versions": {"torch": torch.__version__, "kr_fast": kr_fast.__version__},
         }
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

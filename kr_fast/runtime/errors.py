@@ -10,3 +10,9 @@ class UserError(ValueError):
 def fail(where: str, argument: str, rule: str, value: Any) -> NoReturn:
     """Raise a :class:`UserError` naming the argument, its rule and the value it had."""
     raise UserError(f"{where}: {argument} must {rule}, got {value}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the name of its type where it has none, as of a bare ``assert``."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

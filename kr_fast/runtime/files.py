@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from kr_fast.runtime.errors import UserError, first_line
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -140,9 +142,15 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: str | Path) -> Any:
-    """The value of a JSON file."""
-    return json.loads(Path(path).read_text())
+def read_json(path: str | Path, kind: type = object) -> Any:
+    """The value of a JSON file, of type ``kind``. Raises: UserError naming the file; FileNotFoundError."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} must hold JSON, got a damaged file ({first_line(error)})") from error
+    if not isinstance(found, kind):
+        raise UserError(f"{path} must hold a JSON {kind.__name__}, got a {type(found).__name__}")
+    return found
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -91,7 +91,7 @@ def test_bad_choices_leave_nothing(tmp_path, capsys, flags, words):
         ("temprature: 3", "run: config must hold known keys only, got temprature"),
         ("temperature: hot", "run: temperature must be of type float, got 'hot'"),
         ("seed: 1.5", "run: seed must be of type int, got 1.5"),
-        ("flip: 1", "run: flip must be of type bool, got 1"),
+        ("teacher_flip: 1", "run: teacher_flip must be of type bool, got 1"),
         ("generator_widths: 32", "run: generator_widths must be a list, got 32"),
         ("- 1", "run: config must be a YAML mapping"),
         ("a: [", "run: config must be a YAML file"),

@@ -1,0 +1,148 @@
+"""Arrays from files that somebody else wrote: checked by their headers before any memory is taken for them.
+
+``numpy.load`` reads every member that is touched at the size that its header claims, waits for ever on a pipe, and
+answers damage with a dozen kinds of errors. Here only what is asked for is read, sizes come from headers that are
+compared with the file, and whatever is wrong is one :class:`UserError` that names the file.
+"""
+
+import lzma
+import math
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from kr_fast.runtime.errors import UserError, first_line
+from kr_fast.runtime.memory import free_memory
+
+MAGIC = b"\x93NUMPY"
+BLOCK = 1 << 24
+DAMAGE = (
+    OSError, ValueError, EOFError, RuntimeError, NotImplementedError, SyntaxError, OverflowError, TypeError,
+    zlib.error, lzma.LZMAError, zipfile.BadZipFile, zipfile.LargeZipFile,
+)  # fmt: skip
+
+
+class Npz:
+    """The open ``.npz`` of :func:`open_npz`: names in ``keys``, one array at a time from :meth:`read`."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, what: str):
+        self.path, self._archive, self._what = path, archive, what
+        self.keys = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.keys
+
+    def read(self, key: str) -> np.ndarray:
+        """The array ``key`` in native byte order. Raises: UserError naming file and key."""
+        with damage(f"{self._what} must hold a readable array {key}", self.path):
+            info = self._archive.getinfo(f"{key}.npy")
+            if info.flag_bits & 1:
+                raise ValueError("it is encrypted")
+            with self._archive.open(info) as file:
+                return _read(file, info.file_size)
+
+
+@contextmanager
+def open_npz(path: str | Path, where: str, argument: str = "source") -> Iterator[Npz]:
+    """The ``.npz`` at ``path``, of which nothing but the table of contents has been read.
+
+    Args:
+        where, argument: for errors, ``where: argument must ...``.
+    Raises: UserError naming the file, and why it cannot be read; FileNotFoundError.
+    """
+    path, what = Path(path), f"{where}: {argument}"
+    regular_file(path, what)
+    with damage(f"{what} must be a readable .npz file", path):
+        with open(path, "rb") as file:
+            start = file.read(len(MAGIC))
+        if not start:
+            raise ValueError("the file is empty")
+        if start == MAGIC:
+            raise ValueError("it is an .npy file")
+        archive = zipfile.ZipFile(path)
+    with archive:
+        yield Npz(path, archive, what)
+
+
+def read_npy(path: str | Path, where: str, argument: str) -> np.ndarray:
+    """The array of an ``.npy`` file in native byte order.
+
+    Raises: UserError naming the file, and why it cannot be read; FileNotFoundError.
+    """
+    path, what = Path(path), f"{where}: {argument}"
+    regular_file(path, what)
+    with damage(f"{what} must be a readable .npy file", path), open(path, "rb") as file:
+        start = file.read(len(MAGIC))
+        file.seek(0)
+        if not start:
+            raise ValueError("the file is empty")
+        if start != MAGIC:
+            raise ValueError("it is an .npz file" if start.startswith(b"PK") else "it does not start as one")
+        return _read(file, os.fstat(file.fileno()).st_size)
+
+
+def regular_file(path: Path, what: str) -> None:
+    """Refuse a folder, and a pipe or device, on which a reader would wait for ever; ``what`` starts the error."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} must be a file, got {path}, which is not there") from None
+    except OSError as error:
+        raise UserError(f"{what} must be a readable file, got {path} ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{what} must be a regular file, got {path}")
+
+
+@contextmanager
+def damage(rule: str, path: Path) -> Iterator[None]:
+    """Whatever a library says of a damaged file as one error, ``RULE, got PATH (why)``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (*DAMAGE, MemoryError, KeyError) as error:
+        raise UserError(f"{rule}, got {path} ({first_line(error)})") from error
+
+
+def _read(file: BinaryIO | Any, size: int) -> np.ndarray:
+    """The array in ``file``, which holds ``size`` bytes in all."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"version {version[0]}.{version[1]} of the format is not known")
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are not read")
+    if dtype.names is not None or dtype.subdtype is not None:
+        raise ValueError("it holds records and not numbers")
+    claimed, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or claimed > held:
+        raise ValueError(f"its header claims {claimed} bytes and the file holds {held}")
+    if claimed > (free := free_memory()):
+        raise ValueError(f"it needs {claimed >> 20} MiB of memory and {free >> 20} MiB are free")
+    flat = np.empty(claimed, np.uint8)
+    view, at = memoryview(flat), 0
+    while at < claimed:
+        if not (count := file.readinto(view[at : at + BLOCK])):
+            raise ValueError(f"it ends after {at} of {claimed} bytes")
+        at += count
+    if claimed == held:
+        file.read(1)  # a member's check sum is compared at its end
+    values = np.frombuffer(flat, dtype) if dtype.itemsize else np.zeros(math.prod(shape), dtype)
+    return native(values.reshape(shape, order="F" if fortran else "C"))
+
+
+def native(values: np.ndarray) -> np.ndarray:
+    """In this machine's byte order, and in float64 what is wider (``longdouble``), for torch has neither."""
+    if values.dtype.kind in "fc" and values.dtype.itemsize > (8 if values.dtype.kind == "f" else 16):
+        return values.astype(np.float64 if values.dtype.kind == "f" else np.complex128)
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))

@@ -1,0 +1,87 @@
+"""What callers hand in as tensors, numpy arrays or lists: converted in one place, refused in one form."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kr_fast.runtime.arrays import native
+from kr_fast.runtime.errors import UserError, fail
+
+
+def described(value: Any) -> str:
+    """A tensor or array by dtype and shape; anything else by its type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return f"{type(value).__name__}{f' of {len(value)}' if isinstance(value, list | tuple) else ''}"
+
+
+def as_tensor(where: str, name: str, value: Any) -> Tensor:
+    """A tensor as it is; a numpy array (any byte order) or a list of numbers as a tensor.
+
+    Raises: UserError naming the argument.
+    """
+    if isinstance(value, Tensor):
+        return value
+    rule = "be a tensor, a numpy array or a list of numbers"
+    if value is None or isinstance(value, str | bytes | dict | set):
+        fail(where, name, rule, described(value))
+    try:
+        if isinstance(value, list | tuple) and value and all(isinstance(each, Tensor) for each in value):
+            return torch.stack(list(value))
+        found = native(np.asarray(value))
+        if found.dtype.kind not in "biufc":
+            fail(where, name, rule, f"{found.dtype} {list(found.shape)}")
+        # A negative stride, or memory that must not be written to, has no tensor.
+        return torch.from_numpy(np.require(found, requirements=["C", "W"]))
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: {name} must {rule}, got {described(value)}") from error
+
+
+def as_labels(where: str, name: str, value: Any, count: int | None = None, classes: int | None = None) -> Tensor:
+    """int64 ``[N]`` from integers of any dtype, ``[N]`` or ``[N, 1]``.
+
+    Args:
+        count: N, where it is known.
+        classes: labels must lie in [0, classes); None for at least 0.
+    Raises: UserError naming the argument.
+    """
+    labels = as_tensor(where, name, value)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    size = "N" if count is None else count
+    whole = not (labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool)
+    if not whole or labels.ndim != 1 or (count is not None and len(labels) != count):
+        fail(where, name, f"be integers [{size}]", described(value))
+    labels = labels.long()
+    if len(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or (classes is not None and high >= classes):
+            fail(where, name, "be at least 0" if classes is None else f"lie in [0, {classes})", f"[{low}, {high}]")
+    return labels
+
+
+def as_images(where: str, name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tensor:
+    """uint8 ``[N, H, W, C]``, of (H, W, C) = ``shape`` where there is one.
+
+    Raises: UserError naming the argument, and what to do with float pixels or ``[N, C, H, W]``.
+    """
+    images = as_tensor(where, name, value)
+    axes = "H, W, C" if shape is None else ", ".join(map(str, shape))
+    got = described(value)
+    if images.dtype != torch.uint8:
+        got += " (pixels in [0, 1] are made uint8 by (x * 255).round().to(torch.uint8))"
+    elif images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        got += " (x.permute(0, 2, 3, 1) makes [N, H, W, C] of [N, C, H, W])"
+    elif images.ndim == 3:
+        got += " (x[..., None] adds the channel)"
+    right = images.ndim == 4 and 0 not in images.shape[1:] and (shape is None or tuple(images.shape[1:]) == shape)
+    swapped = images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3)
+    if images.dtype != torch.uint8 or not right or swapped:
+        fail(where, name, f"be uint8 [N, {axes}]", got)
+    return images
