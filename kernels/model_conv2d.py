@@ -15,6 +15,7 @@ the neighbours' taps find them. Offsets of models and images are 64-bit, within 
 import torch
 import triton
 import triton.language as tl
+
 from kr_fast.kernels.rounding import store
 
 

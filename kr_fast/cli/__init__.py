@@ -1,34 +1,56 @@
 """The ``kr-fast`` command: one file per subcommand, each of which parses, calls and prints."""
 
-import argparse
+import logging
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-from kr_fast.runtime import log
-from kr_fast.runtime.errors import UserError
+from kr_fast.runtime import log, progress
+from kr_fast.runtime.errors import UserError, first_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for bad input, 130 after an interrupt."""
-    from kr_fast import __version__
-    from kr_fast.cli import audit, bench, info, run, synthesize
+    """Run the command line; returns the exit code.
 
-    parser = argparse.ArgumentParser(prog="kr-fast", description="Knowledge Recycling with compiled kernels.")
-    parser.add_argument("--version", action="version", version=f"kr-fast {__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    0; 2 for bad input; 1 for an error that is not the user's; 130 after an interrupt. An error is one line, with
+    ``--debug`` its traceback.
+    """
+    from kr_fast import __version__
+    from kr_fast.cli import audit, bench, info, parser, run, synthesize
+
+    whole = parser.Parser(prog="kr-fast", description="Knowledge Recycling with compiled kernels.")
+    whole.add_argument("--version", action="version", version=f"kr-fast {__version__}")
+    subparsers = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (run, synthesize, audit, bench, info):
         command.add(subparsers)
-    arguments = parser.parse_args(argv)
-    log.show()
+    arguments = parser.parse(whole, argv)
+    log.show(logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO)
+    progress.quiet(arguments.quiet)
     try:
-        return arguments.run(arguments)
-    except (UserError, OSError) as error:
-        print(f"kr-fast: {_one_line(error)}", file=sys.stderr)
-        return 2
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output has ended, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("kr-fast: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        return _told(error)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _told(error: Exception) -> int:
+    """Print ``error`` as one line; returns the exit code."""
+    if isinstance(error, UserError | OSError):
+        print(f"kr-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if isinstance(error, MemoryError):
+        print(f"kr-fast: there is not enough memory ({first_line(error)})", file=sys.stderr)
+        return 2
+    name = type(error).__name__
+    print(f"kr-fast: unexpected error, {name}: {first_line(error)} (--debug shows where)", file=sys.stderr)
+    return 1

@@ -1,7 +1,6 @@
 """``kr-fast audit``: membership attacks on any torch classifier, or on signals that were saved before."""
 
 import argparse
-import dataclasses
 import os
 import sys
 from typing import Any
@@ -18,9 +17,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="attack a classifier, or saved signals, and report what is given away",
         description="Membership inference with exact statistics. The same command continues one that was stopped.",
     )
-    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file with any of the options below")
     options.add_flags(parser, AuditConfig)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, needs_arguments=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,8 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if os.getcwd() not in sys.path:  # a factory beside the shell that names it
         sys.path.insert(0, os.getcwd())
-    names = {field.name for field in dataclasses.fields(AuditConfig)}
-    flags = {name: value for name, value in vars(arguments).items() if name in names}
+    flags = options.given(arguments, AuditConfig)
     config = options.build(AuditConfig, options.read_yaml(arguments.config, "audit"), flags, where="audit")
     done = run_audit(config)
     if done is not None:

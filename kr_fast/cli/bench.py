@@ -37,7 +37,6 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("bench", help="measure synthesis throughput against diffusers and torch.compile")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     synthesis = kinds.add_parser("synthesis", help="images a second, with and without a sink")
-    synthesis.add_argument("--config", default=None, metavar="FILE", help="YAML file with any of the options below")
     options.add_flags(synthesis, BenchConfig)
     synthesis.set_defaults(run=run)
 
@@ -52,8 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kr_fast.runtime.log import logger
     from kr_fast.synthesis.throughput import Case, measure
 
-    names = {field.name for field in dataclasses.fields(BenchConfig)}
-    flags = {name: value for name, value in vars(arguments).items() if name in names}
+    flags = options.given(arguments, BenchConfig)
     config = options.build(BenchConfig, options.read_yaml(arguments.config, "bench"), flags, where="bench")
     for name in ("steps", "batch", "images", "repeats"):
         if getattr(config, name) < 1:

@@ -5,10 +5,13 @@ import json
 import os
 from typing import Any
 
+from kr_fast.cli.parser import add_common
+
 
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Register the subcommand."""
     parser = subparsers.add_parser("info", help="versions, devices, and every op x backend: available or the reason")
+    add_common(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

@@ -8,36 +8,71 @@ from typing import Any
 
 import yaml
 
+from kr_fast.cli.parser import add_common, did_you_mean
+from kr_fast.runtime.arrays import regular_file
 from kr_fast.runtime.errors import UserError, fail
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """A flag for each field; a flag that is not given leaves the value to ``--config``, the preset or the default."""
-    kinds = typing.get_type_hints(config)
+    """``--config``, a flag for each field, and the flags of every command.
+
+    A flag that is not given leaves the value to ``--config``, the preset or the default. ``config.GROUPS`` names the
+    field that begins a group of the help, and its title.
+    """
+    parser.usage = "%(prog)s [options]"
+    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file with any of the options below")
+    kinds, group = typing.get_type_hints(config), parser
+    titles = getattr(config, "GROUPS", {})
     for field in dataclasses.fields(config):
+        group = parser.add_argument_group(titles[field.name]) if field.name in titles else group
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        shown = "" if default == "" else f" (default: {'none' if field.default == () else default})"
         options: dict[str, Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
-            "help": f"{field.metadata['help']} (default: {default})".replace("%", "%%"),
+            "help": f"{field.metadata['help']}{shown}".replace("%", "%%"),
         }
-        kind = kinds[field.name]
+        kind, choices = kinds[field.name], field.metadata.get("choices")
+        metavar = f"{{{','.join(choices)}}}" if choices else field.name.split("_")[-1].upper()
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is tuple:
-            options |= {"type": typing.get_args(kind)[0], "nargs": "*", "metavar": "X"}
+            options |= {"type": _READERS[typing.get_args(kind)[0]], "nargs": "*", "metavar": "X"}
         else:
-            options |= {"type": kind, "metavar": field.name.split("_")[-1].upper()}
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+            options |= {"type": _READERS[kind], "metavar": metavar}
+        group.add_argument(f"--{field.name.replace('_', '-')}", **options)
+    add_common(parser)
+
+
+def _whole(text: str) -> int:
+    """An integer, also as ``1e6``; anything else is the ValueError that argparse expects."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not value.is_integer():
+            raise
+        return int(value)
+
+
+_whole.__name__ = "int"  # argparse's errors name the function
+_READERS = {int: _whole, float: float, str: str}
+
+
+def given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
+    """The fields of ``config`` that stood on the command line."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 def build(config: type, *layers: dict[str, Any], where: str) -> Any:
     """The dataclass from layers of values, the last winning; an unknown key or a value of another kind is refused."""
     kinds, values = typing.get_type_hints(config), {}
+    known = [field.name for field in dataclasses.fields(config)]
     for layer in layers:
         for name, value in layer.items():
-            if name not in kinds:
-                fail(where, "config", "hold known keys only", name)
+            if name not in known:
+                fail(where, "config", "hold known keys only", f"{name}{did_you_mean(str(name), known)}")
             values[name] = _convert(where, name, value, kinds[name])
     return config(**values)
 
@@ -47,21 +82,47 @@ def _convert(where: str, name: str, value: Any, kind: Any) -> Any:
         if not isinstance(value, list | tuple):
             fail(where, name, "be a list", repr(value))
         return tuple(_convert(where, name, each, typing.get_args(kind)[0]) for each in value)
+    if kind in (int, float) and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return _READERS[kind](value)
+        except (ValueError, OverflowError):
+            fail(where, name, f"be of type {kind.__name__}", repr(value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            fail(where, name, "be finite", value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         fail(where, name, f"be of type {kind.__name__}", repr(value))
     return value
 
 
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key that stands twice: the first value would be lost unnoticed."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(problem=f"the key {twice} stands twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | None, where: str) -> dict[str, Any]:
-    """The mapping of a YAML file, or nothing without a path."""
+    """The mapping of a YAML file, dashes in keys as underscores; nothing without a path or in an empty file."""
     if path is None:
         return {}
+    regular_file(Path(path), f"{where}: config")
     try:
-        found = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: config must be a YAML file, got {path} ({error})") from error
+        found = yaml.load(Path(path).read_text(), _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{where}: config must be a YAML file, got {path} ({why})") from error
+    if found is None:
+        return {}
     if not isinstance(found, dict):
         fail(where, "config", "be a YAML mapping", path)
-    return found
+    named = {str(key).replace("-", "_"): value for key, value in found.items()}
+    if len(named) < len(found):
+        fail(where, "config", "hold each key once, with dashes or underscores", path)
+    return named

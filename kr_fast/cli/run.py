@@ -1,7 +1,6 @@
 """``kr-fast run``: the whole pipeline."""
 
 import argparse
-import dataclasses
 
 from kr_fast.cli import options
 
@@ -16,9 +15,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         description="Run Knowledge Recycling end to end. The same command continues a run that was stopped.",
     )
     parser.add_argument("--preset", default=None, help="digits, small (28 px on a small machine) or toy")
-    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file with any of the options below")
     options.add_flags(parser, RecycleConfig)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, needs_arguments=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,10 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
     from kr_fast.recycling.presets import preset
     from kr_fast.runtime import state
 
-    names = {field.name for field in dataclasses.fields(RecycleConfig)}
-    flags = {name: value for name, value in vars(arguments).items() if name in names}
-    start = {} if arguments.preset is None else preset(arguments.preset)
-    config = options.build(RecycleConfig, start, options.read_yaml(arguments.config, "run"), flags, where="run")
+    flags = options.given(arguments, RecycleConfig)
+    file = options.read_yaml(arguments.config, "run")
+    named = file.pop("preset", None)
+    named = named if arguments.preset is None else arguments.preset
+    config = options.build(RecycleConfig, {} if named is None else preset(named), file, flags, where="run")
     result = recycle(config)
     if state.current().is_main:
         print(table(result.metrics))

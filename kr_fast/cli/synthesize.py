@@ -51,9 +51,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         description="Write a labelled data set. The same command continues one that was stopped; several processes "
         "(accelerate launch -m kr_fast synthesize ...) share the work.",
     )
-    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file with any of the options below")
     options.add_flags(parser, SynthesizeConfig)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, needs_arguments=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,8 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kr_fast.runtime import files, state
     from kr_fast.synthesis import synthesize
 
-    names = {field.name for field in dataclasses.fields(SynthesizeConfig)}
-    flags = {name: value for name, value in vars(arguments).items() if name in names}
+    flags = options.given(arguments, SynthesizeConfig)
     file = options.read_yaml(arguments.config, "synthesize")
     config = options.build(SynthesizeConfig, file, flags, where="synthesize")
     sampler, plan, used = prepare(config)

@@ -1,7 +1,7 @@
 """The options of ``kr-fast audit``, checked before anything is read or written."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
@@ -23,6 +23,14 @@ OF_ALL = ("out", "attacks", "primary", "every_shadow", *CHOICES)
 @dataclasses.dataclass(frozen=True)
 class AuditConfig:
     """Configuration of ``kr-fast audit``."""
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "out": "folder",
+        "model": "the model and the data",
+        "shadows": "shadow models",
+        "signals": "saved signals in place of models",
+        "attacks": "attacks and figures",
+    }
 
     out: str = option("runs/audit", "folder of the audit; the same command continues one that was stopped")
 

@@ -1,6 +1,7 @@
 """One audit from names of files: what ``kr-fast audit`` runs. Models, or signals that were saved before."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
         source = Path(config.data or config.signals or config.lira_tree or config.privacy_meter).name
         details = {
             "title": f"Membership audit on {source}",
-            "command": f"kr-fast audit --config {Path(config.out) / manifest.CONFIG} --out {config.out}",
+            "command": shlex.join(
+                ["kr-fast", "audit", "--config", str(Path(config.out) / manifest.CONFIG), "--out", config.out]
+            ),
             "versions": versions("torch", "numpy", "scipy", "scikit-learn"),
             "config": config.record(),
         }

@@ -1,7 +1,7 @@
 """Every choice of a run, in one dataclass: shown as flags, read from YAML, written next to the results."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from kr_fast.data import TEST_FRACTION, VAL_FRACTION
 from kr_fast.models import CLASSIFIERS
@@ -12,6 +12,16 @@ from kr_fast.runtime.options import check, option
 @dataclasses.dataclass(frozen=True)
 class RecycleConfig:
     """Configuration of :func:`kr_fast.recycle`. The defaults are those of the preset ``digits``."""
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "out": "folder and data",
+        "teacher": "Teacher and its shadow models",
+        "generator_objective": "generator",
+        "num_inference_steps": "sampling",
+        "tune_noise_scale": "checkpoint choice and tuning",
+        "student_arch": "Student",
+        "num_shadows": "audit",
+    }
 
     out: str = option("runs/digits", "folder of the run; the same command continues a run that was stopped")
     data: str = option("digits", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")

@@ -65,6 +65,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def preset(name: str) -> dict[str, Any]:
     """The values of a preset; UserError listing the known names for an unknown one."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         fail("run", "preset", f"be one of {', '.join(PRESETS)}", name)
     return dict(PRESETS[name])

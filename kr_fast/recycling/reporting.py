@@ -1,5 +1,6 @@
 """Stage 9, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
 
 def command(context: Context) -> str:
     """What repeats or continues the run."""
-    return f"kr-fast run --config {context.out / 'config.yaml'} --out {context.out}"
+    return shlex.join(["kr-fast", "run", "--config", str(context.out / "config.yaml"), "--out", str(context.out)])
 
 
 def arrays(context: Context) -> dict[str, Any]:

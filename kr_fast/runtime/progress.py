@@ -1,10 +1,28 @@
-"""Progress bars on the main process. ``KR_FAST_PROGRESS=0`` turns them off."""
+"""Progress on the main process: bars on a terminal or in a notebook, nothing in a file.
+
+``KR_FAST_PROGRESS=0`` turns bars off, ``KR_FAST_PROGRESS=1`` on wherever the output goes.
+"""
 
 import os
-
-from tqdm import tqdm
+import sys
 
 from kr_fast.runtime import state
+
+_quiet = False
+
+
+def quiet(value: bool) -> None:
+    """Whether this process shows no bars, whatever the environment says."""
+    global _quiet
+    _quiet = value
+
+
+def _hidden() -> bool:
+    wanted = os.environ.get("KR_FAST_PROGRESS")
+    if _quiet or wanted == "0":
+        return True
+    # A bar redraws its line, which fills a log file. A notebook's output is no terminal, but shows bars.
+    return not (wanted == "1" or sys.stderr.isatty() or "ipykernel" in sys.modules)
 
 
 class bar:
@@ -14,7 +32,9 @@ class bar:
     """
 
     def __init__(self, total: int, description: str | None, unit: str = "it", done: int = 0):
-        hidden = description is None or os.environ.get("KR_FAST_PROGRESS") == "0" or not state.current().is_main
+        from tqdm.auto import tqdm
+
+        hidden = description is None or _hidden() or not state.current().is_main
         self._bar = tqdm(total=total, desc=description, unit=unit, initial=done, disable=hidden, dynamic_ncols=True)
 
     def update(self, count: int = 1) -> None:

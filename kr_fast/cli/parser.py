@@ -1,0 +1,61 @@
+"""The argument parser: no abbreviations, errors of one line that name the nearest option."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose errors are one line and which takes no part of an option's name for the option."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        line = " ".join(message.split()).replace("argument ", "", 1)
+        self.exit(2, f"{self.prog}: {line}; {self.prog} --help lists the options\n")
+
+    def options(self) -> list[str]:
+        """Every ``--name`` that this parser takes, without the negations of flags."""
+        names = [name for action in self._actions for name in action.option_strings]
+        return [name for name in names if name.startswith("--") and not name.startswith("--no-")]
+
+
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of ``argv``; what no option takes is an error that suggests one.
+
+    A command without any argument prints its help, where it would otherwise begin long work: ``needs_arguments``.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv:
+        parser.print_help()
+        parser.exit(2)
+    arguments, unknown = parser.parse_known_args(argv)
+    used = arguments.parser
+    if unknown:
+        name = next((each for each in unknown if each.startswith("-")), unknown[0]).partition("=")[0]
+        used.error(f"{name} is not an option of this command{did_you_mean(name, used.options())}")
+    if getattr(arguments, "needs_arguments", False) and len(argv) == 1:
+        used.print_help()
+        used.exit(2)
+    return arguments
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`` (did you mean A or B?)``, or nothing where no known name is near."""
+    word = name.strip("-")
+    near = [each for each in known if len(word) > 2 and word in each]
+    near += [each for each in difflib.get_close_matches(name, known, 3, 0.7) if each not in near]
+    return f" (did you mean {' or '.join(near[:4])}?)" if near else ""
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What every command takes: how much it says."""
+    parser.set_defaults(parser=parser)
+    said = parser.add_argument_group("what is shown")
+    said.add_argument("--quiet", action="store_true", help="warnings, errors and the result only, no progress")
+    said.add_argument("-v", "--verbose", action="store_true", help="more messages")
+    said.add_argument("--debug", action="store_true", help="the traceback of an error")
