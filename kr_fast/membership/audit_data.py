@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kr_fast.ops.membership_signals import membership_signals
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import looks_like_probabilities
 
 SIGNALS = ("phi", "entropy", "modified_entropy", "correct")
 RESERVED = ("setting", "comparison", "leave_one_out", "exposed", "details")
@@ -268,7 +269,7 @@ def read_logits(
 
 def refuse_probabilities(rows: Tensor, what: str, rule: str | None = None) -> None:
     """Refuse rows that are >= 0 and sum to 1: phi would saturate and the attacks be blind to the surest examples."""
-    if len(rows) and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all()):
+    if looks_like_probabilities(rows):
         mend = "be logits, from before the softmax (probabilities=True takes the logarithm where nothing else is left)"
         fail("audit", what, rule or mend, "rows that are >= 0 and sum to 1")
 

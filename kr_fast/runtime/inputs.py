@@ -1,5 +1,6 @@
 """What callers hand in as tensors, numpy arrays or lists: converted in one place, refused in one form."""
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,28 @@ def as_images(where: str, name: str, value: Any, shape: tuple[int, ...] | None =
     if images.dtype != torch.uint8 or not right or swapped:
         fail(where, name, f"be uint8 [N, {axes}]", got)
     return images
+
+
+def as_integer(where: str, name: str, value: Any, least: int | None = None) -> int:
+    """A Python integer from any integer, numpy's and a tensor of one too; no bool, no fraction.
+
+    Raises: UserError naming the argument.
+    """
+    try:
+        if isinstance(value, bool | np.bool_) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        fail(where, name, "be an integer" + ("" if least is None else f", at least {least}"), repr(value))
+    return number
+
+
+def looks_like_probabilities(rows: Tensor) -> bool:
+    """Whether rows ``[N, C]`` are all >= 0 and sum to 1, as behind a softmax, to the rounding of their dtype."""
+    if not len(rows) or not rows.dtype.is_floating_point:
+        return False
+    room = max(1e-3, 4 * torch.finfo(rows.dtype).eps)
+    rows = rows.double()
+    return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < room).all())

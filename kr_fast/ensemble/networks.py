@@ -1,0 +1,244 @@
+"""Networks that a user brings: made and asked in one place, where every failure of their code is one line.
+
+What is asked of a network is ``[N, C]`` logits for images. Its code may raise anything and return anything; here that
+becomes ``where: argument must return [N, C] logits for H x W x C images, got ...`` with the network's own words.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from kr_fast.runtime.errors import UserError, fail, first_line
+from kr_fast.runtime.inputs import described, looks_like_probabilities
+
+TORCHSCRIPT = "The following operation failed in the TorchScript interpreter"
+
+
+class LogitsOf(nn.Module):
+    """A network whose output holds the logits, as one that returns them.
+
+    Taken are ``output.logits``, ``output["logits"]`` and a tuple of one tensor. A tensor stays as it is.
+
+    Args:
+        network: its weights are those of this module, under ``network.``.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float ``[N, C, H, W]`` -> logits ``[N, K]``."""
+        return logits_of(self.network(x))
+
+
+def logits_of(output: Any) -> Any:
+    """The logits in a network's output where it is certain which they are, else the output as it is."""
+    if isinstance(output, Tensor | fx.Proxy):
+        return output
+    found = None
+    if isinstance(output, Mapping):
+        found = output.get("logits")
+    elif isinstance(output, tuple | list) and len(output) == 1:
+        found = output[0]
+    else:
+        with contextlib.suppress(Exception):  # a property of the user's own
+            found = output.logits
+    return found if isinstance(found, Tensor | fx.Proxy) else output
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The user's own network, whose names a checkpoint has: without :class:`LogitsOf`."""
+    return model.network if isinstance(model, LogitsOf) else model
+
+
+def own_words(error: BaseException) -> str:
+    """What a user's code says of its failure, in one line, with the type unless that says nothing more."""
+    text = first_line(error)
+    if text.startswith(TORCHSCRIPT):
+        text = str(error).strip().splitlines()[-1].strip()
+    kind = type(error).__name__
+    return text if text == kind or type(error) in (RuntimeError, UserError) else f"{kind}: {text}"
+
+
+def made(where: str, argument: str, make: Callable[[], Any]) -> nn.Module:
+    """What a user's ``make()`` returns: a torch module with all its sizes.
+
+    Raises: UserError with the words of whatever ``make`` raises, an exit of the program included.
+    """
+    rule = "return a torch module"
+    if not callable(make):
+        fail(where, argument, f"be a function that {rule.replace('return', 'returns')}", described(make))
+    try:
+        model = make()
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{where}: {argument} must {rule}, got the error {own_words(error)}") from error
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        fail(where, argument, rule, f"the class {model.__name__} and not an object of it")
+    if not isinstance(model, nn.Module):
+        fail(where, argument, rule, _shown(model))
+    check_sizes(where, argument, model)
+    return model
+
+
+def check_sizes(where: str, argument: str, model: nn.Module) -> None:
+    """Refuse lazy modules, whose weights have no sizes before the first images."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+            part = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            mend = "give them, or call the network once on images where it is made"
+            fail(where, argument, "be a torch module with all its sizes", f"a {part} without ({name}; {mend})")
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The first weight or buffer that holds NaN or an infinity."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return name
+    return None
+
+
+def check_fresh(where: str, argument: str, first: nn.Module, second: nn.Module) -> None:
+    """Refuse two results of one ``make`` that are one object, or hold weights in common."""
+    if first is second:
+        fail(where, argument, "return a fresh module at every call", "the same object twice")
+    held = {id(value) for value in (*first.parameters(), *first.buffers())}
+    for name, value in (*second.named_parameters(), *second.named_buffers()):
+        if id(value) in held:
+            fail(where, argument, "return a fresh module at every call", f"{name} of the call before once more")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first of its weights lies; the CPU where it has none."""
+    return next((value.device for value in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def answers_rule(shape: tuple[int, ...], classes: int | None = None) -> str:
+    """What is asked of a network for images ``[N, C, H, W]`` of ``shape``."""
+    _, channels, height, width = shape
+    return f"return [N, {classes or 'C'}] logits for {height} x {width} x {channels} images"
+
+
+@contextlib.contextmanager
+def failures(where: str, argument: str, rule: str) -> Iterator[None]:
+    """Whatever the user's network raises inside as one line with its own words.
+
+    Raises: UserError ``where: argument must RULE, got the error ...``.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{where}: {argument} must {rule}, got the error {own_words(error)}") from error
+
+
+def checked(where: str, argument: str, output: Any, x: Tensor, classes: int | None = None) -> Tensor:
+    """A network's output for ``x`` ``[N, C, H, W]`` if it is floating ``[N, classes]`` on x's device.
+
+    Raises: UserError, with what to write where that is known.
+    """
+    if isinstance(output, Tensor):
+        right = output.ndim == 2 and len(output) == len(x) and output.shape[1] == (classes or output.shape[1])
+        if right and output.shape[1] and output.dtype.is_floating_point and output.device == x.device:
+            return output
+    got = _shown(output)
+    if not isinstance(output, Tensor):
+        taken = isinstance(logits_of(output), Tensor)
+        got += " (kr_fast.ensemble.LogitsOf(model) takes its logits)" if taken else " (return the logits alone)"
+    elif not output.dtype.is_floating_point:
+        got = described(output)
+    elif output.ndim == 4 and output.shape[2:] == (1, 1):
+        got += " (return x.flatten(1))"
+    elif classes == 2 and (output.ndim == 1 or output.shape[1:] == (1,)):
+        got += " (one logit z for two classes is torch.stack([torch.zeros_like(z), z], 1) with z of [N])"
+    elif output.device != x.device:
+        got += f" on {output.device} for images on {x.device}"
+    fail(where, argument, answers_rule(x.shape, classes), got)
+
+
+def ask(
+    where: str, argument: str, model: nn.Module, x: Tensor, classes: int | None = None, *, training: bool = False
+) -> Tensor:
+    """Logits ``[N, classes]`` of a user's network, or one line that says what it does instead.
+
+    The network and its modes are left as they were found, but for running statistics with ``training``.
+
+    Args:
+        where, argument: for errors, ``where: argument must ...``.
+        x: float ``[N, C, H, W]``, images as the network is shown them.
+        classes: how many logits it must return; None for any number.
+        training: ask as a training step does: in training mode, for logits that have a gradient.
+    Raises: UserError for any failure of its code, another output, numbers that are not finite, and probabilities.
+    """
+    rule = answers_rule(x.shape, classes)
+    grad = torch.enable_grad() if training else torch.inference_mode()
+    with failures(where, argument, rule), _mode(model, training), grad:
+        output = model(x.clone())  # a forward may write into its input
+    logits = checked(where, argument, output, x, classes)
+    if training and not logits.requires_grad:
+        fail(where, argument, f"{rule} that have a gradient", "logits without (no weight is trained, or no_grad is on)")
+    values = logits.detach()
+    if not bool(torch.isfinite(values).all()):
+        name = not_finite(model)
+        fail(where, argument, f"{rule} that are finite", "NaN or inf" + (f", which its {name} holds" if name else ""))
+    if looks_like_probabilities(values):
+        fail(where, argument, "return logits (remove its softmax)", "rows that are >= 0 and sum to 1")
+    if bool(((values >= 0) & (values <= 1)).all()) and _ends_in_sigmoid(model, x):
+        fail(where, argument, "return logits (remove its sigmoid)", "the outputs of a sigmoid")
+    return logits
+
+
+def takes_logits(where: str, argument: str, make: Callable[[], Any], x: Tensor) -> Callable[[], nn.Module]:
+    """``make``, with :class:`LogitsOf` around what it makes if that answers ``x`` in a form that needs it.
+
+    Raises: UserError for any failure of ``make`` and of the network.
+    """
+    model = made(where, argument, make)
+    with failures(where, argument, answers_rule(x.shape)), _mode(model, False), torch.inference_mode():
+        output = model(x.clone())
+    if isinstance(output, Tensor) or not isinstance(logits_of(output), Tensor):
+        return make
+    return functools.partial(_wrapped, make)
+
+
+def _wrapped(make: Callable[[], nn.Module]) -> LogitsOf:
+    return LogitsOf(make())
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Training or eval mode inside, and each module's own again behind."""
+    before = [(part, part.training) for part in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
+
+
+def _ends_in_sigmoid(model: nn.Module, x: Tensor) -> bool:
+    """Whether the last step of its forward is a sigmoid, as far as autograd knows. Values alone cannot tell."""
+    with contextlib.suppress(Exception), _mode(model, False), torch.enable_grad():
+        # Not a leaf, for a forward may write into it; it has a gradient where no weight has one.
+        step = model(x.clone().requires_grad_() * 1).grad_fn
+        return step is not None and step.name().startswith("Sigmoid")
+    return False
+
+
+def _shown(output: Any) -> str:
+    """An output in a few words."""
+    if isinstance(output, Tensor):
+        return str(list(output.shape))
+    if output is None:
+        return "None"
+    if isinstance(output, np.ndarray):
+        return f"a numpy array {described(output)}"
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} of {', '.join(map(str, list(output)[:5])) or 'nothing'}"
+    return f"a {described(output)}"
