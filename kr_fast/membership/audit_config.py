@@ -17,7 +17,7 @@ SOURCES = {
     "privacy_meter": ("signal", "signal_name", "target"),
 }
 CHOICES = tuple(field.name for field in dataclasses.fields(Choices))
-OF_ALL = ("out", "attacks", "primary", "every_shadow", *CHOICES)
+OF_ALL = ("out", "attacks", "primary", "every_shadow", "show_real_images", "show_records", *CHOICES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +96,8 @@ class AuditConfig:
     rmia_offline_a: float = option(0.33, "of rmia_offline: its scale a, in [0, 1]")
     rmia_predicate: str = option("ratio", "of RMIA: when one dominates another: ratio, ratio_strict or reciprocal")
     seed: int = option(0, "of shadows, control and splits")
+    show_real_images: bool = option(False, "show the images of the most exposed members; the page then says so")
+    show_records: bool = option(False, "name the most exposed members by index and score; the page then says so")
 
     def __post_init__(self):
         given = [name for name in ("signals", "lira_tree", "privacy_meter") if getattr(self, name)]

@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from kr_fast.membership.audit_report import AuditReport
 
 
-def write(report: "AuditReport", out: Path, details: dict[str, Any]) -> Path:
+def write(
+    report: "AuditReport", out: Path, details: dict[str, Any], show_real_images: bool, show_records: bool
+) -> Path:
     """See :meth:`kr_fast.membership.AuditReport.write`."""
     from kr_fast import report as documents
 
     found = files.strict({**report.to_dict(), "exposed": report.exposed(), "details": details})
     files.save_arrays(out / "audit.npz", report.arrays())
-    files.write_json(out / "audit.json", found)
-    images = None if report.data.images is None else report.data.images.numpy()
+    files.write_json(out / "audit.json", found if show_records else {**found, "exposed": {}})
+    images = None if report.data.images is None or not show_real_images else report.data.images.numpy()
     members = None if report.data.members is None else report.data.members.numpy()
     scores = {n: {a: value.numpy() for a, value in each.items()} for n, each in report.scores.items()}
-    return documents.write_audit(out, found, _lines(report), scores, members, images)
+    return documents.write_audit(out, found, _lines(report), scores, members, images, show_records)
 
 
 def _lines(report: "AuditReport") -> dict[str, dict[str, dict[str, np.ndarray]]]:

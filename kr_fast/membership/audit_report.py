@@ -76,15 +76,26 @@ class AuditReport:
         rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out, "setting": self.setting}
         return files.strict({**self.figures, **rest})
 
-    def write(self, out: str | Path, details: Mapping[str, Any] | None = None) -> Path:
+    def write(
+        self,
+        out: str | Path,
+        details: Mapping[str, Any] | None = None,
+        *,
+        show_real_images: bool = False,
+        show_records: bool = False,
+    ) -> Path:
         """``audit.json``, ``audit.npz`` and the self-contained ``audit.html`` in ``out``; returns the last.
 
         Args:
             details: title, command, versions, config: printed as they are.
+            show_real_images: show the images of the most exposed members, where the data hold images.
+            show_records: name the most exposed members, by index, class and score, in ``audit.json`` and the page.
+
+        A page that shows either says so in a banner. ``audit.npz`` holds every record's score.
         """
         from kr_fast.membership import audit_files
 
-        return audit_files.write(self, Path(out), dict(details or {}))
+        return audit_files.write(self, Path(out), dict(details or {}), show_real_images, show_records)
 
     def exposed(self, count: int = MOST_EXPOSED) -> dict[str, list[dict[str, Any]]]:
         """Target -> its most exposed members by its primary attack: index, position, score, non_members_above, label.

@@ -22,6 +22,7 @@ from kr_fast.membership.catalog import CATALOG, check_given, lacking, refuse
 from kr_fast.membership.control import overfitted
 from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_meter
+from kr_fast.report import without_folders
 from kr_fast.runtime import files, manifest, seeds, state
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
@@ -60,9 +61,10 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
                 ["kr-fast", "audit", "--config", str(Path(config.out) / manifest.CONFIG), "--out", config.out]
             ),
             "versions": versions("torch", "numpy", "scipy", "scikit-learn"),
-            "config": config.record(),
+            "config": without_folders(config.record()),
         }
-        return report, report.write(config.out, details)
+        shown = {"show_real_images": config.show_real_images, "show_records": config.show_records}
+        return report, report.write(config.out, details, **shown)
     finally:
         manifest.release()
 

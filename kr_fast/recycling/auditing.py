@@ -21,6 +21,7 @@ import torch
 from kr_fast.membership import audit, overfitted
 from kr_fast.recycling import gkd, reporting, shadow_students, shadows, teacher
 from kr_fast.recycling.context import Context
+from kr_fast.report import without_folders
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.versions import versions
 
@@ -63,9 +64,9 @@ def run(context: Context) -> dict[str, Any]:
             "title": f"Membership audit of Knowledge Recycling on {context.data.name}",
             "command": reporting.command(context),
             "versions": versions(*reporting.PACKAGES),
-            "config": c.record(),
+            "config": without_folders(c.record()),
         }
-        report.write(context.out, details)
+        report.write(context.out, details, show_real_images=c.show_real_images, show_records=c.show_records)
     else:
         files.save_arrays(context.out / "audit.npz", report.arrays())
     return {"audit": found, "aop": {name: found[name]["lira"]["aop"] for name in targets}}

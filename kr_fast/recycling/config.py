@@ -115,6 +115,8 @@ class RecycleConfig:
     audit_control: bool = option(True, "train an overfitted model, which the audit has to find")
     audit_released: bool = option(True, "attack the synthetic images of the last period by themselves")
     audit_page: bool = option(True, "write audit.html: every attack with all of its figures")
+    show_real_images: bool = option(False, "show real images in report.html and audit.html, which then say so")
+    show_records: bool = option(False, "name the most exposed members by index in audit.html, which then says so")
     audit_augment: str = option(
         "none",
         "queries of the attack: none, flip (2), shift (5) or lira (18)",

@@ -31,7 +31,7 @@ def summary(context: Context) -> dict[str, Any]:
     return {
         "title": f"Knowledge Recycling on {data.name}",
         "command": command(context),
-        "config": context.config.record(),
+        "config": report.without_folders(context.config.record()),
         "seed": context.config.seed,
         "versions": versions(*PACKAGES),
         "stages": journal.seconds(),
@@ -96,9 +96,12 @@ def arrays(context: Context) -> dict[str, Any]:
                     counts = archive[key]
                     rate = np.concatenate([[0.0], counts / counts[-1]])
                     points.setdefault(name, {})[{"tp": "tpr", "fp": "fpr"}[what]] = rate
-    train = context.data.train
+    real = None
+    if context.config.show_real_images:
+        train = context.data.train
+        real = _grid(train.images.numpy(), train.labels.numpy(), context.data.num_classes)
     return {
-        "real_grid": _grid(train.images.numpy(), train.labels.numpy(), context.data.num_classes),
+        "real_grid": real,
         "synthetic_grid": _grid(images, labels, context.data.num_classes),
         "curves": curves,
         "roc": points,

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from kr_fast.report.private import without_folders
 from kr_fast.report.tables import markdown_table, metrics
 
-__all__ = ["markdown_table", "metrics", "write", "write_audit"]
+__all__ = ["markdown_table", "metrics", "without_folders", "write", "write_audit"]
 
 
 def write(out: str | Path, summary: dict[str, Any], arrays: dict[str, Any]) -> tuple[Path, Path]:
@@ -15,18 +16,28 @@ def write(out: str | Path, summary: dict[str, Any], arrays: dict[str, Any]) -> t
         out: folder.
         summary: title, command, config, seed, versions, stages, dataset, teacher, student, cas_gap, audit, aop,
             checkpoints, tuning, notes; a missing part is said to be missing.
-        arrays: real_grid and synthetic_grid (uint8 ``[K, n, H, W, C]``), curves, roc (``"teacher/lira" -> fpr, tpr``).
+        arrays: synthetic_grid (uint8 ``[K, n, H, W, C]``), curves, roc (``"teacher/lira" -> fpr, tpr``), and real_grid
+            where real images may be shown: the page then says so in a banner.
     Returns: the two paths. Each file appears whole or not at all.
     """
     from kr_fast.report import document, plots
 
     out = Path(out)
     figures = plots.all_figures(summary, arrays)
-    return document.write_html(out, summary, figures), document.write_markdown(out, summary, figures)
+    shown = {**summary, "shows_real_images": arrays.get("real_grid") is not None}
+    return document.write_html(out, shown, figures), document.write_markdown(out, shown, figures)
 
 
-def write_audit(out: str | Path, found: dict[str, Any], lines: dict, scores: dict, members: Any, images: Any) -> Path:
+def write_audit(
+    out: str | Path,
+    found: dict[str, Any],
+    lines: dict,
+    scores: dict,
+    members: Any,
+    images: Any = None,
+    show_records: bool = False,
+) -> Path:
     """Write ``audit.html`` into ``out``: see :func:`kr_fast.report.audit_document.write_audit`."""
     from kr_fast.report import audit_document
 
-    return audit_document.write_audit(Path(out), found, lines, scores, members, images)
+    return audit_document.write_audit(Path(out), found, lines, scores, members, images, show_records)

@@ -9,6 +9,7 @@ import numpy as np
 
 from kr_fast.report import audit_plots, render
 from kr_fast.report import audit_tables as tables
+from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
 
 
@@ -19,6 +20,7 @@ def write_audit(
     scores: dict[str, dict[str, np.ndarray]],
     members: np.ndarray | None,
     images: np.ndarray | None = None,
+    show_records: bool = False,
 ) -> Path:
     """Write ``audit.html`` into ``out``.
 
@@ -28,8 +30,12 @@ def write_audit(
         lines: target -> attack -> fpr, tpr, and low and high of the TPR on a grid of FPR.
         scores: target -> attack -> ``[N]``.
         members: bool ``[N]``, or None without targets.
-        images: uint8 ``[N, H, W, C]``, or None.
+        images: uint8 ``[N, H, W, C]``, where real images may be shown, or None.
+        show_records: whether the index, class and score of the most exposed members may be shown.
+
+    A page that shows real images or records says so in a banner.
     """
+    found = {**found, "show_records": show_records, "show_real_images": images is not None}
     figures = audit_plots.all_figures(found, lines, scores, members, images)
     title = found["details"].get("title") or "Membership audit"
     return render.write_html(out / "audit.html", title, blocks(found, figures), figures)
@@ -39,6 +45,8 @@ def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
     """The sections, in the order in which a reader wants them."""
     setting = found["setting"]
     level = tables.percent_of_level(setting["level"])
+    if words := banner(found["show_real_images"], found["show_records"]):
+        yield "banner", words
     yield "text", tables.verdict(found)
     if setting["targets"]:
         yield "table", tables.headline(found)
@@ -114,8 +122,9 @@ def _target(found: dict[str, Any], name: str, figures: Figures) -> Iterator[Bloc
             "share of members among the flagged (false positives in brackets).",
         )
         yield "table", points
-    if found["exposed"].get(name) and not facts["control"]:
+    if found["exposed"].get(name) and not facts["control"] and (found["show_records"] or found["show_real_images"]):
         yield "text", "The most exposed members, by the primary attack:"
         if f"exposed {name}" in figures:
             yield "figure", f"exposed {name}"
-        yield "table", tables.exposed(found, name)
+        if found["show_records"]:
+            yield "table", tables.exposed(found, name)

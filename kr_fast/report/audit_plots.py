@@ -161,7 +161,9 @@ def all_figures(
         add(f"scores {name}", text, histogram, scores[name][primary], members, label)
         rows = found["exposed"].get(name)
         if images is not None and rows and not facts["control"]:
-            captions = [f"#{row['index']}" + ("" if row["label"] is None else f" · {row['label']}") for row in rows]
+            captions = [""] * len(rows)
+            if found["show_records"]:
+                captions = [f"#{row['index']}" + ("" if row["label"] is None else f" · {row['label']}") for row in rows]
             shown = images[[row["position"] for row in rows]]
             add(f"exposed {name}", f"The most exposed members of {name}", gallery, shown, captions)
     return drawn

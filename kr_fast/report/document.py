@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast.report import render, run_audit, tables
+from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
 
 
 def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     """The sections of the report, in the order in which a reader wants them."""
+    if words := banner(summary.get("shows_real_images", False), False):
+        yield "banner", words
     yield "text", run_audit.verdict(summary)
     yield "table", run_audit.headline(summary)
     yield (
@@ -22,7 +25,7 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     )
     yield "heading", "What these figures do not say"
     yield "note", run_audit.caveats(summary)
-    yield "heading", "Real and synthetic images"
+    yield "heading", "Real and synthetic images" if summary.get("shows_real_images") else "Synthetic images"
     yield figure("images", figures)
     yield "heading", "Membership attacks"
     if summary.get("audit"):

@@ -35,14 +35,15 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def grid(real: np.ndarray, synthetic: np.ndarray, class_names: list[str]) -> bytes:
-    """Real images on the left, synthetic ones on the right, a class a row: uint8 ``[K, n, H, W, C]`` each."""
-    shown = min(len(real), MOST_CLASSES)
-    tile = 3.7 / real.shape[1]  # inches a column; rows keep the images' proportions
-    figure = new_figure(9, shown * tile * (real.shape[2] + 1) / (real.shape[3] + 1) + 0.5)
-    for axis, images, title in zip(
-        figure.subplots(1, 2), (real, synthetic), ("real (training split)", "synthetic (last period)"), strict=True
-    ):
+def grid(synthetic: np.ndarray, class_names: list[str], real: np.ndarray | None = None) -> bytes:
+    """Synthetic images, a class a row, uint8 ``[K, n, H, W, C]``; real ones of the same shape beside them if given."""
+    shown = min(len(synthetic), MOST_CLASSES)
+    panels = [("synthetic (last period)", synthetic)]
+    if real is not None:
+        panels.insert(0, ("real (training split)", real))
+    tile = 3.7 / synthetic.shape[1]  # inches a column; rows keep the images' proportions
+    figure = new_figure(4.5 * len(panels), shown * tile * (synthetic.shape[2] + 1) / (synthetic.shape[3] + 1) + 0.5)
+    for axis, (title, images) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         classes, count, height, width, channels = images[:shown].shape
         sheet = np.full((classes, count, height + 1, width + 1, channels), 255, dtype=np.uint8)
         sheet[:, :, :height, :width] = images[:shown]
@@ -54,7 +55,7 @@ def grid(real: np.ndarray, synthetic: np.ndarray, class_names: list[str]) -> byt
         axis.set_xticks([])
         names = [name if len(name) <= 16 else name[:15] + "…" for name in class_names[:shown]]
         axis.set_yticks([(k + 0.5) * (height + 1) - 1 for k in range(classes)], names, fontsize=8)
-        axis.set_title(title if shown == len(real) else f"{title}, {shown} of {len(real)} classes", fontsize=10)
+        axis.set_title(title if shown == len(images) else f"{title}, {shown} of {len(images)} classes", fontsize=10)
         for spine in axis.spines.values():
             spine.set_visible(False)
     return png(figure)
@@ -121,9 +122,11 @@ def stages(seconds: dict[str, float]) -> bytes:
 def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tuple[bytes, str]]:
     """Name -> (PNG, alternative text) of every figure whose data is there."""
     found: dict[str, tuple[bytes, str]] = {}
-    if arrays.get("real_grid") is not None and arrays.get("synthetic_grid") is not None:
-        image = grid(arrays["real_grid"], arrays["synthetic_grid"], summary["dataset"]["class_names"])
-        found["images"] = (image, "Real training images beside synthetic images, one row for each class")
+    if arrays.get("synthetic_grid") is not None:
+        real = arrays.get("real_grid")
+        image = grid(arrays["synthetic_grid"], summary["dataset"]["class_names"], real)
+        start = "Synthetic images" if real is None else "Real training images beside synthetic images"
+        found["images"] = (image, f"{start}, one row for each class")
     if arrays.get("roc"):
         negatives = ((summary.get("audit") or {}).get("setting") or {}).get("non_members")
         image = roc(arrays["roc"], negatives)

@@ -3,6 +3,7 @@
 import base64
 import html
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #8886; padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; }
+th, td.long { min-width: 22rem; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 .table { overflow-x: auto; }
 td.short { white-space: nowrap; }
 picture img { background: none; }
 pre { overflow-x: auto; padding: .8rem; background: #8882; border-radius: 4px; font-size: 13px; }
+.banner { border: 3px solid #D55E00; border-radius: 4px; padding: .6rem 1rem; font-weight: 600; }
 .note { border-left: 4px solid #D55E00; padding-left: 1.6rem; }
 @media print { body { max-width: none; } details > * { display: block; } }
 """
-SHORT = 24  # letters of a cell that is not broken: a number with its interval
-# (kind, content): "heading", "text", "note" (list), "table", "figure" (name), "code", "missing".
+SHORT = 48  # letters of a cell that is not broken, so that a narrow page scrolls: two numbers with their intervals
+# (kind, content): "banner", "heading", "text", "note" (list), "table", "figure" (name), "code", "missing".
 Block = tuple[str, Any]
 # Name -> (PNG, alternative text), or (PNG, alternative text, PNG for dark pages).
 Figures = dict[str, tuple]
@@ -49,6 +52,8 @@ def write_html(path: Path, title: str, blocks: Iterable[Block], figures: Figures
             parts.append(_html_table(content))
         elif kind == "figure":
             parts.append(f"<p>{_html_image(*figures[content])}</p>")
+        elif kind == "banner":
+            parts.append(f'<p class="banner" role="alert">{html.escape(content)}</p>')
         elif kind == "code":
             parts.append(f"<pre>{html.escape(content)}</pre>")
         elif kind == "note":
@@ -78,8 +83,7 @@ def _html_table(rows: list[list[str]]) -> str:
 
 def _html_cell(cell: str) -> str:
     text = str(cell)
-    short = ' class="short"' if len(text) <= SHORT else ""
-    return f"<td{short}>{html.escape(text)}</td>"
+    return f'<td class="{"short" if len(text) <= SHORT else "long"}">{html.escape(text)}</td>'
 
 
 def write_markdown(path: Path, title: str, blocks: Iterable[Block], figures: Figures) -> Path:
@@ -94,8 +98,12 @@ def write_markdown(path: Path, title: str, blocks: Iterable[Block], figures: Fig
             lines.append(tables.markdown_table([[_plain(str(cell)) for cell in row] for row in content]))
         elif kind == "figure":
             lines.append(f"![{figures[content][1]}](figures/{content}.png)")
+        elif kind == "banner":
+            lines.append(f"> **{_plain(content)}**")
         elif kind == "code":
-            lines.append(f"```\n{content}\n```")
+            longest = max(map(len, re.findall("`+", content)), default=0)
+            fence = "`" * max(3, longest + 1)  # so that nothing in the text ends the block
+            lines.append(f"{fence}\n{content}\n{fence}")
         elif kind == "note":
             lines.append("\n".join(f"- {_plain(line)}" for line in content))
         else:
@@ -106,5 +114,6 @@ def write_markdown(path: Path, title: str, blocks: Iterable[Block], figures: Fig
 
 
 def _plain(text: str) -> str:
-    """Class and file names come from outside: no tags in Markdown either."""
-    return text.replace("<", "&lt;")
+    """Class and file names come from outside: no tag, link, image, code or new paragraph begins in them."""
+    line = " ".join(text.split()) if "\n" in text or "\r" in text else text
+    return line.replace("<", "&lt;").replace("`", "\\`").replace("](", "]\\(")

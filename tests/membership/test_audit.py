@@ -183,7 +183,7 @@ def test_exposed_members_have_their_own_numbers(scene, tmp_path):
     assert rows[-1]["index"] == int(inside[loss[inside].argmax()])
     assert report.arrays()["index"].tolist() == report.data.index.tolist()
     assert torch.equal(report.data.images, images[report.data.index])
-    report.write(tmp_path)
+    report.write(tmp_path, show_records=True)
     found = json.loads((tmp_path / "audit.json").read_text())
     assert [row["index"] for row in found["exposed"]["target"]] == [row["index"] for row in rows[:16]]
 

@@ -28,8 +28,11 @@ def page(tmp_path_factory):
         labels=torch.arange(COUNT) % 3,
     )  # fmt: skip
     report = audit_signals(whole, attacks=("lira", "loss"), targets="shadows")
-    path = report.write(out, {"title": "Audit of <i>x</i>", "command": "kr-fast audit", "versions": {"torch": "2"}})
+    path = report.write(out, DETAILS)
     return report, out, path.read_text()
+
+
+DETAILS = {"title": "Audit of <i>x</i>", "command": "kr-fast audit", "versions": {"torch": "2"}}
 
 
 def test_page_is_one_safe_file(page):
@@ -64,7 +67,6 @@ def test_page_says_what_was_found(page):
         "transfer: shadows of another training",
         "Thresholds that never saw this target",
         f"Each of {MODELS} shadows (shadows) attacked from the others by LiRA online: AUC",
-        "most exposed members",
     ):
         assert words in text, words
 
@@ -74,12 +76,58 @@ def test_files_hold_the_figures_and_scores(page):
     found = json.loads((out / "audit.json").read_text())
     assert found["<b>t</b>"]["lira"]["auc"] == report.figures["<b>t</b>"]["lira"]["auc"]
     assert found["details"]["title"] == "Audit of <i>x</i>"
-    assert len(found["exposed"]["other"]) == 16
+    assert found["exposed"] == {}
     with np.load(out / "audit.npz") as archive:
         scores, members = archive["<b>t</b>/lira/scores"], archive["members"]
         assert np.array_equal(scores, report.scores["<b>t</b>"]["lira"].numpy())
         assert archive["keep"].shape == (MODELS, COUNT)
         assert archive["<b>t</b>/lira/tp"][-1] == members.sum()
+
+
+def permuted(report, order):
+    """The report of the same examples in another order, with other pixels."""
+    whole = report.data
+    shadows = whole.shadows["shadows"]
+    return audit_signals(
+        dataclasses.replace(
+            whole,
+            shadows={"shadows": dataclasses.replace(
+                shadows, keep=shadows.keep[:, order], signals={"phi": shadows.signals["phi"][:, order]})},
+            targets={
+                name: dataclasses.replace(target, signals={"phi": target.signals["phi"][:, order]})
+                for name, target in whole.targets.items()
+            },
+            members=whole.members[order], labels=whole.labels[order], images=255 - whole.images,
+        ),
+        attacks=("lira", "loss"), targets="shadows",
+    )  # fmt: skip
+
+
+def test_a_page_tells_nothing_of_single_records_unless_asked(page, tmp_path):
+    """Neither the page nor the JSON depends on which record stands where, and on no pixel."""
+    report, out, text = page
+    other = permuted(report, torch.arange(COUNT).flip(0))
+    assert other.write(tmp_path / "other", DETAILS).read_text() == text
+    numbers = [
+        json.loads((folder / "audit.json").read_text(), parse_float=lambda text: f"{float(text):.9g}")
+        for folder in (out, tmp_path / "other")
+    ]
+    assert numbers[0] == numbers[1]  # to what the order of a sum leaves
+    assert 'role="alert"' not in text
+    for index, (options, words) in enumerate((
+        ({"show_records": True}, "shows single records of the private data"),
+        ({"show_real_images": True}, "shows real images of the private data"),
+        ({"show_records": True, "show_real_images": True}, "shows real images and single records of"),
+    )):  # fmt: skip
+        folder = tmp_path / str(index)
+        found = report.write(folder, DETAILS, **options).read_text()
+        assert found.count('role="alert"') == 1
+        assert words in found
+        rows = json.loads((folder / "audit.json").read_text())["exposed"]
+        assert len(rows.get("other", [])) == (16 if "show_records" in options else 0)
+        assert (">index</th>" in found) == ("show_records" in options)
+        assert ("The most exposed members of other" in found) == ("show_real_images" in options)
+        assert "The most exposed members, by the primary attack" in found
 
 
 def test_only_the_shadows_as_targets(tmp_path):

@@ -121,6 +121,45 @@ def test_both_documents_are_written(tmp_path):
         assert np.asarray(image).std() > 5  # something is drawn
 
 
+def test_real_images_are_shown_where_asked_for_only(tmp_path):
+    html, markdown = report.write(tmp_path / "shown", summary(), arrays())
+    assert "shows real images of the private data" in html.read_text()
+    assert "> **This page shows real images" in markdown.read_text()
+    html, markdown = report.write(tmp_path / "not", summary(), {**arrays(), "real_grid": None})
+    for text in (html.read_text(), markdown.read_text()):
+        assert "real images of the private data" not in text
+        assert "Real training images" not in text
+        assert "Synthetic images, one row for each class" in text
+    beside, alone = (Image.open(tmp_path / name / "figures" / "images.png") for name in ("shown", "not"))
+    assert alone.width < 0.6 * beside.width
+
+
+def test_paths_are_shown_without_their_folders():
+    config = {"data": "/home/a b/x.npz", "checkpoint": ["t=/w/t.pt@nets:make", "../s.pt"], "seed": 3, "out": "~/r/q"}
+    assert report.without_folders(config) == {
+        "data": "x.npz", "checkpoint": ["t=t.pt@nets:make", "s.pt"], "seed": 3, "out": "q",
+    }  # fmt: skip
+    assert report.without_folders({"members": "/a/m.npy,b/n.npy", "none": ""}) == {"members": "m.npy,n.npy", "none": ""}
+
+
+def test_words_from_outside_stay_words_in_markdown(tmp_path):
+    hostile = "x\n```\n<img src=a onerror=b>\n# Title\n````` [a](javascript:b) ![c](http://d) `e`"
+    found = summary(command=hostile, title=hostile, notes=[hostile])
+    found["dataset"]["name"] = hostile
+    html, markdown = report.write(tmp_path, found, arrays())
+    assert "<img src=a" not in html.read_text()
+    lines = markdown.read_text().splitlines()
+    fences = [at for at, line in enumerate(lines) if line.strip("`") == "" and len(line) >= 6]
+    inside = [False] * len(lines)
+    for start, stop in zip(fences[::2], fences[1::2], strict=True):
+        inside[start : stop + 1] = [True] * (stop + 1 - start)
+    outside = [line for line, within in zip(lines, inside, strict=True) if not within]
+    assert [line for line, within in zip(lines, inside, strict=True) if within][1:-1] == hostile.splitlines()
+    assert not any("<img" in line or "](javascript" in line or "](http" in line or "```" in line.replace("\\`", "")
+                   for line in outside if line != "```")  # fmt: skip
+    assert sum(line.startswith("# ") for line in outside) == 1
+
+
 def words(**changes):
     found = summary(**changes)
     return run_audit.verdict(found) + " " + " ".join(run_audit.caveats(found))
@@ -200,8 +239,9 @@ def test_own_teacher_has_no_curve(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_of_images(classes, channels):
     grid = np.random.default_rng(0).integers(0, 256, (classes, 8, 28, 28, channels), dtype=np.uint8)
-    image = Image.open(io.BytesIO(plots.grid(grid, grid, [f"class {index}" for index in range(classes)])))
-    assert max(image.size) < 3000
+    names = [f"class {index}" for index in range(classes)]
+    for real in (None, grid):
+        assert max(Image.open(io.BytesIO(plots.grid(grid, names, real))).size) < 3000
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 10), (0.97, 500), (1.0, 40)])
