@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.shown import Short
 
 SIZES = (8, 224)
 CLASSES = (2, 1000)
@@ -16,8 +17,8 @@ VAL_FRACTION, TEST_FRACTION = 0.15, 1 / 3  # where a set has no such split: of t
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Split(Short):
     """``images``: uint8 ``[N, H, W, C]``; ``labels``: int64 ``[N]``."""
 
     images: Tensor
@@ -27,8 +28,8 @@ class Split:
         return len(self.labels)
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Dataset(Short):
     """A named set with three disjoint splits. Choices are made on ``val``; ``test`` is read once, at the end."""
 
     name: str

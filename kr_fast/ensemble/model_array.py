@@ -97,6 +97,10 @@ class ModelArray:
     def __len__(self) -> int:
         return len(self.models)
 
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"ModelArray({len(self)} x {type(self.models[0]).__name__}, {dtype}, {self.device}, bn={self.bn!r})"
+
     def __call__(self, images: Tensor) -> Tensor:
         """Logits: uint8 ``[N, H, W, C]`` -> float32 ``[M, N, classes]``, on the models' device."""
         _check_images(images)

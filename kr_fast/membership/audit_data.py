@@ -11,6 +11,7 @@ from torch import Tensor
 from kr_fast.ops.membership_signals import membership_signals
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import looks_like_probabilities
+from kr_fast.runtime.shown import Short
 
 SIGNALS = ("phi", "entropy", "modified_entropy", "correct")
 RESERVED = ("setting", "comparison", "leave_one_out", "exposed", "details")
@@ -18,8 +19,8 @@ PROBABILITIES = "logits were read from probabilities: those that had underflowed
 ANSWERS = 3  # largest log-probabilities that the shadow network reads, beside the signals
 
 
-@dataclasses.dataclass(frozen=True)
-class ShadowSignals:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ShadowSignals(Short):
     """One set of M shadows on the pool of N examples.
 
     Args:
@@ -54,8 +55,8 @@ class ShadowSignals:
             _refuse_nan("population of the shadows", self.population)
 
 
-@dataclasses.dataclass(frozen=True)
-class TargetSignals:
+@dataclasses.dataclass(frozen=True, repr=False)
+class TargetSignals(Short):
     """One model under attack.
 
     Args:
@@ -85,8 +86,8 @@ class TargetSignals:
             fail("audit", "kind", "be full or transfer", self.kind)
 
 
-@dataclasses.dataclass(frozen=True)
-class AuditData:
+@dataclasses.dataclass(frozen=True, repr=False)
+class AuditData(Short):
     """Everything that :func:`kr_fast.membership.audit_signals` reads; no model is needed.
 
     Args:

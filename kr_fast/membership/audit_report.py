@@ -25,7 +25,7 @@ MOST_EXPOSED = 16
 UNLIKE = 1.1  # ratio of training set sizes from which a reader is told
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AuditReport:
     """What was found, and everything that must be said beside it.
 
@@ -41,6 +41,22 @@ class AuditReport:
     setting: dict[str, Any]
     warnings: tuple[str, ...]
     data: AuditData
+
+    def __repr__(self) -> str:
+        rows = [
+            f"{name}: {found['primary']} {self.curves[name][found['primary']]!r}"
+            for name, found in self.setting["targets"].items()
+        ]
+        return f"AuditReport({'; '.join(rows) or 'every shadow as a target'}; {self.num_shadows} shadows)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first table of the page, and the warnings."""
+        from kr_fast.report import audit_tables, render
+
+        found = self.to_dict()
+        blocks = [("text", audit_tables.verdict(found)), ("note", [f"Warning: {line}." for line in self.warnings])]
+        table = [("table", audit_tables.headline(found))] if self.curves else []
+        return render.fragment([*table, *blocks])
 
     @property
     def num_shadows(self) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +18,7 @@ FPRS = (0.1, 0.01, 0.001, 0.0001)
 RULES = ("<=", "<", "interpolated")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Curve:
     """The ROC of one attack on one target.
 
@@ -28,6 +29,25 @@ class Curve:
     thresholds: np.ndarray
     tp: np.ndarray
     fp: np.ndarray
+
+    def __repr__(self) -> str:
+        low, high = self.auc_interval()
+        return (
+            f"Curve(AUC {self.auc:.3f}, 95 % interval [{low:.3f}, {high:.3f}]; {self.positives} members, "
+            f"{self.negatives} non-members)"
+        )
+
+    def plot(self, axes: Any = None, label: str | None = None) -> Any:
+        """Draw the ROC on logarithmic axes with the chance line.
+
+        Args:
+            axes: matplotlib axes to draw on, so that several curves share them; None for a new figure.
+            label: of the curve in the legend; None for its AUC.
+        Returns: the axes.
+        """
+        from kr_fast.report.plots import draw_roc
+
+        return draw_roc(self.fpr, self.tpr, self.negatives, f"AUC {self.auc:.3f}" if label is None else label, axes)
 
     @property
     def positives(self) -> int:

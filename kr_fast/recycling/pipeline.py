@@ -45,13 +45,24 @@ STAGES: tuple[tuple[str, Callable[[Context], dict], bool], ...] = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """What :func:`recycle` returns: the figures of ``metrics.json`` and where everything lies."""
 
     metrics: dict[str, Any]
     out: Path
     report: Path
+
+    def __repr__(self) -> str:
+        accuracy = ", ".join(f"{name} {self.metrics[name]['test_accuracy']:.4f}" for name in ("teacher", "student"))
+        return f"Result(test accuracy: {accuracy}; report: {self.report})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict and the first table of the report."""
+        from kr_fast.report import render, run_audit
+
+        blocks = [("table", run_audit.headline(self.metrics)), ("text", run_audit.verdict(self.metrics))]
+        return render.fragment([*blocks, ("text", f"Report: {self.report}")])
 
 
 def recycle(config: RecycleConfig) -> Result:

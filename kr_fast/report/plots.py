@@ -105,6 +105,21 @@ def roc(found: dict[str, dict[str, np.ndarray]], negatives: int | None = None) -
     return png(figure)
 
 
+def draw_roc(fpr: np.ndarray, tpr: np.ndarray, negatives: int, label: str, axes: Any = None) -> Any:
+    """One ROC on logarithmic axes; on new ones, which show themselves in a notebook, with the chance line."""
+    least = 0.5 / negatives
+    if axes is None:
+        from matplotlib import pyplot
+
+        axes = pyplot.subplots(figsize=(5.5, 4.5), layout="constrained")[1]
+        axes.plot([least, 1], [least, 1], color=GREY, lw=1, label="chance")
+        axes.set(xscale="log", yscale="log", xlabel="false-positive rate", ylabel="true-positive rate")
+        axes.grid(True, which="major", alpha=0.3)
+    axes.plot(np.maximum(fpr, least), np.maximum(tpr, least), drawstyle="steps-post", label=label)
+    axes.legend(fontsize=8, loc="lower right")
+    return axes
+
+
 def stages(seconds: dict[str, float]) -> bytes:
     """Seconds of each stage as bars."""
     figure = new_figure(7, 0.32 * len(seconds) + 0.7)

@@ -41,10 +41,17 @@ def figure(name: str, figures: Figures) -> Block:
 def write_html(path: Path, title: str, blocks: Iterable[Block], figures: Figures) -> Path:
     """Write one file: no script, nothing loaded from elsewhere."""
     title = html.escape(title)
-    parts = [
+    head = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><h1>{title}</h1>',
     ]
+    files.write_text(path, "\n".join([*head, fragment(blocks, figures), "</body></html>"]))
+    return path
+
+
+def fragment(blocks: Iterable[Block], figures: Figures | None = None) -> str:
+    """The blocks without a page around them, as a notebook shows them."""
+    parts = []
     for kind, content in blocks:
         if kind == "heading":
             parts.append(f"<h2>{html.escape(content)}</h2>")
@@ -60,8 +67,7 @@ def write_html(path: Path, title: str, blocks: Iterable[Block], figures: Figures
             parts.append(f'<ul class="note">{"".join(f"<li>{html.escape(line)}</li>" for line in content)}</ul>')
         else:
             parts.append(f"<p>{html.escape(content)}</p>")
-    files.write_text(path, "\n".join([*parts, "</body></html>"]))
-    return path
+    return "\n".join(parts)
 
 
 def _html_image(image: bytes, text: str, dark: bytes | None = None) -> str:

@@ -14,6 +14,7 @@ from kr_fast import __version__
 from kr_fast.ops.pack_uint8 import pack_uint8
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.shown import Short
 from kr_fast.synthesis.graphed import GraphTrajectory
 from kr_fast.synthesis.labels import LabelPlan
 from kr_fast.synthesis.networks import adapt, weights_digest
@@ -24,8 +25,8 @@ from kr_fast.synthesis.trajectory import NonFiniteError, OwnTrajectory, Settings
 QUALITIES = ("exact", "fused", "fast")
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Batch(Short):
     """``ids``, ``labels``: int64 ``[B]``; ``images``: uint8 ``[B, H, W, C]``."""
 
     ids: Tensor

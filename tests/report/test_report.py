@@ -215,6 +215,15 @@ def test_tables_stand_the_audits_side_by_side():
     assert run_audit.headline(transfer)[3][-1] == "+0.050 [0.000, 0.100], p = 0.06 (corrected)"
 
 
+def test_a_result_shows_itself_in_a_notebook(tmp_path):
+    from kr_fast.recycling.pipeline import Result
+
+    result = Result(report.metrics(summary()), tmp_path, tmp_path / "report.html")
+    assert repr(result) == f"Result(test accuracy: teacher 0.9700, student 0.9500; report: {tmp_path / 'report.html'})"
+    assert "0.600 [0.570, 0.630]" in result._repr_html_()
+    assert "<script" not in result._repr_html_()
+
+
 def test_what_is_missing_is_said(tmp_path):
     bare = summary(audit=None, aop=None, checkpoints=[], tuning=[], stages={})
     _, markdown = report.write(tmp_path, bare, arrays() | {"roc": {}})
