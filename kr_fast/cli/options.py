@@ -1,6 +1,7 @@
 """One dataclass as flags and as a YAML file."""
 
 import argparse
+import contextlib
 import dataclasses
 import typing
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from kr_fast.cli.parser import add_common, did_you_mean
 from kr_fast.runtime.arrays import regular_file
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.options import converted, within
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
@@ -26,7 +28,9 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
     for field in dataclasses.fields(config):
         group = parser.add_argument_group(titles[field.name]) if field.name in titles else group
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        shown = "" if default == "" else f" (default: {'none' if field.default == () else default})"
+        facts = [] if default == "" else [f"default: {'none' if field.default == () else default}"]
+        facts += filter(None, [within(field)])
+        shown = f" ({'; '.join(facts)})" if facts else ""
         options: dict[str, Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
@@ -73,27 +77,17 @@ def build(config: type, *layers: dict[str, Any], where: str) -> Any:
         for name, value in layer.items():
             if name not in known:
                 fail(where, "config", "hold known keys only", f"{name}{did_you_mean(str(name), known)}")
-            values[name] = _convert(where, name, value, kinds[name])
+            values[name] = converted(where, name, _read(value, kinds[name]), kinds[name])
     return config(**values)
 
 
-def _convert(where: str, name: str, value: Any, kind: Any) -> Any:
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            fail(where, name, "be a list", repr(value))
-        return tuple(_convert(where, name, each, typing.get_args(kind)[0]) for each in value)
-    if kind in (int, float) and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
+def _read(value: Any, kind: Any) -> Any:
+    """Numbers that YAML 1.1 reads as text, such as 1e-3; everything else as it is."""
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return [_read(each, typing.get_args(kind)[0]) for each in value]
+    if kind in (int, float) and isinstance(value, str):
+        with contextlib.suppress(ValueError, OverflowError):
             return _READERS[kind](value)
-        except (ValueError, OverflowError):
-            fail(where, name, f"be of type {kind.__name__}", repr(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            fail(where, name, "be finite", value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        fail(where, name, f"be of type {kind.__name__}", repr(value))
     return value
 
 

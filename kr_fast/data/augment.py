@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from kr_fast.data.sources import to_float
+from kr_fast.data.sources import SIZES, to_float
+from kr_fast.runtime.options import check, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random shift, flip, rotation and scale; everything off by default.
+    """Random shift, flip, rotation and scale; everything off by default. A value out of its range is refused.
 
     Args:
         shift: largest shift in pixels, drawn per image and axis (whole pixels if it is the only one besides ``flip``,
@@ -55,10 +56,13 @@ class Augment:
         scale: largest relative change of size.
     """
 
-    shift: int = 0
-    flip: bool = False
-    rotate: float = 0.0
-    scale: float = 0.0
+    shift: int = option(0, "largest shift in pixels", least=0, most=SIZES[1])
+    flip: bool = option(False, "mirror half of the images")
+    rotate: float = option(0.0, "largest angle in degrees", least=0, most=180)
+    scale: float = option(0.0, "largest relative change of size", least=0, below=1)
+
+    def __post_init__(self):
+        check(self, "Augment")
 
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
         """Tables for ``count`` images of ``size`` (height, width), on the CPU; ``generator`` is a CPU generator."""

@@ -9,25 +9,27 @@ from torch import Tensor, nn
 
 from kr_fast.data import Augment, Draws, Split, shown, to_float
 from kr_fast.runtime import files, seeds
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.options import check, option
 from kr_fast.runtime.progress import bar
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """SGD with Nesterov momentum under a one-cycle schedule (Smith and Topin, 2018), and standard augmentation."""
+    """SGD with Nesterov momentum under a one-cycle schedule (Smith and Topin, 2018), and standard augmentation.
 
-    epochs: int = 40
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
+    A value out of its range is refused; a rate that is too high for a network shows in its loss, see :func:`fit`.
+    """
+
+    epochs: int = option(40, "passes over the training images", least=1, most=1_000_000)
+    batch_size: int = option(64, "images a step", least=1, most=1_000_000)
+    learning_rate: float = option(0.1, "peak of the one-cycle schedule", above=0)
+    weight_decay: float = option(5e-4, "of weights, not of biases and norms", least=0)
+    label_smoothing: float = option(0.0, "share of each label that goes to all classes", least=0, below=1)
     augment: Augment = dataclasses.field(default_factory=Augment)
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                fail("TrainConfig", name, "be above 0", getattr(self, name))
+        check(self, "TrainConfig")
 
 
 @dataclasses.dataclass

@@ -8,6 +8,9 @@ from kr_fast.models import CLASSIFIERS
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option
 
+MOST, IMAGES, WIDEST = 1_000_000, 1_000_000_000, 4096  # of counts, of images a period, of channels
+LEAST_WEIGHT = 1e-3  # of the terms of the loss together; float32 holds nothing of a much smaller one
+
 
 @dataclasses.dataclass(frozen=True)
 class RecycleConfig:
@@ -35,11 +38,13 @@ class RecycleConfig:
 
     teacher: str = option("", "pkg.mod:factory or a .safetensors/.pt state dict, in place of training a Teacher")
     teacher_arch: str = option("resnet14", "Teacher's architecture", choices=tuple(CLASSIFIERS))
-    teacher_width: int = option(16, "channels of the Teacher's first stage", above=0)
-    teacher_epochs: int = option(40, "epochs on real images; the epoch is chosen on validation", above=0)
-    teacher_batch_size: int = option(64, "batch size of Teacher and shadows", above=0)
-    teacher_learning_rate: float = option(0.1, "peak of the one-cycle schedule of Teacher and shadows", above=0)
-    teacher_weight_decay: float = option(5e-4, "of Teacher and shadows", least=0)
+    teacher_width: int = option(16, "channels of the Teacher's first stage", least=1, most=WIDEST)
+    teacher_epochs: int = option(40, "epochs on real images; the epoch is chosen on validation", least=1, most=MOST)
+    teacher_batch_size: int = option(64, "batch size of Teacher and shadows", least=1, most=MOST)
+    teacher_learning_rate: float = option(
+        0.1, "peak of the one-cycle schedule of Teacher and shadows", least=1e-6, most=10
+    )
+    teacher_weight_decay: float = option(5e-4, "of Teacher and shadows", least=0, most=1)
     teacher_shift: int = option(0, "augmentation on real images: largest shift in pixels", least=0, most=224)
     teacher_flip: bool = option(False, "augmentation on real images: mirror half of them")
     teacher_rotate: float = option(5.0, "augmentation on real images: largest angle in degrees", least=0, most=180)
@@ -50,50 +55,56 @@ class RecycleConfig:
     generator_objective: str = option(
         "flow", "flow (rectified flow), epsilon or v_prediction (DDIM)", choices=("flow", "epsilon", "v_prediction")
     )
-    generator_widths: tuple[int, ...] = option((32, 64), "channels at each resolution of the UNet", above=0)
-    generator_layers: int = option(1, "residual blocks at each resolution", above=0)
-    generator_steps: int = option(500, "optimizer steps", above=0)
-    generator_batch_size: int = option(128, "images a step, over all processes", above=0)
-    generator_learning_rate: float = option(2e-3, "peak of the cosine schedule", above=0)
+    generator_widths: tuple[int, ...] = option(
+        (32, 64), "channels at each resolution of the UNet", least=1, most=WIDEST
+    )
+    generator_layers: int = option(1, "residual blocks at each resolution", least=1, most=64)
+    generator_steps: int = option(500, "optimizer steps", least=1, most=10 * MOST)
+    generator_batch_size: int = option(128, "images a step, over all processes", least=1, most=MOST)
+    generator_learning_rate: float = option(2e-3, "peak of the cosine schedule", least=1e-7, most=1)
     generator_ema: float = option(0.995, "decay of the weights' moving average", least=0, below=1)
     generator_flip: bool = option(False, "mirror half of the generator's training images")
     label_dropout: float = option(
         0.1, "share of training labels replaced by the null class (for guidance)", least=0, below=1
     )
-    checkpoints: int = option(3, "EMA checkpoints saved, evenly over the second half of the training", above=0)
+    checkpoints: int = option(
+        3, "EMA checkpoints saved, evenly over the second half of the training", least=1, most=MOST
+    )
 
-    num_inference_steps: int = option(5, "solver steps before tuning", above=0)
-    guidance_scale: float = option(1.0, "classifier-free guidance before tuning; 1 is none", least=0)
-    noise_scale: float = option(1.0, "initial-noise scale sigma before tuning; above 1 is the Expansion Trick", above=0)
+    num_inference_steps: int = option(5, "solver steps before tuning", least=1, most=1000)
+    guidance_scale: float = option(1.0, "classifier-free guidance before tuning; 1 is none", least=0, most=100)
+    noise_scale: float = option(
+        1.0, "initial-noise scale sigma before tuning; above 1 is the Expansion Trick", least=0.01, most=100
+    )
     confidence: float = option(
         0.0, "before tuning: least Teacher probability of the label; images below count nothing", least=0, below=1
     )
-    micro_batch: int = option(256, "images in one network call of the sampler", above=0)
+    micro_batch: int = option(256, "images in one network call of the sampler", least=1, most=MOST)
     label_plan: str = option(
         "train", "classes of synthetic images: train (as the training split) or balanced", choices=("train", "balanced")
     )
 
-    tune_noise_scale: tuple[float, ...] = option((1.1,), "values tried besides the default", above=0)
-    tune_guidance_scale: tuple[float, ...] = option((1.5,), "values tried besides the default", least=0)
-    tune_num_inference_steps: tuple[int, ...] = option((8,), "values tried besides the default", above=0)
+    tune_noise_scale: tuple[float, ...] = option((1.1,), "values tried besides the default", least=0.01, most=100)
+    tune_guidance_scale: tuple[float, ...] = option((1.5,), "values tried besides the default", least=0, most=100)
+    tune_num_inference_steps: tuple[int, ...] = option((8,), "values tried besides the default", least=1, most=1000)
     tune_confidence: tuple[float, ...] = option((0.5,), "values tried besides the default", least=0, below=1)
     trial_images: int = option(
-        1024, "synthetic images a period of a short Student (checkpoint choice, tuning)", above=0
+        1024, "synthetic images a period of a short Student (checkpoint choice, tuning)", least=1, most=IMAGES
     )
-    trial_periods: int = option(2, "periods of a short Student", above=0)
-    trial_epochs: int = option(3, "passes over a period's images of a short Student", above=0)
+    trial_periods: int = option(2, "periods of a short Student", least=1, most=MOST)
+    trial_epochs: int = option(3, "passes over a period's images of a short Student", least=1, most=MOST)
 
     student_arch: str = option("resnet14", "Student's architecture", choices=tuple(CLASSIFIERS))
-    student_width: int = option(16, "channels of the Student's first stage", above=0)
-    periods: int = option(10, "times the synthetic set is regenerated, with fresh image ids", above=0)
-    images: int = option(1024, "synthetic images a period", above=0)
-    student_epochs: int = option(3, "passes over a period's images", above=0)
-    student_batch_size: int = option(64, "batch size of the Student", above=0)
-    student_learning_rate: float = option(0.1, "peak of the one-cycle schedule", above=0)
-    student_weight_decay: float = option(5e-4, "weight decay of the Student", least=0)
-    temperature: float = option(4.0, "of the soft labels", above=0)
-    soft_weight: float = option(1.0, "weight of T^2 KL(teacher || student)", least=0)
-    hard_weight: float = option(0.0, "weight of the cross-entropy with the generator's class label", least=0)
+    student_width: int = option(16, "channels of the Student's first stage", least=1, most=WIDEST)
+    periods: int = option(10, "times the synthetic set is regenerated, with fresh image ids", least=1, most=MOST)
+    images: int = option(1024, "synthetic images a period", least=1, most=IMAGES)
+    student_epochs: int = option(3, "passes over a period's images", least=1, most=MOST)
+    student_batch_size: int = option(64, "batch size of the Student", least=1, most=MOST)
+    student_learning_rate: float = option(0.1, "peak of the one-cycle schedule", least=1e-6, most=10)
+    student_weight_decay: float = option(5e-4, "weight decay of the Student", least=0, most=1)
+    temperature: float = option(4.0, "of the soft labels", least=0.01, most=1000)
+    soft_weight: float = option(1.0, "weight of T^2 KL(teacher || student)", least=0, most=1000)
+    hard_weight: float = option(0.0, "weight of the cross-entropy with the generator's class label", least=0, most=1000)
     student_shift: int = option(1, "augmentation on synthetic images: largest shift in pixels", least=0, most=224)
     student_flip: bool = option(False, "augmentation on synthetic images: mirror half of them")
     student_rotate: float = option(
@@ -103,9 +114,12 @@ class RecycleConfig:
         0.15, "augmentation on synthetic images: largest relative change of size", least=0, below=1
     )
 
-    num_shadows: int = option(16, "shadow Teachers of the audit, even; 0 skips the audit", least=0)
+    num_shadows: int = option(16, "shadow Teachers of the audit, even; 0 skips the audit", least=0, most=MOST)
     student_shadows: int = option(
-        -1, "shadow Students of as many first shadow Teachers, even; -1 for all of them, 0 for none", least=-1
+        -1,
+        "shadow Students of as many first shadow Teachers, even; -1 for all of them, 0 for none",
+        least=-1,
+        most=MOST,
     )
     audit_generator: str = option(
         "shared",
@@ -125,17 +139,33 @@ class RecycleConfig:
 
     def __post_init__(self):
         check(self, "run")
-        if self.num_shadows < 0 or self.num_shadows % 2 or self.num_shadows == 2:
+        for name in ("out", "data"):
+            if not (given := getattr(self, name)) or "\0" in given:
+                fail("run", name, "be the name of a folder" + ("" if name == "out" else " or file"), repr(given))
+        if self.num_shadows % 2 or self.num_shadows == 2:
             fail("run", "num_shadows", "be 0, or even and at least 4", self.num_shadows)
         if self.student_shadows > 0 and not self.num_shadows:
             fail("run", "student_shadows", "be 0 or -1 without an audit (num_shadows 0)", self.student_shadows)
         if self.student_shadows not in (-1, 0, *range(4, self.num_shadows + 1, 2)):
             rule = f"be 0, -1, or even and from 4 to num_shadows, {self.num_shadows}"
             fail("run", "student_shadows", rule, self.student_shadows)
-        if not self.generator_widths or min(self.generator_widths) < 1:
+        if not self.generator_widths:
             fail("run", "generator_widths", "hold channel counts above 0", list(self.generator_widths))
-        if self.checkpoints > self.generator_steps:
-            fail("run", "checkpoints", f"be at most generator_steps, {self.generator_steps}", self.checkpoints)
+        if self.checkpoints > (most := max(self.generator_steps // 2, 1)):
+            rule = f"be at most {most}, the steps in the second half of generator_steps"
+            fail("run", "checkpoints", rule, self.checkpoints)
+        for name in ("teacher", "student"):
+            rate, decay = getattr(self, f"{name}_learning_rate"), getattr(self, f"{name}_weight_decay")
+            if rate * decay >= 1:  # a step of such a decay overshoots zero, and momentum lets it grow
+                rule = f"be below 1 / {name}_learning_rate, {1 / rate:g}"
+                fail("run", f"{name}_weight_decay", rule, decay)
+        if self.soft_weight + self.hard_weight < LEAST_WEIGHT:
+            rule = f"be at least {LEAST_WEIGHT:g} in all, or nothing is learnt"
+            fail("run", "soft_weight and hard_weight", rule, f"{self.soft_weight:g} and {self.hard_weight:g}")
+        guided = [scale for scale in (self.guidance_scale, *self.tune_guidance_scale) if scale != 1]
+        if guided and not self.label_dropout:
+            rule = "be above 0, which trains the null class, unless guidance_scale and tune_guidance_scale are 1"
+            fail("run", "label_dropout", rule, f"0.0 beside {guided[0]:g}")
 
     @property
     def num_students(self) -> int:

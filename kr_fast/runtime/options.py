@@ -2,10 +2,17 @@
 
 import dataclasses
 import math
+import numbers
+import os
+import typing
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import described
 
 LARGEST = 2**63 - 1  # of an integer: what an int64 holds
 
@@ -29,11 +36,53 @@ def option(
 
 
 def check(config: Any, where: str) -> None:
-    """Refuse the first field of a dataclass that is outside its range. Raises: UserError naming it."""
+    """Make the fields of a dataclass what their types say, and refuse the first that is not, or is outside its range.
+
+    numpy's numbers become Python's, so that a configuration can be written as YAML and JSON; paths become strings,
+    lists tuples. Fields of other types are left alone. Raises: UserError naming the field.
+    """
+    kinds = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        for each in value if isinstance(value, tuple | list) else (value,):
+        value = converted(where, field.name, getattr(config, field.name), kinds[field.name])
+        object.__setattr__(config, field.name, value)  # a configuration is frozen
+        for each in value if isinstance(value, tuple) else (value,):
             _check(where, field, each)
+
+
+def converted(where: str, name: str, value: Any, kind: Any) -> Any:
+    """``value`` as ``kind``: bool, int, float, str or a tuple of one of them; UserError where it is of another kind.
+
+    A whole number is a float too, a fraction or a bool is no int.
+    """
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if not isinstance(value, list | tuple):
+            fail(where, name, "be a list", _shown(value))
+        return tuple(converted(where, name, each, typing.get_args(kind)[0]) for each in value)
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    truth = isinstance(value, bool | np.bool_)
+    fits = {
+        bool: truth,
+        int: isinstance(value, numbers.Integral) and not truth,
+        float: isinstance(value, numbers.Real) and not truth,
+        str: isinstance(value, str),
+    }
+    if kind not in fits:
+        return value
+    if not fits[kind]:
+        fail(where, name, f"be of type {kind.__name__}", _shown(value))
+    try:
+        return kind(value)
+    except OverflowError:  # an int that no float holds
+        fail(where, name, "be finite", _shown(value))
+
+
+def within(field: dataclasses.Field) -> str:
+    """The range of a field, for its help text: "in [0, 1)"; nothing where it has none."""
+    low, high = _low(field.metadata.get("limits", {})), _high(field.metadata.get("limits", {}))
+    return _rule(low, high).removeprefix("be ") if low or high else ""
 
 
 def _check(where: str, field: dataclasses.Field, value: Any) -> None:
@@ -45,28 +94,36 @@ def _check(where: str, field: dataclasses.Field, value: Any) -> None:
     limits = field.metadata.get("limits", {})
     low, high = _low(limits), _high(limits)
     inside = (low is None or low[1](value)) and (high is None or high[1](value))
+    large = isinstance(value, int) and not -LARGEST <= value <= LARGEST
     if not inside:
-        fail(where, field.name, _rule(low, high), value)
+        fail(where, field.name, _rule(low, high), _shown(value) if large else value)
     if isinstance(value, float) and not math.isfinite(value):
         fail(where, field.name, "be finite", value)
-    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
-        fail(where, field.name, f"be at most {LARGEST}", value)
+    if large:
+        fail(where, field.name, f"be in [-{LARGEST}, {LARGEST}]", _shown(value))
+
+
+def _shown(value: Any) -> str:
+    """A value of the wrong kind or size: an array by its shape, and no integer of thousands of digits."""
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:  # Python itself refuses to print some
+        return f"an integer of {value.bit_length()} bits"
+    return described(value) if isinstance(value, np.ndarray | Tensor) else repr(value)
 
 
 def _low(limits: dict[str, Any]) -> tuple | None:
     """(text alone, test, text before the comma of an interval)."""
     if (least := limits.get("least")) is not None:
-        return f"at least {least:g}", lambda value: value >= least, f"[{least:g}"
+        return f"at least {least:.9g}", lambda value: value >= least, f"[{least:.9g}"
     if (above := limits.get("above")) is not None:
-        return f"above {above:g}", lambda value: value > above, f"({above:g}"
+        return f"above {above:.9g}", lambda value: value > above, f"({above:.9g}"
     return None
 
 
 def _high(limits: dict[str, Any]) -> tuple | None:
     if (most := limits.get("most")) is not None:
-        return f"at most {most:g}", lambda value: value <= most, f"{most:g}]"
+        return f"at most {most:.9g}", lambda value: value <= most, f"{most:.9g}]"
     if (below := limits.get("below")) is not None:
-        return f"below {below:g}", lambda value: value < below, f"{below:g})"
+        return f"below {below:.9g}", lambda value: value < below, f"{below:.9g})"
     return None
 
 

@@ -285,7 +285,7 @@ def test_saved_signals(tmp_path, capsys):
         (["--mean", "0.5"], "audit: mean and std must be given together"),
         (["--synthetic", "data.npz"], "audit: synthetic must"),
         (["--shadows", "absent"], "load_shadows: folder must hold keep.npy and model-000.safetensors ..., got absent"),
-        (["--epochs", "0"], "TrainConfig: epochs must be above 0, got 0"),
+        (["--epochs", "0"], "TrainConfig: epochs must be in [1, 1000000], got 0"),
         (["--config", "absent.yaml"], "absent.yaml"),
     ],
 )

@@ -54,11 +54,11 @@ def test_bad_data_leaves_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--temperature", "0"], "run: temperature must be above 0, got 0.0"),
-        (["--teacher-epochs", "-1"], "run: teacher_epochs must be above 0, got -1"),
+        (["--temperature", "0"], "run: temperature must be in [0.01, 1000], got 0.0"),
+        (["--teacher-epochs", "-1"], "run: teacher_epochs must be in [1, 1000000], got -1"),
         (["--generator-objective", "gan"], "run: generator_objective must be one of flow, epsilon, v_prediction, got"),
         (["--confidence", "1"], "run: confidence must be in [0, 1), got 1.0"),
-        (["--hard-weight", "-0.5"], "run: hard_weight must be at least 0, got -0.5"),
+        (["--hard-weight", "-0.5"], "run: hard_weight must be in [0, 1000], got -0.5"),
         (["--num-shadows", "5"], "run: num_shadows must be 0, or even and at least 4, got 5"),
         (
             ["--student-shadows", "5"],
@@ -72,7 +72,10 @@ def test_bad_data_leaves_nothing(tmp_path, capsys):
         ),
         (["--audit-generator", "own"], "run: audit_generator must be one of shared, retrained, got own"),
         (["--generator-widths"], "run: generator_widths must hold channel counts above 0, got []"),
-        (["--checkpoints", "99"], "run: checkpoints must be at most generator_steps, 12, got 99"),
+        (
+            ["--checkpoints", "99"],
+            "run: checkpoints must be at most 6, the steps in the second half of generator_steps, got 99",
+        ),
         (["--teacher-arch", "vgg"], "must be one of"),
         (["--teacher", "no.such.module:make"], "run: teacher must name an importable pkg.mod:factory"),
         (["--teacher", "absent.safetensors"], "run: teacher must be pkg.mod:factory or a file, got absent.safetensors"),

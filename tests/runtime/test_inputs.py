@@ -1,7 +1,10 @@
 """Tensors, numpy arrays and lists mean the same wherever a caller may give them."""
 
 import dataclasses
+import json
 import math
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -65,32 +68,65 @@ def test_other_images_are_named_with_the_mend(value, words):
         inputs.as_images("op", "images", good, (8, 8, 3))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Config:
     rate: float = options.option(0.1, "", above=0)
     share: float = options.option(0.1, "", least=0, below=1)
-    steps: tuple = options.option((1,), "", above=0)
+    steps: tuple[int, ...] = options.option((1,), "", above=0, most=1000)
     free: float = options.option(0.0, "")
+    count: int = options.option(0, "")
+    name: str = options.option("", "")
+    flag: bool = options.option(False, "")
     kind: str = options.option("a", "", choices=("a", "b"))
 
 
-ODD = st.one_of(st.floats(), st.integers(), st.sampled_from([math.nan, math.inf, -math.inf, -1, 0, 1, 2**63, 10**400]))
+INSIDE = {
+    "rate": lambda value: value > 0, "share": lambda value: 0 <= value < 1,
+    "steps": lambda value: 0 < value <= 1000, "free": lambda value: True, "count": lambda value: abs(value) < 2**63,
+}  # fmt: skip
+ODD = st.one_of(
+    st.floats(), st.integers(),
+    st.sampled_from([math.nan, math.inf, -math.inf, -1, 0, 1, 2**63, 10**400, -(10**5000), True, None, "1"]),
+)  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
-@given(name=st.sampled_from(["rate", "share", "free", "steps"]), value=ODD)
-def test_numbers_are_in_their_range_and_finite(name, value):
-    inside = {
-        "rate": lambda: value > 0, "share": lambda: 0 <= value < 1, "steps": lambda: value > 0, "free": lambda: True,
-    }[name]()  # fmt: skip
-    finite = isinstance(value, int) or math.isfinite(value)
-    fits = not isinstance(value, int) or abs(value) < 2**63
-    config = Config(**{name: (1, value) if name == "steps" else value})
-    if inside and finite and fits:
+@settings(max_examples=300, deadline=None)
+@given(name=st.sampled_from(list(INSIDE)), value=ODD, numpy=st.booleans())
+def test_numbers_are_of_their_type_in_their_range_and_finite(name, value, numpy):
+    """numpy's numbers are taken for what they are; what is taken can be written as JSON."""
+    if numpy and isinstance(value, float):
+        with np.errstate(over="ignore"):
+            value = np.float32(value)
+    if numpy and type(value) is int and abs(value) < 2**63:
+        value = np.int64(value)
+    config = Config(**{name: [1, value] if name == "steps" else value})
+    value = value.item() if isinstance(value, np.generic) else value
+    real, whole = type(value) in (int, float), type(value) is int
+    kind = int if name in ("steps", "count") else float
+    largest = 2**1024 - 2**970  # what rounds to a float64
+    if (whole if kind is int else real) and abs(value) < largest and INSIDE[name](value):
         options.check(config, "op")
+        found = getattr(config, name)
+        assert found == ((1, value) if name == "steps" else kind(value))
+        assert type(found[1] if name == "steps" else found) is kind
+        json.dumps(dataclasses.asdict(config))
     else:
-        with pytest.raises(UserError, match=rf"op: {name} must be (above 0|in \[0, 1\)|finite|at most [0-9]+), got .*"):
+        with pytest.raises(UserError, match=rf"^op: {name} must be .*, got .*$"):
             options.check(config, "op")
+
+
+def test_other_types():
+    config = Config(name=pathlib.Path("a/b"), flag=np.True_, steps=np.array([2, 3]))
+    options.check(config, "op")
+    assert (config.name, config.flag, config.steps) == ("a/b", True, (2, 3))
+    for bad, words in (
+        ({"name": 3}, "op: name must be of type str, got 3"), ({"flag": 1}, "op: flag must be of type bool, got 1"),
+        ({"rate": [0.1]}, "op: rate must be of type float, got [0.1]"),
+        ({"steps": 3}, "op: steps must be a list, got 3"),
+        ({"rate": np.ones(2)}, "op: rate must be of type float, got float64 [2]"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+            options.check(Config(**bad), "op")
 
 
 def test_choices_and_rules():

@@ -1,0 +1,101 @@
+"""Every option of a run, and of the training and augmentation behind it, is in its range or refused by name."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kr_fast.data import Augment
+from kr_fast.ensemble import TrainConfig
+from kr_fast.recycling.config import RecycleConfig
+from kr_fast.runtime.errors import UserError
+
+NUMBERS = [
+    (config, field) for config in (RecycleConfig, TrainConfig, Augment) for field in dataclasses.fields(config)
+    if isinstance(field.default, int | float | tuple) and not isinstance(field.default, bool)
+]  # fmt: skip
+HOSTILE = (math.nan, math.inf, -math.inf, -1, -1.5, 0, 0.0, 1e-300, 0.5, 1, 3, 1e9, 1e30, 1e38, 10**12, 2**63, 10**400)
+
+
+def inside(limits, value):
+    """Whether ``value`` lies in the range that ``option`` was given, written out apart from the code."""
+    return (
+        (limits["least"] is None or value >= limits["least"]) and (limits["above"] is None or value > limits["above"])
+        and (limits["most"] is None or value <= limits["most"]) and (limits["below"] is None or value < limits["below"])
+    )  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    where=st.sampled_from(NUMBERS),
+    value=st.one_of(st.sampled_from(HOSTILE), st.floats(), st.integers(), st.floats(0, 2), st.integers(0, 300)),
+)
+def test_every_number_is_in_its_range_or_refused_by_name(where, value):
+    config, field = where
+    try:
+        made = config(**{field.name: (value,) if isinstance(field.default, tuple) else value})
+    except UserError as error:
+        refusal = str(error)
+    else:
+        refusal = None
+    if refusal is not None:
+        assert field.name in refusal
+        assert "\n" not in refusal
+        return
+    found = getattr(made, field.name)
+    found = found[0] if isinstance(found, tuple) else found
+    assert found == value
+    assert math.isfinite(found)
+    assert inside(field.metadata["limits"], value)
+
+
+def test_every_number_of_a_run_has_both_ends():
+    """Nothing that a run takes can overflow a float32, or hold a run up for ever."""
+    for field in dataclasses.fields(RecycleConfig):
+        if (RecycleConfig, field) in NUMBERS and field.name != "seed":
+            limits = field.metadata["limits"]
+            assert limits["least"] is not None or limits["above"] is not None, field.name
+            assert (limits["most"] or limits["below"]) is not None, field.name
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"soft_weight": 0, "hard_weight": 0}, "soft_weight and hard_weight must be at least 0.001 in all"),
+        ({"soft_weight": 1e-300}, "soft_weight and hard_weight must be at least 0.001 in all"),
+        ({"checkpoints": 3, "generator_steps": 5}, "checkpoints must be at most 2, the steps in the second half"),
+        (
+            {"teacher_learning_rate": 4, "teacher_weight_decay": 0.3},
+            "below 1 / teacher_learning_rate, 0.25, got 0.3",
+        ),
+        ({"student_learning_rate": 10, "student_weight_decay": 1}, "student_weight_decay must be below"),
+        ({"label_dropout": 0}, "label_dropout must be above 0, which trains the null class, unless guidance_scale"),
+        ({"label_dropout": 0, "tune_guidance_scale": (), "guidance_scale": 2}, "got 0.0 beside 2"),
+        ({"out": ""}, "out must be the name of a folder, got ''"),
+        ({"data": "a\0b"}, "data must be the name of a folder or file, got 'a\\x00b'"),
+        ({"teacher_epochs": 2.5}, "teacher_epochs must be of type int, got 2.5"),
+        ({"generator_widths": 32}, "generator_widths must be a list, got 32"),
+        ({"student_flip": 1}, "student_flip must be of type bool, got 1"),
+        ({"num_shadows": 10**400}, "num_shadows must be in [0, 1000000], got an integer of 1329 bits"),
+    ],
+)
+def test_values_that_cannot_work_together(options, words):
+    with pytest.raises(UserError) as refused:
+        RecycleConfig(**options)
+    assert str(refused.value).startswith("run: ")
+    assert words in str(refused.value)
+
+
+def test_numbers_and_paths_of_other_libraries(tmp_path):
+    """A notebook's numpy numbers and paths end in the YAML file as plain values."""
+    made = RecycleConfig(
+        out=tmp_path, data=tmp_path / "x.npz", temperature=np.float32(2), images=np.int64(64), student_flip=np.True_,
+        generator_widths=np.array([8, 16]), tune_confidence=[np.float64(0.5)],
+    )  # fmt: skip
+    assert yaml.safe_load(yaml.safe_dump(made.record())) == made.record()
+    assert (made.temperature, made.images, made.student_flip, made.generator_widths) == (2.0, 64, True, (8, 16))
+    assert RecycleConfig(label_dropout=0, tune_guidance_scale=()).guidance_scale == 1
