@@ -14,12 +14,14 @@ from kr_fast.ensemble import architecture, parallel
 from kr_fast.ensemble.blocks import Batched
 from kr_fast.ensemble.choosing import Plan, choose, plans
 from kr_fast.ensemble.lowering import Unsupported
+from kr_fast.ensemble.networks import answers_rule, checked, failures
 from kr_fast.ensemble.program import KEPT, Eager, Program
 from kr_fast.ensemble.queries import Query, as_queries
 from kr_fast.ensemble.signal_files import SignalFiles, recorded
 from kr_fast.ensemble.sweep import Sweep, view_of
 from kr_fast.ops.membership_signals import SIGNALS, membership_signals
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_images, as_labels
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
@@ -103,7 +105,7 @@ class ModelArray:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits: uint8 ``[N, H, W, C]`` -> float32 ``[M, N, classes]``, on the models' device."""
-        _check_images(images)
+        images = as_images("ModelArray", "images", images)
         program = self._program(images, images.shape[1:3])
         each, free = 4 * len(self) * program.classes, free_memory(self.device)
         if each * len(images) > free:
@@ -136,7 +138,7 @@ class ModelArray:
 
         Args:
             images: uint8 ``[N, H, W, C]``.
-            labels: int64 ``[N]`` in [0, classes).
+            labels: integers ``[N]`` or ``[N, 1]`` in [0, classes).
             augment: the queries: "none" (1), "flip" (2: as is, mirrored), "shift" (5: as is and one pixel in each
                 direction, borders replicated), "lira" (18: flips and shifts in the order of the published code,
                 borders reflected), or a sequence of :class:`kr_fast.ensemble.Query`.
@@ -146,7 +148,7 @@ class ModelArray:
             description: shows a progress bar under this name.
         Raises: UserError naming the argument; OSError if the disk is full.
         """
-        _check_images(images)
+        images = as_images("ModelArray", "images", images)
         queries = as_queries(augment, *images.shape[1:3])
         want = tuple(want)
         for name in want:
@@ -154,7 +156,7 @@ class ModelArray:
                 fail("ModelArray", "want", f"hold names among {', '.join(SIGNALS)}", name)
         count = len(images)
         program = self._program(images, queries[0].view_size(*images.shape[1:3]), recorded(path, "kernels"))
-        labels = self._labels(labels, count, program.classes)
+        labels = as_labels("ModelArray", "labels", labels, count, program.classes).to(self.device)
         shape = (len(queries), count, len(self))
         pairs = len(queries) * len(self)
         size, free = 4 * len(want) * pairs * count, free_memory(torch.device("cpu"))
@@ -256,11 +258,9 @@ class ModelArray:
     def _build(self, images: Tensor, size: tuple[int, int], record: dict | None) -> Program | Eager | Sweep:
         shown = images[:2] if len(images) >= 2 else images.new_zeros(2, *images.shape[1:])
         sample = self._chunk_of(shown, Query(size=tuple(size)), 2, self.own_dtype)
-        try:
-            wanted = self.models[0](sample)
-        except RuntimeError as error:
-            got = f"{list(images.shape[1:])} ({str(error).splitlines()[0]})"
-            fail("ModelArray", "images", "fit the models' input", got)
+        with failures("ModelArray", "models", answers_rule(sample.shape)):
+            output = self.models[0](sample.clone())
+        wanted = checked("ModelArray", "models", output, sample)
         if self.bn == "batch":
             chunk = self._chunk or REFERENCE_BATCH
             return Eager(self.models, sample, self.dtype, chunk, padded=False, batch_norm=True)
@@ -321,13 +321,6 @@ class ModelArray:
         if not _close(found, wanted, room):
             raise Unsupported("its trace does not give its answers")
 
-    def _labels(self, labels: Tensor, count: int, classes: int) -> Tensor:
-        if labels.shape != (count,) or labels.dtype != torch.int64:
-            fail("ModelArray", "labels", f"be int64 [{count}]", f"{labels.dtype} {list(labels.shape)}")
-        if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            fail("ModelArray", "labels", f"lie in [0, {classes})", [int(labels.min()), int(labels.max())])
-        return labels.to(self.device)
-
     def _check_memory(self, program: Program | Eager, threads: int) -> None:
         need, free = program.bytes_per_image * threads, free_memory(self.device)
         if need * program.chunk > free:
@@ -366,11 +359,6 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(_bytes_of(tensor)).hexdigest()
-
-
-def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.dtype != torch.uint8:
-        fail("ModelArray", "images", "be uint8 [N, H, W, C]", f"{images.dtype} {list(images.shape)}")
 
 
 def _close(found: Tensor, wanted: Tensor, room: float) -> bool:
