@@ -21,7 +21,7 @@ def toy(out: Path, *flags: str, before: str = "", check: int | None = 0, env: di
 
 
 def metrics(out: Path) -> dict:
-    return json.loads((out / "metrics.json").read_text())
+    return json.loads((out / "release" / "metrics.json").read_text())
 
 
 def without_seconds(found: dict) -> dict:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kr_fast.runtime import files
+from kr_fast.runtime.layout import Folder
 
 if TYPE_CHECKING:
     from kr_fast.membership.audit_report import AuditReport
@@ -17,13 +18,17 @@ def write(
     """See :meth:`kr_fast.membership.AuditReport.write`."""
     from kr_fast import report as documents
 
-    found = files.strict({**report.to_dict(), "exposed": report.exposed(), "details": details})
-    files.save_arrays(out / "audit.npz", report.arrays())
-    files.write_json(out / "audit.json", found if show_records else {**found, "exposed": {}})
+    folder, exposed = Folder(out).make(), files.strict(report.exposed())
+    found = files.strict({**report.to_dict(), "details": details})
+    files.save_arrays(folder.audit_arrays, report.arrays())
+    files.write_json(folder.exposed, exposed)
+    files.write_json(folder.audit_figures, found)
     images = None if report.data.images is None or not show_real_images else report.data.images.numpy()
     members = None if report.data.members is None else report.data.members.numpy()
     scores = {n: {a: value.numpy() for a, value in each.items()} for n, each in report.scores.items()}
-    return documents.write_audit(out, found, _lines(report), scores, members, images, show_records)
+    place = folder.pages(show_real_images or show_records)
+    found["exposed"] = exposed
+    return documents.write_audit(place, found, _lines(report), scores, members, images, show_records)
 
 
 def _lines(report: "AuditReport") -> dict[str, dict[str, dict[str, np.ndarray]]]:

@@ -100,14 +100,17 @@ class AuditReport:
         show_real_images: bool = False,
         show_records: bool = False,
     ) -> Path:
-        """``audit.json``, ``audit.npz`` and the self-contained ``audit.html`` in ``out``; returns the last.
+        """Write the files of an audit into ``out``; returns the path of the page.
+
+        ``release/audit.html`` (self-contained) and ``release/audit.json`` hold figures; ``private/audit.npz`` the
+        scores of every record, ``private/exposed.json`` the most exposed ones; ``README.txt`` says so.
 
         Args:
             details: title, command, versions, config: printed as they are.
             show_real_images: show the images of the most exposed members, where the data hold images.
-            show_records: name the most exposed members, by index, class and score, in ``audit.json`` and the page.
+            show_records: name the most exposed members, by index, class and score, in the page.
 
-        A page that shows either says so in a banner. ``audit.npz`` holds every record's score.
+        A page that shows either says so in a banner, and lies in ``private/``.
         """
         from kr_fast.membership import audit_files
 

@@ -25,6 +25,7 @@ from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_me
 from kr_fast.report import without_folders
 from kr_fast.runtime import files, manifest, seeds, state
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.layout import Folder
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.versions import versions
 
@@ -284,14 +285,14 @@ class _Work:
 
     def run(self, options: dict[str, Any], targets: str) -> AuditReport | None:
         """Train what is missing, then attack."""
-        config, out = self.config, Path(self.config.out)
+        config, folder = self.config, Folder(self.config.out)
         images, labels = self.images[self.index], self.labels[self.index]
         shadows = self.shadows
         if shadows is None:
             workers = torch.get_num_threads() if self.runtime.device.type == "cpu" else 1
             shadows = train_shadows(
                 self.make, images, labels, num_models=config.num_shadows, config=self.recipe,
-                seed=seeds.derive(config.seed, "shadows"), out=out / "shadows", workers=workers,
+                seed=seeds.derive(config.seed, "shadows"), out=folder.shadows, workers=workers,
             )  # fmt: skip
         if not self.runtime.is_main:
             return None
@@ -299,19 +300,19 @@ class _Work:
         if config.control:
             control = overfitted(
                 self.make, images, labels, self.members, like=self.recipe, seed=config.seed,
-                device=self.runtime.device, path=out / "control.safetensors",
+                device=self.runtime.device, path=folder.control,
             )  # fmt: skip
         away = ~self.members
         accuracies = {
             name: float(array.signals(images[away], labels[away], want=("correct",))["correct"].mean())
             for name, array in self.models.items()
         }
-        files.remove_dead(out)
+        files.remove_dead(folder.private)
         kinds = {next(iter(self.models)): "transfer"} if self.transfer else None
         report = audit(
             self.models, shadows, images, labels, self.members, targets=targets, control=control,
             population=self.population, synthetic=self.synthetic, augment=config.augment, accuracies=accuracies,
-            kinds=kinds, path=out / "signals", **options,
+            kinds=kinds, path=folder.signals, **options,
         )  # fmt: skip
         index = self.index[report.data.index]  # numbers in the user's data, not in the pool
         return dataclasses.replace(report, data=dataclasses.replace(report.data, index=index))

@@ -43,10 +43,10 @@ def run(context: Context) -> dict[str, Any]:
         control = overfitted(
             context.make_network(c.teacher_arch, c.teacher_width), images, labels, members,
             like=teacher.recipe(context), seed=seeds.derive(c.seed, "control"),
-            device=context.runtime.device, path=context.out / "control.safetensors",
+            device=context.runtime.device, path=context.folder.control,
         )  # fmt: skip
     if c.audit_released:
-        released["released"] = torch.from_numpy(np.load(context.out / "synthetic" / "images.npy"))
+        released["released"] = torch.from_numpy(np.load(context.folder.images))
     report = audit(
         targets, sets, images, labels, members,
         control=control,
@@ -68,5 +68,5 @@ def run(context: Context) -> dict[str, Any]:
         }
         report.write(context.out, details, show_real_images=c.show_real_images, show_records=c.show_records)
     else:
-        files.save_arrays(context.out / "audit.npz", report.arrays())
+        files.save_arrays(context.folder.audit_arrays, report.arrays())
     return {"audit": found, "aop": {name: found[name]["lira"]["aop"] for name in targets}}

@@ -15,6 +15,7 @@ from kr_fast.models import classifier
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.journal import Journal
+from kr_fast.runtime.layout import Folder
 from kr_fast.runtime.state import Runtime
 
 
@@ -27,6 +28,11 @@ class Context:
     runtime: Runtime
     data: Dataset
     journal: Journal
+
+    @property
+    def folder(self) -> Folder:
+        """Where everything lies."""
+        return Folder(self.out)
 
     @property
     def real_augment(self) -> Augment:

@@ -11,7 +11,7 @@ from kr_fast.recycling import generator
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.journal import Journal
-from kr_fast.runtime.manifest import CONFIG
+from kr_fast.runtime.layout import Folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +30,13 @@ class Finished:
 
 def is_run(folder: Path) -> bool:
     """Whether ``folder`` is that of a run."""
-    return (folder / CONFIG).exists() and (folder / "journal.json").exists()
+    return Folder(folder).config.exists() and Folder(folder).journal.exists()
 
 
 def open_generator(run: Path, device: torch.device, step: int = 0) -> Finished:
     """The generator of a run's folder, of checkpoint ``step``; 0 for the chosen, else the latest one."""
-    journal, config = Journal(run), yaml.safe_load((run / CONFIG).read_text())
+    folder = Folder(run).check("synthesize", "model")
+    journal, config = Journal(run), yaml.safe_load(folder.config.read_text())
     trained = journal.done("generator")
     if trained is None:
         fail("synthesize", "model", "be a run whose generator is trained", run)
@@ -43,7 +44,7 @@ def open_generator(run: Path, device: torch.device, step: int = 0) -> Finished:
     chosen = step or tuned.get("checkpoint") or (journal.done("checkpoints") or {}).get("chosen") or steps[-1]
     if chosen not in steps:
         fail("synthesize", "checkpoint", f"be one of {', '.join(map(str, steps))}", chosen)
-    path = generator.folder_of(run, chosen)
+    path = folder.generator(chosen)
     facts = files.read_json(path / "objective.json")
     if "image_shape" not in facts:
         fail("synthesize", "model", "be a run of this version of kr-fast, which notes the shape of images", run)

@@ -37,16 +37,6 @@ def make_scheduler(objective: str) -> Any:
     )
 
 
-def folder_of(run: Path, step: int) -> Path:
-    """Where a run's checkpoint of ``step`` lies, in diffusers' format: ``unet/`` and ``scheduler/``."""
-    return run / "generator" / f"step-{step:06d}"
-
-
-def folder(context: Context, step: int) -> Path:
-    """:func:`folder_of` this run."""
-    return folder_of(context.out, step)
-
-
 def checkpoint_steps(steps: int, count: int) -> list[int]:
     """``count`` steps, evenly over the second half of the training; the last is the last step."""
     return sorted({math.ceil(steps / 2 + steps / 2 * (k + 1) / count) for k in range(count)})
@@ -78,9 +68,9 @@ def run(context: Context) -> dict[str, Any]:
         context,
         context.data.train,
         checkpoint_steps(c.generator_steps, c.checkpoints),
-        lambda step: folder(context, step),
+        context.folder.generator,
         seed=c.seed,
-        state_path=context.out / "state" / "generator.pt",
+        state_path=context.folder.state / "generator.pt",
         description="generator",
     )
 

@@ -26,7 +26,7 @@ from kr_fast.runtime.progress import bar
 from kr_fast.synthesis import LabelPlan, Sampler
 from kr_fast.synthesis.optimize import optimize
 
-FILE, TRIALS = "student.safetensors", "trials.json"
+TRIALS = "trials.json"
 
 # Period -> ids, labels and images (uint8 [n, H, W, C]) of its synthetic set.
 Draw = Callable[[int], tuple[Tensor, Tensor, Tensor]]
@@ -90,7 +90,7 @@ def drawn(
     """
     c = context.config
     network, scheduler, _ = generator.load(
-        generator.folder(context, sampling.checkpoint) if checkpoint is None else checkpoint, context.runtime.device
+        context.folder.generator(sampling.checkpoint) if checkpoint is None else checkpoint, context.runtime.device
     )
     optimize(network)
     sampler = Sampler(
@@ -253,11 +253,12 @@ def run(context: Context) -> dict[str, Any]:
         confidence=sampling.confidence,
         seed=seeds.derive(c.seed, "student"),
         description="student",
-        state_path=context.out / "state" / "student.pt",
+        state_path=context.folder.state / "student.pt",
     )
-    files.save_tensors(context.out / FILE, student.state_dict(), teacher.metadata(context, c.student_arch))
-    for name, values in (("images", found.images), ("labels", found.labels), ("ids", found.ids)):
-        files.save_array(context.out / "synthetic" / f"{name}.npy", values.cpu().numpy())
+    files.save_tensors(context.folder.student, student.state_dict(), teacher.metadata(context, c.student_arch))
+    place = context.folder
+    for path, values in ((place.images, found.images), (place.labels, found.labels), (place.ids, found.ids)):
+        files.save_array(path, values.cpu().numpy())
     return {
         "val_accuracy": found.val_accuracy[found.best_period],
         "best_period": found.best_period + 1,
@@ -274,5 +275,5 @@ def run(context: Context) -> dict[str, Any]:
 def load(context: Context) -> nn.Module:
     """The finished Student, in eval mode."""
     model = context.network(context.config.student_arch, context.config.student_width)
-    model.load_state_dict(files.load_tensors(context.out / FILE))
+    model.load_state_dict(files.load_tensors(context.folder.student))
     return model.to(context.runtime.device).eval()

@@ -90,7 +90,7 @@ def recycle(config: RecycleConfig) -> Result:
         for name, run, everywhere in STAGES:
             _stage(context, name, run, everywhere, start)
             start = time.perf_counter()
-        return Result(files.read_json(out / "metrics.json"), out, out / "report.html")
+        return Result(files.read_json(context.folder.metrics), out, reporting.pages(context) / "report.html")
     finally:
         manifest.release()
 

@@ -1,6 +1,7 @@
 """Stage 9, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,20 +75,19 @@ def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
 
 def command(context: Context) -> str:
     """What repeats or continues the run."""
-    return shlex.join(["kr-fast", "run", "--config", str(context.out / "config.yaml"), "--out", str(context.out)])
+    return shlex.join(["kr-fast", "run", "--config", str(context.folder.config), "--out", str(context.out)])
 
 
 def arrays(context: Context) -> dict[str, Any]:
     """Images and curves for the report."""
-    folder = context.out / "synthetic"
-    images, labels = np.load(folder / "images.npy"), np.load(folder / "labels.npy")
+    images, labels = np.load(context.folder.images), np.load(context.folder.labels)
     curves = {
         "teacher": context.result("teacher")["curves"],
         "generator": context.result("generator")["curves"],
         "student": context.result("gkd")["curves"],
     }
     points = {}
-    path = context.out / "audit.npz"
+    path = context.folder.audit_arrays
     if context.result("audit")["audit"] is not None:
         with np.load(path) as archive:
             for key in archive.files:
@@ -117,9 +117,14 @@ def _grid(images: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     return out
 
 
+def pages(context: Context) -> Path:
+    """Where report.html and report.md lie."""
+    return context.folder.pages(context.config.show_real_images)
+
+
 def run(context: Context) -> dict[str, Any]:
     """Write the three files; returns where they are."""
     facts = summary(context)
-    files.write_json(context.out / "metrics.json", report.metrics(facts))
-    html, markdown = report.write(context.out, facts, arrays(context))
+    files.write_json(context.folder.metrics, report.metrics(facts))
+    html, markdown = report.write(pages(context), facts, arrays(context))
     return {"html": html.name, "markdown": markdown.name}

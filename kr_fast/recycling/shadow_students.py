@@ -30,7 +30,7 @@ from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.progress import bar
 
-FOLDER = "shadow_students"
+SHARED = "shadow_students"  # the folder of the shared images, until the stage ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where the models go."""
-        return self.context.out / FOLDER
+        return self.context.folder.shadow_students
 
     @property
     def sampling(self) -> gkd.Sampling:
@@ -51,7 +51,7 @@ class Job:
 
     def period(self, period: int) -> Path:
         """File of the shared images of ``period``; their ids and labels lie beside it."""
-        return self.context.out / "state" / FOLDER / f"period-{period:04d}.npy"
+        return self.context.folder.state / SHARED / f"period-{period:04d}.npy"
 
     def keep_shared(self, period: int, ids: Tensor, labels: Tensor, images: Tensor) -> None:
         """Write the shared images of ``period``."""
@@ -88,7 +88,7 @@ class Job:
 
     def state(self, name: str) -> Path:
         """File of an unfinished training's position."""
-        return self.context.out / "state" / f"{name}.pt"
+        return self.context.folder.state / f"{name}.pt"
 
     def train(self, index: int, device: torch.device) -> None:
         """Train shadow Student ``index``, and save it."""
@@ -135,11 +135,11 @@ def run(context: Context) -> dict[str, Any]:
         files.write_json(job.folder / "shadows.json", record)  # kr-fast audit --shadows looks the data up
         files.save_array(job.folder / "keep.npy", shadows.keep(context)[: c.num_students].numpy())
     if runtime.is_main:
-        shutil.rmtree(context.out / "state" / FOLDER, ignore_errors=True)
+        shutil.rmtree(context.folder.state / SHARED, ignore_errors=True)
     return {"models": c.num_students, "generator": c.audit_generator}
 
 
 def load(context: Context) -> Shadows:
     """All shadow Students, with the examples that their Teachers were trained on."""
     make_model = context.make_network(context.config.student_arch, context.config.student_width)
-    return load_shadows(make_model, context.out / FOLDER, device=context.runtime.device)
+    return load_shadows(make_model, context.folder.shadow_students, device=context.runtime.device)

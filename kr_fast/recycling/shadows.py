@@ -16,8 +16,6 @@ from kr_fast.recycling import teacher
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
 
-FOLDER = "shadows"
-
 
 def pool(context: Context) -> tuple[Tensor, Tensor, Tensor]:
     """(images, labels, members): what the audit tells apart, on the CPU."""
@@ -39,14 +37,14 @@ def run(context: Context) -> dict[str, Any]:
         train_shadows(
             context.make_network(c.teacher_arch, c.teacher_width), images, labels,
             num_models=c.num_shadows, config=teacher.recipe(context),
-            seed=seeds.derive(c.seed, "shadows"), out=context.out / FOLDER, workers=workers(context),
+            seed=seeds.derive(c.seed, "shadows"), out=context.folder.shadows, workers=workers(context),
         )  # fmt: skip
     return {"models": c.num_shadows}
 
 
 def keep(context: Context) -> Tensor:
     """bool ``[M, N]``: which examples of the pool each shadow Teacher was trained on."""
-    return torch.from_numpy(np.load(context.out / FOLDER / "keep.npy"))
+    return torch.from_numpy(np.load(context.folder.shadows / "keep.npy"))
 
 
 def file(folder: Path, index: int) -> Path:
@@ -57,11 +55,11 @@ def file(folder: Path, index: int) -> Path:
 def load_one(context: Context, index: int) -> nn.Module:
     """Shadow Teacher ``index``, in eval mode, without gradients."""
     model = context.network(context.config.teacher_arch, context.config.teacher_width)
-    model.load_state_dict(files.load_tensors(file(context.out / FOLDER, index)))
+    model.load_state_dict(files.load_tensors(file(context.folder.shadows, index)))
     return model.to(context.runtime.device).eval().requires_grad_(False)
 
 
 def load(context: Context) -> Shadows:
     """All shadow Teachers."""
     make_model = context.make_network(context.config.teacher_arch, context.config.teacher_width)
-    return load_shadows(make_model, context.out / FOLDER, device=context.runtime.device)
+    return load_shadows(make_model, context.folder.shadows, device=context.runtime.device)

@@ -13,8 +13,6 @@ from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.errors import UserError, fail
 
-FILE = "teacher.safetensors"
-
 
 def recipe(context: Context) -> TrainConfig:
     """How the Teacher, and every shadow of it, is trained."""
@@ -43,7 +41,7 @@ def run(context: Context) -> dict[str, Any]:
             recipe(context),
             seed=seeds.derive(c.seed, "teacher"),
             val=context.data.val,
-            state_path=context.out / "state" / "teacher.pt",
+            state_path=context.folder.state / "teacher.pt",
             description="teacher",
         )
         curves = {
@@ -52,7 +50,7 @@ def run(context: Context) -> dict[str, Any]:
             "val_accuracy": history.val_accuracy,
         }
         best = history.best_epoch + 1
-    files.save_tensors(context.out / FILE, model.state_dict(), metadata(context, c.teacher or c.teacher_arch))
+    files.save_tensors(context.folder.teacher, model.state_dict(), metadata(context, c.teacher or c.teacher_arch))
     return {
         "val_accuracy": accuracy(model, context.data.val),
         "best_epoch": best,
@@ -103,5 +101,5 @@ def build(context: Context) -> nn.Module:
 def load(context: Context) -> nn.Module:
     """The finished Teacher, in eval mode, without gradients."""
     model = build(context)
-    model.load_state_dict(files.load_tensors(context.out / FILE))
+    model.load_state_dict(files.load_tensors(context.folder.teacher))
     return model.to(context.runtime.device).eval().requires_grad_(False)

@@ -13,6 +13,7 @@ import yaml
 
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.layout import PRIVATE, README, RELEASE, Folder, readme
 
 CONFIG, LOCK = "config.yaml", ".lock"
 MANIFEST = "manifest.json"
@@ -29,10 +30,11 @@ def open_run(out: str | Path, config: dict[str, Any], where: str = "run") -> Pat
             named with both values), or is in use by another process.
     """
     out = Path(out)
-    path = out / CONFIG
+    path, folder = out / CONFIG, Folder(out)
     if out.exists() and not out.is_dir():
         fail(where, "out", "be a folder", out)
     if path.exists():
+        folder.check(where, "out")
         found = yaml.safe_load(path.read_text()) or {}
         for key in sorted(found.keys() | config.keys()):
             if found.get(key) != config.get(key):
@@ -45,6 +47,7 @@ def open_run(out: str | Path, config: dict[str, Any], where: str = "run") -> Pat
     out.mkdir(parents=True, exist_ok=True)
     _lock(out, where)
     files.remove_leftovers(out)
+    folder.make()
     if not path.exists():
         files.write_text(path, yaml.safe_dump(config, sort_keys=False))
     return out
@@ -88,7 +91,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _left_by_us(entry: Path) -> bool:
     """What a start that was killed at once can leave behind."""
-    return entry.name == LOCK or (entry.name.startswith((f".{CONFIG}.", f".{MANIFEST}.")) and entry.suffix == ".tmp")
+    if entry.name in (RELEASE, PRIVATE):
+        return entry.is_dir() and not any(entry.iterdir())
+    if entry.name == README:
+        return entry.is_file() and entry.read_text() == readme()
+    temporary = entry.name.startswith((f".{CONFIG}.", f".{MANIFEST}.", f".{README}.")) and entry.suffix == ".tmp"
+    return entry.name == LOCK or temporary
 
 
 def _lock(out: Path, where: str) -> None:

@@ -97,8 +97,8 @@ def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "lira *" in shown
-    assert f"report: {out / 'audit.html'}" in shown
-    found = json.loads((out / "audit.json").read_text())
+    assert f"report: {out / 'release' / 'audit.html'}" in shown
+    found = json.loads((out / "release" / "audit.json").read_text())
     setting = found["setting"]
     assert (setting["members"], setting["non_members"]) == (90, 60)
     assert setting["shadow_sets"]["shadows"]["population"] == 30  # the validation split
@@ -111,17 +111,22 @@ def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):
     assert 0 < found["teacher"]["rmia"]["aop"] < 1
     assert found["leave_one_out"]["shadows"]["loss"]["targets"] == 4
     assert found["details"]["config"]["augment"] == "flip"
-    with np.load(out / "audit.npz") as arrays:  # numbers in the data, whose validation split is left out
+    with np.load(out / "private" / "audit.npz") as arrays:  # numbers in the data, whose validation split is left out
         assert arrays["index"].tolist() == [*range(90), *range(120, 180)]
     assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 12
     # A run that lost its last steps goes on: what is there is not trained again, and the figures are the same.
-    before = (out / "shadows" / "model-000.safetensors").stat().st_mtime_ns
-    for name in ("audit.json", "audit.html", "shadows/model-003.safetensors", "control.safetensors"):
+    before = (out / "private" / "shadows" / "model-000.safetensors").stat().st_mtime_ns
+    for name in (
+        "release/audit.json",
+        "release/audit.html",
+        "private/shadows/model-003.safetensors",
+        "private/control.safetensors",
+    ):
         (out / name).unlink()
     manifest.release()
     assert main(command) == 0
-    assert json.loads((out / "audit.json").read_text()) == found
-    assert (out / "shadows" / "model-000.safetensors").stat().st_mtime_ns == before
+    assert json.loads((out / "release" / "audit.json").read_text()) == found
+    assert (out / "private" / "shadows" / "model-000.safetensors").stat().st_mtime_ns == before
     # The printed command is a configuration of the same audit; another one is refused.
     manifest.release()
     capsys.readouterr()
@@ -142,22 +147,22 @@ def test_members_from_files_and_given_shadows(world, tmp_path, capsys, monkeypat
     assert main(one) == 0
     manifest.release()
     # The folder of shadows is that of these 150 examples; here they are named by splits.
-    two = base(world, "--out", tmp_path / "b", *flags, "--shadows", tmp_path / "a" / "shadows")
+    two = base(world, "--out", tmp_path / "b", *flags, "--shadows", tmp_path / "a" / "private" / "shadows")
     assert main(two) == 0
     manifest.release()
-    first, second = (json.loads((tmp_path / name / "audit.json").read_text()) for name in "ab")
+    first, second = (json.loads((tmp_path / name / "release" / "audit.json").read_text()) for name in "ab")
     assert first["setting"]["targets"]["target"]["kind"] == "full"
     assert second["setting"]["targets"]["target"]["kind"] == "transfer"  # nothing says how these shadows were made
     assert first["target"] == second["target"]
     assert (first["setting"]["members"], first["setting"]["non_members"]) == (90, 60)
     three = base(world, "--out", tmp_path / "c", *flags, "--members", tmp_path / "mask.npy", "--population", "0.5")
     assert main(three) == 0
-    found = json.loads((tmp_path / "c" / "audit.json").read_text())["setting"]
+    found = json.loads((tmp_path / "c" / "release" / "audit.json").read_text())["setting"]
     assert (found["members"], found["non_members"]) == (90, 45)
     assert found["shadow_sets"]["shadows"]["population_in_shadows"]
     manifest.release()
     capsys.readouterr()
-    other = base(world, "--out", tmp_path / "d", "--shadows", tmp_path / "a" / "shadows")
+    other = base(world, "--out", tmp_path / "d", "--shadows", tmp_path / "a" / "private" / "shadows")
     line = refused(capsys, *other, "--non-members", "val", "--population", "none")
     assert "audit: shadows must be of these 120 examples" in line
     assert "got keep.npy of 150" in line
@@ -173,7 +178,7 @@ def test_saved_signals(tmp_path, capsys):
     save_npz(tmp_path / "s.npz", data())
     assert main(["audit", "--signals", str(tmp_path / "s.npz"), "--out", str(tmp_path / "a")]) == 0
     assert "lira *" in capsys.readouterr().out
-    assert (tmp_path / "a" / "audit.html").exists()
+    assert (tmp_path / "a" / "release" / "audit.html").exists()
     manifest.release()
     logits, keep, labels, members = logits_of()
     p = logits.double().softmax(-1).numpy()
@@ -211,7 +216,7 @@ def test_saved_signals(tmp_path, capsys):
     np.save(tmp_path / "pm" / "signals" / "rmia_signals.npy", p[:12, :, 0].T)
     command = ["audit", "--privacy-meter", str(tmp_path / "pm"), "--target", "0", "--attacks", "lira", "base"]
     assert main([*command, "--out", str(tmp_path / "e")]) == 0
-    assert "had saturated" in (tmp_path / "e" / "audit.html").read_text()
+    assert "had saturated" in (tmp_path / "e" / "release" / "audit.html").read_text()
 
 
 @pytest.mark.parametrize(

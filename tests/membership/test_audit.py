@@ -183,9 +183,10 @@ def test_exposed_members_have_their_own_numbers(scene, tmp_path):
     assert rows[-1]["index"] == int(inside[loss[inside].argmax()])
     assert report.arrays()["index"].tolist() == report.data.index.tolist()
     assert torch.equal(report.data.images, images[report.data.index])
-    report.write(tmp_path, show_records=True)
-    found = json.loads((tmp_path / "audit.json").read_text())
-    assert [row["index"] for row in found["exposed"]["target"]] == [row["index"] for row in rows[:16]]
+    assert report.write(tmp_path, show_records=True) == tmp_path / "private" / "audit.html"
+    assert not (tmp_path / "release" / "audit.html").exists()
+    found = json.loads((tmp_path / "private" / "exposed.json").read_text())
+    assert [row["index"] for row in found["target"]] == [row["index"] for row in rows[:16]]
 
 
 def test_a_target_that_was_made_elsewhere(scene):

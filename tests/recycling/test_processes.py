@@ -28,7 +28,7 @@ def test_two_processes_do_the_run_of_one(tmp_path, finished):
     assert found["teacher"] == alone["teacher"]
     assert found["audit"]["teacher"] == alone["audit"]["teacher"]
     for folder in ("shadows", "shadow_students"):
-        assert len(list((tmp_path / "run" / folder).glob("*.safetensors"))) == 4
+        assert len(list((tmp_path / "run" / "private" / folder).glob("*.safetensors"))) == 4
     assert found["audit"]["student_full"].keys() == alone["audit"]["student_full"].keys()
 
 

@@ -114,12 +114,12 @@ def test_killed_run_continues_to_the_same_figures(tmp_path, finished, audited, p
         flags += ["--num-shadows", "0"]
         wanted = metrics(tmp_path / "whole")
     toy(tmp_path / "run", *flags, before=KILL + POINTS[point], check=-signal.SIGKILL)
-    assert not (tmp_path / "run" / "metrics.json").exists() or point == "report"
+    assert not (tmp_path / "run" / "release" / "metrics.json").exists() or point == "report"
     toy(tmp_path / "run", *flags)
     assert without_seconds(metrics(tmp_path / "run")) == without_seconds(wanted)
     leftovers = [path.name for path in (tmp_path / "run").rglob("*.pt")]
     assert leftovers == []
-    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["trials.json"]
+    assert [path.name for path in (tmp_path / "run" / "private" / "state").iterdir()] == ["trials.json"]
 
 
 def test_full_disk_stays_resumable(tmp_path, finished):
@@ -142,7 +142,7 @@ UNet2DModel.save_pretrained = full
 """
     done = toy(tmp_path / "run", before=code, check=2)
     assert done.stderr.strip().splitlines()[-1] == "kr-fast: [Errno 28] No space left on device"
-    assert list((tmp_path / "run" / "generator").iterdir()) == []
+    assert list((tmp_path / "run" / "private" / "generator").iterdir()) == []
 
 
 def test_finished_run_prints_at_once(finished):

@@ -51,7 +51,7 @@ def test_metrics_have_the_promised_keys(finished):
 def test_checkpoints_load_in_diffusers(finished):
     from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
 
-    folders = sorted((finished[0] / "generator").iterdir())
+    folders = sorted((finished[0] / "private" / "generator").iterdir())
     assert [folder.name for folder in folders] == ["step-000009", "step-000012"]
     for folder in folders:
         network = UNet2DModel.from_pretrained(folder / "unet")
@@ -65,10 +65,13 @@ def test_checkpoints_load_in_diffusers(finished):
 
 def test_models_and_images_lie_beside_the_report(finished):
     out = finished[0]
-    for name in ("teacher", "student"):
+    for name in ("private/teacher", "release/student"):
         model = classifier("resnet8", num_classes=10, in_channels=1, width=4, image_size=8)
         model.load_state_dict(files.load_tensors(out / f"{name}.safetensors"))
-    images, labels, ids = (np.load(out / "synthetic" / f"{name}.npy") for name in ("images", "labels", "ids"))
+    images, labels, ids = (
+        np.load(out / name / "synthetic" / f"{what}.npy")
+        for name, what in (("release", "images"), ("release", "labels"), ("private", "ids"))
+    )
     assert images.shape == (128, 8, 8, 1)
     assert images.dtype == np.uint8
     assert labels.shape == ids.shape == (128,)
@@ -76,7 +79,7 @@ def test_models_and_images_lie_beside_the_report(finished):
 
 
 def test_keep_matrix_is_recorded(finished):
-    with np.load(finished[0] / "audit.npz") as archive:
+    with np.load(finished[0] / "private" / "audit.npz") as archive:
         keep, members = archive["keep/teacher"], archive["members"]
     found = metrics(finished[0])
     assert keep.shape == (4, found["dataset"]["train"] + found["dataset"]["test"])
@@ -85,16 +88,16 @@ def test_keep_matrix_is_recorded(finished):
 
 
 def test_report_is_one_file_that_loads_nothing(finished):
-    text = (finished[0] / "report.html").read_text()
+    text = (finished[0] / "release" / "report.html").read_text()
     assert "<script" not in text
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert "url(" not in text
     assert text.count("data:image/png;base64,") == 4  # images, ROC, curves, seconds
     for words in ("not differential privacy", "Teacher (real images)", "LiRA online", "Checkpoint Optimisation"):
         assert words in text
-    markdown = (finished[0] / "report.md").read_text()
+    markdown = (finished[0] / "release" / "report.md").read_text()
     for link in re.findall(r"\]\((.*?)\)", markdown):
-        assert (finished[0] / link).exists(), link
+        assert (finished[0] / "release" / link).exists(), link
     assert "not differential privacy" in markdown
 
 
@@ -105,7 +108,7 @@ def test_last_screen(finished):
         "test accuracy", "LiRA online AUC", "LiRA offline AUC", "loss AUC", "AOP", "released images",
         "released images", "seconds",
     ]  # fmt: skip
-    assert lines[-1] == f"report: {finished[0]}/report.html"
+    assert lines[-1] == f"report: {finished[0]}/release/report.html"
 
 
 def test_own_teacher_from_a_factory(tmp_path):
@@ -120,7 +123,7 @@ def test_own_teacher_from_a_factory(tmp_path):
     found = metrics(tmp_path / "run")
     assert found["teacher"]["parameters"] == 650
     assert found["audit"] is None
-    assert "No audit was run" in (tmp_path / "run" / "report.md").read_text()
+    assert "No audit was run" in (tmp_path / "run" / "release" / "report.md").read_text()
 
 
 def test_unfit_factories_are_refused_in_one_line(tmp_path):
@@ -143,7 +146,7 @@ def test_unfit_factories_are_refused_in_one_line(tmp_path):
 
 
 def test_own_teacher_from_a_checkpoint(tmp_path, finished):
-    flags = ["--teacher", str(finished[0] / "teacher.safetensors"), "--num-shadows", "0"]
+    flags = ["--teacher", str(finished[0] / "private" / "teacher.safetensors"), "--num-shadows", "0"]
     toy(tmp_path / "run", *flags)
     assert metrics(tmp_path / "run")["teacher"]["test_accuracy"] == metrics(finished[0])["teacher"]["test_accuracy"]
 
@@ -151,7 +154,7 @@ def test_own_teacher_from_a_checkpoint(tmp_path, finished):
 @pytest.mark.parametrize("objective", ["epsilon", "v_prediction"])
 def test_other_objectives(tmp_path, objective):
     toy(tmp_path / "run", "--generator-objective", objective, "--num-shadows", "0", "--label-plan", "balanced")
-    labels = np.load(tmp_path / "run" / "synthetic" / "labels.npy")
+    labels = np.load(tmp_path / "run" / "release" / "synthetic" / "labels.npy")
     assert np.ptp(np.bincount(labels, minlength=10)) <= 1
 
 
@@ -168,13 +171,13 @@ def test_colour_images_of_an_odd_size_from_a_folder(tmp_path):
     toy(
         tmp_path / "run", "--data", str(tmp_path / "set"), "--student-shadows", "0", "--no-audit-released",
         "--teacher-flip", "--student-flip")  # fmt: skip
-    assert np.load(tmp_path / "run" / "synthetic" / "images.npy").shape == (128, 11, 9, 3)
+    assert np.load(tmp_path / "run" / "release" / "synthetic" / "images.npy").shape == (128, 11, 9, 3)
     found = metrics(tmp_path / "run")
     assert found["dataset"]["class_names"] == ["a", "b", "c"]
     assert set(found["audit"]) == {"teacher", "student", "comparison", "leave_one_out", "setting"}
-    text = (tmp_path / "run" / "report.md").read_text()
+    text = (tmp_path / "run" / "release" / "report.md").read_text()
     assert "shadows of the Teacher's training only (a transfer attack), a lower bound" in text
     assert "The generator and the synthetic images were not attacked." in text
     # As frequent as in training (24 : 18 : 12), each to one image.
-    counts = np.bincount(np.load(tmp_path / "run" / "synthetic" / "labels.npy"))
+    counts = np.bincount(np.load(tmp_path / "run" / "release" / "synthetic" / "labels.npy"))
     assert np.allclose(counts / 128, np.array([24, 18, 12]) / 54, atol=0.03)

@@ -18,7 +18,7 @@ from kr_fast.membership import lira, roc
 from kr_fast.recycling import auditing, generator, gkd, reporting, shadow_students, shadows
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.runtime import files, state
+from kr_fast.runtime import files, layout, state
 from kr_fast.runtime.journal import Journal
 
 pytestmark = pytest.mark.pipeline
@@ -36,7 +36,7 @@ def context_of(out: Path) -> Context:
 def without(source: Path, out: Path, stages: tuple[str, ...], *names: str) -> None:
     """A copy of a run in which some stages are not done yet, and some files are missing."""
     shutil.copytree(source, out)
-    for name in ("metrics.json", *names):
+    for name in ("release/metrics.json", *names):
         (out / name).unlink()
     path = out / "journal.json"
     journal = {key: value for key, value in json.loads(path.read_text()).items() if key not in stages}
@@ -56,7 +56,7 @@ def test_shared_images_are_those_that_the_student_saw(finished, tmp_path):
     job = shadow_students.Job(Context(run.config, tmp_path, run.runtime, run.data, run.journal))
     ids, labels, images = gkd.drawn(run, job.sampling, run.config.images)(2)
     for name, found in (("ids", ids), ("labels", labels), ("images", images)):
-        assert np.array_equal(found.numpy(), np.load(finished[0] / "synthetic" / f"{name}.npy")), name
+        assert np.array_equal(found.numpy(), np.load(getattr(run.folder, name))), name
     job.keep_shared(2, ids, labels, images)
     for kept, found in zip(job.shared(2), (ids, labels, images), strict=True):
         assert torch.equal(kept, found)
@@ -71,20 +71,20 @@ def test_the_full_audit_is_lira_on_the_shadow_students(finished):
     phi = found.array.signals(images, labels)["phi"]
     student = type(found.array)([gkd.load(run)]).signals(images, labels)["phi"]
     wanted = lira(phi, found.keep, variance="fixed", target=student)[0]
-    with np.load(finished[0] / "audit.npz") as archive:
+    with np.load(finished[0] / "private" / "audit.npz") as archive:
         scores, transfer = archive["student_full/lira/scores"], archive["student/lira/scores"]
     np.testing.assert_allclose(scores, wanted.numpy(), rtol=1e-6, atol=1e-9)
     assert not np.allclose(scores, transfer, rtol=1e-3)
     audit = metrics(finished[0])["audit"]
     assert audit["student_full"]["lira"]["auc"] == roc(torch.from_numpy(scores), members).auc
     for folder in ("shadows", "shadow_students"):
-        assert files.read_json(finished[0] / folder / "shadows.json")["data"] == data_digest(images, labels)
+        assert files.read_json(finished[0] / "private" / folder / "shadows.json")["data"] == data_digest(images, labels)
 
 
 def test_a_shadow_student_learns_from_its_own_teacher(finished):
     """Each answers as its Teacher does more than as the other Teachers do, on images that it learned from."""
     run = context_of(finished[0])
-    images = torch.from_numpy(np.load(finished[0] / "synthetic" / "images.npy"))
+    images = torch.from_numpy(np.load(run.folder.images))
     students, teachers = (each.load(run).array(images) for each in (shadow_students, shadows))
     # The size of what all models share would hide the rest: what is left of each after the mean over models.
     students, teachers = (each.log_softmax(2) for each in (students, teachers))
@@ -110,7 +110,7 @@ def test_setting_says_what_was_run(finished, audited):
         assert set(paired) == {"student", "student_full"}
         gap = found["audit"]["teacher"]["lira"]["auc"] - found["audit"]["student_full"]["lira"]["auc"]
         assert paired["student_full"]["lira"]["difference"] == pytest.approx(gap)
-        assert f"Student, full ({kind} generator)" in (out / "report.md").read_text()
+        assert f"Student, full ({kind} generator)" in (out / "release" / "report.md").read_text()
 
 
 def test_a_teacher_that_was_given_is_a_transfer(finished, tmp_path):
@@ -118,7 +118,7 @@ def test_a_teacher_that_was_given_is_a_transfer(finished, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
     run = context_of(out)
-    run.config = dataclasses.replace(run.config, teacher=str(finished[0] / "teacher.safetensors"))
+    run.config = dataclasses.replace(run.config, teacher=str(finished[0] / "private" / "teacher.safetensors"))
     audit, notes = auditing.run(run)["audit"], "is attacked with shadows that were not made as it was (transfer)"
     for name in ("teacher", "student", "student_full"):
         assert audit["setting"]["targets"][name]["kind"] == "transfer"
@@ -127,17 +127,28 @@ def test_a_teacher_that_was_given_is_a_transfer(finished, tmp_path):
 
 def test_control_and_page(finished, audited):
     assert metrics(finished[0])["audit"]["setting"]["control"] is None
-    assert "no positive control" in (finished[0] / "report.md").read_text()
+    assert "no positive control" in (finished[0] / "release" / "report.md").read_text()
     control = metrics(audited[0])["audit"]["setting"]["control"]
     assert control["name"] == "control"
-    assert (audited[0] / "control.safetensors").exists()
+    assert (audited[0] / "private" / "control.safetensors").exists()
     assert "positive control" in audited[1]
-    assert (audited[0] / "audit.html").exists()
-    run, written = context_of(audited[0]), files.read_json(audited[0] / "audit.json")["details"]
+    assert (audited[0] / "release" / "audit.html").exists()
+    run, written = context_of(audited[0]), files.read_json(audited[0] / "release" / "audit.json")["details"]
     assert set(written["versions"]) == {"kr_fast", "python", *reporting.PACKAGES}
     assert written["command"] == reporting.command(run)
     assert written["config"] == report.without_folders(run.config.record())
-    assert not (finished[0] / "audit.html").exists()
+    assert not (finished[0] / "release" / "audit.html").exists()
+
+
+def test_folder_says_of_every_entry_who_may_have_it(finished, audited):
+    for out, _ in (finished, audited):
+        for name, entries in layout.ENTRIES.items():
+            found = {f"{path.name}/" if path.is_dir() else path.name for path in (out / name).iterdir()}
+            assert found - {"release/", "private/"} <= entries.keys(), name
+        allowed = ("student.safetensors", "images.npy", "labels.npy", "report.html", "report.md", "metrics.json",
+                   "audit.html", "audit.json")  # fmt: skip
+        for path in (out / "release").rglob("*.*"):
+            assert path.name in allowed or path.parent.name == "figures", path
 
 
 def test_generators_are_retrained_on_the_halves(audited):
@@ -145,7 +156,7 @@ def test_generators_are_retrained_on_the_halves(audited):
     _, labels, _ = shadows.pool(run)
     weights = []
     for index, kept in enumerate(shadows.keep(run)):
-        folder = audited[0] / "shadow_students" / f"generator-{index:03d}"
+        folder = audited[0] / "private" / "shadow_students" / f"generator-{index:03d}"
         counts = files.read_json(folder / "objective.json")["class_counts"]
         assert counts == torch.bincount(labels[kept], minlength=10).tolist()
         weights.append(generator.load(folder, torch.device("cpu"))[0].conv_in.weight)
@@ -167,7 +178,7 @@ def test_a_generator_trained_alone_is_the_runs(finished, tmp_path):
     finally:
         torch.set_num_threads(threads)
     found = generator.load(tmp_path / "9", torch.device("cpu"))[0].state_dict()
-    wanted = generator.load(generator.folder(run, 9), torch.device("cpu"))[0].state_dict()
+    wanted = generator.load(run.folder.generator(9), torch.device("cpu"))[0].state_dict()
     for name, value in wanted.items():
         assert torch.equal(found[name], value), name
 
@@ -175,11 +186,11 @@ def test_a_generator_trained_alone_is_the_runs(finished, tmp_path):
 def test_worker_processes_train_the_same_models(tmp_path, finished):
     """Two threads: two workers of one thread each, as the run had; two models are missing, and the images too."""
     out = tmp_path / "run"
-    gone = tuple(f"shadow_students/model-{index:03d}.safetensors" for index in (1, 3))
+    gone = tuple(f"private/shadow_students/model-{index:03d}.safetensors" for index in (1, 3))
     without(finished[0], out, ("shadow_students", "audit", "report"), *gone)
-    kept = (out / "shadow_students" / "model-000.safetensors").stat().st_mtime_ns
+    kept = (out / "private" / "shadow_students" / "model-000.safetensors").stat().st_mtime_ns
     toy(out, env={"OMP_NUM_THREADS": "2"})
-    assert (out / "shadow_students" / "model-000.safetensors").stat().st_mtime_ns == kept
+    assert (out / "private" / "shadow_students" / "model-000.safetensors").stat().st_mtime_ns == kept
     for name in gone:
         assert (out / name).read_bytes() == (finished[0] / name).read_bytes()
-    assert os.listdir(out / "state") == ["trials.json"]
+    assert os.listdir(out / "private" / "state") == ["trials.json"]

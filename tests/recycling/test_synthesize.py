@@ -62,5 +62,8 @@ def test_runs_that_are_refused(tmp_path, finished):
         finished_runs.open_generator(finished[0], torch.device("cpu"), 5)
     (tmp_path / "config.yaml").write_text((finished[0] / "config.yaml").read_text())
     (tmp_path / "journal.json").write_text("{}")
+    with pytest.raises(UserError, match="synthesize: model must hold release/ and private/"):
+        finished_runs.open_generator(tmp_path, torch.device("cpu"))
+    (tmp_path / "private").mkdir()
     with pytest.raises(UserError, match="synthesize: model must be a run whose generator is trained, got"):
         finished_runs.open_generator(tmp_path, torch.device("cpu"))

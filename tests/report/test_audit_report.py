@@ -37,7 +37,9 @@ DETAILS = {"title": "Audit of <i>x</i>", "command": "kr-fast audit", "versions":
 
 def test_page_is_one_safe_file(page):
     _, out, text = page
-    assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.json", "audit.npz"]
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    release = {"release/audit.html", "release/audit.json"}
+    assert found == {"README.txt", *release, "private/audit.npz", "private/exposed.json"}
     assert "<script" not in text
     assert "http" not in text
     assert "<b>t" not in text
@@ -73,11 +75,13 @@ def test_page_says_what_was_found(page):
 
 def test_files_hold_the_figures_and_scores(page):
     report, out, _ = page
-    found = json.loads((out / "audit.json").read_text())
+    found = json.loads((out / "release" / "audit.json").read_text())
     assert found["<b>t</b>"]["lira"]["auc"] == report.figures["<b>t</b>"]["lira"]["auc"]
     assert found["details"]["title"] == "Audit of <i>x</i>"
-    assert found["exposed"] == {}
-    with np.load(out / "audit.npz") as archive:
+    assert "exposed" not in found
+    exposed = json.loads((out / "private" / "exposed.json").read_text())
+    assert len(exposed["other"]) == 16
+    with np.load(out / "private" / "audit.npz") as archive:
         scores, members = archive["<b>t</b>/lira/scores"], archive["members"]
         assert np.array_equal(scores, report.scores["<b>t</b>"]["lira"].numpy())
         assert archive["keep"].shape == (MODELS, COUNT)
@@ -109,7 +113,7 @@ def test_a_page_tells_nothing_of_single_records_unless_asked(page, tmp_path):
     other = permuted(report, torch.arange(COUNT).flip(0))
     assert other.write(tmp_path / "other", DETAILS).read_text() == text
     numbers = [
-        json.loads((folder / "audit.json").read_text(), parse_float=lambda text: f"{float(text):.9g}")
+        json.loads((folder / "release" / "audit.json").read_text(), parse_float=lambda text: f"{float(text):.9g}")
         for folder in (out, tmp_path / "other")
     ]
     assert numbers[0] == numbers[1]  # to what the order of a sum leaves
@@ -120,11 +124,12 @@ def test_a_page_tells_nothing_of_single_records_unless_asked(page, tmp_path):
         ({"show_records": True, "show_real_images": True}, "shows real images and single records of"),
     )):  # fmt: skip
         folder = tmp_path / str(index)
-        found = report.write(folder, DETAILS, **options).read_text()
+        path = report.write(folder, DETAILS, **options)
+        found = path.read_text()
+        assert path == folder / "private" / "audit.html"
+        assert not (folder / "release" / "audit.html").exists()
         assert found.count('role="alert"') == 1
         assert words in found
-        rows = json.loads((folder / "audit.json").read_text())["exposed"]
-        assert len(rows.get("other", [])) == (16 if "show_records" in options else 0)
         assert (">index</th>" in found) == ("show_records" in options)
         assert ("The most exposed members of other" in found) == ("show_real_images" in options)
         assert "The most exposed members, by the primary attack" in found

@@ -1,0 +1,50 @@
+"""Two folders by who may have what is in them, and a text that says so of every entry."""
+
+import pytest
+
+from kr_fast.runtime import layout, manifest
+from kr_fast.runtime.errors import UserError
+
+
+def test_text_lists_every_path_that_the_folder_names(tmp_path):
+    folder = layout.Folder(tmp_path / "run").make()
+    text = (tmp_path / "run" / "README.txt").read_text()
+    for path in [*vars(folder).values(), folder.generator(3)]:
+        inside = path.relative_to(folder.out).parts
+        if inside and inside[0] in (layout.RELEASE, layout.PRIVATE):
+            head, names = f"{inside[0]}/:", inside[1:2]
+        else:
+            head, names = "Beside them", inside
+        part = text[text.index(head) :]
+        for name in names:
+            assert f"  {name}:" in part or f"  {name}/:" in part, path
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_release_holds_nothing_that_was_trained_on_real_images():
+    assert not {"teacher.safetensors", "generator/", "shadows/", "audit.npz"} & layout.ENTRIES[layout.RELEASE].keys()
+
+
+def test_text_of_a_user_stays(tmp_path):
+    (tmp_path / "README.txt").write_text("mine")
+    layout.Folder(tmp_path).make()
+    assert (tmp_path / "README.txt").read_text() == "mine"
+
+
+def test_older_folder_is_refused_in_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "teacher.safetensors").write_text("x")
+    with pytest.raises(UserError, match=r"run: out must hold release/ and private/ \(an older kr-fast wrote another"):
+        manifest.open_run(tmp_path, {"seed": 0})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "teacher.safetensors"]
+
+
+def test_a_start_that_was_killed_before_its_configuration_can_be_repeated(tmp_path):
+    layout.Folder(tmp_path).make()
+    (tmp_path / ".lock").touch()
+    manifest.open_run(tmp_path, {"seed": 0})
+    manifest.release()
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "private" / "notes").write_text("mine")
+    with pytest.raises(UserError, match="out must be empty or hold a run"):
+        manifest.open_run(tmp_path, {"seed": 0})
