@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.shown import Short
+from kr_fast.runtime.reprs import ShortRepr
 
 SIZES = (8, 224)
 CLASSES = (2, 1000)
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Split(Short):
+class Split(ShortRepr):
     """``images``: uint8 ``[N, H, W, C]``; ``labels``: int64 ``[N]``."""
 
     images: Tensor
@@ -29,7 +29,7 @@ class Split(Short):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Dataset(Short):
+class Dataset(ShortRepr):
     """A named set with three disjoint splits. Choices are made on ``val``; ``test`` is read once, at the end."""
 
     name: str

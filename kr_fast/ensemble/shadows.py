@@ -19,11 +19,11 @@ from kr_fast.ensemble.workers import Job, train
 from kr_fast.runtime import files, seeds, state
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
-from kr_fast.runtime.shown import Short
+from kr_fast.runtime.reprs import ShortRepr
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Shadows(Short):
+class Shadows(ShortRepr):
     """``array``: the M models; ``keep``: bool ``[M, N]``, True where example n was in model m's training set."""
 
     array: ModelArray

@@ -11,7 +11,7 @@ from torch import Tensor
 from kr_fast.ops.membership_signals import membership_signals
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import looks_like_probabilities
-from kr_fast.runtime.shown import Short
+from kr_fast.runtime.reprs import ShortRepr
 
 SIGNALS = ("phi", "entropy", "modified_entropy", "correct")
 RESERVED = ("setting", "comparison", "leave_one_out", "exposed", "details")
@@ -20,7 +20,7 @@ ANSWERS = 3  # largest log-probabilities that the shadow network reads, beside t
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class ShadowSignals(Short):
+class ShadowSignals(ShortRepr):
     """One set of M shadows on the pool of N examples.
 
     Args:
@@ -56,7 +56,7 @@ class ShadowSignals(Short):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class TargetSignals(Short):
+class TargetSignals(ShortRepr):
     """One model under attack.
 
     Args:
@@ -87,7 +87,7 @@ class TargetSignals(Short):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class AuditData(Short):
+class AuditData(ShortRepr):
     """Everything that :func:`kr_fast.membership.audit_signals` reads; no model is needed.
 
     Args:

@@ -16,10 +16,10 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #8886; padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; }
-th, td.long { min-width: 22rem; }
+th, td.short { white-space: nowrap; }
+td.long { min-width: 22rem; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 .table { overflow-x: auto; }
-td.short { white-space: nowrap; }
 picture img { background: none; }
 pre { overflow-x: auto; padding: .8rem; background: #8882; border-radius: 4px; font-size: 13px; }
 .banner { border: 3px solid #D55E00; border-radius: 4px; padding: .6rem 1rem; font-weight: 600; }

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.shown import Short
+from kr_fast.runtime.reprs import ShortRepr
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LabelPlan(Short):
+class LabelPlan(ShortRepr):
     """``labels(id) = pattern[id mod len(pattern)]``; ``count`` ids exist, or endlessly many if None."""
 
     pattern: Tensor

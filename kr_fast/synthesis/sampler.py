@@ -14,7 +14,7 @@ from kr_fast import __version__
 from kr_fast.ops.pack_uint8 import pack_uint8
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
-from kr_fast.runtime.shown import Short
+from kr_fast.runtime.reprs import ShortRepr
 from kr_fast.synthesis.graphed import GraphTrajectory
 from kr_fast.synthesis.labels import LabelPlan
 from kr_fast.synthesis.networks import adapt, weights_digest
@@ -26,7 +26,7 @@ QUALITIES = ("exact", "fused", "fast")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Batch(Short):
+class Batch(ShortRepr):
     """``ids``, ``labels``: int64 ``[B]``; ``images``: uint8 ``[B, H, W, C]``."""
 
     ids: Tensor

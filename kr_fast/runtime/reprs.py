@@ -19,10 +19,10 @@ def short(value: Any) -> str:
         inside = ", ".join(f"{key}: {short(each)}" for key, each in list(value.items())[:4])
         return f"{{{inside}{', ...' if len(value) > 4 else ''}}}"
     text = repr(value)
-    return text if len(text) <= MOST or isinstance(value, Short) else f"{text[: MOST - 3]}..."
+    return text if len(text) <= MOST or isinstance(value, ShortRepr) else f"{text[: MOST - 3]}..."
 
 
-class Short:
+class ShortRepr:
     """A dataclass (of ``repr=False``) that prints in a line or two whatever it holds."""
 
     def __repr__(self) -> str:
