@@ -1,8 +1,6 @@
 """``kr-fast audit``: membership attacks on any torch classifier, or on signals that were saved before."""
 
 import argparse
-import os
-import sys
 from typing import Any
 
 from kr_fast.cli import options
@@ -25,8 +23,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Build the configuration, run, print the table."""
     from kr_fast.membership.audit_run import AuditConfig, run_audit
 
-    if os.getcwd() not in sys.path:  # a factory beside the shell that names it
-        sys.path.insert(0, os.getcwd())
     flags = options.given(arguments, AuditConfig)
     config = options.build(AuditConfig, options.read_yaml(arguments.config, "audit"), flags, where="audit")
     done = run_audit(config)

@@ -1,31 +1,50 @@
-"""Models that a user names: a factory ``pkg.mod:name`` or one of the package's own, and a file of weights."""
+"""Models that a user names: a factory ``pkg.mod:name``, or one of the package's own."""
 
 import functools
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kr_fast.ensemble.checkpoints import load_weights
+from kr_fast.ensemble.networks import an, own_words, takes_logits
 from kr_fast.models import CLASSIFIERS, classifier
-from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError, fail
+
+FACTORY = "name a factory that returns a torch module"
+
+__all__ = ["FACTORY", "factory", "load_weights", "model_factory"]
 
 
 def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[], Any]:
     """What makes the object ``pkg.mod:name``, called with those of the offered keywords that it takes.
 
-    Raises: UserError where it cannot be imported, or needs more than is offered.
+    A module in the working directory is found, here and in the processes that are started from here.
+
+    Raises: UserError where it cannot be imported, with the words of whatever its code raises, or needs more than is
+        offered.
     """
     module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    rule = "name an importable pkg.mod:factory"
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        rule = "name an importable pkg.mod:factory"
-        raise UserError(f"{where}: {argument} must {rule}, got {name} ({error})") from error
+    except (Exception, SystemExit) as error:
+        why = own_words(error)
+        if isinstance(error, SystemExit):
+            why = 'its import ends the program; put what a script does under if __name__ == "__main__"'
+        elif module.endswith(".py") or os.sep in module:
+            why = f"{why}; a module is named as in an import, not as a file"
+        raise UserError(f"{where}: {argument} must {rule}, got {name} ({why})") from error
+    if isinstance(found, nn.Module) or not callable(found):
+        kind = "the network itself" if isinstance(found, nn.Module) else an(type(found).__name__)
+        fail(where, argument, "name a function or class that makes a network", f"{name}, which is {kind}")
     try:
         signature = inspect.signature(found)
         takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
@@ -38,9 +57,24 @@ def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[]
 
 
 def model_factory(
-    where: str, argument: str, name: str, *, num_classes: int, image_shape: tuple[int, int, int], width: int = 16
+    where: str,
+    argument: str,
+    name: str,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    width: int = 16,
+    sample: Tensor | None = None,
 ) -> Callable[[], nn.Module]:
-    """Makes classifiers: ``pkg.mod:factory``, or resnet8, resnet14, resnet20, resnet32 of this package."""
+    """Makes classifiers: ``pkg.mod:factory``, or resnet8, resnet14, resnet20, resnet32 of this package.
+
+    A factory's network is asked once; where it returns its logits inside something else (``output.logits``),
+    :class:`kr_fast.ensemble.LogitsOf` is put around it.
+
+    Args:
+        sample: float ``[2, C, H, W]``, images as the network is shown them; None for zeros.
+    Raises: UserError with the words of whatever the factory, or its network, raises.
+    """
     height, side, channels = image_shape
     offered = {"num_classes": num_classes, "in_channels": channels}
     if name in CLASSIFIERS:
@@ -48,27 +82,5 @@ def model_factory(
     if ":" not in name:
         fail(where, argument, f"be pkg.mod:factory or one of {', '.join(CLASSIFIERS)}", name or "nothing")
     make = factory(where, argument, name, **offered)
-    if not isinstance(model := make(), nn.Module):
-        fail(where, argument, "name a factory that returns a torch module", f"{name} -> {type(model)}")
-    return make
-
-
-def load_weights(model: nn.Module, path: Path, where: str) -> None:
-    """Load a state dict that must fit, naming the first tensor that does not."""
-    try:
-        safe = path.suffix == ".safetensors"
-        found = files.load_tensors(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # each library has errors of its own for a file that is not one of its files
-        why = str(error).split("\n")[0].split(". ")[0]  # and not the advice behind it, to load unsafely
-        raise UserError(f"{where} must be a readable .safetensors or .pt state dict, got {path} ({why})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{where} must hold a state dict, got {type(found).__name__} in {path}")
-    wanted = model.state_dict()
-    for name, value in wanted.items():
-        shape = list(found[name].shape) if isinstance(found.get(name), Tensor) else None
-        if shape != list(value.shape):
-            got = "nothing" if shape is None else shape
-            raise UserError(f"{where} must hold {name} of shape {list(value.shape)}, got {got} in {path}")
-    model.load_state_dict({name: found[name] for name in wanted})
+    x = torch.zeros(2, channels, height, side) if sample is None else sample
+    return takes_logits(where, argument, make, x, num_classes, FACTORY)

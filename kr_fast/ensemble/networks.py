@@ -67,14 +67,13 @@ def own_words(error: BaseException) -> str:
     return text if text == kind or type(error) in (RuntimeError, UserError) else f"{kind}: {text}"
 
 
-def made(where: str, argument: str, make: Callable[[], Any]) -> nn.Module:
+def made(where: str, argument: str, make: Callable[[], Any], rule: str = "return a torch module") -> nn.Module:
     """What a user's ``make()`` returns: a torch module with all its sizes.
 
     Raises: UserError with the words of whatever ``make`` raises, an exit of the program included.
     """
-    rule = "return a torch module"
     if not callable(make):
-        fail(where, argument, f"be a function that {rule.replace('return', 'returns')}", described(make))
+        fail(where, argument, "be a function that returns a torch module", described(make))
     try:
         model = make()
     except (Exception, SystemExit) as error:
@@ -93,7 +92,14 @@ def check_sizes(where: str, argument: str, model: nn.Module) -> None:
         if isinstance(value, UninitializedParameter | UninitializedBuffer):
             part = type(model.get_submodule(name.rpartition(".")[0])).__name__
             mend = "give them, or call the network once on images where it is made"
-            fail(where, argument, "be a torch module with all its sizes", f"a {part} without ({name}; {mend})")
+            fail(where, argument, "be a torch module with all its sizes", f"{an(part)} without ({name}; {mend})")
+
+
+def check_saved(where: str, argument: str, model: nn.Module) -> None:
+    """Refuse a network that a file of weights cannot hold."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            fail(where, argument, "have a state dict of tensors alone", f"{name}, {an(type(value).__name__)}")
 
 
 def not_finite(model: nn.Module) -> str | None:
@@ -117,6 +123,12 @@ def check_fresh(where: str, argument: str, first: nn.Module, second: nn.Module) 
 def device_of(model: nn.Module) -> torch.device:
     """Where the first of its weights lies; the CPU where it has none."""
     return next((value.device for value in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def fitted(model: nn.Module, x: Tensor) -> Tensor:
+    """Images on the network's device and in the dtype of its weights."""
+    dtype = next((value.dtype for value in model.parameters() if value.is_floating_point()), x.dtype)
+    return x.to(device_of(model), dtype)
 
 
 def answers_rule(shape: tuple[int, ...], classes: int | None = None) -> str:
@@ -193,13 +205,21 @@ def ask(
     return logits
 
 
-def takes_logits(where: str, argument: str, make: Callable[[], Any], x: Tensor) -> Callable[[], nn.Module]:
+def takes_logits(
+    where: str,
+    argument: str,
+    make: Callable[[], Any],
+    x: Tensor,
+    classes: int | None = None,
+    rule: str = "return a torch module",
+) -> Callable[[], nn.Module]:
     """``make``, with :class:`LogitsOf` around what it makes if that answers ``x`` in a form that needs it.
 
     Raises: UserError for any failure of ``make`` and of the network.
     """
-    model = made(where, argument, make)
-    with failures(where, argument, answers_rule(x.shape)), _mode(model, False), torch.inference_mode():
+    model = made(where, argument, make, rule)
+    x = fitted(model, x)
+    with failures(where, argument, answers_rule(x.shape, classes)), _mode(model, False), torch.inference_mode():
         output = model(x.clone())
     if isinstance(output, Tensor) or not isinstance(logits_of(output), Tensor):
         return make
@@ -240,5 +260,10 @@ def _shown(output: Any) -> str:
     if isinstance(output, np.ndarray):
         return f"a numpy array {described(output)}"
     if isinstance(output, Mapping):
-        return f"a {type(output).__name__} of {', '.join(map(str, list(output)[:5])) or 'nothing'}"
-    return f"a {described(output)}"
+        return an(f"{type(output).__name__} of {', '.join(map(str, list(output)[:5])) or 'nothing'}")
+    return an(described(output))
+
+
+def an(words: str) -> str:
+    """``words`` behind an article."""
+    return f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"

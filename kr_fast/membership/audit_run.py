@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import load, load_uncut
+from kr_fast.data import load, load_uncut, to_float
 from kr_fast.ensemble import ModelArray, Shadows, load_shadows, train_shadows
-from kr_fast.ensemble.loading import load_weights, model_factory
+from kr_fast.ensemble.loading import FACTORY, load_weights, model_factory
+from kr_fast.ensemble.networks import ask, fitted, made
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership.audit import CONTROL, audit
 from kr_fast.membership.audit_config import SPLITS, AuditConfig
-from kr_fast.membership.audit_data import RESERVED, AuditData, pool_of, refuse_probabilities
+from kr_fast.membership.audit_data import RESERVED, AuditData, pool_of
 from kr_fast.membership.audit_report import AuditReport, audit_signals
 from kr_fast.membership.catalog import CATALOG, check_given, lacking, refuse
 from kr_fast.membership.control import overfitted
@@ -112,8 +113,11 @@ class _Work:
         self._choose_pool()
         self._check_needs()
         shape = tuple(self.images.shape[1:])
-        self.make = self._factory(config.model, "model", classes, shape)
+        for name in ("mean", "std"):
+            if len(found := getattr(config, name)) not in (0, 1, shape[2]):
+                fail("audit", name, f"hold one number, or one for each of {shape[2]} channels", list(found))
         self.normalize = (config.mean, config.std) if config.mean else None
+        self.make = self._factory(config.model, "model", classes, shape)
         self.models = self._models(classes, shape)
         self.transfer = self._is_transfer()
         self.shadows = None
@@ -212,8 +216,17 @@ class _Work:
 
     def _factory(self, name: str, argument: str, classes: int, shape: tuple) -> Callable[[], nn.Module]:
         return model_factory(
-            "audit", argument, name, num_classes=classes, image_shape=shape, width=self.config.width
+            "audit", argument, name, num_classes=classes, image_shape=shape, width=self.config.width,
+            sample=self._shown(2),
         )  # fmt: skip
+
+    def _shown(self, count: int) -> Tensor:
+        """The first images as the models are shown them, float ``[n, C, H, W]``."""
+        x = to_float(self.images[:count])
+        if self.normalize is None:
+            return x
+        mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in self.normalize)
+        return ((x + 1) / 2 - mean) / std
 
     def _models(self, classes: int, shape: tuple) -> dict[str, ModelArray]:
         """Name -> the model under attack, which has answered some images."""
@@ -229,21 +242,13 @@ class _Work:
                 fail("audit", "checkpoint", f"have names without / and other than {', '.join(taken)}", entry)
             if not Path(file).exists():
                 raise FileNotFoundError(f"audit: checkpoint must be a file, got {file}")
-            model = (self._factory(other, "checkpoint", classes, shape) if other else self.make)()
+            argument = f"model of {name}" if other else "model"
+            make = self._factory(other, argument, classes, shape) if other else self.make
+            model = made("audit", argument, make, FACTORY)
             load_weights(model, Path(file), f"audit: checkpoint {name}")
             model = model.to(self.runtime.device).eval()
-            rule = f"answer [N, {classes}] logits for {shape[0]} x {shape[1]} x {shape[2]} images"
-            try:
-                found[name] = ModelArray([model], normalize=self.normalize)
-                logits = found[name](self.images[:64])[0]
-            except UserError:
-                raise
-            except (RuntimeError, TypeError, ValueError) as error:
-                text = str(error).splitlines()[0]
-                raise UserError(f"audit: model must {rule}, got the error {text}") from error
-            if logits.ndim != 2 or logits.shape[1] != classes:
-                fail("audit", "model", rule, list(logits.shape))
-            refuse_probabilities(logits, f"target {name}", "return logits (remove its softmax)")
+            ask("audit", argument, model, fitted(model, self._shown(64)), classes)
+            found[name] = ModelArray([model], normalize=self.normalize)
         return found
 
     def _is_transfer(self) -> bool:

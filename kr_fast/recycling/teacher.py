@@ -3,15 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from kr_fast.data import to_float
+from kr_fast.data import Split, to_float
 from kr_fast.ensemble import TrainConfig, accuracy, fit
-from kr_fast.ensemble.loading import factory, load_weights
+from kr_fast.ensemble.loading import FACTORY, load_weights, model_factory
+from kr_fast.ensemble.networks import ask, check_saved, made, plain
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.log import logger
+
+ASKED = 64  # images that a given Teacher has to answer before anything begins
 
 
 def recipe(context: Context) -> TrainConfig:
@@ -50,13 +52,28 @@ def run(context: Context) -> dict[str, Any]:
             "val_accuracy": history.val_accuracy,
         }
         best = history.best_epoch + 1
-    files.save_tensors(context.folder.teacher, model.state_dict(), metadata(context, c.teacher or c.teacher_arch))
+    found = accuracy(model, context.data.val)
+    if c.teacher:
+        _warn_of_chance(found, context.data.val)
+    state = plain(model).state_dict()
+    files.save_tensors(context.folder.teacher, state, metadata(context, c.teacher or c.teacher_arch))
     return {
-        "val_accuracy": accuracy(model, context.data.val),
+        "val_accuracy": found,
         "best_epoch": best,
         "curves": curves,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
+
+
+def _warn_of_chance(found: float, val: Split) -> None:
+    """A given Teacher that knows no more than the largest class was most likely trained on other numbers."""
+    share = int(val.labels.bincount().max()) / len(val)
+    if found <= share + 1.64 * (share * (1 - share) / len(val)) ** 0.5:  # one-sided 5 % of the binomial, normal
+        logger.warning(
+            "run: the given teacher is right about %.3f of the validation images, which is no more than the largest "
+            "class has, %.3f: it is shown x / 127.5 - 1 of pixels x, and class labels as in the data",
+            found, share,
+        )  # fmt: skip
 
 
 def metadata(context: Context, name: str) -> dict[str, str]:
@@ -70,36 +87,31 @@ def metadata(context: Context, name: str) -> dict[str, str]:
 
 
 def build(context: Context) -> nn.Module:
-    """The Teacher's module with the user's weights where they were given, checked against the data."""
-    c = context.config
-    height, width, channels = context.data.image_shape
+    """The Teacher's module with the user's weights where they were given, asked about some images of the data.
+
+    Raises: UserError with the user's own words for any failure of their factory and network, and for probabilities.
+    """
+    c, data, device = context.config, context.data, context.runtime.device
     if not c.teacher:
-        return context.network(c.teacher_arch, c.teacher_width).to(context.runtime.device)
+        return context.network(c.teacher_arch, c.teacher_width).to(device)
+    x = to_float(data.val.images[:ASKED])
     if ":" in c.teacher and not Path(c.teacher).exists():
-        offered = {"num_classes": context.data.num_classes, "in_channels": channels}
-        model = factory("run", "teacher", c.teacher, **offered)()
-        if not isinstance(model, nn.Module):
-            fail("run", "teacher", "name a factory that returns a torch module", f"{c.teacher} -> {type(model)}")
+        shape = {"num_classes": data.num_classes, "image_shape": data.image_shape}
+        model = made("run", "teacher", model_factory("run", "teacher", c.teacher, **shape, sample=x), FACTORY)
     else:
         path = Path(c.teacher)
         if not path.exists():
             raise FileNotFoundError(f"run: teacher must be pkg.mod:factory or a file, got {c.teacher}")
         model = context.network(c.teacher_arch, c.teacher_width)
         load_weights(model, path, "run: teacher")
-    model = model.to(context.runtime.device).eval()
-    rule = f"return [N, {context.data.num_classes}] logits for {height} x {width} x {channels} images"
-    try:
-        with torch.inference_mode():
-            logits = model(to_float(context.data.val.images[:2].to(context.runtime.device)))
-    except RuntimeError as error:
-        raise UserError(f"run: teacher must {rule}, got the error {str(error).splitlines()[0]}") from error
-    if logits.ndim != 2 or logits.shape[1] != context.data.num_classes:
-        fail("run", "teacher", rule, list(logits.shape))
+    model = model.to(device).eval()
+    check_saved("run", "teacher", plain(model))
+    ask("run", "teacher", model, x.to(device), data.num_classes)
     return model
 
 
 def load(context: Context) -> nn.Module:
     """The finished Teacher, in eval mode, without gradients."""
     model = build(context)
-    model.load_state_dict(files.load_tensors(context.folder.teacher))
+    load_weights(model, context.folder.teacher, "run: teacher")
     return model.to(context.runtime.device).eval().requires_grad_(False)

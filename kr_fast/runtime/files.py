@@ -157,7 +157,12 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     """Atomically write a safetensors file."""
     from safetensors.torch import save
 
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    whole, held = {}, set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        whole[name] = value.clone() if memory in held else value  # the format refuses weights that are tied
+        held.add(memory)
     write_bytes(path, save(whole, metadata=dict(metadata or {})))  # save_file hides a full disk in its own error
 
 

@@ -230,8 +230,11 @@ def test_saved_signals(tmp_path, capsys):
         ),
         (["--model", "no.such:net"], "audit: model must name an importable pkg.mod:factory, got no.such:net"),
         (["--model", "mynet:number"], "audit: model must name a factory that returns a torch module"),
-        (["--model", "mynet:wrong"], "audit: checkpoint target must hold 1.weight of shape [9, 64], got [32, 64]"),
-        (["--model", "mynet:soft", "--checkpoint", "soft.pt"], "audit: target target must return logits (remove its"),
+        (
+            ["--model", "mynet:wrong"],
+            "audit: checkpoint target must hold the network's 2 tensors, got 2 unexpected (3.weight",
+        ),
+        (["--model", "mynet:soft", "--checkpoint", "soft.pt"], "audit: model must return logits (remove its softmax)"),
         (["--checkpoint", "absent.pt"], "audit: checkpoint must be a file, got absent.pt"),
         (["--checkpoint", "data.npz"], "audit: checkpoint target must be a readable .safetensors or .pt state dict"),
         (["--checkpoint", "a=net.pt", "a=net.pt"], "audit: checkpoint must have names that differ, and none control"),

@@ -124,19 +124,38 @@ def test_teacher_of_another_class_count(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+NET = """
+import torch
+class Answering(torch.nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.head, self.answer = torch.nn.Linear(64, 10), answer
+    def forward(self, x):
+        return self.answer(self.head(x.flatten(1)))
+net = Answering
+"""
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
         ("return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64 * in_channels, 7))",
-         "run: teacher must return [N, 10] logits for 8 x 8 x 1 images, got [2, 7]"),
+         "run: teacher must return [N, 10] logits for 8 x 8 x 1 images, got [64, 7]"),
         ("return torch.nn.Conv2d(in_channels, 10, 3)", "run: teacher must return [N, 10] logits"),
-        ("return 3", "run: teacher must name a factory that returns a torch module"),
+        ("return torch.nn.Linear(7, num_classes)", "run: teacher must return [N, 10] logits for 8 x 8 x 1 images, got the"),
+        ("return 3", "run: teacher must name a factory that returns a torch module, got an int"),
+        ("return net(lambda z: z.softmax(1))", "run: teacher must return logits (remove its softmax), got rows that"),
+        ("return net(lambda z: {'out': z})", "images, got a dict of out (return the logits alone)"),
+        ("return net(lambda z: z.numpy())", "images, got a numpy array float32 [64, 10] (return the logits alone)"),
+        ("return net(lambda z: z.no_such)", "images, got the error AttributeError: 'Tensor' object has no attribute"),
+        ("return net(lambda z: z / 0)", "images that are finite, got NaN or inf"),
     ],
 )  # fmt: skip
 def test_factory_that_does_not_fit(tmp_path, capsys, monkeypatch, body, words):
     name = f"teacher_{abs(hash(body))}"
-    (tmp_path / f"{name}.py").write_text(f"import torch\ndef make(num_classes, in_channels):\n    {body}\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"{name}.py").write_text(f"{NET}\ndef make(num_classes, in_channels):\n    {body}\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)  # a factory beside the shell that names it
     assert words in refused(capsys, "--teacher", f"{name}:make", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -192,7 +192,7 @@ def test_what_a_factory_returns():
     refused(Net(), "make_model must return a torch module, got the error")
     refused(lambda: Net, "got the class Net and not an object of it")
     refused(lambda: None, "got None")
-    refused(lambda: nn.Linear(3, 3).state_dict(), "got a OrderedDict of weight, bias")
+    refused(lambda: nn.Linear(3, 3).state_dict(), "got an OrderedDict of weight, bias")
     refused(raising(SystemExit(2)).__get__(0), "got the error SystemExit: 2")
     refused(raising(ValueError("a\nb")).__get__(0), "got the error ValueError: a")
     refused(lambda: nn.Sequential(nn.LazyLinear(3)), "with all its sizes, got a LazyLinear without (0.weight;")

@@ -126,25 +126,6 @@ def test_own_teacher_from_a_factory(tmp_path):
     assert "No audit was run" in (tmp_path / "run" / "release" / "report.md").read_text()
 
 
-def test_unfit_factories_are_refused_in_one_line(tmp_path):
-    (tmp_path / "unfit.py").write_text(
-        "import torch\n"
-        "def five(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))\n"
-        "def needs(width): return torch.nn.Linear(1, 1)\n"
-        "def wide(num_classes): return torch.nn.Linear(7, num_classes)\n"
-    )
-    for factory, words in {
-        "five": "teacher must return [N, 10] logits for 8 x 8 x 1 images, got [2, 5]",
-        "needs": "got unfit:needs (missing a required argument: 'width')",
-        "wide": "teacher must return [N, 10] logits for 8 x 8 x 1 images, got the error mat1",
-    }.items():
-        flags = ["--teacher", f"unfit:{factory}"]
-        done = toy(tmp_path / "run", *flags, env={"PYTHONPATH": str(tmp_path)}, check=2)
-        assert words in done.stderr
-        assert done.stderr.count("\n") == 1
-        assert not (tmp_path / "run").exists()
-
-
 def test_own_teacher_from_a_checkpoint(tmp_path, finished):
     flags = ["--teacher", str(finished[0] / "private" / "teacher.safetensors"), "--num-shadows", "0"]
     toy(tmp_path / "run", *flags)
