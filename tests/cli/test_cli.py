@@ -142,7 +142,7 @@ net = Answering
         ("return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64 * in_channels, 7))",
          "run: teacher must return [N, 10] logits for 8 x 8 x 1 images, got [64, 7]"),
         ("return torch.nn.Conv2d(in_channels, 10, 3)", "run: teacher must return [N, 10] logits"),
-        ("return torch.nn.Linear(7, num_classes)", "run: teacher must return [N, 10] logits for 8 x 8 x 1 images, got the"),
+        ("return torch.nn.Linear(7, num_classes)", "run: teacher must return [N, 10] logits for 8 x 8 x 1 images"),
         ("return 3", "run: teacher must name a factory that returns a torch module, got an int"),
         ("return net(lambda z: z.softmax(1))", "run: teacher must return logits (remove its softmax), got rows that"),
         ("return net(lambda z: {'out': z})", "images, got a dict of out (return the logits alone)"),
