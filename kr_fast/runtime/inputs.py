@@ -88,7 +88,7 @@ def as_images(where: str, name: str, value: Any, shape: tuple[int, ...] | None =
     return images
 
 
-def as_integer(where: str, name: str, value: Any, least: int | None = None) -> int:
+def as_integer(where: str, name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """A Python integer from any integer, numpy's and a tensor of one too; no bool, no fraction.
 
     Raises: UserError naming the argument.
@@ -99,8 +99,10 @@ def as_integer(where: str, name: str, value: Any, least: int | None = None) -> i
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or (least is not None and number < least):
-        fail(where, name, "be an integer" + ("" if least is None else f", at least {least}"), repr(value))
+    if number is None or (least is not None and number < least) or (most is not None and number > most):
+        limits = {"at least": least, "at most": most}.items()
+        words = " and ".join(f"{word} {limit}" for word, limit in limits if limit is not None)
+        fail(where, name, "be an integer" + (f", {words}" if words else ""), repr(value))
     return number
 
 

@@ -9,48 +9,68 @@ import torch
 from torch import Tensor
 
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_integer, as_labels, described
 from kr_fast.runtime.reprs import ShortRepr
+
+MOST_CLASSES, LONGEST = 10**6, 10**8  # the pattern lies in memory
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LabelPlan(ShortRepr):
-    """``labels(id) = pattern[id mod len(pattern)]``; ``count`` ids exist, or endlessly many if None."""
+    """``labels(id) = pattern[id mod len(pattern)]``; ``count`` ids exist, or endlessly many if None.
+
+    Args:
+        pattern: integers ``[P]`` in [0, num_classes), a tensor, a numpy array or a list; kept as int64.
+        num_classes: 1 to 1,000,000.
+        count: at least 1, or None.
+    Raises: UserError naming the argument.
+    """
 
     pattern: Tensor
     num_classes: int
     count: int | None = None
 
+    def __post_init__(self):
+        classes = as_integer("LabelPlan", "num_classes", self.num_classes, 1, MOST_CLASSES)
+        pattern = as_labels("LabelPlan", "pattern", self.pattern, classes=classes)
+        if len(pattern) == 0:
+            fail("LabelPlan", "pattern", "hold at least one label", described(self.pattern))
+        count = None if self.count is None else as_integer("LabelPlan", "count", self.count, 1)
+        for name, value in (("pattern", pattern), ("num_classes", classes), ("count", count)):
+            object.__setattr__(self, name, value)  # it is frozen
+
     @classmethod
     def balanced(cls, num_classes: int, count: int | None = None) -> "LabelPlan":
         """Round robin: id ``i`` has class ``i mod num_classes``."""
-        if num_classes < 1:
-            fail("LabelPlan", "num_classes", "be at least 1", num_classes)
-        return cls(torch.arange(num_classes), num_classes, count)
+        classes = as_integer("LabelPlan", "num_classes", num_classes, 1, MOST_CLASSES)
+        return cls(torch.arange(classes), classes, count)
 
     @classmethod
-    def counts(cls, counts: Sequence[int], count: int | None = None) -> "LabelPlan":
-        """``counts[c]`` images of class ``c`` in every ``sum(counts)`` ids, spread evenly."""
-        if not counts or min(counts) < 0 or sum(counts) == 0:
-            fail("LabelPlan", "counts", "hold numbers >= 0 that do not sum to 0", list(counts))
-        sizes = torch.tensor(counts)
-        labels = torch.repeat_interleave(torch.arange(len(counts)), sizes)
+    def counts(cls, counts: Sequence[int] | Tensor, count: int | None = None) -> "LabelPlan":
+        """``counts[c]`` images of class ``c`` in every ``sum(counts)`` ids (at most 10^8), spread evenly."""
+        sizes = as_labels("LabelPlan", "counts", counts)
+        if not 0 < float(sizes.double().sum()) <= LONGEST:
+            fail(
+                "LabelPlan", "counts", f"hold numbers >= 0 that do not sum to 0 or more than {LONGEST}", sizes.tolist()
+            )
+        sizes = sizes.cpu()
+        labels = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         # The j-th of n_c images stands at (j + 1/2) / n_c; ties by class.
         start = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
         place = (torch.arange(len(labels)) - start + 0.5).double() / sizes[labels]
-        return cls(labels[torch.sort(place, stable=True).indices], len(counts), count)
+        return cls(labels[torch.sort(place, stable=True).indices], len(sizes), count)
 
     @classmethod
     def explicit(cls, labels: Tensor) -> "LabelPlan":
-        """Id ``i`` has class ``labels[i]``; other ids do not exist."""
-        if labels.ndim != 1 or labels.dtype != torch.int64 or len(labels) == 0 or labels.min() < 0:
-            fail("LabelPlan", "labels", "be a non-empty int64 [N] tensor of classes >= 0", list(labels.shape))
-        return cls(labels, int(labels.max()) + 1, len(labels))
+        """Id ``i`` has class ``labels[i]``, integers ``[N]`` or ``[N, 1]``; other ids do not exist."""
+        found = as_labels("LabelPlan", "labels", labels, classes=MOST_CLASSES)
+        if len(found) == 0:
+            fail("LabelPlan", "labels", "hold at least one label", described(labels))
+        return cls(found, int(found.max()) + 1, len(found))
 
     def labels(self, ids: Tensor) -> Tensor:
-        """int64 ``[B]`` ids -> int64 ``[B]`` classes."""
-        if len(ids) and (ids.min() < 0 or (self.count is not None and ids.max() >= self.count)):
-            high = "2^63" if self.count is None else self.count
-            fail("LabelPlan", "ids", f"lie in [0, {high})", f"[{int(ids.min())}, {int(ids.max())}]")
+        """Integer ids ``[B]`` -> int64 ``[B]`` classes."""
+        ids = as_labels("LabelPlan", "ids", ids, classes=self.count)
         return self.pattern.to(ids.device)[ids % len(self.pattern)]
 
     def describe(self) -> dict[str, Any]:

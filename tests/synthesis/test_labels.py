@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -57,16 +58,41 @@ def test_description_tells_plans_apart():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: LabelPlan.balanced(0), "num_classes must be at least 1, got 0"),
-        (lambda: LabelPlan.counts([]), "counts must hold numbers >= 0"),
+        (lambda: LabelPlan.balanced(0), "num_classes must be an integer, at least 1 and at most 1000000, got 0"),
+        (lambda: LabelPlan.counts([]), r"counts must be integers \[N\], got list of 0"),
         (lambda: LabelPlan.counts([0, 0]), "counts must hold numbers >= 0 that do not sum to 0"),
-        (lambda: LabelPlan.counts([1, -1]), "counts must hold numbers >= 0"),
-        (lambda: LabelPlan.explicit(torch.zeros(2)), r"labels must be a non-empty int64 \[N\] tensor"),
-        (lambda: LabelPlan.explicit(torch.tensor([0, -1])), r"labels must be a non-empty int64 \[N\] tensor"),
-        (lambda: LabelPlan.balanced(2).labels(torch.tensor([0, -3])), r"ids must lie in \[0, 2\^63\), got \[-3, 0\]"),
+        (lambda: LabelPlan.counts([1, -1]), "counts must be at least 0"),
+        (lambda: LabelPlan.counts([10**9, 1]), "counts must hold numbers >= 0 that do not sum to 0 or more than"),
+        (lambda: LabelPlan.counts([0.5, 0.5]), r"counts must be integers \[N\], got list of 2"),
+        (lambda: LabelPlan.explicit(torch.zeros(2)), r"labels must be integers \[N\], got float32 \[2\]"),
+        (lambda: LabelPlan.explicit(torch.tensor([0, -1])), r"labels must lie in \[0, 1000000\), got \[-1, 0\]"),
+        (lambda: LabelPlan.explicit(np.zeros(0, np.int64)), r"labels must hold at least one label, got int64 \[0\]"),
+        (lambda: LabelPlan.explicit(None), "labels must be a tensor, a numpy array or a list of numbers, got None"),
+        (lambda: LabelPlan(torch.tensor([0, 2]), 2), r"pattern must lie in \[0, 2\), got \[0, 2\]"),
+        (lambda: LabelPlan.balanced(2, 0), "count must be an integer, at least 1, got 0"),
+        (lambda: LabelPlan.balanced(2, 1.5), "count must be an integer, at least 1, got 1.5"),
+        (lambda: LabelPlan.balanced(True), "num_classes must be an integer"),
+        (lambda: LabelPlan.balanced(10**12), "num_classes must be an integer"),
+        (lambda: LabelPlan.balanced(2).labels(torch.zeros(3)), r"ids must be integers \[N\], got float32 \[3\]"),
+        (lambda: LabelPlan.balanced(2).labels(torch.tensor([0, -3])), r"ids must be at least 0, got \[-3, 0\]"),
         (lambda: LabelPlan.balanced(2, 5).labels(torch.tensor([5])), r"ids must lie in \[0, 5\), got \[5, 5\]"),
     ],
 )
 def test_bad_arguments_are_named(make, text):
     with pytest.raises(UserError, match="LabelPlan: " + text):
         make()
+
+
+@given(st.sampled_from(["u1", "i2", "i4", "u4", ">i8", "i8"]), st.booleans())
+def test_numpy_and_lists_are_tensors(dtype, column):
+    values = np.array([2, 0, 1, 1], dtype)
+    labels = values[:, None] if column else values
+    wanted = LabelPlan.explicit(torch.tensor([2, 0, 1, 1]))
+    for found in (labels, labels.tolist()):
+        assert LabelPlan.explicit(found).describe() == wanted.describe()
+    assert LabelPlan.counts(values).describe() == LabelPlan.counts([2, 0, 1, 1]).describe()
+    plan = LabelPlan.balanced(np.int64(3), np.int32(9))
+    assert plan.describe() == LabelPlan.balanced(3, 9).describe()
+    assert type(plan.num_classes) is type(plan.count) is int
+    assert plan.labels(values).tolist() == [2, 0, 1, 1]
+    assert plan.labels(range(3, 6)).tolist() == [0, 1, 2]
