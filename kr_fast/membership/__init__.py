@@ -2,6 +2,7 @@
 
 from kr_fast.membership.attacks import attack_p, attack_r, base, label_only, lira, lira_carlini2021, threshold_per_class
 from kr_fast.membership.attacks import rmia as rmia_attack
+from kr_fast.membership.auc_intervals import delong_test
 from kr_fast.membership.audit import audit
 from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals, from_logits
 from kr_fast.membership.audit_report import AuditReport, audit_signals
@@ -9,7 +10,7 @@ from kr_fast.membership.catalog import CATALOG, DEFAULT
 from kr_fast.membership.control import overfitted, overfitted_recipe
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
-from kr_fast.membership.intervals import bootstrap, delong_test
+from kr_fast.membership.intervals import bootstrap
 from kr_fast.membership.learned import quantile_regression, shadow_network
 from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_meter, save_npz
 from kr_fast.membership.released import generated_density, nearest_synthetic

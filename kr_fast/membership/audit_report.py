@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from kr_fast.membership.auc_intervals import delong_test
 from kr_fast.membership.audit_data import AuditData, ShadowSignals
 from kr_fast.membership.audit_scores import choose, leave_one_out, scores_of
 from kr_fast.membership.catalog import CATALOG, auto_variance, check_asked, sides
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.figures import Choices, exposed, of_attack
-from kr_fast.membership.intervals import delong_test, holm
+from kr_fast.membership.intervals import holm
 from kr_fast.membership.summaries import across_targets
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import fail

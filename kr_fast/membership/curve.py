@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kr_fast.membership.intervals import binomial_quantile, clopper_pearson, delong_variance, normal_quantile
+from kr_fast.membership.auc_intervals import auc_interval
+from kr_fast.membership.intervals import binomial_quantile, clopper_pearson
 from kr_fast.ops import roc as ops_roc
 from kr_fast.runtime.errors import fail
 
@@ -83,21 +84,8 @@ class Curve:
         return twice / (2 * self.positives * self.negatives)
 
     def auc_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """DeLong's interval of the AUC (DeLong, DeLong and Clarke-Pearson, Biometrics 1988), clipped to [0, 1].
-
-        Where members and non-members do not overlap at all its variance is 0. Then the interval is Clopper-Pearson's
-        for ``min(P, N)`` disjoint pairs that are all in order, or all out of it.
-        """
-        if self.auc in (0.0, 1.0):
-            least = ((1 - level) / 2) ** (1 / min(self.positives, self.negatives))
-            return (least, 1.0) if self.auc == 1 else (0.0, 1 - least)
-        inside, outside = self.groups
-        # Share of non-members below a member of this group, and of members above a non-member; ties count half.
-        of_member = 1 - (self.fp - outside / 2) / self.negatives
-        of_other = (self.tp - inside / 2) / self.positives
-        variance = delong_variance(of_member, inside, self.auc) + delong_variance(of_other, outside, self.auc)
-        reach = normal_quantile(0.5 + level / 2) * variance**0.5
-        return max(0.0, self.auc - reach), min(1.0, self.auc + reach)
+        """The interval of the AUC: by scores, so that it holds for few members too, see :func:`auc_interval`."""
+        return auc_interval(*self.groups, self.auc, level)
 
     @functools.cached_property
     def balanced_accuracy(self) -> float:

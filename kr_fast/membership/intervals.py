@@ -1,13 +1,11 @@
-"""Intervals and tests: Clopper-Pearson, DeLong for one attack and for two on the same examples, bootstrap."""
+"""Intervals: Clopper-Pearson, bootstrap; and p-values corrected for being several."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from kr_fast.ops import bootstrap_auc as ops_bootstrap
-from kr_fast.runtime.errors import fail
 
 
 def normal_quantile(share: float) -> float:
@@ -37,54 +35,6 @@ def clopper_pearson(hits: np.ndarray, count: int, error: float) -> tuple[np.ndar
     low = np.where(hits > 0, betaincinv(np.maximum(hits, 1), count - hits + 1, error), 0.0)
     high = np.where(hits < count, betaincinv(hits + 1, np.maximum(count - hits, 1), 1 - error), 1.0)
     return low, high
-
-
-def delong_variance(placements: np.ndarray, counts: np.ndarray, auc: float) -> float:
-    """One side's part of DeLong's variance: of ``counts[i]`` examples at placement ``placements[i]``."""
-    total = int(counts.sum())
-    return float((counts * (placements - auc) ** 2).sum()) / max(total - 1, 1) / total
-
-
-def placements(scores: Tensor, members: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(share of non-members below each member, share of members above each non-member), ties counting half."""
-    values, inside = scores.double().numpy() + 0.0, members.numpy()
-    high, low = np.sort(values[inside]), np.sort(values[~inside])
-    below = (np.searchsorted(low, values[inside], "left") + np.searchsorted(low, values[inside], "right")) / 2
-    above = (np.searchsorted(high, values[~inside], "left") + np.searchsorted(high, values[~inside], "right")) / 2
-    return below / len(low), 1 - above / len(high)
-
-
-def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0.95) -> dict:
-    """Paired test: is the AUC of ``first`` another than that of ``second`` on the same examples?
-
-    Args:
-        first, second: scores ``[N]`` of two targets (Teacher, Student) or two attacks.
-        members: bool ``[N]``, of both.
-    Returns: {"difference", "interval", "z", "p" (two-sided)}; z and p are None where the difference has no variance.
-    Raises: TypeError or ValueError naming the argument.
-    Source: DeLong, DeLong and Clarke-Pearson, Biometrics 1988; Sun and Xu, IEEE SPL 2014.
-    """
-    from scipy.special import ndtr
-
-    for name, scores in (("first", first), ("second", second)):
-        if scores.shape != members.shape or members.ndim != 1:
-            fail("delong_test", name, f"have shape {list(members.shape)}", list(scores.shape))
-        if bool(torch.isnan(scores).any()):
-            fail("delong_test", name, "not hold NaN", f"{int(torch.isnan(scores).sum())} NaN")
-    if members.dtype != torch.bool or not 0 < int(members.sum()) < len(members):
-        fail("delong_test", "members", "be bool and hold members and non-members", members.dtype)
-    pairs = list(zip(placements(first, members), placements(second, members), strict=True))
-    difference = float(pairs[0][0].mean() - pairs[0][1].mean())
-    variance = sum(float(np.var(a - b, ddof=1 if len(a) > 1 else 0)) / len(a) for a, b in pairs)
-    reach = normal_quantile(0.5 + level / 2) * variance**0.5
-    # Two orders that agree on every pair leave rounding only.
-    z = difference / variance**0.5 if variance > 1e-30 else None
-    return {
-        "difference": difference,
-        "interval": [difference - reach, difference + reach],
-        "z": z,
-        "p": None if z is None else float(2 * ndtr(-abs(z))),
-    }
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

@@ -19,7 +19,7 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     yield (
         "text",
         (
-            "Intervals are 95 %: Wilson for accuracies, DeLong for AUC and, paired, for differences of AUC. CAS: "
+            "Intervals are 95 %: Wilson for accuracies, score intervals of AUC, paired ones of differences of AUC. CAS: "
             "Classification Accuracy Score."
         ),
     )
