@@ -1,5 +1,7 @@
 """Every source that a run reads, and every way in which one can be wrong."""
 
+import contextlib
+import logging
 import os
 from pathlib import Path
 
@@ -81,8 +83,14 @@ def test_npz_without_val_is_cut(tmp_path):
     ],
 )
 def test_pixels_of_other_kinds(tmp_path, images, wanted):
-    found = data.load(write_npz(tmp_path / "set.npz", train_images=images))
-    assert found.train.images.unique().tolist() == [wanted]
+    images[0] = 0
+    scale = 255.0 if images.max() < 1 else 1
+    others = {
+        f"{which}_images": (arrays()[f"{which}_images"] / scale).astype(images.dtype) for which in ("val", "test")
+    }
+    found = data.load(write_npz(tmp_path / "set.npz", train_images=images, **others))
+    assert found.train.images.unique().tolist() == [0, wanted]
+    assert np.array_equal(found.test.images, arrays()["test_images"])
 
 
 def test_folder_of_classes(tmp_path):
@@ -119,12 +127,28 @@ def test_rare_class_keeps_a_training_image(tmp_path):
         ({"train_labels": np.arange(40) * 30}, r"train_labels must lie in \[0, 1000\), got \[0, 1170\]"),
         ({"train_labels": np.zeros(39, int)}, r"train_labels must have shape \[40\] or \[40, 1\] .*, got \[39\]"),
         ({"train_labels": np.zeros((40, 14), int)}, r"train_labels must have shape .*, got \[40, 14\]"),
-        ({"train_labels": np.zeros(40)}, "train_labels must be integers, got float64"),
+        ({"train_labels": np.zeros(40)}, "train_labels must be integers, got float64 .*x.astype"),
+        ({"train_labels": np.eye(4)[np.arange(40) % 4]}, r"train_labels must have shape .*\[40, 4\] \(x.argmax\(1\)"),
+        ({"train_labels": np.ones((40, 4), int)}, "train_labels must have shape .*several labels an image are not"),
+        ({"train_labels": np.arange(40)[None] % 4}, r"train_labels must have shape .*, got \[1, 40\] \(x\[0\] makes"),
+        ({"train_labels": np.array(["a"] * 40)}, "train_labels must be integers, got <U1 .*return_inverse"),
+        ({"train_labels": np.zeros(40, "u8") + 2**63}, r"train_labels must lie in \[0, 1000\), got \[92"),
+        ({f"{w}_labels": np.arange(n) % 4 + 1 for w, n in (("train", 40), ("val", 12), ("test", 20))},
+         r"every class must have a training image, got none of 0 \(labels lie in \[1, 4\]: subtract 1\)"),
+        ({f"{w}_labels": np.arange(n) % 4 * 2 for w, n in (("train", 40), ("val", 12), ("test", 20))},
+         "every class must have a training image, got none of 1, 3, 5 .np.unique.*without gaps"),
         ({"test_labels": np.full(20, 5)}, "every class must have a training image, got none of 4, 5"),
         ({"train_images": np.zeros((40, 8, 8, 2), np.uint8)}, r"train_images must have shape .*, got \[40, 8, 8, 2\]"),
         ({"train_images": np.full((40, 8, 8), np.nan)}, "train_images must hold finite pixels, got 2560 that are not"),
-        ({"train_images": np.full((40, 8, 8), 300.0)}, r"train_images must lie in \[0, 1\] or \[0, 255\]"),
-        ({"train_images": np.zeros((40, 8, 8), np.int64)}, "train_images must be uint8, or float"),
+        ({"train_images": np.full((40, 8, 8), 300.0)}, r"train_images must be floats in \[0, 1\] or \[0, 255\]"),
+        ({"train_images": np.zeros((40, 8, 8), np.int64)}, "training images must differ, got 40 .* every pixel 0"),
+        ({"train_images": np.zeros((40, 1, 8, 8), np.uint8)}, r"train_images must .*x.transpose\(0, 2, 3, 1\)"),
+        ({"train_images": np.zeros((8, 8, 3, 40), np.uint8)}, r"train_images must .*x.transpose\(3, 0, 1, 2\)"),
+        ({"train_images": np.zeros((40, 784), np.uint8)}, r"train_images must .*x.reshape\(-1, H, W\)"),
+        ({"train_images": np.zeros((40, 8, 8, 4), np.uint8)}, "train_images must .*of RGBA keep"),
+        ({"train_images": np.zeros((40, 8, 8), complex)}, "train_images must be integers .*, got complex128"),
+        ({"valid_images": np.zeros((1, 8, 8))}, "source must hold one validation split, got .* with val_images, "),
+        ({"val_images": None}, "source must hold val_images beside val_labels"),
         ({"train_images": np.zeros((40, 7, 8), np.uint8)}, "image size must be 8 to 224 px on both sides, got 7 x 8"),
         ({"train_images": np.zeros((40, 225, 8), np.uint8)}, "image size must be 8 to 224 px .*, got 225 x 8"),
         ({"test_images": np.zeros((20, 9, 8, 1), np.uint8)}, "test images must have the shape of the training"),
@@ -152,13 +176,22 @@ def test_unreadable_sources(tmp_path):
     (tmp_path / "set.txt").write_text("x")
     with pytest.raises(UserError, match="data: source must be digits, a .npz file or a folder of images"):
         data.load(tmp_path / "set.txt")
-    with pytest.raises(UserError, match="data: val_fraction must be in"):
-        data.load("digits", val_fraction=0)
+    for bad in (0, 1, float("nan"), "0.5"):
+        with pytest.raises(UserError, match="data: val_fraction must be in"):
+            data.load("digits", val_fraction=bad)
+    for bad, words in (
+        ("", "be digits"),
+        (None, "be digits"),
+        ("a\0b", "be a readable path"),
+        ("x" * 5000, "be a read"),
+    ):
+        with pytest.raises(UserError, match=f"^data: source must {words}"):
+            data.load(bad)
 
 
 def test_pickled_arrays_are_never_run(tmp_path):
     np.savez(tmp_path / "set.npz", **(arrays() | {"train_images": np.array([{"a": 1}], dtype=object)}))
-    with pytest.raises(UserError, match="data: source must be a readable .npz file"):
+    with pytest.raises(UserError, match=r"data: source must hold a readable array train_images, got .*Python objects"):
         data.load(tmp_path / "set.npz")
 
 
@@ -168,7 +201,10 @@ def test_bad_folders(tmp_path):
         data.load(tmp_path / "empty")
     odd = write_folder(tmp_path / "odd", {"a": 3, "b": 3})
     Image.new("L", (10, 10)).save(odd / "b" / "zz.png")
-    with pytest.raises(UserError, match=r"every image must have the size and channels of the first.*zz.png"):
+    with pytest.raises(
+        UserError,
+        match=r"every image must have one size and one mode, got 6 of 8 x 9 grey, 1 of 10 x 10 grey .b/zz.png",
+    ):
         data.load(odd)
     (odd / "b" / "zz.png").write_bytes(b"not a png")
     with pytest.raises(UserError, match=r"data: image must be readable, got .*zz.png"):
@@ -185,6 +221,102 @@ def test_bad_folders(tmp_path):
     write_folder(split / "test", {"a": 3, "x": 3})
     with pytest.raises(UserError, match="test class folders must be among those of .*, got x"):
         data.load(split)
+
+
+def test_files_that_others_write(tmp_path):
+    """Keys that are not needed are not read, whatever they hold; any case of the suffix; ``valid`` and bool labels."""
+    found = data.load(write_npz(tmp_path / "a.npz", class_names=np.array([{}], dtype=object), extra=np.zeros(3)))
+    assert found.notes == ("uint8 pixels in [0, 255]", "not read: 2 arrays of the file")
+    (tmp_path / "a.npz").rename(tmp_path / "SET.NPZ")
+    assert len(data.load(tmp_path / "SET.NPZ").train) == 40
+    valid = {
+        "val_images": None,
+        "val_labels": None,
+        "valid_images": arrays()["val_images"],
+        "valid_labels": np.arange(12) % 4,
+    }
+    assert torch.equal(data.load(write_npz(tmp_path / "v.npz", **valid)).val.images, found.val.images)
+    labels = {f"{which}_labels": arrays()[f"{which}_labels"] > 1 for which in ("train", "val", "test")}
+    assert data.load(write_npz(tmp_path / "b.npz", **labels)).train.labels.tolist() == [0, 0, 1, 1] * 10
+
+
+def test_keys_of_others_are_named_with_the_mend(tmp_path):
+    held = arrays()
+    for keys in (("x_train", "y_train", "x_test", "y_test"), ("trainX", "trainY", "testX", "testY"),
+                 ("train_data", "train_target", "test_data", "test_target")):  # fmt: skip
+        wanted = ("train_images", "train_labels", "test_images", "test_labels")
+        np.savez(tmp_path / "x.npz", **{key: held[each] for key, each in zip(keys, wanted, strict=True)})
+        renames = ", ".join(f"{key} to {each}" for key, each in zip(keys, wanted, strict=True))
+        with pytest.raises(UserError, match=rf"without train_images, .*\(it holds {keys[0]}, .*; rename {renames}\)$"):
+            data.load(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", images=np.zeros(3), labels=np.zeros(3))
+    with pytest.raises(UserError, match=r"\(it holds images, labels\)$"):
+        data.load(tmp_path / "y.npz")
+
+
+def test_damaged_archives_are_one_line(tmp_path):
+    path = tmp_path / "set.npz"
+    for save in (np.savez, np.savez_compressed):
+        save(path, **arrays())
+        whole = path.read_bytes()
+        for at in range(40, len(whole), len(whole) // 40):
+            path.write_bytes(whole[:at] + bytes(b ^ 0x55 for b in whole[at : at + 8]) + whole[at + 8 :])
+            with contextlib.suppress(UserError):
+                data.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"^data: source must be a readable .npz file, got .* \(the file is empty\)"):
+        data.load(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="^data: source must be a regular file"):
+        data.load(path)
+
+
+def test_train_and_val_alone_cut_their_test_and_say_so(tmp_path, caplog):
+    write_folder(tmp_path / "set" / "train", {"a": 9, "b": 9})
+    write_folder(tmp_path / "set" / "val", {"a": 2, "b": 2})
+    with caplog.at_level(logging.INFO, "kr_fast"):
+        found = data.load(tmp_path / "set")
+    assert (len(found.train), len(found.val), len(found.test)) == (12, 4, 6)
+    assert "no test split: 0.333 of the training images are taken for it" in found.notes
+    assert "data: 22 images of 2 classes (train 12, val 4, test 6), 8 x 9 x 1; uint8 pixels in [0, 80]" in caplog.text
+
+
+def test_images_on_both_sides_are_counted(tmp_path, caplog):
+    held = arrays()
+    held["test_images"][3:8] = held["train_images"][10:15]
+    held["val_images"][:2] = held["train_images"][0]
+    found = data.load(write_npz(tmp_path / "set.npz", **held))
+    assert found.notes[1:] == (
+        "2 of 12 val images are byte-equal to train images", "5 of 20 test images are byte-equal to train images",
+    )  # fmt: skip
+    assert "data: 5 of 20 test images are byte-equal" in caplog.text
+    held["train_images"][:21] = 9
+    warned = data.load(write_npz(tmp_path / "set.npz", **held)).notes[1]
+    assert warned == "21 of 40 training images are one and the same"
+
+
+def test_shapes_in_alpha_are_seen(tmp_path):
+    for index in range(12):
+        shape = np.zeros((8, 8, 4), np.uint8)
+        shape[index % 8, : 4 + index % 3, 3] = 255
+        (tmp_path / "ab"[index % 2]).mkdir(exist_ok=True)
+        Image.fromarray(shape).save(tmp_path / "ab"[index % 2] / f"{index}.png")
+    found = data.load(tmp_path)
+    assert found.train.images.unique().tolist() == [0, 255]
+    assert "alpha composed on white in 12 images" in found.notes
+
+
+def test_an_output_folder_among_the_images_is_no_class(tmp_path):
+    write_folder(tmp_path, {"a": 9, "b": 9})
+    before = data.load(tmp_path)
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "journal.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    after = data.load(tmp_path)
+    assert after.class_names == before.class_names
+    assert torch.equal(after.train.images, before.train.images)
+    assert "not read: 1 folder written by kr-fast" in after.notes
 
 
 def test_to_float_is_minus_one_to_one():

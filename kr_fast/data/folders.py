@@ -1,0 +1,208 @@
+"""The tree of a folder of images: which files are images, of which class and split, and what is not read.
+
+``class/image.png``, or ``train/``, ``val/`` and ``test/`` of such; below a class any depth, as torchvision reads it.
+No image is opened here.
+"""
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+
+from kr_fast.data.printable import counted, listed, printable
+from kr_fast.data.splits import CLASSES, split_name
+from kr_fast.runtime import files
+from kr_fast.runtime.errors import UserError, fail
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")  # in any case
+SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # no user's folders
+OURS = "folder* written by kr-fast"
+DEPTH = 64
+
+
+@dataclasses.dataclass
+class Folder:
+    """What lies in ``path``.
+
+    ``unread`` counts files by suffix (``.txt``, "" for what does not look like one), and the rest by what it is.
+    """
+
+    path: Path
+    images: list[Path] = dataclasses.field(default_factory=list)
+    folders: "dict[str, Folder]" = dataclasses.field(default_factory=dict)
+    unread: Counter = dataclasses.field(default_factory=Counter)
+
+    def all_images(self) -> list[Path]:
+        """At any depth, by name."""
+        below = [image for folder in self.folders.values() for image in folder.all_images()]
+        return sorted(self.images + below, key=lambda path: path.parts)
+
+    def all_unread(self) -> Counter:
+        """At any depth."""
+        return sum((folder.all_unread() for folder in self.folders.values()), self.unread)
+
+    def suffixes(self) -> str:
+        """`` (it holds 3 .gif)`` for files that are not read; else nothing."""
+        kinds = Counter({key: count for key, count in self.all_unread().items() if _is_suffix(key)})
+        held = [f"{count} {key or 'other'}" for key, count in kinds.most_common()]
+        return f" (it holds {listed('', held, 5)})" if held else ""
+
+    def is_ours_alone(self) -> bool:
+        """Whether a class folder is none: below it are folders that kr-fast wrote, and nothing else."""
+        unread = self.all_unread()
+        return bool(unread[OURS]) and not any(map(_is_suffix, unread)) and not self.all_images()
+
+
+def find(path: Path) -> tuple[dict[str, list[list[Path]]], tuple[str, ...], list[str]]:
+    """The images below ``path``.
+
+    Returns: (split -> images of each class in the order of their names, names of the classes, a note on what is not
+        read, without names). A source without splits has one, ``all``.
+    Raises: UserError naming the folder, and what it must be.
+    """
+    if _written_by_us(path):
+        fail("data", "source", "hold images as class/image.png", f"{printable(path)}, which kr-fast wrote")
+    top = scan(path, set())
+    roots = _roots(top)
+    first = next(iter(roots.values()))
+    names = tuple(sorted(_class_folders(first)))
+    _check_names(names, first)
+    found = {}
+    for which, root in roots.items():
+        classes = _class_folders(root)
+        if unknown := sorted(classes.keys() - set(names)):
+            fail("data", f"{which} class folders", f"be among those of {printable(first.path)}", printable(unknown[0]))
+        found[which] = [classes[name].all_images() if name in classes else [] for name in names]
+        if not any(found[which]):
+            rule = f"hold images as class/image.png ({', '.join(SUFFIXES)})"
+            fail("data", "source", rule, f"none in {printable(root.path)}{root.suffixes()}")
+    if len(names) == 1:
+        mend = f"give {printable(first.path / names[0])} if the classes are the folders in it"
+        fail("data", "number of classes", f"be {CLASSES[0]} to {CLASSES[1]}", f"1, {names[0]} ({mend})")
+    empty = [name for name, images in zip(names, found[next(iter(roots))], strict=True) if not images]
+    if empty:
+        held = _class_folders(first)[empty[0]].suffixes()
+        fail("data", "every class", "have a training image", f"none of {listed('', empty, 5)}{held}")
+    return found, names, _note(top, list(roots.values()))
+
+
+def scan(path: Path, seen: set[tuple[int, int]], depth: int = 0) -> Folder:
+    """The tree below ``path``; ``seen`` holds the folders that were read, so that links cannot lead in circles."""
+    folder = Folder(path)
+    try:
+        seen.add(_identity(path))
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"data: source must be a readable folder, got {printable(path)} ({error.strerror})") from error
+    if depth > DEPTH:
+        fail("data", "source", f"have folders at most {DEPTH} deep", printable(f"{str(path)[:200]}..."))
+    for entry in entries:
+        kind = _kind(entry)
+        if entry.name.startswith(".") or entry.name in SYSTEM:
+            folder.unread[f"hidden {kind}"] += 1
+        elif kind == "file":
+            suffix = Path(entry.name).suffix.lower()
+            if suffix in SUFFIXES:
+                folder.images.append(Path(entry.path))
+            else:  # what follows a point need not be a kind of file: 1.2.840.113619 is a record
+                known = suffix[1:2].isalpha() and suffix[1:].isalnum() and len(suffix) <= 6
+                folder.unread[suffix if known else ""] += 1
+        elif entry.is_symlink() and _identity(entry.path) in seen:
+            folder.unread["link* to folders that are read already"] += 1
+        elif _written_by_us(Path(entry.path)):
+            folder.unread[OURS] += 1
+        else:
+            folder.folders[entry.name] = scan(Path(entry.path), seen, depth + 1)
+    return folder
+
+
+def _kind(entry: os.DirEntry) -> str:
+    try:
+        return "folder" if entry.is_dir() else "file"
+    except OSError:  # a link to itself
+        return "file"
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _written_by_us(path: Path) -> bool:
+    """Whether ``path`` is a run, an audit or a synthetic set, as after ``--data imgs --out imgs/run``."""
+    if (path / "config.yaml").is_file() and any((path / name).exists() for name in ("journal.json", ".lock")):
+        return True
+    try:
+        held = files.read_json(path / "manifest.json", dict) if (path / "manifest.json").is_file() else {}
+    except (UserError, OSError):
+        return False
+    return {"first_id", "shard_size", "sampler"} <= held.keys()
+
+
+def _class_folders(root: Folder) -> dict[str, Folder]:
+    return {name: folder for name, folder in root.folders.items() if not folder.is_ours_alone()}
+
+
+def _roots(top: Folder) -> dict[str, Folder]:
+    """split -> folder of class folders; ``all`` where the folders of ``top`` are the classes."""
+    folders = _class_folders(top)
+    if not folders:
+        got = f"{counted(len(top.images), 'image')} and no folder in {printable(top.path)}{top.suffixes()}"
+        fail("data", "source", "hold one folder of images for each class", got)
+    splits: dict[str, list[str]] = {}
+    for name in folders:
+        if which := split_name(name):
+            splits.setdefault(which, []).append(name)
+    named = sum(map(len, splits.values()))
+    if "train" in splits and (len(splits) > 1 or named == len(folders)):
+        for which, names in splits.items():
+            if len(names) > 1:
+                fail("data", "source", f"hold one folder of the {which} split", listed("", names))
+        roots = {which: folders[splits[which][0]] for which in ("train", "val", "test") if which in splits}
+        for root in roots.values():
+            if not _class_folders(root):
+                got = f"{counted(len(root.images), 'image')} and no folder in {printable(root.path)}"
+                fail("data", "source", "hold one folder of images for each class", got)
+        return roots
+    if named == len(folders) > 1:
+        fail("data", "source", f"hold a folder train beside {listed('', list(folders))}", printable(top.path))
+    for name, folder in folders.items():
+        below = {split_name(each) for each in folder.folders} - {None}
+        if len(below) > 1:
+            got = f"{printable(name)} with {listed('', list(folder.folders))}"
+            fail("data", "source", "have its splits above its classes, as train/class/image.png", got)
+        if split_name(name) and folder.folders:  # a class may be called train, but this is no class
+            rule = "hold the folders of splits (train, val, test) alone, or classes alone"
+            fail("data", "source", rule, listed("", list(folders)))
+    return {"all": top}
+
+
+def _check_names(names: tuple[str, ...], root: Folder) -> None:
+    if len(names) > CLASSES[1]:
+        got = f"{len(names)} folders in {printable(root.path)}"
+        fail("data", "number of classes", f"be {CLASSES[0]} to {CLASSES[1]}", got)
+    for name in names:
+        if not name.isprintable():  # they stand in pages and in JSON
+            fail("data", "class folders", "have names that can be printed, in UTF-8", printable(name))
+
+
+def _note(top: Folder, roots: list[Folder]) -> list[str]:
+    """What is left out, in numbers: a page may hold this, and no name of a file."""
+    if roots == [top]:
+        unread, loose = top.all_unread(), len(top.images)
+    else:
+        unread = sum((root.all_unread() for root in roots), Counter(top.unread))
+        unread["folder* beside the splits"] = len(top.folders) - len(roots)
+        loose = len(top.images) + sum(len(root.images) for root in roots)
+    unread["image* outside the class folders"] = loose
+    suffixes = Counter({key: count for key, count in unread.items() if _is_suffix(key)})
+    parts = []
+    if suffixes:
+        kinds = [key or "other" for key, _ in suffixes.most_common()]
+        parts.append(f"{counted(suffixes.total(), 'file')} ({listed('', kinds, 5)})")
+    parts += [counted(count, what) for what, count in unread.items() if count and not _is_suffix(what)]
+    return [f"not read: {', '.join(parts)}"] if parts else []
+
+
+def _is_suffix(key: str) -> bool:
+    return not key or key.startswith(".")

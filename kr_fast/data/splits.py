@@ -1,0 +1,65 @@
+"""What readers find, the names of splits, and the cuts where a source lacks one."""
+
+import dataclasses
+
+import numpy as np
+
+from kr_fast.runtime.errors import fail
+
+SIZES = (8, 224)
+CLASSES = (2, 1000)
+VAL_FRACTION, TEST_FRACTION = 0.15, 1 / 3  # where a set has no such split: of the training images, of all images
+NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+
+Part = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int64 [N]
+
+
+@dataclasses.dataclass
+class Found:
+    """What a source holds.
+
+    ``parts``: ``train``, ``val``, ``test`` as far as they are there, or ``all``; ``notes``: what was done with pixels,
+    and what was not read, without any name of a file; ``warnings``: of those, what spoils a result.
+    """
+
+    parts: dict[str, Part]
+    class_names: tuple[str, ...]
+    notes: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+def split_name(name: str) -> str | None:
+    """``train``, ``val`` or ``test`` for the usual names of these in any case; None for another."""
+    return NAMES.get(name.lower())
+
+
+def cut(found: Found, val_fraction: float, test_fraction: float, seed: int) -> None:
+    """Cut the splits that are missing, by class: test of all images, or of the training images; then validation."""
+    parts = found.parts
+    if "all" in parts:
+        parts["train"], parts["test"] = _stratified(parts.pop("all"), test_fraction, seed)
+    elif "test" not in parts:
+        parts["train"], parts["test"] = _stratified(parts["train"], test_fraction, seed)
+        found.notes.append(f"no test split: {test_fraction:.3g} of the training images are taken for it")
+    if "val" not in parts:
+        parts["train"], parts["val"] = _stratified(parts["train"], val_fraction, seed)
+
+
+def _stratified(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
+    """(rest, cut): ``fraction`` of each class is cut, and at least one image of each class stays."""
+    images, labels = part
+    random = np.random.default_rng(seed)
+    out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        out[members[: min(round(len(members) * fraction), len(members) - 1)]] = True
+    return (images[~out], labels[~out]), (images[out], labels[out])
+
+
+def check_size(height: int, width: int, sizes: tuple[int, int] | None) -> None:
+    """Refuse images that are not of ``sizes``, least and greatest; None allows any."""
+    if sizes is not None and not (sizes[0] <= height <= sizes[1] and sizes[0] <= width <= sizes[1]):
+        fail("data", "image size", f"be {sizes[0]} to {sizes[1]} px on both sides", f"{height} x {width}")

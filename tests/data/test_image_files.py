@@ -1,0 +1,229 @@
+"""Pixels of every mode that Pillow reads, against float64; and files that no one should decode."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kr_fast import data
+from kr_fast.data import image_files
+from kr_fast.runtime.errors import UserError
+
+SIDE = 8
+LIMITS = (8, 224)
+draw = np.random.default_rng(0)
+BYTES = draw.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+COLOUR = draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+ALPHA = draw.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+DEEP = draw.integers(0, 65536, (SIDE, SIDE)).astype(np.uint16)
+
+
+def png(width, height, depth, kind, rows, extra=b""):
+    """A PNG of any depth: Pillow does not write 16-bit colour."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    pixels = b"".join(b"\0" + row.astype(">u2" if depth == 16 else "u1").tobytes() for row in rows)
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def saved(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def on_white(colour, alpha):
+    a = alpha[..., None].astype(np.float64) / 255
+    return np.rint(colour.reshape(SIDE, SIDE, -1) * a + 255 * (1 - a))
+
+
+def read(tmp_path, *contents, sizes=LIMITS):
+    """(pixels, notes) of files with these contents."""
+    files = []
+    for index, content in enumerate(contents):
+        files.append(tmp_path / f"{index}.png")
+        files[-1].write_bytes(content)
+    found, notes = image_files.read({"images": files}, sizes)
+    return found["images"], notes
+
+
+PALETTE = Image.fromarray(BYTES % 4).convert("P")
+PALETTE.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+RED = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]], np.uint8)
+CLEAR = np.where(BYTES % 4 == 1, 0, 255)
+CASES = {
+    "grey png": (saved(Image.fromarray(BYTES), "PNG"), BYTES[..., None], []),
+    "grey bmp": (saved(Image.fromarray(BYTES), "BMP"), BYTES[..., None], []),
+    "grey tiff": (saved(Image.fromarray(BYTES), "TIFF"), BYTES[..., None], []),
+    "lzw tiff": (saved(Image.fromarray(COLOUR), "TIFF", compression="tiff_lzw"), COLOUR, []),
+    "pgm": (saved(Image.fromarray(BYTES), "PPM"), BYTES[..., None], []),
+    "ppm": (saved(Image.fromarray(COLOUR), "PPM"), COLOUR, []),
+    "webp": (saved(Image.fromarray(COLOUR), "WEBP", lossless=True), COLOUR, []),
+    "gif": (saved(PALETTE, "GIF"), RED[BYTES % 4], []),
+    "1 bit": (saved(Image.fromarray(BYTES > 99), "PNG"), (BYTES > 99)[..., None] * 255, []),
+    "palette": (saved(PALETTE, "PNG"), RED[BYTES % 4], []),
+    "palette, clear": (saved(PALETTE, "PNG", transparency=1), on_white(RED[BYTES % 4], CLEAR), ["alpha"]),
+    "cmyk": (saved(Image.fromarray(COLOUR).convert("CMYK"), "TIFF"), COLOUR, []),
+    "rgba": (saved(Image.fromarray(np.dstack([COLOUR, ALPHA])), "PNG"), on_white(COLOUR, ALPHA), ["alpha"]),
+    "rgba, opaque": (saved(Image.fromarray(np.dstack([COLOUR, ALPHA * 0 + 255])), "PNG"), COLOUR, []),
+    "la": (saved(Image.fromarray(np.dstack([BYTES, ALPHA]), "LA"), "PNG"), on_white(BYTES, ALPHA), ["alpha"]),
+    "shape in alpha": (
+        saved(Image.fromarray(np.dstack([COLOUR * 0, ALPHA])), "PNG"), on_white(COLOUR * 0, ALPHA), ["alpha"]),
+    "clear level": (
+        saved(Image.fromarray(BYTES), "PNG", transparency=int(BYTES[0, 0])),
+        on_white(BYTES, np.where(BYTES[0, 0] == BYTES, 0, 255)), ["alpha"]),
+    "clear colour": (
+        saved(Image.fromarray(COLOUR), "PNG", transparency=tuple(map(int, COLOUR[0, 0]))),
+        on_white(COLOUR, np.where((COLOUR[0, 0] == COLOUR).all(2), 0, 255)), ["alpha"]),
+    "1 bit, clear": (
+        saved(Image.fromarray(BYTES > 99), "PNG", transparency=0), np.full((SIDE, SIDE, 1), 255), ["alpha"]),
+    "16-bit png": (saved(Image.fromarray(DEEP), "PNG"), DEEP[..., None], []),
+    "16-bit tiff": (saved(Image.fromarray(DEEP), "TIFF"), DEEP[..., None], []),
+    "16-bit tiff, big-endian": (saved(Image.fromarray(DEEP.astype(">u2")), "TIFF"), DEEP[..., None], []),
+    "16-bit pgm": (saved(Image.fromarray(DEEP), "PPM"), DEEP[..., None], []),
+    "32-bit tiff": (saved(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), DEEP[..., None], []),
+    "16-bit png, clear": (
+        saved(Image.fromarray(DEEP), "PNG", transparency=int(DEEP[0, 0])),
+        np.where(DEEP[0, 0] == DEEP, 65535, DEEP)[..., None], ["alpha"]),
+    "float tiff": (saved(Image.fromarray(DEEP.astype(np.float32)), "TIFF"), DEEP[..., None], []),
+    "16-bit colour": (png(SIDE, SIDE, 16, 2, COLOUR.reshape(SIDE, -1).astype(np.uint16) * 257), COLOUR, ["deep"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pixels_are_those_of_the_file(tmp_path, name):
+    content, wanted, keys = CASES[name]
+    pixels, notes = read(tmp_path, content, content)
+    assert pixels.shape == (2, *wanted.shape)
+    assert np.array_equal(pixels[0], wanted)
+    assert np.array_equal(pixels[1], wanted)
+    assert notes == [image_files.NOTES[key].format("2 images") for key in keys]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF", "WEBP", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_before_sizes_are_compared(tmp_path, format, orientation):
+    upright = Image.new("L" if format != "WEBP" else "RGB", (9, 17))
+    upright.paste(255, (0, 0, 4, 8))
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)  # the operation that undoes it, of Transpose
+    image = upright if back is None else upright.transpose(Image.Transpose(back))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif} if format != "TIFF" else {"tiffinfo": {0x0112: orientation}}
+    pixels, notes = read(tmp_path, saved(image, format, **options), saved(upright, format))
+    assert pixels.shape[1:3] == (17, 9)
+    assert np.abs(pixels[0].astype(int) - pixels[1]).max() < 90  # JPEG and WebP lose a little
+    assert notes == ([] if orientation == 1 else ["EXIF orientation applied to 1 image"])
+
+
+def test_several_frames_are_told(tmp_path):
+    frames = [Image.new("L", (9, 9), level) for level in (1, 250)]
+    for format in ("TIFF", "GIF"):
+        pixels, notes = read(tmp_path, saved(frames[0], format, save_all=True, append_images=frames[1:]))
+        assert notes == ["the first frame alone read of 1 image"]
+        assert pixels.max() < 3
+
+
+def test_16_bit_folders_are_scaled_by_one_rule(tmp_path):
+    """Full 16 bits come down to 8; 12 bits are refused, grey or colour, and never almost black."""
+    for scale, ok in ((1, True), (16, False)):
+        root = tmp_path / str(scale)
+        for index, name in enumerate("aabbabab" * 2):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.roll(DEEP, index) // scale).save(root / name / f"{index}.png")
+        if ok:
+            found = data.load(root)
+            every = np.concatenate([split.images for split in (found.train, found.val, found.test)])
+            first = np.rint(DEEP / 257).astype(np.uint8)[..., None]
+            assert any(np.array_equal(each, first) for each in every)
+            assert found.notes[0] == f"int32 pixels, the largest {DEEP.max()}, divided by 257"
+        else:
+            with pytest.raises(UserError, match=r"^data: images must be integers .* white = 4095 for 12 bit"):
+                data.load(root)
+    dark = png(SIDE, SIDE, 16, 2, COLOUR.reshape(SIDE, -1).astype(np.uint16) * 16)
+    with pytest.raises(UserError, match="^data: images of 16-bit colour must use their 16 bits"):
+        read(tmp_path, dark)
+
+
+def test_all_odd_files_are_counted_and_three_are_named(tmp_path):
+    small, large = (saved(Image.new("L", (side, side)), "PNG") for side in (9, 10))
+    colour = saved(Image.new("RGB", (9, 9)), "PNG")
+    with pytest.raises(UserError) as error:
+        read(tmp_path, *[small] * 9, *[large] * 5, colour)
+    assert str(error.value).startswith("data: every image must have one size and one mode, got 9 of 9 x 9 grey, ")
+    where = tmp_path.name
+    assert f"5 of 10 x 10 grey ({where}/9.png, {where}/10.png, {where}/11.png and 2 more)" in str(error.value)
+    assert f"1 of 9 x 9 colour ({where}/14.png); bring them to one size" in str(error.value)
+    with pytest.raises(UserError, match=r"every image must be readable, got 4 that are not: .*0.png .*and 1 more"):
+        read(tmp_path, *[b"text"] * 4, small)
+    with pytest.raises(UserError, match="^data: image size must be 8 to 224 px on both sides, got 7 x 300"):
+        read(tmp_path, saved(Image.new("L", (300, 7)), "PNG"))
+    assert read(tmp_path, saved(Image.new("L", (300, 7)), "PNG"), sizes=None)[0].shape == (1, 7, 300, 1)
+
+
+BOMB = png(50000, 50000, 8, 2, [])
+BROKEN = {
+    "text": (b"hello", "it holds no PNG, .* or PPM image"),
+    "empty": (b"", "it is empty"),
+    "cut": (CASES["grey png"][0][:-30], "truncated|broken"),
+    "cut header": (CASES["grey png"][0][:20], "."),
+    "bomb": (BOMB, "its header claims more pixels than Pillow opens"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it holds no PNG"),
+    "white is 0": (saved(Image.fromarray(DEEP), "TIFF", tiffinfo={262: 0}), "."),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_files_that_are_refused_in_one_line(tmp_path, name):
+    content, why = BROKEN[name]
+    with pytest.raises(UserError, match=rf"^data: image must be readable, got .*1.png \(.*({why})") as error:
+        read(tmp_path, saved(Image.fromarray(BYTES), "PNG"), content)
+    assert "\n" not in str(error.value)
+
+
+def test_large_pictures_are_refused_before_one_is_decoded(tmp_path):
+    """200 million claimed pixels without data: opened by Pillow, refused by their size."""
+    with pytest.raises(UserError, match=r"^data: image size must be 8 to 224 px on both sides, got 10000 x 10000"):
+        read(tmp_path, png(10000, 10000, 8, 2, []))
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("nothing")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for name, why in (("pipe", "no regular file"), ("link", "No such file"), ("loop", "symbolic links")):
+        with pytest.raises(UserError, match=rf"^data: image must be readable, got .*{name}.png \(.*{why}"):
+            image_files.read({"images": [tmp_path / f"{name}.png"]}, LIMITS)
+
+
+def test_memory_is_asked_for_before_it_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "free_memory", lambda: 100)
+    with pytest.raises(UserError, match=r"^data: all images together must fit the memory, got 2 images of 8 x 8 grey"):
+        read(tmp_path, CASES["grey png"][0], CASES["grey png"][0])
+
+
+@settings(deadline=None, max_examples=150)
+@given(name=st.sampled_from(sorted(CASES)), at=st.floats(0, 1), byte=st.integers(0, 255), cut=st.booleans())
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path_factory, name, at, byte, cut):
+    content = bytearray(CASES[name][0])
+    place = min(int(at * len(content)), len(content) - 1)
+    content[place] = byte
+    file = tmp_path_factory.getbasetemp() / "damaged.png"
+    file.write_bytes(content[:place] if cut else content)
+    refused = None
+    try:
+        image_files.read({"images": [file]}, LIMITS)
+    except UserError as error:
+        refused = str(error)
+    if refused is not None:
+        assert refused.startswith("data: ")
+        assert "\n" not in refused
