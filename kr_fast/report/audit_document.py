@@ -50,7 +50,7 @@ def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
     yield "text", tables.verdict(found)
     if setting["targets"]:
         yield "table", tables.headline(found)
-        yield "text", f"Intervals are {level}: score intervals of AUC; of a TPR one that accounts for the chosen threshold."
+        yield "text", f"Intervals are {level}: score intervals of AUC; those of a TPR account for the chosen threshold."
     yield "heading", "What these figures do not say"
     yield "note", tables.caveats(found)
     if setting["targets"]:

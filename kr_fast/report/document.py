@@ -19,8 +19,8 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     yield (
         "text",
         (
-            "Intervals are 95 %: Wilson for accuracies, score intervals of AUC, paired ones of differences of AUC. CAS: "
-            "Classification Accuracy Score."
+            "Intervals are 95 %: Wilson for accuracies, score intervals of AUC, paired ones of differences of AUC. "
+            "CAS: Classification Accuracy Score."
         ),
     )
     yield "heading", "What these figures do not say"
