@@ -12,7 +12,8 @@ from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
 from kr_fast.membership.intervals import bootstrap
 from kr_fast.membership.learned import quantile_regression, shadow_network
-from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_meter, save_npz
+from kr_fast.membership.loading import load_npz, save_npz
+from kr_fast.membership.other_tools import load_lira_tree, load_privacy_meter
 from kr_fast.membership.released import generated_density, nearest_synthetic
 from kr_fast.membership.summaries import across_targets, aop, operating_point, shadow_threshold
 from kr_fast.ops.rmia import rmia

@@ -8,25 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kr_fast.data import shared_images
 from kr_fast.ensemble import ModelArray, Query, Shadows
 from kr_fast.ensemble.queries import as_queries
+from kr_fast.membership.answers import ANSWERS, SIGNALS, check_answers
 from kr_fast.membership.audit_data import (
-    ANSWERS,
-    SIGNALS,
     AuditData,
     ShadowSignals,
     TargetSignals,
+    check_accuracy,
     check_images,
+    check_kind,
     check_names,
-    pool_of,
-    refuse_probabilities,
 )
 from kr_fast.membership.audit_report import AuditReport, audit_signals
 from kr_fast.membership.catalog import CATALOG, DEFAULT, check_asked, check_given
+from kr_fast.membership.copies import refuse_equal_weights
 from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.figures import Choices
+from kr_fast.membership.pool import as_mask, pool_of
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_labels, described
 
 CONTROL = "control"
 LABEL_ONLY = "lira"  # queries of "label_only" where the audit itself makes one
@@ -63,6 +66,8 @@ def audit(
 ) -> AuditReport:
     """Attack one or several target models with the same shadow statistics.
 
+    Images, labels and masks may be tensors, numpy arrays or lists.
+
     Args:
         target: a classifier, or name -> classifier; None with ``targets="shadows"``. A :class:`kr_fast.ModelArray` of
             one model carries an input normalisation of its own.
@@ -70,8 +75,8 @@ def audit(
             target of that name is attacked with shadows made as it was made ("full") and every other target with the
             first set ("transfer"). With one set the first target is "full" and the others "transfer": for a model that
             was not made as the shadows were, a lower bound on what it gives away.
-        images: uint8 ``[N, H, W, C]``, the pool; labels: int64 ``[N]``.
-        members: bool ``[N]``, True for the examples that the targets' training used, or their indices.
+        images: uint8 ``[N, H, W, C]``, the pool; labels: integers ``[N]`` or ``[N, 1]``.
+        members: bool ``[N]`` (or 0 and 1), True for the examples that the targets' training used, or their indices.
         non_members: likewise; None for all others. Examples in neither are left out.
         attacks: names of :data:`kr_fast.membership.CATALOG`; None for all of ``DEFAULT`` that what is given allows.
         primary: the attack whose figures are the result; the others are exploratory, and their corrected intervals
@@ -91,29 +96,31 @@ def audit(
         level, delta, priors, random_members, rmia_gamma, rmia_offline_a, rmia_predicate, seed: see
             :class:`kr_fast.membership.figures.Choices`.
         path: folder for the signals; a call that was interrupted continues there.
-    Raises: TypeError or ValueError naming the argument.
+    Raises: UserError naming the argument; so is a target (or control) that is among its shadows, and shadows that are
+        one model.
     """
     choices = Choices(level, delta, tuple(priors), random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
     check_asked(attacks, primary, targets, choices)
-    count, shape = len(images), check_images("images", images, None)
-    sampled = {"synthetic": synthetic} if isinstance(synthetic, Tensor) else dict(synthetic or {})
-    given = {f"synthetic {name}": value for name, value in sampled.items()} | {"reference": reference}
-    for name, value in given.items():
-        if value is not None:
-            check_images(name, value, shape)
-    if labels.shape != (count,) or labels.dtype != torch.int64:
-        fail("audit", "labels", f"be int64 [{count}]", f"{labels.dtype} {list(labels.shape)}")
+    images = check_images("images", images, None)
+    count, shape = len(images), tuple(images.shape[1:])
+    sampled = {} if synthetic is None else {"synthetic": synthetic}
+    sampled = dict(synthetic) if isinstance(synthetic, Mapping) else sampled
+    sampled = {name: check_images(f"synthetic {name}", value, shape) for name, value in sampled.items()}
+    reference = None if reference is None else check_images("reference", reference, shape)
+    labels = as_labels("audit", "labels", labels, count)
     models = {"target": target} if isinstance(target, nn.Module | ModelArray) else dict(target or {})
     if control is not None:
         if CONTROL in models:
             fail("audit", "target", f"not be named {CONTROL} where a control is given", CONTROL)
         models[CONTROL] = control
     check_names(models, sampled)
+    for what, named in (("kinds", kinds), ("accuracies", accuracies), ("shared", shared)):
+        for name in named or {}:
+            if name not in models:
+                fail("audit", what, f"hold names among {', '.join(models) or 'no target'}", name)
     for name in kinds or {}:
-        if name not in models:
-            fail("audit", "kinds", f"hold names among {', '.join(models) or 'no target'}", name)
-        if kinds[name] not in ("full", "transfer"):
-            fail("audit", f"kinds of {name}", "be full or transfer", kinds[name])
+        check_kind(f"kinds of {name}", kinds[name])
+    accuracies = {name: check_accuracy(f"accuracies of {name}", value) for name, value in (accuracies or {}).items()}
     models = {name: model if isinstance(model, ModelArray) else ModelArray([model]) for name, model in models.items()}
     for name, model in models.items():
         if len(model) != 1:
@@ -123,17 +130,21 @@ def audit(
     sets = {"shadows": shadows} if isinstance(shadows, Shadows) else dict(shadows)
     if not sets:
         fail("audit", "shadows", "hold at least one set", 0)
+    sets = {name: Shadows(each.array, as_mask("audit", "keep", each.keep, 2)) for name, each in sets.items()}
     for name, each in sets.items():
         if each.keep.shape != (len(each.array), count):
             got = f"{list(each.keep.shape)} in {name}" if len(sets) > 1 else list(each.keep.shape)
             fail("audit", "shadows", f"have keep [{len(each.array)}, {count}]", got)
-    if random_members and not isinstance(population, tuple | None):
+    if random_members and isinstance(population, float):
         rule = "be (images, labels) with random_members: a share takes from the non-members only"
         fail("audit", "population", rule, population)
     mask, index = (None, None) if not models else pool_of(members, non_members, count)
     if random_members and mask is not None:
         check_fair_coins("audit", mask)
     first = next(iter(sets))
+    for name, each in sets.items():
+        mine = {n: array.models[0] for n, array in models.items() if name == (n if n in sets else first)}
+        refuse_equal_weights(mine, each.array.models)
     used = {name if name in sets else first for name in models} or set(sets)
     at = slice(None) if index is None else index
     given = {
@@ -150,7 +161,7 @@ def audit(
     asked = {f"target {name}": model for name, model in models.items()}
     asked |= {f"shadow 0 of {name}": ModelArray(each.array.models[:1]) for name, each in sets.items()}
     for name, model in asked.items():
-        refuse_probabilities(model(images[:64])[0], name, "return logits (remove its softmax)")
+        check_answers(model(images[:64])[0], name)
     shadow_signals = {
         name: gather.shadows(name, each if index is None else Shadows(each.array, each.keep[:, index]), z)
         for name, each in sets.items()
@@ -164,7 +175,7 @@ def audit(
             shadows=name if name in sets else first,
             kind=kind[name],
             shared=(shared or {}).get(name, ""),
-            accuracy=(accuracies or {}).get(name),
+            accuracy=accuracies.get(name),
             control=name == CONTROL,
         )  # fmt: skip
     rest = slice(None) if not isinstance(z, Tensor) else _others(z, len(gather.labels))
@@ -197,20 +208,16 @@ def _population(population: Any, mask: Tensor | None, seed: int, pool: Tensor) -
     """None, (images, labels), or the indices of the non-members that are split off."""
     if population is None:
         return None
-    if isinstance(population, tuple):
+    if isinstance(population, tuple | list):
         if len(population) != 2:
             fail("audit", "population", "be (images, labels) or a share in (0, 1)", f"{len(population)} values")
-        images, labels = population
-        check_images("images of the population", images, tuple(pool.shape[1:]))
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (len(images),):
-            got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-            fail("audit", "labels of the population", f"be int64 [{len(images)}]", got)
-        if _shared(images, pool) == len(images):
-            rule = "be further examples, not among the images under attack (a share splits some of those off)"
-            fail("audit", "population", rule, f"{len(images)} of {len(images)} that are")
-        return population
+        images = check_images("images of the population", population[0], tuple(pool.shape[1:]))
+        labels = as_labels("audit", "labels of the population", population[1], len(images))
+        check_further(images, pool)
+        return images, labels
     if isinstance(population, bool) or not isinstance(population, float) or not 0 < population < 1:
-        fail("audit", "population", "be (images, labels) or a share in (0, 1)", population)
+        got = population if isinstance(population, int | float | str) else described(population)
+        fail("audit", "population", "be (images, labels) or a share in (0, 1)", got)
     if mask is None:
         fail("audit", "population", "be (images, labels) where there is no target with members", population)
     outside = (~mask).nonzero()[:, 0]
@@ -221,15 +228,16 @@ def _population(population: Any, mask: Tensor | None, seed: int, pool: Tensor) -
     return outside[order[:taken]].sort().values
 
 
-def _shared(images: Tensor, pool: Tensor) -> int:
-    """How many images occur in the pool, byte for byte."""
-    known = {row.tobytes() for row in pool.cpu().numpy()}
-    return sum(row.tobytes() in known for row in images.cpu().numpy())
+def check_further(images: Tensor, pool: Tensor) -> None:
+    """Refuse a population that is under attack itself, every image of it."""
+    if bool(shared_images(images, pool).all()):
+        rule = "be further examples, not among the images under attack (a share splits some of those off)"
+        fail("audit", "population", rule, f"{len(images)} of {len(images)} that are")
 
 
 def _overlap(population: Any, pool: Tensor) -> tuple[str, ...]:
     """Data sets repeat images, so some overlap is said and not refused."""
-    both = _shared(population[0], pool) if isinstance(population, tuple) else 0
+    both = int(shared_images(population[0], pool).sum()) if isinstance(population, tuple) else 0
     words = f"{both} images of the population are among those under attack too: some may be members"
     return (words,) if both else ()
 

@@ -1,35 +1,37 @@
 """What an audit reads: the signals of shadows and targets on one pool of examples, wherever they come from."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from kr_fast.ops.membership_signals import membership_signals
+from kr_fast.membership.answers import as_numbers, read_logits, refuse_nan
+from kr_fast.membership.copies import refuse_equal_shadows, refuse_shadow_as_target
+from kr_fast.membership.pool import as_mask, check_members, pool_of
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import looks_like_probabilities
+from kr_fast.runtime.inputs import as_images, as_labels, as_tensor, described
 from kr_fast.runtime.reprs import ShortRepr
 
-SIGNALS = ("phi", "entropy", "modified_entropy", "correct")
+KINDS = ("full", "transfer")
 RESERVED = ("setting", "comparison", "leave_one_out", "exposed", "details")
 PROBABILITIES = "logits were read from probabilities: those that had underflowed to 0 count as ruled out"
-ANSWERS = 3  # largest log-probabilities that the shadow network reads, beside the signals
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ShadowSignals(ShortRepr):
-    """One set of M shadows on the pool of N examples.
+    """One set of M shadows on the pool of N examples. Tensors, arrays and lists are taken, and held on the CPU.
 
     Args:
-        keep: bool ``[M, N]``, True where example n was in shadow m's training set.
+        keep: bool ``[M, N]`` (or 0 and 1), True where example n was in shadow m's training set.
         signals: name -> float ``[A, N, M]``; "phi" always, further ones of
             :func:`kr_fast.ops.membership_signals.membership_signals`, each over queries of its own.
         population: phi ``[A, Z, M]`` of examples that are not in the pool, or None.
         population_keep: bool ``[M, Z]`` where the shadows were trained on some of the population; None: on none of it.
         answers: float ``[N, M, T]``, largest log-probabilities from high to low, for the shadow network.
+    Raises: UserError naming the argument, and for two shadows that are one model.
     """
 
     keep: Tensor
@@ -39,36 +41,48 @@ class ShadowSignals(ShortRepr):
     answers: Tensor | None = None
 
     def __post_init__(self):
-        _check_signals("shadows", self.signals, 3)
-        count, models = self.signals["phi"].shape[1:]
-        if self.keep.dtype != torch.bool:
-            fail("audit", "keep", "be bool", self.keep.dtype)
+        _set(
+            self,
+            signals=_checked_signals("shadows", self.signals, 3),
+            keep=as_mask("audit", "keep", self.keep, 2).cpu(),
+        )
+        queries, count, models = self.signals["phi"].shape
         if tuple(self.keep.shape) != (models, count):
             fail("audit", "keep", f"have shape [M, N] = [{models}, {count}]", list(self.keep.shape))
         if models < 2:
             fail("audit", "shadows", "be at least 2", models)
         if self.population is not None:
-            shape = (len(self.signals["phi"]), self.population.shape[1] if self.population.ndim == 3 else 0, models)
+            _set(self, population=_floats("population of the shadows", self.population))
+            shape = (queries, self.population.shape[1] if self.population.ndim == 3 else 0, models)
             if self.population.shape != shape or shape[1] == 0:
                 rule = f"be phi of shape [{shape[0]}, Z, {models}] with Z > 0"
                 fail("audit", "population of the shadows", rule, list(self.population.shape))
-            _refuse_nan("population of the shadows", self.population)
+        if self.population_keep is not None:
+            size = 0 if self.population is None else self.population.shape[1]
+            _set(self, population_keep=as_mask("audit", "keep of the population", self.population_keep, 2).cpu())
+            if self.population_keep.shape != (models, size):
+                rule = f"have shape [M, Z] = [{models}, {size}]"
+                fail("audit", "keep of the population", rule, list(self.population_keep.shape))
+        if self.answers is not None:
+            _set(self, answers=_answers("answers of the shadows", self.answers, (count, models)))
+        refuse_equal_shadows(self.signals["phi"])
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TargetSignals(ShortRepr):
-    """One model under attack.
+    """One model under attack. Tensors, arrays and lists are taken, and held on the CPU.
 
     Args:
         signals: name -> float ``[A, N]``; "phi" always.
         population: phi ``[A, Z]``.
         answers: ``[N, T]``.
-        shadows: name of its :class:`ShadowSignals`.
+        shadows: name of its :class:`ShadowSignals`; without any it has no meaning.
         kind: "full" if these shadows were made as the target was, "transfer" if they were not (a Student attacked with
             shadows of its Teacher's training: a lower bound on what it gives away).
         shared: what full shadow pipelines share with the target's own ("the generator"), "" for nothing.
-        accuracy: on examples that played no part, for the accuracy over privacy; or None.
+        accuracy: in [0, 1], on examples that played no part, for the accuracy over privacy; or None.
         control: it is the positive control.
+    Raises: UserError naming the argument.
     """
 
     signals: Mapping[str, Tensor]
@@ -81,26 +95,41 @@ class TargetSignals(ShortRepr):
     control: bool = False
 
     def __post_init__(self):
-        _check_signals("target", self.signals, 2)
-        if self.kind not in ("full", "transfer"):
-            fail("audit", "kind", "be full or transfer", self.kind)
+        _set(self, signals=_checked_signals("target", self.signals, 2))
+        queries, count = self.signals["phi"].shape
+        if self.population is not None:
+            _set(self, population=_floats("population of the target", self.population))
+            if self.population.ndim != 2 or len(self.population) != queries or self.population.shape[1] == 0:
+                rule = f"be phi of shape [{queries}, Z] with Z > 0"
+                fail("audit", "population of the target", rule, list(self.population.shape))
+        if self.answers is not None:
+            _set(self, answers=_answers("answers of the target", self.answers, (count,)))
+        check_kind("kind", self.kind)
+        for name, kind in (("shadows", str), ("shared", str), ("control", bool)):
+            if not isinstance(getattr(self, name), kind):
+                fail("audit", f"{name} of a target", f"be of type {kind.__name__}", repr(getattr(self, name)))
+        if self.accuracy is not None:
+            _set(self, accuracy=check_accuracy("accuracy", self.accuracy))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AuditData(ShortRepr):
     """Everything that :func:`kr_fast.membership.audit_signals` reads; no model is needed.
 
+    Tensors, arrays and lists are taken, and held on the CPU.
+
     Args:
-        shadows: name -> shadows; all on the same pool.
+        shadows: name -> shadows; all on the same pool. Without any, attacks that need no shadow are possible.
         targets: name -> target; may be empty where every shadow is a target.
-        members: bool ``[N]``, the members of all targets; None without targets.
-        labels: int64 ``[N]``, or None (attacks that need a class are then not possible).
+        members: bool ``[N]`` (or 0 and 1), the members of all targets; None without targets.
+        labels: integers ``[N]`` or ``[N, 1]``, or None (attacks that need a class are then not possible).
         images: uint8 ``[N, H, W, C]``, or None; for attacks on images and for the report.
         synthetic: name -> released synthetic images, uint8 ``[S, H, W, C]``.
         reference: real images that are neither members nor in the pool, uint8 ``[R, H, W, C]``.
         augment: what the queries were, in words.
         notes: what a reader has to know about the signals, as sentences.
         index: int64 ``[N]``, number of each example where the pool is part of a larger set; None: its position.
+    Raises: UserError naming the argument, and for a target that is one of its shadows.
     """
 
     shadows: Mapping[str, ShadowSignals]
@@ -115,9 +144,8 @@ class AuditData(ShortRepr):
     index: Tensor | None = None
 
     def __post_init__(self):
-        if not self.shadows:
-            fail("audit", "shadows", "hold at least one set", 0)
-        first = next(iter(self.shadows.values()))
+        if not self.shadows and not self.targets:
+            fail("audit", "shadows and targets", "be at least one set, or one model", "none")
         for name, shadows in self.shadows.items():
             if shadows.keep.shape[1] != self.count:
                 rule = f"be on one pool of {self.count} examples"
@@ -126,100 +154,149 @@ class AuditData(ShortRepr):
             fail("audit", "target", "hold at least one model", 0)
         check_names(self.targets, self.synthetic)
         for name, target in self.targets.items():
-            if target.shadows not in self.shadows:
+            if self.shadows and target.shadows not in self.shadows:
                 fail("audit", f"shadows of {name}", f"be one of {', '.join(self.shadows)}", target.shadows)
-            _check_fits(name, target, self.shadows[target.shadows])
+            self._check_fits(name, target)
         if self.targets:
-            check_members(self.members, first.keep.shape[1])
-        if self.labels is not None and (self.labels.shape != (self.count,) or self.labels.dtype != torch.int64):
-            got = f"{self.labels.dtype} {list(self.labels.shape)}"
-            fail("audit", "labels", f"be int64 [{self.count}]", got)
-        if self.images is not None and len(self.images) != self.count:
-            fail("audit", "images", f"be those of the {self.count} examples", list(self.images.shape))
-        shape = None
-        given = {"images": self.images, "reference": self.reference}
-        for name, value in (given | {f"synthetic {n}": v for n, v in self.synthetic.items()}).items():
+            _set(self, members=check_members(self.members, self.count).cpu())
+        if self.labels is not None:
+            _set(self, labels=as_labels("audit", "labels", self.labels, self.count).cpu())
+        shape, given = None, {}
+        parts = {"images": self.images, "reference": self.reference}
+        for name, value in (parts | {f"synthetic {n}": v for n, v in self.synthetic.items()}).items():
             if value is not None:
-                shape = check_images(name, value, shape)
-        if self.index is not None and (self.index.shape != (self.count,) or self.index.dtype != torch.int64):
-            fail("audit", "index", f"be int64 [{self.count}]", f"{self.index.dtype} {list(self.index.shape)}")
+                given[name] = check_images(name, value, shape).cpu()
+                shape = tuple(given[name].shape[1:])
+        if "images" in given and len(given["images"]) != self.count:
+            fail("audit", "images", f"be those of the {self.count} examples", described(given["images"]))
+        _set(self, images=given.pop("images", None), reference=given.pop("reference", None))
+        _set(self, synthetic={name.removeprefix("synthetic "): value for name, value in given.items()})
+        if self.index is not None:
+            _set(self, index=as_labels("audit", "index", self.index, self.count).cpu())
 
     @property
     def count(self) -> int:
         """Examples of the pool."""
-        return next(iter(self.shadows.values())).keep.shape[1]
+        if self.shadows:
+            return next(iter(self.shadows.values())).keep.shape[1]
+        return next(iter(self.targets.values())).signals["phi"].shape[1]
+
+    def shadows_of(self, target: TargetSignals) -> ShadowSignals | None:
+        """The shadows that ``target`` is attacked with, or None where there are none."""
+        return self.shadows.get(target.shadows)
+
+    def _check_fits(self, name: str, target: TargetSignals) -> None:
+        shadows = self.shadows_of(target)
+        if shadows is None:
+            if target.signals["phi"].shape[1] != self.count:
+                fail("audit", f"phi of {name}", f"be of {self.count} examples", target.signals["phi"].shape[1])
+            return
+        for signal, value in target.signals.items():
+            if signal in shadows.signals and value.shape != shadows.signals[signal].shape[:2]:
+                rule = f"have shape {list(shadows.signals[signal].shape[:2])}, as its shadows"
+                fail("audit", f"{signal} of {name}", rule, list(value.shape))
+        own, others = target.population, shadows.population
+        if own is not None and (others is None or own.shape != others.shape[:2]):
+            wanted = "not be given" if others is None else f"be {list(others.shape[:2])}"
+            fail("audit", f"population of {name}", f"{wanted}, as of its shadows", list(own.shape))
+        own, others = target.answers, shadows.answers
+        if own is not None and others is not None and own.shape[1] != others.shape[2]:
+            rule = f"be the {others.shape[2]} largest, as of its shadows"
+            fail("audit", f"answers of {name}", rule, own.shape[1])
+        refuse_shadow_as_target(name, target.signals["phi"], shadows.signals["phi"])
 
 
 def from_logits(
-    logits: Tensor,
-    keep: Tensor,
+    logits: Tensor | None,
+    keep: Tensor | None,
     labels: Tensor,
     *,
     target: Mapping[str, Tensor] | Tensor | None = None,
     members: Any = None,
     non_members: Any = None,
-    population: tuple[Tensor, Mapping[str, Tensor] | Tensor | None, Tensor] | None = None,
+    population: tuple[Tensor | None, Mapping[str, Tensor] | Tensor | None, Tensor] | None = None,
     probabilities: bool = False,
     images: Tensor | None = None,
 ) -> AuditData:
-    """An audit's data from saved logits.
+    """An audit's data from saved logits: tensors, numpy arrays or lists.
 
     Args:
-        logits: float ``[M, N, C]``, or ``[M, N, A, C]`` with queries, of the shadows.
-        keep: bool ``[M, N]``.
-        labels: int64 ``[N]``.
+        logits: float ``[M, N, C]``, or ``[M, N, A, C]`` with queries, of the shadows; None, and no ``keep``, without
+            shadows: what needs none (the attack "loss") is then possible.
+        keep: bool ``[M, N]``, or 0 and 1.
+        labels: integers ``[N]`` or ``[N, 1]``.
         target: ``[N, C]`` or ``[N, A, C]``, or name -> such; None where every shadow is a target.
-        members, non_members: see :func:`pool_of`.
-        population: (logits of the shadows ``[M, Z, (A,) C]``, of the target as above, labels ``[Z]``).
+        members, non_members: see :func:`kr_fast.membership.pool.pool_of`.
+        population: (logits of the shadows ``[M, Z, (A,) C]`` or None without any, of the target as above, labels
+            ``[Z]``).
         probabilities: the numbers are probabilities of all classes, and their logarithm is taken. What underflowed to
             0 is lost: in float32 phi above about 103 reads as certainty, in float16 above about 17.
-    Raises: TypeError or ValueError naming the argument.
+    Raises: UserError naming the argument, and for probabilities and hard labels where logits are asked for.
     """
-    targets = {} if target is None else {"target": target} if isinstance(target, Tensor) else dict(target)
-    _check_lengths(logits, keep, labels, targets, images)
+    given = {} if target is None else dict(target) if isinstance(target, Mapping) else {"target": target}
+    targets = {name: as_numbers("audit", f"logits of {name}", value) for name, value in given.items()}
+    labels = as_labels("audit", "labels", labels)
+    if (logits is None) != (keep is None):
+        fail("audit", "logits and keep", "be given together", "one of them")
+    if logits is not None:
+        logits, keep = as_numbers("audit", "logits of the shadows", logits), as_mask("audit", "keep", keep, 2)
+    images = None if images is None else as_tensor("audit", "images", images)
+    labels = _check_lengths(logits, keep, labels, targets, images)
     mask, index = (None, None) if not targets else pool_of(members, non_members, len(labels))
     if index is not None:
-        logits, keep, labels = logits[:, index], keep[:, index], labels[index]
-        targets = {name: value[index] for name, value in targets.items()}
+        labels, targets = labels[index], {name: value[index] for name, value in targets.items()}
+        logits, keep = (None, None) if logits is None else (logits[:, index], keep[:, index])
         images = None if images is None else images[index]
-    signals, answers = read_logits(logits, labels, "logits of the shadows", probabilities)
-    z_shadows, z_targets = None, {}
-    if population is not None:
-        z_logits, given, z_labels = population
-        z_shadows = read_logits(z_logits, z_labels, "population of the shadows", probabilities)[0]["phi"]
-        given = {"target": given} if isinstance(given, Tensor) else dict(given or {})
-        for name, value in given.items():
-            found = read_logits(value[None], z_labels, f"population of {name}", probabilities)[0]
-            z_targets[name] = found["phi"][:, :, 0]
+    z_logits, z_targets, z_labels = (None, None, None) if population is None else _population(population)
+    shadows, z_found = {}, {}
+    if logits is not None:
+        signals, answers = read_logits(logits, labels, "logits of the shadows", probabilities)
+        z_phi = None
+        if z_logits is not None:
+            z_phi = read_logits(z_logits, z_labels, "population of the shadows", probabilities)[0]["phi"]
+        shadows["shadows"] = ShadowSignals(keep, signals, z_phi, None, answers)
+    for name, value in (z_targets or {}).items():
+        value = as_numbers("audit", f"population of {name}", value)[None]
+        z_found[name] = read_logits(value, z_labels, f"population of {name}", probabilities)[0]["phi"][:, :, 0]
     attacked = {}
     for position, (name, value) in enumerate(targets.items()):
         found, best = read_logits(value[None], labels, f"logits of {name}", probabilities)
         attacked[name] = TargetSignals(
             {key: values[:, :, 0] for key, values in found.items()},
-            z_targets.get(name),
+            z_found.get(name),
             best[:, 0],
-            kind="transfer" if position else "full",
+            kind="transfer" if position and shadows else "full",
         )
     notes = (PROBABILITIES,) if probabilities else ()
-    shadows = {"shadows": ShadowSignals(keep, signals, z_shadows, None, answers)}
     return AuditData(shadows, attacked, mask, labels, images, augment="as given", notes=notes, index=index)
 
 
-def _check_lengths(logits: Tensor, keep: Tensor, labels: Tensor, targets: Mapping[str, Tensor], images: Any) -> None:
+def _population(given: Any) -> tuple[Any, dict[str, Any], Any]:
+    """(logits of the shadows, name -> logits of a target, labels)."""
+    if not isinstance(given, tuple | list) or len(given) != 3:
+        rule = "be (logits of the shadows, of the target, labels)"
+        fail(
+            "audit", "population", rule, f"{len(given)} values" if isinstance(given, tuple | list) else described(given)
+        )
+    shadows, target, labels = given
+    named = {} if target is None else dict(target) if isinstance(target, Mapping) else {"target": target}
+    return shadows, named, labels
+
+
+def _check_lengths(logits: Any, keep: Any, labels: Tensor, targets: Mapping[str, Tensor], images: Any) -> Tensor:
     """One N everywhere: an array that is too long would lose its excess unnoticed where the pool is a part."""
-    if logits.ndim not in (3, 4):
-        fail("audit", "logits of the shadows", "be float [M, N, (A,) C]", f"{logits.dtype} {list(logits.shape)}")
-    models, count = logits.shape[:2]
-    if tuple(keep.shape) != (models, count):
-        fail("audit", "keep", f"have shape [M, N] = [{models}, {count}]", list(keep.shape))
-    if labels.dtype != torch.int64 or labels.shape != (count,):
-        fail("audit", "labels", f"be int64 [{count}]", f"{labels.dtype} {list(labels.shape)}")
+    count = len(labels)
+    if logits is not None and logits.ndim in (3, 4):  # other shapes are read_logits' to refuse
+        models, count = logits.shape[:2]
+        if tuple(keep.shape) != (models, count):
+            fail("audit", "keep", f"have shape [M, N] = [{models}, {count}]", list(keep.shape))
+    labels = as_labels("audit", "labels", labels, count)
     for name, value in targets.items():
-        if len(value) != count:
-            rule = f"be float [M, {count}, (A,) C]"
-            fail("audit", f"logits of {name}", rule, f"{value.dtype} {[1, *value.shape]}")
+        if value.ndim == 0 or len(value) != count:
+            fail("audit", f"logits of {name}", f"be float [{count}, (A,) C]", described(value))
     if images is not None and len(images) != count:
         fail("audit", "images", f"be those of the {count} examples", list(images.shape))
+    return labels
 
 
 def check_names(targets: Mapping[str, Any], synthetic: Mapping[str, Any]) -> None:
@@ -230,127 +307,62 @@ def check_names(targets: Mapping[str, Any], synthetic: Mapping[str, Any]) -> Non
                 fail("audit", what, f"have names other than {', '.join(taken)}", name)
 
 
-def check_images(name: str, images: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """uint8 ``[n, H, W, C]``, of the shape given where there is one; returns (H, W, C)."""
-    if not isinstance(images, Tensor):
-        fail("audit", name, "be a uint8 tensor [n, H, W, C]", type(images).__name__)
-    right = images.ndim == 4 and 0 not in images.shape and (shape is None or tuple(images.shape[1:]) == shape)
-    if images.dtype != torch.uint8 or not right:
-        axes = "H, W, C" if shape is None else ", ".join(map(str, shape))
-        fail("audit", name, f"be uint8 [n, {axes}]", f"{images.dtype} {list(images.shape)}")
-    return tuple(images.shape[1:])
+def check_kind(name: str, kind: Any) -> None:
+    """How shadows were made."""
+    if kind not in KINDS:
+        fail("audit", name, "be full or transfer", kind)
 
 
-def read_logits(
-    logits: Tensor, labels: Tensor, what: str, probabilities: bool = False
-) -> tuple[dict[str, Tensor], Tensor]:
-    """(signals ``[A, N, M]``, answers ``[N, M, T]``) of logits ``[M, N, C]`` or ``[M, N, A, C]``."""
-    if logits.ndim == 3:
-        logits = logits[:, :, None]
-    if logits.ndim != 4 or not logits.dtype.is_floating_point or logits.shape[1] != len(labels):
-        fail("audit", what, f"be float [M, {len(labels)}, (A,) C]", f"{logits.dtype} {list(logits.shape)}")
-    classes = logits.shape[3]
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        fail("audit", "labels", f"lie in [0, {classes})", [int(labels.min()), int(labels.max())])
-    _refuse_nan(what, logits)
-    signals: dict[str, list[Tensor]] = {name: [] for name in SIGNALS}
-    answers = []
-    for values in logits:  # [N, A, C]
-        if not probabilities:
-            refuse_probabilities(values[:64].flatten(0, 1), what)
-        values = values.double().log() if probabilities else values
-        if bool(torch.isnan(values).any()):
-            fail("audit", what, "be probabilities, at least 0", float(logits.min()))
-        found = membership_signals(values, labels[:, None].expand(values.shape[:2]).contiguous(), SIGNALS)
-        for name in SIGNALS:
-            signals[name].append(found[name].T)
-        answers.append(values[:, 0].float().log_softmax(1).topk(min(ANSWERS, classes), 1).values)
-    return {name: torch.stack(rows, 2) for name, rows in signals.items()}, torch.stack(answers, 1)
+def check_accuracy(name: str, value: Any) -> float:
+    """A share of right answers, in [0, 1]."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        fail("audit", name, "be in [0, 1]", repr(value))
+    return float(value)
 
 
-def refuse_probabilities(rows: Tensor, what: str, rule: str | None = None) -> None:
-    """Refuse rows that are >= 0 and sum to 1: phi would saturate and the attacks be blind to the surest examples."""
-    if looks_like_probabilities(rows):
-        mend = "be logits, from before the softmax (probabilities=True takes the logarithm where nothing else is left)"
-        fail("audit", what, rule or mend, "rows that are >= 0 and sum to 1")
-
-
-def pool_of(members: Any, non_members: Any, count: int) -> tuple[Tensor, Tensor | None]:
-    """(bool mask over the pool, indices of the pool in all ``count`` examples or None for all of them).
-
-    ``members`` and ``non_members`` are bool ``[N]`` or indices; without ``non_members`` all others are non-members,
-    with them an example that is in neither is left out.
-    """
-    inside = _mask("members", members, count)
-    if non_members is None:
-        check_members(inside, count)
-        return inside, None
-    outside = _mask("non_members", non_members, count)
-    both = (inside & outside).nonzero()[:, 0]
-    if len(both):
-        fail("audit", "members and non_members", "be disjoint", f"{len(both)} examples in both, {int(both[0])} first")
-    index = (inside | outside).nonzero()[:, 0]
-    check_members(inside[index], len(index))
-    return inside[index], None if len(index) == count else index
-
-
-def check_members(members: Any, count: int) -> None:
-    """bool ``[N]`` with both kinds."""
-    if not isinstance(members, Tensor) or members.dtype != torch.bool or tuple(members.shape) != (count,):
-        got = f"{members.dtype} {list(members.shape)}" if isinstance(members, Tensor) else members
-        fail("audit", "members", f"be bool [{count}]", got)
-    inside = int(members.sum())
-    if not 0 < inside < count:
-        fail("audit", "members", "hold members and non-members", f"{inside} of {count} members")
-
-
-def _mask(name: str, value: Any, count: int) -> Tensor:
-    if value is None:
-        fail("audit", name, f"be bool [{count}] or indices", None)
-    value = torch.as_tensor(np.asarray(value)) if not isinstance(value, Tensor) else value
-    rule = f"be bool [{count}], or indices in [0, {count}) without repetition"
-    if value.dtype == torch.bool:
-        if tuple(value.shape) != (count,):
-            fail("audit", name, rule, f"{value.dtype} {list(value.shape)}")
-        return value
-    if value.ndim != 1 or value.dtype.is_floating_point or value.dtype.is_complex:
-        fail("audit", name, rule, f"{value.dtype} {list(value.shape)}")
-    value = value.long()
-    if len(value) and not 0 <= int(value.min()) <= int(value.max()) < count:
-        fail("audit", name, rule, f"indices from {int(value.min())} to {int(value.max())}")
-    if len(value.unique()) != len(value):
-        fail("audit", name, rule, f"{len(value)} indices, {len(value.unique())} of them distinct")
-    found = torch.zeros(count, dtype=torch.bool)
-    found[value] = True
+def check_images(name: str, images: Any, shape: tuple[int, ...] | None) -> Tensor:
+    """uint8 ``[n, H, W, C]`` with n > 0, of the shape (H, W, C) given where there is one."""
+    found = as_images("audit", name, images, shape)
+    if len(found) == 0:
+        fail("audit", name, "hold at least one image", 0)
     return found
 
 
-def _check_signals(what: str, signals: Mapping[str, Tensor], ndim: int) -> None:
-    if "phi" not in signals:
-        fail("audit", f"signals of the {what}", "hold phi", ", ".join(signals) or "nothing")
-    for name, value in signals.items():
-        if value.ndim != ndim or not value.dtype.is_floating_point or 0 in value.shape:
+def _set(data: Any, **values: Any) -> None:
+    """Fields of a frozen dataclass, while it is made."""
+    for name, value in values.items():
+        object.__setattr__(data, name, value)
+
+
+def _floats(what: str, value: Any) -> Tensor:
+    """Numbers without NaN, on the CPU."""
+    found = as_numbers("audit", what, value).cpu()
+    refuse_nan(what, found)
+    return found
+
+
+def _answers(what: str, value: Any, shape: tuple[int, ...]) -> Tensor:
+    found = _floats(what, value)
+    if found.ndim != len(shape) + 1 or found.shape[:-1] != shape or found.shape[-1] == 0:
+        fail("audit", what, f"have shape [{', '.join(map(str, shape))}, T]", list(found.shape))
+    return found
+
+
+def _checked_signals(what: str, signals: Any, ndim: int) -> dict[str, Tensor]:
+    """The signals as tensors, with phi among them."""
+    if not isinstance(signals, Mapping) or "phi" not in signals:
+        got = ", ".join(map(str, signals)) or "nothing" if isinstance(signals, Mapping) else described(signals)
+        fail("audit", f"signals of the {what}", "hold phi", got)
+    found = {name: _floats(f"{name} of the {what}", value) for name, value in signals.items()}
+    for name, value in found.items():
+        if value.ndim != ndim or 0 in value.shape:
             axes = "[A, N, M]" if ndim == 3 else "[A, N]"
             fail("audit", f"{name} of the {what}", f"be float {axes}", f"{value.dtype} {list(value.shape)}")
-        if value.shape[1] != signals["phi"].shape[1]:
-            rule = f"be of the {signals['phi'].shape[1]} examples of phi"
+        if value.shape[1] != found["phi"].shape[1] or value.shape[2:] != found["phi"].shape[2:]:
+            rule = f"be of the {found['phi'].shape[1]} examples of phi"
             fail("audit", f"{name} of the {what}", rule, list(value.shape))
-        _refuse_nan(f"{name} of the {what}", value)
-
-
-def _check_fits(name: str, target: TargetSignals, shadows: ShadowSignals) -> None:
-    for signal, value in target.signals.items():
-        if signal in shadows.signals and value.shape != shadows.signals[signal].shape[:2]:
-            rule = f"have shape {list(shadows.signals[signal].shape[:2])}, as its shadows"
-            fail("audit", f"{signal} of {name}", rule, list(value.shape))
-    if target.population is not None:
-        if shadows.population is None or target.population.shape != shadows.population.shape[:2]:
-            wanted = "not be given" if shadows.population is None else f"be {list(shadows.population.shape[:2])}"
-            fail("audit", f"population of {name}", f"{wanted}, as of its shadows", list(target.population.shape))
-        _refuse_nan(f"population of {name}", target.population)
-
-
-def _refuse_nan(what: str, value: Tensor) -> None:
-    bad = int(torch.isnan(value).sum())
-    if bad:
-        fail("audit", what, "not hold NaN", f"{bad} NaN")
+        if name == "correct" and not bool(((value >= 0) & (value <= 1)).all()):
+            fail("audit", f"{name} of the {what}", "lie in [0, 1]", [float(value.min()), float(value.max())])
+    return found

@@ -12,6 +12,7 @@ from kr_fast.membership.auc_intervals import delong_test
 from kr_fast.membership.audit_data import AuditData, ShadowSignals
 from kr_fast.membership.audit_scores import choose, leave_one_out, scores_of
 from kr_fast.membership.catalog import CATALOG, auto_variance, check_asked, sides
+from kr_fast.membership.copies import images_on_both_sides
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.figures import Choices, exposed, of_attack
@@ -215,13 +216,13 @@ def audit_signals(
         }  # fmt: skip
     control = _control(data, figures)
     warnings = _warnings(data, figures, facts, control)
-    first_set = next(iter(data.shadows.values()))
+    first_set = next(iter(data.shadows.values()), None)
     setting = {
-        "num_shadows": len(first_set.keep),
+        "num_shadows": 0 if first_set is None else len(first_set.keep),
         "members": None if data.members is None else int(data.members.sum()),
         "non_members": None if data.members is None else int((~data.members).sum()),
         "augment": data.augment,
-        "lira_variance": auto_variance(first_set.keep),
+        "lira_variance": None if first_set is None else auto_variance(first_set.keep),
         "primary": primary,
         "level": level,
         "delta": delta,
@@ -249,7 +250,7 @@ def _facts(data: AuditData, name: str, primary: str) -> dict[str, Any]:
     target = data.targets[name]
     return {
         "kind": target.kind,
-        "shadows": target.shadows,
+        "shadows": target.shadows if data.shadows else None,
         "shared": target.shared,
         "accuracy": target.accuracy,
         "primary": primary,
@@ -303,7 +304,7 @@ def _control(data: AuditData, figures: Mapping) -> dict[str, Any] | None:
 
 
 def _warnings(data: AuditData, figures: Mapping, facts: Mapping, control: dict | None) -> tuple[str, ...]:
-    found = []
+    found = [*filter(None, (images_on_both_sides(data.images, data.members),))]
     for name, shadows in data.shadows.items():
         which, least = "" if len(data.shadows) == 1 else f" of {name}", sides(shadows.keep)
         if least < FEW_SHADOWS:
@@ -342,7 +343,7 @@ def _notes(data: AuditData, random_members: bool) -> list[str]:
             "its own: what was left out, a population too, has to have been chosen before the coins were thrown"
         )
     for name, target in data.targets.items():
-        if target.kind == "transfer":
+        if target.kind == "transfer" and data.shadows:
             found.append(
                 f"{name} is attacked with shadows that were not made as it was (transfer): a lower bound on what it "
                 "gives away"

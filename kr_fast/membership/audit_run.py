@@ -17,15 +17,18 @@ from kr_fast.ensemble.networks import ask, fitted, made
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership.audit import CONTROL, audit
 from kr_fast.membership.audit_config import SPLITS, AuditConfig
-from kr_fast.membership.audit_data import RESERVED, AuditData, pool_of
+from kr_fast.membership.audit_data import RESERVED, AuditData, check_images
 from kr_fast.membership.audit_report import AuditReport, audit_signals
 from kr_fast.membership.catalog import CATALOG, check_given, lacking, refuse
 from kr_fast.membership.control import overfitted
 from kr_fast.membership.epsilon import check_fair_coins
-from kr_fast.membership.loading import load_lira_tree, load_npz, load_privacy_meter
+from kr_fast.membership.loading import load_npz
+from kr_fast.membership.other_tools import load_lira_tree, load_privacy_meter
+from kr_fast.membership.pool import SUFFIXES, chosen, pool_of, read_members
 from kr_fast.report import without_folders
 from kr_fast.runtime import files, manifest, seeds, state
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.arrays import read_npy
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.layout import Folder
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.versions import versions
@@ -76,7 +79,7 @@ def _saved(config: AuditConfig) -> AuditData:
         return load_npz(config.signals, probabilities=config.probabilities)
     if config.lira_tree:
         return load_lira_tree(config.lira_tree, targets=[config.target] if config.target else [])
-    if config.target and not config.target.isdigit():
+    if config.target and not config.target.isdecimal():
         fail("audit", "target", "be the index of a model", config.target)
     target = int(config.target) if config.target else None
     return load_privacy_meter(config.privacy_meter, target=target, signal=config.signal, name=config.signal_name)
@@ -86,7 +89,7 @@ def _check_needs(config: AuditConfig, data: AuditData) -> None:
     """Refuse an attack that was asked for and lacks something in the saved signals."""
     for name in filter(None, (*config.attacks, config.primary)):
         attack = CATALOG[name]
-        asked = [(data.shadows[each.shadows], each) for each in data.targets.values()]
+        asked = [(data.shadows_of(each), each) for each in data.targets.values()]
         asked = [(None, None)] if attack.released else asked or [(each, None) for each in data.shadows.values()]
         for each in asked:
             if (missing := lacking(attack, data, *each)) is not None:
@@ -168,8 +171,7 @@ class _Work:
         if others is None and apart is not None:
             rest = torch.ones(count, dtype=torch.bool)
             rest[apart] = False
-            rest &= ~torch.isin(torch.arange(count), torch.as_tensor(_indices(inside)))
-            others = rest.nonzero()[:, 0]
+            others = rest & ~chosen("members", inside, count)
         self.members, index = pool_of(inside, others, count)
         self.index = torch.arange(count) if index is None else index
         if apart is not None and bool(torch.isin(apart, self.index).any()):
@@ -198,21 +200,9 @@ class _Work:
                 found.append(torch.arange(*self.splits[split]))
             return torch.cat(found)
         path = Path(value)
-        if path.suffix not in (".npy", ".txt"):
-            fail("audit", name, "be splits of the data, or an .npy or .txt file", value)
-        try:
-            if path.suffix == ".npy":
-                found = np.load(path, allow_pickle=False)
-            else:
-                found = np.loadtxt(path, dtype=np.int64, ndmin=1)
-        except (ValueError, EOFError) as error:
-            raise UserError(f"audit: {name} must be a file of indices or a mask, got {path} ({error})") from error
-        if not isinstance(found, np.ndarray):
-            fail("audit", name, "be a file of indices or a mask", f"{path}, an .npz file")
-        count = len(self.images)
-        if found.dtype.kind in "iu" and found.shape == (count,) and count > 2 and np.isin(found, (0, 1)).all():
-            return found.astype(bool)  # indices would repeat
-        return found
+        if path.suffix.lower() not in SUFFIXES:
+            fail("audit", name, "be splits of the data, or an .npy, .txt or .csv file", value)
+        return read_members(path, name)
 
     def _factory(self, name: str, argument: str, classes: int, shape: tuple) -> Callable[[], nn.Module]:
         return model_factory(
@@ -271,22 +261,14 @@ class _Work:
             logger.warning("audit: %s is missing, so nothing says that these shadows are of these images", path)
             return
         at = self.index if columns == len(self.index) else slice(None)
-        if files.read_json(path).get("data") != data_digest(self.images[at], self.labels[at]):
+        if files.read_json(path, dict).get("data") != data_digest(self.images[at], self.labels[at]):
             rule = "be of these examples: members and non-members in the order of the data"
             fail("audit", "shadows", rule, f"those of other images in {self.config.shadows}")
 
     def _synthetic(self, shape: tuple) -> Tensor:
-        try:
-            images = np.load(self.config.synthetic, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise UserError(f"audit: synthetic must be a readable .npy file, got {error}") from error
-        if not isinstance(images, np.ndarray):
-            fail("audit", "synthetic", "be an .npy file", self.config.synthetic)
-        if images.ndim == 3:
-            images = images[..., None]
-        if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) == 0:
-            fail("audit", "synthetic", f"be uint8 [S, {', '.join(map(str, shape))}]", f"{images.dtype} {images.shape}")
-        return torch.from_numpy(images)
+        images = read_npy(self.config.synthetic, "audit", "synthetic")
+        images = torch.from_numpy(images[..., None] if images.ndim == 3 else images)
+        return check_images("synthetic", images, shape)
 
     def run(self, options: dict[str, Any], targets: str) -> AuditReport | None:
         """Train what is missing, then attack."""
@@ -325,8 +307,3 @@ class _Work:
 
 def _are_splits(value: str) -> bool:
     return all(part in SPLITS for part in value.split(","))
-
-
-def _indices(value: Any) -> np.ndarray:
-    value = np.asarray(value)
-    return np.flatnonzero(value) if value.dtype == np.bool_ else value

@@ -21,7 +21,7 @@ def choose(data: AuditData, attacks: Sequence[str] | None, rmia: dict[str, Any])
     found, skipped = [], {}
     for name in dict.fromkeys(DEFAULT if attacks is None else attacks):
         attack = catalog[name]
-        asked = [(data.shadows[t.shadows], t) for t in data.targets.values()] if not attack.released else [(None, None)]
+        asked = [(data.shadows_of(t), t) for t in data.targets.values()] if not attack.released else [(None, None)]
         missing = next(filter(None, (lacking(attack, data, *each) for each in asked)), None)
         if not attack.released and not data.targets:
             missing = next(filter(None, (lacking(attack, data, s, None) for s in data.shadows.values())), None)
@@ -95,7 +95,7 @@ def scores_of(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tens
     with bar(total, "attacks", "attack") as progress:
         for name, target in data.targets.items():
             for attack in on_models:
-                row = _run(attack, data, data.shadows[target.shadows], target)[0]
+                row = _run(attack, data, data.shadows_of(target), target)[0]
                 found.setdefault(name, {})[attack.name] = row.double()
                 progress.update()
         for name, images in data.synthetic.items():

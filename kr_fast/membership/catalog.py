@@ -52,10 +52,11 @@ def auto_variance(keep: Tensor) -> str:
 
 
 NEEDS: dict[str, tuple[Callable[[AuditData, ShadowSignals | None, TargetSignals | None], bool], str]] = {
+    "shadows": (lambda d, s, t: s is not None, "shadow models (keep, and their logits or signals)"),
     "in": (lambda d, s, t: bool(s.keep.any()), "shadows that held some of the examples"),
     "labels": (lambda d, s, t: d.labels is not None, "labels"),
     "population": (
-        lambda d, s, t: s.population is not None and (t is None or t.population is not None),
+        lambda d, s, t: all(each is None or each.population is not None for each in (s, t)),
         "a population of further non-members (population=...)",
     ),
     "entropy": (lambda d, s, t: _has("entropy", s, t), "logits, or the signal entropy"),
@@ -218,12 +219,12 @@ def entries(*, gamma: float = 1.0, offline_a: float = 0.33, predicate: str = "ra
     outside = "shadow models trained like the target, none of them with the example"
     per_class = "shadow models, which give each class its threshold"
     found = [
-        Attack("lira", "LiRA online", shadows, ("in",), functools.partial(_lira, variant="online")),
-        Attack("lira_offline", "LiRA offline", outside, (), functools.partial(_lira, variant="offline")),
+        Attack("lira", "LiRA online", shadows, ("shadows", "in"), functools.partial(_lira, variant="online")),
+        Attack("lira_offline", "LiRA offline", outside, ("shadows",), functools.partial(_lira, variant="offline")),
     ]
     for variance in ("per_example", "fixed", "fixed_raw", "shrinkage"):
         words = variance.replace("_", " ")
-        for variant, start, needs in (("online", "lira", ("in",)), ("offline", "lira_offline", ())):
+        for variant, start, needs in (("online", "lira", ("shadows", "in")), ("offline", "lira_offline", ("shadows",))):
             run = functools.partial(_lira, variant=variant, variance=variance)
             assumes = shadows if variant == "online" else outside
             found.append(Attack(f"{start}_{variance}", f"LiRA {variant}, {words} variance", assumes, needs, run))
@@ -232,36 +233,36 @@ def entries(*, gamma: float = 1.0, offline_a: float = 0.33, predicate: str = "ra
             run = functools.partial(_carlini, variant=variant, fix_variance=fixed)
             name = f"lira_carlini2021_{variant}" + ("_fixed" if fixed else "")
             title = f"LiRA {variant}{', fixed variance' if fixed else ''}, as the code of 2021"
-            assumes, needs = (shadows, ("in",)) if variant == "online" else (outside, ())
+            assumes, needs = (shadows, ("shadows", "in")) if variant == "online" else (outside, ("shadows",))
             found.append(Attack(name, title, assumes, needs, run, calibrated=False))
     rmia = functools.partial(_rmia, gamma=gamma, offline_a=None, predicate=predicate)
     offline = functools.partial(_rmia, gamma=gamma, offline_a=offline_a, predicate=predicate)
     scale = f"RMIA offline (a = {offline_a:g})"
     found += [
-        Attack("rmia", "RMIA", f"{shadows}; further non-members", ("in", "population"), rmia),
-        Attack("rmia_offline", scale, f"{outside}; further non-members", ("population",), offline),
-        Attack("base", "BASE", shadows, ("in",), functools.partial(_base, variant="online")),
-        Attack("base_offline", "BASE offline", outside, (), functools.partial(_base, variant="offline")),
-        Attack("attack_r", "Attack-R", outside, (), _attack_r),
+        Attack("rmia", "RMIA", f"{shadows}; further non-members", ("shadows", "in", "population"), rmia),
+        Attack("rmia_offline", scale, f"{outside}; further non-members", ("shadows", "population"), offline),
+        Attack("base", "BASE", shadows, ("shadows", "in"), functools.partial(_base, variant="online")),
+        Attack("base_offline", "BASE offline", outside, ("shadows",), functools.partial(_base, variant="offline")),
+        Attack("attack_r", "Attack-R", outside, ("shadows",), _attack_r),
         Attack("attack_p", "Attack-P", "further non-members, no shadow model", ("population",), _attack_p),
         Attack("loss", "loss threshold", "nothing but the answer of the target", (), _loss),
         Attack(
-            "confidence", "confidence by class", per_class, ("in", "labels"),
+            "confidence", "confidence by class", per_class, ("shadows", "in", "labels"),
             functools.partial(_per_class, signal="phi", sign=1.0),
         ),
         Attack(
-            "entropy", "entropy by class", per_class, ("in", "labels", "entropy"),
+            "entropy", "entropy by class", per_class, ("shadows", "in", "labels", "entropy"),
             functools.partial(_per_class, signal="entropy", sign=-1.0),
         ),
         Attack(
-            "modified_entropy", "modified entropy by class", per_class, ("in", "labels", "modified_entropy"),
+            "modified_entropy", "modified entropy by class", per_class, ("shadows", "in", "labels", "modified_entropy"),
             functools.partial(_per_class, signal="modified_entropy", sign=-1.0),
         ),
-        Attack("shadow_network", "Shokri's attack network", shadows, ("in", "labels"), _shadow_network),
-        Attack("quantile_regression", "quantile regression", outside, ("labels",), _quantile),
+        Attack("shadow_network", "Shokri's attack network", shadows, ("shadows", "in", "labels"), _shadow_network),
+        Attack("quantile_regression", "quantile regression", outside, ("shadows", "labels"), _quantile),
         Attack(
-            "label_only", "label only (augmentations)", f"labels alone from the target; {outside}", ("correct",),
-            _label_only,
+            "label_only", "label only (augmentations)", f"labels alone from the target; {outside}",
+            ("shadows", "correct"), _label_only,
         ),
         Attack(
             "nearest_synthetic", "nearest synthetic image",

@@ -218,6 +218,9 @@ def targets(found: Found) -> list[list[str]]:
         if facts["kind"] == "released":
             rows.append([name, how["released"], "", "", f"{facts['images']} images"])
             continue
+        if facts["shadows"] is None:
+            rows.append([name, "attacks that need no shadow", "0", "", ""])
+            continue
         shadows = setting["shadow_sets"][facts["shadows"]]
         words = "positive control: overfitted on the members" if facts["control"] else how[facts["kind"]]
         shared = facts["shared"] or ("nothing" if facts["kind"] == "full" and not facts["control"] else "")

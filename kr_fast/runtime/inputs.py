@@ -36,8 +36,10 @@ def as_tensor(where: str, name: str, value: Any) -> Tensor:
         found = native(np.asarray(value))
         if found.dtype.kind not in "biufc":
             fail(where, name, rule, f"{found.dtype} {list(found.shape)}")
-        # A negative stride, or memory that must not be written to, has no tensor.
-        return torch.from_numpy(np.require(found, requirements=["C", "W"]))
+        # A negative stride (of one number too, which is "contiguous"), or memory that must not be written to, has no
+        # tensor.
+        backward = any(step < 0 for step in found.strides)
+        return torch.from_numpy(np.require(found.copy() if backward else found, requirements=["C", "W"]))
     except UserError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:

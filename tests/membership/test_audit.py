@@ -213,9 +213,9 @@ def test_bad_choices_are_refused_before_a_model_is_asked(scene):
         ("priors must lie in", {"priors": (0.0,)}),
         ("population must be a share", {"population": 0.001}),
         ("population must be .images, labels. or a share in .0, 1., got 3 values", {"population": (*z, z[1])}),
-        ("images of the population must be uint8 .n, 8, 8, 1.", {"population": (z[0].float(), z[1])}),
-        ("images of the population must be uint8 .n, 8, 8, 1.", {"population": (z[0][:, :4], z[1])}),
-        ("labels of the population must be int64 .20.", {"population": (z[0], z[1][:-1])}),
+        ("images of the population must be uint8 .N, 8, 8, 1.", {"population": (z[0].float(), z[1])}),
+        ("images of the population must be uint8 .N, 8, 8, 1.", {"population": (z[0][:, :4], z[1])}),
+        ("labels of the population must be integers .20.", {"population": (z[0], z[1][:-1])}),
         ("population must be further examples", {"population": (images[~members], labels[~members])}),
         ("kinds must hold names among target, got student", {"kinds": {"student": "full"}}),
         ("kinds of target must be full or transfer, got part", {"kinds": {"target": "part"}}),
@@ -337,10 +337,11 @@ def test_bad_input(scene):
     refused("population must be .images, labels. or a share", population=1.0)
     refused("be one model, got 16", target=shadows.array)
     refused(
-        r"members must be bool \[160\], or indices in \[0, 160\) without repetition, got 160", members=members.long()
+        r"members must be bool \[160\], or indices in \[0, 160\) without repetition, got 161",
+        members=torch.arange(161) % 160,
     )
     refused("members must be bool .*, got indices from 0 to 160", members=[0, 160])
-    refused("members must be bool .*, got torch.float32", members=members.float())
+    refused("members must be bool .*, got float32 .* with .0.5", members=members / 2)
     refused("members must be bool .* or indices, got None", members=None)
     refused(
         "members and non_members must be disjoint, got 2 examples in both, 3", members=[1, 3, 5], non_members=[3, 5]
@@ -348,14 +349,14 @@ def test_bad_input(scene):
     refused(r"members must be bool \[160\]", members=members[:-1])
     refused("members must hold members and non-members, got 160 of 160", members=torch.ones(COUNT, dtype=torch.bool))
     refused("members must hold members and non-members, got 0 of 160", members=torch.zeros(COUNT, dtype=torch.bool))
-    refused(r"labels must be int64 \[160\]", labels=labels[:-1])
+    refused(r"labels must be integers \[160\]", labels=labels[:-1])
     refused(r"labels must lie in \[0, 4\)", labels=labels + 1)
     refused(r"shadows must have keep \[16, 160\]", shadows=Shadows(shadows.array, shadows.keep.T))
-    refused("keep must be bool", shadows=Shadows(shadows.array, shadows.keep.long()))
+    refused("keep must be bool", shadows=Shadows(shadows.array, shadows.keep / 2))
     two = Shadows(ModelArray(shadows.array.models[:2]), torch.stack([members, ~members]))
     refused("keep must give some example 2 shadows out", shadows=two)
     refused("target must hold at least one model", target={})
     broken = make_model()
     broken[1].weight.data *= 1e38
     broken[3].weight.data *= 1e38
-    refused("logits must not hold NaN|logits must not hold", target=broken)
+    refused("logits of target target must not hold NaN", target=broken)

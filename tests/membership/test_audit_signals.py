@@ -328,7 +328,7 @@ def test_bad_input():
     broken[2, 5, 1] = torch.nan
     refused("logits of the shadows must not hold NaN, got 1 NaN", logits=broken[:MODELS])
     refused("logits of target must not hold NaN", target=broken[2])
-    refused("keep must be bool, got torch.int64", keep=keep.long())
+    refused("keep must be bool, or hold 0 and 1 only, got int64 .* with -1", keep=-keep.long())
     refused(r"keep must have shape \[M, N\] = \[12, 80\], got \[80, 12\]", keep=keep.T)
     refused(r"labels must lie in \[0, 5\), got \[0, 9\]", labels=labels.clone().index_fill_(0, torch.tensor([3]), 9))
     refused("shadows must be at least 2, got 1", logits=logits[:1], keep=keep[:1])
@@ -341,10 +341,10 @@ def test_bad_input():
     )
     refused(r"keep must have shape .* got \[12, 79\]", keep=keep[:, :79], members=[4], non_members=[5])
     long = torch.cat([labels, labels[:20]])
-    refused(r"labels must be int64 \[80\], got torch.int64 \[100\]", labels=long, members=[4], non_members=[5])
+    refused(r"labels must be integers \[80\], got int64 \[100\]", labels=long, members=[4], non_members=[5])
     refused("logits of target must be float", target=logits[MODELS].repeat(2, 1), members=[4], non_members=[5])
     refused("images must be those of the 80 examples", images=torch.zeros(81, 4, 4, 1, dtype=torch.uint8))
-    refused(r"logits of target must be float \[M, 80, \(A,\) C\]", target=logits[MODELS, :70])
+    refused(r"logits of target must be float \[80, \(A,\) C\]", target=logits[MODELS, :70])
     whole = data()
     for words, make in (
         ("signals of the target must hold phi", lambda: TargetSignals({})),
@@ -356,9 +356,9 @@ def test_bad_input():
         ("synthetic must have names other than", lambda: data(synthetic={"setting": torch.zeros(1, 4, 4, 1)})),
         ("synthetic s must be uint8", lambda: data(synthetic={"s": torch.zeros(1, 4, 4, 1)})),
         ("images must be uint8", lambda: data(images=torch.zeros(COUNT, 4, 4, 1))),
-        ("index must be int64", lambda: data(index=torch.arange(3))),
-        ("shadows must hold at least one set", lambda: data(shadows={})),
-        ("labels must be int64", lambda: data(labels=torch.zeros(3, dtype=torch.int64))),
+        ("index must be integers", lambda: data(index=torch.arange(3))),
+        ("shadows and targets must be at least one set, or one model", lambda: AuditData({}, {}, None)),
+        ("labels must be integers", lambda: data(labels=torch.zeros(3, dtype=torch.int64))),
         ("members must be bool", lambda: data(members=None)),
     ):
         with pytest.raises(ValueError, match=words):

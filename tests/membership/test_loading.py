@@ -238,7 +238,7 @@ def test_damaged_files_are_refused(tmp_path):
             audit_signals(load_npz(tmp_path / "x.npz"))
 
     refused("signals must hold the key keep", keep=None)
-    refused("keep must be bool, got torch.int64", keep=keep.long())
+    refused("keep must be bool, or hold 0 and 1 only, got int64 .* with 2 in .*x.npz", keep=2 * keep.long())
     refused(r"keep must have shape \[M, N\] = \[12, 80\], got \[11, 80\]", keep=keep[:11])
     # A pool that leaves examples out cuts all arrays: one that is too long must not pass for another's rows.
     pool = {"members": np.arange(20), "non_members": np.arange(30, 50)}
@@ -265,7 +265,7 @@ def test_damaged_files_are_refused(tmp_path):
         load_npz(tmp_path / "x.npz")
     with open(tmp_path / "x.npz", "wb") as file:
         np.save(file, keep.numpy())
-    with pytest.raises(ValueError, match="signals must be an .npz file, got .*x.npz, an .npy file"):
+    with pytest.raises(ValueError, match=r"signals must be a readable .npz file, got .*x.npz \(it is an .npy file\)"):
         load_npz(tmp_path / "x.npz")
     with pytest.raises(FileNotFoundError):
         load_npz(tmp_path / "absent.npz")
@@ -277,8 +277,8 @@ def test_damaged_files_are_refused(tmp_path):
         load_lira_tree(tmp_path / "tree", targets=["experiment-12_12"])
     with pytest.raises(ValueError, match="targets must be one model"):
         load_lira_tree(tmp_path / "tree", targets=["experiment-0_12", "experiment-1_12"])
-    np.save(tmp_path / "tree" / "experiment-3_12" / "keep.npy", keep[3].long().numpy())
-    with pytest.raises(ValueError, match="experiment-3_12/keep.npy must be bool, got int64"):
+    np.save(tmp_path / "tree" / "experiment-3_12" / "keep.npy", keep[3].numpy() / 2)
+    with pytest.raises(ValueError, match="experiment-3_12/keep.npy must be bool, or hold 0 and 1 only, got float64"):
         load_lira_tree(tmp_path / "tree")
     np.save(tmp_path / "tree" / "experiment-3_12" / "keep.npy", np.array(True))
     with pytest.raises(ValueError, match=r"experiment-3_12/keep.npy must have shape \[N\], got \[\]"):

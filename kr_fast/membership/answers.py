@@ -1,0 +1,139 @@
+"""What models answered: logits of any source, as signals. Probabilities and hard labels are told from logits here."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kr_fast.ops.membership_signals import membership_signals
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_labels, as_tensor, described
+
+SIGNALS = ("phi", "entropy", "modified_entropy", "correct")
+ANSWERS = 3  # largest log-probabilities that the shadow network reads, beside the signals
+FIRST = 64  # rows that are looked at before all of them are
+ROOM, HALF = 1e-3, 2**-8  # how far from 1 probabilities sum, and those of bfloat16
+HALVES, DECIMALS = (torch.float16, torch.bfloat16), range(1, 7)
+LOGITS = "be logits, from before the softmax (probabilities=True takes the logarithm where nothing else is left)"
+ONE_LOGIT = "one logit z for two classes is given as the two logits [0, z]"
+
+
+def as_numbers(where: str, name: str, value: Any) -> Tensor:
+    """A float tensor as it is, without its graph; integers, arrays and lists as one. Raises: UserError."""
+    found = as_tensor(where, name, value).detach()
+    if found.dtype.is_complex:
+        fail(where, name, "hold real numbers", described(value))
+    return found if found.dtype.is_floating_point else found.double()
+
+
+def read_logits(logits: Any, labels: Any, what: str, probabilities: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+    """(signals ``[A, N, M]``, answers ``[N, M, T]``) of logits ``[M, N, C]`` or ``[M, N, A, C]``.
+
+    Args:
+        what: the name of the logits in errors.
+        probabilities: their logarithm is taken.
+    Raises: UserError for another shape, NaN, +inf, rows of -inf only, probabilities and hard labels.
+    """
+    logits, labels = as_numbers("audit", what, logits), as_labels("audit", "labels", labels)
+    if logits.ndim == 3:
+        logits = logits[:, :, None]
+    if logits.ndim != 4 or logits.shape[1] != len(labels) or 0 in logits.shape:
+        hint = f" ({ONE_LOGIT})" if logits.ndim == 2 else ""
+        fail("audit", what, f"be float [M, {len(labels)}, (A,) C]", f"{described(logits)}{hint}")
+    labels, classes = labels.to(logits.device), logits.shape[3]
+    if classes == 1:
+        fail("audit", what, "have a logit for each class on the last axis", f"one ({ONE_LOGIT})")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        fail("audit", "labels", f"lie in [0, {classes})", [int(labels.min()), int(labels.max())])
+    signals: dict[str, list[Tensor]] = {name: [] for name in SIGNALS}
+    answers = []
+    for values in logits:  # [N, A, C]
+        if probabilities:
+            _refuse_no_logits(values, what)
+            if bool((values < 0).any()):
+                fail("audit", what, "be probabilities, at least 0", float(values.min()))
+            values = values.double().log()
+        else:
+            refuse_probabilities(values.flatten(0, 1), what)
+        _refuse_no_logits(values, what)
+        # The op has names of its own for what was checked here.
+        found = membership_signals(
+            values, labels[:, None].expand(values.shape[:2]).contiguous(), SIGNALS, validate_args=False
+        )
+        for name in SIGNALS:
+            signals[name].append(found[name].T.cpu())
+        answers.append(values[:, 0].float().log_softmax(1).topk(min(ANSWERS, classes), 1).values.cpu())
+    return {name: torch.stack(rows, 2) for name, rows in signals.items()}, torch.stack(answers, 1)
+
+
+def _refuse_no_logits(values: Tensor, what: str) -> None:
+    """NaN, +inf, and rows without a class that is possible."""
+    if bool(torch.isfinite(values.amax(-1)).all()):
+        return
+    refuse_nan(what, values)
+    if count := int(torch.isposinf(values).sum()):
+        fail("audit", what, "not hold +inf (a number that overflowed: save float32)", f"{count} +inf")
+    fail("audit", what, "leave each example a possible class", f"{int((values.amax(-1) == -torch.inf).sum())} without")
+
+
+def refuse_nan(what: str, values: Tensor) -> None:
+    """Refuse NaN, with their number."""
+    if bad := int(torch.isnan(values).sum()):
+        fail("audit", what, "not hold NaN", f"{bad} NaN")
+
+
+def check_answers(rows: Tensor, what: str) -> None:
+    """Refuse what a model answered some images with, ``[n, C]``, where it is no logits."""
+    if rows.shape[-1] == 1:
+        fail("audit", what, "return a logit for each class", f"one ({ONE_LOGIT})")
+    _refuse_no_logits(rows, f"logits of {what}")
+    refuse_probabilities(rows, what, "return logits (remove its softmax)")
+
+
+def refuse_probabilities(rows: Tensor, what: str, rule: str | None = None) -> None:
+    """Refuse ``rows`` ``[n, C]`` that are no logits but :func:`not_logits`: the attacks would be blind to the surest.
+
+    Args:
+        what: the argument, for the error.
+        rule: what is asked for instead.
+    """
+    # A few rows tell real logits; they are taken from everywhere, for examples may be sorted by class.
+    if len(rows) and not_logits(rows[:: -(-len(rows) // FIRST)]) and (found := not_logits(rows)):
+        fail("audit", what, rule or LOGITS, found)
+
+
+def not_logits(rows: Tensor) -> str | None:
+    """What ``rows`` ``[n, C]`` are, if all of them are probabilities or hard labels.
+
+    Probabilities lie in [0, 1] and sum to 1: to rounding, where every number is one of half precision to what that
+    leaves, and where every number has been rounded to ``d`` decimals to ``C / 2`` units of the last one more. Hard
+    labels are one-hot, or have one value for the class and another for all others (of three classes or more).
+    Log-probabilities are logits: softmax leaves them.
+    """
+    if rows.shape[-1] < 2:
+        return None
+    values = rows.double()
+    largest = values.amax(-1, keepdim=True)
+    if bool((values >= 0).all() & (values <= 1 + HALF).all()):
+        away = (values.sum(-1) - 1).abs()
+        half = any(bool((rows.to(dtype).double() == values).all()) for dtype in HALVES)
+        room = HALF if half else ROOM
+        if bool((away < room).all()):
+            return "rows that are >= 0 and sum to 1"
+        # Of zeros and ones alone nothing was rounded.
+        decimals = next((d for d in DECIMALS if _rounded(rows, d)), 0) if bool((values % 1 != 0).any()) else 0
+        if decimals and bool((away <= room + 0.5 * 10.0**-decimals * rows.shape[-1]).all()):
+            return f"rows of probabilities, rounded to {decimals} decimal{'s' if decimals > 1 else ''}"
+    if rows.shape[-1] > 2 and bool(((values == largest).sum(-1) == 1).all()):
+        others = values.masked_fill(values == largest, torch.inf).amin(-1)
+        second = values.masked_fill(values == largest, -torch.inf).amax(-1)
+        if bool((others == second).all()) and len(values.argmax(-1).unique()) > 1:
+            return "rows of hard labels: one value for the class, one for all others"
+    return None
+
+
+def _rounded(rows: Tensor, decimals: int) -> bool:
+    """Whether every number is the nearest of its type, or of a half-precision type, to one with so many decimals."""
+    values = rows.double()
+    near = torch.round(values, decimals=decimals)
+    return any(bool((near.to(dtype).double() == values).all()) for dtype in (rows.dtype, *HALVES))
