@@ -1,6 +1,8 @@
 """Where images come from: scikit-learn's digits, a MedMNIST-layout ``.npz``, or a folder ``class/image.png``."""
 
 import dataclasses
+import numbers
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -83,8 +85,10 @@ def load(
     Raises: UserError naming the argument, its rule and the value; FileNotFoundError for a missing path.
     """
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not isinstance(value, int | float) or not 0 < value < 1:
+        if not isinstance(value, numbers.Real) or not 0 < value < 1:
             fail("data", name, "be in (0, 1)", value)
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        fail("data", "seed", "be an integer of at least 0", seed)
     name, found = _read(source, SIZES)
     _check_classes(found)
     cut(found, val_fraction, test_fraction, seed)
@@ -126,7 +130,7 @@ def _told(found: Found, shape: tuple[int, ...]) -> tuple[str, ...]:
 
 def _read(source: str | Path, sizes: tuple[int, int] | None) -> tuple[str, Found]:
     """(name, what the source holds)."""
-    if not isinstance(source, str | Path) or not str(source):
+    if not isinstance(source, str | os.PathLike) or not str(source):
         fail("data", "source", "be digits, a .npz file or a folder of images", repr(source))
     if str(source) == "digits":
         return "digits", _digits()

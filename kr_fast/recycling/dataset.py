@@ -11,9 +11,12 @@ SPLITS = ("train", "val", "test")
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Sizes, classes and SHA-256 of the splits."""
-    sizes = {name: len(getattr(context.data, name)) for name in SPLITS}
-    return {**sizes, "class_names": list(context.data.class_names), "sha256": fingerprint(context.data)}
+    """Sizes, classes and SHA-256 of the splits, and how their images were read."""
+    data = context.data
+    sizes = {name: len(getattr(data, name)) for name in SPLITS}
+    return {
+        **sizes, "class_names": list(data.class_names), "notes": list(data.notes), "sha256": fingerprint(data),
+    }  # fmt: skip
 
 
 def fingerprint(data: Dataset) -> str:

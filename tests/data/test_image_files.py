@@ -178,7 +178,7 @@ BROKEN = {
     "cut header": (CASES["grey png"][0][:20], "."),
     "bomb": (BOMB, "its header claims more pixels than Pillow opens"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it holds no PNG"),
-    "white is 0": (saved(Image.fromarray(DEEP), "TIFF", tiffinfo={262: 0}), "."),
+    "white is 0": (saved(Image.fromarray(DEEP), "TIFF", tiffinfo={262: 0}), "whose white is 0"),
 }
 
 

@@ -1,0 +1,219 @@
+"""What an ``.npz`` of anybody's making gives: the images that it holds by one rule, or one line that names the mend."""
+
+import contextlib
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kr_fast import data
+from kr_fast.runtime.errors import UserError
+
+
+def arrays(train=40, val=12, test=20, shape=(8, 8, 1), classes=4, seed=0):
+    draw = np.random.default_rng(seed)
+    found = {}
+    for which, count in (("train", train), ("val", val), ("test", test)):
+        if count:
+            found[f"{which}_images"] = draw.integers(0, 256, (count, *shape), dtype=np.uint8)
+            found[f"{which}_labels"] = np.arange(count)[:, None] % classes
+    return found
+
+
+def write_npz(path, **changes):
+    found = arrays() | changes
+    np.savez(path, **{key: value for key, value in found.items() if value is not None})
+    return path
+
+
+def test_npz_keeps_its_own_splits(tmp_path):
+    wanted = arrays()
+    found = data.load(write_npz(tmp_path / "set.npz"))
+    assert found.name == "set"
+    assert (len(found.train), len(found.val), len(found.test)) == (40, 12, 20)
+    assert np.array_equal(found.train.images.numpy(), wanted["train_images"])
+    assert np.array_equal(found.test.labels.numpy(), wanted["test_labels"][:, 0])
+
+
+def test_npz_without_val_is_cut(tmp_path):
+    path = write_npz(tmp_path / "set.npz", val_images=None, val_labels=None)
+    found = data.load(path, val_fraction=0.2)
+    assert (len(found.train), len(found.val), len(found.test)) == (32, 8, 20)
+    assert torch.bincount(found.val.labels).tolist() == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [
+        (np.full((40, 8, 8), 7, np.uint8), 7),  # no channel axis
+        (np.full((40, 8, 8, 1), 0.5, np.float32), 128),  # in [0, 1]
+        (np.full((40, 8, 8, 1), 200.4, np.float64), 200),  # in [0, 255]
+    ],
+)
+def test_pixels_of_other_kinds(tmp_path, images, wanted):
+    images[0] = 0
+    scale = 255.0 if images.max() < 1 else 1
+    others = {
+        f"{which}_images": (arrays()[f"{which}_images"] / scale).astype(images.dtype) for which in ("val", "test")
+    }
+    found = data.load(write_npz(tmp_path / "set.npz", train_images=images, **others))
+    assert found.train.images.unique().tolist() == [0, wanted]
+    assert np.array_equal(found.test.images, arrays()["test_images"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_labels": None}, "source must hold the keys .*, got .* without train_labels"),
+        ({"val_labels": None}, "source must hold val_labels beside val_images"),
+        ({"train_labels": np.arange(40) - 1}, r"train_labels must lie in \[0, 1000\), got \[-1, 38\]"),
+        ({"train_labels": np.arange(40) * 30}, r"train_labels must lie in \[0, 1000\), got \[0, 1170\]"),
+        ({"train_labels": np.zeros(39, int)}, r"train_labels must have shape \[40\] or \[40, 1\] .*, got \[39\]"),
+        ({"train_labels": np.zeros((40, 14), int)}, r"train_labels must have shape .*, got \[40, 14\]"),
+        ({"train_labels": np.zeros(40)}, "train_labels must be integers, got float64 .*x.astype"),
+        ({"train_labels": np.eye(4)[np.arange(40) % 4]}, r"train_labels must have shape .*\[40, 4\] \(x.argmax\(1\)"),
+        ({"train_labels": np.ones((40, 4), int)}, "train_labels must have shape .*several labels an image are not"),
+        ({"train_labels": np.arange(40)[None] % 4}, r"train_labels must have shape .*, got \[1, 40\] \(x\[0\] makes"),
+        ({"train_labels": np.array(["a"] * 40)}, "train_labels must be integers, got <U1 .*return_inverse"),
+        ({"train_labels": np.zeros(40, "u8") + 2**63}, r"train_labels must lie in \[0, 1000\), got \[92"),
+        ({f"{w}_labels": np.arange(n) % 4 + 1 for w, n in (("train", 40), ("val", 12), ("test", 20))},
+         r"every class must have a training image, got none of 0 \(labels lie in \[1, 4\]: subtract 1\)"),
+        ({f"{w}_labels": np.arange(n) % 4 * 2 for w, n in (("train", 40), ("val", 12), ("test", 20))},
+         "every class must have a training image, got none of 1, 3, 5 .np.unique.*without gaps"),
+        ({"test_labels": np.full(20, 5)}, "every class must have a training image, got none of 4, 5"),
+        ({"train_images": np.zeros((40, 8, 8, 2), np.uint8)}, r"train_images must have shape .*, got \[40, 8, 8, 2\]"),
+        ({"train_images": np.full((40, 8, 8), np.nan)}, "train_images must hold finite pixels, got 2560 that are not"),
+        ({"train_images": np.full((40, 8, 8), 300.0)}, r"train_images must be floats in \[0, 1\] or \[0, 255\]"),
+        ({"train_images": np.zeros((40, 8, 8), np.int64)}, "training images must differ, got 40 .* every pixel 0"),
+        ({"train_images": np.zeros((40, 1, 8, 8), np.uint8)}, r"train_images must .*x.transpose\(0, 2, 3, 1\)"),
+        ({"train_images": np.zeros((8, 8, 3, 40), np.uint8)}, r"train_images must .*x.transpose\(3, 0, 1, 2\)"),
+        ({"train_images": np.zeros((40, 784), np.uint8)}, r"train_images must .*x.reshape\(-1, H, W\)"),
+        ({"train_images": np.zeros((40, 8, 8, 4), np.uint8)}, "train_images must .*of RGBA keep"),
+        ({"train_images": np.zeros((40, 8, 8), complex)}, "train_images must be integers .*, got complex128"),
+        ({"valid_images": np.zeros((1, 8, 8))}, "source must hold one validation split, got .* with val_images, "),
+        ({"val_images": None}, "source must hold val_images beside val_labels"),
+        ({"train_images": np.zeros((40, 7, 8), np.uint8)}, "image size must be 8 to 224 px on both sides, got 7 x 8"),
+        ({"train_images": np.zeros((40, 225, 8), np.uint8)}, "image size must be 8 to 224 px .*, got 225 x 8"),
+        ({"test_images": np.zeros((20, 9, 8, 1), np.uint8)}, "test images must have the shape of the training"),
+        ({f"{w}_labels": np.zeros(n, int) for w, n in (("train", 40), ("val", 12), ("test", 20))},
+         "number of classes must be 2 to 1000, got 1"),
+        ({"test_images": np.zeros((0, 8, 8), np.uint8), "test_labels": np.zeros(0, int)},
+         "test split must hold at least one image, got 0"),
+    ],
+)  # fmt: skip
+def test_bad_npz(tmp_path, changes, words):
+    with pytest.raises(UserError, match=f"^data: {words}"):
+        data.load(write_npz(tmp_path / "set.npz", **changes))
+
+
+def test_pickled_arrays_are_never_run(tmp_path):
+    np.savez(tmp_path / "set.npz", **(arrays() | {"train_images": np.array([{"a": 1}], dtype=object)}))
+    with pytest.raises(UserError, match=r"data: source must hold a readable array train_images, got .*Python objects"):
+        data.load(tmp_path / "set.npz")
+
+
+def test_files_that_others_write(tmp_path):
+    """Keys that are not needed are not read, whatever they hold; any case of the suffix; ``valid`` and bool labels."""
+    found = data.load(write_npz(tmp_path / "a.npz", class_names=np.array([{}], dtype=object), extra=np.zeros(3)))
+    assert found.notes == ("uint8 pixels in [0, 255]", "not read: 2 arrays of the file")
+    (tmp_path / "a.npz").rename(tmp_path / "SET.NPZ")
+    assert len(data.load(tmp_path / "SET.NPZ").train) == 40
+    valid = {
+        "val_images": None,
+        "val_labels": None,
+        "valid_images": arrays()["val_images"],
+        "valid_labels": np.arange(12) % 4,
+    }
+    assert torch.equal(data.load(write_npz(tmp_path / "v.npz", **valid)).val.images, found.val.images)
+    labels = {f"{which}_labels": arrays()[f"{which}_labels"] > 1 for which in ("train", "val", "test")}
+    assert data.load(write_npz(tmp_path / "b.npz", **labels)).train.labels.tolist() == [0, 0, 1, 1] * 10
+
+
+def test_keys_of_others_are_named_with_the_mend(tmp_path):
+    held = arrays()
+    for keys in (("x_train", "y_train", "x_test", "y_test"), ("trainX", "trainY", "testX", "testY"),
+                 ("train_data", "train_target", "test_data", "test_target")):  # fmt: skip
+        wanted = ("train_images", "train_labels", "test_images", "test_labels")
+        np.savez(tmp_path / "x.npz", **{key: held[each] for key, each in zip(keys, wanted, strict=True)})
+        renames = ", ".join(f"{key} to {each}" for key, each in zip(keys, wanted, strict=True))
+        with pytest.raises(UserError, match=rf"without train_images, .*\(it holds {keys[0]}, .*; rename {renames}\)$"):
+            data.load(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", images=np.zeros(3), labels=np.zeros(3))
+    with pytest.raises(UserError, match=r"\(it holds images, labels\)$"):
+        data.load(tmp_path / "y.npz")
+
+
+def test_damaged_archives_are_one_line(tmp_path):
+    path = tmp_path / "set.npz"
+    for save in (np.savez, np.savez_compressed):
+        save(path, **arrays())
+        whole = path.read_bytes()
+        for at in range(40, len(whole), len(whole) // 40):
+            path.write_bytes(whole[:at] + bytes(b ^ 0x55 for b in whole[at : at + 8]) + whole[at + 8 :])
+            with contextlib.suppress(UserError):
+                data.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"^data: source must be a readable .npz file, got .* \(the file is empty\)"):
+        data.load(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="^data: source must be a regular file"):
+        data.load(path)
+
+
+@st.composite
+def members(draw):
+    """Arrays as others store them: dtypes, byte orders, memory orders, shapes and ranges of all kinds; few or wrong."""
+    found = {}
+    pixels = draw(
+        st.sampled_from(["u1", "?", "<u2", ">u2", "i4", ">i8", "<f2", ">f4", "f8", "longdouble", "c8", "U3", "O"])
+    )
+    white = draw(st.sampled_from([1, 255] if pixels in ("u1", "<f2") else [1, 255, 255, 255, 4095, 65535]))
+    channel = draw(st.sampled_from([(), (1,), (3,), (4,)]))
+    labels = draw(st.sampled_from(["u1", "<i4", ">i8", "u8", "?", "f4", "U1"]))
+    first = draw(st.sampled_from([0, 0, 0, 1, -1]))
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+    for which, count in (("train", 16), ("val", 4), ("test", draw(st.sampled_from([0, 1, 4])))):
+        images = np.linspace(0, 1, 256)[random.integers(0, 256, (count, 8, 8, *channel))] * white
+        images.flat[:2] = (0, white)[: min(2, images.size)]
+        found[f"{which}_images"] = (np.rint(images) if white > 1 and pixels[-1] in "1248" else images).astype(pixels)
+        found[f"{which}_labels"] = (np.arange(count) % 2 + first).astype(labels)
+        if draw(st.booleans()):
+            found[f"{which}_images"] = np.asfortranarray(found[f"{which}_images"])
+        if draw(st.booleans()):
+            found[f"{which}_labels"] = found[f"{which}_labels"][:, None]
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1]))):
+        found.pop(draw(st.sampled_from(sorted(found))))
+    if draw(st.booleans()):
+        found["names"] = np.array([{}, "a"], dtype=object)
+    return found, white
+
+
+@settings(deadline=None, max_examples=150)
+@given(made=members(), compressed=st.booleans())
+def test_any_archive_is_read_by_one_rule_or_refused_in_one_line(tmp_path_factory, made, compressed):
+    held, white = made
+    path = tmp_path_factory.getbasetemp() / "any.npz"
+    (np.savez_compressed if compressed else np.savez)(path, **held)
+    refused = None
+    try:
+        name, classes, splits = data.load_uncut(path)
+    except UserError as error:
+        refused = str(error)
+    if refused is not None:
+        assert refused.startswith("data: ")
+        assert "\n" not in refused
+        return
+    assert name == "any"
+    assert list(splits) == [which for which in ("train", "val", "test") if f"{which}_images" in held]
+    for which, split in splits.items():
+        images = held[f"{which}_images"]
+        white = 1 if images.dtype == bool else white
+        wanted = np.clip(np.rint(images.astype(np.float64) * (255 / white)), 0, 255)
+        assert split.images.dtype == torch.uint8
+        assert np.array_equal(split.images, wanted if wanted.ndim == 4 else wanted[..., None])
+        assert split.labels.tolist() == held[f"{which}_labels"].ravel().astype(int).tolist()
+        assert split.labels.max() < len(classes) if len(split) else True
