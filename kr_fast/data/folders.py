@@ -81,7 +81,7 @@ def find(path: Path) -> tuple[dict[str, list[list[Path]]], tuple[str, ...], list
         fail("data", "number of classes", f"be {CLASSES[0]} to {CLASSES[1]}", f"1, {names[0]} ({mend})")
     empty = [name for name, images in zip(names, found[next(iter(roots))], strict=True) if not images]
     if empty:
-        held = _class_folders(first)[empty[0]].suffixes()
+        held = _class_folders(first)[empty[0]].suffixes() or " (it is empty: remove it if it is no class)"
         fail("data", "every class", "have a training image", f"none of {listed('', empty, 5)}{held}")
     return found, names, _note(top, list(roots.values()))
 
@@ -130,11 +130,11 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 def _written_by_us(path: Path) -> bool:
     """Whether ``path`` is a run, an audit or a synthetic set, as after ``--data imgs --out imgs/run``."""
-    if (path / "config.yaml").is_file() and any((path / name).exists() for name in ("journal.json", ".lock")):
-        return True
     try:
+        if (path / "config.yaml").is_file() and any((path / name).exists() for name in ("journal.json", ".lock")):
+            return True
         held = files.read_json(path / "manifest.json", dict) if (path / "manifest.json").is_file() else {}
-    except (UserError, OSError):
+    except (UserError, OSError):  # of a folder that must not be read, scan tells
         return False
     return {"first_id", "shard_size", "sampler"} <= held.keys()
 

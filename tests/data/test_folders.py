@@ -149,8 +149,8 @@ def test_what_kr_fast_wrote_is_no_class(tmp_path):
     ("paths", "words"),
     [
         (["a/0.png", "b/0.gif", "b/1.gif"], r"every class must have a training .*, got none of b \(it holds 2 .gif\)"),
-        (["a/0.png", "b/", "c/0.png"], "every class must have a training image, got none of b$"),
-        (["a/0.png", "b/.DS_Store"], "every class must have a training image, got none of b$"),
+        (["a/0.png", "b/", "c/0.png"], "every class must have a training image, got none of b .it is empty: remove"),
+        (["a/0.png", "b/.DS_Store"], "every class must have a training image, got none of b .it is empty"),
         (["a/0.gif", "b/0.txt"], r"hold images as class/image.png \(.png, .*\), got none in .*holds 1 .gif, 1 .txt"),
         (["0.png", "1.png", "labels.csv"], r"one folder of images for each .*, got 2 images and no folder in .*1 .csv"),
         (["set/a/0.png", "set/b/0.png"], "number of classes must be 2 to 1000, got 1, set .give .*set if the classes"),
