@@ -1,11 +1,12 @@
 """Whether models are M copies of one architecture, and the first module in which they differ."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from kr_fast.ensemble.networks import check_sizes, device_of, made
 from kr_fast.runtime.errors import UserError, fail
 
 PLAIN = (bool, int, float, str, tuple, type(None))
@@ -13,6 +14,11 @@ PLAIN = (bool, int, float, str, tuple, type(None))
 
 def as_modules(models: Sequence[nn.Module | Mapping[str, Tensor]], make_model: Callable | None) -> list[nn.Module]:
     """Modules in eval mode; state dicts are loaded into fresh ones of ``make_model``."""
+    if isinstance(models, nn.Module | Mapping) and not isinstance(models, nn.ModuleList):
+        fail("ModelArray", "models", "be a list of modules or state dicts", f"one {type(models).__name__} ([model])")
+    if isinstance(models, str | bytes) or not isinstance(models, Iterable):
+        fail("ModelArray", "models", "be a list of modules or state dicts", type(models).__name__)
+    models = list(models)
     if len(models) == 0:
         fail("ModelArray", "models", "hold at least one model", 0)
     found = []
@@ -20,15 +26,18 @@ def as_modules(models: Sequence[nn.Module | Mapping[str, Tensor]], make_model: C
         if isinstance(model, Mapping):
             if make_model is None:
                 fail("ModelArray", "make_model", "be given for models that are state dicts", None)
-            state, model = model, make_model()
+            state, model = model, made("ModelArray", "make_model", make_model)
             if found:  # names the first difference; load_state_dict prints a list
                 compare_states(found[0].state_dict(), state, index)
             try:
                 model.load_state_dict(state)
-            except RuntimeError as error:
-                raise UserError(f"ModelArray: models must fit make_model, got for model {index}: {error}") from None
+            except (RuntimeError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"ModelArray: models must fit make_model, got for model {index}: {' '.join(str(error).split())}"
+                ) from error
         elif not isinstance(model, nn.Module):
             fail("ModelArray", "models", "hold modules or state dicts", type(model).__name__)
+        check_sizes("ModelArray", f"model {index}", model)
         found.append(model.eval())
     return found
 
@@ -41,9 +50,14 @@ def check_same(models: Sequence[nn.Module]) -> None:
         compare_states(state, model.state_dict(), index)
         if index:
             _compare_parts(parts, _description(model), index)
-        device = _device(model)
-        if device != _device(first):
-            _refuse(f"device {_device(first)} in model 0 and {device}", index)
+        if (device := device_of(model)) != device_of(first):
+            _refuse(f"device {device_of(first)} in model 0 and {device}", index)
+
+
+def compare_models(first: nn.Module, other: nn.Module, index: int) -> None:
+    """Refuse model ``index`` if it is not of the architecture of the first. Raises: UserError naming the difference."""
+    compare_states(first.state_dict(), other.state_dict(), index)
+    _compare_parts(_description(first), _description(other), index)
 
 
 def compare_states(first: Mapping[str, Any], other: Mapping[str, Any], index: int) -> None:
@@ -63,10 +77,6 @@ def compare_states(first: Mapping[str, Any], other: Mapping[str, Any], index: in
             _refuse(f"{name} {first[name].dtype} and {value.dtype}", index, "in 0 and")
         if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
             raise UserError(f"ModelArray: weights must be finite, got {name} of model {index} with NaN or inf")
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((value.device for value in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def _description(model: nn.Module) -> dict[str, tuple[type, str, dict]]:

@@ -145,6 +145,8 @@ def failures(where: str, argument: str, rule: str) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{where}: {argument} must {rule}, got the error {own_words(error)}") from error
 
@@ -174,7 +176,14 @@ def checked(where: str, argument: str, output: Any, x: Tensor, classes: int | No
 
 
 def ask(
-    where: str, argument: str, model: nn.Module, x: Tensor, classes: int | None = None, *, training: bool = False
+    where: str,
+    argument: str,
+    model: nn.Module,
+    x: Tensor,
+    classes: int | None = None,
+    *,
+    training: bool = False,
+    finite: bool = True,
 ) -> Tensor:
     """Logits ``[N, classes]`` of a user's network, or one line that says what it does instead.
 
@@ -185,17 +194,18 @@ def ask(
         x: float ``[N, C, H, W]``, images as the network is shown them.
         classes: how many logits it must return; None for any number.
         training: ask as a training step does: in training mode, for logits that have a gradient.
+        finite: whether the logits must be; those of a deep network that was not trained yet need not in eval mode.
     Raises: UserError for any failure of its code, another output, numbers that are not finite, and probabilities.
     """
     rule = answers_rule(x.shape, classes)
     grad = torch.enable_grad() if training else torch.inference_mode()
-    with failures(where, argument, rule), _mode(model, training), grad:
+    with failures(where, argument, rule), mode(model, training), grad:
         output = model(x.clone())  # a forward may write into its input
     logits = checked(where, argument, output, x, classes)
     if training and not logits.requires_grad:
         fail(where, argument, f"{rule} that have a gradient", "logits without (no weight is trained, or no_grad is on)")
     values = logits.detach()
-    if not bool(torch.isfinite(values).all()):
+    if finite and not bool(torch.isfinite(values).all()):
         name = not_finite(model)
         fail(where, argument, f"{rule} that are finite", "NaN or inf" + (f", which its {name} holds" if name else ""))
     if looks_like_probabilities(values):
@@ -219,7 +229,7 @@ def takes_logits(
     """
     model = made(where, argument, make, rule)
     x = fitted(model, x)
-    with failures(where, argument, answers_rule(x.shape, classes)), _mode(model, False), torch.inference_mode():
+    with failures(where, argument, answers_rule(x.shape, classes)), mode(model, False), torch.inference_mode():
         output = model(x.clone())
     if isinstance(output, Tensor) or not isinstance(logits_of(output), Tensor):
         return make
@@ -231,7 +241,7 @@ def _wrapped(make: Callable[[], nn.Module]) -> LogitsOf:
 
 
 @contextlib.contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Training or eval mode inside, and each module's own again behind."""
     before = [(part, part.training) for part in model.modules()]
     model.train(training)
@@ -244,7 +254,7 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 def _ends_in_sigmoid(model: nn.Module, x: Tensor) -> bool:
     """Whether the last step of its forward is a sigmoid, as far as autograd knows. Values alone cannot tell."""
-    with contextlib.suppress(Exception), _mode(model, False), torch.enable_grad():
+    with contextlib.suppress(Exception), mode(model, False), torch.enable_grad():
         # Not a leaf, for a forward may write into it; it has a gradient where no weight has one.
         step = model(x.clone().requires_grad_() * 1).grad_fn
         return step is not None and step.name().startswith("Sigmoid")

@@ -10,14 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kr_fast.data import to_float
+from kr_fast.ensemble import architecture
 from kr_fast.ensemble.batched import block_size, compute_dtype, supported
 from kr_fast.ensemble.batched import train as train_batched
 from kr_fast.ensemble.loading import load_weights
 from kr_fast.ensemble.model_array import ModelArray
+from kr_fast.ensemble.networks import ask, check_fresh, check_saved, made
 from kr_fast.ensemble.training import TrainConfig
 from kr_fast.ensemble.workers import Job, train
 from kr_fast.runtime import files, seeds, state
+from kr_fast.runtime.arrays import read_npy
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.reprs import ShortRepr
 
@@ -32,8 +37,13 @@ class Shadows(ShortRepr):
 
 def keep_matrix(num_models: int, count: int, seed: int) -> Tensor:
     """bool ``[M, N]``: each example is in exactly half of the models (M even), each model holds about half of them."""
+    num_models, count = (
+        as_integer("train_shadows", name, value) for name, value in (("num_models", num_models), ("count", count))
+    )
     if num_models < 2 or num_models % 2:
         fail("train_shadows", "num_models", "be even and at least 2", num_models)
+    if count < 1:
+        fail("train_shadows", "count", "be at least 1", count)
     draws = torch.rand(num_models, count, generator=seeds.generator(seed, "keep"))
     return draws.argsort(0).argsort(0) < num_models // 2
 
@@ -61,8 +71,8 @@ def train_shadows(
 
     Args:
         make_model: returns a fresh module; called under a seed of the model's own.
-        images: uint8 ``[N, H, W, C]``.
-        labels: int64 ``[N]``.
+        images: uint8 ``[N, H, W, C]``, enough for two in every half.
+        labels: integers ``[N]`` or ``[N, 1]``, below the number of logits.
         num_models: even, at least 2.
         config: the target's recipe.
         seed: of the halves, weights and shuffles.
@@ -77,18 +87,30 @@ def train_shadows(
             on a GPU that has it, else float32. Weights, their gradients and the sums of BatchNorm are float32.
         save_every: epochs between two states of a block in ``out``.
     Raises: UserError for another configuration in ``out``, a loss that is not finite (naming the model), models of
-        different architecture, a block that does not fit (with the size that would), or bad arguments; OSError if the
-        disk is full.
+        different architecture, a block that does not fit (with the size that would), any failure of the models' own
+        code, which are asked before the first is trained, or bad arguments; OSError if the disk is full.
     """
-    runtime = state.current()
+    runtime, seed = state.current(), as_integer("train_shadows", "seed", seed)
+    if not isinstance(config, TrainConfig):
+        fail("train_shadows", "config", "be a TrainConfig", described(config))
+    images = as_images("train_shadows", "images", images).cpu()
+    labels = as_labels("train_shadows", "labels", labels, len(images)).cpu()
+    if len(images) == 0:
+        fail("train_shadows", "images", "hold examples", described(images))
     keep = keep_matrix(num_models, len(labels), seed)
+    if (least := int(keep.sum(1).min())) < 2:
+        fail(
+            "train_shadows", "images", "be enough for two in each model's half", f"{len(images)}, of which {least} are"
+        )
+    workers = as_integer("train_shadows", "workers", workers)
     out = None if out is None else Path(out)
     if out is None and runtime.world_size > 1:
         fail("train_shadows", "out", "be a folder that all processes share", out)
     if workers < 1 or (workers > 1 and (out is None or runtime.device.type != "cpu")):
         fail("train_shadows", "workers", "be 1, or more on a CPU with out given", workers)
     _check_options(batched, save_every, workers)
-    job = Job(make_model, images.cpu(), labels.cpu(), keep, config, seed, out)
+    job = Job(make_model, images, labels, keep, config, seed, out)
+    _check_models(job, runtime.device)
     stacked = runtime.device.type == "cuda" if batched is None else bool(batched)
     dtype = compute_dtype(precision, runtime.device)
     graph = supported(job) if stacked else None
@@ -135,10 +157,7 @@ def load_shadows(
     folder = Path(folder)
     if not (folder / "keep.npy").exists():
         raise FileNotFoundError(f"load_shadows: folder must hold keep.npy and model-000.safetensors ..., got {folder}")
-    try:
-        keep = np.load(folder / "keep.npy", allow_pickle=False)
-    except ValueError as error:
-        raise UserError(f"load_shadows: keep.npy must be a readable array, got {folder} ({error})") from error
+    keep = read_npy(folder / "keep.npy", "load_shadows", "keep.npy")
     if keep.dtype != np.bool_ or keep.ndim != 2:
         fail("load_shadows", "keep.npy", "be bool [M, N]", f"{keep.dtype} {list(keep.shape)}")
     models = []
@@ -146,7 +165,7 @@ def load_shadows(
         path = folder / f"model-{index:03d}.safetensors"
         if not path.exists():
             raise FileNotFoundError(f"load_shadows: folder must hold {len(keep)} models, got no {path}")
-        model = make_model()
+        model = made("load_shadows", "make_model", make_model)
         load_weights(model, path, "load_shadows: model")
         models.append(model.to(device).eval())
     return Shadows(ModelArray(models), torch.from_numpy(keep))
@@ -158,13 +177,30 @@ def data_digest(images: Tensor, labels: Tensor) -> str:
 
 
 def _check_options(batched: bool | int | None, save_every: int, workers: int) -> None:
-    number = isinstance(batched, int) and not isinstance(batched, bool)
+    number = isinstance(batched, int | np.integer) and not isinstance(batched, bool)
     if not (batched is None or isinstance(batched, bool) or (number and batched >= 1)):
         fail("train_shadows", "batched", "be None, True, False or an integer above 0", repr(batched))
-    if isinstance(save_every, bool) or not isinstance(save_every, int) or save_every < 1:
+    if as_integer("train_shadows", "save_every", save_every) < 1:
         fail("train_shadows", "save_every", "be an integer above 0", repr(save_every))
     if batched and workers > 1:
         fail("train_shadows", "workers", "be 1 where models are trained at once", workers)
+
+
+def _check_models(job: Job, device: torch.device) -> None:
+    """Refuse a ``make_model`` whose models cannot be trained on the job's examples, before anything is."""
+    where, argument = "train_shadows", "make_model"
+    first, second = job.fresh(0), job.fresh(1)
+    check_fresh(where, argument, first, second)
+    try:
+        architecture.compare_models(first, second, 1)
+    except UserError as error:
+        raise UserError(str(error).replace("ModelArray", where, 1)) from None
+    if job.out is not None:
+        check_saved(where, argument, first)
+    second = second.to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        logits = ask(where, argument, second, to_float(job.images[:2].to(device)), training=True)
+    as_labels(where, "labels", job.labels, classes=logits.shape[1])
 
 
 def _claim(job: Job, precision: str) -> None:

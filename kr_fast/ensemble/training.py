@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.data import Augment, Draws, Split, shown, to_float
+from kr_fast.ensemble.networks import answers_rule, ask, check_sizes, checked, device_of, failures, mode
 from kr_fast.runtime import files, seeds
-from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.errors import UserError, fail, first_line
+from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 from kr_fast.runtime.options import check, option
 from kr_fast.runtime.progress import bar
 
@@ -41,17 +43,39 @@ class History:
     best_epoch: int = 0
 
 
+def examples(
+    where: str, split: Split, classes: int | None = None, shape: tuple[int, ...] | None = None, name: str = "split"
+) -> Split:
+    """``split`` as tensors, uint8 ``[N, H, W, C]`` and int64 ``[N]`` in [0, classes), of at least one example.
+
+    Raises: UserError naming the argument.
+    """
+    if not isinstance(split, Split):
+        fail(where, name, "be a Split of images and labels", described(split))
+    images = as_images(where, f"images of {name}", split.images, shape)
+    labels = as_labels(where, f"labels of {name}", split.labels, len(images), classes)
+    if len(labels) == 0:
+        fail(where, name, "hold at least one example", described(split.images))
+    return Split(images, labels)
+
+
 @torch.inference_mode()
 def accuracy(model: nn.Module, split: Split, batch_size: int = 1024) -> float:
-    """Share of ``split`` that the model, in eval mode, classifies correctly."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    hits = 0
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        hits += int((model(to_float(images.to(device))).argmax(1) == labels.to(device)).sum())
-    model.train(was_training)
-    return hits / max(len(split), 1)
+    """Share of ``split`` that the model, in eval mode, classifies correctly.
+
+    Raises: UserError naming the argument, and for any failure of the model's own code.
+    """
+    if not isinstance(model, nn.Module):
+        fail("accuracy", "model", "be a torch module", described(model))
+    split, batch_size = examples("accuracy", split), as_integer("accuracy", "batch_size", batch_size, 1)
+    device, hits = device_of(model), 0
+    with mode(model, False):
+        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+            x = to_float(images.to(device))
+            with failures("accuracy", "model", answers_rule(x.shape)):
+                logits = checked("accuracy", "model", model(x), x)
+            hits += int((logits.argmax(1) == labels.to(device)).sum())
+    return hits / len(split)
 
 
 def make_optimizer(
@@ -109,27 +133,31 @@ def fit(
 
     Args:
         model: an ``nn.Module`` from float ``[N, C, H, W]`` to logits, on the device to train on.
-        split: training images and labels.
+        split: training images, uint8 ``[N, H, W, C]``, and labels, integers ``[N]`` below the number of logits.
         config: the recipe.
         seed: of shuffles and augmentation (the caller seeds the weights).
         val: where given, the weights of the epoch with the best accuracy on it (the latest of equals) are kept.
         state_path: file to continue from and to save to every ``save_every`` epochs; removed at the end.
         description: shows a progress bar under this name.
-    Raises: UserError if the loss is not finite.
+    Raises: UserError naming the argument; for any failure of the model's own code; if the loss is not finite.
     """
-    device = next(model.parameters()).device
+    split, val, device = _checked(model, split, val)
     images, labels = split.images.to(device), split.labels.to(device)
-    count = len(labels)
+    count, rule = len(labels), answers_rule((0, *split.images.shape[3:], *split.images.shape[1:3]))
     steps, size = Steps.of(config, count), tuple(images.shape[1:3])
     optimizer, schedule = make_optimizer(model, config, config.epochs * steps.per_epoch)
     history, best, best_accuracy, first = History(), None, -1.0, 0
     state = files.load_state(state_path) if state_path else None
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        history, best, first = History(**state["history"]), state["best"], state["epoch"]
-        best_accuracy = state["best_accuracy"]
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            history, best, first = History(**state["history"]), state["best"], state["epoch"]
+            best_accuracy = state["best_accuracy"]
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            words = "fit: state_path must hold where this training stood (remove it to begin anew)"
+            raise UserError(f"{words}, got {state_path} ({first_line(error)})") from error
     model.train()
     forked = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=forked), bar(config.epochs, description, "epoch", first) as progress:
@@ -142,10 +170,12 @@ def fit(
                 rows = slice(step * steps.batch, (step + 1) * steps.batch)
                 batch = order[rows]
                 x = shown(images, batch, draws[rows])
-                loss = nn.functional.cross_entropy(model(x), labels[batch], label_smoothing=config.label_smoothing)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                with failures("fit", "model", rule):
+                    logits = checked("fit", "model", model(x), x)
+                    loss = nn.functional.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
                 schedule.step()
                 total += loss.detach()
             history.train_loss.append(float(total) / steps.per_epoch)
@@ -179,3 +209,18 @@ def fit(
     if state_path:
         Path(state_path).unlink(missing_ok=True)
     return history
+
+
+def _checked(model: nn.Module, split: Split, val: Split | None) -> tuple[Split, Split | None, torch.device]:
+    """The splits as tensors, and the device, of a model that answers and can be trained."""
+    if not isinstance(model, nn.Module):
+        fail("fit", "model", "be a torch module", described(model))
+    check_sizes("fit", "model", model)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        fail("fit", "model", "have weights to train", f"a {type(model).__name__} of none that requires a gradient")
+    split, device = examples("fit", split), device_of(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout that is never off
+        logits = ask("fit", "model", model, to_float(split.images[:2].to(device)), finite=False)
+    classes, shape = logits.shape[1], tuple(split.images.shape[1:])
+    split = examples("fit", split, classes)
+    return split, None if val is None else examples("fit", val, classes, shape, "val"), device

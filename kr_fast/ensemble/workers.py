@@ -24,9 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.data import Split
+from kr_fast.ensemble.checkpoints import load_weights
+from kr_fast.ensemble.networks import made, own_words
 from kr_fast.ensemble.training import TrainConfig, fit
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.errors import UserError, fail
+
+IMPORTABLE = "be importable by name (functools.partial of a module's function) for more than one worker"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +53,12 @@ class Job:
         """Model ``index`` before training."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(self.seed, "weights", index))
-            return self.make_model()
+            return made("train_shadows", "make_model", self.make_model)
 
     def load(self, index: int, device: torch.device) -> nn.Module:
         """Model ``index`` from its file, in eval mode."""
         model = self.fresh(index)
-        model.load_state_dict(files.load_tensors(self.path(index)))
+        load_weights(model, self.path(index), "train_shadows: model")
         return model.to(device).eval()
 
     def train(self, index: int, device: torch.device) -> nn.Module:
@@ -65,7 +69,7 @@ class Job:
             fit(model, split, self.config, seed=seeds.derive(self.seed, "shadow", index))
         except UserError as error:
             words = str(error).replace("fit:", "train_shadows:", 1)
-            raise UserError(words.replace(" in epoch", f" for model {index} in epoch")) from None
+            raise UserError(words.replace(" in epoch", f" for model {index} in epoch")) from error
         if self.out is not None:
             files.save_tensors(self.path(index), model.state_dict())
         return model
@@ -84,7 +88,8 @@ def train(
 ) -> None:  # fmt: skip
     """Train ``indices`` in ``workers`` processes; ``done`` is called after each. Models are left in their files.
 
-    Raises: UserError in the words of the op ``where`` if the job cannot be sent, which it blames on ``argument``.
+    Raises: UserError in the words of the op ``where`` if the job cannot be sent, which it blames on ``argument``, or if
+        a worker's process ends, as for want of memory.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in indices:
@@ -94,13 +99,14 @@ def train(
         try:
             file.write_bytes(pickle.dumps(job))
         except (pickle.PicklingError, AttributeError, TypeError):
-            rule = "be importable by name (functools.partial of a module's function) for more than one worker"
-            fail(where, argument, rule, getattr(job, argument, job))
+            fail(where, argument, IMPORTABLE, getattr(job, argument, job))
         processes = [_start(file) for _ in range(min(workers, len(indices)))]
         try:
             with ThreadPoolExecutor(len(processes)) as pool:
                 try:
-                    for future in [pool.submit(_feed, process, waiting, done) for process in processes]:
+                    for future in [
+                        pool.submit(_feed, process, waiting, done, where, argument) for process in processes
+                    ]:
                         future.result()
                 finally:  # before the pool waits for its threads, which wait for their workers
                     _stop(processes)
@@ -128,7 +134,9 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
         process.wait()
 
 
-def _feed(process: subprocess.Popen, waiting: queue.SimpleQueue, done: Callable[[], None]) -> None:
+def _feed(
+    process: subprocess.Popen, waiting: queue.SimpleQueue, done: Callable[[], None], where: str, argument: str
+) -> None:
     while True:
         try:
             index = waiting.get_nowait()
@@ -139,15 +147,22 @@ def _feed(process: subprocess.Popen, waiting: queue.SimpleQueue, done: Callable[
             process.stdin.flush()
         line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the worker of model {index} ended with code {process.wait()}")
-        if error := json.loads(line)["error"]:
-            raise UserError(error)
+            code = process.wait()
+            why = " (killed, as for want of memory)" if code < 0 else ""
+            fail(where, "every worker", "live to the end", f"code {code} from that of model {index}{why}")
+        answer = json.loads(line)
+        if answer.get("lost"):
+            fail(where, argument, IMPORTABLE, answer["lost"])
+        if answer["error"]:
+            raise UserError(answer["error"])
         done()
 
 
 def work(file: str) -> None:
     """The worker: an index on each line of stdin, an answer on each line of stdout."""
     torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a user's network prints is no answer
     given: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -156,11 +171,16 @@ def work(file: str) -> None:
         os._exit(0)  # the parent is through, or is no more
 
     threading.Thread(target=listen, daemon=True).start()
-    job: Trains = pickle.loads(Path(file).read_bytes())
+    try:
+        job: Trains = pickle.loads(Path(file).read_bytes())
+    except Exception as error:  # of importing a user's module, or of a name that only the parent's main script has
+        print(json.dumps({"lost": own_words(error)}), file=answers, flush=True)
+        while True:  # until the parent ends this process
+            given.get()
     while True:
         error = None
         try:
             job.train(given.get(), torch.device("cpu"))
         except (UserError, OSError) as caught:
             error = str(caught)
-        print(json.dumps({"error": error}), flush=True)
+        print(json.dumps({"error": error}), file=answers, flush=True)

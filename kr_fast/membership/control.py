@@ -8,12 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import Augment, Split
+from kr_fast.data import Augment, Split, to_float
 from kr_fast.ensemble import TrainConfig, fit
 from kr_fast.ensemble.loading import load_weights
+from kr_fast.ensemble.networks import ask, made
 from kr_fast.ensemble.shadows import data_digest
+from kr_fast.membership.audit_data import pool_of
 from kr_fast.runtime import files, seeds
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 
 LEAST_EPOCHS = 60
 RECIPE = "no augmentation, weight decay or label smoothing; three times the epochs, at least 60"
@@ -44,32 +47,47 @@ def overfitted(
 
     Args:
         make_model: returns a fresh module.
-        images: uint8 ``[N, H, W, C]``; labels: int64 ``[N]``.
-        members: bool ``[N]``, as given to the audit.
+        images: uint8 ``[N, H, W, C]``; labels: integers ``[N]``.
+        members: bool ``[N]`` or indices, as given to the audit.
         like: the targets' recipe; it is changed as :func:`overfitted_recipe` says.
         seed: of weights and shuffles.
         path: ``.safetensors`` file; if it exists the model is read from it, and a training that was stopped goes on.
             A ``.json`` beside it records what the model was trained from.
     Returns: the model in eval mode.
-    Raises: UserError if ``path`` holds the control of other data, members, recipe, seed or architecture.
+    Raises: UserError naming the argument; for any failure of the model's own code; if ``path`` holds the control of
+        other data, members, recipe, seed or architecture.
     """
+    images = as_images("overfitted", "images", images)
+    labels = as_labels("overfitted", "labels", labels, len(images))
+    try:
+        members, _ = pool_of(members, None, len(labels))
+    except UserError as error:
+        raise UserError(str(error).replace("audit:", "overfitted:", 1)) from None
+    seed = as_integer("overfitted", "seed", seed)
+    if not isinstance(like, TrainConfig):
+        fail("overfitted", "like", "be a TrainConfig", described(like))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "weights", "control"))
-        model = make_model().to(device)
+        model = made("overfitted", "make_model", make_model).to(device)
+    logits = ask("overfitted", "make_model", model, to_float(images[:2].to(device)), finite=False)
+    as_labels("overfitted", "labels", labels, classes=logits.shape[1])
     path = None if path is None else Path(path)
     if path is not None:
         _claim(path, model, images, labels, members, seed, overfitted_recipe(like))
     if path is not None and path.exists():
         load_weights(model, path, "overfitted: control")
         return model.eval()
-    fit(
-        model,
-        Split(images[members], labels[members]),
-        overfitted_recipe(like),
-        seed=seeds.derive(seed, "control"),
-        state_path=None if path is None else path.with_suffix(".pt"),
-        description=description,
-    )
+    try:
+        fit(
+            model,
+            Split(images[members], labels[members]),
+            overfitted_recipe(like),
+            seed=seeds.derive(seed, "control"),
+            state_path=None if path is None else path.with_suffix(".pt"),
+            description=description,
+        )
+    except UserError as error:
+        raise UserError(str(error).replace("fit:", "overfitted:", 1)) from error
     if path is not None:
         files.save_tensors(path, model.state_dict())
     return model.eval()

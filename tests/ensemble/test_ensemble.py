@@ -3,6 +3,8 @@
 import functools
 import importlib
 import os
+import sys
+import types
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, TrainConfig, train_shadows
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.ensemble.training import accuracy, fit
-from kr_fast.ensemble.workers import Job
+from kr_fast.ensemble.workers import Job, train
 from kr_fast.models import classifier
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError
@@ -102,7 +104,7 @@ def test_fit_learns_and_refuses_a_loss_that_is_not_finite():
     assert history.train_loss[-1] < 0.3 * history.train_loss[0]
     broken = seeded()
     broken[0].weight.data[0, 0, 0, 0] = torch.inf
-    with pytest.raises(ValueError, match="loss must be finite"):
+    with pytest.raises(ValueError, match="fit: loss must be finite"):
         fit(broken, split, CONFIG, seed=0)
 
 
@@ -258,19 +260,38 @@ def test_workers_train_the_same_models(tmp_path):
     assert all(same(a, b) for a, b in zip(one.array.models, again.array.models, strict=True))
 
 
-def test_error_in_a_worker_is_the_callers(tmp_path):
+def test_error_in_a_worker_is_the_callers(tmp_path, monkeypatch):
+    (tmp_path / "noisy.py").write_text(
+        "from torch.nn import Flatten, Linear, Sequential\n"
+        "def make():\n    print('{}')\n    return Sequential(Flatten(), Linear(64, 3))\n"  # no answer of the worker
+    )
+    monkeypatch.syspath_prepend(tmp_path)
     config = TrainConfig(epochs=2, batch_size=8, learning_rate=1e30)
     with pytest.raises(UserError, match=r"^train_shadows: loss must be finite, got \S+ for model \d in epoch \d$"):
-        small(2, tmp_path, config)
+        small(2, tmp_path / "out", config, importlib.import_module("noisy").make)
+
+
+def test_a_network_that_workers_cannot_import(tmp_path):
+    """A function of a notebook can be sent by its name, which means nothing to another process."""
+    ghost = types.ModuleType("no_such_file")
+    exec("def make():\n    pass", ghost.__dict__)
+    sys.modules["no_such_file"] = ghost
+    try:
+        with pytest.raises(UserError, match="make_model must be importable by name .* got ModuleNotFoundError: No mod"):
+            train(Job(ghost.make, *[torch.zeros(1)] * 3, CONFIG, 0, tmp_path), [0], 1, lambda: None)
+    finally:
+        del sys.modules["no_such_file"]
 
 
 def test_worker_that_dies_is_reported(tmp_path, monkeypatch):
     (tmp_path / "fatal.py").write_text(
         f"import os, torch\nparent = os.getpid() == {os.getpid()}\n"
-        "def make():\n    return torch.nn.Linear(1, 1) if parent else os._exit(7)\n"
+        "from torch.nn import Flatten, Linear, Sequential\n"
+        "def make():\n    return Sequential(Flatten(), Linear(64, 3)) if parent else os._exit(7)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RuntimeError, match=r"the worker of model \d ended with code 7"):
+    words = r"^train_shadows: every worker must live to the end, got code 7 from that of model \d$"
+    with pytest.raises(UserError, match=words):
         small(2, tmp_path / "out", make=importlib.import_module("fatal").make)
 
 
