@@ -13,7 +13,7 @@ from kr_fast.ensemble import TrainConfig, fit
 from kr_fast.ensemble.loading import load_weights
 from kr_fast.ensemble.networks import ask, made
 from kr_fast.ensemble.shadows import data_digest
-from kr_fast.membership.audit_data import pool_of
+from kr_fast.membership.pool import pool_of
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
