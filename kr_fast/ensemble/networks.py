@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from kr_fast.runtime.errors import UserError, fail, first_line
-from kr_fast.runtime.inputs import described, looks_like_probabilities
+from kr_fast.runtime.inputs import described
+from kr_fast.runtime.logits import not_logits
 
 TORCHSCRIPT = "The following operation failed in the TorchScript interpreter"
 
@@ -208,8 +209,9 @@ def ask(
     if finite and not bool(torch.isfinite(values).all()):
         name = not_finite(model)
         fail(where, argument, f"{rule} that are finite", "NaN or inf" + (f", which its {name} holds" if name else ""))
-    if looks_like_probabilities(values):
-        fail(where, argument, "return logits (remove its softmax)", "rows that are >= 0 and sum to 1")
+    if found := not_logits(values):
+        mend = "not labels" if "labels" in found else "remove its softmax"
+        fail(where, argument, f"return logits ({mend})", found)
     if bool(((values >= 0) & (values <= 1)).all()) and _ends_in_sigmoid(model, x):
         fail(where, argument, "return logits (remove its sigmoid)", "the outputs of a sigmoid")
     return logits

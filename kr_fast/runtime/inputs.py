@@ -106,12 +106,3 @@ def as_integer(where: str, name: str, value: Any, least: int | None = None, most
         words = " and ".join(f"{word} {limit}" for word, limit in limits if limit is not None)
         fail(where, name, "be an integer" + (f", {words}" if words else ""), repr(value))
     return number
-
-
-def looks_like_probabilities(rows: Tensor) -> bool:
-    """Whether rows ``[N, C]`` are all >= 0 and sum to 1, as behind a softmax, to the rounding of their dtype."""
-    if not len(rows) or not rows.dtype.is_floating_point:
-        return False
-    room = max(1e-3, 4 * torch.finfo(rows.dtype).eps)
-    rows = rows.double()
-    return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < room).all())

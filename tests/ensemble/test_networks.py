@@ -12,7 +12,6 @@ from torch import nn
 from kr_fast.ensemble import LogitsOf, ModelArray
 from kr_fast.ensemble.networks import ask, check_fresh, logits_of, made, takes_logits
 from kr_fast.runtime.errors import UserError
-from kr_fast.runtime.inputs import looks_like_probabilities
 
 X = torch.linspace(-1, 1, 2 * 8 * 8).view(2, 1, 8, 8)
 RULE = "net: model must return [N, 3] logits for 8 x 8 x 1 images, got "
@@ -78,6 +77,7 @@ def test_numbers_that_are_no_logits():
     assert "must return logits (remove its softmax)" in line(Net(lambda z: z.softmax(1)))
     assert "must return logits (remove its softmax)" in line(Net(lambda z: z.bfloat16().softmax(1)))
     assert "must return logits (remove its sigmoid)" in line(nn.Sequential(Net(), nn.Sigmoid()))
+    assert "must return logits (not labels), got rows of hard" in line(Net(lambda z: torch.eye(3)[:2] * 5 - 2 + 0 * z))
     frozen = nn.Sequential(Net(), nn.Sigmoid()).requires_grad_(False)
     assert "must return logits (remove its sigmoid)" in line(frozen)
     # Logits that happen to lie in [0, 1] are logits, and log-probabilities are logits but for a constant.
@@ -202,11 +202,3 @@ def test_what_a_factory_returns():
     with pytest.raises(UserError, match="at every call, got 0.head.weight of the call before once more"):
         check_fresh("net", "make_model", once, nn.Sequential(once))
     check_fresh("net", "make_model", Net(), Net())
-
-
-def test_probabilities_are_told_from_logits():
-    rows = torch.tensor([[0.2, 0.8], [1.0, 0.0]])
-    assert looks_like_probabilities(rows)
-    assert not looks_like_probabilities(rows * 2)
-    assert not looks_like_probabilities(rows[:0])
-    assert not looks_like_probabilities(torch.tensor([[-0.5, 1.5]]))

@@ -1,0 +1,44 @@
+"""Logits told from probabilities and hard labels by their values, in one place for all who are given either."""
+
+import torch
+from torch import Tensor
+
+ROOM, HALF = 1e-3, 2**-8  # how far from 1 probabilities sum, and those of bfloat16
+HALVES, DECIMALS = (torch.float16, torch.bfloat16), range(1, 7)
+
+
+def not_logits(rows: Tensor) -> str | None:
+    """What ``rows`` ``[n, C]`` are, if all of them are probabilities or hard labels.
+
+    Probabilities lie in [0, 1] and sum to 1: to rounding, where every number is one of half precision to what that
+    leaves, and where every number has been rounded to ``d`` decimals to ``C / 2`` units of the last one more. Hard
+    labels are one-hot, or have one value for the class and another for all others (of three classes or more).
+    Log-probabilities are logits: softmax leaves them.
+    """
+    if rows.shape[-1] < 2:
+        return None
+    values = rows.double()
+    largest = values.amax(-1, keepdim=True)
+    if bool((values >= 0).all() & (values <= 1 + HALF).all()):
+        away = (values.sum(-1) - 1).abs()
+        half = any(bool((rows.to(dtype).double() == values).all()) for dtype in HALVES)
+        room = HALF if half else ROOM
+        if bool((away < room).all()):
+            return "rows that are >= 0 and sum to 1"
+        # Of zeros and ones alone nothing was rounded.
+        decimals = next((d for d in DECIMALS if _rounded(rows, d)), 0) if bool((values % 1 != 0).any()) else 0
+        if decimals and bool((away <= room + 0.5 * 10.0**-decimals * rows.shape[-1]).all()):
+            return f"rows of probabilities, rounded to {decimals} decimal{'s' if decimals > 1 else ''}"
+    if rows.shape[-1] > 2 and bool(((values == largest).sum(-1) == 1).all()):
+        others = values.masked_fill(values == largest, torch.inf).amin(-1)
+        second = values.masked_fill(values == largest, -torch.inf).amax(-1)
+        if bool((others == second).all()) and len(values.argmax(-1).unique()) > 1:
+            return "rows of hard labels: one value for the class, one for all others"
+    return None
+
+
+def _rounded(rows: Tensor, decimals: int) -> bool:
+    """Whether every number is the nearest of its type, or of a half-precision type, to one with so many decimals."""
+    values = rows.double()
+    near = torch.round(values, decimals=decimals)
+    return any(bool((near.to(dtype).double() == values).all()) for dtype in (rows.dtype, *HALVES))
