@@ -28,7 +28,7 @@ def refused(capsys, *arguments):
 def npz(path, classes=3, **changes):
     found = {}
     for which, count in (("train", 30), ("val", 9), ("test", 12)):
-        found[f"{which}_images"] = np.zeros((count, 8, 8), np.uint8)
+        found[f"{which}_images"] = np.random.default_rng(count).integers(0, 256, (count, 8, 8), np.uint8)
         found[f"{which}_labels"] = np.arange(count) % classes
     np.savez(path, **(found | changes))
     return path
