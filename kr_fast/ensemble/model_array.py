@@ -14,7 +14,7 @@ from kr_fast.ensemble import architecture, parallel
 from kr_fast.ensemble.blocks import Batched
 from kr_fast.ensemble.choosing import Plan, choose, plans
 from kr_fast.ensemble.lowering import Unsupported
-from kr_fast.ensemble.networks import answers_rule, checked, failures
+from kr_fast.ensemble.networks import answer
 from kr_fast.ensemble.program import KEPT, Eager, Program
 from kr_fast.ensemble.queries import Query, as_queries
 from kr_fast.ensemble.signal_files import SignalFiles, recorded
@@ -258,9 +258,7 @@ class ModelArray:
     def _build(self, images: Tensor, size: tuple[int, int], record: dict | None) -> Program | Eager | Sweep:
         shown = images[:2] if len(images) >= 2 else images.new_zeros(2, *images.shape[1:])
         sample = self._chunk_of(shown, Query(size=tuple(size)), 2, self.own_dtype)
-        with failures("ModelArray", "models", answers_rule(sample.shape)):
-            output = self.models[0](sample.clone())
-        wanted = checked("ModelArray", "models", output, sample)
+        wanted = answer("ModelArray", "models", self.models[0], sample.clone())
         if self.bn == "batch":
             chunk = self._chunk or REFERENCE_BATCH
             return Eager(self.models, sample, self.dtype, chunk, padded=False, batch_norm=True)

@@ -176,6 +176,13 @@ def checked(where: str, argument: str, output: Any, x: Tensor, classes: int | No
     fail(where, argument, answers_rule(x.shape, classes), got)
 
 
+def answer(where: str, argument: str, model: nn.Module, x: Tensor, classes: int | None = None) -> Tensor:
+    """``model(x)`` as it is, which is :func:`checked`. Raises: UserError for any failure of its code."""
+    with failures(where, argument, answers_rule(x.shape, classes)):
+        output = model(x)
+    return checked(where, argument, output, x, classes)
+
+
 def ask(
     where: str,
     argument: str,

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from kr_fast.ensemble import layers as layer_binding
 from kr_fast.ensemble.lowering import lower, shape
-from kr_fast.ensemble.networks import answers_rule, checked, failures
+from kr_fast.ensemble.networks import answer
 from kr_fast.ensemble.precision import HALF, in_float32, insert_casts
 from kr_fast.ops.winograd_conv2d import batch_size, packed_shape
 from kr_fast.runtime.errors import fail
@@ -219,21 +219,15 @@ class Eager:
 
     def _forward(self, model: nn.Module, x: Tensor) -> Tensor:
         if not self.batch_norm:
-            return _answer(model, x)
+            return answer("ModelArray", "models", model, x).float()
         norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         try:
             for part in norms:
                 part.forward = _batch_forward(part)
-            return _answer(model, x)
+            return answer("ModelArray", "models", model, x).float()
         finally:
             for part in norms:
                 part.__dict__.pop("forward", None)
-
-
-def _answer(model: nn.Module, x: Tensor) -> Tensor:
-    with failures("ModelArray", "models", answers_rule(x.shape)):
-        output = model(x)
-    return checked("ModelArray", "models", output, x).float()
 
 
 def _batch_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:

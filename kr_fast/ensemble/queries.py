@@ -1,12 +1,13 @@
 """Queries of an attack as index arithmetic: which source pixel stands at each place of the image that a model sees."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_integer
 
 BORDERS = ("replicate", "reflect")
 
@@ -32,6 +33,12 @@ class Query:
     def __post_init__(self):
         if self.border not in BORDERS:
             fail("Query", "border", f"be one of {', '.join(BORDERS)}", self.border)
+        for name in ("down", "right"):
+            object.__setattr__(self, name, as_integer("Query", name, getattr(self, name)))  # it is frozen
+        if self.size is not None:
+            if not isinstance(self.size, Sequence) or isinstance(self.size, str) or len(self.size) != 2:
+                fail("Query", "size", "be (height, width) or None", repr(self.size))
+            object.__setattr__(self, "size", tuple(as_integer("Query", "size", each, 1) for each in self.size))
 
     def view_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the view."""
@@ -73,9 +80,9 @@ def as_queries(augment: str | Sequence[Query], height: int, width: int) -> tuple
         if augment not in AUGMENTS:
             fail("ModelArray", "augment", f"be one of {', '.join(AUGMENTS)}", augment)
         return AUGMENTS[augment]
-    queries = tuple(augment)
+    queries = tuple(augment) if isinstance(augment, Iterable) else ()
     if not queries or not all(isinstance(query, Query) for query in queries):
-        fail("ModelArray", "augment", f"be one of {', '.join(AUGMENTS)}, or a sequence of Query", augment)
+        fail("ModelArray", "augment", f"be one of {', '.join(AUGMENTS)}, or a sequence of Query", repr(augment))
     sizes = {query.view_size(height, width) for query in queries}
     if len(sizes) > 1:
         fail("ModelArray", "augment", "hold queries of one size", sorted(sizes))

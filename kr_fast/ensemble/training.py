@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.data import Augment, Draws, Split, shown, to_float
-from kr_fast.ensemble.networks import answers_rule, ask, check_sizes, checked, device_of, failures, mode
+from kr_fast.ensemble.networks import answer, answers_rule, ask, check_sizes, checked, device_of, failures, mode
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.errors import UserError, fail, first_line
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
@@ -71,9 +71,7 @@ def accuracy(model: nn.Module, split: Split, batch_size: int = 1024) -> float:
     device, hits = device_of(model), 0
     with mode(model, False):
         for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-            x = to_float(images.to(device))
-            with failures("accuracy", "model", answers_rule(x.shape)):
-                logits = checked("accuracy", "model", model(x), x)
+            logits = answer("accuracy", "model", model, to_float(images.to(device)))
             hits += int((logits.argmax(1) == labels.to(device)).sum())
     return hits / len(split)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kr_fast.data import Augment, Split, to_float
 from kr_fast.ensemble import TrainConfig, accuracy
+from kr_fast.ensemble.networks import answer
 from kr_fast.ensemble.training import make_optimizer
 from kr_fast.ops.distillation_loss import distillation_loss
 from kr_fast.recycling import generator, teacher
@@ -207,7 +208,7 @@ def _train_period(context, master, student, synthetic, weight, epochs, batch, op
 def _batch_loss(master, student, synthetic, weight, index, augment: Augment, random, c) -> Tensor:
     x = augment(to_float(synthetic.images[index]), random)
     with torch.no_grad():
-        soft = master(x)
+        soft = answer("run", "teacher", master, x)
     return distillation_loss(
         student(x),
         soft,
@@ -224,7 +225,7 @@ def _confident(master: nn.Module, images: Tensor, labels: Tensor, threshold: flo
     """bool ``[N]``: the Teacher gives the image's label at least this probability; others get weight 0."""
     if threshold == 0:
         return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-    parts = [master(to_float(part)).float().softmax(1) for part in images.split(1024)]
+    parts = [answer("run", "teacher", master, to_float(part)).float().softmax(1) for part in images.split(1024)]
     return torch.cat(parts).gather(1, labels[:, None])[:, 0] >= threshold
 
 

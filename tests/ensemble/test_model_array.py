@@ -4,6 +4,7 @@ import functools
 import logging
 import re
 
+import numpy as np
 import pytest
 import torch
 from small_networks import NETWORKS, exact_logits, images_of, models_of
@@ -298,6 +299,21 @@ def test_queries_are_index_arithmetic():
         array.signals(images, labels, augment=[Query(size=(33, 8))])
     with pytest.raises(UserError, match="border must be one of"):
         Query(border="zeros")
+    for options, words in (
+        ({"down": 1.5}, "down must be an integer, got 1.5"),
+        ({"right": None}, "right must be an integer, got None"),
+        ({"size": 8}, r"size must be \(height, width\) or None, got 8"),
+        ({"size": (8, 8.0)}, "size must be an integer, at least 1, got 8.0"),
+        ({"size": "ab"}, r"size must be \(height, width\) or None, got 'ab'"),
+    ):
+        with pytest.raises(UserError, match=f"Query: {words}"):
+            Query(**options)
+    assert Query(down=np.int64(1), size=[np.int32(8), 8]) == Query(down=1, size=(8, 8))
+    for augment in (3, None, [], ["flip"]):
+        with pytest.raises(
+            UserError, match="ModelArray: augment must be one of none, flip, shift, lira, or a sequence"
+        ):
+            array.signals(images, labels, augment=augment)
 
 
 def test_shifts_and_flips_are_those_of_float64():

@@ -8,7 +8,7 @@ import torch
 
 from kr_fast import data
 from kr_fast.models import classifier
-from kr_fast.recycling import teacher
+from kr_fast.recycling import gkd, teacher
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, state
@@ -95,3 +95,27 @@ def test_a_teacher_at_chance_is_told(context, tmp_path, caplog, monkeypatch):
     (record,) = caplog.records
     assert "is right about 0.1" in record.getMessage()
     assert "it is shown x / 127.5 - 1 of pixels x" in record.getMessage()
+
+
+class FewOnly(torch.nn.Module):
+    """Right for the images that it is asked about at the start, and for no fewer."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        z = self.head(x.flatten(1))
+        return z if len(x) == teacher.ASKED else (z, z)
+
+
+def test_a_teacher_that_fails_while_a_student_is_distilled(context):
+    run = context("")
+    images = torch.zeros(16, 8, 8, 1, dtype=torch.uint8)
+    for confidence in (0.0, 0.5):
+        with pytest.raises(UserError, match=r"run: teacher must return \[N, C\] logits .* got a tuple of 2"):
+            gkd.distil(
+                run, FewOnly(), run.seeded("resnet8", 4, "student"),
+                lambda _: (torch.arange(16), torch.zeros(16, dtype=torch.int64), images),
+                gkd.Schedule(1, 16, 1), confidence=confidence, seed=0,
+            )  # fmt: skip
