@@ -16,8 +16,8 @@ def _float(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _log_softmax(x: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(ln softmax(x / T), row max, ln sum); the max is subtracted before the division."""
-    top = x.amax(1, keepdim=True)
+    """(ln softmax(x / T), row max, ln sum); the max, on which nothing depends, is subtracted before the division."""
+    top = x.detach().amax(1, keepdim=True)
     scaled = (x - top) / temperature
     log_sum = scaled.exp().sum(1, keepdim=True).log()
     return scaled - log_sum, top, log_sum
@@ -125,8 +125,28 @@ def forward(
 
 def backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters) -> Tensor:
     """d loss / d input, with every factor folded in before the result is rounded to input's dtype."""
-    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index, _ = parameters
     z, t = _float(input, input), _float(target, input)
+    w = _row_weight(z, labels, weight, parameters[-2])
+    factor = torch.where(w == 0, 0, upstream * scale * w)[:, None]
+    return torch.where(factor == 0, 0, _gradient(z, t, indices, labels, *parameters) * factor).to(input.dtype)
+
+
+def derivative(upstream, input, target, indices, labels, weight, *parameters) -> Tensor:
+    """As :func:`backward`, by differentiable operations: of input and of upstream, at 0 as well."""
+    z, t = _float(input, input), _float(target, input)
+    w = _row_weight(z.detach(), labels, weight, parameters[-2])
+    # A row that does not count may hold anything, and 0 times the derivative of NaN is NaN.
+    z, t = (torch.where(w[:, None] == 0, 1, each) for each in (z, t))
+    total = w.sum()
+    scale = torch.where(total > 0, 1 / total, 0) if parameters[-1] == "mean" else 1
+    return (_gradient(z, t, indices, labels, *parameters) * (upstream * scale * w)[:, None]).to(input.dtype)
+
+
+def _gradient(
+    z, t, indices, labels,
+    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index, reduction,
+) -> Tensor:  # fmt: skip
+    """The gradient of each row's loss of weight 1 in its logits."""
     grad = torch.zeros_like(z)
     if divergence == "decoupled":
         grad = soft * temperature * _decoupled(z, t, labels, temperature, alpha, beta)[1]
@@ -137,9 +157,7 @@ def backward(upstream, input, target, indices, labels, weight, stats, scale, *pa
         inside = ((labels >= 0) & (labels < z.shape[1])).to(z.dtype)
         wanted = torch.zeros_like(z).scatter_(1, labels.clamp(0, z.shape[1] - 1)[:, None], inside[:, None])
         grad = grad + hard * (_log_softmax(z, 1.0)[0].exp() - (1 - smoothing) * wanted - smoothing / z.shape[1])
-    w = _row_weight(z, labels, weight, ignore_index)
-    factor = torch.where(w == 0, 0, upstream * scale * w)[:, None]
-    return torch.where(factor == 0, 0, grad * factor).to(input.dtype)
+    return grad
 
 
 def metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: float) -> list[Tensor]:

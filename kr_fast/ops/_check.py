@@ -1,9 +1,17 @@
 """Argument errors in one form: ``op: argument must RULE, got VALUE``."""
 
+import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from kr_fast.ops._library import refuse_tangents
+
+INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
 
 
 def describe(value: Any) -> str:
@@ -30,12 +38,39 @@ def tensor(op: str, argument: str, value: Any, *, ndim: int | None = None, dtype
         fail(op, argument, f"have {ndim} dimensions", value)
 
 
-def integer(op: str, argument: str, value: Any, low: int, high: int) -> None:
-    """``value`` is an int in [low, high)."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def integer(op: str, argument: str, value: Any, low: int, high: int) -> int:
+    """``value``, an integer of Python or numpy, as an int in [low, high)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         fail(op, argument, "be an int", value, TypeError)
     if not low <= value < high:
         fail(op, argument, f"be in [{low}, {high})", value)
+    return int(value)
+
+
+def integers(op: str, argument: str, value: Tensor) -> Tensor:
+    """``value`` as int64, contiguous, from any integer dtype."""
+    if isinstance(value, Tensor) and value.dtype == torch.int64:
+        return value if value.is_contiguous() else value.contiguous()
+    tensor(op, argument, value)
+    if value.dtype not in INTEGERS:
+        fail(op, argument, "be int64 or another integer dtype", value, TypeError)
+    return value.to(torch.int64).contiguous()
+
+
+def labels(op: str, value: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+    """Class labels of ``shape``, or ``[*shape, 1]``, as int64 of ``shape``, contiguous."""
+    found = integers(op, "labels", value)
+    if found.shape == (*shape, 1):
+        found = found[..., 0]
+    if found.shape != shape or found.device != device:
+        fail(op, "labels", f"be {list(shape)} on {device}", value)
+    return found
+
+
+def ids(op: str, value: Tensor | None) -> None:
+    """Image ids, if there are any, are at least 0. Not read on a GPU, where it would be a wait."""
+    if value is not None and value.device.type == "cpu" and value.numel() and int(value.amin()) < 0:
+        fail(op, "ids", "be at least 0", int(value.amin()))
 
 
 def contiguous(op: str, argument: str, value: Tensor) -> None:
@@ -58,10 +93,19 @@ def no_grad(op: str, **inputs: Tensor | None) -> None:
                 fail(op, name, "not require grad outside torch.no_grad() (there is no backward)", value)
 
 
-def no_transform(op: str) -> None:
-    """The op is not called under ``torch.func``'s vmap, grad or jvp, whose tensors have no address."""
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+def no_transform(op: str, **inputs: Tensor | None) -> None:
+    """The op is not called under ``torch.func``'s vmap, grad or jvp, whose tensors have no address, nor for tangents.
+
+    For ops that call their kernel without the dispatcher, of which torch.jit.trace would record nothing.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(
             f"{op}: the call must not be under torch.func (vmap, grad, jvp); "
             "flatten the batch to [B * N, C] and use autograd"
         )
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError(f"{op}: the call must not be under torch.jit.trace; use torch.export or torch.compile")
+    if forward_ad._current_level >= 0:
+        refuse_tangents(op, inputs)

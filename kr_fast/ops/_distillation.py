@@ -6,11 +6,10 @@ import numbers
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kr_fast.backends import registry
+from kr_fast.backends import distillation_reference, registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define, is_plain
+from kr_fast.ops._library import define, is_plain, save, saved
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 REDUCTIONS = ("none", "mean", "sum")
@@ -35,7 +34,39 @@ def _forward_fake(input, target, indices, labels, weight, *parameters):
     return loss, loss.new_empty((rows if input.is_cuda else 0, STATS)), loss.new_empty(())
 
 
-@define(f"distillation_loss_forward({_TENSORS}, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)", fake=_forward_fake)
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.parameters = *inputs[:5], inputs[5:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    save(ctx, *tensors, *output[1:])
+
+
+def _registered_backward(ctx, upstream, *_):
+    grad = None if upstream is None else _gradient(torch.ops.kr_fast.distillation_loss_backward, ctx, upstream)
+    return grad, *[None] * (4 + len(ctx.parameters))
+
+
+def _gradient(kernel, ctx, upstream):
+    *tensors, stats, scale = saved(ctx)
+    if _wants_formula(upstream):
+        return distillation_reference.derivative(upstream, *tensors, *ctx.parameters)
+    return kernel(upstream, *tensors, stats, scale, *ctx.parameters)
+
+
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # of the vmap of torch.autograd.grad
+
+
+def _wants_formula(upstream: Tensor) -> bool:
+    """Whether backward is itself differentiated (create_graph), or runs for many upstream gradients at once (vmap)."""
+    return torch.is_grad_enabled() or _is_batched(upstream)
+
+
+@define(
+    f"distillation_loss_forward({_TENSORS}, {_PARAMETERS}) -> (Tensor, Tensor, Tensor)",
+    fake=_forward_fake,
+    backward=_registered_backward,
+    setup_context=_setup_context,
+)
 def _forward(input, *arguments):
     return registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1]).forward(
         input, *arguments
@@ -57,25 +88,18 @@ def _backward(upstream, input, *arguments):
 
 
 class _InTwo(torch.autograd.Function):
-    """Forward, then backward, which recomputes from the logits with the upstream gradient folded in in float32.
-
-    ``run`` is the kernel's pair, or None for the dispatcher's ops, which torch.compile can trace.
-    """
+    """Forward, then backward, which recomputes from the logits with the upstream gradient folded in in float32."""
 
     @staticmethod
     def forward(ctx, run, input, target, indices, labels, weight, parameters):
-        forward = run.forward if run else torch.ops.kr_fast.distillation_loss_forward
-        loss, stats, scale = forward(input, target, indices, labels, weight, *parameters)
-        ctx.save_for_backward(input, target, indices, labels, weight, stats, scale)
+        loss, stats, scale = run.forward(input, target, indices, labels, weight, *parameters)
+        save(ctx, input, target, indices, labels, weight, stats, scale)
         ctx.run, ctx.parameters = run, parameters
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream):
-        backward = ctx.run.backward if ctx.run else torch.ops.kr_fast.distillation_loss_backward
-        grad = backward(upstream, *ctx.saved_tensors, *ctx.parameters)
-        return None, grad, None, None, None, None, None
+        return None, _gradient(ctx.run.backward, ctx, upstream), None, None, None, None, None
 
 
 class _InOne(torch.autograd.Function):
@@ -89,32 +113,28 @@ class _InOne(torch.autograd.Function):
     def forward(ctx, input, call):
         run, *tensors, parameters = call
         loss, ctx.grad, ctx.scale = run.both(input, *tensors, *parameters)
-        ctx.save_for_backward(input, *tensors)
+        save(ctx, input, *tensors)
         ctx.run, ctx.parameters = run, parameters
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
-        # The wrapper refuses second derivatives and costs as much as a small batch's kernel, so only they meet it.
-        return (_in_one_backward_once if torch.is_grad_enabled() else _in_one_backward)(ctx, upstream)
-
-
-def _in_one_backward(ctx, upstream):
-    saved = ctx.saved_tensors  # also refuses logits that were changed in place since
-    # Given away, not shared: autograd may then keep it as .grad without a copy, and add to it.
-    grad, ctx.grad = ctx.grad, None
-    if grad is not None and ctx.run.amend:
-        ctx.run.amend(grad, upstream, *saved, ctx.scale, *ctx.parameters)
+        tensors = saved(ctx)  # also refuses logits that were changed in place since
+        if _wants_formula(upstream):
+            return distillation_reference.derivative(upstream, *tensors, *ctx.parameters), None
+        # Given away, not shared: autograd may then keep it as .grad without a copy, and add to it.
+        grad, ctx.grad = ctx.grad, None
+        if grad is not None and ctx.run.amend:
+            ctx.run.amend(grad, upstream, *tensors, ctx.scale, *ctx.parameters)
+            return grad, None
+        factor = 0 if grad is None else upstream.item()
+        if grad is not None and factor != 1 and grad.dtype == torch.float32:
+            grad.mul_(factor)
+        elif grad is None or factor != 1:  # a second backward; or another rounding to bfloat16
+            grad = ctx.run.backward(upstream, *tensors, None, ctx.scale, *ctx.parameters)
         return grad, None
-    factor = 0 if grad is None else upstream.item()
-    if grad is not None and factor != 1 and grad.dtype == torch.float32:
-        grad.mul_(factor)
-    elif grad is None or factor != 1:  # a second backward; or another rounding to bfloat16
-        grad = ctx.run.backward(upstream, *saved, None, ctx.scale, *ctx.parameters)
-    return grad, None
 
 
-_in_one_backward_once = once_differentiable(_in_one_backward)
 # Past Function.apply, which unwraps what torch.func has wrapped: check_pair has refused that.
 _in_one = super(torch.autograd.Function, _InOne).apply
 
@@ -140,8 +160,8 @@ def apply(
     parameters: tuple,
 ) -> Tensor:
     """By the shortest way: the dispatcher costs more than a small batch's kernels, so plain tensors go past it."""
-    if torch.compiler.is_compiling() or not (is_plain(input) and is_plain(target)):
-        return _InTwo.apply(None, input, target, indices, labels, weight, parameters)
+    if torch.compiler.is_compiling() or not is_plain(input, target):
+        return torch.ops.kr_fast.distillation_loss_forward(input, target, indices, labels, weight, *parameters)[0]
     run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
     if not (input.requires_grad and torch.is_grad_enabled()):
         return run.forward(input, target, indices, labels, weight, *parameters)[0]
@@ -151,9 +171,24 @@ def apply(
     return _InTwo.apply(run, input, target, indices, labels, weight, parameters)
 
 
+def with_gradient(input: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    """(loss, its gradient), without autograd; ``arguments`` as for :func:`apply`."""
+    *tensors, parameters = (input, *arguments)
+    if torch.compiler.is_compiling() or not is_plain(input, arguments[0]):
+        forward = torch.ops.kr_fast.distillation_loss_forward
+        backward = torch.ops.kr_fast.distillation_loss_backward
+    else:
+        run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
+        if run.both:
+            return run.both(*tensors, *parameters)[:2]
+        forward, backward = run.forward, run.backward
+    loss, stats, scale = forward(*tensors, *parameters)
+    return loss, backward(torch.ones_like(loss), *tensors, stats, scale, *parameters)
+
+
 def check_pair(op: str, input: Tensor, target: Tensor) -> None:
     """Student logits and what is known of the teacher: floating, on one device, the same rows, no teacher gradient."""
-    _check.no_transform(op)
+    _check.no_transform(op, input=input, target=target)
     _check.tensor(op, "input", input, ndim=2, dtypes=FLOATS)
     _check.tensor(op, "target", target, ndim=2, dtypes=FLOATS)
     if input.shape[1] < 2:
@@ -241,12 +276,7 @@ def checked_labels(op: str, labels: Tensor | None, input: Tensor, needed: str | 
         if needed:
             _check.fail(op, "labels", f"be given where {needed}", None, TypeError)
         return None
-    _check.tensor(op, "labels", labels, ndim=1, dtypes=(torch.int64, torch.int32))
-    if labels.shape[0] != input.shape[0] or labels.device != input.device:
-        _check.fail(op, "labels", f"be [{len(input)}] on {input.device}", labels)
-    if labels.dtype == torch.int64 and labels.is_contiguous():
-        return labels
-    return labels.to(torch.int64).contiguous()
+    return _check.labels(op, labels, input.shape[:1], input.device)
 
 
 def checked_weight(op: str, sample_weight: Tensor | None, input: Tensor) -> Tensor | None:
@@ -255,7 +285,9 @@ def checked_weight(op: str, sample_weight: Tensor | None, input: Tensor) -> Tens
     _check.tensor(op, "sample_weight", sample_weight, ndim=1)
     if sample_weight.shape[0] != input.shape[0] or sample_weight.device != input.device:
         _check.fail(op, "sample_weight", f"be [{len(input)}] on {input.device}", sample_weight)
-    return sample_weight.detach().to(_loss_dtype(input)).contiguous()
+    if sample_weight.requires_grad:
+        _check.fail(op, "sample_weight", "not require a gradient (detach it)", sample_weight)
+    return sample_weight.to(_loss_dtype(input)).contiguous()
 
 
 def rows_of_stride_1(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
+from kr_fast.ops._library import without_backward
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -22,6 +23,7 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tens
     Raises: TypeError or ValueError naming the argument.
     """
     op = "attack_r"
+    _check.no_transform(op, phi=phi, target=target)
     _check.tensor(op, "phi", phi, ndim=3, dtypes=FLOATS)
     queries, examples, models = phi.shape
     _check.tensor(op, "keep", keep, ndim=2, dtypes=(torch.bool,))
@@ -41,4 +43,5 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tens
     home = registry.nearest(op, phi.device, dtype)
     values, seen = (None if value is None else value.to(home, dtype).contiguous() for value in (phi, target))
     run = registry.resolve(op, home.type, dtype)
-    return run(values, keep.to(home).contiguous(), seen).to(phi.device)
+    found = run(values, keep.to(home).contiguous(), seen).to(phi.device)
+    return without_backward(op, found, phi, target)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
+from kr_fast.ops._library import without_backward
 
 
 def best_threshold(values: Tensor, held: Tensor, *, leave_out: bool = True) -> Tensor:
@@ -20,6 +21,7 @@ def best_threshold(values: Tensor, held: Tensor, *, leave_out: bool = True) -> T
     Raises: TypeError or ValueError naming the argument.
     """
     op = "best_threshold"
+    _check.no_transform(op, values=values)
     _check.tensor(op, "values", values, ndim=2, dtypes=(torch.float32, torch.float64))
     _check.tensor(op, "held", held, ndim=2, dtypes=(torch.bool,))
     if held.shape != values.shape:
@@ -28,4 +30,4 @@ def best_threshold(values: Tensor, held: Tensor, *, leave_out: bool = True) -> T
         _check.fail(op, "values", "not hold NaN", f"{int(torch.isnan(values).sum())} NaN")
     run = registry.resolve(op, "cpu", torch.float64)
     found = run(values.double().cpu().contiguous(), held.cpu().contiguous(), leave_out)
-    return found.to(values.device)
+    return without_backward(op, found.to(values.device), values)

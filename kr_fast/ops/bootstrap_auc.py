@@ -36,7 +36,7 @@ def bootstrap_auc(
             _check.fail(op, name, "count 1 to 2^31 - 1 examples", int(value.sum()))
     if len(limits) and bool((limits.diff() < 0).any()):
         _check.fail(op, "limits", "be ascending", limits.tolist())
-    _check.integer(op, "replicates", replicates, 1, 2**31)
-    _check.integer(op, "seed", seed, 0, 2**64)
+    replicates = _check.integer(op, "replicates", replicates, 1, 2**31)
+    seed = _check.integer(op, "seed", seed, 0, 2**64)
     run = registry.resolve(op, "cpu", torch.float64)
     return run(*(value.contiguous().cpu() for value in (inside, outside, limits)), replicates, seed)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
 from kr_fast.ops import _check, _distillation
 
 TARGET_TYPES = ("logits", "probs", "log_probs")
@@ -38,7 +37,8 @@ def distillation_loss(
             any row stride.
         target: teacher logits, probabilities or log-probabilities, ``[N, C]``, any of these dtypes. Rows of
             probabilities must sum to 1.
-        labels: ``[N]`` int64 in [0, C), or ``ignore_index`` for a row that counts in neither term.
+        labels: ``[N]`` or ``[N, 1]`` int64 (or another integer dtype) in [0, C), or ``ignore_index`` for a row that
+            counts in neither term.
         temperature: ``T`` > 0.
         target_type: "logits", "probs" or "log_probs".
         soft_weight, hard_weight: >= 0; a hard weight above 0 needs ``labels``.
@@ -50,8 +50,10 @@ def distillation_loss(
             none: unlike torch, no NaN).
         validate_args: also check values: no NaN in ``target``, probabilities >= 0 in rows that sum to 1 within 1e-2,
             weights >= 0. Reads them once more, and waits for a GPU. Labels are checked on a CPU in any case.
-    Returns: float32 (float64 for float64 input), scalar or ``[N]``. The gradient has ``input``'s dtype.
-    Raises: TypeError or ValueError naming the argument; the teacher must not require a gradient.
+    Returns: float32 (float64 for float64 input), scalar or ``[N]``. The gradient has ``input``'s dtype. With
+        ``create_graph`` backward is in plain torch, so that higher derivatives are right. Forward-mode AD and
+        ``torch.func`` are refused.
+    Raises: TypeError or ValueError naming the argument; teacher and weights must not require a gradient.
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2; Sun et al.,
         "Logit Standardization in Knowledge Distillation", CVPR 2024, for ``standardize``.
     """
@@ -151,7 +153,7 @@ def distillation_loss_topk(
         input: student logits, ``[N, C]``, as for :func:`distillation_loss`.
         values: probabilities, already tempered, ``[N, k]``, 1 <= k <= C, floating. A row sums to at most 1 where the
             tail is smoothed, to more than 0 where the row is renormalised.
-        indices: int64 ``[N, k]`` in [0, C), no class twice in a row (not checked).
+        indices: ``[N, k]`` int64 or another integer dtype, in [0, C), no class twice in a row (not checked).
         tail: "smooth" or "renorm".
         labels, ...: as :func:`distillation_loss`.
     Returns, Raises: as :func:`distillation_loss`.
@@ -163,7 +165,7 @@ def distillation_loss_topk(
     top_k = values.shape[1]
     if values.shape[0] != input.shape[0] or not 1 <= top_k <= input.shape[1]:
         _check.fail(op, "values", f"be [{input.shape[0]}, k] with 1 <= k <= {input.shape[1]}", values)
-    _check.tensor(op, "indices", indices, ndim=2, dtypes=(torch.int64, torch.int32))
+    indices = _check.integers(op, "indices", indices)
     if indices.shape != values.shape or indices.device != input.device:
         _check.fail(op, "indices", f"be {list(values.shape)} on {input.device}", indices)
     if tail not in ("smooth", "renorm"):
@@ -174,7 +176,7 @@ def distillation_loss_topk(
         reduction=reduction,
     )  # fmt: skip
     rows = _distillation.rows_of_stride_1
-    return _distillation.apply(rows(input), rows(values), indices.to(torch.int64).contiguous(), *checked)
+    return _distillation.apply(rows(input), rows(values), indices, *checked)
 
 
 def distillation_loss_and_grad(
@@ -203,15 +205,10 @@ def distillation_loss_and_grad(
     if reduction == "none":
         _check.fail(op, "reduction", "be one of mean, sum", reduction)
     arguments = _checked(
-        op, input.detach(), target, labels, temperature, target_type, "kl", soft_weight, hard_weight, label_smoothing,
+        op, input, target, labels, temperature, target_type, "kl", soft_weight, hard_weight, label_smoothing,
         ignore_index, sample_weight, reduction,
     )  # fmt: skip
-    *tensors, parameters = arguments
-    run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
-    if run.both:
-        return run.both(*tensors, *parameters)[:2]
-    loss, stats, scale = run.forward(*tensors, *parameters)
-    return loss, run.backward(torch.ones_like(loss), *tensors, stats, scale, *parameters)
+    return _distillation.with_gradient(arguments[0].detach(), *arguments[1:])
 
 
 class DistillationLoss(torch.nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check, _distillation
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define
 
 
 class DistillationMetrics(NamedTuple):
@@ -49,12 +49,14 @@ def distillation_metrics(
 
     Args:
         input, target: logits ``[N, C]``, C >= 2; float32, bfloat16, float16 (float64 on the reference backend).
-        labels: int64 ``[N]`` in [0, C), or ``ignore_index``: such a row has cross_entropy 0 and is not correct.
+        labels: ``[N]`` int64 or another integer dtype, in [0, C), or ``ignore_index``: such a row has cross_entropy 0
+            and is not correct.
         temperature: ``T`` > 0.
     Returns: :class:`DistillationMetrics`; without labels its last three fields are None. Nothing has a gradient.
     Raises: TypeError or ValueError naming the argument.
     """
     op = "distillation_metrics"
+    _check.no_transform(op, input=input, target=target)  # detach leaves tangents behind
     _distillation.check_pair(op, input, target.detach() if isinstance(target, Tensor) else target)
     _distillation.check_same_shape(op, input, target)
     _distillation.check_options(op, temperature, "none")
@@ -65,7 +67,11 @@ def distillation_metrics(
             rule = f"be in [0, {input.shape[1]}) or ignore_index {ignore_index}"
             _check.fail(op, "labels", rule, int(labels[outside][0]))
     rows = _distillation.rows_of_stride_1
-    values = torch.ops.kr_fast.distillation_metrics(
-        rows(input.detach()), rows(target.detach()), labels, float(temperature)
+    values = call(
+        torch.ops.kr_fast.distillation_metrics.default,
+        rows(input.detach()),
+        rows(target.detach()),
+        labels,
+        float(temperature),
     )
     return DistillationMetrics(*values, *[None] * (7 - len(values)))

@@ -27,7 +27,7 @@ def dkd_loss(
 
     Args:
         input, target: student and teacher logits, ``[N, C]``, C >= 2, as for :func:`distillation_loss`.
-        labels: ``[N]`` int64 in [0, C), or ``ignore_index`` for a row that does not count.
+        labels: ``[N]`` integers in [0, C), or ``ignore_index`` for a row that does not count.
         alpha, beta: >= 0, weights of the target-class and of the non-target-class divergence.
         temperature, hard_weight, ignore_index, sample_weight, reduction: as for :func:`distillation_loss`.
     Returns, Raises: as :func:`distillation_loss`.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define
 
 _STORED = 65535  # bytes in one stored block
 
@@ -48,4 +48,4 @@ def encode_png(images: Tensor) -> Tensor:
         _check.fail(op, "images", "have at least one pixel and fewer than 2^31 bytes each", images)
     if images.device.type != "cpu":
         _check.fail(op, "images", "be on the CPU", images)
-    return torch.ops.kr_fast.encode_png(images)
+    return call(torch.ops.kr_fast.encode_png.default, images)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define
 
 _OP = "group_norm_silu"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -66,7 +66,7 @@ def group_norm_silu(
         if skip.shape[0] != x.shape[0] or skip.shape[2:] != x.shape[2:] or skip.device != x.device:
             _check.fail(_OP, "skip", f"match x ({_check.describe(x)}) but for channels", skip)
         channels += skip.shape[1]
-    _check.integer(_OP, "groups", groups, 1, 2**31)
+    groups = _check.integer(_OP, "groups", groups, 1, 2**31)
     if channels == 0 or channels % groups:
         _check.fail(_OP, "groups", f"divide the {channels} channels", groups)
     kinds = (x.dtype, torch.float32)
@@ -88,4 +88,14 @@ def group_norm_silu(
     if activation not in ("silu", None):
         _check.fail(_OP, "activation", "be 'silu' or None", activation)
     _check.no_grad(_OP, x=x, skip=skip, weight=weight, bias=bias, shift=shift)
-    return torch.ops.kr_fast.group_norm_silu(x, skip, shift, weight, bias, groups, float(eps), activation == "silu")
+    return call(
+        torch.ops.kr_fast.group_norm_silu.default,
+        x,
+        skip,
+        shift,
+        weight,
+        bias,
+        groups,
+        float(eps),
+        activation == "silu",
+    )

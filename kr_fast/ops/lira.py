@@ -6,6 +6,7 @@ from torch import Tensor
 from kr_fast.backends import registry
 from kr_fast.backends.membership_reference import VARIANCES
 from kr_fast.ops import _check
+from kr_fast.ops._library import without_backward
 
 VARIANTS = ("online", "offline")
 
@@ -30,6 +31,7 @@ def lira(
     Raises: TypeError or ValueError naming the argument.
     """
     op = "lira"
+    _check.no_transform(op, phi=phi, target=target)
     _check.tensor(op, "phi", phi, ndim=3)
     queries, examples, models = phi.shape
     _check.tensor(op, "keep", keep, ndim=2, dtypes=(torch.bool,))
@@ -51,12 +53,12 @@ def lira(
     _check_shadows(op, keep, variant, variance, leave_one_out=target is None)
     # An infinite phi (certainty) is ordered above all finite ones, but means and variances need a number.
     bound = 1e6
-    home = registry.nearest(op, phi.device, torch.float32, models)
+    home, given = registry.nearest(op, phi.device, torch.float32, models), target
     values = phi.to(home).float().clamp(-bound, bound).contiguous()
     target = None if target is None else target.to(home).float().clamp(-bound, bound).contiguous()
     run = registry.resolve(op, home.type, torch.float32, models)
     scores, lacking = run(values, keep.to(home).contiguous(), target, variant == "online", variance)
-    return scores.to(phi.device), lacking
+    return without_backward(op, scores.to(phi.device), phi, given), lacking
 
 
 def _check_shadows(op: str, keep: Tensor, variant: str, variance: str, *, leave_one_out: bool) -> None:

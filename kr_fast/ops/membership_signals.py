@@ -6,7 +6,7 @@ from torch import Tensor
 from kr_fast.backends import registry
 from kr_fast.backends.membership_reference import SIGNALS
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define
 
 
 def _fake(logits, labels, want):
@@ -32,11 +32,11 @@ def membership_signals(
     Args:
         logits: ``[..., C]`` float32, bfloat16, float16 or float64, C >= 2. -inf rules a class out; NaN, +inf and rows
             of -inf only are refused.
-        labels: int64 in [0, C), the leading shape of ``logits``.
+        labels: int64 (or another integer dtype) in [0, C), the leading shape of ``logits``, or that shape and a 1.
         want: names among phi, loss, entropy, modified_entropy, confidence, correct.
         validate_args: False leaves to the caller what the values of logits and labels must be. The check reads the
             logits once more than the kernel, and waits for a GPU.
-    Returns: name -> float32 of ``labels``' shape.
+    Returns: name -> float32 of the leading shape. There is no derivative: backward through them raises.
     Raises: TypeError or ValueError naming the argument; ValueError for logits that are not finite (above).
     Source: phi: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022; modified entropy:
         Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX Security 2021.
@@ -45,9 +45,7 @@ def membership_signals(
     _check.tensor(op, "logits", logits)
     if not logits.dtype.is_floating_point or logits.ndim < 1 or logits.shape[-1] < 2:
         _check.fail(op, "logits", "be floating point [..., C] with C >= 2", logits)
-    _check.tensor(op, "labels", labels, dtypes=(torch.int64,))
-    if labels.shape != logits.shape[:-1] or labels.device != logits.device:
-        _check.fail(op, "labels", f"have shape {list(logits.shape[:-1])} on {logits.device}", labels)
+    labels = _check.labels(op, labels, logits.shape[:-1], logits.device)
     for name in want:
         if name not in SIGNALS:
             _check.fail(op, "want", f"hold names among {', '.join(SIGNALS)}", name)
@@ -57,7 +55,7 @@ def membership_signals(
     if validate_args:
         _check_values(op, logits, labels)
     flat = logits.reshape(-1, classes)
-    values = torch.ops.kr_fast.membership_signals(flat, labels.reshape(-1).contiguous(), ",".join(want))
+    values = call(torch.ops.kr_fast.membership_signals.default, flat, labels.reshape(-1).contiguous(), ",".join(want))
     return {name: value.view(labels.shape) for name, value in zip(want, values, strict=True)}
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define, save, saved
 
 _OP = "model_batch_norm"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -20,10 +20,35 @@ def _fake(x, weight, bias, residual, relu, eps):
     return torch.empty_like(x), statistic, torch.empty_like(statistic)
 
 
+def _setup_context(ctx, inputs, output):
+    x, weight, _, residual, ctx.relu, ctx.eps = inputs
+    y, mean, var = output
+    ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)
+    ctx.residual = residual is not None
+    save(ctx, x, y if ctx.relu else None, weight, mean, var)
+
+
+def _gradient(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 6
+    x, y, weight, mean, var = saved(ctx)
+    grad = grad.contiguous()
+    out, grad_weight, grad_bias, passed = torch.ops.kr_fast.model_batch_norm_backward(
+        grad, x, y, weight, mean, var, ctx.relu, ctx.residual and ctx.relu, ctx.eps
+    )
+    passed = passed if ctx.relu else grad
+    wanted = ctx.needs_input_grad
+    found = (out, grad_weight, grad_bias, passed)
+    return (*(each if needed else None for each, needed in zip(found, wanted, strict=False)), None, None)
+
+
 @define(
     "model_batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, bool relu, float eps) "
     "-> (Tensor, Tensor, Tensor)",
     fake=_fake,
+    backward=_gradient,
+    setup_context=_setup_context,
 )
 def _forward(x, weight, bias, residual, relu, eps):
     return registry.resolve(_OP, x.device.type, x.dtype).forward(x, weight, bias, residual, relu, eps)
@@ -43,42 +68,6 @@ def _backward(grad, x, y, weight, mean, var, relu, residual, eps):
     return registry.resolve(_OP, x.device.type, x.dtype).backward(grad, x, y, weight, mean, var, relu, residual, eps)
 
 
-class _BatchNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(x, weight, bias, residual, relu, eps):
-        return torch.ops.kr_fast.model_batch_norm(x, weight, bias, residual, relu, eps)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, _, residual, ctx.relu, ctx.eps = inputs
-        y, mean, var = output
-        ctx.mark_non_differentiable(mean, var)
-        ctx.set_materialize_grads(False)
-        ctx.residual = residual is not None
-        ctx.save_for_backward(x, y if ctx.relu else None, weight, mean, var)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, *_):
-        if grad is None:
-            return (None,) * 6
-        x, y, weight, mean, var = ctx.saved_tensors
-        grad = grad.contiguous()
-        out, grad_weight, grad_bias, passed = torch.ops.kr_fast.model_batch_norm_backward(
-            grad, x, y, weight, mean, var, ctx.relu, ctx.residual and ctx.relu, ctx.eps
-        )
-        passed = passed if ctx.relu else grad
-        needed = ctx.needs_input_grad
-        return (
-            out,
-            grad_weight if needed[1] else None,
-            grad_bias if needed[2] else None,
-            passed if needed[3] else None,
-            None,
-            None,
-        )
-
-
 def model_batch_norm(
     x: Tensor,
     weight: Tensor | None = None,
@@ -92,8 +81,8 @@ def model_batch_norm(
 
     ``y = act(weight[m, c] (x - mean[m, c]) / sqrt(var[m, c] + eps) + bias[m, c] + residual)``, ``act`` = ReLU or
     nothing; mean and biased variance over n, h, w, the variance about the mean, all in float32 (float64 for float64).
-    A model's result and gradients have the same bits whatever models stand beside it. Differentiable, once, in ``x``,
-    ``weight``, ``bias`` and ``residual``; the gradient of ReLU at 0 is 0.
+    A model's result and gradients have the same bits whatever models stand beside it. Differentiable in ``x``,
+    ``weight``, ``bias`` and ``residual``, once (a second derivative is refused); the gradient of ReLU at 0 is 0.
 
     Running statistics are the caller's: torch moves them by ``momentum`` towards ``mean`` and
     ``var * R / (R - 1)`` with ``R = N H W``, see :func:`update_running`.
@@ -126,7 +115,7 @@ def model_batch_norm(
             _check.fail(_OP, "residual", f"be contiguous {list(x.shape)} on {x.device}", residual)
     if not eps > 0:
         _check.fail(_OP, "eps", "be above 0", eps)
-    return _BatchNorm.apply(x, weight, bias, residual, bool(relu), float(eps))
+    return call(torch.ops.kr_fast.model_batch_norm.default, x, weight, bias, residual, bool(relu), float(eps))
 
 
 def update_running(running: Tensor, batch: Tensor, rate: Tensor | float) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
-from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops import _check, model_conv2d_backward
+from kr_fast.ops._library import call, define
+from kr_fast.ops.model_conv2d_backward import DENSE, GROUPED, kind
 
 _OP = "model_conv2d"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -16,7 +17,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = {
     "relu": 0, "swish": 0, "gelu": 0, "hardswish": 0, "sigmoid": 0, "tanh": 0, "leaky_relu": 1, "hardtanh": 2,
 }  # fmt: skip
-DENSE, DEPTHWISE, GROUPED = range(3)  # what the registry knows as the call's size
+__all__ = ["ACTIVATIONS", "DENSE", "GROUPED", "View", "configs", "kind", "model_conv2d", "output_size"]
 
 
 class View(NamedTuple):
@@ -32,11 +33,6 @@ class View(NamedTuple):
     shift: Tensor
 
 
-def kind(groups: int, channels: int) -> int:
-    """DENSE, DEPTHWISE or GROUPED."""
-    return DENSE if groups == 1 else DEPTHWISE if groups == channels else GROUPED
-
-
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Pixels of the output along one axis; below 1 where the kernel does not fit."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
@@ -48,7 +44,8 @@ def _fake(
 ):  # fmt: skip
     size = x.shape[2:4] if rows is None else (rows.shape[0], columns.shape[0])
     out = [output_size(size[i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2)]
-    return weight.new_empty(weight.shape[0], x.shape[1], *out, weight.shape[1])
+    dtype = x.dtype if rows is None else weight.dtype
+    return weight.new_empty(weight.shape[0], x.shape[1], *out, weight.shape[1], dtype=dtype)
 
 
 @define(
@@ -56,11 +53,15 @@ def _fake(
     "Tensor? scale, Tensor? shift, int[] stride, int[] padding, int[] dilation, int groups, str activation, "
     "float[] scalars, str algorithm, int config) -> Tensor",
     fake=_fake,
+    backward=model_conv2d_backward.backward,
+    setup_context=model_conv2d_backward.setup_context,
 )
 def _impl(
     x, weight, bias, residual, rows, columns, scale, shift, stride, padding, dilation, groups, activation, scalars,
     algorithm, config,
 ):  # fmt: skip
+    if rows is None and weight.dtype != x.dtype:  # float32 weights of a model that learns in half precision
+        weight = weight.to(x.dtype)
     run = registry.resolve(_OP, x.device.type, weight.dtype, kind(groups, x.shape[4]))
     view = None if rows is None else View(rows, columns, scale, shift)
     after = (activation, tuple(scalars), algorithm) if activation else None
@@ -90,7 +91,8 @@ def model_conv2d(
     a BatchNorm the depthwise case ``kh = kw = 1``.
 
     Once differentiable in ``x`` (not shared), ``weight`` and ``bias`` where there is no residual, view or activation;
-    ``weight`` may then be float32 for ``x`` in half precision, see :mod:`kr_fast.ops.model_conv2d_backward`.
+    ``weight`` may then be float32 for ``x`` in half precision, see :mod:`kr_fast.ops.model_conv2d_backward`. A second
+    derivative is refused.
 
     Args:
         x: ``[M, N, H, W, C]`` contiguous, or ``[1, N, H, W, C]`` that all models share; float32, bfloat16 or float16
@@ -121,7 +123,7 @@ def model_conv2d(
         _check.fail(_OP, "x", f"hold 1 or {models} models", x)
     if view is not None and x.shape[0] != 1:
         _check.fail(_OP, "x", "be shared by all models where a view is given", x)
-    _check.integer(_OP, "groups", groups, 1, 2**31)
+    groups = _check.integer(_OP, "groups", groups, 1, 2**31)
     channels = x.shape[4]
     if channels == 0 or inputs * groups != channels or outputs == 0 or outputs % groups or 0 in kernel:
         rule = f"be [M, O, kh, kw, {channels} / groups] with O a multiple of {groups} groups"
@@ -147,15 +149,16 @@ def model_conv2d(
         if residual.shape != shape or residual.device != x.device or not residual.is_contiguous():
             _check.fail(_OP, "residual", f"be contiguous {list(shape)} on {x.device}", residual)
     name, scalars, algorithm = _activation(activation)
-    _check.integer(_OP, "config", config, 0, 2**31)
+    config = _check.integer(_OP, "config", config, 0, 2**31)
     if learns:
         for argument, value in (("residual", residual), ("view", view), ("activation", activation)):
             if value is not None:
                 _check.fail(_OP, argument, "be None where a gradient is wanted", value)
-        from kr_fast.ops.model_conv2d_backward import differentiable
-
-        return differentiable(x, weight, bias, stride, padding, dilation, groups)
-    return torch.ops.kr_fast.model_conv2d(
+        if x.shape[0] != models:
+            _check.fail(_OP, "x", f"hold {models} models where a gradient is wanted", x)
+        if x.shape[1:4].numel() >= 2**31:
+            _check.fail(_OP, "x", "have fewer than 2^31 pixels a model", x)
+    return call(torch.ops.kr_fast.model_conv2d.default,
         x, weight, bias, residual, *(view or (None,) * 4), stride, padding, dilation, groups, name, scalars, algorithm,
         config,
     )  # fmt: skip
@@ -174,9 +177,7 @@ def _pair(name: str, value: int | Sequence[int], low: int) -> list[int]:
     pair = list(value) if isinstance(value, Sequence) else [value, value]
     if len(pair) != 2:
         _check.fail(_OP, name, "be a number or two", value)
-    for each in pair:
-        _check.integer(_OP, name, each, low, 2**15)
-    return pair
+    return [_check.integer(_OP, name, each, low, 2**15) for each in pair]
 
 
 def _view_size(view: View, x: Tensor) -> tuple[int, int]:

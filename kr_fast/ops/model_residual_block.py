@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define
 
 _OP = "model_residual_block"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -84,7 +84,9 @@ def model_residual_block(
         name = "shift" if shift is None else "scale"
         _check.fail(_OP, name, "be given with the other of scale and shift", None)
     _check.no_grad(_OP, x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, scale=scale, shift=shift)
-    return torch.ops.kr_fast.model_residual_block(x, weight1, bias1, weight2, bias2, scale, shift, bool(relu))
+    return call(
+        torch.ops.kr_fast.model_residual_block.default, x, weight1, bias1, weight2, bias2, scale, shift, bool(relu)
+    )
 
 
 def at_its_best(device: str, dtype: torch.dtype, channels: int, height: int, width: int) -> bool:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define
 
 
 def _fake(x: Tensor) -> Tensor:
@@ -30,4 +30,4 @@ def pack_uint8(x: Tensor) -> Tensor:
     _check.tensor("pack_uint8", "x", x, ndim=4)
     if not x.dtype.is_floating_point:
         _check.fail("pack_uint8", "x", "be a floating point tensor", x, TypeError)
-    return torch.ops.kr_fast.pack_uint8(x)
+    return call(torch.ops.kr_fast.pack_uint8.default, x)

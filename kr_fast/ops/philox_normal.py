@@ -1,6 +1,7 @@
 """Standard normals addressed by image id, equal to the bit on every backend."""
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define
 
 
 def _fake(ids: Tensor, numel: int, seed: int, stream: int) -> Tensor:
@@ -17,12 +18,13 @@ def _fake(ids: Tensor, numel: int, seed: int, stream: int) -> Tensor:
 
 @define("philox_normal(Tensor ids, SymInt numel, int seed, int stream) -> Tensor", fake=_fake)
 def _impl(ids: Tensor, numel: int, seed: int, stream: int) -> Tensor:
+    _check.ids("philox_normal", ids)
     run = registry.resolve("philox_normal", ids.device.type, torch.float32)
     return run(ids, numel, seed=seed, stream=stream).to(torch.float32)
 
 
 def philox_normal(
-    ids: Tensor, shape: Sequence[int], *, seed: int, stream: int = 0, dtype: torch.dtype = torch.float32
+    ids: Tensor, shape: int | Sequence[int], *, seed: int, stream: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Normals that depend on (seed, image id, stream, element) and on nothing else.
 
@@ -32,8 +34,8 @@ def philox_normal(
     The same bits on every CPU and GPU, whatever the batch (the ``reference`` backend differs by rounding).
 
     Args:
-        ids: ``[B]`` int64, >= 0, contiguous.
-        shape: shape of one image, for example ``(3, 32, 32)``.
+        ids: ``[B]`` int64 or another integer dtype, >= 0 (which is not checked on a GPU).
+        shape: shape of one image, for example ``(3, 32, 32)``; a number ``n`` stands for ``(n,)``.
         seed: data-set seed in [0, 2^63).
         stream: in [0, 2^32); 0 is the initial noise, ``1 + i`` the noise of step ``i``.
         dtype: float32, or bfloat16 / float16 / float64 converted from it.
@@ -42,15 +44,29 @@ def philox_normal(
     Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011; Box and Muller 1958.
     """
     op = "philox_normal"
-    _check.tensor(op, "ids", ids, ndim=1, dtypes=(torch.int64,))
-    _check.integer(op, "seed", seed, 0, 2**63)
-    _check.integer(op, "stream", stream, 0, 2**32)
-    if not dtype.is_floating_point:
+    _check.tensor(op, "ids", ids, ndim=1)
+    ids = _check.integers(op, "ids", ids)
+    seed = _check.integer(op, "seed", seed, 0, 2**63)
+    stream = _check.integer(op, "stream", stream, 0, 2**32)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         _check.fail(op, "dtype", "be a floating point dtype", dtype, TypeError)
-    if any(size < 0 for size in shape):
-        _check.fail(op, "shape", "hold sizes >= 0", tuple(shape))
+    shape = _sizes(op, shape)
     numel = math.prod(shape)
     if numel >= 2**34:
         _check.fail(op, "shape", "hold fewer than 2^34 elements an image", tuple(shape))
-    out = torch.ops.kr_fast.philox_normal(ids.contiguous(), numel, seed, stream)
+    out = call(torch.ops.kr_fast.philox_normal.default, ids, numel, seed, stream)
     return out.view(ids.shape[0], *shape).to(dtype)
+
+
+def _sizes(op: str, shape: int | Sequence[int]) -> list[int]:
+    """``shape`` as ints, of a number as well, and of numpy's."""
+    if isinstance(shape, numbers.Integral):
+        shape = (shape,)
+    if not isinstance(shape, Sequence):
+        _check.fail(op, "shape", "be an int or a sequence of ints", shape, TypeError)
+    for size in shape:
+        if not isinstance(size, numbers.Integral | torch.SymInt):
+            _check.fail(op, "shape", "hold ints", tuple(shape), TypeError)
+        if size < 0:
+            _check.fail(op, "shape", "hold sizes >= 0", tuple(shape))
+    return [size if isinstance(size, torch.SymInt) else int(size) for size in shape]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define
 
 _OP = "qkv_attention"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -37,10 +37,10 @@ def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
         "Online normalizer calculation for softmax", 2018, algorithm 3.
     """
     _check.tensor(_OP, "qkv", qkv, ndim=3, dtypes=_DTYPES)
-    _check.integer(_OP, "heads", heads, 1, 2**31)
+    heads = _check.integer(_OP, "heads", heads, 1, 2**31)
     if qkv.shape[2] == 0 or qkv.shape[2] % (3 * heads):
         _check.fail(_OP, "qkv", f"have 3 * {heads} heads * d channels", qkv)
     if not qkv.is_contiguous():
         _check.fail(_OP, "qkv", "be contiguous", f"{_check.describe(qkv)} with strides {qkv.stride()}")
     _check.no_grad(_OP, qkv=qkv)
-    return torch.ops.kr_fast.qkv_attention(qkv, heads)
+    return call(torch.ops.kr_fast.qkv_attention.default, qkv, heads)

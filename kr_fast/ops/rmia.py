@@ -6,6 +6,7 @@ from torch import Tensor
 from kr_fast.backends import registry
 from kr_fast.backends.membership_reference import PREDICATES
 from kr_fast.ops import _check
+from kr_fast.ops._library import without_backward
 
 LARGEST_LOG = 1000.0  # beyond every finite double
 
@@ -31,6 +32,7 @@ def rmia(p_x: Tensor, p_z: Tensor, *, gamma: float = 1.0, predicate: str = "rati
     Source: Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024.
     """
     op = "rmia"
+    _check.no_transform(op, p_x=p_x, p_z=p_z)
     for name, value in (("p_x", p_x), ("p_z", p_z)):
         _check.tensor(op, name, value, dtypes=(torch.float32, torch.float64))
         if value.ndim not in (1, 2):
@@ -59,4 +61,4 @@ def rmia(p_x: Tensor, p_z: Tensor, *, gamma: float = 1.0, predicate: str = "rati
     log_ratio = p_x.double().log()
     if log_ratio.ndim == 2:
         log_ratio = log_ratio.clamp(-LARGEST_LOG, LARGEST_LOG).mean(0)
-    return count.double() / z.shape[-1], log_ratio
+    return without_backward(op, count.double() / z.shape[-1], p_x, p_z), log_ratio

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
+from kr_fast.ops._library import without_backward
 
 
 def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,6 +19,7 @@ def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises: TypeError or ValueError naming the argument.
     """
     op = "roc"
+    _check.no_transform(op, scores=scores)
     _check.tensor(op, "scores", scores, ndim=1)
     _check.tensor(op, "members", members, ndim=1, dtypes=(torch.bool,))
     if len(scores) != len(members):
@@ -28,4 +30,5 @@ def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if bool(torch.isnan(scores).any()):
         _check.fail(op, "scores", "not hold NaN", f"{int(torch.isnan(scores).sum())} NaN")
     run = registry.resolve(op, "cpu", torch.float64)
-    return run(scores.double().contiguous().cpu(), members.contiguous().cpu())
+    thresholds, tp, fp = run(scores.double().contiguous().cpu(), members.contiguous().cpu())
+    return without_backward(op, thresholds, scores), tp, fp

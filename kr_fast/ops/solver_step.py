@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.ops import _check
-from kr_fast.ops._library import define, is_plain
+from kr_fast.ops._library import define, is_plain, mark_written
 
 MAX_HISTORY = 4
 EMITS = ("sample", "kept", "input", "image")
@@ -67,6 +67,7 @@ def _fake(sample, model_output, uncond_output, ids, limits, history, row, guidan
 @define(f"solver_step({_ARGUMENTS}, str[] emit, ScalarType dtype) -> Tensor[]", fake=_fake)
 def _new(sample, *arguments):
     *most, copies, emit, dtype = arguments
+    _check.ids("solver_step", most[2])
     found = _allocate(sample, emit, dtype, copies)
     run = registry.resolve("solver_step", sample.device.type, sample.dtype)
     run(sample, *most, copies, SolverOutput(**dict(zip(emit, found, strict=True))))
@@ -79,6 +80,7 @@ _OUT = "Tensor(a!)? y, Tensor(b!)? kept, Tensor(c!)? input, Tensor(d!)? image"
 @define(f"solver_step_out({_ARGUMENTS}, {_OUT}) -> ()", fake=lambda *_: None)
 def _into(sample, *arguments):
     *most, y, kept, network_input, image = arguments
+    _check.ids("solver_step", most[2])
     run = registry.resolve("solver_step", sample.device.type, sample.dtype)
     run(sample, *most, SolverOutput(y, kept, network_input, image))
 
@@ -123,7 +125,7 @@ def solver_step(
         out: tensors to write into instead of new ones; it then decides what is emitted. ``out.sample`` may be
             ``sample``; the others are contiguous (``input`` channels_last) and overlap nothing.
     Returns: ``y`` if nothing else is emitted, else a :class:`SolverOutput`.
-    Raises: TypeError or ValueError naming the argument.
+    Raises: TypeError or ValueError naming the argument. There is no derivative: backward through the result raises.
     Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, eq. 6; Saharia et al., "Photorealistic
         Text-to-Image Diffusion Models", 2022, section 2.3 (thresholding); the linear form of a scheduler's step is
         read off its own code by ``StepTable``.
@@ -150,40 +152,41 @@ def solver_step(
     if row.noise != 0:
         if ids is None:
             _check.fail(op, "ids", "be given for a step with noise", ids, TypeError)
-        _check.tensor(op, "ids", ids, ndim=1, dtypes=(torch.int64,))
-        if len(ids) != len(sample) or ids.device != sample.device:
+        ids = _check.integers(op, "ids", ids)
+        if ids.shape != sample.shape[:1] or ids.device != sample.device:
             _check.fail(op, "ids", f"be [{len(sample)}] on {sample.device}", ids)
-        ids = ids.contiguous()
-    _check.integer(op, "seed", seed, 0, 2**63)
-    _check.integer(op, "stream", stream, 0, 2**32)
+    seed = _check.integer(op, "seed", seed, 0, 2**63)
+    stream = _check.integer(op, "stream", stream, 0, 2**32)
+    copies = _check.integer(op, "copies", copies, 1, 3)
     if out is not None:
         emit = tuple(name for name, value in zip(EMITS, out, strict=True) if value is not None)
         input_dtype = input_dtype if out.input is None else out.input.dtype
-    _check_emit(op, sample, row, emit, input_dtype, copies)
+    _check_emit(op, sample, row, emit, input_dtype)
     flat = [*row[:8], *(row.keep or (0.0, 0.0, 0.0)), *row.history]
     arguments = (
         sample, model_output, uncond_output, ids if row.noise != 0 else None,
         _limits(row, sample, model_output, uncond_output, guidance_scale), [h.contiguous() for h in history], flat,
         float(guidance_scale), seed, stream, copies,
     )  # fmt: skip
-    direct = _past_the_dispatcher(sample, model_output, uncond_output, history)
+    direct = _past_the_dispatcher(sample, *(o[1] for o in outputs), *history)
     if out is not None:
         _check_out(op, sample, out, emit, input_dtype, copies)
+        if torch.is_grad_enabled():
+            _check.no_grad(op, **{f"out.{name}": getattr(out, name) for name in emit})
         (_into if direct else torch.ops.kr_fast.solver_step_out)(*arguments, *out)
+        if direct:  # the dispatcher has done it elsewhere
+            mark_written(*out)
         return out
     found = (_new if direct else torch.ops.kr_fast.solver_step)(*arguments, list(emit), input_dtype)
     return found[0] if tuple(emit) == ("sample",) else SolverOutput(**dict(zip(emit, found, strict=True)))
 
 
-def _past_the_dispatcher(sample: Tensor, model_output: Tensor, uncond_output: Tensor | None, history: tuple) -> bool:
+def _past_the_dispatcher(*tensors: Tensor) -> bool:
     """Whether the kernel may be called as it is: the dispatcher costs more than a small batch's kernel."""
-    if torch.compiler.is_compiling() or not (is_plain(sample) and is_plain(model_output)):
+    if torch.compiler.is_compiling():
         return False
     _check.no_transform("solver_step")
-    tensors = (
-        (sample, model_output, *history) if uncond_output is None else (sample, model_output, uncond_output, *history)
-    )
-    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return is_plain(*tensors) and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
 
 
 def _check_out(op: str, sample: Tensor, out: SolverOutput, emit: tuple[str, ...], dtype: torch.dtype, copies: int):
@@ -204,7 +207,7 @@ def _check_out(op: str, sample: Tensor, out: SolverOutput, emit: tuple[str, ...]
 _LAYOUTS = {torch.contiguous_format: "contiguous", torch.channels_last: "channels_last"}
 
 
-def _check_emit(op: str, sample: Tensor, row: SolverRow, emit: tuple[str, ...], dtype: torch.dtype, copies: int):
+def _check_emit(op: str, sample: Tensor, row: SolverRow, emit: tuple[str, ...], dtype: torch.dtype):
     if not emit or len(set(emit)) != len(emit) or not set(emit) <= set(EMITS):
         _check.fail(op, "emit", f"name some of {', '.join(EMITS)}, each once", emit)
     if "kept" in emit and row.keep is None:
@@ -213,7 +216,6 @@ def _check_emit(op: str, sample: Tensor, row: SolverRow, emit: tuple[str, ...], 
         _check.fail(op, "sample", "be float32 [B, C, H, W] where input or image is emitted", sample)
     if dtype not in HALF:
         _check.fail(op, "input_dtype", "be float32, bfloat16 or float16", dtype)
-    _check.integer(op, "copies", copies, 1, 3)
 
 
 def _limits(row: SolverRow, sample: Tensor, m: Tensor, u: Tensor | None, guidance: float) -> Tensor | None:

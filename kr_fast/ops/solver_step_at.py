@@ -115,6 +115,7 @@ class _Ring:
     fake=lambda *_: None,
 )
 def _impl(step, rows, slots, samples, *arguments):
+    _check.ids("solver_step_at", arguments[3])
     run = registry.resolve("solver_step_at", samples.device.type, samples.dtype)
     run(step, rows, slots, samples, *arguments)
 
@@ -173,9 +174,9 @@ def solver_step_at(
         _check.tensor(op, "ids", ids, ndim=1, dtypes=(torch.int64,))
         if len(ids) != shape[0] or ids.device != device or not ids.is_contiguous():
             _check.fail(op, "ids", f"be contiguous [{shape[0]}] on {device}", ids)
-    _check.integer(op, "seed", seed, 0, 2**63)
-    _check.integer(op, "stream", stream, 0, 2**32 - len(table.rows))
-    _check.integer(op, "copies", copies, 1, 3)
+    seed = _check.integer(op, "seed", seed, 0, 2**63)
+    stream = _check.integer(op, "stream", stream, 0, 2**32 - len(table.rows))
+    copies = _check.integer(op, "copies", copies, 1, 3)
     batch, channels, height, width = shape
     if input is not None:
         _check.tensor(op, "input", input, ndim=4, dtypes=HALF)

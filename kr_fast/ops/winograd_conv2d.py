@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from kr_fast.backends import cpu, registry, winograd_reference
 from kr_fast.backends.winograd_reference import ACTIVATIONS, packed_shape
 from kr_fast.ops import _check
-from kr_fast.ops._library import define
+from kr_fast.ops._library import call, define
 
 _OP = "winograd_conv2d"
 _DTYPES = (torch.float32, torch.float64)
@@ -114,7 +114,7 @@ def winograd_conv2d(
     """
     _check.tensor(_OP, "x", x, ndim=4, dtypes=_DTYPES)
     _check.channels_last(_OP, "x", x)
-    _check.integer(_OP, "outputs", outputs, 1, 2**31)
+    outputs = _check.integer(_OP, "outputs", outputs, 1, 2**31)
     shape = packed_shape(outputs, x.shape[1])
     _check.tensor(_OP, "weight", weight, ndim=4, dtypes=(x.dtype,))
     if weight.shape != shape or weight.device != x.device or not weight.is_contiguous():
@@ -136,4 +136,4 @@ def winograd_conv2d(
     if activation not in ACTIVATIONS:
         _check.fail(_OP, "activation", "be None, 'relu', 'gelu' or 'silu'", activation)
     _check.no_grad(_OP, x=x, weight=weight, scale=scale, bias=bias, residual=residual)
-    return torch.ops.kr_fast.winograd_conv2d(x, weight, outputs, scale, bias, residual, activation, pool)
+    return call(torch.ops.kr_fast.winograd_conv2d.default, x, weight, outputs, scale, bias, residual, activation, pool)

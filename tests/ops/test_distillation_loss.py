@@ -197,11 +197,8 @@ def test_gradients_accumulate_and_are_not_shared():
     torch.testing.assert_close(z.grad, 3 * kept)
 
 
-def test_second_derivatives_and_transforms_are_refused():
+def test_transforms_are_refused():
     z, t = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
-    grad = torch.autograd.grad(distillation_loss(z, t), z, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
-        grad.sum().backward()
     with pytest.raises(RuntimeError, match="distillation_loss: the call must not be under torch.func"):
         torch.func.vmap(lambda z: distillation_loss(z, t))(torch.randn(2, 5, 7))
     with pytest.raises(RuntimeError, match="must not be under torch.func"):

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from kr_fast.ops.distillation_loss import distillation_loss
+from kr_fast.ops.distillation_loss import distillation_loss, distillation_loss_topk
+from kr_fast.ops.distillation_metrics import distillation_metrics
+from kr_fast.ops.dkd_loss import dkd_loss
+from kr_fast.ops.membership_signals import membership_signals
 
 Z, Y = torch.zeros(3, 4), torch.tensor([0, 1, 3])
 
@@ -78,5 +81,26 @@ def test_bad_types():
         distillation_loss(Z.long(), Z)
     with pytest.raises(TypeError, match="labels must be given"):
         distillation_loss(Z, Z, hard_weight=1.0)
-    with pytest.raises(TypeError, match="labels must be int64 or int32"):
-        distillation_loss(Z, Z, Y.float(), hard_weight=1.0)
+    for labels in (Y.float(), Y.bool()):
+        with pytest.raises(TypeError, match="labels must be int64 or another integer dtype, got"):
+            distillation_loss(Z, Z, labels, hard_weight=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32])
+def test_labels_of_any_integer_dtype(dtype):
+    torch.manual_seed(0)
+    z, t, y = torch.randn(3, 4), torch.randn(3, 4), Y.to(dtype)
+    wanted = distillation_loss(z, t, Y, hard_weight=0.5)
+    for labels in (y, y[:, None], Y[:, None], torch.stack([y, y], 1)[:, 0]):
+        assert torch.equal(distillation_loss(z, t, labels, hard_weight=0.5), wanted)
+    assert torch.equal(dkd_loss(z, t, y), dkd_loss(z, t, Y))
+    found = distillation_metrics(z, t, y[:, None]).cross_entropy
+    assert torch.equal(found, distillation_metrics(z, t, Y).cross_entropy)
+    p, indices = t.softmax(1).topk(2)
+    assert torch.equal(distillation_loss_topk(z, p, indices.to(dtype)), distillation_loss_topk(z, p, indices))
+    if dtype.is_signed:  # ignore_index
+        ignored = torch.tensor([0, -100, 3])
+        losses = [distillation_loss(z, t, each, hard_weight=0.5) for each in (ignored, ignored.to(dtype))]
+        assert torch.equal(*losses)
+    signals = membership_signals(z, y[:, None])["phi"]
+    assert torch.equal(signals, membership_signals(z, Y)["phi"])

@@ -184,7 +184,7 @@ def test_registered_op():
         ),
         (torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64), ("phi",), ValueError, "C >= 2"),
         (torch.zeros(2, 3), torch.zeros(2), ("phi",), TypeError, "labels must be int64"),
-        (torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), ("phi",), ValueError, r"labels must have shape \[2\]"),
+        (torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), ("phi",), ValueError, r"labels must be \[2\] on cpu"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), ("phi",), ValueError, r"labels must lie in \[0, 3\), got \[0, 3\]"),
         (torch.zeros(2, 3), torch.tensor([-1, 0]), ("phi",), ValueError, r"got \[-1, 0\]"),
         (torch.zeros(2, 3), torch.tensor([0, 0]), ("margin",), ValueError, "want must hold names among phi"),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -132,12 +133,25 @@ def test_shapes_and_dtypes(isa):
         assert torch.equal(kr_fast.philox_normal(ids, (9,), seed=0, dtype=dtype), full.to(dtype))
 
 
+def test_integers_of_numpy_and_ids_of_any_integer_dtype():
+    wanted = kr_fast.philox_normal(torch.arange(3), (4,), seed=3, stream=1)
+    for seed, stream, shape in ((np.int64(3), np.uint8(1), 4), (np.uint64(3), np.int16(1), (np.int32(4),))):
+        for dtype in (torch.int64, torch.int32, torch.uint8):
+            found = kr_fast.philox_normal(torch.arange(3, dtype=dtype), shape, seed=seed, stream=stream)
+            assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
         ({"ids": [1]}, TypeError, "ids must be a tensor"),
-        ({"ids": torch.zeros(2)}, TypeError, "ids must be int64, got float32"),
+        ({"ids": torch.zeros(2)}, TypeError, "ids must be int64 or another integer dtype, got float32"),
         ({"ids": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "ids must have 1 dimensions"),
+        ({"ids": torch.tensor([3, -1])}, ValueError, "ids must be at least 0, got -1"),
+        ({"ids": torch.tensor([3, -1], dtype=torch.int16)}, ValueError, "ids must be at least 0, got -1"),
+        ({"shape": 4.0}, TypeError, "shape must be an int or a sequence of ints, got 4.0"),
+        ({"shape": (4.0,)}, TypeError, r"shape must hold ints, got \(4.0,\)"),
+        ({"seed": np.int64(-1)}, ValueError, "seed must be in"),
         ({"seed": -1}, ValueError, r"seed must be in \[0, 9223372036854775808\), got -1"),
         ({"seed": 1.0}, TypeError, "seed must be an int"),
         ({"seed": True}, TypeError, "seed must be an int"),

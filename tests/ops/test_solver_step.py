@@ -254,6 +254,7 @@ def test_any_row(numbers, history, size, guided):
         ({"row": SolverRow(noise=1.0)}, TypeError, "ids must be given for a step with noise, got None"),
         ({"row": SolverRow(noise=1.0), "ids": torch.arange(3)}, ValueError, r"ids must be \[2\] on cpu"),
         ({"row": SolverRow(noise=1.0), "ids": torch.zeros(2)}, TypeError, "ids must be int64"),
+        ({"row": SolverRow(noise=1.0), "ids": torch.tensor([0, -1])}, ValueError, "ids must be at least 0, got -1"),
         ({"emit": ()}, ValueError, "emit must name some of sample, kept, input, image, each once"),
         ({"emit": ("sample", "sample")}, ValueError, "emit must name some of"),
         ({"emit": ("noise",)}, ValueError, "emit must name some of"),

@@ -1,0 +1,347 @@
+"""No derivative is wrong in silence: of every op it is right, against finite differences in float64, or an error."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
+
+from kr_fast.backends import registry
+from kr_fast.ops.attack_r import attack_r
+from kr_fast.ops.best_threshold import best_threshold
+from kr_fast.ops.distillation_loss import (
+    distillation_loss,
+    distillation_loss_and_grad,
+    distillation_loss_topk,
+    soft_cross_entropy,
+)
+from kr_fast.ops.distillation_metrics import distillation_metrics
+from kr_fast.ops.dkd_loss import dkd_loss
+from kr_fast.ops.group_norm_silu import group_norm_silu
+from kr_fast.ops.lira import lira
+from kr_fast.ops.membership_signals import membership_signals
+from kr_fast.ops.model_batch_norm import model_batch_norm
+from kr_fast.ops.model_conv2d import model_conv2d
+from kr_fast.ops.model_residual_block import model_residual_block
+from kr_fast.ops.model_sgd import model_sgd
+from kr_fast.ops.qkv_attention import qkv_attention
+from kr_fast.ops.rmia import rmia
+from kr_fast.ops.roc import roc
+from kr_fast.ops.solver_step import SolverOutput, SolverRow, solver_step
+from kr_fast.ops.solver_step_at import DeviceTable, solver_step_at
+from kr_fast.ops.winograd_conv2d import winograd_conv2d, winograd_pack
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+torch.manual_seed(0)
+T, Y = torch.randn(3, 4, dtype=torch.float64), torch.tensor([1, 0, 3])
+P = T.softmax(1)
+VALUES, INDICES = P.topk(2)
+KEEP = torch.arange(8).reshape(4, 2) % 3 == 0
+KEEP = torch.cat([KEEP, ~KEEP])
+ROW = SolverRow(x0_sample=1.1, x0_model=-0.4, clip=9.0, sample=0.5, model=0.2, x0=0.3, noise=0.1)
+GEOMETRY = {"stride": 1, "padding": 1}
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+# Name -> (function of float64 tensors, their shapes): all that is in the dispatcher or the registry, by its public
+# function. What writes into its arguments stands below.
+DIFFERENTIABLE: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
+    "distillation_loss": (lambda z: distillation_loss(z, T, temperature=2.0), [(3, 4)]),
+    "distillation_loss, hard": (
+        lambda z: distillation_loss(z, T, Y, hard_weight=0.5, label_smoothing=0.1, reduction="none"),
+        [(3, 4)],
+    ),
+    "distillation_loss, weights": (
+        lambda z: distillation_loss(z, P, target_type="probs", sample_weight=torch.tensor([1.0, 0, 2])),
+        [(3, 4)],
+    ),
+    "distillation_loss, standardize": (
+        lambda z: distillation_loss(z, T, Y, hard_weight=0.5, standardize=True),
+        [(3, 4)],
+    ),
+    "soft_cross_entropy": (lambda z: soft_cross_entropy(z, P, temperature=3.0, reduction="sum"), [(3, 4)]),
+    "dkd_loss": (lambda z: dkd_loss(z, T, Y, hard_weight=0.2), [(3, 4)]),
+    "distillation_loss_topk, smooth": (lambda z: distillation_loss_topk(z, VALUES, INDICES, temperature=2.0), [(3, 4)]),
+    "distillation_loss_topk, renorm": (lambda z: distillation_loss_topk(z, VALUES, INDICES, tail="renorm"), [(3, 4)]),
+}
+ONCE: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
+    "model_conv2d": (lambda x, w, b: model_conv2d(x, w, b, **GEOMETRY), [(1, 2, 3, 3, 2), (1, 2, 3, 3, 2), (1, 2)]),
+    "model_batch_norm": (
+        lambda x, w, b, r: model_batch_norm(x, w, b, r)[0],
+        [(2, 2, 2, 2, 2), (2, 2), (2, 2), (2, 2, 2, 2, 2)],
+    ),
+    "model_batch_norm, relu": (lambda x, r: model_batch_norm(x, residual=r, relu=True)[0], [(2, 2, 1, 2, 2)] * 2),
+}
+NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
+    "membership_signals": (lambda z: membership_signals(z, Y, validate_args=False)["phi"], [(3, 4)]),
+    "solver_step": (
+        lambda x, e: solver_step(x, e, ROW, ids=torch.arange(2), emit=("sample",)),
+        [(2, 1, 2, 2), (2, 1, 2, 2)],
+    ),
+    "solver_step, guidance": (
+        lambda x, e, u: solver_step(x, e, ROW, ids=torch.arange(2), uncond_output=u, guidance_scale=2.0),
+        [(2, 1, 2, 2)] * 3,
+    ),
+    "group_norm_silu": (
+        lambda x, w, b: group_norm_silu(x.contiguous(memory_format=torch.channels_last), 2, w, b),
+        [(1, 4, 2, 2), (4,), (4,)],
+    ),
+    "qkv_attention": (lambda x: qkv_attention(x, 1), [(1, 2, 12)]),
+    "winograd_conv2d": (
+        lambda x, w: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, 2),
+        [(1, 2, 4, 4), tuple(winograd_pack(torch.zeros(2, 2, 3, 3)).shape)],
+    ),
+    "model_residual_block": (
+        lambda x, v, w: model_residual_block(x, v, None, w, None),
+        [(1, 1, 3, 3, 2), (1, 2, 3, 3, 2), (1, 2, 3, 3, 2)],
+    ),
+    "lira": (lambda phi: lira(phi, KEEP, variance="fixed")[0], [(1, 2, 8)]),
+    "attack_r": (lambda phi: attack_r(phi, KEEP), [(1, 2, 8)]),
+    "rmia": (lambda x, z: rmia(x.exp(), z.exp())[0], [(3,), (4,)]),
+    "best_threshold": (lambda values: best_threshold(values, KEEP), [(8, 2)]),
+    "roc": (lambda scores: roc(scores, torch.tensor([True, False, True]))[0], [(3,)]),
+}
+CASES = {**DIFFERENTIABLE, **ONCE, **NEVER}
+DETACHED = {
+    "distillation_loss_and_grad": lambda z: distillation_loss_and_grad(z, T)[0],
+    "distillation_metrics": lambda z: distillation_metrics(z, T + 0).kl,
+}
+NOT_FLOATING = {"philox_normal", "pack_uint8", "encode_png", "bootstrap_auc"}  # bytes or counts, or made of integers
+IN_PLACE = {"solver_step_out", "solver_step_at", "model_sgd"}
+STATISTICS = {"lira", "attack_r", "rmia", "best_threshold", "roc"}  # not in the dispatcher
+OURS = "no derivative|no backward|not require|must be None where|not be a dual|must not be under torch"
+
+
+def inputs(name: str, grad: bool = True) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return [randn(*shape).requires_grad_(grad) for shape in CASES[name][1]]
+
+
+class Module(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *values):
+        return self.function(*values)
+
+
+def test_every_op_is_tried():
+    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("kr_fast::")}
+    tried = {name.split(",")[0] for name in CASES} | DETACHED.keys() | NOT_FLOATING | IN_PLACE
+    halves = {"distillation_loss_forward", *(f"{name.split(',')[0]}_backward" for name in (*ONCE, "distillation_loss"))}
+    assert names | set(registry.ops()) <= tried | halves
+
+
+def refused(call: Callable) -> str | None:
+    """The message of an error of ours; None if the call returns."""
+    try:
+        call()
+    except GradcheckError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        if not re.search(OURS, str(error)):
+            raise
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_backward_is_right_or_refused(name):
+    found = refused(lambda: gradcheck(CASES[name][0], inputs(name)))
+    assert (found is None) == (name not in NEVER)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_second_derivatives_are_right_or_refused(name):
+    function, values = CASES[name][0], inputs(name)
+    assert (refused(lambda: gradgradcheck(function, values)) is None) == (name in DIFFERENTIABLE)
+    if name in NEVER:
+        return
+
+    def penalty():  # of a root, whose upstream gradient requires none
+        first = torch.autograd.grad(function(*values).sum(), values, create_graph=True)
+        sum(each.square().sum() for each in first).backward()
+
+    assert (refused(penalty) is None) == (name in DIFFERENTIABLE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_mode_is_refused(name):
+    function = CASES[name][0]
+    for which in range(len(inputs(name))):
+        values = inputs(name, grad=False)
+        with forward_ad.dual_level():
+            values[which] = forward_ad.make_dual(values[which], torch.ones_like(values[which]))
+            with pytest.raises(RuntimeError, match="must not be a dual tensor"):
+                function(*values)
+    with forward_ad.dual_level():  # what is not dual is computed as ever
+        function(*inputs(name, grad=False))
+
+
+@pytest.mark.parametrize("name", CASES.keys() - STATISTICS)
+def test_backward_after_export_is_right_or_refused(name):
+    values = inputs(name)
+    with torch.no_grad():
+        exported = torch.export.export(Module(CASES[name][0]), tuple(inputs(name, grad=False))).module()
+    found = refused(lambda: gradcheck(exported, values))
+    assert (found is None) == (name not in NEVER)
+    if name in DIFFERENTIABLE:
+        assert gradgradcheck(exported, values)
+    elif found is None:
+        assert refused(lambda: gradgradcheck(exported, values))
+    with forward_ad.dual_level():
+        first, *rest = inputs(name, grad=False)
+        assert "dual" in refused(lambda: exported(forward_ad.make_dual(first, torch.ones_like(first)), *rest))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "jvp", "hessian"])
+def test_transforms_are_refused(name, transform):
+    function, values = CASES[name][0], tuple(inputs(name, grad=False))
+    with pytest.raises((RuntimeError, ValueError), match=f"{OURS}|inside vmap"):
+        if transform == "jvp":
+            torch.func.jvp(function, values, values)
+        else:
+            getattr(torch.func, transform)(lambda *values: function(*values).sum())(*values)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_vmap_is_right_or_refused(name):
+    function, values = CASES[name][0], inputs(name, grad=False)
+    batched = [torch.stack([each, 2 * each]) for each in values]
+    try:
+        found = torch.func.vmap(function)(*batched)
+    except RuntimeError:
+        return
+    torch.testing.assert_close(found, torch.stack([function(*values), function(*[2 * each for each in values])]))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the C++ kernels
+def test_hessian_of_a_root_loss(name, dtype):
+    function, z = CASES[name][0], inputs(name, grad=False)[0].to(dtype)
+    exact = torch.autograd.functional.hessian(lambda z: function(z).sum(), z.double())
+    for vectorize in (False, True):
+        found = torch.autograd.functional.hessian(lambda z: function(z).sum(), z, vectorize=vectorize)
+        torch.testing.assert_close(
+            found.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps * exact.abs().max().item()
+        )
+    jacobians = [torch.autograd.functional.jacobian(function, z, vectorize=vectorize) for vectorize in (False, True)]
+    torch.testing.assert_close(*jacobians)
+    # By differentiating backward in an upstream gradient of 0.
+    tangent = torch.autograd.functional.jvp(function, z, torch.arange(12, dtype=dtype).view(3, 4))[1]
+    products = jacobians[0].double() * torch.arange(12).view(3, 4)
+    atol = 20 * torch.finfo(dtype).eps * products.abs().sum().item()
+    torch.testing.assert_close(tangent.double(), products.sum((-2, -1)), rtol=0, atol=atol)
+
+
+def test_rows_that_do_not_count_have_no_second_derivative():
+    z = randn(3, 4)
+    z[1] = float("nan")
+    for options in (
+        {"sample_weight": torch.tensor([1.0, 0, 1])},
+        {"labels": torch.tensor([0, -100, 1]), "hard_weight": 0.5},
+    ):
+        found = torch.autograd.functional.hessian(lambda z, options=options: distillation_loss(z, T, **options), z)
+        kept = {name: value[[0, 2]] if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+        wanted = torch.autograd.functional.hessian(
+            lambda z, kept=kept: distillation_loss(z, T[[0, 2]], **kept), z[[0, 2]]
+        )
+        assert found[1].abs().max() == 0
+        torch.testing.assert_close(found[[0, 2]][:, :, [0, 2]], wanted)
+
+
+@pytest.mark.parametrize("name", DETACHED)
+def test_what_is_without_autograd_by_its_documentation(name):
+    z = randn(3, 4).requires_grad_()
+    assert not DETACHED[name](z).requires_grad
+    exported = torch.export.export(Module(DETACHED[name]), (z.detach(),)).module()
+    torch.testing.assert_close(exported(z.detach()), DETACHED[name](z))
+    with pytest.raises(RuntimeError, match="does not require grad|no derivative"):
+        exported(z).sum().backward()
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="must not be a dual tensor"):
+        DETACHED[name](forward_ad.make_dual(z.detach(), z.detach()))
+
+
+def test_a_weight_that_learns_is_refused():
+    with pytest.raises(ValueError, match="sample_weight must not require a gradient"):
+        distillation_loss(T, T, sample_weight=torch.ones(3, requires_grad=True))
+
+
+def in_place(name: str, value: torch.Tensor) -> None:
+    """``value`` is read and ``out`` written into."""
+    out = torch.zeros_like(value)
+    if name == "model_sgd":
+        model_sgd(out.view(-1), torch.zeros(8), value.view(-1), torch.ones(1), torch.zeros(1), [8], [0.0])
+    elif name == "solver_step_out":
+        solver_step(out, value, ROW, ids=torch.arange(2), out=SolverOutput(sample=out))
+    else:
+        table = DeviceTable.build([ROW], [()], "cpu")
+        samples, kept = table.rings(value.shape)
+        solver_step_at(table, torch.zeros(1, dtype=torch.int64), samples, kept, value, ids=torch.arange(2))
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_writes_into_its_arguments(name):
+    value = torch.randn(2, 1, 2, 2)
+    in_place(name, value)
+    with pytest.raises((RuntimeError, ValueError), match="no derivative|not require grad"):
+        in_place(name, value.clone().requires_grad_())
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="must not be a dual tensor"):
+        in_place(name, forward_ad.make_dual(value, value))
+
+
+def test_a_backward_notices_what_was_written():
+    x, out = torch.randn(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+    squared = out.requires_grad_(False) * torch.ones(1, requires_grad=True)
+    solver_step(x, x, SolverRow(sample=1.0), out=SolverOutput(sample=out))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        squared.sum().backward()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inputs_of_inference_mode(name):
+    """Teachers are run under ``torch.inference_mode``; of what learns, the other inputs may come from there."""
+    function, values = CASES[name][0], inputs(name)
+    with torch.inference_mode():
+        frozen = [each.detach().clone() for each in values]
+        wanted = function(*frozen)
+    torch.testing.assert_close(function(*frozen), wanted)
+    if name in NEVER:
+        return
+    for which, value in enumerate(values):
+        given = [*frozen]
+        given[which] = value
+        (found,) = torch.autograd.grad(function(*given).sum(), value)
+        torch.testing.assert_close(found, torch.autograd.grad(function(*values).sum(), value)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])  # in one pass, the reference, in two
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_teacher_of_inference_mode(dtype, reduction):
+    with torch.inference_mode():
+        frozen = [each.clone() for each in (T, Y, torch.rand(3), P, VALUES, INDICES)]
+    grads = []
+    for t, y, w, p, values, indices in (frozen, [each.clone() for each in frozen]):
+        z = inputs("dkd_loss", grad=False)[0].to(dtype).requires_grad_()
+        options = {"labels": y, "sample_weight": w, "reduction": reduction, "hard_weight": 0.5}
+        total = distillation_loss(z, t, **options).sum() + dkd_loss(z, t, **options).sum()
+        total = total + distillation_loss_topk(z, values, indices, **options).sum() + soft_cross_entropy(z, p)
+        total = total + distillation_loss(z, t, standardize=True)
+        grads.append(torch.autograd.grad(total, z)[0])
+    assert torch.equal(*grads)
+
+
+def test_jit_trace_is_refused_in_words():
+    with pytest.raises(RuntimeError, match=r"must not be under torch.jit.trace; use torch.export or torch.compile"):
+        torch.jit.trace(lambda z: distillation_loss(z, T), T)
+    with pytest.raises(RuntimeError, match=r"solver_step: the call must not be under torch.jit.trace"):
+        x = torch.randn(1, 1, 2, 2)
+        torch.jit.trace(lambda x: solver_step(x, x, SolverRow(sample=1.0)), x)
