@@ -36,7 +36,7 @@ _log = logging.getLogger("kr_fast")
 Size = int | tuple[int, ...]  # what decides a kernel's regime, as a loss's class count; 0 where there is nothing such
 _kernels: dict[tuple[str, str], tuple[Callable, Callable]] = {}
 _unavailable: dict[str, str] = {}
-_forced: str | None = None
+_forced: str | None = os.environ.get("KR_FAST_BACKEND") or None
 
 
 def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, Size], str | None]) -> Callable:
@@ -140,6 +140,7 @@ def _capability() -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=4096)
 def _resolve(op: str, device: str, dtype: torch.dtype, size: Size, forced: str | None) -> Callable:
+    check(forced)
     if forced is not None:
         why = refusal(op, forced, device, dtype, size)
         if why is not None:
@@ -159,9 +160,19 @@ def _resolve(op: str, device: str, dtype: torch.dtype, size: Size, forced: str |
 def force(backend: str | None) -> None:
     """Force one backend for all ops from now on, or None for the automatic choice."""
     global _forced
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"KR_FAST_BACKEND: backend must be one of {', '.join(BACKENDS)}, got {backend}")
+    check(backend)
     _forced = backend
+
+
+def check(backend: str | None) -> None:
+    """Raise ValueError unless ``backend`` is None or one of :data:`BACKENDS`."""
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"KR_FAST_BACKEND must be one of {', '.join(BACKENDS)}, got {backend}")
+
+
+def check_environment() -> None:
+    """:func:`check` of ``KR_FAST_BACKEND``, which is read on import, where an error would name no call."""
+    check(_forced)
 
 
 @contextlib.contextmanager
@@ -193,6 +204,3 @@ def table() -> list[tuple[str, dict[str, str]]]:
             cells[name] = "available in half precision" if half else why or "available"
         rows.append((op, cells))
     return rows
-
-
-force(os.environ.get("KR_FAST_BACKEND") or None)

@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--debug`` its traceback.
     """
     from kr_fast import __version__
+    from kr_fast.backends import registry
     from kr_fast.cli import audit, bench, info, parser, run, synthesize
 
     whole = parser.Parser(prog="kr-fast", description="Knowledge Recycling with compiled kernels.")
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.show(logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO)
     progress.quiet(arguments.quiet)
     try:
+        registry.check_environment()
         code = arguments.run(arguments)
         sys.stdout.flush()
         return code
@@ -45,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception) -> int:
     """Print ``error`` as one line; returns the exit code."""
-    if isinstance(error, UserError | OSError):
+    forced = "KR_FAST_BACKEND" in str(error)  # of the backends, which do not know UserError
+    if isinstance(error, UserError | OSError) or forced:
         print(f"kr-fast: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if isinstance(error, MemoryError):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import kr_fast
+from kr_fast.backends import registry
 from kr_fast.cli import main, run
 from kr_fast.runtime import manifest
 
@@ -241,3 +242,20 @@ def test_table_without_an_audit():
     }  # fmt: skip
     assert "LiRA" not in run.table(metrics)
     assert "0.9000" in run.table(metrics)
+
+
+def test_an_unknown_backend_is_one_line(monkeypatch):
+    monkeypatch.setenv("KR_FAST_BACKEND", "bogus")
+    done = subprocess.run([sys.executable, "-m", "kr_fast", "info"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "kr-fast: KR_FAST_BACKEND must be one of reference, cpu, cuda, triton, got bogus\n"
+    code = "import torch, kr_fast; kr_fast.pack_uint8(torch.zeros(1, 1, 2, 2))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ValueError: KR_FAST_BACKEND must be one of" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda can run")
+def test_a_backend_that_cannot_run_keeps_its_reason(capsys, tmp_path):
+    with registry.forced("cuda"):
+        assert main(["run", "--preset", "toy", "--out", str(tmp_path / "run")]) == 2
+    assert "KR_FAST_BACKEND=cuda cannot run this call: " in capsys.readouterr().err.splitlines()[-1]
