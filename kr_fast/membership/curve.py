@@ -171,4 +171,4 @@ def roc(scores: Tensor, members: Tensor) -> Curve:
 
     Raises: TypeError or ValueError naming the argument; NaN and one class only are refused.
     """
-    return Curve(*(values.numpy() for values in ops_roc.roc(scores, members)))
+    return Curve(*(values.numpy() for values in ops_roc.roc(scores.detach(), members)))
