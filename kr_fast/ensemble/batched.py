@@ -9,6 +9,7 @@ and a model's bits would follow its company.)
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -255,12 +256,18 @@ def unfinished(job: Job, indices: Sequence[int]) -> dict[int, Saved]:
     found: dict[int, Saved] = {}
     if job.out is None:
         return found
-    for path in sorted(job.out.glob("training-*.pt")):
-        for index, state in (files.load_state(path) or {}).items():
-            saved = Saved(**state)
-            if int(index) in indices and saved.epoch > found.get(int(index), Saved(0, {}, {}, {})).epoch:
-                found[int(index)] = saved
+    for path in state_files(job.out):
+        with files.continuing(path) as states:
+            for index, state in (states or {}).items():
+                saved = Saved(**state)
+                if int(index) in indices and saved.epoch > found.get(int(index), Saved(0, {}, {}, {})).epoch:
+                    found[int(index)] = saved
     return found
+
+
+def state_files(out: Path) -> list[Path]:
+    """Files of :meth:`Block.save` in ``out``, and no others whose names begin like theirs."""
+    return sorted(path for path in out.glob("training-*.pt") if path.stem.removeprefix("training-").isdigit())
 
 
 def train(

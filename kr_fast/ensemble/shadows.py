@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kr_fast.data import to_float
 from kr_fast.ensemble import architecture
-from kr_fast.ensemble.batched import block_size, compute_dtype, supported
+from kr_fast.ensemble.batched import block_size, compute_dtype, state_files, supported
 from kr_fast.ensemble.batched import train as train_batched
 from kr_fast.ensemble.loading import load_weights
 from kr_fast.ensemble.model_array import ModelArray
@@ -139,7 +139,7 @@ def train_shadows(
                     progress.update()
     runtime.barrier()
     if out is not None and runtime.is_main:  # of blocks with other borders
-        for path in out.glob("training-*.pt"):
+        for path in state_files(out):
             path.unlink(missing_ok=True)
     for index in range(num_models):
         if index not in models:  # trained before, or by another process

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kr_fast.data import Augment, Draws, Split, shown, to_float
 from kr_fast.ensemble.networks import answer, answers_rule, ask, check_sizes, checked, device_of, failures, mode
 from kr_fast.runtime import files, seeds
-from kr_fast.runtime.errors import UserError, fail, first_line
+from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 from kr_fast.runtime.options import check, option
 from kr_fast.runtime.progress import bar
@@ -145,17 +145,13 @@ def fit(
     steps, size = Steps.of(config, count), tuple(images.shape[1:3])
     optimizer, schedule = make_optimizer(model, config, config.epochs * steps.per_epoch)
     history, best, best_accuracy, first = History(), None, -1.0, 0
-    state = files.load_state(state_path) if state_path else None
-    if state is not None:
-        try:
+    with files.continuing(state_path) as state:
+        if state is not None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
             history, best, first = History(**state["history"]), state["best"], state["epoch"]
             best_accuracy = state["best_accuracy"]
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            words = "fit: state_path must hold where this training stood (remove it to begin anew)"
-            raise UserError(f"{words}, got {state_path} ({first_line(error)})") from error
     model.train()
     forked = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=forked), bar(config.epochs, description, "epoch", first) as progress:

@@ -29,6 +29,7 @@ from kr_fast.report import without_folders
 from kr_fast.runtime import files, manifest, seeds, state
 from kr_fast.runtime.arrays import read_npy
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.journal import check_inside
 from kr_fast.runtime.layout import Folder
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.versions import versions
@@ -43,6 +44,7 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
         "attacks": config.attacks or None, "primary": config.primary or None, **config.choices(),
     }  # fmt: skip
     runtime = state.current()
+    manifest.refuse_inside(config.out, config.data, "audit")
     data, work = (_saved(config), None) if config.saved else (None, _Work(config))
     if data is not None:
         _check_needs(config, data)
@@ -125,6 +127,7 @@ class _Work:
         self.transfer = self._is_transfer()
         self.shadows = None
         if config.shadows:
+            check_inside(config.shadows, "audit")
             found = load_shadows(self.make, config.shadows, device=self.runtime.device)
             columns = found.keep.shape[1]
             if columns not in (len(self.index), len(self.images)):
@@ -294,7 +297,7 @@ class _Work:
             name: float(array.signals(images[away], labels[away], want=("correct",))["correct"].mean())
             for name, array in self.models.items()
         }
-        files.remove_dead(folder.private)
+        files.remove_leftovers(folder.private)
         kinds = {next(iter(self.models)): "transfer"} if self.transfer else None
         report = audit(
             self.models, shadows, images, labels, self.members, targets=targets, control=control,

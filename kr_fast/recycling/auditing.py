@@ -13,6 +13,7 @@ Validation images, on which no model was trained, are the population and the ref
 further non-members.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,14 @@ from kr_fast.runtime import files, seeds
 from kr_fast.runtime.versions import versions
 
 SHARES = {"shared": "the generator (trained on all members) and its images", "retrained": "the tuned sampling"}
+
+
+def left(context: Context) -> list[Path]:
+    """What the audit leaves: scores, the positive control, and pages where they are wanted."""
+    folder, c = context.folder, context.config
+    pages = folder.pages(c.show_real_images or c.show_records) / "audit.html"
+    return [folder.audit_arrays, folder.control, folder.control.with_suffix(".json"), folder.exposed,
+            folder.audit_figures, pages]  # fmt: skip
 
 
 def run(context: Context) -> dict[str, Any]:

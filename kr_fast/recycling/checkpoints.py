@@ -12,7 +12,7 @@ def run(context: Context) -> dict[str, Any]:
     """Validation accuracy of a short Student per checkpoint; the latest of equally good ones is chosen."""
     master = teacher.load(context)
     steps = context.result("generator")["checkpoints"]
-    trials = Trials(context.folder.state / gkd.TRIALS)
+    trials = Trials(context)
     rows = []
     with bar(len(steps), "checkpoints", "checkpoint") as progress:
         for step in steps:

@@ -14,6 +14,7 @@ from kr_fast.data import Augment, Dataset
 from kr_fast.models import classifier
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime import files, seeds
+from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.journal import Journal
 from kr_fast.runtime.layout import Folder
 from kr_fast.runtime.state import Runtime
@@ -71,15 +72,21 @@ class Context:
 
 
 class Trials:
-    """Results of short trainings by key, kept in a file, so that a stopped search goes on where it was."""
+    """Results of short trainings by key, kept in a file, so that a stopped search goes on where it was.
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._found: dict[str, float] = files.read_json(path) if path.exists() else {}
+    They are those of one Teacher and one generator.
+    """
+
+    def __init__(self, context: Context):
+        self.path = path = context.folder.state / "trials.json"
+        self._made_from = context.journal.digest("teacher", "generator")
+        self._found: dict[str, float] = files.read_json(path, dict) if path.exists() else {}
+        if not all(isinstance(value, int | float) for value in self._found.values()):
+            raise UserError(f"{path} must hold a number for each trial, got something else; delete it to try again")
 
     def get(self, run, **key: Any) -> float:
         """``run()``, or what it returned last time for ``key``."""
-        name = json.dumps(key, sort_keys=True)
+        name = json.dumps({**key, "made_from": self._made_from}, sort_keys=True)
         if name not in self._found:
             self._found[name] = run()
             files.write_json(self.path, self._found)

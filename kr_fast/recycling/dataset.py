@@ -34,4 +34,5 @@ def check(context: Context) -> None:
     """Refuse to continue a run whose data have changed since it was started."""
     before = context.journal.done("data")
     if before is not None and before["sha256"] != (now := fingerprint(context.data)):
-        fail("run", "data", f"be those that the run in {context.out} was started with", f"SHA-256 {now[:12]}")
+        rule = f"be those that the run in {context.out} was started with (SHA-256 {before['sha256'][:12]})"
+        fail("run", "data", rule, f"others in {context.config.data} ({now[:12]})")

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from kr_fast.recycling import generator
-from kr_fast.runtime import files
+from kr_fast.runtime import files, manifest
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.journal import Journal
 from kr_fast.runtime.layout import Folder
@@ -36,7 +35,7 @@ def is_run(folder: Path) -> bool:
 def open_generator(run: Path, device: torch.device, step: int = 0) -> Finished:
     """The generator of a run's folder, of checkpoint ``step``; 0 for the chosen, else the latest one."""
     folder = Folder(run).check("synthesize", "model")
-    journal, config = Journal(run), yaml.safe_load(folder.config.read_text())
+    journal, config = Journal(run), manifest.read_config(folder.config)
     trained = journal.done("generator")
     if trained is None:
         fail("synthesize", "model", "be a run whose generator is trained", run)
@@ -45,7 +44,8 @@ def open_generator(run: Path, device: torch.device, step: int = 0) -> Finished:
     if chosen not in steps:
         fail("synthesize", "checkpoint", f"be one of {', '.join(map(str, steps))}", chosen)
     path = folder.generator(chosen)
-    facts = files.read_json(path / "objective.json")
+    journal.check("generator", "synthesize", path)
+    facts = files.read_json(path / "objective.json", dict)
     if "image_shape" not in facts:
         fail("synthesize", "model", "be a run of this version of kr-fast, which notes the shape of images", run)
     network, scheduler, _ = generator.load(path, device)

@@ -24,6 +24,7 @@ from kr_fast.runtime.progress import bar
 WARM_UP = 50
 LOG_EVERY = 20
 SAVE_EVERY = 200
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
 
 
 def make_scheduler(objective: str) -> Any:
@@ -110,13 +111,13 @@ def train(
     plain = trainer.unwrap_model(network)
     ema = EMAModel(plain.parameters(), decay=c.generator_ema)
     ema.to(runtime.device)
-    state = files.load_state(state_path)
     first, losses, window = 0, [], torch.zeros((), device=runtime.device)
-    if state is not None:
-        plain.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        first, losses, window = state["step"], state["losses"], state["window"].to(runtime.device)
+    with files.continuing(state_path) as state:
+        if state is not None:
+            plain.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            ema.load_state_dict(state["ema"])
+            first, losses, window = state["step"], state["losses"], state["window"].to(runtime.device)
     images = padded(split.images, len(c.generator_widths)).to(runtime.device)
     labels, last = split.labels.to(runtime.device), saved[-1]
     network.train()
@@ -236,7 +237,9 @@ def _save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) 
         ema.store(network.parameters())
         ema.copy_to(network.parameters())
         try:
-            network.save_pretrained(folder / "unet")
+            network.save_config(folder / "unet")
+            # As save_pretrained does, whose library hides a full disk in its own error.
+            files.save_tensors(folder / "unet" / WEIGHTS, network.state_dict(), {"format": "pt"})
         finally:
             ema.restore(network.parameters())
         make_scheduler(context.config.generator_objective).save_pretrained(folder / "scheduler")

@@ -27,8 +27,6 @@ from kr_fast.runtime.progress import bar
 from kr_fast.synthesis import LabelPlan, Sampler
 from kr_fast.synthesis.optimize import optimize
 
-TRIALS = "trials.json"
-
 # Period -> ids, labels and images (uint8 [n, H, W, C]) of its synthetic set.
 Draw = Callable[[int], tuple[Tensor, Tensor, Tensor]]
 
@@ -145,14 +143,14 @@ def distil(
     nothing = torch.empty(0, dtype=torch.int64)
     done = Distilled([], [], [], 0, nothing, nothing, nothing)
     best, first = None, 0
-    state = files.load_state(state_path) if state_path else None
-    if state is not None:
-        student.load_state_dict(state["student"])
-        optimizer.load_state_dict(state["optimizer"])
-        rate.load_state_dict(state["rate"])
-        done.loss, done.val_accuracy, done.kept, done.best_period, best, first = (
-            state[key] for key in ("loss", "val_accuracy", "kept", "best_period", "best", "period")
-        )
+    with files.continuing(state_path) as state:
+        if state is not None:
+            student.load_state_dict(state["student"])
+            optimizer.load_state_dict(state["optimizer"])
+            rate.load_state_dict(state["rate"])
+            done.loss, done.val_accuracy, done.kept, done.best_period, best, first = (
+                state[key] for key in ("loss", "val_accuracy", "kept", "best_period", "best", "period")
+            )
     with bar(schedule.periods, description, "period", first) as progress:
         for period in range(first, schedule.periods):
             ids, labels, images = draw(period)

@@ -27,7 +27,8 @@ from kr_fast.recycling import (
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, manifest, state
-from kr_fast.runtime.journal import Journal
+from kr_fast.runtime.journal import Journal, refuse
+from kr_fast.runtime.log import logger
 
 # (name, function, runs on every rank)
 STAGES: tuple[tuple[str, Callable[[Context], dict], bool], ...] = (
@@ -43,6 +44,18 @@ STAGES: tuple[tuple[str, Callable[[Context], dict], bool], ...] = (
     ("audit", auditing.run, False),
     ("report", reporting.run, False),
 )
+# Stage -> the files and folders that it leaves, whose SHA-256 the journal keeps.
+LEFT: dict[str, Callable[[Context], list[Path]]] = {
+    "teacher": lambda context: [context.folder.teacher],
+    "generator": lambda context: [context.folder.generators],
+    "gkd": lambda context: [context.folder.student, context.folder.images, context.folder.labels, context.folder.ids],
+    "shadows": lambda context: [context.folder.shadows],
+    "shadow_students": lambda context: [context.folder.shadow_students],
+    "audit": auditing.left,
+    "report": reporting.left,
+}
+AGAIN = ("audit", "report")  # stages that are quick to repeat where a file of theirs is not as they left it
+MOVED = ("data",)  # known by their SHA-256, wherever they lie
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -75,17 +88,22 @@ def recycle(config: RecycleConfig) -> Result:
     """
     runtime = state.current()
     start = time.perf_counter()
+    manifest.refuse_inside(config.out, config.data, "run")
+    begun = manifest.check_run(config.out, config.record(), "run", MOVED)
     loaded = data.load(
         config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
     )
     out = Path(config.out)
     context = Context(config, out, runtime, loaded, Journal(out))
-    dataset.check(context)
+    if begun:
+        dataset.check(context)
     teacher.build(context)  # a Teacher that does not fit the data is refused before anything is written
     try:
         with runtime.main_first() as main:
             if main:
-                manifest.open_run(out, config.record())
+                manifest.open_run(out, config.record(), "run", MOVED)
+                context.journal.reload()
+                check_files(context, AGAIN)
         context.journal.reload()
         for name, run, everywhere in STAGES:
             _stage(context, name, run, everywhere, start)
@@ -95,19 +113,35 @@ def recycle(config: RecycleConfig) -> Result:
         manifest.release()
 
 
+def check_files(context: Context, again: tuple[str, ...] = ()) -> None:
+    """Refuse files of finished stages that are not as they were left; the stages ``again`` are forgotten instead."""
+    journal = context.journal
+    for stage in list(journal.seconds()):
+        found = list(journal.changed(stage))
+        for path, got in found:
+            if stage not in again or path == context.folder.control:
+                refuse(journal, stage, "run", path, got)
+            logger.warning("run: %s is not as the stage %s left it (got %s): it is made again", path, stage, got)
+        if found:
+            journal.forget(stage)
+
+
 def _stage(context: Context, name: str, run: Callable[[Context], dict], everywhere: bool, start: float) -> None:
     runtime = context.runtime
     if runtime.broadcast(context.journal.done(name) is not None):
         context.journal.reload()
         return
     if everywhere:
-        result = run(context)
-        if runtime.is_main:
-            context.journal.finish(name, time.perf_counter() - start, result)
-    else:
         with runtime.main_first() as main:
             if main:
+                check_files(context)
+        result = run(context)
+    with runtime.main_first() as main:
+        if main:
+            if not everywhere:
+                check_files(context)
                 result = run(context)
-                context.journal.finish(name, time.perf_counter() - start, result)
+            left = LEFT[name](context) if name in LEFT else []
+            context.journal.finish(name, time.perf_counter() - start, result, left)
     runtime.barrier()
     context.journal.reload()

@@ -122,6 +122,12 @@ def pages(context: Context) -> Path:
     return context.folder.pages(context.config.show_real_images)
 
 
+def left(context: Context) -> list[Path]:
+    """What the report leaves."""
+    place = pages(context)
+    return [context.folder.metrics, place / "report.html", place / "report.md", place / "figures"]
+
+
 def run(context: Context) -> dict[str, Any]:
     """Write the three files; returns where they are."""
     facts = summary(context)

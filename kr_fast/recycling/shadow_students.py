@@ -30,8 +30,6 @@ from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.progress import bar
 
-SHARED = "shadow_students"  # the folder of the shared images, until the stage ends
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -51,7 +49,7 @@ class Job:
 
     def period(self, period: int) -> Path:
         """File of the shared images of ``period``; their ids and labels lie beside it."""
-        return self.context.folder.state / SHARED / f"period-{period:04d}.npy"
+        return self.context.folder.shared / f"period-{period:04d}.npy"
 
     def keep_shared(self, period: int, ids: Tensor, labels: Tensor, images: Tensor) -> None:
         """Write the shared images of ``period``."""
@@ -107,9 +105,26 @@ class Job:
         files.save_tensors(shadows.file(self.folder, index), student.state_dict())
 
 
+def claim(job: Job) -> None:
+    """Delete shadow Students that were made from other files than those that this run has now."""
+    record = {"made_from": job.context.journal.digest("generator", "shadows"), **dataclasses.asdict(job.sampling)}
+    path = job.folder / "made_from.json"
+    if path.exists() and files.read_json(path) != record:
+        for left in (
+            *job.folder.glob("model-*.safetensors"),
+            *job.folder.glob("generator-*"),
+            job.context.folder.shared,
+        ):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    files.write_json(path, record)
+
+
 def run(context: Context) -> dict[str, Any]:
     """Train what is missing of the shadow Students, on every rank."""
     c, runtime, job = context.config, context.runtime, Job(context)
+    with runtime.main_first() as main:
+        if main and c.num_students:
+            claim(job)
     mine = [index for index in runtime.shard(c.num_students) if not shadows.file(job.folder, index).exists()]
     left = runtime.broadcast(len(list(job.folder.glob("model-*.safetensors"))) < c.num_students)
     if left and c.audit_generator == "shared":
@@ -135,7 +150,7 @@ def run(context: Context) -> dict[str, Any]:
         files.write_json(job.folder / "shadows.json", record)  # kr-fast audit --shadows looks the data up
         files.save_array(job.folder / "keep.npy", shadows.keep(context)[: c.num_students].numpy())
     if runtime.is_main:
-        shutil.rmtree(context.folder.state / SHARED, ignore_errors=True)
+        shutil.rmtree(context.folder.shared, ignore_errors=True)
     return {"models": c.num_students, "generator": c.audit_generator}
 
 

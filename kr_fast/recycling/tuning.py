@@ -14,7 +14,7 @@ def run(context: Context) -> dict[str, Any]:
     """Coordinate search: a value replaces the one in use where its short Student is strictly better."""
     c = context.config
     master = teacher.load(context)
-    trials = Trials(context.folder.state / gkd.TRIALS)  # the chosen checkpoint's trial is the first one here
+    trials = Trials(context)  # the chosen checkpoint's trial is the first one here
     best = gkd.default_sampling(context, context.result("checkpoints")["chosen"])
     rows: list[dict[str, Any]] = []
 

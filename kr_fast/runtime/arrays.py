@@ -9,6 +9,7 @@ import lzma
 import math
 import os
 import stat
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ MAGIC = b"\x93NUMPY"
 BLOCK = 1 << 24
 DAMAGE = (
     OSError, ValueError, EOFError, RuntimeError, NotImplementedError, SyntaxError, OverflowError, TypeError,
-    zlib.error, lzma.LZMAError, zipfile.BadZipFile, zipfile.LargeZipFile,
+    tokenize.TokenError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, zipfile.LargeZipFile,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,35 @@ from typing import Any
 from torch import Tensor
 
 from kr_fast.runtime.errors import UserError, first_line
+
+_OURS = re.compile(r"\..+\.(?P<node>[^.]*)\.(?P<pid>\d+)\.kr_fast\.tmp")
+_writing: set[Path] = set()  # temporary files and folders of this process that are in use
+
+
+@contextlib.contextmanager
+def named(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
+    """Errors of the system name ``path``: those of write and fsync name nothing, others the ``temporary`` one."""
+    try:
+        yield
+    except OSError as error:
+        name = "" if error.filename is None else os.fspath(error.filename)
+        if isinstance(name, str) and error.errno is not None and (not name or (temporary and str(temporary) in name)):
+            shown = name.replace(str(temporary), str(path)) if name else str(path)
+            raise OSError(error.errno, error.strerror or os.strerror(error.errno), shown) from error
+        raise
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` of this process's own; while it is in use :func:`remove_leftovers` leaves it alone."""
+    # Machines that share a folder may have equal process ids.
+    temporary = path.with_name(f".{path.name}.{_node()}.{os.getpid()}.kr_fast.tmp")
+    with named(path, temporary):
+        _writing.add(temporary)
+        try:
+            yield temporary
+        finally:
+            _writing.discard(temporary)
 
 
 @contextlib.contextmanager
@@ -24,47 +54,57 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary(path.name))
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _temporary(path) as temporary:
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Like :func:`atomic_path`, for a folder that must not exist yet: it appears with all its files or not at all."""
     path = Path(path)
-    temporary = path.with_name(_temporary(path.name))
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for part in (*temporary.rglob("*"), temporary):
-            sync(part)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _temporary(path) as temporary:
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for part in (*temporary.rglob("*"), temporary):
+                sync(part)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _node() -> str:
     return os.uname().nodename.split(".")[0]
 
 
-def _temporary(name: str) -> str:
-    # Machines that share a folder may have equal process ids.
-    return f".{name}.{_node()}.{os.getpid()}.tmp"
+def is_temporary(path: Path) -> bool:
+    """Whether ``path`` has the name of a temporary file of this package."""
+    return _OURS.fullmatch(path.name) is not None
 
 
-def remove_dead(folder: Path) -> None:
-    """Delete temporary files in ``folder`` whose writers ran on this machine and no longer live."""
-    for path in folder.glob(f".*.{_node()}.*.tmp"):
-        pid = path.name.split(".")[-2]
-        if pid.isdigit() and not _alive(int(pid)):
-            path.unlink(missing_ok=True)
+def remove_leftovers(*folders: Path) -> None:
+    """Delete what writers that were killed left directly in ``folders``: our own temporary files and no others.
+
+    Their names say so, and that the writer ran on this machine; and it no longer lives.
+    """
+    for folder in folders:
+        for path in folder.glob(".*.kr_fast.tmp"):
+            found = _OURS.fullmatch(path.name)
+            if found is None or found["node"] != _node() or path in _writing:
+                continue
+            if int(found["pid"]) != os.getpid() and _alive(int(found["pid"])):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -72,25 +112,17 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except (OSError, OverflowError):  # it is another user's; no process has such a number
         return True
     return True
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left under ``folder``; nobody else may be writing there."""
-    for path in folder.rglob(".*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
     """Wait until the file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -105,21 +137,21 @@ def write_new(path: str | Path, data: bytes) -> bool:
     """Atomically write ``data`` unless the file is there already; returns whether it was written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary(path.name))
-    try:
-        temporary.write_bytes(data)
-        sync(temporary)
+    with _temporary(path) as temporary:
         try:
-            os.link(temporary, path)  # a rename would replace what another process wrote in the meantime
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links
-            if path.exists():
+            temporary.write_bytes(data)
+            sync(temporary)
+            try:
+                os.link(temporary, path)  # a rename would replace what another process wrote in the meantime
+            except FileExistsError:
                 return False
-            os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+            except OSError:  # a file system without links
+                if path.exists():
+                    return False
+                os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
     return True
 
 
@@ -145,7 +177,8 @@ def strict(value: Any) -> Any:
 def read_json(path: str | Path, kind: type = object) -> Any:
     """The value of a JSON file, of type ``kind``. Raises: UserError naming the file; FileNotFoundError."""
     try:
-        found = json.loads(Path(path).read_text())
+        with named(path):
+            found = json.loads(Path(path).read_text())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} must hold JSON, got a damaged file ({first_line(error)})") from error
     if not isinstance(found, kind):
@@ -154,7 +187,7 @@ def read_json(path: str | Path, kind: type = object) -> Any:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Atomically write a safetensors file."""
+    """Atomically write a safetensors file: the same bytes for the same tensors and metadata."""
     from safetensors.torch import save
 
     whole, held = {}, set()
@@ -163,30 +196,72 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         memory = value.untyped_storage().data_ptr()
         whole[name] = value.clone() if memory in held else value  # the format refuses weights that are tied
         held.add(memory)
-    write_bytes(path, save(whole, metadata=dict(metadata or {})))  # save_file hides a full disk in its own error
+    data = save(whole)  # save_file hides a full disk in its own error
+    if metadata:  # which the library writes in a random order
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8:end])}).encode()
+        header += b" " * (-len(header) % 8)
+        data = len(header).to_bytes(8, "little") + header + data[end:]
+    write_bytes(path, data)
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
-    from safetensors.torch import load_file
+    """The tensors of a safetensors file, on the CPU. Raises: UserError naming the file; FileNotFoundError."""
+    from safetensors.torch import load
 
-    return load_file(path)
+    data = _read(path)
+    try:
+        return load(data)
+    except Exception as error:  # the library has errors of its own for each kind of damage
+        raise UserError(f"{path} must hold tensors, got a damaged file ({first_line(error)})") from error
+
+
+def _read(path: str | Path) -> bytes:
+    with named(path):
+        return Path(path).read_bytes()
 
 
 def save_state(path: str | Path, state: Any) -> None:
-    """Atomically write a training state (nested dicts of tensors and numbers) that :func:`load_state` reads."""
+    """Atomically write a training state (nested dicts of tensors and numbers) that :func:`load_state` reads.
+
+    The file is that of ``torch.save`` and, behind it, its SHA-256.
+    """
     import torch
 
     buffer = io.BytesIO()  # torch.save to a path hides a full disk in its own error
     torch.save(state, buffer)
+    buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
     write_bytes(path, buffer.getbuffer())
 
 
-def load_state(path: str | Path) -> Any | None:
-    """What :func:`save_state` wrote, or None where there is no such file. Never runs code from the file."""
+def load_state(path: str | Path | None) -> Any | None:
+    """What :func:`save_state` wrote, or None where there is no such file. Never runs code from the file.
+
+    Raises: UserError naming the file where it is damaged.
+    """
     import torch
 
-    return torch.load(path, weights_only=True) if Path(path).exists() else None
+    if path is None or not Path(path).exists():
+        return None
+    data, size = _read(path), hashlib.sha256().digest_size
+    if hashlib.sha256(data[:-size]).digest() != data[-size:]:
+        raise UserError(f"{path} {_STOOD}, got a damaged file")
+    return torch.load(io.BytesIO(data[:-size]), weights_only=True)
+
+
+_STOOD = "must hold where this training stood (remove it to begin anew)"
+
+
+@contextlib.contextmanager
+def continuing(path: str | Path | None) -> Iterator[Any | None]:
+    """:func:`load_state`; where what was read does not fit its use in the body, a UserError names the file."""
+    state = load_state(path)
+    try:
+        yield state
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        if state is None:
+            raise
+        raise UserError(f"{path} {_STOOD}, got that of another one ({first_line(error)})") from error
 
 
 def save_array(path: str | Path, array: Any) -> None:
@@ -211,7 +286,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with named(path), open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

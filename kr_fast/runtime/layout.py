@@ -71,16 +71,23 @@ class Folder:
         self.images, self.labels = (self.release / "synthetic" / f"{name}.npy" for name in ("images", "labels"))
         self.metrics = self.release / "metrics.json"
         self.audit_figures = self.release / "audit.json"
-        self.teacher = self.private / "teacher.safetensors"
+        self.teacher, self.generators = self.private / "teacher.safetensors", self.private / "generator"
         self.ids = self.private / "synthetic" / "ids.npy"
         self.shadows, self.shadow_students = self.private / "shadows", self.private / "shadow_students"
         self.control, self.signals = self.private / "control.safetensors", self.private / "signals"
         self.audit_arrays, self.exposed = self.private / "audit.npz", self.private / "exposed.json"
         self.state = self.private / "state"
+        self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
 
     def generator(self, step: int) -> Path:
         """Checkpoint ``step`` in diffusers' format: ``unet/`` and ``scheduler/``."""
-        return self.private / "generator" / f"step-{step:06d}"
+        return self.generators / f"step-{step:06d}"
+
+    def made(self) -> list[Path]:
+        """The folders that a command makes here, outermost first."""
+        inside = [place / name for place in (self.release, self.private) for name in ("synthetic", "figures")]
+        inside += [self.generators, self.shadows, self.shadow_students, self.state]
+        return [self.out, self.release, self.private, *inside, self.shared]
 
     def pages(self, shows_private: bool) -> Path:
         """Where pages lie: in ``private/`` where they show real images or single records because that was asked for."""

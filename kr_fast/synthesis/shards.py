@@ -49,10 +49,15 @@ class Shards:
 
     def __init__(self, out: str | Path, values: dict[str, Any], layout: Layout, sink: Sink):
         self.layout, self.sink = layout, sink
-        self.out = manifest.open_shared(out, values, "synthesize")
-        files.remove_dead(self.out)
-        self.claims = Claims(self.out / ".claims")
-        self.journal = PartJournal(self.out / "journal")
+        self._folder = manifest.open_shared(out, values, "synthesize")
+        self.out = self._folder.out
+        try:
+            files.remove_leftovers(self.out)
+            self.claims = Claims(self.out / manifest.CLAIMS)
+        except BaseException:
+            self._folder.close()
+            raise
+        self.journal = PartJournal(self.out / manifest.JOURNAL, {"shard": int, "count": int, "files": dict})
         self._records: dict[int, dict[str, Any]] = {}
         self._lock = threading.Lock()  # the writer's thread asks too, for the progress bar
 
@@ -90,7 +95,7 @@ class Shards:
             return False
         for path in self.paths(shard):
             entry = record["files"].get(path.name)
-            if entry is None or not path.exists() or path.stat().st_size != entry["bytes"]:
+            if not isinstance(entry, dict) or not path.exists() or path.stat().st_size != entry.get("bytes"):
                 return False
         if verify and not self._is_on_disk(record):
             logger.warning("shard %d has other bytes than when it was written; it is made again", shard)
@@ -99,8 +104,8 @@ class Shards:
         return True
 
     def _is_on_disk(self, record: dict[str, Any]) -> bool:
-        found = {name: self.out / name for name in record["files"]}
-        return all(p.exists() and files.sha256(p) == record["files"][name]["sha256"] for name, p in found.items())
+        found = [(self.out / name, entry) for name, entry in record["files"].items()]
+        return all(isinstance(e, dict) and p.exists() and files.sha256(p) == e.get("sha256") for p, e in found)
 
     @contextlib.contextmanager
     def writing(self, shard: int) -> Iterator[list[Output]]:
@@ -126,9 +131,11 @@ class Shards:
         files.write_json(self.out / INDEX, {"count": len(self.layout.ids), "shards": records})
         if self.claims.supported:  # then nobody is writing a shard
             for path in self.out.glob(".shard-*.tmp"):
-                path.unlink(missing_ok=True)
+                if files.is_temporary(path):
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Give back claims and files."""
         self.claims.close()
         self.journal.close()
+        self._folder.close()

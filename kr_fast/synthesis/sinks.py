@@ -19,30 +19,34 @@ from torch import Tensor
 
 from kr_fast.ops.encode_png import encode_png, png_size
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.files import named
 
 
 class Output:
     """One file of a shard, write-only, with the SHA-256 of what has been written."""
 
     def __init__(self, path: Path):
-        self._file = path.open("wb")
+        self._path, self._file = path, path.open("wb")
         self._hash, self.size, self.closed = hashlib.sha256(), 0, False
 
     def write(self, data: Any) -> int:
         """All of ``data``, any contiguous buffer."""
         view = memoryview(data).cast("B")
-        self._file.write(view)
+        with named(self._path):
+            self._file.write(view)
         self._hash.update(view)
         self.size += len(view)
         return len(view)
 
     def flush(self) -> None:
         """Hand what is buffered to the system."""
-        self._file.flush()
+        with named(self._path):
+            self._file.flush()
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        with named(self._path):
+            self._file.close()
         self.closed = True
 
     def sha256(self) -> str:

@@ -215,7 +215,7 @@ def test_a_state_of_another_training(tmp_path):
     assert path.exists()
     other = nn.Sequential(nn.Flatten(), nn.Linear(36, 5))
     words = line(fit, other, Split(IMAGES, LABELS), TrainConfig(epochs=3, batch_size=8), **options)
-    assert words.startswith("fit: state_path must hold where this training stood (remove it to begin anew), got ")
+    assert words.startswith(f"{path} must hold where this training stood (remove it to begin anew), got ")
 
 
 def test_lists_of_models():

@@ -106,8 +106,8 @@ def test_installed_command_runs_the_pipeline(installed):
     python, elsewhere = installed
     flags = ["--preset", "toy", "--out", "here", "--num-shadows", "0"]
     done = run(python.parent / "kr-fast", "run", *flags, cwd=elsewhere, KR_FAST_PROGRESS="0")
-    assert done.stdout.strip().endswith("report: here/report.html")
-    assert (elsewhere / "here" / "report.html").exists()
+    assert done.stdout.strip().endswith("report: here/release/report.html")
+    assert (elsewhere / "here" / "release" / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ files.save_state = then_die
 """,
     "generator, while a checkpoint is written": """
 from diffusers import UNet2DModel
-UNet2DModel.save_pretrained = lambda *a, **k: die()
+UNet2DModel.save_config = lambda *a, **k: die()
 """,
     "tuning, after the first trial": """
 from kr_fast.runtime import files
@@ -138,11 +138,12 @@ def test_full_disk_while_a_checkpoint_is_written(tmp_path):
 import errno
 from diffusers import UNet2DModel
 def full(*a, **k): raise OSError(errno.ENOSPC, "No space left on device")
-UNet2DModel.save_pretrained = full
+UNet2DModel.save_config = full
 """
     done = toy(tmp_path / "run", before=code, check=2)
-    assert done.stderr.strip().splitlines()[-1] == "kr-fast: [Errno 28] No space left on device"
-    assert list((tmp_path / "run" / "private" / "generator").iterdir()) == []
+    place = tmp_path / "run" / "private" / "generator"
+    assert done.stderr.strip().splitlines()[-1] == f"kr-fast: [Errno 28] No space left on device: '{place}/step-000009'"
+    assert list(place.iterdir()) == []
 
 
 def test_finished_run_prints_at_once(finished):

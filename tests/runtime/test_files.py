@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from kr_fast.runtime import files
+from kr_fast.runtime import files, manifest
 
 
 def names(folder):
@@ -131,11 +131,42 @@ def test_first_writer_wins_without_links(tmp_path, monkeypatch):
     assert (tmp_path / "m").read_bytes() == b"first"
 
 
-def test_only_the_dead_of_this_machine_are_cleared_away(tmp_path):
+def test_only_our_own_leftovers_of_dead_writers_are_removed(tmp_path):
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     node, dead = os.uname().nodename.split(".")[0], child.stdout.strip()
-    keep = [f".a.npy.{node}.{os.getpid()}.tmp", f".a.npy.elsewhere.{dead}.tmp", f".a.npy.{node}.1.tmp", "a.npy"]
-    for name in (*keep, f".a.npy.{node}.{dead}.tmp"):
+    keep = [
+        f".a.npy.elsewhere.{dead}.kr_fast.tmp", f".a.npy.{node}.1.kr_fast.tmp", "a.npy", ".draft.tmp",
+        f".x.{node}.{dead}.tmp", f".a.{node}.12x.kr_fast.tmp", f".{node}.{dead}.kr_fast.tmp",
+        f"a.{node}.{dead}.kr_fast.tmp", ".kr_fast.tmp",
+    ]  # fmt: skip
+    # A process of before may have had our number.
+    ours = [f".a.npy.{node}.{dead}.kr_fast.tmp", f".b.{node}.{os.getpid()}.kr_fast.tmp"]
+    for name in (*keep, *ours):
         (tmp_path / name).touch()
-    files.remove_dead(tmp_path)
-    assert names(tmp_path) == sorted(keep)
+    thesis = tmp_path / "notes" / f".draft.{node}.{dead}.kr_fast.tmp" / "thesis.txt"
+    folder, precious = tmp_path / f".step.{node}.{dead}.kr_fast.tmp" / "unet", tmp_path / "precious" / "x"
+    for path in (folder / "weights", thesis, tmp_path / ".draft.tmp.d" / "thesis.txt", precious):
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    link = tmp_path / f".link.{node}.{dead}.kr_fast.tmp"
+    link.symlink_to(tmp_path / "precious")
+    with files.atomic_path(tmp_path / "now") as temporary:
+        temporary.touch()
+        files.remove_leftovers(tmp_path)
+        assert temporary.exists()
+    assert names(tmp_path) == sorted([*keep, "now", "notes", ".draft.tmp.d", "precious"])
+    assert thesis.read_text() == "mine"
+    assert precious.exists()
+
+
+def test_a_run_leaves_the_users_files_alone(tmp_path):
+    out, config = tmp_path / "run", {"seed": 0}
+    manifest.open_run(out, config)
+    manifest.release()
+    theirs = [out / "notes" / ".draft.tmp" / "thesis.txt", out / ".a.tmp", out / "private" / ".b.tmp"]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    manifest.open_run(out, config)
+    manifest.release()
+    assert all(path.read_text() == "mine" for path in theirs)

@@ -37,9 +37,17 @@ def test_run_folder_belongs_to_one_configuration(tmp_path):
     manifest.release()
     manifest.open_run(out, CONFIG)
     manifest.release()
+    manifest.open_run(out, {**CONFIG, "seed": 5})  # nothing was made by the other one
+    manifest.release()
+    manifest.open_run(out, CONFIG)
+    manifest.release()
+    (out / "private" / "teacher.safetensors").write_text("x")
     with pytest.raises(UserError, match=r"run: seed must equal 0 of the run in .*, got 1; choose another --out"):
         manifest.open_run(out, {**CONFIG, "seed": 1})
-    with pytest.raises(UserError, match=r"run: new must equal None of the run"):
+    with pytest.raises(
+        UserError,
+        match=r"config.yaml must hold the options of this version of kr-fast, got no new; choose another --out",
+    ):
         manifest.open_run(out, {**CONFIG, "new": 3})
 
 
@@ -54,7 +62,7 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_a_start_that_was_killed_at_once_can_be_repeated(tmp_path):
     (tmp_path / ".lock").touch()
-    (tmp_path / ".config.yaml.123.tmp").write_text("seed:")
+    (tmp_path / ".config.yaml.node.123.kr_fast.tmp").write_text("seed:")
     manifest.open_run(tmp_path, CONFIG)
 
 

@@ -87,16 +87,18 @@ def test_a_file_system_without_locks_grants_every_claim(tmp_path, monkeypatch, c
 
 def test_one_manifest_for_all(tmp_path):
     out = tmp_path / "a" / "b"
-    assert manifest.open_shared(out, VALUES, "op") == out
-    assert manifest.open_shared(out, VALUES, "op") == out  # while the first still works
+    first = manifest.open_shared(out, VALUES, "op")
+    assert first.out == out
+    manifest.open_shared(out, VALUES, "op").close()  # while the first still works
     assert json.loads((out / "manifest.json").read_text()) == VALUES
     other = {"format": "npy", "sampler": {"seed": 0, "crop": [8, 9]}}
     with pytest.raises(UserError, match=r"op: sampler.crop must equal \[8, 8\] of the data set in .*, got \[8, 9\];"):
         manifest.open_shared(out, other, "op")
     with pytest.raises(UserError, match="op: extra must equal None of the data set in .*, got 1; choose another out"):
         manifest.open_shared(out, {**VALUES, "extra": 1}, "op")
+    first.close()
 
 
 def test_a_start_that_was_killed_at_once_can_be_repeated(tmp_path):
-    (tmp_path / ".manifest.json.node.123.tmp").write_text("{")
-    manifest.open_shared(tmp_path, VALUES, "op")
+    (tmp_path / ".manifest.json.node.123.kr_fast.tmp").write_text("{")
+    manifest.open_shared(tmp_path, VALUES, "op").close()

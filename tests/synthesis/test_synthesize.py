@@ -245,8 +245,8 @@ def test_leftovers_of_the_dead_are_removed(tmp_path):
     make(out)
     (out / "shard-000001.ids.npy").unlink()
     node = os.uname().nodename.split(".")[0]
-    (out / f".shard-000001.ids.npy.{node}.4194304.tmp").write_bytes(b"half")
-    (out / ".shard-000001.ids.npy.elsewhere.7.tmp").write_bytes(b"half")
+    (out / f".shard-000001.ids.npy.{node}.4194304.kr_fast.tmp").write_bytes(b"half")
+    (out / ".shard-000001.ids.npy.elsewhere.7.kr_fast.tmp").write_bytes(b"half")
     make(out)
     assert leftovers(out) == []
 
@@ -305,6 +305,7 @@ def test_other_folders_are_refused(tmp_path):
     (tmp_path / "b" / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="synthesize: .*manifest.json must hold the manifest of a data set, got"):
         make(tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["manifest.json"]
 
 
 @pytest.mark.parametrize(
