@@ -46,6 +46,7 @@ def summary(context: Context) -> dict[str, Any]:
             "height": height,
             "width": width,
             "channels": channels,
+            "notes": list(data.notes),
         },
         **models,
         "cas_gap": models["teacher"]["test_accuracy"] - models["student"]["test_accuracy"],

@@ -53,6 +53,8 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
         f"for training / validation / test, {data['height']} x {data['width']} x {data['channels']}. "
         f"Seed {summary['seed']}.",
     )
+    if data.get("notes"):
+        yield "text", f"How the images were read: {'; '.join(data['notes'])}."
     yield "code", summary["command"]
     yield "table", [["package", "version"], *([key, value] for key, value in summary["versions"].items())]
     yield "code", json.dumps(summary["config"], indent=1)

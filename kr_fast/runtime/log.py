@@ -1,6 +1,7 @@
 """The package's logger. Libraries only emit; the command line decides what is shown."""
 
 import logging
+import os
 
 logger = logging.getLogger("kr_fast")
 
@@ -10,5 +11,6 @@ def show(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("kr-fast: %(message)s"))
     logger.handlers[:] = [handler]
-    logger.setLevel(level)
+    # Every rank reads the same data and says the same of it; warnings may differ.
+    logger.setLevel(max(level, logging.WARNING) if os.environ.get("RANK", "0") != "0" else level)
     logger.propagate = False

@@ -71,7 +71,8 @@ def summary(**changes):
         "versions": {"torch": "2.13.0"},
         "stages": {"teacher": 3.0, "gkd": 4.5},
         "dataset": {"name": "<script>alert(1)</script>", "num_classes": 2, "class_names": ["<i>a", "b|c"],
-                    "train": 900, "val": 100, "test": 500, "height": 8, "width": 8, "channels": 1},
+                    "train": 900, "val": 100, "test": 500, "height": 8, "width": 8, "channels": 1,
+                    "notes": ["pixels are 8-bit", "not read: 3 files"]},
         "teacher": {"test_accuracy": 0.97, "val_accuracy": 0.98, "parameters": 10},
         "student": {"test_accuracy": 0.95, "val_accuracy": 0.96, "parameters": 10},
         "cas_gap": 0.02,
@@ -107,6 +108,7 @@ def test_both_documents_are_written(tmp_path):
         "gap of 2.00 points",
         "few shadows",
         "not differential",
+        "How the images were read: pixels are 8-bit; not read: 3 files.",
     ):
         assert words in text, words
         assert words in markdown.read_text(), words

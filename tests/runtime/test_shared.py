@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from kr_fast.runtime import manifest
+from kr_fast.runtime import log, manifest
 from kr_fast.runtime.claims import Claims
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.journal import PartJournal
@@ -102,3 +102,14 @@ def test_one_manifest_for_all(tmp_path):
 def test_a_start_that_was_killed_at_once_can_be_repeated(tmp_path):
     (tmp_path / ".manifest.json.node.123.kr_fast.tmp").write_text("{")
     manifest.open_shared(tmp_path, VALUES, "op").close()
+
+
+@pytest.mark.parametrize(("rank", "shown"), [(None, 2), ("0", 2), ("1", 1)])
+def test_other_ranks_show_their_warnings_only(monkeypatch, capsys, rank, shown):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    log.show()
+    log.logger.info("read")
+    log.logger.warning("odd")
+    assert capsys.readouterr().err.count("kr-fast: ") == shown
