@@ -13,6 +13,14 @@ def padded_size(side: int, levels: int) -> int:
     return -(-side // factor) * factor
 
 
+def most_levels(height: int, width: int) -> int:
+    """How many resolutions a UNet for such images can have: padding by reflection must stay below each side."""
+    levels = 1
+    while all(padded_size(side, levels + 1) - side < side for side in (height, width)):
+        levels += 1
+    return levels
+
+
 def unet(height: int, width: int, channels: int, num_classes: int, *, widths: Sequence[int], layers: int = 1) -> Any:
     """A ``UNet2DModel`` of ``len(widths)`` resolutions for images padded to :func:`padded_size`.
 
@@ -23,6 +31,8 @@ def unet(height: int, width: int, channels: int, num_classes: int, *, widths: Se
     size = (padded_size(height, len(widths)), padded_size(width, len(widths)))
     # A single resolution has no down-sampling; each further one halves the side.
     attends = [max(size) >> level <= ATTENTION_UP_TO and level > 0 for level in range(len(widths))]
+    # The middle attends too, at the last width. diffusers makes no head at all of fewer channels than a head has.
+    narrowest = min([widths[-1], *(width for width, attend in zip(widths, attends, strict=True) if attend)])
     return UNet2DModel(
         sample_size=size,
         in_channels=channels,
@@ -33,5 +43,5 @@ def unet(height: int, width: int, channels: int, num_classes: int, *, widths: Se
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         num_class_embeds=num_classes + 1,
         norm_num_groups=next(g for g in (8, 4, 2, 1) if all(w % g == 0 for w in widths)),
-        attention_head_dim=16 if widths[-1] % 16 == 0 else 8,
+        attention_head_dim=min(16 if widths[-1] % 16 == 0 else 8, narrowest),
     )

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kr_fast.models import classifier, padded_size, unet
+from kr_fast.models import classifier, most_levels, padded_size, unet
 from kr_fast.runtime.errors import UserError
 
 
@@ -63,6 +65,30 @@ def test_padding_lets_every_level_halve(height, width, levels):
         padded = padded_size(size, levels)
         assert size <= padded < size + 2 ** (levels - 1)
         assert padded % 2 ** (levels - 1) == 0
+
+
+@pytest.mark.parametrize(("height", "width", "levels"), [(8, 8, 4), (9, 9, 5), (8, 224, 4), (28, 28, 6)])
+def test_most_levels_is_what_reflection_allows(height, width, levels):
+    assert most_levels(height, width) == levels
+    for count, fits in ((levels, True), (levels + 1, False)):
+        bottom, right = padded_size(height, count) - height, padded_size(width, count) - width
+        try:
+            torch.nn.functional.pad(torch.zeros(1, 1, height, width), (0, right, 0, bottom), mode="reflect")
+        except RuntimeError:
+            assert not fits
+        else:
+            assert fits
+
+
+@settings(max_examples=25, deadline=None)
+@given(widths=st.lists(st.integers(1, 24), min_size=1, max_size=4), side=st.integers(8, 17))
+def test_unet_of_any_widths_runs(widths, side):
+    """Widths below a head's channels, or without a common divisor; on the meta device, which computes nothing."""
+    levels = min(len(widths), most_levels(side, side))
+    with torch.device("meta"):
+        network = unet(side, side, 1, 3, widths=widths[:levels])
+        x = torch.zeros(2, 1, *[padded_size(side, levels)] * 2)
+        assert network(x, 10, class_labels=torch.zeros(2, dtype=torch.int64)).sample.shape == x.shape
 
 
 def test_unet_is_conditional_on_class_and_time():
