@@ -15,6 +15,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         description="Run Knowledge Recycling end to end. The same command continues a run that was stopped.",
     )
     parser.add_argument("--preset", default=None, help="digits, small (28 px on a small machine) or toy")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print the configuration and an estimate of time, memory and disk; write nothing",
+    )
     options.add_flags(parser, RecycleConfig)
     parser.set_defaults(run=run, needs_arguments=True)
 
@@ -22,7 +27,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Build the configuration, run, print the table."""
     from kr_fast.recycling.config import RecycleConfig
-    from kr_fast.recycling.pipeline import recycle
+    from kr_fast.recycling.pipeline import dry_run, recycle
     from kr_fast.recycling.presets import preset
     from kr_fast.runtime import state
 
@@ -31,6 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     named = file.pop("preset", None)
     named = named if arguments.preset is None else arguments.preset
     config = options.build(RecycleConfig, {} if named is None else preset(named), file, flags, where="run")
+    if arguments.dry_run:
+        text = dry_run(config)
+        if state.current().is_main:
+            print(text)
+        return 0
     result = recycle(config)
     if state.current().is_main:
         print(table(result.metrics))

@@ -10,7 +10,7 @@ A Teacher that was given (the option ``teacher``) was not made by this package's
 ``student_full`` are "transfer" then.
 
 Validation images, on which no model was trained, are the population and the reference of attacks that want
-further non-members.
+further non-members; those that occur among the images under attack are left out.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from kr_fast.membership import audit, overfitted
-from kr_fast.recycling import gkd, reporting, shadow_students, shadows, teacher
+from kr_fast.recycling import dataset, gkd, reporting, shadow_students, shadows, teacher
 from kr_fast.recycling.context import Context
 from kr_fast.report import without_folders
 from kr_fast.runtime import files, seeds
@@ -47,7 +47,7 @@ def run(context: Context) -> dict[str, Any]:
     targets, sets = {"teacher": teacher.load(context), "student": student}, {"teacher": shadows.load(context)}
     if c.num_students:
         targets["student_full"], sets["student_full"] = student, shadow_students.load(context)
-    control, released, val = None, {}, context.data.val
+    control, released, further = None, {}, dataset.population(context)
     if c.audit_control:
         control = overfitted(
             context.make_network(c.teacher_arch, c.teacher_width), images, labels, members,
@@ -59,11 +59,11 @@ def run(context: Context) -> dict[str, Any]:
     report = audit(
         targets, sets, images, labels, members,
         control=control,
-        population=(val.images.cpu(), val.labels.cpu()),
+        population=(further.images.cpu(), further.labels.cpu()) if len(further) else None,
         synthetic=released,
         augment=c.audit_augment,
         accuracies={name: tested["teacher" if name == "teacher" else "student"] for name in targets},
-        shared={"student_full": SHARES[c.audit_generator]},
+        shared={"student_full": SHARES[c.audit_generator]} if c.num_students else None,
         kinds=dict.fromkeys(targets, "transfer") if c.teacher else None,
         seed=seeds.derive(c.seed, "audit"),
     )  # fmt: skip

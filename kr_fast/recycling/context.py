@@ -29,6 +29,7 @@ class Context:
     runtime: Runtime
     data: Dataset
     journal: Journal
+    notes: list[str] = dataclasses.field(default_factory=list)  # of the checks before the first stage
 
     @property
     def folder(self) -> Folder:

@@ -3,20 +3,22 @@
 import hashlib
 from typing import Any
 
-from kr_fast.data import Dataset
+import torch
+
+from kr_fast.data import Dataset, Split, shared_images
 from kr_fast.recycling.context import Context
 from kr_fast.runtime.errors import fail
 
 SPLITS = ("train", "val", "test")
+TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Sizes, classes and SHA-256 of the splits, and how their images were read."""
+    """Sizes, classes and SHA-256 of the splits, how their images were read, and what the checks of the run noted."""
     data = context.data
     sizes = {name: len(getattr(data, name)) for name in SPLITS}
-    return {
-        **sizes, "class_names": list(data.class_names), "notes": list(data.notes), "sha256": fingerprint(data),
-    }  # fmt: skip
+    notes = [*data.notes, *context.notes]
+    return {**sizes, "class_names": list(data.class_names), "notes": notes, "sha256": fingerprint(data)}
 
 
 def fingerprint(data: Dataset) -> str:
@@ -28,6 +30,19 @@ def fingerprint(data: Dataset) -> str:
         digest.update(split.images.contiguous().numpy().data)
         digest.update(split.labels.numpy().data)
     return digest.hexdigest()
+
+
+def population(context: Context) -> Split:
+    """Validation images that are not among those under attack, which are the training and test images."""
+    val, pool = context.data.val, torch.cat([context.data.train.images, context.data.test.images])
+    apart = ~shared_images(val.images, pool)
+    return Split(val.images[apart], val.labels[apart])
+
+
+def thinned(split: Split, most: int) -> Split:
+    """About ``most`` images, evenly through the split, which may be sorted by class."""
+    step = -(-len(split) // most)
+    return Split(split.images[::step], split.labels[::step])
 
 
 def check(context: Context) -> None:

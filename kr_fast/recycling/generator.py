@@ -18,7 +18,7 @@ from kr_fast.models import padded_size, unet
 from kr_fast.ops.philox_normal import philox_normal
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.progress import bar
 
 WARM_UP = 50
@@ -62,9 +62,7 @@ def padded(images: Tensor, levels: int) -> Tensor:
 
 def run(context: Context) -> dict[str, Any]:
     """Stage 3: train the generator on every rank, save EMA checkpoints, return their steps and the loss curve."""
-    c, runtime = context.config, context.runtime
-    if c.generator_batch_size % runtime.world_size:
-        fail("run", "generator_batch_size", f"be a multiple of {runtime.world_size} processes", c.generator_batch_size)
+    c = context.config
     return train(
         context,
         context.data.train,
@@ -126,7 +124,7 @@ def train(
             _set_rate(optimizer, c.generator_learning_rate * _schedule(step, c.generator_steps))
             share = torch.arange(rank, c.generator_batch_size, world_size)
             with trainer.autocast():
-                loss = _loss(context, network, images, labels, step, seed, share)
+                loss = batch_loss(context, network, images, labels, step, seed, share)
             optimizer.zero_grad()
             trainer.backward(loss)
             trainer.clip_grad_norm_(network.parameters(), 1.0)
@@ -196,7 +194,7 @@ def _set_rate(optimizer: Any, rate: float) -> None:
         group["lr"] = rate
 
 
-def _loss(
+def batch_loss(
     context: Context, network: Any, images: Tensor, labels: Tensor, step: int, seed: int, share: Tensor
 ) -> Tensor:
     """The loss of this rank's share of a batch that is a function of (seed, step), whatever the number of ranks."""

@@ -17,6 +17,7 @@ from kr_fast.recycling import (
     dataset,
     generator,
     gkd,
+    preflight,
     reporting,
     shadow_students,
     shadows,
@@ -86,24 +87,18 @@ def recycle(config: RecycleConfig) -> Result:
     Source: Lomurno and Matteucci, "Synthetic Image Learning: Preserving Performance and Preventing Membership
         Inference Attacks", Pattern Recognition Letters 190, 2025.
     """
-    runtime = state.current()
     start = time.perf_counter()
-    manifest.refuse_inside(config.out, config.data, "run")
-    begun = manifest.check_run(config.out, config.record(), "run", MOVED)
-    loaded = data.load(
-        config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
-    )
-    out = Path(config.out)
-    context = Context(config, out, runtime, loaded, Journal(out))
-    if begun:
-        dataset.check(context)
-    teacher.build(context)  # a Teacher that does not fit the data is refused before anything is written
+    context = _load(config)
+    out, runtime = context.out, context.runtime
     try:
         with runtime.main_first() as main:
             if main:
+                context.notes = preflight.check(context) if _unfinished(context) else []
                 manifest.open_run(out, config.record(), "run", MOVED)
                 context.journal.reload()
                 check_files(context, AGAIN)
+                for note in context.notes:
+                    logger.warning("run: %s", note)
         context.journal.reload()
         for name, run, everywhere in STAGES:
             _stage(context, name, run, everywhere, start)
@@ -111,6 +106,34 @@ def recycle(config: RecycleConfig) -> Result:
         return Result(files.read_json(context.folder.metrics), out, reporting.pages(context) / "report.html")
     finally:
         manifest.release()
+
+
+def dry_run(config: RecycleConfig) -> str:
+    """What a run would do, after all checks of :func:`recycle`: configuration, data, networks, time, memory and disk.
+
+    Nothing is written. Returns: a YAML file with the configuration, and the rest as comments. Raises: as
+    :func:`recycle`, but for a folder in use.
+    """
+    context = _load(config)
+    return preflight.describe(context, preflight.check(context))
+
+
+def _load(config: RecycleConfig) -> Context:
+    """The run that ``config`` describes, checked against what is in its folder."""
+    manifest.refuse_inside(config.out, config.data, "run")
+    begun = manifest.check_run(config.out, config.record(), "run", MOVED)
+    loaded = data.load(
+        config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
+    )
+    out = Path(config.out)
+    context = Context(config, out, state.current(), loaded, Journal(out))
+    if begun:
+        dataset.check(context)
+    return context
+
+
+def _unfinished(context: Context) -> bool:
+    return any(context.journal.done(name) is None for name, _, _ in STAGES)
 
 
 def check_files(context: Context, again: tuple[str, ...] = ()) -> None:

@@ -12,6 +12,7 @@ from kr_fast.runtime import files
 from kr_fast.runtime.versions import versions
 
 PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn")  # that the figures depend on
+HIDDEN = ("curves", "kept", "notes")  # of a stage's results, which lie elsewhere in the summary
 EXAMPLES = 8  # images of each class in the grid
 # Curves of the ROC; audit.html shows all. The loss of the Student is the same by whatever shadows it is attacked.
 SHOWN = (
@@ -27,7 +28,7 @@ def summary(context: Context) -> dict[str, Any]:
     audited, tested = context.result("audit"), context.result("student")["test_accuracy"]
     models = {}
     for name, stage in (("teacher", "teacher"), ("student", "gkd")):
-        models[name] = {key: value for key, value in context.result(stage).items() if key not in ("curves", "kept")}
+        models[name] = {key: value for key, value in context.result(stage).items() if key not in HIDDEN}
         models[name]["test_accuracy"] = tested[name]
     return {
         "title": f"Knowledge Recycling on {data.name}",
@@ -62,10 +63,11 @@ def summary(context: Context) -> dict[str, Any]:
 
 
 def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
-    """What a reader of the audit has to know about this run."""
+    """What a reader has to know about this run."""
+    found = [note for stage in ("data", "teacher") for note in context.result(stage).get("notes", ())]
     if audit is None:
-        return []
-    found = list(audit["setting"]["warnings"])
+        return found
+    found += audit["setting"]["warnings"]
     if context.config.teacher:
         found.append(
             f"the Teacher was given, but its shadows are {context.config.teacher_arch} of this package's recipe on "

@@ -53,27 +53,29 @@ def run(context: Context) -> dict[str, Any]:
         }
         best = history.best_epoch + 1
     found = accuracy(model, context.data.val)
-    if c.teacher:
-        _warn_of_chance(found, context.data.val)
+    note = chance(found, context.data.val)
+    if note and not c.teacher:  # of a given one it was told at the start
+        logger.warning("run: %s", note)
     state = plain(model).state_dict()
     files.save_tensors(context.folder.teacher, state, metadata(context, c.teacher or c.teacher_arch))
     return {
         "val_accuracy": found,
         "best_epoch": best,
+        "notes": [note] if note else [],
         "curves": curves,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
-def _warn_of_chance(found: float, val: Split) -> None:
-    """A given Teacher that knows no more than the largest class was most likely trained on other numbers."""
+def chance(found: float, val: Split) -> str | None:
+    """What to know of a Teacher whose accuracy ``found`` on ``val`` shows nothing but which class is the largest."""
     share = int(val.labels.bincount().max()) / len(val)
-    if found <= share + 1.64 * (share * (1 - share) / len(val)) ** 0.5:  # one-sided 5 % of the binomial, normal
-        logger.warning(
-            "run: the given teacher is right about %.3f of the validation images, which is no more than the largest "
-            "class has, %.3f: it is shown x / 127.5 - 1 of pixels x, and class labels as in the data",
-            found, share,
-        )  # fmt: skip
+    if found > share + 1.64 * (share * (1 - share) / len(val)) ** 0.5:  # one-sided 5 % of the binomial, normal
+        return None
+    return (
+        f"the Teacher is right about {found:.3f} of {len(val)} validation images, not clearly more than one that "
+        f"always names the largest class ({share:.3f})"
+    )
 
 
 def metadata(context: Context, name: str) -> dict[str, str]:

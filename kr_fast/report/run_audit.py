@@ -188,7 +188,7 @@ def caveats(summary: Summary) -> list[str]:
         "Every choice (epoch, checkpoint, sampling) was made on the validation split, which is private data too; the "
         "test split was read once, at the end."
     )
-    return [*lines, *(f"Warning of the audit: {note}." for note in summary.get("notes", []))]
+    return [*lines, *(f"Note: {note}." for note in summary.get("notes", []))]
 
 
 def _of_student(summary: Summary) -> str:

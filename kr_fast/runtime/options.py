@@ -113,17 +113,17 @@ def _shown(value: Any) -> str:
 def _low(limits: dict[str, Any]) -> tuple | None:
     """(text alone, test, text before the comma of an interval)."""
     if (least := limits.get("least")) is not None:
-        return f"at least {least:.9g}", lambda value: value >= least, f"[{least:.9g}"
+        return f"at least {least:.12g}", lambda value: value >= least, f"[{least:.12g}"
     if (above := limits.get("above")) is not None:
-        return f"above {above:.9g}", lambda value: value > above, f"({above:.9g}"
+        return f"above {above:.12g}", lambda value: value > above, f"({above:.12g}"
     return None
 
 
 def _high(limits: dict[str, Any]) -> tuple | None:
     if (most := limits.get("most")) is not None:
-        return f"at most {most:.9g}", lambda value: value <= most, f"{most:.9g}]"
+        return f"at most {most:.12g}", lambda value: value <= most, f"{most:.12g}]"
     if (below := limits.get("below")) is not None:
-        return f"below {below:.9g}", lambda value: value < below, f"{below:.9g})"
+        return f"below {below:.12g}", lambda value: value < below, f"{below:.12g})"
     return None
 
 

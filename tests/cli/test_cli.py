@@ -23,7 +23,7 @@ def _released():
 
 def refused(capsys, *arguments):
     """The one line that a refused run prints."""
-    return cli_cases.refused(capsys, "run", "--preset", "toy", *arguments)
+    return cli_cases.refused(capsys, "run", "--preset", "toy", "--quiet", *arguments)
 
 
 def npz(path, classes=3, **changes):

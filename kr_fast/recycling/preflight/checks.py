@@ -1,0 +1,97 @@
+"""The data against the configuration: what cannot work is refused, what a reader has to know becomes a note."""
+
+import math
+
+import torch
+
+from kr_fast.ensemble import accuracy
+from kr_fast.ensemble.shadows import keep_matrix
+from kr_fast.models import most_levels
+from kr_fast.recycling import dataset, teacher
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.preflight import networks, room
+from kr_fast.runtime import seeds
+from kr_fast.runtime.errors import fail
+
+ASKED = 512  # validation images that a given Teacher answers
+CLEARLY = 1e-4  # odds of guessing as badly, below which a Teacher is refused
+SMALL = 128  # images in a pool whose random halves may be empty; for more the odds are below 1e-30
+
+
+def check(context: Context) -> list[str]:
+    """Refuse a run that cannot come to its end; returns the notes of one that can.
+
+    Nothing is written, and no network is trained. Raises: UserError naming the option to change.
+    """
+    options(context)
+    notes = splits(context)
+    sizes = networks.sizes(context)
+    room.check(context, sizes)
+    if context.config.teacher:
+        notes += _given_teacher(context)
+    return notes
+
+
+def options(context: Context) -> None:
+    """Refuse options that do not fit the images or the number of processes."""
+    c, world_size = context.config, context.runtime.world_size
+    height, width, _ = context.data.image_shape
+    if len(c.generator_widths) > (most := most_levels(height, width)):
+        rule = f"be at most {most} widths for images of {height} x {width}, as each but the first halves them"
+        fail("run", "generator_widths", rule, f"{len(c.generator_widths)}: {list(c.generator_widths)}")
+    for name in ("teacher_shift", "student_shift"):
+        if getattr(c, name) >= min(height, width):
+            fail("run", name, f"be below the shorter side of the images, {min(height, width)}", getattr(c, name))
+    if c.generator_batch_size % world_size:
+        fail("run", "generator_batch_size", f"be a multiple of {world_size} processes", c.generator_batch_size)
+
+
+def splits(context: Context) -> list[str]:
+    """Notes on splits that are small, lack a class or share images; too few for the audit are refused."""
+    c, data = context.config, context.data
+    notes = []
+    pool = len(data.train) + len(data.test)
+    if c.num_shadows and pool <= SMALL:
+        least = int(keep_matrix(c.num_shadows, pool, seeds.derive(c.seed, "shadows")).sum(1).min())
+        if least == 0:
+            rule = f"leave each shadow model some of the {pool} training and test images (0 skips the audit)"
+            fail("run", "num_shadows", rule, f"{c.num_shadows}, of which one has none")
+    if c.teacher_batch_size > len(data.train) and not c.teacher:
+        notes.append(f"teacher_batch_size is {c.teacher_batch_size}: each step takes all {len(data.train)} images")
+    for name in ("val", "test"):
+        counts = torch.bincount(getattr(data, name).labels, minlength=data.num_classes)
+        if missing := torch.nonzero(counts == 0)[:, 0].tolist():
+            named = ", ".join(data.class_names[index] for index in missing[:5]) + (", ..." if missing[5:] else "")
+            notes.append(
+                f"the {dataset.TITLES[name]} split lacks {len(missing)} of {data.num_classes} classes ({named})"
+            )
+    further = len(dataset.population(context))
+    if not further:
+        audited = ", and its audit has no population" if c.num_shadows else ""
+        notes.append(f"every validation image is a training or test image too: the run chooses by them{audited}")
+    elif further < len(data.val) and c.num_shadows:
+        left_out = f"{len(data.val) - further} validation images"
+        notes.append(f"{left_out}, which are training or test images too, are left out of the population")
+    return notes
+
+
+def _given_teacher(context: Context) -> list[str]:
+    """Ask the user's Teacher; refuse one that is clearly worse than guessing, note one that is not better."""
+    model, asked = teacher.build(context), dataset.thinned(context.data.val, ASKED)
+    found, guessed = accuracy(model, asked), 1 / context.data.num_classes
+    if _at_most(round(found * len(asked)), len(asked), guessed) < CLEARLY:
+        rule = f"be no worse than guessing, which is right about {guessed:.3f} of the validation images"
+        fail("run", "teacher", rule, f"{found:.3f} (are its classes in the order {_order(context)}?)")
+    if not (note := teacher.chance(found, asked)):
+        return []
+    return [f"{note}; it is shown x / 127.5 - 1 of pixels x, and has its classes in the order {_order(context)}"]
+
+
+def _order(context: Context) -> str:
+    names = context.data.class_names
+    return ", ".join(names[:4]) + (", ..." if names[4:] else "")
+
+
+def _at_most(hits: int, count: int, rate: float) -> float:
+    """P(X <= hits) of a binomial."""
+    return math.fsum(math.comb(count, k) * rate**k * (1 - rate) ** (count - k) for k in range(hits + 1))

@@ -1,0 +1,67 @@
+"""What ``kr-fast run --dry-run`` prints: the configuration as YAML, and all else as comments in it."""
+
+from collections.abc import Sequence
+
+import yaml
+
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.preflight import networks, room, seconds
+from kr_fast.runtime.memory import free_memory
+
+
+def describe(context: Context, notes: Sequence[str]) -> str:
+    """The resolved configuration, the data, the networks, and an estimate of time, memory and disk by stage.
+
+    The text is a YAML file that ``--config`` takes.
+    """
+    c, data, sizes = context.config, context.data, networks.sizes(context)
+    height, width, channels = data.image_shape
+    splits = ", ".join(f"{len(getattr(data, name)):,} {name}" for name in ("train", "val", "test"))
+    made = [
+        ("Teacher", c.teacher or f"{c.teacher_arch} of width {c.teacher_width}", sizes.teacher),
+        ("Student", f"{c.student_arch} of width {c.student_width}", sizes.student),
+        ("generator", f"UNet2DModel of widths {' '.join(map(str, c.generator_widths))}", sizes.generator),
+    ]
+    lines = [
+        "A dry run of kr-fast run: nothing was trained, and nothing was written.",
+        "",
+        f"data: {data.name}, images of {height} x {width} x {channels}: {splits}; {data.num_classes} classes",
+        *(f"data: {note}" for note in data.notes),
+        *(f"{name}: {words}, {size.parameters:,} parameters" for name, words, size in made),
+        *(f"note: {note}" for note in notes),
+        "",
+        *_table(context, sizes),
+    ]
+    config = yaml.safe_dump({"out": c.out, **c.record()}, sort_keys=False, default_flow_style=None)
+    return config + "\n".join(f"# {line}".rstrip() for line in lines)
+
+
+def _table(context: Context, sizes: networks.Sizes) -> list[str]:
+    """Stages with their estimates; those that are finished are left out."""
+    times = seconds.stages(context, seconds.measure(context))
+    memory, disk = (room.stages(needs(context, sizes)) for needs in (room.memory, room.disk))
+    rows = [("stage", "time", "memory", "disk")]
+    left = [name for name in times if context.journal.done(name) is None]
+    for name in left:
+        sizes_of = (room.amount(each[name]) if name in each else "" for each in (memory, disk))
+        rows.append((name, duration(times[name]), *sizes_of))
+    most = max((memory.get(name, 0) for name in left), default=0)
+    total = sum(disk.get(name, 0) for name in left)
+    rows.append(("in all", duration(sum(times[name] for name in left)), room.amount(most), room.amount(total)))
+    free = (room.amount(free_memory(context.runtime.device)), room.amount(room.free_disk(context.out)))
+    rows.append(("free", "", *free))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    words = [
+        "Estimate. Time: a few steps of each network were timed on this machine, with sampling as it is before tuning;",
+        "within a factor of two. Memory and disk: what is certain to be needed; libraries take more.",
+        "",
+    ]
+    return words + ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def duration(time: float) -> str:
+    """``3 s``, ``12 min``, ``5.2 h``, ``3.1 days``."""
+    for size, unit, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 1)):
+        if time >= 2 * size:
+            return f"{time / size:.{digits}f} {unit}"
+    return f"{time:.1f} s"

@@ -1,0 +1,105 @@
+"""Sizes of a run's networks, from passes on the meta device, which computes and allocates nothing."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kr_fast.models import padded_size, unet
+from kr_fast.recycling.context import Context
+from kr_fast.runtime.errors import UserError, first_line
+
+META = torch.device("meta")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """``parameters``: how many; the rest in bytes: ``state`` of weights and buffers, ``saved`` of what a training step
+    keeps of one image until its backward, ``widest`` of the largest output of a layer for one image."""
+
+    parameters: int
+    state: int
+    saved: int
+    widest: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of the run's networks."""
+
+    teacher: Size
+    student: Size
+    generator: Size
+
+
+def sizes(context: Context) -> Sizes:
+    """Sizes of all networks of the run, each of which has made one pass.
+
+    Raises: UserError if the UNet cannot be made, or cannot take as few images as the smallest batch has.
+    """
+    c = context.config
+    height, width, channels = context.data.image_shape
+    pixels = (channels, height, width)
+    made = {"teacher": (c.teacher_arch, c.teacher_width), "student": (c.student_arch, c.student_width)}
+    classifiers = {
+        name: _size(context.make_network(*each), nn.Module.__call__, pixels, 2) for name, each in made.items()
+    }
+    levels = len(c.generator_widths)
+    padded = (channels, padded_size(height, levels), padded_size(width, levels))
+    least = min(c.generator_batch_size // context.runtime.world_size, c.micro_batch, 2)
+    try:
+        generator = _size(lambda: make_generator(context), _denoise, padded, least)
+    except ValueError as error:
+        rule = f"make a UNet for images of {height} x {width} in batches of {least} (generator_batch_size, micro_batch)"
+        got = f"{list(c.generator_widths)} ({first_line(error)})"
+        raise UserError(f"run: generator_widths must {rule}, got {got}") from error
+    return Sizes(**classifiers, generator=generator)
+
+
+def make_generator(context: Context) -> Any:
+    """A fresh generator of this run's configuration."""
+    c = context.config
+    height, width, channels = context.data.image_shape
+    return unet(height, width, channels, context.data.num_classes, widths=c.generator_widths, layers=c.generator_layers)
+
+
+def _denoise(network: Any, x: Tensor) -> Tensor:
+    labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return network(x, torch.zeros(len(x), device=x.device), class_labels=labels).sample
+
+
+def _size(make: Callable[[], nn.Module], run: Callable, shape: tuple[int, ...], least: int) -> Size:
+    with META:
+        model = make().train()
+    own = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers())}
+    saved = {}
+    for count in (least, least + 1):
+        found: dict[int, int] = {}
+
+        def keep(value: Tensor, found: dict[int, int] = found) -> Tensor:
+            storage = value.untyped_storage()
+            if storage._cdata not in own:
+                found[storage._cdata] = storage.nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            run(model, torch.zeros(count, *shape, device=META))
+        saved[count] = sum(found.values())
+    outputs: list[int] = []
+    hooks = [
+        part.register_forward_hook(lambda _, __, y: outputs.append(_bytes(y)))
+        for part in model.modules() if not list(part.children())
+    ]  # fmt: skip
+    with torch.no_grad():
+        run(model, torch.zeros(least, *shape, device=META))
+    for hook in hooks:
+        hook.remove()
+    values = [*model.parameters(), *model.buffers()]
+    parameters = sum(value.numel() for value in model.parameters())
+    return Size(parameters, sum(map(_bytes, values)), saved[least + 1] - saved[least], max(outputs) // least)
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

@@ -1,0 +1,153 @@
+"""Memory and disk that a run needs at least, beside what is free: refused where it clearly cannot do.
+
+Sums are of what is certain: weights, gradients and optimizer, what a training step keeps of its batch, images of a
+period, files. What libraries take beside it is not in them, so a run that passes can still be too large.
+"""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from kr_fast.models import padded_size
+from kr_fast.recycling import shadows
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.preflight.networks import Size, Sizes
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.memory import free_memory
+
+SIGNALS = 3  # arrays [A, N, M] of float32 that an audit holds
+QUERIES = {"none": 1, "flip": 2, "shift": 5, "lira": 18}
+ID_AND_LABEL = 16  # bytes beside each synthetic image
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """``size`` bytes for ``what`` in ``stage``; a lower value of the option ``option`` makes it smaller."""
+
+    stage: str
+    what: str
+    option: str
+    size: int
+
+
+def memory(context: Context, sizes: Sizes) -> list[Need]:
+    """What the stages hold in memory at a time, on this process's device."""
+    c, data = context.config, context.data
+    height, width, channels = data.image_shape
+    pixels, pool, levels = height * width * channels, len(data.train) + len(data.test), len(c.generator_widths)
+    padded = padded_size(height, levels) * padded_size(width, levels) * channels
+    guided = 2 if any(scale != 1 for scale in (c.guidance_scale, *c.tune_guidance_scale)) else 1
+    widest = sizes.generator.widest
+    share = c.generator_batch_size // context.runtime.world_size
+    at_once = shadows.workers(context)
+    found = []
+    if not c.teacher:
+        found += _training("teacher", "teacher", sizes.teacher, min(c.teacher_batch_size, len(data.train)))
+    found += [
+        Need("generator", "weights, gradients and optimizer", "generator_widths", 5 * sizes.generator.state),
+        Need("generator", "the images of a step", "generator_batch_size", share * sizes.generator.saved),
+        Need("generator", "the training images as floats", "data", 4 * padded * len(data.train)),
+    ]
+    for stage, images in (("tuning", "trial_images"), ("gkd", "images")):
+        count = getattr(c, images)
+        found += [
+            *_training(stage, "student", sizes.student, min(c.student_batch_size, count)),
+            Need(stage, "the images of a period", images, count * (pixels + ID_AND_LABEL)),
+            Need(stage, "the images of a network call", "micro_batch", 2 * guided * c.micro_batch * widest),
+        ]
+    if c.num_shadows:
+        trained = _training("shadows", "teacher", sizes.teacher, min(c.teacher_batch_size, max(pool // 2, 1)))
+        together = min(at_once, c.num_shadows)
+        found += [dataclasses.replace(each, size=each.size * together) for each in trained]
+        signals = 4 * SIGNALS * QUERIES[c.audit_augment] * pool * (c.num_shadows + c.num_students)
+        found.append(Need("audit", "the signals of shadow models", "num_shadows", signals))
+        models = c.num_shadows * sizes.teacher.state + c.num_students * sizes.student.state
+        found.append(Need("audit", "shadow models", "num_shadows", models))
+    return found
+
+
+def _training(stage: str, whose: str, size: Size, batch: int) -> list[Need]:
+    """Weights, gradients, momentum and the best epoch's weights; what a step keeps."""
+    return [
+        Need(stage, "weights, gradients and optimizer", f"{whose}_width", 4 * size.state),
+        Need(stage, "the images of a step", f"{whose}_batch_size", batch * size.saved),
+    ]
+
+
+def disk(context: Context, sizes: Sizes) -> list[Need]:
+    """Files of the run, those that a stage removes at its end too."""
+    c, data = context.config, context.data
+    height, width, channels = data.image_shape
+    image, pool = height * width * channels + ID_AND_LABEL, len(data.train) + len(data.test)
+    students = c.num_students
+    found = [
+        Need("teacher", "weights", "teacher_width", sizes.teacher.state),
+        Need("generator", "checkpoints", "checkpoints", c.checkpoints * sizes.generator.state),
+        Need("generator", "the position of the training, twice while it is written", "generator_widths",
+             2 * 4 * sizes.generator.state),
+        Need("gkd", "weights", "student_width", sizes.student.state),
+        Need("gkd", "synthetic images", "images", c.images * image),
+    ]  # fmt: skip
+    if c.num_shadows:
+        found += [
+            Need("shadows", "shadow Teachers", "num_shadows", c.num_shadows * (sizes.teacher.state + pool)),
+            Need("shadow_students", "shadow Students", "student_shadows", students * (sizes.student.state + pool)),
+            Need("audit", "signals and scores", "num_shadows", 8 * pool * (c.num_shadows + students)),
+        ]
+    if students and c.audit_generator == "shared":
+        found.append(Need("shadow_students", "shared images", "periods", c.periods * c.images * image))
+    elif students:
+        found.append(Need("shadow_students", "generators", "student_shadows", students * sizes.generator.state))
+    if c.num_shadows and c.audit_control:
+        found.append(Need("audit", "the positive control", "teacher_width", sizes.teacher.state))
+    return found
+
+
+def stages(needs: Sequence[Need]) -> dict[str, int]:
+    """Bytes of each stage."""
+    found: dict[str, int] = {}
+    for need in needs:
+        found[need.stage] = found.get(need.stage, 0) + need.size
+    return found
+
+
+def free_disk(out: Path) -> int:
+    """Bytes that can still be written where ``out`` is, or will be."""
+    there = next(above for above in (out, *out.absolute().parents) if above.exists())
+    return shutil.disk_usage(there).free
+
+
+def check(context: Context, sizes: Sizes) -> None:
+    """Refuse a run that needs more memory or disk than is free, naming the option that takes most of it."""
+    needs, device = memory(context, sizes), context.runtime.device
+    stage, wanted = max(stages(needs).items(), key=lambda each: each[1])
+    if wanted > (free := free_memory(device)):
+        most = max((need for need in needs if need.stage == stage), key=lambda need: need.size)
+        words = (
+            f"stage {stage} needs {amount(wanted)} of memory, most of it for {most.what}, and {amount(free)} are free"
+        )
+        fail("run", most.option, f"be smaller, as {words}", _value(context, most.option))
+    needs = disk(context, sizes)
+    wanted = sum(need.size for need in needs) - written(context.out)
+    if wanted > (free := free_disk(context.out)):
+        most = max(needs, key=lambda need: need.size)
+        words = f"files take {amount(wanted)} more, most of it for {most.what}, and {amount(free)} of the disk are free"
+        fail("run", most.option, f"be smaller, as {words}", _value(context, most.option))
+
+
+def written(out: Path) -> int:
+    """Bytes that a run that was stopped has written."""
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else 0
+
+
+def amount(size: float) -> str:
+    """``12.3 MB``."""
+    power = min(int(math.log10(max(size, 1))) // 3, 4)
+    return f"{size / 1000**power:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _value(context: Context, option: str) -> object:
+    value = getattr(context.config, option)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,242 @@
+"""How long the stages of a run would take: a few steps of each network are timed, and counted."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from kr_fast.data import Split
+from kr_fast.ensemble import accuracy, fit
+from kr_fast.ensemble.training import Steps
+from kr_fast.membership.control import overfitted_recipe
+from kr_fast.recycling import generator, gkd, shadows, teacher
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.preflight.networks import make_generator
+from kr_fast.recycling.preflight.room import QUERIES
+from kr_fast.synthesis import Sampler
+from kr_fast.synthesis.optimize import optimize
+
+BUDGET = 0.3  # seconds of one measurement, more or less
+STEPS = 3  # of a training at a time
+ATTACKS, REPORT, WORKER = 1.0, 3.0, 4.0  # seconds of the attacks, the report, and the start of a worker process
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Seconds for one image: trained on, sampled (one network call), classified; ``made``: for making a sampler."""
+
+    teacher: float
+    shadow: float
+    control: float
+    student: float
+    shadow_student: float
+    generator: float
+    sampled: float
+    made: float
+    asked: float
+
+
+def measure(context: Context) -> Rates:
+    """Time each kind of step on this machine. Nothing is written; no network of the run is touched."""
+    c = context.config
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        arch = (c.teacher_arch, c.teacher_width)
+        master = teacher.build(context).eval() if c.teacher else _network(context, *arch)
+        recipe, half = teacher.recipe(context), max((len(context.data.train) + len(context.data.test)) // 2, 1)
+        of_train, of_half = (Steps.of(recipe, count).batch for count in (len(context.data.train), half))
+        one = 1 if shadows.workers(context) > 1 else torch.get_num_threads()
+        batch = min(c.student_batch_size, c.images)
+        made = time.perf_counter()
+        sample = sampling(context)
+        sample(1)
+        made = time.perf_counter() - made
+        found = {
+            "teacher": _rate(_training(context, arch, recipe), of_train),
+            "control": _rate(_training(context, arch, overfitted_recipe(recipe)), of_train),
+            "student": _rate(_distilling(context, master), batch),
+            "generator": _rate(denoising(context), c.generator_batch_size // context.runtime.world_size),
+            "sampled": _rate(sample, c.micro_batch),
+            "asked": _rate(lambda count: accuracy(master, _split(context, count)), 1024),
+        }
+        with _threads(one):
+            found["shadow"] = _rate(_training(context, arch, recipe), of_half)
+            shadow = _network(context, *arch)
+            found["shadow_student"] = _rate(_distilling(context, shadow), batch)
+    return Rates(**found, made=made)
+
+
+def stages(context: Context, rates: Rates) -> dict[str, float]:
+    """Seconds of each stage, as if sampling stayed as it is configured."""
+    c, data = context.config, context.data
+    world, together = context.runtime.world_size, shadows.workers(context)
+    pool, recipe = len(data.train) + len(data.test), teacher.recipe(context)
+    asked_val = len(data.val) * rates.asked
+
+    def trained(count: int, epochs: int, rate: float) -> float:
+        steps = Steps.of(recipe, count)
+        return epochs * steps.batch * steps.per_epoch * rate
+
+    def drawn(count: int, steps: int, guidance: float) -> float:
+        whole = -(-count // c.micro_batch) * c.micro_batch
+        return whole * steps * (1 if guidance == 1 else 2) * rates.sampled
+
+    def distilled(periods: int, count: int, epochs: int, rate: float) -> float:
+        batch = min(c.student_batch_size, count)
+        return periods * (epochs * (count // batch) * batch * rate + asked_val)
+
+    def short(steps: int, guidance: float) -> float:
+        images = c.trial_periods * drawn(c.trial_images, steps, guidance)
+        return rates.made + images + distilled(c.trial_periods, c.trial_images, c.trial_epochs, rates.student)
+
+    usual = (c.num_inference_steps, c.guidance_scale)
+    tried = [usual] * len([v for v in c.tune_noise_scale if v != c.noise_scale])
+    tried += [(usual[0], v) for v in c.tune_guidance_scale if v != c.guidance_scale]
+    tried += [(v, usual[1]) for v in c.tune_num_inference_steps if v != c.num_inference_steps]
+    tried += [usual] * len([v for v in c.tune_confidence if v != c.confidence])
+    drawings = c.periods * drawn(c.images, *usual)
+    found = {
+        "teacher": asked_val if c.teacher else trained(len(data.train), c.teacher_epochs, rates.teacher)
+        + c.teacher_epochs * asked_val,
+        "generator": c.generator_steps * (c.generator_batch_size // world) * rates.generator,
+        "checkpoints": len(generator.checkpoint_steps(c.generator_steps, c.checkpoints)) * short(*usual),
+        "tuning": sum(short(*each) for each in tried),
+        "gkd": drawings + distilled(c.periods, c.images, c.student_epochs, rates.student),
+        "student": 2 * len(data.test) * rates.asked,
+    }  # fmt: skip
+    if c.num_shadows:
+        turns, start = _turns(c.num_shadows, world, together), WORKER if together > 1 else 0.0
+        found["shadows"] = start + turns * trained(pool // 2, c.teacher_epochs, rates.shadow)
+        students = 0.0
+        if c.num_students:
+            each = distilled(c.periods, c.images, c.student_epochs, rates.shadow_student)
+            if c.audit_generator == "retrained":
+                each += c.generator_steps * c.generator_batch_size * rates.generator + drawings
+            students = start + _turns(c.num_students, world, together) * each
+            students += drawings / world if c.audit_generator == "shared" else 0.0
+        found["shadow_students"] = students
+        models = c.num_shadows + c.num_students + 3
+        found["audit"] = ATTACKS + models * pool * QUERIES[c.audit_augment] * rates.asked
+        if c.audit_control:
+            found["audit"] += trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control)
+    found["report"] = REPORT
+    return found
+
+
+def _turns(models: int, world: int, together: int) -> int:
+    return -(-models // world // together)
+
+
+def _rate(run: Callable[[int], Any], most: int) -> float:
+    """Seconds an image of ``run(count)``, which handles ``STEPS`` batches or one of ``count`` images, at ``most``.
+
+    Where ``most`` images take longer than the budget allows, fewer are timed.
+    """
+    count = min(most, 8)
+    run(count)  # what the first call prepares
+    rate = _timed(run, count)
+    if count < most:
+        count = max(count, min(most, int(count * BUDGET / max(rate * count, 1e-6))))
+        rate = _timed(run, count)
+    return rate
+
+
+def _timed(run: Callable[[int], Any], count: int) -> float:
+    _wait()
+    start = time.perf_counter()
+    images = run(count)
+    _wait()
+    return (time.perf_counter() - start) / (images if isinstance(images, int) else count)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _network(context: Context, arch: str, width: int) -> nn.Module:
+    return context.network(arch, width).to(context.runtime.device).eval()
+
+
+def _split(context: Context, count: int) -> Split:
+    """``count`` training images, the same ones again where there are not as many."""
+    train = context.data.train
+    at = torch.arange(count) % len(train)
+    return Split(train.images[at], train.labels[at])
+
+
+def _training(context: Context, arch: tuple[str, int], recipe: Any) -> Callable[[int], int]:
+    def run(count: int) -> int:
+        split = _split(context, STEPS * count)
+        fit(_network(context, *arch), split, dataclasses.replace(recipe, epochs=1, batch_size=count), seed=0)
+        return len(split)
+
+    return run
+
+
+def _distilling(context: Context, master: nn.Module) -> Callable[[int], int]:
+    c = context.config
+    alone = dataclasses.replace(context, data=dataclasses.replace(context.data, val=_split(context, 1)))
+
+    def run(count: int) -> int:
+        split = _split(context, STEPS * count)
+        given = (torch.arange(len(split)), split.labels, split.images.to(context.runtime.device))
+        student = _network(context, c.student_arch, c.student_width)
+        mine = dataclasses.replace(alone, config=dataclasses.replace(c, student_batch_size=count))
+        gkd.distil(mine, master, student, lambda _: given, gkd.Schedule(1, len(split), 1), confidence=0.0, seed=0)
+        return len(split)
+
+    return run
+
+
+def denoising(context: Context) -> Callable[[int], int]:
+    """``run(count)``: STEPS steps of the generator on batches of ``count``; returns how many images these were."""
+    c, device = context.config, context.runtime.device
+    network = make_generator(context).to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    split = _split(context, min(len(context.data.train), 256))
+    images = generator.padded(split.images, len(c.generator_widths)).to(device)
+    labels = split.labels.to(device)
+
+    def run(count: int) -> int:
+        config = dataclasses.replace(c, generator_batch_size=count)
+        alone = dataclasses.replace(context, config=config)
+        for step in range(STEPS):
+            with torch.autocast(device.type, torch.bfloat16, enabled=context.runtime.mixed_precision == "bf16"):
+                loss = generator.batch_loss(alone, network, images, labels, step, 0, torch.arange(count))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return STEPS * count
+
+    return run
+
+
+def sampling(context: Context) -> Callable[[int], int]:
+    """``run(count)``: two solver steps of ``count`` images; returns how many images these were to the network."""
+    c = context.config
+    network = make_generator(context).to(context.runtime.device).eval()
+    optimize(network)
+    scheduler = generator.make_scheduler(c.generator_objective)
+
+    def run(count: int) -> int:
+        sampler = Sampler(network, scheduler, 2, seed=0, micro_batch=count, crop=context.data.image_shape[:2])
+        ids = torch.arange(count)
+        sampler(ids, ids % context.data.num_classes)
+        return 2 * count
+
+    return run
