@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.ensemble.networks import an, own_words, plain
-from kr_fast.runtime import files
 from kr_fast.runtime.arrays import regular_file
 from kr_fast.runtime.errors import UserError, first_line
 from kr_fast.runtime.inputs import described
@@ -58,12 +57,14 @@ def read(path: Path, where: str) -> Any:
 
     Raises: UserError naming the file and why it cannot be read; FileNotFoundError.
     """
+    from safetensors.torch import load_file
+
     regular_file(path, where)
     try:
         with open(path, "rb") as file:
             start = file.read(512)
             if start[5:9] == b"\0\0\0{":  # behind the size of its header, 8 bytes, little end first
-                return files.load_tensors(path)
+                return load_file(path)
             if (why := _other_format(start, path)) is not None:
                 raise UserError(why)
             file.seek(0)  # not by the path, from whose ending torch would tell the format

@@ -206,8 +206,8 @@ def ask(
     Raises: UserError for any failure of its code, another output, numbers that are not finite, and probabilities.
     """
     rule = answers_rule(x.shape, classes)
-    grad = torch.enable_grad() if training else torch.inference_mode()
-    with failures(where, argument, rule), mode(model, training), grad:
+    # Not inference_mode: what a network makes at its first call and keeps could not be trained with.
+    with failures(where, argument, rule), mode(model, training), torch.set_grad_enabled(training):
         output = model(x.clone())  # a forward may write into its input
     logits = checked(where, argument, output, x, classes)
     if training and not logits.requires_grad:
@@ -238,7 +238,7 @@ def takes_logits(
     """
     model = made(where, argument, make, rule)
     x = fitted(model, x)
-    with failures(where, argument, answers_rule(x.shape, classes)), mode(model, False), torch.inference_mode():
+    with failures(where, argument, answers_rule(x.shape, classes)), mode(model, False), torch.no_grad():
         output = model(x.clone())
     if isinstance(output, Tensor) or not isinstance(logits_of(output), Tensor):
         return make

@@ -181,6 +181,23 @@ def test_a_network_that_breaks_while_it_is_trained():
     assert words.startswith("train_shadows: model must return [N, C] logits for 6 x 6 x 1 images, got None")
 
 
+class Caches(nn.Module):
+    """Makes what it multiplies by at its first call, as rotary embeddings are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.scale = nn.Linear(36, 3), None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = torch.ones(3)
+        return self.head(x.flatten(1)) * self.scale
+
+
+def test_asking_leaves_nothing_that_cannot_be_trained_with():
+    fitted(make=Caches)
+
+
 def test_models_that_cannot_be_trained_or_asked():
     assert "model must have weights to train" in line(fitted, make=nn.Flatten)
     assert "model must have weights to train" in line(fitted, make=lambda: net().requires_grad_(False))
