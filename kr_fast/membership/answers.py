@@ -1,7 +1,9 @@
 """What models answered: logits of any source, as signals. Probabilities and hard labels are told from logits here."""
 
+import numbers
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,15 @@ def as_numbers(where: str, name: str, value: Any) -> Tensor:
     if found.dtype.is_complex:
         fail(where, name, "hold real numbers", described(value))
     return found if found.dtype.is_floating_point else found.double()
+
+
+def check_accuracy(name: str, value: Any, where: str = "audit") -> float:
+    """A share of right answers, in [0, 1]."""
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        fail(where, name, "be in [0, 1]", repr(value))
+    return float(value)
 
 
 def read_logits(logits: Any, labels: Any, what: str, probabilities: bool = False) -> tuple[dict[str, Tensor], Tensor]:

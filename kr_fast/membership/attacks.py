@@ -2,7 +2,8 @@
 
 Every attack takes the shadows' signals ``[A, N, M]`` and ``keep [M, N]``, and scores the M models leave-one-out
 (``target=None``: float64 ``[M, N]``) or models outside (``target [A, N, K]``: ``[K, N]``). From phi the log-likelihood
-is ``ln p_y = -ln(1 + exp(-phi))``, which does not saturate.
+is ``ln p_y = -ln(1 + exp(-phi))``, which does not saturate. Tensors, numpy arrays and lists are taken; ``keep`` may be
+of 0 and 1.
 """
 
 import numpy as np
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from kr_fast.membership.shadow_sets import Shadowed, by_model, check
+from kr_fast.membership.answers import as_numbers
+from kr_fast.membership.pool import as_mask
+from kr_fast.membership.shadow_sets import Shadowed, by_model, population_of, taken
 from kr_fast.ops import lira as ops_lira
 from kr_fast.ops.attack_r import attack_r as ops_attack_r
 from kr_fast.ops.best_threshold import best_threshold
 from kr_fast.ops.rmia import rmia as ops_rmia
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_labels, described
 from kr_fast.runtime.log import logger
 
 NO_EVIDENCE = 0.0
@@ -58,6 +62,8 @@ def lira(
     Raises: TypeError or ValueError naming the argument.
     Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, algorithm 1.
     """
+    phi, keep = as_numbers("lira", "phi", phi), as_mask("lira", "keep", keep, 2)
+    target = None if target is None else as_numbers("lira", "target", target)
     scores, lacking = ops_lira.lira(phi, keep, variant=variant, variance=variance, target=target)
     if lacking:
         logger.warning("lira: %d (target, example) pairs have too few shadows on a side and score 0", lacking)
@@ -86,7 +92,7 @@ def lira_carlini2021(
     from scipy.stats import norm
 
     where = "lira_carlini2021"
-    check(where, phi, keep, target)
+    phi, keep, target = taken(where, phi, keep, target)
     if variant not in ops_lira.VARIANTS:
         fail(where, "variant", f"be one of {', '.join(ops_lira.VARIANTS)}", variant)
     scores, held = phi.double().permute(2, 1, 0).cpu().numpy(), keep.cpu().numpy()
@@ -156,13 +162,16 @@ def rmia(
     Returns: float64: count of z plus a tie breaker in (0, 1).
     Source: Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024.
     """
-    check("rmia", phi, keep, target)
+    phi, keep, target = taken("rmia", phi, keep, target)
     if offline_a is not None and not 0 <= offline_a <= 1:
         fail("rmia", "offline_a", "be in [0, 1]", offline_a)
-    if population.ndim != 3 or population.shape[0] != phi.shape[0] or population.shape[2] != phi.shape[2]:
-        fail("rmia", "population", f"have shape [{phi.shape[0]}, Z, {phi.shape[2]}]", list(population.shape))
+    population = population_of("rmia", "population", population, len(phi), phi.shape[2])
     if (target is None) != (target_population is None):
-        fail("rmia", "target_population", "be given with target, and only with it", target_population)
+        given = "nothing" if target_population is None else described(target_population)
+        fail("rmia", "target_population", "be given with target, and only with it", given)
+    if target is not None:
+        sizes = (len(phi), target.shape[2], population.shape[1])
+        target_population = population_of("rmia", "target_population", target_population, *sizes)
     data = Shadowed(log_likelihood(phi).exp(), keep, None if target is None else log_likelihood(target).exp())
     p_z = log_likelihood(population).exp()
     total_z, models, size = p_z.sum(2), p_z.shape[2], p_z.shape[1]
@@ -199,7 +208,7 @@ def base(phi: Tensor, keep: Tensor, *, variant: str = "online", target: Tensor |
     many population examples. Source: Lassila et al., "Practical Bayes-Optimal Membership Inference Attacks", NeurIPS
     2025.
     """
-    check("base", phi, keep, target)
+    phi, keep, target = taken("base", phi, keep, target)
     if variant not in ops_lira.VARIANTS:
         fail("base", "variant", f"be one of {', '.join(ops_lira.VARIANTS)}", variant)
     log_p = log_likelihood(phi)
@@ -219,7 +228,7 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tens
     Averaged over queries. Source: Ye et al., "Enhanced Membership Inference Attacks Against Machine Learning Models",
     CCS 2022.
     """
-    check("attack_r", phi, keep, target)
+    phi, keep, target = taken("attack_r", phi, keep, target)
     x = query_mean(phi if target is None else target).T
     return ops_attack_r(phi, keep, target=target) + 1e-6 * torch.sigmoid(x / 8)
 
@@ -231,8 +240,10 @@ def attack_p(target: Tensor, population: Tensor) -> Tensor:
         target: ``[A, N, K]``; population: ``[A, Z, K]``, the same models on examples that are no members.
     Returns: float64 ``[K, N]``. Ranks as the loss does. Source: Ye et al., CCS 2022.
     """
-    if population.ndim != 3 or population.shape[::2] != target.shape[::2] or population.shape[1] == 0:
-        fail("attack_p", "population", f"have shape [{target.shape[0]}, Z, {target.shape[2]}]", list(population.shape))
+    target = as_numbers("attack_p", "target", target)
+    if target.ndim != 3 or bool(torch.isnan(target).any()):
+        fail("attack_p", "target", "be float [A, N, K] without NaN", described(target))
+    population = population_of("attack_p", "population", population, len(target), target.shape[2])
     ordered = population.double().permute(0, 2, 1).contiguous().sort(2).values
     found = torch.searchsorted(ordered, target.double().permute(0, 2, 1).contiguous(), right=True)
     return (found.double() / population.shape[1]).mean(0)
@@ -246,11 +257,10 @@ def threshold_per_class(signal: Tensor, keep: Tensor, labels: Tensor, *, target:
     Source: Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX Security 2021.
 
     Args:
-        signal: ``[A, N, M]``; keep: ``[M, N]``; labels: int64 ``[N]``; target: ``[A, N, K]`` or None.
+        signal: ``[A, N, M]``; keep: ``[M, N]``; labels: integers ``[N]``; target: ``[A, N, K]`` or None.
     """
-    check("threshold_per_class", signal, keep, target)
-    if labels.shape != signal.shape[1:2] or labels.dtype != torch.int64:
-        fail("threshold_per_class", "labels", f"be int64 [{signal.shape[1]}]", f"{labels.dtype} {list(labels.shape)}")
+    signal, keep, target = taken("threshold_per_class", signal, keep, target)
+    labels = as_labels("threshold_per_class", "labels", labels, signal.shape[1])
     # A distance from an infinite threshold is no number.
     values = query_mean(signal).clamp(-BOUND, BOUND)
     seen = values if target is None else query_mean(target).clamp(-BOUND, BOUND)
@@ -272,7 +282,7 @@ def label_only(correct: Tensor, keep: Tensor, *, target: Tensor | None = None) -
         correct: ``[A, N, M]`` of 0 and 1, the signal "correct"; keep, target as elsewhere.
     Source: Choquette-Choo et al., "Label-Only Membership Inference Attacks", ICML 2021.
     """
-    check("label_only", correct, keep, target)
+    correct, keep, target = taken("label_only", correct, keep, target)
     data = Shadowed(correct.double(), keep, None if target is None else target.double())
     rows = [(data.value(k) - data.means(k)[1]).nan_to_num(nan=NO_EVIDENCE).mean(0) for k in range(data.targets)]
     return torch.stack(rows)

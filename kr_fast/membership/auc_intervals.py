@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from kr_fast.membership.intervals import normal_quantile
-from kr_fast.runtime.errors import fail
+from kr_fast.membership.intervals import check_share, normal_quantile
+from kr_fast.membership.pool import scored
 
 PRIOR = 10  # degrees of freedom that the model's variance counts as, by simulation: docs/audit.md
 HALVINGS = 50
@@ -179,19 +178,15 @@ def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0
 
     Args:
         first, second: scores ``[N]`` of two targets (Teacher, Student) or two attacks.
-        members: bool ``[N]``, of both.
+        members: bool ``[N]``, of both; all three as tensors, arrays or lists.
     Returns: {"difference", "interval", "z", "p" (two-sided)}; z and p are None where the difference has no variance.
-    Raises: TypeError or ValueError naming the argument.
+    Raises: UserError naming the argument.
     Source: DeLong, DeLong and Clarke-Pearson, Biometrics 1988; Sun and Xu, IEEE SPL 2014; the moderated t: Smyth,
         Statistical Applications in Genetics and Molecular Biology 3 (2004).
     """
-    for name, scores in (("first", first), ("second", second)):
-        if scores.shape != members.shape or members.ndim != 1:
-            fail("delong_test", name, f"have shape {list(members.shape)}", list(scores.shape))
-        if bool(torch.isnan(scores).any()):
-            fail("delong_test", name, "not hold NaN", f"{int(torch.isnan(scores).sum())} NaN")
-    if members.dtype != torch.bool or not 0 < int(members.sum()) < len(members):
-        fail("delong_test", "members", "be bool and hold members and non-members", members.dtype)
+    check_share("delong_test", "level", level)
+    first, members = scored("delong_test", first, members, "first")
+    second, members = scored("delong_test", second, members, "second")
     one, two = placements(first, members), placements(second, members)
     difference = float(one[0].mean() - two[0].mean())
     kept = float(np.mean((one[2] - two[2]) ** 2)) * 12 / (len(members) ** 2 - 1)

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from kr_fast.data import shared_images
 from kr_fast.ensemble import ModelArray, Query, Shadows
 from kr_fast.ensemble.queries import as_queries
-from kr_fast.membership.answers import ANSWERS, SIGNALS, check_answers
+from kr_fast.membership.answers import ANSWERS, SIGNALS, check_accuracy, check_answers
 from kr_fast.membership.audit_data import (
     AuditData,
     ShadowSignals,
     TargetSignals,
-    check_accuracy,
     check_images,
     check_kind,
     check_names,

@@ -1,14 +1,12 @@
 """What an audit reads: the signals of shadows and targets on one pool of examples, wherever they come from."""
 
 import dataclasses
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from kr_fast.membership.answers import as_numbers, read_logits, refuse_nan
+from kr_fast.membership.answers import as_numbers, check_accuracy, read_logits, refuse_nan
 from kr_fast.membership.copies import refuse_equal_shadows, refuse_shadow_as_target
 from kr_fast.membership.pool import as_mask, check_members, pool_of
 from kr_fast.runtime.errors import fail
@@ -311,15 +309,6 @@ def check_kind(name: str, kind: Any) -> None:
     """How shadows were made."""
     if kind not in KINDS:
         fail("audit", name, "be full or transfer", kind)
-
-
-def check_accuracy(name: str, value: Any) -> float:
-    """A share of right answers, in [0, 1]."""
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
-        fail("audit", name, "be in [0, 1]", repr(value))
-    return float(value)
 
 
 def check_images(name: str, images: Any, shape: tuple[int, ...] | None) -> Tensor:

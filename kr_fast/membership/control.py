@@ -13,7 +13,7 @@ from kr_fast.ensemble import TrainConfig, fit
 from kr_fast.ensemble.loading import load_weights
 from kr_fast.ensemble.networks import ask, made
 from kr_fast.ensemble.shadows import data_digest
-from kr_fast.membership.pool import pool_of
+from kr_fast.membership.pool import chosen
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
@@ -59,10 +59,9 @@ def overfitted(
     """
     images = as_images("overfitted", "images", images)
     labels = as_labels("overfitted", "labels", labels, len(images))
-    try:
-        members, _ = pool_of(members, None, len(labels))
-    except UserError as error:
-        raise UserError(str(error).replace("audit:", "overfitted:", 1)) from None
+    members = chosen("members", members, len(images), "overfitted")
+    if not bool(members.any()):
+        fail("overfitted", "members", "hold at least one example", 0)
     seed = as_integer("overfitted", "seed", seed)
     if not isinstance(like, TrainConfig):
         fail("overfitted", "like", "be a TrainConfig", described(like))
@@ -110,7 +109,7 @@ def _claim(
             fail("overfitted", "path", f"have {beside.name} beside it, which says what it was trained from", path)
         files.write_json(beside, record)
         return
-    found = files.read_json(beside)
+    found = files.read_json(beside, dict)
     for key, value in record.items():
         if found.get(key) != value:
             shown = (found.get(key), value) if key != "architecture" else _first_difference(found.get(key) or {}, value)

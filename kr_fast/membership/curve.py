@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from kr_fast.membership.auc_intervals import auc_interval
-from kr_fast.membership.intervals import binomial_quantile, clopper_pearson
+from kr_fast.membership.intervals import binomial_quantile, check_share, clopper_pearson
+from kr_fast.membership.pool import scored
 from kr_fast.ops import roc as ops_roc
 from kr_fast.runtime.errors import fail
 
@@ -85,6 +86,7 @@ class Curve:
 
     def auc_interval(self, level: float = 0.95) -> tuple[float, float]:
         """The interval of the AUC: by scores, so that it holds for few members too, see :func:`auc_interval`."""
+        check_share("Curve", "level", level)
         return auc_interval(*self.groups, self.auc, level)
 
     @functools.cached_property
@@ -107,8 +109,7 @@ class Curve:
         Returns: {"tpr", "fpr" (realised), "false_positives", "rule", "interval": [low, high], "point_claim": bool}.
             ``point_claim`` is False below 10 false positives: quote the interval only.
         """
-        if not 0 < fpr < 1:
-            fail("Curve", "fpr", "be in (0, 1)", fpr)
+        check_share("Curve", "fpr", fpr)
         if rule not in RULES:
             fail("Curve", "rule", f"be one of {', '.join(RULES)}", rule)
         # A target rate times a count should be an integer where it is one on paper.
@@ -133,6 +134,7 @@ class Curve:
         their count above it), and the TPR there has a Clopper-Pearson interval; each gets half of the error, so the
         whole covers at least ``level``. Clopper-Pearson at the observed threshold alone is about 2.4 times too narrow.
         """
+        check_share("Curve", "level", level)
         fpr = np.asarray(fpr, dtype=np.float64)
         error = (1 - level) / 2
         fewest = binomial_quantile(error / 2, self.negatives, fpr)
@@ -152,8 +154,7 @@ class Curve:
         ``prior TPR / (prior TPR + (1 - prior) FPR)`` at the threshold of :meth:`tpr_at`, whose realised FPR is taken.
         The interval is that of the TPR at the *stated* FPR. None where nothing is flagged.
         """
-        if not 0 < prior < 1:
-            fail("Curve", "prior", "be in (0, 1)", prior)
+        check_share("Curve", "prior", prior)
         found = self.tpr_at(fpr, level)
         low, high = (prior * tpr / (prior * tpr + (1 - prior) * fpr) for tpr in found["interval"])
         flagged = prior * found["tpr"] + (1 - prior) * found["fpr"]
@@ -169,6 +170,8 @@ class Curve:
 def roc(scores: Tensor, members: Tensor) -> Curve:
     """The exact ROC of ``scores`` (``[N]``, higher for members) against ``members`` (bool ``[N]``).
 
-    Raises: TypeError or ValueError naming the argument; NaN and one class only are refused.
+    Tensors, arrays and lists are taken, members of 0 and 1 too.
+
+    Raises: ValueError naming the argument; NaN and one class only are refused.
     """
-    return Curve(*(values.numpy() for values in ops_roc.roc(scores.detach(), members)))
+    return Curve(*(values.numpy() for values in ops_roc.roc(*scored("roc", scores, members))))

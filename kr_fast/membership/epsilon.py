@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kr_fast.membership.answers import as_numbers
 from kr_fast.membership.curve import Curve, roc
-from kr_fast.membership.intervals import clopper_pearson
+from kr_fast.membership.intervals import check_share, clopper_pearson
+from kr_fast.membership.pool import scored
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_integer
 
 STRATEGIES = ("bonferroni", "split", "multi_split")
 SPLITS = 11  # odd, so that the median is one of them
@@ -52,13 +55,15 @@ def epsilon_clopper_pearson(
     """
     where = "epsilon_clopper_pearson"
     _check(where, delta, level)
+    scores, members = scored(where, scores, members)
     if strategy not in STRATEGIES:
         fail(where, "strategy", f"be one of {', '.join(STRATEGIES)}", strategy)
     if thresholds is not None:
-        if len(thresholds) == 0:
-            fail(where, "thresholds", "hold at least one", thresholds)
+        thresholds = as_numbers(where, "thresholds", thresholds).double().numpy()
+        if thresholds.ndim != 1 or thresholds.size == 0 or np.isnan(thresholds).any():
+            fail(where, "thresholds", "hold at least one, and no NaN", thresholds.tolist())
         curve = roc(scores, members)
-        at = np.searchsorted(-curve.thresholds, -np.asarray(thresholds, dtype=np.float64), side="right")
+        at = np.searchsorted(-curve.thresholds, -thresholds, side="right")
         return _best(curve, at, 1 - level, delta)
     if strategy == "bonferroni":
         low, high = simultaneous_rates(roc(scores, members), level)
@@ -150,9 +155,10 @@ def epsilon_one_run(
     """
     where = "epsilon_one_run"
     _check(where, delta, level)
-    roc(scores, members)  # checks the arguments
+    scores, members = scored(where, scores, members)
     total = len(scores)
     check_fair_coins(where, members)
+    guesses = None if guesses is None else as_integer(where, "guesses", guesses)
     if guesses is not None and not 1 <= guesses <= total:
         fail(where, "guesses", f"be in [1, {total}]", guesses)
     counts = sorted({max(1, int(total * share)) for share in GUESS_SHARES}) if guesses is None else [guesses]
@@ -222,8 +228,9 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
     from scipy.optimize import brentq
     from scipy.special import log_ndtr, ndtr
 
-    if not 0 < delta < 1:
-        fail("epsilon_of_mu", "delta", "be in (0, 1)", delta)
+    check_share("epsilon_of_mu", "delta", delta)
+    if not -float("inf") < mu < float("inf"):
+        fail("epsilon_of_mu", "mu", "be finite", mu)
     if mu <= 0:
         return 0.0
 
@@ -236,5 +243,4 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
 def _check(where: str, delta: float, level: float) -> None:
     if not 0 <= delta < 1:
         fail(where, "delta", "be in [0, 1)", delta)
-    if not 0 < level < 1:
-        fail(where, "level", "be in (0, 1)", level)
+    check_share(where, "level", level)

@@ -1,11 +1,21 @@
 """Intervals: Clopper-Pearson, bootstrap; and p-values corrected for being several."""
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from kr_fast.ops import bootstrap_auc as ops_bootstrap
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_integer
+
+
+def check_share(where: str, name: str, value: Any) -> None:
+    """Refuse what is no number in (0, 1). Raises: UserError naming the argument."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < 1:
+        fail(where, name, "be in (0, 1)", value)
 
 
 def normal_quantile(share: float) -> float:
@@ -64,7 +74,12 @@ def bootstrap(
         seed: of the draws; the same on every machine and for any number of threads.
     Returns: {"auc": [low, high], "tpr": {fpr: [low, high]}, "replicates"}.
     """
-    limits = sorted(fprs)
+    if not hasattr(curve, "groups"):
+        fail("bootstrap", "curve", "be a curve, as roc(scores, members) returns it", type(curve).__name__)
+    limits = sorted(float(fpr) for fpr in fprs)
+    for name, value in (("level", level), *(("fprs", fpr) for fpr in limits)):
+        check_share("bootstrap", name, value)
+    replicates, seed = as_integer("bootstrap", "replicates", replicates, 1), as_integer("bootstrap", "seed", seed, 0)
     counts = torch.tensor([int(np.floor(fpr * curve.negatives + 1e-9)) for fpr in limits], dtype=torch.int64)
     inside, outside = (torch.from_numpy(np.ascontiguousarray(side)) for side in curve.groups)
     auc, tp = ops_bootstrap.bootstrap_auc(inside, outside, counts, replicates=replicates, seed=seed)

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kr_fast.membership.shadow_sets import check
+from kr_fast.membership.answers import as_numbers
+from kr_fast.membership.shadow_sets import taken
 from kr_fast.runtime.errors import fail
 
 MOST_ROWS = 50_000  # of training data for an attack model: more changes little and costs minutes
@@ -33,12 +34,18 @@ def shadow_network(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if features.ndim != 3:
+    features = as_numbers("shadow_network", "features", features)
+    if features.ndim != 3 or 0 in features.shape:
         fail("shadow_network", "features", "have shape [N, M, F]", list(features.shape))
-    first = features[None, :, :, 0]
-    check("shadow_network", first, keep, None if target is None else target[None, :, :, 0])
-    if not bool(torch.isfinite(features).all()):
-        fail("shadow_network", "features", "be finite", "NaN or inf")
+    if target is not None:
+        target = as_numbers("shadow_network", "target", target)
+        if target.ndim != 3 or target.shape[::2] != features.shape[::2]:
+            rule = f"have shape [{len(features)}, K, {features.shape[2]}]"
+            fail("shadow_network", "target", rule, list(target.shape))
+    keep = taken("shadow_network", features[None, :, :, 0], keep, None)[1]
+    for name, value in (("features", features), ("target", target)):
+        if value is not None and not bool(torch.isfinite(value).all()):
+            fail("shadow_network", name, "be finite", "NaN or inf")
 
     def fit(models: Tensor):
         rows = features[:, models].flatten(0, 1).double().numpy()
@@ -81,7 +88,8 @@ def quantile_regression(
     """
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    check("quantile_regression", phi, keep, target)
+    phi, keep, target = taken("quantile_regression", phi, keep, target)
+    features = as_numbers("quantile_regression", "features", features)
     if features.ndim != 2 or len(features) != phi.shape[1]:
         fail("quantile_regression", "features", f"have shape [{phi.shape[1]}, F]", list(features.shape))
     if not 0.5 < level < 1:

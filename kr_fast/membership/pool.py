@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kr_fast.membership.answers import as_numbers
 from kr_fast.runtime.arrays import damage, read_npy, regular_file
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_tensor, described
@@ -65,6 +66,19 @@ def check_members(members: Any, count: int) -> Tensor:
     if not 0 < inside < count:
         fail("audit", "members", "hold members and non-members", f"{inside} of {count} members")
     return mask
+
+
+def scored(where: str, scores: Any, members: Any, name: str = "scores") -> tuple[Tensor, Tensor]:
+    """(scores ``[N]`` without NaN, bool ``[N]`` with both kinds) on the CPU. Raises: UserError naming the argument."""
+    values, mask = as_numbers(where, name, scores).cpu(), as_mask(where, "members", members, 1).cpu()
+    if values.ndim != 1 or len(values) != len(mask):
+        fail(where, name, f"have shape [{len(mask)}], as members", list(values.shape))
+    if bad := int(torch.isnan(values).sum()):
+        fail(where, name, "not hold NaN", f"{bad} NaN")
+    inside = int(mask.sum())
+    if not 0 < inside < len(mask):
+        fail(where, "members", "hold members and non-members", f"{inside} of {len(mask)} members")
+    return values, mask
 
 
 def chosen(name: str, value: Any, count: int, where: str = "audit") -> Tensor:

@@ -1,11 +1,13 @@
 """Attacks on a released synthetic set: no model is asked, only the images that everybody is given."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_tensor, described
 
 
 def nearest_synthetic(
@@ -76,13 +78,15 @@ def _nearest(x: Tensor, points: Tensor, chunk: int) -> Tensor:
     return torch.cat(rows).double()
 
 
-def _flat(where: str, **parts: Tensor) -> list[Tensor]:
-    first = next(iter(parts.values()))
-    found = []
+def _flat(where: str, **parts: Any) -> list[Tensor]:
+    parts = {name: as_tensor(where, name, value) for name, value in parts.items()}
+    first, found = next(iter(parts.values())), []
     for name, value in parts.items():
         if value.ndim < 2 or len(value) == 0 or value.shape[1:] != first.shape[1:]:
             fail(where, name, f"have shape [n, {', '.join(map(str, first.shape[1:]))}] with n > 0", list(value.shape))
-        flat = value.flatten(1).float()
+        if value.dtype.is_complex:
+            fail(where, name, "hold real numbers", described(value))
+        flat = value.detach().flatten(1).float()
         if not bool(torch.isfinite(flat).all()):
             fail(where, name, "be finite", "NaN or inf")
         found.append(flat)

@@ -1,17 +1,22 @@
 """Shadows' signals with one target left out: what the attacks share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from kr_fast.membership.answers import as_numbers
+from kr_fast.membership.pool import as_mask
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import described
 
 
-def check(where: str, signal: Tensor, keep: Tensor, target: Tensor | None) -> None:
-    """Shapes, a boolean keep and no NaN, as every attack on shadows needs them."""
-    if signal.ndim != 3 or not signal.dtype.is_floating_point or 0 in signal.shape:
-        fail(where, "signals", "be float [A, N, M], none of them 0", f"{signal.dtype} {list(signal.shape)}")
-    if keep.dtype != torch.bool:
-        fail(where, "keep", "be bool", keep.dtype)
+def taken(where: str, signal: Any, keep: Any, target: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(signals, keep, target) as every attack on shadows needs them: tensors that fit each other, without NaN."""
+    signal, keep = as_numbers(where, "signals", signal), as_mask(where, "keep", keep, 2)
+    target = None if target is None else as_numbers(where, "target", target)
+    if signal.ndim != 3 or 0 in signal.shape:
+        fail(where, "signals", "be float [A, N, M], none of them 0", described(signal))
     if keep.shape != (signal.shape[2], signal.shape[1]):
         fail(where, "keep", f"have shape [M, N] = [{signal.shape[2]}, {signal.shape[1]}]", list(keep.shape))
     if signal.shape[2] < 2:
@@ -21,6 +26,18 @@ def check(where: str, signal: Tensor, keep: Tensor, target: Tensor | None) -> No
     for name, value in (("signals", signal), ("target", target)):
         if value is not None and bool(torch.isnan(value).any()):
             fail(where, name, "not hold NaN", f"{int(torch.isnan(value).sum())} NaN")
+    return signal, keep, target
+
+
+def population_of(where: str, name: str, value: Any, queries: int, models: int, count: int | None = None) -> Tensor:
+    """A population's signals ``[A, Z, M]`` with Z > 0 (``count``, where it is known), without NaN."""
+    found = as_numbers(where, name, value)
+    size = found.shape[1] if found.ndim == 3 else 0
+    if size == 0 or found.shape[::2] != (queries, models) or size != (count or size):
+        fail(where, name, f"have shape [{queries}, {count or 'Z'}, {models}]", list(found.shape))
+    if bool(torch.isnan(found).any()):
+        fail(where, name, "not hold NaN", f"{int(torch.isnan(found).sum())} NaN")
+    return found
 
 
 def by_model(values: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
 """What is said beside a curve: several targets, thresholds that never saw the target, accuracy over privacy."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from kr_fast.membership.answers import as_numbers, check_accuracy
 from kr_fast.membership.curve import FPRS, Curve, roc
-from kr_fast.membership.intervals import clopper_pearson
+from kr_fast.membership.intervals import check_share, clopper_pearson
+from kr_fast.membership.pool import as_mask
 from kr_fast.runtime.errors import fail
 
 
@@ -21,6 +25,7 @@ def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS) -
     A TPR that rests on fewer than ten false positives of some target is None.
     Returns: {"targets", "auc": {"mean", "sd", "each"}, "balanced_accuracy": ..., "tpr_at_fpr": {fpr: {...}}}.
     """
+    scores, keep = _matrices("across_targets", scores, keep)
     curves = [roc(row, held) for row, held in zip(scores, keep, strict=True)]
     return {
         "targets": len(curves),
@@ -28,6 +33,14 @@ def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS) -
         "balanced_accuracy": _spread([curve.balanced_accuracy for curve in curves]),
         "tpr_at_fpr": {str(fpr): _spread([_claimed(curve.tpr_at(fpr)) for curve in curves]) for fpr in fprs},
     }
+
+
+def _matrices(where: str, scores: Any, keep: Any) -> tuple[Tensor, Tensor]:
+    """(scores, members) ``[K, N]`` of K targets."""
+    scores, keep = as_numbers(where, "scores", scores), as_mask(where, "keep", keep, 2)
+    if scores.shape != keep.shape:
+        fail(where, "scores", f"have shape {list(keep.shape)}, as keep", list(scores.shape))
+    return scores, keep
 
 
 def _claimed(found: dict) -> float | None:
@@ -50,8 +63,8 @@ def shadow_threshold(scores: Tensor, keep: Tensor, fpr: float) -> float:
         scores: ``[M, N]``, each shadow attacked leave-one-out.
         keep: bool ``[M, N]``.
     """
-    if not 0 < fpr < 1:
-        fail("shadow_threshold", "fpr", "be in (0, 1)", fpr)
+    check_share("shadow_threshold", "fpr", fpr)
+    scores, keep = _matrices("shadow_threshold", scores, keep)
     curve = roc(scores.flatten(), keep.flatten())
     at = int(np.searchsorted(curve.fp, fpr * curve.negatives + 1e-9, side="right"))
     return float(curve.thresholds[at - 1]) if at else float(np.nextafter(curve.thresholds[0], np.inf))
@@ -65,6 +78,10 @@ def operating_point(
     ``PPV = prior TPR / (prior TPR + (1 - prior) FPR)``; its interval takes both rates at their worst and best, each at
     half of the error.
     """
+    for name, value in (("level", level), *(("priors", prior) for prior in priors)):
+        check_share("operating_point", name, value)
+    if not -math.inf <= threshold <= math.inf:
+        fail("operating_point", "threshold", "be a number", threshold)
     at = int(np.searchsorted(-curve.thresholds, -threshold, side="right"))
     tp, fp = (int(curve.tp[at - 1]), int(curve.fp[at - 1])) if at else (0, 0)
     error = (1 - level) / 2
@@ -101,5 +118,8 @@ def aop(accuracy: float, auc: float) -> float:
 
     It equals the accuracy where the attack is at chance and falls to a quarter of it where the attack is perfect. One
     number hides both: read it beside them.
+
+    Raises: UserError for an accuracy or AUC outside [0, 1].
     """
+    accuracy, auc = check_accuracy("accuracy", accuracy, "aop"), check_accuracy("auc", auc, "aop")
     return accuracy / (2 * max(auc, 0.5)) ** 2

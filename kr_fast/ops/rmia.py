@@ -7,6 +7,7 @@ from kr_fast.backends import registry
 from kr_fast.backends.membership_reference import PREDICATES
 from kr_fast.ops import _check
 from kr_fast.ops._library import without_backward
+from kr_fast.runtime.inputs import as_tensor
 
 LARGEST_LOG = 1000.0  # beyond every finite double
 
@@ -20,6 +21,8 @@ def rmia(p_x: Tensor, p_z: Tensor, *, gamma: float = 1.0, predicate: str = "rati
     Several queries: the fraction of z for which a strict majority of the queries has ``p_x / p_z >= gamma``, and the
     mean of ``ln p_x``, cut to +-1000 so that a 0 and an infinity have a mean.
 
+    Tensors, numpy arrays and lists are taken.
+
     Args:
         p_x: ``[N]`` or ``[A, N]``, ``Pr(x | target) / Pr(x)`` >= 0, float32 or float64; inf allowed, NaN refused.
         p_z: ``[Z]`` or ``[A, Z]``, the same of population examples that are no members; the dtype of ``p_x``.
@@ -32,6 +35,7 @@ def rmia(p_x: Tensor, p_z: Tensor, *, gamma: float = 1.0, predicate: str = "rati
     Source: Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024.
     """
     op = "rmia"
+    p_x, p_z = as_tensor(op, "p_x", p_x), as_tensor(op, "p_z", p_z)
     _check.no_transform(op, p_x=p_x, p_z=p_z)
     for name, value in (("p_x", p_x), ("p_z", p_z)):
         _check.tensor(op, name, value, dtypes=(torch.float32, torch.float64))

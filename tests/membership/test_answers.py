@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kr_fast.membership import from_logits
-from kr_fast.membership.answers import not_logits, refuse_probabilities
+from kr_fast.membership.answers import refuse_probabilities
+from kr_fast.runtime.logits import not_logits
 
 SHAPES = {"seed": st.integers(0, 10_000), "classes": st.sampled_from([2, 3, 10, 100, 1000]), "rows": st.integers(8, 80)}
 

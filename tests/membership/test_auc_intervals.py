@@ -269,8 +269,8 @@ def test_the_same_attack_twice_has_no_test():
     [
         (lambda a, b, m: (a[:-1], b, m), "first must have shape"),
         (lambda a, b, m: (a, b * torch.nan, m), "second must not hold NaN"),
-        (lambda a, b, m: (a, b, m.long()), "members must be bool"),
-        (lambda a, b, m: (a, b, m | True), "members must be bool and hold"),
+        (lambda a, b, m: (a, b, m.long() + 1), "members must be bool, or hold 0 and 1 only"),
+        (lambda a, b, m: (a, b, m | True), "members must hold members and non-members"),
     ],
 )
 def test_bad_input(change, words):
