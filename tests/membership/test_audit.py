@@ -89,7 +89,7 @@ def test_positive_control(scene, tmp_path):
         ("members must equal", {"members": ~members}),
         ("seed must equal 4 of the control in .*, got 5", {"seed": 5}),
         (f"batch_size must equal {CONFIG.batch_size} of", {"like": other}),
-        ("architecture must equal .*weight", {"make_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3))}),
+        ("architecture must equal .*weight", {"make_model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5))}),
     ):
         given = {"make_model": make_model, "images": images, "labels": labels, "members": members, **options}
         with pytest.raises(ValueError, match=f"overfitted: {words}"):
