@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast.cli import options
-from kr_fast.runtime.options import option
+from kr_fast.runtime.options import check, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,20 +16,23 @@ class BenchConfig:
 
     model: str = option("unet28", "untrained network to sample: digits, unet28 (1.7 M) or unet32 (ddpm-cifar10 widths)")
     scheduler: str = option("DDIMScheduler", "diffusers scheduler")
-    steps: int = option(10, "solver steps")
-    batch: int = option(64, "images in one network call")
-    images: int = option(256, "images in one timed run")
-    guidance_scale: float = option(1.0, "classifier-free guidance; 1 for none")
+    steps: int = option(10, "solver steps", least=1, most=100_000)
+    batch: int = option(64, "images in one network call", least=1, most=1_000_000)
+    images: int = option(256, "images in one timed run", least=1, most=1_000_000_000)
+    guidance_scale: float = option(1.0, "classifier-free guidance; 1 for none", least=0, most=100)
     format: str = option("npy", "sink of the end-to-end rate: npy, npz, webdataset, parquet, device, or none")
     providers: tuple[str, ...] = option(
         ("documented", "loop", "compile", "kr_fast"),
         "documented (float32, PNG by PIL), loop (channels_last, half precision on a GPU), compile (that loop under "
         "torch.compile), kr_fast",
     )
-    repeats: int = option(3, "timed runs; the fastest counts")
+    repeats: int = option(3, "timed runs; the fastest counts", least=1, most=1_000_000)
     device: str = option("auto", "cpu, cuda or auto")
-    threads: int = option(0, "CPU threads; 0 for torch's choice")
+    threads: int = option(0, "CPU threads; 0 for torch's choice", least=0, most=4096)
     out: str = option("bench-synthesis", "folder for synthesis.json and synthesis.png")
+
+    def __post_init__(self):
+        check(self, "bench")
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -53,9 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     flags = options.given(arguments, BenchConfig)
     config = options.build(BenchConfig, options.read_yaml(arguments.config, "bench"), flags, where="bench")
-    for name in ("steps", "batch", "images", "repeats"):
-        if getattr(config, name) < 1:
-            fail("bench", name, "be at least 1", getattr(config, name))
     if config.device not in ("auto", "cpu", "cuda") or (config.device == "cuda" and not torch.cuda.is_available()):
         fail("bench", "device", "be cpu, auto, or cuda where there is a GPU", config.device)
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

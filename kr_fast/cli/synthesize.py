@@ -7,7 +7,7 @@ from typing import Any
 
 from kr_fast.cli import options
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.options import option
+from kr_fast.runtime.options import LARGEST, check, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,27 +16,31 @@ class SynthesizeConfig:
 
     model: str = option("", "folder of kr-fast run, or of a diffusers pipeline, UNet2DModel or DiTTransformer2DModel")
     out: str = option("synthetic", "folder of the data set; the same command continues one that was stopped")
-    count: int = option(10000, "images of the whole data set; 0 for as many as an .npy of labels has")
-    first_id: int = option(0, "id of the first image")
+    count: int = option(10000, "images of the whole data set; 0 for as many as an .npy of labels has", least=0)
+    first_id: int = option(0, "id of the first image", least=0)
     format: str = option("npy", "npy, npz, webdataset or parquet")
-    shard_size: int = option(16384, "ids in a shard")
+    shard_size: int = option(16384, "ids in a shard", least=1)
     labels: str = option("", "balanced, counts:N,N,... or an .npy file of int64; empty: as in the run, else balanced")
-    seed: int = option(0, "of all noise")
-    checkpoint: int = option(0, "step of the run's checkpoint; 0 for the chosen one")
+    seed: int = option(0, "of all noise", least=0)
+    checkpoint: int = option(0, "step of the run's checkpoint; 0 for the chosen one", least=0)
     scheduler: str = option("", "a scheduler class of diffusers in place of the model's own")
-    num_inference_steps: int = option(0, "solver steps; 0 for those that the run tuned, else 20")
-    guidance_scale: float = option(0.0, "classifier-free guidance, 1 is none; 0 for what the run tuned, else 1")
-    noise_scale: float = option(0.0, "initial-noise scale sigma; 0 for what the run tuned, else 1")
+    num_inference_steps: int = option(0, "solver steps; 0 for those that the run tuned, else 20", least=0, most=100_000)
+    guidance_scale: float = option(
+        0.0, "classifier-free guidance, 1 is none; 0 for what the run tuned, else 1", least=0, most=100
+    )
+    noise_scale: float = option(0.0, "initial-noise scale sigma; 0 for what the run tuned, else 1", least=0, most=100)
     quality: str = option("fused", "exact, fused or fast")
     dtype: str = option("float32", "of the network: float32, bfloat16 or float16")
-    micro_batch: int = option(256, "images in one network call; part of what the images depend on")
+    micro_batch: int = option(
+        256, "images in one network call; part of what the images depend on", least=1, most=1_000_000
+    )
     verify: bool = option(False, "check finished shards by their SHA-256 and make damaged ones again")
     allow_download: bool = option(False, "take a model that is not a folder from the Hugging Face hub")
 
     def __post_init__(self):
-        for name in ("count", "first_id", "seed", "checkpoint", "num_inference_steps", "guidance_scale", "noise_scale"):
-            if not getattr(self, name) >= 0:
-                fail("synthesize", name, "be at least 0", getattr(self, name))
+        check(self, "synthesize")
+        if self.first_id + self.count > LARGEST:
+            fail("synthesize", "first_id", f"be at most {LARGEST} less count, {self.count}", self.first_id)
         if self.dtype not in ("float32", "bfloat16", "float16"):
             fail("synthesize", "dtype", "be one of float32, bfloat16, float16", self.dtype)
         if self.format not in ("npy", "npz", "webdataset", "parquet"):

@@ -8,7 +8,7 @@ from kr_fast.ensemble import TrainConfig
 from kr_fast.membership.catalog import check_asked
 from kr_fast.membership.figures import Choices
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.options import option
+from kr_fast.runtime.options import check, option
 
 SPLITS = ("train", "val", "test", "all")
 SOURCES = {
@@ -35,20 +35,26 @@ class AuditConfig:
     out: str = option("runs/audit", "folder of the audit; the same command continues one that was stopped")
 
     model: str = option("", "pkg.mod:factory of the classifier, or resnet8, resnet14, resnet20, resnet32")
-    width: int = option(16, "channels of the first stage, for a resnet of this package")
+    width: int = option(16, "channels of the first stage, for a resnet of this package", least=1, most=4096)
     checkpoint: tuple[str, ...] = option(
         (),
         "weights under attack, .safetensors or .pt state dicts: FILE, or NAME=FILE for several (shadows imitate the "
         "first), or NAME=FILE@MODEL for another architecture",
     )  # fmt: skip
-    mean: tuple[float, ...] = option((), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1")
-    std: tuple[float, ...] = option((), "see mean")
+    mean: tuple[float, ...] = option(
+        (), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1", least=-1000, most=1000
+    )
+    std: tuple[float, ...] = option((), "see mean", above=0, most=1000)
     data: str = option("", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
     cut: int = option(
-        -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are"
+        -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are", least=-1
     )
-    val_fraction: float = option(VAL_FRACTION, "that run's share of training images for validation, with cut")
-    test_fraction: float = option(TEST_FRACTION, "that run's share of all images for the test, with cut")
+    val_fraction: float = option(
+        VAL_FRACTION, "that run's share of training images for validation, with cut", above=0, below=1
+    )
+    test_fraction: float = option(
+        TEST_FRACTION, "that run's share of all images for the test, with cut", above=0, below=1
+    )
     members: str = option(
         "train", "splits (train,val), or an .npy or .txt file of indices, or of a mask (0 and 1) over all images"
     )
@@ -64,16 +70,16 @@ class AuditConfig:
         "full: the shadows were made as the first model under attack was; transfer: they were not, a lower "
         "bound; auto: transfer with shadows of yours or for another architecture, else full",
     )
-    num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release")
-    epochs: int = option(40, "of a shadow: give the recipe of the model under attack")
-    batch_size: int = option(64, "of a shadow")
-    learning_rate: float = option(0.1, "peak of a shadow's one-cycle schedule")
-    weight_decay: float = option(5e-4, "of a shadow")
-    label_smoothing: float = option(0.0, "of a shadow")
-    shift: int = option(0, "augmentation of a shadow: largest shift in pixels")
+    num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release", least=4, most=1_000_000)
+    epochs: int = option(40, "of a shadow: give the recipe of the model under attack", least=1, most=1_000_000)
+    batch_size: int = option(64, "of a shadow", least=1, most=1_000_000)
+    learning_rate: float = option(0.1, "peak of a shadow's one-cycle schedule", least=1e-6, most=10)
+    weight_decay: float = option(5e-4, "of a shadow", least=0, most=1)
+    label_smoothing: float = option(0.0, "of a shadow", least=0, below=1)
+    shift: int = option(0, "augmentation of a shadow: largest shift in pixels", least=0, most=224)
     flip: bool = option(False, "augmentation of a shadow: mirror half of the images")
-    rotate: float = option(0.0, "augmentation of a shadow: largest angle in degrees")
-    scale: float = option(0.0, "augmentation of a shadow: largest relative change of size")
+    rotate: float = option(0.0, "augmentation of a shadow: largest angle in degrees", least=0, most=180)
+    scale: float = option(0.0, "augmentation of a shadow: largest relative change of size", least=0, below=1)
     control: bool = option(True, "train a positive control, which the attacks must find")
 
     signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/audit.md)")
@@ -88,18 +94,23 @@ class AuditConfig:
     primary: str = option("", "the attack whose figures are the result; empty: lira")
     augment: str = option("none", "queries of the attacks: none, flip, shift or lira")
     every_shadow: bool = option(False, "attack every shadow from the others too: mean and spread over models")
-    level: float = option(0.95, "coverage of the intervals")
-    delta: float = option(1e-5, "of the lower bounds of epsilon")
-    priors: tuple[float, ...] = option((0.5, 0.1, 0.01), "shares of members for the positive predictive value")
+    level: float = option(0.95, "coverage of the intervals", above=0, below=1)
+    delta: float = option(1e-5, "of the lower bounds of epsilon", above=0, below=1)
+    priors: tuple[float, ...] = option(
+        (0.5, 0.1, 0.01), "shares of members for the positive predictive value", above=0, below=1
+    )
     random_members: bool = option(False, "each example became a member by a fair coin: the one-run bound applies")
-    rmia_gamma: float = option(1.0, "of RMIA: how clearly an example has to dominate one of the population, above 0")
-    rmia_offline_a: float = option(0.33, "of rmia_offline: its scale a, in [0, 1]")
+    rmia_gamma: float = option(
+        1.0, "of RMIA: how clearly an example has to dominate one of the population", above=0, most=1000
+    )
+    rmia_offline_a: float = option(0.33, "of rmia_offline: its scale a", least=0, most=1)
     rmia_predicate: str = option("ratio", "of RMIA: when one dominates another: ratio, ratio_strict or reciprocal")
-    seed: int = option(0, "of shadows, control and splits")
+    seed: int = option(0, "of shadows, control and splits", least=0)
     show_real_images: bool = option(False, "show the images of the most exposed members; the page then says so")
     show_records: bool = option(False, "name the most exposed members by index and score; the page then says so")
 
     def __post_init__(self):
+        check(self, "audit")
         given = [name for name in ("signals", "lira_tree", "privacy_meter") if getattr(self, name)]
         if len(given) > 1 or (given and (self.model or self.checkpoint or self.data)):
             fail("audit", "input", "be models (model, checkpoint, data) or one of signals, lira_tree, privacy_meter",
@@ -110,7 +121,7 @@ class AuditConfig:
                     fail("audit", name, "be given (or signals, lira_tree or privacy_meter)", "nothing")
         if bool(self.mean) != bool(self.std):
             fail("audit", "mean and std", "be given together", f"mean {list(self.mean)}, std {list(self.std)}")
-        if self.num_shadows < 4 or self.num_shadows % 2:
+        if self.num_shadows % 2:
             fail("audit", "num_shadows", "be even and at least 4", self.num_shadows)
         self._refuse_idle(given[0] if given else "")
         for name, usual in (("val_fraction", VAL_FRACTION), ("test_fraction", TEST_FRACTION)):

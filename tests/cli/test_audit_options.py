@@ -55,7 +55,7 @@ def test_too_few_shadows_for_an_attack_are_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--rmia-gamma", "0"], "audit: rmia_gamma must be positive and finite, got 0.0"),
+        (["--rmia-gamma", "0"], "audit: rmia_gamma must be in (0, 1000], got 0.0"),
         (["--rmia-offline-a", "2"], "audit: rmia_offline_a must be in [0, 1], got 2.0"),
         (["--rmia-predicate", "x"], "audit: rmia_predicate must be one of ratio, ratio_strict, reciprocal, got x"),
         (

@@ -37,7 +37,7 @@ def test_synthesis(tmp_path, capsys):
             ["--providers", "tensorrt"],
             "bench: providers must be one of documented, loop, compile, kr_fast, got tensorrt",
         ),
-        (["--steps", "0"], "bench: steps must be at least 1, got 0"),
+        (["--steps", "0"], "bench: steps must be in [1, 100000], got 0"),
         (["--device", "tpu"], "bench: device must be cpu, auto, or cuda where there is a GPU, got tpu"),
         (
             ["--scheduler", "FastScheduler"],

@@ -135,7 +135,7 @@ def test_dit_pipeline(tmp_path):
         (["--format", "zarr"], "synthesize: format must be one of npy, npz, webdataset, parquet, got zarr"),
         (["--dtype", "int8"], "synthesize: dtype must be one of float32, bfloat16, float16, got int8"),
         (["--shard-size", "0"], "synthesize: shard_size must be at least 1, got 0"),
-        (["--micro-batch", "0"], "Sampler: micro_batch must be at least 1, got 0"),
+        (["--micro-batch", "0"], "synthesize: micro_batch must be in [1, 1000000], got 0"),
         (["--quality", "best"], "Sampler: quality must be one of exact, fused, fast, got best"),
         (["--labels", "train"], "synthesize: labels must be balanced, counts:N,N,... or an .npy file, got train"),
         (["--labels", "counts:1,x"], "synthesize: labels must be counts:N,N,..., got counts:1,x"),
