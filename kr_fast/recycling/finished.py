@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from kr_fast.recycling import generator
+from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime import files, manifest
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.journal import Journal
 from kr_fast.runtime.layout import Folder
 
@@ -36,6 +37,10 @@ def open_generator(run: Path, device: torch.device, step: int = 0) -> Finished:
     """The generator of a run's folder, of checkpoint ``step``; 0 for the chosen, else the latest one."""
     folder = Folder(run).check("synthesize", "model")
     journal, config = Journal(run), manifest.read_config(folder.config)
+    names = ("num_inference_steps", "guidance_scale", "noise_scale")
+    for key in RecycleConfig().record():
+        if key not in config:  # a file that was cut, whose last value may be cut too
+            raise UserError(f"synthesize: {folder.config} must hold every option of a run, got no {key}")
     trained = journal.done("generator")
     if trained is None:
         fail("synthesize", "model", "be a run whose generator is trained", run)
@@ -49,7 +54,6 @@ def open_generator(run: Path, device: torch.device, step: int = 0) -> Finished:
     if "image_shape" not in facts:
         fail("synthesize", "model", "be a run of this version of kr-fast, which notes the shape of images", run)
     network, scheduler, _ = generator.load(path, device)
-    names = ("num_inference_steps", "guidance_scale", "noise_scale")
     return Finished(
         network,
         scheduler,

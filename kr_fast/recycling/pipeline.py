@@ -121,12 +121,12 @@ def dry_run(config: RecycleConfig) -> str:
 def _load(config: RecycleConfig) -> Context:
     """The run that ``config`` describes, checked against what is in its folder."""
     manifest.refuse_inside(config.out, config.data, "run")
-    begun = manifest.check_run(config.out, config.record(), "run", MOVED)
+    out = Path(config.out)
+    begun, journal = manifest.check_run(out, config.record(), "run", MOVED), Journal(out)  # before data that take long
     loaded = data.load(
         config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
     )
-    out = Path(config.out)
-    context = Context(config, out, state.current(), loaded, Journal(out))
+    context = Context(config, out, state.current(), loaded, journal)
     if begun:
         dataset.check(context)
     return context
