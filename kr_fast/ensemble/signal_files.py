@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.runtime import files
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import fail, first_line
 from kr_fast.runtime.journal import Journal
 
 RECORD, LOCK, STAGE = "signals.json", ".lock", "rows"
@@ -51,7 +51,7 @@ class SignalFiles:
         files.remove_leftovers(self.path)
         known = self.path / RECORD
         if known.exists():
-            found = files.read_json(known)
+            found = files.read_json(known, dict)
             for key in sorted(found.keys() | record.keys()):
                 if found.get(key) != record.get(key):
                     rule = f"have the {key} of the signals in it, {_short(found.get(key))}"
@@ -61,12 +61,26 @@ class SignalFiles:
                 self._create(name)
             files.write_json(known, record)  # last: a folder with a record is whole
         self.journal = Journal(self.path)
-        self.done = (self.journal.done(STAGE) or {"rows": 0})["rows"]
+        self.done = (self.journal.done(STAGE) or {"rows": 0}).get("rows")
+        self._check_whole()
         self.started = time.monotonic()
         self.handles = {name: os.open(self._file(name), os.O_RDWR) for name in self.want}
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.npy"
+
+    def _check_whole(self) -> None:
+        """Refuse a folder whose files are not those that its record tells of."""
+        words = "have whole files in it (remove the folder to begin anew)"
+        if not isinstance(self.done, int) or not 0 <= self.done <= self.shape[1]:
+            fail("ModelArray", "path", words, f"{self.done} images in {self.journal.path}")
+        for name in self.want:
+            try:
+                found = np.load(self._file(name), mmap_mode="r") if 0 not in self.shape else None
+            except (OSError, ValueError, EOFError) as error:
+                fail("ModelArray", "path", words, f"{self._file(name)} ({first_line(error)})")
+            if found is not None and (found.shape != self.shape or found.dtype != np.dtype("<f4")):
+                fail("ModelArray", "path", words, f"{found.dtype} {list(found.shape)} in {self._file(name)}")
 
     def _create(self, name: str) -> None:
         with files.atomic_path(self._file(name)) as temporary, open(temporary, "wb") as file:
@@ -112,7 +126,7 @@ class SignalFiles:
 def recorded(path: str | Path | None, key: str) -> Any:
     """What the record in the folder ``path`` says of ``key``; None if there is none."""
     known = None if path is None else Path(path) / RECORD
-    return files.read_json(known).get(key) if known is not None and known.exists() else None
+    return files.read_json(known, dict).get(key) if known is not None and known.exists() else None
 
 
 def _short(value: Any) -> str:

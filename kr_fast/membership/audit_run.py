@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from kr_fast.report import without_folders
 from kr_fast.runtime import files, manifest, seeds, state
 from kr_fast.runtime.arrays import read_npy
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.journal import check_inside
+from kr_fast.runtime.journal import MISSING, Journal, check_inside
+from kr_fast.runtime.journal import refuse as refuse_file
 from kr_fast.runtime.layout import Folder
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.versions import versions
@@ -45,6 +47,7 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
     }  # fmt: skip
     runtime = state.current()
     manifest.refuse_inside(config.out, config.data, "audit")
+    manifest.check_run(config.out, config.record(), "audit")  # before data that take long
     data, work = (_saved(config), None) if config.saved else (None, _Work(config))
     if data is not None:
         _check_needs(config, data)
@@ -52,6 +55,7 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
         with runtime.main_first() as main:
             if main:
                 manifest.open_run(config.out, config.record(), "audit")
+                _check_kept(config)
         if data is None:
             report = work.run(options, "shadows" if config.every_shadow else "given")
         else:
@@ -74,6 +78,24 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
         return report, report.write(config.out, details, **shown)
     finally:
         manifest.release()
+
+
+def _check_kept(config: AuditConfig) -> None:
+    """Refuse models of a continued audit that were changed; lost ones are trained again."""
+    journal = Journal(config.out)
+    for stage in list(journal.seconds()):
+        found = list(journal.changed(stage))
+        for path, got in found:
+            if got != MISSING:
+                refuse_file(journal, stage, "audit", path, got)
+        if found:
+            journal.forget(stage)
+
+
+def _keep(config: AuditConfig, stage: str, start: float, left: Path) -> None:
+    journal = Journal(config.out)
+    if journal.done(stage) is None:
+        journal.finish(stage, time.perf_counter() - start, {}, [left])
 
 
 def _saved(config: AuditConfig) -> AuditData:
@@ -277,7 +299,7 @@ class _Work:
         """Train what is missing, then attack."""
         config, folder = self.config, Folder(self.config.out)
         images, labels = self.images[self.index], self.labels[self.index]
-        shadows = self.shadows
+        shadows, start = self.shadows, time.perf_counter()
         if shadows is None:
             workers = torch.get_num_threads() if self.runtime.device.type == "cpu" else 1
             shadows = train_shadows(
@@ -286,12 +308,15 @@ class _Work:
             )  # fmt: skip
         if not self.runtime.is_main:
             return None
-        control = None
+        if self.shadows is None:
+            _keep(config, "shadows", start, folder.shadows)
+        control, start = None, time.perf_counter()
         if config.control:
             control = overfitted(
                 self.make, images, labels, self.members, like=self.recipe, seed=config.seed,
                 device=self.runtime.device, path=folder.control,
             )  # fmt: skip
+            _keep(config, "control", start, folder.control)
         away = ~self.members
         accuracies = {
             name: float(array.signals(images[away], labels[away], want=("correct",))["correct"].mean())

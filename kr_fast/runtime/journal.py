@@ -12,6 +12,7 @@ from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError, first_line
 
 NAME = "journal.json"
+MISSING = "none"  # what is found of a file that is not there
 
 
 class Journal:
@@ -65,7 +66,7 @@ class Journal:
             if below is not None and below not in path.parents:
                 continue
             if not path.is_file():
-                yield path, "none"
+                yield path, MISSING
             elif (size := path.stat().st_size) != facts["bytes"]:
                 yield path, f"{size} bytes in place of {facts['bytes']}"
             elif files.sha256(path) != facts["sha256"]:

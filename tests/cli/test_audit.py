@@ -127,6 +127,13 @@ def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     assert json.loads((out / "release" / "audit.json").read_text()) == found
     assert (out / "private" / "shadows" / "model-000.safetensors").stat().st_mtime_ns == before
+    # A shadow that is another one than it was is named.
+    shadow = out / "private" / "shadows" / "model-001.safetensors"
+    kept = shadow.read_bytes()
+    shadow.write_bytes(bytes(len(kept)))
+    capsys.readouterr()
+    assert f"{shadow} must be as the stage shadows left it, got other bytes" in refused(capsys, *command, aside="data:")
+    shadow.write_bytes(kept)
     # The printed command is a configuration of the same audit; another one is refused.
     manifest.release()
     capsys.readouterr()

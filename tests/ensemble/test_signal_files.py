@@ -54,6 +54,23 @@ def test_files_hold_what_memory_holds(tmp_path):
     assert same(array().signals(images, labels, path=tmp_path / "out", **OPTIONS), want)
 
 
+@pytest.mark.parametrize("name", ["phi.npy", "signals.json", "journal.json"])
+def test_damaged_files_are_one_line(tmp_path, name):
+    images, labels = data()
+    want = array().signals(images, labels, path=tmp_path, **OPTIONS)
+    want = {key: value.clone() for key, value in want.items()}
+    before = (tmp_path / name).read_bytes()
+    for damage in (b"", b"garbage", b"[]", before[: len(before) // 2], None):
+        (tmp_path / name).unlink() if damage is None else (tmp_path / name).write_bytes(damage)
+        if damage is None and name != "phi.npy":
+            continue  # it begins anew
+        with pytest.raises(UserError, match=name) as error:
+            array().signals(images, labels, path=tmp_path, **OPTIONS)
+        assert "\n" not in str(error.value)
+    (tmp_path / name).write_bytes(before)
+    assert same(array().signals(images, labels, path=tmp_path, **OPTIONS), want)
+
+
 @pytest.mark.parametrize("when", [1, 2, 3])
 def test_full_disk_is_an_error_and_not_a_loss(tmp_path, monkeypatch, when):
     images, labels = data()

@@ -308,6 +308,23 @@ def test_other_folders_are_refused(tmp_path):
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["manifest.json"]
 
 
+def test_a_start_that_failed_is_in_nobodys_way(tmp_path, whole):
+    """No shard was finished: another network, or another seed, takes the folder over."""
+
+    class Broken(Net):
+        def forward(self, x, t, class_labels=None):
+            return super().forward(x, t, class_labels) * float("nan")
+
+    with pytest.raises(UserError, match="NaN or inf"):
+        make(tmp_path, sampler(net=Broken()))
+    with pytest.raises(UserError, match="NaN or inf"):
+        make(tmp_path, sampler(net=Broken(), seed=12))
+    make(tmp_path)
+    assert hashes(tmp_path) == whole
+    with pytest.raises(UserError, match="sampler.seed must equal 11 of the data set in"):
+        make(tmp_path, sampler(seed=12))
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
