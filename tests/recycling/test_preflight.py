@@ -12,7 +12,7 @@ import yaml
 from kr_fast.cli import main
 from kr_fast.data import Dataset, Split
 from kr_fast.models import classifier
-from kr_fast.recycling import dataset, preflight
+from kr_fast.recycling import dataset, preflight, teacher
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import checks, dry_run, networks, room, seconds
@@ -199,6 +199,16 @@ def test_a_given_teacher_is_asked_before_anything_begins(tmp_path, capsys, monke
     assert "run: teacher must" in words
     assert "finite" in words
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_at_chance_is_told():
+    """Beside the largest class: 30 of 50 images; one-sided 5 % of the binomial is 36 of 50 and more."""
+    val = Split(torch.zeros(50, 8, 8, 1, dtype=torch.uint8), (torch.arange(50) < 30).long())
+    assert teacher.chance(37 / 50, val) is None
+    assert teacher.chance(0.70, val) == (
+        "the Teacher is right about 0.700 of 50 validation images, not clearly more than one that always names the "
+        "largest class (0.600)"
+    )
 
 
 def test_notes_say_what_does_not_stop_a_run(tmp_path, monkeypatch):

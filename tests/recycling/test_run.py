@@ -5,10 +5,16 @@ import re
 import numpy as np
 import pytest
 import torch
+import yaml
 from toy_runs import metrics, toy
 
+from kr_fast import data
 from kr_fast.models import classifier
-from kr_fast.runtime import files
+from kr_fast.recycling.config import RecycleConfig
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.preflight import networks, room
+from kr_fast.runtime import files, state
+from kr_fast.runtime.journal import Journal
 
 pytestmark = pytest.mark.pipeline
 STAGES = [
@@ -85,6 +91,37 @@ def test_keep_matrix_is_recorded(finished):
     assert keep.shape == (4, found["dataset"]["train"] + found["dataset"]["test"])
     assert (keep.sum(0) == 2).all()
     assert members.sum() == found["dataset"]["train"]
+
+
+def test_files_are_as_large_as_was_estimated(finished):
+    config = RecycleConfig(**yaml.safe_load((finished[0] / "config.yaml").read_text()))
+    context = Context(config, finished[0], state.current(), data.load("digits"), Journal(finished[0]))
+    wanted = room.stages(room.disk(context, networks.sizes(context)))
+    private, release = finished[0] / "private", finished[0] / "release"
+    shared = config.periods * config.images * (64 + 16)  # which the stage removes at its end
+    for stage, paths, rest in (
+        ("teacher", [private / "teacher.safetensors"], 0), ("shadows", [private / "shadows"], 0),
+        ("shadow_students", [private / "shadow_students"], shared),
+        ("gkd", [release / "student.safetensors", release / "synthetic", private / "synthetic"], 0),
+    ):  # fmt: skip
+        found = rest + sum(room.written(path) if path.is_dir() else path.stat().st_size for path in paths)
+        assert found / 1.3 < wanted[stage] < found * 1.3, stage
+
+
+def test_validation_images_that_are_training_images(tmp_path):
+    """There is no population then, and the report says so."""
+    draw, found = np.random.default_rng(0), {}
+    for which, count in (("train", 40), ("test", 20)):
+        found[f"{which}_images"] = draw.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        found[f"{which}_labels"] = np.arange(count) % 2
+    np.savez(
+        tmp_path / "set.npz", **found, val_images=found["train_images"][:12], val_labels=found["train_labels"][:12]
+    )
+    done = toy(tmp_path / "run", "--data", str(tmp_path / "set.npz"))
+    words = "every validation image is a training or test image too: the run chooses by them, and its audit has no"
+    assert words in done.stderr
+    assert words in (tmp_path / "run" / "release" / "report.md").read_text()
+    assert "rmia" not in metrics(tmp_path / "run")["audit"]["teacher"]
 
 
 def test_report_is_one_file_that_loads_nothing(finished):

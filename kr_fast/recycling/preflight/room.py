@@ -34,38 +34,37 @@ class Need:
 
 def memory(context: Context, sizes: Sizes) -> list[Need]:
     """What the stages hold in memory at a time, on this process's device."""
-    c, data = context.config, context.data
-    height, width, channels = data.image_shape
-    pixels, pool, levels = height * width * channels, len(data.train) + len(data.test), len(c.generator_widths)
-    padded = padded_size(height, levels) * padded_size(width, levels) * channels
+    c, train = context.config, len(context.data.train)
+    pool, together = train + len(context.data.test), shadows.workers(context)
     guided = 2 if any(scale != 1 for scale in (c.guidance_scale, *c.tune_guidance_scale)) else 1
-    widest = sizes.generator.widest
+    call = 2 * guided * c.micro_batch * sizes.generator.widest
+    found = [] if c.teacher else _training("teacher", "teacher", sizes.teacher, min(c.teacher_batch_size, train))
     share = c.generator_batch_size // context.runtime.world_size
-    at_once = shadows.workers(context)
-    found = []
-    if not c.teacher:
-        found += _training("teacher", "teacher", sizes.teacher, min(c.teacher_batch_size, len(data.train)))
-    found += [
-        Need("generator", "weights, gradients and optimizer", "generator_widths", 5 * sizes.generator.state),
-        Need("generator", "the images of a step", "generator_batch_size", share * sizes.generator.saved),
-        Need("generator", "the training images as floats", "data", 4 * padded * len(data.train)),
-    ]
+    found += _generating("generator", context, sizes.generator, share, train)
     for stage, images in (("tuning", "trial_images"), ("gkd", "images")):
-        count = getattr(c, images)
-        found += [
-            *_training(stage, "student", sizes.student, min(c.student_batch_size, count)),
-            Need(stage, "the images of a period", images, count * (pixels + ID_AND_LABEL)),
-            Need(stage, "the images of a network call", "micro_batch", 2 * guided * c.micro_batch * widest),
-        ]
-    if c.num_shadows:
-        trained = _training("shadows", "teacher", sizes.teacher, min(c.teacher_batch_size, max(pool // 2, 1)))
-        together = min(at_once, c.num_shadows)
-        found += [dataclasses.replace(each, size=each.size * together) for each in trained]
-        signals = 4 * SIGNALS * QUERIES[c.audit_augment] * pool * (c.num_shadows + c.num_students)
-        found.append(Need("audit", "the signals of shadow models", "num_shadows", signals))
-        models = c.num_shadows * sizes.teacher.state + c.num_students * sizes.student.state
-        found.append(Need("audit", "shadow models", "num_shadows", models))
-    return found
+        found += _distilling(stage, context, sizes.student, images)
+        found.append(Need(stage, "the images of a network call", "micro_batch", call))
+    if not c.num_shadows:
+        return found
+    half = max(pool // 2, 1)
+    trained = _training("shadows", "teacher", sizes.teacher, min(c.teacher_batch_size, half))
+    students = _distilling("shadow_students", context, sizes.student, "images")
+    if c.audit_generator == "retrained":
+        students += _generating("shadow_students", context, sizes.generator, c.generator_batch_size, half)
+    models = c.num_shadows * sizes.teacher.state + c.num_students * sizes.student.state
+    signals = 4 * SIGNALS * QUERIES[c.audit_augment] * pool * (c.num_shadows + c.num_students)
+    return [
+        *found,
+        *_times(min(together, c.num_shadows), trained),
+        *_times(min(together, c.num_students), students),
+        Need("audit", "shadow models", "num_shadows", models),
+        Need("audit", "the signals of shadow models", "num_shadows", signals),
+    ]
+
+
+def _times(count: int, needs: list[Need]) -> list[Need]:
+    """Several at a time, each in a process of its own."""
+    return [dataclasses.replace(need, size=count * need.size) for need in needs]
 
 
 def _training(stage: str, whose: str, size: Size, batch: int) -> list[Need]:
@@ -76,11 +75,34 @@ def _training(stage: str, whose: str, size: Size, batch: int) -> list[Need]:
     ]
 
 
+def _generating(stage: str, context: Context, size: Size, batch: int, images: int) -> list[Need]:
+    """Weights, gradients, AdamW's two moments and the moving average; what a step keeps; padded images."""
+    levels = len(context.config.generator_widths)
+    height, width, channels = context.data.image_shape
+    pixels = padded_size(height, levels) * padded_size(width, levels) * channels
+    return [
+        Need(stage, "weights, gradients and optimizer", "generator_widths", 5 * size.state),
+        Need(stage, "the images of a step", "generator_batch_size", batch * size.saved),
+        Need(stage, "the training images as floats", "data", 4 * pixels * images),
+    ]
+
+
+def _distilling(stage: str, context: Context, size: Size, option: str) -> list[Need]:
+    """A Student's training on a period of as many images as the option says."""
+    count = getattr(context.config, option)
+    period = Need(stage, "the images of a period", option, count * _image(context))
+    return [*_training(stage, "student", size, min(context.config.student_batch_size, count)), period]
+
+
+def _image(context: Context) -> int:
+    """Bytes of a synthetic image with its id and label."""
+    return math.prod(context.data.image_shape) + ID_AND_LABEL
+
+
 def disk(context: Context, sizes: Sizes) -> list[Need]:
     """Files of the run, those that a stage removes at its end too."""
     c, data = context.config, context.data
-    height, width, channels = data.image_shape
-    image, pool = height * width * channels + ID_AND_LABEL, len(data.train) + len(data.test)
+    image, pool = _image(context), len(data.train) + len(data.test)
     students = c.num_students
     found = [
         Need("teacher", "weights", "teacher_width", sizes.teacher.state),
