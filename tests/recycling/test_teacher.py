@@ -1,6 +1,5 @@
 """The Teacher that a user brings: a factory or a file of weights, asked before it is used."""
 
-import logging
 import sys
 
 import pytest
@@ -86,15 +85,12 @@ def test_weights_that_are_damaged_or_no_numbers(context, tmp_path):
         teacher.build(run)
 
 
-def test_a_teacher_at_chance_is_told(context, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("kr_fast"), "propagate", True)
+def test_a_teacher_at_chance_is_told(context, tmp_path):
     model = classifier("resnet8", num_classes=10, in_channels=1, width=4, image_size=8)
     torch.nn.init.zeros_(model.head.weight)
     torch.save(model.state_dict(), tmp_path / "mine.pt")
-    teacher.run(context(tmp_path / "mine.pt"))
-    (record,) = caplog.records
-    assert "is right about 0.1" in record.getMessage()
-    assert "it is shown x / 127.5 - 1 of pixels x" in record.getMessage()
+    (note,) = teacher.run(context(tmp_path / "mine.pt"))["notes"]
+    assert "the Teacher is right about 0.1" in note
 
 
 class FewOnly(torch.nn.Module):
