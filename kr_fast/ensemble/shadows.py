@@ -22,7 +22,7 @@ from kr_fast.ensemble.workers import Job, train
 from kr_fast.runtime import files, seeds, state
 from kr_fast.runtime.arrays import read_npy
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
+from kr_fast.runtime.inputs import as_images, as_integer, as_labels, as_mask, described
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.reprs import ShortRepr
 
@@ -157,9 +157,7 @@ def load_shadows(
     folder = Path(folder)
     if not (folder / "keep.npy").exists():
         raise FileNotFoundError(f"load_shadows: folder must hold keep.npy and model-000.safetensors ..., got {folder}")
-    keep = read_npy(folder / "keep.npy", "load_shadows", "keep.npy")
-    if keep.dtype != np.bool_ or keep.ndim != 2:
-        fail("load_shadows", "keep.npy", "be bool [M, N]", f"{keep.dtype} {list(keep.shape)}")
+    keep = as_mask("load_shadows", "keep.npy", read_npy(folder / "keep.npy", "load_shadows", "keep.npy"), 2)
     models = []
     for index in range(len(keep)):
         path = folder / f"model-{index:03d}.safetensors"
@@ -168,7 +166,7 @@ def load_shadows(
         model = made("load_shadows", "make_model", make_model)
         load_weights(model, path, "load_shadows: model")
         models.append(model.to(device).eval())
-    return Shadows(ModelArray(models), torch.from_numpy(keep))
+    return Shadows(ModelArray(models), keep)
 
 
 def data_digest(images: Tensor, labels: Tensor) -> str:

@@ -1,6 +1,8 @@
 """What models answered: logits of any source, as signals. Probabilities and hard labels are told from logits here."""
 
+import contextlib
 import numbers
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.ops.membership_signals import membership_signals
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail, first_line
 from kr_fast.runtime.inputs import as_labels, as_tensor, described
 from kr_fast.runtime.logits import not_logits
 
@@ -34,6 +36,17 @@ def check_accuracy(name: str, value: Any, where: str = "audit") -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
         fail(where, name, "be in [0, 1]", repr(value))
     return float(value)
+
+
+@contextlib.contextmanager
+def as_user_error(what: str) -> Iterator[None]:
+    """What an op refuses of a model's answers as an error that the user can mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"audit: {what}: {first_line(error)}") from error
 
 
 def read_logits(logits: Any, labels: Any, what: str, probabilities: bool = False) -> tuple[dict[str, Tensor], Tensor]:

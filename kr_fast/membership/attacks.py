@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from kr_fast.membership.answers import as_numbers
-from kr_fast.membership.pool import as_mask
 from kr_fast.membership.shadow_sets import Shadowed, by_model, population_of, taken
 from kr_fast.ops import lira as ops_lira
 from kr_fast.ops.attack_r import attack_r as ops_attack_r
 from kr_fast.ops.best_threshold import best_threshold
 from kr_fast.ops.rmia import rmia as ops_rmia
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_labels, described
+from kr_fast.runtime.inputs import as_labels, as_mask, described
 from kr_fast.runtime.log import logger
 
 NO_EVIDENCE = 0.0

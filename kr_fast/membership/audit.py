@@ -25,10 +25,10 @@ from kr_fast.membership.catalog import CATALOG, DEFAULT, check_asked, check_give
 from kr_fast.membership.copies import refuse_equal_weights
 from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.figures import Choices
-from kr_fast.membership.pool import as_mask, pool_of
+from kr_fast.membership.pool import pool_of
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_labels, described
+from kr_fast.runtime.inputs import as_labels, as_mask, described
 
 CONTROL = "control"
 LABEL_ONLY = "lira"  # queries of "label_only" where the audit itself makes one
@@ -98,7 +98,7 @@ def audit(
     Raises: UserError naming the argument; so is a target (or control) that is among its shadows, and shadows that are
         one model.
     """
-    choices = Choices(level, delta, tuple(priors), random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
+    choices = Choices(level, delta, priors, random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
     check_asked(attacks, primary, targets, choices)
     images = check_images("images", images, None)
     count, shape = len(images), tuple(images.shape[1:])

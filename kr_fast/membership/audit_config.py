@@ -7,6 +7,7 @@ from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
 from kr_fast.membership.catalog import check_asked
 from kr_fast.membership.figures import Choices
+from kr_fast.ops.rmia import PREDICATES
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option
 
@@ -42,9 +43,9 @@ class AuditConfig:
         "first), or NAME=FILE@MODEL for another architecture",
     )  # fmt: skip
     mean: tuple[float, ...] = option(
-        (), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1", least=-1000, most=1000
+        (), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1", least=-10, most=10
     )
-    std: tuple[float, ...] = option((), "see mean", above=0, most=1000)
+    std: tuple[float, ...] = option((), "see mean", above=0, most=10)
     data: str = option("", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
     cut: int = option(
         -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are", least=-1
@@ -56,7 +57,7 @@ class AuditConfig:
         TEST_FRACTION, "that run's share of all images for the test, with cut", above=0, below=1
     )
     members: str = option(
-        "train", "splits (train,val), or an .npy or .txt file of indices, or of a mask (0 and 1) over all images"
+        "train", "splits (train,val), or an .npy, .txt or .csv file of indices, or of a mask (0 and 1) over all images"
     )
     non_members: str = option("auto", "likewise; auto: test, or all others where members are a file")
     population: str = option("auto", "further non-members: splits, a share of the non-members, none, or auto (val)")
@@ -69,8 +70,9 @@ class AuditConfig:
         "auto",
         "full: the shadows were made as the first model under attack was; transfer: they were not, a lower "
         "bound; auto: transfer with shadows of yours or for another architecture, else full",
+        choices=("auto", "full", "transfer"),
     )
-    num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release", least=4, most=1_000_000)
+    num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release", least=4, most=10_000)
     epochs: int = option(40, "of a shadow: give the recipe of the model under attack", least=1, most=1_000_000)
     batch_size: int = option(64, "of a shadow", least=1, most=1_000_000)
     learning_rate: float = option(0.1, "peak of a shadow's one-cycle schedule", least=1e-6, most=10)
@@ -85,14 +87,20 @@ class AuditConfig:
     signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/audit.md)")
     lira_tree: str = option("", "a folder of experiment-*/{keep,logits,scores}, in place of models")
     privacy_meter: str = option("", "a folder with memberships.npy and signals/, in place of models")
-    signal: str = option("probability", "what the arrays of privacy_meter hold: probability or loss")
+    signal: str = option(
+        "probability",
+        "what the arrays of privacy_meter hold: probability or loss",
+        choices=("probability", "loss"),
+    )
     signal_name: str = option("rmia", "first part of their names: signals/NAME_signals.npy")
     target: str = option("", "the experiment or model of such a folder under attack; empty: each from the others")
     probabilities: bool = option(False, "the saved logits are probabilities; take their logarithm")
 
     attacks: tuple[str, ...] = option((), "names of attacks (docs/audit.md); none for all of the default set")
     primary: str = option("", "the attack whose figures are the result; empty: lira")
-    augment: str = option("none", "queries of the attacks: none, flip, shift or lira")
+    augment: str = option(
+        "none", "queries of the attacks: none, flip, shift or lira", choices=("none", "flip", "shift", "lira")
+    )
     every_shadow: bool = option(False, "attack every shadow from the others too: mean and spread over models")
     level: float = option(0.95, "coverage of the intervals", above=0, below=1)
     delta: float = option(1e-5, "of the lower bounds of epsilon", above=0, below=1)
@@ -104,7 +112,7 @@ class AuditConfig:
         1.0, "of RMIA: how clearly an example has to dominate one of the population", above=0, most=1000
     )
     rmia_offline_a: float = option(0.33, "of rmia_offline: its scale a", least=0, most=1)
-    rmia_predicate: str = option("ratio", "of RMIA: when one dominates another: ratio, ratio_strict or reciprocal")
+    rmia_predicate: str = option("ratio", "of RMIA: when one dominates another", choices=PREDICATES)
     seed: int = option(0, "of shadows, control and splits", least=0)
     show_real_images: bool = option(False, "show the images of the most exposed members; the page then says so")
     show_records: bool = option(False, "name the most exposed members by index and score; the page then says so")
@@ -121,16 +129,15 @@ class AuditConfig:
                     fail("audit", name, "be given (or signals, lira_tree or privacy_meter)", "nothing")
         if bool(self.mean) != bool(self.std):
             fail("audit", "mean and std", "be given together", f"mean {list(self.mean)}, std {list(self.std)}")
+        if len(self.mean) != len(self.std):
+            got = f"{len(self.mean)} and {len(self.std)}"
+            fail("audit", "mean and std", "hold as many numbers as each other", got)
         if self.num_shadows % 2:
             fail("audit", "num_shadows", "be even and at least 4", self.num_shadows)
         self._refuse_idle(given[0] if given else "")
         for name, usual in (("val_fraction", VAL_FRACTION), ("test_fraction", TEST_FRACTION)):
             if self.cut < 0 and getattr(self, name) != usual:
                 fail("audit", name, "be left out without cut, where it does nothing", getattr(self, name))
-        if self.augment not in ("none", "flip", "shift", "lira"):
-            fail("audit", "augment", "be one of none, flip, shift, lira", self.augment)
-        if self.kind not in ("auto", "full", "transfer"):
-            fail("audit", "kind", "be auto, full or transfer", self.kind)
         check_asked(self.attacks or None, self.primary or None, "given", Choices(**self.choices()))
 
     def _refuse_idle(self, source: str) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kr_fast.membership.answers import as_numbers, check_accuracy, read_logits, refuse_nan
 from kr_fast.membership.copies import refuse_equal_shadows, refuse_shadow_as_target
-from kr_fast.membership.pool import as_mask, check_members, pool_of
+from kr_fast.membership.pool import check_members, pool_of
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_images, as_labels, as_tensor, described
+from kr_fast.runtime.inputs import as_images, as_labels, as_mask, as_tensor, described
 from kr_fast.runtime.reprs import ShortRepr
 
 KINDS = ("full", "transfer")

@@ -172,7 +172,7 @@ def audit_signals(
         The rest: see :func:`kr_fast.audit`.
     Raises: UserError naming the argument, or the attack that lacks something.
     """
-    choices = Choices(level, delta, tuple(priors), random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
+    choices = Choices(level, delta, priors, random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
     check_asked(attacks, primary, targets, choices)
     if random_members and data.members is not None:
         check_fair_coins("audit", data.members)

@@ -7,25 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import load, load_uncut, to_float
+from kr_fast.data import to_float
 from kr_fast.ensemble import ModelArray, Shadows, load_shadows, train_shadows
 from kr_fast.ensemble.loading import FACTORY, load_weights, model_factory
 from kr_fast.ensemble.networks import ask, fitted, made
-from kr_fast.ensemble.shadows import data_digest
+from kr_fast.ensemble.shadows import data_digest, keep_matrix
+from kr_fast.membership.answers import as_user_error, check_answers
 from kr_fast.membership.audit import CONTROL, audit
-from kr_fast.membership.audit_config import SPLITS, AuditConfig
+from kr_fast.membership.audit_config import AuditConfig
 from kr_fast.membership.audit_data import RESERVED, AuditData, check_images
+from kr_fast.membership.audit_pool import Pool
 from kr_fast.membership.audit_report import AuditReport, audit_signals
 from kr_fast.membership.catalog import CATALOG, check_given, lacking, refuse
 from kr_fast.membership.control import overfitted
-from kr_fast.membership.epsilon import check_fair_coins
+from kr_fast.membership.copies import refuse_equal_weights
+from kr_fast.membership.figures import Choices
 from kr_fast.membership.loading import load_npz
 from kr_fast.membership.other_tools import load_lira_tree, load_privacy_meter
-from kr_fast.membership.pool import SUFFIXES, chosen, pool_of, read_members
+from kr_fast.membership.rehearsal import rehearse, rehearsed
 from kr_fast.report import without_folders
 from kr_fast.runtime import files, manifest, seeds, state
 from kr_fast.runtime.arrays import read_npy
@@ -49,20 +51,19 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
     manifest.refuse_inside(config.out, config.data, "audit")
     manifest.check_run(config.out, config.record(), "audit")  # before data that take long
     data, work = (_saved(config), None) if config.saved else (None, _Work(config))
-    if data is not None:
-        _check_needs(config, data)
+    report = None
     try:
+        # Attacks on saved signals need no folder: what they refuse leaves none.
         with runtime.main_first() as main:
+            if main and data is not None:
+                _check_needs(config, data)
+                every = config.every_shadow or not data.targets
+                report = audit_signals(data, targets="shadows" if every else "given", **options)
             if main:
                 manifest.open_run(config.out, config.record(), "audit")
                 _check_kept(config)
-        if data is None:
+        if work is not None:
             report = work.run(options, "shadows" if config.every_shadow else "given")
-        else:
-            every = config.every_shadow or not data.targets
-            report = (
-                audit_signals(data, targets="shadows" if every else "given", **options) if runtime.is_main else None
-            )
         if report is None:
             return None
         source = Path(config.data or config.signals or config.lira_tree or config.privacy_meter).name
@@ -125,19 +126,9 @@ class _Work:
 
     def __init__(self, config: AuditConfig):
         self.config, self.runtime, self.recipe = config, state.current(), config.recipe()
-        if config.cut >= 0:
-            fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-            cut = load(config.data, seed=config.cut, **fractions)
-            parts = {name: getattr(cut, name) for name in ("train", "val", "test")}
-            classes = cut.num_classes
-        else:
-            _, names, parts = load_uncut(config.data)
-            classes = len(names)
-        self.images = torch.cat([part.images for part in parts.values()])
-        self.labels = torch.cat([part.labels for part in parts.values()])
-        ends = np.cumsum([len(part) for part in parts.values()]).tolist()
-        self.splits = dict(zip(parts, zip([0, *ends[:-1]], ends, strict=True), strict=True))
-        self._choose_pool()
+        pool = Pool(config)
+        self.images, self.labels, self.splits, classes = pool.images, pool.labels, pool.splits, pool.classes
+        self.index, self.members, self.population = pool.index, pool.members, pool.population
         self._check_needs()
         shape = tuple(self.images.shape[1:])
         for name in ("mean", "std"):
@@ -159,6 +150,43 @@ class _Work:
             self.shadows = Shadows(found.array, keep)
             self._check_origin(columns)
         self.synthetic = self._synthetic(shape) if config.synthetic else None
+        self.accuracies = self._accuracies()
+        self._check_training(classes)
+        self._rehearse()
+
+    def _accuracies(self) -> dict[str, float]:
+        """Of the models on the non-members; each has to answer every example with numbers."""
+        images, labels, away = self.images[self.index], self.labels[self.index], ~self.members
+        found = {}
+        for name, array in self.models.items():
+            with as_user_error(f"the answers of {name}"):
+                right = array.signals(images, labels, want=("correct",))["correct"][0, :, 0]
+                if isinstance(self.population, tuple):
+                    array.signals(*self.population, want=("correct",))
+            found[name] = float(right[away].mean())
+        return found
+
+    def _check_training(self, classes: int) -> None:
+        """What is to be trained answers in training mode; what has been trained is none of the models under attack."""
+        if self.shadows is None or self.config.control:
+            x = to_float(self.images[self.index[:2]]).to(self.runtime.device)
+            model = made("audit", "model", self.make, FACTORY).to(self.runtime.device)
+            ask("audit", "model", model, x, classes, training=True, finite=False)
+        if self.shadows is not None:
+            refuse_equal_weights({n: array.models[0] for n, array in self.models.items()}, self.shadows.array.models)
+            for index, logits in enumerate(self.shadows.array(self.images[self.index[:64]])):
+                check_answers(logits, f"shadow {index}")
+
+    def _rehearse(self) -> None:
+        """Refuse attacks that this keep matrix does not allow, and images that no attack can tell apart."""
+        config, count = self.config, len(self.index)
+        seed = seeds.derive(config.seed, "shadows")
+        keep = keep_matrix(config.num_shadows, count, seed) if self.shadows is None else self.shadows.keep
+        pool = rehearsed(keep, self.members, self.labels[self.index], self.images[self.index], self.population)
+        if self.synthetic is not None:
+            pool = dataclasses.replace(pool, synthetic={"synthetic": self.synthetic})
+        rmia = Choices(**config.choices()).rmia
+        rehearse(pool, config.attacks or None, config.primary or None, rmia, config.every_shadow)
 
     def _check_needs(self) -> None:
         given = {
@@ -167,67 +195,6 @@ class _Work:
             "synthetic": bool(self.config.synthetic),
         }
         check_given(filter(None, (*self.config.attacks, self.config.primary)), given)
-
-    def _choose_pool(self) -> None:
-        """``index`` of the pool in all images, ``members`` of the pool, and the population."""
-        config, count = self.config, len(self.images)
-        inside = self._examples("members", config.members)
-        outside = config.non_members
-        if outside == "auto":
-            outside = "test" if _are_splits(config.members) else None
-        others = None if outside is None else self._examples("non_members", outside)
-        self.population: Any = None
-        wanted = config.population
-        if wanted == "auto":
-            wanted = "val" if "val" in self.splits and _are_splits(config.members) else "none"
-            if wanted == "val" and "val" in config.members.split(",") + config.non_members.split(","):
-                wanted = "none"
-        apart = None
-        if _are_splits(wanted):
-            apart = torch.as_tensor(self._examples("population", wanted))
-            self.population = (self.images[apart], self.labels[apart])
-        elif wanted != "none":
-            try:
-                self.population = float(wanted)
-            except ValueError:
-                self.population = -1.0
-            if not 0 < self.population < 1:
-                fail("audit", "population", "be splits, a share in (0, 1), none or auto", wanted)
-        if others is None and apart is not None:
-            rest = torch.ones(count, dtype=torch.bool)
-            rest[apart] = False
-            others = rest & ~chosen("members", inside, count)
-        self.members, index = pool_of(inside, others, count)
-        self.index = torch.arange(count) if index is None else index
-        if apart is not None and bool(torch.isin(apart, self.index).any()):
-            if config.population == "auto":
-                rule = f"share no example with the population, which is {wanted} unless --population names another"
-                fail("audit", "members and non_members", rule, f"{config.members} and {config.non_members}")
-            fail("audit", "population", "share no example with members and non-members", config.population)
-        if config.random_members:
-            if isinstance(self.population, float):
-                rule = "be splits or none with random_members: a share takes from the non-members only"
-                fail("audit", "population", rule, wanted)
-            check_fair_coins("audit", self.members)
-        if isinstance(self.population, float):
-            outside = int((~self.members).sum())
-            if not 0 < round(self.population * outside) < outside:
-                fail("audit", "population", f"be a share that leaves some of {outside} non-members", wanted)
-
-    def _examples(self, name: str, value: str) -> Any:
-        """Indices, or a mask, of the examples that an option names."""
-        if _are_splits(value):
-            found = []
-            for split in value.split(","):
-                if split not in self.splits:
-                    rule = f"be among the splits of the data, {', '.join(self.splits)}, or a file"
-                    fail("audit", name, rule, split)
-                found.append(torch.arange(*self.splits[split]))
-            return torch.cat(found)
-        path = Path(value)
-        if path.suffix.lower() not in SUFFIXES:
-            fail("audit", name, "be splits of the data, or an .npy, .txt or .csv file", value)
-        return read_members(path, name)
 
     def _factory(self, name: str, argument: str, classes: int, shape: tuple) -> Callable[[], nn.Module]:
         return model_factory(
@@ -317,21 +284,12 @@ class _Work:
                 device=self.runtime.device, path=folder.control,
             )  # fmt: skip
             _keep(config, "control", start, folder.control)
-        away = ~self.members
-        accuracies = {
-            name: float(array.signals(images[away], labels[away], want=("correct",))["correct"].mean())
-            for name, array in self.models.items()
-        }
         files.remove_leftovers(folder.private)
         kinds = {next(iter(self.models)): "transfer"} if self.transfer else None
         report = audit(
             self.models, shadows, images, labels, self.members, targets=targets, control=control,
-            population=self.population, synthetic=self.synthetic, augment=config.augment, accuracies=accuracies,
+            population=self.population, synthetic=self.synthetic, augment=config.augment, accuracies=self.accuracies,
             kinds=kinds, path=folder.signals, **options,
         )  # fmt: skip
         index = self.index[report.data.index]  # numbers in the user's data, not in the pool
         return dataclasses.replace(report, data=dataclasses.replace(report.data, index=index))
-
-
-def _are_splits(value: str) -> bool:
-    return all(part in SPLITS for part in value.split(","))

@@ -64,7 +64,7 @@ def leave_one_out(
                     skipped.setdefault(name, {})[attack.name] = why
                     continue
                 try:
-                    rows = _run(attack, data, shadows, None)
+                    rows = run_attack(attack, data, shadows, None)
                 except UserError as error:  # too few shadows to leave one out: no thresholds from them
                     if asked:
                         raise
@@ -78,7 +78,7 @@ def leave_one_out(
     return found, skipped
 
 
-def _run(attack: Attack, data: AuditData, shadows: ShadowSignals, target: TargetSignals | None) -> Tensor:
+def run_attack(attack: Attack, data: AuditData, shadows: ShadowSignals, target: TargetSignals | None) -> Tensor:
     """Scores ``[K, N]``; what an attack refuses (too few shadows, say) the user can mend."""
     try:
         return attack.run(data, shadows, target)
@@ -95,7 +95,7 @@ def scores_of(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tens
     with bar(total, "attacks", "attack") as progress:
         for name, target in data.targets.items():
             for attack in on_models:
-                row = _run(attack, data, data.shadows_of(target), target)[0]
+                row = run_attack(attack, data, data.shadows_of(target), target)[0]
                 found.setdefault(name, {})[attack.name] = row.double()
                 progress.update()
         for name, images in data.synthetic.items():

@@ -12,7 +12,7 @@ from kr_fast.membership.curve import FPRS, Curve
 from kr_fast.membership.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
 from kr_fast.membership.summaries import aop, operating_point, shadow_threshold
 from kr_fast.ops.rmia import PREDICATES
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.options import check, option
 
 THRESHOLD_FPRS = (0.1, 0.01, 0.001)
 
@@ -33,28 +33,17 @@ class Choices:
         rmia_predicate: when an example dominates another one, see :func:`kr_fast.membership.rmia`.
     """
 
-    level: float = 0.95
-    delta: float = 1e-5
-    priors: tuple[float, ...] = (0.5, 0.1, 0.01)
-    random_members: bool = False
-    seed: int = 0
-    rmia_gamma: float = 1.0
-    rmia_offline_a: float = 0.33
-    rmia_predicate: str = "ratio"
+    level: float = option(0.95, "coverage of every interval", above=0, below=1)
+    delta: float = option(1e-5, "of the lower bounds of epsilon", above=0, below=1)
+    priors: tuple[float, ...] = option((0.5, 0.1, 0.01), "shares of members", above=0, below=1)
+    random_members: bool = option(False, "each example became a member by a fair coin")
+    seed: int = option(0, "of splits and ties", least=0)
+    rmia_gamma: float = option(1.0, "how clearly an example has to dominate", above=0, most=1000)
+    rmia_offline_a: float = option(0.33, "scale of the offline form", least=0, most=1)
+    rmia_predicate: str = option("ratio", "when an example dominates another one", choices=PREDICATES)
 
     def __post_init__(self):
-        for name in ("level", "delta"):
-            if not 0 < getattr(self, name) < 1:
-                fail("audit", name, "be in (0, 1)", getattr(self, name))
-        for prior in self.priors:
-            if not 0 < prior < 1:
-                fail("audit", "priors", "lie in (0, 1)", prior)
-        if not 0 < self.rmia_gamma < float("inf"):
-            fail("audit", "rmia_gamma", "be positive and finite", self.rmia_gamma)
-        if not 0 <= self.rmia_offline_a <= 1:
-            fail("audit", "rmia_offline_a", "be in [0, 1]", self.rmia_offline_a)
-        if self.rmia_predicate not in PREDICATES:
-            fail("audit", "rmia_predicate", f"be one of {', '.join(PREDICATES)}", self.rmia_predicate)
+        check(self, "audit")
 
     @property
     def rmia(self) -> dict[str, Any]:

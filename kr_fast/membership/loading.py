@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kr_fast.membership.answers import SIGNALS, read_logits
 from kr_fast.membership.audit_data import PROBABILITIES, AuditData, ShadowSignals, TargetSignals
-from kr_fast.membership.pool import as_mask, pool_of
+from kr_fast.membership.pool import pool_of
 from kr_fast.runtime import files
 from kr_fast.runtime.arrays import open_npz
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.inputs import as_labels
+from kr_fast.runtime.inputs import as_labels, as_mask
 
 ABOUT = "about"
 ABOUT_TARGET = ("kind", "shared", "accuracy", "control")

@@ -11,10 +11,9 @@ from torch import Tensor
 from kr_fast.membership.answers import read_logits, refuse_nan
 from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.loading import naming
-from kr_fast.membership.pool import as_mask
 from kr_fast.runtime.arrays import read_npy
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_labels
+from kr_fast.runtime.inputs import as_labels, as_mask
 
 
 def load_lira_tree(folder: str | Path, *, targets: Sequence[str] = (), step: str | None = None) -> AuditData:

@@ -11,29 +11,11 @@ from torch import Tensor
 from kr_fast.membership.answers import as_numbers
 from kr_fast.runtime.arrays import damage, read_npy, regular_file
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.inputs import as_tensor, described
+from kr_fast.runtime.inputs import as_mask, as_tensor, binary, described
 
 SUFFIXES = (".npy", ".txt", ".csv")
 MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # of Windows' editors; that of UTF-8 is "utf-8-sig"'s
 WORDS = {"true": 1, "false": 0}
-
-
-def as_mask(where: str, name: str, value: Any, ndim: int) -> Tensor:
-    """bool of ``ndim`` axes (1: ``[N]``, or ``[N, 1]``; 2: ``[M, N]``), from bool or from numbers that are 0 or 1.
-
-    Raises: UserError naming the argument.
-    """
-    mask = as_tensor(where, name, value).detach()
-    if ndim == 1 and mask.ndim == 2 and mask.shape[1] == 1:
-        mask = mask[:, 0]
-    if mask.ndim != ndim:
-        fail(where, name, f"have shape {'[N]' if ndim == 1 else '[M, N]'}", list(mask.shape))
-    if mask.dtype == torch.bool:
-        return mask
-    if not _binary(mask):
-        other = mask[(mask != 0) & (mask != 1)][0].item()
-        fail(where, name, "be bool, or hold 0 and 1 only", f"{described(mask)} with {other:g}")
-    return mask != 0
 
 
 def pool_of(members: Any, non_members: Any, count: int) -> tuple[Tensor, Tensor | None]:
@@ -95,8 +77,8 @@ def chosen(name: str, value: Any, count: int, where: str = "audit") -> Tensor:
         return found.cpu()
     if found.dtype.is_floating_point and not bool((found == found.round()).all() & found.isfinite().all()):
         fail(where, name, rule, f"{described(value)} with {found[found != found.round()][:1].tolist() or 'inf'}")
-    binary = _binary(found)
-    if binary and len(found) == count:
+    marks = binary(found)
+    if marks and len(found) == count:
         return (found != 0).cpu()
     index = found.long()
     low, high = (int(index.min()), int(index.max())) if len(index) else (0, 0)
@@ -105,7 +87,7 @@ def chosen(name: str, value: Any, count: int, where: str = "audit") -> Tensor:
         fail(where, name, rule, f"indices from {low} to {high}{hint}")
     if len(index.unique()) != len(index):
         got = f"{len(index)} indices, {len(index.unique())} of them distinct"
-        fail(where, name, rule, f"a mask of {len(index)} examples" if binary else got)
+        fail(where, name, rule, f"a mask of {len(index)} examples" if marks else got)
     mask = torch.zeros(count, dtype=torch.bool)
     mask[index.cpu()] = True
     return mask
@@ -155,7 +137,3 @@ def _whole(cell: str) -> int | None:
     except ValueError:
         return None
     return int(value) if abs(value) < 2**53 and value == int(value) else None
-
-
-def _binary(values: Tensor) -> bool:
-    return bool(((values == 0) | (values == 1)).all())

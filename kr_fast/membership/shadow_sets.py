@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from kr_fast.membership.answers import as_numbers
-from kr_fast.membership.pool import as_mask
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import described
+from kr_fast.runtime.inputs import as_mask, described
 
 
 def taken(where: str, signal: Any, keep: Any, target: Any) -> tuple[Tensor, Tensor, Tensor | None]:

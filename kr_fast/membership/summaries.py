@@ -10,8 +10,8 @@ from torch import Tensor
 from kr_fast.membership.answers import as_numbers, check_accuracy
 from kr_fast.membership.curve import FPRS, Curve, roc
 from kr_fast.membership.intervals import check_share, clopper_pearson
-from kr_fast.membership.pool import as_mask
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_mask
 
 
 def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS) -> dict:

@@ -106,3 +106,26 @@ def as_integer(where: str, name: str, value: Any, least: int | None = None, most
         words = " and ".join(f"{word} {limit}" for word, limit in limits if limit is not None)
         fail(where, name, "be an integer" + (f", {words}" if words else ""), repr(value))
     return number
+
+
+def as_mask(where: str, name: str, value: Any, ndim: int) -> Tensor:
+    """bool of ``ndim`` axes (1: ``[N]``, or ``[N, 1]``; 2: ``[M, N]``), from bool or from numbers that are 0 or 1.
+
+    Raises: UserError naming the argument.
+    """
+    mask = as_tensor(where, name, value).detach()
+    if ndim == 1 and mask.ndim == 2 and mask.shape[1] == 1:
+        mask = mask[:, 0]
+    if mask.ndim != ndim:
+        fail(where, name, f"have shape {'[N]' if ndim == 1 else '[M, N]'}", list(mask.shape))
+    if mask.dtype == torch.bool:
+        return mask
+    if not binary(mask):
+        other = mask[(mask != 0) & (mask != 1)][0].item()
+        fail(where, name, "be bool, or hold 0 and 1 only", f"{described(mask)} with {other:g}")
+    return mask != 0
+
+
+def binary(values: Tensor) -> bool:
+    """Whether all numbers are 0 or 1."""
+    return bool(((values == 0) | (values == 1)).all())

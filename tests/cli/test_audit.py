@@ -291,7 +291,7 @@ def test_saved_signals(tmp_path, capsys):
             "audit: checkpoint must have names without / and other than setting, comparison, leave_one_out,",
         ),
         (["--checkpoint", "a/b=net.pt"], "audit: checkpoint must have names without /"),
-        (["--kind", "half"], "audit: kind must be auto, full or transfer, got half"),
+        (["--kind", "half"], "audit: kind must be one of auto, full, transfer, got half"),
         (["--signal", "loss"], "audit: signal must be left out with models, where it does nothing, got loss"),
         (["--cut", "0", "--test-fraction", "2"], "audit: test_fraction must be in (0, 1), got 2.0"),
         (["--attacks", "magic"], "audit: attacks must hold names among lira, lira_offline"),
@@ -363,7 +363,7 @@ def test_kind_of_the_first_target(world, monkeypatch, options, transfer):
         (world / "given").mkdir()
         np.save(world / "given" / "keep.npy", np.arange(300).reshape(2, 150) % 2 == 0)
         for index in range(2):
-            weights = torch.load(world / "net.pt", weights_only=True)
+            weights = {key: v + 1 + index for key, v in torch.load(world / "net.pt", weights_only=True).items()}
             files.save_tensors(world / "given" / f"model-{index:03d}.safetensors", weights)
     given = {"model": "mynet:make", "checkpoint": ("net.pt",), "data": "data.npz", **options}
     if transfer is None:

@@ -34,8 +34,8 @@ def test_shadows_come_back(tmp_path):
         load_shadows(net, tmp_path)
     with pytest.raises(ValueError, match=r"load_shadows: model must hold the network's tensors \(weight, ...\), got 1"):
         load_shadows(make, tmp_path)
-    np.save(tmp_path / "keep.npy", trained.keep.long().numpy())
-    with pytest.raises(ValueError, match=r"keep.npy must be bool \[M, N\], got int64"):
+    np.save(tmp_path / "keep.npy", trained.keep.long().numpy() + 1)
+    with pytest.raises(ValueError, match="keep.npy must be bool, or hold 0 and 1 only, got int64"):
         load_shadows(net, tmp_path)
 
 

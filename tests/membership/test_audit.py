@@ -210,7 +210,7 @@ def test_bad_choices_are_refused_before_a_model_is_asked(scene):
         ("attacks must hold names among", {"attacks": ("shokri",)}),
         ("targets must be given or shadows", {"targets": "all"}),
         ("level must be in", {"level": 1.0}),
-        ("priors must lie in", {"priors": (0.0,)}),
+        ("priors must be in", {"priors": (0.0,)}),
         ("population must be a share", {"population": 0.001}),
         ("population must be .images, labels. or a share in .0, 1., got 3 values", {"population": (*z, z[1])}),
         ("images of the population must be uint8 .N, 8, 8, 1.", {"population": (z[0].float(), z[1])}),

@@ -63,8 +63,8 @@ def notes(report):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rmia_gamma": 0.0}, "rmia_gamma must be positive and finite, got 0.0"),
-        ({"rmia_gamma": float("nan")}, "rmia_gamma must be positive and finite, got nan"),
+        ({"rmia_gamma": 0.0}, r"rmia_gamma must be in \(0, 1000\], got 0.0"),
+        ({"rmia_gamma": float("nan")}, r"rmia_gamma must be in \(0, 1000\], got nan"),
         ({"rmia_offline_a": 1.5}, r"rmia_offline_a must be in \[0, 1\], got 1.5"),
         ({"rmia_predicate": "both"}, "rmia_predicate must be one of ratio, ratio_strict, reciprocal, got both"),
         (

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kr_fast.membership.pool import as_mask, chosen, pool_of, read_members
+from kr_fast.membership.pool import chosen, pool_of, read_members
+from kr_fast.runtime.inputs import as_mask
 
 DTYPES = ["bool", "u1", "i1", "<i2", ">i4", "<u8", ">u2", "<f4", ">f8", "<f2"]
 
