@@ -47,6 +47,9 @@ def make_unet(channels=3, embeddings=CLASSES + 1, size=8, seed=0):
 
 def make_sampler(unet, scheduler=None, steps=3, **options):
     options = {"seed": 7, "micro_batch": 8, **options}
+    embeddings = getattr(getattr(unet, "config", None), "num_class_embeds", None)
+    if options.get("guidance_scale") not in (None, 1) and embeddings:
+        options.setdefault("num_classes", embeddings - 1)
     return Sampler(unet, scheduler or diffusers.DDIMScheduler(clip_sample=False), steps, **options)
 
 

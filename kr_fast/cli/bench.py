@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast.cli import options
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option
 
 
@@ -14,25 +15,34 @@ from kr_fast.runtime.options import check, option
 class BenchConfig:
     """What ``kr-fast bench synthesis`` measures."""
 
-    model: str = option("unet28", "untrained network to sample: digits, unet28 (1.7 M) or unet32 (ddpm-cifar10 widths)")
+    model: str = option(
+        "unet28", "untrained network to sample: unet28 has 1.7 M weights, unet32 the widths of ddpm-cifar10",
+        choices=("digits", "unet28", "unet32"),
+    )  # fmt: skip
     scheduler: str = option("DDIMScheduler", "diffusers scheduler")
-    steps: int = option(10, "solver steps", least=1, most=100_000)
+    steps: int = option(10, "solver steps", least=1, most=10000)
     batch: int = option(64, "images in one network call", least=1, most=1_000_000)
     images: int = option(256, "images in one timed run", least=1, most=1_000_000_000)
     guidance_scale: float = option(1.0, "classifier-free guidance; 1 for none", least=0, most=100)
-    format: str = option("npy", "sink of the end-to-end rate: npy, npz, webdataset, parquet, device, or none")
+    format: str = option(
+        "npy", "sink of the end-to-end rate",
+        choices=("npy", "npz", "webdataset", "parquet", "device", "none"),
+    )  # fmt: skip
     providers: tuple[str, ...] = option(
         ("documented", "loop", "compile", "kr_fast"),
         "documented (float32, PNG by PIL), loop (channels_last, half precision on a GPU), compile (that loop under "
         "torch.compile), kr_fast",
+        choices=("documented", "loop", "compile", "kr_fast"),
     )
     repeats: int = option(3, "timed runs; the fastest counts", least=1, most=1_000_000)
-    device: str = option("auto", "cpu, cuda or auto")
+    device: str = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
     threads: int = option(0, "CPU threads; 0 for torch's choice", least=0, most=4096)
     out: str = option("bench-synthesis", "folder for synthesis.json and synthesis.png")
 
     def __post_init__(self):
         check(self, "bench")
+        if not self.providers:
+            fail("bench", "providers", "name at least one", "none")
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -50,14 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from kr_fast.report import plots
     from kr_fast.runtime import files
-    from kr_fast.runtime.errors import fail
     from kr_fast.runtime.log import logger
     from kr_fast.synthesis.throughput import Case, measure
 
     flags = options.given(arguments, BenchConfig)
     config = options.build(BenchConfig, options.read_yaml(arguments.config, "bench"), flags, where="bench")
-    if config.device not in ("auto", "cpu", "cuda") or (config.device == "cuda" and not torch.cuda.is_available()):
-        fail("bench", "device", "be cpu, auto, or cuda where there is a GPU", config.device)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        fail("bench", "device", "be cpu or auto where there is no GPU", config.device)
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     case = Case(
         config.model, config.scheduler, config.steps, config.batch, config.images,

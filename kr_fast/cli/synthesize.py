@@ -18,19 +18,27 @@ class SynthesizeConfig:
     out: str = option("synthetic", "folder of the data set; the same command continues one that was stopped")
     count: int = option(10000, "images of the whole data set; 0 for as many as an .npy of labels has", least=0)
     first_id: int = option(0, "id of the first image", least=0)
-    format: str = option("npy", "npy, npz, webdataset or parquet")
+    format: str = option("npy", "of the shards", choices=("npy", "npz", "webdataset", "parquet"))
     shard_size: int = option(16384, "ids in a shard", least=1)
-    labels: str = option("", "balanced, counts:N,N,... or an .npy file of int64; empty: as in the run, else balanced")
+    labels: str = option(
+        "", "balanced, counts:N,N,... or an .npy file of integers; empty: as in the run, else balanced"
+    )
+    num_classes: int = option(
+        0,
+        "classes of a UNet2DModel; guidance needs it, for the last class embedding may be the null class or a class; "
+        "0: as the run or the DiT says, else all class embeddings",
+        least=0,
+    )
     seed: int = option(0, "of all noise", least=0)
     checkpoint: int = option(0, "step of the run's checkpoint; 0 for the chosen one", least=0)
     scheduler: str = option("", "a scheduler class of diffusers in place of the model's own")
-    num_inference_steps: int = option(0, "solver steps; 0 for those that the run tuned, else 20", least=0, most=100_000)
+    num_inference_steps: int = option(0, "solver steps; 0 for those that the run tuned, else 20", least=0, most=10000)
     guidance_scale: float = option(
         0.0, "classifier-free guidance, 1 is none; 0 for what the run tuned, else 1", least=0, most=100
     )
     noise_scale: float = option(0.0, "initial-noise scale sigma; 0 for what the run tuned, else 1", least=0, most=100)
-    quality: str = option("fused", "exact, fused or fast")
-    dtype: str = option("float32", "of the network: float32, bfloat16 or float16")
+    quality: str = option("fused", "of the solver and the network", choices=("exact", "fused", "fast"))
+    dtype: str = option("float32", "of the network", choices=("float32", "bfloat16", "float16"))
     micro_batch: int = option(
         256, "images in one network call; part of what the images depend on", least=1, most=1_000_000
     )
@@ -41,10 +49,6 @@ class SynthesizeConfig:
         check(self, "synthesize")
         if self.first_id + self.count > LARGEST:
             fail("synthesize", "first_id", f"be at most {LARGEST} less count, {self.count}", self.first_id)
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            fail("synthesize", "dtype", "be one of float32, bfloat16, float16", self.dtype)
-        if self.format not in ("npy", "npz", "webdataset", "parquet"):
-            fail("synthesize", "format", "be one of npy, npz, webdataset, parquet", self.format)
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -119,8 +123,11 @@ def prepare(config: SynthesizeConfig) -> tuple[Any, Any, dict[str, Any]]:
         )
         labels = config.labels or "balanced"
     sampling = {name: getattr(config, name) or value for name, value in sampling.items()}
-    used |= sampling | {"labels": labels, "scheduler": type(model.scheduler).__name__}
-    classes = len(counts) if counts else model.classes(sampling["guidance_scale"] != 1)
+    guided = sampling["guidance_scale"] != 1
+    if counts and config.num_classes not in (0, len(counts)):
+        fail("synthesize", "num_classes", f"be {len(counts)}, as the run says, or 0", config.num_classes)
+    classes = len(counts) if counts else model.classes(config.num_classes, guided)
+    used |= sampling | {"labels": labels, "scheduler": type(model.scheduler).__name__, "num_classes": classes}
     sampler = Sampler(
         model.network,
         model.scheduler,
@@ -129,6 +136,7 @@ def prepare(config: SynthesizeConfig) -> tuple[Any, Any, dict[str, Any]]:
         crop=crop,
         vae=model.vae,
         quality=config.quality,
+        num_classes=classes if counts or config.num_classes else None,
         **sampling,
     )
     plan = LabelPlan.counts(counts) if labels == "train" and counts else _plan(labels, classes)
@@ -139,9 +147,8 @@ def prepare(config: SynthesizeConfig) -> tuple[Any, Any, dict[str, Any]]:
 
 def _plan(labels: str, classes: int) -> Any:
     """The label plan of ``--labels``."""
-    import numpy as np
-    import torch
-
+    from kr_fast.runtime.arrays import read_npy
+    from kr_fast.runtime.inputs import as_labels
     from kr_fast.synthesis import LabelPlan
 
     if labels == "balanced":
@@ -156,10 +163,4 @@ def _plan(labels: str, classes: int) -> Any:
             raise UserError(f"synthesize: labels must be counts:N,N,..., got {labels}") from error
     if not labels.endswith(".npy"):
         fail("synthesize", "labels", "be balanced, counts:N,N,... or an .npy file", labels)
-    try:
-        found = np.load(labels, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"synthesize: labels must be a readable .npy file, got {labels} ({error})") from error
-    if found.dtype.kind not in "iu":
-        fail("synthesize", "labels", "hold integers", f"{found.dtype} in {labels}")
-    return LabelPlan.explicit(torch.from_numpy(found.astype(np.int64)))
+    return LabelPlan.explicit(as_labels("synthesize", "labels", read_npy(labels, "synthesize", "labels")))

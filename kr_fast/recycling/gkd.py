@@ -98,6 +98,7 @@ def drawn(
         sampling.num_inference_steps,
         seed=seeds.derive(c.seed if seed is None else seed, "sampling"),
         guidance_scale=sampling.guidance_scale,
+        num_classes=context.data.num_classes,
         noise_scale=sampling.noise_scale,
         micro_batch=c.micro_batch,
         crop=context.data.image_shape[:2],

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.ops.solver_step_at import DeviceTable, solver_step_at
+from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.log import logger
 from kr_fast.synthesis.networks import Network
 from kr_fast.synthesis.steptable import StepTable
@@ -81,7 +82,10 @@ class GraphTrajectory(Trajectory):
             for guided in sorted(set(self.guided)):
                 step = lambda guided=guided: self.advance(state, guided, looked_up)  # noqa: E731
                 self._graphs[guided] = _captured(step, state, pool)
-        except RuntimeError as error:  # a sync or an allocation of the network's own that a capture forbids
+        except (
+            RuntimeError,
+            UserError,
+        ) as error:  # a sync or an allocation of the network's own that a capture forbids
             self._graphs, self.capture = {}, False
             why = str(error).strip().split("\n")[0]
             logger.warning("Sampler: steps are launched one by one, for the network cannot be captured: %s", why)

@@ -1,14 +1,16 @@
 """Networks and schedulers from folders in diffusers' format. Nothing is downloaded unless that is asked for."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kr_fast.runtime import files
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.errors import UserError, fail, first_line
 
+PARTS = ("unet", "transformer", "vae", "scheduler")
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
 WHERE = "synthesize"
 
@@ -21,11 +23,20 @@ class Model:
     scheduler: Any
     vae: Any = None
 
-    def classes(self, guided: bool) -> int:
-        """Classes of the network; the last embedding of a ``UNet2DModel`` that is guided is its null class."""
+    def classes(self, stated: int, guided: bool) -> int:
+        """Classes of the network: as ``stated``, else of its embeddings, 1 without any.
+
+        Raises: UserError for a guided ``UNet2DModel`` of which nothing says whether its last embedding is the null
+            class of guidance or a class.
+        """
         config = self.network.config
-        embeddings = getattr(config, "num_class_embeds", None)
-        return getattr(config, "num_embeds_ada_norm", None) or (embeddings - guided if embeddings else 1)
+        known, embeddings = getattr(config, "num_embeds_ada_norm", None), getattr(config, "num_class_embeds", None)
+        if known and stated not in (0, known):
+            fail(WHERE, "num_classes", f"be {known}, as the model's configuration says, or 0", stated)
+        if embeddings and not stated and guided:
+            rule = f"be given with guidance: {embeddings - 1} if the last of the {embeddings} class embeddings of the"
+            fail(WHERE, "num_classes", f"{rule} model is the null class (without one there is no guidance)", 0)
+        return known or stated or embeddings or 1
 
 
 def load_model(
@@ -41,11 +52,12 @@ def load_model(
     Raises: UserError for a folder that holds something else.
     """
     folder = _folder(path, allow_download)
-    parts = {name: folder / name for name in ("unet", "transformer", "vae", "scheduler") if (folder / name).is_dir()}
+    parts = {name: folder / name for name in PARTS if (folder / name).is_dir()}
     if _class_name(folder / "config.json") is not None:
         parts = {"unet": folder}
     if ("unet" in parts) == ("transformer" in parts):
         fail(WHERE, "model", "be a folder with config.json, or with unet or transformer and a scheduler in it", path)
+    _check_index(folder)
     network = _part(parts.get("unet") or parts["transformer"], NETWORKS, dtype).to(device)
     vae = _part(parts["vae"], ("AutoencoderKL",), dtype).to(device) if "vae" in parts else None
     return Model(network, make_scheduler(scheduler, parts.get("scheduler"), path), vae)
@@ -67,10 +79,32 @@ def _folder(path: str, allow_download: bool) -> Path:
 
 def _class_name(path: Path) -> str | None:
     """``_class_name`` of a configuration, or None without one."""
+    if not path.exists():
+        return None
+    name = _json(path).get("_class_name")
+    if not isinstance(name, str):
+        fail(WHERE, "model", "hold a configuration of diffusers", f"{path} (no _class_name)")
+    return name
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        return files.read_json(path)["_class_name"] if path.exists() else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{WHERE}: model must hold a configuration of diffusers, got {path} ({error!r})") from error
+        return files.read_json(path, dict)
+    except UserError as error:
+        raise UserError(f"{WHERE}: model must hold a configuration of diffusers, got {path} ({error})") from error
+
+
+def _check_index(folder: Path) -> None:
+    """A pipeline has no parts but those that are loaded: another autoencoder, or a text encoder, would be left out."""
+    path = folder / "model_index.json"
+    index = _json(path) if path.exists() else {}
+    others = [
+        name for name, kind in index.items()
+        if not name.startswith("_") and name not in PARTS and isinstance(kind, list) and any(kind)
+    ]  # fmt: skip
+    if others:
+        rule = f"be made of {', '.join(PARTS)} alone"
+        fail(WHERE, "model", rule, f"{', '.join(others)} in {index.get('_class_name', path)}")
 
 
 def _part(folder: Path, known: tuple[str, ...], dtype: torch.dtype) -> Any:
@@ -81,10 +115,24 @@ def _part(folder: Path, known: tuple[str, ...], dtype: torch.dtype) -> Any:
     if name not in known:
         fail(WHERE, "model", f"hold {' or '.join(known)}", f"{name} in {folder}")
     try:
-        return getattr(diffusers, name).from_pretrained(folder, local_files_only=True, torch_dtype=dtype).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"{WHERE}: model must hold readable weights, got {folder} ({first})") from error
+        model, info = getattr(diffusers, name).from_pretrained(
+            folder, local_files_only=True, torch_dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # diffusers, safetensors and torch have errors of their own for each kind of damage
+        raise UserError(f"{WHERE}: model must hold readable weights, got {folder} ({first_line(error)})") from error
+    lacking, foreign = info["missing_keys"], info["unexpected_keys"]
+    if lacking or foreign:  # what is missing lies on the device meta
+        found = [f"{_first(keys)} {what}" for keys, what in ((lacking, "missing"), (foreign, "unexpected")) if keys]
+        compiled = any(key.startswith("_orig_mod.") for key in foreign)
+        hint = " (saved from a compiled module: save its _orig_mod)" if compiled else ""
+        fail(WHERE, "model", f"hold the weights of its {name} and no others", f"{'; '.join(found)} in {folder}{hint}")
+    return model.eval()
+
+
+def _first(keys: Iterable[str]) -> str:
+    """The first names and how many there are."""
+    names = sorted(keys)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def make_scheduler(name: str, own: Path | Any | None, model: str) -> Any:
@@ -98,9 +146,13 @@ def make_scheduler(name: str, own: Path | Any | None, model: str) -> Any:
     kind = getattr(diffusers, chosen, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         fail(WHERE, "scheduler", "be a scheduler of diffusers", chosen)
-    return kind() if config is None else kind.from_config(config)
+    try:
+        return kind() if config is None else kind.from_config(config)
+    except Exception as error:  # of diffusers, for values that it does not take
+        got = f"{chosen} ({type(error).__name__}: {first_line(error)})"
+        raise UserError(f"{WHERE}: scheduler must take the configuration of {model}, got {got}") from error
 
 
 def _scheduler_config(folder: Path | None) -> dict[str, Any] | None:
     path = None if folder is None else folder / "scheduler_config.json"
-    return None if path is None or _class_name(path) is None else files.read_json(path)
+    return None if path is None or _class_name(path) is None else _json(path)

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail, first_line
+
+# Blocks that halve the side, so that each but the last needs an even one.
+_HALVING = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 
 
 class Network:
@@ -19,7 +22,8 @@ class Network:
 
     Attributes:
         model: what is called, and put into evaluation mode meanwhile if it is a module.
-        embeddings: number of class embeddings, the last of which is the null class of guidance; None if not known.
+        embeddings: number of class embeddings; None if not known. In a class derived from this one the last of them is
+            the null class of guidance; of a network of diffusers that is for the caller to say.
         shape: (channels, height, width) of its input and output, or None if not known.
         device, dtype: of its input.
     """
@@ -27,6 +31,7 @@ class Network:
     def __init__(self, model: Any):
         self.model = model
         config = getattr(model, "config", None)
+        _check_config(config)
         self.embeddings: int | None = getattr(config, "num_class_embeds", None)
         self.shape = _shape(config)
         first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
@@ -66,6 +71,19 @@ class Network:
         out = self.model(x, t, class_labels=labels if self.takes_labels else None, **more)
         return getattr(out, "sample", out)
 
+    def run(self, x: Tensor, t: Tensor, labels: Tensor, step: Tensor | None = None) -> Tensor:
+        """The call, checked. Raises: UserError with the network's own message, or for an output of another shape."""
+        try:
+            out = self(x, t, labels, step)
+        except Exception as error:  # the code of a user
+            rule = f"run on {str(x.dtype).removeprefix('torch.')} {list(x.shape)} with labels {list(labels.shape)}"
+            got = f"the error {type(error).__name__}: {first_line(error)}"
+            raise UserError(f"Sampler: unet must {rule}, got {got}") from error
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            fail("Sampler", "unet", f"return {list(x.shape)}, the shape of its input", found)
+        return out
+
     def digest(self) -> str:
         """What a manifest holds to tell this network from others."""
         return weights_digest(self.model)
@@ -98,6 +116,12 @@ class PromptNetwork(Network):
 
     def __init__(self, model: Any, prompts: Tensor):
         super().__init__(model)
+        for name in ("num_class_embeds", "class_embed_type", "addition_embed_type", "time_cond_proj_dim"):
+            if getattr(model.config, name, None) is not None:
+                rule = f"have no {name} (it reads more than a prompt)"
+                fail("PromptNetwork", "model", rule, getattr(model.config, name))
+        if not isinstance(prompts, Tensor):
+            fail("PromptNetwork", "prompts", "be a tensor", type(prompts).__name__)
         if prompts.ndim != 3 or not prompts.is_floating_point():
             fail("PromptNetwork", "prompts", "be floating [classes + 1, tokens, width]", list(prompts.shape))
         width = model.config.cross_attention_dim
@@ -144,9 +168,35 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
+def check_size(model: Any, height: int, width: int) -> None:
+    """Refuse a size that a ``UNet2DModel`` cannot halve at each of its levels. Raises: UserError."""
+    blocks = getattr(getattr(model, "config", None), "down_block_types", None)
+    if type(model).__name__ != "UNet2DModel" or not blocks or not all(block in _HALVING for block in blocks):
+        return
+    multiple = 2 ** (len(blocks) - 1)
+    if height % multiple or width % multiple:
+        shown = f"{height} px" if height == width else f"{height} x {width} px"
+        fail("Sampler", "image_shape", f"be a multiple of {multiple}: the network has {len(blocks)} levels", shown)
+
+
+def _check_config(config: Any) -> None:
+    """Options of diffusers' networks that ask for more than ``(x, t, class_labels)``."""
+    kind = getattr(config, "class_embed_type", None)
+    if kind not in (None, "timestep") and getattr(config, "cross_attention_dim", None) is None:
+        rule = "look its labels up (num_class_embeds) or embed them as numbers (class_embed_type 'timestep')"
+        fail("Sampler", "unet", rule, f"class_embed_type {kind!r}")
+    taken, given = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
+    dit = getattr(config, "num_embeds_ada_norm", None) is not None
+    if isinstance(taken, int) and given == 2 * taken and not dit:
+        rule = "return as many channels as it takes (variances that a network predicts are not used)"
+        fail("Sampler", "unet", rule, f"{given} for {taken}")
+
+
 def _shape(config: Any) -> tuple[int, int, int] | None:
-    size = getattr(config, "sample_size", None)
-    if size is None:
+    size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
+    if size is None or channels is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return config.in_channels, height, width
+    sizes = (size, size) if isinstance(size, int) else size
+    if not isinstance(sizes, list | tuple) or len(sizes) != 2:
+        fail("Sampler", "unet", "have one or two integers as config.sample_size", repr(size))
+    return channels, *sizes

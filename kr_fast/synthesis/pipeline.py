@@ -1,9 +1,13 @@
 """A whole data set: sampling, copying to the host, encoding and writing at the same time, on many processes."""
 
 import dataclasses
+import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError, fail
@@ -12,7 +16,7 @@ from kr_fast.synthesis.device import DeviceShards
 from kr_fast.synthesis.labels import LabelPlan
 from kr_fast.synthesis.sampler import Sampler
 from kr_fast.synthesis.shards import Layout, Shards
-from kr_fast.synthesis.sinks import Sink, make_sink
+from kr_fast.synthesis.sinks import Sink, TarSink, make_sink
 from kr_fast.synthesis.writer import ShardThread
 
 POLL_SECONDS = 0.2  # how often a process without work looks whether the others are through
@@ -82,6 +86,12 @@ def synthesize(
         fail("synthesize", "out", "be a folder", out)
     sink = make_sink(format) if isinstance(format, str) else format
     name = format if isinstance(format, str) else type(format).__name__
+    if isinstance(sink, TarSink) and layout.ids.stop > 10**TarSink.DIGITS:
+        fail("synthesize", "ids", f"be below 10^{TarSink.DIGITS} in the format webdataset", layout.ids.stop - 1)
+    if isinstance(format, str):
+        _check_room(Path(out), len(layout.ids) * math.prod(sampler.output_shape))
+    first = torch.tensor([layout.ids.start])
+    sampler.rehearse(first, plan.labels(first))
     start = time.monotonic()
     shards = Shards(out, _manifest(sampler, plan, layout, sink, name), layout, sink)
     try:
@@ -102,6 +112,17 @@ def _ids(plan: LabelPlan, count: int | None, ids: range | None) -> range:
     if plan.count is not None and ids.stop > plan.count:
         fail("synthesize", "ids", f"lie in [0, {plan.count}), the plan's ids", ids)
     return ids
+
+
+def _check_room(out: Path, size: int) -> None:
+    """Images lie in every format as bytes, so a new data set takes at least ``size``."""
+    if (out / "manifest.json").exists():
+        return
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        rule = f"have room for {size / 2**30:.1f} GiB of images"
+        fail("synthesize", "out", rule, f"{free / 2**30:.1f} GiB free in {there}")
 
 
 def _manifest(sampler: Sampler, plan: LabelPlan, layout: Layout, sink: Sink, name: str) -> dict[str, Any]:

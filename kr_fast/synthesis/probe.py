@@ -9,6 +9,7 @@ attributes; a step is then solved for the fewest of those columns that give its 
 import copy
 import dataclasses
 import inspect
+import numbers
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,10 +20,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from kr_fast.ops.solver_step import MAX_HISTORY, SolverRow
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.errors import UserError, fail, first_line
+from kr_fast.runtime.inputs import as_integer
 
 # Most schedulers are solved to the first; some hold their own constants in float32.
 EXACT, SINGLE = 1e-10, 3e-6
+MOST_STEPS = 10_000
 RAW = 4  # steps back whose raw samples and model outputs may stand in for what the scheduler stores
 _CLAMPS = (torch.clamp, torch.Tensor.clamp, torch.clip, torch.Tensor.clip)
 _CASTS = (torch.Tensor.to, torch.Tensor.float)
@@ -66,15 +69,19 @@ class Runner:
     """Fresh copies of a scheduler, set to its steps, and its own step with noise of ours."""
 
     def __init__(self, scheduler: Any, steps: int, eta: float | None):
-        if not 1 <= steps <= 10_000:
-            fail("StepTable", "num_inference_steps", "be in [1, 10000]", steps)
+        steps = as_integer("StepTable", "num_inference_steps", steps, 1, MOST_STEPS)
         if not callable(getattr(scheduler, "step", None)) or not hasattr(scheduler, "set_timesteps"):
             fail("StepTable", "scheduler", "have set_timesteps and step", type(scheduler).__name__)
         takes_eta = "eta" in inspect.signature(scheduler.step).parameters
-        if eta is not None and not (0 <= eta <= 1 and (takes_eta or eta == 0)):
+        number = isinstance(eta, numbers.Real) and not isinstance(eta, bool)
+        if eta is not None and not (number and 0 <= eta <= 1 and (takes_eta or eta == 0)):
             fail("StepTable", "eta", "be in [0, 1], and 0 or None for a scheduler that does not take it", eta)
         self.arguments = {"eta": eta} if takes_eta and eta is not None else {}
-        self.scheduler, self.steps = scheduler, steps
+        self.scheduler, self.steps, self.name = scheduler, steps, _named(scheduler)
+        variance = getattr(getattr(scheduler, "config", None), "variance_type", None)
+        if variance in ("learned", "learned_range") and self.name.startswith("DDPM"):
+            rule = "have a fixed variance (variance_type fixed_small or fixed_large): no network's variances are used"
+            fail("StepTable", "scheduler", rule, self.name)
 
     def fresh(self) -> Any:
         """A copy of the scheduler at its first step."""
@@ -87,6 +94,30 @@ class Runner:
         else:
             scheduler.set_timesteps(self.steps)
         return scheduler
+
+    def try_out(self) -> None:
+        """The scheduler's own code over a small trajectory of finite outputs.
+
+        Raises: UserError with the scheduler's own message, or the step at which it returns NaN or inf by itself.
+        """
+        generator = torch.Generator().manual_seed(0)
+        draw = lambda: torch.randn(1, 3, 8, 8, generator=generator)  # noqa: E731
+        try:
+            scheduler = self.fresh()
+            x = draw() * float(getattr(scheduler, "init_noise_sigma", 1.0))
+            for step, t in enumerate(scheduler.timesteps):
+                scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+                x = self.step(scheduler, t, x, torch.sin(3 * scaled), draw, exact=False).prev_sample
+                if not bool(torch.isfinite(x).all()):
+                    rule = "return finite samples for finite outputs"
+                    fail(
+                        "StepTable", "scheduler", rule, f"{self.name}, whose own step() gives NaN or inf at step {step}"
+                    )
+        except UserError:
+            raise
+        except Exception as error:  # whatever the scheduler's own code raises
+            got = f"{self.name}, whose own code fails ({type(error).__name__}: {first_line(error)})"
+            raise UserError(f"StepTable: scheduler must run {self.steps} steps, got {got}") from error
 
     @staticmethod
     def input_scale(scheduler: Any, t: Tensor) -> float:
@@ -119,6 +150,15 @@ class _Step:
     limit: tuple[float, float]  # (largest absolute value, quantile of dynamic thresholding or 0)
     before: list[numpy.ndarray]
     after: list[numpy.ndarray]
+
+
+def _named(scheduler: Any) -> str:
+    """The class, and what its configuration has that is not the class's default."""
+    defaults = inspect.signature(type(scheduler).__init__).parameters
+    config = getattr(scheduler, "config", {})
+    own = [f"{name}={config[name]!r}" for name in defaults if name in config and config[name] != defaults[name].default]
+    name = type(scheduler).__name__
+    return f"{name}({', '.join(own)})" if own and len(", ".join(own)) <= 200 else name
 
 
 def record(runner: Runner, weight: float) -> tuple[list[_Step], list[float]]:

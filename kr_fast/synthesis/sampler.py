@@ -4,21 +4,26 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+import numbers
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kr_fast import __version__
 from kr_fast.ops.pack_uint8 import pack_uint8
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.inputs import as_integer, as_labels
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.reprs import ShortRepr
 from kr_fast.synthesis.graphed import GraphTrajectory
 from kr_fast.synthesis.labels import LabelPlan
-from kr_fast.synthesis.networks import adapt, weights_digest
-from kr_fast.synthesis.probe import NotLinearError, Runner
+from kr_fast.synthesis.latents import Decoder
+from kr_fast.synthesis.networks import Network, adapt, check_size, weights_digest
+from kr_fast.synthesis.probe import MOST_STEPS, NotLinearError, Runner
 from kr_fast.synthesis.steptable import StepTable
 from kr_fast.synthesis.trajectory import NonFiniteError, OwnTrajectory, Settings, TableTrajectory
 
@@ -49,8 +54,10 @@ class Sampler:
             ``step()``, which one line of the log says.
         num_inference_steps: solver steps.
         seed: of all noise, in [0, 2^63).
-        guidance_scale: classifier-free guidance ``u + g (c - u)``; None or 1 for none. The null class is the last of
-            the network's class embeddings (Ho and Salimans, 2022, eq. 6).
+        guidance_scale: classifier-free guidance ``u + g (c - u)`` (Ho and Salimans, 2022, eq. 6); None or 1 for none.
+        num_classes: classes that the network was trained on; labels lie below. Guidance needs it for a ``UNet2DModel``
+            or a callable, whose null class is the label ``num_classes``, the last of its class embeddings: a network
+            with ten of them may have ten classes and no null class. None for a DiT, a ``PromptNetwork``, which say it.
         guidance_interval: (first, last) share of the steps in which guidance applies; the others cost half
             (Kynkäänniemi et al., "Applying Guidance in a Limited Interval", 2024).
         noise_scale: standard deviation of the initial noise; above 1 it is the Expansion Trick, for more diversity
@@ -59,7 +66,7 @@ class Sampler:
         image_shape: (channels, height, width) of the network's output; from ``unet.config`` by default.
         crop: (height, width) cut from the top left of the output, for networks trained on padded images.
         eta: DDIM's or TCD's share of noise; None for the scheduler's default.
-        vae: diffusers' ``AutoencoderKL`` that turns the last sample, divided by its ``scaling_factor``, into images.
+        vae: diffusers' ``AutoencoderKL`` that turns the last sample into images, see :class:`.latents.Decoder`.
         quality: ``"exact"``: the scheduler's own ``step()`` on the network as it is: the bits of the same loop written
             with diffusers, with this noise. ``"fused"``: the step table; float32 solver, at least 60 dB PSNR against
             ``"exact"`` for the same network. ``"fast"``: as ``"fused"`` with the network under bfloat16 autocast; no
@@ -74,6 +81,7 @@ class Sampler:
         *,
         seed: int,
         guidance_scale: float | None = None,
+        num_classes: int | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise_scale: float = 1.0,
         micro_batch: int = 256,
@@ -83,34 +91,37 @@ class Sampler:
         vae: Any = None,
         quality: str = "fused",
     ):
-        if micro_batch < 1:
-            fail("Sampler", "micro_batch", "be at least 1", micro_batch)
-        if not 0 < noise_scale < math.inf:
+        micro_batch = as_integer("Sampler", "micro_batch", micro_batch, 1)
+        seed = as_integer("Sampler", "seed", seed, 0, 2**63 - 1)
+        steps = as_integer("Sampler", "num_inference_steps", num_inference_steps, 1, MOST_STEPS)
+        if not _real(noise_scale) or not 0 < noise_scale < math.inf:
             fail("Sampler", "noise_scale", "be above 0 and finite", noise_scale)
-        if guidance_scale is not None and not math.isfinite(guidance_scale):
+        if guidance_scale is not None and not (_real(guidance_scale) and math.isfinite(guidance_scale)):
             fail("Sampler", "guidance_scale", "be finite or None", guidance_scale)
-        if not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
+        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
             fail("Sampler", "guidance_interval", "be two rising numbers in [0, 1]", guidance_interval)
-        if not 0 <= seed < 2**63:
-            fail("Sampler", "seed", "be in [0, 2^63)", seed)
         if quality not in QUALITIES:
             fail("Sampler", "quality", f"be one of {', '.join(QUALITIES)}", quality)
         self.unet, self.vae, self.quality = unet, vae, quality
         self.network = adapt(unet)
-        self.seed, self.noise_scale, self.micro_batch, self.crop = seed, float(noise_scale), micro_batch, crop
+        self.seed, self.noise_scale, self.micro_batch = seed, float(noise_scale), micro_batch
+        self.crop = None if crop is None else _sizes("crop", crop, 2)
         self.guidance_scale = None if guidance_scale in (None, 1, 1.0) else float(guidance_scale)
         self.guidance_interval = (float(guidance_interval[0]), float(guidance_interval[1]))
-        if self.guidance_scale is not None and not self.network.embeddings:
-            rule = "have class embeddings (the last is the null class) for guidance"
-            fail("Sampler", "unet", rule, self.network.embeddings)
-        self.image_shape = image_shape or self.network.shape
-        if self.image_shape is None:
+        self.num_classes = num_classes if num_classes is None else as_integer("Sampler", "num_classes", num_classes, 1)
+        self.null_class = self._null_class()
+        shape = image_shape or self.network.shape
+        if shape is None:
             fail("Sampler", "image_shape", "be given for a network without config.sample_size", None)
+        self.image_shape = _sizes("image_shape", shape, 3)
+        check_size(unet, *self.image_shape[1:])
         self.device, self.dtype = self.network.device, self.network.dtype
-        self._runner = Runner(scheduler, num_inference_steps, eta)
-        self.table = self._compile(scheduler, num_inference_steps, eta)
+        self._decoder = None if vae is None else Decoder(vae, self.image_shape[0])
+        self.output_shape = self._output_shape()
+        self._runner = Runner(scheduler, steps, eta)
+        self.table = self._compile(scheduler, steps, eta)
         settings = Settings(
-            tuple(self.image_shape), seed, self.noise_scale, self.guidance_scale, self.guidance_interval
+            self.image_shape, seed, self.noise_scale, self.guidance_scale, self.guidance_interval, self.null_class
         )
         if self.table is None:
             self._trajectory = OwnTrajectory(self.network, settings, self._runner)
@@ -118,23 +129,50 @@ class Sampler:
             self._trajectory = GraphTrajectory(self.network, settings, self.table, micro_batch)
         else:
             self._trajectory = TableTrajectory(self.network, settings, self.table)
-        self.output_shape = self._output_shape()
+
+    def _null_class(self) -> int | None:
+        """The label of guidance's unconditional half; None without guidance."""
+        found, stated = self.network.embeddings, self.num_classes
+        if found and stated is not None and stated > found:
+            fail("Sampler", "num_classes", f"be at most the network's {found} class embeddings", stated)
+        if self.guidance_scale is None:
+            return None
+        says_so = type(self.network) is not Network
+        callable_alone = not says_so and getattr(self.unet, "config", None) is None
+        if not found and not (callable_alone and stated):
+            rule = "have class embeddings (the last is the null class) for guidance"
+            fail("Sampler", "unet", rule, "none (for a callable num_classes says it)" if callable_alone else found)
+        null = found - 1 if found else stated
+        if found and stated == found:
+            rule = f"have a null class beside its {stated} classes for guidance"
+            fail("Sampler", "unet", rule, f"{found} class embeddings")
+        if stated is None and not says_so:
+            rule = (
+                f"be given for guidance: {null} if the last of the network's {found} class embeddings is the null class"
+            )
+            fail("Sampler", "num_classes", rule, None)
+        if stated not in (None, null):
+            rule = f"be {null} for guidance, whose null class is the last of the network's {found} class embeddings"
+            fail("Sampler", "num_classes", rule, stated)
+        return null
 
     def _compile(self, scheduler: Any, steps: int, eta: float | None) -> StepTable | None:
         if self.quality == "exact":
+            self._runner.try_out()
             return None
         try:
             return StepTable.compile(scheduler, steps, eta=eta)
         except NotLinearError as error:
+            self._runner.try_out()  # a scheduler that fails by itself would have the network blamed
             logger.warning("Sampler: the scheduler runs by its own slower step(): %s", error)
             return None
 
     def _output_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images."""
         channels, height, width = self.image_shape
-        if self.vae is not None:
-            factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-            channels, height, width = self.vae.config.out_channels, height * factor, width * factor
+        if self._decoder is not None:
+            factor = self._decoder.factor
+            channels, height, width = self._decoder.channels, height * factor, width * factor
         if self.crop is not None:
             if not all(0 < c <= s for c, s in zip(self.crop, (height, width), strict=True)):
                 fail("Sampler", "crop", f"lie inside the {(height, width)} image", self.crop)
@@ -142,21 +180,46 @@ class Sampler:
         return channels, height, width
 
     def __call__(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """The images of ``ids`` with ``labels``: int64 ``[B]`` each -> uint8 ``[B, H, W, C]`` on the sampler's device.
+        """The images of ``ids`` with ``labels``, integers ``[B]`` each: uint8 ``[B, H, W, C]`` on the sampler's device.
 
-        Raises: UserError for negative or repeated ids, a label outside the network's classes, an output of another
-            shape, or non-finite output (naming the step and the ids).
+        Raises: UserError for negative or repeated ids, a label outside the network's classes, an error of the network
+            or an output of another shape, or non-finite output (naming the step and the ids).
         """
-        self._check(ids, labels)
+        ids, labels = self._checked(ids, labels)
         if len(ids) == 0:
             channels, height, width = self.output_shape
             return torch.empty(0, height, width, channels, dtype=torch.uint8, device=self.device)
         # Joined outside inference mode, so that the caller gets a tensor like any other.
         return torch.cat(self._parts(ids.to(self.device), labels.to(self.device)))
 
-    @torch.inference_mode()
-    def _parts(self, ids: Tensor, labels: Tensor) -> list[Tensor]:
+    def rehearse(self, ids: Tensor, labels: Tensor) -> None:
+        """One call of the network (and of the autoencoder) for the first of ``ids``, before anything is written.
+
+        Raises: UserError for what :meth:`__call__` would refuse in its first step.
+        """
+        ids, labels = (each[:1].to(self.device) for each in self._checked(ids, labels))
+        # The sample, its successor, the network's input and output are the least that a batch takes.
+        needed, free = 16 * self.micro_batch * math.prod(self.image_shape), free_memory()
+        if self.device.type == "cpu" and needed > free:
+            rule = f"fit the {free / 2**30:.1f} GiB of free memory, of which it takes at least {needed / 2**30:.1f}"
+            fail("Sampler", "micro_batch", rule, self.micro_batch)
+        with self._ready():
+            trajectory = self._trajectory
+            x = trajectory.start(ids, 1.0)
+            guided = self.guidance_scale is not None
+            inputs = x.to(self.dtype).repeat(1 + guided, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+            t = torch.tensor(self._runner.fresh().timesteps[0].item(), device=self.device)
+            out = trajectory.outputs(inputs, t, trajectory.labels(labels), guided)
+            if not all(bool(each.isfinite().all()) for each in out if each is not None):
+                raise _not_finite(ids, 0)
+            if self._decoder is not None:
+                self._decoder(x)
+
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Networks in evaluation mode, in the precision of ``quality``."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
             for module in (self.network.model, self.vae):
                 if isinstance(module, nn.Module) and module.training:
                     stack.callback(module.train)
@@ -164,7 +227,11 @@ class Sampler:
             if self.quality == "fast":
                 # Without its cache of weights, which a captured graph could not read again.
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False))
-            parts = []
+            yield
+
+    def _parts(self, ids: Tensor, labels: Tensor) -> list[Tensor]:
+        parts = []
+        with self._ready():
             for start in range(0, len(ids), self.micro_batch):
                 count = min(self.micro_batch, len(ids) - start)
                 fill = torch.arange(start, start + self.micro_batch, device=self.device).clamp_(max=len(ids) - 1)
@@ -176,8 +243,9 @@ class Sampler:
         if isinstance(ids, range):
             ids = torch.arange(ids.start, ids.stop, ids.step)
         elif not isinstance(ids, Tensor):
-            ids = torch.tensor(list(ids), dtype=torch.int64)
-        self._check_ids(ids)
+            ids = np.asarray(list(ids), np.int64) if not isinstance(ids, np.ndarray) else ids
+        ids = as_labels("Sampler", "ids", ids)
+        _check_unique(ids)
         for part in ids.split(self.micro_batch) if len(ids) else ():
             labels = plan.labels(part)
             yield Batch(part, labels, self(part, labels))
@@ -197,6 +265,7 @@ class Sampler:
             "seed": self.seed,
             "guidance_scale": self.guidance_scale,
             "guidance_interval": list(self.guidance_interval),
+            "null_class": self.null_class,
             "noise_scale": self.noise_scale,
             "micro_batch": self.micro_batch,
             "image_shape": list(self.image_shape),
@@ -211,39 +280,46 @@ class Sampler:
         x, finite = self._trajectory(ids, labels)
         if not bool(finite.all()):
             self._explain(ids, labels, ~finite)
-        if self.vae is not None:
-            x = self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
+        if self._decoder is not None:
+            x = self._decoder(x)
         if self.crop is not None:
             x = x[:, :, : self.crop[0], : self.crop[1]]
         return pack_uint8(x)
 
     def _explain(self, ids: Tensor, labels: Tensor, bad: Tensor) -> None:
         """Run the failed batch once more, looking at each step, to name the first one that failed."""
-        where = f"ids in [{int(ids[bad].min())}, {int(ids[bad].max())}]"
         step: int | str = "the last"
         try:
             self._trajectory(ids, labels, watch=True)
         except NonFiniteError as found:
             step = found.step
-        raise UserError(f"Sampler: unet must return finite values, got NaN or inf for {where}, first at step {step}")
+        raise _not_finite(ids[bad], step)
 
-    def _check(self, ids: Tensor, labels: Tensor) -> None:
-        for name, value in (("ids", ids), ("labels", labels)):
-            if value.ndim != 1 or value.dtype != torch.int64:
-                fail("Sampler", name, "be int64 [B]", f"{value.dtype} {list(value.shape)}")
+    def _checked(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        high = self.null_class or self.num_classes or self.network.embeddings
+        ids, labels = as_labels("Sampler", "ids", ids), as_labels("Sampler", "labels", labels, classes=high)
         if len(ids) != len(labels):
             fail("Sampler", "labels", f"have one entry for each of the {len(ids)} ids", len(labels))
-        if len(ids) == 0:
-            return
-        self._check_ids(ids)
-        embeddings = self.network.embeddings
-        if labels.min() < 0 or (embeddings and labels.max() >= embeddings):
-            high = embeddings or "2^63"
-            fail("Sampler", "labels", f"lie in [0, {high})", f"[{int(labels.min())}, {int(labels.max())}]")
+        _check_unique(ids)
+        return ids, labels
 
-    @staticmethod
-    def _check_ids(ids: Tensor) -> None:
-        if len(ids) and ids.min() < 0:
-            fail("Sampler", "ids", "be >= 0", int(ids.min()))
-        if len(ids.unique()) != len(ids):
-            fail("Sampler", "ids", "not repeat", f"{len(ids) - len(ids.unique())} repeated")
+
+def _check_unique(ids: Tensor) -> None:
+    if len(ids.unique()) != len(ids):
+        fail("Sampler", "ids", "not repeat", f"{len(ids) - len(ids.unique())} repeated")
+
+
+def _not_finite(ids: Tensor, step: int | str) -> UserError:
+    where = f"ids in [{int(ids.min())}, {int(ids.max())}]"
+    return UserError(f"Sampler: unet must return finite values, got NaN or inf for {where}, first at step {step}")
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _sizes(name: str, values: Any, count: int) -> tuple[int, ...]:
+    """``count`` sizes of at least 1."""
+    if not isinstance(values, Sequence) or len(values) != count:
+        fail("Sampler", name, f"be {count} integers", values)
+    return tuple(as_integer("Sampler", name, value, 1) for value in values)

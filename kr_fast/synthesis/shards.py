@@ -19,6 +19,7 @@ from kr_fast.runtime.log import logger
 from kr_fast.synthesis.sinks import Output, Sink
 
 INDEX = "index.json"
+MOST_SHARDS = 10**6  # files in one folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Layout:
             fail("synthesize", "shard_size", "be at least 1", self.size)
         if self.ids.step != 1 or len(self.ids) == 0 or self.ids.start < 0 or self.ids.stop > 2**63:
             fail("synthesize", "ids", "be a non-empty range of step 1 in [0, 2^63)", self.ids)
+        if len(self.shards) > MOST_SHARDS:
+            least = -(-len(self.ids) // MOST_SHARDS)
+            fail("synthesize", "shard_size", f"be at least {least} for {len(self.ids)} images", self.size)
 
     @property
     def shards(self) -> range:

@@ -66,6 +66,7 @@ class StepTable:
         except UserError:
             raise
         except Exception as error:  # whatever the scheduler's own code raises when it is run as a sampler's step
+            runner.try_out()  # its own message, if it fails without us
             raise UserError(
                 f"StepTable: scheduler must step from (model_output, timestep, sample) of any shape, got "
                 f"{type(scheduler).__name__} ({type(error).__name__}: {error})"

@@ -141,7 +141,8 @@ def _scheduler(case: Case) -> Any:
 
 def _sampler(case: Case, network: Any, **options: Any) -> Sampler:
     return Sampler(
-        network, _scheduler(case), case.steps, seed=SEED, guidance_scale=case.guidance_scale, micro_batch=case.batch,
+        network, _scheduler(case), case.steps, seed=SEED, guidance_scale=case.guidance_scale, num_classes=CLASSES,
+        micro_batch=case.batch,
         **options,
     )  # fmt: skip
 

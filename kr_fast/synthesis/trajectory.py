@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kr_fast.ops.philox_normal import philox_normal
 from kr_fast.ops.solver_step import SolverOutput, solver_step
-from kr_fast.runtime.errors import fail
 from kr_fast.synthesis.networks import Network
 from kr_fast.synthesis.probe import Runner
 from kr_fast.synthesis.steptable import History, StepTable
@@ -33,6 +32,7 @@ class Settings:
     noise_scale: float
     guidance_scale: float | None
     guidance_interval: tuple[float, float]
+    null_class: int | None
 
     def guided(self, step: int, steps: int) -> bool:
         """Whether guidance applies at ``step``."""
@@ -55,16 +55,14 @@ class Trajectory:
         self, inputs: Tensor, t: Tensor, labels: Tensor, guided: bool, step: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The network's conditional output and, where guided, its unconditional one: ``inputs`` holds both halves."""
-        out = self.network(inputs, t, labels[: len(inputs)], step)
-        if out.shape != inputs.shape:
-            fail("Sampler", "unet", f"return {list(inputs.shape)}, the shape of its input", list(out.shape))
+        out = self.network.run(inputs, t, labels[: len(inputs)], step)
         return out.chunk(2) if guided else (out, None)
 
     def labels(self, labels: Tensor) -> Tensor:
         """The labels of both halves of a guided batch."""
         if self.settings.guidance_scale is None:
             return labels
-        return torch.cat([labels, torch.full_like(labels, self.network.embeddings - 1)])
+        return torch.cat([labels, torch.full_like(labels, self.settings.null_class)])
 
 
 def note_finite(finite: Tensor, cond: Tensor, uncond: Tensor | None, step: int = 0, watch: bool = False) -> None:

@@ -37,8 +37,8 @@ def test_synthesis(tmp_path, capsys):
             ["--providers", "tensorrt"],
             "bench: providers must be one of documented, loop, compile, kr_fast, got tensorrt",
         ),
-        (["--steps", "0"], "bench: steps must be in [1, 100000], got 0"),
-        (["--device", "tpu"], "bench: device must be cpu, auto, or cuda where there is a GPU, got tpu"),
+        (["--steps", "0"], "bench: steps must be in [1, 10000], got 0"),
+        (["--device", "tpu"], "bench: device must be one of auto, cpu, cuda, got tpu"),
         (
             ["--scheduler", "FastScheduler"],
             "bench: scheduler must be the name of a diffusers scheduler, got FastScheduler",

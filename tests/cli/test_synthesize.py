@@ -56,10 +56,11 @@ def test_pipeline_folder(tmp_path, pipeline, network, capsys):
 
     out = tmp_path / "data"
     command = ["synthesize", "--model", str(pipeline), "--out", str(out), *FLAGS, "--guidance-scale", "1.5"]
+    command += ["--num-classes", "10"]
     assert main(command) == 0
     assert "40 images in 3 shards, 40 here at" in capsys.readouterr().out
     scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
-    sampler = kr_fast.Sampler(network.eval(), scheduler, 2, seed=0, guidance_scale=1.5, micro_batch=8)
+    sampler = kr_fast.Sampler(network.eval(), scheduler, 2, seed=0, guidance_scale=1.5, num_classes=10, micro_batch=8)
     ids = torch.arange(40)
     assert np.array_equal(images(out), sampler(ids, ids % 10).numpy())
     assert images(out, "labels").tolist() == (ids % 10).tolist()
@@ -136,11 +137,11 @@ def test_dit_pipeline(tmp_path):
         (["--dtype", "int8"], "synthesize: dtype must be one of float32, bfloat16, float16, got int8"),
         (["--shard-size", "0"], "synthesize: shard_size must be at least 1, got 0"),
         (["--micro-batch", "0"], "synthesize: micro_batch must be in [1, 1000000], got 0"),
-        (["--quality", "best"], "Sampler: quality must be one of exact, fused, fast, got best"),
+        (["--quality", "best"], "synthesize: quality must be one of exact, fused, fast, got best"),
         (["--labels", "train"], "synthesize: labels must be balanced, counts:N,N,... or an .npy file, got train"),
         (["--labels", "counts:1,x"], "synthesize: labels must be counts:N,N,..., got counts:1,x"),
         (["--labels", "counts:0,0"], "LabelPlan: counts must hold numbers >= 0 that do not sum to 0"),
-        (["--labels", "absent.npy"], "synthesize: labels must be a readable .npy file, got absent.npy"),
+        (["--labels", "absent.npy"], "synthesize: labels must be a file, got absent.npy, which is not there"),
         (["--labels", "counts:" + "1," * 11 + "1"], "synthesize: labels must be below the model's 11 classes, got 11"),
         (["--config", "absent.yaml"], "absent.yaml"),
     ],

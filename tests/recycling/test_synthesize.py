@@ -35,7 +35,10 @@ def test_a_run_gives_more_images(tmp_path, finished, monkeypatch):
         key: tuned[key] for key in ("num_inference_steps", "guidance_scale", "noise_scale", "checkpoint")
     }
     found = finished_runs.open_generator(run, torch.device("cpu"))
-    sampler = kr_fast.Sampler(found.network, found.scheduler, seed=3, crop=(8, 8), **found.sampling)
+    classes = len(found.class_counts)
+    sampler = kr_fast.Sampler(
+        found.network, found.scheduler, seed=3, crop=(8, 8), num_classes=classes, **found.sampling
+    )
     ids = torch.arange(70)
     labels = kr_fast.LabelPlan.counts(found.class_counts).labels(ids)
     assert images(out).shape == (70, 8, 8, 1)

@@ -294,11 +294,12 @@ def test_step_looks_up_what_the_timestep_computes(classes, dtype):
 def test_sampler_makes_the_same_images(guidance):
     model = network()
     scheduler = diffusers.DDIMScheduler(clip_sample=True)
-    sampler = kr_fast.Sampler(model, scheduler, 4, seed=3, guidance_scale=guidance, micro_batch=16)
+    options = {"seed": 3, "guidance_scale": guidance, "num_classes": 4, "micro_batch": 16}
+    sampler = kr_fast.Sampler(model, scheduler, 4, **options)
     ids, labels = torch.arange(20), torch.arange(20) % 4
     want = sampler(ids, labels)
     with kr_fast.optimize(model):
-        fast = kr_fast.Sampler(model, scheduler, 4, seed=3, guidance_scale=guidance, micro_batch=16)
+        fast = kr_fast.Sampler(model, scheduler, 4, **options)
         got = fast(ids, labels)
         assert torch.equal(fast(ids[5:9], labels[5:9]), got[5:9])
     # Rounding may move a value over the border between two bytes.

@@ -228,14 +228,24 @@ def test_flow_matching_keeps_its_fractional_timesteps():
         (diffusers.DDIMScheduler(**ZERO_SNR), 8, 0.0, "be a linear solver, .*non-finite values at step 0"),
         (diffusers.ScoreSdeVeScheduler(), 8, 0.0, "have set_timesteps and step, got ScoreSdeVeScheduler"),
         (diffusers.DDPMScheduler(variance_type="learned_range"), 8, 0.0, "scheduler must .*DDPMScheduler"),
-        (diffusers.RePaintScheduler(), 8, 0.0, r"step from \(model_output, timestep, sample\).*RePaint"),
+        (
+            diffusers.RePaintScheduler(),
+            8,
+            0.0,
+            r"must run 8 steps, got RePaintScheduler, whose own code fails \(TypeError",
+        ),
         (
             diffusers.DDIMScheduler(num_train_timesteps=5),
             8,
             0.0,
             "scheduler must .*`num_inference_steps`: 8 cannot be larger",
         ),
-        (diffusers.DDIMScheduler(), 0, 0.0, r"num_inference_steps must be in \[1, 10000\], got 0"),
+        (
+            diffusers.DDIMScheduler(),
+            0,
+            0.0,
+            "num_inference_steps must be an integer, at least 1 and at most 10000, got 0",
+        ),
         (diffusers.DDIMScheduler(), 8, 1.5, r"eta must be in \[0, 1\].*got 1.5"),
         (
             diffusers.DDPMScheduler(),
