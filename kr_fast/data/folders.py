@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from kr_fast.data.printable import counted, listed, printable
-from kr_fast.data.splits import CLASSES, split_name
+from kr_fast.data.splits import CLASSES, split_name, splits_in
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError, fail
 
@@ -25,12 +25,14 @@ class Folder:
     """What lies in ``path``.
 
     ``unread`` counts files by suffix (``.txt``, "" for what does not look like one), and the rest by what it is.
+    ``again``: (place, first place) of folders that had been read at another place, to which a link leads.
     """
 
     path: Path
     images: list[Path] = dataclasses.field(default_factory=list)
     folders: "dict[str, Folder]" = dataclasses.field(default_factory=dict)
     unread: Counter = dataclasses.field(default_factory=Counter)
+    again: list[tuple[Path, Path]] = dataclasses.field(default_factory=list)
 
     def all_images(self) -> list[Path]:
         """At any depth, by name."""
@@ -40,6 +42,10 @@ class Folder:
     def all_unread(self) -> Counter:
         """At any depth."""
         return sum((folder.all_unread() for folder in self.folders.values()), self.unread)
+
+    def all_again(self) -> list[tuple[Path, Path]]:
+        """At any depth."""
+        return self.again + [pair for folder in self.folders.values() for pair in folder.all_again()]
 
     def suffixes(self) -> str:
         """`` (it holds 3 .gif)`` for files that are not read; else nothing."""
@@ -53,17 +59,18 @@ class Folder:
         return bool(unread[OURS]) and not any(map(_is_suffix, unread)) and not self.all_images()
 
 
-def find(path: Path) -> tuple[dict[str, list[list[Path]]], tuple[str, ...], list[str]]:
+def find(path: Path) -> tuple[dict[str, list[list[Path]]], tuple[str, ...], list[str], list[str]]:
     """The images below ``path``.
 
     Returns: (split -> images of each class in the order of their names, names of the classes, a note on what is not
-        read, without names). A source without splits has one, ``all``.
+        read, a warning on what is suspicious, both without names). A source without splits has one, ``all``.
     Raises: UserError naming the folder, and what it must be.
     """
     if _written_by_us(path):
         fail("data", "source", "hold images as class/image.png", f"{printable(path)}, which kr-fast wrote")
-    top = scan(path, set())
+    top = scan(path, {})
     roots = _roots(top)
+    _check_links(top, splits=roots != {"all": top})
     first = next(iter(roots.values()))
     names = tuple(sorted(_class_folders(first)))
     _check_names(names, first)
@@ -83,18 +90,24 @@ def find(path: Path) -> tuple[dict[str, list[list[Path]]], tuple[str, ...], list
     if empty:
         held = _class_folders(first)[empty[0]].suffixes() or " (it is empty: remove it if it is no class)"
         fail("data", "every class", "have a training image", f"none of {listed('', empty, 5)}{held}")
-    return found, names, _note(top, list(roots.values()))
+    return found, names, _note(top, list(roots.values())), _warning(list(_class_folders(first).values()))
 
 
-def scan(path: Path, seen: set[tuple[int, int]], depth: int = 0) -> Folder:
-    """The tree below ``path``; ``seen`` holds the folders that were read, so that links cannot lead in circles."""
+def scan(path: Path, seen: dict[tuple[int, int], Path], above: tuple[tuple[int, int], ...] = ()) -> Folder:
+    """The tree below ``path``.
+
+    Args:
+        seen: the folders that were read and where, so that links cannot lead in circles.
+        above: the folders that ``path`` lies in.
+    """
     folder = Folder(path)
     try:
-        seen.add(_identity(path))
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        above = (*above, _identity(path))
+        seen[above[-1]] = path
+        entries = sorted(os.scandir(path), key=_first_to_read)
     except OSError as error:
         raise UserError(f"data: source must be a readable folder, got {printable(path)} ({error.strerror})") from error
-    if depth > DEPTH:
+    if len(above) > DEPTH + 1:
         fail("data", "source", f"have folders at most {DEPTH} deep", printable(f"{str(path)[:200]}..."))
     for entry in entries:
         kind = _kind(entry)
@@ -107,13 +120,19 @@ def scan(path: Path, seen: set[tuple[int, int]], depth: int = 0) -> Folder:
             else:  # what follows a point need not be a kind of file: 1.2.840.113619 is a record
                 known = suffix[1:2].isalpha() and suffix[1:].isalnum() and len(suffix) <= 6
                 folder.unread[suffix if known else ""] += 1
-        elif entry.is_symlink() and _identity(entry.path) in seen:
+        elif (identity := _identity(entry.path)) in seen:
             folder.unread["link* to folders that are read already"] += 1
+            folder.again += [] if identity in above else [(Path(entry.path), seen[identity])]
         elif _written_by_us(Path(entry.path)):
             folder.unread[OURS] += 1
         else:
-            folder.folders[entry.name] = scan(Path(entry.path), seen, depth + 1)
+            folder.folders[entry.name] = scan(Path(entry.path), seen, above)
     return folder
+
+
+def _first_to_read(entry: os.DirEntry) -> tuple[bool, bool, str]:
+    """The order in a folder: splits before folders beside them, and folders before links to them."""
+    return split_name(entry.name) is None, entry.is_symlink(), entry.name
 
 
 def _kind(entry: os.DirEntry) -> str:
@@ -159,10 +178,11 @@ def _roots(top: Folder) -> dict[str, Folder]:
             if len(names) > 1:
                 fail("data", "source", f"hold one folder of the {which} split", listed("", names))
         roots = {which: folders[splits[which][0]] for which in ("train", "val", "test") if which in splits}
-        for root in roots.values():
+        for which, root in roots.items():
             if not _class_folders(root):
                 got = f"{counted(len(root.images), 'image')} and no folder in {printable(root.path)}"
-                fail("data", "source", "hold one folder of images for each class", got)
+                mend = "" if which == "train" else f" (remove it, and {which} is cut from the training images)"
+                fail("data", "source", "hold one folder of images for each class", got + mend)
         return roots
     if named == len(folders) > 1:
         fail("data", "source", f"hold a folder train beside {listed('', list(folders))}", printable(top.path))
@@ -170,11 +190,37 @@ def _roots(top: Folder) -> dict[str, Folder]:
         below = {split_name(each) for each in folder.folders} - {None}
         if len(below) > 1:
             got = f"{printable(name)} with {listed('', list(folder.folders))}"
+            got += f" (give {printable(folder.path)})" if len(folders) == 1 else ""
             fail("data", "source", "have its splits above its classes, as train/class/image.png", got)
         if split_name(name) and folder.folders:  # a class may be called train, but this is no class
             rule = "hold the folders of splits (train, val, test) alone, or classes alone"
             fail("data", "source", rule, listed("", list(folders)))
+    meant = {name: splits_in(name) for name, folder in folders.items() if folder.folders and not folder.images}
+    if "train" in (which := set().union(*meant.values())) and len(which) > 1:
+        got = listed("", [name for name in sorted(meant) if meant[name]])
+        fail("data", "source", "name the folders of its splits train, val and test", got)
     return {"all": top}
+
+
+def _check_links(top: Folder, splits: bool) -> None:
+    """Refuse one folder at two places that are not of one class: its images would be there twice, or be missing."""
+    depth = len(top.path.parts)
+    for here, there in top.all_again():
+        place, first = here.parts[depth:], there.parts[depth:]
+        if place[: 1 + splits] != first[: 1 + splits] and not (splits and split_name(place[0]) is None):
+            got = f"{printable('/'.join(place))}, which is {printable('/'.join(first))}"
+            fail("data", "source", "hold each folder once", got)
+
+
+def _warning(classes: list[Folder]) -> list[str]:
+    """Folds, masks or classes may lie below the folders that are taken for classes."""
+    if any(folder.images for folder in classes):
+        return []
+    same = set.intersection(*({*folder.folders} for folder in classes))
+    if len(same) < 2:
+        return []
+    held = f"every class folder holds folders of the same {len(same)} names, and all their images are taken"
+    return [f"{held}: check that they are no masks, folds or classes"]
 
 
 def _check_names(names: tuple[str, ...], root: Folder) -> None:

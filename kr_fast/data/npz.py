@@ -1,13 +1,12 @@
 """Images and class labels from an ``.npz`` in MedMNIST's layout, ``{train,val,test}_{images,labels}``."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
 from kr_fast.data.pixels import to_uint8
 from kr_fast.data.printable import counted, listed, printable
-from kr_fast.data.splits import CLASSES, Found, split_name
+from kr_fast.data.splits import CLASSES, Found, splits_in, words
 from kr_fast.runtime.arrays import Npz, open_npz
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
@@ -69,10 +68,9 @@ def _keys(archive: Npz, path: Path) -> dict[str, dict[str, str]]:
 
 def _meant(key: str) -> str | None:
     """The key that ``x_train``, ``TrainLabels`` and the like stand for; None for another."""
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", key).lower())
-    which = {split for split in map(split_name, words) if split}
-    what = {what for what, names in WHAT.items() if set(names) & set(words)}
-    return f"{which.pop()}_{what.pop()}" if len(words) == 2 and len(which) == len(what) == 1 else None
+    which, found = splits_in(key), words(key)
+    what = {what for what, names in WHAT.items() if set(names) & set(found)}
+    return f"{which.pop()}_{what.pop()}" if len(found) == 2 and len(which) == len(what) == 1 else None
 
 
 def _with_channel(images: np.ndarray, name: str, count: int) -> np.ndarray:
@@ -110,7 +108,10 @@ def _labels(labels: np.ndarray, name: str) -> np.ndarray:
             mend = " (they are whole numbers: x.astype(np.int64))"
         fail("data", name, "be integers", f"{labels.dtype}{mend}")
     if len(labels) and (labels.min() < 0 or labels.max() >= CLASSES[1]):
-        fail("data", name, f"lie in [0, {CLASSES[1]})", f"[{labels.min()}, {labels.max()}]")
+        mend = ""
+        if set(np.unique(labels)) == {-1, 1}:
+            mend = " (of two classes -1 and 1, labels > 0 makes False and True)"
+        fail("data", name, f"lie in [0, {CLASSES[1]})", f"[{labels.min()}, {labels.max()}]{mend}")
     return labels.astype(np.int64)
 
 

@@ -64,7 +64,9 @@ def to_uint8(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[
     warnings = []
     if 0 < span < CONTRAST:
         ends = f"[{max(low.low, 0):g}, {high.high:g}] of [0, {white}]"
-        warnings.append(f"pixels span only {ends}: if {high.high:g} is white, divide by it first")
+        bright = high.high > white / 2
+        meant = "their contrast is low" if bright else f"if {high.high:g} is white, divide by it first"
+        warnings.append(f"pixels span only {ends}: {meant}")
     return found, [note], warnings
 
 
@@ -104,8 +106,9 @@ def _white_of_integers(ranges: list[_Range], low: _Range, high: _Range) -> int:
     if all(each.dtype.kind == "b" for each in ranges):
         return 1
     if high.high == 1:
-        got = f"{high.dtype} in {high} (multiply them by 255, or store them as bool)"
-        fail("data", high.name, "hold more values than 0 and 1, unless they are bool", got)
+        each = next(each for each in ranges if each.dtype.kind != "b")
+        got = f"{each.dtype} in {each} (multiply them by 255, or store them as bool)"
+        fail("data", each.name, "hold more values than 0 and 1, unless they are bool", got)
     if high.high <= 255:
         return 255
     if 1 << 15 <= high.high < 1 << 16:

@@ -134,7 +134,7 @@ def _read(source: str | Path, sizes: tuple[int, int] | None) -> tuple[str, Found
         fail("data", "source", "be digits, a .npz file or a folder of images", repr(source))
     if str(source) == "digits":
         return "digits", _digits()
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -144,7 +144,7 @@ def _read(source: str | Path, sizes: tuple[int, int] | None) -> tuple[str, Found
         why = getattr(error, "strerror", None) or error
         raise UserError(f"data: source must be a readable path, got {printable(source)} ({why})") from error
     if path.is_dir():
-        return path.name or path.resolve().name, _folder(path, sizes)
+        return os.path.basename(os.path.abspath(path)), _folder(path, sizes)
     if path.suffix.lower() == ".npz":
         return path.stem, npz.read(path)
     fail("data", "source", "be digits, a .npz file or a folder of images", printable(source))
@@ -162,7 +162,7 @@ def _digits() -> Found:
 def _folder(path: Path, sizes: tuple[int, int] | None) -> Found:
     from kr_fast.data import image_files  # Pillow is loaded where it is needed
 
-    files, class_names, unread = folders.find(path)
+    files, class_names, unread, suspect = folders.find(path)
     named = {which: f"{which} images" if which != "all" else "images" for which in files}
     every = {named[which]: [file for part in classes for file in part] for which, classes in files.items()}
     images, done = image_files.read(every, sizes)
@@ -172,7 +172,7 @@ def _folder(path: Path, sizes: tuple[int, int] | None) -> Found:
         for which, classes in files.items()
     }
     parts = {which: (pixels[named[which]], labels[which]) for which in files}
-    return Found(parts, class_names, [*notes, *done, *unread], warnings)
+    return Found(parts, class_names, [*notes, *done, *unread], [*suspect, *warnings])
 
 
 def _check_classes(found: Found) -> None:

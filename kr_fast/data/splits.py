@@ -1,6 +1,7 @@
 """What readers find, the names of splits, and the cuts where a source lacks one."""
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -36,9 +37,20 @@ def split_name(name: str) -> str | None:
     return NAMES.get(name.lower())
 
 
+def words(name: str) -> list[str]:
+    """``["train", "images"]`` of ``train_images``, ``TrainImages`` or ``TRAIN-IMAGES``."""
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+
+
+def splits_in(name: str) -> set[str]:
+    """The splits that words of ``name`` stand for: train of ``training_set``."""
+    return {which for which in map(split_name, words(name)) if which}
+
+
 def cut(found: Found, val_fraction: float, test_fraction: float, seed: int) -> None:
     """Cut the splits that are missing, by class: test of all images, or of the training images; then validation."""
     parts = found.parts
+    missing = {"val", "test"} - parts.keys()
     if "all" in parts:
         parts["train"], parts["test"] = _stratified(parts.pop("all"), test_fraction, seed)
     elif "test" not in parts:
@@ -46,16 +58,24 @@ def cut(found: Found, val_fraction: float, test_fraction: float, seed: int) -> N
         found.notes.append(f"no test split: {test_fraction:.3g} of the training images are taken for it")
     if "val" not in parts:
         parts["train"], parts["val"] = _stratified(parts["train"], val_fraction, seed)
+    for which in ("test", "val"):
+        if which in missing and len(parts[which][1]) == 0:
+            fail("data", f"{which} split", "hold at least one image", "0 (no class has one for each split that is cut)")
 
 
 def _stratified(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
-    """(rest, cut): ``fraction`` of each class is cut, and at least one image of each class stays."""
+    """(rest, cut): ``fraction`` of each class is cut, and at least one image of each class stays.
+
+    Where ``fraction`` of no class is an image, one of each class is cut.
+    """
     images, labels = part
     random = np.random.default_rng(seed)
     out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
+    classes, counts = np.unique(labels, return_counts=True)
+    least = 0 if any(round(count * fraction) for count in counts) else 1
+    for label in classes:
         members = random.permutation(np.flatnonzero(labels == label))
-        out[members[: min(round(len(members) * fraction), len(members) - 1)]] = True
+        out[members[: min(max(round(len(members) * fraction), least), len(members) - 1)]] = True
     return (images[~out], labels[~out]), (images[out], labels[out])
 
 

@@ -29,7 +29,7 @@ def write(root, *paths):
 
 def found(root):
     """split -> [(class, path below the split)], and the note."""
-    parts, names, note = folders.find(root)
+    parts, names, note, _ = folders.find(root)
     listed = {
         which: [
             (name, "/".join(file.relative_to(root).parts))
@@ -53,13 +53,17 @@ suffix = st.sampled_from([".png", ".PNG", ".Jpg", ".jpeg", ".tif", ".webp", ".tx
 path = st.lists(name, max_size=4).flatmap(lambda parents: st.tuples(st.just(parents), stem, suffix))
 
 
+whole = st.sampled_from([(), ("a/1.png", "b/1.png"), ("train/a/1.png", "train/b/1.png", "test/a/2.png")])
+
+
 @settings(deadline=None, max_examples=60)
-@given(paths=st.lists(path, min_size=1, max_size=12))
-def test_any_tree_is_read_whole_or_refused(paths):
+@given(start=whole, paths=st.lists(path, min_size=1, max_size=12))
+def test_any_tree_is_read_whole_or_refused(start, paths):
     """Every visible image of a class folder is found, in the order of class and name; or one line says why not."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "set"
         root.mkdir()
+        write(root, *start)
         for parents, stem_, suffix_ in paths:
             at = root.joinpath(*parents, stem_ + suffix_)
             if not any(parent.is_file() for parent in at.parents) and not at.exists():
@@ -68,7 +72,7 @@ def test_any_tree_is_read_whole_or_refused(paths):
         images = [file for file in every if visible(file.parts) and file.suffix.lower() in SUFFIXES]
         refused = None
         try:
-            parts, names, notes = folders.find(root)
+            parts, names, notes, _ = folders.find(root)
         except UserError as error:
             refused = str(error)
         if refused is not None:
@@ -158,6 +162,11 @@ def test_what_kr_fast_wrote_is_no_class(tmp_path):
         (["val/a/0.png", "test/a/1.png"], "source must hold a folder train beside test, val, got"),
         (["train/a/0.png", "Train/a/0.png", "test/a/0.png"], "hold one folder of the train split, got Train, train"),
         (["cat/train/0.png", "cat/test/0.png", "dog/train/0.png"], "have its splits above its classes, .*got cat with"),
+        (["xray/train/a/0.png", "xray/test/a/0.png"], r"got xray with test, train \(give .*/xray\)"),
+        (["train/a/0.png", "train/b/0.png", "test/0.png"], r"in .*test \(remove it, and test is cut from the training"),
+        (["train_set/a/0.png", "train_set/b/0.png", "test_set/a/0.png"], "name .* splits .*, got test_set, train_set"),
+        (["seg_train/x/a/0.png", "seg_test/x/a/0.png", "seg_pred/0.png"], "name .* splits .*, got seg_test, seg_train"),
+        (["TrainingData/a/0.png", "imgs-val/a/0.png"], "name .* splits .*, got TrainingData, imgs-val"),
         (["train/a/0.png", "train/b/0.png", "unlabelled/0.png"], "the folders of splits .* alone, or classes alone"),
         (["train/a/0.png", "train/b/0.png", "test/c/0.png"], "test class folders must be among those of .*, got c"),
         (["train/a/0.png", "train/b/0.png", "test/a/"], r"hold images as class/image.png .*, got none in .*test"),
@@ -182,6 +191,46 @@ def test_links(tmp_path):
     listed, note = found(root)
     assert [path for _, path in listed["all"]] == ["a/0.png", "b/0.png", "b/1.png"]
     assert note == "not read: 1 file (other), 1 link to folders that are read already"
+
+
+def test_one_folder_at_two_places_is_of_one_class_or_refused(tmp_path):
+    """Whichever of the two is the link, and whichever name comes first."""
+    root = write(tmp_path / "classes", "a/0.png", "b/old/1.png", "c/2.png")
+    (root / "b" / "latest").symlink_to(root / "b" / "old")
+    assert found(root)[1] == "not read: 1 link to folders that are read already"
+    (root / "a" / "more").symlink_to(root / "c")
+    with pytest.raises(UserError, match="source must hold each folder once, got c, which is a/more"):
+        folders.find(root)
+    (root / "a" / "more").unlink()
+    for name in ("aa", "d"):
+        (root / name).symlink_to(root / "c")
+        with pytest.raises(UserError, match=f"source must hold each folder once, got {name}, which is c"):
+            folders.find(root)
+        (root / name).unlink()
+    root = write(tmp_path / "splits", "train/a/0.png", "train/b/0.png", "test/a/1.png")
+    (root / "all").symlink_to(root / "train")
+    (root / "val").symlink_to(root / "test")
+    with pytest.raises(UserError, match="source must hold each folder once, got val, which is test"):
+        folders.find(root)
+    (root / "val").unlink()
+    assert list(found(root)[0]) == ["train", "test"]
+    root = write(tmp_path / "linked", "raw/a/0.png", "raw/b/0.png", "train/", "test/a/1.png")
+    (root / "train" / "a").symlink_to(root / "raw" / "a")
+    (root / "train" / "b").symlink_to(root / "raw" / "b")
+    assert [path for _, path in found(root)[0]["train"]] == ["train/a/0.png", "train/b/0.png"]
+
+
+def test_folds_and_masks_that_are_taken_for_images_of_a_class_are_told(tmp_path):
+    for name, paths, told in (
+        ("folds", ["f1/a/0.png", "f1/b/0.png", "f2/a/0.png", "f2/b/0.png"], True),
+        ("masks", ["a/images/0.png", "a/masks/0.png", "b/images/0.png", "b/masks/0.png"], True),
+        ("patients", ["a/p1/0.png", "a/p2/0.png", "b/p3/0.png", "b/p4/0.png"], False),
+        ("shots", ["a/img/0.png", "b/img/0.png"], False),
+        ("flat", ["a/0.png", "a/x/0.png", "a/y/0.png", "b/x/0.png", "b/y/0.png"], False),
+    ):
+        warnings = folders.find(write(tmp_path / name, *paths))[3]
+        assert bool(warnings) == told
+        assert all("2 names" in each and "masks" in each for each in warnings)
 
 
 def test_names_that_are_not_utf8(tmp_path):

@@ -84,6 +84,7 @@ def test_pixels_of_other_kinds(tmp_path, images, wanted):
         ({f"{w}_labels": np.arange(n) % 4 * 2 for w, n in (("train", 40), ("val", 12), ("test", 20))},
          "every class must have a training image, got none of 1, 3, 5 .np.unique.*without gaps"),
         ({"test_labels": np.full(20, 5)}, "every class must have a training image, got none of 4, 5"),
+        ({"train_labels": np.arange(40) % 2 * 2 - 1}, r"train_labels must .*, got \[-1, 1\] \(of two .*labels > 0"),
         ({"train_images": np.zeros((40, 8, 8, 2), np.uint8)}, r"train_images must have shape .*, got \[40, 8, 8, 2\]"),
         ({"train_images": np.full((40, 8, 8), np.nan)}, "train_images must hold finite pixels, got 2560 that are not"),
         ({"train_images": np.full((40, 8, 8), 300.0)}, r"train_images must be floats in \[0, 1\] or \[0, 255\]"),

@@ -130,6 +130,14 @@ def test_overshoot_is_clipped_and_counted_and_centred_pixels_are_not_overshoot()
 def test_little_contrast_is_told():
     _, _, warnings = to_uint8({"images": np.arange(17, dtype=np.uint8)})
     assert warnings == ["pixels span only [0, 16] of [0, 255]: if 16 is white, divide by it first"]
+    _, _, warnings = to_uint8({"images": np.linspace(0.95, 1, 5)})
+    assert warnings == ["pixels span only [0.95, 1] of [0, 1]: their contrast is low"]
+
+
+def test_zeros_and_ones_that_are_not_bool_are_named():
+    images = np.array([0, 1])
+    with pytest.raises(UserError, match=r"^data: test must hold more values .*, got uint8 in \[0, 1\] \(multiply"):
+        to_uint8({"train": images.astype(bool), "test": images.astype(np.uint8)})
 
 
 def test_other_dtypes_are_refused():

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from kr_fast import data
+from kr_fast.data.splits import Found, cut
 from kr_fast.runtime.errors import UserError
 
 REAL = Path(os.environ.get("KR_FAST_TEST_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
@@ -73,6 +74,26 @@ def test_folder_with_its_own_splits_in_colour(tmp_path):
     assert (len(found.train), len(found.val), len(found.test)) == (7, 3, 4)
     assert found.image_shape == (8, 9, 3)
     assert found.train.images[1, 0, 0].tolist() == [10, 0, 5]
+
+
+def test_three_images_of_a_class_are_one_in_each_split():
+    for count in (3, 2):
+        found = Found({"all": (np.arange(2 * count, dtype=np.uint8), np.arange(2 * count) % 2)}, ("a", "b"))
+        if count == 3:
+            cut(found, data.VAL_FRACTION, data.TEST_FRACTION, seed=0)
+            assert [found.parts[which][1].tolist() for which in ("train", "val", "test")] == [[0, 1]] * 3
+            assert sorted(np.concatenate([images for images, _ in found.parts.values()])) == list(range(6))
+        else:
+            with pytest.raises(UserError, match=r"data: val split must hold .*, got 0 \(no class has one for"):
+                cut(found, data.VAL_FRACTION, data.TEST_FRACTION, seed=0)
+
+
+def test_names_of_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(write_folder(tmp_path / "set", {"a": 4, "b": 4}) / "a")
+    assert data.load("~/set").name == data.load("..").name == "set"
+    with pytest.raises(FileNotFoundError, match="got ~nobody-here/set, which is not there"):
+        data.load("~nobody-here/set")
 
 
 def test_rare_class_keeps_a_training_image(tmp_path):
