@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.ensemble.networks import an, own_words, plain
-from kr_fast.runtime.arrays import regular_file
+from kr_fast.runtime.arrays import other_format, regular_file
 from kr_fast.runtime.errors import UserError, first_line
 from kr_fast.runtime.inputs import described
 from kr_fast.runtime.log import logger
@@ -42,8 +42,12 @@ def load_weights(model: nn.Module, path: Path, where: str) -> None:
     place = _place(found, wanted, path, where)
     state = {name: place.held.get(place.prefix + name, value) for name, value in wanted.items()}
     for name, value in state.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"{where} must hold finite weights, got NaN or inf in {name} of {path}")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        kept = value.to(wanted[name].dtype)
+        if not bool(torch.isfinite(kept.double()).all()):  # there is no isfinite of 8-bit floats
+            made = "" if kept.dtype == value.dtype else f" as {described(kept).split()[0]}"
+            raise UserError(f"{where} must hold finite weights, got NaN or inf{made} in {name} of {path}")
     try:
         model.load_state_dict(state)
     except Exception as error:  # hooks of the user's own
@@ -89,20 +93,10 @@ def _why(error: Exception) -> str:
 
 def _other_format(start: bytes, path: Path) -> str | None:
     """What a file is that starts so, if it is no file of torch."""
-    text = start.lstrip().lower()
-    if not start:
-        return "the file is empty"
-    if start.startswith(b"version ") and b"git-lfs" in start:
-        return "it is a Git LFS pointer and not the weights; git lfs pull fetches them"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page"
-    if text.startswith(b"{"):
-        index = b"weight_map" in start or path.name.endswith(".index.json")
-        return "it is the index of weights in several files; save them as one" if index else "it is JSON"
-    if start.startswith(b"\x89HDF"):
-        return "it is an HDF5 file, as Keras writes"
-    if start.startswith(b"\x93NUMPY"):
-        return "it is an .npy file"
+    if start.lstrip().startswith(b"{") and (b"weight_map" in start or path.name.endswith(".index.json")):
+        return "it is the index of weights in several files; save them as one"
+    if not start.startswith(b"\x80") and (why := other_format(start)):  # a pickle, as torch before 1.6 wrote
+        return why
     if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

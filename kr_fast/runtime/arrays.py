@@ -23,6 +23,10 @@ from kr_fast.runtime.errors import UserError, first_line
 from kr_fast.runtime.memory import free_memory
 
 MAGIC = b"\x93NUMPY"
+SIGNS = {
+    MAGIC: "it is an .npy file", b"\x89HDF": "it is an HDF5 file, as Keras writes",
+    b"\x1f\x8b": "it is compressed by gzip; gunzip makes the file of it", b"\x80": "it is a pickle, which is not read",
+}  # fmt: skip
 BLOCK = 1 << 24
 DAMAGE = (
     OSError, ValueError, EOFError, RuntimeError, NotImplementedError, SyntaxError, OverflowError, TypeError,
@@ -62,12 +66,15 @@ def open_npz(path: str | Path, where: str, argument: str = "source") -> Iterator
     regular_file(path, what)
     with damage(f"{what} must be a readable .npz file", path):
         with open(path, "rb") as file:
-            start = file.read(len(MAGIC))
-        if not start:
-            raise ValueError("the file is empty")
-        if start == MAGIC:
-            raise ValueError("it is an .npy file")
-        archive = zipfile.ZipFile(path)
+            start = file.read(512)
+        if why := other_format(start):
+            raise ValueError(why)
+        try:
+            archive = zipfile.ZipFile(path)
+        except zipfile.BadZipFile:
+            raise ValueError(
+                "it is damaged or cut short" if start.startswith(b"PK") else "it is no .zip file"
+            ) from None
     with archive:
         yield Npz(path, archive, what)
 
@@ -80,13 +87,26 @@ def read_npy(path: str | Path, where: str, argument: str) -> np.ndarray:
     path, what = Path(path), f"{where}: {argument}"
     regular_file(path, what)
     with damage(f"{what} must be a readable .npy file", path), open(path, "rb") as file:
-        start = file.read(len(MAGIC))
+        start = file.read(512)
         file.seek(0)
-        if not start:
-            raise ValueError("the file is empty")
-        if start != MAGIC:
-            raise ValueError("it is an .npz file" if start.startswith(b"PK") else "it does not start as one")
+        if not start.startswith(MAGIC):
+            other = "it is an .npz file" if start.startswith(b"PK") else other_format(start)
+            raise ValueError(other or "it does not start as one")
         return _read(file, os.fstat(file.fileno()).st_size)
+
+
+def other_format(start: bytes) -> str | None:
+    """What else a file that should be an archive is, by its first 512 bytes; None where they do not tell."""
+    text = start.lstrip().lower()
+    if not start:
+        return "the file is empty"
+    if start.startswith(b"version ") and b"git-lfs" in start:
+        return "it is a Git LFS pointer and not the file itself; git lfs pull fetches it"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page"
+    if text.startswith(b"{"):
+        return "it is JSON"
+    return next((what for sign, what in SIGNS.items() if start.startswith(sign)), None)
 
 
 def regular_file(path: Path, what: str) -> None:

@@ -135,6 +135,23 @@ def test_tensors_that_do_not_fit(tmp_path):
     assert refused(tmp_path, {}) == "hold the network's tensors (blocks.0.weight, ...), got nothing in FILE"
 
 
+def test_weights_are_finite_in_the_type_of_the_network(tmp_path):
+    """Numbers of any floating type are taken as the network holds them; what is too large for it would be inf."""
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64):
+        state = {
+            key: value.to(dtype) if value.is_floating_point() else value for key, value in net().state_dict().items()
+        }
+        torch.save(state, tmp_path / "w.pt")
+        load_weights(found := net(), tmp_path / "w.pt", WHERE)
+        assert torch.equal(found.state_dict()["blocks.0.weight"], state["blocks.0.weight"].float())
+    state["norm.running_var"][1] = 1e300
+    assert refused(tmp_path, state) == "hold finite weights, got NaN or inf as float32 in norm.running_var of FILE"
+    state = net().state_dict()
+    state["blocks.1.bias"][0] = 7e4
+    words = refused(tmp_path, state, net().half())
+    assert words == "hold finite weights, got NaN or inf as float16 in blocks.1.bias of FILE"
+
+
 def test_what_makes_no_difference_is_taken(tmp_path):
     saved = net()
     state = {name: value.half() if value.is_floating_point() else value for name, value in saved.state_dict().items()}
@@ -179,13 +196,14 @@ def test_formats_are_told_by_content(tmp_path):
     whole, safe = ((tmp_path / name).read_bytes() for name in ("t.safetensors", "s.pt"))
     for content, why in {
         b"": "the file is empty",
-        b"version https://git-lfs.example/spec/v1\nsize 3\n": "it is a Git LFS pointer and not the weights",
+        b"version https://git-lfs.example/spec/v1\nsize 3\n": "it is a Git LFS pointer and not the file itself",
         b"<!DOCTYPE html><title>404</title>": "it is a web page",
         b'{"metadata": {}, "weight_map": {}}': "it is the index of weights in several files; save them as one",
         b'{"abcd":{}}': "it is JSON",
         b"\x89HDF\r\n\x1a\n1": "it is an HDF5 file, as Keras writes",
         b"\x93NUMPY\x01\x00": "it is an .npy file",
         (tmp_path / "n.npz").read_bytes(): "it is an .npz file",
+        b"\x1f\x8b\x08": "it is compressed by gzip",
         b"no weights": "it starts as neither",
         scripted.read_bytes(): "it is a TorchScript program; torch.save(",
         whole[: len(whole) // 2]: "it is damaged or cut short",

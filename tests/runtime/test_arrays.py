@@ -94,7 +94,12 @@ def test_sizes_are_known_before_memory_is_taken(tmp_path, monkeypatch):
 def test_files_that_are_no_arrays(tmp_path):
     for name, data, words in (
         ("empty.npz", b"", "the file is empty"),
-        ("text.npz", b"hello", "not a zip file"),
+        ("text.npz", b"hello", "it is no .zip file"),
+        ("cut.npz", b"PK\x03\x04" + bytes(40), "it is damaged or cut short"),
+        ("lfs.npz", b"version https://git-lfs.example/spec/v1\nsize 3\n", "it is a Git LFS pointer"),
+        ("page.npz", b"\n<!DOCTYPE html>", "it is a web page"),
+        ("pickle.npz", b"\x80\x04K\x01.", "it is a pickle, which is not read"),
+        ("gzip.npy", b"\x1f\x8b\x08\x00", "it is compressed by gzip"),
         ("array.npz", header((1,)) + bytes(4), "it is an .npy file"),
         ("empty.npy", b"", "the file is empty"),
         ("text.npy", b"hello", "does not start as one"),
