@@ -19,6 +19,7 @@ from kr_fast.recycling import (
     gkd,
     preflight,
     reporting,
+    schedule,
     shadow_students,
     shadows,
     student,
@@ -100,8 +101,9 @@ def recycle(config: RecycleConfig) -> Result:
                 for note in context.notes:
                     logger.warning("run: %s", note)
         context.journal.reload()
+        plan = schedule.of_run(context, [name for name, _, _ in STAGES])
         for name, run, everywhere in STAGES:
-            _stage(context, name, run, everywhere, start)
+            _stage(context, name, run, everywhere, start, plan)
             start = time.perf_counter()
         return Result(files.read_json(context.folder.metrics), out, reporting.pages(context) / "report.html")
     finally:
@@ -149,11 +151,15 @@ def check_files(context: Context, again: tuple[str, ...] = ()) -> None:
             journal.forget(stage)
 
 
-def _stage(context: Context, name: str, run: Callable[[Context], dict], everywhere: bool, start: float) -> None:
+def _stage(
+    context: Context, name: str, run: Callable[[Context], dict], everywhere: bool, start: float,
+    plan: schedule.Schedule,
+) -> None:  # fmt: skip
     runtime = context.runtime
     if runtime.broadcast(context.journal.done(name) is not None):
         context.journal.reload()
         return
+    plan.begin(name, context.journal.seconds())
     if everywhere:
         with runtime.main_first() as main:
             if main:

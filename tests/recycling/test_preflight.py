@@ -15,11 +15,12 @@ from kr_fast.models import classifier
 from kr_fast.recycling import dataset, preflight, teacher
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.preflight import checks, dry_run, networks, room, seconds
+from kr_fast.recycling.preflight import checks, networks, room, seconds
 from kr_fast.recycling.presets import preset
 from kr_fast.runtime import files, manifest, state
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.journal import Journal
+from kr_fast.runtime.text import duration
 
 
 @pytest.fixture(autouse=True)
@@ -283,6 +284,6 @@ def test_amounts_and_durations():
     assert [room.amount(each) for each in (0, 999, 12_345, 3.2e6, 1e9, 7e16)] == [
         "0 B", "999 B", "12.3 kB", "3.2 MB", "1.0 GB", "70000.0 TB",
     ]  # fmt: skip
-    assert [dry_run.duration(each) for each in (0.25, 119, 121, 7200, 200_000)] == [
+    assert [duration(each) for each in (0.25, 119, 121, 7200, 200_000)] == [
         "0.2 s", "119.0 s", "2.0 min", "2.0 h", "2.3 days",
     ]  # fmt: skip

@@ -2,5 +2,6 @@
 
 from kr_fast.recycling.preflight.checks import check
 from kr_fast.recycling.preflight.dry_run import describe
+from kr_fast.recycling.preflight.seconds import work
 
-__all__ = ["check", "describe"]
+__all__ = ["check", "describe", "work"]

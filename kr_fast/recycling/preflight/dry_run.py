@@ -7,6 +7,7 @@ import yaml
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks, room, seconds
 from kr_fast.runtime.memory import free_memory
+from kr_fast.runtime.text import duration
 
 
 def describe(context: Context, notes: Sequence[str]) -> str:
@@ -57,11 +58,3 @@ def _table(context: Context, sizes: networks.Sizes) -> list[str]:
         "",
     ]
     return words + ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def duration(time: float) -> str:
-    """``3 s``, ``12 min``, ``5.2 h``, ``3.1 days``."""
-    for size, unit, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 1)):
-        if time >= 2 * size:
-            return f"{time / size:.{digits}f} {unit}"
-    return f"{time:.1f} s"

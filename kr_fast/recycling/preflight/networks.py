@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from kr_fast.models import padded_size, unet
 from kr_fast.recycling.context import Context
@@ -17,12 +18,14 @@ META = torch.device("meta")
 @dataclasses.dataclass(frozen=True)
 class Size:
     """``parameters``: how many; the rest in bytes: ``state`` of weights and buffers, ``saved`` of what a training step
-    keeps of one image until its backward, ``widest`` of the largest output of a layer for one image."""
+    keeps of one image until its backward, ``widest`` of the largest output of a layer for one image. ``operations``:
+    of one image's forward pass."""
 
     parameters: int
     state: int
     saved: int
     widest: int
+    operations: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +95,14 @@ def _size(make: Callable[[], nn.Module], run: Callable, shape: tuple[int, ...], 
         part.register_forward_hook(lambda _, __, y: outputs.append(_bytes(y)))
         for part in model.modules() if not list(part.children())
     ]  # fmt: skip
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run(model, torch.zeros(least, *shape, device=META))
     for hook in hooks:
         hook.remove()
     values = [*model.parameters(), *model.buffers()]
     parameters = sum(value.numel() for value in model.parameters())
-    return Size(parameters, sum(map(_bytes, values)), saved[least + 1] - saved[least], max(outputs) // least)
+    per_image = max(outputs) // least, counter.get_total_flops() // least
+    return Size(parameters, sum(map(_bytes, values)), saved[least + 1] - saved[least], *per_image)
 
 
 def _bytes(value: Any) -> int:

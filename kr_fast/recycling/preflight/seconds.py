@@ -15,6 +15,7 @@ from kr_fast.ensemble.training import Steps
 from kr_fast.membership.control import overfitted_recipe
 from kr_fast.recycling import generator, gkd, shadows, teacher
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.preflight import networks
 from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.preflight.room import QUERIES
 from kr_fast.synthesis import Sampler
@@ -68,6 +69,18 @@ def measure(context: Context) -> Rates:
             shadow = _network(context, *arch)
             found["shadow_student"] = _rate(_distilling(context, shadow), batch)
     return Rates(**found, made=made)
+
+
+def work(context: Context) -> dict[str, float]:
+    """How the stages compare, by the operations of their networks: nothing is timed.
+
+    A training step is three forward passes; distillation asks the Teacher besides.
+    """
+    sizes = networks.sizes(context)
+    asked, student, denoised = (each.operations for each in (sizes.teacher, sizes.student, sizes.generator))
+    trained, distilled = 3.0 * asked, 3.0 * student + asked
+    rates = Rates(trained, trained, trained, distilled, distilled, 3.0 * denoised, float(denoised), 0.0, float(asked))
+    return stages(context, rates)
 
 
 def stages(context: Context, rates: Rates) -> dict[str, float]:
