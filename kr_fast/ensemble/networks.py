@@ -158,7 +158,7 @@ def checked(where: str, argument: str, output: Any, x: Tensor, classes: int | No
     Raises: UserError, with what to write where that is known.
     """
     if isinstance(output, Tensor):
-        right = output.ndim == 2 and len(output) == len(x) and output.shape[1] == (classes or output.shape[1])
+        right = output.ndim == 2 and len(output) == len(x) and output.shape[1] == (classes or max(output.shape[1], 2))
         if right and output.shape[1] and output.dtype.is_floating_point and output.device == x.device:
             return output
     got = _shown(output)
@@ -169,7 +169,7 @@ def checked(where: str, argument: str, output: Any, x: Tensor, classes: int | No
         got = described(output)
     elif output.ndim == 4 and output.shape[2:] == (1, 1):
         got += " (return x.flatten(1))"
-    elif classes == 2 and (output.ndim == 1 or output.shape[1:] == (1,)):
+    elif classes in (None, 2) and (output.ndim == 1 or output.shape[1:] == (1,)):
         got += " (one logit z for two classes is torch.stack([torch.zeros_like(z), z], 1) with z of [N])"
     elif output.device != x.device:
         got += f" on {output.device} for images on {x.device}"

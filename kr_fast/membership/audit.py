@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from kr_fast.data import shared_images
 from kr_fast.ensemble import ModelArray, Query, Shadows
 from kr_fast.ensemble.queries import as_queries
-from kr_fast.membership.answers import ANSWERS, SIGNALS, check_accuracy, check_answers
+from kr_fast.membership.answers import ANSWERS, SIGNALS, as_user_error, check_accuracy, check_answers
 from kr_fast.membership.audit_data import (
     AuditData,
     ShadowSignals,
     TargetSignals,
     check_images,
     check_kind,
+    check_name,
     check_names,
 )
 from kr_fast.membership.audit_report import AuditReport, audit_signals
@@ -107,12 +108,17 @@ def audit(
     sampled = {name: check_images(f"synthetic {name}", value, shape) for name, value in sampled.items()}
     reference = None if reference is None else check_images("reference", reference, shape)
     labels = as_labels("audit", "labels", labels, count)
+    if not isinstance(target, nn.Module | ModelArray | Mapping | None):
+        fail("audit", "target", "be a classifier, or name -> classifier", described(target))
     models = {"target": target} if isinstance(target, nn.Module | ModelArray) else dict(target or {})
     if control is not None:
         if CONTROL in models:
             fail("audit", "target", f"not be named {CONTROL} where a control is given", CONTROL)
         models[CONTROL] = control
     check_names(models, sampled)
+    for name, model in models.items():
+        if not isinstance(model, nn.Module | ModelArray):
+            fail("audit", f"target {name}", "be a torch module or a ModelArray", described(model))
     for what, named in (("kinds", kinds), ("accuracies", accuracies), ("shared", shared)):
         for name in named or {}:
             if name not in models:
@@ -126,9 +132,13 @@ def audit(
             fail("audit", f"target {name}", "be one model", len(model))
     if not models and (targets != "shadows" or target is not None):
         fail("audit", "target", "hold at least one model", 0)
-    sets = {"shadows": shadows} if isinstance(shadows, Shadows) else dict(shadows)
+    sets = {"shadows": shadows} if isinstance(shadows, Shadows) else shadows
+    if not isinstance(sets, Mapping) or not all(isinstance(each, Shadows) for each in sets.values()):
+        fail("audit", "shadows", "be Shadows (of train_shadows), or name -> such", described(shadows))
     if not sets:
         fail("audit", "shadows", "hold at least one set", 0)
+    for name in sets:
+        check_name("shadows", name)
     sets = {name: Shadows(each.array, as_mask("audit", "keep", each.keep, 2)) for name, each in sets.items()}
     for name, each in sets.items():
         if each.keep.shape != (len(each.array), count):
@@ -261,25 +271,22 @@ class _Gather:
 
     def signals(self, array: ModelArray, name: str) -> dict[str, Tensor]:
         """name -> ``[A, N, M]``."""
-        path = None if self.path is None else self.path / name
-        found = dict(
-            array.signals(
-                self.images, self.labels, augment=self.augment, want=self.want, path=path,
-                description=f"signals of {name}",
-            )
-        )  # fmt: skip
+        found = self._ask(array, name, f"signals of {name}", self.augment, self.want)
         if self.more_queries:
-            path = None if path is None else path.with_name(f"{name}-label-only")
-            found |= array.signals(
-                self.images, self.labels, augment=LABEL_ONLY, want=("correct",), path=path,
-                description=f"label-only queries of {name}",
-            )  # fmt: skip
+            words = f"label-only queries of {name}"
+            found |= self._ask(array, f"{name}-label-only", words, LABEL_ONLY, ("correct",))
         return found
+
+    def _ask(self, array: ModelArray, place: str, words: str, augment: Any, want: tuple, z: Any = None) -> dict:
+        images, labels = (self.images, self.labels) if z is None else z
+        path = None if self.path is None else self.path / place
+        with as_user_error(words):
+            return dict(array.signals(images, labels, augment=augment, want=want, path=path, description=words))
 
     def of_population(self, array: ModelArray, z: tuple[Tensor, Tensor], name: str) -> Tensor:
         """phi ``[A, Z, M]``."""
-        path = None if self.path is None else self.path / f"{name}-population"
-        return array.signals(*z, augment=self.augment, path=path, description=f"population of {name}")["phi"]
+        words = f"population of {name}"
+        return self._ask(array, f"{name}-population", words, self.augment, ("phi",), z)["phi"]
 
     def best(self, array: ModelArray) -> Tensor | None:
         """Largest log-probabilities ``[N, M, T]``, model by model: logits of all at once could fill the memory."""

@@ -145,6 +145,7 @@ class AuditData(ShortRepr):
         if not self.shadows and not self.targets:
             fail("audit", "shadows and targets", "be at least one set, or one model", "none")
         for name, shadows in self.shadows.items():
+            check_name("shadows", name)
             if shadows.keep.shape[1] != self.count:
                 rule = f"be on one pool of {self.count} examples"
                 fail("audit", "shadows", rule, f"{shadows.keep.shape[1]} in {name}")
@@ -298,11 +299,18 @@ def _check_lengths(logits: Any, keep: Any, labels: Tensor, targets: Mapping[str,
 
 
 def check_names(targets: Mapping[str, Any], synthetic: Mapping[str, Any]) -> None:
-    """Names that have no other meaning in the files of the report, and differ."""
+    """Names that have no other meaning in the files of the report, and differ; they are parts of paths there."""
     for what, names, taken in (("target", targets, (*RESERVED, *synthetic)), ("synthetic", synthetic, RESERVED)):
         for name in names:
+            check_name(what, name)
             if name in taken:
                 fail("audit", what, f"have names other than {', '.join(taken)}", name)
+
+
+def check_name(what: str, name: Any) -> None:
+    """Refuse what cannot be one part of a path."""
+    if not isinstance(name, str) or not name.strip(". ") or any(c in "/\\" or not c.isprintable() for c in name):
+        fail("audit", what, "have names that can be printed, without / and \\", repr(name))
 
 
 def check_kind(name: str, kind: Any) -> None:

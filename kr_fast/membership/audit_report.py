@@ -20,6 +20,7 @@ from kr_fast.membership.intervals import holm
 from kr_fast.membership.summaries import across_targets
 from kr_fast.runtime import files
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import described
 from kr_fast.runtime.log import logger
 
 FEW_SHADOWS = 8  # on a side
@@ -172,12 +173,16 @@ def audit_signals(
         The rest: see :func:`kr_fast.audit`.
     Raises: UserError naming the argument, or the attack that lacks something.
     """
+    if not isinstance(data, AuditData):
+        fail("audit_signals", "data", "be an AuditData (of load_npz, from_logits, ...)", described(data))
     choices = Choices(level, delta, priors, random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
     check_asked(attacks, primary, targets, choices)
     if random_members and data.members is not None:
         check_fair_coins("audit", data.members)
     if not data.targets and targets == "given":
         fail("audit", "target", "hold at least one model", 0)
+    if not data.shadows and targets == "shadows":
+        fail("audit", "every shadow", "be attacked where there are shadows", "none")
     chosen, skipped = choose(data, attacks, choices.rmia)
     named = [attack.name for attack in chosen]
     if primary is None:

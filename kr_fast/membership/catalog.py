@@ -289,6 +289,8 @@ def check_asked(attacks: Sequence[str] | None, primary: str | None, targets: str
     """What can be refused before a model or a signal is looked at."""
     if targets not in ("given", "shadows"):
         fail("audit", "targets", "be given or shadows", targets)
+    if isinstance(attacks, str):
+        fail("audit", "attacks", "be a list of names", repr(attacks))
     for name in attacks or ():
         if name not in CATALOG:
             fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)

@@ -29,8 +29,6 @@ def save_npz(path: str | Path, data: AuditData) -> None:
     """Write ``data`` (of at most one set of shadows) as the ``.npz`` that :func:`load_npz` reads back, all in order."""
     if len(data.shadows) > 1:
         fail("save_npz", "data", "hold one set of shadows", len(data.shadows))
-    if (bad := next((name for name in data.targets if "/" in name), None)) is not None:
-        fail("save_npz", "target", "have a name without /", bad)
     arrays: dict[str, Tensor | None] = {"labels": data.labels, "members": data.members}
     arrays |= {"images": data.images, "reference": data.reference}
     for shadows in data.shadows.values():

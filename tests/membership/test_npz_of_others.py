@@ -13,7 +13,15 @@ from audit_cases import MODELS, data, logits_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kr_fast.membership import TargetSignals, audit_signals, from_logits, load_npz, load_privacy_meter, save_npz
+from kr_fast.membership import (
+    TargetSignals,
+    audit_signals,
+    from_logits,
+    load_lira_tree,
+    load_npz,
+    load_privacy_meter,
+    save_npz,
+)
 from kr_fast.runtime.errors import UserError
 
 ORDERS = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -206,6 +214,8 @@ def test_a_target_alone(tmp_path, form):
         assert setting["skipped"]["lira"] == "shadow models (keep, and their logits or signals)"
         with pytest.raises(UserError, match="lira needs shadow models"):
             audit_signals(load_npz(tmp_path / "a.npz"), attacks=("lira",))
+        with pytest.raises(UserError, match="every shadow must be attacked where there are shadows"):
+            audit_signals(load_npz(tmp_path / "a.npz"), targets="shadows")
     if form == "logits":
         assert "attacks that need no shadow" in report.write(tmp_path / "out").read_text()
     again = tmp_path / "again.npz"
@@ -221,6 +231,17 @@ def test_targets_alone_are_compared(tmp_path):
     report = audit_signals(load_npz(tmp_path / "a.npz"))
     assert report.comparison["u"]["loss"]["first"] == "t"
     assert report.setting["notes"] == []
+
+
+def test_a_tree_of_numbered_folders_says_what_to_do(tmp_path):
+    """As a re-implementation of the LiRA code leaves its models: 0/keep.npy, 0/logits.npy."""
+    for name in "01":
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "keep.npy", np.ones(4, bool))
+        np.save(tmp_path / name / "logits.npy", np.zeros((4, 1, 3)))
+    words = r"LiRA tree must hold experiment-\*/keep.npy .of other trees stack the arrays for --signals: keep .M, N.,"
+    with pytest.raises(UserError, match=rf"{words} .*, got 2 folders such as 0/ in {tmp_path}"):
+        load_lira_tree(tmp_path)
 
 
 def test_arrays_of_privacy_meter(tmp_path):
