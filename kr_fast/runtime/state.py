@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from kr_fast.runtime.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
@@ -43,7 +45,10 @@ class Runtime:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[bool]:
-        """Yields whether this is rank 0; the others wait at the end until rank 0 is through, and fail if it failed."""
+        """Yields whether this is rank 0; the others wait at the end until rank 0 is through, and fail if it failed.
+
+        Raises: on the others UserError for what a user can mend (also OSError, as of a full disk), else RuntimeError.
+        """
         error: BaseException | None = None
         try:
             yield self.is_main
@@ -51,9 +56,10 @@ class Runtime:
             error = caught
             raise
         finally:
-            failed = self.broadcast(repr(error) if error is not None else None)
+            mendable = isinstance(error, UserError | OSError)
+            failed = self.broadcast(None if error is None else (mendable, str(error) if mendable else repr(error)))
             if failed is not None and not self.is_main:
-                raise RuntimeError(f"rank 0 failed: {failed}")
+                raise (UserError if failed[0] else RuntimeError)(f"rank 0 failed: {failed[1]}")
 
 
 @functools.cache

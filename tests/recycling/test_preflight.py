@@ -272,11 +272,12 @@ def test_time_is_counted_step_by_step(tmp_path):
     assert found["generator"] == 6 * 32
     assert found["checkpoints"] == 3 * (1 + 2 * 32 * 2 + trial)  # two micro-batches of 16 for 20 images, two steps each
     assert found["tuning"] == 3 * (1 + trial) + 2 * 32 * 2 + 2 * 32 * 2 * 2 + 2 * 32 * 4
-    assert found["gkd"] == 3 * 48 * 2 + 3 * (2 * 32 + 9)
+    drawn = 3 * 48 * (2 + 4 * 2) / 2  # two steps as configured, four guided ones at most
+    assert found["gkd"] == drawn + 3 * (2 * 32 + 9)
     turns = 4 // min(torch.get_num_threads(), 4)
     workers = seconds.WORKER if torch.get_num_threads() > 1 else 0
     assert found["shadows"] == workers + turns * 5 * 8  # half of 30 images is one batch of 8
-    assert found["shadow_students"] == workers + turns * 3 * (2 * 32 + 9) + 3 * 48 * 2
+    assert found["shadow_students"] == workers + turns * 3 * (2 * 32 + 9) + drawn
     assert found["audit"] == seconds.ATTACKS + (4 + 4 + 3) * 30 + 60 * 16
 
 

@@ -33,7 +33,10 @@ def test_two_processes_do_the_run_of_one(tmp_path, finished):
 
 
 def test_bad_input_ends_both(tmp_path):
-    done = launch(tmp_path / "run", "--data", "absent.npz")
+    """Rank 0 alone looks; the other ends with a line too, and not with a traceback of its own."""
+    done = launch(tmp_path / "run", "--student-shift", "8")
     assert done.returncode != 0
-    assert "data: source must be digits" in done.stderr
+    words = "run: student_shift must be below the shorter side of the images, 8, got 8"
+    assert f"kr-fast: {words}" in done.stderr
+    assert "RuntimeError: rank 0 failed" not in done.stderr
     assert not (tmp_path / "run").exists()

@@ -117,3 +117,24 @@ def test_one_process_is_rank_zero():
 def test_shards_cover_everything_once(world):
     parts = [state.Runtime(rank, world, torch.device("cpu"), "no").shard(10) for rank in range(world)]
     assert sorted(index for part in parts for index in part) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(UserError("run: x must be y, got z"), UserError), (OSError(28, "full"), UserError),
+                        (KeyError("ours"), RuntimeError)],
+)  # fmt: skip
+def test_other_ranks_fail_in_the_kind_of_rank_0(error, kind):
+    """What a user can mend is one line on every rank; a mistake of ours keeps its traceback."""
+    told = []
+
+    class Rank(state.Runtime):
+        def broadcast(self, value):
+            told.append(value)
+            return told[0]
+
+    main, other = (Rank(rank, 2, torch.device("cpu"), "no") for rank in (0, 1))
+    with pytest.raises(type(error)), main.main_first() as first:
+        assert first
+        raise error
+    with pytest.raises(kind, match="^rank 0 failed: "), other.main_first() as first:
+        assert not first

@@ -53,8 +53,8 @@ def _table(context: Context, sizes: networks.Sizes) -> list[str]:
     rows.append(("free", "", *free))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     words = [
-        "Estimate. Time: a few steps of each network were timed on this machine, with sampling as it is before tuning;",
-        "within a factor of two. Memory and disk: what is certain to be needed; libraries take more.",
+        "Estimate. Time: a few steps of each network were timed, right within a factor of two if nothing else runs.",
+        "Memory and disk: what is certain to be needed; libraries take more.",
         "",
     ]
     return words + ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

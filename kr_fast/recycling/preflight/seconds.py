@@ -14,6 +14,7 @@ from kr_fast.ensemble import accuracy, fit
 from kr_fast.ensemble.training import Steps
 from kr_fast.membership.control import overfitted_recipe
 from kr_fast.recycling import generator, gkd, shadows, teacher
+from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks
 from kr_fast.recycling.preflight.networks import make_generator
@@ -23,7 +24,7 @@ from kr_fast.synthesis.optimize import optimize
 
 BUDGET = 0.3  # seconds of one measurement, more or less
 STEPS = 3  # of a training at a time
-ATTACKS, REPORT, WORKER = 1.0, 3.0, 4.0  # seconds of the attacks, the report, and the start of a worker process
+ATTACKS, REPORT, WORKER = 1.0, 2.0, 4.0  # seconds of the attacks, the report, and the start of a worker process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def work(context: Context) -> dict[str, float]:
 
 
 def stages(context: Context, rates: Rates) -> dict[str, float]:
-    """Seconds of each stage, as if sampling stayed as it is configured."""
+    """Seconds of each stage; where tuning decides what an image costs, the mean of the least and the most."""
     c, data = context.config, context.data
     world, together = context.runtime.world_size, shadows.workers(context)
     pool, recipe = len(data.train) + len(data.test), teacher.recipe(context)
@@ -111,7 +112,8 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
     tried += [(usual[0], v) for v in c.tune_guidance_scale if v != c.guidance_scale]
     tried += [(v, usual[1]) for v in c.tune_num_inference_steps if v != c.num_inference_steps]
     tried += [usual] * len([v for v in c.tune_confidence if v != c.confidence])
-    drawings = c.periods * drawn(c.images, *usual)
+    dearest = (max(usual[0], *c.tune_num_inference_steps, 1), 1 if _unguided(c) else 2)
+    drawings = c.periods * (drawn(c.images, *usual) + drawn(c.images, *dearest)) / 2
     found = {
         "teacher": asked_val if c.teacher else trained(len(data.train), c.teacher_epochs, rates.teacher)
         + c.teacher_epochs * asked_val,
@@ -138,6 +140,10 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
             found["audit"] += trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control)
     found["report"] = REPORT
     return found
+
+
+def _unguided(c: RecycleConfig) -> bool:
+    return all(scale == 1 for scale in (c.guidance_scale, *c.tune_guidance_scale))
 
 
 def _turns(models: int, world: int, together: int) -> int:
