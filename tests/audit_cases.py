@@ -4,7 +4,8 @@ import dataclasses
 
 import torch
 
-from kr_fast.membership import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership import AuditData, ShadowSignals, TargetSignals, partners
+from kr_fast.runtime import seeds
 
 COUNT, MODELS, CLASSES = 600, 12, 5
 
@@ -44,3 +45,14 @@ def logits_of(seed=0, queries=None):
     logits = 3 * torch.randn(shape, generator=generator)
     keep = torch.rand(MODELS, 80, generator=generator).argsort(0) < MODELS // 2
     return logits, keep, torch.randint(0, CLASSES, (80,), generator=generator), torch.arange(80) % 2 == 0
+
+
+def left_out(keep, seed=0):
+    """The shadow that an audit with this seed leaves out beside each one that it attacks from the others."""
+    return partners(keep, seeds.derive(seed, "leave one out"))
+
+
+def averages(row):
+    """What :func:`kr_fast.membership.across_targets` gives, of what an audit says of a recipe."""
+    auc = {key: value for key, value in row["auc"].items() if key != "interval_corrected"}
+    return {key: value for key, value in row.items() if key not in ("role", "difference")} | {"auc": auc}

@@ -6,6 +6,7 @@ from kr_fast.membership.auc_intervals import delong_test
 from kr_fast.membership.audit import audit
 from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals, from_logits
 from kr_fast.membership.audit_report import AuditReport, audit_signals
+from kr_fast.membership.balanced import partners
 from kr_fast.membership.catalog import CATALOG, DEFAULT
 from kr_fast.membership.control import overfitted, overfitted_recipe
 from kr_fast.membership.curve import Curve, roc
@@ -14,8 +15,9 @@ from kr_fast.membership.intervals import bootstrap
 from kr_fast.membership.learned import quantile_regression, shadow_network
 from kr_fast.membership.loading import load_npz, save_npz
 from kr_fast.membership.other_tools import load_lira_tree, load_privacy_meter
+from kr_fast.membership.recipe import across_targets
 from kr_fast.membership.released import generated_density, nearest_synthetic
-from kr_fast.membership.summaries import across_targets, aop, operating_point, shadow_threshold
+from kr_fast.membership.summaries import aop, operating_point, shadow_threshold
 from kr_fast.ops.rmia import rmia
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "operating_point",
     "overfitted",
     "overfitted_recipe",
+    "partners",
     "quantile_regression",
     "rmia",
     "rmia_attack",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from kr_fast.membership import balanced
 from kr_fast.membership.answers import as_numbers
 from kr_fast.membership.shadow_sets import Shadowed, by_model, population_of, taken
 from kr_fast.ops import lira as ops_lira
@@ -32,6 +33,7 @@ def lira(
     variant: str = "online",
     variance: str = "per_example",
     target: Tensor | None = None,
+    partner: Tensor | None = None,
 ) -> Tensor:
     """Likelihood-ratio attack: scores of every target, float64 ``[M, N]`` (or ``[K, N]`` for outside targets).
 
@@ -58,12 +60,19 @@ def lira(
         variant: "online" or "offline".
         variance: see above.
         target: ``[A, N, K]`` signals of models outside ``phi``; None scores each of the M models leave-one-out.
+        partner: int64 ``[M, N]`` of :func:`kr_fast.membership.partners`: beside each model that is scored a shadow of
+            the other side is left out, so that scores which know nothing have an AUC of 0.5; None: the model only.
     Raises: TypeError or ValueError naming the argument.
     Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022, algorithm 1.
     """
     phi, keep = as_numbers("lira", "phi", phi), as_mask("lira", "keep", keep, 2)
     target = None if target is None else as_numbers("lira", "target", target)
-    scores, lacking = ops_lira.lira(phi, keep, variant=variant, variance=variance, target=target)
+    if partner is None:
+        scores, lacking = ops_lira.lira(phi, keep, variant=variant, variance=variance, target=target)
+    else:
+        ops_lira.check_arguments(phi, keep, variant, variance, target)
+        _check_partner("lira", keep, partner, target)
+        scores, lacking = balanced.lira(phi, keep, partner, variant=variant, variance=variance)
     if lacking:
         logger.warning("lira: %d (target, example) pairs have too few shadows on a side and score 0", lacking)
     return scores
@@ -145,6 +154,7 @@ def rmia(
     predicate: str = "ratio",
     target: Tensor | None = None,
     target_population: Tensor | None = None,
+    partner: Tensor | None = None,
 ) -> Tensor:
     """Robust membership inference: the share of population examples z that x dominates, ties broken by ln of its ratio.
 
@@ -158,6 +168,7 @@ def rmia(
         offline_a: ``a`` in [0, 1] of the offline form, None for online.
         predicate: when x dominates z, see :func:`kr_fast.membership.rmia`.
         target_population: ``[A, Z, K]`` of the outside targets.
+        partner: as of :func:`lira`.
     Returns: float64: count of z plus a tie breaker in (0, 1).
     Source: Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024.
     """
@@ -171,7 +182,8 @@ def rmia(
     if target is not None:
         sizes = (len(phi), target.shape[2], population.shape[1])
         target_population = population_of("rmia", "target_population", target_population, *sizes)
-    data = Shadowed(log_likelihood(phi).exp(), keep, None if target is None else log_likelihood(target).exp())
+    _check_partner("rmia", keep, partner, target)
+    data = Shadowed(log_likelihood(phi).exp(), keep, None if target is None else log_likelihood(target).exp(), partner)
     p_z = log_likelihood(population).exp()
     total_z, models, size = p_z.sum(2), p_z.shape[2], p_z.shape[1]
     own_z = by_model(p_z if target is None else log_likelihood(target_population).exp())
@@ -200,7 +212,14 @@ def rmia(
     return torch.stack(rows)
 
 
-def base(phi: Tensor, keep: Tensor, *, variant: str = "online", target: Tensor | None = None) -> Tensor:
+def base(
+    phi: Tensor,
+    keep: Tensor,
+    *,
+    variant: str = "online",
+    target: Tensor | None = None,
+    partner: Tensor | None = None,
+) -> Tensor:
     """``ln p_target - ln mean_shadows p``: the loss with the example's difficulty taken off, averaged over queries.
 
     Online takes all shadows, offline those that did not hold the example. Its ranking is that of RMIA with infinitely
@@ -210,8 +229,9 @@ def base(phi: Tensor, keep: Tensor, *, variant: str = "online", target: Tensor |
     phi, keep, target = taken("base", phi, keep, target)
     if variant not in ops_lira.VARIANTS:
         fail("base", "variant", f"be one of {', '.join(ops_lira.VARIANTS)}", variant)
+    _check_partner("base", keep, partner, target)
     log_p = log_likelihood(phi)
-    data = Shadowed(log_p.exp(), keep, None if target is None else log_likelihood(target).exp())
+    data = Shadowed(log_p.exp(), keep, None if target is None else log_likelihood(target).exp(), partner)
     rows = []
     for k in range(data.targets):
         mean = data.mean_all(k) if variant == "online" else data.means(k)[1]
@@ -221,7 +241,7 @@ def base(phi: Tensor, keep: Tensor, *, variant: str = "online", target: Tensor |
     return torch.stack(rows)
 
 
-def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tensor:
+def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None, partner: Tensor | None = None) -> Tensor:
     """Attack-R: on how many shadows that did not hold the example its loss is no smaller; ties by the distance.
 
     Averaged over queries. Source: Ye et al., "Enhanced Membership Inference Attacks Against Machine Learning Models",
@@ -229,7 +249,9 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tens
     """
     phi, keep, target = taken("attack_r", phi, keep, target)
     x = query_mean(phi if target is None else target).T
-    return ops_attack_r(phi, keep, target=target) + 1e-6 * torch.sigmoid(x / 8)
+    _check_partner("attack_r", keep, partner, target)
+    share = ops_attack_r(phi, keep, target=target) if partner is None else balanced.attack_r(phi, keep, partner)
+    return share + 1e-6 * torch.sigmoid(x / 8)
 
 
 def attack_p(target: Tensor, population: Tensor) -> Tensor:
@@ -274,17 +296,25 @@ def threshold_per_class(signal: Tensor, keep: Tensor, labels: Tensor, *, target:
     return rows
 
 
-def label_only(correct: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tensor:
+def label_only(correct: Tensor, keep: Tensor, *, target: Tensor | None = None, partner: Tensor | None = None) -> Tensor:
     """How many of the A queries (augmentations) are classified right, beyond what shadows without the example manage.
 
     Args:
-        correct: ``[A, N, M]`` of 0 and 1, the signal "correct"; keep, target as elsewhere.
+        correct: ``[A, N, M]`` of 0 and 1, the signal "correct"; keep, target, partner as elsewhere.
     Source: Choquette-Choo et al., "Label-Only Membership Inference Attacks", ICML 2021.
     """
     correct, keep, target = taken("label_only", correct, keep, target)
-    data = Shadowed(correct.double(), keep, None if target is None else target.double())
+    _check_partner("label_only", keep, partner, target)
+    data = Shadowed(correct.double(), keep, None if target is None else target.double(), partner)
     rows = [(data.value(k) - data.means(k)[1]).nan_to_num(nan=NO_EVIDENCE).mean(0) for k in range(data.targets)]
     return torch.stack(rows)
+
+
+def _check_partner(where: str, keep: Tensor, partner: Tensor | None, target: Tensor | None) -> None:
+    if partner is not None and target is not None:
+        fail(where, "partner", "be left out where target is given: nothing is left out then", list(partner.shape))
+    if partner is not None:
+        balanced.check_partners(where, keep, partner)
 
 
 def _with_tie_breaker(count: Tensor, value: Tensor) -> Tensor:

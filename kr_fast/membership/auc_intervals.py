@@ -198,15 +198,19 @@ def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0
     return {"difference": difference, **t_interval(difference, parts, degrees, level)}
 
 
-def t_interval(difference: float, parts: list[float], degrees: list[float], level: float) -> dict:
-    """{"interval", "z", "p"} of a difference whose variance is the sum of ``parts`` (Satterthwaite 1946)."""
+def t_interval(difference: float, parts: list[float], degrees: list[int], level: float) -> dict:
+    """{"interval", "z", "p"} of a difference whose variance is the sum of ``parts``."""
     from scipy.special import stdtr, stdtrit
 
     variance = sum(parts)
     # Two orders that agree on every pair leave rounding only.
     if variance <= 1e-30:
         return {"interval": [difference, difference], "z": None, "p": None}
-    freedom = variance**2 / sum(part**2 / k for part, k in zip(parts, degrees, strict=True))
+    freedom = satterthwaite(parts, degrees)
     reach, z = float(stdtrit(freedom, 0.5 + level / 2)) * variance**0.5, difference / variance**0.5
-    p = float(2 * stdtr(freedom, -abs(z)))
-    return {"interval": [difference - reach, difference + reach], "z": z, "p": p}
+    return {"interval": [difference - reach, difference + reach], "z": z, "p": float(2 * stdtr(freedom, -abs(z)))}
+
+
+def satterthwaite(parts: list[float], degrees: list[int]) -> float:
+    """Degrees of freedom of a sum of variances (Satterthwaite, Biometrics Bulletin 2 (1946))."""
+    return sum(parts) ** 2 / sum(part**2 / k for part, k in zip(parts, degrees, strict=True))

@@ -29,6 +29,7 @@ class ShadowSignals(ShortRepr):
         population: phi ``[A, Z, M]`` of examples that are not in the pool, or None.
         population_keep: bool ``[M, Z]`` where the shadows were trained on some of the population; None: on none of it.
         answers: float ``[N, M, T]``, largest log-probabilities from high to low, for the shadow network.
+        partner: int64 ``[M, N]`` of :func:`kr_fast.membership.partners`, left out with each shadow that is attacked.
     Raises: UserError naming the argument, and for two shadows that are one model.
     """
 
@@ -37,6 +38,7 @@ class ShadowSignals(ShortRepr):
     population: Tensor | None = None
     population_keep: Tensor | None = None
     answers: Tensor | None = None
+    partner: Tensor | None = None
 
     def __post_init__(self):
         _set(

@@ -17,13 +17,14 @@ from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.figures import Choices, exposed, of_attack
 from kr_fast.membership.intervals import holm
-from kr_fast.membership.summaries import across_targets
-from kr_fast.runtime import files
+from kr_fast.membership.recipe import recipes
+from kr_fast.runtime import files, seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import described
 from kr_fast.runtime.log import logger
 
 FEW_SHADOWS = 8  # on a side
+LEAST_SHADOWS = 4  # of which each is attacked from the others, for the figures of the recipe
 MOST_EXPOSED = 16
 UNLIKE = 1.1  # ratio of training set sizes from which a reader is told
 
@@ -191,7 +192,7 @@ def audit_signals(
         fail("audit", "primary", f"be one of the attacks, {', '.join(named)}", primary)
     asked = targets == "shadows"
     alone = [attack for attack in chosen if attack.calibrated or (asked and not attack.released)]
-    lone, not_alone = leave_one_out(data, alone, asked)
+    lone, not_alone = leave_one_out(data, alone, asked, seeds.derive(seed, "leave one out"))
     if not data.targets and not any(lone.values()) and not data.synthetic:
         why = "; ".join(f"{a}: {text}" for each in not_alone.values() for a, text in each.items())
         fail("audit", "attacks", "give at least one figure", why or "nothing")
@@ -212,13 +213,8 @@ def audit_signals(
             )
             for attack, value in found.items()
         }  # fmt: skip
-    loo = {}
-    if targets == "shadows":
-        loo = {
-            name: {attack: across_targets(*found) for attack, found in each.items()}
-            for name, each in lone.items()
-            if each
-        }  # fmt: skip
+    enough = {name: each for name, each in lone.items() if asked or len(data.shadows[name].keep) >= LEAST_SHADOWS}
+    loo = recipes(enough, primary, level)
     control = _control(data, figures)
     warnings = _warnings(data, figures, facts, control)
     first_set = next(iter(data.shadows.values()), None)

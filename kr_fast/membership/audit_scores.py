@@ -1,11 +1,13 @@
 """Which attacks an audit can run, and the scores that they give: of targets, and of shadows left out in turn."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.balanced import partners
 from kr_fast.membership.catalog import DEFAULT, Attack, entries, lacking, refuse
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
@@ -39,9 +41,12 @@ def choose(data: AuditData, attacks: Sequence[str] | None, rmia: dict[str, Any])
 
 
 def leave_one_out(
-    data: AuditData, chosen: list[Attack], asked: bool
+    data: AuditData, chosen: list[Attack], asked: bool, seed: int
 ) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], dict[str, dict[str, str]]]:
-    """Set -> attack -> (scores, keep) of shadows attacked leave-one-out; and set -> attack -> why it was not."""
+    """Set -> attack -> (scores, keep) of shadows attacked leave-one-out; and set -> attack -> why it was not.
+
+    The same ``seed`` and keep give the same partners, so that sets which pair (Teachers and their Students) stay pairs.
+    """
     used = {target.shadows for target in data.targets.values() if not target.control} or set(data.shadows)
     used = set(data.shadows) if asked else used
     found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
@@ -51,6 +56,7 @@ def leave_one_out(
             if name not in used:
                 continue
             found[name], shadows = {}, data.shadows[name]
+            shadows = dataclasses.replace(shadows, partner=partners(shadows.keep, seed))
             mixed = shadows.keep.any(1) & ~shadows.keep.all(1)
             for attack in chosen:
                 progress.update()

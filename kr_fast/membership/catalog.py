@@ -102,7 +102,12 @@ def check_given(attacks: Iterable[str], given: Mapping[str, bool]) -> None:
 def _lira(data, shadows, target, *, variant: str, variance: str = "auto") -> Tensor:
     variance = auto_variance(shadows.keep) if variance == "auto" else variance
     phi = None if target is None else target.signals["phi"][:, :, None]
-    return attacks.lira(shadows.signals["phi"], shadows.keep, variant=variant, variance=variance, target=phi)
+    options: dict[str, Any] = {"variant": variant, "variance": variance, "target": phi}
+    return attacks.lira(shadows.signals["phi"], shadows.keep, **options, partner=_partner(shadows, target))
+
+
+def _partner(shadows: ShadowSignals, target: TargetSignals | None) -> Tensor | None:
+    return shadows.partner if target is None else None
 
 
 def _carlini(data, shadows, target, *, variant: str, fix_variance: bool) -> Tensor:
@@ -116,6 +121,7 @@ def _rmia(data, shadows, target, *, gamma: float, offline_a: float | None, predi
     if offline_a is not None and shadows.population_keep is not None:
         population = _as_if_out(population, shadows.population_keep)
     options: dict[str, Any] = {"gamma": gamma, "offline_a": offline_a, "predicate": predicate}
+    options["partner"] = _partner(shadows, target)
     if target is not None:
         options |= {"target": target.signals["phi"][:, :, None], "target_population": target.population[:, :, None]}
     return attacks.rmia(shadows.signals["phi"], shadows.keep, population, **options)
@@ -130,12 +136,13 @@ def _as_if_out(phi: Tensor, keep: Tensor) -> Tensor:
 
 def _base(data, shadows, target, *, variant: str) -> Tensor:
     phi = None if target is None else target.signals["phi"][:, :, None]
-    return attacks.base(shadows.signals["phi"], shadows.keep, variant=variant, target=phi)
+    options: dict[str, Any] = {"variant": variant, "target": phi, "partner": _partner(shadows, target)}
+    return attacks.base(shadows.signals["phi"], shadows.keep, **options)
 
 
 def _attack_r(data, shadows, target) -> Tensor:
     phi = None if target is None else target.signals["phi"][:, :, None]
-    scores = attacks.attack_r(shadows.signals["phi"], shadows.keep, target=phi)
+    scores = attacks.attack_r(shadows.signals["phi"], shadows.keep, target=phi, partner=_partner(shadows, target))
     scores[:, shadows.keep.all(0)] = 0.5  # no shadow without the example: no evidence
     return scores
 
@@ -163,7 +170,8 @@ def _per_class(data, shadows, target, *, signal: str, sign: float) -> Tensor:
 
 def _label_only(data, shadows, target) -> Tensor:
     own = None if target is None else target.signals["correct"][:, :, None]
-    return attacks.label_only(shadows.signals["correct"], shadows.keep, target=own)
+    partner = _partner(shadows, target)
+    return attacks.label_only(shadows.signals["correct"], shadows.keep, target=own, partner=partner)
 
 
 def _classes(labels: Tensor) -> Tensor:
@@ -186,7 +194,7 @@ def _shadow_network(data, shadows, target) -> Tensor:
     features = rows(shadows.signals, shadows.answers if both else None, len(shadows.keep))
     if target is None:
         wanted = tuple(range(min(len(shadows.keep), TRAINED_TARGETS)))
-        return learned.shadow_network(features, shadows.keep, targets=wanted)
+        return learned.shadow_network(features, shadows.keep, targets=wanted, partner=shadows.partner)
     seen = {name: value[:, :, None] for name, value in target.signals.items()}
     own = rows(seen, target.answers[:, None] if both else None, 1)
     return learned.shadow_network(features, shadows.keep, target=own)

@@ -17,6 +17,7 @@ def shadow_network(
     *,
     target: Tensor | None = None,
     targets: tuple[int, ...] | None = None,
+    partner: Tensor | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Shokri's attack: a network learns from the shadows what a member's answer looks like, and judges the target's.
@@ -26,6 +27,7 @@ def shadow_network(
         keep: ``[M, N]`` bool.
         target: ``[N, K, F]`` of outside models; None attacks shadows, each with a network that never saw it.
         targets: which shadows when ``target`` is None; each costs a training. None means all.
+        partner: int64 ``[M, N]``, left out of the training with each target: see :func:`kr_fast.membership.partners`.
         seed: of the network's initialisation and of the rows it learns from.
     Returns: float64 ``[K, N]``, log-odds of membership.
     Source: Shokri et al., "Membership Inference Attacks Against Machine Learning Models", S&P 2017.
@@ -47,9 +49,12 @@ def shadow_network(
         if value is not None and not bool(torch.isfinite(value).all()):
             fail("shadow_network", name, "be finite", "NaN or inf")
 
-    def fit(models: Tensor):
-        rows = features[:, models].flatten(0, 1).double().numpy()
-        held = keep[models].T.flatten().numpy()
+    def fit(models: Tensor, without: Tensor | None = None):
+        rows, held = features[:, models].flatten(0, 1), keep[models].T.flatten().numpy()
+        if without is not None:
+            there = (models[None] != without[:, None]).flatten()
+            rows, held = rows[there], held[there.numpy()]
+        rows = rows.double().numpy()
         rng = np.random.default_rng(seed)
         chosen = rng.permutation(len(rows))[:MOST_ROWS]
         if not 0 < held[chosen].sum() < len(chosen):
@@ -66,7 +71,8 @@ def shadow_network(
         network = fit(models)
         return torch.stack([judge(network, target[:, k]) for k in range(target.shape[1])])
     wanted = range(len(models)) if targets is None else targets
-    return torch.stack([judge(fit(models[models != k]), features[:, k]) for k in wanted])
+    without = [None] * len(models) if partner is None else partner
+    return torch.stack([judge(fit(models[models != k], without[k]), features[:, k]) for k in wanted])
 
 
 def quantile_regression(

@@ -45,17 +45,18 @@ def by_model(values: Tensor) -> Tensor:
 
 
 class Shadowed:
-    """Means over the shadows of each side, the target left out in O(1).
+    """Means over the shadows of each side, the target left out in O(1), and with it its partner where there are any.
 
     Args:
         values: float64 ``[A, N, M]``; keep: ``[M, N]``; target: ``[A, N, K]``, or None for leave-one-out.
+        partner: see :func:`kr_fast.membership.balanced.partners`; only for leave-one-out.
     """
 
-    def __init__(self, values: Tensor, keep: Tensor, target: Tensor | None):
+    def __init__(self, values: Tensor, keep: Tensor, target: Tensor | None, partner: Tensor | None = None):
         held = keep.T.to(values.dtype)
         self.sums = (values * held).sum(2), (values * (1 - held)).sum(2)
         self.counts, self.models = (keep.sum(0), (~keep).sum(0)), values.shape[2]
-        self.keep, self.leave_out = keep, target is None
+        self.keep, self.leave_out, self.partner = keep, target is None, partner
         self.own = by_model(values if target is None else target)
 
     @property
@@ -67,27 +68,32 @@ class Shadowed:
         """``[A, N]`` of target ``k``."""
         return self.own[k]
 
+    def left(self, k: int) -> list[tuple[Tensor, Tensor]]:
+        """Side in and side out: (sum ``[A, N]``, count ``[N]``) of what is not left out with target ``k``."""
+        found = list(zip(self.sums, self.counts, strict=True))
+        if self.leave_out:
+            gone = [(self.keep[k], torch.ones_like(self.keep[k]), self.own[k])]
+            if self.partner is not None:
+                index = self.partner[k]
+                value = self.own.gather(0, index.clamp_min(0).expand(1, *self.own.shape[1:]))[0]
+                gone.append((~self.keep[k], index >= 0, value))
+            for inside, there, value in gone:
+                for side, on in enumerate((inside & there, ~inside & there)):
+                    total, count = found[side]
+                    found[side] = total - torch.where(on, value, 0.0), count - on.long()
+        return [(total.clamp_min(0), count) for total, count in found]
+
     def means(self, k: int) -> tuple[Tensor, Tensor]:
         """(mean in, mean out) ``[A, N]``; NaN where no shadow is left on the side."""
-        found = []
-        for total, count, side in zip(self.sums, self.counts, (True, False), strict=True):
-            if self.leave_out:
-                own = self.keep[k] == side
-                total, count = total - torch.where(own, self.own[k], 0.0), count - own.long()
-            found.append(torch.where(count > 0, total.clamp_min(0) / count, torch.nan))
-        return found[0], found[1]
+        inside, outside = (torch.where(count > 0, total / count, torch.nan) for total, count in self.left(k))
+        return inside, outside
 
     def mean_all(self, k: int) -> Tensor:
-        """Mean of all shadows but the target."""
-        total = self.sums[0] + self.sums[1]
-        if self.leave_out:
-            return (total - self.own[k]).clamp_min(0) / (self.models - 1)
-        return total / self.models
+        """Mean of all shadows that are not left out."""
+        (total, count), (other, others) = self.left(k)
+        return (total + other) / (count + others)
 
     def lacks(self, k: int) -> Tensor:
         """``[N]``: a side has no shadow."""
-        own = self.keep[k] if self.leave_out else None
-        inside, outside = self.counts
-        if own is not None:
-            inside, outside = inside - own.long(), outside - (~own).long()
-        return (inside == 0) | (outside == 0)
+        inside, outside = (count == 0 for _, count in self.left(k))
+        return inside | outside

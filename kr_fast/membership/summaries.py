@@ -1,4 +1,4 @@
-"""What is said beside a curve: several targets, thresholds that never saw the target, accuracy over privacy."""
+"""What is said beside a curve: thresholds that never saw the target, accuracy over privacy."""
 
 import math
 from collections.abc import Sequence
@@ -8,50 +8,18 @@ import numpy as np
 from torch import Tensor
 
 from kr_fast.membership.answers import as_numbers, check_accuracy
-from kr_fast.membership.curve import FPRS, Curve, roc
+from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.intervals import check_share, clopper_pearson
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_mask
 
 
-def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS) -> dict:
-    """AUC and TPRs of several targets: mean and standard deviation.
-
-    Targets that are attacked leave-one-out share their shadows, so the spread is of models, not a standard error.
-
-    Args:
-        scores: ``[K, N]``, of any attack.
-        keep: bool ``[K, N]``, the members of each target.
-    A TPR that rests on fewer than ten false positives of some target is None.
-    Returns: {"targets", "auc": {"mean", "sd", "each"}, "balanced_accuracy": ..., "tpr_at_fpr": {fpr: {...}}}.
-    """
-    scores, keep = _matrices("across_targets", scores, keep)
-    curves = [roc(row, held) for row, held in zip(scores, keep, strict=True)]
-    return {
-        "targets": len(curves),
-        "auc": _spread([curve.auc for curve in curves]),
-        "balanced_accuracy": _spread([curve.balanced_accuracy for curve in curves]),
-        "tpr_at_fpr": {str(fpr): _spread([_claimed(curve.tpr_at(fpr)) for curve in curves]) for fpr in fprs},
-    }
-
-
-def _matrices(where: str, scores: Any, keep: Any) -> tuple[Tensor, Tensor]:
+def matrices(where: str, scores: Any, keep: Any) -> tuple[Tensor, Tensor]:
     """(scores, members) ``[K, N]`` of K targets."""
     scores, keep = as_numbers(where, "scores", scores), as_mask(where, "keep", keep, 2)
     if scores.shape != keep.shape:
         fail(where, "scores", f"have shape {list(keep.shape)}, as keep", list(scores.shape))
     return scores, keep
-
-
-def _claimed(found: dict) -> float | None:
-    return found["tpr"] if found["point_claim"] else None
-
-
-def _spread(values: list) -> dict:
-    if None in values:
-        return {"mean": None, "sd": None, "each": values}
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "sd": sd, "each": values}
 
 
 def shadow_threshold(scores: Tensor, keep: Tensor, fpr: float) -> float:
@@ -64,7 +32,7 @@ def shadow_threshold(scores: Tensor, keep: Tensor, fpr: float) -> float:
         keep: bool ``[M, N]``.
     """
     check_share("shadow_threshold", "fpr", fpr)
-    scores, keep = _matrices("shadow_threshold", scores, keep)
+    scores, keep = matrices("shadow_threshold", scores, keep)
     curve = roc(scores.flatten(), keep.flatten())
     at = int(np.searchsorted(curve.fp, fpr * curve.negatives + 1e-9, side="right"))
     return float(curve.thresholds[at - 1]) if at else float(np.nextafter(curve.thresholds[0], np.inf))

@@ -30,6 +30,20 @@ def lira(
     Returns: (float64 ``[M or K, N]`` on phi's device, int).
     Raises: TypeError or ValueError naming the argument.
     """
+    check_arguments(phi, keep, variant, variance, target)
+    # An infinite phi (certainty) is ordered above all finite ones, but means and variances need a number.
+    bound = 1e6
+    op, models = "lira", phi.shape[2]
+    home, given = registry.nearest(op, phi.device, torch.float32, models), target
+    values = phi.to(home).float().clamp(-bound, bound).contiguous()
+    target = None if target is None else target.to(home).float().clamp(-bound, bound).contiguous()
+    run = registry.resolve(op, home.type, torch.float32, models)
+    scores, lacking = run(values, keep.to(home).contiguous(), target, variant == "online", variance)
+    return without_backward(op, scores.to(phi.device), phi, given), lacking
+
+
+def check_arguments(phi: Tensor, keep: Tensor, variant: str, variance: str, target: Tensor | None) -> None:
+    """What :func:`lira` refuses."""
     op = "lira"
     _check.no_transform(op, phi=phi, target=target)
     _check.tensor(op, "phi", phi, ndim=3)
@@ -51,14 +65,6 @@ def lira(
         if value is not None and bool(torch.isnan(value).any()):
             _check.fail(op, name, "not hold NaN", f"{int(torch.isnan(value).sum())} NaN")
     _check_shadows(op, keep, variant, variance, leave_one_out=target is None)
-    # An infinite phi (certainty) is ordered above all finite ones, but means and variances need a number.
-    bound = 1e6
-    home, given = registry.nearest(op, phi.device, torch.float32, models), target
-    values = phi.to(home).float().clamp(-bound, bound).contiguous()
-    target = None if target is None else target.to(home).float().clamp(-bound, bound).contiguous()
-    run = registry.resolve(op, home.type, torch.float32, models)
-    scores, lacking = run(values, keep.to(home).contiguous(), target, variant == "online", variance)
-    return without_backward(op, scores.to(phi.device), phi, given), lacking
 
 
 def _check_shadows(op: str, keep: Tensor, variant: str, variance: str, *, leave_one_out: bool) -> None:
