@@ -34,8 +34,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The last screen: one line for each target and attack, and the warnings."""
+    """The last screen: one line for each attack on shadows (their mean) and on targets, and the warnings."""
+    from kr_fast.report import audit_tables
+
     rows = [("target", "attack", "AUC", "TPR at 1 % FPR", "epsilon at least")]
+    for name, each in found["leave_one_out"].items():
+        for attack, row in each.items():
+            mark = " *" if row["role"] == "primary" else ""
+            mean = row["tpr_at_fpr"]["0.01"]["mean"]
+            tpr = "below 10 false positives" if mean is None else audit_tables.averaged(row["tpr_at_fpr"]["0.01"])
+            words = f"mean of {row['targets']} {name}"
+            rows.append((words, attack + mark, audit_tables.averaged(row["auc"]), tpr, ""))
     for name in found["setting"]["targets"]:
         for attack, row in found[name].items():
             low, high = row["tpr_at_fpr"]["0.01"]["interval"]
@@ -45,12 +54,6 @@ def table(found: dict[str, Any]) -> str:
             auc = f"{row['auc']:.3f} [{row['auc_ci'][0]:.3f}, {row['auc_ci'][1]:.3f}]"
             bound = f"{row['epsilon']['clopper_pearson']:.2f}"
             rows.append((name, attack + mark, auc, f"{shown}[{low:.4f}, {high:.4f}]", bound))
-    for name, each in found["leave_one_out"].items():
-        for attack, row in each.items():
-            auc = f"{row['auc']['mean']:.3f} +- {row['auc']['sd'] or 0:.3f}"
-            mean = row["tpr_at_fpr"]["0.01"]["mean"]
-            tpr = "below 10 false positives" if mean is None else f"{mean:.4f} (mean)"
-            rows.append((f"{row['targets']} of {name}", attack, auc, tpr, ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if found["setting"]["targets"]:

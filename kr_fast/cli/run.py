@@ -59,9 +59,8 @@ def table(metrics: dict) -> str:
     rows = [["", *titles.values(), "Teacher - Student" + (", full" if best == run_audit.FULL else "")]]
     rows.append(["test accuracy", *(f"{each:.4f}" for each in accuracy), f"{metrics['cas_gap']:+.4f}"])
     if audit:
-        for name, attack in (("LiRA online AUC", "lira"), ("LiRA offline AUC", "lira_offline"), ("loss AUC", "loss")):
-            cells = [run_audit.auc(audit[model][attack]) for model in titles]
-            rows.append([name, *cells, run_audit.difference(audit, best, attack)])
+        for attack in run_audit.HEADLINE:
+            rows += run_audit.of_attack(audit, list(titles), best, attack)
         aop = [metrics["aop"][name] for name in titles]
         rows.append(["AOP", *(f"{each:.4f}" for each in aop), f"{aop[0] - metrics['aop'][best]:+.4f}"])
         for name, title in ((run_audit.CONTROL, "positive control"), (run_audit.RELEASED, "released images")):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kr_fast.membership.auc_intervals import delong_test
 from kr_fast.membership.audit_data import AuditData, ShadowSignals
+from kr_fast.membership.audit_notes import notes_of, of_control, warnings_of
 from kr_fast.membership.audit_scores import choose, leave_one_out, scores_of
 from kr_fast.membership.catalog import CATALOG, auto_variance, check_asked, sides
-from kr_fast.membership.copies import images_on_both_sides
 from kr_fast.membership.curve import Curve, roc
 from kr_fast.membership.epsilon import check_fair_coins
 from kr_fast.membership.figures import Choices, exposed, of_attack
@@ -23,10 +23,8 @@ from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import described
 from kr_fast.runtime.log import logger
 
-FEW_SHADOWS = 8  # on a side
 LEAST_SHADOWS = 4  # of which each is attacked from the others, for the figures of the recipe
 MOST_EXPOSED = 16
-UNLIKE = 1.1  # ratio of training set sizes from which a reader is told
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -215,8 +213,8 @@ def audit_signals(
         }  # fmt: skip
     enough = {name: each for name, each in lone.items() if asked or len(data.shadows[name].keep) >= LEAST_SHADOWS}
     loo = recipes(enough, primary, level)
-    control = _control(data, figures)
-    warnings = _warnings(data, figures, facts, control)
+    control = of_control(data, figures)
+    warnings = warnings_of(data, figures, facts, control, level)
     first_set = next(iter(data.shadows.values()), None)
     setting = {
         "num_shadows": 0 if first_set is None else len(first_set.keep),
@@ -236,7 +234,7 @@ def audit_signals(
         "attacks": {a.name: {"title": a.title, "assumes": a.assumes} for a in chosen},
         "skipped": skipped,
         "leave_one_out_skipped": not_alone,
-        "notes": _notes(data, random_members),
+        "notes": notes_of(data, random_members),
         "warnings": list(warnings),
     }
     for line in warnings:
@@ -291,73 +289,4 @@ def _comparison(data: AuditData, scores: Mapping, primary: str, level: float) ->
         for row, p in zip(exploratory, holm([row["p"] for row in exploratory]), strict=True):
             row["p_corrected"] = p
         found[other] = rows
-    return found
-
-
-def _control(data: AuditData, figures: Mapping) -> dict[str, Any] | None:
-    """Whether the attacks find the positive control; the errors of all of them are shared out."""
-    for name, target in data.targets.items():
-        if target.control:
-            found = [a for a, each in figures[name].items() if each["auc_ci_corrected"][0] > 0.5]
-            primary = next(a for a, each in figures[name].items() if each["role"] == "primary")
-            return {"name": name, "found": bool(found), "by": found, "by_primary": primary in found}
-    return None
-
-
-def _warnings(data: AuditData, figures: Mapping, facts: Mapping, control: dict | None) -> tuple[str, ...]:
-    found = [*filter(None, (images_on_both_sides(data.images, data.members),))]
-    for name, shadows in data.shadows.items():
-        which, least = "" if len(data.shadows) == 1 else f" of {name}", sides(shadows.keep)
-        if least < FEW_SHADOWS:
-            found.append(f"only {least} shadows{which} on a side: LiRA is weak with so few, a low AUC shows little")
-        one_sided = (
-            (shadows.keep.all(0), "every", "LiRA, BASE offline and label only score them 0, Attack-R 0.5"),
-            ((~shadows.keep).all(0), "no", "LiRA online scores them 0"),
-        )
-        for mask, words, neutral in one_sided:
-            if bool(mask.any()):
-                found.append(
-                    f"{int(mask.sum())} of {data.count} examples are in {words} shadow{which}: {neutral}, no evidence; "
-                    "the other attacks rank them by the shadows that there are"
-                )
-    attacked = [name for name in figures if name in data.targets and not facts[name]["control"]]
-    if control is not None and not control["found"]:
-        found.append("no attack finds the positive control, an overfitted model: this audit has no power")
-    elif control is not None and not control["by_primary"]:
-        found.append(f"the primary attack does not find the positive control, only {', '.join(control['by'])} does")
-    elif control is None and attacked:
-        first = figures[attacked[0]]
-        if all(each["auc_ci_corrected"][0] <= 0.5 for each in first.values()):
-            found.append(
-                f"no attack finds {attacked[0]} and there is no positive control: whether this audit has power is "
-                "not known"
-            )
-    return tuple(found)
-
-
-def _notes(data: AuditData, random_members: bool) -> list[str]:
-    """What the figures assume, beside what the data say of themselves."""
-    found = list(data.notes)
-    if random_members and data.members is not None:
-        found.append(
-            f"the one-run bounds take each of these {data.count} examples to have become a member by a fair coin of "
-            "its own: what was left out, a population too, has to have been chosen before the coins were thrown"
-        )
-    for name, target in data.targets.items():
-        if target.kind == "transfer" and data.shadows:
-            found.append(
-                f"{name} is attacked with shadows that were not made as it was (transfer): a lower bound on what it "
-                "gives away"
-            )
-        elif target.shared:
-            found.append(f"the shadow pipelines of {name} share {target.shared} with its own")
-    if data.members is not None:
-        inside = int(data.members.sum())
-        for name, shadows in data.shadows.items():
-            each = float(shadows.keep.sum(1).double().mean())
-            if each and not 1 / UNLIKE < inside / each < UNLIKE:
-                found.append(
-                    f"each shadow of {name} was trained on {each:.0f} of these examples on average, the targets on "
-                    f"{inside}: they imitate them less well, and thresholds from shadows fit them less well"
-                )
     return found

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from kr_fast.ops._library import without_backward
 from kr_fast.ops.philox_normal import philox_normal
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
@@ -133,7 +134,7 @@ def lira(phi: Tensor, keep: Tensor, partner: Tensor, *, variant: str, variance: 
     The definition is that of the op's reference; one sort for each (query, example) serves all targets. phi is taken as
     float32 and bounded as there.
     """
-    values = phi.float().clamp(-1e6, 1e6)
+    values = phi.detach().float().clamp(-1e6, 1e6)
     online, raw, pooled = variant == "online", variance == "fixed_raw", None
     if variance != "per_example":
         pooled = _pooled(values, keep, partner, raw)
@@ -159,7 +160,7 @@ def lira(phi: Tensor, keep: Tensor, partner: Tensor, *, variant: str, variance: 
         few = (both[1].left < least) | (online & (both[0].left < least))
         lacking += int(few.sum())
         scores[:, at] = torch.where(few, 0.0, score).mean(0).T
-    return scores, lacking
+    return without_backward("lira", scores, phi), lacking
 
 
 def _pooled(phi: Tensor, keep: Tensor, partner: Tensor, raw: bool) -> tuple[Tensor, Tensor]:
@@ -185,10 +186,10 @@ def _log_student(z: Tensor, count: Tensor) -> Tensor:
 def attack_r(phi: Tensor, keep: Tensor, partner: Tensor) -> Tensor:
     """The share of shadows without the example (target and partner left out) whose phi is at most the target's."""
     scores = torch.empty(keep.shape, dtype=torch.float64)
-    for at, x, _, out in sides(phi, keep, partner):
+    for at, x, _, out in sides(phi.detach(), keep, partner):
         at_most = torch.searchsorted(out.ordered, x.contiguous(), right=True)
         at_most = torch.minimum(at_most, out.held.sum(1, keepdim=True))  # infinity fills the other side's places
         at_most -= (out.loses & (x.gather(2, out.lost) <= x)).long()
         share = at_most.double() / out.left.clamp_min(1)
         scores[:, at] = torch.where(out.left > 0, share, 0.0).mean(0).T
-    return scores
+    return without_backward("attack_r", scores, phi)

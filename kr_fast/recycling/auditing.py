@@ -23,6 +23,7 @@ from kr_fast.membership import audit, overfitted
 from kr_fast.recycling import dataset, gkd, reporting, shadow_students, shadows, teacher
 from kr_fast.recycling.context import Context
 from kr_fast.report import without_folders
+from kr_fast.report.sentences import OF_RUN
 from kr_fast.runtime import files, seeds
 from kr_fast.runtime.versions import versions
 
@@ -74,6 +75,7 @@ def run(context: Context) -> dict[str, Any]:
             "command": reporting.command(context),
             "versions": versions(*reporting.PACKAGES),
             "config": without_folders(c.record()),
+            "labels": OF_RUN,
         }
         report.write(context.out, details, show_real_images=c.show_real_images, show_records=c.show_records)
     else:

@@ -47,15 +47,23 @@ def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
     level = tables.percent_of_level(setting["level"])
     if words := banner(found["show_real_images"], found["show_records"]):
         yield "banner", words
-    yield "text", tables.verdict(found)
-    if setting["targets"]:
-        yield "table", tables.headline(found)
+    labels = found["details"].get("labels")
+    yield "text", tables.verdict(found, labels)
+    if setting["targets"] or found["leave_one_out"]:
+        yield "table", tables.headline(found, labels)
         yield "text", f"Intervals are {level}: score intervals of AUC; those of a TPR account for the chosen threshold."
     yield "heading", "What these figures do not say"
     yield "note", tables.caveats(found)
     if setting["targets"]:
         yield "heading", "All attacks"
         yield figure("intervals", figures)
+    for name in found["leave_one_out"]:
+        yield "heading", f"Every shadow as a target: {name}"
+        yield "text", tables.RECIPES
+        yield "table", tables.leave_one_out(found, name)
+        if rows := tables.recipes(found, name):
+            yield "text", "Mean AUC of the first set less that of this one, in pairs of models with the same members:"
+            yield "table", rows
     for name in tables.names(found):
         yield from _target(found, name, figures)
     for other in found["comparison"]:
@@ -63,18 +71,10 @@ def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
         yield "heading", f"{first} against {other}"
         yield (
             "text",
-            f"Paired DeLong test on the same examples: AUC on {first} minus AUC on {other}. The exploratory attacks "
+            f"Paired test on the same examples: AUC on {first} minus AUC on {other}. The exploratory attacks "
             "share one error: their corrected p is Holm's, their corrected interval Bonferroni's.",
         )
         yield "table", tables.comparison(found, other)
-    for name in found["leave_one_out"]:
-        yield "heading", f"Every shadow as a target: {name}"
-        yield (
-            "text",
-            "Each shadow is attacked from the others; mean and standard deviation over models. They share their "
-            "shadows, so this is a spread and no standard error.",
-        )
-        yield "table", tables.leave_one_out(found, name)
     yield "heading", "What was run"
     members = "" if setting["members"] is None else f"{setting['members']} members, {setting['non_members']} others; "
     yield "text", f"{members}queries: {setting['augment']}; delta of the epsilon bounds: {setting['delta']:g}."

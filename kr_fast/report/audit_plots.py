@@ -133,6 +133,15 @@ def gallery(images: np.ndarray, captions: list[str]) -> bytes:
     return plots.png(figure)
 
 
+def _means(each: dict[str, Any]) -> dict[str, Any]:
+    """Averages over shadows as rows of targets."""
+    shown = {attack: row for attack, row in each.items() if row["auc"]["interval"] is not None}
+    return {
+        attack: {"auc": row["auc"]["mean"], "auc_ci": row["auc"]["interval"], "role": row["role"]}
+        for attack, row in shown.items()
+    }
+
+
 def all_figures(
     found: dict[str, Any],
     lines: dict[str, dict[str, dict[str, np.ndarray]]],
@@ -151,7 +160,10 @@ def all_figures(
     titles = {name: attack["title"] for name, attack in setting["attacks"].items()}
     if setting["targets"]:
         order = sorted(setting["targets"], key=lambda name: bool(setting["targets"][name]["control"]))
-        add("intervals", "AUC of every attack on every target with its interval", intervals, found, order, titles)
+        means = {f"mean of the models of {name}": _means(each) for name, each in found["leave_one_out"].items()}
+        rows = {**means, **{name: found[name] for name in order}}
+        text = "AUC of every attack, averaged over shadows and on every target, with its interval"
+        add("intervals", text, intervals, rows, list(rows), titles)
     for name, facts in setting["targets"].items():
         primary = facts["primary"]
         text = f"ROC curves of the attacks on {name} on logarithmic axes, with the chance line"

@@ -1,64 +1,21 @@
 """The numbers of an audit as tables and plain words, from the dictionary of ``audit.json``."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
+from kr_fast.report.sentences import maker, names, percent_of_level, primary_of, title, verdict
 from kr_fast.report.tables import interval, number, percent, tpr
+
+__all__ = ["names", "percent_of_level", "title", "verdict"]
 
 Found = dict[str, Any]
 FEW = 10  # false positives
-
-
-def names(found: Found, kinds: Iterable[str] = ("full", "transfer", "released")) -> list[str]:
-    """Targets of these kinds, the positive control last."""
-    targets = found["setting"]["targets"]
-    chosen = [name for name, facts in targets.items() if facts["kind"] in kinds]
-    return sorted(chosen, key=lambda name: bool(targets[name]["control"]))
-
-
-def title(found: Found, attack: str) -> str:
-    """The attack's name for people."""
-    return found["setting"]["attacks"].get(attack, {}).get("title", attack)
-
-
-def verdict(found: Found) -> str:
-    """The result in one paragraph of plain words, built from the numbers."""
-    setting, sentences = found["setting"], []
-    level = percent_of_level(setting["level"])
-    for name in names(found):
-        facts = setting["targets"][name]
-        row = found[name][facts["primary"]]
-        low, high = row["auc_ci"]
-        if low > 0.5:
-            outcome = "tells members from non-members better than chance"
-        elif high < 0.5:
-            outcome = "ranks members below non-members, which points to a shift between the two sets"
-        else:
-            outcome = "does not tell members from non-members better than chance"
-        what = "the positive control" if facts["control"] else name
-        attack = title(found, facts["primary"])
-        sentences.append(
-            f"{attack[0].upper()}{attack[1:]} {outcome} on {what} "
-            f"(AUC {number(row['auc'])}, {level} interval {interval(row['auc_ci'])})."
-        )
-    control = setting["control"]
-    if control is not None and not control["found"]:
-        sentences.append("The positive control was not found, so this audit has no power: read nothing into it.")
-    for name, each in found["leave_one_out"].items():
-        attack = setting["primary"] if setting["primary"] in each else next(iter(each), None)
-        if attack is not None:
-            spread = each[attack]["auc"]
-            sentences.append(
-                f"Each of {each[attack]['targets']} shadows ({name}) attacked from the others by "
-                f"{title(found, attack)}: AUC {number(spread['mean'])} ± {number(spread['sd'])} (mean and standard "
-                "deviation over models)."
-            )
-    return " ".join(sentences)
-
-
-def percent_of_level(level: float) -> str:
-    """ "95 %"."""
-    return f"{100 * level:g} %"
+RECIPES = (
+    "What the recipe gives away: each shadow is attacked from the others, and with it one of the other side of each "
+    "example is left out, so that scores which know nothing have an AUC of 0.5. Mean over these models, its interval "
+    "over other models and other records, and the standard deviation of models. The figures of one model move with its "
+    "seed and its processor."
+)
 
 
 def caveats(found: Found) -> list[str]:
@@ -76,24 +33,37 @@ def caveats(found: Found) -> list[str]:
     return [*lines, *(f"Warning: {line}." for line in setting["warnings"])]
 
 
-def headline(found: Found) -> list[list[str]]:
-    """One row a target: its primary attack."""
-    rows = [["target", "primary attack", "AUC", "TPR at 1 % FPR", "epsilon at least", "accuracy over privacy"]]
+def headline(found: Found, labels: Mapping[str, str] | None = None) -> list[list[str]]:
+    """The recipes' primary attacks, averaged over models; one row a target; every attack on released images."""
+    rows = [["under attack", "attack", "AUC", "TPR at 1 % FPR", "epsilon at least", "accuracy over privacy"]]
     setting = found["setting"]
+    for name in found["leave_one_out"]:
+        attack = primary_of(found, name)
+        row = found["leave_one_out"][name][attack]
+        words = f"mean of {row['targets']} models {maker(found, name, labels)}"
+        rows.append([words, title(found, attack), averaged(row["auc"]), averaged(row["tpr_at_fpr"]["0.01"]), "", ""])
     for name in names(found):
         facts = setting["targets"][name]
-        row = found[name][facts["primary"]]
-        rows.append(
-            [
-                "positive control" if facts["control"] else name,
-                title(found, facts["primary"]),
-                f"{number(row['auc'])} {interval(row['auc_ci'])}",
-                tpr(row["tpr_at_fpr"]["0.01"]),
-                number(row["epsilon"]["clopper_pearson"], 2),
-                number(row["aop"]) if "aop" in row else "",
-            ]
-        )
+        for attack in found[name] if facts["kind"] == "released" else (facts["primary"],):
+            row = found[name][attack]
+            rows.append(
+                [
+                    "positive control" if facts["control"] else (labels or {}).get(name, name),
+                    title(found, attack),
+                    f"{number(row['auc'])} {interval(row['auc_ci'])}",
+                    tpr(row["tpr_at_fpr"]["0.01"]),
+                    number(row["epsilon"]["clopper_pearson"], 2),
+                    number(row["aop"]) if "aop" in row else "",
+                ]
+            )
     return rows if any(row[5] for row in rows[1:]) else [row[:5] for row in rows]
+
+
+def averaged(value: dict[str, Any]) -> str:
+    """``0.560 [0.551, 0.569]``: a mean over models and its interval."""
+    if value["mean"] is None:
+        return f"fewer than {FEW} false positives"
+    return f"{number(value['mean'])} {interval(value['interval'])}".rstrip()
 
 
 def attacks(found: Found, target: str) -> list[list[str]]:
@@ -166,17 +136,31 @@ def comparison(found: Found, other: str) -> list[list[str]]:
 
 
 def leave_one_out(found: Found, name: str) -> list[list[str]]:
-    """Mean and standard deviation over shadows as targets."""
+    """Mean over shadows as targets, its interval and the standard deviation of models."""
     each = found["leave_one_out"][name]
     rates = list(next(iter(each.values()))["tpr_at_fpr"]) if each else []
     rows = [
-        ["attack", "targets", "AUC", "balanced accuracy", *(f"TPR at {100 * float(rate):g} % FPR" for rate in rates)]
-    ]
+        ["attack", "role", "targets", "AUC", "corrected", "balanced accuracy",
+         *(f"TPR at {100 * float(rate):g} % FPR" for rate in rates)]
+    ]  # fmt: skip
     for attack, row in each.items():
-        cells = [_spread(row["auc"]), _spread(row["balanced_accuracy"])]
+        cells = [_spread(row["auc"]), interval(row["auc"]["interval_corrected"]), _spread(row["balanced_accuracy"])]
         cells += [_spread(row["tpr_at_fpr"][rate]) for rate in rates]
-        rows.append([title(found, attack), str(row["targets"]), *cells])
+        rows.append([title(found, attack), row["role"], str(row["targets"]), *cells])
     return rows
+
+
+def recipes(found: Found, name: str) -> list[list[str]]:
+    """Differences of the first recipe's mean AUC and that of another; nothing for the first, or without pairs."""
+    rows = [
+        ["attack", "role", "difference of mean AUC", "interval", "p (two-sided)", "corrected interval", "corrected p"]
+    ]
+    for attack, row in found["leave_one_out"][name].items():
+        if gap := row["difference"]:
+            alone, corrected = ("no variance" if p is None else f"{p:.2g}" for p in (gap["p"], gap["p_corrected"]))
+            ends = interval(gap["interval"]), alone, interval(gap["interval_corrected"]), corrected
+            rows.append([title(found, attack), row["role"], f"{gap['difference']:+.3f}", *ends])
+    return rows if len(rows) > 1 else []
 
 
 def leave_one_out_skipped(found: Found) -> list[list[str]]:
@@ -190,9 +174,8 @@ def leave_one_out_skipped(found: Found) -> list[list[str]]:
 
 
 def _spread(value: dict[str, Any]) -> str:
-    if value["mean"] is None:
-        return f"fewer than {FEW} false positives"
-    return f"{number(value['mean'])} ± {number(value['sd'])}" if value["sd"] is not None else number(value["mean"])
+    spread = "" if value["sd"] is None else f" ± {number(value['sd'])}"
+    return averaged({"interval": None, **value}) + (spread if value["mean"] is not None else "")
 
 
 def exposed(found: Found, target: str) -> list[list[str]]:

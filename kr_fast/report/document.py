@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kr_fast.report import render, run_audit, tables
+from kr_fast.report import audit_tables, render, run_audit, tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
 
@@ -70,6 +70,10 @@ def _audit(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
         f"{setting['lira_variance']}.",
     )
     yield "table", run_audit.what_was_run(summary)
+    if summary["audit"]["leave_one_out"]:
+        yield "text", audit_tables.RECIPES
+        yield "table", run_audit.recipes(summary)
+        yield "text", "The very models of this run:"
     yield "table", run_audit.every_attack(summary)
     yield (
         "text",

@@ -5,7 +5,7 @@ All functions read the run's summary; its ``audit`` is the dictionary of ``audit
 
 from typing import Any
 
-from kr_fast.report import audit_tables
+from kr_fast.report import audit_tables, sentences
 from kr_fast.report.tables import interval, number, percent, share, tpr
 
 Summary = dict[str, Any]
@@ -36,15 +36,29 @@ def headline(summary: Summary) -> list[list[str]]:
     tested = [summary["teacher" if name == TEACHER else "student"].get("test_accuracy") for name in titles]
     count = summary["dataset"]["test"]
     rows.append(["test accuracy (Student: CAS)", *(share(each, count) for each in tested), percent(summary["cas_gap"])])
-    for attack in HEADLINE:
-        if audit and attack in audit[TEACHER]:
-            cells = [auc(audit[name][attack]) for name in titles]
-            rows.append([f"{audit_tables.title(audit, attack)}: AUC", *cells, difference(audit, best, attack)])
+    for attack in HEADLINE if audit else ():
+        rows += of_attack(audit, list(titles), best, attack)
     if summary.get("aop"):
         aop = summary["aop"]
         cells = [number(aop[name]) for name in titles]
         rows.append(["AOP = accuracy / (2 max(AUC, 0.5))^2", *cells, number(aop[TEACHER] - aop[best])])
     return rows
+
+
+def of_attack(audit: dict[str, Any], names: list[str], best: str, attack: str) -> list[list[str]]:
+    """The attack's AUC averaged over models made alike, where it is known, and on the very models under attack."""
+    found, words = [], audit_tables.title(audit, attack)
+    recipes = [audit["leave_one_out"].get(name, {}).get(attack) for name in names]
+    if any(recipes):
+        count = max(row["targets"] for row in recipes if row)
+        cells = [audit_tables.averaged(row["auc"]) if row else "" for row in recipes]
+        gap = audit["leave_one_out"].get(best, {}).get(attack, {}).get("difference")
+        role = audit["leave_one_out"].get(best, {}).get(attack, {}).get("role")
+        found.append([f"{words} AUC, mean of {count} made alike", *cells, _gap(gap, role) if gap else ""])
+    if attack in audit[TEACHER]:
+        cells = [auc(audit[name][attack]) for name in names]
+        found.append([f"{words} AUC, this one", *cells, difference(audit, best, attack)])
+    return found
 
 
 def auc(row: dict[str, Any]) -> str:
@@ -53,13 +67,17 @@ def auc(row: dict[str, Any]) -> str:
 
 
 def difference(audit: dict[str, Any], other: str, attack: str) -> str:
-    """Teacher's AUC minus that of another target on the same examples: DeLong's interval and p.
+    """Teacher's AUC minus that of another target on the same examples: interval and p of the paired test.
 
     Those of an exploratory attack are corrected for being several.
     """
     row = audit["comparison"][other][attack]
+    return _gap(row, row["role"])
+
+
+def _gap(row: dict[str, Any], role: str | None) -> str:
     p = "no variance" if row["p_corrected"] is None else f"p = {row['p_corrected']:.2g}"
-    corrected = " (corrected)" if row["role"] == "exploratory" else ""
+    corrected = " (corrected)" if role == "exploratory" else ""
     return f"{row['difference']:+.3f} {interval(row['interval_corrected'])}, {p}{corrected}"
 
 
@@ -79,6 +97,22 @@ def what_was_run(summary: Summary) -> list[list[str]]:
         cells = [f"{shadows['models']} {kind}, {least} on a side of an example", facts["shared"]]
         rows.append([named.get(name, name), audited, *cells])
     return rows
+
+
+def recipes(summary: Summary) -> list[list[str]]:
+    """Mean AUC of every attack over models made alike, with its interval and the spread of models."""
+    audit = summary["audit"]
+    sets, found = audit["leave_one_out"], []
+    for name, each in sets.items():
+        for attack, row in each.items():
+            gap = row["difference"]
+            cells = [
+                f"{row['targets']} models {sentences.maker(audit, name, sentences.OF_RUN)}",
+                audit_tables.title(audit, attack), row["role"], audit_tables.averaged(row["auc"]),
+                number(row["auc"]["sd"]), _gap(gap, row["role"]) if gap else "",
+            ]  # fmt: skip
+            found.append(cells)
+    return [["recipe", "attack", "role", "mean AUC", "standard deviation", "first recipe - this one"], *found]
 
 
 def every_attack(summary: Summary) -> list[list[str]]:
@@ -125,52 +159,7 @@ def verdict(summary: Summary) -> str:
     )
     if not audit:
         return text + " No membership attack was run."
-    text += " The attack named beforehand, online LiRA,"
-    ways = {
-        TEACHER: "on the Teacher",
-        TRANSFER: "on the Student with shadows of the Teacher's training (transfer)",
-        FULL: "on the Student with shadow Students (full)",
-    }
-    said = []
-    for name in models(summary):
-        row = audit[name]["lira"]
-        outcome = "tells members from non-members better than chance" if above(row) else "is not above chance here"
-        said.append(f" {outcome} {ways[name]} (AUC {number(row['auc'])}, 95 % interval {interval(row['auc_ci'])})")
-    row = audit["comparison"][strongest(summary)]["lira"]
-    text += ";".join(said) + f". {_test(row)}"
-    if RELEASED in audit:
-        found = [audit_tables.title(audit, attack) for attack, row in audit[RELEASED].items() if above(row)]
-        text += (
-            f" The released images by themselves give members away (attacks above chance: {', '.join(found)})."
-            if found
-            else " No attack on the released images is above chance."
-        )
-    return text + _of_control(audit)
-
-
-def _of_control(audit: dict[str, Any]) -> str:
-    control = audit["setting"]["control"]
-    if control is None:
-        return ""
-    if not control["found"]:
-        return " They do not find the positive control, an overfitted model: this audit has no power."
-    by = ", ".join(f"{audit_tables.title(audit, attack)} {auc(audit[CONTROL][attack])}" for attack in control["by"])
-    only = "" if control["by_primary"] else ", but not by the attack named beforehand"
-    return f" The positive control, an overfitted model, is found{only} (AUC by {by})."
-
-
-def above(row: dict[str, Any]) -> bool:
-    """An attack is above chance if its interval is; that of an exploratory one shares its error with the others."""
-    return (row["auc_ci"] if row["role"] == "primary" else row["auc_ci_corrected"])[0] > 0.5
-
-
-def _test(row: dict[str, Any]) -> str:
-    if row["p"] is None:
-        return "Teacher and Student cannot be compared: their scores do not vary."
-    less = "less" if row["difference"] > 0 else "more"
-    if row["p"] < 0.05:
-        return f"The Student gives away {less} than the Teacher (paired DeLong test, p = {row['p']:.2g})."
-    return f"Teacher and Student are not told apart by it (paired DeLong test, p = {row['p']:.2g})."
+    return f"{text} {sentences.verdict(audit, sentences.OF_RUN)}"
 
 
 def caveats(summary: Summary) -> list[str]:

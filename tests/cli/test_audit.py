@@ -214,7 +214,7 @@ def test_saved_signals(tmp_path, capsys):
     command = ["audit", "--lira-tree", str(tree), "--out", str(tmp_path / "c"), "--attacks", "lira", "loss"]
     capsys.readouterr()
     assert main(command) == 0
-    assert "12 of shadows" in capsys.readouterr().out
+    assert "mean of 12 shadows" in capsys.readouterr().out
     manifest.release()
     assert main([*command[:-5], "--out", str(tmp_path / "d"), "--target", "experiment-0_12", "--attacks", "lira"]) == 0
     manifest.release()

@@ -142,10 +142,26 @@ def test_last_screen(finished):
     lines = finished[1].strip().splitlines()
     assert lines[0].split("  ")[-1] == "Teacher - Student, full"
     assert [line.split("  ")[0] for line in lines[1:-1]] == [
-        "test accuracy", "LiRA online AUC", "LiRA offline AUC", "loss AUC", "AOP", "released images",
-        "released images", "seconds",
+        "test accuracy",
+        *(f"{attack} AUC, {which}" for attack in ("LiRA online", "LiRA offline", "loss threshold")
+          for which in ("mean of 4 made alike", "this one")),
+        "AOP", "released images", "released images", "seconds",
     ]  # fmt: skip
     assert lines[-1] == f"report: {finished[0]}/release/report.html"
+
+
+def test_recipes_stand_first_and_the_pages_agree(finished):
+    """Figures of all shadow Teachers and Students, their difference in pairs; one paragraph in both pages."""
+    found = metrics(finished[0])["audit"]
+    teacher, student = (found["leave_one_out"][name]["lira"] for name in ("teacher", "student_full"))
+    assert teacher["auc"]["interval"][0] <= teacher["auc"]["mean"] <= teacher["auc"]["interval"][1]
+    gap = student["difference"]
+    assert (gap["first"], gap["targets"]) == ("teacher", 4)
+    assert gap["difference"] == pytest.approx(teacher["auc"]["mean"] - student["auc"]["mean"], abs=1e-9)
+    pages = [(finished[0] / "release" / name).read_text() for name in ("report.html", "audit.html")]
+    sentences = [re.search(r"On average over 4 models made as the Teacher was.*?</p>", page)[0] for page in pages]
+    assert sentences[0] == sentences[1]
+    assert sentences[0].index("On average") < sentences[0].index("itself")
 
 
 def test_own_teacher_from_a_factory(tmp_path):

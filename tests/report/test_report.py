@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from kr_fast import report
-from kr_fast.report import plots, run_audit, tables
+from kr_fast.report import audit_document, audit_tables, plots, run_audit, sentences, tables
 
 
 def attack(auc, low, high, false_positives=12, role="primary"):
@@ -26,7 +26,16 @@ def paired(difference, p, exploratory=False):
     return {"first": "teacher", "role": role, "difference": difference, "interval": interval, "p": p, **corrected}
 
 
-def whole_audit(full=True, control=True, released=True):
+def recipe(mean, low, high, role="primary", difference=None):
+    """As of an audit's leave_one_out: one attack on shadows, each from the others."""
+    spread = {"mean": mean, "sd": 0.012, "each": [mean] * 16}
+    auc = {**spread, "interval": [low, high], "interval_corrected": [low - 0.01, high + 0.01]}
+    gap = None if difference is None else {**paired(*difference), "first": "teacher", "targets": 12}
+    tprs = {"0.01": {"mean": None, "sd": None, "each": [], "interval": None}}
+    return {"targets": 16, "auc": auc, "balanced_accuracy": spread, "tpr_at_fpr": tprs, "role": role, "difference": gap}
+
+
+def whole_audit(full=True, control=True, released=True, recipes=True):
     """As of a run: Teacher by its shadows, Student by transfer and in full, images, control."""
     loss = {"role": "exploratory"}
     found = {
@@ -36,26 +45,39 @@ def whole_audit(full=True, control=True, released=True):
         "leave_one_out": {},
     }
     targets = {
-        "teacher": {"kind": "full", "shadows": "teacher", "shared": "", "control": False},
-        "student": {"kind": "transfer", "shadows": "teacher", "shared": "", "control": False},
+        "teacher": {"kind": "full", "shadows": "teacher", "shared": "", "control": False, "primary": "lira"},
+        "student": {"kind": "transfer", "shadows": "teacher", "shared": "", "control": False, "primary": "lira"},
     }
+    if recipes:
+        found["leave_one_out"]["teacher"] = {
+            "lira": recipe(0.58, 0.565, 0.595), "loss": recipe(0.54, 0.53, 0.55, "exploratory"),
+        }  # fmt: skip
+        if full:
+            found["leave_one_out"]["student_full"] = {
+                "lira": recipe(0.52, 0.505, 0.535, difference=(0.06, 0.001)),
+                "loss": recipe(0.51, 0.495, 0.525, "exploratory", (0.03, 0.02, True)),
+            }
     sets = {"teacher": {"models": 16, "on_the_smaller_side": 8}}
     if full:
         found["student_full"] = {"lira": attack(0.57, 0.54, 0.6), "loss": attack(0.5, 0.47, 0.53, **loss)}
         found["comparison"]["student_full"] = {"lira": paired(0.03, 0.2), "loss": paired(0.05, 0.03, True)}
         targets["student_full"] = {"kind": "full", "shadows": "student_full", "shared": "the generator",
-                                   "control": False}  # fmt: skip
+                                   "control": False, "primary": "lira"}  # fmt: skip
         sets["student_full"] = {"models": 12, "on_the_smaller_side": 6}
     if control:
         found["control"] = {"lira": attack(0.8, 0.78, 0.82), "loss": attack(0.7, 0.67, 0.73, **loss)}
-        targets["control"] = {"kind": "full", "shadows": "teacher", "shared": "", "control": True}
+        targets["control"] = {
+            "kind": "full", "shadows": "teacher", "shared": "", "control": True, "primary": "lira",
+        }  # fmt: skip
     if released:
         found["released"] = {"nearest_synthetic": attack(0.53, 0.50, 0.56, **loss)}
-        targets["released"] = {"kind": "released", "images": 1024, "control": False}
+        targets["released"] = {
+            "kind": "released", "images": 1024, "control": False, "primary": "nearest_synthetic",
+        }  # fmt: skip
     titles = {"lira": "LiRA online", "loss": "loss threshold", "nearest_synthetic": "nearest synthetic image"}
     found["setting"] = {
         "members": 900, "non_members": 500, "num_shadows": 16, "augment": "none", "lira_variance": "fixed",
-        "warnings": [], "targets": targets, "shadow_sets": sets,
+        "warnings": [], "level": 0.95, "targets": targets, "shadow_sets": sets,
         "control": {"name": "control", "found": True, "by": ["lira", "loss"], "by_primary": True} if control else None,
         "attacks": {name: {"title": title, "assumes": ""} for name, title in titles.items()},
     }  # fmt: skip
@@ -112,8 +134,11 @@ def test_both_documents_are_written(tmp_path):
     ):
         assert words in text, words
         assert words in markdown.read_text(), words
-    assert "tells members from non-members better than chance on the Teacher" in text
-    assert "is not above chance here on the Student with shadows of the Teacher&#x27;s training (transfer)" in text
+    assert "tells members from non-members better than chance on the Teacher itself (AUC 0.600" in text
+    words = "does not tell members from non-members better than chance on the Student with shadows of the Teacher"
+    assert f"{words}&#x27;s training (transfer)" in text
+    assert "mean AUC" in text
+    assert "so that scores which know nothing have an AUC of 0.5" in text
     assert "only 3 false positives: no point claim" in text
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert figures == ["curves.png", "images.png", "roc.png", "stages.png"]
@@ -169,29 +194,63 @@ def words(**changes):
 
 def test_words_follow_the_audits_that_were_run():
     text = words()
-    assert "better than chance on the Student with shadow Students (full) (AUC 0.570" in text
+    # The recipes first, averaged over models; then the very models.
+    assert (
+        "On average over 16 models made as the Teacher was, each attacked from the others, LiRA online tells members "
+        "from non-members better than chance (AUC 0.580, 95 % interval [0.565, 0.595] over models and records). "
+        "On average over 16 models made as the Student was"
+    ) in text
+    assert (
+        "Models made as the Student was give away less than models made as the Teacher was (difference of AUC +0.060 "
+        "[0.020, 0.100], p = 0.001)."
+    ) in text
+    assert "better than chance on the Student itself (AUC 0.570" in text
+    assert text.index("On average over 16 models") < text.index("itself")
     # Of Teacher and Student in full, and not by transfer, which has p = 0.004.
-    assert "Teacher and Student are not told apart by it (paired DeLong test, p = 0.2)" in text
+    assert "The Teacher itself and the Student itself are not told apart by it (paired test, p = 0.2)" in text
     assert "12 shadow Students learn from images of this run's own generator" in text
     assert "is found (AUC by LiRA online 0.800 [0.780, 0.820], loss threshold 0.700" in text
     # 0.50 to 0.56 by itself, 0.49 to 0.57 with its share of the error.
-    assert "No attack on the released images is above chance" in text
+    assert "No attack on the released images is above chance (nearest synthetic image)" in text
     assert "Released images are the 1024 of the last period" in text
     retrained = words(config={"audit_generator": "retrained"})
     assert "a generator of their own each" in retrained
     assert "this run's own generator" not in retrained
-    bare = words(audit=whole_audit(full=False, control=False, released=False))
+    bare = words(audit=whole_audit(full=False, control=False, released=False, recipes=False))
     assert "shadows of the Teacher's training only (a transfer attack)" in bare
-    assert "The Student gives away less than the Teacher (paired DeLong test, p = 0.004)" in bare
+    assert "(transfer) itself gives away less than the Teacher itself (paired test, p = 0.004)" in bare
     assert "synthetic images were not attacked" in bare
     assert "There was no positive control" in bare
     assert "shadow Students" not in bare
+    assert "On average" not in bare
+
+
+def test_report_and_audit_say_the_same():
+    """One paragraph in both pages, and of released images the same attacks."""
+    audit = whole_audit()
+    audit["released"]["generated_density"] = attack(0.56, 0.53, 0.59)
+    audit["setting"]["attacks"]["generated_density"] = {"title": "density of the released images", "assumes": ""}
+    audit["setting"] |= {"skipped": {}, "leave_one_out_skipped": {}, "notes": [], "delta": 1e-5, "priors": [0.5]}
+    whole = {**audit, "details": {"labels": sentences.OF_RUN}, "exposed": {}}
+    found = {"show_real_images": False, "show_records": False, **whole}
+    verdict = next(content for kind, content in audit_document.blocks(found, {}) if kind == "text")
+    assert run_audit.verdict(summary(audit=audit)).endswith(verdict)
+    assert "by themselves give members away (attacks above chance: density of the released images)." in verdict
+    listed = [row[0] for row in run_audit.released(summary(audit=audit))[1:]]
+    assert listed == ["nearest synthetic image", "density of the released images"]
+    for each in audit.values():
+        for row in each.values():
+            if isinstance(row, dict) and "auc_ci" in row:
+                row["epsilon"] = {"clopper_pearson": 0.0}
+    head = audit_tables.headline(found, sentences.OF_RUN)
+    assert [row[1] for row in head if row[0] == "the released images"] == listed
+    assert head[1][:3] == ["mean of 16 models made as the Teacher was", "LiRA online", "0.580 [0.565, 0.595]"]
 
 
 def test_a_control_that_is_not_found_takes_the_audits_power():
     audit = whole_audit()
     audit["setting"]["control"] |= {"found": False, "by": [], "by_primary": False}
-    assert "do not find the positive control, an overfitted model: this audit has no power" in words(audit=audit)
+    assert "positive control, an overfitted model, was not found, so this audit has no power" in words(audit=audit)
     audit["setting"]["control"] |= {"found": True, "by": ["loss"]}
     assert "is found, but not by the attack named beforehand (AUC by loss threshold 0.700" in words(audit=audit)
 
@@ -203,7 +262,11 @@ def test_tables_stand_the_audits_side_by_side():
         "Teacher (real images)", "Student, transfer", "Student, full (shared generator)",
         "Teacher - Student, full (shared generator)",
     ]  # fmt: skip
-    assert head[2][1:] == [
+    assert head[2] == [
+        "LiRA online AUC, mean of 16 made alike", "0.580 [0.565, 0.595]", "", "0.520 [0.505, 0.535]",
+        "+0.060 [0.020, 0.100], p = 0.001",
+    ]  # fmt: skip
+    assert head[3][1:] == [
         "0.600 [0.570, 0.630]", "0.510 [0.480, 0.540]", "0.570 [0.540, 0.600]", "+0.030 [-0.010, 0.070], p = 0.2",
     ]  # fmt: skip
     assert head[-1][1:] == ["0.670", "0.910", "0.800", "-0.130"]
@@ -212,7 +275,13 @@ def test_tables_stand_the_audits_side_by_side():
     ]  # fmt: skip
     assert run_audit.what_was_run(found)[3][2:] == ["12 shadow Students, 6 on a side of an example", "the generator"]
     assert run_audit.every_attack(found)[1][-1] == "0.800 [0.780, 0.820]"
-    transfer = summary(audit=whole_audit(full=False), aop={"teacher": 0.67, "student": 0.91})
+    rows = run_audit.recipes(found)
+    assert rows[3] == [
+        "16 models made as the Student was", "LiRA online", "primary", "0.520 [0.505, 0.535]", "0.012",
+        "+0.060 [0.020, 0.100], p = 0.001",
+    ]  # fmt: skip
+    assert rows[4][-1] == "+0.030 [-0.020, 0.080], p = 0.04 (corrected)"
+    transfer = summary(audit=whole_audit(full=False, recipes=False), aop={"teacher": 0.67, "student": 0.91})
     assert run_audit.headline(transfer)[2][-1] == "+0.090 [0.050, 0.130], p = 0.004"
     assert run_audit.headline(transfer)[3][-1] == "+0.050 [0.000, 0.100], p = 0.06 (corrected)"
 

@@ -1,0 +1,177 @@
+"""What an audit found, in sentences built from its numbers: the report of a run and the page of an audit say the same.
+
+``found`` is the dictionary of ``audit.json``. Figures of the recipe stand first, averaged over models that were made
+alike: those of one model move with its seed and its processor.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kr_fast.report.tables import interval, number
+
+Found = dict[str, Any]
+# What a run calls its targets; elsewhere they are called as the user named them.
+OF_RUN = {
+    "teacher": "the Teacher",
+    "student": "the Student with shadows of the Teacher's training (transfer)",
+    "student_full": "the Student",
+    "released": "the released images",
+}
+
+
+def title(found: Found, attack: str) -> str:
+    """The attack's name for people."""
+    return found["setting"]["attacks"].get(attack, {}).get("title", attack)
+
+
+def percent_of_level(level: float) -> str:
+    """ "95 %"."""
+    return f"{100 * level:g} %"
+
+
+def names(found: Found, kinds: tuple[str, ...] = ("full", "transfer", "released")) -> list[str]:
+    """Targets of these kinds, the positive control last."""
+    targets = found["setting"]["targets"]
+    chosen = [name for name, facts in targets.items() if facts["kind"] in kinds]
+    return sorted(chosen, key=lambda name: bool(targets[name]["control"]))
+
+
+def above(row: dict[str, Any]) -> bool:
+    """An attack is above chance if its interval is; that of an exploratory one shares its error with the others."""
+    return (row["auc_ci"] if row["role"] == "primary" else row["auc_ci_corrected"])[0] > 0.5
+
+
+def outcome(pair: list[float]) -> str:
+    """What an interval of an AUC says."""
+    if pair[0] > 0.5:
+        return "tells members from non-members better than chance"
+    if pair[1] < 0.5:
+        return "ranks members below non-members, which points to a shift between the two sets,"
+    return "does not tell members from non-members better than chance"
+
+
+def verdict(found: Found, labels: Mapping[str, str] | None = None) -> str:
+    """The result of an audit in one paragraph of plain words.
+
+    Args:
+        labels: name of a target -> what it is called, where that is another word.
+    """
+    labels = labels or {}
+    sentences = [*_recipes(found, labels), *_models(found, labels), *_tests(found, labels)]
+    sentences += [of_images(found, name, labels) for name in names(found, ("released",))]
+    return " ".join([*sentences, *filter(None, [of_control(found)])])
+
+
+def maker(found: Found, shadows: str, labels: Mapping[str, str] | None = None) -> str:
+    """ "made as the Teacher was": how the models of a set of shadows were made."""
+    for name, facts in found["setting"]["targets"].items():
+        if facts["kind"] == "full" and not facts["control"] and facts["shadows"] == shadows:
+            return f"made as {_label(found, name, labels)} was"
+    only = len(found["setting"]["shadow_sets"]) == 1
+    return "made as the shadows were" if only else f"made as the shadows of {shadows} were"
+
+
+def primary_of(found: Found, shadows: str) -> str:
+    """The attack on a recipe that was named beforehand, or the first one that was run."""
+    each = found["leave_one_out"][shadows]
+    return next((attack for attack, row in each.items() if row["role"] == "primary"), next(iter(each)))
+
+
+def _label(found: Found, name: str, labels: Mapping[str, str] | None) -> str:
+    if found["setting"]["targets"][name]["control"]:
+        return "the positive control"
+    return (labels or {}).get(name, name)
+
+
+def _recipes(found: Found, labels: Mapping[str, str]) -> list[str]:
+    level, sentences = percent_of_level(found["setting"]["level"]), []
+    for name, each in found["leave_one_out"].items():
+        attack = primary_of(found, name)
+        row, models = each[attack]["auc"], f"{each[attack]['targets']} models {maker(found, name, labels)}"
+        words = title(found, attack)
+        start = f"On average over {models}, each attacked from the others, {words}"
+        if row["interval"] is None:
+            sentences.append(f"{start} has an AUC of {number(row['mean'])}.")
+        else:
+            sentences.append(
+                f"{start} {outcome(row['interval'])} (AUC {number(row['mean'])}, {level} interval "
+                f"{interval(row['interval'])} over models and records)."
+            )
+        if gap := each[attack]["difference"]:
+            first, second = (maker(found, which, labels) for which in (gap["first"], name))
+            sentences.append(
+                f"{_compared(gap, f'models {second}', f'models {first}', 'Models')} (difference of AUC "
+                f"{gap['difference']:+.3f} {interval(gap['interval'])}, {_p(gap['p'])})."
+            )
+    return sentences
+
+
+def _compared(row: dict[str, Any], second: str, first: str, plural: str = "") -> str:
+    if row["p"] is None:
+        return f"{second[0].upper()}{second[1:]} and {first} cannot be compared: their scores do not differ"
+    if row["p"] >= 0.05:
+        return f"{first[0].upper()}{first[1:]} and {second} are not told apart by it"
+    verb, less = "give" if plural else "gives", "less" if row["difference"] > 0 else "more"
+    return f"{second[0].upper()}{second[1:]} {verb} away {less} than {first}"
+
+
+def _p(p: float | None) -> str:
+    return "no variance" if p is None else f"p = {p:.2g}"
+
+
+def _models(found: Found, labels: Mapping[str, str]) -> list[str]:
+    setting, sentences = found["setting"], []
+    level, itself = percent_of_level(setting["level"]), " itself" if found["leave_one_out"] else ""
+    for name in names(found, ("full", "transfer")):
+        facts = setting["targets"][name]
+        if facts["control"]:
+            continue
+        row, words = found[name][facts["primary"]], title(found, facts["primary"])
+        sentences.append(
+            f"{words[0].upper()}{words[1:]} {outcome(row['auc_ci'])} on {_label(found, name, labels)}{itself} "
+            f"(AUC {number(row['auc'])}, {level} interval {interval(row['auc_ci'])})."
+        )
+    return sentences
+
+
+def _tests(found: Found, labels: Mapping[str, str]) -> list[str]:
+    """The first target and each other one, those by shadows made as it was where there are any."""
+    targets, sentences = found["setting"]["targets"], []
+    others = [name for name in found["comparison"] if targets[name]["kind"] == "full"] or list(found["comparison"])
+    for name in others:
+        row = next((row for row in found["comparison"][name].values() if row["role"] == "primary"), None)
+        if row is not None:
+            first, second = (_label(found, which, labels) for which in (row["first"], name))
+            words = _compared(row, f"{second} itself", f"{first} itself")
+            sentences.append(f"{words} (paired test, {_p(row['p'])}).")
+    return sentences
+
+
+def of_images(found: Found, name: str, labels: Mapping[str, str] | None = None) -> str:
+    """What the attacks on released images found."""
+    label = (labels or {}).get(name, f"the released images {name}")
+    attacks = [title(found, attack) for attack, row in found[name].items() if above(row)]
+    if attacks:
+        return (
+            f"{label[0].upper()}{label[1:]} by themselves give members away (attacks above chance: "
+            f"{', '.join(attacks)})."
+        )
+    every = ", ".join(title(found, attack) for attack in found[name])
+    return f"No attack on {label} is above chance ({every})."
+
+
+def of_control(found: Found) -> str:
+    """Whether the attacks find the positive control; nothing without one."""
+    control = found["setting"]["control"]
+    if control is None:
+        return ""
+    start = "The positive control, an overfitted model,"
+    if not control["found"]:
+        return f"{start} was not found, so this audit has no power: read nothing into it."
+    rows = found[control["name"]]
+    by = ", ".join(
+        f"{title(found, attack)} {number(rows[attack]['auc'])} {interval(rows[attack]['auc_ci'])}"
+        for attack in control["by"]
+    )
+    only = "" if control["by_primary"] else ", but not by the attack named beforehand"
+    return f"{start} is found{only} (AUC by {by})."
