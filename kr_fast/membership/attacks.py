@@ -6,6 +6,8 @@ is ``ln p_y = -ln(1 + exp(-phi))``, which does not saturate. Tensors, numpy arra
 of 0 and 1.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from kr_fast.ops.attack_r import attack_r as ops_attack_r
 from kr_fast.ops.best_threshold import best_threshold
 from kr_fast.ops.rmia import rmia as ops_rmia
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_labels, as_mask, described
+from kr_fast.runtime.inputs import as_labels, as_mask, as_tensor, described
 from kr_fast.runtime.log import logger
 
 NO_EVIDENCE = 0.0
@@ -71,7 +73,7 @@ def lira(
         scores, lacking = ops_lira.lira(phi, keep, variant=variant, variance=variance, target=target)
     else:
         ops_lira.check_arguments(phi, keep, variant, variance, target)
-        _check_partner("lira", keep, partner, target)
+        partner = _partner_of("lira", keep, partner, target)
         scores, lacking = balanced.lira(phi, keep, partner, variant=variant, variance=variance)
     if lacking:
         logger.warning("lira: %d (target, example) pairs have too few shadows on a side and score 0", lacking)
@@ -182,7 +184,7 @@ def rmia(
     if target is not None:
         sizes = (len(phi), target.shape[2], population.shape[1])
         target_population = population_of("rmia", "target_population", target_population, *sizes)
-    _check_partner("rmia", keep, partner, target)
+    partner = _partner_of("rmia", keep, partner, target)
     data = Shadowed(log_likelihood(phi).exp(), keep, None if target is None else log_likelihood(target).exp(), partner)
     p_z = log_likelihood(population).exp()
     total_z, models, size = p_z.sum(2), p_z.shape[2], p_z.shape[1]
@@ -229,7 +231,7 @@ def base(
     phi, keep, target = taken("base", phi, keep, target)
     if variant not in ops_lira.VARIANTS:
         fail("base", "variant", f"be one of {', '.join(ops_lira.VARIANTS)}", variant)
-    _check_partner("base", keep, partner, target)
+    partner = _partner_of("base", keep, partner, target)
     log_p = log_likelihood(phi)
     data = Shadowed(log_p.exp(), keep, None if target is None else log_likelihood(target).exp(), partner)
     rows = []
@@ -249,7 +251,7 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None, partner
     """
     phi, keep, target = taken("attack_r", phi, keep, target)
     x = query_mean(phi if target is None else target).T
-    _check_partner("attack_r", keep, partner, target)
+    partner = _partner_of("attack_r", keep, partner, target)
     share = ops_attack_r(phi, keep, target=target) if partner is None else balanced.attack_r(phi, keep, partner)
     return share + 1e-6 * torch.sigmoid(x / 8)
 
@@ -304,17 +306,21 @@ def label_only(correct: Tensor, keep: Tensor, *, target: Tensor | None = None, p
     Source: Choquette-Choo et al., "Label-Only Membership Inference Attacks", ICML 2021.
     """
     correct, keep, target = taken("label_only", correct, keep, target)
-    _check_partner("label_only", keep, partner, target)
+    partner = _partner_of("label_only", keep, partner, target)
     data = Shadowed(correct.double(), keep, None if target is None else target.double(), partner)
     rows = [(data.value(k) - data.means(k)[1]).nan_to_num(nan=NO_EVIDENCE).mean(0) for k in range(data.targets)]
     return torch.stack(rows)
 
 
-def _check_partner(where: str, keep: Tensor, partner: Tensor | None, target: Tensor | None) -> None:
-    if partner is not None and target is not None:
+def _partner_of(where: str, keep: Tensor, partner: Any, target: Tensor | None) -> Tensor | None:
+    """The partners as a tensor that fits ``keep``; None without any."""
+    if partner is None:
+        return None
+    partner = as_tensor(where, "partner", partner)
+    if target is not None:
         fail(where, "partner", "be left out where target is given: nothing is left out then", list(partner.shape))
-    if partner is not None:
-        balanced.check_partners(where, keep, partner)
+    balanced.check_partners(where, keep, partner)
+    return partner
 
 
 def _with_tie_breaker(count: Tensor, value: Tensor) -> Tensor:

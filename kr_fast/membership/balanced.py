@@ -16,6 +16,7 @@ from kr_fast.ops._library import without_backward
 from kr_fast.ops.philox_normal import philox_normal
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_mask
 
 CHUNK = 1 << 18  # entries of phi at a time
 ROUNDED = 1e-9  # of a sum of squares: what is smaller after a subtraction is summed anew
@@ -37,8 +38,9 @@ def partners(keep: Tensor, seed: int = 0) -> Tensor:
         keep: bool ``[M, N]``.
         seed: of the orders.
     """
-    if keep.ndim != 2 or keep.dtype != torch.bool or 0 in keep.shape:
-        fail("partners", "keep", "be bool [M, N], none of them 0", f"{keep.dtype} {list(keep.shape)}")
+    keep = as_mask("partners", "keep", keep, 2)
+    if 0 in keep.shape:
+        fail("partners", "keep", "be [M, N], none of them 0", list(keep.shape))
     held = keep.T
     inside, models = held.sum(1, keepdim=True), held.shape[1]
     share = float(inside.double().mean()) / models

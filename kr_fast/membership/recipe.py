@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kr_fast.membership.auc_intervals import satterthwaite, t_interval
 from kr_fast.membership.curve import FPRS, Curve, roc
-from kr_fast.membership.intervals import holm
+from kr_fast.membership.intervals import check_share, holm
+from kr_fast.membership.summaries import matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,8 @@ def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS, l
     Returns: {"targets", "auc": {"mean", "sd", "each", "interval"}, "balanced_accuracy": {"mean", "sd", "each"},
         "tpr_at_fpr": {fpr: {"mean", "sd", "each", "interval"}}}.
     """
-    return _figures(*_curves(scores, keep), fprs, level)[0]
+    check_share("across_targets", "level", level)
+    return _figures(*_curves(*matrices("across_targets", scores, keep)), fprs, level)[0]
 
 
 Targets = tuple[list[Curve], np.ndarray, np.ndarray]  # curves, scores [K, N], keep [K, N]

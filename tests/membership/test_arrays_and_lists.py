@@ -93,6 +93,7 @@ CALLS = {
     "lira_carlini2021": (lambda p, k, t: membership.lira_carlini2021(p, k, target=t), (PHI, KEEP, TARGET)),
     "nearest_synthetic": (lambda x, s, r: membership.nearest_synthetic(x, s, reference=r), (IMAGES, MADE, REAL)),
     "overfitted": (control, (IMAGES, LABELS, MEMBERS)),
+    "partners": (membership.partners, (KEEP,)),
     "quantile_regression": (
         lambda p, k, f, t: membership.quantile_regression(p, k, f, target=t), (PHI, KEEP, FEATURES[:, 0], TARGET)
     ),

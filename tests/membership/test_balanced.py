@@ -237,5 +237,5 @@ def test_bad_partners(change, words):
         lira(phi, keep, variance="fixed", partner=change(partner))
     with pytest.raises(ValueError, match="base: partner must be left out where target is given"):
         base(phi, keep, target=phi, partner=partner)
-    with pytest.raises(ValueError, match=r"partners: keep must be bool \[M, N\]"):
-        partners(keep.long())
+    with pytest.raises(ValueError, match=r"partners: keep must have shape \[M, N\]"):
+        partners(keep[0])
