@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.data.sources import SIZES, to_float
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option
 
 
@@ -65,7 +66,12 @@ class Augment:
         check(self, "Augment")
 
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
-        """Tables for ``count`` images of ``size`` (height, width), on the CPU; ``generator`` is a CPU generator."""
+        """Tables for ``count`` images of ``size`` (height, width), on the CPU; ``generator`` is a CPU generator.
+
+        Raises: UserError if ``shift`` leaves nothing of the images.
+        """
+        if self.shift >= min(size):
+            fail("Augment", "shift", f"be below the shorter side of the images, {min(size)}", self.shift)
         flip = torch.rand(count, generator=generator) < 0.5 if self.flip else None
         if self.rotate or self.scale:
             return Draws(flip, None, self._matrix(count, size, generator))

@@ -73,8 +73,9 @@ def made(where: str, argument: str, make: Callable[[], Any], rule: str = "return
 
     Raises: UserError with the words of whatever ``make`` raises, an exit of the program included.
     """
-    if not callable(make):
-        fail(where, argument, "be a function that returns a torch module", described(make))
+    if isinstance(make, nn.Module) or not callable(make):
+        got = f"the network itself, {an(type(make).__name__)}" if isinstance(make, nn.Module) else described(make)
+        fail(where, argument, "be a function that returns a torch module", got)
     try:
         model = make()
     except (Exception, SystemExit) as error:
@@ -112,13 +113,26 @@ def not_finite(model: nn.Module) -> str | None:
 
 
 def check_fresh(where: str, argument: str, first: nn.Module, second: nn.Module) -> None:
-    """Refuse two results of one ``make`` that are one object, or hold weights in common."""
+    """Refuse two results of one ``make`` that are one object, or whose training writes into the same memory."""
     if first is second:
         fail(where, argument, "return a fresh module at every call", "the same object twice")
-    held = {id(value) for value in (*first.parameters(), *first.buffers())}
-    for name, value in (*second.named_parameters(), *second.named_buffers()):
-        if id(value) in held:
+    held = {_memory(value) for _, value in _trained(first)}
+    for name, value in _trained(second):
+        if _memory(value) in held:
             fail(where, argument, "return a fresh module at every call", f"{name} of the call before once more")
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What training writes to: weights with a gradient, and running statistics. Constants may be shared."""
+    yield from ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+    for name, part in model.named_modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            yield from part.named_buffers(name)
+
+
+def _memory(value: Tensor) -> int:
+    """Where its numbers lie; two weights that were made of one tensor are two objects."""
+    return value.untyped_storage().data_ptr() or id(value)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -153,13 +167,13 @@ def failures(where: str, argument: str, rule: str) -> Iterator[None]:
 
 
 def checked(where: str, argument: str, output: Any, x: Tensor, classes: int | None = None) -> Tensor:
-    """A network's output for ``x`` ``[N, C, H, W]`` if it is floating ``[N, classes]`` on x's device.
+    """A network's output for ``x`` ``[N, C, H, W]`` if it is floating ``[N, classes]``, 2 or more, on x's device.
 
     Raises: UserError, with what to write where that is known.
     """
     if isinstance(output, Tensor):
         right = output.ndim == 2 and len(output) == len(x) and output.shape[1] == (classes or max(output.shape[1], 2))
-        if right and output.shape[1] and output.dtype.is_floating_point and output.device == x.device:
+        if right and output.dtype.is_floating_point and output.device == x.device:
             return output
     got = _shown(output)
     if not isinstance(output, Tensor):

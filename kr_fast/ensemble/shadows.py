@@ -23,6 +23,7 @@ from kr_fast.runtime import files, seeds, state
 from kr_fast.runtime.arrays import read_npy
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, as_mask, described
+from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.reprs import ShortRepr
 
@@ -44,6 +45,9 @@ def keep_matrix(num_models: int, count: int, seed: int) -> Tensor:
         fail("train_shadows", "num_models", "be even and at least 2", num_models)
     if count < 1:
         fail("train_shadows", "count", "be at least 1", count)
+    if (need := 20 * num_models * count) > (free := free_memory()):
+        got = f"{num_models}, which take {need >> 20} MiB where {free >> 20} MiB are free"
+        fail("train_shadows", "num_models", f"fit the memory with {count} examples", got)
     draws = torch.rand(num_models, count, generator=seeds.generator(seed, "keep"))
     return draws.argsort(0).argsort(0) < num_models // 2
 
@@ -104,6 +108,8 @@ def train_shadows(
         )
     workers = as_integer("train_shadows", "workers", workers)
     out = None if out is None else Path(out)
+    if out is not None and out.exists() and not out.is_dir():
+        fail("train_shadows", "out", "be a folder", out)
     if out is None and runtime.world_size > 1:
         fail("train_shadows", "out", "be a folder that all processes share", out)
     if workers < 1 or (workers > 1 and (out is None or runtime.device.type != "cpu")):
@@ -178,8 +184,7 @@ def _check_options(batched: bool | int | None, save_every: int, workers: int) ->
     number = isinstance(batched, int | np.integer) and not isinstance(batched, bool)
     if not (batched is None or isinstance(batched, bool) or (number and batched >= 1)):
         fail("train_shadows", "batched", "be None, True, False or an integer above 0", repr(batched))
-    if as_integer("train_shadows", "save_every", save_every) < 1:
-        fail("train_shadows", "save_every", "be an integer above 0", repr(save_every))
+    as_integer("train_shadows", "save_every", save_every, 1)
     if batched and workers > 1:
         fail("train_shadows", "workers", "be 1 where models are trained at once", workers)
 
@@ -211,7 +216,7 @@ def _claim(job: Job, precision: str) -> None:
     manifest["precision"] = precision
     path = job.out / "shadows.json"
     if path.exists():
-        found = files.read_json(path)
+        found = files.read_json(path, dict)
         found.setdefault("precision", "float32")
         for key in manifest:
             if found.get(key) != manifest[key]:

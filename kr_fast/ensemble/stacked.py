@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap
 
 from kr_fast.ensemble.lowering import Unsupported, pixel_step
+from kr_fast.ensemble.networks import own_words
 from kr_fast.ensemble.stacked_ops import group_norm, layer_norm, linear, pixel_mean
 from kr_fast.ops.model_batch_norm import model_batch_norm
 from kr_fast.ops.model_conv2d import model_conv2d
@@ -64,8 +65,7 @@ class StackedGraph:
         try:
             self.module = fx.symbolic_trace(model)
         except Exception as error:  # whatever a module's own code may raise when it meets a proxy
-            line = (str(error).splitlines() or [""])[0]
-            raise Unsupported(f"torch.fx cannot trace it ({type(error).__name__}: {line})") from None
+            raise Unsupported(f"torch.fx cannot trace it ({own_words(error)})") from None
         self.parts = dict(self.module.named_modules())
         self.channels_last: set[str] = set()
         self.jumps: dict[fx.Node, fx.Node] = {}  # strided 1x1 convolution -> what the slice before it reads

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kr_fast.backends import registry
 from kr_fast.ensemble.lowering import Unsupported
+from kr_fast.ensemble.networks import own_words
 from kr_fast.ensemble.stacked import StackedGraph
 from kr_fast.ensemble.stacked_ops import stacked, unstacked
 
@@ -36,8 +37,7 @@ def check(model: nn.Module, graph: StackedGraph, images: Tensor, classes: int) -
     except Unsupported:
         raise
     except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise Unsupported(f"it cannot run for several models ({type(error).__name__}: {line})") from None
+        raise Unsupported(f"it cannot run for several models ({own_words(error)})") from None
     for name, grad in zip(trained, grads, strict=True):
         own = model.get_parameter(name).grad
         if grad is None or own is None:

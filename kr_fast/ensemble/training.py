@@ -72,6 +72,7 @@ def accuracy(model: nn.Module, split: Split, batch_size: int = 1024) -> float:
     with mode(model, False):
         for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
             logits = answer("accuracy", "model", model, to_float(images.to(device)))
+            as_labels("accuracy", "labels of split", labels, classes=logits.shape[1])
             hits += int((logits.argmax(1) == labels.to(device)).sum())
     return hits / len(split)
 
@@ -135,10 +136,13 @@ def fit(
         config: the recipe.
         seed: of shuffles and augmentation (the caller seeds the weights).
         val: where given, the weights of the epoch with the best accuracy on it (the latest of equals) are kept.
-        state_path: file to continue from and to save to every ``save_every`` epochs; removed at the end.
+        state_path: file to continue from and to save to every ``save_every`` epochs (1 or more); removed at the end.
         description: shows a progress bar under this name.
     Raises: UserError naming the argument; for any failure of the model's own code; if the loss is not finite.
     """
+    if not isinstance(config, TrainConfig):
+        fail("fit", "config", "be a TrainConfig", described(config))
+    seed, save_every = as_integer("fit", "seed", seed), as_integer("fit", "save_every", save_every, 1)
     split, val, device = _checked(model, split, val)
     images, labels = split.images.to(device), split.labels.to(device)
     count, rule = len(labels), answers_rule((0, *split.images.shape[3:], *split.images.shape[1:3]))

@@ -14,5 +14,8 @@ def fail(where: str, argument: str, rule: str, value: Any) -> NoReturn:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text; the name of its type where it has none, as of a bare ``assert``."""
-    lines = str(error).strip().splitlines()
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # a class of a user's own, whose text cannot be made
+        lines = []
     return lines[0].strip() if lines else type(error).__name__

@@ -26,6 +26,9 @@ def as_tensor(where: str, name: str, value: Any) -> Tensor:
     Raises: UserError naming the argument.
     """
     if isinstance(value, Tensor):
+        if value.device.type == "meta" or value.layout != torch.strided:
+            kind = "on the meta device" if value.layout == torch.strided else str(value.layout).removeprefix("torch.")
+            fail(where, name, "be a dense tensor with data", f"{described(value)} ({kind})")
         return value
     rule = "be a tensor, a numpy array or a list of numbers"
     if value is None or isinstance(value, str | bytes | dict | set):
@@ -76,9 +79,11 @@ def as_images(where: str, name: str, value: Any, shape: tuple[int, ...] | None =
     """
     images = as_tensor(where, name, value)
     axes = "H, W, C" if shape is None else ", ".join(map(str, shape))
-    got = described(value)
-    if images.dtype != torch.uint8:
+    got = described(images)
+    if images.dtype.is_floating_point:
         got += " (pixels in [0, 1] are made uint8 by (x * 255).round().to(torch.uint8))"
+    elif images.dtype != torch.uint8:
+        got += " (pixels in [0, 255] are made uint8 by x.to(torch.uint8))"
     elif images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
         got += " (x.permute(0, 2, 3, 1) makes [N, H, W, C] of [N, C, H, W])"
     elif images.ndim == 3:

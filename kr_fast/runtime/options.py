@@ -39,7 +39,7 @@ def check(config: Any, where: str) -> None:
     """Make the fields of a dataclass what their types say, and refuse the first that is not, or is outside its range.
 
     numpy's numbers become Python's, so that a configuration can be written as YAML and JSON; paths become strings,
-    lists tuples. Fields of other types are left alone. Raises: UserError naming the field.
+    with ~ for the home folder, lists tuples. Fields of other types are left alone. Raises: UserError naming the field.
     """
     kinds = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -50,7 +50,7 @@ def check(config: Any, where: str) -> None:
 
 
 def converted(where: str, name: str, value: Any, kind: Any) -> Any:
-    """``value`` as ``kind``: bool, int, float, str or a tuple of one of them; UserError where it is of another kind.
+    """``value`` as ``kind``: bool, int, float, str, a tuple of one of them, or a dataclass; UserError where it is not.
 
     A whole number is a float too, a fraction or a bool is no int.
     """
@@ -70,11 +70,15 @@ def converted(where: str, name: str, value: Any, kind: Any) -> Any:
         str: isinstance(value, str),
     }
     if kind not in fits:
-        return value
+        if not dataclasses.is_dataclass(kind):
+            return value
+        fits[kind] = isinstance(value, kind)
     if not fits[kind]:
         fail(where, name, f"be of type {kind.__name__}", _shown(value))
+    if kind is str:  # a shell expands ~ in --out ~/runs, and in --out=~/runs and in YAML it does not
+        return os.path.expanduser(value)
     try:
-        return kind(value)
+        return value if dataclasses.is_dataclass(kind) else kind(value)
     except OverflowError:  # an int that no float holds
         fail(where, name, "be finite", _shown(value))
 

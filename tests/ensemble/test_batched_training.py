@@ -230,7 +230,7 @@ def test_bfloat16_is_refused_where_models_train_in_float32(batched_, monkeypatch
         ({"batched": 0}, "batched must be None, True, False or an integer above 0, got 0"),
         ({"batched": -2}, "batched must be"),
         ({"batched": 2.0}, "batched must be"),
-        ({"save_every": 0}, "save_every must be an integer above 0, got 0"),
+        ({"save_every": 0}, "save_every must be an integer, at least 1, got 0"),
         ({"precision": "float16"}, "precision must be 'float32' or 'bfloat16'"),
         ({"precision": "bfloat16", "batched": True}, "precision must be 'float32' on a cpu"),
     ],

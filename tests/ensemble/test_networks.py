@@ -189,7 +189,7 @@ def test_what_a_factory_returns():
         assert "\n" not in str(caught.value)
 
     refused(3, "make_model must be a function that returns a torch module, got int")
-    refused(Net(), "make_model must return a torch module, got the error")
+    refused(Net(), "make_model must be a function that returns a torch module, got the network itself, a Net")
     refused(lambda: Net, "got the class Net and not an object of it")
     refused(lambda: None, "got None")
     refused(lambda: nn.Linear(3, 3).state_dict(), "got an OrderedDict of weight, bias")

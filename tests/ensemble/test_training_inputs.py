@@ -1,6 +1,7 @@
 """What callers hand to the training functions: taken, or refused in one line before anything is trained or written."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -114,6 +115,20 @@ class Odd(nn.Module):
 
 
 SHARED, ONCE, WIDTHS = nn.Linear(36, 3), net(), itertools.count(4)
+WEIGHT, STATE = torch.zeros(3, 36), net().state_dict()
+
+
+def tied():
+    """Weights that are objects of their own, in one memory."""
+    model = net()
+    model[1].weight = nn.Parameter(WEIGHT)
+    return model
+
+
+def loaded():
+    model = net()
+    model.load_state_dict(STATE, assign=True)
+    return model
 
 
 def wider():
@@ -127,7 +142,10 @@ def wider():
         (lambda: ONCE, "make_model must return a fresh module at every call, got the same object twice"),
         (lambda: nn.Sequential(nn.Flatten(), SHARED), "at every call, got 1.weight of the call before once more"),
         (wider, "models must share one architecture, got 1.weight [4, 36] and [5, 36] in 0 and 1"),
-        (net(), "make_model must return a torch module, got the error TypeError"),
+        (net(), "make_model must be a function that returns a torch module, got the network itself, a Sequential"),
+        (tied, "at every call, got 1.weight of the call before once more"),
+        (loaded, "at every call, got 1.weight of the call before once more"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 1)), "got [2, 1] (one logit z for two classes is torch.sta"),
         (lambda: None, "make_model must return a torch module, got None"),
         (lambda: 1 / 0, "make_model must return a torch module, got the error ZeroDivisionError: division by zero"),
         (lambda: nn.LazyLinear(3), "make_model must be a torch module with all its sizes"),
@@ -145,7 +163,44 @@ def test_models_that_cannot_be_shadows(tmp_path, make, words):
     assert not (tmp_path / "out").exists()
 
 
+class Scaled(nn.Module):
+    """Divides by a constant, behind a frozen layer: both are one for all models."""
+
+    FROZEN, DEVIATION = nn.Linear(36, 4).requires_grad_(False), torch.full((4,), 2.0)
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = self.FROZEN, nn.Linear(4, 3)
+        self.register_buffer("deviation", self.DEVIATION)
+
+    def forward(self, x):
+        return self.head(self.body(x.flatten(1)) / self.deviation)
+
+
+def test_what_no_training_writes_may_be_shared():
+    first, second = shadows(make=Scaled).array.models
+    assert not torch.equal(first.head.weight, second.head.weight)
+    norm = nn.BatchNorm1d(36, affine=False)
+    assert "got 1.running_mean of the call before" in line(
+        shadows, make=lambda: nn.Sequential(nn.Flatten(), norm, nn.Linear(36, 3))
+    )
+
+
+def test_training_many_at_once_leaves_the_random_numbers_of_others():
+    before = torch.random.get_rng_state()
+    shadows(batched=True)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_other_arguments_of_shadows(tmp_path):
+    (tmp_path / "file").touch()
+    assert line(shadows, out=tmp_path / "file") == f"train_shadows: out must be a folder, got {tmp_path / 'file'}"
+    shadows(out=tmp_path / "out")
+    (tmp_path / "out" / "shadows.json").write_text("[]")
+    assert line(shadows, out=tmp_path / "out").endswith("shadows.json must hold a JSON dict, got a list")
+    assert "num_models must fit the memory with 24 examples, got 1000000000, which take" in line(
+        shadows, num_models=10**9
+    )
     assert line(shadows, IMAGES[:3], LABELS[:3]).startswith(
         "train_shadows: images must be enough for two in each model"
     )
@@ -206,6 +261,16 @@ def test_models_that_cannot_be_trained_or_asked():
     assert "fit: split must be a Split of images and labels, got tuple of 2" in line(
         fit, net(), (IMAGES, LABELS), CONFIG, seed=0
     )
+    for options, words in (
+        ({"config": None}, "config must be a TrainConfig, got NoneType"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"save_every": 0}, "save_every must be an integer, at least 1, got 0"),
+        ({"config": TrainConfig(augment=Augment(shift=6))}, "Augment: shift must be below the shorter .* 6, got 6"),
+    ):
+        found = line(fit, net(), Split(IMAGES, LABELS), **{"config": CONFIG, "seed": 0} | options)
+        assert re.search(words, found)
+    assert line(TrainConfig, augment={"shift": 1}) == ("TrainConfig: augment must be of type Augment, got {'shift': 1}")
+    assert "accuracy: labels of split must lie in [0, 3), got [1, 3]" in line(judged, IMAGES, LABELS + 1)
     small = Split(IMAGES[:, :5], LABELS)
     assert "fit: images of val must be uint8 [N, 6, 6, 1], got uint8 [24, 5, 6, 1]" in line(
         fit, net(), Split(IMAGES, LABELS), CONFIG, seed=0, val=small

@@ -54,7 +54,12 @@ def test_other_labels_are_named(value, words):
         (torch.zeros(2, 1, 8, 8), r"got float32 [2, 1, 8, 8] (pixels in [0, 1] are made uint8 by"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "got uint8 [2, 3, 8, 8] (x.permute(0, 2, 3, 1) makes"),
         (torch.zeros(2, 8, 8, dtype=torch.uint8), "got uint8 [2, 8, 8] (x[..., None] adds the channel)"),
-        (np.zeros((2, 8, 8, 1), np.int64), "got int64 [2, 8, 8, 1]"),
+        (
+            np.zeros((2, 8, 8, 1), np.int64),
+            "got int64 [2, 8, 8, 1] (pixels in [0, 255] are made uint8 by x.to(torch.ui",
+        ),
+        (np.zeros((2, 8, 8, 1), int).tolist(), "got int64 [2, 8, 8, 1] (pixels in [0, 255] are"),
+        (torch.zeros(2, 8, 8, 1, dtype=torch.bool), "got bool [2, 8, 8, 1] (pixels"),
         (torch.zeros(2, 8, 0, 1, dtype=torch.uint8), "got uint8 [2, 8, 0, 1]"),
     ],
 )
@@ -136,8 +141,33 @@ def test_choices_and_rules():
         options.check(Config(share=1), "op")
 
 
+def test_tensors_without_numbers_are_named():
+    for value, words in (
+        (torch.zeros(3, dtype=torch.int64, device="meta"), r"int64 \[3\] \(on the meta device\)"),
+        (torch.ones(3, dtype=torch.int64).to_sparse(), r"int64 \[3\] \(sparse_coo\)"),
+    ):
+        for function in (inputs.as_tensor, inputs.as_labels, inputs.as_images):
+            with pytest.raises(UserError, match=f"^op: x must be a dense tensor with data, got {words}$"):
+                function("op", "x", value)
+
+
+def test_home_folder_and_fields_that_are_configurations(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    config = Config(name="~/runs")
+    options.check(config, "op")
+    assert config.name == "/home/x/runs"
+    assert options.converted("op", "inner", config, Config) is config
+    with pytest.raises(UserError, match="^op: inner must be of type Config, got None$"):
+        options.converted("op", "inner", None, Config)
+
+
 def test_the_first_line_of_an_error_without_text():
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
     assert first_line(AssertionError()) == "AssertionError"
+    assert first_line(Mute()) == "Mute"
     assert first_line(ValueError("\n  one\ntwo")) == "one"
     with pytest.raises(UserError, match="^op: x must be y, got z$"):
         fail("op", "x", "be y", "z")
