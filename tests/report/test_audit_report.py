@@ -24,7 +24,7 @@ def page(tmp_path_factory):
     other = TargetSignals({"phi": data(1, 0.0).targets["target"].signals["phi"]}, kind="transfer")
     images = torch.arange(COUNT * 64).reshape(COUNT, 8, 8, 1).to(torch.uint8)
     whole = dataclasses.replace(
-        whole, targets={"<b>t</b>": whole.targets["target"], "other": other}, images=images,
+        whole, targets={"<b>t<b>": whole.targets["target"], "other": other}, images=images,
         labels=torch.arange(COUNT) % 3,
     )  # fmt: skip
     report = audit_signals(whole, attacks=("lira", "loss"), targets="shadows")
@@ -53,7 +53,7 @@ def test_page_is_one_safe_file(page):
 
 def test_page_says_what_was_found(page):
     report, _, text = page
-    row = report.figures["<b>t</b>"]["lira"]
+    row = report.figures["<b>t<b>"]["lira"]
     low, high = row["auc_ci"]
     for words in (
         f"{row['auc']:.3f} [{low:.3f}, {high:.3f}]",
@@ -63,12 +63,12 @@ def test_page_says_what_was_found(page):
         "exploratory",
         "no point claim",
         "a lower bound on what it gives away",
-        "&lt;b&gt;t&lt;/b&gt; against other",
+        "&lt;b&gt;t&lt;b&gt; against other",
         ">corrected p</th>",
         "Every shadow as a target",
         "transfer: shadows of another training",
         "Thresholds that never saw this target",
-        f"On average over {MODELS} models made as &lt;b&gt;t&lt;/b&gt; was, each attacked from the others, LiRA online",
+        f"On average over {MODELS} models made as &lt;b&gt;t&lt;b&gt; was, each attacked from the others, LiRA online",
         "over models and records",
     ):
         assert words in text, words
@@ -77,16 +77,16 @@ def test_page_says_what_was_found(page):
 def test_files_hold_the_figures_and_scores(page):
     report, out, _ = page
     found = json.loads((out / "release" / "audit.json").read_text())
-    assert found["<b>t</b>"]["lira"]["auc"] == report.figures["<b>t</b>"]["lira"]["auc"]
+    assert found["<b>t<b>"]["lira"]["auc"] == report.figures["<b>t<b>"]["lira"]["auc"]
     assert found["details"]["title"] == "Audit of <i>x</i>"
     assert "exposed" not in found
     exposed = json.loads((out / "private" / "exposed.json").read_text())
     assert len(exposed["other"]) == 16
     with np.load(out / "private" / "audit.npz") as archive:
-        scores, members = archive["<b>t</b>/lira/scores"], archive["members"]
-        assert np.array_equal(scores, report.scores["<b>t</b>"]["lira"].numpy())
+        scores, members = archive["<b>t<b>/lira/scores"], archive["members"]
+        assert np.array_equal(scores, report.scores["<b>t<b>"]["lira"].numpy())
         assert archive["keep"].shape == (MODELS, COUNT)
-        assert archive["<b>t</b>/lira/tp"][-1] == members.sum()
+        assert archive["<b>t<b>/lira/tp"][-1] == members.sum()
 
 
 def permuted(report, order):
@@ -174,7 +174,7 @@ def test_silent_control_is_said_first():
 
 def test_ppv_without_enough_false_positives_is_an_interval(page):
     found = page[0].to_dict()
-    for row in audit_tables.operating_points(found, "<b>t</b>")[1:]:
+    for row in audit_tables.operating_points(found, "<b>t<b>")[1:]:
         false_positives = int(re.search(r"\((\d+)\)", row[2])[1])
         assert (" [" in row[4]) == (false_positives >= 10)
         assert "[" in row[4]
