@@ -82,9 +82,11 @@ def build(config: type, *layers: dict[str, Any], where: str) -> Any:
 
 
 def _read(value: Any, kind: Any) -> Any:
-    """Numbers that YAML 1.1 reads as text, such as 1e-3; everything else as it is."""
+    """Numbers that YAML 1.1 reads as text, such as 1e-3, and integers with a point, 1.0e+3; all else as it is."""
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return [_read(each, typing.get_args(kind)[0]) for each in value]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     if kind in (int, float) and isinstance(value, str):
         with contextlib.suppress(ValueError, OverflowError):
             return _READERS[kind](value)
@@ -95,7 +97,8 @@ class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key that stands twice: the first value would be lost unnoticed."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # <<, whose keys those of this mapping replace
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(problem=f"the key {twice} stands twice")
@@ -106,6 +109,8 @@ def read_yaml(path: str | None, where: str) -> dict[str, Any]:
     """The mapping of a YAML file, dashes in keys as underscores; nothing without a path or in an empty file."""
     if path is None:
         return {}
+    if not path:
+        fail(where, "config", "be a YAML file", repr(path))
     regular_file(Path(path), f"{where}: config")
     try:
         found = yaml.load(Path(path).read_text(), _Loader)

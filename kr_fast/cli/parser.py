@@ -2,9 +2,12 @@
 
 import argparse
 import difflib
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
+
+COMMON = ("--quiet", "-v", "--verbose", "--debug")  # of every command, behind its name or before it
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +19,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
         line = " ".join(message.split()).replace("argument ", "", 1)
+        line = line.replace("ignored explicit argument", "takes no value, got")
         self.exit(2, f"{self.prog}: {line}; {self.prog} --help lists the options\n")
 
     def options(self) -> list[str]:
@@ -33,11 +37,15 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     if not argv:
         parser.print_help()
         parser.exit(2)
+    before = list(itertools.takewhile(COMMON.__contains__, argv))
+    argv = argv[len(before) :] + before
     arguments, unknown = parser.parse_known_args(argv)
     used = arguments.parser
     if unknown:
-        name = next((each for each in unknown if each.startswith("-")), unknown[0]).partition("=")[0]
-        used.error(f"{name} is not an option of this command{did_you_mean(name, used.options())}")
+        given = next((each for each in unknown if each.startswith("-")), unknown[0])
+        name, flag = given.partition("=")[0], argv[argv.index(given) - 1]
+        mend = f" ({flag} takes no value)" if flag.startswith("-") and not name.startswith("-") else ""
+        used.error(f"{name} is not an option of this command{mend or did_you_mean(name, used.options())}")
     if getattr(arguments, "needs_arguments", False) and len(argv) == 1:
         used.print_help()
         used.exit(2)
@@ -46,9 +54,12 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """`` (did you mean A or B?)``, or nothing where no known name is near."""
-    word = name.strip("-")
-    near = [each for each in known if len(word) > 2 and word in each]
-    near += [each for each in difflib.get_close_matches(name, known, 3, 0.7) if each not in near]
+    plain = {each: each.strip("-").replace("_", "-") for each in known}
+    word = name.strip("-").replace("_", "-").lower()
+    near = [each for each in known if len(word) > 2 and word in plain[each]]
+    if word not in (plain[each] for each in near):
+        near += [each for each in known if plain[each] in difflib.get_close_matches(word, plain.values(), 3, 0.7)]
+    near = list(dict.fromkeys(near))
     return f" (did you mean {' or '.join(near[:4])}?)" if near else ""
 
 

@@ -64,6 +64,12 @@ def stopped(capsys, *arguments):
         (("bench", "synthesis", "--step", "2"), "(did you mean --steps?)"),
         (("info", "--jason"), "(did you mean --json?)"),
         (("rum",), "invalid choice: 'rum'"),
+        (("run", "--SEED", "1"), "--SEED is not an option of this command (did you mean --seed?)"),
+        (("run", "--teacher_flip"), "(did you mean --teacher-flip?)"),
+        (("run", "--teacher-flip", "true"), "true is not an option of this command (--teacher-flip takes no value)"),
+        (("run", "--teacher-flip=true"), "--teacher-flip/--no-teacher-flip: takes no value, got 'true'"),
+        (("--quiet", "run", "--zzzz"), "kr-fast run: --zzzz is not an option"),
+        (("--zzzz", "run"), "--zzzz is not an option of this command"),
     ],
 )
 def test_what_is_no_option_is_one_line_with_a_suggestion(capsys, tmp_path, monkeypatch, arguments, words):
@@ -109,6 +115,19 @@ def test_yaml_as_people_write_it(tmp_path, config):
     assert config("--config", path, "--preset", "digits").teacher_arch == "resnet14"
     path.write_text("# nothing yet\n")
     assert config("--config", path) == RecycleConfig()
+    path.write_text("<<: {seed: 3, images: 4.0}\nseed: 1.0e+1\nout: ~/runs\n")
+    found = config("-v", "--config", path)
+    assert (found.seed, found.images, found.out) == (10, 4, os.path.expanduser("~/runs"))
+    assert config("--seed", 1, "--out=~/runs").out == os.path.expanduser("~/runs")
+
+
+def test_what_is_shown_may_be_said_before_the_command(capsys, monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "quiet", said.append)
+    assert main(["--quiet", "--debug", "info"]) == 0
+    assert main(["info", "--quiet"]) == 0
+    assert said == [True, True]
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
