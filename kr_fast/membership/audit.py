@@ -81,7 +81,9 @@ def audit(
         attacks: names of :data:`kr_fast.membership.CATALOG`; None for all of ``DEFAULT`` that what is given allows.
         primary: the attack whose figures are the result; the others are exploratory, and their corrected intervals
             share one error. None for "lira", or the first attack where it is not run.
-        targets: "given", or "shadows" to attack every shadow leave-one-out as well (mean and spread over models).
+        targets: "given", or "shadows". The shadows that targets are attacked with are attacked from each other in any
+            case, if there are four (``leave_one_out``: what the recipe gives away); "shadows" takes the other sets too,
+            and attacks that give no thresholds, and refuses what it cannot do.
         control: a positive control, see :func:`kr_fast.membership.overfitted`.
         population: (images, labels) of further non-members that no shadow was trained on, for RMIA and Attack-P; or a
             share in (0, 1) of the non-members, which are then not attacked.

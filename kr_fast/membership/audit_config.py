@@ -101,7 +101,9 @@ class AuditConfig:
     augment: str = option(
         "none", "queries of the attacks: none, flip, shift or lira", choices=("none", "flip", "shift", "lira")
     )
-    every_shadow: bool = option(False, "attack every shadow from the others too: mean and spread over models")
+    every_shadow: bool = option(
+        False, "attack shadows from each other by every attack, and those of sets that no target uses"
+    )
     level: float = option(0.95, "coverage of the intervals", above=0, below=1)
     delta: float = option(1e-5, "of the lower bounds of epsilon", above=0, below=1)
     priors: tuple[float, ...] = option(

@@ -20,12 +20,12 @@ def few_examples(members: int, non_members: int, level: float = 0.95) -> list[st
     shown = f"an AUC between {low:.2f} and {high:.2f} is what chance gives with so few, in {100 * level:g} % of cases"
     if members < FEW_EXAMPLES:
         found.append(
-            f"{members} member{'s' * (members > 1)}: {shown}; one of them is {100 / members:.2g} % of the TPR, so a "
+            f"{members} member{'s' * (members > 1)}: {shown}; one of them is {100 / members:.3g} % of the TPR, so a "
             "smaller one cannot be seen at any FPR"
         )
     if non_members < FEW_EXAMPLES:
         found.append(
-            f"{non_members} non-member{'s' * (non_members > 1)}: {shown}; one of them is {100 / non_members:.2g} % of "
+            f"{non_members} non-member{'s' * (non_members > 1)}: {shown}; one of them is {100 / non_members:.3g} % of "
             "the FPR, so nothing can be seen below it, and no TPR is claimed where fewer than 10 are flagged"
         )
     return found

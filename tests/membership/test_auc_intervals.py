@@ -103,21 +103,21 @@ def test_share_of_draws_above_is_that_of_all_draws(members, step):
 
 @pytest.mark.parametrize("flagged", [0.02, 0.5, 0.98])
 def test_share_of_draws_above_by_the_curve_is_near_the_exact_one(flagged):
-    """60 of 5,000 members, and so many groups that the draws are not counted: against 20,000 draws, mid-p."""
+    """60 of 5,000 members, and so many groups that the draws are not counted: against 1,500 draws, mid-p."""
     rng = np.random.default_rng(9)
     scores = np.where(rng.random(5000) < flagged, 1.0, 0.0) + 1e-9 * (rng.random(5000) < 0.5) * rng.normal(size=5000)
-    draws = np.array([rng.permutation(5000)[:60] for _ in range(4000)])
+    draws = np.array([rng.permutation(5000)[:60] for _ in range(1500)])
     ranks = np.argsort(np.argsort(scores, kind="stable")) + 0.0
     for value in np.unique(scores):
         ranks[scores == value] = ranks[scores == value].mean()
     sums = np.sort(ranks[draws].sum(1))
-    for at in (100, 400, 2000, 3600, 3900):
+    for at in (40, 150, 750, 1350, 1460):
         auc = (sums[at] - 60 * 59 / 2) / (60 * 4940)
         chosen = draws[np.argsort(ranks[draws].sum(1), kind="stable")[at]]
         curve = curve_of(scores[np.r_[chosen, np.setdiff1d(np.arange(5000), chosen)]], 60)
         assert curve.auc == pytest.approx(auc, abs=1e-9)
         wanted = ((sums > sums[at] + 1e-6).mean() + (sums > sums[at] - 1e-6).mean()) / 2
-        assert chance_above(*curve.groups, curve.auc) == pytest.approx(wanted, abs=0.02)
+        assert chance_above(*curve.groups, curve.auc) == pytest.approx(wanted, abs=0.04)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_corrected_levels_hold_on_both_sides():
     """99 %: at most half a percent of null simulations are called above chance, and as many below."""
     rng = np.random.default_rng(5)
     for members in (5, 20):
-        ends = np.array([curve_of(draw(rng, members, 500), members).auc_interval(0.99) for _ in range(1000)])
+        ends = np.array([curve_of(draw(rng, members, 500), members).auc_interval(0.99) for _ in range(600)])
         for missed in ((ends[:, 0] > 0.5).sum(), (ends[:, 1] < 0.5).sum()):
-            assert missed <= binom.ppf(0.999, 1000, 0.006)
+            assert missed <= binom.ppf(0.999, 600, 0.006)
 
 
 @pytest.mark.parametrize("auc", [0.7, 0.9, 0.98])
@@ -228,8 +228,8 @@ def test_paired_test_is_that_of_its_definition(members, others):
 @pytest.mark.parametrize(
     ("members", "others", "shared", "step", "trials"),
     [
-        (3, 2000, 0.0, 1e-6, 400), (5, 2000, 0.5, 1e-6, 400), (10, 2000, 0.9, 1e-6, 400), (20, 2000, 0.5, 1e-6, 400),
-        (5, 2000, 0.5, 1.0, 400), (20, 2000, 0.0, 1.0, 400), (5, 5, 0.0, 1e-6, 1000), (150, 180, 0.7, 0.125, 1000),
+        (3, 2000, 0.0, 1e-6, 250), (5, 500, 0.5, 1e-6, 400), (10, 500, 0.9, 1e-6, 400), (20, 2000, 0.5, 1e-6, 250),
+        (5, 500, 0.5, 1.0, 400), (20, 500, 0.0, 1.0, 400), (5, 5, 0.0, 1e-6, 600), (150, 180, 0.7, 0.125, 500),
     ],
 )  # fmt: skip
 def test_equal_attacks_are_told_apart_at_the_stated_rate(members, others, shared, step, trials):

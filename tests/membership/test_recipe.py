@@ -1,5 +1,7 @@
 """Figures of a recipe: their intervals by definition and by simulation, and differences of two recipes in pairs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from kr_fast.membership import (
     lira,
     partners,
 )
+from kr_fast.membership.audit_notes import few_examples
 from kr_fast.membership.recipe import Estimates, compare, recipes
 
 
@@ -59,7 +62,7 @@ def test_variances_are_those_of_their_definition():
 @pytest.mark.parametrize("models", [4, 8, 16])
 def test_interval_of_a_mean_covers_one_half_where_shadows_are_exchangeable(models):
     """LiRA, BASE and the loss, whose examples differ in difficulty: 95 +- 2 % hold 0.5, none far fewer or far wider."""
-    hits, trials, wide, means = {}, 150 if models < 16 else 80, {}, {}
+    hits, trials, wide, means = {}, 100 if models < 16 else 60, {}, {}
     for seed in range(trials):
         phi, keep, partner = null(seed, models)
         for name, scores in {
@@ -110,14 +113,14 @@ def test_interval_of_a_mean_tpr_covers_the_truth():
 def test_difference_of_recipes_in_pairs():
     """Of the same records and splits: the two AUCs' common part cancels. Other splits are no pairs."""
     rejected = 0
-    for seed in range(120):
+    for seed in range(80):
         phi, keep, partner = null(seed, 6)
         noise = torch.randn(phi.shape, generator=torch.Generator().manual_seed(1000 + seed))
         pair = [(lira(values, keep, variance="fixed", partner=partner), keep) for values in (phi, phi + noise)]
         found = compare(*pair)
         rejected += found["p"] < 0.05
         assert (found["p"] < 0.05) == (not found["interval"][0] <= 0 <= found["interval"][1])
-    assert rejected / 120 <= 0.07 + 3 * (0.07 * 0.93 / 120) ** 0.5
+    assert rejected / 80 <= 0.07 + 3 * (0.07 * 0.93 / 80) ** 0.5
     aucs = [across_targets(*each, fprs=())["auc"]["each"] for each in pair]
     assert found["difference"] == pytest.approx(np.mean(aucs[0]) - np.mean(aucs[1]))
     fewer = compare(pair[0], (pair[1][0][:4], keep[:4]))
@@ -176,3 +179,17 @@ def test_pairs_of_two_sets_in_an_audit():
         found["teacher"]["lira"]["auc"]["mean"] - found["student"]["lira"]["auc"]["mean"]
     )
     assert gap["p"] < 1e-6
+
+
+def test_few_members_are_said_with_their_numbers(tmp_path):
+    """Of 12 members: what the rank sum's variance gives, and a twelfth of the TPR; of 30 and more nothing."""
+    whole = data()
+    members = torch.arange(len(whole.members)) < 12
+    report = audit_signals(dataclasses.replace(whole, members=members), attacks=("lira", "loss"))
+    words = "12 members: an AUC between 0.33 and 0.67 is what chance gives with so few, in 95 % of cases"
+    assert any(f"{words}; one of them is 8.33 % of the TPR" in line for line in report.warnings)
+    assert words in report.write(tmp_path).read_text()
+    assert not any("what chance gives" in line for line in audit_signals(whole, attacks=("lira",)).warnings)
+    assert few_examples(29, 30)[0].startswith("29 members")
+    assert few_examples(30, 1)[0].startswith("1 non-member: an AUC between 0.00 and 1.00")
+    assert few_examples(30, 30) == []
