@@ -22,7 +22,7 @@ from kr_fast.ensemble.lowering import Unsupported, shape
 from kr_fast.ensemble.program import GPU_BUDGET, GPU_MOST
 from kr_fast.ensemble.residual_blocks import KERNEL, BoundBlock
 from kr_fast.ops.model_conv2d import View
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import fail, first_line
 from kr_fast.runtime.log import logger
 
 CACHE = 24 << 20  # bytes, where the device does not say how large its L2 cache is
@@ -135,7 +135,9 @@ def choose(
         except torch.OutOfMemoryError:
             continue
         except RuntimeError as error:
-            raise Unsupported(f"a step of {plan.models} models and {plan.images} images fails: {_why(error)}") from None
+            raise Unsupported(
+                f"a step of {plan.models} models and {plan.images} images fails: {first_line(error)}"
+            ) from None
         took /= plan.models * plan.images
         if took < best_time:
             best, best_time, kernels = plan, took, program.kernels
@@ -191,12 +193,8 @@ def _time_whole(whole: BoundBlock, block: slice, x: torch.Tensor, program: Batch
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        logger.warning("ModelArray: %s runs by its layers' kernels: %s", " + ".join(whole.names), _why(error))
+        logger.warning("ModelArray: %s runs by its layers' kernels: %s", " + ".join(whole.names), first_line(error))
         return math.inf
-
-
-def _why(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _noise(found: tuple[int, ...], plan: Plan, program: Batched) -> torch.Tensor:

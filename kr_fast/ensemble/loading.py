@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import operator
 import os
 import sys
 from collections.abc import Callable
@@ -24,7 +25,8 @@ __all__ = ["FACTORY", "factory", "load_weights", "model_factory"]
 def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[], Any]:
     """What makes the object ``pkg.mod:name``, called with those of the offered keywords that it takes.
 
-    A module in the working directory is found, here and in the processes that are started from here.
+    A module in the working directory is found, here and in the processes that are started from here. ``name`` may have
+    points: ``pkg.mod:Class.method``.
 
     Raises: UserError where it cannot be imported, with the words of whatever its code raises, or needs more than is
         offered.
@@ -34,7 +36,7 @@ def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[]
         sys.path.insert(0, os.getcwd())
     rule = "name an importable pkg.mod:factory"
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = operator.attrgetter(attribute)(importlib.import_module(module))
     except (Exception, SystemExit) as error:
         why = own_words(error)
         if isinstance(error, SystemExit):
@@ -47,13 +49,33 @@ def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[]
         fail(where, argument, "name a function or class that makes a network", f"{name}, which is {kind}")
     try:
         signature = inspect.signature(found)
-        takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
-        keywords = {key: value for key, value in offered.items() if takes_any or key in signature.parameters}
+        keywords = {key: value for key, value in offered.items() if key in signature.parameters}
+        if any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
+            keywords = _passed_on(found, offered, offered.keys() - keywords)
         signature.bind(**keywords)
     except (TypeError, ValueError) as error:
         rule = "name a factory that can be called with num_classes and in_channels, or less"
         raise UserError(f"{where}: {argument} must {rule}, got {name} ({error})") from error
     return functools.partial(found, **keywords)
+
+
+def _passed_on(found: Callable[..., Any], offered: dict[str, int], unsure: set[str]) -> dict[str, int]:
+    """``offered`` without those of ``unsure`` that ``found(**kwargs)`` hands on to code that does not take them.
+
+    As torchvision's functions do with ``in_channels``. What they take is known once they are called.
+    """
+    keywords, refused = offered, unsure
+    while refused:
+        refused = set()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                found(**keywords)
+        except TypeError as error:
+            refused = {key for key in unsure & keywords.keys() if f"'{key}'" in str(error)}
+        except (Exception, SystemExit):  # of its own, which is told where the network is made
+            break
+        keywords = {key: value for key, value in keywords.items() if key not in refused}
+    return keywords
 
 
 def model_factory(

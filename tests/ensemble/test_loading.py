@@ -1,6 +1,7 @@
 """Models that a user names, and shadows from a folder."""
 
 import functools
+import importlib
 import pickle
 import sys
 
@@ -78,6 +79,14 @@ def picky():
 def lazy(num_classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 
+def passes_on(*, weights=None, **options):
+    return Net(**options)
+
+class Zoo:
+    @classmethod
+    def small(cls, num_classes):
+        return Net(num_classes)
+
 network, number = Net(2), 3
 """
 
@@ -139,6 +148,17 @@ def test_module_of_the_working_directory(folder):
     assert shadows.array(images).shape == (2, 24, 2)
     assert isinstance(pickle.loads(pickle.dumps(make_logits))(), LogitsOf)
     assert torch.equal(load_shadows(make_logits, folder / "shadows").array(images), shadows.array(images))
+
+
+@pytest.mark.parametrize("name", ["mine_here:passes_on", "mine_here:Zoo.small"])
+def test_keywords_that_are_passed_on_and_methods(folder, name):
+    """As torchvision's functions, which pass on ``**kwargs`` to a network that has no in_channels."""
+    importlib.import_module("mine_here")
+    before = torch.random.get_rng_state()
+    make = factory("audit", "model", name, num_classes=5, in_channels=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert make().head.out_features == 5
+    assert pickle.loads(pickle.dumps(make))().head.out_features == 5
 
 
 def test_files_that_are_no_state_dict(tmp_path):
