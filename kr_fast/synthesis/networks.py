@@ -36,6 +36,8 @@ class Network:
         self.shape = _shape(config)
         first = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
         self.device = torch.device("cpu") if first is None else first.device
+        if self.device.type == "meta":
+            fail("Sampler", "unet", "have weights", "tensors on the device meta, which hold none")
         self.dtype = torch.float32 if first is None else first.dtype
         # diffusers refuses labels for a network without class embeddings; of other callables nothing is known.
         self.takes_labels = bool(

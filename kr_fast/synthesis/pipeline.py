@@ -90,6 +90,7 @@ def synthesize(
         fail("synthesize", "ids", f"be below 10^{TarSink.DIGITS} in the format webdataset", layout.ids.stop - 1)
     if isinstance(format, str):
         _check_room(Path(out), len(layout.ids) * math.prod(sampler.output_shape))
+    sampler.checked_labels(plan.pattern)
     first = torch.tensor([layout.ids.start])
     sampler.rehearse(first, plan.labels(first))
     start = time.monotonic()

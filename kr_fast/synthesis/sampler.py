@@ -295,9 +295,13 @@ class Sampler:
             step = found.step
         raise _not_finite(ids[bad], step)
 
-    def _checked(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def checked_labels(self, labels: Tensor) -> Tensor:
+        """Integers ``[B]`` as int64. Raises: UserError for what is no class of the network, as the null class."""
         high = self.null_class or self.num_classes or self.network.embeddings
-        ids, labels = as_labels("Sampler", "ids", ids), as_labels("Sampler", "labels", labels, classes=high)
+        return as_labels("Sampler", "labels", labels, classes=high)
+
+    def _checked(self, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        ids, labels = as_labels("Sampler", "ids", ids), self.checked_labels(labels)
         if len(ids) != len(labels):
             fail("Sampler", "labels", f"have one entry for each of the {len(ids)} ids", len(labels))
         _check_unique(ids)

@@ -72,6 +72,13 @@ def test_networks_of_diffusers_that_do_not_fit(options, text):
         make_sampler(network(**options))
 
 
+def test_a_network_without_weights():
+    with torch.device("meta"):
+        empty = network()
+    with pytest.raises(UserError, match="Sampler: unet must have weights, got tensors on the device meta"):
+        make_sampler(empty)
+
+
 def test_labels_embedded_as_numbers_are_taken():
     assert make_sampler(network(class_embed_type="timestep"))(IDS, LABELS).shape == (4, 8, 8, 3)
 
@@ -273,6 +280,13 @@ def test_nothing_is_left_by_what_cannot_work(tmp_path, build, text):
     plan = LabelPlan.counts([0, 0, 1])
     with pytest.raises(UserError, match=text):
         synthesize(build(), plan, tmp_path / "data", ids=range(5, 9))
+    assert not (tmp_path / "data").exists()
+
+
+def test_labels_of_a_plan_are_checked_before_the_first_image(tmp_path):
+    guided = make_sampler(network(num_class_embeds=10), guidance_scale=2.0, num_classes=9)
+    with pytest.raises(UserError, match=r"labels must lie in \[0, 9\), got \[0, 9\]"):
+        synthesize(guided, LabelPlan.balanced(10), tmp_path / "data", count=4)
     assert not (tmp_path / "data").exists()
 
 
