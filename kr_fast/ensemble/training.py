@@ -15,6 +15,8 @@ from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 from kr_fast.runtime.options import check, option
 from kr_fast.runtime.progress import bar
 
+WARM_UP = 0.2  # share of the steps in which the rate rises
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -85,8 +87,10 @@ def make_optimizer(
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    # torch divides by the length of the warm-up, which begins at step 0 and is none for 5 steps in all.
+    warm_up = WARM_UP if WARM_UP * steps != 1 else WARM_UP - 1e-9
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=max(steps, 2), pct_start=0.2
+        optimizer, config.learning_rate, total_steps=max(steps, 2), pct_start=warm_up
     )
     return optimizer, schedule
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 import os
 import sys
 import types
@@ -13,7 +14,7 @@ from torch import nn
 from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, TrainConfig, train_shadows
 from kr_fast.ensemble.shadows import keep_matrix
-from kr_fast.ensemble.training import accuracy, fit
+from kr_fast.ensemble.training import accuracy, fit, make_optimizer
 from kr_fast.ensemble.workers import Job, train
 from kr_fast.models import classifier
 from kr_fast.runtime import files
@@ -302,3 +303,19 @@ def test_workers_need_a_folder_and_a_name(tmp_path):
         small(0, tmp_path)
     with pytest.raises(UserError, match="train_shadows: make_model must be importable by name"):
         small(2, tmp_path, make=lambda: make_model())
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_schedule_of_few_steps(steps):
+    """The one-cycle rate by its definition: a cosine up in a fifth of the steps, and one down to a 4e-6th of it."""
+    model = torch.nn.Linear(1, 1)
+    optimizer, schedule = make_optimizer(model, TrainConfig(learning_rate=0.5), steps)
+    total, peak = max(steps, 2), 0.2 * max(steps, 2) - 1  # step of the highest rate
+    for step in range(steps):
+        low, high, share = 0.5 / 25, 0.5, step / peak if peak > 0 else 1.0
+        if step > peak:
+            low, high, share = 0.5, 0.5 / 25e4, (step - peak) / (total - 1 - peak)
+        wanted = high + (low - high) * (1 + math.cos(math.pi * share)) / 2
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted, rel=1e-6)
+        optimizer.step()
+        schedule.step()

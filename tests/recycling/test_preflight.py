@@ -109,15 +109,15 @@ def test_processes_share_a_batch_evenly(tmp_path):
 
 
 def test_halves_of_very_few_images(tmp_path):
-    """Of three images and four shadows some seeds leave a shadow without any."""
+    """Of five images and four shadows some seeds leave a shadow less than two."""
     found = []
     for seed in range(12):
         try:
-            checks.splits(context(tmp_path, (2, 2, 1), seed=seed))
+            checks.splits(context(tmp_path, (4, 2, 1), seed=seed))
         except UserError as error:
             found.append(str(error))
     assert 0 < len(found) < 12
-    assert found[0].startswith("run: num_shadows must leave each shadow model some of the 3 training and test images")
+    assert found[0].startswith("run: num_shadows must leave each shadow model two of the 5 training and test images")
 
 
 @pytest.mark.parametrize(

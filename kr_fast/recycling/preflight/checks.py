@@ -15,7 +15,7 @@ from kr_fast.runtime.errors import fail
 
 ASKED = 512  # validation images that a given Teacher answers
 CLEARLY = 1e-4  # odds of guessing as badly, below which a Teacher is refused
-SMALL = 128  # images in a pool whose random halves may be empty; for more the odds are below 1e-30
+SMALL = 128  # images in a pool whose random halves may have too few; for more the odds are below 1e-30
 
 
 def check(context: Context) -> list[str]:
@@ -53,9 +53,9 @@ def splits(context: Context) -> list[str]:
     pool = len(data.train) + len(data.test)
     if c.num_shadows and pool <= SMALL:
         least = int(keep_matrix(c.num_shadows, pool, seeds.derive(c.seed, "shadows")).sum(1).min())
-        if least == 0:
-            rule = f"leave each shadow model some of the {pool} training and test images (0 skips the audit)"
-            fail("run", "num_shadows", rule, f"{c.num_shadows}, of which one has none")
+        if least < 2:
+            rule = f"leave each shadow model two of the {pool} training and test images (0 skips the audit)"
+            fail("run", "num_shadows", rule, f"{c.num_shadows}, of which one has {least}")
     if c.teacher_batch_size > len(data.train) and not c.teacher:
         notes.append(f"teacher_batch_size is {c.teacher_batch_size}: each step takes all {len(data.train)} images")
     for name in ("val", "test"):
