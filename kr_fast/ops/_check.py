@@ -94,10 +94,7 @@ def no_grad(op: str, **inputs: Tensor | None) -> None:
 
 
 def no_transform(op: str, **inputs: Tensor | None) -> None:
-    """The op is not called under ``torch.func``'s vmap, grad or jvp, whose tensors have no address, nor for tangents.
-
-    For ops that call their kernel without the dispatcher, of which torch.jit.trace would record nothing.
-    """
+    """The op is not called under ``torch.func``, whose tensors have no address, nor for tangents."""
     if torch.compiler.is_compiling():
         return
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -105,7 +102,17 @@ def no_transform(op: str, **inputs: Tensor | None) -> None:
             f"{op}: the call must not be under torch.func (vmap, grad, jvp); "
             "flatten the batch to [B * N, C] and use autograd"
         )
-    if torch._C._get_tracing_state() is not None:
-        raise RuntimeError(f"{op}: the call must not be under torch.jit.trace; use torch.export or torch.compile")
     if forward_ad._current_level >= 0:
         refuse_tangents(op, inputs)
+
+
+def past_dispatcher(op: str, **inputs: Tensor | None) -> None:
+    """As :func:`no_transform`, for ops of which ``torch.jit.trace`` would record nothing."""
+    no_trace(op)
+    no_transform(op, **inputs)
+
+
+def no_trace(op: str) -> None:
+    """The op is not called under ``torch.jit.trace``."""
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError(f"{op}: the call must not be under torch.jit.trace; use torch.export or torch.compile")

@@ -211,6 +211,8 @@ def checked_options(
     soft_weight=1.0, hard_weight=0.0, label_smoothing=0.0, ignore_index=-100, reduction,
 ) -> tuple[Tensor | None, Tensor | None, tuple]:  # fmt: skip
     """Labels, weight and parameters for :func:`apply`."""
+    if not torch.compiler.is_compiling():
+        _check.no_trace(op)
     options = _options.__wrapped__ if torch.compiler.is_compiling() else _options
     parameters = options(
         op, temperature, target_type, divergence, alpha, beta, soft_weight, hard_weight, label_smoothing, ignore_index,

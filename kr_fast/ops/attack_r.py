@@ -23,7 +23,7 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tens
     Raises: TypeError or ValueError naming the argument.
     """
     op = "attack_r"
-    _check.no_transform(op, phi=phi, target=target)
+    _check.past_dispatcher(op, phi=phi, target=target)
     _check.tensor(op, "phi", phi, ndim=3, dtypes=FLOATS)
     queries, examples, models = phi.shape
     _check.tensor(op, "keep", keep, ndim=2, dtypes=(torch.bool,))

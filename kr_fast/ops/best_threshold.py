@@ -21,7 +21,7 @@ def best_threshold(values: Tensor, held: Tensor, *, leave_out: bool = True) -> T
     Raises: TypeError or ValueError naming the argument.
     """
     op = "best_threshold"
-    _check.no_transform(op, values=values)
+    _check.past_dispatcher(op, values=values)
     _check.tensor(op, "values", values, ndim=2, dtypes=(torch.float32, torch.float64))
     _check.tensor(op, "held", held, ndim=2, dtypes=(torch.bool,))
     if held.shape != values.shape:

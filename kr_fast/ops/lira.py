@@ -45,7 +45,7 @@ def lira(
 def check_arguments(phi: Tensor, keep: Tensor, variant: str, variance: str, target: Tensor | None) -> None:
     """What :func:`lira` refuses."""
     op = "lira"
-    _check.no_transform(op, phi=phi, target=target)
+    _check.past_dispatcher(op, phi=phi, target=target)
     _check.tensor(op, "phi", phi, ndim=3)
     queries, examples, models = phi.shape
     _check.tensor(op, "keep", keep, ndim=2, dtypes=(torch.bool,))

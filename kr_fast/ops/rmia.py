@@ -36,7 +36,7 @@ def rmia(p_x: Tensor, p_z: Tensor, *, gamma: float = 1.0, predicate: str = "rati
     """
     op = "rmia"
     p_x, p_z = as_tensor(op, "p_x", p_x), as_tensor(op, "p_z", p_z)
-    _check.no_transform(op, p_x=p_x, p_z=p_z)
+    _check.past_dispatcher(op, p_x=p_x, p_z=p_z)
     for name, value in (("p_x", p_x), ("p_z", p_z)):
         _check.tensor(op, name, value, dtypes=(torch.float32, torch.float64))
         if value.ndim not in (1, 2):

@@ -19,7 +19,7 @@ def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises: TypeError or ValueError naming the argument.
     """
     op = "roc"
-    _check.no_transform(op, scores=scores)
+    _check.past_dispatcher(op, scores=scores)
     _check.tensor(op, "scores", scores, ndim=1)
     _check.tensor(op, "members", members, ndim=1, dtypes=(torch.bool,))
     if len(scores) != len(members):

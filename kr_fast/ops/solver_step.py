@@ -185,7 +185,7 @@ def _past_the_dispatcher(*tensors: Tensor) -> bool:
     """Whether the kernel may be called as it is: the dispatcher costs more than a small batch's kernel."""
     if torch.compiler.is_compiling():
         return False
-    _check.no_transform("solver_step")
+    _check.past_dispatcher("solver_step")
     return is_plain(*tensors) and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
 
 

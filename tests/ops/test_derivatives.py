@@ -345,3 +345,5 @@ def test_jit_trace_is_refused_in_words():
     with pytest.raises(RuntimeError, match=r"solver_step: the call must not be under torch.jit.trace"):
         x = torch.randn(1, 1, 2, 2)
         torch.jit.trace(lambda x: solver_step(x, x, SolverRow(sample=1.0)), x)
+    traced = torch.jit.trace(DETACHED["distillation_metrics"], 3 * T)
+    torch.testing.assert_close(traced(2 * T), DETACHED["distillation_metrics"](2 * T))
