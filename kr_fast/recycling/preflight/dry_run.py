@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from kr_fast.recycling import teacher
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks, room, seconds
 from kr_fast.runtime.memory import free_memory
@@ -18,17 +19,21 @@ def describe(context: Context, notes: Sequence[str]) -> str:
     c, data, sizes = context.config, context.data, networks.sizes(context)
     height, width, channels = data.image_shape
     splits = ", ".join(f"{len(getattr(data, name)):,} {name}" for name in ("train", "val", "test"))
+    own = sizes.teacher.parameters
     made = [
-        ("Teacher", c.teacher or f"{c.teacher_arch} of width {c.teacher_width}", sizes.teacher),
-        ("Student", f"{c.student_arch} of width {c.student_width}", sizes.student),
-        ("generator", f"UNet2DModel of widths {' '.join(map(str, c.generator_widths))}", sizes.generator),
+        ("Teacher", f"{c.teacher_arch} of width {c.teacher_width}", own),
+        ("Student", f"{c.student_arch} of width {c.student_width}", sizes.student.parameters),
+        ("generator", f"UNet2DModel of widths {' '.join(map(str, c.generator_widths))}", sizes.generator.parameters),
     ]
+    if c.teacher:
+        given = sum(value.numel() for value in teacher.build(context).parameters())
+        made = [("Teacher", c.teacher, given), ("its shadows", made[0][1], own), *made[1:]]
     lines = [
         "A dry run of kr-fast run: nothing was trained, and nothing was written.",
         "",
         f"data: {data.name}, images of {height} x {width} x {channels}: {splits}; {data.num_classes} classes",
         *(f"data: {note}" for note in data.notes),
-        *(f"{name}: {words}, {size.parameters:,} parameters" for name, words, size in made),
+        *(f"{name}: {words}, {count:,} parameters" for name, words, count in made),
         *(f"note: {note}" for note in notes),
         "",
         *_table(context, sizes),
