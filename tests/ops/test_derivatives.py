@@ -185,7 +185,7 @@ def test_forward_mode_is_refused(name):
         function(*inputs(name, grad=False))
 
 
-@pytest.mark.parametrize("name", CASES.keys() - STATISTICS)
+@pytest.mark.parametrize("name", sorted(CASES.keys() - STATISTICS))
 def test_backward_after_export_is_right_or_refused(name):
     values = inputs(name)
     with torch.no_grad():
@@ -223,7 +223,7 @@ def test_vmap_is_right_or_refused(name):
     torch.testing.assert_close(found, torch.stack([function(*values), function(*[2 * each for each in values])]))
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("name", sorted(DIFFERENTIABLE))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the C++ kernels
 def test_hessian_of_a_root_loss(name, dtype):
     function, z = CASES[name][0], inputs(name, grad=False)[0].to(dtype)
@@ -258,7 +258,7 @@ def test_rows_that_do_not_count_have_no_second_derivative():
         torch.testing.assert_close(found[[0, 2]][:, :, [0, 2]], wanted)
 
 
-@pytest.mark.parametrize("name", DETACHED)
+@pytest.mark.parametrize("name", sorted(DETACHED))
 def test_what_is_without_autograd_by_its_documentation(name):
     z = randn(3, 4).requires_grad_()
     assert not DETACHED[name](z).requires_grad
@@ -288,7 +288,7 @@ def in_place(name: str, value: torch.Tensor) -> None:
         solver_step_at(table, torch.zeros(1, dtype=torch.int64), samples, kept, value, ids=torch.arange(2))
 
 
-@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize("name", sorted(IN_PLACE))
 def test_what_writes_into_its_arguments(name):
     value = torch.randn(2, 1, 2, 2)
     in_place(name, value)
