@@ -63,8 +63,9 @@ def summary(context: Context) -> dict[str, Any]:
 
 
 def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
-    """What a reader has to know about this run."""
+    """What a reader has to know about this run; how the images were read stands with the data."""
     found = [note for stage in ("data", "teacher") for note in context.result(stage).get("notes", ())]
+    found = [note for note in found if note not in context.data.notes]
     if audit is None:
         return found
     found += audit["setting"]["warnings"]
