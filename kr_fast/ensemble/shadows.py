@@ -18,7 +18,7 @@ from kr_fast.ensemble.loading import load_weights
 from kr_fast.ensemble.model_array import ModelArray
 from kr_fast.ensemble.networks import ask, check_fresh, check_saved, made
 from kr_fast.ensemble.training import TrainConfig
-from kr_fast.ensemble.workers import Job, train
+from kr_fast.ensemble.workers import Job, sent, train
 from kr_fast.runtime import files, seeds, state
 from kr_fast.runtime.arrays import read_npy
 from kr_fast.runtime.errors import UserError, fail
@@ -115,6 +115,8 @@ def train_shadows(
     if workers < 1 or (workers > 1 and (out is None or runtime.device.type != "cpu")):
         fail("train_shadows", "workers", "be 1, or more on a CPU with out given", workers)
     _check_options(batched, save_every, workers)
+    if workers > 1:
+        sent("train_shadows", "make_model", make_model, make_model)
     job = Job(make_model, images, labels, keep, config, seed, out)
     _check_models(job, runtime.device)
     stacked = runtime.device.type == "cuda" if batched is None else bool(batched)

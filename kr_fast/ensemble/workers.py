@@ -82,6 +82,14 @@ class Trains(Protocol):
         """Train model ``index`` and save it."""
 
 
+def sent(where: str, argument: str, value: object, named: object) -> bytes:
+    """``value`` as other processes are given it. Raises: UserError if it cannot be, which it blames on ``named``."""
+    try:
+        return pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        fail(where, argument, IMPORTABLE, named)
+
+
 def train(
     job: Trains, indices: Sequence[int], workers: int, done: Callable[[], None],
     where: str = "train_shadows", argument: str = "make_model",
@@ -96,10 +104,7 @@ def train(
         waiting.put(index)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job"
-        try:
-            file.write_bytes(pickle.dumps(job))
-        except (pickle.PicklingError, AttributeError, TypeError):
-            fail(where, argument, IMPORTABLE, getattr(job, argument, job))
+        file.write_bytes(sent(where, argument, job, getattr(job, argument, job)))
         processes = [_start(file) for _ in range(min(workers, len(indices)))]
         try:
             with ThreadPoolExecutor(len(processes)) as pool:

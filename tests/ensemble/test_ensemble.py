@@ -303,6 +303,7 @@ def test_workers_need_a_folder_and_a_name(tmp_path):
         small(0, tmp_path)
     with pytest.raises(UserError, match="train_shadows: make_model must be importable by name"):
         small(2, tmp_path, make=lambda: make_model())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("steps", range(1, 12))
