@@ -104,7 +104,7 @@ class AuditConfig:
     every_shadow: bool = option(
         False, "attack shadows from each other by every attack, and those of sets that no target uses"
     )
-    level: float = option(0.95, "coverage of the intervals", above=0, below=1)
+    level: float = option(0.95, "coverage of the intervals", least=0.5, below=1)
     delta: float = option(1e-5, "of the lower bounds of epsilon", above=0, below=1)
     priors: tuple[float, ...] = option(
         (0.5, 0.1, 0.01), "shares of members for the positive predictive value", above=0, below=1

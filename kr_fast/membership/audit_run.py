@@ -1,7 +1,6 @@
 """One audit from names of files: what ``kr-fast audit`` runs. Models, or signals that were saved before."""
 
 import dataclasses
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from kr_fast.membership.figures import Choices
 from kr_fast.membership.loading import load_npz
 from kr_fast.membership.other_tools import load_lira_tree, load_privacy_meter
 from kr_fast.membership.rehearsal import rehearse, rehearsed
-from kr_fast.report import without_folders
+from kr_fast.report import repeated, without_folders
 from kr_fast.runtime import files, manifest, seeds, state
 from kr_fast.runtime.arrays import read_npy
 from kr_fast.runtime.errors import fail
@@ -69,9 +68,7 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
         source = Path(config.data or config.signals or config.lira_tree or config.privacy_meter).name
         details = {
             "title": f"Membership audit on {source}",
-            "command": shlex.join(
-                ["kr-fast", "audit", "--config", str(Path(config.out) / manifest.CONFIG), "--out", config.out]
-            ),
+            "command": repeated("audit", Folder(config.out).config),
             "versions": versions("torch", "numpy", "scipy", "scikit-learn"),
             "config": without_folders(config.record()),
         }

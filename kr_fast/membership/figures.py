@@ -22,7 +22,7 @@ class Choices:
     """What is fixed before a score is seen.
 
     Args:
-        level: coverage of every interval.
+        level: coverage of every interval, at least one half: 0.05 is an error, which would call all above chance.
         delta: of the epsilon lower bounds.
         priors: shares of members in the population for the positive predictive value.
         random_members: every example under attack, member or not, became one by a fair coin of its own, thrown after
@@ -33,7 +33,7 @@ class Choices:
         rmia_predicate: when an example dominates another one, see :func:`kr_fast.membership.rmia`.
     """
 
-    level: float = option(0.95, "coverage of every interval", above=0, below=1)
+    level: float = option(0.95, "coverage of every interval", least=0.5, below=1)
     delta: float = option(1e-5, "of the lower bounds of epsilon", above=0, below=1)
     priors: tuple[float, ...] = option((0.5, 0.1, 0.01), "shares of members", above=0, below=1)
     random_members: bool = option(False, "each example became a member by a fair coin")

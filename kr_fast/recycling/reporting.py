@@ -1,6 +1,5 @@
 """Stage 9, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
 
 def command(context: Context) -> str:
     """What repeats or continues the run."""
-    return shlex.join(["kr-fast", "run", "--config", str(context.folder.config), "--out", str(context.out)])
+    return report.repeated("run", context.folder.config)
 
 
 def arrays(context: Context) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from kr_fast.report.private import without_folders
+from kr_fast.report.private import repeated, without_folders
 from kr_fast.report.tables import markdown_table, metrics
 
-__all__ = ["markdown_table", "metrics", "without_folders", "write", "write_audit"]
+__all__ = ["markdown_table", "metrics", "repeated", "without_folders", "write", "write_audit"]
 
 
 def write(out: str | Path, summary: dict[str, Any], arrays: dict[str, Any]) -> tuple[Path, Path]:

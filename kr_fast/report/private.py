@@ -1,6 +1,8 @@
 """What pages say and leave out because it belongs to single persons or to the institution."""
 
 import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 
@@ -18,6 +20,12 @@ def banner(real_images: bool, records: bool) -> str:
 def without_folders(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration for a page: of every path only its last part, for folders name machines and people."""
     return {key: _last(value) for key, value in config.items()}
+
+
+def repeated(command: str, config: Path) -> str:
+    """What repeats or continues ``kr-fast COMMAND``, told from the folder that holds its own: a page names no other."""
+    out = config.resolve().parent.name
+    return shlex.join(["kr-fast", command, "--config", f"{out}/{config.name}", "--out", out])
 
 
 def _last(value: Any) -> Any:

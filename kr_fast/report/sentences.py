@@ -18,6 +18,8 @@ OF_RUN = {
     "released": "the released images",
 }
 
+NOTHING = "gives every example the same score and shows nothing either way"
+
 
 def title(found: Found, attack: str) -> str:
     """The attack's name for people."""
@@ -47,7 +49,9 @@ def outcome(pair: list[float]) -> str:
         return "tells members from non-members better than chance"
     if pair[1] < 0.5:
         return "ranks members below non-members, which points to a shift between the two sets,"
-    return "does not tell members from non-members better than chance"
+    if pair[1] - pair[0] < 1e-6:
+        return NOTHING
+    return "is not seen to tell members from non-members better than chance"
 
 
 def verdict(found: Found, labels: Mapping[str, str] | None = None) -> str:
@@ -91,7 +95,8 @@ def _recipes(found: Found, labels: Mapping[str, str]) -> list[str]:
         words = title(found, attack)
         start = f"On average over {models}, each attacked from the others, {words}"
         if row["interval"] is None:
-            sentences.append(f"{start} has an AUC of {number(row['mean'])}.")
+            words = NOTHING if row["mean"] == 0.5 else "gives the same in each of them"
+            sentences.append(f"{start} {words} (AUC {number(row['mean'])}).")
         else:
             sentences.append(
                 f"{start} {outcome(row['interval'])} (AUC {number(row['mean'])}, {level} interval "
@@ -99,20 +104,29 @@ def _recipes(found: Found, labels: Mapping[str, str]) -> list[str]:
             )
         if gap := each[attack]["difference"]:
             first, second = (maker(found, which, labels) for which in (gap["first"], name))
+            pairs = [found["leave_one_out"][which][attack]["auc"]["interval"] for which in (gap["first"], name)]
+            compared = _compared(found, gap, f"models {second}", f"models {first}", pairs, several=True)
             sentences.append(
-                f"{_compared(gap, f'models {second}', f'models {first}', 'Models')} (difference of AUC "
-                f"{gap['difference']:+.3f} {interval(gap['interval'])}, {_p(gap['p'])})."
+                f"{compared} (difference of AUC {gap['difference']:+.3f} {interval(gap['interval'])}, {_p(gap['p'])})."
             )
     return sentences
 
 
-def _compared(row: dict[str, Any], second: str, first: str, plural: str = "") -> str:
+def _compared(
+    found: Found, row: dict[str, Any], second: str, first: str, pairs: list[list[float] | None], several: bool = False
+) -> str:
+    """What a paired test says, at the level of the intervals; ``pairs``: those of the first AUC and of the second."""
     if row["p"] is None:
         return f"{second[0].upper()}{second[1:]} and {first} cannot be compared: their scores do not differ"
-    if row["p"] >= 0.05:
+    if row["p"] >= 1 - found["setting"]["level"]:
         return f"{first[0].upper()}{first[1:]} and {second} are not told apart by it"
-    verb, less = "give" if plural else "gives", "less" if row["difference"] > 0 else "more"
-    return f"{second[0].upper()}{second[1:]} {verb} away {less} than {first}"
+    is_less = row["difference"] > 0
+    larger = pairs[0 if is_less else 1]
+    if larger is not None and larger[0] <= 0.5:  # below chance there is nothing to give away less of
+        verb, word = "have" if several else "has", "lower" if is_less else "higher"
+        return f"{second[0].upper()}{second[1:]} {verb} a {word} AUC than {first}, and neither is seen above chance"
+    verb, word = "give" if several else "gives", "less" if is_less else "more"
+    return f"{second[0].upper()}{second[1:]} {verb} away {word} than {first}"
 
 
 def _p(p: float | None) -> str:
@@ -139,10 +153,12 @@ def _tests(found: Found, labels: Mapping[str, str]) -> list[str]:
     targets, sentences = found["setting"]["targets"], []
     others = [name for name in found["comparison"] if targets[name]["kind"] == "full"] or list(found["comparison"])
     for name in others:
-        row = next((row for row in found["comparison"][name].values() if row["role"] == "primary"), None)
-        if row is not None:
+        for attack, row in found["comparison"][name].items():
+            if row["role"] != "primary":
+                continue
             first, second = (_label(found, which, labels) for which in (row["first"], name))
-            words = _compared(row, f"{second} itself", f"{first} itself")
+            pairs = [found[which][attack]["auc_ci"] for which in (row["first"], name)]
+            words = _compared(found, row, f"{second} itself", f"{first} itself", pairs)
             sentences.append(f"{words} (paired test, {_p(row['p'])}).")
     return sentences
 
@@ -157,7 +173,7 @@ def of_images(found: Found, name: str, labels: Mapping[str, str] | None = None) 
             f"{', '.join(attacks)})."
         )
     every = ", ".join(title(found, attack) for attack in found[name])
-    return f"No attack on {label} is above chance ({every})."
+    return f"No attack on {label} is seen above chance ({every})."
 
 
 def of_control(found: Found) -> str:

@@ -58,7 +58,7 @@ def test_page_says_what_was_found(page):
     for words in (
         f"{row['auc']:.3f} [{low:.3f}, {high:.3f}]",
         "LiRA online tells members from non-members better than chance on &lt;b&gt;t",
-        "does not tell members from non-members better than chance on other",
+        "is not seen to tell members from non-members better than chance on other",
         "It is not differential privacy",
         "exploratory",
         "no point claim",

@@ -135,7 +135,7 @@ def test_both_documents_are_written(tmp_path):
         assert words in text, words
         assert words in markdown.read_text(), words
     assert "tells members from non-members better than chance on the Teacher itself (AUC 0.600" in text
-    words = "does not tell members from non-members better than chance on the Student with shadows of the Teacher"
+    words = "is not seen to tell members from non-members better than chance on the Student with shadows of the Teacher"
     assert f"{words}&#x27;s training (transfer)" in text
     assert "mean AUC" in text
     assert "so that scores which know nothing have an AUC of 0.5" in text
@@ -211,7 +211,7 @@ def test_words_follow_the_audits_that_were_run():
     assert "12 shadow Students learn from images of this run's own generator" in text
     assert "is found (AUC by LiRA online 0.800 [0.780, 0.820], loss threshold 0.700" in text
     # 0.50 to 0.56 by itself, 0.49 to 0.57 with its share of the error.
-    assert "No attack on the released images is above chance (nearest synthetic image)" in text
+    assert "No attack on the released images is seen above chance (nearest synthetic image)" in text
     assert "Released images are the 1024 of the last period" in text
     retrained = words(config={"audit_generator": "retrained"})
     assert "a generator of their own each" in retrained
@@ -340,3 +340,23 @@ def test_metrics_are_strict_json():
 
 def test_tables_escape_their_separator():
     assert tables.markdown_table([["a|b", "c"], ["d\ne", 1]]) == "| a\\|b | c |\n|---|---|\n| d e | 1 |"
+
+
+def test_a_comparison_says_no_more_than_its_interval():
+    # p = 0.004 is above the error of an interval at 99.9 %, which holds 0.
+    audit = whole_audit(full=False, control=False, released=False, recipes=False)
+    audit["setting"]["level"] = 0.999
+    assert "are not told apart by it (paired test, p = 0.004)" in sentences.verdict(audit, sentences.OF_RUN)
+    # Less than nothing is not given away.
+    audit["setting"]["level"] = 0.95
+    audit["teacher"]["lira"], audit["student"]["lira"] = attack(0.49, 0.46, 0.52), attack(0.40, 0.37, 0.43)
+    text = sentences.verdict(audit, sentences.OF_RUN)
+    assert "itself has a lower AUC than the Teacher itself, and neither is seen above chance (paired" in text
+    assert "gives away less" not in text
+    audit["comparison"]["student"]["lira"]["difference"] *= -1
+    assert "itself has a higher AUC" in sentences.verdict(audit, sentences.OF_RUN)
+
+
+def test_the_command_names_no_folder_above_its_own(tmp_path):
+    out = tmp_path / "Dr. A" / "x y"
+    assert report.repeated("run", out / "config.yaml") == "kr-fast run --config 'x y/config.yaml' --out 'x y'"
