@@ -85,7 +85,8 @@ def read_logits(logits: Any, labels: Any, what: str, probabilities: bool = False
         )
         for name in SIGNALS:
             signals[name].append(found[name].T.cpu())
-        answers.append(values[:, 0].float().log_softmax(1).topk(min(ANSWERS, classes), 1).values.cpu())
+        best = values[:, 0] - values[:, 0].amax(1, keepdim=True)  # in its own dtype: float64 may exceed float32
+        answers.append(best.float().log_softmax(1).topk(min(ANSWERS, classes), 1).values.cpu())
     return {name: torch.stack(rows, 2) for name, rows in signals.items()}, torch.stack(answers, 1)
 
 

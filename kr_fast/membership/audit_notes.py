@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from kr_fast.membership.auc_intervals import chance_range
 from kr_fast.membership.audit_data import AuditData
 from kr_fast.membership.catalog import sides
-from kr_fast.membership.copies import images_on_both_sides
+from kr_fast.membership.copies import images_on_both_sides, population_under_attack, shadow_but_for_rounding
 
 FEW_SHADOWS = 8  # on a side
 FEW_EXAMPLES = 30  # members, or non-members
 UNLIKE = 1.1  # ratio of training set sizes from which a reader is told
+AT_CHANCE = "nothing was learned, or rows and labels are in different orders, and a low AUC shows little"
 
 
 def few_examples(members: int, non_members: int, level: float = 0.95) -> list[str]:
@@ -63,6 +66,28 @@ def warnings_of(
                     f"{int(mask.sum())} of {data.count} examples are in {words} shadow{which}: {neutral}, no evidence; "
                     "the other attacks rank them by the shadows that there are"
                 )
+        at_chance = _at_chance(shadows.signals.get("correct"), data.labels)
+        if at_chance:
+            found.append(f"{at_chance} of {len(shadows.keep)} shadows{which} answer no better than chance: {AT_CHANCE}")
+        both = 0 if shadows.population is None else population_under_attack(shadows.signals["phi"], shadows.population)
+        # Of data sets that repeat some images the audit of models says as much by the images.
+        if both and (data.images is None or both == shadows.population.shape[1]):
+            found.append(
+                f"every shadow{which} answers {both} of the population's {shadows.population.shape[1]} examples as it "
+                "does examples under attack: a population has to be further non-members"
+            )
+    for name, target in data.targets.items():
+        if not target.control and _at_chance(_of_one(target.signals.get("correct")), data.labels):
+            found.append(f"{name} answers no better than chance: {AT_CHANCE}")
+        shadows = data.shadows_of(target)
+        if shadows and (at := shadow_but_for_rounding(target.signals["phi"], shadows.signals["phi"])) is not None:
+            found.append(
+                f"{name} answers as shadow {at} does but for rounding: if it is that model, leave that shadow out"
+            )
+    for name, each in figures.items():
+        flat = [attack for attack, row in each.items() if row["auc_ci"][1] - row["auc_ci"][0] < 1e-6]
+        if flat:
+            found.append(f"{', '.join(flat)} gave every example of {name} the same score: no evidence either way")
     attacked = [name for name in figures if name in data.targets and not facts[name]["control"]]
     if control is not None and not control["found"]:
         found.append("no attack finds the positive control, an overfitted model: this audit has no power")
@@ -104,3 +129,17 @@ def notes_of(data: AuditData, random_members: bool) -> list[str]:
                     f"{inside}: they imitate them less well, and thresholds from shadows fit them less well"
                 )
     return found
+
+
+def _of_one(correct: Tensor | None) -> Tensor | None:
+    return None if correct is None else correct[:, :, None]
+
+
+def _at_chance(correct: Tensor | None, labels: Tensor | None) -> int:
+    """How many models (``correct [A, N, M]``) have a mean recall of the classes within two deviations of chance."""
+    classes = [] if labels is None else labels.unique()
+    if correct is None or len(classes) < 2:
+        return 0
+    recall = sum(correct[0, labels == label].double().mean(0) for label in classes) / len(classes)
+    chance = 1 / len(classes)
+    return int((recall <= chance + 2 * (chance * (1 - chance) / len(labels)) ** 0.5).sum())

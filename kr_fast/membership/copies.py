@@ -9,6 +9,8 @@ from kr_fast.data import shared_images
 from kr_fast.runtime.errors import fail
 
 SAMPLE = 64  # examples by which models are told apart before all examples are
+SOME = 1024  # examples by which answers that were rounded are told
+ROUNDED = 0.05  # of the distance between two shadows: as near are answers of one model, stored in another dtype
 LEAST_VALUES = 3  # distinct values of models that count as one: constant or saturated answers agree by chance
 MEND = "leave that shadow out"
 
@@ -29,6 +31,25 @@ def refuse_shadow_as_target(name: str, target: Tensor, shadows: Tensor) -> None:
     if target.shape == shadows.shape[:2] and (at := _equal(target[:, :, None], shadows, same=False)) is not None:
         got = f"shadow {at[1]}, with equal answers on every example"
         fail("audit", f"target {name}", f"not be among its shadows ({MEND})", got)
+
+
+def shadow_but_for_rounding(target: Tensor, shadows: Tensor) -> int | None:
+    """The shadow (phi ``[A, N, M]``) that answers as the target (``[A, N]``) does but for rounding, or None."""
+    if target.shape != shadows.shape[:2]:
+        return None
+    at = torch.arange(0, shadows.shape[1], -(-shadows.shape[1] // SOME))
+    own, others = (values[:, at].double().clamp(-50, 50) for values in (target[:, :, None], shadows))
+    gaps = (own - others).abs().mean((0, 1))
+    apart = float((others - others.roll(1, 2)).abs().mean())
+    nearest = int(gaps.argmin())
+    return nearest if float(gaps[nearest]) < ROUNDED * apart else None
+
+
+def population_under_attack(phi: Tensor, population: Tensor) -> int:
+    """How many of a population (``[A, Z, M]``) every shadow answers as it does some example of the pool."""
+    first, second = ((values[0].double() + 0.0).numpy() for values in (phi, population))
+    known = {row.tobytes() for row in first}
+    return sum(row.tobytes() in known and len(set(row.tolist())) >= LEAST_VALUES for row in second)
 
 
 def refuse_equal_weights(targets: dict[str, nn.Module], shadows: Sequence[nn.Module]) -> None:

@@ -38,7 +38,7 @@ class Journal:
     def done(self, stage: str) -> dict[str, Any] | None:
         """The stage's result, or None if it has not been finished."""
         entry = self._stages.get(stage)
-        return None if entry is None else entry["result"]
+        return None if entry is None else _Result(entry["result"], stage, self.path)
 
     def finish(self, stage: str, seconds: float, result: dict[str, Any], left: Iterable[Path] = ()) -> None:
         """Record ``stage`` as finished, with the files ``left``; of a folder among them, all files in it."""
@@ -80,6 +80,17 @@ class Journal:
     def seconds(self) -> dict[str, float]:
         """Seconds of each finished stage, in the order in which they were finished."""
         return {stage: entry["seconds"] for stage, entry in self._stages.items()}
+
+
+class _Result(dict):
+    """A stage's result; what it lacks is told with the file, which another version may have written."""
+
+    def __init__(self, result: dict[str, Any], stage: str, path: Path):
+        super().__init__(result)
+        self._words = f"{path} must be of this version of kr-fast, and as it was left: the result of {stage} has no"
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise UserError(f"{self._words} {key}; delete its entry and those after it to make them again")
 
 
 def refuse(journal: Journal, stage: str, where: str, path: Path, got: str) -> NoReturn:

@@ -48,11 +48,7 @@ def check_run(out: str | Path, config: dict[str, Any], where: str = "run", moved
     """
     out = Path(out)
     path, folder = out / CONFIG, Folder(out)
-    if os.path.lexists(out) and not out.is_dir():
-        fail(where, "out", "be a folder", out)
-    there = next(above for above in (out, *out.absolute().parents) if os.path.lexists(above))
-    if not there.is_dir():
-        fail(where, "out", "be a folder", f"{out}, but {there} is a file")
+    there = _check_folder(out, where)
     if not os.access(there, os.W_OK | os.X_OK):
         fail(where, "out", "lie in a folder that can be written to", f"{out}, but {there} cannot")
     if not path.exists():
@@ -75,6 +71,16 @@ def check_run(out: str | Path, config: dict[str, Any], where: str = "run", moved
         f"{where}: {key} must equal {found[key]!r} of the run in {out}, got {config[key]!r}; "
         "choose another --out to start a new run"
     )
+
+
+def _check_folder(out: Path, where: str) -> Path:
+    """Refuse a file, a link to nothing, and what lies below a file; returns the part of ``out`` that is there."""
+    if os.path.lexists(out) and not out.is_dir():
+        fail(where, "out", "be a folder", out)
+    there = next(above for above in (out, *out.absolute().parents) if os.path.lexists(above))
+    if not there.is_dir():
+        fail(where, "out", "be a folder", f"{out}, but {there} is a file")
+    return there
 
 
 def open_run(out: str | Path, config: dict[str, Any], where: str = "run", moved: tuple[str, ...] = ()) -> Path:
@@ -126,8 +132,7 @@ def open_shared(out: str | Path, values: dict[str, Any], where: str) -> Shared:
     """
     out = Path(out)
     path = out / MANIFEST
-    if out.exists() and not out.is_dir():
-        fail(where, "out", "be a folder", out)
+    _check_folder(out, where)
     foreign = out.is_dir() and any(not _left_by_set(entry) for entry in out.iterdir())
     if foreign and not path.exists():  # asked last: another process may have started meanwhile
         fail(where, "out", "be empty or hold a data set of kr-fast", out)

@@ -143,3 +143,35 @@ def test_images_on_both_sides_are_told_in_the_report():
     report = audit_signals(dataclasses.replace(whole, images=images), attacks=("loss",))
     line = next(line for line in report.setting["warnings"] if "same images" in line)
     assert line.startswith(f"3 of {int(whole.members.sum())} members and 2 of")
+
+
+def warned(given, words, **options):
+    return [line for line in audit_signals(given, **options).warnings if words in line]
+
+
+def test_a_target_that_is_a_shadow_but_for_rounding_is_told():
+    logits, keep, labels, members = logits_of()
+    shadows, words = logits[:MODELS].double(), "does but for rounding"
+    for rounded in (shadows[4].half(), shadows[4].bfloat16(), shadows[4] + 1e-4 * shadows[5], shadows[4] * 0.999):
+        found = from_logits(shadows, keep, labels, target={"t": rounded}, members=keep[4])
+        assert "shadow 4" in warned(found, words, attacks=["loss"])[0]
+    own = from_logits(shadows, keep, labels, target={"t": logits[MODELS]}, members=members)
+    assert not warned(own, words, attacks=["loss"])
+    # Of a target that is near to all shadows, as models are that were fine-tuned by little, nothing is said.
+    near = shadows[0] + 0.01 * shadows
+    target = shadows[0] + 0.01 * logits[MODELS]
+    assert not warned(from_logits(near, keep, labels, target=target, members=members), words, attacks=["loss"])
+
+
+def test_a_population_that_is_under_attack_itself_is_told():
+    logits, keep, labels, members = logits_of()
+    shadows, own, words = logits[:MODELS], logits[MODELS], "has to be further non-members"
+
+    def said(at):
+        given = (shadows[:, at], own[at], labels[at])
+        return warned(from_logits(shadows, keep, labels, target=own, members=members, population=given), words)
+
+    assert "answers 40 of the population's 40 examples" in said(members)[0]
+    further = torch.randn(MODELS + 1, 20, logits.shape[2], generator=torch.Generator().manual_seed(3))
+    z = further[:MODELS], further[MODELS], labels[:20]
+    assert not warned(from_logits(shadows, keep, labels, target=own, members=members, population=z), words)

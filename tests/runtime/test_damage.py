@@ -233,3 +233,22 @@ def test_same_file_by_another_name_is_the_same_option(tmp_path, monkeypatch):
         (tmp_path / "imgs").mkdir()
         manifest.refuse_inside("imgs/run", "imgs", "run")
     manifest.refuse_inside("imgs2", "imgs", "run")
+
+
+def test_a_result_without_a_key_names_the_journal(tmp_path):
+    Journal(tmp_path).finish("gkd", 1.0, {"old": 3})
+    found = Journal(tmp_path).done("gkd")
+    assert found["old"] == 3
+    assert found.get("curves") is None
+    with pytest.raises(
+        UserError, match=r"journal.json must be of this version .* the result of gkd has no curves; del"
+    ):
+        found["curves"]
+
+
+def test_a_data_set_is_not_begun_at_a_link_to_nothing(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "link", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="synthesize: out must be a folder, got"):
+            manifest.open_shared(out, VALUES, "synthesize")

@@ -1,0 +1,50 @@
+"""An AUC of 0.5 that shows nothing is told as such: rows in another order, equal scores, levels that are none."""
+
+import pytest
+import torch
+from audit_cases import MODELS, data, logits_of
+
+from kr_fast.membership import audit_signals, from_logits
+from kr_fast.report import sentences
+
+
+def test_models_that_answer_by_chance_are_told():
+    logits, keep, labels, members = logits_of()
+    words = "answers no better than chance"
+    logits[:, torch.arange(80), labels] += 6
+    right = from_logits(logits[:MODELS], keep, labels, target=logits[MODELS], members=members)
+    assert not any("chance: " in line for line in audit_signals(right, attacks=["loss"]).warnings)
+    # A loader that shuffled gives the target's rows in another order.
+    other = torch.randperm(80, generator=torch.Generator().manual_seed(1))
+    shuffled = from_logits(logits[:MODELS], keep, labels, target=logits[MODELS][other], members=members)
+    assert sum(line.startswith(f"target {words}") for line in audit_signals(shuffled, attacks=["loss"]).warnings) == 1
+    logits[3] = logits[3, other]
+    one = from_logits(logits[:MODELS], keep, labels, target=logits[MODELS], members=members)
+    assert any(line.startswith(f"1 of {MODELS} shadows answer no") for line in audit_signals(one).warnings)
+    single = from_logits(logits[:MODELS], keep, 0 * labels, target=logits[MODELS], members=members)
+    assert not any("chance: " in line for line in audit_signals(single, attacks=["loss"]).warnings)
+
+
+@pytest.mark.parametrize("keep_like", ["ties", "members"])
+def test_scores_that_are_all_the_same_are_no_evidence(keep_like):
+    """An interval of [0.500, 0.500] must not read as if it were known that nothing is given away."""
+    logits, keep, labels, members = logits_of()
+    logits, keep = (0 * logits, keep) if keep_like == "ties" else (logits, members.repeat(MODELS, 1))
+    report = audit_signals(from_logits(logits[:MODELS], keep, labels, target=logits[MODELS], members=members))
+    verdict = sentences.verdict(report.to_dict())
+    assert "LiRA online gives every example the same score and shows nothing either way on target" in verdict
+    assert "from the others, LiRA online gives every example the same score and shows nothing either way (" in verdict
+    assert any("gave every example of target the same score: no evidence" in line for line in report.warnings)
+
+
+@pytest.mark.parametrize("scale", [1e38, 1e300])
+def test_logits_beyond_float32_are_read(scale):
+    logits, keep, labels, members = logits_of()
+    read = from_logits(scale * logits[:MODELS].double(), keep, labels, target=logits[MODELS], members=members)
+    assert not torch.isnan(read.shadows["shadows"].answers).any()
+
+
+def test_a_level_below_one_half_is_refused():
+    """0.05 is an error where it is meant, and would call every attack above chance."""
+    with pytest.raises(ValueError, match=r"audit: level must be in \[0.5, 1\), got 0.05"):
+        audit_signals(data(), level=0.05)
