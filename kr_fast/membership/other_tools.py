@@ -45,7 +45,7 @@ def load_lira_tree(folder: str | Path, *, targets: Sequence[str] = (), step: str
     if not steps or (step is not None and step not in steps):
         rule = f"have a file of {kind} in common" if step is None else f"all have {kind}/{step}.npy"
         fail("audit", "experiments of the LiRA tree", rule, ", ".join(sorted(steps)) or "none")
-    step = step or max(steps)
+    step = step or max(steps, key=lambda stem: (int(stem) if stem.isdecimal() else -1, stem))
     keeps = [_mask(path / "keep.npy", 1) for path in found]
     for path, each in zip(found, keeps, strict=True):
         if each.shape != keeps[0].shape:
@@ -79,11 +79,23 @@ def load_lira_tree(folder: str | Path, *, targets: Sequence[str] = (), step: str
             signals.setdefault(name, []).append(rows[:, :, 0])
         answers.append(best[:, 0])
     stacked = {name: torch.stack(rows, 2) for name, rows in signals.items()}
-    notes = () if kind == "logits" else ("phi was read from scores, which are flat above 103.6",)
+    notes = _not_read(folder, found, kind, labels.exists())
     names = [path.name for path in found]
     best = torch.stack(answers, 1) if answers else None
     with naming(folder):
         return _leave_out(keep, stacked, best, names, targets, y, None, notes)
+
+
+def _not_read(folder: Path, found: Sequence[Path], kind: str, labelled: bool) -> tuple[str, ...]:
+    """What of the tree was not read, in numbers."""
+    notes = []
+    if kind == "scores":
+        without = sum(not (path / "logits").is_dir() for path in found)
+        why = f", as {without} of {len(found)} experiments have no logits" if labelled else ""
+        notes.append(f"phi was read from scores, which are flat above 103.6{why}")
+    if lacking := sum(path.is_dir() for path in folder.glob("experiment*")) - len(found):
+        notes.append(f"{lacking} folder{'s' * (lacking > 1)} of experiments without keep.npy: not read")
+    return tuple(notes)
 
 
 def _refuse_numbered(folder: Path) -> None:

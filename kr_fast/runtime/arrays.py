@@ -67,7 +67,7 @@ def open_npz(path: str | Path, where: str, argument: str = "source") -> Iterator
     with damage(f"{what} must be a readable .npz file", path):
         with open(path, "rb") as file:
             start = file.read(512)
-        if why := other_format(start):
+        if why := _not_of_numpy(start):
             raise ValueError(why)
         try:
             archive = zipfile.ZipFile(path)
@@ -90,9 +90,15 @@ def read_npy(path: str | Path, where: str, argument: str) -> np.ndarray:
         start = file.read(512)
         file.seek(0)
         if not start.startswith(MAGIC):
-            other = "it is an .npz file" if start.startswith(b"PK") else other_format(start)
-            raise ValueError(other or "it does not start as one")
+            other = "it is an .npz file" if start.startswith(b"PK") else "it does not start as one"
+            raise ValueError(_not_of_numpy(start) or other)
         return _read(file, os.fstat(file.fileno()).st_size)
+
+
+def _not_of_numpy(start: bytes) -> str | None:
+    if start.startswith(b"PK") and b"/data.pkl" in start:
+        return "it is a file of torch.save; numpy.save or numpy.savez writes its tensors, as x.numpy()"
+    return other_format(start)
 
 
 def other_format(start: bytes) -> str | None:

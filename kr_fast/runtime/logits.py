@@ -10,24 +10,27 @@ HALVES, DECIMALS = (torch.float16, torch.bfloat16), range(1, 7)
 def not_logits(rows: Tensor) -> str | None:
     """What ``rows`` ``[n, C]`` are, if all of them are probabilities or hard labels.
 
-    Probabilities lie in [0, 1] and sum to 1: to rounding, where every number is one of half precision to what that
-    leaves, and where every number has been rounded to ``d`` decimals to ``C / 2`` units of the last one more. Hard
-    labels are one-hot, or have one value for the class and another for all others (of three classes or more).
+    Probabilities lie in [0, 1] and sum to 1 (in percent to 100): to rounding, where every number is one of half
+    precision to what that leaves, and where every number has been rounded to ``d`` decimals to ``C / 2`` units of the
+    last one more. Hard labels are one-hot, or have one value for the class and another for all others (of three classes
+    or more).
     Log-probabilities are logits: softmax leaves them.
     """
     if rows.shape[-1] < 2:
         return None
     values = rows.double()
     largest = values.amax(-1, keepdim=True)
-    if bool((values >= 0).all() & (values <= 1 + HALF).all()):
-        away = (values.sum(-1) - 1).abs()
+    for total in (1, 100):
+        if not bool((values >= 0).all() & (values <= total * (1 + HALF)).all()):
+            continue
+        away = (values.sum(-1) / total - 1).abs()
         half = any(bool((rows.to(dtype).double() == values).all()) for dtype in HALVES)
-        room = HALF if half else ROOM
+        room = HALF if half and total == 1 else ROOM
         if bool((away < room).all()):
-            return "rows that are >= 0 and sum to 1"
+            return f"rows that are >= 0 and sum to {total}"
         # Of zeros and ones alone nothing was rounded.
         decimals = next((d for d in DECIMALS if _rounded(rows, d)), 0) if bool((values % 1 != 0).any()) else 0
-        if decimals and bool((away <= room + 0.5 * 10.0**-decimals * rows.shape[-1]).all()):
+        if decimals and bool((away <= room + 0.5 * 10.0**-decimals * rows.shape[-1] / total).all()):
             return f"rows of probabilities, rounded to {decimals} decimal{'s' if decimals > 1 else ''}"
     if rows.shape[-1] > 2 and bool(((values == largest).sum(-1) == 1).all()):
         others = values.masked_fill(values == largest, torch.inf).amin(-1)

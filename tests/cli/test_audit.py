@@ -265,7 +265,7 @@ def test_saved_signals(tmp_path, capsys):
         ),
         (["--members", "zip.npy"], "audit: members must be a readable .npy file, got zip.npy (it is an .npz file)"),
         (["--members", "empty.npy"], "audit: members must be a readable .npy file, got empty.npy (the file is empty)"),
-        (["--level", "95"], "audit: level must be in (0, 1), got 95.0"),
+        (["--level", "95"], "audit: level must be in [0.5, 1), got 95.0"),
         (["--delta", "0"], "audit: delta must be in (0, 1), got 0.0"),
         (["--priors", "0"], "audit: priors must be in (0, 1), got 0.0"),
         (["--primary", "nope"], "audit: primary must be one of the attacks, lira, lira_offline, rmia,"),

@@ -21,7 +21,9 @@ def logits_of(seed, classes, rows, scale=3.0, offset=0.0):
 @given(
     **SHAPES,
     scale=st.sampled_from([0.01, 1.0, 3.0, 30.0]),
-    form=st.sampled_from(["float64", "float32", "float16", "bfloat16", 1, 2, 3, 4, "2 as float16", "one-hot"]),
+    form=st.sampled_from(
+        ["float64", "float32", "float16", "bfloat16", 1, 2, 3, 4, "2 as float16", "one-hot", "percent"]
+    ),
 )
 def test_probabilities_of_any_rounding_are_refused(seed, classes, rows, scale, form):
     p = logits_of(seed, classes, rows, scale).softmax(1)
@@ -29,6 +31,8 @@ def test_probabilities_of_any_rounding_are_refused(seed, classes, rows, scale, f
         p = torch.nn.functional.one_hot(p.argmax(1), classes).float()
     elif isinstance(form, int):
         p = torch.round(p, decimals=form)
+    elif form == "percent":
+        p = (100 * p).float() if seed % 2 else torch.round(100 * p, decimals=2)
     elif form == "2 as float16":
         p = torch.round(p, decimals=2).half().float()
     else:

@@ -187,6 +187,27 @@ def test_lira_tree(tmp_path):
     audit_signals(scores, attacks=("lira",), targets="shadows")
 
 
+def test_what_of_a_lira_tree_is_not_read_is_told(tmp_path):
+    lira_tree(tmp_path, what=("logits", "scores"))
+    (tmp_path / "experiment-5_12" / "keep.npy").unlink()
+    found = load_lira_tree(tmp_path)
+    assert len(found.shadows["shadows"].keep) == MODELS - 1
+    assert found.notes == ("1 folder of experiments without keep.npy: not read",)
+    for file in (tmp_path / "experiment-4_12" / "logits").glob("*.npy"):
+        file.unlink()
+    (tmp_path / "experiment-4_12" / "logits").rmdir()
+    assert load_lira_tree(tmp_path).notes[0].endswith(f", as 1 of {MODELS - 1} experiments have no logits")
+
+
+def test_the_last_step_of_a_lira_tree_is_the_largest_number(tmp_path):
+    lira_tree(tmp_path)
+    wanted = load_lira_tree(tmp_path, step="0000000100").shadows["shadows"].signals["phi"]
+    for path in tmp_path.glob("experiment-*/logits"):
+        (path / "0000000050.npy").rename(path / "50.npy")
+        (path / "0000000100.npy").rename(path / "100.npy")
+    assert torch.equal(load_lira_tree(tmp_path).shadows["shadows"].signals["phi"], wanted)
+
+
 @pytest.mark.parametrize("what", [("logits",), ("scores",)])
 @pytest.mark.parametrize("count", [79, 100])
 def test_labels_of_another_length_are_refused(tmp_path, what, count):

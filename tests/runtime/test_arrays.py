@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -113,6 +114,11 @@ def test_files_that_are_no_arrays(tmp_path):
                     pass
             else:
                 arrays.read_npy(path, "data", "source")
+    for name, read in (("torch.npz", arrays.open_npz), ("torch.npy", arrays.read_npy)):
+        torch.save({"x": torch.zeros(2)}, tmp_path / name)
+        with pytest.raises(UserError, match="it is a file of torch.save; numpy.save"):
+            opened = read(tmp_path / name, "data", "source")
+            opened.__enter__()
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), good=np.arange(2))
     with arrays.open_npz(tmp_path / "objects.npz", "data") as archive:
         assert archive.read("good").tolist() == [0, 1]
