@@ -70,6 +70,8 @@ class Runner:
 
     def __init__(self, scheduler: Any, steps: int, eta: float | None):
         steps = as_integer("StepTable", "num_inference_steps", steps, 1, MOST_STEPS)
+        if isinstance(scheduler, type):
+            fail("StepTable", "scheduler", f"be an instance, as {scheduler.__name__}() is", scheduler.__name__)
         if not callable(getattr(scheduler, "step", None)) or not hasattr(scheduler, "set_timesteps"):
             fail("StepTable", "scheduler", "have set_timesteps and step", type(scheduler).__name__)
         takes_eta = "eta" in inspect.signature(scheduler.step).parameters

@@ -121,6 +121,7 @@ def test_guidance_interval(unet):
         ({"guidance_interval": (0.5, 0.5)}, r"guidance_interval must be two rising numbers in \[0, 1\]"),
         ({"guidance_interval": (0.0, 1.5)}, "guidance_interval must be two rising numbers"),
         ({"scheduler": object()}, "scheduler must have set_timesteps and step, got object"),
+        ({"scheduler": diffusers.DDIMScheduler}, r"scheduler must be an instance, as DDIMScheduler\(\) is, got DDIM"),
         (
             {"scheduler": diffusers.RePaintScheduler()},
             "scheduler must run 3 steps, got RePaintScheduler, whose own code fails",
