@@ -89,10 +89,12 @@ class AuditReport:
         """Strict JSON: {target: {attack: figures}, "comparison", "leave_one_out", "setting"}.
 
         Figures are auc, auc_ci, auc_ci_corrected, tpr_at_fpr, balanced_accuracy, advantage, role, epsilon,
-        operating_points, and aop where the accuracy was given: see docs/audit.md.
+        operating_points, and aop where the accuracy was given: see docs/audit.md. It goes into files that may leave,
+        so the operating points have no threshold here: that is the score of one record.
         """
         rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out, "setting": self.setting}
-        return files.strict({**self.figures, **rest})
+        figures = {name: {a: _without_threshold(row) for a, row in each.items()} for name, each in self.figures.items()}
+        return files.strict({**figures, **rest})
 
     def write(
         self,
@@ -240,6 +242,12 @@ def audit_signals(
     for line in warnings:
         logger.warning("audit: %s", line)
     return AuditReport(curves, scores, figures, _comparison(data, scores, primary, level), loo, setting, warnings, data)
+
+
+def _without_threshold(row: dict[str, Any]) -> dict[str, Any]:
+    points = row["operating_points"] or {}
+    kept = {fpr: {key: value for key, value in each.items() if key != "threshold"} for fpr, each in points.items()}
+    return {**row, "operating_points": kept or None}
 
 
 def _facts(data: AuditData, name: str, primary: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stage 9, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
+"""Stage 11, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
 
 from pathlib import Path
 from typing import Any

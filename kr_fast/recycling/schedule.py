@@ -1,5 +1,6 @@
 """The lines that say which stage a run is in, and about how long it will take."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from kr_fast.recycling import preflight
@@ -17,7 +18,7 @@ class Schedule:
 
     def begin(self, name: str, seconds: Mapping[str, float]) -> None:
         """Stage ``name`` begins; ``seconds`` of the finished ones, which scale what is left."""
-        if not logger.isEnabledFor(20):
+        if not logger.isEnabledFor(logging.INFO):
             return
         if self._known is None:
             self._known = self._work()

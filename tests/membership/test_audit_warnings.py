@@ -1,4 +1,6 @@
-"""An AUC of 0.5 that shows nothing is told as such: rows in another order, equal scores, levels that are none."""
+"""An AUC of 0.5 that shows nothing is told as such; and no figure that may leave is the score of a record."""
+
+import json
 
 import pytest
 import torch
@@ -48,3 +50,15 @@ def test_a_level_below_one_half_is_refused():
     """0.05 is an error where it is meant, and would call every attack above chance."""
     with pytest.raises(ValueError, match=r"audit: level must be in \[0.5, 1\), got 0.05"):
         audit_signals(data(), level=0.05)
+
+
+def test_no_figure_that_may_leave_is_the_score_of_a_record():
+    report = audit_signals(data())
+    scores = {repr(float(value)) for each in report.scores.values() for rows in each.values() for value in rows}
+    scores |= {repr(float(value)) for value in data().shadows["shadows"].signals["phi"].flatten()}
+    scores |= {repr(float(points["threshold"])) for each in report.figures["target"].values()
+               for points in each["operating_points"].values()}  # fmt: skip
+    found = []
+    json.loads(json.dumps(report.to_dict()), parse_float=lambda text: found.append(text))
+    assert len(found) > 100
+    assert not (scores - {"0.0", "1.0", "0.5"}) & set(found)
