@@ -7,12 +7,24 @@ import torch
 
 from kr_fast import _cpu
 from kr_fast.backends import registry
+from kr_fast.runtime import progress
+from kr_fast.runtime.log import logger
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _messages_as_they_were():
+    """What a command does to the package's messages ends with its test: pytest sees those of the next one."""
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+    progress.quiet(False)
 
 
 @pytest.fixture(params=_cpu.isa_available())

@@ -82,9 +82,7 @@ def test_one_wrapper_and_one_prefix_are_taken(tmp_path_factory, prefix, keys, sa
     assert same(saved, loaded)
 
 
-def test_what_was_done_is_said(tmp_path, caplog, monkeypatch):
-    # The command line's handler, where a test before has set it up, keeps records from pytest's own.
-    monkeypatch.setattr(logging.getLogger("kr_fast"), "propagate", True)
+def test_what_was_done_is_said(tmp_path, caplog):
     torch.save({"state_dict": {f"module.{k}": v for k, v in net().state_dict().items()}}, tmp_path / "w.pt")
     torch.save(net().state_dict(), tmp_path / "plain.pt")
     with caplog.at_level(logging.INFO, "kr_fast"):

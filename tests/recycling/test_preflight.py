@@ -93,8 +93,9 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, capsys, na
 
 def test_images_that_fill_the_memory(tmp_path):
     """A period of 1e9 images of 224 x 224 x 3 is 150 TB; batches of a million are too large as well."""
+    alone = {"side": 224, "channels": 3, "student_shadows": 0}  # as many shadow Students at a time as threads
     with pytest.raises(UserError, match=r"run: images must be smaller, as stage gkd needs 150.\d TB of memory, most"):
-        preflight.check(context(tmp_path, (4, 2, 2), side=224, channels=3, images=10**9))
+        preflight.check(context(tmp_path, (4, 2, 2), **alone, images=10**9))
     with pytest.raises(UserError, match=r"run: micro_batch must be smaller, as stage (tuning|gkd) needs .* TB"):
         preflight.check(context(tmp_path, (4, 2, 2), side=224, channels=3, micro_batch=10**6))
     with pytest.raises(UserError, match=r"run: generator_batch_size must be smaller, as stage generator needs .* TB"):
