@@ -214,6 +214,16 @@ PYBIND11_MODULE(_cpu, m) {
         },
         release());
 
+    m.def(
+        "winograd_pack",
+        [](Address weight, int64_t outputs, int64_t inputs, Address scale, Address transform, Address packed,
+           int threads) {
+            kr::winograd_pack({at<const float>(weight), outputs, inputs, at<const double>(scale),
+                               at<const double>(transform), at<float>(packed)},
+                              threads);
+        },
+        release());
+
     // roc
     m.def(
         "roc",

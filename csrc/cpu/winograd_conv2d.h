@@ -31,4 +31,15 @@ inline int64_t winograd_step(int64_t inputs) { return ((inputs + 15) / 16 * kWin
 
 void winograd_conv2d(const WinogradConv& call, int threads);
 
+// U = G (scale g) G^T in double of filters g, as WinogradConv::weight.
+struct WinogradPack {
+    const float* weight;  // [outputs, inputs, 3, 3]
+    int64_t outputs, inputs;
+    const double* scale;      // [outputs] or null for 1
+    const double* transform;  // G, [6, 3]
+    float* packed;
+};
+
+void winograd_pack(const WinogradPack& call, int threads);
+
 }  // namespace kr

@@ -216,6 +216,17 @@ WINOGRAD_ACTIVATIONS = {name: number for number, name in enumerate(ACTIVATIONS)}
 WINOGRAD_TILES = getattr(_cpu, "winograd_tiles", 1)  # that the kernel takes together
 
 
+def winograd_pack(weight: Tensor, scale: Tensor | None, transform: Tensor, packed: Tensor) -> bool:
+    """Fill ``packed`` with the transformed filters ``scale * weight``; False where it is left to the reference."""
+    if not hasattr(_cpu, "winograd_pack") or weight.device.type != "cpu":
+        return False
+    _cpu.winograd_pack(
+        weight.data_ptr(), *weight.shape[:2], _address(scale), transform.data_ptr(), packed.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return True
+
+
 @registry.kernel("winograd_conv2d", "cpu", refuses=accepts(torch.float32))
 def winograd_conv2d(x, weight, scale, bias, residual, activation, pool, y) -> None:
     batch, inputs, height, width = x.shape

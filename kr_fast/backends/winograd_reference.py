@@ -51,11 +51,13 @@ def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int, int]:
 
 
 @torch.no_grad()
-def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """``U = G g G^T`` of ``[O, I, 3, 3]`` in float64, as ``[36, blocks of outputs, inputs, outputs of a block]``."""
+def pack(weight: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
+    """``U = G (scale g) G^T`` of ``[O, I, 3, 3]`` in float64, as ``[36, blocks of outputs, inputs, outputs of a
+    block]``."""
     outputs, inputs = weight.shape[:2]
     block, g = block_of(outputs), transforms()[1].to(weight.device)
-    taps = weight.double().permute(2, 3, 1, 0).reshape(9, -1)
+    weight = weight.double() if scale is None else weight.double() * scale[:, None, None, None]
+    taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
     moved = (torch.kron(g, g) @ taps).to(dtype).view(36, inputs, outputs)
     padded = F.pad(moved, (0, -outputs % block, 0, -inputs % INPUTS))
     return padded.unflatten(2, (-1, block)).transpose(1, 2).contiguous()

@@ -12,16 +12,23 @@ _OP = "winograd_conv2d"
 _DTYPES = (torch.float32, torch.float64)
 # With fewer inputs the transforms of pixels cost more than the products that they save.
 FEWEST_INPUTS = 12
+# Of the 16 pixels of a tile. Sums by the definition, 9 a pixel, cost as much as the 36 of a tile with all that is
+# around them where 7 pixels are real: 2x2 and 5x5 pixels took the same time, 3x3 and 6x6 (9 a tile) 1.1 to 1.9 times
+# as long by the library, 4x4, 7x7 and 8x8 twice (64 to 512 channels, AVX-512).
+FEWEST_PIXELS = 8
 
 
-def gains(conv: nn.Conv2d, stride: tuple[int, ...], padding: tuple[int, ...] | str) -> bool:
-    """Whether float32 on this CPU is faster for ``conv`` (with this stride and padding) than the library's kernels.
+def gains(
+    conv: nn.Conv2d, stride: tuple[int, ...], padding: tuple[int, ...] | str, size: tuple[int, int] = (4, 4)
+) -> bool:
+    """Whether float32 on this CPU is faster for ``conv`` than the library's kernels, on images of ``size``.
 
-    Plain C++ would lose to them.
+    Plain C++ would lose to them, and so do images that leave most of their tiles empty.
     """
     form = (conv.kernel_size, stride, padding, conv.padding_mode, conv.dilation, conv.groups)
     fits = form == ((3, 3), (1, 1), (1, 1), "zeros", (1, 1), 1) and conv.in_channels >= FEWEST_INPUTS
-    return fits and cpu.isa() not in (None, "scalar")
+    tiles = -(-size[0] // 4) * -(-size[1] // 4)
+    return fits and size[0] * size[1] >= FEWEST_PIXELS * tiles and cpu.isa() not in (None, "scalar")
 
 
 def batch_size(count: int, images: int) -> int:
@@ -40,11 +47,13 @@ def batch_size(count: int, images: int) -> int:
     return whole if filled(whole) <= 1.04 * filled(count) else count
 
 
-def winograd_pack(weight: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight of :func:`winograd_conv2d`, transformed in float64: ``U = G g G^T`` for each output and input.
+@torch.no_grad()
+def winograd_pack(weight: Tensor, scale: Tensor | None = None, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight of :func:`winograd_conv2d`, transformed in float64: ``U = G (scale g) G^T`` for each output and input.
 
     Args:
         weight: ``[O, I, 3, 3]`` of any floating dtype.
+        scale: float64 ``[O]``, of a BatchNorm behind the convolution; None for 1.
         dtype: of the result, float32 or float64.
     Returns: ``[36, ceil(O / block), ceil(I / 16) * 16, block]``, block 16 for up to 16 outputs and 32 beyond; zeros
         where there is no output or input.
@@ -56,7 +65,16 @@ def winograd_pack(weight: Tensor, *, dtype: torch.dtype = torch.float32) -> Tens
         _check.fail("winograd_pack", "weight", "be floating point [O, I, 3, 3]", weight)
     if dtype not in _DTYPES:
         _check.fail("winograd_pack", "dtype", "be float32 or float64", dtype, TypeError)
-    return winograd_reference.pack(weight, dtype)
+    if scale is not None:
+        _check.tensor("winograd_pack", "scale", scale, ndim=1, dtypes=(torch.float64,))
+        if len(scale) != len(weight) or scale.device != weight.device:
+            _check.fail("winograd_pack", "scale", f"be [{len(weight)}] on {weight.device}", scale)
+    if weight.dtype != torch.float64 and dtype == torch.float32:
+        packed = torch.empty(packed_shape(*weight.shape[:2]), device=weight.device)
+        scale = None if scale is None else scale.contiguous()
+        if cpu.winograd_pack(weight.float().contiguous(), scale, winograd_reference.transforms()[1], packed):
+            return packed
+    return winograd_reference.pack(weight, dtype, scale)
 
 
 def _shape(x: Tensor, outputs: int, pool: bool) -> tuple[int, int, int, int]:
