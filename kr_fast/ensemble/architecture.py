@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from kr_fast.ensemble.networks import check_sizes, device_of, made
 from kr_fast.runtime.errors import UserError, fail
 
-PLAIN = (bool, int, float, str, tuple, type(None))
+PLAIN = (bool, int, str, tuple, type(None))  # a float may differ: it is a number of the model, as its weights are
 
 
 def as_modules(models: Sequence[nn.Module | Mapping[str, Tensor]], make_model: Callable | None) -> list[nn.Module]:
@@ -75,7 +76,7 @@ def compare_states(first: Mapping[str, Any], other: Mapping[str, Any], index: in
             _refuse(f"{name} {list(first[name].shape)} and {list(value.shape)}", index, "in 0 and")
         if value.dtype != first[name].dtype:
             _refuse(f"{name} {first[name].dtype} and {value.dtype}", index, "in 0 and")
-        if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
+        if value.dtype.is_floating_point and not bool(torch.isfinite(dense(value)).all()):
             raise UserError(f"ModelArray: weights must be finite, got {name} of model {index} with NaN or inf")
 
 
@@ -83,12 +84,22 @@ def _description(model: nn.Module) -> dict[str, tuple[type, str, dict]]:
     """Name -> class, options as printed, and plain attributes (a stride that forward reads)."""
     return {
         name: (
-            type(part),
+            _kind(part),
             part.extra_repr(),
             {k: v for k, v in vars(part).items() if k[:1] != "_" and k != "training" and isinstance(v, PLAIN)},
         )
         for name, part in model.named_modules()
     }
+
+
+def dense(value: Tensor) -> Tensor:
+    """``value``, of whatever layout, as a tensor that every function takes."""
+    return value if value.layout == torch.strided else value.to_dense()
+
+
+def _kind(part: nn.Module) -> type:
+    """The class, but for those that torch makes anew for each object."""
+    return fx.GraphModule if isinstance(part, fx.GraphModule) else type_before_parametrizations(part)
 
 
 def _compare_parts(first: dict, other: dict, index: int) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from kr_fast.data import Draws, shown
 from kr_fast.ensemble import architecture
-from kr_fast.ensemble.lowering import Unsupported
 from kr_fast.ensemble.stack import Saved, Stack
 from kr_fast.ensemble.stacked import StackedGraph
 from kr_fast.ensemble.stacked_check import check
+from kr_fast.ensemble.tracing import Unsupported
 from kr_fast.ensemble.training import Steps, TrainConfig, epoch_draws, make_optimizer
 from kr_fast.ensemble.workers import Job
 from kr_fast.runtime import files, seeds

@@ -14,8 +14,10 @@ from torch import Tensor, fx, nn
 from kr_fast.ensemble import residual_blocks
 from kr_fast.ensemble.block_layers import BoundLayer, Pixels
 from kr_fast.ensemble.layers import bind
-from kr_fast.ensemble.lowering import Unsupported, shape
-from kr_fast.ensemble.program import Graph, attribute
+from kr_fast.ensemble.lowering import shape
+from kr_fast.ensemble.networks import own_words
+from kr_fast.ensemble.program import Graph
+from kr_fast.ensemble.tracing import Unsupported
 from kr_fast.ops.model_conv2d import View
 from kr_fast.runtime.log import logger
 
@@ -70,8 +72,7 @@ class Batched(Graph):
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-            why = str(error).strip().split("\n")[0]
-            raise Unsupported(f"a step cannot take several models ({type(error).__name__}: {why})") from None
+            raise Unsupported(f"a step cannot take several models ({own_words(error)})") from None
 
     def only(self, kernels: dict[str, str]) -> dict[str, str]:
         """``kernels`` where this program has them, and else what is expected best."""
@@ -133,11 +134,9 @@ class Batched(Graph):
         return either
 
     def _attribute(self, node: fx.Node) -> Callable:
-        found = [attribute(model, node.target) for model in self.models]
-        if isinstance(found[0], Tensor):
-            found = [each.detach().to(self.dtype) if each.is_floating_point() else each.detach() for each in found]
-            if all(torch.equal(each, found[0]) for each in found):
-                return lambda values, block, chunk: found[0]
+        found = [self.tensor(model, node, self.dtype) for model in self.models]
+        if isinstance(found[0], Tensor) and all(torch.equal(each, found[0]) for each in found):
+            return lambda values, block, chunk: found[0]
         return lambda values, block, chunk: Each(found[block])
 
     def _plain(self, value: object, block: slice) -> object:

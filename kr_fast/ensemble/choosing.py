@@ -18,9 +18,10 @@ from torch import fx
 
 from kr_fast.ensemble.block_layers import LAST, BoundLayer, Pixels
 from kr_fast.ensemble.blocks import Batched
-from kr_fast.ensemble.lowering import Unsupported, shape
-from kr_fast.ensemble.program import GPU_BUDGET, GPU_MOST
+from kr_fast.ensemble.chunks import GPU_BUDGET, GPU_MOST
+from kr_fast.ensemble.lowering import shape
 from kr_fast.ensemble.residual_blocks import KERNEL, BoundBlock
+from kr_fast.ensemble.tracing import Unsupported
 from kr_fast.ops.model_conv2d import View
 from kr_fast.runtime.errors import fail, first_line
 from kr_fast.runtime.log import logger

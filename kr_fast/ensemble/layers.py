@@ -14,13 +14,18 @@ from torch import Tensor, nn
 
 from kr_fast.ensemble.lowering import Activation, Layer
 from kr_fast.ensemble.precision import HALF, rounded
-from kr_fast.ops.winograd_conv2d import packed_shape, winograd_pack
+from kr_fast.ops.winograd_conv2d import winograd_pack
 
 LAST = torch.channels_last
 # The bits of an image must not follow from how many images stand beside it. BLAS chooses its order of sums by the
-# number of rows, so products have ROWS rows each; torch's exponentials take the last elements, fewer than two vectors,
-# by other code, so buffers of odd sizes are padded.
+# number of rows, so products have ROWS rows each; oneDNN does so for a single row alone, so its products have ROWS rows
+# at least. torch's exponentials take the last elements, fewer than two vectors, by other code, so buffers of odd sizes
+# are padded.
 ROWS, VECTORS = 32, 32
+USUAL_ROWS = 256  # for which weights of products are packed
+# oneDNN takes the pixels of one image together, and a 1x1 convolution of fewer reads all weights for each image: as a
+# product of all images' pixels by the weights it took a third (1 pixel) to two thirds (9) of the time.
+FEW_PIXELS = 16
 FOLDED = 1 << 17
 _ACTIVATIONS: dict[str, Callable] = {
     "relu": lambda x, scalars, algorithm: x.relu_(),
@@ -43,7 +48,10 @@ def packs(device_type: str, dtype: torch.dtype) -> bool:
     if device_type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     ops = torch.ops.mkldnn
-    names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
+    names = (
+        "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight", "_linear_pointwise",
+        "_reorder_linear_weight",
+    )  # fmt: skip
     if not all(hasattr(ops, name) for name in names):
         return False
     return dtype == torch.float32 or bool(ops._is_mkldnn_bf16_supported())
@@ -58,17 +66,32 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return a, b if norm.bias is None else b + norm.bias.double()
 
 
-def folded(layer: Layer, model: nn.Module, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the outputs ``rows`` in float64 with the BatchNorm in them."""
-    part = model.get_submodule(layer.module)
+def _filters(layer: Layer, model: nn.Module) -> Tensor:
+    """The weight as the layer has it, without the taps that it leaves out."""
+    weight = model.get_submodule(layer.module).weight
+    return weight if layer.taps is None else weight[(slice(None), slice(None), *layer.taps)]
+
+
+def folded(layer: Layer, model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in float64 with the BatchNorm in them."""
     if layer.kind == "affine":
-        return _affine(part)
-    weight, bias = part.weight[rows].double(), None if part.bias is None else part.bias[rows].double()
-    if layer.norm is not None:
-        a, b = (each[rows] for each in _affine(model.get_submodule(layer.norm)))
-        weight = weight * a.view(-1, *[1] * (weight.ndim - 1))
-        bias = b if bias is None else b + a * bias
-    return weight, bias
+        return _affine(model.get_submodule(layer.module))
+    weight, (scale, bias) = _filters(layer, model).double(), _folds(layer, model)
+    return weight if scale is None else weight * _as_filters(scale, weight), bias
+
+
+def _folds(layer: Layer, model: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """float64 ``a``, ``b`` with ``norm(conv(x)) = (a weight) x + b``; None for 1 and 0."""
+    part = model.get_submodule(layer.module)
+    bias = None if part.bias is None else part.bias.double()
+    if layer.norm is None:
+        return None, bias
+    a, b = _affine(model.get_submodule(layer.norm))
+    return a, b if bias is None else b + a * bias
+
+
+def _as_filters(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (weight.ndim - 1))
 
 
 def _rounded(layer: Layer, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -76,15 +99,19 @@ def _rounded(layer: Layer, model: nn.Module, dtype: torch.dtype) -> tuple[Tensor
     if layer.kind == "affine":
         weight, bias = _affine(model.get_submodule(layer.module))
         return weight.detach().to(dtype), bias.detach()
-    whole = model.get_submodule(layer.module).weight
-    weight, biases = torch.empty_like(whole, dtype=dtype, memory_format=torch.contiguous_format), []
+    whole, (scale, bias) = _filters(layer, model).detach(), _folds(layer, model)
+    bias = None if bias is None else bias.detach()
+    if scale is None and dtype not in HALF:
+        return whole.to(dtype).contiguous(), bias
+    weight = torch.empty_like(whole, dtype=dtype, memory_format=torch.contiguous_format)
     step = max(FOLDED // max(whole[:1].numel(), 1), 1)
     for start in range(0, len(whole), step):
         rows = slice(start, start + step)
-        part, bias = folded(layer, model, rows)
-        weight[rows] = rounded(part.detach(), dtype)
-        biases.append(bias)
-    return weight.detach(), None if biases[0] is None else torch.cat(biases).detach()
+        part = whole[rows].double()
+        if scale is not None:
+            part.mul_(_as_filters(scale.detach()[rows], part))
+        weight[rows] = rounded(part, dtype)
+    return weight, bias
 
 
 def bind(layer: Layer, model: nn.Module, dtype: torch.dtype, shape: tuple[int, ...]) -> Callable[..., Tensor]:
@@ -95,14 +122,15 @@ def bind(layer: Layer, model: nn.Module, dtype: torch.dtype, shape: tuple[int, .
     if layer.winograd:
         return _winograd(layer, model)
     weight, bias = _rounded(layer, model, dtype)
+    packed = packs(weight.device.type, dtype)
     # oneDNN adds a float32 bias before it rounds; torch's binding allows it where nothing else is added.
-    exact = layer.kind == "conv" and packs(weight.device.type, dtype) and not layer.add
+    exact = layer.kind == "conv" and packed and not layer.add
     bias = None if bias is None else bias.to(torch.float32 if exact and dtype in HALF else dtype)
     if layer.kind == "conv":
         return _conv(layer, model.get_submodule(layer.module), weight, bias, shape)
-    after = _after(layer.activation)
     if layer.kind == "linear":
-        return _linear(weight, bias, after)
+        return _packed_linear(layer, weight, bias) if packed else _linear(weight, bias, _after(layer.activation))
+    after = _after(layer.activation)
     if len(shape) == 4:
         weight, bias = weight.view(1, -1, 1, 1), bias.view(1, -1, 1, 1)
     return lambda x: after(torch.addcmul(bias, x, weight))
@@ -113,10 +141,37 @@ def _linear(weight: Tensor, bias: Tensor | None, after: Callable[[Tensor], Tenso
         return lambda x: after(F.linear(x, weight, bias))
 
     def product(x: Tensor) -> Tensor:
-        count, short = len(x), -len(x) % ROWS
-        x = torch.cat([x, x.new_zeros(short, *x.shape[1:])]) if short else x.contiguous()
-        found = [after(F.linear(part, weight, bias)) for part in x.split(ROWS)]
-        return (found[0] if len(found) == 1 else torch.cat(found))[:count]
+        rows = x.reshape(-1, x.shape[-1])
+        found = [after(F.linear(part, weight, bias)) for part in _filled(rows, -len(rows) % ROWS).split(ROWS)]
+        return (found[0] if len(found) == 1 else torch.cat(found))[: len(rows)].view(*x.shape[:-1], len(weight))
+
+    return product
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    """``rows`` ``[N, C]`` and ``count`` rows of zeros, contiguous."""
+    return torch.cat([rows, rows.new_zeros(count, rows.shape[1])]) if count > 0 else rows.contiguous()
+
+
+def _packed_linear(layer: Layer, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    product = _product(layer, weight, bias)
+    return lambda x: product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], len(weight))
+
+
+def _product(layer: Layer, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+    """``act(x W^T + b + other)`` of rows ``[R, C]`` by oneDNN, with the packed weight."""
+    ops = torch.ops.mkldnn
+    weight = ops._reorder_linear_weight(weight, USUAL_ROWS)
+    name, scalars, algorithm = layer.activation or ("none", (), "")
+    scalars, after = list(scalars), _after(layer.activation)
+
+    def product(rows: Tensor, other: Tensor | None = None) -> Tensor:
+        count = len(rows)
+        rows = _filled(rows, ROWS - count)
+        if other is None:
+            return ops._linear_pointwise.default(rows, weight, bias, name, scalars, algorithm)[:count]
+        other = _filled(other, ROWS - count)
+        return after(ops._linear_pointwise.binary(rows, other, weight, bias, "add"))[:count]
 
     return product
 
@@ -146,6 +201,12 @@ def _after(activation: Activation | None) -> Callable[[Tensor], Tensor]:
 
 def _conv(layer: Layer, part: nn.Conv2d, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Callable:
     stride, padding, dilation, groups = list(layer.stride), list(layer.padding), list(part.dilation), part.groups
+    point = weight.shape[2:] == (1, 1) and stride == [1, 1] and padding == [0, 0] and shape[2] * shape[3] < FEW_PIXELS
+    whole = tuple(weight.shape[2:]) == tuple(shape[2:]) and padding == [0, 0] and dilation == [1, 1]
+    if point and weight.device.type == "cpu" and groups == len(weight) == part.in_channels:
+        return _scaled(layer, weight, bias)
+    if (point or whole) and groups == 1 and packs(weight.device.type, weight.dtype):
+        return _pixels(layer, weight, bias)
     if not packs(weight.device.type, weight.dtype):
         weight, after = weight.contiguous(memory_format=LAST), _after(layer.activation)
 
@@ -173,6 +234,33 @@ def _conv(layer: Layer, part: nn.Conv2d, weight: Tensor, bias: Tensor | None, sh
     return summed
 
 
+def _scaled(layer: Layer, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+    """A depthwise filter of one tap."""
+    weight, after = weight.view(1, -1, 1, 1), _after(layer.activation)
+    bias = weight.new_zeros(()) if bias is None else bias.to(weight.dtype).view(1, -1, 1, 1)
+
+    def run(x: Tensor, other: Tensor | None = None) -> Tensor:
+        y = torch.addcmul(bias, _dense(x), weight)
+        return after(y if other is None else y.add_(other))
+
+    return run
+
+
+def _pixels(layer: Layer, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+    """A 1x1 convolution of few pixels, or one by filters of the image's size, as one product for all images."""
+    taps, outputs = weight[0, 0].numel(), len(weight)
+    weight = weight.permute(0, 2, 3, 1).reshape(outputs, -1)
+    product = _product(layer, weight, None if bias is None else bias.to(weight.dtype))
+
+    def run(x: Tensor, *other: Tensor) -> Tensor:
+        height, width = x.shape[2:] if taps == 1 else (1, 1)
+        rows = [_dense(x).permute(0, 2, 3, 1).reshape(-1, weight.shape[1])]
+        rows += [_dense(each).permute(0, 2, 3, 1).reshape(-1, outputs) for each in other]
+        return product(*rows).view(len(x), height, width, outputs).permute(0, 3, 1, 2)
+
+    return run
+
+
 # lowering's names of activations that are fused into winograd_conv2d
 _WINOGRAD: dict[Activation | None, str | None] = {
     None: None,
@@ -183,16 +271,10 @@ _WINOGRAD: dict[Activation | None, str | None] = {
 
 
 def _winograd(layer: Layer, model: nn.Module) -> Callable[..., Tensor]:
-    part, biases = model.get_submodule(layer.module), []
-    weight, outputs = torch.empty(packed_shape(part.out_channels, part.in_channels)), part.out_channels
-    block = weight.shape[3]
-    blocks = max(FOLDED // (4 * part.in_channels * 9 * block), 1)  # transformed, a filter is four times as large
-    for first in range(0, weight.shape[1], blocks):
-        rows, bias = folded(layer, model, slice(first * block, (first + blocks) * block))
-        rows = F.pad(rows.detach(), (0,) * 7 + (-len(rows) % block,))  # a last block is packed as the others
-        weight[:, first : first + blocks] = winograd_pack(rows)
-        biases.append(bias)
-    scale, bias = None, None if biases[0] is None else torch.cat(biases)
+    part = model.get_submodule(layer.module)
+    scale, bias = (None if each is None else each.detach() for each in _folds(layer, model))
+    outputs, weight = part.out_channels, winograd_pack(part.weight.detach(), scale)
+    scale = None
     if layer.pool_norm is not None:
         scale, shift = _affine(model.get_submodule(layer.pool_norm))
         bias = shift if bias is None else shift + scale * bias

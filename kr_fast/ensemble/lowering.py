@@ -6,17 +6,17 @@ that no rule knows stay as they were traced and run exactly as in the module.
 """
 
 import dataclasses
+import math
 import operator
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
+from kr_fast.ensemble import kinds
+from kr_fast.ensemble.kinds import Activation
+from kr_fast.ensemble.tracing import Traced, Unsupported, keeps_forward, shapes, trace
 from kr_fast.ops.winograd_conv2d import gains
-
-# (attribute of oneDNN's epilogue, scalars, algorithm)
-Activation = tuple[str, tuple[float, ...], str]
 
 
 @dataclasses.dataclass
@@ -35,13 +35,19 @@ class Layer:
     winograd: bool = False  # by kr_fast.winograd_conv2d
     pool: bool = False  # the largest of 2x2 pixels is taken before ``pool_norm`` and the activation
     pool_norm: str | None = None  # a BatchNorm behind the pooling
+    taps: tuple[slice, slice] | None = None  # of the filter: the others see the border of zeros alone
 
 
-class Unsupported(Exception):
-    """The module cannot be traced, or not folded; the message says why."""
+@dataclasses.dataclass
+class Lowered:
+    """A graph, its layers, and the tensors that the forward makes (see tracing.py)."""
+
+    graph: fx.Graph
+    layers: dict[fx.Node, Layer]
+    constants: dict[str, torch.Tensor]
 
 
-def lower(model: nn.Module, example: torch.Tensor, *, winograd: bool = False) -> tuple[fx.Graph, dict[fx.Node, Layer]]:
+def lower(model: nn.Module, example: torch.Tensor, *, winograd: bool = False) -> Lowered:
     """The graph of ``model`` (in eval mode) for images like ``example``, and the recipes of its layers.
 
     ``winograd``: 3x3 convolutions that gain by it are marked as such, and take the pooling behind them.
@@ -49,15 +55,10 @@ def lower(model: nn.Module, example: torch.Tensor, *, winograd: bool = False) ->
     Raises: Unsupported.
     """
     for name, part in model.named_modules():
-        if isinstance(part, nn.modules.batchnorm._NormBase) and part.running_mean is None:
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
             raise Unsupported(f"{name} has no running statistics")
-        if part._forward_hooks or part._forward_pre_hooks:
-            raise Unsupported(f"{name or 'the model'} has forward hooks")
-    try:
-        traced = fx.symbolic_trace(model)
-        ShapeProp(traced).propagate(example)
-    except Exception as error:  # whatever a module's own code may raise when it meets a proxy
-        raise Unsupported(f"torch.fx cannot trace it ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+    traced = trace(model)
+    shapes(traced, example.clone(memory_format=torch.contiguous_format))  # a forward may write into its input
     builder = _Builder(traced)
     builder.simplify()
     builder.find_layers()
@@ -65,9 +66,10 @@ def lower(model: nn.Module, example: torch.Tensor, *, winograd: bool = False) ->
     if winograd:
         builder.mark_winograd()
     if example.device.type == "cpu":
+        builder.trim()
         builder.pool_averages()
     traced.graph.lint()
-    return traced.graph, builder.layers
+    return Lowered(traced.graph, builder.layers, traced.constants)
 
 
 def shape(node: fx.Node) -> tuple[int, ...] | None:
@@ -76,10 +78,18 @@ def shape(node: fx.Node) -> tuple[int, ...] | None:
     return tuple(meta.shape) if hasattr(meta, "shape") else None
 
 
+def products(node: fx.Node, layer: Layer, part: nn.Module) -> int:
+    """Multiplications of a convolution or linear layer by the definition, for the example's images; pixels that are
+    pooled away are left out."""
+    taps = part.weight.shape[2:] if layer.taps is None else [each.stop - each.start for each in layer.taps]
+    return math.prod(shape(node)) * part.weight.shape[1] * math.prod(taps)
+
+
 def _only_input(node: fx.Node) -> fx.Node | None:
     return node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
 
 
+READING = {getattr, operator.getitem, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}
 ADDS = (operator.add, operator.iadd, torch.add)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 MOST_POOLED = 4096  # pixels that avg_pool2d may add up one after the other in float32
@@ -98,8 +108,8 @@ def pixel_step(node: fx.Node) -> tuple[int, int] | None:
 
 
 class _Builder:
-    def __init__(self, traced: fx.GraphModule):
-        self.graph, self.modules = traced.graph, dict(traced.named_modules())
+    def __init__(self, traced: Traced):
+        self.graph, self.modules = traced.graph, dict(traced.model.named_modules(remove_duplicate=False))
         self.layers: dict[fx.Node, Layer] = {}
 
     def module(self, node: fx.Node) -> nn.Module | None:
@@ -110,15 +120,19 @@ class _Builder:
         self.graph.erase_node(node)
 
     def simplify(self) -> None:
-        """Drop what does nothing in eval mode: Identity, Dropout, x[:, :, ::1, ::1]."""
-        nothing = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+        """Drop what does nothing in eval mode: Identity, Dropout, x[:, :, ::1, ::1], checks of shapes, and what only
+        they read."""
         for node in list(self.graph.nodes):
             source = _only_input(node)
-            if source is None:
-                continue
-            full = node.target is operator.getitem and pixel_step(node) == (1, 1) and shape(node) == shape(source)
-            if type(self.module(node)) in nothing or full:
-                self.replace(node, source)
+            if node.target is torch._assert and not node.users and (source is None or shape(source) is None):
+                self.graph.erase_node(node)
+            elif source is not None:
+                full = node.target is operator.getitem and pixel_step(node) == (1, 1) and shape(node) == shape(source)
+                if full or kinds.does_nothing(node, self.modules):
+                    self.replace(node, source)
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.target in READING:
+                self.graph.erase_node(node)
 
     def pool_averages(self) -> None:
         """Averages over all pixels by avg_pool2d, whose sums have one order for any batch."""
@@ -137,7 +151,7 @@ class _Builder:
 
     def is_average(self, node: fx.Node) -> bool:
         module = self.module(node)
-        if type(module) is nn.AdaptiveAvgPool2d or node.target is F.adaptive_avg_pool2d:
+        if keeps_forward(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
             return shape(node)[2:] == (1, 1)
         if not (node.op == "call_method" and node.target == "mean") and node.target is not torch.mean:
             return False
@@ -149,35 +163,67 @@ class _Builder:
 
     def find_layers(self) -> None:
         for node in list(self.graph.nodes):
-            module, source = self.module(node), _only_input(node)
-            padding = _padding(module) if type(module) is nn.Conv2d else None
-            if padding is not None:
-                self.layers[node] = Layer("conv", node.target, stride=module.stride, padding=padding)
-                self.merge_step(node, module)
-            elif type(module) is nn.Linear:
-                self.layers[node] = Layer("linear", node.target)
-            elif type(module) in (nn.BatchNorm2d, nn.BatchNorm1d) and source is not None:
-                self.fold_norm(node, source)
+            source = _only_input(node)
+            if source is None or node.op not in ("call_module", "call_function"):
+                continue
+            if (found := kinds.convolution(node, self.modules)) and len(shape(node) or ()) == 4:
+                name, stride, padding = found
+                self.layers[node] = Layer("conv", name, stride=stride, padding=padding)
+                self.alone(node, source)
+                self.merge_step(node, self.modules[name])
+            elif name := kinds.linear(node, self.modules):
+                self.layers[node] = Layer("linear", name)
+                self.alone(node, source)
+            elif name := kinds.batch_norm(node, self.modules):
+                self.fold_norm(node, source, name)
+
+    def alone(self, node: fx.Node, source: fx.Node) -> None:
+        """The input is a layer's one argument: what a function takes beside it are the layer's weights."""
+        weights = [each for each in node.all_input_nodes if each is not source]
+        node.args, node.kwargs = (source,), {}
+        for each in weights:
+            if not each.users:
+                self.graph.erase_node(each)
 
     def merge_step(self, node: fx.Node, module: nn.Conv2d) -> None:
         """A 1x1 convolution of every other pixel is a strided one."""
         source = node.args[0]
         step = pixel_step(source)
         if step and len(source.users) == 1 and module.kernel_size == (1, 1) and self.layers[node].padding == (0, 0):
-            self.layers[node].stride = (module.stride[0] * step[0], module.stride[1] * step[1])
+            stride = self.layers[node].stride
+            self.layers[node].stride = (stride[0] * step[0], stride[1] * step[1])
             node.args = (source.args[0],)
             self.graph.erase_node(source)
 
-    def fold_norm(self, node: fx.Node, source: fx.Node) -> None:
-        layer = self.layers.get(source)
-        wanted = nn.BatchNorm2d if layer and layer.kind == "conv" else nn.BatchNorm1d
-        flat = len(shape(source) or ()) == (4 if wanted is nn.BatchNorm2d else 2)
-        folds = layer and layer.kind != "affine" and layer.norm is None and len(source.users) == 1 and flat
-        if folds and type(self.module(node)) is wanted:
-            layer.norm = node.target
+    def fold_norm(self, node: fx.Node, source: fx.Node, name: str) -> None:
+        layer, dims = self.layers.get(source), len(shape(node) or ())
+        folds = layer and layer.kind != "affine" and layer.norm is None and len(source.users) == 1
+        if folds and dims == (4 if layer.kind == "conv" else 2):
+            layer.norm = name
+            self.alone(node, source)
             self.replace(node, source)
-        elif len(shape(node) or ()) in (2, 4):
-            self.layers[node] = Layer("affine", node.target)
+        elif dims in (2, 4):
+            self.layers[node] = Layer("affine", name)
+            self.alone(node, source)
+
+    def trim(self) -> None:
+        """Leave out the taps of a filter that see the border alone, as all but one of 3x3 do on a single pixel.
+
+        Raises: Unsupported where all taps do: oneDNN ends the process there if channels lie last.
+        """
+        for node, layer in self.layers.items():
+            before, after = shape(node.args[0]), shape(node)
+            if layer.kind != "conv" or layer.winograd or not before or not after:
+                continue
+            conv = self.modules[layer.module]
+            per_axis = (before[2:], after[2:], conv.kernel_size, layer.stride, layer.padding, conv.dilation)
+            sizes = list(zip(*per_axis, strict=True))
+            seen = [_seen(*size) for size in sizes]
+            if not all(seen):
+                raise Unsupported(f"{layer.module} sees no pixel")
+            kept = [_kept(taps, *size) for taps, size in zip(seen, sizes, strict=True)]
+            if any(taps != slice(0, k) for (taps, _), k in zip(kept, conv.kernel_size, strict=True)):
+                layer.taps, layer.padding = tuple(taps for taps, _ in kept), tuple(padding for _, padding in kept)
 
     def fuse(self) -> None:
         for node in list(self.layers):
@@ -188,7 +234,7 @@ class _Builder:
             self.stand_alone(node)
 
     def stand_alone(self, node: fx.Node) -> None:
-        found, source = self.activation(node), _only_input(node)
+        found, source = kinds.activation(node, self.modules), _only_input(node)
         if found and source is not None and len(source.users) == 1 and node not in self.layers:
             self.layers[node] = Layer("activation", "", activation=found)
 
@@ -197,23 +243,10 @@ class _Builder:
 
     def fuse_activation(self, node: fx.Node) -> None:
         layer, user = self.layers[node], self.follower(node)
-        found = None if user is None or layer.activation else self.activation(user)
+        found = None if user is None or layer.activation else kinds.activation(user, self.modules)
         if found:
             layer.activation = found
             self.replace(user, node)
-
-    def activation(self, node: fx.Node) -> Activation | None:
-        module = self.module(node)
-        if module is not None:
-            return _module_activation(module)
-        kwargs = {key: value for key, value in node.kwargs.items() if key != "inplace"}
-        if len(node.args) > 1:
-            return None
-        if node.op == "call_method":
-            return None if kwargs else _METHODS.get(node.target)
-        if node.target is F.gelu and set(kwargs) <= {"approximate"}:
-            return ("gelu", (), kwargs.get("approximate", "none"))
-        return None if kwargs or node.op != "call_function" else _FUNCTIONS.get(node.target)
 
     def fuse_add(self, node: fx.Node) -> None:
         """conv + other, and the ReLU behind the sum: the convolution moves to where the sum stood."""
@@ -239,14 +272,16 @@ class _Builder:
         self.graph.erase_node(node)
         del self.layers[node]
         user = self.follower(moved)
-        if user is not None and (self.activation(user) or ("",))[0] == "relu":
+        if user is not None and (kinds.activation(user, self.modules) or ("",))[0] == "relu":
             self.layers[moved].activation = ("relu", (), "")
             self.replace(user, moved)
         self.layers[moved].in_place = self.dies_here(other, moved)
 
     def mark_winograd(self) -> None:
         for node, layer in list(self.layers.items()):
-            if layer.kind == "conv" and gains(self.modules[layer.module], layer.stride, layer.padding):
+            if layer.kind == "conv" and gains(
+                self.modules[layer.module], layer.stride, layer.padding, shape(node.args[0])[2:]
+            ):
                 layer.winograd, layer.in_place = True, False
                 self.fuse_pool(node)
 
@@ -254,7 +289,7 @@ class _Builder:
         """The 2x2 maximum behind a convolution (a ReLU between them may as well follow), and what follows that."""
         layer, pool = self.layers[node], self.follower(node)
         plain = not layer.add and (layer.activation or ("relu",))[0] == "relu"
-        if pool is None or not plain or not _is_pool(self.module(pool), shape(node)):
+        if pool is None or not plain or not kinds.is_pool_of_pairs(self.module(pool), shape(node)):
             return
         layer.pool = True
         node.meta["tensor_meta"] = pool.meta["tensor_meta"]
@@ -293,45 +328,15 @@ class _Builder:
         )
 
 
-def _is_pool(module: nn.Module | None, before: tuple[int, ...]) -> bool:
-    if type(module) is not nn.MaxPool2d or min(before[2:]) < 2 or module.ceil_mode or module.return_indices:
-        return False
-    pairs = [v if isinstance(v, tuple) else (v, v) for v in (module.kernel_size, module.stride)]
-    return pairs == [(2, 2), (2, 2)] and module.padding in (0, (0, 0)) and module.dilation in (1, (1, 1))
+def _seen(before: int, after: int, taps: int, stride: int, padding: int, step: int) -> list[int]:
+    """Along one axis, the taps of a filter that see a pixel at any place."""
+    places = range(after)
+    return [t for t in range(taps) if any(0 <= place * stride - padding + t * step < before for place in places)]
 
 
-def _padding(conv: nn.Conv2d) -> tuple[int, ...] | None:
-    """Zeros on each side of both axes, or None where there is something else or more on one side."""
-    if conv.padding_mode != "zeros":
-        return None
-    if conv.padding == "valid":
-        return (0, 0)
-    if conv.padding != "same":
-        return conv.padding
-    spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    return None if any(span % 2 for span in spans) else tuple(span // 2 for span in spans)
-
-
-_RELU: Activation = ("relu", (), "")
-_METHODS = {"relu": _RELU, "relu_": _RELU, "sigmoid": ("sigmoid", (), ""), "tanh": ("tanh", (), "")}
-_FUNCTIONS = {
-    F.relu: _RELU,
-    torch.relu: _RELU,
-    F.relu6: ("hardtanh", (0.0, 6.0), ""),
-    F.silu: ("swish", (), ""),
-    F.hardswish: ("hardswish", (), ""),
-    torch.sigmoid: ("sigmoid", (), ""),
-    torch.tanh: ("tanh", (), ""),
-}
-
-
-def _module_activation(module: nn.Module) -> Activation | None:
-    kind = type(module)
-    if kind is nn.GELU:
-        return ("gelu", (), module.approximate)
-    if kind is nn.LeakyReLU:
-        return ("leaky_relu", (module.negative_slope,), "")
-    if kind is nn.ReLU6:
-        return ("hardtanh", (0.0, 6.0), "")
-    names = {nn.ReLU: "relu", nn.SiLU: "swish", nn.Hardswish: "hardswish", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
-    return (names[kind], (), "") if kind in names else None
+def _kept(seen: list[int], before: int, after: int, taps: int, stride: int, padding: int, step: int):
+    """The taps to keep and the padding for them: those that are seen, unless they need more zeros on one side."""
+    first, last = seen[0], seen[-1]
+    left = padding - first * step
+    fits = left >= 0 and (before + 2 * left - step * (last - first) - 1) // stride + 1 == after
+    return (slice(first, last + 1), left) if fits else (slice(0, taps), padding)

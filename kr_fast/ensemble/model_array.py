@@ -12,22 +12,25 @@ from torch import Tensor, nn
 import kr_fast
 from kr_fast.ensemble import architecture, parallel
 from kr_fast.ensemble.blocks import Batched
+from kr_fast.ensemble.checking import check_all, is_close, own_answer, shown
 from kr_fast.ensemble.choosing import Plan, choose, plans
-from kr_fast.ensemble.lowering import Unsupported
-from kr_fast.ensemble.networks import answer
-from kr_fast.ensemble.program import KEPT, Eager, Program
+from kr_fast.ensemble.eager import Eager
+from kr_fast.ensemble.networks import answer, own_words
+from kr_fast.ensemble.program import Program
 from kr_fast.ensemble.queries import Query, as_queries
 from kr_fast.ensemble.signal_files import SignalFiles, recorded
 from kr_fast.ensemble.sweep import Sweep, view_of
+from kr_fast.ensemble.tracing import Unsupported
 from kr_fast.ops.membership_signals import SIGNALS, membership_signals
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_images, as_labels
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-EAGER_CHUNK, REFERENCE_BATCH = 256, 5000
+REFERENCE_BATCH = 5000
+AMONG = 4  # images, of which two are looked at: an answer may not follow from the others
 PIECES = 64  # pieces of work between two writes to a file
 BATCHED = ("cuda",)  # device types on which models are batched
 # How far, beside the largest, logits may lie from those of other kernels.
@@ -39,7 +42,7 @@ class ModelArray:
 
     The architecture is traced once (torch.fx); every BatchNorm that follows a convolution or linear layer is folded
     into it in float64; ReLU, GELU, SiLU, Hardswish, sigmoid and residual sums join the convolution before them; all
-    other layers run as they are. Weights are taken at the first images, or at every call where they exceed 16 MiB: do
+    other layers run as they are. Weights are taken at the first images, or at every call where they exceed 256 MiB: do
     not change them. A module that cannot be traced or folded runs by its own forward, model after model, and one log
     line says so.
 
@@ -210,12 +213,13 @@ class ModelArray:
             stop = min(start + program.chunk, rows.stop)
             size = program.chunk if program.padded else stop - start
             x = self._chunk_of(images[start:stop], queries[a], size, program.input_dtype)
+            x = x.contiguous() if isinstance(program, Eager) else x  # as a loop over the models shows them
             for m, model in models:
-                take(a, start, stop, m, model(x)[: stop - start])
+                logits = answer("ModelArray", "models", model, x, program.classes)
+                take(a, start, stop, m, logits[: stop - start].float())
 
-        size = len(self) if program.keeps else max(1, KEPT // max(program.weight_bytes, 1))
-        for first in range(0, len(self), size):
-            bound = [(m, program.bind(m)) for m in range(first, min(first + size, len(self)))]
+        for first in range(0, len(self), program.together):
+            bound = [(m, program.bind(m)) for m in range(first, min(first + program.together, len(self)))]
             # Few chunks: the models of one are shared out too, so that every thread has work.
             parts = min(len(bound), -(-4 * threads // max(len(chunks), 1))) if threads > 1 else 1
             cuts = [len(bound) * part // parts for part in range(parts + 1)]
@@ -252,72 +256,81 @@ class ModelArray:
         known = self._programs.get(key)
         if known is None or (record and isinstance(known, Sweep) and known.record != record):
             self._programs[key] = self._build(images, size, record)
-        return self._programs[key]
+        found = self._programs[key]
+        if not isinstance(found, Sweep):
+            found.fit(len(images), free_memory(self.device))
+        return found
 
     @torch.inference_mode()
     def _build(self, images: Tensor, size: tuple[int, int], record: dict | None) -> Program | Eager | Sweep:
-        shown = images[:2] if len(images) >= 2 else images.new_zeros(2, *images.shape[1:])
-        sample = self._chunk_of(shown, Query(size=tuple(size)), 2, self.own_dtype)
-        wanted = answer("ModelArray", "models", self.models[0], sample.clone())
+        two = shown(images)
+        sample = self._chunk_of(two, Query(size=tuple(size)), 2, self.own_dtype)
+        wanted, why = own_answer(self.models[0], sample)
         if self.bn == "batch":
-            chunk = self._chunk or REFERENCE_BATCH
-            return Eager(self.models, sample, self.dtype, chunk, padded=False, batch_norm=True)
+            return Eager(self.models, sample, self.dtype, self._chunk or REFERENCE_BATCH, batch_norm=True)
+        try:
+            if why is not None:
+                raise Unsupported(why)
+            return self._traced(two, size, sample, wanted, len(images), record)
+        except Unsupported as reason:
+            logger.warning("ModelArray: models run one by one in their own forward: %s", reason)
+        return Eager(self.models, sample, self.dtype, self._chunk, batch_norm=False)
+
+    def _traced(self, two: Tensor, size, sample: Tensor, wanted: Tensor, images: int, record) -> Program | Sweep:
+        """Raises Unsupported."""
         why = None
         if self.device.type in BATCHED and self.dtype != torch.float64:
             try:
-                return self._batched(shown, size, sample, wanted, record)
+                return self._batched(two, size, sample, wanted, record)
             except Unsupported as reason:
                 why = reason
         try:
-            program = Program(self.models, sample, self.dtype, self._chunk, len(images))
-            self._verify(program, shown, size, wanted)
-            if why is not None:
-                logger.warning("ModelArray: models run one after the other: %s", why)
-            return program
-        except Unsupported as reason:
-            logger.warning("ModelArray: models run one by one in their own forward: %s", reason)
-        chunk = self._chunk or EAGER_CHUNK
-        alone = all(getattr(part, "running_mean", 0) is not None for part in self.models[0].modules())
-        return Eager(self.models, sample, self.dtype, chunk, padded=alone, batch_norm=False)
+            program = Program(self.models, sample, self.dtype, self._chunk, images)
+            self._verify(program, two, size, sample, wanted)
+        except (Unsupported, UserError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # of a forward that runs, in its own order, on tensors that lie otherwise
+            raise Unsupported(f"its trace does not run ({own_words(error)})") from None
+        if why is not None:
+            logger.warning("ModelArray: models run one after the other: %s", why)
+        return program
 
-    def _batched(self, shown: Tensor, size: tuple[int, int], sample: Tensor, wanted: Tensor, record) -> Sweep:
+    def _batched(self, two: Tensor, size: tuple[int, int], sample: Tensor, wanted: Tensor, record) -> Sweep:
         """All models at once. Raises Unsupported."""
         if record and self._chunk not in (None, record["images"]):
             fail("ModelArray", "chunk", f"be {record['images']}, as in the signals that are continued", self._chunk)
         program = Batched(self.models, sample, self.dtype)
-        pixels = tuple(shown.shape[1:])
-        view, shown = view_of(Query(size=tuple(size)), pixels, self.normalize, self.device), shown.to(self.device)
+        pixels = tuple(two.shape[1:])
+        view, two = view_of(Query(size=tuple(size)), pixels, self.normalize, self.device), two.to(self.device)
         candidates = plans(program, len(self), self._chunk, free_memory(self.device))
         models = candidates[0].models
-        own, logits = program.kernels, program.try_run(slice(0, models), shown, view)
-        for m in {0, models - 1}:
-            self._check_close(logits[m], wanted if m == 0 else self.models[m](sample))
+        own, blocks = program.kernels, [slice(m, min(m + models, len(self))) for m in range(0, len(self), models)]
+        found = torch.cat([program.try_run(block, two, view) for block in blocks])
+        check_all(self.models, lambda m: found[m], sample, wanted, self.dtype)
         if record:
             plan, program.kernels = Plan(record["models"], record["images"]), program.only(record["layers"])
         elif self._kernels == "own":
             plan = candidates[0]
         else:
-            plan = choose(program, candidates, shown[:1], view)
+            plan = choose(program, candidates, two[:1], view)
         if program.kernels != own:  # what was chosen by its speed has to give the same answers
-            again = program.try_run(slice(0, models), shown, view)
-            if not _close(again, logits, ROOM[self.dtype]):
+            again = program.try_run(blocks[0], two, view)
+            if not is_close(again, found[blocks[0]], ROOM[self.dtype], ROOM[self.dtype]):
                 if record:
                     fail("ModelArray", "kernels", "give the answers that the record's gave", record["layers"])
                 logger.warning("ModelArray: these kernels give other logits and are not used: %s", program.kernels)
                 plan, program.kernels = candidates[0], own
         return Sweep(program, plan, len(self), pixels, view, capture=self.device.type == "cuda")
 
-    def _verify(self, program: Program, shown: Tensor, size: tuple[int, int], wanted: Tensor) -> None:
-        """Two images through the first model and its program: a trace cannot follow everything a forward may do."""
-        x = self._chunk_of(shown, Query(size=tuple(size)), max(program.chunk, 2), program.input_dtype)
-        found = program.bind(0)(x[: program.chunk])[:2]
-        self._check_close(found, wanted[: len(found)])
+    def _verify(self, program: Program, two: Tensor, size, sample: Tensor, wanted: Tensor) -> None:
+        """Raises Unsupported where a program does not give the models' answers, to two images among others."""
+        count = min(program.chunk, AMONG)
+        chunk = self._chunk_of(two, Query(size=tuple(size)), max(count, 2), program.input_dtype)
 
-    def _check_close(self, found: Tensor, wanted: Tensor) -> None:
-        """Raises Unsupported."""
-        room = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
-        if not _close(found, wanted, room):
-            raise Unsupported("its trace does not give its answers")
+        def logits(m: int) -> Tensor:
+            return program.bind(m)(chunk[:count] if m == 0 else chunk[:2])[:2]
+
+        check_all(self.models, logits, sample, wanted, self.dtype)
 
     def _check_memory(self, program: Program | Eager, threads: int) -> None:
         need, free = program.bytes_per_image * threads, free_memory(self.device)
@@ -342,7 +355,7 @@ class ModelArray:
             "want": list(want),
             "dtype": str(self.dtype).removeprefix("torch."),
             "bn": self.bn,
-            "chunk": program.chunk,
+            "chunk": self._chunk if isinstance(program, Program) else program.chunk,  # bits of a trace do not follow it
             "normalize": repr(self.normalize),
             "device": self.device.type,
             **({"kernels": program.record} if isinstance(program, Sweep) else {}),
@@ -357,10 +370,3 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(_bytes_of(tensor)).hexdigest()
-
-
-def _close(found: Tensor, wanted: Tensor, room: float) -> bool:
-    """To ``room`` of one and the largest; the same infinities and NaN."""
-    found, wanted = found.double(), wanted.double()
-    room *= 1 + float(wanted.nan_to_num(0, 0, 0).abs().max())
-    return torch.allclose(found, wanted, rtol=0, atol=room, equal_nan=True)

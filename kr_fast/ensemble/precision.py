@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
-from kr_fast.ensemble.lowering import Layer, shape
+from kr_fast.ensemble.lowering import Layer, products, shape
 
 HALF = (torch.bfloat16, torch.float16)
 IMAGE_CHANNELS = 4  # a convolution of more inputs costs too much to be left in float32
@@ -27,7 +27,7 @@ def in_float32(graph: fx.Graph, layers: dict[fx.Node, Layer], modules: dict[str,
     for the final linear one, which is computed in float32 too; 3x3 convolutions by Winograd's algorithm, which in
     float32 take less time than the definition in bfloat16, and all nodes where these are nearly all of the work."""
     winograd = {node for node, layer in layers.items() if layer.winograd}
-    work = {node: _products(node, modules[layer.module]) for node, layer in layers.items() if layer.kind == "conv"}
+    work = {n: products(n, layer, modules[layer.module]) for n, layer in layers.items() if layer.kind == "conv"}
     if sum(work[node] for node in winograd) > NEARLY_ALL * sum(work.values()):
         return set(graph.nodes)
 
@@ -54,11 +54,6 @@ def in_float32(graph: fx.Graph, layers: dict[fx.Node, Layer], modules: dict[str,
             if last or not heavy(node):
                 tail.add(node)
     return front | kept | tail | winograd
-
-
-def _products(node: fx.Node, conv: nn.Module) -> int:
-    """Of a convolution by the definition, for the sample's images; pixels that are pooled away are left out."""
-    return math.prod(shape(node)) * math.prod(conv.weight.shape[1:])
 
 
 def insert_casts(graph: fx.Graph, kept: set[fx.Node], dtype: torch.dtype) -> None:

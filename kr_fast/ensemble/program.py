@@ -6,40 +6,28 @@ for an image depends neither on its neighbours, nor on the other models, nor on 
 """
 
 import copy
-import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from kr_fast.ensemble import layers as layer_binding
-from kr_fast.ensemble.lowering import lower, shape
-from kr_fast.ensemble.networks import answer
+from kr_fast.ensemble.chunks import chunk_size, keep_freed_memory, most_images, most_on_a_gpu
+from kr_fast.ensemble.lowering import lower, products, shape
 from kr_fast.ensemble.precision import HALF, in_float32, insert_casts
-from kr_fast.ops.winograd_conv2d import batch_size, packed_shape
-from kr_fast.runtime.errors import fail
+from kr_fast.ensemble.tracing import Unsupported, attribute
+from kr_fast.ops.winograd_conv2d import packed_shape
+from kr_fast.runtime.memory import free_memory
 
-# Bytes of the widest layer's inputs and output in one chunk. On a CPU with 1 MiB of L2 a core ResNet-20 ran fastest
-# with 32 images (6 MiB), 4 to 15 % faster than with 16 or 64. A network of many weights and few pixels takes more, so
-# that a chunk reads no more bytes of weights than it writes of activations: 64 for an airbench-like one, 32 for
-# ResNet-18, where 8 would take 26 and 16 % longer. The nearest numbers that fill Winograd's blocks of tiles, 84 and 42,
-# are 2 to 5 % faster still, where the last chunk is not much larger than what is left for it. The GPU's figure is a
-# guess that no GPU has measured.
-CPU_BUDGET, GPU_BUDGET = 6 << 20, 512 << 20
-CPU_MOST, GPU_MOST = 128, 4096  # images of a chunk: a small set is padded to it
-KEPT = 16 << 20  # bytes of packed weights, all models together, that stay bound between calls
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Have the C library keep what activations free for the next ones.
-
-    glibc gives memory back to the system when a few freed megabytes lie at the end of the heap, and takes its measure
-    of "few" from the largest block of its own that was freed before. ResNet-20 then met 3,000 page faults a chunk, a
-    third of its time. One block of nearly the largest size that counts, never touched, sets the measure.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
+# Bytes of packed weights: of all models together, that stay bound between calls, and of models bound at a time where
+# they are more.
+KEPT, TOGETHER = 256 << 20, 64 << 20
+WRITING = {
+    operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod,
+    operator.ipow, operator.iand, operator.ior, operator.ixor,
+}  # fmt: skip
 
 
 class Graph:
@@ -52,15 +40,21 @@ class Graph:
     def __init__(self, model: nn.Module, sample: Tensor, dtype: torch.dtype, *, mixed: bool = False):
         """``sample``: two images ``[2, C, H, W]`` of the model's dtype. Raises lowering.Unsupported."""
         winograd = mixed and sample.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
-        self.graph, self.layers = lower(model, sample, winograd=winograd)
+        lowered = lower(model, sample, winograd=winograd)
+        self.graph, self.layers, self.constants = lowered.graph, lowered.layers, lowered.constants
         self.dtype, self.in_float32 = dtype, set()
         if mixed and dtype in HALF:
-            self.in_float32 = in_float32(self.graph, self.layers, dict(self.graph.owning_module.named_modules()))
+            modules = dict(model.named_modules(remove_duplicate=False))
+            self.in_float32 = in_float32(self.graph, self.layers, modules)
             insert_casts(self.graph, self.in_float32, dtype)
         self.nodes = [node for node in self.graph.nodes if node.op != "output"]
         self.output = next(node for node in self.graph.nodes if node.op == "output").args[0]
-        self.classes = _classes(shape(self.output) if isinstance(self.output, fx.Node) else None)
+        found = shape(self.output) if isinstance(self.output, fx.Node) else None
+        if found is None or len(found) != 2:
+            raise Unsupported("its trace does not end in logits")
+        self.classes = found[1]
         self.frees = _frees(self.nodes, self.output)
+        self.fixed = _fixed(self.nodes, model)
         self.bytes_per_image, self.widest = self._live(), self._widest()
 
     def node_dtype(self, node: fx.Node) -> torch.dtype:
@@ -69,7 +63,7 @@ class Graph:
 
     def _bytes(self, node: fx.Node) -> int:
         found = shape(node)  # of the sample's two images
-        return math.prod(found) // 2 * self.node_dtype(node).itemsize if found and node.op != "get_attr" else 0
+        return math.prod(found) // 2 * self.node_dtype(node).itemsize if found and node not in self.fixed else 0
 
     def _widest(self) -> int:
         return max(self._bytes(n) + sum(map(self._bytes, n.all_input_nodes)) for n in self.nodes) or 1
@@ -83,6 +77,15 @@ class Graph:
             most = max(most, live)
             live -= sum(self._bytes(dead) for dead in self.frees[node] if dead is not taken)
         return most
+
+    def tensor(self, model: nn.Module, node: fx.Node, dtype: torch.dtype) -> object:
+        """What a get_attr node names in ``model``; numbers in ``dtype``."""
+        own = self.constants.get(node.target)
+        value = attribute(model, node.target) if own is None else own
+        if not isinstance(value, Tensor):
+            return value
+        value = value.detach()
+        return value.to(dtype) if value.is_floating_point() else value
 
     def _cast(self, part: nn.Module, dtype: torch.dtype) -> nn.Module:
         held = [*part.parameters(), *part.buffers()]
@@ -103,7 +106,7 @@ class Program(Graph):
     """``bind(m)(x)``: logits of model ``m`` for the chunk ``x`` ``[chunk, C, H, W]`` of ``input_dtype``, float32.
 
     Binding folds and packs the weights of a model. Up to KEPT bytes in all, what is bound is kept; beyond that every
-    call binds anew, in about a tenth of the time of a chunk, and as many models at a time as KEPT holds (at least one).
+    call binds anew, as many models at a time as TOGETHER holds (at least one), in about a tenth of their time.
     """
 
     parallel, padded = True, True
@@ -113,35 +116,62 @@ class Program(Graph):
         super().__init__(models[0], sample, dtype, mixed=True)
         self.weight_bytes = self._weight_bytes(models[0])
         if sample.device.type == "cpu":
-            _keep_freed_memory()
-            written = sum(map(self._bytes, self.nodes)) or 1
-            count, most = max(CPU_BUDGET // self.widest, self.weight_bytes // written), CPU_MOST
+            keep_freed_memory()
+            written, products = sum(map(self._bytes, self.nodes)), sum(self._products(models[0]))
+            calls = len(self.nodes) - len(self.fixed)
+            self.most = most_images(self.widest, written, self.weight_bytes, products, calls)
         else:
-            count, most = GPU_BUDGET // self.widest, GPU_MOST
-        count = min(most, 2 ** int(math.log2(max(count, 1))))
-        tiled = any(layer.winograd for layer in self.layers.values())
-        self.chunk = chunk or (batch_size(count, images) if tiled else count)
+            self.most = most_on_a_gpu(self.widest)
+        self.tiled = any(layer.winograd for layer in self.layers.values())
         self.models, self.input_dtype = models, torch.float32 if dtype in HALF else dtype
-        self.keeps, self._bound = self.weight_bytes * len(models) <= KEPT, {}
+        self.keeps, self.together = kept(self.weight_bytes, len(models))
+        self._bound: dict[int, Callable] = {}
+        self._chunk, self.device = chunk, sample.device
+        self.fit(images, free_memory(self.device))
+
+    def fit(self, images: int, free: int) -> None:
+        """Choose a chunk for ``images`` images and ``free`` bytes. The bits of their answers do not depend on it."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        pieces = -(-2 * threads // self.together) if self.device.type == "cpu" else 1
+        size = chunk_size(self.most, images, pieces, self.tiled)
+        self.chunk = self._chunk or max(min(size, free // (self.bytes_per_image * threads or 1)), 1)
+
+    def _products(self, model: nn.Module) -> list[int]:
+        """Multiplications of each layer for an image, by the definition."""
+        return [
+            products(node, layer, model.get_submodule(layer.module)) // 2  # of the sample's two images
+            for node, layer in self.layers.items()
+            if layer.kind in ("conv", "linear")
+        ]
 
     def _weight_bytes(self, model: nn.Module) -> int:
         """Of one model, bound."""
         total = sum(value.numel() for value in model.parameters()) * self.dtype.itemsize
         for layer in self.layers.values():
+            if layer.kind not in ("conv", "linear"):
+                continue
+            weight = model.get_submodule(layer.module).weight
             if layer.winograd:
-                part = model.get_submodule(layer.module)
-                packed = 4 * math.prod(packed_shape(part.out_channels, part.in_channels))
-                total += packed - part.weight.numel() * self.dtype.itemsize
-        return total
+                total += 4 * math.prod(packed_shape(*weight.shape[:2])) - weight.numel() * self.dtype.itemsize
+            elif layer.taps:
+                kept = math.prod(taps.stop - taps.start for taps in layer.taps)
+                total -= weight[:, :, 0, 0].numel() * (weight[0, 0].numel() - kept) * self.dtype.itemsize
+        computed = [node for node in self.fixed if node.op != "get_attr" and not self.fixed.issuperset(node.users)]
+        return total + sum(math.prod(shape(node) or ()) * self.dtype.itemsize for node in computed)
 
     def bind(self, m: int) -> Callable[[Tensor], Tensor]:
         if m in self._bound:
             return self._bound[m]
         model = self.models[m]
-        steps = [(node, self._step(node, model), self.frees[node]) for node in self.nodes]
+        held: dict[fx.Node, object] = {}
+        for node in self.nodes:
+            if node in self.fixed:
+                held[node] = self._step(node, model)(held, None)
+        held = {node: value for node, value in held.items() if not self.fixed.issuperset(node.users)}
+        steps = [(node, self._step(node, model), self.frees[node]) for node in self.nodes if node not in self.fixed]
 
         def run(x: Tensor) -> Tensor:
-            values: dict[fx.Node, Tensor] = {}
+            values = dict(held)
             for node, step, frees in steps:
                 values[node] = step(values, x)
                 for dead in frees:
@@ -157,8 +187,7 @@ class Program(Graph):
         if node.op == "placeholder":
             return lambda values, x: x
         if node.op == "get_attr":
-            value = attribute(model, node.target)
-            value = value.detach().to(dtype) if value.is_floating_point() else value
+            value = self.tensor(model, node, dtype)
             return lambda values, x: value
         if node in self.layers:
             layer = self.layers[node]
@@ -173,71 +202,53 @@ class Program(Graph):
             first = node.args[0]
             return lambda values, x: run(values[first])
 
+        args, kwargs = [_reader(each) for each in node.args], {k: _reader(each) for k, each in node.kwargs.items()}
+
         def general(values: dict, x: Tensor) -> object:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: values[each])
-            return run(*args, **kwargs)
+            return run(*[read(values) for read in args], **{name: read(values) for name, read in kwargs.items()})
 
         return general
 
 
-class Eager:
-    """Each model by its own forward: what cannot be traced, and BatchNorm on the statistics of the batch."""
-
-    parallel = False
-
-    def __init__(
-        self,
-        models: Sequence[nn.Module],
-        sample: Tensor,
-        dtype: torch.dtype,
-        chunk: int,
-        *,
-        padded: bool,
-        batch_norm: bool,
-    ):
-        self.models, self.input_dtype, self.chunk = models, dtype, chunk
-        self.padded, self.batch_norm = padded, batch_norm
-        held = [value for value in (*models[0].parameters(), *models[0].buffers()) if value.is_floating_point()]
-        self.casts = any(value.dtype != dtype for value in held)
-        self.weight_bytes = sum(value.numel() for value in held) * dtype.itemsize if self.casts else 0
-        self.keeps, self._bound = self.weight_bytes * len(models) <= KEPT, {}
-        self.bytes_per_image = 0
-        self.classes = _classes(getattr(self.bind(0)(sample.to(dtype)), "shape", None))
-
-    def bind(self, m: int) -> Callable[[Tensor], Tensor]:
-        """As :meth:`Program.bind`; a copy of the model where it is of another dtype."""
-        if m in self._bound:
-            return self._bound[m]
-        model = copy.deepcopy(self.models[m]).to(self.input_dtype) if self.casts else self.models[m]
-
-        def run(x: Tensor) -> Tensor:
-            return self._forward(model, x)
-
-        if self.keeps:
-            self._bound[m] = run
-        return run
-
-    def _forward(self, model: nn.Module, x: Tensor) -> Tensor:
-        if not self.batch_norm:
-            return answer("ModelArray", "models", model, x).float()
-        norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-        try:
-            for part in norms:
-                part.forward = _batch_forward(part)
-            return answer("ModelArray", "models", model, x).float()
-        finally:
-            for part in norms:
-                part.__dict__.pop("forward", None)
+def kept(weight_bytes: int, models: int) -> tuple[bool, int]:
+    """Whether models that take ``weight_bytes`` each stay bound, and how many are bound at a time."""
+    keeps = weight_bytes * models <= KEPT
+    return keeps, models if keeps else max(TOGETHER // weight_bytes, 1)
 
 
-def _batch_forward(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda x: nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+def _reader(argument: object) -> Callable[[dict], object]:
+    """The argument of a call, from the values of the nodes before it."""
+    if isinstance(argument, fx.Node):
+        return operator.itemgetter(argument)
+    named: list[fx.Node] = []
+    fx.map_arg(argument, named.append)
+    if named:
+        return lambda values: fx.map_arg(argument, lambda each: values[each])
+    return lambda values: argument
 
 
-def _classes(found: Sequence[int] | None) -> int:
-    if found is None or len(found) != 2 or found[1] < 2:
-        fail("ModelArray", "models", "return logits [N, classes >= 2]", None if found is None else list(found))
-    return found[1]
+def _fixed(nodes: Sequence[fx.Node], model: nn.Module) -> set[fx.Node]:
+    """Nodes that follow from weights alone: the same for all images, unless one is written into."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "get_attr" or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
+            found.add(node)
+    for node in nodes:
+        into = node.kwargs.get("out", node.args[0] if node.args else None) if _writes(node, model) else None
+        while isinstance(into, fx.Node):
+            if into in found:  # it, or what it may be a view of
+                return {each for each in found if each.op == "get_attr"}
+            into = into.args[0] if into.args and into.op != "call_module" else None
+    return found
+
+
+def _writes(node: fx.Node, model: nn.Module) -> bool:
+    """Whether the node may write into its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(node.target), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or node.target in WRITING or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
 
 
 def _frees(nodes: list[fx.Node], output: fx.Node) -> dict[fx.Node, list[fx.Node]]:
@@ -252,10 +263,3 @@ def _frees(nodes: list[fx.Node], output: fx.Node) -> dict[fx.Node, list[fx.Node]
     for source, node in last.items():
         frees[node].append(source)
     return frees
-
-
-def attribute(model: nn.Module, path: str) -> Tensor:
-    value = model
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap
 
-from kr_fast.ensemble.lowering import Unsupported, pixel_step
-from kr_fast.ensemble.networks import own_words
+from kr_fast.ensemble.lowering import pixel_step
 from kr_fast.ensemble.stacked_ops import group_norm, layer_norm, linear, pixel_mean
+from kr_fast.ensemble.tracing import Unsupported, keeps_forward, torch_kind, trace
 from kr_fast.ops.model_batch_norm import model_batch_norm
 from kr_fast.ops.model_conv2d import model_conv2d
 
@@ -59,21 +59,17 @@ class StackedGraph:
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         if len(names) != len(list(model.parameters())):
             raise Unsupported("modules share a parameter")
-        for name, part in model.named_modules():
-            if part._forward_hooks or part._forward_pre_hooks:
-                raise Unsupported(f"{name or 'the model'} has forward hooks")
-        try:
-            self.module = fx.symbolic_trace(model)
-        except Exception as error:  # whatever a module's own code may raise when it meets a proxy
-            raise Unsupported(f"torch.fx cannot trace it ({own_words(error)})") from None
-        self.parts = dict(self.module.named_modules())
+        traced = trace(model)
+        if traced.constants:
+            raise Unsupported("its forward makes tensors of its own")
+        self.graph, self.parts = traced.graph, dict(model.named_modules(remove_duplicate=False))
         self.channels_last: set[str] = set()
         self.jumps: dict[fx.Node, fx.Node] = {}  # strided 1x1 convolution -> what the slice before it reads
         self.norms: list[str] = []
         self._out_of_place()
         self.fused = self._fuse()
-        self.nodes = [node for node in self.module.graph.nodes if node.op != "output"]
-        self.output = next(node for node in self.module.graph.nodes if node.op == "output").args[0]
+        self.nodes = [node for node in self.graph.nodes if node.op != "output"]
+        self.output = next(node for node in self.graph.nodes if node.op == "output").args[0]
         self.steps = [(node, self._bind(node)) for node in self.nodes if node not in self.skipped]
         if len(set(self.norms)) != len(self.norms):
             raise Unsupported("a BatchNorm is called twice")
@@ -94,8 +90,8 @@ class StackedGraph:
 
     def _out_of_place(self) -> None:
         """In-place functions become plain ones; who reads their input later reads their result."""
-        order = {node: place for place, node in enumerate(self.module.graph.nodes)}
-        for node in self.module.graph.nodes:
+        order = {node: place for place, node in enumerate(self.graph.nodes)}
+        for node in self.graph.nodes:
             part, changes = self.part(node), False
             if node.op == "call_function" and node.target in IN_PLACE:
                 node.target, changes = IN_PLACE[node.target], True
@@ -117,8 +113,8 @@ class StackedGraph:
     def _fuse(self) -> dict[fx.Node, tuple[fx.Node, fx.Node | None, bool]]:
         """Node -> (BatchNorm, residual, ReLU) that it does together; the others are skipped."""
         fused, self.skipped = {}, set()
-        for node in self.module.graph.nodes:
-            if type(self.part(node)) is not nn.BatchNorm2d:
+        for node in self.graph.nodes:
+            if not keeps_forward(self.part(node), nn.BatchNorm2d):
                 continue
             last, residual, relu = node, None, False
             user = _only_user(last)
@@ -139,7 +135,7 @@ class StackedGraph:
 
     def _is_relu(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            return type(self.part(node)) is nn.ReLU
+            return keeps_forward(self.part(node), nn.ReLU)
         return node.target in RELUS and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
 
     def _frees(self) -> dict[fx.Node, list[fx.Node]]:
@@ -177,7 +173,7 @@ class StackedGraph:
 
     def _module(self, node: fx.Node) -> Callable[["_Call"], Any]:
         part, name, source = self.part(node), node.target, node.args[0]
-        kind = type(part)
+        kind = torch_kind(part)
         if kind is nn.Conv2d:
             return self._conv(node, part)
         if kind is nn.Linear:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.backends import registry
-from kr_fast.ensemble.lowering import Unsupported
 from kr_fast.ensemble.networks import own_words
 from kr_fast.ensemble.stacked import StackedGraph
 from kr_fast.ensemble.stacked_ops import stacked, unstacked
+from kr_fast.ensemble.tracing import Unsupported
 
 
 def check(model: nn.Module, graph: StackedGraph, images: Tensor, classes: int) -> None:

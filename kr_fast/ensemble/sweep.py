@@ -11,7 +11,7 @@ from kr_fast.ensemble.blocks import Batched
 from kr_fast.ensemble.choosing import Plan, captured
 from kr_fast.ensemble.queries import Query
 from kr_fast.ops.model_conv2d import View
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import fail, first_line
 from kr_fast.runtime.log import logger
 
 PIECE = 8192  # images between two writes to a file: a write waits for the device and the disk
@@ -132,7 +132,7 @@ class Sweep:
                 return captured(run, self._pool).replay, found
             except RuntimeError as error:  # a sync or an allocation of a module's own that a capture forbids
                 self.capture = False
-                why = str(error).strip().split("\n")[0]
+                why = first_line(error)
                 logger.warning("ModelArray: steps are launched one by one, for they cannot be captured: %s", why)
         return run, found
 

@@ -106,9 +106,7 @@ def test_structure_is_traced(name, caplog):
         array(images_of(2))
     assert not caplog.records
     (program,) = array._programs.values()
-    modules = {
-        type(program.graph.owning_module.get_submodule(n.target)) for n in program.nodes if n.op == "call_module"
-    }
+    modules = {type(array.models[0].get_submodule(n.target)) for n in program.nodes if n.op == "call_module"}
     if name in ("resnet8", "torchvision"):
         bound = [layer for layer in program.layers.values() if layer.kind != "activation"]
         assert len(bound) == sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in array.models[0].modules())
@@ -277,7 +275,7 @@ class OfTwo(nn.Module):
 
 def test_network_that_changes_its_answer():
     array = ModelArray([OfTwo()], chunk=3)
-    with pytest.raises(UserError, match=r"models must return \[N, C\] logits for 8 x 8 x 1 images, got a tuple of 2"):
+    with pytest.raises(UserError, match=r"models must return \[N, 5\] logits for 8 x 8 x 1 images, got a tuple of 2"):
         array(torch.zeros(5, 8, 8, 1, dtype=torch.uint8))
 
 
