@@ -1,13 +1,14 @@
 // Included once per instruction set by winograd_pack.cpp.
 //
-// The weight of winograd_conv2d: U = G g G^T of every filter g, in double. One block of outputs and a group of inputs at
-// a time: filters are copied so that outputs lie side by side, and every place of U is then written a whole line at a
-// time.
+// The weight of winograd_conv2d: U = G g G^T of every filter g, in double. One block of outputs and a group of inputs
+// at a time: filters are copied so that outputs lie side by side, and every place of U is then written a whole line at
+// a time.
 constexpr int kTaps = 9, kInputs = 16;
 
 template <int kBlock>
 static void winograd_pack_block(const WinogradPack& call, int64_t block) {
-    const int64_t blocks = (call.outputs + kBlock - 1) / kBlock, padded = (call.inputs + kInputs - 1) / kInputs * kInputs;
+    const int64_t blocks = (call.outputs + kBlock - 1) / kBlock,
+                  padded = (call.inputs + kInputs - 1) / kInputs * kInputs;
     const int64_t first = block * kBlock, left = call.outputs - first, live = left < kBlock ? left : kBlock;
     alignas(64) double filters[kInputs][kTaps][kBlock], rows[3][kBlock];
     for (int64_t start = 0; start < padded; start += kInputs) {
