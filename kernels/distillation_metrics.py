@@ -7,7 +7,6 @@ the L2 cache, sums the divergence. The layout is that of the loss.
 import torch
 import triton
 import triton.language as tl
-
 from kr_fast.kernels.distillation_loss import _kl_terms, _read, _rows_and_mask, alignment
 from kr_fast.kernels.distillation_loss import tile as loss_tile
 

@@ -7,7 +7,6 @@ later ones mostly hit the L2 cache.
 import torch
 import triton
 import triton.language as tl
-
 from kr_fast.kernels.distillation_loss import MAX_BLOCK, _read, _rows_and_mask, alignment
 from kr_fast.kernels.distillation_loss import tile as loss_tile
 

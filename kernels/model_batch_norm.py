@@ -9,7 +9,6 @@ models beside it, and no atomic is used. Everything is float32 after the load; o
 import torch
 import triton
 import triton.language as tl
-
 from kr_fast.kernels.model_conv2d import INTERPRETED
 from kr_fast.kernels.rounding import store
 

@@ -15,7 +15,6 @@ the neighbours' taps find them. Offsets of models and images are 64-bit, within 
 import torch
 import triton
 import triton.language as tl
-
 from kr_fast.kernels.rounding import store
 
 

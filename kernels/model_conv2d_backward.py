@@ -16,7 +16,6 @@ pixels are 32-bit, which the op checks for the output; addresses of images and m
 import torch
 import triton
 import triton.language as tl
-
 from kr_fast.kernels.model_conv2d import INTERPRETED, _pixels
 from kr_fast.kernels.rounding import store
 

@@ -7,7 +7,6 @@ coefficients are run-time numbers and what a step does is not: one compilation s
 import torch
 import triton
 import triton.language as tl
-
 from kr_fast.kernels.pack_uint8 import to_byte
 from kr_fast.kernels.philox_normal import EXACT, WARPS, grid, normals_of, program_elements, tile, tile_of
 from kr_fast.kernels.rounding import store

@@ -145,9 +145,8 @@ INTEGERS = {"n": "i32", "input_stride": "i32", "target_stride": "i32", "upstream
 )
 def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk, divergence, tmp_path, monkeypatch):
     pytest.importorskip("triton")
-    from triton_compile import build, spilled_bytes, widest_load
-
     from kr_fast.kernels import distillation_loss as kernels
+    from triton_compile import build, spilled_bytes, widest_load
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     rows, block, warps = kernels.tile(classes)
@@ -171,9 +170,8 @@ def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_reduction_compiles_without_spills(capability, tmp_path, monkeypatch):
     pytest.importorskip("triton")
-    from triton_compile import build, spilled_bytes
-
     from kr_fast.kernels import distillation_loss as kernels
+    from triton_compile import build, spilled_bytes
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     signature = dict.fromkeys(("row_loss", "row_weight", "loss", "scale"), "*fp32") | {"n": "i32"}

@@ -84,9 +84,8 @@ class TestInInterpreter:
 )
 def test_compiles_for_gpus_without_spills(capability, classes, dtype, tmp_path, monkeypatch):
     pytest.importorskip("triton")
-    from triton_compile import build, spilled_bytes, widest_load
-
     from kr_fast.kernels import distillation_metrics as kernels
+    from triton_compile import build, spilled_bytes, widest_load
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     rows, block, warps = kernels.tile(classes)

@@ -78,9 +78,8 @@ def test_bytes_on_a_gpu_are_those_of_the_cpu(backend, shape, dtype, layout):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_compiles_without_spills(capability, channels, dtype, tmp_path, monkeypatch):
     pytest.importorskip("triton")
-    from triton_compile import build, inexact_instructions, spilled_bytes
-
     from kr_fast.kernels import pack_uint8 as kernels
+    from triton_compile import build, inexact_instructions, spilled_bytes
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     signature = {"x": f"*{dtype}", "out": "*u8", "total": "i32", "pixels": "i32"}

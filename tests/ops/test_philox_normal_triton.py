@@ -52,9 +52,8 @@ def test_compiles_to_exactly_rounded_arithmetic(capability, numel, tmp_path, mon
     """Equal bits on a GPU follow from equal operations: none is approximate, none flushes subnormals, none is fused
     that is not written as a fused multiply-add, so the interpreter's bits are the GPU's."""
     pytest.importorskip("triton")
-    from triton_compile import build, inexact_instructions, spilled_bytes
-
     from kr_fast.kernels import philox_normal as kernels
+    from triton_compile import build, inexact_instructions, spilled_bytes
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     aligned = ("numel",) if numel % 16 == 0 else ()

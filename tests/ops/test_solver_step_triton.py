@@ -123,9 +123,8 @@ WORDS = dict.fromkeys(("batch", "numel", "pixels", "blocks"), "i32") | dict.from
 )
 def test_compiles_to_exactly_rounded_arithmetic(capability, name, last, dtype, absent, tmp_path, monkeypatch):
     pytest.importorskip("triton")
-    from triton_compile import build, inexact_instructions, spilled_bytes, widest_load
-
     from kr_fast.kernels import philox_normal, solver_step
+    from triton_compile import build, inexact_instructions, spilled_bytes, widest_load
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     network = dict.fromkeys(("cond", "uncond", "input"), f"*{dtype}") | {"image": "*u8"}
