@@ -23,6 +23,8 @@ def not_logits(rows: Tensor) -> str | None:
     for total in (1, 100):
         if not bool((values >= 0).all() & (values <= total * (1 + HALF)).all()):
             continue
+        if total == 100 and bool((values == largest).all()):  # a hundred logits of 1 sum to 100 too
+            continue
         away = (values.sum(-1) / total - 1).abs()
         half = any(bool((rows.to(dtype).double() == values).all()) for dtype in HALVES)
         room = HALF if half and total == 1 else ROOM

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kr_fast.membership import from_logits
@@ -43,6 +43,7 @@ def test_probabilities_of_any_rounding_are_refused(seed, classes, rows, scale, f
         refuse_probabilities(p, "x")
 
 
+@example(seed=0, classes=100, rows=8, scale=1e-3, offset=0.7, form="sigmoid")  # a hundred ones, which sum to 100
 @settings(deadline=None, max_examples=100)
 @given(
     **SHAPES,
