@@ -132,8 +132,7 @@ def extensions() -> list[Pybind11Extension]:
 ParallelCompile(default=jobs()).install()
 setup(
     packages=["kr_fast.kernels"]
-    + ["kr_fast"]
-    + [f"kr_fast.{path.parent.name}" for path in sorted((ROOT / "kr_fast").glob("*/__init__.py"))],
+    + [".".join(path.parent.relative_to(ROOT).parts) for path in sorted((ROOT / "kr_fast").rglob("__init__.py"))],
     package_dir={"kr_fast": "kr_fast", "kr_fast.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
