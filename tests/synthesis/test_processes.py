@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ def finish(process):
     """Images written by each process that told it."""
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
-    return [int(line.split()[1]) for line in out.splitlines() if line.startswith("written")]
+    return [int(number) for number in re.findall(r"written (\d+)", out)]  # lines of ranks may run into each other
 
 
 def wait_for(path):
