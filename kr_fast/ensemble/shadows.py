@@ -14,7 +14,7 @@ from kr_fast.data import to_float
 from kr_fast.ensemble import architecture
 from kr_fast.ensemble.batched import block_size, compute_dtype, state_files, supported
 from kr_fast.ensemble.batched import train as train_batched
-from kr_fast.ensemble.loading import load_weights
+from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.model_array import ModelArray
 from kr_fast.ensemble.networks import ask, check_fresh, check_saved, made
 from kr_fast.ensemble.training import TrainConfig

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from kr_fast.data import to_float
 from kr_fast.ensemble import ModelArray, Shadows, load_shadows, train_shadows
-from kr_fast.ensemble.loading import FACTORY, load_weights, model_factory
+from kr_fast.ensemble.checkpoints import load_weights
+from kr_fast.ensemble.loading import FACTORY, model_factory
 from kr_fast.ensemble.networks import ask, fitted, made
 from kr_fast.ensemble.shadows import data_digest, keep_matrix
 from kr_fast.membership.answers import as_user_error, check_answers

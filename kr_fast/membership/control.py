@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kr_fast.data import Augment, Split, to_float
 from kr_fast.ensemble import TrainConfig, fit
-from kr_fast.ensemble.loading import load_weights
+from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.networks import ask, made
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership.pool import chosen

@@ -7,7 +7,8 @@ from torch import nn
 
 from kr_fast.data import Split, to_float
 from kr_fast.ensemble import TrainConfig, accuracy, fit
-from kr_fast.ensemble.loading import FACTORY, load_weights, model_factory
+from kr_fast.ensemble.checkpoints import load_weights
+from kr_fast.ensemble.loading import FACTORY, model_factory
 from kr_fast.ensemble.networks import ask, check_saved, made, plain
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import files, seeds

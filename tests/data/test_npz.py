@@ -6,27 +6,12 @@ import os
 import numpy as np
 import pytest
 import torch
+from data_cases import arrays, read_or_refused, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kr_fast import data
 from kr_fast.runtime.errors import UserError
-
-
-def arrays(train=40, val=12, test=20, shape=(8, 8, 1), classes=4, seed=0):
-    draw = np.random.default_rng(seed)
-    found = {}
-    for which, count in (("train", train), ("val", val), ("test", test)):
-        if count:
-            found[f"{which}_images"] = draw.integers(0, 256, (count, *shape), dtype=np.uint8)
-            found[f"{which}_labels"] = np.arange(count)[:, None] % classes
-    return found
-
-
-def write_npz(path, **changes):
-    found = arrays() | changes
-    np.savez(path, **{key: value for key, value in found.items() if value is not None})
-    return path
 
 
 def test_npz_keeps_its_own_splits(tmp_path):
@@ -199,15 +184,10 @@ def test_any_archive_is_read_by_one_rule_or_refused_in_one_line(tmp_path_factory
     held, white = made
     path = tmp_path_factory.getbasetemp() / "any.npz"
     (np.savez_compressed if compressed else np.savez)(path, **held)
-    refused = None
-    try:
-        name, classes, splits = data.load_uncut(path)
-    except UserError as error:
-        refused = str(error)
-    if refused is not None:
-        assert refused.startswith("data: ")
-        assert "\n" not in refused
+    result = read_or_refused(lambda: data.load_uncut(path))
+    if result is None:
         return
+    name, classes, splits = result
     assert name == "any"
     assert list(splits) == [which for which in ("train", "val", "test") if f"{which}_images" in held]
     for which, split in splits.items():

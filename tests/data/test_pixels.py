@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from data_cases import read_or_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,15 +59,10 @@ def splits(draw):
 @given(parts=splits())
 def test_all_splits_by_one_value_of_white_or_refused_in_one_line(parts):
     held = {name: images.astype(np.float64) for name, images in parts.items() if images.size}
-    refused, found = None, {}
-    try:
-        found, notes, _ = to_uint8(parts)
-    except UserError as error:
-        refused = str(error)
-    if refused is not None:
-        assert refused.startswith("data: ")
-        assert "\n" not in refused
+    result = read_or_refused(lambda: to_uint8(parts))
+    if result is None:
         return
+    found, notes, _ = result
     assert {name: images.shape for name, images in found.items()} == {name: x.shape for name, x in parts.items()}
     assert len(notes) == bool(held)
     if held:

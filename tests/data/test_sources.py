@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_cases import arrays, write_npz
 from PIL import Image
 
 from kr_fast import data
@@ -14,22 +15,6 @@ from kr_fast.data.splits import Found, cut
 from kr_fast.runtime.errors import UserError
 
 REAL = Path(os.environ.get("KR_FAST_TEST_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
-
-
-def arrays(train=40, val=12, test=20, shape=(8, 8, 1), classes=4, seed=0):
-    draw = np.random.default_rng(seed)
-    found = {}
-    for which, count in (("train", train), ("val", val), ("test", test)):
-        if count:
-            found[f"{which}_images"] = draw.integers(0, 256, (count, *shape), dtype=np.uint8)
-            found[f"{which}_labels"] = np.arange(count)[:, None] % classes
-    return found
-
-
-def write_npz(path, **changes):
-    found = arrays() | changes
-    np.savez(path, **{key: value for key, value in found.items() if value is not None})
-    return path
 
 
 def write_folder(root, counts, size=(9, 8), mode="L"):
