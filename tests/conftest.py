@@ -1,7 +1,9 @@
 """Fixtures and markers for all tests."""
 
+import os
 import shutil
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,11 @@ from kr_fast import _cpu
 from kr_fast.backends import registry
 from kr_fast.runtime import progress
 from kr_fast.runtime.log import logger
+
+# The same examples in every run: a search for new ones (HYPOTHESIS_PROFILE=search) is not what a change is judged by.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 def pytest_collection_modifyitems(items):

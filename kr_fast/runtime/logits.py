@@ -23,7 +23,7 @@ def not_logits(rows: Tensor) -> str | None:
     for total in (1, 100):
         if not bool((values >= 0).all() & (values <= total * (1 + HALF)).all()):
             continue
-        if total == 100 and bool((values == largest).all()):  # a hundred logits of 1 sum to 100 too
+        if total == 100 and bool((values <= 1 + HALF).all()):  # a hundred sigmoids near 1 sum to 100 too
             continue
         away = (values.sum(-1) / total - 1).abs()
         half = any(bool((rows.to(dtype).double() == values).all()) for dtype in HALVES)
@@ -37,7 +37,8 @@ def not_logits(rows: Tensor) -> str | None:
     if rows.shape[-1] > 2 and bool(((values == largest).sum(-1) == 1).all()):
         others = values.masked_fill(values == largest, torch.inf).amin(-1)
         second = values.masked_fill(values == largest, -torch.inf).amax(-1)
-        if bool((others == second).all()) and len(values.argmax(-1).unique()) > 1:
+        same = bool((others == second).all()) and len(second.unique()) == 1 == len(largest.unique())
+        if same and len(values.argmax(-1).unique()) > 1:
             return "rows of hard labels: one value for the class, one for all others"
     return None
 

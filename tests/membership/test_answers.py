@@ -37,13 +37,16 @@ def test_probabilities_of_any_rounding_are_refused(seed, classes, rows, scale, f
         p = torch.round(p, decimals=2).half().float()
     else:
         p = p.to(getattr(torch, form))
-    if not bool((p != 0).any()):  # every class of every row rounded to 0: nothing is left to tell
+    if (p != 0).any(1).float().mean() < 0.5:  # most rows rounded to 0 in every class: nothing is left to tell
+        return
+    if form == "percent" and bool((p <= 1 + 2**-8).all()):  # or near 1 per cent, as sigmoids may be
         return
     with pytest.raises(ValueError, match=r"audit: x must be logits, from before the softmax .* got rows"):
         refuse_probabilities(p, "x")
 
 
 @example(seed=0, classes=100, rows=8, scale=1e-3, offset=0.7, form="sigmoid")  # a hundred ones, which sum to 100
+@example(seed=0, classes=100, rows=8, scale=0.1, offset=0.7, form="sigmoid")  # and a hundred numbers just below 1
 @settings(deadline=None, max_examples=100)
 @given(
     **SHAPES,
