@@ -24,7 +24,7 @@ DEFAULT_ARCHS = ["8.0", "9.0+PTX"]
 
 
 def sources(folder: str, suffix: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*{suffix}"))
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).rglob(f"*{suffix}"))
 
 
 def jobs() -> int:
@@ -74,7 +74,7 @@ def gencode_flags() -> list[str]:
 
 
 class BuildExt(build_ext):
-    """Compiles ``csrc/cuda/*.cu`` with nvcc, then links them into the pybind11 module like any other object."""
+    """Compiles ``csrc/cuda`` with nvcc, then links the objects into the pybind11 module like any other."""
 
     def build_extension(self, ext):
         if ext.name == "kr_fast._cuda":
@@ -129,10 +129,15 @@ def extensions() -> list[Pybind11Extension]:
     return found
 
 
+def packages(folder: str, name: str) -> list[str]:
+    """``name`` and the packages in it, from the folder that holds it."""
+    found = sorted(path.parent.relative_to(ROOT / folder).parts for path in (ROOT / folder).rglob("__init__.py"))
+    return [".".join((name, *parts)) for parts in found]
+
+
 ParallelCompile(default=jobs()).install()
 setup(
-    packages=["kr_fast.kernels"]
-    + [".".join(path.parent.relative_to(ROOT).parts) for path in sorted((ROOT / "kr_fast").rglob("__init__.py"))],
+    packages=packages("kr_fast", "kr_fast") + packages("kernels", "kr_fast.kernels"),
     package_dir={"kr_fast": "kr_fast", "kr_fast.kernels": "kernels"},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},

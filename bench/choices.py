@@ -58,8 +58,8 @@ def measure(path: Path) -> None:
     import triton
 
     import kr_fast
-    from kr_fast.backends import cuda, registry
-    from kr_fast.runtime.files import write_json
+    from kr_fast.backends import native, registry
+    from kr_fast.runtime.storage.files import write_json
 
     def step(student, teacher, labels):
         student.grad = None
@@ -94,12 +94,12 @@ def measure(path: Path) -> None:
                 variants["cuda, no clusters"], times["cuda, no clusters"] = False, []
             for turn in range(8):  # by turns, so that a clock that changes meets all of them; the first one warms up
                 for name, clusters in variants.items():
-                    cuda._cuda.distillation_loss_use_clusters(clusters)
+                    native.cuda.distillation_loss_use_clusters(clusters)
                     with registry.forced(name.split(",")[0]):
                         taken = microseconds(arguments, 10)
                     if turn:
                         times[name].append(taken)
-            cuda._cuda.distillation_loss_use_clusters(True)
+            native.cuda.distillation_loss_use_clusters(True)
             us = {name: round(statistics.median(values), 2) for name, values in times.items()}
             entry = {"classes": classes, "rows": rows, "dtype": dtype, "us": {k: us[k] for k in ("cuda", "triton")}}
             if "cuda, no clusters" in us:

@@ -53,15 +53,15 @@ parallel=()
 "$python" -c 'import xdist' 2>/dev/null && parallel=(-n 8)
 tests=("$python" -m pytest -q -p no:cacheprovider -m gpu)
 step tests_loss 150 "${tests[@]}" "${parallel[@]}" tests/ops -k "distillation and not more_than"
-bench distillation_loss 120 bench/bench_distillation_loss.py
+bench distillation_loss 120 bench/distillation/bench_distillation_loss.py
 step choices 90 "$python" bench/choices.py measure "$out/choices.json"
-bench residual_block 60 bench/bench_model_residual_block.py
-bench conv2d 60 bench/bench_model_conv2d.py
+bench residual_block 60 bench/batched/bench_model_residual_block.py
+bench conv2d 60 bench/batched/bench_model_conv2d.py
 step tests_other 120 "${tests[@]}" "${parallel[@]}" tests -k "not distillation and not more_than"
 for network in resnet20 wrn-28-2 airbench resnet18; do
-    bench "model_array_$network" 60 bench/bench_model_array_gpu.py -k "$network"
+    bench "model_array_$network" 60 bench/ensemble/bench_model_array_gpu.py -k "$network"
 done
-mapfile -t others < <(grep -l '"cuda"' bench/bench_*.py | grep -vE 'distillation_loss.py|_block.py|_conv2d.py|_array_gpu.py')
+mapfile -t others < <(grep -lr '"cuda"' --include='bench_*.py' bench | grep -vE 'distillation_loss.py|_block.py|_conv2d.py|_array_gpu.py')
 bench others 60 "${others[@]}" -k "not cpu"
 step tests_large 60 "${tests[@]}" tests -k more_than
 nvidia-smi --query-gpu=$query --format=csv,noheader >>"$out/device.csv"

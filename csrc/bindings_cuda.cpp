@@ -7,15 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "cuda/distillation_loss.h"
-#include "cuda/group_norm_silu.h"
-#include "cuda/lira.h"
-#include "cuda/membership_signals.h"
-#include "cuda/model_residual_block.h"
-#include "cuda/pack_uint8.h"
-#include "cuda/philox_normal.h"
-#include "cuda/rmia.h"
-#include "cuda/solver_step.h"
+#include "cuda/distillation/distillation_loss.h"
+#include "cuda/nn/group_norm_silu.h"
+#include "cuda/membership/lira.h"
+#include "cuda/membership/membership_signals.h"
+#include "cuda/batched/model_residual_block.h"
+#include "cuda/sampling/pack_uint8.h"
+#include "cuda/sampling/philox_normal.h"
+#include "cuda/membership/rmia.h"
+#include "cuda/sampling/solver_step.h"
 
 namespace py = pybind11;
 

@@ -69,7 +69,7 @@ def reference():
 
 @pytest.fixture(scope="session")
 def host_cuda(tmp_path_factory):
-    """``kr_fast._cuda`` for the CPU, see tests/cuda_on_host.py; with sanitizers if the environment asks for them."""
+    """``kr_fast._cuda`` for the CPU, see cuda_on_host.py; with sanitizers if the environment asks for them."""
     import cuda_on_host
 
     if cuda_on_host.missing():

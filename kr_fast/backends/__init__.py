@@ -1,23 +1,8 @@
-"""The four backends. Each module registers its kernels, under the same function names, with :mod:`.registry`."""
+"""The compiled backends. Each family registers its kernels, under the same names, with :mod:`.registry`.
 
-from kr_fast.backends import (
-    cpu,
-    cuda,
-    membership_reference,
-    reference,
-    registry,
-    training_reference,
-    triton,
-    winograd_reference,
-)
+The reference backend is registered by :mod:`kr_fast.ops`, where the definitions stand beside the ops.
+"""
 
-__all__ = [
-    "cpu",
-    "cuda",
-    "membership_reference",
-    "reference",
-    "registry",
-    "training_reference",
-    "triton",
-    "winograd_reference",
-]
+from kr_fast.backends import codes, cpu, cuda, native, registry, triton
+
+__all__ = ["codes", "cpu", "cuda", "native", "registry", "triton"]

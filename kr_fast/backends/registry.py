@@ -52,6 +52,10 @@ def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, Size],
     return add
 
 
+def never(device: str, dtype: torch.dtype, size: Size) -> None:
+    """The predicate of a kernel that runs every call."""
+
+
 class TwoWay(NamedTuple):
     """An op whose kernel has a forward and a backward half, and perhaps one that does both in one pass.
 
@@ -74,9 +78,19 @@ def two_way(
     _kernels[op, backend] = (TwoWay(forward, backward, both, amend), refuses)
 
 
-def mark_unavailable(backend: str, reason: str) -> None:
-    """Note that a whole backend cannot run here; its kernels then refuse with ``reason``."""
-    _unavailable[backend] = reason
+def mark_unavailable(backend: str, reason: str | None) -> None:
+    """Note that a whole backend cannot run here: its kernels then refuse with ``reason``. None takes it back."""
+    if reason is None:
+        _unavailable.pop(backend, None)
+    else:
+        _unavailable[backend] = reason
+    _resolve.cache_clear()
+    _has_kernel.cache_clear()
+
+
+def unavailable(backend: str) -> str | None:
+    """Why a whole backend cannot run here, or None."""
+    return _unavailable.get(backend)
 
 
 def refusal(op: str, backend: str, device: str, dtype: torch.dtype, size: Size = 0) -> str | None:
@@ -189,6 +203,11 @@ def forced(backend: str | None) -> Iterator[None]:
 def ops() -> list[str]:
     """Every op that has a kernel, sorted."""
     return sorted({op for op, _ in _kernels})
+
+
+def has(op: str, backend: str) -> bool:
+    """Whether ``op`` has a kernel on ``backend``, whatever this machine can run."""
+    return (op, backend) in _kernels
 
 
 def table() -> list[tuple[str, dict[str, str]]]:

@@ -8,7 +8,7 @@ from kr_fast.cli import options
 
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Register the subcommand."""
-    from kr_fast.membership.audit_run import AuditConfig
+    from kr_fast.membership.audit.run import AuditConfig
 
     parser = subparsers.add_parser(
         "audit",
@@ -21,7 +21,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the configuration, run, print the table."""
-    from kr_fast.membership.audit_run import AuditConfig, run_audit
+    from kr_fast.membership.audit.run import AuditConfig, run_audit
 
     flags = options.given(arguments, AuditConfig)
     config = options.build(AuditConfig, options.read_yaml(arguments.config, "audit"), flags, where="audit")

@@ -58,10 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, print a table, write JSON and a plot."""
     import torch
 
+    from kr_fast.benchmarks.throughput import Case, measure
     from kr_fast.report import plots
-    from kr_fast.runtime import files
     from kr_fast.runtime.log import logger
-    from kr_fast.synthesis.throughput import Case, measure
+    from kr_fast.runtime.storage import files
 
     flags = options.given(arguments, BenchConfig)
     config = options.build(BenchConfig, options.read_yaml(arguments.config, "bench"), flags, where="bench")

@@ -38,15 +38,15 @@ def collect() -> dict[str, Any]:
     """The facts as a dictionary."""
     import torch
 
-    from kr_fast.backends import cpu, cuda, registry
+    from kr_fast.backends import native, registry
     from kr_fast.runtime.versions import versions
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     machine = {
-        "cpu instruction set": cpu.isa() or "kr_fast._cpu is missing",
+        "cpu instruction set": native.isa() or "kr_fast._cpu is missing",
         "threads": torch.get_num_threads(),
         "gpu": ", ".join(gpus) or "none",
-        "cuda module": f"built with CUDA {cuda._cuda.cuda_version}" if cuda._cuda else "not built",
+        "cuda module": f"built with CUDA {native.cuda.cuda_version}" if native.cuda else "not built",
     }
     environment = {key: value for key, value in sorted(os.environ.items()) if key.startswith("KR_FAST_")}
     return {

@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Load the model, write the data set, print what was done."""
     import yaml
 
-    from kr_fast.runtime import files, state
+    from kr_fast.runtime import state
+    from kr_fast.runtime.storage import files
     from kr_fast.synthesis import synthesize
 
     flags = options.given(arguments, SynthesizeConfig)

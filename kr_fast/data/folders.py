@@ -11,8 +11,8 @@ from pathlib import Path
 
 from kr_fast.data.printable import counted, listed, printable
 from kr_fast.data.splits import CLASSES, split_name, splits_in
-from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.storage import files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")  # in any case
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # no user's folders

@@ -1,10 +1,10 @@
 """Many models of one architecture: trained on known halves of a pool, asked together."""
 
-from kr_fast.ensemble.model_array import ModelArray
+from kr_fast.ensemble.inference.model_array import ModelArray
+from kr_fast.ensemble.inference.queries import Query
 from kr_fast.ensemble.networks import LogitsOf
-from kr_fast.ensemble.queries import Query
 from kr_fast.ensemble.shadows import Shadows, load_shadows, train_shadows
-from kr_fast.ensemble.training import History, TrainConfig, accuracy, fit
+from kr_fast.ensemble.training.training import History, TrainConfig, accuracy, fit
 
 __all__ = [
     "History",

@@ -11,21 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.data import to_float
-from kr_fast.ensemble import architecture
-from kr_fast.ensemble.batched import block_size, compute_dtype, state_files, supported
-from kr_fast.ensemble.batched import train as train_batched
 from kr_fast.ensemble.checkpoints import load_weights
-from kr_fast.ensemble.model_array import ModelArray
+from kr_fast.ensemble.graph import architecture
+from kr_fast.ensemble.inference.model_array import ModelArray
 from kr_fast.ensemble.networks import ask, check_fresh, check_saved, made
-from kr_fast.ensemble.training import TrainConfig
-from kr_fast.ensemble.workers import Job, sent, train
-from kr_fast.runtime import files, seeds, state
+from kr_fast.ensemble.training.batched import block_size, compute_dtype, state_files, supported
+from kr_fast.ensemble.training.batched import train as train_batched
+from kr_fast.ensemble.training.training import TrainConfig
+from kr_fast.ensemble.training.workers import Job, sent, train
+from kr_fast.runtime import seeds, state
 from kr_fast.runtime.arrays import read_npy
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, as_mask, described
 from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.reprs import ShortRepr
+from kr_fast.runtime.storage import files
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

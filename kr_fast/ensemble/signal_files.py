@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kr_fast.runtime import files
 from kr_fast.runtime.errors import fail, first_line
-from kr_fast.runtime.journal import Journal
+from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.journal import Journal
 
 RECORD, LOCK, STAGE = "signals.json", ".lock", "rows"
 

@@ -1,24 +1,32 @@
 """Membership inference: attacks, exact statistics with intervals, and the audit that runs them."""
 
-from kr_fast.membership.attacks import attack_p, attack_r, base, label_only, lira, lira_carlini2021, threshold_per_class
-from kr_fast.membership.attacks import rmia as rmia_attack
-from kr_fast.membership.auc_intervals import delong_test
-from kr_fast.membership.audit import audit
-from kr_fast.membership.audit_data import AuditData, ShadowSignals, TargetSignals, from_logits
-from kr_fast.membership.audit_report import AuditReport, audit_signals
-from kr_fast.membership.balanced import partners
-from kr_fast.membership.catalog import CATALOG, DEFAULT
-from kr_fast.membership.control import overfitted, overfitted_recipe
-from kr_fast.membership.curve import Curve, roc
-from kr_fast.membership.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
-from kr_fast.membership.intervals import bootstrap
-from kr_fast.membership.learned import quantile_regression, shadow_network
-from kr_fast.membership.loading import load_npz, save_npz
-from kr_fast.membership.other_tools import load_lira_tree, load_privacy_meter
-from kr_fast.membership.recipe import across_targets
-from kr_fast.membership.released import generated_density, nearest_synthetic
-from kr_fast.membership.summaries import aop, operating_point, shadow_threshold
-from kr_fast.ops.rmia import rmia
+from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT
+from kr_fast.membership.attacks.control import overfitted, overfitted_recipe
+from kr_fast.membership.attacks.learned import quantile_regression, shadow_network
+from kr_fast.membership.attacks.released import generated_density, nearest_synthetic
+from kr_fast.membership.attacks.scores import (
+    attack_p,
+    attack_r,
+    base,
+    label_only,
+    lira,
+    lira_carlini2021,
+    threshold_per_class,
+)
+from kr_fast.membership.attacks.scores import rmia as rmia_attack
+from kr_fast.membership.audit.api import audit
+from kr_fast.membership.audit.data import AuditData, ShadowSignals, TargetSignals, from_logits
+from kr_fast.membership.audit.recipe import across_targets
+from kr_fast.membership.audit.report import AuditReport, audit_signals
+from kr_fast.membership.inputs.loading import load_npz, save_npz
+from kr_fast.membership.inputs.other_tools import load_lira_tree, load_privacy_meter
+from kr_fast.membership.statistics.auc_intervals import delong_test
+from kr_fast.membership.statistics.balanced import partners
+from kr_fast.membership.statistics.curve import Curve, roc
+from kr_fast.membership.statistics.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
+from kr_fast.membership.statistics.intervals import bootstrap
+from kr_fast.membership.statistics.summaries import aop, operating_point, shadow_threshold
+from kr_fast.ops.membership.rmia import rmia
 
 __all__ = [
     "CATALOG",

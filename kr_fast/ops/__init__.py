@@ -1,1 +1,8 @@
-"""One file per op family: check arguments, autograd, dispatch. The kernels live below, in :mod:`kr_fast.backends`."""
+"""One file per op, by family: check arguments, autograd, dispatch; the definition in plain torch beside it.
+
+The kernels live below, in :mod:`kr_fast.backends`.
+"""
+
+from kr_fast.ops import batched, distillation, membership, nn, sampling
+
+__all__ = ["batched", "distillation", "membership", "nn", "sampling"]

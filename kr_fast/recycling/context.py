@@ -13,11 +13,12 @@ from torch import nn
 from kr_fast.data import Augment, Dataset
 from kr_fast.models import classifier
 from kr_fast.recycling.config import RecycleConfig
-from kr_fast.runtime import files, seeds
+from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
-from kr_fast.runtime.journal import Journal
-from kr_fast.runtime.layout import Folder
 from kr_fast.runtime.state import Runtime
+from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.journal import Journal
+from kr_fast.runtime.storage.layout import Folder
 
 
 @dataclasses.dataclass

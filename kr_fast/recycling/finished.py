@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from kr_fast.recycling import generator
 from kr_fast.recycling.config import RecycleConfig
-from kr_fast.runtime import files, manifest
+from kr_fast.recycling.stages import generator
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.journal import Journal
-from kr_fast.runtime.layout import Folder
+from kr_fast.runtime.storage import files, manifest
+from kr_fast.runtime.storage.journal import Journal
+from kr_fast.runtime.storage.layout import Folder
 
 
 @dataclasses.dataclass(frozen=True)

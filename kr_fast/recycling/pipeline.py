@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast import data
-from kr_fast.recycling import (
+from kr_fast.recycling import preflight, schedule
+from kr_fast.recycling.config import RecycleConfig
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import (
     auditing,
     checkpoints,
     dataset,
     generator,
     gkd,
-    preflight,
     reporting,
-    schedule,
     shadow_students,
     shadows,
     student,
     teacher,
     tuning,
 )
-from kr_fast.recycling.config import RecycleConfig
-from kr_fast.recycling.context import Context
-from kr_fast.runtime import files, manifest, state
-from kr_fast.runtime.journal import Journal, refuse
+from kr_fast.runtime import state
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.storage import files, manifest
+from kr_fast.runtime.storage.journal import Journal, refuse
 
 # (name, function, runs on every rank)
 STAGES: tuple[tuple[str, Callable[[Context], dict], bool], ...] = (

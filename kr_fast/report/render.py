@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast.report import tables
-from kr_fast.runtime import files
+from kr_fast.runtime.storage import files
 
 STYLE = """
 :root { color-scheme: light dark; }

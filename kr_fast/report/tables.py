@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from kr_fast.runtime import files
+from kr_fast.runtime.storage import files
 
 MODELS = ("teacher", "student")
 

@@ -3,12 +3,12 @@
 import importlib.metadata
 import platform
 
-import kr_fast
+from kr_fast.runtime.version import __version__
 
 
 def versions(*packages: str) -> dict[str, str]:
     """Of this package, Python and the packages named; "not installed" where one is not."""
-    found = {"kr_fast": kr_fast.__version__, "python": platform.python_version()}
+    found = {"kr_fast": __version__, "python": platform.python_version()}
     for name in packages:
         try:
             found[name] = importlib.metadata.version(name)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from kr_fast.runtime.errors import fail
 from kr_fast.synthesis.labels import LabelPlan
+from kr_fast.synthesis.output.shards import Layout
 from kr_fast.synthesis.sampler import Batch, Sampler
-from kr_fast.synthesis.shards import Layout
 
 
 class DeviceShards:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kr_fast.ops.solver_step_at import DeviceTable, solver_step_at
+from kr_fast.ops.sampling.solver_step_at import DeviceTable, solver_step_at
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.log import logger
 from kr_fast.synthesis.networks import Network

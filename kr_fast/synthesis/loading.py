@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError, fail, first_line
+from kr_fast.runtime.storage import files
 
 PARTS = ("unet", "transformer", "vae", "scheduler")
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")

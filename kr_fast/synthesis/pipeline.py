@@ -14,10 +14,10 @@ from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
 from kr_fast.synthesis.device import DeviceShards
 from kr_fast.synthesis.labels import LabelPlan
+from kr_fast.synthesis.output.shards import Layout, Shards
+from kr_fast.synthesis.output.sinks import Sink, TarSink, make_sink
+from kr_fast.synthesis.output.writer import ShardThread
 from kr_fast.synthesis.sampler import Sampler
-from kr_fast.synthesis.shards import Layout, Shards
-from kr_fast.synthesis.sinks import Sink, TarSink, make_sink
-from kr_fast.synthesis.writer import ShardThread
 
 POLL_SECONDS = 0.2  # how often a process without work looks whether the others are through
 

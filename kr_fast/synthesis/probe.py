@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from kr_fast.ops.solver_step import MAX_HISTORY, SolverRow
+from kr_fast.ops.sampling.solver_step import MAX_HISTORY, SolverRow
 from kr_fast.runtime.errors import UserError, fail, first_line
 from kr_fast.runtime.inputs import as_integer
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kr_fast import __version__
-from kr_fast.ops.pack_uint8 import pack_uint8
+from kr_fast.ops.sampling.pack_uint8 import pack_uint8
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_integer, as_labels
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.reprs import ShortRepr
+from kr_fast.runtime.version import __version__
 from kr_fast.synthesis.graphed import GraphTrajectory
 from kr_fast.synthesis.labels import LabelPlan
 from kr_fast.synthesis.latents import Decoder

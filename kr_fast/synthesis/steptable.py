@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kr_fast.ops.solver_step import SolverRow
+from kr_fast.ops.sampling.solver_step import SolverRow
 from kr_fast.runtime.errors import UserError
 from kr_fast.synthesis.probe import NotLinearError, Runner, Source, record, solve
 

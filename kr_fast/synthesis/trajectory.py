@@ -5,8 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from kr_fast.ops.philox_normal import philox_normal
-from kr_fast.ops.solver_step import SolverOutput, solver_step
+from kr_fast.ops.sampling.philox_normal import philox_normal
+from kr_fast.ops.sampling.solver_step import SolverOutput, solver_step
 from kr_fast.synthesis.networks import Network
 from kr_fast.synthesis.probe import Runner
 from kr_fast.synthesis.steptable import History, StepTable

@@ -14,8 +14,9 @@ from torch import nn
 from kr_fast.cli import main
 from kr_fast.data import Split, load, load_uncut
 from kr_fast.ensemble import TrainConfig, fit
-from kr_fast.membership import audit_run, save_npz
-from kr_fast.runtime import files, manifest
+from kr_fast.membership import save_npz
+from kr_fast.membership.audit import run as audit_run
+from kr_fast.runtime.storage import files, manifest
 
 FACTORY = """
 from torch import nn
@@ -392,9 +393,3 @@ def test_masks_of_numbers_and_the_cut_of_a_run(world, tmp_path, monkeypatch):
         wanted = load(tmp_path / "cut.npz", seed=3, val_fraction=share)
         sizes = [end - start for start, end in splits.values()]
         assert sizes == [len(wanted.train), len(wanted.val), len(wanted.test)]
-
-
-def test_help():
-    with pytest.raises(SystemExit) as stop:
-        main(["audit", "--help"])
-    assert stop.value.code == 0

@@ -11,7 +11,7 @@ from cli_cases import refused
 
 from kr_fast.cli import main
 from kr_fast.membership import ShadowSignals, save_npz
-from kr_fast.runtime import manifest
+from kr_fast.runtime.storage import manifest
 
 MODELS = ["--model", "mynet:make", "--checkpoint", "net.pt", "--data", "data.npz"]
 

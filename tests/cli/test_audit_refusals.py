@@ -11,9 +11,9 @@ import torch
 from audit_cases import logits_of
 from torch import nn
 
-from kr_fast.membership.audit_config import AuditConfig
-from kr_fast.runtime import files, manifest
+from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.storage import files, manifest
 
 FACTORY = """
 import torch

@@ -12,7 +12,7 @@ import torch
 import kr_fast
 from kr_fast.backends import registry
 from kr_fast.cli import main, run
-from kr_fast.runtime import manifest
+from kr_fast.runtime.storage import manifest
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_bad_config_file(tmp_path, capsys, text, words):
 
 def test_teacher_of_another_class_count(tmp_path, capsys):
     from kr_fast.models import classifier
-    from kr_fast.runtime import files
+    from kr_fast.runtime.storage import files
 
     teacher = classifier("resnet8", num_classes=7, in_channels=1, width=4, image_size=8)
     files.save_tensors(tmp_path / "teacher.safetensors", teacher.state_dict())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kr_fast.cli import main, options
-from kr_fast.membership.audit_config import AuditConfig
+from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime import progress
 from kr_fast.runtime.errors import UserError

@@ -14,11 +14,11 @@ from torch import nn
 from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, TrainConfig, train_shadows
 from kr_fast.ensemble.shadows import keep_matrix
-from kr_fast.ensemble.training import accuracy, fit, make_optimizer
-from kr_fast.ensemble.workers import Job, train
+from kr_fast.ensemble.training.training import accuracy, fit, make_optimizer
+from kr_fast.ensemble.training.workers import Job, train
 from kr_fast.models import classifier
-from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.storage import files
 
 CONFIG = TrainConfig(epochs=4, batch_size=8, learning_rate=0.05, augment=Augment(shift=1, flip=True))
 
@@ -140,7 +140,7 @@ def test_shadows_resume_after_a_kill(tmp_path, monkeypatch):
         calls.append(1)
         return fit(*arguments, **options)
 
-    monkeypatch.setattr("kr_fast.ensemble.workers.fit", fit_two)
+    monkeypatch.setattr("kr_fast.ensemble.training.workers.fit", fit_two)
     with pytest.raises(Killed):
         shadows(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("model*")) == ["model-000.safetensors", "model-001.safetensors"]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from kr_fast.ensemble import ModelArray, model_array
+from kr_fast.ensemble import ModelArray
+from kr_fast.ensemble.inference import model_array
 from kr_fast.models import classifier
-from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.storage import files
 
 
 def array(seeds=(0, 1, 2), **options):

@@ -10,29 +10,29 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.gradcheck import GradcheckError
 
 from kr_fast.backends import registry
-from kr_fast.ops.attack_r import attack_r
-from kr_fast.ops.best_threshold import best_threshold
-from kr_fast.ops.distillation_loss import (
+from kr_fast.ops.batched.model_batch_norm import model_batch_norm
+from kr_fast.ops.batched.model_conv2d import model_conv2d
+from kr_fast.ops.batched.model_residual_block import model_residual_block
+from kr_fast.ops.batched.model_sgd import model_sgd
+from kr_fast.ops.distillation.distillation_loss import (
     distillation_loss,
     distillation_loss_and_grad,
     distillation_loss_topk,
     soft_cross_entropy,
 )
-from kr_fast.ops.distillation_metrics import distillation_metrics
-from kr_fast.ops.dkd_loss import dkd_loss
-from kr_fast.ops.group_norm_silu import group_norm_silu
-from kr_fast.ops.lira import lira
-from kr_fast.ops.membership_signals import membership_signals
-from kr_fast.ops.model_batch_norm import model_batch_norm
-from kr_fast.ops.model_conv2d import model_conv2d
-from kr_fast.ops.model_residual_block import model_residual_block
-from kr_fast.ops.model_sgd import model_sgd
-from kr_fast.ops.qkv_attention import qkv_attention
-from kr_fast.ops.rmia import rmia
-from kr_fast.ops.roc import roc
-from kr_fast.ops.solver_step import SolverOutput, SolverRow, solver_step
-from kr_fast.ops.solver_step_at import DeviceTable, solver_step_at
-from kr_fast.ops.winograd_conv2d import winograd_conv2d, winograd_pack
+from kr_fast.ops.distillation.distillation_metrics import distillation_metrics
+from kr_fast.ops.distillation.dkd_loss import dkd_loss
+from kr_fast.ops.membership.attack_r import attack_r
+from kr_fast.ops.membership.best_threshold import best_threshold
+from kr_fast.ops.membership.lira import lira
+from kr_fast.ops.membership.membership_signals import membership_signals
+from kr_fast.ops.membership.rmia import rmia
+from kr_fast.ops.membership.roc import roc
+from kr_fast.ops.nn.group_norm_silu import group_norm_silu
+from kr_fast.ops.nn.qkv_attention import qkv_attention
+from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d, winograd_pack
+from kr_fast.ops.sampling.solver_step import SolverOutput, SolverRow, solver_step
+from kr_fast.ops.sampling.solver_step_at import DeviceTable, solver_step_at
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 torch.manual_seed(0)

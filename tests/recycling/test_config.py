@@ -14,7 +14,7 @@ from kr_fast.cli.bench import BenchConfig
 from kr_fast.cli.synthesize import SynthesizeConfig
 from kr_fast.data import Augment
 from kr_fast.ensemble import TrainConfig
-from kr_fast.membership.audit_config import AuditConfig
+from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime.errors import UserError
 

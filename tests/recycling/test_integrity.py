@@ -14,8 +14,8 @@ from kr_fast.cli import main
 from kr_fast.recycling import finished as finished_runs
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.presets import preset
-from kr_fast.runtime import files, manifest
 from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.storage import files, manifest
 
 pytestmark = pytest.mark.pipeline
 

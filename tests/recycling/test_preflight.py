@@ -12,14 +12,16 @@ import yaml
 from kr_fast.cli import main
 from kr_fast.data import Dataset, Split
 from kr_fast.models import classifier
-from kr_fast.recycling import dataset, preflight, teacher
+from kr_fast.recycling import preflight
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import checks, networks, room, seconds
 from kr_fast.recycling.presets import preset
-from kr_fast.runtime import files, manifest, state
+from kr_fast.recycling.stages import dataset, teacher
+from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError
-from kr_fast.runtime.journal import Journal
+from kr_fast.runtime.storage import files, manifest
+from kr_fast.runtime.storage.journal import Journal
 from kr_fast.runtime.text import duration
 
 

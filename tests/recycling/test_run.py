@@ -14,8 +14,9 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks, room
 from kr_fast.report.sentences import OF_RUN, verdict
-from kr_fast.runtime import files, state
-from kr_fast.runtime.journal import Journal
+from kr_fast.runtime import state
+from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.journal import Journal
 
 pytestmark = pytest.mark.pipeline
 STAGES = [

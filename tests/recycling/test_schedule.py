@@ -10,9 +10,9 @@ from kr_fast.data import Dataset, Split
 from kr_fast.recycling import preflight, schedule
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.presets import preset
-from kr_fast.runtime.journal import Journal
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.state import Runtime
+from kr_fast.runtime.storage.journal import Journal
 
 NAMES = ["data", "teacher", "generator", "report"]
 WORK = {"teacher": 2e9, "generator": 6e9, "report": 3.0}

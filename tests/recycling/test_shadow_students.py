@@ -15,11 +15,12 @@ from toy_runs import metrics, toy
 from kr_fast import data, report
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership import lira, roc
-from kr_fast.recycling import auditing, generator, gkd, reporting, shadow_students, shadows
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.runtime import files, layout, state
-from kr_fast.runtime.journal import Journal
+from kr_fast.recycling.stages import auditing, generator, gkd, reporting, shadow_students, shadows
+from kr_fast.runtime import state
+from kr_fast.runtime.storage import files, layout
+from kr_fast.runtime.storage.journal import Journal
 
 pytestmark = pytest.mark.pipeline
 

@@ -7,12 +7,13 @@ import torch
 
 from kr_fast import data
 from kr_fast.models import classifier
-from kr_fast.recycling import gkd, teacher
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.runtime import files, state
+from kr_fast.recycling.stages import gkd, teacher
+from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError
-from kr_fast.runtime.journal import Journal
+from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.journal import Journal
 
 FACTORIES = """
 import torch

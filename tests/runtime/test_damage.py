@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 
-from kr_fast.runtime import files, manifest
 from kr_fast.runtime.errors import UserError
-from kr_fast.runtime.journal import Journal, PartJournal, check_inside
+from kr_fast.runtime.storage import files, manifest
+from kr_fast.runtime.storage.journal import Journal, PartJournal, check_inside
 
 CONFIG = {"data": "digits", "seed": 0, "widths": [32, 64], "z": 0.5}
 VALUES = {"format": "npy", "count": 10, "sampler": {"seed": 0}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent.parent
+SUPPORT = Path(__file__).resolve().parent.parent / "support"
 
 
 def test_every_failing_operation_is_told_and_can_be_repeated(tmp_path):
@@ -17,9 +17,13 @@ def test_every_failing_operation_is_told_and_can_be_repeated(tmp_path):
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler on Linux")
     library = tmp_path / "faults.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, TESTS / "faults.c", "-ldl"], check=True)
-    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(["", str(TESTS), *sys.path])}
-    command = [sys.executable, str(TESTS / "failing_operations.py"), str(tmp_path / "jobs")]
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, SUPPORT / "faults.c", "-ldl"], check=True)
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "PYTHONPATH": os.pathsep.join(["", str(SUPPORT), *sys.path]),
+    }
+    command = [sys.executable, str(SUPPORT / "failing_operations.py"), str(tmp_path / "jobs")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     for name, found in json.loads(done.stdout).items():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from kr_fast.runtime import files, manifest
+from kr_fast.runtime.storage import files, manifest
 
 
 def names(folder):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kr_fast.runtime import layout, manifest
 from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.storage import layout, manifest
 
 
 def test_text_lists_every_path_that_the_folder_names(tmp_path):

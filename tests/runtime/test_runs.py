@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from kr_fast.runtime import manifest, progress, seeds, state
+from kr_fast.runtime import progress, seeds, state
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.journal import Journal
+from kr_fast.runtime.storage import manifest
+from kr_fast.runtime.storage.journal import Journal
 
 CONFIG = {"seed": 0, "widths": [32, 64], "data": "digits"}
 
@@ -68,7 +69,7 @@ def test_a_start_that_was_killed_at_once_can_be_repeated(tmp_path):
 
 def test_folder_in_use_is_refused(tmp_path):
     manifest.open_run(tmp_path, CONFIG)
-    code = f"from kr_fast.runtime import manifest; manifest.open_run({str(tmp_path)!r}, {CONFIG!r})"
+    code = f"from kr_fast.runtime.storage import manifest; manifest.open_run({str(tmp_path)!r}, {CONFIG!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "run: out must not be in use by another process" in done.stderr
     manifest.release()

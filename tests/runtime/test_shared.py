@@ -9,10 +9,11 @@ import sys
 
 import pytest
 
-from kr_fast.runtime import log, manifest
-from kr_fast.runtime.claims import Claims
+from kr_fast.runtime import log
 from kr_fast.runtime.errors import UserError
-from kr_fast.runtime.journal import PartJournal
+from kr_fast.runtime.storage import manifest
+from kr_fast.runtime.storage.claims import Claims
+from kr_fast.runtime.storage.journal import PartJournal
 
 VALUES = {"format": "npy", "sampler": {"seed": 0, "crop": [8, 8]}}
 
@@ -54,7 +55,7 @@ def test_a_record_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
 
 def other_process(path, part):
     """What ``take`` answers in another process."""
-    code = f"from kr_fast.runtime.claims import Claims; print(Claims({str(path)!r}).take({part}))"
+    code = f"from kr_fast.runtime.storage.claims import Claims; print(Claims({str(path)!r}).take({part}))"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kr_fast
-from kr_fast.backends import cpu, registry
+from kr_fast.backends import native, registry
 from kr_fast.runtime.errors import UserError
-from kr_fast.synthesis import fast_blocks
+from kr_fast.synthesis.optimized import fast_blocks
 
 diffusers = pytest.importorskip("diffusers")
 LAST = torch.channels_last
@@ -184,7 +184,7 @@ def test_ops_that_are_gone(batch):
     assert ops.names.count("clone") == 2 * 4
 
 
-with_vectors = pytest.mark.skipif(cpu.isa() == "scalar", reason="torch's convolutions are faster without vectors")
+with_vectors = pytest.mark.skipif(native.isa() == "scalar", reason="torch's convolutions are faster without vectors")
 
 
 @with_vectors

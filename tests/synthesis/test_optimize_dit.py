@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kr_fast
 from kr_fast.backends import registry
 from kr_fast.runtime.errors import UserError
-from kr_fast.synthesis import fast_blocks
+from kr_fast.synthesis.optimized import fast_blocks
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -133,7 +133,7 @@ def test_refusals(monkeypatch):
     with kr_fast.optimize(model) as handle, torch.no_grad():
         with pytest.raises(UserError, match="class_labels must be given for a model"):
             model(x, t)
-        monkeypatch.setattr("kr_fast.synthesis.optimize.MOST_TABLE_BYTES", 10_000)
+        monkeypatch.setattr("kr_fast.synthesis.optimized.optimize.MOST_TABLE_BYTES", 10_000)
         with pytest.raises(UserError, match=r"timesteps must make a table of at most 10000 bytes, got 9 of \d+ "):
             handle.prepare_steps(range(9))
     model.transformer_blocks[1].set_chunk_feed_forward(2)

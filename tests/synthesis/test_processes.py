@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kr_fast.runtime import files
+from kr_fast.runtime.storage import files
 
 pytestmark = pytest.mark.pipeline
-SCRIPT = Path(__file__).resolve().parent.parent / "toy_sampler.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "support" / "toy_sampler.py"
 COUNT = 16 * 11 + 5  # twelve shards of two batches, the last one short
 ENVIRONMENT = {**os.environ, "KR_FAST_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kr_fast.runtime import files
 from kr_fast.runtime.errors import UserError
-from kr_fast.synthesis.sinks import FORMATS, Output, make_sink
+from kr_fast.runtime.storage import files
+from kr_fast.synthesis.output.sinks import FORMATS, Output, make_sink
 
 # 6x8x1: a PNG of less than a block of a tar; 32x32x3: several batches of PNG pieces; 5x3x4: alpha.
 SHAPES = [(6, 8, 1), (32, 32, 3), (5, 3, 4)]

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from kr_fast.backends import reference
-from kr_fast.ops.solver_step import solver_step
+from kr_fast.ops.sampling import reference
+from kr_fast.ops.sampling.solver_step import solver_step
 from kr_fast.runtime.errors import UserError
 from kr_fast.synthesis import StepTable
 from kr_fast.synthesis.steptable import History

@@ -10,10 +10,11 @@ import torch
 from toy_sampler import Net, plan, sampler
 
 import kr_fast
-from kr_fast.runtime import files, state
+from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.storage import files
 from kr_fast.synthesis import pipeline
-from kr_fast.synthesis.sinks import FORMATS
+from kr_fast.synthesis.output.sinks import FORMATS
 
 COUNT, SIZE = 100, 24  # shards of three micro-batches of 8; the last one has half a micro-batch
 
@@ -163,7 +164,7 @@ def test_full_disk(tmp_path, whole, call, monkeypatch):
 
 
 def test_write_that_fails_in_the_middle(tmp_path, whole, monkeypatch):
-    from kr_fast.synthesis import sinks
+    from kr_fast.synthesis.output import sinks
 
     real, calls = sinks.Output.write, 0
 

@@ -7,9 +7,9 @@ import torch
 from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.models import most_levels
-from kr_fast.recycling import dataset, teacher
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks, room
+from kr_fast.recycling.stages import dataset, teacher
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import yaml
 
-from kr_fast.recycling import teacher
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks, room, seconds
+from kr_fast.recycling.stages import teacher
 from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.text import duration
 

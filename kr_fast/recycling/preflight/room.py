@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kr_fast.models import padded_size
-from kr_fast.recycling import shadows
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight.networks import Size, Sizes
+from kr_fast.recycling.stages import shadows
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.memory import free_memory
 

@@ -11,16 +11,16 @@ from torch import nn
 
 from kr_fast.data import Split
 from kr_fast.ensemble import accuracy, fit
-from kr_fast.ensemble.training import Steps
-from kr_fast.membership.control import overfitted_recipe
-from kr_fast.recycling import generator, gkd, shadows, teacher
+from kr_fast.ensemble.training.training import Steps
+from kr_fast.membership.attacks.control import overfitted_recipe
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks
 from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.preflight.room import QUERIES
+from kr_fast.recycling.stages import generator, gkd, shadows, teacher
 from kr_fast.synthesis import Sampler
-from kr_fast.synthesis.optimize import optimize
+from kr_fast.synthesis.optimized.optimize import optimize
 
 BUDGET = 0.3  # seconds of one measurement, more or less
 STEPS = 3  # of a training at a time

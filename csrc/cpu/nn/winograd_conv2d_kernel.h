@@ -1,0 +1,304 @@
+// Included once per instruction set by winograd_conv2d.cpp.
+//
+// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016):
+// 36 products for 16 pixels where the definition has 144. A block of tiles goes through three steps, and what lies
+// between them stays in the cache: 6x6 pixels of a tile are transformed (V), each of the 36 places is a matrix product
+// of tiles by inputs with inputs by outputs (M), and M is transformed back, with all that follows the convolution.
+//
+// The points are 0, +-5/8, +-3/2 and infinity: with them the error is a third of that of the usual 0, +-1, +-2, and
+// all constants of the two transforms of pixels are exact.
+#include "cpu/simd/vec_math.h"
+
+#include "cpu/nn/activations.h"
+
+#define KR_UNROLL_ROWS _Pragma("GCC unroll 32")
+
+constexpr int kPlaces = 36;
+constexpr int64_t kGroup = 16;  // inputs side by side in V: the products then step by constants
+constexpr float kA = 0.625f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
+
+// Rows and vectors of a product that the registers hold.
+#if KR_LANES == 16
+constexpr int kRows16 = 21, kRows32 = 14;
+#elif KR_LANES == 8
+constexpr int kRows16 = 6, kRows32 = 3;
+#else
+constexpr int kRows16 = 1, kRows32 = 1;
+#endif
+static_assert(kWinogradTiles % kRows16 == 0 && kWinogradTiles % kRows32 == 0, "products are whole");
+constexpr int64_t kTiles = kWinogradTiles, kPart = kWinogradPart;
+
+// A^T m
+KR_FN void transform_out(const f32v* m, f32v* out) {
+    const f32v sum_a = m[1] + m[2], difference_a = m[1] - m[2], sum_b = m[3] + m[4], difference_b = m[3] - m[4];
+    out[0] = m[0] + sum_a + sum_b;
+    out[1] = fma(splat(kB), difference_b, splat(kA) * difference_a);
+    out[2] = fma(splat(kB2), sum_b, splat(kA2) * sum_a);
+    out[3] = fma(splat(kB2 * kB), difference_b, fma(splat(kA2 * kA), difference_a, m[5]));
+}
+
+// One row of B^T d.
+KR_FN void transform_in(const f32v* d, float* to, int64_t step) {
+    const f32v even_a = fma(splat(-kB2), d[2], d[4]), odd_a = fma(splat(-kB2), d[1], d[3]);
+    const f32v even_b = fma(splat(-kA2), d[2], d[4]), odd_b = fma(splat(-kA2), d[1], d[3]);
+    store(to, fma(splat(kA2 * kB2), d[0], fma(splat(-kA2 - kB2), d[2], d[4])));
+    store(to + step, fma(splat(kA), odd_a, even_a));
+    store(to + 2 * step, fma(splat(-kA), odd_a, even_a));
+    store(to + 3 * step, fma(splat(kB), odd_b, even_b));
+    store(to + 4 * step, fma(splat(-kB), odd_b, even_b));
+    store(to + 5 * step, fma(splat(kA2 * kB2), d[1], fma(splat(-kA2 - kB2), d[3], d[5])));
+}
+
+// One vector of channels of 6x6 pixels.
+struct Pixels {
+    const float* from;
+    int64_t down, across;  // from one pixel to the next
+    __attribute__((always_inline)) f32v at(int i, int j) const { return load(from + i * down + j * across); }
+};
+
+// One vector of channels of a tile, from 36 pixels to 36 places `step` apart. Rows of B^T d that share terms are made
+// together and pixels are read again for the next ones: everything then stays in registers.
+KR_FN void tile_in(const Pixels& d, float* to, int64_t step) {
+    f32v first[6], second[6];
+    KR_UNROLL for (int j = 0; j < 6; ++j) first[j] =
+        fma(splat(kA2 * kB2), d.at(0, j), fma(splat(-kA2 - kB2), d.at(2, j), d.at(4, j)));
+    transform_in(first, to, step);
+    KR_UNROLL for (int pair = 0; pair < 2; ++pair) {
+        const f32v point = splat(pair ? kB : kA), other = splat(pair ? -kA2 : -kB2);
+        KR_UNROLL for (int j = 0; j < 6; ++j) {
+            const f32v even = fma(other, d.at(2, j), d.at(4, j)), odd = fma(other, d.at(1, j), d.at(3, j));
+            first[j] = fma(point, odd, even);
+            second[j] = fma(splat(0.0f) - point, odd, even);
+        }
+        transform_in(first, to + (6 + 12 * pair) * step, step);
+        transform_in(second, to + (12 + 12 * pair) * step, step);
+    }
+    KR_UNROLL for (int j = 0; j < 6; ++j) first[j] =
+        fma(splat(kA2 * kB2), d.at(1, j), fma(splat(-kA2 - kB2), d.at(3, j), d.at(5, j)));
+    transform_in(first, to + 30 * step, step);
+}
+
+struct Tiles {
+    int64_t down, across;  // of an image
+};
+struct Tile {
+    int64_t image, row, column;  // of its first pixel
+};
+
+KR_FN Tile tile_at(const Tiles& tiles, int64_t number) {
+    const int64_t each = tiles.down * tiles.across, place = number % each;
+    return {number / each, 4 * (place / tiles.across), 4 * (place % tiles.across)};
+}
+
+// V of one tile, [36][groups][kTiles][16] with `step` floats between places.
+static void transform_tile(const WinogradConv& call, const Tile& tile, const float* zeros, float* to, int64_t step) {
+    const float* image = call.x + tile.image * call.height * call.width * call.inputs;
+    const int64_t top = tile.row - 1, left = tile.column - 1, padded = (call.inputs + kGroup - 1) / kGroup * kGroup;
+    int64_t channel = 0;
+    if (top >= 0 && left >= 0 && top + 6 <= call.height && left + 6 <= call.width) {
+        const float* from = image + (top * call.width + left) * call.inputs;
+        for (; channel + kLanes <= call.inputs; channel += kLanes)
+            tile_in({from + channel, call.width * call.inputs, call.inputs},
+                    to + channel / kGroup * kTiles * kGroup + channel % kGroup, step);
+    }
+    if (channel == padded) return;
+    const float* pixels[kPlaces];  // zeros where there is no pixel
+    for (int i = 0; i < 6; ++i)
+        for (int j = 0; j < 6; ++j) {
+            const int64_t row = top + i, column = left + j;
+            const bool inside = row >= 0 && row < call.height && column >= 0 && column < call.width;
+            pixels[6 * i + j] = inside ? image + (row * call.width + column) * call.inputs : zeros;
+        }
+    alignas(64) float copy[kPlaces * kLanes];
+    for (; channel < padded; channel += kLanes) {
+        const int64_t live = call.inputs - channel;
+        if (live >= kLanes)
+            KR_UNROLL for (int p = 0; p < kPlaces; ++p) store(copy + p * kLanes, load(pixels[p] + channel));
+        else
+            for (int p = 0; p < kPlaces; ++p)
+                store(copy + p * kLanes, load_part(pixels[p] + channel, live > 0 ? (int)live : 0, 0.0f));
+        tile_in({copy, 6 * kLanes, kLanes}, to + channel / kGroup * kTiles * kGroup + channel % kGroup, step);
+    }
+}
+
+// `kRows` tiles by one block of outputs: a is [groups][kTiles][16], b [inputs][block], rows of c `c_step` apart.
+template <int kRows, int kVectors>
+KR_FN void multiply(const float* a, int64_t inputs, const float* b, float* c, int64_t c_step) {
+    f32v sum[kRows][kVectors] = {};
+    for (int64_t left = inputs; left > 0; left -= kGroup, a += kTiles * kGroup)
+        for (int k = 0; k < kGroup && k < left; ++k, b += kVectors * kLanes) {
+            f32v w[kVectors];
+            KR_UNROLL for (int v = 0; v < kVectors; ++v) w[v] = load(b + v * kLanes);
+            KR_UNROLL_ROWS for (int r = 0; r < kRows; ++r) {
+                const f32v value = splat(a[r * kGroup + k]);
+                KR_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(value, w[v], sum[r][v]);
+            }
+        }
+    KR_UNROLL_ROWS for (int r = 0; r < kRows; ++r) KR_UNROLL for (int v = 0; v < kVectors; ++v)
+        store(c + r * c_step + v * kLanes, sum[r][v]);
+}
+
+template <int kRows, int kBlock>
+static void multiply_places(const float* v, int64_t step, const float* weight, int64_t blocks, int64_t part,
+                            int64_t inputs, int64_t tiles, float* m) {
+    const int64_t padded = (inputs + kGroup - 1) / kGroup * kGroup;
+    for (int place = 0; place < kPlaces; ++place)
+        for (int64_t block = 0; block < part; ++block) {
+            const float* b = weight + (place * blocks + block) * padded * kBlock;
+            for (int64_t t = 0; t < tiles; t += kRows)
+                multiply<kRows, kBlock / kLanes>(v + place * step + t * kGroup, inputs, b,
+                                                 m + ((block * kTiles + t) * kPlaces + place) * kBlock,
+                                                 kPlaces * kBlock);
+        }
+}
+
+// NaN where either is.
+KR_FN f32v larger(f32v a, f32v b) { return a > b ? a : b != b ? b : a != a ? a : b; }
+
+template <Activation kind>
+KR_FN f32v activate(f32v a) {
+    if (kind == Activation::relu) return max(splat(0.0f), a);  // a where it is NaN
+    if (kind == Activation::gelu) return gelu(a);
+    if (kind == Activation::silu) return silu(a);
+    return a;
+}
+
+// One tile's M, [36][block], back to pixels. Even rows of A^T m are made of sums and odd ones of differences: two at a
+// time everything stays in registers.
+template <bool odd>
+KR_FN void two_rows(const float* m, int64_t block, f32v* pixels, f32v* pixels_below) {
+    f32v first[6], second[6];
+    KR_UNROLL for (int j = 0; j < 6; ++j) {
+        const float* at = m + j * block;
+        const int64_t step = 6 * block;
+        const f32v a = load(at + step), minus_a = load(at + 2 * step);
+        const f32v b = load(at + 3 * step), minus_b = load(at + 4 * step);
+        if (odd) {
+            const f32v d = a - minus_a, e = b - minus_b;
+            first[j] = fma(splat(kB), e, splat(kA) * d);
+            second[j] = fma(splat(kB2 * kB), e, fma(splat(kA2 * kA), d, load(at + 5 * step)));
+        } else {
+            const f32v d = a + minus_a, e = b + minus_b;
+            first[j] = load(at) + d + e;
+            second[j] = fma(splat(kB2), e, splat(kA2) * d);
+        }
+    }
+    transform_out(first, pixels);
+    transform_out(second, pixels_below);
+}
+
+// Where a tile's pixels go: one vector of channels of them.
+struct Place {
+    int64_t first, down, across;  // in y, from one pixel to the next
+    int rows, columns, live;      // of y in this tile; lanes
+    f32v scale, bias;
+};
+
+// What follows the convolution, for `columns` pixels of a row of y.
+template <Activation kind, bool full>
+KR_FN void finish(const WinogradConv& call, const Place& place, int row, int most, const f32v* pixels) {
+    KR_UNROLL for (int j = 0; j < most; ++j) {
+        if (!full && j >= place.columns) return;
+        const int64_t at = place.first + row * place.down + j * place.across;
+        f32v a = fma(pixels[j], place.scale, place.bias);
+        if (call.residual) {
+            const float* other = call.residual + at;
+            a = a + (full ? load(other) : load_part(other, place.live, 0.0f));
+        }
+        a = activate<kind>(a);
+        if (full)
+            store(call.y + at, a);
+        else
+            store_part(call.y + at, a, place.live);
+    }
+}
+
+template <Activation kind, bool pool, bool full>
+KR_FN void tile_out(const WinogradConv& call, const Place& place, const float* m, int64_t block) {
+    f32v top[8], below[8];  // rows 0 and 2, rows 1 and 3
+    two_rows<false>(m, block, top, top + 4);
+    if (pool) {
+        f32v found[2];
+        two_rows<true>(m, block, below, below + 4);
+        KR_UNROLL for (int i = 0; i < 2; ++i) {
+            KR_UNROLL for (int j = 0; j < 2; ++j) {
+                const int k = 4 * i + 2 * j;
+                found[j] = larger(larger(top[k], top[k + 1]), larger(below[k], below[k + 1]));
+            }
+            if (full || i < place.rows) finish<kind, full>(call, place, i, 2, found);
+        }
+        return;
+    }
+    finish<kind, full>(call, place, 0, 4, top);
+    if (full || place.rows > 2) finish<kind, full>(call, place, 2, 4, top + 4);
+    two_rows<true>(m, block, below, below + 4);
+    if (full || place.rows > 1) finish<kind, full>(call, place, 1, 4, below);
+    if (full || place.rows > 3) finish<kind, full>(call, place, 3, 4, below + 4);
+}
+
+template <Activation kind, bool pool>
+static void transform_back(const WinogradConv& call, const Tiles& tiles, int64_t begin, int64_t end, const float* m,
+                           int64_t first, int64_t last) {
+    const int64_t block = winograd_block(call.outputs), shrink = pool ? 2 : 1, side = 4 / shrink;
+    const int64_t height = call.height / shrink, width = call.width / shrink;
+    for (int64_t number = begin; number < end; ++number) {
+        const Tile tile = tile_at(tiles, number);
+        const int64_t top = tile.row / shrink, left = tile.column / shrink;
+        Place place;
+        place.down = width * call.outputs, place.across = call.outputs;
+        place.rows = (int)(height - top < side ? height - top : side);
+        place.columns = (int)(width - left < side ? width - left : side);
+        if (place.rows <= 0 || place.columns <= 0) continue;
+        const bool whole = place.rows == side && place.columns == side;
+        for (int64_t channel = first; channel < last; channel += kLanes) {
+            const int live = last - channel < kLanes ? (int)(last - channel) : kLanes;
+            const float* from =
+                m + ((channel - first) / block * kTiles + number - begin) * kPlaces * block + channel % block;
+            place.first = ((tile.image * height + top) * width + left) * call.outputs + channel;
+            place.live = live;
+            place.scale = call.scale ? load_part(call.scale + channel, live, 0.0f) : splat(1.0f);
+            place.bias = call.bias ? load_part(call.bias + channel, live, 0.0f) : splat(0.0f);
+            if (whole && live == kLanes)
+                tile_out<kind, pool, true>(call, place, from, block);
+            else
+                tile_out<kind, pool, false>(call, place, from, block);
+        }
+    }
+}
+
+template <Activation kind>
+static void transform_back(const WinogradConv& call, const Tiles& tiles, int64_t begin, int64_t end, const float* m,
+                           int64_t first, int64_t last) {
+    if (call.pool)
+        transform_back<kind, true>(call, tiles, begin, end, m, first, last);
+    else
+        transform_back<kind, false>(call, tiles, begin, end, m, first, last);
+}
+
+// Tiles [begin, end), at most kTiles of them. v holds 36 winograd_step(inputs) floats, m 36 kTiles by kPart blocks,
+// zeros inputs rounded up to 16.
+static void winograd_block_of_tiles(const WinogradConv& call, const Tiles& tiles, int64_t begin, int64_t end, float* v,
+                                    float* m, const float* zeros) {
+    const int64_t groups = (call.inputs + kGroup - 1) / kGroup, step = winograd_step(call.inputs);
+    const int64_t block = winograd_block(call.outputs), blocks = (call.outputs + block - 1) / block;
+    for (int64_t number = begin; number < end; ++number)
+        transform_tile(call, tile_at(tiles, number), zeros, v + (number - begin) * kGroup, step);
+    const int64_t rows = block == 16 ? kRows16 : kRows32, count = (end - begin + rows - 1) / rows * rows;
+    for (int64_t t = end - begin; t < count; ++t)  // rows of a last product that no tile fills
+        for (int64_t p = 0; p < kPlaces * groups; ++p)
+            for (int64_t k = 0; k < kGroup; ++k) v[p / groups * step + (p % groups * kTiles + t) * kGroup + k] = 0.0f;
+    for (int64_t first = 0; first < blocks; first += kPart) {
+        const int64_t part = blocks - first < kPart ? blocks - first : kPart, from = first * block;
+        const int64_t to = from + part * block < call.outputs ? from + part * block : call.outputs;
+        const float* weight = call.weight + from * groups * kGroup;
+        if (block == 16)
+            multiply_places<kRows16, 16>(v, step, weight, blocks, part, call.inputs, count, m);
+        else
+            multiply_places<kRows32, 32>(v, step, weight, blocks, part, call.inputs, count, m);
+        if (call.activation == Activation::relu) transform_back<Activation::relu>(call, tiles, begin, end, m, from, to);
+        if (call.activation == Activation::gelu) transform_back<Activation::gelu>(call, tiles, begin, end, m, from, to);
+        if (call.activation == Activation::silu) transform_back<Activation::silu>(call, tiles, begin, end, m, from, to);
+        if (call.activation == Activation::none) transform_back<Activation::none>(call, tiles, begin, end, m, from, to);
+    }
+}
+#undef KR_UNROLL_ROWS

@@ -1,0 +1,185 @@
+#include "cuda/sampling/solver_step.h"
+
+#include <cuda_runtime.h>
+
+#include "cuda/device/element.h"
+
+namespace kr {
+namespace cuda {
+namespace {
+
+#include "common/sampling/philox.h"
+#include "common/sampling/solver_row.h"
+
+constexpr int kTableRow = 16, kTableSlots = 8;
+
+// What the kernel is called with: the call, with host memory copied into it.
+struct Arguments {
+    SolverStep call;
+    SolverRow row;
+    const float* history[4];
+};
+
+// The step that the table's counter names: its row, and the ring slots as this call's addresses.
+__device__ void look_up(SolverStep& call, SolverRow& row, const float* (&history)[4]) {
+    const SolverTable& table = call.table;
+    const int64_t step = *table.step, numel = call.batch * call.channels * call.pixels;
+    const float* from = table.rows + step * kTableRow;
+    row = {from[0],
+           from[1],
+           from[2],
+           from[3],
+           from[4],
+           from[5],
+           from[6],
+           from[7],
+           {from[8], from[9], from[10]},
+           {from[11], from[12], from[13], from[14]},
+           row.guidance,
+           (int)from[15]};
+    const int32_t* slots = table.slots + step * kTableSlots;
+    call.x = table.samples + slots[0] * numel;
+    call.y = table.samples + slots[1] * numel;
+    call.kept = slots[2] < 0 ? nullptr : table.kept + slots[2] * numel;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        const int slot = slots[4 + k];
+        history[k] = slot < 0 ? table.samples + (-1 - slot) * numel : table.kept + slot * numel;
+    }
+    call.stream += (uint32_t)step;
+}
+
+// One thread per four elements of an image: one Philox counter, and 16-byte accesses where rows are aligned. Tensors
+// of interleaved channels are read and written element by element; neighbours in a warp share their cache lines.
+template <bool kAligned>
+__global__ void step(Arguments arguments) {
+    SolverStep& call = arguments.call;
+    SolverRow& row = arguments.row;
+    const float*(&history)[4] = arguments.history;
+    if (call.table.step) {
+        if (*call.table.step < 0 || *call.table.step >= call.table.steps) return;
+        look_up(call, row, history);
+    }
+    const int64_t numel = call.channels * call.pixels, groups = (numel + 3) / 4;
+    const int64_t total = call.batch * groups, stride = (int64_t)gridDim.x * blockDim.x;
+    const bool clean = row.x0 != 0.0f || (call.kept && row.keep[2] != 0.0f);
+    for (int64_t item = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; item < total; item += stride) {
+        const int64_t image = item / groups, group = item % groups, at = image * numel + 4 * group;
+        const int count = kAligned ? 4 : (int)(numel - 4 * group < 4 ? numel - 4 * group : 4);
+        auto read = [&](const float* from, float (&to)[4]) {
+            if (kAligned) {
+                const float4 v = *reinterpret_cast<const float4*>(from + at);
+                to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+            } else {
+#pragma unroll
+                for (int k = 0; k < 4; ++k) to[k] = k < count ? from[at + k] : 0.0f;
+            }
+        };
+        auto write = [&](float* to, const float (&from)[4]) {
+            if (kAligned) {
+                *reinterpret_cast<float4*>(to + at) = make_float4(from[0], from[1], from[2], from[3]);
+            } else {
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    if (k < count) to[at + k] = from[k];
+            }
+        };
+        auto interleaved = [&](int k) {  // where element k lies among interleaved channels
+            const int64_t element = 4 * group + k;
+            return image * numel + element % call.pixels * call.channels + element / call.pixels;
+        };
+        auto read_network = [&](const void* from, float (&to)[4]) {
+            if (kAligned && call.output_dtype == Dtype::f32 && !call.output_channels_last) {
+                read(static_cast<const float*>(from), to);
+            } else {
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    to[k] = k < count ? read_element(from, call.output_dtype,
+                                                     call.output_channels_last ? interleaved(k) : at + k)
+                                      : 0.0f;
+            }
+        };
+        float x[4], e[4], other[4], out[4], kept[4];
+        read(call.x, x);
+        read_network(call.cond, e);
+        if (call.uncond) {
+            read_network(call.uncond, other);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) e[k] = guided(e[k], other[k], row.guidance);
+        }
+        const float limit = call.limits ? call.limits[image] : row.clip;
+        const float inverse = call.limits ? 1.0f / limit : 1.0f;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            const float p = clean ? solver_clean(row, limit, inverse, x[k], e[k]) : 0.0f;
+            out[k] = solver_terms(row, clean, x[k], e[k], p);
+            kept[k] = solver_kept(row, clean, x[k], e[k], p);
+        }
+        if (call.kept) write(call.kept, kept);
+#pragma unroll
+        for (int term = 0; term < 4; ++term) {
+            if (term < row.terms) {
+                read(history[term], other);
+#pragma unroll
+                for (int k = 0; k < 4; ++k) out[k] = fma(row.history[term], other[k], out[k]);
+            }
+        }
+        if (row.noise != 0.0f) {
+            const uint64_t id = (uint64_t)call.ids[image];
+            philox_normal4((uint32_t)group, call.stream, (uint32_t)id, (uint32_t)(id >> 32), (uint32_t)call.seed,
+                           (uint32_t)(call.seed >> 32), other);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) out[k] = fma(row.noise, other[k], out[k]);
+        }
+        if (call.y) write(call.y, out);
+        if (call.input || call.image) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                if (k >= count) continue;
+                const int64_t place = interleaved(k);
+                if (call.image) call.image[place] = to_byte(out[k]);
+                for (int copy = 0; call.input && copy < call.copies; ++copy)
+                    write_element(call.input, call.input_dtype, copy * call.batch * numel + place,
+                                  mul(out[k], row.next_input));
+            }
+        }
+    }
+}
+
+bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+
+}  // namespace
+
+int solver_step(const SolverStep& call, void* cuda_stream) {
+    const int64_t numel = call.channels * call.pixels, total = call.batch * ((numel + 3) / 4);
+    if (total == 0) return cudaSuccess;
+    Arguments arguments = {call, {}, {nullptr, nullptr, nullptr, nullptr}};
+    arguments.row.guidance = call.guidance;
+    bool vector = numel % 4 == 0;
+    for (const void* address : {(const void*)call.x, call.cond, call.uncond, (const void*)call.y,
+                                (const void*)call.kept, (const void*)call.table.samples, (const void*)call.table.kept})
+        vector = vector && aligned(address);
+    if (!call.table.step) {
+        const float* row = call.row;
+        arguments.row = {
+            row[0],       row[1],        row[2],    row[3], row[4], row[5], row[6], row[7], {row[8], row[9], row[10]},
+            {0, 0, 0, 0}, call.guidance, call.terms};
+        for (int k = 0; k < call.terms; ++k) {
+            arguments.row.history[k] = row[11 + k];
+            arguments.history[k] = call.history[k];
+            vector = vector && aligned(call.history[k]);
+        }
+    }
+    const int threads = 256;
+    const int64_t wanted = (total + threads - 1) / threads, most = 1 << 16;
+    const unsigned blocks = (unsigned)(wanted < most ? wanted : most);
+    auto queue = (cudaStream_t)cuda_stream;
+    if (vector)
+        step<true><<<blocks, threads, 0, queue>>>(arguments);
+    else
+        step<false><<<blocks, threads, 0, queue>>>(arguments);
+    return cudaGetLastError();
+}
+
+}  // namespace cuda
+}  // namespace kr

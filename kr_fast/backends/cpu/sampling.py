@@ -1,0 +1,59 @@
+"""Kernels of the family ``sampling`` in ``kr_fast._cpu``."""
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends import codes, native, registry
+from kr_fast.backends.native import address
+
+
+@registry.kernel("philox_normal", "cpu", refuses=native.cpu_tensors(torch.float32))
+def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
+    out = torch.empty(len(ids), numel, dtype=torch.float32)
+    native.cpu.philox_normal(ids.data_ptr(), len(ids), numel, seed, stream, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+@registry.kernel("solver_step", "cpu", refuses=native.cpu_tensors(torch.float32))
+def solver_step(
+    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
+) -> None:
+    batch = len(sample)
+    channels = sample.shape[1] if sample.ndim == 4 else 1
+    model_output = model_output.float().contiguous()
+    uncond_output = None if uncond_output is None else uncond_output.float().contiguous()
+    native.cpu.solver_step(
+        sample.data_ptr(), model_output.data_ptr(), address(uncond_output), address(ids), address(limits),
+        [h.data_ptr() for h in history], row, guidance, seed, stream,
+        batch, channels, sample.numel() // max(batch * channels, 1), address(out.sample), address(out.kept),
+        address(out.input), 0 if out.input is None else codes.DTYPES[out.input.dtype], copies, address(out.image),
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+@registry.kernel("pack_uint8", "cpu", refuses=native.cpu_tensors(torch.float32, torch.bfloat16, torch.float16))
+def pack_uint8(x: Tensor) -> Tensor:
+    x = x.float()  # exact from half precision
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if not channels_last:
+        x = x.contiguous()
+    batch, channels, height, width = x.shape
+    out = torch.empty(batch, height, width, channels, dtype=torch.uint8)
+    native.cpu.pack_uint8(
+        x.data_ptr(), batch, channels, height * width, channels_last, out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def _elsewhere(device: str, dtype: torch.dtype, size: int) -> str | None:
+    """The predicate of an op on the host whose dtype is fixed."""
+    return None if device == "cpu" else f"tensors must be on cpu, got {device}"
+
+
+@registry.kernel("encode_png", "cpu", refuses=_elsewhere)
+def encode_png(images: Tensor, size: int) -> Tensor:
+    images = images.contiguous()
+    batch, height, width, channels = images.shape
+    out = torch.empty(batch, size, dtype=torch.uint8)
+    native.cpu.encode_png(images.data_ptr(), batch, height, width, channels, out.data_ptr(), torch.get_num_threads())
+    return out

@@ -1,0 +1,67 @@
+"""Kernels of the family ``batched`` in ``kr_fast.kernels``."""
+
+import functools
+
+import torch
+
+from kr_fast.backends import native, registry
+
+_CONV_DTYPES = native.triton_tensors(torch.float32, torch.bfloat16, torch.float16)
+
+
+def _refuses_conv(device: str, dtype: torch.dtype, size: int) -> str | None:
+    return "groups must be 1 or the input's channels" if size == 2 else _CONV_DTYPES(device, dtype, size)
+
+
+@registry.kernel("model_conv2d", "triton", refuses=_refuses_conv)
+def model_conv2d(x, weight, *rest):
+    from kr_fast.kernels.batched import model_conv2d as kernels
+
+    with native.on(x):
+        return kernels.model_conv2d(x, weight, *rest)
+
+
+def _refuses_conv_backward(device: str, dtype: torch.dtype, size: int) -> str | None:
+    return "groups must be 1" if size else _CONV_DTYPES(device, dtype, size)
+
+
+@registry.kernel("model_conv2d_backward", "triton", refuses=_refuses_conv_backward)
+def model_conv2d_backward(grad, *rest):
+    from kr_fast.kernels.batched import model_conv2d_backward as kernels
+
+    with native.on(grad):
+        return kernels.model_conv2d_backward(grad, *rest)
+
+
+def _batch_norm_forward(x, *rest):
+    from kr_fast.kernels.batched import model_batch_norm as kernels
+
+    with native.on(x):
+        return kernels.forward(x, *rest)
+
+
+def _batch_norm_backward(grad, *rest):
+    from kr_fast.kernels.batched import model_batch_norm as kernels
+
+    with native.on(grad):
+        return kernels.backward(grad, *rest)
+
+
+registry.two_way("model_batch_norm", "triton", _batch_norm_forward, _batch_norm_backward, refuses=_CONV_DTYPES)
+
+
+@registry.kernel("model_sgd", "triton", refuses=native.triton_tensors(torch.float32))
+def model_sgd(weight, velocity, grad, rate, momentum, sizes, decays):
+    from kr_fast.kernels.batched import model_sgd as kernels
+
+    with native.on(weight):
+        layout = _sgd_layout(len(rate), sizes, decays, weight.device)
+        kernels.model_sgd(weight, velocity, grad, rate, momentum, *layout)
+
+
+@functools.lru_cache(maxsize=16)
+def _sgd_layout(models: int, sizes: tuple[int, ...], decays: tuple[float, ...], device: torch.device):
+    """Kept, so that no step copies a table to the device."""
+    from kr_fast.kernels.batched import model_sgd as kernels
+
+    return kernels.layout(models, sizes, decays, device)

@@ -1,0 +1,252 @@
+"""How fast images are made, end to end, by this package and by what one would write without it.
+
+Each provider runs in a process of its own, so that peak memory and compiled code are its own. Its images are compared
+with those of the ``exact`` tier before the clock starts.
+"""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kr_fast.models import unet
+from kr_fast.ops.sampling.pack_uint8 import pack_uint8
+from kr_fast.ops.sampling.philox_normal import philox_normal
+from kr_fast.runtime.errors import fail
+from kr_fast.synthesis.labels import LabelPlan
+from kr_fast.synthesis.networks import adapt
+from kr_fast.synthesis.sampler import Sampler
+
+CLASSES, SEED = 10, 1
+PROVIDERS = ("documented", "loop", "compile", "kr_fast")
+# Untrained networks of the sizes that people train: time does not depend on the weights.
+MODELS: dict[str, Callable] = {
+    "digits": lambda: unet(8, 8, 1, CLASSES, widths=(32, 64)),
+    "unet28": lambda: unet(28, 28, 1, CLASSES, widths=(32, 64, 64)),
+    "unet32": lambda: unet(32, 32, 3, CLASSES, widths=(128, 256, 256, 256), layers=2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured: ``images`` images in micro-batches of ``batch``."""
+
+    model: str
+    scheduler: str
+    steps: int
+    batch: int
+    images: int
+    guidance_scale: float | None
+    format: str | None
+    device: str
+    threads: int
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations an image."""
+        return self.steps * (1 if self.guidance_scale is None else 2)
+
+
+def measure(case: Case, providers: tuple[str, ...], repeats: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Per provider: images/s with and without the sink, NFE x images/s, share of the matrix peak, memory, error.
+
+    Args:
+        case: what to run.
+        providers: of :data:`PROVIDERS`. ``documented`` is a float32 loop in diffusers that saves PNG files by PIL,
+            ``loop`` the same channels_last (bfloat16 on a GPU) that saves raw bytes, ``compile`` that loop under
+            ``torch.compile``, ``kr_fast`` the fused sampler on an optimized network.
+        repeats: timed runs, of which the fastest and the median are reported.
+        progress: called with the name of each provider before it starts.
+    """
+    for name, value, allowed in (("model", case.model, MODELS), *(("providers", p, PROVIDERS) for p in providers)):
+        if value not in allowed:
+            fail("bench", name, f"be one of {', '.join(allowed)}", value)
+    _scheduler(case)
+    context = multiprocessing.get_context("spawn")
+    found = {}
+    for provider in providers:
+        progress(provider)
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+            found[provider] = pool.submit(_run, case, provider, repeats).result()
+    return {"case": dataclasses.asdict(case), "evaluations": case.evaluations, "providers": found, **_machine(case)}
+
+
+def _machine(case: Case) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if case.device == "cuda" else f"CPU, {case.threads} threads"
+    return {"device": device, "torch": torch.__version__, "python": sys.version.split()[0]}
+
+
+def _run(case: Case, provider: str, repeats: int) -> dict[str, Any]:
+    torch.set_num_threads(case.threads)
+    torch.manual_seed(0)
+    network = MODELS[case.model]().eval().to(case.device)
+    flops = _flops(network)
+    ids = torch.arange(case.batch)
+    plan = LabelPlan.balanced(CLASSES)
+    exact = _sampler(case, network, quality="exact")(ids, plan.labels(ids))
+    make, save = _provider(case, provider, network)
+    error = (make(ids, plan.labels(ids)).cpu().double() - exact.cpu().double()).square().mean()
+    batches = [torch.arange(at, min(at + case.batch, case.images)) for at in range(0, case.images, case.batch)]
+
+    def plain() -> None:
+        for part in batches:
+            make(part, plan.labels(part))
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+
+    result = {"psnr": float(10 * torch.log10(255**2 / error)) if error > 0 else None, **_time(plain, case, repeats)}
+    result["evaluations_per_second"] = result["images_per_second"] * case.evaluations
+    result["share_of_matrix_peak"] = result["evaluations_per_second"] * flops / _matrix_peak(case, provider)
+    if case.format is not None:
+        result["sink"] = _time(lambda: save(batches, plan), case, repeats)
+    if case.device == "cuda":
+        result["peak_bytes"] = torch.cuda.max_memory_allocated()
+    else:
+        result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return result
+
+
+def _time(run: Callable[[], None], case: Case, repeats: int) -> dict[str, float]:
+    run()  # compiles, captures, warms caches
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return {
+        "images_per_second": case.images / min(seconds),
+        "images_per_second_median": case.images / statistics.median(seconds),
+    }
+
+
+def _scheduler(case: Case) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, case.scheduler, None)
+    if kind is None or not hasattr(kind, "set_timesteps"):
+        fail("bench", "scheduler", "be the name of a diffusers scheduler", case.scheduler)
+    return kind()
+
+
+def _sampler(case: Case, network: Any, **options: Any) -> Sampler:
+    return Sampler(
+        network, _scheduler(case), case.steps, seed=SEED, guidance_scale=case.guidance_scale, num_classes=CLASSES,
+        micro_batch=case.batch,
+        **options,
+    )  # fmt: skip
+
+
+def _provider(case: Case, provider: str, network: Any) -> tuple[Callable, Callable]:
+    """(ids and labels to uint8 images, batches and plan into files)."""
+    if provider == "kr_fast":
+        from kr_fast.synthesis.optimized.optimize import optimize
+
+        if case.device == "cuda":
+            network = network.to(torch.bfloat16)
+        optimize(network)
+        sampler = _sampler(case, network)
+        return sampler, lambda batches, plan: _synthesize(case, sampler, plan)
+    if provider != "documented":
+        network = network.to(memory_format=torch.channels_last)
+        if case.device == "cuda":
+            network = network.to(torch.bfloat16)
+    call = torch.compile(network, mode="max-autotune") if provider == "compile" else network
+    loop = _Loop(case, network, call)
+    return loop, _save_png(loop) if provider == "documented" else _save_raw(loop)
+
+
+class _Loop:
+    """Class-conditional sampling as one writes it with diffusers: the scheduler's step, one batch after the other."""
+
+    def __init__(self, case: Case, network: Any, call: Callable):
+        self.case, self.network, self.call, self.scheduler = case, network, call, _scheduler(case)
+
+    @torch.inference_mode()
+    def __call__(self, ids: Tensor, labels: Tensor) -> Tensor:
+        case, scheduler = self.case, self.scheduler
+        scheduler.set_timesteps(case.steps)
+        dtype, labels = self.network.dtype, labels.to(case.device)
+        x = philox_normal(
+            ids.to(case.device), adapt(self.network).shape, seed=SEED
+        )  # any generator would do: once an image
+        x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        null = torch.full_like(labels, CLASSES)
+        for t in scheduler.timesteps:
+            inputs = scheduler.scale_model_input(x, t).to(dtype)
+            if case.guidance_scale is None:
+                e = self.call(inputs, t, class_labels=labels).sample.float()
+            else:
+                both = self.call(torch.cat([inputs] * 2), t, class_labels=torch.cat([labels, null])).sample.float()
+                e, u = both.chunk(2)
+                e = u + case.guidance_scale * (e - u)
+            x = scheduler.step(e, t, x).prev_sample
+        return pack_uint8(x.contiguous())
+
+
+def _save_png(loop: _Loop) -> Callable:
+    from PIL import Image
+
+    def save(batches: list[Tensor], plan: LabelPlan) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for part in batches:
+                images = loop(part, plan.labels(part)).cpu().numpy()
+                for number, image in zip(part.tolist(), images, strict=True):
+                    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(f"{folder}/{number:06d}.png")
+
+    return save
+
+
+def _save_raw(loop: _Loop) -> Callable:
+    def save(batches: list[Tensor], plan: LabelPlan) -> None:
+        with tempfile.TemporaryFile() as file:
+            for part in batches:
+                file.write(loop(part, plan.labels(part)).cpu().numpy().tobytes())
+
+    return save
+
+
+def _synthesize(case: Case, sampler: Sampler, plan: LabelPlan) -> None:
+    from kr_fast.synthesis.pipeline import synthesize
+
+    folder = Path(tempfile.mkdtemp())
+    try:
+        out = None if case.format == "device" else folder / "set"
+        synthesize(sampler, plan, out, count=case.images, format=case.format)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _flops(network: Any) -> int:
+    """Operations of one evaluation of one image: two a multiplication with its addition."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.zeros((1, *adapt(network).shape), device=network.device, dtype=network.dtype)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x, 0, class_labels=torch.zeros(1, dtype=torch.int64, device=x.device))
+    return counter.get_total_flops()
+
+
+def _matrix_peak(case: Case, provider: str) -> float:
+    """Operations a second of a large matrix product in the provider's dtype, measured here: the roof."""
+    half = case.device == "cuda" and provider != "documented"
+    size = 8192 if case.device == "cuda" else 1536
+    a = torch.randn(size, size, device=case.device, dtype=torch.bfloat16 if half else torch.float32)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

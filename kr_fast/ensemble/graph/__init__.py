@@ -1,0 +1,1 @@
+"""A network as a graph: tracing, its architecture, its precision."""

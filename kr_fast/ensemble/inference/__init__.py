@@ -1,0 +1,1 @@
+"""Asking many models of one architecture together."""

@@ -1,0 +1,229 @@
+"""One classifier training loop, for the Teacher and for its shadows, so that both follow the same recipe."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kr_fast.data import Augment, Draws, Split, shown, to_float
+from kr_fast.ensemble.networks import answer, answers_rule, ask, check_sizes, checked, device_of, failures, mode
+from kr_fast.runtime import seeds
+from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
+from kr_fast.runtime.options import check, option
+from kr_fast.runtime.progress import bar
+from kr_fast.runtime.storage import files
+
+WARM_UP = 0.2  # share of the steps in which the rate rises
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """SGD with Nesterov momentum under a one-cycle schedule (Smith and Topin, 2018), and standard augmentation.
+
+    A value out of its range is refused; a rate that is too high for a network shows in its loss, see :func:`fit`.
+    """
+
+    epochs: int = option(40, "passes over the training images", least=1, most=1_000_000)
+    batch_size: int = option(64, "images a step", least=1, most=1_000_000)
+    learning_rate: float = option(0.1, "peak of the one-cycle schedule", above=0)
+    weight_decay: float = option(5e-4, "of weights, not of biases and norms", least=0)
+    label_smoothing: float = option(0.0, "share of each label that goes to all classes", least=0, below=1)
+    augment: Augment = dataclasses.field(default_factory=Augment)
+
+    def __post_init__(self):
+        check(self, "TrainConfig")
+
+
+@dataclasses.dataclass
+class History:
+    """Curves of a training run; ``best_epoch`` is the one whose weights the model holds at the end."""
+
+    train_loss: list[float] = dataclasses.field(default_factory=list)
+    val_accuracy: list[float] = dataclasses.field(default_factory=list)
+    best_epoch: int = 0
+
+
+def examples(
+    where: str, split: Split, classes: int | None = None, shape: tuple[int, ...] | None = None, name: str = "split"
+) -> Split:
+    """``split`` as tensors, uint8 ``[N, H, W, C]`` and int64 ``[N]`` in [0, classes), of at least one example.
+
+    Raises: UserError naming the argument.
+    """
+    if not isinstance(split, Split):
+        fail(where, name, "be a Split of images and labels", described(split))
+    images = as_images(where, f"images of {name}", split.images, shape)
+    labels = as_labels(where, f"labels of {name}", split.labels, len(images), classes)
+    if len(labels) == 0:
+        fail(where, name, "hold at least one example", described(split.images))
+    return Split(images, labels)
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, split: Split, batch_size: int = 1024) -> float:
+    """Share of ``split`` that the model, in eval mode, classifies correctly.
+
+    Raises: UserError naming the argument, and for any failure of the model's own code.
+    """
+    if not isinstance(model, nn.Module):
+        fail("accuracy", "model", "be a torch module", described(model))
+    split, batch_size = examples("accuracy", split), as_integer("accuracy", "batch_size", batch_size, 1)
+    device, hits = device_of(model), 0
+    with mode(model, False):
+        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+            logits = answer("accuracy", "model", model, to_float(images.to(device)))
+            as_labels("accuracy", "labels of split", labels, classes=logits.shape[1])
+            hits += int((logits.argmax(1) == labels.to(device)).sum())
+    return hits / len(split)
+
+
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimizer and schedule of a recipe over ``steps`` steps; no weight decay on biases and norms."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    # torch divides by the length of the warm-up, which begins at step 0 and is none for 5 steps in all.
+    warm_up = WARM_UP if WARM_UP * steps != 1 else WARM_UP - 1e-9
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=max(steps, 2), pct_start=warm_up
+    )
+    return optimizer, schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """How a recipe cuts ``count`` examples into steps."""
+
+    batch: int
+    per_epoch: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, count: int) -> "Steps":
+        """Whole batches only; one short batch where there are fewer examples."""
+        return cls(min(config.batch_size, count), max(count // config.batch_size, 1))
+
+
+def epoch_draws(config: TrainConfig, count: int, size: tuple[int, int], seed: int, epoch: int) -> tuple[Tensor, Draws]:
+    """The shuffle and the augmentation of one epoch: indices in [0, count) and as many draws, on the CPU.
+
+    Whoever trains with ``seed``, alone or among others, sees these.
+    """
+    generator, steps = seeds.generator(seed, "fit", epoch), Steps.of(config, count)
+    used = steps.batch * steps.per_epoch
+    return torch.randperm(count, generator=generator)[:used], config.augment.draw(used, size, generator)
+
+
+def fit(
+    model: nn.Module,
+    split: Split,
+    config: TrainConfig,
+    *,
+    seed: int,
+    val: Split | None = None,
+    state_path: str | Path | None = None,
+    save_every: int = 10,
+    description: str | None = None,
+) -> History:
+    """Train ``model`` in place on ``split`` with cross-entropy.
+
+    All randomness is a function of (seed, epoch), so a run that is killed and continued from ``state_path`` ends with
+    the same weights as one that was not.
+
+    Args:
+        model: an ``nn.Module`` from float ``[N, C, H, W]`` to logits, on the device to train on.
+        split: training images, uint8 ``[N, H, W, C]``, and labels, integers ``[N]`` below the number of logits.
+        config: the recipe.
+        seed: of shuffles and augmentation (the caller seeds the weights).
+        val: where given, the weights of the epoch with the best accuracy on it (the latest of equals) are kept.
+        state_path: file to continue from and to save to every ``save_every`` epochs (1 or more); removed at the end.
+        description: shows a progress bar under this name.
+    Raises: UserError naming the argument; for any failure of the model's own code; if the loss is not finite.
+    """
+    if not isinstance(config, TrainConfig):
+        fail("fit", "config", "be a TrainConfig", described(config))
+    seed, save_every = as_integer("fit", "seed", seed), as_integer("fit", "save_every", save_every, 1)
+    split, val, device = _checked(model, split, val)
+    images, labels = split.images.to(device), split.labels.to(device)
+    count, rule = len(labels), answers_rule((0, *split.images.shape[3:], *split.images.shape[1:3]))
+    steps, size = Steps.of(config, count), tuple(images.shape[1:3])
+    optimizer, schedule = make_optimizer(model, config, config.epochs * steps.per_epoch)
+    history, best, best_accuracy, first = History(), None, -1.0, 0
+    with files.continuing(state_path) as state:
+        if state is not None:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            history, best, first = History(**state["history"]), state["best"], state["epoch"]
+            best_accuracy = state["best_accuracy"]
+    model.train()
+    forked = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=forked), bar(config.epochs, description, "epoch", first) as progress:
+        for epoch in range(first, config.epochs):
+            torch.manual_seed(seeds.derive(seed, "dropout", epoch))
+            order, draws = epoch_draws(config, count, size, seed, epoch)
+            order, draws = order.to(device), draws.to(device)
+            total = torch.zeros((), device=device)
+            for step in range(steps.per_epoch):
+                rows = slice(step * steps.batch, (step + 1) * steps.batch)
+                batch = order[rows]
+                x = shown(images, batch, draws[rows])
+                with failures("fit", "model", rule):
+                    logits = checked("fit", "model", model(x), x)
+                    loss = nn.functional.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                schedule.step()
+                total += loss.detach()
+            history.train_loss.append(float(total) / steps.per_epoch)
+            if not history.train_loss[-1] < float("inf"):
+                raise UserError(f"fit: loss must be finite, got {history.train_loss[-1]} in epoch {epoch}")
+            if val is not None:
+                history.val_accuracy.append(accuracy(model, val))
+                if history.val_accuracy[-1] >= best_accuracy:
+                    best_accuracy, history.best_epoch = history.val_accuracy[-1], epoch
+                    best = copy.deepcopy(model.state_dict())
+                progress.set(loss=f"{history.train_loss[-1]:.3f}", val=f"{history.val_accuracy[-1]:.3f}")
+            else:
+                history.best_epoch = epoch
+            progress.update()
+            if state_path and (epoch + 1) % save_every == 0 and epoch + 1 < config.epochs:
+                files.save_state(
+                    state_path,
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "schedule": schedule.state_dict(),
+                        "history": dataclasses.asdict(history),
+                        "best": best,
+                        "best_accuracy": best_accuracy,
+                        "epoch": epoch + 1,
+                    },
+                )
+    if best is not None:
+        model.load_state_dict(best)
+    model.eval()
+    if state_path:
+        Path(state_path).unlink(missing_ok=True)
+    return history
+
+
+def _checked(model: nn.Module, split: Split, val: Split | None) -> tuple[Split, Split | None, torch.device]:
+    """The splits as tensors, and the device, of a model that answers and can be trained."""
+    if not isinstance(model, nn.Module):
+        fail("fit", "model", "be a torch module", described(model))
+    check_sizes("fit", "model", model)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        fail("fit", "model", "have weights to train", f"a {type(model).__name__} of none that requires a gradient")
+    split, device = examples("fit", split), device_of(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout that is never off
+        logits = ask("fit", "model", model, to_float(split.images[:2].to(device)), finite=False)
+    classes, shape = logits.shape[1], tuple(split.images.shape[1:])
+    split = examples("fit", split, classes)
+    return split, None if val is None else examples("fit", val, classes, shape, "val"), device

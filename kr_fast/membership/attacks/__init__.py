@@ -1,0 +1,1 @@
+"""Attacks, each a function from signals to scores."""

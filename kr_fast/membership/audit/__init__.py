@@ -1,0 +1,1 @@
+"""The audit: load, query, score, report."""

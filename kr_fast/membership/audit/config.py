@@ -1,0 +1,175 @@
+"""The options of ``kr-fast audit``, checked before anything is read or written."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
+from kr_fast.ensemble import TrainConfig
+from kr_fast.membership.attacks.catalog import check_asked
+from kr_fast.membership.audit.figures import Choices
+from kr_fast.ops.membership.rmia import PREDICATES
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.options import check, option
+
+SPLITS = ("train", "val", "test", "all")
+SOURCES = {
+    "signals": ("probabilities",),
+    "lira_tree": ("target",),
+    "privacy_meter": ("signal", "signal_name", "target"),
+}
+CHOICES = tuple(field.name for field in dataclasses.fields(Choices))
+OF_ALL = ("out", "attacks", "primary", "every_shadow", "show_real_images", "show_records", *CHOICES)
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditConfig:
+    """Configuration of ``kr-fast audit``."""
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "out": "folder",
+        "model": "the model and the data",
+        "shadows": "shadow models",
+        "signals": "saved signals in place of models",
+        "attacks": "attacks and figures",
+    }
+
+    out: str = option("runs/audit", "folder of the audit; the same command continues one that was stopped")
+
+    model: str = option("", "pkg.mod:factory of the classifier, or resnet8, resnet14, resnet20, resnet32")
+    width: int = option(16, "channels of the first stage, for a resnet of this package", least=1, most=4096)
+    checkpoint: tuple[str, ...] = option(
+        (),
+        "weights under attack, .safetensors or .pt state dicts: FILE, or NAME=FILE for several (shadows imitate the "
+        "first), or NAME=FILE@MODEL for another architecture",
+    )  # fmt: skip
+    mean: tuple[float, ...] = option(
+        (), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1", least=-10, most=10
+    )
+    std: tuple[float, ...] = option((), "see mean", above=0, most=10)
+    data: str = option("", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
+    cut: int = option(
+        -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are", least=-1
+    )
+    val_fraction: float = option(
+        VAL_FRACTION, "that run's share of training images for validation, with cut", above=0, below=1
+    )
+    test_fraction: float = option(
+        TEST_FRACTION, "that run's share of all images for the test, with cut", above=0, below=1
+    )
+    members: str = option(
+        "train", "splits (train,val), or an .npy, .txt or .csv file of indices, or of a mask (0 and 1) over all images"
+    )
+    non_members: str = option("auto", "likewise; auto: test, or all others where members are a file")
+    population: str = option("auto", "further non-members: splits, a share of the non-members, none, or auto (val)")
+    synthetic: str = option(
+        "", ".npy file of released synthetic images, uint8 [S, H, W, C], which are then attacked too"
+    )
+
+    shadows: str = option("", "folder of shadow models (of train_shadows, or kr-fast run); empty: they are trained")
+    kind: str = option(
+        "auto",
+        "full: the shadows were made as the first model under attack was; transfer: they were not, a lower "
+        "bound; auto: transfer with shadows of yours or for another architecture, else full",
+        choices=("auto", "full", "transfer"),
+    )
+    num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release", least=4, most=10_000)
+    epochs: int = option(40, "of a shadow: give the recipe of the model under attack", least=1, most=1_000_000)
+    batch_size: int = option(64, "of a shadow", least=1, most=1_000_000)
+    learning_rate: float = option(0.1, "peak of a shadow's one-cycle schedule", least=1e-6, most=10)
+    weight_decay: float = option(5e-4, "of a shadow", least=0, most=1)
+    label_smoothing: float = option(0.0, "of a shadow", least=0, below=1)
+    shift: int = option(0, "augmentation of a shadow: largest shift in pixels", least=0, most=224)
+    flip: bool = option(False, "augmentation of a shadow: mirror half of the images")
+    rotate: float = option(0.0, "augmentation of a shadow: largest angle in degrees", least=0, most=180)
+    scale: float = option(0.0, "augmentation of a shadow: largest relative change of size", least=0, below=1)
+    control: bool = option(True, "train a positive control, which the attacks must find")
+
+    signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/audit.md)")
+    lira_tree: str = option("", "a folder of experiment-*/{keep,logits,scores}, in place of models")
+    privacy_meter: str = option("", "a folder with memberships.npy and signals/, in place of models")
+    signal: str = option(
+        "probability",
+        "what the arrays of privacy_meter hold: probability or loss",
+        choices=("probability", "loss"),
+    )
+    signal_name: str = option("rmia", "first part of their names: signals/NAME_signals.npy")
+    target: str = option("", "the experiment or model of such a folder under attack; empty: each from the others")
+    probabilities: bool = option(False, "the saved logits are probabilities; take their logarithm")
+
+    attacks: tuple[str, ...] = option((), "names of attacks (docs/audit.md); none for all of the default set")
+    primary: str = option("", "the attack whose figures are the result; empty: lira")
+    augment: str = option(
+        "none", "queries of the attacks: none, flip, shift or lira", choices=("none", "flip", "shift", "lira")
+    )
+    every_shadow: bool = option(
+        False, "attack shadows from each other by every attack, and those of sets that no target uses"
+    )
+    level: float = option(0.95, "coverage of the intervals", least=0.5, below=1)
+    delta: float = option(1e-5, "of the lower bounds of epsilon", above=0, below=1)
+    priors: tuple[float, ...] = option(
+        (0.5, 0.1, 0.01), "shares of members for the positive predictive value", above=0, below=1
+    )
+    random_members: bool = option(False, "each example became a member by a fair coin: the one-run bound applies")
+    rmia_gamma: float = option(
+        1.0, "of RMIA: how clearly an example has to dominate one of the population", above=0, most=1000
+    )
+    rmia_offline_a: float = option(0.33, "of rmia_offline: its scale a", least=0, most=1)
+    rmia_predicate: str = option("ratio", "of RMIA: when one dominates another", choices=PREDICATES)
+    seed: int = option(0, "of shadows, control and splits", least=0)
+    show_real_images: bool = option(False, "show the images of the most exposed members; the page then says so")
+    show_records: bool = option(False, "name the most exposed members by index and score; the page then says so")
+
+    def __post_init__(self):
+        check(self, "audit")
+        given = [name for name in ("signals", "lira_tree", "privacy_meter") if getattr(self, name)]
+        if len(given) > 1 or (given and (self.model or self.checkpoint or self.data)):
+            fail("audit", "input", "be models (model, checkpoint, data) or one of signals, lira_tree, privacy_meter",
+                 ", ".join([*given, *(n for n in ("model", "checkpoint", "data") if getattr(self, n))]))  # fmt: skip
+        if not given:
+            for name in ("model", "checkpoint", "data"):
+                if not getattr(self, name):
+                    fail("audit", name, "be given (or signals, lira_tree or privacy_meter)", "nothing")
+        if bool(self.mean) != bool(self.std):
+            fail("audit", "mean and std", "be given together", f"mean {list(self.mean)}, std {list(self.std)}")
+        if len(self.mean) != len(self.std):
+            got = f"{len(self.mean)} and {len(self.std)}"
+            fail("audit", "mean and std", "hold as many numbers as each other", got)
+        if self.num_shadows % 2:
+            fail("audit", "num_shadows", "be even and at least 4", self.num_shadows)
+        self._refuse_idle(given[0] if given else "")
+        for name, usual in (("val_fraction", VAL_FRACTION), ("test_fraction", TEST_FRACTION)):
+            if self.cut < 0 and getattr(self, name) != usual:
+                fail("audit", name, "be left out without cut, where it does nothing", getattr(self, name))
+        check_asked(self.attacks or None, self.primary or None, "given", Choices(**self.choices()))
+
+    def _refuse_idle(self, source: str) -> None:
+        """Refuse what would do nothing with this source of signals; "" for models."""
+        of_saved = {name for names in SOURCES.values() for name in names} | set(SOURCES)
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            used = name in (source, *SOURCES[source]) if source else name not in of_saved
+            if not used and name not in OF_ALL and value != field.default:
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                fail("audit", name, f"be left out with {source or 'models'}, where it does nothing", shown)
+
+    @property
+    def saved(self) -> bool:
+        """Whether signals were saved before."""
+        return bool(self.signals or self.lira_tree or self.privacy_meter)
+
+    def record(self) -> dict[str, Any]:
+        """The configuration as plain values, without ``out``."""
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+        del values["out"]
+        return values
+
+    def choices(self) -> dict[str, Any]:
+        """Arguments of :class:`kr_fast.membership.audit.figures.Choices`, which are options of the same names."""
+        return {name: getattr(self, name) for name in CHOICES}
+
+    def recipe(self) -> TrainConfig:
+        """How shadows are trained."""
+        augment = Augment(self.shift, self.flip, self.rotate, self.scale)
+        return TrainConfig(
+            self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.label_smoothing, augment
+        )

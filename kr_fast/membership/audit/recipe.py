@@ -1,0 +1,218 @@
+"""What a training recipe gives away: figures averaged over models made by it, with intervals over models and records.
+
+One model is one draw: its AUC moves with the seed and the processor. The shadows are as many draws, and each is
+attacked from the others. Their AUCs are no independent ones, for all are on the same records.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from kr_fast.membership.statistics.auc_intervals import satterthwaite, t_interval
+from kr_fast.membership.statistics.curve import FPRS, Curve, roc
+from kr_fast.membership.statistics.intervals import check_share, holm
+from kr_fast.membership.statistics.summaries import matrices
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimates:
+    """A figure of each of K targets, and what each record adds to it.
+
+    ``each [K]``; ``parts [K, N]``, whose mean over records is the error of the estimate to first order.
+    """
+
+    each: np.ndarray
+    parts: np.ndarray
+
+    def __sub__(self, other: "Estimates") -> "Estimates":
+        return Estimates(self.each - other.each, self.parts - other.parts)
+
+    @property
+    def mean(self) -> float:
+        """Over the targets."""
+        return float(self.each.mean())
+
+    def variances(self) -> tuple[list[float], list[int]]:
+        """Parts of the mean's variance, of records and of models, and their degrees of freedom.
+
+        Records: that of the parts' mean over targets, record by record, so that what a record adds as a member of some
+        targets and as a non-member of others cancels (Obuchowski, Biometrics 53 (1997), with records as clusters).
+        Models: the spread of the K figures beyond what records explain, ``max(0, s^2 - (w - c)) / K``, where ``w`` is
+        the mean variance of a single figure by its records and ``c`` the mean covariance of two, as records give them
+        (DerSimonian and Laird, Controlled Clinical Trials 7 (1986), for figures that are correlated).
+        """
+        targets, count = self.parts.shape
+        # Exact sums: the order of the records must not show in a digit.
+        records = math.fsum(self.parts.mean(0) ** 2) / count**2
+        if targets == 1:
+            return [records], [max(count - 1, 1)]
+        within = math.fsum((self.parts**2).mean(0)) / count**2
+        shared = (targets * records - within) / (targets - 1)
+        models = max(0.0, float(self.each.var(ddof=1)) - (within - shared)) / targets
+        return [records, models], [max(count - 1, 1), targets - 1]
+
+    def interval(self, level: float) -> list[float] | None:
+        """Wilson's interval of the mean at the number of trials that has its variance, by Student's t; None for none.
+
+        Source: Wilson, JASA 22 (1927); effective numbers of trials and degrees of freedom: Korn and Graubard, Survey
+        Methodology 24 (1998).
+        """
+        from scipy.special import stdtrit
+
+        parts, degrees = self.variances()
+        if not 0 < self.mean < 1 or sum(parts) <= 1e-30:
+            return None
+        square = float(stdtrit(satterthwaite(parts, degrees), 0.5 + level / 2)) ** 2 / (
+            self.mean * (1 - self.mean) / sum(parts)
+        )
+        centre = (self.mean + square / 2) / (1 + square)
+        reach = (square * self.mean * (1 - self.mean) + square * square / 4) ** 0.5 / (1 + square)
+        return [centre - reach, centre + reach]
+
+    def summary(self, level: float) -> dict[str, Any]:
+        """{"mean", "sd" (of models), "each", "interval" (of the mean)}."""
+        sd = float(self.each.std(ddof=1)) if len(self.each) > 1 else None
+        return {"mean": self.mean, "sd": sd, "each": self.each.tolist(), "interval": self.interval(level)}
+
+
+def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS, level: float = 0.95) -> dict[str, Any]:
+    """AUC and TPRs of several targets: mean, its interval, and standard deviation.
+
+    Targets that are attacked leave-one-out share their shadows and records, so ``sd`` is the spread of models and no
+    standard error; ``interval`` is that of the mean, over other models and other records, see
+    :meth:`Estimates.variances`. It is None where there is no spread to tell it from.
+
+    Args:
+        scores: ``[K, N]``, of any attack.
+        keep: bool ``[K, N]``, the members of each target.
+    A TPR that rests on fewer than ten false positives of some target is None.
+    Returns: {"targets", "auc": {"mean", "sd", "each", "interval"}, "balanced_accuracy": {"mean", "sd", "each"},
+        "tpr_at_fpr": {fpr: {"mean", "sd", "each", "interval"}}}.
+    """
+    check_share("across_targets", "level", level)
+    return _figures(*_curves(*matrices("across_targets", scores, keep)), fprs, level)[0]
+
+
+Targets = tuple[list[Curve], np.ndarray, np.ndarray]  # curves, scores [K, N], keep [K, N]
+
+
+def _curves(scores: Tensor, keep: Tensor) -> Targets:
+    curves = [roc(row, members) for row, members in zip(scores, keep, strict=True)]
+    return curves, scores.double().numpy(), keep.numpy()
+
+
+def _figures(
+    curves: list[Curve], scores: np.ndarray, keep: np.ndarray, fprs: Sequence[float], level: float
+) -> tuple[dict[str, Any], Estimates]:
+    """What :func:`across_targets` returns, and the estimates of the AUC."""
+    found = aucs(curves, scores, keep)
+    balanced = Estimates(np.array([curve.balanced_accuracy for curve in curves]), np.zeros((len(curves), 1)))
+    return {
+        "targets": len(curves),
+        "auc": found.summary(level),
+        "balanced_accuracy": {key: balanced.summary(level)[key] for key in ("mean", "sd", "each")},
+        "tpr_at_fpr": {str(fpr): _tprs(curves, scores, keep, fpr, level) for fpr in fprs},
+    }, found
+
+
+def aucs(curves: Sequence[Curve], scores: np.ndarray, keep: np.ndarray) -> Estimates:
+    """AUC of each target; a record's part is its placement among the other side, less the AUC."""
+    parts = np.empty(scores.shape)
+    for k, curve in enumerate(curves):
+        inside, outside = curve.groups
+        group = np.searchsorted(-curve.thresholds, -scores[k])
+        of_member = 1 - (curve.fp - outside / 2)[group] / curve.negatives
+        of_other = (curve.tp - inside / 2)[group] / curve.positives
+        parts[k] = np.where(keep[k], of_member, of_other) - curve.auc
+    return Estimates(np.array([curve.auc for curve in curves]), parts * _weights(curves, keep))
+
+
+def _weights(curves: Sequence[Curve], keep: np.ndarray) -> np.ndarray:
+    """``N / k`` of an example on a side of k, and the root of ``k / (k - 1)`` for the mean that was taken off."""
+    count, rows = keep.shape[1], []
+    for k, curve in enumerate(curves):
+        sizes = [count / size * (size / max(size - 1, 1)) ** 0.5 for size in (curve.positives, curve.negatives)]
+        rows.append(np.where(keep[k], *sizes))
+    return np.stack(rows)
+
+
+def _tprs(curves: Sequence[Curve], scores: np.ndarray, keep: np.ndarray, fpr: float, level: float) -> dict[str, Any]:
+    """TPR of each target; a non-member's part is its step of the FPR times the slope of the mean ROC."""
+    found = [curve.tpr_at(fpr, level) for curve in curves]
+    claimed = [each["tpr"] if each["point_claim"] else None for each in found]
+    if None in claimed:
+        return {"mean": None, "sd": None, "each": claimed, "interval": None}
+    near = [[curve.tpr_at(rate, level) for curve in curves] for rate in (fpr / 2, min(2 * fpr, (1 + fpr) / 2))]
+    low, high = ([float(np.mean([each[key] for each in side])) for key in ("fpr", "tpr")] for side in near)
+    slope = (high[1] - low[1]) / max(high[0] - low[0], 1e-300)
+    parts = np.empty(scores.shape)
+    for k, (curve, each) in enumerate(zip(curves, found, strict=True)):
+        at = int(np.searchsorted(curve.fp, each["false_positives"], side="right")) - 1
+        flagged = scores[k] >= curve.thresholds[at]
+        parts[k] = np.where(keep[k], flagged - each["tpr"], -slope * (flagged - each["fpr"]))
+    return Estimates(np.array(claimed), parts * _weights(curves, keep)).summary(level)
+
+
+def compare(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], level: float = 0.95) -> dict[str, Any] | None:
+    """Mean AUC of the first recipe minus that of the second over targets in pairs, or None where they are no pairs.
+
+    Target k of both has the same members, as a shadow Student has those of its shadow Teacher; where there are more of
+    one recipe, its first are taken.
+
+    Args:
+        first, second: (scores ``[K, N]``, keep ``[K, N]``).
+    Returns: {"difference", "interval", "z", "p", "targets"}.
+    """
+    one, two = ((aucs(*_curves(*pair)), pair[1].numpy()) for pair in (first, second))
+    return _gap(one, two, level)
+
+
+def _gap(
+    first: tuple[Estimates, np.ndarray], second: tuple[Estimates, np.ndarray], level: float
+) -> dict[str, Any] | None:
+    count = min(len(first[1]), len(second[1]))
+    if first[1].shape[1] != second[1].shape[1] or not (first[1][:count] == second[1][:count]).all():
+        return None
+    one, two = (Estimates(found.each[:count], found.parts[:count]) for found, _ in (first, second))
+    gap = one - two
+    return {"difference": gap.mean, **t_interval(gap.mean, *gap.variances(), level), "targets": count}
+
+
+def recipes(
+    lone: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]], primary: str, level: float
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Set of shadows -> attack -> :func:`across_targets`, role, corrected interval, and difference to the first set.
+
+    The primary attack was named beforehand. The others of a set share one error: Bonferroni's intervals, Holm's p.
+
+    Args:
+        lone: set -> attack -> (scores, keep) of shadows, each attacked from the others.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    of_first: dict[str, tuple[Estimates, np.ndarray]] = {}
+    for name, each in lone.items():
+        named = primary if primary in each else next(iter(each), None)
+        shared, rows, gaps = 1 - (1 - level) / max(len(each) - 1, 1), {}, []
+        for attack, pair in each.items():
+            rows[attack], auc = _figures(*_curves(*pair), FPRS, level)
+            wide = level if attack == named else shared
+            rows[attack]["role"] = "primary" if attack == named else "exploratory"
+            rows[attack]["auc"]["interval_corrected"] = auc.interval(wide)
+            rows[attack]["difference"] = None
+            mine = auc, pair[1].numpy()
+            if not found:
+                of_first[attack] = mine
+            elif attack in of_first and (gap := _gap(of_first[attack], mine, level)) is not None:
+                wider = _gap(of_first[attack], mine, wide)["interval"]
+                gap |= {"first": next(iter(found)), "interval_corrected": wider, "p_corrected": gap["p"]}
+                rows[attack]["difference"] = gap
+                gaps += [gap] if attack != named else []
+        for gap, p in zip(gaps, holm([gap["p"] for gap in gaps]), strict=True):
+            gap["p_corrected"] = p
+        if rows:
+            found[name] = rows
+    return found

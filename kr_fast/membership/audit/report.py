@@ -1,0 +1,300 @@
+"""Attacks on given signals, and what is reported of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from kr_fast.membership.attacks.catalog import CATALOG, auto_variance, check_asked, sides
+from kr_fast.membership.audit.data import AuditData, ShadowSignals
+from kr_fast.membership.audit.figures import Choices, exposed, of_attack
+from kr_fast.membership.audit.files import write
+from kr_fast.membership.audit.notes import notes_of, of_control, warnings_of
+from kr_fast.membership.audit.recipe import recipes
+from kr_fast.membership.audit.scores import choose, leave_one_out, scores_of
+from kr_fast.membership.statistics.auc_intervals import delong_test
+from kr_fast.membership.statistics.curve import Curve, roc
+from kr_fast.membership.statistics.epsilon import check_fair_coins
+from kr_fast.membership.statistics.intervals import holm
+from kr_fast.runtime import seeds
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import described
+from kr_fast.runtime.log import logger
+from kr_fast.runtime.storage import files
+
+LEAST_SHADOWS = 4  # of which each is attacked from the others, for the figures of the recipe
+MOST_EXPOSED = 16
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class AuditReport:
+    """What was found, and everything that must be said beside it.
+
+    ``curves[target][attack]``, ``scores[target][attack]`` (float64 ``[N]``) and ``figures[target][attack]`` (plain
+    values) are of each target, the positive control and each released synthetic set. ``setting`` says what was run.
+    """
+
+    curves: dict[str, dict[str, Curve]]
+    scores: dict[str, dict[str, Tensor]]
+    figures: dict[str, dict[str, dict[str, Any]]]
+    comparison: dict[str, dict[str, dict[str, Any]]]
+    leave_one_out: dict[str, dict[str, dict[str, Any]]]
+    setting: dict[str, Any]
+    warnings: tuple[str, ...]
+    data: AuditData
+
+    def __repr__(self) -> str:
+        rows = [
+            f"{name}: {found['primary']} {self.curves[name][found['primary']]!r}"
+            for name, found in self.setting["targets"].items()
+        ]
+        return f"AuditReport({'; '.join(rows) or 'every shadow as a target'}; {self.num_shadows} shadows)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first table of the page, and the warnings."""
+        from kr_fast.report import audit_tables, render
+
+        found = self.to_dict()
+        blocks = [("text", audit_tables.verdict(found)), ("note", [f"Warning: {line}." for line in self.warnings])]
+        table = [("table", audit_tables.headline(found))] if self.curves else []
+        return render.fragment([*table, *blocks])
+
+    @property
+    def num_shadows(self) -> int:
+        """Shadows of the first set."""
+        return self.setting["num_shadows"]
+
+    @property
+    def members(self) -> int:
+        """Number of members."""
+        return self.setting["members"]
+
+    @property
+    def non_members(self) -> int:
+        """Number of non-members."""
+        return self.setting["non_members"]
+
+    @property
+    def augment(self) -> str:
+        """The queries."""
+        return self.setting["augment"]
+
+    @property
+    def variance(self) -> str:
+        """What "lira" and "lira_offline" took."""
+        return self.setting["lira_variance"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON: {target: {attack: figures}, "comparison", "leave_one_out", "setting"}.
+
+        Figures are auc, auc_ci, auc_ci_corrected, tpr_at_fpr, balanced_accuracy, advantage, role, epsilon,
+        operating_points, and aop where the accuracy was given: see docs/audit.md. It goes into files that may leave,
+        so the operating points have no threshold here: that is the score of one record.
+        """
+        rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out, "setting": self.setting}
+        figures = {name: {a: _without_threshold(row) for a, row in each.items()} for name, each in self.figures.items()}
+        return files.strict({**figures, **rest})
+
+    def write(
+        self,
+        out: str | Path,
+        details: Mapping[str, Any] | None = None,
+        *,
+        show_real_images: bool = False,
+        show_records: bool = False,
+    ) -> Path:
+        """Write the files of an audit into ``out``; returns the path of the page.
+
+        ``release/audit.html`` (self-contained) and ``release/audit.json`` hold figures; ``private/audit.npz`` the
+        scores of every record, ``private/exposed.json`` the most exposed ones; ``README.txt`` says so.
+
+        Args:
+            details: title, command, versions, config: printed as they are.
+            show_real_images: show the images of the most exposed members, where the data hold images.
+            show_records: name the most exposed members, by index, class and score, in the page.
+
+        A page that shows either says so in a banner, and lies in ``private/``.
+        """
+        return write(self, Path(out), dict(details or {}), show_real_images, show_records)
+
+    def exposed(self, count: int = MOST_EXPOSED) -> dict[str, list[dict[str, Any]]]:
+        """Target -> its most exposed members by its primary attack: index, position, score, non_members_above, label.
+
+        ``index`` is that of the larger set where the pool is part of one; ``position`` is the row in this pool.
+        """
+        found = {}
+        for name, scores in self.scores.items():
+            attack = self.setting["targets"][name]["primary"]
+            rows = exposed(scores[attack], self.data.members, count)
+            for row in rows:
+                at = row["position"]
+                row["index"] = at if self.data.index is None else int(self.data.index[at])
+                row["label"] = None if self.data.labels is None else int(self.data.labels[at])
+            found[name] = rows
+        return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What ``audit.npz`` holds: members, labels, index, keep, and scores, tp, fp and thresholds of every attack."""
+        found = {}
+        for name in ("members", "labels", "index"):
+            value = getattr(self.data, name)
+            if value is not None:
+                found[name] = value.numpy()
+        sets = self.data.shadows
+        found |= {"keep" if len(sets) == 1 else f"keep/{name}": each.keep.numpy() for name, each in sets.items()}
+        for name, curves in self.curves.items():
+            for attack, curve in curves.items():
+                found |= {f"{name}/{attack}/{key}": getattr(curve, key) for key in ("tp", "fp", "thresholds")}
+                found[f"{name}/{attack}/scores"] = self.scores[name][attack].numpy()
+        return found
+
+
+def audit_signals(
+    data: AuditData,
+    *,
+    attacks: Sequence[str] | None = None,
+    primary: str | None = None,
+    targets: str = "given",
+    level: float = 0.95,
+    delta: float = 1e-5,
+    priors: tuple[float, ...] = (0.5, 0.1, 0.01),
+    random_members: bool = False,
+    rmia_gamma: float = 1.0,
+    rmia_offline_a: float = 0.33,
+    rmia_predicate: str = "ratio",
+    seed: int = 0,
+) -> AuditReport:
+    """The audit of given signals: attacks, exact curves, and figures with intervals. No model is asked.
+
+    Args:
+        data: see :class:`kr_fast.membership.AuditData`.
+        The rest: see :func:`kr_fast.audit`.
+    Raises: UserError naming the argument, or the attack that lacks something.
+    """
+    if not isinstance(data, AuditData):
+        fail("audit_signals", "data", "be an AuditData (of load_npz, from_logits, ...)", described(data))
+    choices = Choices(level, delta, priors, random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
+    check_asked(attacks, primary, targets, choices)
+    if random_members and data.members is not None:
+        check_fair_coins("audit", data.members)
+    if not data.targets and targets == "given":
+        fail("audit", "target", "hold at least one model", 0)
+    if not data.shadows and targets == "shadows":
+        fail("audit", "every shadow", "be attacked where there are shadows", "none")
+    chosen, skipped = choose(data, attacks, choices.rmia)
+    named = [attack.name for attack in chosen]
+    if primary is None:
+        primary = "lira" if "lira" in named else named[0]
+    elif primary not in named:
+        fail("audit", "primary", f"be one of the attacks, {', '.join(named)}", primary)
+    asked = targets == "shadows"
+    alone = [attack for attack in chosen if attack.calibrated or (asked and not attack.released)]
+    lone, not_alone = leave_one_out(data, alone, asked, seeds.derive(seed, "leave one out"))
+    if not data.targets and not any(lone.values()) and not data.synthetic:
+        why = "; ".join(f"{a}: {text}" for each in not_alone.values() for a, text in each.items())
+        fail("audit", "attacks", "give at least one figure", why or "nothing")
+    scores = scores_of(data, chosen)
+    curves = {n: {a: roc(value, data.members) for a, value in found.items()} for n, found in scores.items()}
+    facts, figures = {}, {}
+    for name, found in scores.items():
+        first = primary if primary in found else next(iter(found))
+        target = data.targets.get(name)
+        facts[name] = _facts(data, name, first)
+        figures[name] = {
+            attack: of_attack(
+                curves[name][attack], value, data.members, choices,
+                role="primary" if attack == first else "exploratory",
+                family=len(found) - 1,
+                accuracy=None if target is None else target.accuracy,
+                calibration=lone.get(target.shadows, {}).get(attack) if target and CATALOG[attack].calibrated else None,
+            )
+            for attack, value in found.items()
+        }  # fmt: skip
+    enough = {name: each for name, each in lone.items() if asked or len(data.shadows[name].keep) >= LEAST_SHADOWS}
+    loo = recipes(enough, primary, level)
+    control = of_control(data, figures)
+    warnings = warnings_of(data, figures, facts, control, level)
+    first_set = next(iter(data.shadows.values()), None)
+    setting = {
+        "num_shadows": 0 if first_set is None else len(first_set.keep),
+        "members": None if data.members is None else int(data.members.sum()),
+        "non_members": None if data.members is None else int((~data.members).sum()),
+        "augment": data.augment,
+        "lira_variance": None if first_set is None else auto_variance(first_set.keep),
+        "primary": primary,
+        "level": level,
+        "delta": delta,
+        "priors": list(choices.priors),
+        "random_members": random_members,
+        "rmia": choices.rmia,
+        "targets": facts,
+        "shadow_sets": {name: _shadow_facts(each) for name, each in data.shadows.items()},
+        "control": control,
+        "attacks": {a.name: {"title": a.title, "assumes": a.assumes} for a in chosen},
+        "skipped": skipped,
+        "leave_one_out_skipped": not_alone,
+        "notes": notes_of(data, random_members),
+        "warnings": list(warnings),
+    }
+    for line in warnings:
+        logger.warning("audit: %s", line)
+    return AuditReport(curves, scores, figures, _comparison(data, scores, primary, level), loo, setting, warnings, data)
+
+
+def _without_threshold(row: dict[str, Any]) -> dict[str, Any]:
+    points = row["operating_points"] or {}
+    kept = {fpr: {key: value for key, value in each.items() if key != "threshold"} for fpr, each in points.items()}
+    return {**row, "operating_points": kept or None}
+
+
+def _facts(data: AuditData, name: str, primary: str) -> dict[str, Any]:
+    if name in data.synthetic:
+        count = len(data.synthetic[name])
+        return {"kind": "released", "images": count, "primary": primary, "control": False}
+    target = data.targets[name]
+    return {
+        "kind": target.kind,
+        "shadows": target.shadows if data.shadows else None,
+        "shared": target.shared,
+        "accuracy": target.accuracy,
+        "primary": primary,
+        "control": target.control,
+    }
+
+
+def _shadow_facts(shadows: ShadowSignals) -> dict[str, Any]:
+    keep = shadows.keep
+    return {
+        "models": len(keep),
+        "on_the_smaller_side": sides(keep),
+        "examples_in_every_shadow": int(keep.all(0).sum()),
+        "examples_in_no_shadow": int((~keep).all(0).sum()),
+        "lira_variance": auto_variance(keep),
+        "population": None if shadows.population is None else shadows.population.shape[1],
+        "population_in_shadows": shadows.population_keep is not None,
+    }
+
+
+def _comparison(data: AuditData, scores: Mapping, primary: str, level: float) -> dict[str, dict[str, dict[str, Any]]]:
+    """Paired tests of the first target's AUC against that of each other one, attack by attack.
+
+    The primary attack was named beforehand. The others of a pair share one error: Holm's p, Bonferroni's intervals.
+    """
+    first, *rest = [name for name, target in data.targets.items() if not target.control] or [None]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for other in rest:
+        shared = 1 - (1 - level) / max(len(scores[other]) - 1, 1)
+        rows = {}
+        for attack, value in scores[other].items():
+            pair = scores[first][attack], value, data.members
+            test, role = delong_test(*pair, level), "primary" if attack == primary else "exploratory"
+            wide = test["interval"] if role == "primary" else delong_test(*pair, shared)["interval"]
+            rows[attack] = {"first": first, "role": role, **test, "interval_corrected": wide, "p_corrected": test["p"]}
+        exploratory = [row for row in rows.values() if row["role"] == "exploratory"]
+        for row, p in zip(exploratory, holm([row["p"] for row in exploratory]), strict=True):
+            row["p_corrected"] = p
+        found[other] = rows
+    return found

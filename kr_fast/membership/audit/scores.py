@@ -1,0 +1,111 @@
+"""Which attacks an audit can run, and the scores that they give: of targets, and of shadows left out in turn."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from kr_fast.membership.attacks.catalog import DEFAULT, Attack, entries, lacking, refuse
+from kr_fast.membership.audit.data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.statistics.balanced import partners
+from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.progress import bar
+
+
+def choose(data: AuditData, attacks: Sequence[str] | None, rmia: dict[str, Any]) -> tuple[list[Attack], dict[str, str]]:
+    """The attacks to run, and name -> what is lacking of those in the default set that cannot be run.
+
+    Args:
+        rmia: gamma, offline_a and predicate of the RMIA attacks.
+    """
+    catalog = entries(**rmia)
+    found, skipped = [], {}
+    for name in dict.fromkeys(DEFAULT if attacks is None else attacks):
+        attack = catalog[name]
+        asked = [(data.shadows_of(t), t) for t in data.targets.values()] if not attack.released else [(None, None)]
+        missing = next(filter(None, (lacking(attack, data, *each) for each in asked)), None)
+        if not attack.released and not data.targets:
+            missing = next(filter(None, (lacking(attack, data, s, None) for s in data.shadows.values())), None)
+        if missing is None and attack.released and data.members is None:
+            missing = "members"
+        if missing is None:
+            found.append(attack)
+        elif attacks is not None:
+            refuse(name, missing)
+        else:
+            skipped[name] = missing
+    if not found:
+        fail("audit", "attacks", "hold at least one name", list(attacks or ()))
+    return found, skipped
+
+
+def leave_one_out(
+    data: AuditData, chosen: list[Attack], asked: bool, seed: int
+) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], dict[str, dict[str, str]]]:
+    """Set -> attack -> (scores, keep) of shadows attacked leave-one-out; and set -> attack -> why it was not.
+
+    The same ``seed`` and keep give the same partners, so that sets which pair (Teachers and their Students) stay pairs.
+    """
+    used = {target.shadows for target in data.targets.values() if not target.control} or set(data.shadows)
+    used = set(data.shadows) if asked else used
+    found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    skipped: dict[str, dict[str, str]] = {}
+    with bar(len(used) * len(chosen), "shadows against each other", "attack") as progress:
+        for name in data.shadows:
+            if name not in used:
+                continue
+            found[name], shadows = {}, data.shadows[name]
+            shadows = dataclasses.replace(shadows, partner=partners(shadows.keep, seed))
+            mixed = shadows.keep.any(1) & ~shadows.keep.all(1)
+            for attack in chosen:
+                progress.update()
+                # A population that the shadows were trained on holds members of the one that is left out.
+                why = lacking(attack, data, shadows, None)
+                if "population" in attack.needs and shadows.population_keep is not None:
+                    why = "the shadows were trained on some of the population"
+                elif why is None and not bool(mixed.any()):
+                    why = "no shadow has members and non-members"
+                if why is not None:
+                    skipped.setdefault(name, {})[attack.name] = why
+                    continue
+                try:
+                    rows = run_attack(attack, data, shadows, None)
+                except UserError as error:  # too few shadows to leave one out: no thresholds from them
+                    if asked:
+                        raise
+                    skipped.setdefault(name, {})[attack.name] = str(error)
+                    continue
+                usable = mixed[: len(rows)]
+                if bool(usable.any()):
+                    found[name][attack.name] = (rows[usable], shadows.keep[: len(rows)][usable])
+                else:
+                    skipped.setdefault(name, {})[attack.name] = "no shadow attacked has members and non-members"
+    return found, skipped
+
+
+def run_attack(attack: Attack, data: AuditData, shadows: ShadowSignals, target: TargetSignals | None) -> Tensor:
+    """Scores ``[K, N]``; what an attack refuses (too few shadows, say) the user can mend."""
+    try:
+        return attack.run(data, shadows, target)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def scores_of(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tensor]]:
+    """Name of a target or released set -> attack -> float64 ``[N]``."""
+    found: dict[str, dict[str, Tensor]] = {}
+    on_models = [attack for attack in chosen if not attack.released]
+    on_images = [attack for attack in chosen if attack.released]
+    total = len(data.targets) * len(on_models) + len(data.synthetic) * len(on_images)
+    with bar(total, "attacks", "attack") as progress:
+        for name, target in data.targets.items():
+            for attack in on_models:
+                row = run_attack(attack, data, data.shadows_of(target), target)[0]
+                found.setdefault(name, {})[attack.name] = row.double()
+                progress.update()
+        for name, images in data.synthetic.items():
+            for attack in on_images:
+                found.setdefault(name, {})[attack.name] = attack.run(data.images, images, data.reference).double()
+                progress.update()
+    return found

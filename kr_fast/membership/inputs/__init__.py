@@ -1,0 +1,1 @@
+"""What an audit reads: logits, signals and files of other tools."""

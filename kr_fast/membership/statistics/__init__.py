@@ -1,0 +1,1 @@
+"""ROC curves, intervals and bounds."""

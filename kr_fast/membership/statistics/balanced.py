@@ -1,0 +1,197 @@
+"""Shadows attacked leave-one-out with both sides of each example equally large, so that knowing nothing gives 0.5.
+
+Where each example is in the same number of shadows (half of them, as `train_shadows` has it), a member that is left out
+has one shadow fewer that held the example, a non-member one fewer that did not: the score then tells them apart by the
+noise of its two centres alone. Online LiRA has an AUC of 0.41 at 4 shadows, 0.46 at 8 and 0.485 at 16 where phi knows
+nothing. So with each target one shadow of the other side is left out as well, its *partner*: both sides have lost one,
+whichever the target was on. Where membership of each shadow is a coin of its own nothing of this happens, and none is.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kr_fast.ops._library import without_backward
+from kr_fast.ops.sampling.philox_normal import philox_normal
+from kr_fast.runtime import seeds
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_mask
+
+CHUNK = 1 << 18  # entries of phi at a time
+ROUNDED = 1e-9  # of a sum of squares: what is smaller after a subtraction is summed anew
+PRIOR = 8  # shadows that the pooled variance counts as under "shrinkage", as in the kernel
+
+
+def partners(keep: Tensor, seed: int = 0) -> Tensor:
+    """For each (target, example) a shadow of the other side, int64 ``[M, N]``; -1 where none is to be left out.
+
+    The shadows of both sides are put in a random order, the same wherever an example stands, and paired: with as many
+    on each side two shadows are each other's partners. So target and partner are exchangeable, and of a shadow that is
+    scored for an example and knows nothing of it, nothing tells on which side it was.
+
+    -1 where a side has no shadow; and everywhere if the number of shadows that hold an example varies from example to
+    example at least half as much (in standard deviation) as if each had been drawn by itself: then the other shadows
+    say nothing of the target, and to leave one out by its side would make them.
+
+    Args:
+        keep: bool ``[M, N]``.
+        seed: of the orders.
+    """
+    keep = as_mask("partners", "keep", keep, 2)
+    if 0 in keep.shape:
+        fail("partners", "keep", "be [M, N], none of them 0", list(keep.shape))
+    held = keep.T
+    inside, models = held.sum(1, keepdim=True), held.shape[1]
+    share = float(inside.double().mean()) / models
+    if float(inside.double().var(correction=0)) >= 0.25 * models * share * (1 - share):
+        return torch.full(keep.shape, -1)
+    outside, place = models - inside, torch.arange(models)[None]
+    # The order follows from who held the example, so that it does not matter where an example stands.
+    weights = torch.randint(1 << 62, (models,), generator=seeds.generator(seed, "partners"))
+    patterns = (held * weights).sum(1) & ((1 << 62) - 1)
+    keys = philox_normal(patterns, (models,), seed=seeds.derive(seed, "partners")).double()
+    order = torch.where(held, 1e3, -1e3).add(keys).argsort(1)  # first those that did not hold the example
+    of_out, of_in = outside + place % inside.clamp_min(1), (place - outside) % outside.clamp_min(1)
+    other = torch.where(place < outside, of_out, of_in).clamp_max(models - 1)
+    found = torch.empty_like(order).scatter_(1, order, order.gather(1, other))
+    return torch.where((inside == 0) | (outside == 0), -1, found).T.contiguous()
+
+
+def check_partners(where: str, keep: Tensor, partner: Tensor) -> None:
+    """int64 ``[M, N]``, of the other side or -1."""
+    if partner.dtype != torch.int64 or partner.shape != keep.shape:
+        fail(where, "partner", f"be int64 {list(keep.shape)}", f"{partner.dtype} {list(partner.shape)}")
+    if partner.numel() and not -1 <= int(partner.min()) <= int(partner.max()) < len(keep):
+        fail(where, "partner", f"lie in [-1, {len(keep)})", [int(partner.min()), int(partner.max())])
+    if bool(((keep.gather(0, partner.clamp_min(0)) == keep) & (partner >= 0)).any()):
+        fail(where, "partner", "be of the other side than the target, or -1", "one of the same side")
+
+
+class Side:
+    """The shadows of one side without those that are left out with each target: statistics ``[A, n, M]`` of the rest.
+
+    Args:
+        values: float64 ``[A, n, M]``; held: bool ``[n, M]``, the side.
+        lost: int64 ``[n, M]``, which of them is left out with each target; -1 for none.
+    """
+
+    def __init__(self, values: Tensor, held: Tensor, lost: Tensor):
+        self.values, self.held = values, held
+        self.loses, self.lost = lost >= 0, lost.clamp_min(0).expand_as(values)
+        self.left = held.sum(1, keepdim=True) - self.loses.long()  # [n, M]
+        self.ordered, order = values.masked_fill(~held, torch.inf).sort(2)
+        rank = order.argsort(2).gather(2, self.lost)
+        self.rank = torch.where(self.loses, rank, values.shape[2])
+
+    def at(self, place: Tensor) -> Tensor:
+        """The order statistic at ``place`` (from 0) of what is left."""
+        place = place.clamp_min(0).expand_as(self.rank)
+        return self.ordered.gather(2, (place + (place >= self.rank)).clamp_max(self.values.shape[2] - 1))
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(median, mean, population variance, sum of squares about the median); any number where nothing is left."""
+        median = (self.at((self.left - 1) // 2) + self.at(self.left // 2)) / 2
+        median = torch.where(self.left > 0, median, 0.0)
+        middle = (self.held.sum(1, keepdim=True) // 2).clamp_max(self.values.shape[2] - 1)
+        centre = self.ordered.gather(2, middle.expand(*self.values.shape[:2], 1))
+        distance = torch.where(self.held, self.values - centre, 0.0)
+        own, count = torch.where(self.loses, distance.gather(2, self.lost), 0.0), self.left.clamp_min(1)
+        square = distance.square()
+        whole = square.sum(2, keepdim=True)
+        total, squares = distance.sum(2, keepdim=True) - own, whole - own.square()
+        mean = total / count
+        variance, shift = squares / count - mean.square(), median - centre
+        residual = squares - 2 * shift * total + count * shift.square()
+        lost = (torch.minimum(variance * count, residual) <= ROUNDED * whole) & (self.left > 0) & (whole > 0)
+        a, n, m = lost.nonzero(as_tuple=True)
+        kept = self.held[n].clone()
+        kept[torch.arange(len(n)), self.lost[a, n, m]] &= ~self.loses[n, m]
+        rest, size = torch.where(kept, self.values[a, n], 0.0), self.left[n, m][:, None].double()
+        about = [torch.where(kept, rest - middle, 0.0).square().sum(1)
+                 for middle in (rest.sum(1, keepdim=True) / size, median[a, n, m][:, None])]  # fmt: skip
+        variance[a, n, m], residual[a, n, m] = about[0] / size[:, 0], about[1]
+        return median, torch.where(self.left > 0, mean + centre, 0.0), variance.clamp_min(0), residual.clamp_min(0)
+
+
+def sides(phi: Tensor, keep: Tensor, partner: Tensor) -> Iterator[tuple[slice, Tensor, Side, Side]]:
+    """(examples, phi ``[A, n, M]``, side in, side out), some examples at a time."""
+    queries, count, models = phi.shape
+    step = max(1, CHUNK // max(1, queries * models))
+    own = torch.arange(models)
+    for first in range(0, count, step):
+        at = slice(first, min(first + step, count))
+        held, other, values = keep[:, at].T, partner[:, at].T, phi[:, at].double()
+        yield (
+            at,
+            values,
+            Side(values, held, torch.where(held, own, other)),
+            Side(values, ~held, torch.where(held, other, own)),
+        )
+
+
+def lira(phi: Tensor, keep: Tensor, partner: Tensor, *, variant: str, variance: str) -> tuple[Tensor, int]:
+    """:func:`kr_fast.membership.lira` of every shadow with its partner left out: (float64 ``[M, N]``, pairs that lack).
+
+    The definition is that of the op's reference; one sort for each (query, example) serves all targets. phi is taken as
+    float32 and bounded as there.
+    """
+    values = phi.detach().float().clamp(-1e6, 1e6)
+    online, raw, pooled = variant == "online", variance == "fixed_raw", None
+    if variance != "per_example":
+        pooled = _pooled(values, keep, partner, raw)
+    scores, lacking, least = torch.empty(keep.shape, dtype=torch.float64), 0, 2 if variance == "per_example" else 1
+    for at, x, *both in sides(values, keep, partner):
+        terms = []
+        for k, side in enumerate(both):
+            median, _, spread, residual = side.moments()
+            count = side.left.double()
+            if variance == "shrinkage":
+                spread = (PRIOR * pooled[k] + residual) * (count + 1) / ((PRIOR + count) * count.clamp_min(1))
+            elif variance != "per_example":
+                spread = pooled[k].expand_as(median)
+            spread = spread.sqrt() + 1e-30
+            terms.append(((x - median) / spread, spread, count))
+        (z_in, wide_in, count_in), (z_out, wide_out, count_out) = terms
+        score = z_out
+        if online:
+            score = (z_out.square() - z_in.square()) / 2
+            if variance == "shrinkage":
+                score = _log_student(z_in, count_in) - _log_student(z_out, count_out)
+            score = score + (wide_out / wide_in).log()
+        few = (both[1].left < least) | (online & (both[0].left < least))
+        lacking += int(few.sum())
+        scores[:, at] = torch.where(few, 0.0, score).mean(0).T
+    return without_backward("lira", scores, phi), lacking
+
+
+def _pooled(phi: Tensor, keep: Tensor, partner: Tensor, raw: bool) -> tuple[Tensor, Tensor]:
+    """Variances ``[M]`` pooled over examples and queries, of the side in and the side out of each target."""
+    found = torch.zeros(2, 4, keep.shape[0], dtype=torch.float64)  # count, residual, sum, square
+    for _, _, *both in sides(phi, keep, partner):
+        for k, side in enumerate(both):
+            median, mean, spread, residual = side.moments()
+            count = side.left.clamp_min(0).double().expand_as(median)
+            some = count > 0
+            parts = (count, torch.where(some, residual, 0.0), count * mean, count * (spread + mean.square()))
+            found[k] += torch.stack([part.sum((0, 1)) for part in parts])
+    count = found[:, 0].clamp_min(1)
+    return tuple(found[:, 3] / count - (found[:, 2] / count).square() if raw else found[:, 1] / count)
+
+
+def _log_student(z: Tensor, count: Tensor) -> Tensor:
+    freedom = PRIOR + count.clamp_min(0)
+    constant = torch.lgamma((freedom + 1) / 2) - torch.lgamma(freedom / 2) - freedom.log() / 2
+    return constant - (freedom + 1) / 2 * torch.log1p(z.square() / freedom)
+
+
+def attack_r(phi: Tensor, keep: Tensor, partner: Tensor) -> Tensor:
+    """The share of shadows without the example (target and partner left out) whose phi is at most the target's."""
+    scores = torch.empty(keep.shape, dtype=torch.float64)
+    for at, x, _, out in sides(phi.detach(), keep, partner):
+        at_most = torch.searchsorted(out.ordered, x.contiguous(), right=True)
+        at_most = torch.minimum(at_most, out.held.sum(1, keepdim=True))  # infinity fills the other side's places
+        at_most -= (out.loses & (x.gather(2, out.lost) <= x)).long()
+        share = at_most.double() / out.left.clamp_min(1)
+        scores[:, at] = torch.where(out.left > 0, share, 0.0).mean(0).T
+    return without_backward("attack_r", scores, phi)

@@ -1,0 +1,129 @@
+"""Ops over many models in plain torch: the definitions."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kr_fast.backends.registry import kernel, never, two_way
+
+_ACTIVATIONS = {
+    "relu": torch.relu, "swish": F.silu, "gelu": lambda x, how: F.gelu(x, approximate=how), "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "leaky_relu": F.leaky_relu, "hardtanh": F.hardtanh,
+}  # fmt: skip
+
+
+@kernel("model_conv2d", "reference", refuses=never)
+def model_conv2d(x, weight, bias, residual, view, stride, padding, dilation, groups, activation, config) -> Tensor:
+    """A convolution a model, in float32 at least, channels moved to torch's place and back."""
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    if view is not None:
+        x = x[:, :, view.rows.long()[:, None], view.columns.long()] * view.scale + view.shift
+        x = x.to(weight.dtype)
+    x, kernels = (each.to(exact).movedim(-1, 2) for each in (x, weight))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = [
+            F.conv2d(x[m if len(x) > 1 else 0], each, None, stride, padding, dilation, groups)
+            for m, each in enumerate(kernels)
+        ]
+    y = torch.stack(found).movedim(2, -1)
+    if bias is not None:
+        y = y + bias[:, None, None, None]
+    if residual is not None:
+        y = y + residual
+    if activation is not None:
+        name, scalars, algorithm = activation
+        y = _ACTIVATIONS[name](y, *scalars, *([algorithm] if algorithm else []))
+    return y.to(weight.dtype).contiguous()
+
+
+@kernel("model_residual_block", "reference", refuses=never)
+def model_residual_block(x, weight1, bias1, weight2, bias2, scale, shift, relu) -> Tensor:
+    """Its layers one after the other: what one hands to the next is rounded."""
+    inner = x
+    if scale is not None:
+        inner = x.to(scale.dtype) * scale[:, None, None, None] + shift[:, None, None, None]
+        inner = inner.relu().to(x.dtype)
+    same, activation = ((1, 1), (1, 1), (1, 1), 1), ("relu", (), "")
+    middle = model_conv2d(inner, weight1, bias1, None, None, *same, activation, 0)
+    return model_conv2d(middle, weight2, bias2, x, None, *same, activation if relu else None, 0)
+
+
+@kernel("model_conv2d_backward", "reference", refuses=never)
+def model_conv2d_backward(grad, x, weight, stride, padding, dilation, groups, wanted):
+    """torch's own gradients of each model's convolution, in float32 at least.
+
+    Channels stand second in memory here: for a strided 1x1 convolution of few channels in channels_last oneDNN takes a
+    wrong weight gradient (oneDNN issue 6035).
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    parts = []
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        for m in range(len(x)):
+            g, a, w = (each[m].to(exact).movedim(-1, 1).contiguous() for each in (grad, x, weight))
+            dx, dw, db = torch.ops.aten.convolution_backward(
+                g, a, w, [len(w)], stride, padding, dilation, False, [0, 0], groups, list(wanted)
+            )
+            dx = x.new_empty(0) if dx is None else dx.movedim(1, -1).to(x.dtype)
+            dw = a.new_empty(0) if dw is None else dw.movedim(1, -1)
+            parts.append((dx, dw, a.new_empty(0) if db is None else db))
+    dx, dw, db = (torch.stack(each) if each[0].numel() else each[0] for each in zip(*parts, strict=True))
+    if wanted[2] and not wanted[1]:
+        dw = torch.zeros_like(weight, dtype=exact)
+    return dx.contiguous(), dw.contiguous(), db
+
+
+def _batch_norm(x, weight, bias, residual, relu, eps) -> tuple[Tensor, Tensor, Tensor]:
+    exact = torch.promote_types(x.dtype, torch.float32)
+    out, means, variances = [], [], []
+    for m in range(len(x)):
+        value = x[m].flatten(0, 2).to(exact)
+        mean = value.mean(0)
+        value = value - mean
+        var = value.square().mean(0)
+        value = value / (var + eps).sqrt()
+        if weight is not None:
+            value = value * weight[m]
+        if bias is not None:
+            value = value + bias[m]
+        if residual is not None:
+            value = value + residual[m].flatten(0, 2)
+        out.append(value.relu() if relu else value)
+        means.append(mean)
+        variances.append(var)
+    return torch.stack(out).view(x.shape).to(x.dtype), torch.stack(means), torch.stack(variances)
+
+
+def _batch_norm_backward(grad, x, y, weight, mean, var, relu, residual, eps):
+    """``w r (g - mean(g) - n mean(g n))`` with ``n = (x - mean) r``, ``r = 1 / sqrt(var + eps)``."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    out, weights, biases, passed = [], [], [], []
+    for m in range(len(x)):
+        g = grad[m].flatten(0, 2).to(exact)
+        if relu:
+            g = torch.where(y[m].flatten(0, 2) <= 0, 0, g)
+        inverse = (var[m] + eps).rsqrt()
+        n = (x[m].flatten(0, 2).to(exact) - mean[m]) * inverse
+        weights.append((g * n).sum(0))
+        biases.append(g.sum(0))
+        value = g - biases[m] / len(g) - n * (weights[m] / len(g))
+        out.append(value * (inverse if weight is None else inverse * weight[m]))
+        passed.append(g)
+    passed = torch.stack(passed).view(x.shape).to(x.dtype) if residual else x.new_empty(0)
+    return torch.stack(out).view(x.shape).to(x.dtype), torch.stack(weights), torch.stack(biases), passed
+
+
+two_way("model_batch_norm", "reference", _batch_norm, _batch_norm_backward, refuses=never)
+
+
+@kernel("model_sgd", "reference", refuses=never)
+def model_sgd(weight, velocity, grad, rate, momentum, sizes, decays) -> None:
+    models, start = len(rate), 0
+    rate, momentum = rate[:, None], momentum[:, None]
+    moves = rate != 0
+    for size, decay in zip(sizes, decays, strict=True):
+        w, v, g = (each[start : start + models * size].view(models, size) for each in (weight, velocity, grad))
+        g = g + decay * w if decay else g
+        faster = momentum * v + g
+        v.copy_(torch.where(moves, faster, v))
+        w.copy_(torch.where(moves, w - rate * (g + momentum * faster), w))
+        start += models * size

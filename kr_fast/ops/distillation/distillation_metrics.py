@@ -1,0 +1,78 @@
+"""How a student stands to its teacher, row by row and without gradients."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends import registry
+from kr_fast.ops import _check
+from kr_fast.ops._library import call, define
+from kr_fast.ops.distillation import _distillation
+
+
+class DistillationMetrics(NamedTuple):
+    """One value a row, ``[N]``: float32, and bool where the name says so."""
+
+    kl: Tensor
+    agreement: Tensor  # bool
+    teacher_confidence: Tensor
+    teacher_entropy: Tensor
+    cross_entropy: Tensor | None
+    student_correct: Tensor | None  # bool
+    teacher_correct: Tensor | None  # bool
+
+
+def _fake(input, target, labels, temperature):
+    real, flags = (
+        input.new_empty(input.shape[0], dtype=torch.float32),
+        input.new_empty(input.shape[0], dtype=torch.bool),
+    )
+    kinds = (real, flags, real, real) if labels is None else (real, flags, real, real, real, flags, flags)
+    return [torch.empty_like(kind) for kind in kinds]
+
+
+@define("distillation_metrics(Tensor input, Tensor target, Tensor? labels, float temperature) -> Tensor[]", fake=_fake)
+def _impl(input, target, labels, temperature):
+    run = registry.resolve("distillation_metrics", input.device.type, input.dtype, input.shape[1])
+    return run(input, target, labels, temperature)
+
+
+def distillation_metrics(
+    input: Tensor, target: Tensor, labels: Tensor | None = None, *, temperature: float = 1.0, ignore_index: int = -100
+) -> DistillationMetrics:
+    """Per-row statistics of student logits ``z`` and teacher logits ``t``, all from one read of both.
+
+    ``kl = T^2 KL(softmax(t / T) || softmax(z / T))``, the row of :func:`distillation_loss`;
+    ``agreement``: both have their (first) largest logit at the same class. At temperature 1: ``teacher_confidence`` =
+    the teacher's largest probability, ``teacher_entropy = -sum p_j ln p_j``, ``cross_entropy = -ln q_y``, and
+    ``student_correct``, ``teacher_correct``: the largest logit is at the label.
+
+    Args:
+        input, target: logits ``[N, C]``, C >= 2; float32, bfloat16, float16 (float64 on the reference backend).
+        labels: ``[N]`` int64 or another integer dtype, in [0, C), or ``ignore_index``: such a row has cross_entropy 0
+            and is not correct.
+        temperature: ``T`` > 0.
+    Returns: :class:`DistillationMetrics`; without labels its last three fields are None. Nothing has a gradient.
+    Raises: TypeError or ValueError naming the argument.
+    """
+    op = "distillation_metrics"
+    _check.no_transform(op, input=input, target=target)  # detach leaves tangents behind
+    _distillation.check_pair(op, input, target.detach() if isinstance(target, Tensor) else target)
+    _distillation.check_same_shape(op, input, target)
+    _distillation.check_options(op, temperature, "none")
+    labels = _distillation.checked_labels(op, labels, input, None)
+    if labels is not None and not labels.is_cuda:  # on a GPU it would be a wait
+        outside = ((labels < 0) | (labels >= input.shape[1])) & (labels != ignore_index)
+        if bool(outside.any()):
+            rule = f"be in [0, {input.shape[1]}) or ignore_index {ignore_index}"
+            _check.fail(op, "labels", rule, int(labels[outside][0]))
+    rows = _distillation.rows_of_stride_1
+    values = call(
+        torch.ops.kr_fast.distillation_metrics.default,
+        rows(input.detach()),
+        rows(target.detach()),
+        labels,
+        float(temperature),
+    )
+    return DistillationMetrics(*values, *[None] * (7 - len(values)))

@@ -1,0 +1,183 @@
+"""The distillation losses and metrics in plain torch: the definition, and the gradient by formula."""
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends.codes import public_name
+from kr_fast.backends.registry import kernel, never, two_way
+
+
+def _float(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def _log_softmax(x: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(ln softmax(x / T), row max, ln sum); the max, on which nothing depends, is subtracted before the division."""
+    top = x.detach().amax(1, keepdim=True)
+    scaled = (x - top) / temperature
+    log_sum = scaled.exp().sum(1, keepdim=True).log()
+    return scaled - log_sum, top, log_sum
+
+
+def _dense(target: Tensor, indices: Tensor, target_type: str, classes: int) -> Tensor:
+    """Top-k probabilities as rows of all classes."""
+    total = target.sum(1, keepdim=True)
+    if target_type == "topk_renorm":
+        return target.new_zeros(len(target), classes).scatter(1, indices, target / total)
+    rest = (1 - total).clamp_min(0) / max(classes - target.shape[1], 1)
+    return rest.expand(-1, classes).scatter(1, indices, target)
+
+
+def _teacher(target, indices, classes, temperature, target_type) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(p, ln p, row max, ln sum), the last two of logits only."""
+    if target_type == "logits":
+        log_p, top, log_sum = _log_softmax(target, temperature)
+        return log_p.exp(), log_p, top, log_sum
+    nothing = target.new_zeros(len(target), 1)
+    if target_type == "log_probs":
+        return target.exp(), target, nothing, nothing
+    p = target if indices is None else _dense(target, indices, target_type, classes)
+    return p, p.log(), nothing, nothing
+
+
+def _kl_terms(p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+    """``p (d + expm1(-d))`` by series near 0; ``q`` where ``p`` is 0."""
+    if d.dtype == torch.float64:
+        series = d + torch.expm1(-d)
+    else:
+        series = torch.zeros_like(d)
+        for divisor in (40320, -5040, 720, -120, 24, -6, 2):
+            series = series * d + 1 / divisor
+        series = series * d * d
+    near = p * series
+    far = (p * d + (q - p)).clamp_min(0)
+    return torch.where(p == 0, q, torch.where(d.abs() < 0.25, near, far))
+
+
+def _decoupled(z, t, labels, temperature, alpha, beta) -> tuple[Tensor, Tensor]:
+    """(alpha TCKD + beta NCKD by row, its gradient in z / T), see ``kr_fast.ops.distillation.dkd_loss``."""
+    here = labels.clamp(0, z.shape[1] - 1)[:, None]
+
+    def parts(x):  # ln of the label's probability and of the rest's, and ln of the probabilities within the rest
+        rest = x.scatter(1, here, float("-inf"))
+        within, top, log_sum = _log_softmax(rest, temperature)
+        a = (x.gather(1, here) - top) / temperature - log_sum
+        return torch.nn.functional.logsigmoid(a), torch.nn.functional.logsigmoid(-a), within
+
+    (log_q, log_q_rest, log_q_hat), (log_p, log_p_rest, log_p_hat) = parts(z), parts(t)
+    q, p, q_hat, p_hat = log_q.exp(), log_p.exp(), log_q_hat.exp(), log_p_hat.exp()
+    two = _kl_terms(p, q, log_p - log_q) + _kl_terms(log_p_rest.exp(), log_q_rest.exp(), log_p_rest - log_q_rest)
+    value = alpha * two[:, 0] + beta * _kl_terms(p_hat, q_hat, log_p_hat - log_q_hat).sum(1)
+    grad = beta * (q_hat - p_hat) - alpha * (q - p) * q_hat
+    return value, grad.scatter(1, here, alpha * (q - p))
+
+
+def _row_weight(input: Tensor, labels: Tensor | None, weight: Tensor | None, ignore_index: int) -> Tensor:
+    w = input.new_ones(len(input)) if weight is None else weight.to(input.dtype)
+    return w if labels is None else torch.where(labels == ignore_index, 0, w)
+
+
+def forward(
+    input, target, indices, labels, weight,
+    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index, reduction,
+):  # fmt: skip
+    """(loss, row statistics, 1 / W or 1): see ``kr_fast.ops.distillation.distillation_loss``."""
+    z, t = _float(input, input), _float(target, input)
+    log_q, top, log_sum = _log_softmax(z, temperature)
+    classes = z.shape[1]
+    if indices is not None and bool(((indices < 0) | (indices >= classes)).any()):
+        raise ValueError(f"{public_name(target_type, divergence)}: indices must be in [0, {classes})")
+    p, log_p, teacher_top, teacher_sum = _teacher(t, indices, classes, temperature, target_type)
+    rows = z.new_zeros(len(z))
+    if soft:
+        if divergence == "decoupled":
+            terms = _decoupled(z, t, labels, temperature, alpha, beta)[0]
+        elif divergence == "cross":
+            terms = torch.where(p == 0, 0, -p * log_q).sum(1)
+        else:
+            terms = _kl_terms(p, log_q.exp(), log_p - log_q).sum(1)
+        rows = rows + soft * temperature**2 * terms
+    log_1 = torch.zeros_like(log_sum)
+    if hard or divergence == "decoupled":
+        inside = (labels >= 0) & (labels < z.shape[1])
+        if bool((~inside & (labels != ignore_index)).any()):
+            bad = labels[~inside & (labels != ignore_index)][0].item()
+            rule = f"be in [0, {z.shape[1]}) or ignore_index {ignore_index}"
+            raise ValueError(f"{public_name(target_type, divergence)}: labels must {rule}, got {bad}")
+    if hard:
+        log_q1, _, log_1 = _log_softmax(z, 1.0)
+        picked = log_q1.gather(1, torch.where(inside, labels, 0)[:, None])[:, 0] * (1 - smoothing)
+        if smoothing:
+            picked = picked + smoothing * log_q1.mean(1)
+        rows = rows - hard * picked
+    w = _row_weight(z, labels, weight, ignore_index)
+    rows = torch.where(w == 0, 0, w * rows)
+    total = w.sum()
+    scale = torch.where(total > 0, 1 / total, 0) if reduction == "mean" else torch.ones_like(total)
+    loss = rows if reduction == "none" else rows.sum() * scale
+    stats = torch.cat([top, log_sum, teacher_top, teacher_sum, log_1], dim=1)
+    return loss, stats if z.is_cuda else stats[:0], scale
+
+
+def backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters) -> Tensor:
+    """d loss / d input, with every factor folded in before the result is rounded to input's dtype."""
+    z, t = _float(input, input), _float(target, input)
+    w = _row_weight(z, labels, weight, parameters[-2])
+    factor = torch.where(w == 0, 0, upstream * scale * w)[:, None]
+    return torch.where(factor == 0, 0, _gradient(z, t, indices, labels, *parameters) * factor).to(input.dtype)
+
+
+def derivative(upstream, input, target, indices, labels, weight, *parameters) -> Tensor:
+    """As :func:`backward`, by differentiable operations: of input and of upstream, at 0 as well."""
+    z, t = _float(input, input), _float(target, input)
+    w = _row_weight(z.detach(), labels, weight, parameters[-2])
+    # A row that does not count may hold anything, and 0 times the derivative of NaN is NaN.
+    z, t = (torch.where(w[:, None] == 0, 1, each) for each in (z, t))
+    total = w.sum()
+    scale = torch.where(total > 0, 1 / total, 0) if parameters[-1] == "mean" else 1
+    return (_gradient(z, t, indices, labels, *parameters) * (upstream * scale * w)[:, None]).to(input.dtype)
+
+
+def _gradient(
+    z, t, indices, labels,
+    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index, reduction,
+) -> Tensor:  # fmt: skip
+    """The gradient of each row's loss of weight 1 in its logits."""
+    grad = torch.zeros_like(z)
+    if divergence == "decoupled":
+        grad = soft * temperature * _decoupled(z, t, labels, temperature, alpha, beta)[1]
+    elif soft:
+        q = _log_softmax(z, temperature)[0].exp()
+        grad = grad + soft * temperature * (q - _teacher(t, indices, z.shape[1], temperature, target_type)[0])
+    if hard:
+        inside = ((labels >= 0) & (labels < z.shape[1])).to(z.dtype)
+        wanted = torch.zeros_like(z).scatter_(1, labels.clamp(0, z.shape[1] - 1)[:, None], inside[:, None])
+        grad = grad + hard * (_log_softmax(z, 1.0)[0].exp() - (1 - smoothing) * wanted - smoothing / z.shape[1])
+    return grad
+
+
+def metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: float) -> list[Tensor]:
+    """See ``kr_fast.ops.distillation.distillation_metrics``."""
+    z, t = _float(input, input), _float(target, input)
+    log_q, log_p = _log_softmax(z, temperature)[0], _log_softmax(t, temperature)[0]
+    kl = temperature**2 * _kl_terms(log_p.exp(), log_q.exp(), log_p - log_q).sum(1)
+    log_t = _log_softmax(t, 1.0)[0]
+    p, first_z, first_t = log_t.exp(), z.argmax(1), t.argmax(1)
+    found = [kl.float(), first_z == first_t, p.amax(1).float(), -torch.where(p > 0, p * log_t, 0).sum(1).float()]
+    if labels is None:
+        return found
+    counts = (labels >= 0) & (labels < z.shape[1])
+    picked = _log_softmax(z, 1.0)[0].gather(1, torch.where(counts, labels, 0)[:, None])[:, 0]
+    return [*found, torch.where(counts, -picked, 0).float(), first_z == labels, first_t == labels]
+
+
+two_way(
+    "distillation_loss",
+    "reference",
+    forward,
+    backward,
+    refuses=never,
+)
+
+
+kernel("distillation_metrics", "reference", refuses=never)(metrics)

@@ -1,0 +1,118 @@
+"""Normalisation, attention and Winograd convolution in plain torch: the definitions."""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kr_fast.backends.registry import kernel, never
+
+
+@kernel("group_norm_silu", "reference", refuses=never)
+def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
+    """Group norm of ``[x, skip] + shift``, in float32 at least, and SiLU."""
+    u = (x if skip is None else torch.cat([x, skip], 1)).to(torch.promote_types(x.dtype, torch.float32))
+    if shift is not None:
+        u = u + shift[:, :, None, None]
+    grouped = u.reshape(len(u), groups, u.shape[1] // groups, *u.shape[2:])
+    variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
+    y = ((grouped - mean) * (variance + eps).rsqrt()).view(u.shape)
+    if weight is not None:
+        y = y * weight[:, None, None]
+    if bias is not None:
+        y = y + bias[:, None, None]
+    y = F.silu(y) if silu else y
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+@kernel("qkv_attention", "reference", refuses=never)
+def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Softmax attention of each head, in float32 at least."""
+    exact = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+    q, k, v = exact.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    weight = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3)
+    return (weight @ v).transpose(1, 2).flatten(2).to(qkv.dtype)
+
+
+INPUTS = 16  # inputs of a packed weight are rounded up to a multiple of it
+
+
+# The points of the interpolation, but for infinity: with them the error is about a third of that of 0, +-1, +-2.
+POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
+
+
+@functools.cache
+def transforms() -> tuple[Tensor, Tensor, Tensor]:
+    """float64 ``B^T [6, 6], G [6, 3], A^T [4, 6]``: ``A^T [(G g G^T) . (B^T d B)] A`` are 4x4 pixels of the
+    correlation of the 6x6 pixels d with the 3x3 filter g (Lavin and Gray, 2016, eq. 8)."""
+    into, weights = torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, 3, dtype=torch.float64)
+    back = torch.zeros(4, 6, dtype=torch.float64)
+    for i, point in enumerate(POINTS):
+        others = [other for other in POINTS if other != point]
+        into[i, :5] = _polynomial(others)
+        scale = 1.0
+        for other in others:
+            scale *= point - other
+        weights[i] = torch.tensor([point**k / scale for k in range(3)], dtype=torch.float64)
+        back[:, i] = torch.tensor([point**k for k in range(4)], dtype=torch.float64)
+    into[5], weights[5, 2], back[3, 5] = _polynomial(POINTS), 1.0, 1.0  # infinity
+    return into, weights, back
+
+
+def _polynomial(roots: tuple[float, ...] | list[float]) -> Tensor:
+    """Coefficients of ``prod (x - root)``, the constant one first."""
+    found = torch.ones(1, dtype=torch.float64)
+    for root in roots:
+        found = torch.cat([found.new_zeros(1), found]) - root * torch.cat([found, found.new_zeros(1)])
+    return found
+
+
+def block_of(outputs: int) -> int:
+    """Outputs that lie side by side in a packed weight."""
+    return 16 if outputs <= 16 else 32
+
+
+def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int, int]:
+    """Of a packed weight: places, blocks of outputs, inputs, outputs of a block."""
+    block = block_of(outputs)
+    return 36, -(-outputs // block), -(-inputs // INPUTS) * INPUTS, block
+
+
+@torch.no_grad()
+def pack(weight: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
+    """``U = G (scale g) G^T`` of ``[O, I, 3, 3]`` in float64, as ``[36, blocks of outputs, inputs, outputs of a
+    block]``."""
+    outputs, inputs = weight.shape[:2]
+    block, g = block_of(outputs), transforms()[1].to(weight.device)
+    weight = weight.double() if scale is None else weight.double() * scale[:, None, None, None]
+    taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
+    moved = (torch.kron(g, g) @ taps).to(dtype).view(36, inputs, outputs)
+    padded = F.pad(moved, (0, -outputs % block, 0, -inputs % INPUTS))
+    return padded.unflatten(2, (-1, block)).transpose(1, 2).contiguous()
+
+
+# In the order of kr::Activation.
+_ACTIVATIONS = {None: lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+@kernel("winograd_conv2d", "reference", refuses=never)
+def winograd_conv2d(x, weight, scale, bias, residual, activation, pool, y) -> None:
+    """Tiles of 6x6 pixels, 4 apart: ``A^T [sum_inputs U . (B^T d B)] A``."""
+    into, _, back = (each.to(x) for each in transforms())
+    height, width = x.shape[2:]
+    padded = F.pad(x, (1, 1 + -width % 4, 1, 1 + -height % 4))
+    tiles = padded.unfold(2, 6, 4).unfold(3, 6, 4)  # [N, I, down, across, 6, 6]
+    v = (into @ tiles @ into.T).flatten(4)
+    u = weight.transpose(1, 2).flatten(2)[:, : x.shape[1], : y.shape[1]]
+    m = torch.einsum("nctup,pco->notup", v, u).unflatten(4, (6, 6))
+    found = (back @ m @ back.T).permute(0, 1, 2, 4, 3, 5).flatten(2, 3).flatten(3)[:, :, :height, :width]
+    found = F.max_pool2d(found, 2) if pool else found
+    if scale is not None:
+        found = found * scale[:, None, None]
+    if bias is not None:
+        found = found + bias[:, None, None]
+    if residual is not None:
+        found = found + residual
+    y.copy_(_ACTIVATIONS[activation](found))

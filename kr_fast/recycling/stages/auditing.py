@@ -1,0 +1,84 @@
+"""Stage 10, audit: Teacher, Student and the released images attacked, beside a positive control. Runs on rank 0.
+
+- ``teacher``: with shadow Teachers, which were made as it was.
+- ``student``: with the same shadow Teachers (transfer: a lower bound).
+- ``student_full``: the Student with shadow Students, see :mod:`kr_fast.recycling.stages.shadow_students`.
+- ``released``: the synthetic images of the last period, which the run leaves in ``synthetic/``, by themselves.
+- ``control``: an overfitted model of the Teacher's architecture, which the attacks have to find.
+
+A Teacher that was given (the option ``teacher``) was not made by this package's recipe, as all shadows were: it and
+``student_full`` are "transfer" then.
+
+Validation images, on which no model was trained, are the population and the reference of attacks that want
+further non-members; those that occur among the images under attack are left out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kr_fast.membership import audit, overfitted
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import dataset, gkd, reporting, shadow_students, shadows, teacher
+from kr_fast.report import without_folders
+from kr_fast.report.sentences import OF_RUN
+from kr_fast.runtime import seeds
+from kr_fast.runtime.storage import files
+from kr_fast.runtime.versions import versions
+
+SHARES = {"shared": "the generator (trained on all members) and its images", "retrained": "the tuned sampling"}
+
+
+def left(context: Context) -> list[Path]:
+    """What the audit leaves: scores, the positive control, and pages where they are wanted."""
+    folder, c = context.folder, context.config
+    pages = folder.pages(c.show_real_images or c.show_records) / "audit.html"
+    return [folder.audit_arrays, folder.control, folder.control.with_suffix(".json"), folder.exposed,
+            folder.audit_figures, pages]  # fmt: skip
+
+
+def run(context: Context) -> dict[str, Any]:
+    """The audit, unless it was turned off, and the accuracy over privacy (AOP) that follows from it."""
+    c = context.config
+    if c.num_shadows == 0:
+        return {"audit": None, "aop": None}
+    images, labels, members = shadows.pool(context)
+    tested, student = context.result("student")["test_accuracy"], gkd.load(context)
+    targets, sets = {"teacher": teacher.load(context), "student": student}, {"teacher": shadows.load(context)}
+    if c.num_students:
+        targets["student_full"], sets["student_full"] = student, shadow_students.load(context)
+    control, released, further = None, {}, dataset.population(context)
+    if c.audit_control:
+        control = overfitted(
+            context.make_network(c.teacher_arch, c.teacher_width), images, labels, members,
+            like=teacher.recipe(context), seed=seeds.derive(c.seed, "control"),
+            device=context.runtime.device, path=context.folder.control,
+        )  # fmt: skip
+    if c.audit_released:
+        released["released"] = torch.from_numpy(np.load(context.folder.images))
+    report = audit(
+        targets, sets, images, labels, members,
+        control=control,
+        population=(further.images.cpu(), further.labels.cpu()) if len(further) else None,
+        synthetic=released,
+        augment=c.audit_augment,
+        accuracies={name: tested["teacher" if name == "teacher" else "student"] for name in targets},
+        shared={"student_full": SHARES[c.audit_generator]} if c.num_students else None,
+        kinds=dict.fromkeys(targets, "transfer") if c.teacher else None,
+        seed=seeds.derive(c.seed, "audit"),
+    )  # fmt: skip
+    found = report.to_dict()
+    if c.audit_page:
+        details = {
+            "title": f"Membership audit of Knowledge Recycling on {context.data.name}",
+            "command": reporting.command(context),
+            "versions": versions(*reporting.PACKAGES),
+            "config": without_folders(c.record()),
+            "labels": OF_RUN,
+        }
+        report.write(context.out, details, show_real_images=c.show_real_images, show_records=c.show_records)
+    else:
+        files.save_arrays(context.folder.audit_arrays, report.arrays())
+    return {"audit": found, "aop": {name: found[name]["lira"]["aop"] for name in targets}}

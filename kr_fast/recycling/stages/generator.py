@@ -1,0 +1,248 @@
+"""Stage 3, generator: class-conditional diffusion on diffusers' ``UNet2DModel``, data-parallel under Accelerate.
+
+``flow``: ``x_s = (1 - s) x + s n``, the network learns ``n - x`` (Liu et al., "Flow Straight and Fast", ICLR 2023);
+``epsilon`` and ``v_prediction``: DDPM on a cosine schedule (Ho et al., 2020; Salimans and Ho, 2022).
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kr_fast.data import Split, to_float
+from kr_fast.models import padded_size, unet
+from kr_fast.ops.sampling.philox_normal import philox_normal
+from kr_fast.recycling.context import Context
+from kr_fast.runtime import seeds
+from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.progress import bar
+from kr_fast.runtime.storage import files
+
+WARM_UP = 50
+LOG_EVERY = 20
+SAVE_EVERY = 200
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
+
+
+def make_scheduler(objective: str) -> Any:
+    """The sampling scheduler that belongs to a training objective."""
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    if objective == "flow":
+        return FlowMatchEulerDiscreteScheduler()
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type=objective, clip_sample=True, timestep_spacing="trailing"
+    )
+
+
+def checkpoint_steps(steps: int, count: int) -> list[int]:
+    """``count`` steps, evenly over the second half of the training; the last is the last step."""
+    return sorted({math.ceil(steps / 2 + steps / 2 * (k + 1) / count) for k in range(count)})
+
+
+def load(path: Path, device: torch.device) -> tuple[Any, Any, str]:
+    """(network, scheduler, objective) of a checkpoint."""
+    from diffusers import UNet2DModel
+
+    objective = files.read_json(path / "objective.json")["objective"]
+    network = UNet2DModel.from_pretrained(path / "unet", local_files_only=True).to(device).eval()
+    return network, make_scheduler(objective), objective
+
+
+def padded(images: Tensor, levels: int) -> Tensor:
+    """uint8 images in [-1, 1], padded by reflection at the bottom and right to what a UNet of ``levels`` can halve."""
+    images = to_float(images)
+    height, width = images.shape[2:]
+    bottom, right = padded_size(height, levels) - height, padded_size(width, levels) - width
+    return torch.nn.functional.pad(images, (0, right, 0, bottom), mode="reflect") if bottom or right else images
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Stage 3: train the generator on every rank, save EMA checkpoints, return their steps and the loss curve."""
+    c = context.config
+    return train(
+        context,
+        context.data.train,
+        checkpoint_steps(c.generator_steps, c.checkpoints),
+        context.folder.generator,
+        seed=c.seed,
+        state_path=context.folder.state / "generator.pt",
+        description="generator",
+    )
+
+
+def train(
+    context: Context,
+    split: Split,
+    saved: list[int],
+    place: Callable[[int], Path],
+    *,
+    seed: int,
+    state_path: Path,
+    alone: bool = False,
+    description: str | None = None,
+) -> dict[str, Any]:
+    """Train a generator on ``split`` by the run's recipe, up to the last of the steps ``saved``.
+
+    Args:
+        place: step -> folder of that step's checkpoint.
+        seed: of the weights, the batches and the noise.
+        alone: this process trains by itself; otherwise all ranks train together.
+    """
+    from diffusers.training_utils import EMAModel
+
+    c, runtime = context.config, context.runtime
+    rank, world_size = (0, 1) if alone else (runtime.rank, runtime.world_size)
+    height, width, channels = context.data.image_shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.derive(seed, "weights", "generator"))
+        network = unet(
+            height, width, channels, context.data.num_classes, widths=c.generator_widths, layers=c.generator_layers
+        )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=c.generator_learning_rate, weight_decay=1e-4)
+    network = network.to(memory_format=torch.channels_last)
+    trainer = _Alone(context) if alone else _accelerator(context)
+    network, optimizer = trainer.prepare(network, optimizer)
+    plain = trainer.unwrap_model(network)
+    ema = EMAModel(plain.parameters(), decay=c.generator_ema)
+    ema.to(runtime.device)
+    first, losses, window = 0, [], torch.zeros((), device=runtime.device)
+    with files.continuing(state_path) as state:
+        if state is not None:
+            plain.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            ema.load_state_dict(state["ema"])
+            first, losses, window = state["step"], state["losses"], state["window"].to(runtime.device)
+    images = padded(split.images, len(c.generator_widths)).to(runtime.device)
+    labels, last = split.labels.to(runtime.device), saved[-1]
+    network.train()
+    with bar(last, description, "step", first) as progress:
+        for step in range(first, last):
+            _set_rate(optimizer, c.generator_learning_rate * _schedule(step, c.generator_steps))
+            share = torch.arange(rank, c.generator_batch_size, world_size)
+            with trainer.autocast():
+                loss = batch_loss(context, network, images, labels, step, seed, share)
+            optimizer.zero_grad()
+            trainer.backward(loss)
+            trainer.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            ema.step(plain.parameters())
+            window += loss.detach()
+            done = step + 1
+            progress.update()
+            if done % LOG_EVERY == 0 or done == last:
+                mean = float(window) / (LOG_EVERY if done % LOG_EVERY == 0 else done % LOG_EVERY)
+                if not math.isfinite(mean):
+                    raise UserError(f"run: generator loss must be finite, got {mean} before step {done}")
+                losses.append([done, mean])
+                window.zero_()
+                progress.set(loss=f"{mean:.4f}")
+            if rank == 0 and done in saved:
+                _save(context, plain, ema, place(done), split.labels)
+            if rank == 0 and (done in saved or done % SAVE_EVERY == 0) and done < last:
+                training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+                files.save_state(state_path, {**training, "step": done, "losses": losses, "window": window})
+    if not alone:
+        runtime.barrier()
+    if rank == 0:
+        state_path.unlink(missing_ok=True)
+    return {
+        "checkpoints": saved,
+        "parameters": sum(p.numel() for p in plain.parameters()),
+        "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},
+    }
+
+
+def _accelerator(context: Context) -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision=context.runtime.mixed_precision)
+
+
+class _Alone:
+    """What is used of an Accelerator, for one process among others that trains by itself."""
+
+    def __init__(self, context: Context):
+        self._device, self._precision = context.runtime.device, context.runtime.mixed_precision
+
+    def prepare(self, network: Any, optimizer: Any) -> tuple[Any, Any]:
+        return network.to(self._device), optimizer
+
+    def unwrap_model(self, network: Any) -> Any:
+        return network
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters: Any, norm: float) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, norm)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def batch_loss(
+    context: Context, network: Any, images: Tensor, labels: Tensor, step: int, seed: int, share: Tensor
+) -> Tensor:
+    """The loss of this rank's share of a batch that is a function of (seed, step), whatever the number of ranks."""
+    c = context.config
+    generator = seeds.generator(seed, "generator", step)
+    count = c.generator_batch_size
+    index = torch.randint(len(images), (count,), generator=generator)
+    level = torch.rand(count, generator=generator)
+    dropped = torch.rand(count, generator=generator) < c.label_dropout
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    index, level, dropped, mirrored = (v[share].to(images.device) for v in (index, level, dropped, mirrored))
+    x, y = images[index], labels[index].masked_fill(dropped, context.data.num_classes)
+    if c.generator_flip:
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    ids = (step * count + share).to(images.device)
+    noise = philox_normal(ids, x.shape[1:], seed=seeds.derive(seed, "generator noise"))
+    if c.generator_objective == "flow":
+        sigma = level[:, None, None, None]
+        noisy, time, target = (1 - sigma) * x + sigma * noise, level * 1000, noise - x
+    else:
+        time = (level * 1000).long()
+        alpha = _alphas(images.device)[time][:, None, None, None]
+        noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+        target = noise if c.generator_objective == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * x
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+    return torch.nn.functional.mse_loss(network(noisy, time, class_labels=y).sample.float(), target)
+
+
+def _alphas(device: torch.device) -> Tensor:
+    return make_scheduler("epsilon").alphas_cumprod.to(device)
+
+
+def _save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) -> None:
+    """Save the EMA weights in diffusers' format, with the frequencies of the classes that it was trained on."""
+    if path.exists():
+        return
+    with files.atomic_folder(path) as folder:
+        ema.store(network.parameters())
+        ema.copy_to(network.parameters())
+        try:
+            network.save_config(folder / "unet")
+            # As save_pretrained does, whose library hides a full disk in its own error.
+            files.save_tensors(folder / "unet" / WEIGHTS, network.state_dict(), {"format": "pt"})
+        finally:
+            ema.restore(network.parameters())
+        make_scheduler(context.config.generator_objective).save_pretrained(folder / "scheduler")
+        # The shape of images is that before padding, which the network's own configuration does not know.
+        counts = torch.bincount(labels, minlength=context.data.num_classes)
+        facts = {"image_shape": list(context.data.image_shape), "class_counts": counts.tolist()}
+        files.write_json(folder / "objective.json", {"objective": context.config.generator_objective, **facts})

@@ -1,0 +1,280 @@
+"""Generative Knowledge Distillation: a Student learns the Teacher's soft labels on images that are regenerated.
+
+Every period has fresh image ids, so no synthetic image is seen in two periods. The Teacher answers the same augmented
+batch that the Student sees. Runs on rank 0.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kr_fast.data import Augment, Split, to_float
+from kr_fast.ensemble import TrainConfig, accuracy
+from kr_fast.ensemble.networks import answer
+from kr_fast.ensemble.training.training import make_optimizer
+from kr_fast.ops.distillation.distillation_loss import distillation_loss
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import generator, teacher
+from kr_fast.runtime import seeds
+from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.log import logger
+from kr_fast.runtime.progress import bar
+from kr_fast.runtime.storage import files
+from kr_fast.synthesis import LabelPlan, Sampler
+from kr_fast.synthesis.optimized.optimize import optimize
+
+# Period -> ids, labels and images (uint8 [n, H, W, C]) of its synthetic set.
+Draw = Callable[[int], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How synthetic images are drawn: what checkpoint choice and tuning decide."""
+
+    checkpoint: int
+    num_inference_steps: int
+    guidance_scale: float
+    noise_scale: float
+    confidence: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long a Student trains."""
+
+    periods: int
+    images: int
+    epochs: int
+
+
+@dataclasses.dataclass
+class Distilled:
+    """A trained Student's curves, and the synthetic set that it saw last."""
+
+    loss: list[float]
+    val_accuracy: list[float]
+    kept: list[float]
+    best_period: int
+    ids: Tensor
+    labels: Tensor
+    images: Tensor
+
+
+def default_sampling(context: Context, step: int) -> Sampling:
+    """The configured sampling, from checkpoint ``step``."""
+    c = context.config
+    return Sampling(step, c.num_inference_steps, c.guidance_scale, c.noise_scale, c.confidence)
+
+
+def drawn(
+    context: Context,
+    sampling: Sampling,
+    images: int,
+    *,
+    checkpoint: Path | None = None,
+    real: Tensor | None = None,
+    seed: int | None = None,
+) -> Draw:
+    """``images`` a period under ``sampling``; an id addresses one image of (generator, seed) and comes once.
+
+    Args:
+        checkpoint: folder of the generator; None for this run's of ``sampling.checkpoint``.
+        real: labels that the generator was trained on; None for those of the training split. Classes are as frequent
+            as in them, unless the configuration wants them balanced.
+        seed: of the images; None for this run's.
+    """
+    c = context.config
+    network, scheduler, _ = generator.load(
+        context.folder.generator(sampling.checkpoint) if checkpoint is None else checkpoint, context.runtime.device
+    )
+    optimize(network)
+    sampler = Sampler(
+        network,
+        scheduler,
+        sampling.num_inference_steps,
+        seed=seeds.derive(c.seed if seed is None else seed, "sampling"),
+        guidance_scale=sampling.guidance_scale,
+        num_classes=context.data.num_classes,
+        noise_scale=sampling.noise_scale,
+        micro_batch=c.micro_batch,
+        crop=context.data.image_shape[:2],
+    )
+    classes = context.data.num_classes
+    counts = torch.bincount(context.data.train.labels if real is None else real, minlength=classes)
+    plan = LabelPlan.balanced(classes) if c.label_plan == "balanced" else LabelPlan.counts(counts.tolist())
+
+    def draw(period: int) -> tuple[Tensor, Tensor, Tensor]:
+        ids = torch.arange(period * images, (period + 1) * images)
+        labels = plan.labels(ids)
+        return ids, labels, sampler(ids, labels)
+
+    return draw
+
+
+def distil(
+    context: Context,
+    master: nn.Module,
+    student: nn.Module,
+    draw: Draw,
+    schedule: Schedule,
+    *,
+    confidence: float,
+    seed: int,
+    description: str | None = None,
+    state_path: Path | None = None,
+) -> Distilled:
+    """Train ``student`` in place; its weights at the end are those of the period best on real validation images.
+
+    Args:
+        master: the Teacher, frozen and in eval mode.
+        draw: gives the synthetic set of each period.
+        confidence: least probability that the Teacher gives an image's label; images below count nothing.
+        seed: of shuffles and augmentation.
+        state_path: file to continue from, saved every period; removed at the end.
+    """
+    c, device = context.config, context.runtime.device
+    batch = min(c.student_batch_size, schedule.images)
+    per_epoch = schedule.images // batch
+    recipe = TrainConfig(learning_rate=c.student_learning_rate, weight_decay=c.student_weight_decay)
+    optimizer, rate = make_optimizer(student, recipe, schedule.periods * schedule.epochs * per_epoch)
+    nothing = torch.empty(0, dtype=torch.int64)
+    done = Distilled([], [], [], 0, nothing, nothing, nothing)
+    best, first = None, 0
+    with files.continuing(state_path) as state:
+        if state is not None:
+            student.load_state_dict(state["student"])
+            optimizer.load_state_dict(state["optimizer"])
+            rate.load_state_dict(state["rate"])
+            done.loss, done.val_accuracy, done.kept, done.best_period, best, first = (
+                state[key] for key in ("loss", "val_accuracy", "kept", "best_period", "best", "period")
+            )
+    with bar(schedule.periods, description, "period", first) as progress:
+        for period in range(first, schedule.periods):
+            ids, labels, images = draw(period)
+            weight = _confident(master, images, labels.to(device), confidence)
+            done.kept.append(float(weight.float().mean()))
+            if done.kept[-1] == 0:
+                logger.warning("no image of period %d reaches the Teacher confidence %g", period, confidence)
+            done.ids, done.labels, done.images = ids, labels, images
+            synthetic = Split(images, labels.to(device))
+            total = _train_period(
+                context, master, student, synthetic, weight, schedule.epochs, batch, optimizer, rate, (seed, period)
+            )
+            done.loss.append(total / (schedule.epochs * per_epoch))
+            if not done.loss[-1] < float("inf"):
+                raise UserError(f"run: distillation loss must be finite, got {done.loss[-1]} in period {period}")
+            done.val_accuracy.append(accuracy(student, context.data.val))
+            if best is None or done.val_accuracy[-1] >= done.val_accuracy[done.best_period]:
+                done.best_period, best = period, copy.deepcopy(student.state_dict())
+            progress.set(loss=f"{done.loss[-1]:.3f}", val=f"{done.val_accuracy[-1]:.3f}")
+            progress.update()
+            if state_path and period + 1 < schedule.periods:
+                training = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
+                curves = {"loss": done.loss, "val_accuracy": done.val_accuracy, "kept": done.kept}
+                position = {"best_period": done.best_period, "best": best, "period": period + 1}
+                files.save_state(state_path, {**training, "rate": rate.state_dict(), **curves, **position})
+    student.load_state_dict(best)
+    student.eval()
+    if state_path:
+        state_path.unlink(missing_ok=True)
+    return done
+
+
+def _train_period(context, master, student, synthetic, weight, epochs, batch, optimizer, rate, stream) -> float:
+    c, augment = context.config, context.student_augment
+    student.train()
+    total = torch.zeros((), device=synthetic.labels.device)
+    for epoch in range(epochs):
+        random = seeds.generator(stream[0], "gkd", stream[1], epoch)
+        order = torch.randperm(len(synthetic), generator=random).to(synthetic.labels.device)
+        for index in order.split(batch)[: len(synthetic) // batch]:
+            loss = _batch_loss(master, student, synthetic, weight, index, augment, random, c)
+            optimizer.zero_grad()
+            loss.backward()
+            # T^2 times the divergence has large gradients at the start.
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+            optimizer.step()
+            rate.step()
+            total += loss.detach()
+    student.eval()
+    return float(total)
+
+
+def _batch_loss(master, student, synthetic, weight, index, augment: Augment, random, c) -> Tensor:
+    x = augment(to_float(synthetic.images[index]), random)
+    with torch.no_grad():
+        soft = answer("run", "teacher", master, x)
+    return distillation_loss(
+        student(x),
+        soft,
+        synthetic.labels[index],
+        temperature=c.temperature,
+        soft_weight=c.soft_weight,
+        hard_weight=c.hard_weight,
+        sample_weight=weight[index],
+    )
+
+
+@torch.inference_mode()
+def _confident(master: nn.Module, images: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """bool ``[N]``: the Teacher gives the image's label at least this probability; others get weight 0."""
+    if threshold == 0:
+        return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    parts = [answer("run", "teacher", master, to_float(part)).float().softmax(1) for part in images.split(1024)]
+    return torch.cat(parts).gather(1, labels[:, None])[:, 0] >= threshold
+
+
+def trial(context: Context, master: nn.Module, sampling: Sampling) -> float:
+    """Best validation accuracy of a short Student under ``sampling``: the criterion of both choices."""
+    c = context.config
+    student = context.seeded(c.student_arch, c.student_width, "trial")
+    schedule = Schedule(c.trial_periods, c.trial_images, c.trial_epochs)
+    draw, seed = drawn(context, sampling, schedule.images), seeds.derive(c.seed, "trial")
+    found = distil(context, master, student, draw, schedule, confidence=sampling.confidence, seed=seed)
+    return found.val_accuracy[found.best_period]
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Stage 6, GKD: the Student itself, with the chosen sampling."""
+    c = context.config
+    master = teacher.load(context)
+    sampling = Sampling(**context.result("tuning")["sampling"])
+    student = context.seeded(c.student_arch, c.student_width, "student")
+    found = distil(
+        context,
+        master,
+        student,
+        drawn(context, sampling, c.images),
+        Schedule(c.periods, c.images, c.student_epochs),
+        confidence=sampling.confidence,
+        seed=seeds.derive(c.seed, "student"),
+        description="student",
+        state_path=context.folder.state / "student.pt",
+    )
+    files.save_tensors(context.folder.student, student.state_dict(), teacher.metadata(context, c.student_arch))
+    place = context.folder
+    for path, values in ((place.images, found.images), (place.labels, found.labels), (place.ids, found.ids)):
+        files.save_array(path, values.cpu().numpy())
+    return {
+        "val_accuracy": found.val_accuracy[found.best_period],
+        "best_period": found.best_period + 1,
+        "kept": found.kept,
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "curves": {
+            "period": list(range(1, c.periods + 1)),
+            "loss": found.loss,
+            "val_accuracy": found.val_accuracy,
+        },
+    }
+
+
+def load(context: Context) -> nn.Module:
+    """The finished Student, in eval mode."""
+    model = context.network(context.config.student_arch, context.config.student_width)
+    model.load_state_dict(files.load_tensors(context.folder.student))
+    return model.to(context.runtime.device).eval()

@@ -1,0 +1,139 @@
+"""Stage 11, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kr_fast import report
+from kr_fast.recycling.context import Context
+from kr_fast.runtime.storage import files
+from kr_fast.runtime.versions import versions
+
+PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn")  # that the figures depend on
+HIDDEN = ("curves", "kept", "notes")  # of a stage's results, which lie elsewhere in the summary
+EXAMPLES = 8  # images of each class in the grid
+# Curves of the ROC; audit.html shows all. The loss of the Student is the same by whatever shadows it is attacked.
+SHOWN = (
+    "teacher/lira", "teacher/loss", "student/lira", "student/loss", "student_full/lira", "control/lira",
+    "released/nearest_synthetic", "released/generated_density",
+)  # fmt: skip
+
+
+def summary(context: Context) -> dict[str, Any]:
+    """Everything about the run in plain values."""
+    data, journal = context.data, context.journal
+    height, width, channels = data.image_shape
+    audited, tested = context.result("audit"), context.result("student")["test_accuracy"]
+    models = {}
+    for name, stage in (("teacher", "teacher"), ("student", "gkd")):
+        models[name] = {key: value for key, value in context.result(stage).items() if key not in HIDDEN}
+        models[name]["test_accuracy"] = tested[name]
+    return {
+        "title": f"Knowledge Recycling on {data.name}",
+        "command": command(context),
+        "config": report.without_folders(context.config.record()),
+        "seed": context.config.seed,
+        "versions": versions(*PACKAGES),
+        "stages": journal.seconds(),
+        "dataset": {
+            "name": data.name,
+            "num_classes": data.num_classes,
+            "class_names": list(data.class_names),
+            "train": len(data.train),
+            "val": len(data.val),
+            "test": len(data.test),
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "notes": list(data.notes),
+        },
+        **models,
+        "cas_gap": models["teacher"]["test_accuracy"] - models["student"]["test_accuracy"],
+        "audit": audited["audit"],
+        "aop": audited["aop"],
+        "checkpoints": context.result("checkpoints")["rows"],
+        "tuning": [
+            {"sigma" if key == "noise_scale" else key: value for key, value in row.items() if key != "checkpoint"}
+            for row in context.result("tuning")["rows"]
+        ],
+        "notes": _notes(context, audited["audit"]),
+    }
+
+
+def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
+    """What a reader has to know about this run; how the images were read stands with the data."""
+    found = [note for stage in ("data", "teacher") for note in context.result(stage).get("notes", ())]
+    found = [note for note in found if note not in context.data.notes]
+    if audit is None:
+        return found
+    found += audit["setting"]["warnings"]
+    if context.config.teacher:
+        found.append(
+            f"the Teacher was given, but its shadows are {context.config.teacher_arch} of this package's recipe on "
+            "these splits: its figures are a transfer attack too, and assume that it was trained on the training split"
+        )
+    return found
+
+
+def command(context: Context) -> str:
+    """What repeats or continues the run."""
+    return report.repeated("run", context.folder.config)
+
+
+def arrays(context: Context) -> dict[str, Any]:
+    """Images and curves for the report."""
+    images, labels = np.load(context.folder.images), np.load(context.folder.labels)
+    curves = {
+        "teacher": context.result("teacher")["curves"],
+        "generator": context.result("generator")["curves"],
+        "student": context.result("gkd")["curves"],
+    }
+    points = {}
+    path = context.folder.audit_arrays
+    if context.result("audit")["audit"] is not None:
+        with np.load(path) as archive:
+            for key in archive.files:
+                name, _, what = key.rpartition("/")
+                if what in ("tp", "fp") and name in SHOWN:
+                    counts = archive[key]
+                    rate = np.concatenate([[0.0], counts / counts[-1]])
+                    points.setdefault(name, {})[{"tp": "tpr", "fp": "fpr"}[what]] = rate
+    real = None
+    if context.config.show_real_images:
+        train = context.data.train
+        real = _grid(train.images.numpy(), train.labels.numpy(), context.data.num_classes)
+    return {
+        "real_grid": real,
+        "synthetic_grid": _grid(images, labels, context.data.num_classes),
+        "curves": curves,
+        "roc": points,
+    }
+
+
+def _grid(images: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """uint8 ``[K, n, H, W, C]``: the first images of each class; missing ones are black."""
+    out = np.zeros((classes, EXAMPLES, *images.shape[1:]), dtype=np.uint8)
+    for label in range(classes):
+        found = images[labels == label][:EXAMPLES]
+        out[label, : len(found)] = found
+    return out
+
+
+def pages(context: Context) -> Path:
+    """Where report.html and report.md lie."""
+    return context.folder.pages(context.config.show_real_images)
+
+
+def left(context: Context) -> list[Path]:
+    """What the report leaves."""
+    place = pages(context)
+    return [context.folder.metrics, place / "report.html", place / "report.md", place / "figures"]
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Write the three files; returns where they are."""
+    facts = summary(context)
+    files.write_json(context.folder.metrics, report.metrics(facts))
+    html, markdown = report.write(pages(context), facts, arrays(context))
+    return {"html": html.name, "markdown": markdown.name}

@@ -1,0 +1,161 @@
+"""Stage 9, shadow Students: shadow pipelines, so that the Student is attacked by models that were made as it was.
+
+Shadow Student ``k`` learns the soft labels of shadow Teacher ``k`` by the Student's own recipe. Its images come from
+
+- ``shared``: this run's generator. They are the images that the Student saw, drawn once for all shadow Students. The
+  generator was trained on all members, so no shadow Student tells what a member's part in it gives away: the audit
+  then covers the path through the labels only.
+- ``retrained``: a generator trained on shadow Teacher ``k``'s half by the run's recipe, as long as the chosen
+  checkpoint was.
+
+Sampling is as it was tuned for the run; the period is chosen on the validation split, as the Student's. Models are
+shared out over the ranks, and on a CPU over processes of one thread each.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kr_fast.data import Split
+from kr_fast.ensemble import Shadows, load_shadows
+from kr_fast.ensemble.shadows import data_digest
+from kr_fast.ensemble.training.workers import train
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import generator, gkd, shadows
+from kr_fast.runtime import seeds
+from kr_fast.runtime.progress import bar
+from kr_fast.runtime.storage import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What shadow Students are functions of; worker processes are given it."""
+
+    context: Context
+
+    @property
+    def folder(self) -> Path:
+        """Where the models go."""
+        return self.context.folder.shadow_students
+
+    @property
+    def sampling(self) -> gkd.Sampling:
+        """As it was tuned for the run."""
+        return gkd.Sampling(**self.context.result("tuning")["sampling"])
+
+    def period(self, period: int) -> Path:
+        """File of the shared images of ``period``; their ids and labels lie beside it."""
+        return self.context.folder.shared / f"period-{period:04d}.npy"
+
+    def keep_shared(self, period: int, ids: Tensor, labels: Tensor, images: Tensor) -> None:
+        """Write the shared images of ``period``."""
+        for name, values in (("ids", ids), ("labels", labels)):
+            files.save_array(self.period(period).with_suffix(f".{name}.npy"), values.cpu().numpy())
+        files.save_array(self.period(period), images.cpu().numpy())  # last: it says that the period is whole
+
+    def shared(self, period: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`keep_shared` wrote."""
+        path, device = self.period(period), self.context.runtime.device
+        ids, labels = (torch.from_numpy(np.load(path.with_suffix(f".{name}.npy"))) for name in ("ids", "labels"))
+        return ids, labels, torch.from_numpy(np.load(path)).to(device)
+
+    def retrained(self, index: int) -> gkd.Draw:
+        """Images of the generator of split ``index``, which is trained first."""
+        context, step = self.context, self.sampling.checkpoint
+        seed = seeds.derive(context.config.seed, "shadow generator", index)
+        images, labels, _ = shadows.pool(context)
+        kept = shadows.keep(context)[index]
+        checkpoint = self.folder / f"generator-{index:03d}"
+        if not checkpoint.exists():
+            generator.train(
+                context,
+                Split(images[kept], labels[kept]),
+                [step],
+                lambda _: checkpoint,
+                seed=seed,
+                state_path=self.state(f"shadow-generator-{index:03d}"),
+                alone=True,
+            )
+        return gkd.drawn(
+            context, self.sampling, context.config.images, checkpoint=checkpoint, real=labels[kept], seed=seed
+        )
+
+    def state(self, name: str) -> Path:
+        """File of an unfinished training's position."""
+        return self.context.folder.state / f"{name}.pt"
+
+    def train(self, index: int, device: torch.device) -> None:
+        """Train shadow Student ``index``, and save it."""
+        context, c = self.context, self.context.config
+        student = context.seeded(c.student_arch, c.student_width, "shadow student", index)
+        gkd.distil(
+            context,
+            shadows.load_one(context, index),
+            student,
+            self.shared if c.audit_generator == "shared" else self.retrained(index),
+            gkd.Schedule(c.periods, c.images, c.student_epochs),
+            confidence=self.sampling.confidence,
+            seed=seeds.derive(c.seed, "shadow student", index),
+            state_path=self.state(f"shadow-student-{index:03d}"),
+        )
+        files.save_tensors(shadows.file(self.folder, index), student.state_dict())
+
+
+def claim(job: Job) -> None:
+    """Delete shadow Students that were made from other files than those that this run has now."""
+    record = {"made_from": job.context.journal.digest("generator", "shadows"), **dataclasses.asdict(job.sampling)}
+    path = job.folder / "made_from.json"
+    if path.exists() and files.read_json(path) != record:
+        for left in (
+            *job.folder.glob("model-*.safetensors"),
+            *job.folder.glob("generator-*"),
+            job.context.folder.shared,
+        ):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    files.write_json(path, record)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train what is missing of the shadow Students, on every rank."""
+    c, runtime, job = context.config, context.runtime, Job(context)
+    with runtime.main_first() as main:
+        if main and c.num_students:
+            claim(job)
+    mine = [index for index in runtime.shard(c.num_students) if not shadows.file(job.folder, index).exists()]
+    left = runtime.broadcast(len(list(job.folder.glob("model-*.safetensors"))) < c.num_students)
+    if left and c.audit_generator == "shared":
+        periods = [period for period in runtime.shard(c.periods) if not job.period(period).exists()]
+        draw = gkd.drawn(context, job.sampling, c.images) if periods else None
+        with bar(len(periods), "shared images" if periods else None, "period") as progress:
+            for period in periods:
+                job.keep_shared(period, *draw(period))
+                progress.update()
+        runtime.barrier()
+    share = len(runtime.shard(c.num_students))
+    with bar(share, "shadow students" if share else None, "model", share - len(mine)) as progress:
+        if (workers := shadows.workers(context)) > 1 and mine:
+            train(job, mine, workers, progress.update, "run", "context")
+        else:
+            for index in mine:
+                job.train(index, runtime.device)
+                progress.update()
+    runtime.barrier()
+    if runtime.is_main and c.num_students:
+        images, labels, _ = shadows.pool(context)
+        record = {"data": data_digest(images, labels), "num_models": c.num_students, "generator": c.audit_generator}
+        files.write_json(job.folder / "shadows.json", record)  # kr-fast audit --shadows looks the data up
+        files.save_array(job.folder / "keep.npy", shadows.keep(context)[: c.num_students].numpy())
+    if runtime.is_main:
+        shutil.rmtree(context.folder.shared, ignore_errors=True)
+    return {"models": c.num_students, "generator": c.audit_generator}
+
+
+def load(context: Context) -> Shadows:
+    """All shadow Students, with the examples that their Teachers were trained on."""
+    make_model = context.make_network(context.config.student_arch, context.config.student_width)
+    return load_shadows(make_model, context.folder.shadow_students, device=context.runtime.device)

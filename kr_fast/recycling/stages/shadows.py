@@ -1,0 +1,66 @@
+"""Stage 8, shadows: models of the Teacher's recipe, each on a random half of training and test split together.
+
+The pool is the training split (members) and the test split (non-members). The validation split is left out: choices
+were made on it, so it is neither. Shadows are shared out over the ranks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kr_fast.ensemble import Shadows, load_shadows, train_shadows
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import teacher
+from kr_fast.runtime import seeds
+from kr_fast.runtime.storage import files
+
+
+def pool(context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    """(images, labels, members): what the audit tells apart, on the CPU."""
+    train, test = context.data.train, context.data.test
+    images, labels = torch.cat([train.images, test.images]).cpu(), torch.cat([train.labels, test.labels]).cpu()
+    return images, labels, torch.arange(len(labels)) < len(train)
+
+
+def workers(context: Context) -> int:
+    """How many models to train at a time: a small network gains nothing from a second thread."""
+    return torch.get_num_threads() if context.runtime.device.type == "cpu" else 1
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train what is missing of the shadow Teachers, on every rank."""
+    c = context.config
+    if c.num_shadows:
+        images, labels, _ = pool(context)
+        train_shadows(
+            context.make_network(c.teacher_arch, c.teacher_width), images, labels,
+            num_models=c.num_shadows, config=teacher.recipe(context),
+            seed=seeds.derive(c.seed, "shadows"), out=context.folder.shadows, workers=workers(context),
+        )  # fmt: skip
+    return {"models": c.num_shadows}
+
+
+def keep(context: Context) -> Tensor:
+    """bool ``[M, N]``: which examples of the pool each shadow Teacher was trained on."""
+    return torch.from_numpy(np.load(context.folder.shadows / "keep.npy"))
+
+
+def file(folder: Path, index: int) -> Path:
+    """Where model ``index`` of a folder of shadows lies."""
+    return folder / f"model-{index:03d}.safetensors"
+
+
+def load_one(context: Context, index: int) -> nn.Module:
+    """Shadow Teacher ``index``, in eval mode, without gradients."""
+    model = context.network(context.config.teacher_arch, context.config.teacher_width)
+    model.load_state_dict(files.load_tensors(file(context.folder.shadows, index)))
+    return model.to(context.runtime.device).eval().requires_grad_(False)
+
+
+def load(context: Context) -> Shadows:
+    """All shadow Teachers."""
+    make_model = context.make_network(context.config.teacher_arch, context.config.teacher_width)
+    return load_shadows(make_model, context.folder.shadows, device=context.runtime.device)

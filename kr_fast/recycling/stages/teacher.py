@@ -1,0 +1,121 @@
+"""Stage 2, Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kr_fast.data import Split, to_float
+from kr_fast.ensemble import TrainConfig, accuracy, fit
+from kr_fast.ensemble.checkpoints import load_weights
+from kr_fast.ensemble.loading import FACTORY, model_factory
+from kr_fast.ensemble.networks import ask, check_saved, made, plain
+from kr_fast.recycling.context import Context
+from kr_fast.runtime import seeds
+from kr_fast.runtime.log import logger
+from kr_fast.runtime.storage import files
+
+ASKED = 64  # images that a given Teacher has to answer before anything begins
+
+
+def recipe(context: Context) -> TrainConfig:
+    """How the Teacher, and every shadow of it, is trained."""
+    c = context.config
+    return TrainConfig(
+        epochs=c.teacher_epochs,
+        batch_size=c.teacher_batch_size,
+        learning_rate=c.teacher_learning_rate,
+        weight_decay=c.teacher_weight_decay,
+        augment=context.real_augment,
+    )
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train (or take) the Teacher, save it, return its curves and validation accuracy."""
+    c = context.config
+    if c.teacher:
+        model = build(context)
+        curves: dict[str, list] = {}
+        best = None
+    else:
+        model = context.seeded(c.teacher_arch, c.teacher_width, "teacher")
+        history = fit(
+            model,
+            context.data.train,
+            recipe(context),
+            seed=seeds.derive(c.seed, "teacher"),
+            val=context.data.val,
+            state_path=context.folder.state / "teacher.pt",
+            description="teacher",
+        )
+        curves = {
+            "epoch": list(range(1, c.teacher_epochs + 1)),
+            "train_loss": history.train_loss,
+            "val_accuracy": history.val_accuracy,
+        }
+        best = history.best_epoch + 1
+    found = accuracy(model, context.data.val)
+    note = chance(found, context.data.val)
+    if note and not c.teacher:  # of a given one it was told at the start
+        logger.warning("run: %s", note)
+    state = plain(model).state_dict()
+    files.save_tensors(context.folder.teacher, state, metadata(context, c.teacher or c.teacher_arch))
+    return {
+        "val_accuracy": found,
+        "best_epoch": best,
+        "notes": [note] if note else [],
+        "curves": curves,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def chance(found: float, val: Split) -> str | None:
+    """What to know of a Teacher whose accuracy ``found`` on ``val`` shows nothing but which class is the largest."""
+    share = int(val.labels.bincount().max()) / len(val)
+    if found > share + 1.64 * (share * (1 - share) / len(val)) ** 0.5:  # one-sided 5 % of the binomial, normal
+        return None
+    return (
+        f"the Teacher is right about {found:.3f} of {len(val)} validation images, not clearly more than one that "
+        f"always names the largest class ({share:.3f})"
+    )
+
+
+def metadata(context: Context, name: str) -> dict[str, str]:
+    """What a reader of the weights file needs to use it."""
+    return {
+        "architecture": name,
+        "num_classes": str(context.data.num_classes),
+        "in_channels": str(context.data.image_shape[2]),
+        "input": "float NCHW, x / 127.5 - 1",
+    }
+
+
+def build(context: Context) -> nn.Module:
+    """The Teacher's module with the user's weights where they were given, asked about some images of the data.
+
+    Raises: UserError with the user's own words for any failure of their factory and network, and for probabilities.
+    """
+    c, data, device = context.config, context.data, context.runtime.device
+    if not c.teacher:
+        return context.network(c.teacher_arch, c.teacher_width).to(device)
+    x = to_float(data.val.images[:ASKED])
+    if ":" in c.teacher and not Path(c.teacher).exists():
+        shape = {"num_classes": data.num_classes, "image_shape": data.image_shape}
+        model = made("run", "teacher", model_factory("run", "teacher", c.teacher, **shape, sample=x), FACTORY)
+    else:
+        path = Path(c.teacher)
+        if not path.exists():
+            raise FileNotFoundError(f"run: teacher must be pkg.mod:factory or a file, got {c.teacher}")
+        model = context.network(c.teacher_arch, c.teacher_width)
+        load_weights(model, path, "run: teacher")
+    model = model.to(device).eval()
+    check_saved("run", "teacher", plain(model))
+    ask("run", "teacher", model, x.to(device), data.num_classes)
+    return model
+
+
+def load(context: Context) -> nn.Module:
+    """The finished Teacher, in eval mode, without gradients."""
+    model = build(context)
+    load_weights(model, context.folder.teacher, "run: teacher")
+    return model.to(context.runtime.device).eval().requires_grad_(False)

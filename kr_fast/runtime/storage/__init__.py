@@ -1,0 +1,1 @@
+"""Atomic files, journals, claims and manifests."""

@@ -1,0 +1,120 @@
+"""Where the files of a run and of an audit lie: by who may have them.
+
+``OUT/release/`` holds what may leave the institution once it has decided so, ``OUT/private/`` everything else.
+``OUT/README.txt`` lists every entry, and says which of the two it is and why.
+"""
+
+import textwrap
+from pathlib import Path
+
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.storage import files
+
+README = "README.txt"
+RELEASE, PRIVATE = "release", "private"
+
+# Folder -> entry -> what it is, and why it lies there. Not every run has every entry.
+ENTRIES: dict[str, dict[str, str]] = {
+    RELEASE: {
+        "student.safetensors": "the Student. It was trained on synthetic images and on the Teacher's answers, never on "
+        "a real image. What it gives away all the same is what the audit measured: empirical, no guarantee",
+        "synthetic/": "images.npy and labels.npy: the synthetic images of the last period. The audit attacked them by "
+        "themselves",
+        "report.html": "the report",
+        "report.md": "the same report as text",
+        "figures/": "the figures of report.md",
+        "metrics.json": "every figure of the report, versions and options",
+        "audit.html": "every attack with all of its figures",
+        "audit.json": "the figures of audit.html",
+    },
+    PRIVATE: {
+        "teacher.safetensors": "the Teacher. Its weights were trained on the real images and can give them away",
+        "generator/": "the generator. Its weights were trained on the real images, some of which it may draw again",
+        "shadows/": "networks for the attacks, trained on halves of the real images; keep.npy says by record which of "
+        "them saw it",
+        "shadow_students/": "the same for the Student, and generators that were trained on halves of the real images",
+        "control.safetensors": "the positive control: a network that has memorised the real images on purpose",
+        "control.json": "what the positive control was trained from",
+        "synthetic/": "ids.npy: with the generator, an id draws its image again",
+        "signals/": "answers of the networks for every record",
+        "audit.npz": "for every record: whether it is a member, its number, and its score in every attack",
+        "exposed.json": "the records that the attacks tell apart most surely, by number",
+        "report.html": "the report with real images, where it was asked for by name (--show-real-images)",
+        "report.md": "the same report as text",
+        "figures/": "the figures of report.md",
+        "audit.html": "every attack, with real images or single records, where it was asked for by name",
+        "state/": "positions of trainings that are under way (weights, optimizer), results of short trainings",
+    },
+    ".": {
+        "config.yaml": "the options, with the paths of your data. The same command continues from it",
+        "journal.json": "which stages are finished, their results, and the SHA-256 of their files",
+        ".lock": "held by the process at work here",
+        README: "this text",
+    },
+}
+HEADING = {
+    RELEASE: "release/: what may leave the institution, once the institution has decided so. It holds no real image "
+    "and nothing about a single record.",
+    PRIVATE: "private/: what must not leave. Whoever has these files can learn about single real images.",
+    ".": "Beside them: what belongs to the command. It must not leave, as it names your files.",
+}
+
+
+class Folder:
+    """The paths in the folder ``out`` of a run or an audit."""
+
+    def __init__(self, out: str | Path):
+        self.out = Path(out)
+        self.release, self.private = self.out / RELEASE, self.out / PRIVATE
+        self.config, self.journal = self.out / "config.yaml", self.out / "journal.json"
+        self.student = self.release / "student.safetensors"
+        self.images, self.labels = (self.release / "synthetic" / f"{name}.npy" for name in ("images", "labels"))
+        self.metrics = self.release / "metrics.json"
+        self.audit_figures = self.release / "audit.json"
+        self.teacher, self.generators = self.private / "teacher.safetensors", self.private / "generator"
+        self.ids = self.private / "synthetic" / "ids.npy"
+        self.shadows, self.shadow_students = self.private / "shadows", self.private / "shadow_students"
+        self.control, self.signals = self.private / "control.safetensors", self.private / "signals"
+        self.audit_arrays, self.exposed = self.private / "audit.npz", self.private / "exposed.json"
+        self.state = self.private / "state"
+        self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
+
+    def generator(self, step: int) -> Path:
+        """Checkpoint ``step`` in diffusers' format: ``unet/`` and ``scheduler/``."""
+        return self.generators / f"step-{step:06d}"
+
+    def made(self) -> list[Path]:
+        """The folders that a command makes here, outermost first."""
+        inside = [place / name for place in (self.release, self.private) for name in ("synthetic", "figures")]
+        inside += [self.generators, self.shadows, self.shadow_students, self.state]
+        return [self.out, self.release, self.private, *inside, self.shared]
+
+    def pages(self, shows_private: bool) -> Path:
+        """Where pages lie: in ``private/`` where they show real images or single records because that was asked for."""
+        return self.private if shows_private else self.release
+
+    def make(self) -> "Folder":
+        """Create the two folders and the text beside them, where they are missing."""
+        for path in (self.release, self.private):
+            path.mkdir(parents=True, exist_ok=True)
+        if not (self.out / README).exists():
+            files.write_text(self.out / README, readme())
+        return self
+
+    def check(self, where: str, argument: str) -> "Folder":
+        """Refuse a folder with a configuration but without ``private/``: that of an older version."""
+        if not self.private.is_dir():
+            rule = f"hold {RELEASE}/ and {PRIVATE}/ (an older kr-fast wrote another layout: make the run again)"
+            fail(where, argument, rule, self.out)
+        return self
+
+
+def readme() -> str:
+    """The text of ``README.txt``."""
+    lines = ["What lies in this folder, and who may have it", ""]
+    for folder, entries in ENTRIES.items():
+        lines += [*textwrap.wrap(HEADING[folder], 110), ""]
+        for name, words in entries.items():
+            lines += textwrap.wrap(f"{name}: {words}.", 106, initial_indent="  ", subsequent_indent="      ")
+        lines.append("")
+    return "\n".join(lines)

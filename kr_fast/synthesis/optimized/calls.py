@@ -1,0 +1,33 @@
+"""What a patched network asks of its calls."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kr_fast.runtime.errors import UserError, fail
+
+_OP = "optimize"
+
+
+def check_call(model: Any, class_labels: Tensor | None, step: Tensor | None) -> None:
+    """What a patched network asks of a call, before anything is computed."""
+    if torch.is_grad_enabled() and next(model.parameters()).requires_grad:
+        raise UserError(
+            f"{_OP}: model must be called under torch.no_grad() or torch.inference_mode(), got grad mode; "
+            "restore() gives back the network that can be trained"
+        )
+    embedding = getattr(model, "class_embedding", model)  # a DiT always has one
+    if (class_labels is None) != (embedding is None):
+        rule = "be given for" if class_labels is None else "be None for"
+        kind = type(embedding).__name__
+        fail(_OP, "class_labels", f"{rule} a model with class embedding {kind}", _describe(class_labels))
+    if step is not None:
+        if getattr(model, "_kr_fast_table", None) is None:
+            fail(_OP, "step", "come after prepare_steps(timesteps)", "no table")
+        if not isinstance(step, Tensor) or step.numel() != 1 or step.dtype != torch.int64:
+            fail(_OP, "step", "be a 0-dim int64 tensor", _describe(step))
+
+
+def _describe(value: Any) -> Any:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else value

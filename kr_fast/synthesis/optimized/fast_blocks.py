@@ -1,0 +1,230 @@
+"""The forwards that :func:`kr_fast.optimize` puts in the place of diffusers' own, block by block.
+
+Each takes the module whose forward it replaces and is called as that is; activations are channels_last throughout.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kr_fast.ops.nn.group_norm_silu import group_norm_silu
+from kr_fast.ops.nn.qkv_attention import qkv_attention
+from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
+from kr_fast.synthesis.optimized.calls import check_call
+
+LAST = torch.channels_last
+
+
+class Shifts(NamedTuple):
+    """All blocks' projections of the embedding, ``[N, sum of channels]``, in the place of the embedding itself."""
+
+    rows: Tensor
+
+
+def nhwc(x: Tensor) -> Tensor:
+    x = x.contiguous(memory_format=LAST)
+    if x.shape[1] == 1:  # both layouts at once, which convolutions take for NCHW unless the strides say otherwise
+        h, w = x.shape[2:]
+        x = x.as_strided(x.shape, (h * w, 1, w, 1))
+    return x
+
+
+def norm(module: nn.GroupNorm, x: Tensor, activation: str | None = "silu", **more: Any) -> Tensor:
+    return group_norm_silu(
+        x, module.num_groups, module.weight, module.bias, eps=module.eps, activation=activation, **more
+    )
+
+
+# A product of winograd_conv2d takes 14 tiles of 4x4 pixels at a time, full or not.
+FEWEST_TILES = 28
+
+
+def conv3x3(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    """A 3x3 ``Conv2d`` of stride 1 and padding 1, plus ``residual``; in float32 on a CPU by Winograd's algorithm."""
+    n, _, h, w = input.shape
+    few = n * -(-h // 4) * -(-w // 4) < FEWEST_TILES
+    packed = self._kr_fast_winograd  # follows the module to other devices and dtypes
+    if few or input.device.type != "cpu" or not input.dtype == packed.dtype == torch.float32:
+        y = nhwc(self._conv_forward(input, self.weight, self.bias))
+        return y if residual is None else y.add_(residual)
+    residual = None if residual is None else nhwc(residual)
+    return winograd_conv2d(nhwc(input), packed, self.out_channels, bias=self.bias, residual=residual)
+
+
+def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: Tensor | None = None, **kwargs: Any):
+    """``ResnetBlock2D``; with ``skip``, of ``cat([input_tensor, skip], 1)``, which is not stored."""
+    x = nhwc(input_tensor)
+    skip = None if skip is None else nhwc(skip)
+    h = norm(self.norm1, x, skip=skip)
+    for resample in (self.upsample, self.downsample):
+        if resample is not None:
+            x, h = nhwc(resample(x)), nhwc(resample(h))
+    h = nhwc(self.conv1(h))
+    shift = None
+    if self.time_emb_proj is not None and temb is not None:
+        if isinstance(temb, Shifts):
+            shift = temb.rows[:, slice(*self._kr_fast_columns)]
+        else:
+            shift = self.time_emb_proj(temb if self.skip_time_act else F.silu(temb))
+    if self.time_embedding_norm == "scale_shift":
+        scale, shift = (part[:, :, None, None] for part in shift.chunk(2, dim=1))
+        h = F.silu(torch.addcmul(shift, norm(self.norm2, h, activation=None), 1 + scale))
+    else:
+        h = norm(self.norm2, h, shift=shift)
+    if self.training and self.dropout.p > 0:
+        h = self.dropout(h)
+    if self.conv_shortcut is None:
+        other = x if skip is None else torch.cat([x, skip], 1)
+    elif skip is None:
+        other = self.conv_shortcut(x)
+    else:
+        weight, bias = self.conv_shortcut.weight, self.conv_shortcut.bias
+        other = F.conv2d(x, nhwc(weight[:, : x.shape[1]]), bias)
+        other.add_(F.conv2d(skip, nhwc(weight[:, x.shape[1] :])))
+    if hasattr(self.conv2, "_kr_fast_winograd"):
+        h = conv3x3(self.conv2, h, other)
+    else:
+        h = nhwc(self.conv2(h)).add_(other)
+    return h if self.output_scale_factor == 1 else h.div_(self.output_scale_factor)
+
+
+def up_block(
+    self: Any,
+    hidden_states: Tensor,
+    res_hidden_states_tuple: tuple[Tensor, ...],
+    temb: Any = None,
+    upsample_size: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """``UpBlock2D`` and ``AttnUpBlock2D``: the skip connections go to the resnets as they are."""
+    attentions = getattr(self, "attentions", [None] * len(self.resnets))
+    for block, attend, skip in zip(self.resnets, attentions, reversed(res_hidden_states_tuple), strict=False):
+        hidden_states = block(hidden_states, temb, skip=skip)
+        if attend is not None:
+            hidden_states = attend(hidden_states)
+    for up in self.upsamplers or ():
+        if getattr(self, "upsample_type", "conv") == "resnet":
+            hidden_states = up(hidden_states, temb=temb)
+        else:
+            hidden_states = up(hidden_states, upsample_size)
+    return hidden_states
+
+
+def nearest_2x(x: Tensor) -> Tensor:
+    """Each pixel four times, in channels_last."""
+    n, c, h, w = x.shape
+    if 4 * x.numel() < 2**31:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    # torch's kernel for this layout counts in 32 bits; a copy does not.
+    wide = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(n, h, 2, w, 2, c)
+    return wide.reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
+
+
+def upsample(self: Any, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+    """``Upsample2D``, without the copies to NCHW and back that diffusers makes from batch 64 on."""
+    x = nhwc(hidden_states)
+    x = nhwc(nearest_2x(x) if output_size is None else F.interpolate(x, size=output_size, mode="nearest"))
+    conv = (self.conv if self.name == "conv" else self.Conv2d_0) if self.use_conv else None
+    return x if conv is None else conv(x)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of ``[N, T, K]``; in float32 on a CPU as a 1x1 convolution.
+
+    oneDNN's convolutions use AVX-512 on every CPU that has it; MKL's products in float32 do not.
+    """
+    n, t, k = x.shape
+    if x.device.type != "cpu" or x.dtype != torch.float32 or n < 2 or t < 2:
+        return F.linear(x, weight, bias)
+    pixels = x.contiguous().as_strided((n, k, t, 1), (t * k, 1, k, k))
+    return nhwc(F.conv2d(pixels, weight[:, :, None, None], bias)).permute(0, 2, 3, 1).reshape(n, t, -1)
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention of ``[N, T, 3 * heads * d]``; on a CPU by this package's kernel where it has one for ``d``."""
+    if qkv.device.type == "cpu" and qkv.shape[2] // (3 * heads) in (8, 16, 32, 64):
+        return qkv_attention(qkv, heads)
+    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def attention(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Self-attention over pixels: ``Attention`` with a group norm and a residual, as UNets without text have it."""
+    x = nhwc(hidden_states)
+    n, c, h, w = x.shape
+    if x.device.type == "cpu":  # oneDNN's convolutions know AVX-512 on every CPU that has it; MKL's products do not
+        qkv = F.conv2d(norm(self.group_norm, x, activation=None), self._kr_fast_qkv_weight, self._kr_fast_qkv_bias)
+        tokens = attend(nhwc(qkv).permute(0, 2, 3, 1).reshape(n, h * w, -1), self.heads)
+        out = self.to_out[0]
+        y = F.conv2d(tokens.view(n, h, w, -1).permute(0, 3, 1, 2), out.weight[:, :, None, None], out.bias)
+    else:
+        tokens = norm(self.group_norm, x, activation=None).permute(0, 2, 3, 1).view(n, h * w, c)
+        qkv = F.linear(tokens, self._kr_fast_qkv_weight.flatten(1), self._kr_fast_qkv_bias)
+        y = self.to_out[0](attend(qkv, self.heads)).view(n, h, w, c).permute(0, 3, 1, 2)
+    y = nhwc(y).add_(x)
+    return y if self.rescale_output_factor == 1 else y.div_(self.rescale_output_factor)
+
+
+def all_shifts(self: Any, timestep: Tensor) -> Tensor:
+    """``[classes, sum of channels]``: every block's projection at one timestep, for every class embedding."""
+    embedding = self.time_embedding(self.time_proj(timestep.reshape(1)).to(self.dtype))
+    if self.class_embedding is not None:
+        embedding = embedding + self.class_embedding.weight.to(self.dtype)
+    return F.linear(F.silu(embedding), self._kr_fast_proj_weight, self._kr_fast_proj_bias)
+
+
+def unet_shifts(self: Any, count: int, timestep: Tensor, class_labels: Tensor | None, step: Tensor | None) -> Shifts:
+    """The shifts of ``count`` images: rows of the table, or computed once for each class or image."""
+    table = getattr(self, "_kr_fast_table", None)
+    if step is not None:
+        if class_labels is None:
+            return Shifts(table.index_select(0, step.reshape(1))[0].expand(count, -1))
+        return Shifts(table.flatten(0, 1).index_select(0, step * table.shape[1] + class_labels))
+    by_class = type(self.class_embedding) is nn.Embedding
+    if timestep.numel() == 1 and class_labels is None:
+        return Shifts(all_shifts(self, timestep).expand(count, -1))
+    if timestep.numel() == 1 and by_class and self.class_embedding.num_embeddings <= count:
+        return Shifts(all_shifts(self, timestep).index_select(0, class_labels))
+    timesteps = timestep.expand(count) if timestep.numel() == 1 else timestep
+    embedding = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+    if class_labels is not None:
+        labels = self.time_proj(class_labels) if self.config.class_embed_type == "timestep" else class_labels
+        embedding = embedding + self.class_embedding(labels).to(self.dtype)
+    return Shifts(F.linear(F.silu(embedding), self._kr_fast_proj_weight, self._kr_fast_proj_bias))
+
+
+def unet(
+    self: Any,
+    sample: Tensor,
+    timestep: Tensor | float | int,
+    class_labels: Tensor | None = None,
+    return_dict: bool = True,
+    *,
+    step: Tensor | None = None,
+) -> Any:
+    """``UNet2DModel``; ``step`` indexes the timesteps of ``prepare_steps`` and replaces ``timestep``."""
+    from diffusers.models.unets.unet_2d import UNet2DOutput
+
+    check_call(self, class_labels, step)
+    if not torch.is_tensor(timestep):
+        timestep = torch.tensor([timestep], dtype=torch.long, device=sample.device)
+    timestep = timestep.to(sample.device)
+    shifts = unet_shifts(self, len(sample), timestep, class_labels, step)
+    sample = nhwc(2 * sample - 1.0 if self.config.center_input_sample else sample)
+    sample = nhwc(self.conv_in(sample))
+    skips = [sample]
+    for block in self.down_blocks:
+        sample, more = block(hidden_states=sample, temb=shifts)
+        skips += more
+    if self.mid_block is not None:
+        sample = self.mid_block(sample, shifts)
+    for block in self.up_blocks:
+        count = len(block.resnets)
+        sample, skips = block(sample, tuple(skips[-count:]), shifts), skips[:-count]
+    sample = self.conv_out(norm(self.conv_norm_out, nhwc(sample)))
+    if self.config.time_embedding_type == "fourier":
+        sample = sample / timestep.reshape(-1, 1, 1, 1)
+    return UNet2DOutput(sample=sample) if return_dict else (sample,)

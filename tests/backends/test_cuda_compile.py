@@ -1,0 +1,60 @@
+"""Every CUDA source compiles for each supported generation, and no kernel spills registers. No GPU is needed."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
+ARCHS = (80, 90, 100)  # Ampere, Hopper, Blackwell
+
+# 64 registers leave room for 1024 threads of a multiprocessor's 65,536: most kernels hide memory latency by that.
+# By a part of the mangled name, which holds the source's: where a thread has four 16-byte loads in flight, as in a
+# solver step, 768 threads (80 registers) do as well. Kernels of the distillation loss hold whole rows in registers, up
+# to 32 elements of student and teacher each; 128 registers leave 16 warps, which read 2 KB or more each before they
+# wait. So do those of membership_signals.
+REGISTERS = {"solver_step": 80, "group_norm_silu": 80, "thread_rows": 128, "warp_rows": 128, "block_rows": 128}
+REGISTERS |= {"thread_signals": 64, "warp_signals": 128, "block_signals": 128}
+REGISTERS |= {"4vote": 96}  # 32 counters
+REGISTERS |= {"score_targets": 128, "pool_shadows": 96}  # a block is a warp: 16 of them
+# 64 sums of a convolution a thread; the block of 64 channels has a multiprocessor to itself for its shared memory.
+REGISTERS |= {"residual_blockILi64": 168, "residual_block": 128}
+REGISTERS |= {"cluster_rows": 128}  # 80 where three blocks of 256 threads are to share a multiprocessor
+
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on PATH"),
+    pytest.mark.skipif(not SOURCES, reason="needs the source tree"),
+]
+
+
+def known_archs() -> set[int]:
+    """The generations that this nvcc can compile for; sm_100 came with CUDA 12.8."""
+    listed = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    return {int(number) for number in re.findall(r"sm_(\d+)", listed)}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_compiles_without_spills(tmp_path, source, arch):
+    if arch not in known_archs():
+        pytest.skip(f"needs an nvcc that knows sm_{arch}")
+    done = subprocess.run(
+        ["nvcc", "-cubin", f"-arch=sm_{arch}", "-O3", "-std=c++17", "-I", ROOT / "csrc", "--expt-relaxed-constexpr"]
+        + ["-Xptxas", "-v", "-Werror", "all-warnings", "-o", tmp_path / "out.cubin", source],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    kernels = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert kernels
+    assert len(stacks) >= len(kernels), done.stderr
+    assert all(numbers == ("0", "0", "0") for numbers in stacks), done.stderr
+    registers = [int(number) for number in re.findall(r"Used (\d+) registers", done.stderr)]
+    assert len(registers) == len(kernels)
+    for name, count in zip(kernels, registers, strict=True):
+        assert count <= next((most for part, most in REGISTERS.items() if part in name), 64), (name, count)

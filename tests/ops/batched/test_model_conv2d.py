@@ -1,0 +1,150 @@
+"""model_conv2d: the reference against a double loop in float64, arguments, torch.library."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from model_conv_cases import ACTIVATIONS, CASES, Case, draw, exact
+
+from kr_fast.backends import registry
+from kr_fast.ops.batched.model_conv2d import View, configs, model_conv2d
+
+
+def by_hand(x, weight, bias, residual, case):
+    """The formula of the docstring, term by term."""
+    models, n, outputs = len(weight), x.shape[1], case.outputs
+    (s0, s1), (p0, p1), (d0, d1) = case.stride, case.padding, case.dilation
+    height, width, channels = x.shape[2:]
+    per_group, out_per_group = channels // case.groups, outputs // case.groups
+    y = torch.zeros(models, n, *case.output_size(), outputs, dtype=torch.float64)
+    for m, i, j, o, u, v in itertools.product(
+        range(models), *map(range, (*case.output_size(), outputs)), *map(range, case.kernel)
+    ):
+        a, b = s0 * i + d0 * u - p0, s1 * j + d1 * v - p1
+        if 0 <= a < height and 0 <= b < width:
+            first = o // out_per_group * per_group
+            y[m, :, i, j, o] += x[m % len(x), :, a, b, first : first + per_group] @ weight[m, o, u, v]
+    y = y + bias[:, None, None, None]
+    return y if residual is None else y + residual
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.small()], ids=str)
+def test_reference_is_the_formula(case):
+    x, weight, bias, residual = draw(case, torch.float64)
+    got = model_conv2d(x, weight, bias, residual, **case.options())
+    torch.testing.assert_close(got, by_hand(x, weight, bias, residual, case), rtol=0, atol=1e-12)
+    assert got.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_reference_rounds_once(case, dtype):
+    inputs = draw(case, dtype)
+    before = [None if each is None else each.clone() for each in inputs]
+    got = model_conv2d(*inputs, **case.options())
+    want = exact(inputs, case)
+    assert got.dtype == dtype
+    unit = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    torch.testing.assert_close(got.double(), want, rtol=unit, atol=1e-5)
+    assert all(a is None or torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations_are_torchs(activation):
+    x, weight, bias, _ = draw(CASES[0], torch.float64)
+    plain = model_conv2d(x, weight, bias)
+    name, scalars, algorithm = (activation, (), "") if isinstance(activation, str) else activation
+    want = {
+        "relu": F.relu, "swish": F.silu, "hardswish": F.hardswish, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
+        "leaky_relu": lambda z: F.leaky_relu(z, *scalars), "hardtanh": lambda z: F.hardtanh(z, *scalars),
+        "gelu": lambda z: F.gelu(z, approximate=algorithm or "none"),
+    }[name](plain)  # fmt: skip
+    assert torch.equal(model_conv2d(x, weight, bias, activation=activation), want)
+
+
+def test_views_read_bytes():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1, 3, 9, 8, 2), generator=generator, dtype=torch.uint8)
+    view = View(
+        torch.tensor([1, 1, 0, 5, 8], dtype=torch.int32), torch.tensor([7, 0, 3], dtype=torch.int32),
+        torch.tensor([0.5, 0.25]), torch.tensor([-1.0, 2.0]),
+    )  # fmt: skip
+    weight = torch.randn(2, 4, 3, 3, 2, generator=generator)
+    x = images[:, :, view.rows.long()[:, None], view.columns.long()].float() * view.scale + view.shift
+    want = model_conv2d(x.contiguous(), weight, padding=1)
+    assert torch.equal(model_conv2d(images, weight, padding=1, view=view), want)  # zeros surround x, not the bytes
+    assert want.shape == (2, 3, 5, 3, 4)
+
+
+def test_no_images_and_no_models():
+    weight = torch.zeros(2, 4, 3, 3, 5)
+    assert model_conv2d(torch.zeros(2, 0, 6, 6, 5), weight, padding=1).shape == (2, 0, 6, 6, 4)
+    assert configs(weight, groups=5) == 1
+
+
+def test_other_groups_are_refused_by_triton():
+    for groups, why in ((1, None), (6, None), (2, "groups must be 1")):
+        size = registry.refusal("model_conv2d", "triton", "cuda", torch.float32, {1: 0, 6: 1, 2: 2}[groups])
+        assert (size is None) == (why is None) or "triton is not installed" in size
+        assert why is None or why in size
+
+
+x, w = torch.zeros(2, 3, 5, 5, 4), torch.zeros(2, 6, 3, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "error", "text"),
+    [
+        ((x[0], w), {}, ValueError, "x must have 5 dimensions"),
+        ((x.half(), w), {}, TypeError, "x must be float32, got float16"),
+        ((x.int(), w.int()), {}, TypeError, "weight must be float32 or"),
+        ((x.transpose(2, 3), w), {}, ValueError, "x must be contiguous, got .* with strides"),
+        ((x[..., :3].contiguous(), w), {}, ValueError, r"weight must be \[M, O, kh, kw, 3 / groups\]"),
+        ((x, w), {"groups": 2}, ValueError, r"weight must be .* multiple of 2 groups"),
+        ((x.expand(3, 2, 3, 5, 5, 4)[:, 0].contiguous(), w), {}, ValueError, "x must hold 1 or 2 models"),
+        ((x[:, :, :2].contiguous(), w), {}, ValueError, "weight must have a kernel that fits the 2 x 5 input"),
+        ((x, w, torch.zeros(2, 6).half()), {}, TypeError, "bias must be float32"),
+        ((x, w, torch.zeros(6)), {}, ValueError, r"bias must be contiguous \[2, 6\]"),
+        ((x, w, None, x), {}, ValueError, r"residual must be contiguous \[2, 3, 3, 3, 6\]"),
+        ((x, w), {"stride": 0}, ValueError, r"stride must be in \[1"),
+        ((x, w), {"padding": (1, 1, 1)}, ValueError, "padding must be a number or two"),
+        ((x, w), {"padding": 1.0}, TypeError, "padding must be"),
+        ((x, w), {"activation": "softmax"}, ValueError, "activation must be one of relu"),
+        ((x, w), {"activation": ("hardtanh", (1.0,), "")}, ValueError, "activation must give 2 scalars for hardtanh"),
+        ((x, w), {"config": -1}, ValueError, "config must be in"),
+        (
+            (x, w.clone().requires_grad_()),
+            {"activation": "relu"},
+            ValueError,
+            "activation must be None where a gradient",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(args, options, error, text):
+    with pytest.raises(error, match="model_conv2d: " + text):
+        model_conv2d(*args, **options)
+
+
+def test_bad_views_are_named():
+    images, weight = torch.zeros(1, 2, 5, 5, 3, dtype=torch.uint8), torch.zeros(2, 4, 3, 3, 3)
+    rows, ones = torch.arange(5, dtype=torch.int32), torch.ones(3)
+    for view, text in (
+        (View(rows.long(), rows, ones, ones), "view.rows must be int32"),
+        (View(rows, rows + 1, ones, ones), r"view.columns must lie in \[0, 5\), got \[1, 5\]"),
+        (View(rows, rows, ones[:2], ones), r"view.scale must be contiguous \[3\]"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=text):
+            model_conv2d(images, weight, view=view)
+    with pytest.raises(TypeError, match="x must be uint8"):
+        model_conv2d(images.float(), weight, view=View(rows, rows, ones, ones))
+
+
+def test_opcheck_and_compile():
+    case = Case(stride=(2, 1), padding=(1, 0), residual=True)
+    inputs = draw(case, torch.float32)
+    options = case.options()
+    rest = [list(options["stride"]), list(options["padding"]), list(options["dilation"]), 1, "relu", [], "", 0]
+    torch.library.opcheck(torch.ops.kr_fast.model_conv2d, (*inputs, None, None, None, None, *rest))
+    call = lambda *tensors: model_conv2d(*tensors, **options, activation="relu")  # noqa: E731
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="eager")(*inputs), call(*inputs))

@@ -1,0 +1,106 @@
+"""Thresholds of best balanced accuracy: by one sort for all targets, equal to trying every value for each of them.
+
+Ties between values, ties between thresholds (the highest counts, rates compared as they are rounded), one side missing,
+values of the left-out model at the very top, infinities.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kr_fast.backends import registry
+from kr_fast.ops.membership.best_threshold import best_threshold
+
+BACKENDS = ("cpu", "reference")
+
+
+def tried(values, held, k=None):
+    """By definition: every value of the others as a threshold, from high to low."""
+    others = [m for m in range(values.shape[1]) if m != k]
+    rows = [(float(values[n, m]), bool(held[n, m])) for n in range(len(values)) for m in others]
+    inside, outside = ([v for v, member in rows if member is side] for side in (True, False))
+    if not inside or not outside:
+        return math.nan
+    best, found = -2.0, None
+    for t in sorted({v for v, _ in rows}, reverse=True):
+        gain = sum(v >= t for v in inside) / len(inside) - sum(v >= t for v in outside) / len(outside)
+        if gain > best:
+            best, found = gain, t
+    return found
+
+
+def same(found, wanted):
+    return torch.equal(found.nan_to_num(nan=-1e9), torch.tensor(wanted, dtype=torch.float64).nan_to_num(nan=-1e9))
+
+
+def make(examples, models, kind, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    held = torch.rand(examples, models, generator=g) < 0.4
+    values = torch.randn(examples, models, generator=g, dtype=torch.float64) + held
+    if kind == "ties":
+        values = values.round()
+    if kind == "one value":
+        values = torch.ones_like(values)
+    if kind == "infinite":
+        values[::3], values[1::4] = math.inf, -math.inf
+    if kind == "opposite":  # members low: no threshold but the last is any good
+        values = -values - 3 * held
+    if kind == "own on top":
+        values[:, 0] += 100
+    return values, held
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["distinct", "ties", "one value", "infinite", "opposite", "own on top"])
+@pytest.mark.parametrize(("examples", "models"), [(1, 2), (7, 3), (60, 8)])
+def test_thresholds(backend, kind, examples, models):
+    values, held = make(examples, models, kind)
+    with registry.forced(backend):
+        assert same(best_threshold(values, held), [tried(values, held, k) for k in range(models)])
+        assert same(best_threshold(values, held, leave_out=False), [tried(values, held)])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 9), st.integers(2, 4), st.integers(0, 2**31), st.integers(1, 5))
+def test_few_values(examples, models, seed, distinct):
+    """Small integers: thresholds that are equally good, where rounding decides, and sides that are missing."""
+    g = torch.Generator().manual_seed(seed)
+    values = torch.randint(0, distinct, (examples, models), generator=g).double()
+    held = torch.rand(examples, models, generator=g) < torch.rand(1, generator=g)
+    assert same(best_threshold(values, held), [tried(values, held, k) for k in range(models)])
+
+
+def test_a_side_that_is_missing_is_nan():
+    values, held = torch.arange(6.0).view(3, 2), torch.tensor([[True, False]] * 3)
+    assert best_threshold(values, held).isnan().all()  # without one model the other has one side only
+    assert best_threshold(values, torch.ones_like(held), leave_out=False).isnan().all()
+    assert float(best_threshold(values.float(), ~held, leave_out=False)) == 1.0
+    assert best_threshold(values[:0], held[:0]).isnan().all()
+
+
+def test_bits_do_not_depend_on_threads(by_threads):
+    values, held = make(500, 9, "distinct")
+    found = by_threads(lambda: best_threshold(values, held))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+VALUES, HELD = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: best_threshold(VALUES[0], HELD), "values must have"),
+        (lambda: best_threshold(VALUES.long(), HELD), "values must be"),
+        (lambda: best_threshold(VALUES, HELD[:2]), r"held must have shape \[3, 2\]"),
+        (lambda: best_threshold(VALUES, HELD.float()), "held must be bool"),
+        (lambda: best_threshold(VALUES * math.nan, HELD), "values must not hold NaN"),
+    ],
+)
+def test_bad_input(call, words):
+    with pytest.raises((ValueError, TypeError), match=f"best_threshold: {words}"):
+        call()

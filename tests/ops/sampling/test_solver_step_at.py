@@ -1,0 +1,246 @@
+"""solver_step_at: whole trajectories by a counter on the device against the loop of solver_step, and the table."""
+
+import pytest
+import torch
+from cuda_on_host import in_use, same_bits
+
+from kr_fast.backends import registry
+from kr_fast.ops.sampling.pack_uint8 import pack_uint8
+from kr_fast.ops.sampling.philox_normal import philox_normal
+from kr_fast.ops.sampling.solver_step import SolverOutput, SolverRow, solver_step
+from kr_fast.ops.sampling.solver_step_at import DeviceTable, solver_step_at
+from kr_fast.synthesis.steptable import History, StepTable
+
+diffusers = pytest.importorskip("diffusers")
+
+SCHEDULERS = {
+    "ddim clip": diffusers.DDIMScheduler(clip_sample=True),
+    "ddpm": diffusers.DDPMScheduler(clip_sample=True),
+    "dpm++2m": diffusers.DPMSolverMultistepScheduler(),
+    "dpm++3m": diffusers.DPMSolverMultistepScheduler(solver_order=3),
+    "unipc": diffusers.UniPCMultistepScheduler(),
+    "heun": diffusers.HeunDiscreteScheduler(),
+    "pndm": diffusers.PNDMScheduler(),
+    "lms": diffusers.LMSDiscreteScheduler(),
+    "euler ancestral": diffusers.EulerAncestralDiscreteScheduler(),
+    "thresholding": diffusers.DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5),
+}
+pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers with numpy 2
+SHAPE = (3, 3, 6, 5)
+IDS = torch.tensor([4, 2**33 + 1, 0])
+
+
+@pytest.fixture(scope="module", params=SCHEDULERS)
+def table(request):
+    return StepTable.compile(SCHEDULERS[request.param], 7)
+
+
+def network(x, channels_last=False):
+    """Smooth, and of the sample's size: a rounding stays one."""
+    out = 0.5 * torch.sin(x) + 0.1 * x.roll(1, -1)
+    return out.contiguous(memory_format=torch.channels_last) if channels_last else out.contiguous()
+
+
+def outputs(x, guided, **layout):
+    return network(x, **layout), network(0.7 * x, **layout) if guided else None
+
+
+def begin(table):
+    x = philox_normal(IDS, SHAPE[1:], seed=3) * table.init_noise_sigma
+    inputs = (x * table.input_scales[0]).contiguous(memory_format=torch.channels_last)
+    return x, inputs
+
+
+def plain(table, guided):
+    """Sample and network input after each step."""
+    x, inputs = begin(table)
+    history, found = History(table), []
+    for i, row in enumerate(table.rows):
+        cond, uncond = outputs(inputs, guided)
+        into = SolverOutput(torch.empty_like(x), None if row.keep is None else torch.empty_like(x), inputs.clone())
+        solver_step(
+            x, cond, row, uncond_output=uncond, guidance_scale=1.7, history=history.read(i), ids=IDS, seed=3,
+            stream=1 + i, out=into,
+        )  # fmt: skip
+        history.write(i, x, into.kept)
+        x, inputs = into.sample, into.input
+        found.append((x, inputs))
+    return found
+
+
+def by_counter(table, guided, channels_last=False, device="cpu"):
+    """The same through one call whose arguments never change."""
+    steps = DeviceTable.build(table.rows, table.sources, device)
+    samples, kept = steps.rings(SHAPE)
+    x, inputs = (t.to(device) for t in begin(table))
+    samples.fill_(float("nan"))  # what no step wrote must not be read
+    kept.fill_(float("nan"))
+    samples[0] = x
+    step, ids, image = torch.zeros(1, dtype=torch.int64, device=device), IDS.to(device), image_of(x)
+    found = []
+    for i in range(len(table)):
+        cond, uncond = outputs(inputs, guided, channels_last=channels_last)
+        solver_step_at(
+            steps, step, samples, kept, cond, uncond_output=uncond, guidance_scale=1.7, ids=ids, seed=3, stream=1,
+            input=inputs, image=image,
+        )  # fmt: skip
+        step.add_(1)
+        found.append((samples[steps.slots[i, 1]].clone(), inputs.clone()))
+    assert int(steps.slots[-1, 1]) == steps.last
+    assert torch.equal(image.cpu(), pack_uint8(samples[steps.last].cpu()))
+    return found
+
+
+def image_of(x):
+    return torch.empty(len(x), *x.shape[2:], x.shape[1], dtype=torch.uint8, device=x.device)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_trajectories_in_cuda_have_the_bits_of_the_loop(host_cuda, table, guided, channels_last):
+    wanted = plain(table, guided)
+    with in_use(host_cuda):
+        found = by_counter(table, guided, channels_last)
+    for step, (got, want) in enumerate(zip(found, wanted, strict=True)):
+        assert same_bits(got[0], want[0]), step
+        assert torch.equal(got[1], want[1]), step
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_trajectories_of_the_reference(table, guided):
+    wanted = plain(table, guided)
+    with registry.forced("reference"):
+        found = by_counter(table, guided)
+    size = max(float(x.abs().max()) for x, _ in wanted)
+    for got, want in zip(found, wanted, strict=True):
+        assert (got[0] - want[0]).abs().max() <= 2e-6 * size
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("guided", [False, True])
+def test_one_captured_graph_serves_every_step(table, guided):
+    if why := registry.refusal("solver_step_at", "cuda", "cuda", torch.float32):
+        pytest.skip(why)
+    steps = DeviceTable.build(table.rows, table.sources, "cuda")
+    samples, kept = steps.rings(SHAPE)
+    x, inputs = (t.cuda() for t in begin(table))
+    ids, step = IDS.cuda(), torch.zeros(1, dtype=torch.int64, device="cuda")
+
+    def once():
+        cond, uncond = outputs(inputs, guided)
+        solver_step_at(
+            steps, step, samples, kept, cond, uncond_output=uncond, guidance_scale=1.7, ids=ids, seed=3, stream=1,
+            input=inputs,
+        )  # fmt: skip
+        step.add_(1)
+
+    once()  # loads the kernels
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        once()
+    samples[0], step[0] = x, 0
+    inputs.copy_(begin(table)[1])
+    for _ in table.rows:
+        graph.replay()
+    want = plain(table, guided)[-1][0]
+    assert (samples[steps.last].cpu() - want).abs().max() <= 1e-4 * want.abs().max()  # sin differs on the GPU
+
+
+def test_rings_are_as_small_as_lifetimes_allow():
+    def sizes(name):
+        table = StepTable.compile(SCHEDULERS[name], 7)
+        steps = DeviceTable.build(table.rows, table.sources, "cpu")
+        return steps.sample_slots, steps.kept_slots
+
+    assert sizes("ddim clip") == (1, 0)
+    assert sizes("dpm++2m")[0] <= 2
+    assert sum(sizes("dpm++2m")) == 3  # the sample, and what one step keeps while the next reads the one before
+    for name in SCHEDULERS:
+        assert max(sizes(name)) <= 5, name
+
+
+def test_no_slot_is_taken_while_it_is_needed():
+    """By brute force: what each slot holds, step by step."""
+    for scheduler in SCHEDULERS.values():
+        table = StepTable.compile(scheduler, 9)
+        steps = DeviceTable.build(table.rows, table.sources, "cpu")
+        held = {("sample", 0): (0, "sample")}
+        for i, (keys, slots) in enumerate(zip(table.sources, steps.slots.tolist(), strict=True)):
+            x, y, kept, _, *history = slots
+            assert held["sample", x] == (i, "sample")
+            for slot, key in zip(history, keys, strict=False):
+                assert held[("kept", slot) if slot >= 0 else ("sample", -1 - slot)] == tuple(key)
+                assert not (key[1] == "kept" and slot == kept)  # written before the history is read
+            held["sample", y] = (i + 1, "sample")
+            if kept >= 0:
+                held["kept", kept] = (i, "kept")
+
+
+def test_a_counter_beyond_the_table_changes_nothing(host_cuda):
+    steps = DeviceTable.build([SolverRow(sample=2.0)], [()], "cpu")
+    samples, kept = steps.rings((1, 1, 2, 2))
+    samples += 1
+    with in_use(host_cuda):
+        for at in (-1, 1, 2**40):
+            solver_step_at(steps, torch.tensor([at]), samples, kept, torch.zeros(1, 1, 2, 2))
+            assert torch.equal(samples, torch.ones(1, 1, 1, 2, 2))
+        solver_step_at(steps, torch.tensor([0]), samples, kept, torch.zeros(1, 1, 2, 2))
+        assert torch.equal(samples, torch.full((1, 1, 1, 2, 2), 2.0))
+
+
+KEEP = SolverRow(keep=(0.0, 1.0, 0.0))
+READ = SolverRow(history=(1.0,))
+
+
+@pytest.mark.parametrize(
+    ("rows", "sources", "text"),
+    [
+        ([], [], "sources must have an entry for each of the 0"),
+        ([KEEP, READ], [()], r"sources must have an entry for each of the 2 \(at least 1\) rows, got 1"),
+        ([KEEP, READ], [(), ()], r"sources\[1\] must name the row's 1"),
+        ([KEEP, READ], [(), ((1, "kept"),)], r"sources\[1\] must name samples and kept tensors of earlier steps"),
+        ([READ._replace(history=()), READ], [(), ((0, "kept"),)], r"sources\[1\] must name samples and kept"),
+        ([KEEP, READ], [(), ((0, "noise"),)], r"sources\[1\] must name samples and kept"),
+        ([SolverRow(x0=1.0, quantile=0.9), SolverRow(x0=1.0)], [(), ()], "rows must threshold at one quantile"),
+    ],
+)
+def test_bad_tables_are_named(rows, sources, text):
+    with pytest.raises(ValueError, match="DeviceTable: " + text):
+        DeviceTable.build(rows, sources, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"step": torch.zeros(1)}, TypeError, "step must be int64"),
+        ({"step": torch.zeros(2, dtype=torch.int64)}, ValueError, r"step must be \[1\] on cpu"),
+        ({"samples": torch.zeros(1, 2, 3, 4, 4).double()}, TypeError, "samples must be float32"),
+        ({"samples": torch.zeros(0, 2, 3, 4, 4)}, ValueError, r"samples must be contiguous \[1, 2, 3, 4, 4\]"),
+        ({"kept": torch.zeros(0, 2, 3, 4, 5)}, ValueError, r"kept must be contiguous \[0, 2, 3, 4, 4\]"),
+        ({"model_output": torch.zeros(2, 3, 4, 5)}, ValueError, r"model_output must be \[2, 3, 4, 4\]"),
+        ({"uncond_output": torch.zeros(2, 3, 4, 4).half()}, ValueError, "uncond_output must be .* of one dtype"),
+        ({"ids": None}, TypeError, "ids must be given for a table with noise"),
+        ({"ids": torch.arange(3)}, ValueError, r"ids must be contiguous \[2\] on cpu"),
+        ({"stream": 2**32 - 1}, ValueError, "stream must be in"),
+        ({"copies": 0}, ValueError, "copies must be in"),
+        ({"input": torch.zeros(2, 3, 4, 4)}, ValueError, r"input must be \[2, 3, 4, 4\] channels_last"),
+        ({"image": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, ValueError, r"image must be contiguous \[2, 4, 4, 3\]"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, text):
+    table = DeviceTable.build([SolverRow(noise=1.0)], [()], "cpu")
+    samples, kept = table.rings((2, 3, 4, 4))
+    call = {"samples": samples, "kept": kept, "model_output": torch.zeros(2, 3, 4, 4), "ids": torch.arange(2)}
+    call |= {"step": torch.zeros(1, dtype=torch.int64)}
+    with pytest.raises(error, match="solver_step_at: " + text):
+        solver_step_at(table, **{**call, **change})
+
+
+def test_opcheck():
+    table = DeviceTable.build([KEEP, READ._replace(noise=0.5)], [(), ((0, "kept"),)], "cpu")
+    samples, kept = (ring.normal_() for ring in table.rings((2, 1, 4, 4)))
+    x = torch.randn(2, 1, 4, 4)
+    given = (torch.ones(1, dtype=torch.int64), table.rows, table.slots, samples, kept, x, x.clone(), torch.arange(2))
+    more = (None, 2.0, 3, 4, 1, torch.empty_like(x), image_of(x))
+    with registry.forced("reference"):
+        torch.library.opcheck(torch.ops.kr_fast.solver_step_at, (*given, *more))

@@ -1,0 +1,134 @@
+"""Builds csrc/cuda and its bindings with g++ against the headers in support/cuda_host, for a machine without a GPU.
+
+Two things are rewritten in a copy of the sources, as they are no C++: a launch ``kernel<<<grid, block>>>(...)``, and
+the declaration of dynamic shared memory.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+import torch
+
+from kr_fast.backends import native, registry
+
+ROOT = Path(__file__).parents[2]
+HEADERS = Path(__file__).parent / "cuda_host"
+FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-g1"]
+SANITIZED = os.environ.get("CUDA_ON_HOST_SANITIZED") == "1"
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
+
+
+def missing() -> str | None:
+    """Why nothing can be built here, or None."""
+    if shutil.which("g++") is None:
+        return "needs g++"
+    return None if (ROOT / "csrc" / "cuda").exists() else "needs the source tree"
+
+
+def rewritten(text: str) -> str:
+    text = re.sub(r"([\w:]+(?:<[^<>;{}]*>)?)\s*<<<(.+?)>>>\(", r"cuda_host::Launch(\2).run(\1, ", text, flags=re.DOTALL)
+    dynamic = r"extern __shared__ ([\w ]+?) (\w+)\[\];"
+    return re.sub(dynamic, r"\1* \2 = reinterpret_cast<\1*>(cuda_host::dynamic_shared());", text)
+
+
+def copy_sources(folder: Path) -> Path:
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    for path in (folder / "csrc" / "cuda").rglob("*.*"):
+        path.write_text(rewritten(path.read_text()))
+    return folder / "csrc"
+
+
+def compile_all(sources: list[Path], include: Path, out: Path, *flags: str) -> None:
+    def compile_one(source: Path) -> Path:
+        target = out.parent / f"{source.stem}.o"
+        system = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+        run(["g++", "-c", "-x", "c++", *FLAGS, *WARNINGS, *flags, f"-I{HEADERS}", f"-I{include}", *system]
+            + ["-o", target, source])  # fmt: skip
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    run(["g++", "-shared", *flags, "-o", out, *objects])
+
+
+def run(command: list) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def build(folder: Path) -> Path:
+    """``kr_fast._cuda`` for the host, as a file in ``folder``."""
+    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined") if SANITIZED else ("-O1",)
+    csrc = copy_sources(folder)
+    out = folder / "_cuda.so"
+    sources = [csrc / "bindings_cuda.cpp", *sorted((csrc / "cuda").rglob("*.cu")), HEADERS / "control.cpp"]
+    compile_all(sources, csrc, out, *flags)
+    return out
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location("_cuda", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def machine(module, *, descending: bool = False, most_blocks: int = 2**32 - 1):
+    """Blocks and threads run in this order, and a grid has at most so many blocks."""
+    library = ctypes.CDLL(module.__file__)
+    library.cuda_host_set(descending, ctypes.c_uint32(most_blocks))
+    try:
+        yield
+    finally:
+        library.cuda_host_set(False, ctypes.c_uint32(2**32 - 1))
+
+
+@contextlib.contextmanager
+def device(module, *, compute_capability: int = 90, most_clusters: int = 2, compiled_for: int = 90):
+    """The device is of this generation, runs so many clusters at once, and kernels were compiled for that one."""
+    library = ctypes.CDLL(module.__file__)
+    library.cuda_host_device(compute_capability, most_clusters, compiled_for)
+    try:
+        yield
+    finally:
+        library.cuda_host_device(90, 2, 90)
+
+
+@contextlib.contextmanager
+def size(module, *, processors: int = 4, shared_at_most: int = 227 << 10):
+    """The device has so many multiprocessors and gives a block of threads so many bytes of shared memory."""
+    library = ctypes.CDLL(module.__file__)
+    library.cuda_host_size(processors, ctypes.c_size_t(shared_at_most))
+    try:
+        yield
+    finally:
+        library.cuda_host_size(4, ctypes.c_size_t(227 << 10))
+
+
+@contextlib.contextmanager
+def in_use(module):
+    """The cuda backend runs CPU tensors on ``module``, and every op on the cuda backend."""
+    before, why = (native.cuda, native.CUDA_DEVICE), registry.unavailable("cuda")
+    native.cuda, native.CUDA_DEVICE = module, "cpu"
+    registry.mark_unavailable("cuda", None)
+    try:
+        with registry.forced("cuda"):
+            yield module
+    finally:
+        native.cuda, native.CUDA_DEVICE = before
+        registry.mark_unavailable("cuda", why)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    bits = (x.detach().reshape(-1).view(torch.uint8) for x in (a, b))
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(*bits)
