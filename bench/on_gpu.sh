@@ -2,7 +2,7 @@
 # Build for the GPU at hand, run the tests that need one, then measure: bench/on_gpu.sh OUT [PYTHON]
 # PYTHON is an interpreter whose environment has torch with CUDA, pybind11, pytest and pytest-benchmark; nothing is
 # downloaded, and what needs a package that is missing (diffusers, liger-kernel) is skipped with that reason. OUT
-# receives log.txt, device.csv, choices.json and benchmarks.json, which is complete after each step. All of it ends within
+# receives log.txt, device.csv and benchmarks.json, which is complete after each step. All of it ends within
 # SECONDS_AT_MOST (570): a step that would not is cut short, and the log says so.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -54,7 +54,6 @@ parallel=()
 tests=("$python" -m pytest -q -p no:cacheprovider -m gpu)
 step tests_loss 150 "${tests[@]}" "${parallel[@]}" tests/ops -k "distillation and not more_than"
 bench distillation_loss 120 bench/distillation/bench_distillation_loss.py
-step choices 90 "$python" bench/choices.py measure "$out/choices.json"
 bench residual_block 60 bench/batched/bench_model_residual_block.py
 bench conv2d 60 bench/batched/bench_model_conv2d.py
 step tests_other 120 "${tests[@]}" "${parallel[@]}" tests -k "not distillation and not more_than"

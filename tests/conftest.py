@@ -10,6 +10,7 @@ import torch
 
 from kr_fast import _cpu
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ClassesCall
 from kr_fast.runtime import progress
 from kr_fast.runtime.log import logger
 
@@ -86,7 +87,7 @@ def cuda_device(request):
         with cuda_on_host.in_use(request.getfixturevalue("host_cuda")):
             yield torch.device("cpu")
         return
-    why = registry.refusal("distillation_loss", "cuda", "cuda", torch.float32)
+    why = registry.refusal("distillation_loss", "cuda", ClassesCall("cuda", torch.float32))
     if why:
         pytest.skip(why)
     with registry.forced("cuda"):

@@ -43,4 +43,4 @@ def test_backends_table_is_the_registry():
     assert set(rows) == set(registry.ops())
     for op, cells in rows.items():
         claimed = [cell.strip() == "yes" for cell in cells.split("|")]
-        assert claimed == [(op, backend) in registry._kernels for backend in registry.BACKENDS], op
+        assert claimed == [registry.has(op, backend) for backend in registry.BACKENDS], op

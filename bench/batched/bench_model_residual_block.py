@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from bench_model_conv2d import fastest, measure
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.ops.batched.model_conv2d import configs, model_conv2d
 from kr_fast.ops.batched.model_residual_block import model_residual_block
 
@@ -80,7 +81,9 @@ PROVIDERS = {"kr_fast": block, "layers": layers, "loop": loop}
 @torch.inference_mode()
 def test_block(benchmark, name, provider):
     images, size, channels, _ = BLOCKS[name]
-    if why := registry.refusal("model_residual_block", "cuda", "cuda", torch.half, (channels, size, size)):
+    if why := registry.refusal(
+        "model_residual_block", "cuda", ResidualBlockCall("cuda", torch.half, channels, size, size)
+    ):
         pytest.skip(why)
     benchmark.group = f"{name}: {MODELS} x {images} images {size}x{size}, {channels} channels"
     inputs = draw(*BLOCKS[name])

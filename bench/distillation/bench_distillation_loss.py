@@ -13,6 +13,7 @@ import torch.utils.benchmark
 
 import kr_fast
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ClassesCall
 
 TEMPERATURE, HARD = 4.0, 0.1
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,7 +51,7 @@ def loss_of(provider):
     """The provider's loss; skips with the reason where it cannot run."""
     if provider in ("kr_fast cuda", "kr_fast triton"):  # to choose between them, see registry.CHOICES
         backend = provider.split()[1]
-        why = registry.refusal("distillation_loss", backend, DEVICE, torch.float32)
+        why = registry.refusal("distillation_loss", backend, ClassesCall(DEVICE, torch.float32))
         if why:
             pytest.skip(why)
         return functools.partial(by_backend, backend)

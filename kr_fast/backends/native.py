@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 
+Refuses = Callable[[Call], str | None]
 CUDA_DEVICE = "cuda"  # the device type of the tensors that ``cuda`` takes; tests load a module that runs on the CPU
 
 
@@ -54,12 +56,12 @@ def stream(tensor: Tensor) -> int:
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
-def cpu_tensors(*dtypes: torch.dtype) -> Callable:
+def cpu_tensors(*dtypes: torch.dtype) -> Refuses:
     """A predicate: CPU tensors of one of ``dtypes``."""
     return _tensors(lambda device: None if device == "cpu" else f"tensors must be on cpu, got {device}", dtypes)
 
 
-def cuda_tensors(*dtypes: torch.dtype) -> Callable:
+def cuda_tensors(*dtypes: torch.dtype) -> Refuses:
     """A predicate: tensors of one of ``dtypes`` on an NVIDIA GPU."""
 
     def elsewhere(device: str) -> str | None:
@@ -70,7 +72,7 @@ def cuda_tensors(*dtypes: torch.dtype) -> Callable:
     return _tensors(elsewhere, dtypes)
 
 
-def triton_tensors(*dtypes: torch.dtype) -> Callable:
+def triton_tensors(*dtypes: torch.dtype) -> Refuses:
     """A predicate: tensors of one of ``dtypes`` on a GPU, or anywhere under TRITON_INTERPRET=1."""
 
     def elsewhere(device: str) -> str | None:
@@ -81,12 +83,13 @@ def triton_tensors(*dtypes: torch.dtype) -> Callable:
     return _tensors(elsewhere, dtypes)
 
 
-def _tensors(elsewhere: Callable[[str], str | None], dtypes: tuple[torch.dtype, ...]) -> Callable:
+def _tensors(elsewhere: Callable[[str], str | None], dtypes: tuple[torch.dtype, ...]) -> Refuses:
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
-    def refuses(device: str, dtype: torch.dtype, size) -> str | None:
-        if why := elsewhere(device):
+    def refuses(call: Call) -> str | None:
+        if why := elsewhere(call.device):
             return why
-        return None if dtype in dtypes else f"dtype must be one of {names}, got {str(dtype).removeprefix('torch.')}"
+        got = str(call.dtype).removeprefix("torch.")
+        return None if call.dtype in dtypes else f"dtype must be one of {names}, got {got}"
 
     return refuses

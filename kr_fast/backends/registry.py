@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import torch
 
+from kr_fast.backends.calls import Call, call_of
+
 BACKENDS = ("reference", "cpu", "cuda", "triton")
-# By measurement where there is one, see docs/backends.md; an op without a row takes the row "*".
+# An op without a row takes the row "*".
 PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
     ("*", "cpu"): ("cpu", "reference"),
     ("*", "cuda"): ("cuda", "triton", "reference"),
@@ -25,24 +27,16 @@ PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
     ("model_residual_block", "cpu"): ("reference",),
     ("model_sgd", "cpu"): ("reference",),
 }
-# Between the kernels of a GPU: (op, sizes that decide the regime, dtypes or () for all, least compute capability,
-# order). The first row that fits comes before PREFERENCE. Not measured yet: the order follows from what each kernel
-# reads and launches, see docs/backends.md.
-CHOICES: tuple[tuple[str, range, tuple[torch.dtype, ...], tuple[int, int], tuple[str, ...]], ...] = (
-    ("distillation_loss", range(2, 2**28), (), (8, 0), ("cuda", "triton", "reference")),
-    ("distillation_loss", range(2, 2**28), (), (0, 0), ("triton", "cuda", "reference")),
-)
 _log = logging.getLogger("kr_fast")
-Size = int | tuple[int, ...]  # what decides a kernel's regime, as a loss's class count; 0 where there is nothing such
 _kernels: dict[tuple[str, str], tuple[Callable, Callable]] = {}
 _unavailable: dict[str, str] = {}
 _forced: str | None = os.environ.get("KR_FAST_BACKEND") or None
 
 
-def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, Size], str | None]) -> Callable:
+def kernel(op: str, backend: str, *, refuses: Callable[[Call], str | None]) -> Callable:
     """Register the decorated function as ``op`` on ``backend``.
 
-    ``refuses(device_type, dtype, size)`` returns why the call cannot run there, or None.
+    ``refuses(call)`` returns why such a call, of the op's type in :mod:`.calls`, cannot run there, or None.
     """
 
     def add(function: Callable) -> Callable:
@@ -52,30 +46,43 @@ def kernel(op: str, backend: str, *, refuses: Callable[[str, torch.dtype, Size],
     return add
 
 
-def never(device: str, dtype: torch.dtype, size: Size) -> None:
+def never(call: Call) -> None:
     """The predicate of a kernel that runs every call."""
 
 
-class TwoWay(NamedTuple):
+class Differentiable(NamedTuple):
     """An op whose kernel has a forward and a backward half, and perhaps one that does both in one pass.
 
-    ``both`` returns the result, the gradient where the upstream gradient is 1, and the factor that backward takes or
-    None. ``amend`` makes such a gradient right in place, on a device whose upstream gradient cannot be read without a
-    wait.
+    ``forward_backward`` returns the result, the gradient where the upstream gradient is 1, and the factor that
+    backward takes or None. ``rescale_grad`` makes such a gradient right in place, on a device whose upstream gradient
+    cannot be read without a wait.
     """
 
     forward: Callable
     backward: Callable
-    both: Callable | None = None
-    amend: Callable | None = None
+    forward_backward: Callable | None = None
+    rescale_grad: Callable | None = None
 
 
-def two_way(
-    op: str, backend: str, forward: Callable, backward: Callable, both: Callable | None = None,
-    amend: Callable | None = None, *, refuses: Callable,
-) -> None:  # fmt: skip
+def differentiable(op: str, backend: str, kernels: Differentiable, *, refuses: Callable[[Call], str | None]) -> None:
     """Register the halves of ``op`` on ``backend``."""
-    _kernels[op, backend] = (TwoWay(forward, backward, both, amend), refuses)
+    _kernels[op, backend] = (kernels, refuses)
+
+
+@contextlib.contextmanager
+def added(op: str, backend: str, function: Callable) -> Iterator[None]:
+    """Within the ``with`` block ``function`` runs every call of ``op`` on ``backend``, of which it is a trial."""
+    before, why = _kernels.get((op, backend)), unavailable(backend)
+    _kernels[op, backend] = (function, never)
+    mark_unavailable(backend, None)
+    try:
+        yield
+    finally:
+        if before is None:
+            del _kernels[op, backend]
+        else:
+            _kernels[op, backend] = before
+        mark_unavailable(backend, why)
 
 
 def mark_unavailable(backend: str, reason: str | None) -> None:
@@ -84,6 +91,11 @@ def mark_unavailable(backend: str, reason: str | None) -> None:
         _unavailable.pop(backend, None)
     else:
         _unavailable[backend] = reason
+    choose_again()
+
+
+def choose_again() -> None:
+    """Forget which kernel runs which call, after a change of :data:`PREFERENCE`."""
     _resolve.cache_clear()
     _has_kernel.cache_clear()
 
@@ -93,76 +105,66 @@ def unavailable(backend: str) -> str | None:
     return _unavailable.get(backend)
 
 
-def refusal(op: str, backend: str, device: str, dtype: torch.dtype, size: Size = 0) -> str | None:
-    """Why ``backend`` cannot run ``op`` for such tensors, or None if it can."""
+def refusal(op: str, backend: str, call: Call) -> str | None:
+    """Why ``backend`` cannot run ``op`` for such a call, or None if it can."""
     if backend in _unavailable:
         return _unavailable[backend]
     if (op, backend) not in _kernels:
         return f"{op} has no {backend} kernel"
-    return _kernels[op, backend][1](device, dtype, size)
+    return _kernels[op, backend][1](call)
 
 
-def resolve(op: str, device: str, dtype: torch.dtype, size: Size = 0) -> Callable:
-    """The function that runs ``op`` for tensors of this device type and dtype.
+def resolve(op: str, call: Call) -> Callable:
+    """The function that runs such a call of ``op``.
 
     Raises:
         RuntimeError: if the forced backend cannot run it, or none can.
     """
-    return _resolve(op, device, dtype, size, _forced)
+    return _resolve(op, call, _forced)
 
 
-def at_its_best(op: str, device: str, dtype: torch.dtype, size: Size = 0) -> bool:
+def runs_preferred(op: str, call: Call) -> bool:
     """Whether the first choice among the backends, or the forced one, runs such a call."""
-    order = preference(op, device, dtype, size, _capability() if device == "cuda" else (0, 0))
-    return refusal(op, _forced or order[0], device, dtype, size) is None
+    return refusal(op, _forced or preference(op, call.device)[0], call) is None
 
 
-def nearest(op: str, device: torch.device, dtype: torch.dtype, size: Size = 0) -> torch.device:
+def device_for(op: str, device: torch.device, call: Call) -> torch.device:
     """Where such a call is best computed: on ``device`` if a kernel runs there, else on the CPU.
 
     For ops whose arguments and results are small beside the work: a copy to the C++ kernel beats the reference.
     """
     if device.type == "cpu" or _forced not in (None, "cpu"):
         return device
-    return device if _forced is None and _has_kernel(op, device.type, dtype, size) else torch.device("cpu")
+    return device if _forced is None and _has_kernel(op, call) else torch.device("cpu")
 
 
 @functools.lru_cache(maxsize=4096)
-def _has_kernel(op: str, device: str, dtype: torch.dtype, size: Size) -> bool:
-    order = preference(op, device, dtype, size, _capability() if device == "cuda" else (0, 0))
-    reasons = {backend: refusal(op, backend, device, dtype, size) for backend in order if backend != "reference"}
+def _has_kernel(op: str, call: Call) -> bool:
+    compiled = (backend for backend in preference(op, call.device) if backend != "reference")
+    reasons = {backend: refusal(op, backend, call) for backend in compiled}
     if None in reasons.values():
         return True
-    told = "; ".join(f"{backend}: {why}" for backend, why in reasons.items())
-    _log.warning("%s is computed on the cpu: %s", op, told or f"no kernel for {device}")
+    why = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
+    _log.warning("%s is computed on the cpu: %s", op, why or f"no kernel for {call.device}")
     return False
 
 
-def preference(op: str, device: str, dtype: torch.dtype, size: Size, capability: tuple[int, int]) -> tuple[str, ...]:
-    """The backends that may run such a call, best first."""
-    if device == "cuda":
-        for name, sizes, dtypes, least, order in CHOICES:
-            if name == op and size in sizes and (not dtypes or dtype in dtypes) and capability >= least:
-                return order
+def preference(op: str, device: str) -> tuple[str, ...]:
+    """The backends that may run ``op`` on a type of device, best first."""
     return PREFERENCE.get((op, device)) or PREFERENCE.get(("*", device), ("reference",))
 
 
-@functools.cache
-def _capability() -> tuple[int, int]:
-    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
-
-
 @functools.lru_cache(maxsize=4096)
-def _resolve(op: str, device: str, dtype: torch.dtype, size: Size, forced: str | None) -> Callable:
+def _resolve(op: str, call: Call, forced: str | None) -> Callable:
     check(forced)
     if forced is not None:
-        why = refusal(op, forced, device, dtype, size)
+        why = refusal(op, forced, call)
         if why is not None:
             raise RuntimeError(f"{op}: KR_FAST_BACKEND={forced} cannot run this call: {why}")
         return _kernels[op, forced][0]
     reasons = []
-    for backend in preference(op, device, dtype, size, _capability() if device == "cuda" else (0, 0)):
-        why = refusal(op, backend, device, dtype, size)
+    for backend in preference(op, call.device):
+        why = refusal(op, backend, call)
         if why is None:
             if backend == "reference" and reasons:
                 _log.warning("%s runs on the slow reference backend: %s", op, "; ".join(reasons))
@@ -218,8 +220,8 @@ def table() -> list[tuple[str, dict[str, str]]]:
         device = {"reference": "cpu", "cpu": "cpu", "cuda": gpu, "triton": gpu}
         cells = {}
         for name in BACKENDS:
-            why = refusal(op, name, device[name], torch.float32)
-            half = why and refusal(op, name, device[name], torch.float16) is None
+            why = refusal(op, name, call_of(op, device[name], torch.float32))
+            half = why and refusal(op, name, call_of(op, device[name], torch.float16)) is None
             cells[name] = "available in half precision" if half else why or "available"
         rows.append((op, cells))
     return rows

@@ -17,6 +17,7 @@ from cuda_on_host import HEADERS, ROOT, SANITIZED, compile_all, in_use, machine,
 
 import kr_fast
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops.sampling.solver_step import SolverRow, solver_step
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -188,7 +189,7 @@ def test_no_access_is_out_of_bounds():
 
 
 def test_the_backend_is_left_as_it_was(host_cuda):
-    before = registry.refusal("philox_normal", "cuda", "cpu", torch.float32)
+    before = registry.refusal("philox_normal", "cuda", Call("cpu", torch.float32))
     with in_use(host_cuda):
-        assert registry.refusal("philox_normal", "cuda", "cpu", torch.float32) is None
-    assert registry.refusal("philox_normal", "cuda", "cpu", torch.float32) == before
+        assert registry.refusal("philox_normal", "cuda", Call("cpu", torch.float32)) is None
+    assert registry.refusal("philox_normal", "cuda", Call("cpu", torch.float32)) == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SUPPORT = Path(__file__).resolve().parent.parent / "support"
+SUPPORT = Path(__file__).resolve().parents[1] / "support" / "faults"
 
 
 def test_every_failing_operation_is_told_and_can_be_repeated(tmp_path):

@@ -63,10 +63,12 @@ def _distillation_both(input, target, indices, labels, weight, *parameters) -> t
     return torch.scalar_tensor(total, dtype=torch.float32), grad, None
 
 
-registry.two_way(
-    "distillation_loss", "cpu", _distillation_forward, _distillation_backward, _distillation_both,
+registry.differentiable(
+    "distillation_loss",
+    "cpu",
+    registry.Differentiable(_distillation_forward, _distillation_backward, _distillation_both),
     refuses=native.cpu_tensors(*codes.DTYPES),
-)  # fmt: skip
+)
 
 
 @registry.kernel("distillation_metrics", "cpu", refuses=native.cpu_tensors(*codes.DTYPES))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import codes, native, registry
+from kr_fast.backends.calls import AttentionCall
 from kr_fast.backends.native import address
 
 
@@ -24,10 +25,10 @@ def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
     return y
 
 
-def _attention_refuses(device: str, dtype: torch.dtype, size: int) -> str | None:
-    if size not in (8, 16, 32, 64):
-        return f"heads must have 8, 16, 32 or 64 channels, got {size}"
-    return native.cpu_tensors(*codes.DTYPES)(device, dtype, size)
+def _refuses_attention(call: AttentionCall) -> str | None:
+    if call.head_channels not in (8, 16, 32, 64, None):
+        return f"heads must have 8, 16, 32 or 64 channels, got {call.head_channels}"
+    return native.cpu_tensors(*codes.DTYPES)(call)
 
 
 WINOGRAD_TILES = getattr(native.cpu, "winograd_tiles", 1)  # that the kernel takes together
@@ -53,7 +54,7 @@ def winograd_conv2d(x, weight, scale, bias, residual, activation, pool, y) -> No
     )  # fmt: skip
 
 
-@registry.kernel("qkv_attention", "cpu", refuses=_attention_refuses)
+@registry.kernel("qkv_attention", "cpu", refuses=_refuses_attention)
 def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
     batch, tokens, width = qkv.shape
     out = torch.empty(batch, tokens, width // 3, dtype=qkv.dtype)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import codes, native, registry
+from kr_fast.backends.calls import Call
 from kr_fast.backends.native import address
 
 
@@ -45,9 +46,9 @@ def pack_uint8(x: Tensor) -> Tensor:
     return out
 
 
-def _elsewhere(device: str, dtype: torch.dtype, size: int) -> str | None:
+def _elsewhere(call: Call) -> str | None:
     """The predicate of an op on the host whose dtype is fixed."""
-    return None if device == "cpu" else f"tensors must be on cpu, got {device}"
+    return None if call.device == "cpu" else f"tensors must be on cpu, got {call.device}"
 
 
 @registry.kernel("encode_png", "cpu", refuses=_elsewhere)

@@ -4,16 +4,17 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import native, registry
+from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.backends.native import address
 
 
-def _refuses_residual_block(device: str, dtype: torch.dtype, size: tuple[int, int, int] | int) -> str | None:
-    why = native.cuda_tensors(torch.float16, torch.bfloat16)(device, dtype, 0)
-    if why is None and size and not native.cuda.residual_block_images(*size):
-        channels, height, width = size
+def _refuses_residual_block(call: ResidualBlockCall) -> str | None:
+    why = native.cuda_tensors(torch.float16, torch.bfloat16)(call)
+    size = call.channels, call.height, call.width
+    if why is None and call.channels and not native.cuda.residual_block_images(*size):
         why = (
             "channels must be 16, 32 or 64, and an image, beside the weights of both convolutions, fit a block of "
-            f"threads of compute capability 8.0 or later, got {channels} channels of {height} x {width}"
+            f"threads of compute capability 8.0 or later, got {size[0]} channels of {size[1]} x {size[2]}"
         )
     return why
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import codes, native, registry
+from kr_fast.backends.calls import ClassesCall
 from kr_fast.backends.native import address
 
 _workspaces: dict[tuple[torch.device, int], Tensor] = {}
@@ -93,12 +94,15 @@ def _loss_amend(grad, upstream, input, target, indices, labels, weight, scale, *
     )  # fmt: skip
 
 
-def _refuses_loss(device: str, dtype: torch.dtype, size: int) -> str | None:
-    if size >= 2**28:
-        return f"the class count must be below 2^28, got {size}"
-    return native.cuda_tensors(*codes.DTYPES)(device, dtype, size)
+def _refuses_loss(call: ClassesCall) -> str | None:
+    if call.classes >= 2**28:
+        return f"the class count must be below 2^28, got {call.classes}"
+    return native.cuda_tensors(*codes.DTYPES)(call)
 
 
-registry.two_way(
-    "distillation_loss", "cuda", _loss_forward, _loss_backward, _loss_both, _loss_amend, refuses=_refuses_loss
+registry.differentiable(
+    "distillation_loss",
+    "cuda",
+    registry.Differentiable(_loss_forward, _loss_backward, _loss_both, _loss_amend),
+    refuses=_refuses_loss,
 )

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import codes, native, registry
+from kr_fast.backends.calls import ClassesCall, LiraCall
 from kr_fast.backends.native import address
 
 
-def _refuses_signals(device: str, dtype: torch.dtype, size: int) -> str | None:
-    if size >= 2**28:
-        return f"the class count must be below 2^28, got {size}"
-    return native.cuda_tensors(*codes.DTYPES)(device, dtype, size)
+def _refuses_signals(call: ClassesCall) -> str | None:
+    if call.classes >= 2**28:
+        return f"the class count must be below 2^28, got {call.classes}"
+    return native.cuda_tensors(*codes.DTYPES)(call)
 
 
 @registry.kernel("membership_signals", "cuda", refuses=_refuses_signals)
@@ -26,11 +27,11 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) ->
     return [out[name] for name in want]
 
 
-def _refuses_lira(device: str, dtype: torch.dtype, size: int) -> str | None:
+def _refuses_lira(call: LiraCall) -> str | None:
     most = getattr(native.cuda, "lira_models", 0)
-    if size > most:
-        return f"there must be at most {most} models, got {size}"
-    return native.cuda_tensors(torch.float32)(device, dtype, size)
+    if call.models > most:
+        return f"there must be at most {most} models, got {call.models}"
+    return native.cuda_tensors(torch.float32)(call)
 
 
 @registry.kernel("lira", "cuda", refuses=_refuses_lira)

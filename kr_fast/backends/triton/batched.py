@@ -5,12 +5,13 @@ import functools
 import torch
 
 from kr_fast.backends import native, registry
+from kr_fast.backends.calls import ConvCall
 
 _CONV_DTYPES = native.triton_tensors(torch.float32, torch.bfloat16, torch.float16)
 
 
-def _refuses_conv(device: str, dtype: torch.dtype, size: int) -> str | None:
-    return "groups must be 1 or the input's channels" if size == 2 else _CONV_DTYPES(device, dtype, size)
+def _refuses_conv(call: ConvCall) -> str | None:
+    return "groups must be 1 or the input's channels" if call.kind == "grouped" else _CONV_DTYPES(call)
 
 
 @registry.kernel("model_conv2d", "triton", refuses=_refuses_conv)
@@ -21,8 +22,8 @@ def model_conv2d(x, weight, *rest):
         return kernels.model_conv2d(x, weight, *rest)
 
 
-def _refuses_conv_backward(device: str, dtype: torch.dtype, size: int) -> str | None:
-    return "groups must be 1" if size else _CONV_DTYPES(device, dtype, size)
+def _refuses_conv_backward(call: ConvCall) -> str | None:
+    return _CONV_DTYPES(call) if call.kind == "dense" else "groups must be 1"
 
 
 @registry.kernel("model_conv2d_backward", "triton", refuses=_refuses_conv_backward)
@@ -47,7 +48,12 @@ def _batch_norm_backward(grad, *rest):
         return kernels.backward(grad, *rest)
 
 
-registry.two_way("model_batch_norm", "triton", _batch_norm_forward, _batch_norm_backward, refuses=_CONV_DTYPES)
+registry.differentiable(
+    "model_batch_norm",
+    "triton",
+    registry.Differentiable(_batch_norm_forward, _batch_norm_backward),
+    refuses=_CONV_DTYPES,
+)
 
 
 @registry.kernel("model_sgd", "triton", refuses=native.triton_tensors(torch.float32))

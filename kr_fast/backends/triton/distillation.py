@@ -19,11 +19,10 @@ def _distillation_backward(upstream, input, target, indices, labels, weight, sta
         return kernels.backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters[:-1])
 
 
-registry.two_way(
+registry.differentiable(
     "distillation_loss",
     "triton",
-    _distillation_forward,
-    _distillation_backward,
+    registry.Differentiable(_distillation_forward, _distillation_backward),
     refuses=native.triton_tensors(torch.float32, torch.bfloat16, torch.float16),
 )
 

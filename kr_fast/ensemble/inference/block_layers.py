@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kr_fast.ensemble.graph.lowering import Layer
 from kr_fast.ensemble.inference.layers import folded
-from kr_fast.ops.batched.model_conv2d import GROUPED, View, configs, kind, model_conv2d
+from kr_fast.ops.batched.model_conv2d import View, configs, kind, model_conv2d
 
 LAST = torch.channels_last
 
@@ -67,7 +67,7 @@ class BoundLayer:
     def kernels(self, shared: bool) -> list[str]:
         """Names of the kernels that can run it, the one expected best first."""
         loop = ["loop"] if self.layer.kind == "conv" else []
-        if self.kind == GROUPED:
+        if self.kind == "grouped":
             return loop
         return [f"own:{i}" for i in range(configs(self.weight, self.options["groups"], shared))] + loop
 

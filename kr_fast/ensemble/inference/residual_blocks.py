@@ -47,7 +47,7 @@ def find(bound: dict[fx.Node, BoundLayer], dtype: torch.dtype, device: torch.dev
         if (
             once
             and _unwritten(nodes[0].args[0], second, bound)
-            and op.at_its_best(device.type, dtype, *shape(second)[1:])
+            and op.runs_preferred(device.type, dtype, *shape(second)[1:])
         ):
             found[second] = BoundBlock(nodes, [bound[node] for node in nodes])
     return found

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define, save, saved
 
@@ -51,7 +52,7 @@ def _gradient(ctx, grad, *_):
     setup_context=_setup_context,
 )
 def _forward(x, weight, bias, residual, relu, eps):
-    return registry.resolve(_OP, x.device.type, x.dtype).forward(x, weight, bias, residual, relu, eps)
+    return registry.resolve(_OP, Call(x.device.type, x.dtype)).forward(x, weight, bias, residual, relu, eps)
 
 
 def _fake_backward(grad, x, y, weight, mean, var, relu, residual, eps):
@@ -65,7 +66,9 @@ def _fake_backward(grad, x, y, weight, mean, var, relu, residual, eps):
     fake=_fake_backward,
 )
 def _backward(grad, x, y, weight, mean, var, relu, residual, eps):
-    return registry.resolve(_OP, x.device.type, x.dtype).backward(grad, x, y, weight, mean, var, relu, residual, eps)
+    return registry.resolve(_OP, Call(x.device.type, x.dtype)).backward(
+        grad, x, y, weight, mean, var, relu, residual, eps
+    )
 
 
 def model_batch_norm(

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ConvCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 from kr_fast.ops.batched import model_conv2d_backward
-from kr_fast.ops.batched.model_conv2d_backward import DENSE, GROUPED, kind
+from kr_fast.ops.batched.model_conv2d_backward import kind
 
 _OP = "model_conv2d"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -18,7 +19,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = {
     "relu": 0, "swish": 0, "gelu": 0, "hardswish": 0, "sigmoid": 0, "tanh": 0, "leaky_relu": 1, "hardtanh": 2,
 }  # fmt: skip
-__all__ = ["ACTIVATIONS", "DENSE", "GROUPED", "View", "configs", "kind", "model_conv2d", "output_size"]
+__all__ = ["ACTIVATIONS", "View", "configs", "kind", "model_conv2d", "output_size"]
 
 
 class View(NamedTuple):
@@ -63,7 +64,7 @@ def _impl(
 ):  # fmt: skip
     if rows is None and weight.dtype != x.dtype:  # float32 weights of a model that learns in half precision
         weight = weight.to(x.dtype)
-    run = registry.resolve(_OP, x.device.type, weight.dtype, kind(groups, x.shape[4]))
+    run = registry.resolve(_OP, ConvCall(x.device.type, weight.dtype, kind(groups, x.shape[4])))
     view = None if rows is None else View(rows, columns, scale, shift)
     after = (activation, tuple(scalars), algorithm) if activation else None
     return run(x, weight, bias, residual, view, tuple(stride), tuple(padding), tuple(dilation), groups, after, config)
@@ -167,7 +168,7 @@ def model_conv2d(
 
 def configs(weight: Tensor, groups: int = 1, shared: bool = False) -> int:
     """How many tile shapes a GPU has for such weights ``[M, O, kh, kw, C / groups]``; 1 where the choice is fixed."""
-    if groups != 1 or weight.dtype == torch.float64 or registry.refusal(_OP, "triton", "cuda", weight.dtype, DENSE):
+    if groups != 1 or weight.dtype == torch.float64 or registry.refusal(_OP, "triton", ConvCall("cuda", weight.dtype)):
         return 1
     from kr_fast.kernels.batched import model_conv2d as kernels
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ConvCall
 from kr_fast.ops._library import define, save, saved
 
 _OP = "model_conv2d_backward"
-DENSE, DEPTHWISE, GROUPED = range(3)  # what the registry knows as the call's size
 
 
-def kind(groups: int, channels: int) -> int:
-    """DENSE, DEPTHWISE or GROUPED."""
-    return DENSE if groups == 1 else DEPTHWISE if groups == channels else GROUPED
+def kind(groups: int, channels: int) -> str:
+    """ "dense", "depthwise" or "grouped"."""
+    return "dense" if groups == 1 else "depthwise" if groups == channels else "grouped"
 
 
 def _exact(x: Tensor) -> torch.dtype:
@@ -44,7 +44,7 @@ def _fake(grad, x, weight, stride, padding, dilation, groups, wanted):
     fake=_fake,
 )
 def _impl(grad, x, weight, stride, padding, dilation, groups, wanted):
-    run = registry.resolve(_OP, x.device.type, x.dtype, kind(groups, x.shape[4]))
+    run = registry.resolve(_OP, ConvCall(x.device.type, x.dtype, kind(groups, x.shape[4])))
     return run(grad, x, weight, tuple(stride), tuple(padding), tuple(dilation), groups, tuple(wanted))
 
 

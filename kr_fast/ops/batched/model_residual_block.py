@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 
@@ -23,13 +24,8 @@ def _fake(x, weight1, bias1, weight2, bias2, scale, shift, relu):
 def _impl(x, weight1, bias1, weight2, bias2, scale, shift, relu):
     if x.numel() == 0:
         return torch.empty_like(x)
-    run = registry.resolve(_OP, x.device.type, x.dtype, _size(x))
+    run = registry.resolve(_OP, ResidualBlockCall(x.device.type, x.dtype, x.shape[4], x.shape[2], x.shape[3]))
     return run(x, weight1, bias1, weight2, bias2, scale, shift, relu)
-
-
-def _size(x: Tensor) -> tuple[int, int, int]:
-    """What decides whether a kernel can run it: (channels, height, width)."""
-    return (x.shape[4], x.shape[2], x.shape[3])
 
 
 def model_residual_block(
@@ -89,9 +85,9 @@ def model_residual_block(
     )
 
 
-def at_its_best(device: str, dtype: torch.dtype, channels: int, height: int, width: int) -> bool:
+def runs_preferred(device: str, dtype: torch.dtype, channels: int, height: int, width: int) -> bool:
     """Whether the device's first choice runs such blocks: on a GPU the kernel, on a CPU the reference."""
-    return registry.at_its_best(_OP, device, dtype, (channels, height, width))
+    return registry.runs_preferred(_OP, ResidualBlockCall(device, dtype, channels, height, width))
 
 
 def _whole(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import define
 
@@ -18,7 +19,7 @@ _OP = "model_sgd"
     fake=lambda *arguments: None,
 )
 def _impl(weight, velocity, grad, rate, momentum, sizes, decays):
-    run = registry.resolve(_OP, weight.device.type, weight.dtype)
+    run = registry.resolve(_OP, Call(weight.device.type, weight.dtype))
     run(weight, velocity, grad, rate, momentum, tuple(sizes), tuple(decays))
 
 

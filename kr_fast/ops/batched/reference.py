@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kr_fast.backends.registry import kernel, never, two_way
+from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
 _ACTIVATIONS = {
     "relu": torch.relu, "swish": F.silu, "gelu": lambda x, how: F.gelu(x, approximate=how), "hardswish": F.hardswish,
@@ -112,7 +112,7 @@ def _batch_norm_backward(grad, x, y, weight, mean, var, relu, residual, eps):
     return torch.stack(out).view(x.shape).to(x.dtype), torch.stack(weights), torch.stack(biases), passed
 
 
-two_way("model_batch_norm", "reference", _batch_norm, _batch_norm_backward, refuses=never)
+differentiable("model_batch_norm", "reference", Differentiable(_batch_norm, _batch_norm_backward), refuses=never)
 
 
 @kernel("model_sgd", "reference", refuses=never)

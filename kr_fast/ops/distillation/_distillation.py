@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ClassesCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import define, is_plain, save, saved
 from kr_fast.ops.distillation import reference
@@ -69,7 +70,7 @@ def _wants_formula(upstream: Tensor) -> bool:
     setup_context=_setup_context,
 )
 def _forward(input, *arguments):
-    return registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1]).forward(
+    return registry.resolve("distillation_loss", ClassesCall(input.device.type, input.dtype, input.shape[1])).forward(
         input, *arguments
     )
 
@@ -83,7 +84,7 @@ def _backward_fake(upstream, input, *arguments):
     fake=_backward_fake,
 )
 def _backward(upstream, input, *arguments):
-    return registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1]).backward(
+    return registry.resolve("distillation_loss", ClassesCall(input.device.type, input.dtype, input.shape[1])).backward(
         upstream, input, *arguments
     )
 
@@ -113,7 +114,7 @@ class _InOne(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, call):
         run, *tensors, parameters = call
-        loss, ctx.grad, ctx.scale = run.both(input, *tensors, *parameters)
+        loss, ctx.grad, ctx.scale = run.forward_backward(input, *tensors, *parameters)
         save(ctx, input, *tensors)
         ctx.run, ctx.parameters = run, parameters
         return loss
@@ -125,8 +126,8 @@ class _InOne(torch.autograd.Function):
             return reference.derivative(upstream, *tensors, *ctx.parameters), None
         # Given away, not shared: autograd may then keep it as .grad without a copy, and add to it.
         grad, ctx.grad = ctx.grad, None
-        if grad is not None and ctx.run.amend:
-            ctx.run.amend(grad, upstream, *tensors, ctx.scale, *ctx.parameters)
+        if grad is not None and ctx.run.rescale_grad:
+            ctx.run.rescale_grad(grad, upstream, *tensors, ctx.scale, *ctx.parameters)
             return grad, None
         factor = 0 if grad is None else upstream.item()
         if grad is not None and factor != 1 and grad.dtype == torch.float32:
@@ -163,11 +164,11 @@ def apply(
     """By the shortest way: the dispatcher costs more than a small batch's kernels, so plain tensors go past it."""
     if torch.compiler.is_compiling() or not is_plain(input, target):
         return torch.ops.kr_fast.distillation_loss_forward(input, target, indices, labels, weight, *parameters)[0]
-    run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
+    run = registry.resolve("distillation_loss", ClassesCall(input.device.type, input.dtype, input.shape[1]))
     if not (input.requires_grad and torch.is_grad_enabled()):
         return run.forward(input, target, indices, labels, weight, *parameters)[0]
-    in_one = run.both and parameters[-1] != "none" and input.dtype != torch.float16
-    if in_one and (not run.amend or _pays_in_one(input, labels, weight, parameters)):
+    in_one = run.forward_backward and parameters[-1] != "none" and input.dtype != torch.float16
+    if in_one and (not run.rescale_grad or _pays_in_one(input, labels, weight, parameters)):
         return _in_one(input, (run, target, indices, labels, weight, parameters))
     return _InTwo.apply(run, input, target, indices, labels, weight, parameters)
 
@@ -179,9 +180,9 @@ def with_gradient(input: Tensor, *arguments) -> tuple[Tensor, Tensor]:
         forward = torch.ops.kr_fast.distillation_loss_forward
         backward = torch.ops.kr_fast.distillation_loss_backward
     else:
-        run = registry.resolve("distillation_loss", input.device.type, input.dtype, input.shape[1])
-        if run.both:
-            return run.both(*tensors, *parameters)[:2]
+        run = registry.resolve("distillation_loss", ClassesCall(input.device.type, input.dtype, input.shape[1]))
+        if run.forward_backward:
+            return run.forward_backward(*tensors, *parameters)[:2]
         forward, backward = run.forward, run.backward
     loss, stats, scale = forward(*tensors, *parameters)
     return loss, backward(torch.ones_like(loss), *tensors, stats, scale, *parameters)

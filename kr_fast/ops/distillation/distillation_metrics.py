@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ClassesCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 from kr_fast.ops.distillation import _distillation
@@ -34,7 +35,7 @@ def _fake(input, target, labels, temperature):
 
 @define("distillation_metrics(Tensor input, Tensor target, Tensor? labels, float temperature) -> Tensor[]", fake=_fake)
 def _impl(input, target, labels, temperature):
-    run = registry.resolve("distillation_metrics", input.device.type, input.dtype, input.shape[1])
+    run = registry.resolve("distillation_metrics", ClassesCall(input.device.type, input.dtype, input.shape[1]))
     return run(input, target, labels, temperature)
 
 

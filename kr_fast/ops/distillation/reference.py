@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends.codes import public_name
-from kr_fast.backends.registry import kernel, never, two_way
+from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
 
 def _float(x: Tensor, like: Tensor) -> Tensor:
@@ -171,13 +171,7 @@ def metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: f
     return [*found, torch.where(counts, -picked, 0).float(), first_z == labels, first_t == labels]
 
 
-two_way(
-    "distillation_loss",
-    "reference",
-    forward,
-    backward,
-    refuses=never,
-)
+differentiable("distillation_loss", "reference", Differentiable(forward, backward), refuses=never)
 
 
 kernel("distillation_metrics", "reference", refuses=never)(metrics)

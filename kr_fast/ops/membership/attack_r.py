@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import without_backward
 
@@ -40,8 +41,8 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tens
             _check.fail(op, name, "not hold NaN", f"{int(torch.isnan(value).sum())} NaN")
     narrow = all(value is None or value.dtype != torch.float64 for value in (phi, target))
     dtype = torch.float32 if narrow else torch.float64
-    home = registry.nearest(op, phi.device, dtype)
+    home = registry.device_for(op, phi.device, Call(phi.device.type, dtype))
     values, seen = (None if value is None else value.to(home, dtype).contiguous() for value in (phi, target))
-    run = registry.resolve(op, home.type, dtype)
+    run = registry.resolve(op, Call(home.type, dtype))
     found = run(values, keep.to(home).contiguous(), seen).to(phi.device)
     return without_backward(op, found, phi, target)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import without_backward
 
@@ -28,6 +29,6 @@ def best_threshold(values: Tensor, held: Tensor, *, leave_out: bool = True) -> T
         _check.fail(op, "held", f"have shape {list(values.shape)}", held)
     if bool(torch.isnan(values).any()):
         _check.fail(op, "values", "not hold NaN", f"{int(torch.isnan(values).sum())} NaN")
-    run = registry.resolve(op, "cpu", torch.float64)
+    run = registry.resolve(op, Call("cpu", torch.float64))
     found = run(values.double().cpu().contiguous(), held.cpu().contiguous(), leave_out)
     return without_backward(op, found.to(values.device), values)

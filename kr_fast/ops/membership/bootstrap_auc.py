@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 
 
@@ -38,5 +39,5 @@ def bootstrap_auc(
         _check.fail(op, "limits", "be ascending", limits.tolist())
     replicates = _check.integer(op, "replicates", replicates, 1, 2**31)
     seed = _check.integer(op, "seed", seed, 0, 2**64)
-    run = registry.resolve(op, "cpu", torch.float64)
+    run = registry.resolve(op, Call("cpu", torch.float64))
     return run(*(value.contiguous().cpu() for value in (inside, outside, limits)), replicates, seed)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import LiraCall
 from kr_fast.backends.codes import VARIANCES
 from kr_fast.ops import _check
 from kr_fast.ops._library import without_backward
@@ -34,10 +35,10 @@ def lira(
     # An infinite phi (certainty) is ordered above all finite ones, but means and variances need a number.
     bound = 1e6
     op, models = "lira", phi.shape[2]
-    home, given = registry.nearest(op, phi.device, torch.float32, models), target
+    home, given = registry.device_for(op, phi.device, LiraCall(phi.device.type, torch.float32, models)), target
     values = phi.to(home).float().clamp(-bound, bound).contiguous()
     target = None if target is None else target.to(home).float().clamp(-bound, bound).contiguous()
-    run = registry.resolve(op, home.type, torch.float32, models)
+    run = registry.resolve(op, LiraCall(home.type, torch.float32, models))
     scores, lacking = run(values, keep.to(home).contiguous(), target, variant == "online", variance)
     return without_backward(op, scores.to(phi.device), phi, given), lacking
 

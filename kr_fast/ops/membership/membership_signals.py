@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ClassesCall
 from kr_fast.backends.codes import SIGNALS
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
@@ -15,7 +16,7 @@ def _fake(logits, labels, want):
 
 @define("membership_signals(Tensor logits, Tensor labels, str want) -> Tensor[]", fake=_fake)
 def _impl(logits, labels, want):
-    run = registry.resolve("membership_signals", logits.device.type, logits.dtype, logits.shape[1])
+    run = registry.resolve("membership_signals", ClassesCall(logits.device.type, logits.dtype, logits.shape[1]))
     return [value.float() for value in run(logits, labels, tuple(want.split(",")))]
 
 

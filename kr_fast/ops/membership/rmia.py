@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.backends.codes import PREDICATES
 from kr_fast.ops import _check
 from kr_fast.ops._library import without_backward
@@ -57,10 +58,10 @@ def rmia(p_x: Tensor, p_z: Tensor, *, gamma: float = 1.0, predicate: str = "rati
         _check.fail(op, "gamma", "be positive and finite", gamma)
     if predicate not in PREDICATES:
         _check.fail(op, "predicate", f"be one of {', '.join(PREDICATES)}", predicate)
-    home = registry.nearest(op, p_x.device, p_x.dtype)
+    home = registry.device_for(op, p_x.device, Call(p_x.device.type, p_x.dtype))
     # -0 divides to -inf: one zero, as everywhere else.
     x, z = ((value.to(home) + 0.0).contiguous() for value in (p_x, p_z))
-    run = registry.resolve(op, home.type, p_x.dtype)
+    run = registry.resolve(op, Call(home.type, p_x.dtype))
     count = run(x, z, float(torch.tensor(gamma, dtype=p_x.dtype)), predicate).to(p_x.device)
     log_ratio = p_x.double().log()
     if log_ratio.ndim == 2:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import without_backward
 
@@ -29,6 +30,6 @@ def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _check.fail(op, "members", "hold members and non-members", f"{inside} of {len(members)} members")
     if bool(torch.isnan(scores).any()):
         _check.fail(op, "scores", "not hold NaN", f"{int(torch.isnan(scores).sum())} NaN")
-    run = registry.resolve(op, "cpu", torch.float64)
+    run = registry.resolve(op, Call("cpu", torch.float64))
     thresholds, tp, fp = run(scores.double().contiguous().cpu(), members.contiguous().cpu())
     return without_backward(op, thresholds, scores), tp, fp

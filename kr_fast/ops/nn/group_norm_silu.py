@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 
@@ -23,7 +24,7 @@ def _fake(x, skip, shift, weight, bias, groups, eps, silu):
     fake=_fake,
 )
 def _impl(x, skip, shift, weight, bias, groups, eps, silu):
-    return registry.resolve(_OP, x.device.type, x.dtype)(x, skip, shift, weight, bias, groups, eps, silu)
+    return registry.resolve(_OP, Call(x.device.type, x.dtype))(x, skip, shift, weight, bias, groups, eps, silu)
 
 
 def group_norm_silu(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import AttentionCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 
@@ -17,7 +18,7 @@ def _fake(qkv, heads):
 
 @define("qkv_attention(Tensor qkv, int heads) -> Tensor", fake=_fake)
 def _impl(qkv, heads):
-    return registry.resolve(_OP, qkv.device.type, qkv.dtype, qkv.shape[2] // 3 // heads)(qkv, heads)
+    return registry.resolve(_OP, AttentionCall(qkv.device.type, qkv.dtype, qkv.shape[2] // 3 // heads))(qkv, heads)
 
 
 def qkv_attention(qkv: Tensor, heads: int) -> Tensor:

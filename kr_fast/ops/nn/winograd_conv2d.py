@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.backends import native, registry
+from kr_fast.backends.calls import Call
 from kr_fast.backends.codes import ACTIVATIONS
 from kr_fast.backends.cpu import nn as kernels
 from kr_fast.ops import _check
@@ -95,7 +96,7 @@ def _fake(x, weight, outputs, scale, bias, residual, activation, pool):
     fake=_fake,
 )
 def _impl(x, weight, outputs, scale, bias, residual, activation, pool):
-    run = registry.resolve(_OP, x.device.type, x.dtype)
+    run = registry.resolve(_OP, Call(x.device.type, x.dtype))
     y = _fake(x, weight, outputs, scale, bias, residual, activation, pool)
     if y.numel():
         run(x, weight, scale, bias, residual, activation, pool, y)

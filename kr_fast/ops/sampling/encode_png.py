@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 
@@ -23,7 +24,7 @@ def _fake(images: Tensor) -> Tensor:
 
 @define("encode_png(Tensor images) -> Tensor", fake=_fake)
 def _impl(images: Tensor) -> Tensor:
-    return registry.resolve("encode_png", images.device.type, images.dtype)(images, png_size(*images.shape[1:]))
+    return registry.resolve("encode_png", Call(images.device.type, images.dtype))(images, png_size(*images.shape[1:]))
 
 
 def encode_png(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 
@@ -15,7 +16,7 @@ def _fake(x: Tensor) -> Tensor:
 
 @define("pack_uint8(Tensor x) -> Tensor", fake=_fake)
 def _impl(x: Tensor) -> Tensor:
-    return registry.resolve("pack_uint8", x.device.type, x.dtype)(x)
+    return registry.resolve("pack_uint8", Call(x.device.type, x.dtype))(x)
 
 
 def pack_uint8(x: Tensor) -> Tensor:

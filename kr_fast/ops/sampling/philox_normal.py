@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 
@@ -19,7 +20,7 @@ def _fake(ids: Tensor, numel: int, seed: int, stream: int) -> Tensor:
 @define("philox_normal(Tensor ids, SymInt numel, int seed, int stream) -> Tensor", fake=_fake)
 def _impl(ids: Tensor, numel: int, seed: int, stream: int) -> Tensor:
     _check.ids("philox_normal", ids)
-    run = registry.resolve("philox_normal", ids.device.type, torch.float32)
+    run = registry.resolve("philox_normal", Call(ids.device.type, torch.float32))
     return run(ids, numel, seed=seed, stream=stream).to(torch.float32)
 
 

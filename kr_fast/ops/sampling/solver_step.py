@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import define, is_plain, mark_written
 
@@ -69,7 +70,7 @@ def _new(sample, *arguments):
     *most, copies, emit, dtype = arguments
     _check.ids("solver_step", most[2])
     found = _allocate(sample, emit, dtype, copies)
-    run = registry.resolve("solver_step", sample.device.type, sample.dtype)
+    run = registry.resolve("solver_step", Call(sample.device.type, sample.dtype))
     run(sample, *most, copies, SolverOutput(**dict(zip(emit, found, strict=True))))
     return found
 
@@ -81,7 +82,7 @@ _OUT = "Tensor(a!)? y, Tensor(b!)? kept, Tensor(c!)? input, Tensor(d!)? image"
 def _into(sample, *arguments):
     *most, y, kept, network_input, image = arguments
     _check.ids("solver_step", most[2])
-    run = registry.resolve("solver_step", sample.device.type, sample.dtype)
+    run = registry.resolve("solver_step", Call(sample.device.type, sample.dtype))
     run(sample, *most, SolverOutput(y, kept, network_input, image))
 
 

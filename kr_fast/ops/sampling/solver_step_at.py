@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import define
 from kr_fast.ops.sampling.solver_step import HALF, MAX_HISTORY, SolverRow, limits_of
@@ -116,7 +117,7 @@ class _Ring:
 )
 def _impl(step, rows, slots, samples, *arguments):
     _check.ids("solver_step_at", arguments[3])
-    run = registry.resolve("solver_step_at", samples.device.type, samples.dtype)
+    run = registry.resolve("solver_step_at", Call(samples.device.type, samples.dtype))
     run(step, rows, slots, samples, *arguments)
 
 

@@ -71,22 +71,20 @@ def test_logits_are_those_of_the_layers(name, dtype):
 
 
 @pytest.mark.parametrize("name", ["torchvision", "wide"])
-def test_by_the_cuda_kernel(name, host_cuda, monkeypatch):
+def test_by_the_cuda_kernel(name, host_cuda):
     """Its source on the CPU within the whole program; the rest by the reference."""
     images = images_of(3)
     want = array_of(name, dtype=torch.float16)(images)
     array, calls = as_blocks(array_of(name, dtype=torch.float16), images), []
-    kernel = cuda.model_residual_block
+    kernel = cuda.batched.model_residual_block
 
     def by_cuda(*arguments):
         calls.append(arguments)
         with in_use(host_cuda):
             return kernel(*arguments)
 
-    monkeypatch.setitem(registry._kernels, ("model_residual_block", "reference"), (by_cuda, lambda *_: None))
-    registry._resolve.cache_clear()
-    got = array(images)
-    registry._resolve.cache_clear()
+    with registry.added("model_residual_block", "reference", by_cuda):
+        got = array(images)
     assert len(calls) == len(FOUND[name][0])
     assert float((got - want).abs().max()) <= 1e-2
 

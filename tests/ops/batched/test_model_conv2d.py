@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from model_conv_cases import ACTIVATIONS, CASES, Case, draw, exact
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ConvCall
 from kr_fast.ops.batched.model_conv2d import View, configs, model_conv2d
 
 
@@ -84,10 +85,10 @@ def test_no_images_and_no_models():
 
 
 def test_other_groups_are_refused_by_triton():
-    for groups, why in ((1, None), (6, None), (2, "groups must be 1")):
-        size = registry.refusal("model_conv2d", "triton", "cuda", torch.float32, {1: 0, 6: 1, 2: 2}[groups])
-        assert (size is None) == (why is None) or "triton is not installed" in size
-        assert why is None or why in size
+    for kind, why in (("dense", None), ("depthwise", None), ("grouped", "groups must be 1")):
+        refusal = registry.refusal("model_conv2d", "triton", ConvCall("cuda", torch.float32, kind))
+        assert (refusal is None) == (why is None) or "triton is not installed" in refusal
+        assert why is None or why in refusal
 
 
 x, w = torch.zeros(2, 3, 5, 5, 4), torch.zeros(2, 6, 3, 3, 4)

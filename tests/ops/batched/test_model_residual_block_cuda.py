@@ -7,6 +7,7 @@ from model_cases import residual_block as by_hand
 from model_cases import residual_block_inputs as draw
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.ops.batched.model_residual_block import model_residual_block
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -101,7 +102,7 @@ def test_nan_and_infinity_stay_where_the_formula_has_them(host_cuda, dtype):
 
 
 def refusal(case, dtype=torch.float16):
-    return registry.refusal("model_residual_block", "cuda", "cpu", dtype, case)
+    return registry.refusal("model_residual_block", "cuda", ResidualBlockCall("cpu", dtype, *case))
 
 
 def test_what_the_kernel_takes(host_cuda):
@@ -126,7 +127,7 @@ def test_what_the_kernel_takes(host_cuda):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_on_a_gpu(case, dtype):
-    if why := registry.refusal("model_residual_block", "cuda", "cuda", dtype, case[:3]):
+    if why := registry.refusal("model_residual_block", "cuda", ResidualBlockCall("cuda", dtype, *case[:3])):
         pytest.skip(why)
     channels, height, width, _ = case
     inputs, more = draw(channels, height, width, 150, dtype, models=5)  # several rounds a block

@@ -12,6 +12,7 @@ from cuda_on_host import machine, same_bits
 from distillation_cases import DTYPES, EVERYTHING, GRAD_TOLERANCE, check, close, draw, oracle
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ClassesCall
 from kr_fast.ops.distillation.distillation_loss import distillation_loss, distillation_loss_and_grad
 
 
@@ -166,22 +167,15 @@ def test_same_bits_in_every_order_and_run(cuda_device, classes, host_cuda):
     torch.testing.assert_close(loss, found[0][0], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("capability", "first"), [((9, 0), "cuda"), ((8, 0), "cuda"), ((7, 5), "triton"), ((0, 0), "triton")]
-)
-def test_choice_between_gpu_backends(capability, first):
-    for classes in (2, 1000, 128_256):
-        order = registry.preference("distillation_loss", "cuda", torch.bfloat16, classes, capability)
-        assert order[0] == first
-        assert order[-1] == "reference"
-    assert registry.preference("distillation_loss", "cpu", torch.float32, 10, capability) == ("cpu", "reference")
-    assert registry.preference("philox_normal", "cuda", torch.float32, 0, capability)[0] == "cuda"
+def test_order_of_backends():
+    assert registry.preference("distillation_loss", "cuda") == ("cuda", "triton", "reference")
+    assert registry.preference("distillation_loss", "cpu") == ("cpu", "reference")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("classes", [10, 100, 1000, 32_000, 128_256])
 def test_nothing_waits_for_the_device_and_graphs_replay(classes):
-    if registry.refusal("distillation_loss", "cuda", "cuda", torch.float32):
+    if registry.refusal("distillation_loss", "cuda", ClassesCall("cuda", torch.float32)):
         pytest.skip("needs an NVIDIA GPU and kr_fast._cuda")
     z, t, y = (x.cuda() for x in draw(classes, rows=64))
     options = {"temperature": 4.0, "hard_weight": 0.5}

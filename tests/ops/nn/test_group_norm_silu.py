@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import kr_fast
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 
 _cpu = pytest.importorskip("kr_fast._cpu", reason="kr_fast._cpu is not built")
 LAST = torch.channels_last
@@ -267,7 +268,7 @@ def test_opcheck_and_compile():
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_gpu_against_float64(shape, groups, dtype, backend):
-    if registry.refusal("group_norm_silu", backend, "cuda", dtype):
+    if registry.refusal("group_norm_silu", backend, Call("cuda", dtype)):
         pytest.skip(f"no {backend} kernel here")
     x, weight, bias, shift = (t.cuda() for t in draw(shape, dtype=dtype))
     with registry.forced(backend):

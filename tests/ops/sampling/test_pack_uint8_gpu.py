@@ -12,6 +12,7 @@ from cuda_on_host import in_use, machine
 
 import kr_fast
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 SHAPES = [(1, 1, 1), (3, 5, 7), (1, 8, 8), (3, 32, 32), (4, 1, 9)]
@@ -64,7 +65,7 @@ def test_cuda_makes_the_bytes_of_the_cpu(host_cuda, shape, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_bytes_on_a_gpu_are_those_of_the_cpu(backend, shape, dtype, layout):
-    if why := registry.refusal("pack_uint8", backend, "cuda", dtype):
+    if why := registry.refusal("pack_uint8", backend, Call("cuda", dtype)):
         pytest.skip(why)
     x = images(shape, dtype, layout)
     with registry.forced(backend):

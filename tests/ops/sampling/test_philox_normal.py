@@ -9,6 +9,7 @@ from scipy import stats
 
 import kr_fast
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops.sampling import reference
 
 _cpu = pytest.importorskip("kr_fast._cpu", reason="kr_fast._cpu is not built")
@@ -178,7 +179,7 @@ def test_opcheck_and_compile():
 @pytest.mark.gpu
 @pytest.mark.parametrize("numel", SIZES)
 def test_bits_of_cuda_are_those_of_the_cpu(numel):
-    if not torch.cuda.is_available() or registry.refusal("philox_normal", "cuda", "cuda", torch.float32):
+    if not torch.cuda.is_available() or registry.refusal("philox_normal", "cuda", Call("cuda", torch.float32)):
         pytest.skip("needs an NVIDIA GPU and kr_fast._cuda")
     with registry.forced("cuda"):
         got = kr_fast.philox_normal(IDS.cuda(), (numel,), seed=2**62 + 5, stream=3).cpu()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import kr_fast
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops.sampling.solver_step import SolverOutput, SolverRow, solver_step
 
 _cpu = pytest.importorskip("kr_fast._cpu", reason="kr_fast._cpu is not built")
@@ -311,7 +312,7 @@ def test_opcheck_and_compile():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ROWS)
 def test_bits_of_cuda_are_those_of_the_cpu(shape, name):
-    if not torch.cuda.is_available() or registry.refusal("solver_step", "cuda", "cuda", torch.float32):
+    if not torch.cuda.is_available() or registry.refusal("solver_step", "cuda", Call("cuda", torch.float32)):
         pytest.skip("needs an NVIDIA GPU and kr_fast._cuda")
     (x, m, row), options = inputs(shape, ROWS[name])
     moved = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in options.items()}

@@ -5,6 +5,7 @@ import torch
 from cuda_on_host import in_use, same_bits
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
 from kr_fast.ops.sampling.pack_uint8 import pack_uint8
 from kr_fast.ops.sampling.philox_normal import philox_normal
 from kr_fast.ops.sampling.solver_step import SolverOutput, SolverRow, solver_step
@@ -119,7 +120,7 @@ def test_trajectories_of_the_reference(table, guided):
 @pytest.mark.gpu
 @pytest.mark.parametrize("guided", [False, True])
 def test_one_captured_graph_serves_every_step(table, guided):
-    if why := registry.refusal("solver_step_at", "cuda", "cuda", torch.float32):
+    if why := registry.refusal("solver_step_at", "cuda", Call("cuda", torch.float32)):
         pytest.skip(why)
     steps = DeviceTable.build(table.rows, table.sources, "cuda")
     samples, kept = steps.rings(SHAPE)

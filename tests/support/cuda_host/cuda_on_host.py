@@ -20,8 +20,8 @@ import torch
 
 from kr_fast.backends import native, registry
 
-ROOT = Path(__file__).parents[2]
-HEADERS = Path(__file__).parent / "cuda_host"
+ROOT = Path(__file__).parents[3]
+HEADERS = Path(__file__).parent
 FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-g1"]
 SANITIZED = os.environ.get("CUDA_ON_HOST_SANITIZED") == "1"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
