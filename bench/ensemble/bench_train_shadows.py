@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from kr_fast.data import Augment, shown
+from kr_fast.data import Augment, augmented
 from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.ensemble.training import batched
@@ -59,7 +59,7 @@ def one_after_the_other(job, dtype, compiled):
         order, draws = kept[order].to(DEVICE), draws.to(DEVICE)
         for step in range(STEPS):
             rows = slice(step * steps.batch, (step + 1) * steps.batch)
-            x = shown(images, order[rows], draws[rows])
+            x = augmented(images, order[rows], draws[rows])
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=dtype == "bfloat16"):
                 logits = forward(x)
             nn.functional.cross_entropy(logits.float(), labels[order[rows]]).backward()

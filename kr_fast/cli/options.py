@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from kr_fast.cli.parser import add_common, did_you_mean
-from kr_fast.runtime.arrays import regular_file
+from kr_fast.runtime.array_files import regular_file
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.options import converted, within
 

@@ -98,7 +98,7 @@ def prepare(config: SynthesizeConfig) -> tuple[Any, Any, dict[str, Any]]:
     """The sampler, the label plan, and the configuration with every choice that was left to the model."""
     import torch
 
-    from kr_fast.recycling import finished
+    from kr_fast.recycling import trained_generator
     from kr_fast.runtime import state
     from kr_fast.synthesis import LabelPlan, Sampler
     from kr_fast.synthesis.loading import Model, load_model, make_scheduler
@@ -107,8 +107,8 @@ def prepare(config: SynthesizeConfig) -> tuple[Any, Any, dict[str, Any]]:
     sampling: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 1.0, "noise_scale": 1.0}
     crop = counts = None
     used = dataclasses.asdict(config)
-    if config.model and finished.is_run(Path(config.model)):
-        found = finished.open_generator(Path(config.model), device, config.checkpoint)
+    if config.model and trained_generator.is_run(Path(config.model)):
+        found = trained_generator.open_generator(Path(config.model), device, config.checkpoint)
         scheduler = make_scheduler(config.scheduler, found.scheduler, config.model)
         model = Model(found.network if dtype == torch.float32 else found.network.to(dtype), scheduler)
         sampling, crop, used["checkpoint"] = found.sampling, found.crop, found.step
@@ -148,7 +148,7 @@ def prepare(config: SynthesizeConfig) -> tuple[Any, Any, dict[str, Any]]:
 
 def _plan(labels: str, classes: int) -> Any:
     """The label plan of ``--labels``."""
-    from kr_fast.runtime.arrays import read_npy
+    from kr_fast.runtime.array_files import read_npy
     from kr_fast.runtime.inputs import as_labels
     from kr_fast.synthesis import LabelPlan
 

@@ -16,7 +16,7 @@ from kr_fast.runtime.options import check, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Draws:
+class AugmentParams:
     """What :meth:`Augment.draw` drew, one row an image; None for a kind that is off.
 
     ``flip``: bool ``[N]``; ``move``: int64 ``[N, 2]`` whole pixels (rows, columns); ``matrix``: float32 ``[N, 2, 3]``,
@@ -27,22 +27,22 @@ class Draws:
     move: Tensor | None = None
     matrix: Tensor | None = None
 
-    def map(self, change) -> "Draws":
+    def map(self, change) -> "AugmentParams":
         """``change`` of each table."""
-        return Draws(*(None if t is None else change(t) for t in (self.flip, self.move, self.matrix)))
+        return AugmentParams(*(None if t is None else change(t) for t in (self.flip, self.move, self.matrix)))
 
-    def __getitem__(self, rows) -> "Draws":
+    def __getitem__(self, rows) -> "AugmentParams":
         return self.map(lambda table: table[rows])
 
-    def to(self, device: torch.device) -> "Draws":
+    def to(self, device: torch.device) -> "AugmentParams":
         """The tables on ``device``."""
         return self.map(lambda table: table.to(device))
 
     @staticmethod
-    def stack(parts: "list[Draws]") -> "Draws":
+    def stack(parts: "list[AugmentParams]") -> "AugmentParams":
         """Tables of several draws of equal length, ``[len(parts), N, ...]``."""
         columns = zip(*((part.flip, part.move, part.matrix) for part in parts), strict=True)
-        return Draws(*(None if column[0] is None else torch.stack(column) for column in columns))
+        return AugmentParams(*(None if column[0] is None else torch.stack(column) for column in columns))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Augment:
     def __post_init__(self):
         check(self, "Augment")
 
-    def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
+    def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> AugmentParams:
         """Tables for ``count`` images of ``size`` (height, width), on the CPU; ``generator`` is a CPU generator.
 
         Raises: UserError if ``shift`` leaves nothing of the images.
@@ -74,10 +74,10 @@ class Augment:
             fail("Augment", "shift", f"be below the shorter side of the images, {min(size)}", self.shift)
         flip = torch.rand(count, generator=generator) < 0.5 if self.flip else None
         if self.rotate or self.scale:
-            return Draws(flip, None, self._matrix(count, size, generator))
+            return AugmentParams(flip, None, self._matrix(count, size, generator))
         if self.shift:
-            return Draws(flip, torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator))
-        return Draws(flip)
+            return AugmentParams(flip, torch.randint(-self.shift, self.shift + 1, (count, 2), generator=generator))
+        return AugmentParams(flip)
 
     def _matrix(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         height, width = size
@@ -97,11 +97,11 @@ class Augment:
         draws = self.draw(len(images), tuple(images.shape[2:]), generator).to(images.device)
         if draws.flip is not None or draws.move is not None:
             index = torch.arange(len(images), device=images.device)
-            images = pick(images.permute(0, 2, 3, 1), index, draws).permute(0, 3, 1, 2)
+            images = gather_augmented(images.permute(0, 2, 3, 1), index, draws).permute(0, 3, 1, 2)
         return images if draws.matrix is None else resample(images, draws.matrix)
 
 
-def pick(pool: Tensor, index: Tensor, draws: Draws) -> Tensor:
+def gather_augmented(pool: Tensor, index: Tensor, draws: AugmentParams) -> Tensor:
     """``pool[index]`` with the flips and moves of ``draws``: ``[P, H, W, C]`` -> ``[N, H, W, C]``, borders replicated.
 
     An image is mirrored first and moved then.
@@ -125,7 +125,7 @@ def resample(images: Tensor, matrix: Tensor) -> Tensor:
     return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def shown(pool: Tensor, index: Tensor, draws: Draws) -> Tensor:
+def augmented(pool: Tensor, index: Tensor, draws: AugmentParams) -> Tensor:
     """What a network is trained on: ``pool`` uint8 ``[P, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1]."""
-    x = to_float(pick(pool, index, draws))
+    x = to_float(gather_augmented(pool, index, draws))
     return x if draws.matrix is None else resample(x, draws.matrix)

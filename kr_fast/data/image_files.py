@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kr_fast.data.printable import counted, listed, printable
 from kr_fast.data.splits import check_size
-from kr_fast.runtime.arrays import DAMAGE
+from kr_fast.runtime.array_files import DAMAGE
 from kr_fast.runtime.errors import UserError, fail, first_line
 from kr_fast.runtime.memory import free_memory
 

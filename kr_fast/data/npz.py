@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kr_fast.data.pixels import to_uint8
+from kr_fast.data.pixel_range import to_uint8
 from kr_fast.data.printable import counted, listed, printable
 from kr_fast.data.splits import CLASSES, Found, splits_in, words
-from kr_fast.runtime.arrays import Npz, open_npz
+from kr_fast.runtime.array_files import Npz, open_npz
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 

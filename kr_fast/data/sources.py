@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kr_fast.data import folders, npz
 from kr_fast.data.duplicates import digests
-from kr_fast.data.pixels import to_uint8
+from kr_fast.data.pixel_range import to_uint8
 from kr_fast.data.printable import counted, printable
 from kr_fast.data.splits import (
     CLASSES,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.ensemble.networks import an, own_words, plain
-from kr_fast.runtime.arrays import other_format, regular_file
+from kr_fast.runtime.array_files import other_format, regular_file
 from kr_fast.runtime.errors import UserError, first_line
 from kr_fast.runtime.inputs import described
 from kr_fast.runtime.log import logger

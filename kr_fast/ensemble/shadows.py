@@ -20,7 +20,7 @@ from kr_fast.ensemble.training.batched import train as train_batched
 from kr_fast.ensemble.training.training import TrainConfig
 from kr_fast.ensemble.training.workers import Job, sent, train
 from kr_fast.runtime import seeds, state
-from kr_fast.runtime.arrays import read_npy
+from kr_fast.runtime.array_files import read_npy
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, as_mask, described
 from kr_fast.runtime.memory import free_memory

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast import data
-from kr_fast.recycling import preflight, schedule
+from kr_fast.recycling import preflight, stage_progress
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import (
@@ -101,7 +101,7 @@ def recycle(config: RecycleConfig) -> Result:
                 for note in context.notes:
                     logger.warning("run: %s", note)
         context.journal.reload()
-        plan = schedule.of_run(context, [name for name, _, _ in STAGES])
+        plan = stage_progress.of_run(context, [name for name, _, _ in STAGES])
         for name, run, everywhere in STAGES:
             _stage(context, name, run, everywhere, start, plan)
             start = time.perf_counter()
@@ -153,7 +153,7 @@ def check_files(context: Context, again: tuple[str, ...] = ()) -> None:
 
 def _stage(
     context: Context, name: str, run: Callable[[Context], dict], everywhere: bool, start: float,
-    plan: schedule.Schedule,
+    plan: stage_progress.StageProgress,
 ) -> None:  # fmt: skip
     runtime = context.runtime
     if runtime.broadcast(context.journal.done(name) is not None):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kr_fast.runtime.arrays import native
+from kr_fast.runtime.array_files import native
 from kr_fast.runtime.errors import UserError, fail
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kr_fast.data import Augment, Draws, shown, to_float
+from kr_fast.data import Augment, AugmentParams, augmented, to_float
 
 
 def images(count=6, channels=2, height=10, width=12):
@@ -72,15 +72,15 @@ def test_tables_say_what_is_done_to_each_image(augment):
     index = torch.tensor([3, 3, 8, 0, 5, 1, 7])
     want = augment(to_float(pool[index]), draw(4))
     draws = augment.draw(len(index), (10, 12), draw(4))
-    torch.testing.assert_close(shown(pool, index, draws), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(augmented(pool, index, draws), want, rtol=0, atol=1e-6)
     for rows in (slice(0, 3), slice(3, 7), torch.tensor([6, 2])):
-        assert torch.equal(shown(pool, index[rows], draws[rows]), shown(pool, index, draws)[rows])
-    both = Draws.stack([draws, draws])
+        assert torch.equal(augmented(pool, index[rows], draws[rows]), augmented(pool, index, draws)[rows])
+    both = AugmentParams.stack([draws, draws])
     assert all(table is None or table.shape[:2] == (2, 7) for table in (both.flip, both.move, both.matrix))
 
 
 def test_flip_stands_before_the_move():
     pool = torch.arange(12, dtype=torch.uint8).view(1, 1, 12, 1)
-    moved = Draws(torch.tensor([True]), torch.tensor([[0, 2]]))
-    found = shown(pool, torch.tensor([0]), moved).add(1).mul(127.5).round().view(-1).tolist()
+    moved = AugmentParams(torch.tensor([True]), torch.tensor([[0, 2]]))
+    found = augmented(pool, torch.tensor([0]), moved).add(1).mul(127.5).round().view(-1).tolist()
     assert found == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0]

@@ -11,7 +11,7 @@ from toy_runs import metrics
 
 import kr_fast
 from kr_fast.cli import main
-from kr_fast.recycling import finished as finished_runs
+from kr_fast.recycling import trained_generator
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.presets import preset
 from kr_fast.runtime.errors import UserError
@@ -109,8 +109,8 @@ def test_generator_is_checked_where_it_is_used(small):
     before = path.read_bytes()
     another(path)
     with pytest.raises(UserError, match=rf"synthesize: {path} must be as the stage generator left it"):
-        finished_runs.open_generator(small, torch.device("cpu"), 9)
-    finished_runs.open_generator(small, torch.device("cpu"), 12)
+        trained_generator.open_generator(small, torch.device("cpu"), 9)
+    trained_generator.open_generator(small, torch.device("cpu"), 12)
     path.write_bytes(before)
 
 

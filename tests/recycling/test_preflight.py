@@ -15,7 +15,7 @@ from kr_fast.models import classifier
 from kr_fast.recycling import preflight
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.preflight import checks, networks, room, seconds
+from kr_fast.recycling.preflight import checks, memory_and_disk, networks, time_estimate
 from kr_fast.recycling.presets import preset
 from kr_fast.recycling.stages import dataset, teacher
 from kr_fast.runtime import state
@@ -132,13 +132,13 @@ def test_what_is_taken_makes_a_step(tmp_path, widths, side, batch, fits):
     made = context(tmp_path, side=side, generator_widths=widths, generator_batch_size=batch, micro_batch=batch)
     if fits:
         assert networks.sizes(made).generator.parameters > 0
-        assert seconds.denoising(made)(batch) == seconds.STEPS * batch
-        assert seconds.sampling(made)(batch) == 2 * batch
+        assert time_estimate.denoising(made)(batch) == time_estimate.STEPS * batch
+        assert time_estimate.sampling(made)(batch) == 2 * batch
         return
     with pytest.raises(UserError, match="run: generator_widths must make a UNet"):
         networks.sizes(made)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        seconds.denoising(made)(batch)
+        time_estimate.denoising(made)(batch)
 
 
 def test_sizes_are_those_of_real_passes(tmp_path):
@@ -261,7 +261,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path, capsys):
 
 def test_time_is_counted_step_by_step(tmp_path):
     """Seconds of the stages where every rate is 1, against counts by hand."""
-    one = seconds.Rates(*[1.0] * len(dataclasses.fields(seconds.Rates)))
+    one = time_estimate.Rates(*[1.0] * len(dataclasses.fields(time_estimate.Rates)))
     made = context(
         tmp_path, (20, 9, 10), teacher_epochs=5, teacher_batch_size=8, generator_steps=6, generator_batch_size=32,
         checkpoints=3, micro_batch=16, num_inference_steps=2, guidance_scale=1.0, tune_noise_scale=(1.0, 1.1),
@@ -270,7 +270,7 @@ def test_time_is_counted_step_by_step(tmp_path):
         student_shadows=-1, audit_control=True,
     )  # fmt: skip
     trial = 2 * (3 * 16 + 9)  # a short Student: periods x (epochs x one whole batch of 16 out of 20 + validation)
-    found = seconds.stages(made, one)
+    found = time_estimate.stages(made, one)
     assert found["teacher"] == 5 * 16 + 5 * 9
     assert found["generator"] == 6 * 32
     assert found["checkpoints"] == 3 * (1 + 2 * 32 * 2 + trial)  # two micro-batches of 16 for 20 images, two steps each
@@ -278,14 +278,14 @@ def test_time_is_counted_step_by_step(tmp_path):
     drawn = 3 * 48 * (2 + 4 * 2) / 2  # two steps as configured, four guided ones at most
     assert found["gkd"] == drawn + 3 * (2 * 32 + 9)
     turns = 4 // min(torch.get_num_threads(), 4)
-    workers = seconds.WORKER if torch.get_num_threads() > 1 else 0
+    workers = time_estimate.WORKER if torch.get_num_threads() > 1 else 0
     assert found["shadows"] == workers + turns * 5 * 8  # half of 30 images is one batch of 8
     assert found["shadow_students"] == workers + turns * 3 * (2 * 32 + 9) + drawn
-    assert found["audit"] == seconds.ATTACKS + (4 + 4 + 3) * 30 + 60 * 16
+    assert found["audit"] == time_estimate.ATTACKS + (4 + 4 + 3) * 30 + 60 * 16
 
 
 def test_amounts_and_durations():
-    assert [room.amount(each) for each in (0, 999, 12_345, 3.2e6, 1e9, 7e16)] == [
+    assert [memory_and_disk.amount(each) for each in (0, 999, 12_345, 3.2e6, 1e9, 7e16)] == [
         "0 B", "999 B", "12.3 kB", "3.2 MB", "1.0 GB", "70000.0 TB",
     ]  # fmt: skip
     assert [duration(each) for each in (0.25, 119, 121, 7200, 200_000)] == [

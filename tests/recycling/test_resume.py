@@ -78,7 +78,7 @@ def then_die(path, state):
 files.save_state = then_die
 """,
     "whole audit, while a generator is retrained": """
-from kr_fast.recycling import generator
+from kr_fast.recycling.stages import generator
 generator.SAVE_EVERY = 5
 from kr_fast.runtime import files
 save = files.save_state

@@ -12,7 +12,7 @@ from kr_fast import data
 from kr_fast.models import classifier
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.preflight import networks, room
+from kr_fast.recycling.preflight import memory_and_disk, networks
 from kr_fast.report.sentences import OF_RUN, verdict
 from kr_fast.runtime import state
 from kr_fast.runtime.storage import files
@@ -98,7 +98,7 @@ def test_keep_matrix_is_recorded(finished):
 def test_files_are_as_large_as_was_estimated(finished):
     config = RecycleConfig(**yaml.safe_load((finished[0] / "config.yaml").read_text()))
     context = Context(config, finished[0], state.current(), data.load("digits"), Journal(finished[0]))
-    wanted = room.stages(room.disk(context, networks.sizes(context)))
+    wanted = memory_and_disk.stages(memory_and_disk.disk(context, networks.sizes(context)))
     private, release = finished[0] / "private", finished[0] / "release"
     shared = config.periods * config.images * (64 + 16)  # which the stage removes at its end
     for stage, paths, rest in (
@@ -106,7 +106,7 @@ def test_files_are_as_large_as_was_estimated(finished):
         ("shadow_students", [private / "shadow_students"], shared),
         ("gkd", [release / "student.safetensors", release / "synthetic", private / "synthetic"], 0),
     ):  # fmt: skip
-        found = rest + sum(room.written(path) if path.is_dir() else path.stat().st_size for path in paths)
+        found = rest + sum(memory_and_disk.written(path) if path.is_dir() else path.stat().st_size for path in paths)
         assert found / 1.3 < wanted[stage] < found * 1.3, stage
 
 

@@ -12,7 +12,7 @@ from toy_runs import QUIET
 
 import kr_fast
 from kr_fast.cli import main
-from kr_fast.recycling import finished as finished_runs
+from kr_fast.recycling import trained_generator
 from kr_fast.runtime.errors import UserError
 
 pytestmark = pytest.mark.pipeline
@@ -34,7 +34,7 @@ def test_a_run_gives_more_images(tmp_path, finished, monkeypatch):
     assert {key: used[key] for key in ("num_inference_steps", "guidance_scale", "noise_scale", "checkpoint")} == {
         key: tuned[key] for key in ("num_inference_steps", "guidance_scale", "noise_scale", "checkpoint")
     }
-    found = finished_runs.open_generator(run, torch.device("cpu"))
+    found = trained_generator.open_generator(run, torch.device("cpu"))
     classes = len(found.class_counts)
     sampler = kr_fast.Sampler(
         found.network, found.scheduler, seed=3, crop=(8, 8), num_classes=classes, **found.sampling
@@ -62,11 +62,11 @@ def test_two_ranks_write_what_one_writes(tmp_path, finished):
 
 def test_runs_that_are_refused(tmp_path, finished):
     with pytest.raises(UserError, match="synthesize: checkpoint must be one of 9, 12, got 5"):
-        finished_runs.open_generator(finished[0], torch.device("cpu"), 5)
+        trained_generator.open_generator(finished[0], torch.device("cpu"), 5)
     (tmp_path / "config.yaml").write_text((finished[0] / "config.yaml").read_text())
     (tmp_path / "journal.json").write_text("{}")
     with pytest.raises(UserError, match="synthesize: model must hold release/ and private/"):
-        finished_runs.open_generator(tmp_path, torch.device("cpu"))
+        trained_generator.open_generator(tmp_path, torch.device("cpu"))
     (tmp_path / "private").mkdir()
     with pytest.raises(UserError, match="synthesize: model must be a run whose generator is trained, got"):
-        finished_runs.open_generator(tmp_path, torch.device("cpu"))
+        trained_generator.open_generator(tmp_path, torch.device("cpu"))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kr_fast.data import Draws, shown
+from kr_fast.data import AugmentParams, augmented
 from kr_fast.ensemble.graph import architecture
 from kr_fast.ensemble.graph.tracing import Unsupported
 from kr_fast.ensemble.training.stack import Saved, Stack
@@ -45,7 +45,7 @@ def graph_of(job: Job) -> StackedGraph:
         raise Unsupported(f"a half has fewer examples than a batch of {job.config.batch_size}")
     graph = StackedGraph(model)
     index = torch.arange(min(PROBE, len(job.labels)))
-    check(model, graph, shown(job.images, index, Draws()), int(job.labels.max()) + 1)
+    check(model, graph, augmented(job.images, index, AugmentParams()), int(job.labels.max()) + 1)
     return graph
 
 
@@ -124,7 +124,7 @@ class Block:
             rows[steps * self.schedules.batch :] = 0  # seen by a model that stands still
             orders.append(kept[order[rows]])
             draws.append(draw[rows])
-        found = dataclasses.asdict(Draws.stack(draws)) | {"order": torch.stack(orders)}
+        found = dataclasses.asdict(AugmentParams.stack(draws)) | {"order": torch.stack(orders)}
         tables = {
             name: value.unflatten(1, (most + 1, self.schedules.batch)).transpose(0, 1).contiguous()
             for name, value in found.items()
@@ -147,9 +147,11 @@ class Block:
         """One step of all models, at the row of the tables that ``clock`` names; nothing waits for the device."""
         row = {name: table.index_select(0, self.clock)[0] for name, table in self.tables.items()}
         models, batch = row["order"].shape
-        draws = Draws(*(row.get(name) for name in ("flip", "move", "matrix"))).map(lambda each: each.flatten(0, 1))
+        draws = AugmentParams(*(row.get(name) for name in ("flip", "move", "matrix"))).map(
+            lambda each: each.flatten(0, 1)
+        )
         index = row["order"].flatten()
-        x = shown(self.images, index, draws).to(self.dtype).unflatten(0, (models, batch))
+        x = augmented(self.images, index, draws).to(self.dtype).unflatten(0, (models, batch))
         logits, seen = self.graph(self.stack.held, x)
         losses = F.cross_entropy(
             logits.flatten(0, 1).float(), self.labels[index], reduction="none",
@@ -226,7 +228,7 @@ def memory(graph: StackedGraph, job: Job, dtype: torch.dtype) -> int:
         return tensor
 
     index = torch.arange(min(PROBE, len(job.labels)))
-    x = shown(job.images, index, Draws())[None]
+    x = augmented(job.images, index, AugmentParams())[None]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         graph(stack.held, x)
     half = dtype.itemsize / 4

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import Augment, Draws, Split, shown, to_float
+from kr_fast.data import Augment, AugmentParams, Split, augmented, to_float
 from kr_fast.ensemble.networks import answer, answers_rule, ask, check_sizes, checked, device_of, failures, mode
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError, fail
@@ -109,7 +109,9 @@ class Steps:
         return cls(min(config.batch_size, count), max(count // config.batch_size, 1))
 
 
-def epoch_draws(config: TrainConfig, count: int, size: tuple[int, int], seed: int, epoch: int) -> tuple[Tensor, Draws]:
+def epoch_draws(
+    config: TrainConfig, count: int, size: tuple[int, int], seed: int, epoch: int
+) -> tuple[Tensor, AugmentParams]:
     """The shuffle and the augmentation of one epoch: indices in [0, count) and as many draws, on the CPU.
 
     Whoever trains with ``seed``, alone or among others, sees these.
@@ -172,7 +174,7 @@ def fit(
             for step in range(steps.per_epoch):
                 rows = slice(step * steps.batch, (step + 1) * steps.batch)
                 batch = order[rows]
-                x = shown(images, batch, draws[rows])
+                x = augmented(images, batch, draws[rows])
                 with failures("fit", "model", rule):
                     logits = checked("fit", "model", model(x), x)
                     loss = nn.functional.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)

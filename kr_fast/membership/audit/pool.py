@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.membership.inputs.answers import as_numbers
-from kr_fast.runtime.arrays import damage, read_npy, regular_file
+from kr_fast.runtime.array_files import damage, read_npy, regular_file
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_mask, as_tensor, binary, described
 

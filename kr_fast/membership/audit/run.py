@@ -30,7 +30,7 @@ from kr_fast.membership.inputs.loading import load_npz
 from kr_fast.membership.inputs.other_tools import load_lira_tree, load_privacy_meter
 from kr_fast.report import repeated, without_folders
 from kr_fast.runtime import seeds, state
-from kr_fast.runtime.arrays import read_npy
+from kr_fast.runtime.array_files import read_npy
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files, manifest

@@ -14,7 +14,7 @@ from torch import Tensor
 from kr_fast.membership.audit.data import PROBABILITIES, AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.audit.pool import pool_of
 from kr_fast.membership.inputs.answers import SIGNALS, read_logits
-from kr_fast.runtime.arrays import open_npz
+from kr_fast.runtime.array_files import open_npz
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_labels, as_mask
 from kr_fast.runtime.storage import files

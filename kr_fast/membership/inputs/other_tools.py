@@ -11,7 +11,7 @@ from torch import Tensor
 from kr_fast.membership.audit.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.inputs.answers import read_logits, refuse_nan
 from kr_fast.membership.inputs.loading import naming
-from kr_fast.runtime.arrays import read_npy
+from kr_fast.runtime.array_files import read_npy
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_labels, as_mask
 

@@ -2,6 +2,6 @@
 
 from kr_fast.recycling.preflight.checks import check
 from kr_fast.recycling.preflight.dry_run import describe
-from kr_fast.recycling.preflight.seconds import work
+from kr_fast.recycling.preflight.time_estimate import work
 
 __all__ = ["check", "describe", "work"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import yaml
 
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.preflight import networks, room, seconds
+from kr_fast.recycling.preflight import memory_and_disk, networks, time_estimate
 from kr_fast.recycling.stages import teacher
 from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.text import duration
@@ -44,17 +44,29 @@ def describe(context: Context, notes: Sequence[str]) -> str:
 
 def _table(context: Context, sizes: networks.Sizes) -> list[str]:
     """Stages with their estimates; those that are finished are left out."""
-    times = seconds.stages(context, seconds.measure(context))
-    memory, disk = (room.stages(needs(context, sizes)) for needs in (room.memory, room.disk))
+    times = time_estimate.stages(context, time_estimate.measure(context))
+    memory, disk = (
+        memory_and_disk.stages(needs(context, sizes)) for needs in (memory_and_disk.memory, memory_and_disk.disk)
+    )
     rows = [("stage", "time", "memory", "disk")]
     left = [name for name in times if context.journal.done(name) is None]
     for name in left:
-        sizes_of = (room.amount(each[name]) if name in each else "" for each in (memory, disk))
+        sizes_of = (memory_and_disk.amount(each[name]) if name in each else "" for each in (memory, disk))
         rows.append((name, duration(times[name]), *sizes_of))
     most = max((memory.get(name, 0) for name in left), default=0)
     total = sum(disk.get(name, 0) for name in left)
-    rows.append(("in all", duration(sum(times[name] for name in left)), room.amount(most), room.amount(total)))
-    free = (room.amount(free_memory(context.runtime.device)), room.amount(room.free_disk(context.out)))
+    rows.append(
+        (
+            "in all",
+            duration(sum(times[name] for name in left)),
+            memory_and_disk.amount(most),
+            memory_and_disk.amount(total),
+        )
+    )
+    free = (
+        memory_and_disk.amount(free_memory(context.runtime.device)),
+        memory_and_disk.amount(memory_and_disk.free_disk(context.out)),
+    )
     rows.append(("free", "", *free))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     words = [

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kr_fast.runtime import arrays
+from kr_fast.runtime import array_files
 from kr_fast.runtime.errors import UserError
 
 DTYPES = st.one_of(
@@ -31,10 +31,10 @@ def test_what_numpy_wrote_is_read(tmp_path_factory, values, fortran, compressed)
     values = np.asarray(values, order="F" if fortran else "C")
     (np.savez_compressed if compressed else np.savez)(path, x=values, other=np.arange(3))
     np.save(path.with_suffix(".npy"), values)
-    with arrays.open_npz(path, "data") as archive:
+    with array_files.open_npz(path, "data") as archive:
         assert archive.keys == ["x", "other"]
         found = archive.read("x")
-    for each in (found, arrays.read_npy(path.with_suffix(".npy"), "data", "source")):
+    for each in (found, array_files.read_npy(path.with_suffix(".npy"), "data", "source")):
         assert each.dtype.isnative
         assert each.shape == values.shape
         wide = values.dtype.kind == "f" and values.dtype.itemsize > 8
@@ -55,10 +55,10 @@ def test_damage_is_one_line_or_found_by_the_check_sum(tmp_path_factory, at, new,
             error = None
             try:
                 if save:
-                    with arrays.open_npz(path, "data") as archive:
+                    with array_files.open_npz(path, "data") as archive:
                         np.testing.assert_array_equal(archive.read("x"), values)
                 else:
-                    arrays.read_npy(path, "data", "source")  # has no check sum: numbers may differ
+                    array_files.read_npy(path, "data", "source")  # has no check sum: numbers may differ
             except UserError as caught:
                 error = str(caught)
             assert error is None or (str(path) in error and "\n" not in error)
@@ -79,8 +79,8 @@ def test_sizes_are_known_before_memory_is_taken(tmp_path, monkeypatch):
         archive.writestr("x.npy", header((2,)) + bytes(8))
         archive.writestr("overflow.npy", header((2**62, 2**62)) + bytes(8))
         archive.writestr("below.npy", header((-2, -2)) + bytes(64))
-    monkeypatch.setattr(arrays, "free_memory", lambda: 1 << 20)
-    with arrays.open_npz(path, "data") as archive:
+    monkeypatch.setattr(array_files, "free_memory", lambda: 1 << 20)
+    with array_files.open_npz(path, "data") as archive:
         assert archive.read("x").tolist() == [0, 0]
         for key, words in (
             ("claims", "its header claims 100000000000 bytes and the file holds 64"),
@@ -110,21 +110,24 @@ def test_files_that_are_no_arrays(tmp_path):
         path.write_bytes(data)
         with pytest.raises(UserError, match=f"data: source must be a readable .np[yz] file, got .*{words}"):
             if path.suffix == ".npz":
-                with arrays.open_npz(path, "data"):
+                with array_files.open_npz(path, "data"):
                     pass
             else:
-                arrays.read_npy(path, "data", "source")
-    for name, read in (("torch.npz", arrays.open_npz), ("torch.npy", arrays.read_npy)):
+                array_files.read_npy(path, "data", "source")
+    for name, read in (("torch.npz", array_files.open_npz), ("torch.npy", array_files.read_npy)):
         torch.save({"x": torch.zeros(2)}, tmp_path / name)
         with pytest.raises(UserError, match="it is a file of torch.save; numpy.save"):
             opened = read(tmp_path / name, "data", "source")
             opened.__enter__()
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), good=np.arange(2))
-    with arrays.open_npz(tmp_path / "objects.npz", "data") as archive:
+    with array_files.open_npz(tmp_path / "objects.npz", "data") as archive:
         assert archive.read("good").tolist() == [0, 1]
         with pytest.raises(UserError, match="Python objects"):
             archive.read("x")
-    with pytest.raises(FileNotFoundError, match="which is not there"), arrays.open_npz(tmp_path / "no.npz", "data"):
+    with (
+        pytest.raises(FileNotFoundError, match="which is not there"),
+        array_files.open_npz(tmp_path / "no.npz", "data"),
+    ):
         pass
 
 
@@ -135,13 +138,13 @@ def test_an_encrypted_member_and_a_pipe(tmp_path):
     for start in (b"PK\x03\x04", b"PK\x01\x02"):
         data[data.index(start) + (6 if start.endswith(b"\x04") else 8)] |= 1
     path.write_bytes(data)
-    with arrays.open_npz(path, "data") as archive, pytest.raises(UserError, match="encrypted"):
+    with array_files.open_npz(path, "data") as archive, pytest.raises(UserError, match="encrypted"):
         archive.read("x")
     os.mkfifo(tmp_path / "pipe.npz")
     for call in (
-        lambda: arrays.open_npz(tmp_path / "pipe.npz", "data").__enter__(),
-        lambda: arrays.read_npy(tmp_path / "pipe.npz", "data", "source"),
-        lambda: arrays.read_npy(tmp_path, "data", "source"),
+        lambda: array_files.open_npz(tmp_path / "pipe.npz", "data").__enter__(),
+        lambda: array_files.read_npy(tmp_path / "pipe.npz", "data", "source"),
+        lambda: array_files.read_npy(tmp_path, "data", "source"),
     ):
         with pytest.raises(UserError, match="data: source must be a regular file, got"):
             call()

@@ -7,7 +7,7 @@ import torch
 
 import kr_fast
 from kr_fast.data import Dataset, Split
-from kr_fast.recycling import preflight, schedule
+from kr_fast.recycling import preflight, stage_progress
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.presets import preset
 from kr_fast.runtime.log import logger
@@ -32,12 +32,12 @@ WORK = {"teacher": 2e9, "generator": 6e9, "report": 3.0}
     ],
 )
 def test_a_line_says_what_is_left_at_the_pace_so_far(name, seconds, wanted):
-    assert schedule.line(NAMES, name, WORK, seconds) == wanted
+    assert stage_progress.line(NAMES, name, WORK, seconds) == wanted
 
 
 def test_lines_are_logged_unless_the_command_is_quiet(caplog):
     asked = []
-    plan = schedule.Schedule(NAMES, lambda: asked.append(1) or WORK)
+    plan = stage_progress.StageProgress(NAMES, lambda: asked.append(1) or WORK)
     with caplog.at_level(logging.WARNING, logger.name):
         plan.begin("teacher", {})
     assert (caplog.messages, asked) == ([], [])

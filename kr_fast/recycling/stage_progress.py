@@ -9,7 +9,7 @@ from kr_fast.runtime.log import logger
 from kr_fast.runtime.text import duration
 
 
-class Schedule:
+class StageProgress:
     """Stages of a run in order; :meth:`begin` logs a line as each begins."""
 
     def __init__(self, names: Sequence[str], work: Callable[[], Mapping[str, float]]):
@@ -25,9 +25,9 @@ class Schedule:
         logger.info("%s", line(self.names, name, self._known, seconds))
 
 
-def of_run(context: Context, names: Sequence[str]) -> Schedule:
-    """The schedule of ``context``: stages compared by the operations of their networks."""
-    return Schedule(names, lambda: preflight.work(context))
+def of_run(context: Context, names: Sequence[str]) -> StageProgress:
+    """Progress of the run of ``context``: stages are compared by the operations of their networks."""
+    return StageProgress(names, lambda: preflight.work(context))
 
 
 def line(names: Sequence[str], name: str, work: Mapping[str, float], seconds: Mapping[str, float]) -> str:

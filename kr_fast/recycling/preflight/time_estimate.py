@@ -16,8 +16,8 @@ from kr_fast.membership.attacks.control import overfitted_recipe
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks
+from kr_fast.recycling.preflight.memory_and_disk import QUERIES
 from kr_fast.recycling.preflight.networks import make_generator
-from kr_fast.recycling.preflight.room import QUERIES
 from kr_fast.recycling.stages import generator, gkd, shadows, teacher
 from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize

@@ -6,7 +6,7 @@ from data_cases import read_or_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kr_fast.data.pixels import to_uint8
+from kr_fast.data.pixel_range import to_uint8
 from kr_fast.runtime.errors import UserError
 
 INTEGERS = ["u1", "i2", "<u2", ">u2", "i4", ">i4", "u8", "i8"]
