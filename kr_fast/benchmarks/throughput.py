@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kr_fast.models import unet
+from kr_fast.benchmarks.config import CLASSES, MODELS, Case
 from kr_fast.ops.sampling.pack_uint8 import pack_uint8
 from kr_fast.ops.sampling.philox_normal import philox_normal
 from kr_fast.runtime.errors import fail
@@ -28,34 +28,7 @@ from kr_fast.synthesis.labels import LabelPlan
 from kr_fast.synthesis.networks import adapt
 from kr_fast.synthesis.sampler import Sampler
 
-CLASSES, SEED = 10, 1
-PROVIDERS = ("documented", "loop", "compile", "kr_fast")
-# Untrained networks of the sizes that people train: time does not depend on the weights.
-MODELS: dict[str, Callable] = {
-    "digits": lambda: unet(8, 8, 1, CLASSES, widths=(32, 64)),
-    "unet28": lambda: unet(28, 28, 1, CLASSES, widths=(32, 64, 64)),
-    "unet32": lambda: unet(32, 32, 3, CLASSES, widths=(128, 256, 256, 256), layers=2),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What is measured: ``images`` images in micro-batches of ``batch``."""
-
-    model: str
-    scheduler: str
-    steps: int
-    batch: int
-    images: int
-    guidance_scale: float | None
-    format: str | None
-    device: str
-    threads: int
-
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations an image."""
-        return self.steps * (1 if self.guidance_scale is None else 2)
+SEED = 1
 
 
 def measure(case: Case, providers: tuple[str, ...], repeats: int, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -63,23 +36,20 @@ def measure(case: Case, providers: tuple[str, ...], repeats: int, progress: Call
 
     Args:
         case: what to run.
-        providers: of :data:`PROVIDERS`. ``documented`` is a float32 loop in diffusers that saves PNG files by PIL,
-            ``loop`` the same channels_last (bfloat16 on a GPU) that saves raw bytes, ``compile`` that loop under
-            ``torch.compile``, ``kr_fast`` the fused sampler on an optimized network.
+        providers: ``documented`` is a float32 loop in diffusers that saves PNG files by PIL, ``loop`` the same
+            channels_last (bfloat16 on a GPU) that saves raw bytes, ``compile`` that loop under ``torch.compile``,
+            ``kr_fast`` the fused sampler on an optimized network.
         repeats: timed runs, of which the fastest and the median are reported.
         progress: called with the name of each provider before it starts.
     """
-    for name, value, allowed in (("model", case.model, MODELS), *(("providers", p, PROVIDERS) for p in providers)):
-        if value not in allowed:
-            fail("bench", name, f"be one of {', '.join(allowed)}", value)
-    _scheduler(case)
+    _scheduler(case)  # an unknown one is refused before a process starts
     context = multiprocessing.get_context("spawn")
-    found = {}
+    results = {}
     for provider in providers:
         progress(provider)
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-            found[provider] = pool.submit(_run, case, provider, repeats).result()
-    return {"case": dataclasses.asdict(case), "evaluations": case.evaluations, "providers": found, **_machine(case)}
+            results[provider] = pool.submit(_run, case, provider, repeats).result()
+    return {"case": dataclasses.asdict(case), "evaluations": case.evaluations, "providers": results, **_machine(case)}
 
 
 def _machine(case: Case) -> dict[str, Any]:
@@ -140,11 +110,8 @@ def _scheduler(case: Case) -> Any:
 
 
 def _sampler(case: Case, network: Any, **options: Any) -> Sampler:
-    return Sampler(
-        network, _scheduler(case), case.steps, seed=SEED, guidance_scale=case.guidance_scale, num_classes=CLASSES,
-        micro_batch=case.batch,
-        **options,
-    )  # fmt: skip
+    options |= {"guidance_scale": case.guidance_scale, "num_classes": CLASSES, "micro_batch": case.batch}
+    return Sampler(network, _scheduler(case), case.steps, seed=SEED, **options)
 
 
 def _provider(case: Case, provider: str, network: Any) -> tuple[Callable, Callable]:
@@ -177,9 +144,8 @@ class _Loop:
         case, scheduler = self.case, self.scheduler
         scheduler.set_timesteps(case.steps)
         dtype, labels = self.network.dtype, labels.to(case.device)
-        x = philox_normal(
-            ids.to(case.device), adapt(self.network).shape, seed=SEED
-        )  # any generator would do: once an image
+        # Any generator would do: it runs once per image.
+        x = philox_normal(ids.to(case.device), adapt(self.network).shape, seed=SEED)
         x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
         null = torch.full_like(labels, CLASSES)
         for t in scheduler.timesteps:
@@ -187,9 +153,9 @@ class _Loop:
             if case.guidance_scale is None:
                 e = self.call(inputs, t, class_labels=labels).sample.float()
             else:
-                both = self.call(torch.cat([inputs] * 2), t, class_labels=torch.cat([labels, null])).sample.float()
-                e, u = both.chunk(2)
-                e = u + case.guidance_scale * (e - u)
+                output = self.call(torch.cat([inputs] * 2), t, class_labels=torch.cat([labels, null])).sample.float()
+                e, unconditional = output.chunk(2)
+                e = unconditional + case.guidance_scale * (e - unconditional)
             x = scheduler.step(e, t, x).prev_sample
         return pack_uint8(x.contiguous())
 
@@ -228,7 +194,7 @@ def _synthesize(case: Case, sampler: Sampler, plan: LabelPlan) -> None:
 
 
 def _flops(network: Any) -> int:
-    """Operations of one evaluation of one image: two a multiplication with its addition."""
+    """Operations of one evaluation of one image: two per multiply-add."""
     from torch.utils.flop_counter import FlopCounterMode
 
     x = torch.zeros((1, *adapt(network).shape), device=network.device, dtype=network.dtype)
@@ -238,7 +204,7 @@ def _flops(network: Any) -> int:
 
 
 def _matrix_peak(case: Case, provider: str) -> float:
-    """Operations a second of a large matrix product in the provider's dtype, measured here: the roof."""
+    """Operations per second of a large matrix product in the provider's dtype, measured here: the upper limit."""
     half = case.device == "cuda" and provider != "documented"
     size = 8192 if case.device == "cuda" else 1536
     a = torch.randn(size, size, device=case.device, dtype=torch.bfloat16 if half else torch.float32)

@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        return _told(error)
+        return _print_error(error)
 
 
-def _told(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     """Print ``error`` as one line; returns the exit code."""
     forced = "KR_FAST_BACKEND" in str(error)  # of the backends, which do not know UserError
     if isinstance(error, UserError | OSError) or forced:

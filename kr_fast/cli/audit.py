@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from kr_fast.cli import options
+from kr_fast.runtime.text import aligned
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -23,9 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Build the configuration, run, print the table."""
     from kr_fast.membership.audit.run import AuditConfig, run_audit
 
-    flags = options.given(arguments, AuditConfig)
-    config = options.build(AuditConfig, options.read_yaml(arguments.config, "audit"), flags, where="audit")
-    done = run_audit(config)
+    done = run_audit(options.config_from(arguments, AuditConfig, "audit"))
     if done is not None:
         report, page = done
         print(table(report.to_dict()))
@@ -54,8 +53,7 @@ def table(found: dict[str, Any]) -> str:
             auc = f"{row['auc']:.3f} [{row['auc_ci'][0]:.3f}, {row['auc_ci'][1]:.3f}]"
             bound = f"{row['epsilon']['clopper_pearson']:.2f}"
             rows.append((name, attack + mark, auc, f"{shown}[{low:.4f}, {high:.4f}]", bound))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     if found["setting"]["targets"]:
         lines.append("* named beforehand; the others are exploratory. Empirical, not differential privacy.")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         facts = [] if default == "" else [f"default: {'none' if field.default == () else default}"]
         facts += filter(None, [within(field)])
-        shown = f" ({'; '.join(facts)})" if facts else ""
+        note = f" ({'; '.join(facts)})" if facts else ""
         options: dict[str, Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
-            "help": f"{field.metadata['help']}{shown}".replace("%", "%%"),
+            "help": f"{field.metadata['help']}{note}".replace("%", "%%"),
         }
         kind, choices = kinds[field.name], field.metadata.get("choices")
         metavar = f"{{{','.join(choices)}}}" if choices else field.name.split("_")[-1].upper()
@@ -48,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
     add_common(parser)
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     """An integer, also as ``1e6``; anything else is the ValueError that argparse expects."""
     try:
         return int(text)
@@ -59,18 +60,30 @@ def _whole(text: str) -> int:
         return int(value)
 
 
-_whole.__name__ = "int"  # argparse's errors name the function
-_READERS = {int: _whole, float: float, str: str}
+_integer.__name__ = "int"  # argparse's errors name the function
+_READERS = {int: _integer, float: float, str: str}
 
 
-def given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
-    """The fields of ``config`` that stood on the command line."""
-    names = {field.name for field in dataclasses.fields(config)}
-    return {name: value for name, value in vars(arguments).items() if name in names}
+def config_from(
+    arguments: argparse.Namespace, config: type, where: str, preset: Callable[[str], dict[str, Any]] | None = None
+) -> Any:
+    """The configuration of a command: flags over the file of ``--config``, over the preset, over the defaults.
+
+    Args:
+        preset: name -> values, for a command with ``--preset``, which a file may give too.
+    Raises: UserError naming the option.
+    """
+    names, file, base = {field.name for field in dataclasses.fields(config)}, read_yaml(arguments.config, where), {}
+    if preset is not None:
+        in_file = file.pop("preset", None)
+        name = in_file if arguments.preset is None else arguments.preset
+        base = {} if name is None else preset(name)
+    flags = {name: value for name, value in vars(arguments).items() if name in names}
+    return build(config, base, file, flags, where=where)
 
 
 def build(config: type, *layers: dict[str, Any], where: str) -> Any:
-    """The dataclass from layers of values, the last winning; an unknown key or a value of another kind is refused."""
+    """The dataclass from layers of values, of which the last counts; an unknown key or a wrong type is refused."""
     kinds, values = typing.get_type_hints(config), {}
     known = [field.name for field in dataclasses.fields(config)]
     for layer in layers:
@@ -106,22 +119,22 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | None, where: str) -> dict[str, Any]:
-    """The mapping of a YAML file, dashes in keys as underscores; nothing without a path or in an empty file."""
+    """The mapping of a YAML file, dashes in keys as underscores; empty without a path or for an empty file."""
     if path is None:
         return {}
     if not path:
         fail(where, "config", "be a YAML file", repr(path))
     regular_file(Path(path), f"{where}: config")
     try:
-        found = yaml.load(Path(path).read_text(), _Loader)
+        values = yaml.load(Path(path).read_text(), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise UserError(f"{where}: config must be a YAML file, got {path} ({why})") from error
-    if found is None:
+    if values is None:
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         fail(where, "config", "be a YAML mapping", path)
-    named = {str(key).replace("-", "_"): value for key, value in found.items()}
-    if len(named) < len(found):
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(named) < len(values):
         fail(where, "config", "hold each key once, with dashes or underscores", path)
     return named

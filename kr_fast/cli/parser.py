@@ -18,8 +18,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
-        line = " ".join(message.split()).replace("argument ", "", 1)
-        line = line.replace("ignored explicit argument", "takes no value, got")
+        # argparse itself writes "argument --flag: ignored explicit argument 'x'".
+        flag, _, rule = " ".join(message.split()).removeprefix("argument ").partition(": ignored explicit argument ")
+        line = f"{flag}: takes no value, got {rule}" if rule else flag
         self.exit(2, f"{self.prog}: {line}; {self.prog} --help lists the options\n")
 
     def options(self) -> list[str]:

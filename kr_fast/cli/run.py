@@ -3,6 +3,7 @@
 import argparse
 
 from kr_fast.cli import options
+from kr_fast.runtime.text import aligned
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -31,11 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kr_fast.recycling.presets import preset
     from kr_fast.runtime import state
 
-    flags = options.given(arguments, RecycleConfig)
-    file = options.read_yaml(arguments.config, "run")
-    named = file.pop("preset", None)
-    named = named if arguments.preset is None else arguments.preset
-    config = options.build(RecycleConfig, {} if named is None else preset(named), file, flags, where="run")
+    config = options.config_from(arguments, RecycleConfig, "run", preset)
     if arguments.dry_run:
         text = dry_run(config)
         if state.current().is_main:
@@ -49,12 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table(metrics: dict) -> str:
-    """The last screen: Teacher, Student and what the attacks found."""
+    """The last screen: Teacher, Student and the AUC of the attacks on each."""
     from kr_fast.report import run_audit
 
     audit, best = metrics["audit"], run_audit.strongest(metrics)
-    titles = {name: title.replace(" (real images)", "") for name, title in run_audit.models(metrics).items()}
-    titles = {name: title.replace(" (synthetic images)", "") for name, title in titles.items()}
+    titles = run_audit.models(metrics, images=False)
     accuracy = [metrics["teacher" if name == "teacher" else "student"]["test_accuracy"] for name in titles]
     rows = [["", *titles.values(), "Teacher - Student" + (", full" if best == run_audit.FULL else "")]]
     rows.append(["test accuracy", *(f"{each:.4f}" for each in accuracy), f"{metrics['cas_gap']:+.4f}"])
@@ -69,8 +65,4 @@ def table(metrics: dict) -> str:
                     words = audit["setting"]["attacks"][attack]["title"]
                     rows.append([title, f"{words} AUC {run_audit.auc(audit[name][attack])}"])
     rows.append(["seconds", f"{sum(metrics['stages'].values()):.0f}"])
-    # A row of two cells is a sentence and sets no width.
-    widths = [max(len(row[column]) for row in rows if len(row) > 2) for column in range(len(rows[0]))]
-    widths[0] = max(len(row[0]) for row in rows)
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned(rows))

@@ -1,8 +1,6 @@
-"""What a run has left behind, for those who sample more of it: the chosen checkpoint and how to sample from it."""
+"""The generator of a finished run: the chosen checkpoint and how images are sampled from it."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,20 +10,9 @@ from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.storage import files, manifest
 from kr_fast.runtime.storage.journal import Journal
 from kr_fast.runtime.storage.layout import Folder
+from kr_fast.synthesis.job import TrainedGenerator
 
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """``sampling``: num_inference_steps, guidance_scale and noise_scale as tuned, or as configured before tuning."""
-
-    network: Any
-    scheduler: Any
-    step: int
-    crop: tuple[int, int]
-    class_counts: tuple[int, ...]
-    label_plan: str
-    micro_batch: int
-    sampling: dict[str, Any]
+SAMPLING = ("num_inference_steps", "guidance_scale", "noise_scale")
 
 
 def is_run(folder: Path) -> bool:
@@ -33,11 +20,10 @@ def is_run(folder: Path) -> bool:
     return Folder(folder).config.exists() and Folder(folder).journal.exists()
 
 
-def open_generator(run: Path, device: torch.device, step: int = 0) -> Finished:
+def open_generator(run: Path, device: torch.device, step: int = 0) -> TrainedGenerator:
     """The generator of a run's folder, of checkpoint ``step``; 0 for the chosen, else the latest one."""
     folder = Folder(run).check("synthesize", "model")
     journal, config = Journal(run), manifest.read_config(folder.config)
-    names = ("num_inference_steps", "guidance_scale", "noise_scale")
     for key in RecycleConfig().record():
         if key not in config:  # a file that was cut, whose last value may be cut too
             raise UserError(f"synthesize: {folder.config} must hold every option of a run, got no {key}")
@@ -54,13 +40,12 @@ def open_generator(run: Path, device: torch.device, step: int = 0) -> Finished:
     if "image_shape" not in facts:
         fail("synthesize", "model", "be a run of this version of kr-fast, which notes the shape of images", run)
     network, scheduler, _ = generator.load(path, device)
-    return Finished(
+    return TrainedGenerator(
         network,
         scheduler,
         chosen,
-        tuple(facts["image_shape"][:2]),
-        tuple(facts["class_counts"]),
-        config["label_plan"],
-        config["micro_batch"],
-        {name: tuned.get(name, config[name]) for name in names},
+        crop=tuple(facts["image_shape"][:2]),
+        class_counts=tuple(facts["class_counts"]),
+        label_plan=config["label_plan"],
+        sampling={name: tuned.get(name, config[name]) for name in SAMPLING},
     )

@@ -13,15 +13,17 @@ HEADLINE = ("lira", "lira_offline", "loss")
 TEACHER, TRANSFER, FULL, RELEASED, CONTROL = "teacher", "student", "student_full", "released", "control"
 
 
-def models(summary: Summary) -> dict[str, str]:
-    """Name in the audit -> title, of Teacher and Student by each set of shadows that attacked it."""
+def models(summary: Summary, *, images: bool = True) -> dict[str, str]:
+    """Name in the audit -> title, of Teacher and Student by each set of shadows that attacked it.
+
+    ``images``: also name the images that a model was trained on.
+    """
     audit = summary.get("audit")
-    if not audit:
-        return {TEACHER: "Teacher (real images)", TRANSFER: "Student (synthetic images)"}
-    found = {TEACHER: "Teacher (real images)", TRANSFER: "Student, transfer"}
-    if FULL in audit:
-        found[FULL] = f"Student, full ({summary['config']['audit_generator']} generator)"
-    return found
+    student = "Student, transfer" if audit else "Student" + " (synthetic images)" * images
+    titles = {TEACHER: "Teacher" + " (real images)" * images, TRANSFER: student}
+    if audit and FULL in audit:
+        titles[FULL] = f"Student, full ({summary['config']['audit_generator']} generator)"
+    return titles
 
 
 def strongest(summary: Summary) -> str:

@@ -1,4 +1,6 @@
-"""Amounts in words for people."""
+"""Amounts and tables as text for people."""
+
+from collections.abc import Sequence
 
 
 def duration(seconds: float) -> str:
@@ -7,3 +9,14 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
+    """Rows of cells as lines with aligned columns; ``right``: aligned at their right ends.
+
+    A row with fewer cells than the longest one is a sentence: only its first cell sets a width.
+    """
+    count = max(map(len, rows))
+    widths = [max(len(row[k]) for row in rows if len(row) == count or k == 0) for k in range(count)]
+    pad = str.rjust if right else str.ljust
+    return ["  ".join(pad(*pair) for pair in zip(row, widths, strict=False)).rstrip() for row in rows]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kr_fast.benchmarks.config import BenchConfig
 from kr_fast.cli import main
-from kr_fast.cli.bench import BenchConfig
-from kr_fast.cli.synthesize import SynthesizeConfig
 from kr_fast.runtime.errors import UserError
+from kr_fast.synthesis.job import SynthesizeConfig
 
 NUMBERS = [
     (config, field.name)

@@ -10,13 +10,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kr_fast.cli.bench import BenchConfig
-from kr_fast.cli.synthesize import SynthesizeConfig
+from kr_fast.benchmarks.config import BenchConfig
 from kr_fast.data import Augment
 from kr_fast.ensemble import TrainConfig
 from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime.errors import UserError
+from kr_fast.synthesis.job import SynthesizeConfig
 
 
 def _is_number(config, field):

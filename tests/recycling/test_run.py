@@ -98,7 +98,7 @@ def test_keep_matrix_is_recorded(finished):
 def test_files_are_as_large_as_was_estimated(finished):
     config = RecycleConfig(**yaml.safe_load((finished[0] / "config.yaml").read_text()))
     context = Context(config, finished[0], state.current(), data.load("digits"), Journal(finished[0]))
-    wanted = memory_and_disk.stages(memory_and_disk.disk(context, networks.sizes(context)))
+    wanted = memory_and_disk.stages(memory_and_disk.disk_needs(context, networks.sizes(context)))
     private, release = finished[0] / "private", finished[0] / "release"
     shared = config.periods * config.images * (64 + 16)  # which the stage removes at its end
     for stage, paths, rest in (

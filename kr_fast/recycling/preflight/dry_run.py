@@ -6,9 +6,10 @@ import yaml
 
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import memory_and_disk, networks, time_estimate
+from kr_fast.recycling.preflight.memory_and_disk import amount, disk_needs, free_disk, memory_needs
 from kr_fast.recycling.stages import teacher
 from kr_fast.runtime.memory import free_memory
-from kr_fast.runtime.text import duration
+from kr_fast.runtime.text import aligned, duration
 
 
 def describe(context: Context, notes: Sequence[str]) -> str:
@@ -19,21 +20,21 @@ def describe(context: Context, notes: Sequence[str]) -> str:
     c, data, sizes = context.config, context.data, networks.sizes(context)
     height, width, channels = data.image_shape
     splits = ", ".join(f"{len(getattr(data, name)):,} {name}" for name in ("train", "val", "test"))
-    own = sizes.teacher.parameters
-    made = [
-        ("Teacher", f"{c.teacher_arch} of width {c.teacher_width}", own),
+    trained = sizes.teacher.parameters
+    models = [
+        ("Teacher", f"{c.teacher_arch} of width {c.teacher_width}", trained),
         ("Student", f"{c.student_arch} of width {c.student_width}", sizes.student.parameters),
         ("generator", f"UNet2DModel of widths {' '.join(map(str, c.generator_widths))}", sizes.generator.parameters),
     ]
     if c.teacher:
         given = sum(value.numel() for value in teacher.build(context).parameters())
-        made = [("Teacher", c.teacher, given), ("its shadows", made[0][1], own), *made[1:]]
+        models = [("Teacher", c.teacher, given), ("its shadows", models[0][1], trained), *models[1:]]
     lines = [
         "A dry run of kr-fast run: nothing was trained, and nothing was written.",
         "",
         f"data: {data.name}, images of {height} x {width} x {channels}: {splits}; {data.num_classes} classes",
         *(f"data: {note}" for note in data.notes),
-        *(f"{name}: {words}, {count:,} parameters" for name, words, count in made),
+        *(f"{name}: {words}, {count:,} parameters" for name, words, count in models),
         *(f"note: {note}" for note in notes),
         "",
         *_table(context, sizes),
@@ -46,32 +47,21 @@ def _table(context: Context, sizes: networks.Sizes) -> list[str]:
     """Stages with their estimates; those that are finished are left out."""
     times = time_estimate.stages(context, time_estimate.measure(context))
     memory, disk = (
-        memory_and_disk.stages(needs(context, sizes)) for needs in (memory_and_disk.memory, memory_and_disk.disk)
+        memory_and_disk.stages(needs) for needs in (memory_needs(context, sizes), disk_needs(context, sizes))
     )
     rows = [("stage", "time", "memory", "disk")]
-    left = [name for name in times if context.journal.done(name) is None]
-    for name in left:
-        sizes_of = (memory_and_disk.amount(each[name]) if name in each else "" for each in (memory, disk))
-        rows.append((name, duration(times[name]), *sizes_of))
-    most = max((memory.get(name, 0) for name in left), default=0)
-    total = sum(disk.get(name, 0) for name in left)
-    rows.append(
-        (
-            "in all",
-            duration(sum(times[name] for name in left)),
-            memory_and_disk.amount(most),
-            memory_and_disk.amount(total),
+    unfinished = [name for name in times if context.journal.done(name) is None]
+    for name in unfinished:
+        rows.append(
+            (name, duration(times[name]), *(amount(each[name]) if name in each else "" for each in (memory, disk)))
         )
-    )
-    free = (
-        memory_and_disk.amount(free_memory(context.runtime.device)),
-        memory_and_disk.amount(memory_and_disk.free_disk(context.out)),
-    )
-    rows.append(("free", "", *free))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    most = max((memory.get(name, 0) for name in unfinished), default=0)
+    total = sum(disk.get(name, 0) for name in unfinished)
+    rows.append(("in all", duration(sum(times[name] for name in unfinished)), amount(most), amount(total)))
+    rows.append(("free", "", amount(free_memory(context.runtime.device)), amount(free_disk(context.out))))
     words = [
         "Estimate. Time: a few steps of each network were timed, right within a factor of two if nothing else runs.",
         "Memory and disk: what is certain to be needed; libraries take more.",
         "",
     ]
-    return words + ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return words + aligned(rows, right=True)

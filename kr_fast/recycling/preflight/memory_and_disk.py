@@ -32,7 +32,7 @@ class Need:
     size: int
 
 
-def memory(context: Context, sizes: Sizes) -> list[Need]:
+def memory_needs(context: Context, sizes: Sizes) -> list[Need]:
     """What the stages hold in memory at a time, on this process's device."""
     c, train = context.config, len(context.data.train)
     pool, together = train + len(context.data.test), shadows.workers(context)
@@ -99,7 +99,7 @@ def _image(context: Context) -> int:
     return math.prod(context.data.image_shape) + ID_AND_LABEL
 
 
-def disk(context: Context, sizes: Sizes) -> list[Need]:
+def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
     """Files of the run, those that a stage removes at its end too."""
     c, data = context.config, context.data
     image, pool = _image(context), len(data.train) + len(data.test)
@@ -143,7 +143,7 @@ def free_disk(out: Path) -> int:
 
 def check(context: Context, sizes: Sizes) -> None:
     """Refuse a run that needs more memory or disk than is free, naming the option that takes most of it."""
-    needs, device = memory(context, sizes), context.runtime.device
+    needs, device = memory_needs(context, sizes), context.runtime.device
     stage, wanted = max(stages(needs).items(), key=lambda each: each[1])
     if wanted > (free := free_memory(device)):
         most = max((need for need in needs if need.stage == stage), key=lambda need: need.size)
@@ -151,7 +151,7 @@ def check(context: Context, sizes: Sizes) -> None:
             f"stage {stage} needs {amount(wanted)} of memory, most of it for {most.what}, and {amount(free)} are free"
         )
         fail("run", most.option, f"be smaller, as {words}", _value(context, most.option))
-    needs = disk(context, sizes)
+    needs = disk_needs(context, sizes)
     wanted = sum(need.size for need in needs) - written(context.out)
     if wanted > (free := free_disk(context.out)):
         most = max(needs, key=lambda need: need.size)

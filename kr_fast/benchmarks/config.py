@@ -1,0 +1,83 @@
+"""The options of ``kr-fast bench synthesis``, and the case that they describe."""
+
+import dataclasses
+
+import torch
+
+from kr_fast.models import unet
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.options import check, option
+
+CLASSES = 10
+PROVIDERS = ("documented", "loop", "compile", "kr_fast")
+# Untrained networks of the sizes that people train: time does not depend on the weights.
+MODELS = {
+    "digits": lambda: unet(8, 8, 1, CLASSES, widths=(32, 64)),
+    "unet28": lambda: unet(28, 28, 1, CLASSES, widths=(32, 64, 64)),
+    "unet32": lambda: unet(32, 32, 3, CLASSES, widths=(128, 256, 256, 256), layers=2),
+}
+FORMATS = ("npy", "npz", "webdataset", "parquet", "device", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured: ``images`` images in micro-batches of ``batch``."""
+
+    model: str
+    scheduler: str
+    steps: int
+    batch: int
+    images: int
+    guidance_scale: float | None
+    format: str | None
+    device: str
+    threads: int
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image."""
+        return self.steps * (1 if self.guidance_scale is None else 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What ``kr-fast bench synthesis`` measures."""
+
+    model: str = option(
+        "unet28",
+        "untrained network to sample: unet28 has 1.7 M weights, unet32 the widths of ddpm-cifar10",
+        choices=tuple(MODELS),
+    )
+    scheduler: str = option("DDIMScheduler", "diffusers scheduler")
+    steps: int = option(10, "solver steps", least=1, most=10000)
+    batch: int = option(64, "images in one network call", least=1, most=1_000_000)
+    images: int = option(256, "images in one timed run", least=1, most=1_000_000_000)
+    guidance_scale: float = option(1.0, "classifier-free guidance; 1 for none", least=0, most=100)
+    format: str = option("npy", "sink of the end-to-end rate", choices=FORMATS)
+    providers: tuple[str, ...] = option(
+        PROVIDERS,
+        "documented (float32, PNG by PIL), loop (channels_last, half precision on a GPU), compile (that loop under "
+        "torch.compile), kr_fast",
+        choices=PROVIDERS,
+    )
+    repeats: int = option(3, "timed runs; the fastest counts", least=1, most=1_000_000)
+    device: str = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
+    threads: int = option(0, "CPU threads; 0 for torch's choice", least=0, most=4096)
+    out: str = option("bench-synthesis", "folder for synthesis.json and synthesis.png")
+
+    def __post_init__(self):
+        check(self, "bench")
+        if not self.providers:
+            fail("bench", "providers", "name at least one", "none")
+
+    def case(self) -> Case:
+        """The case on this machine. Raises: UserError for a GPU that is not there."""
+        gpu = torch.cuda.is_available()
+        if self.device == "cuda" and not gpu:
+            fail("bench", "device", "be cpu or auto where there is no GPU", self.device)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Case)}
+        values["guidance_scale"] = None if self.guidance_scale == 1 else self.guidance_scale
+        values["format"] = None if self.format == "none" else self.format
+        values["device"] = ("cuda" if gpu else "cpu") if self.device == "auto" else self.device
+        values["threads"] = self.threads or torch.get_num_threads()
+        return Case(**values)
