@@ -3,14 +3,14 @@
 import os
 import shutil
 
+import backends
+import cuda_on_host
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
-from kr_fast import _cpu
 from kr_fast.backends import registry
-from kr_fast.backends.calls import ClassesCall
 from kr_fast.runtime import progress
 from kr_fast.runtime.log import logger
 
@@ -21,9 +21,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 def pytest_collection_modifyitems(items):
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    reasons = {"gpu": None if torch.cuda.is_available() else "needs an NVIDIA GPU"}
+    reasons["interpreter"] = None if interpreted else "needs TRITON_INTERPRET=1"
+    reasons["compile"] = "Triton's interpreter replaces its compiler in this process" if interpreted else None
     for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+        for marker, reason in reasons.items():
+            if reason is not None and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +57,18 @@ def _matmul(a, b, dtype=None):
     return total.astype(np.result_type(a, b) if dtype is None else dtype)
 
 
-@pytest.fixture(params=_cpu.isa_available())
+@pytest.fixture
+def backend(request):
+    """The backend that ``@on_backends(op)`` names, forced; see backends.py."""
+    with backends.in_use(request.param, lambda: request.getfixturevalue("host_cuda")) as used:
+        yield used
+
+
+@pytest.fixture(params=backends.ISAS)
 def isa(request):
     """Each instruction set that this machine can run."""
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
+    with backends.instruction_set(request.param):
+        yield request.param
 
 
 @pytest.fixture
@@ -69,29 +79,18 @@ def reference():
 
 
 @pytest.fixture(scope="session")
-def host_cuda(tmp_path_factory):
+def host_cuda():
     """``kr_fast._cuda`` for the CPU, see cuda_on_host.py; with sanitizers if the environment asks for them."""
-    import cuda_on_host
-
     if cuda_on_host.missing():
         pytest.skip(cuda_on_host.missing())
-    return cuda_on_host.load(cuda_on_host.build(tmp_path_factory.mktemp("cuda_on_host")))
+    return cuda_on_host.load(cuda_on_host.build())
 
 
-@pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cuda-host", pytest.param("cuda-gpu", marks=pytest.mark.gpu)])
 def cuda_device(request):
     """Where the cuda backend runs; it is forced."""
-    if request.param == "host":
-        import cuda_on_host
-
-        with cuda_on_host.in_use(request.getfixturevalue("host_cuda")):
-            yield torch.device("cpu")
-        return
-    why = registry.refusal("distillation_loss", "cuda", ClassesCall("cuda", torch.float32))
-    if why:
-        pytest.skip(why)
-    with registry.forced("cuda"):
-        yield torch.device("cuda")
+    with backends.in_use(request.param, lambda: request.getfixturevalue("host_cuda")) as used:
+        yield used.device
 
 
 @pytest.fixture

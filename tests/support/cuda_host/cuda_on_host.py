@@ -1,4 +1,4 @@
-"""Builds csrc/cuda and its bindings with g++ against the headers in support/cuda_host, for a machine without a GPU.
+"""Builds csrc/cuda and its bindings with g++ against the headers beside it, for a machine without a GPU.
 
 Two things are rewritten in a copy of the sources, as they are no C++: a launch ``kernel<<<grid, block>>>(...)``, and
 the declaration of dynamic shared memory.
@@ -6,11 +6,14 @@ the declaration of dynamic shared memory.
 
 import contextlib
 import ctypes
+import fcntl
+import hashlib
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +25,7 @@ from kr_fast.backends import native, registry
 
 ROOT = Path(__file__).parents[3]
 HEADERS = Path(__file__).parent
+BUILDS = ROOT / "build" / "cuda_on_host"
 FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-g1"]
 SANITIZED = os.environ.get("CUDA_ON_HOST_SANITIZED") == "1"
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
@@ -65,14 +69,30 @@ def run(command: list) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def build(folder: Path) -> Path:
-    """``kr_fast._cuda`` for the host, as a file in ``folder``."""
+def build() -> Path:
+    """``kr_fast._cuda`` for the host, built once for these sources, by whichever process comes first."""
     flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined") if SANITIZED else ("-O1",)
-    csrc = copy_sources(folder)
-    out = folder / "_cuda.so"
-    sources = [csrc / "bindings_cuda.cpp", *sorted((csrc / "cuda").rglob("*.cu")), HEADERS / "control.cpp"]
-    compile_all(sources, csrc, out, *flags)
+    BUILDS.mkdir(parents=True, exist_ok=True)
+    with open(BUILDS / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = BUILDS / _digest(*flags)
+        out = folder / "_cuda.so"
+        if not out.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            csrc = copy_sources(folder)
+            sources = [csrc / "bindings_cuda.cpp", *sorted((csrc / "cuda").rglob("*.cu")), HEADERS / "control.cpp"]
+            compile_all(sources, csrc, folder / "unfinished.so", *flags)
+            (folder / "unfinished.so").rename(out)
     return out
+
+
+def _digest(*flags: str) -> str:
+    """Of all that the module is made of."""
+    made_of = hashlib.sha256(" ".join((sys.version, pybind11.__version__, *FLAGS, *WARNINGS, *flags)).encode())
+    paths = (path for folder in (ROOT / "csrc", HEADERS) for path in folder.rglob("*") if path.is_file())
+    for path in (Path(__file__), *sorted(paths)):
+        made_of.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return made_of.hexdigest()[:16]
 
 
 def load(path: Path):
