@@ -15,9 +15,10 @@ from kr_fast.membership.attacks.scores import (
 )
 from kr_fast.membership.attacks.scores import rmia as rmia_attack
 from kr_fast.membership.audit.api import audit
-from kr_fast.membership.audit.data import AuditData, ShadowSignals, TargetSignals, from_logits
+from kr_fast.membership.audit.choices import Auxiliary, Choices, Target
 from kr_fast.membership.audit.recipe import across_targets
 from kr_fast.membership.audit.report import AuditReport, audit_signals
+from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals, from_logits
 from kr_fast.membership.inputs.loading import load_npz, save_npz
 from kr_fast.membership.inputs.other_tools import load_lira_tree, load_privacy_meter
 from kr_fast.membership.statistics.auc_intervals import delong_test
@@ -33,8 +34,11 @@ __all__ = [
     "DEFAULT",
     "AuditData",
     "AuditReport",
+    "Auxiliary",
+    "Choices",
     "Curve",
     "ShadowSignals",
+    "Target",
     "TargetSignals",
     "across_targets",
     "aop",

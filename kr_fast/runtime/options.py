@@ -35,6 +35,13 @@ def option(
     return dataclasses.field(default=default, metadata={"help": text, "limits": limits, "choices": choices})
 
 
+def option_of(config: type, name: str, text: str | None = None) -> Any:
+    """A field of ``config`` for another configuration: default and range stand in one place; ``text``: another help."""
+    field = config.__dataclass_fields__[name]
+    metadata = {**field.metadata, "help": text or field.metadata["help"]}
+    return dataclasses.field(default=field.default, metadata=metadata)
+
+
 def check(config: Any, where: str) -> None:
     """Make the fields of a dataclass what their types say, and refuse the first that is not, or is outside its range.
 

@@ -15,7 +15,9 @@ from kr_fast.cli import main
 from kr_fast.data import Split, load, load_uncut
 from kr_fast.ensemble import TrainConfig, fit
 from kr_fast.membership import save_npz
-from kr_fast.membership.audit import run as audit_run
+from kr_fast.membership.audit import loading
+from kr_fast.membership.audit.config import AuditConfig
+from kr_fast.membership.audit.examples import read_examples
 from kr_fast.runtime.storage import files, manifest
 
 FACTORY = """
@@ -340,8 +342,8 @@ def test_options_that_do_nothing_with_saved_signals_are_refused(tmp_path, capsys
 def pool(world, **options):
     """(members, size) of the pool that the options choose."""
     given = {"model": "mynet:make", "checkpoint": (str(world / "net.pt"),), "data": str(world / "data.npz")}
-    work = audit_run._Work(audit_run.AuditConfig(**{**given, **options}))
-    return work.members, len(work.index), work.splits
+    examples = read_examples(AuditConfig(**{**given, **options}))
+    return examples.members, len(examples.index), examples.splits
 
 
 @pytest.mark.parametrize(
@@ -369,9 +371,11 @@ def test_kind_of_the_first_target(world, monkeypatch, options, transfer):
     given = {"model": "mynet:make", "checkpoint": ("net.pt",), "data": "data.npz", **options}
     if transfer is None:
         with pytest.raises(ValueError, match="kind must be transfer where a is not of the shadows' architecture"):
-            audit_run._Work(audit_run.AuditConfig(**given))
+            loading.load(AuditConfig(**given))
     else:
-        assert audit_run._Work(audit_run.AuditConfig(**given)).transfer is transfer
+        assert next(iter(loading.load(AuditConfig(**given)).targets.values())).kind == (
+            "transfer" if transfer else None
+        )
 
 
 def test_masks_of_numbers_and_the_cut_of_a_run(world, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from audit_cases import COUNT, MODELS, data
 from PIL import Image
 
-from kr_fast.membership import TargetSignals, audit_signals
+from kr_fast.membership import Choices, TargetSignals, audit_signals
 from kr_fast.report import audit_plots, audit_tables
 
 
@@ -27,7 +27,7 @@ def page(tmp_path_factory):
         whole, targets={"<b>t<b>": whole.targets["target"], "other": other}, images=images,
         labels=torch.arange(COUNT) % 3,
     )  # fmt: skip
-    report = audit_signals(whole, attacks=("lira", "loss"), targets="shadows")
+    report = audit_signals(whole, Choices(attacks=("lira", "loss"), targets="shadows"))
     path = report.write(out, DETAILS)
     return report, out, path.read_text()
 
@@ -96,16 +96,21 @@ def permuted(report, order):
     return audit_signals(
         dataclasses.replace(
             whole,
-            shadows={"shadows": dataclasses.replace(
-                shadows, keep=shadows.keep[:, order], signals={"phi": shadows.signals["phi"][:, order]})},
+            shadows={
+                "shadows": dataclasses.replace(
+                    shadows, keep=shadows.keep[:, order], signals={"phi": shadows.signals["phi"][:, order]}
+                )
+            },
             targets={
                 name: dataclasses.replace(target, signals={"phi": target.signals["phi"][:, order]})
                 for name, target in whole.targets.items()
             },
-            members=whole.members[order], labels=whole.labels[order], images=255 - whole.images,
+            members=whole.members[order],
+            labels=whole.labels[order],
+            images=255 - whole.images,
         ),
-        attacks=("lira", "loss"), targets="shadows",
-    )  # fmt: skip
+        Choices(attacks=("lira", "loss"), targets="shadows"),
+    )
 
 
 def test_a_page_tells_nothing_of_single_records_unless_asked(page, tmp_path):
@@ -138,7 +143,7 @@ def test_a_page_tells_nothing_of_single_records_unless_asked(page, tmp_path):
 
 def test_only_the_shadows_as_targets(tmp_path):
     whole = dataclasses.replace(data(), targets={}, members=None)
-    text = audit_signals(whole, attacks=("lira",), targets="shadows").write(tmp_path).read_text()
+    text = audit_signals(whole, Choices(attacks=("lira",), targets="shadows")).write(tmp_path).read_text()
     assert "Every shadow as a target" in text
     assert "<img" not in text
 
@@ -153,7 +158,7 @@ def test_attacks_that_no_shadow_was_left_out_for_are_named(page, tmp_path):
     keep = torch.tensor([True, False])[(torch.arange(4)[:, None] + torch.arange(COUNT)) % 2]
     whole = dataclasses.replace(whole, shadows={"<few>": dataclasses.replace(few, keep=keep)}, targets={
         "t": dataclasses.replace(whole.targets["target"], shadows="<few>")})  # fmt: skip
-    report = audit_signals(whole, attacks=("lira_per_example", "loss"))
+    report = audit_signals(whole, Choices(attacks=("lira_per_example", "loss")))
     why = report.setting["leave_one_out_skipped"]["<few>"]["lira_per_example"]
     text = report.write(tmp_path).read_text()
     assert words in text
@@ -165,7 +170,7 @@ def test_silent_control_is_said_first():
     whole, nothing = data(), data(1, 0.0).targets["target"].signals["phi"]
     control = TargetSignals({"phi": nothing}, control=True)
     found = audit_signals(
-        dataclasses.replace(whole, targets={**whole.targets, "control": control}), attacks=("lira", "loss")
+        dataclasses.replace(whole, targets={**whole.targets, "control": control}), Choices(attacks=("lira", "loss"))
     ).to_dict()
     assert "was not found, so this audit has no power" in audit_tables.verdict(found)
     assert any("this audit has no power" in line for line in audit_tables.caveats(found))

@@ -4,7 +4,8 @@ import dataclasses
 
 import torch
 
-from kr_fast.membership import AuditData, ShadowSignals, TargetSignals, partners
+import kr_fast
+from kr_fast.membership import AuditData, Auxiliary, Choices, ShadowSignals, TargetSignals, partners
 from kr_fast.runtime import seeds
 
 COUNT, MODELS, CLASSES = 600, 12, 5
@@ -37,6 +38,14 @@ def with_population(count=200):
     shadows = dataclasses.replace(whole.shadows["shadows"], population=z[:, :, :MODELS])
     target = dataclasses.replace(whole.targets["target"], population=z[:, :, MODELS])
     return dataclasses.replace(whole, shadows={"shadows": shadows}, targets={"target": target})
+
+
+def audit(*given, **options):
+    """:func:`kr_fast.audit`, with the fields of its choices and of its auxiliary data by their names."""
+    for name, kind in (("choices", Choices), ("auxiliary", Auxiliary)):
+        fields = {field.name for field in dataclasses.fields(kind)} & set(options)
+        options[name] = kind(**{field: options.pop(field) for field in fields})
+    return kr_fast.audit(*given, **options)
 
 
 def logits_of(seed=0, queries=None):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -11,15 +11,13 @@ from torch.nn.functional import adaptive_avg_pool2d, one_hot
 
 from kr_fast.membership.attacks import learned, released
 from kr_fast.membership.attacks import scores as attacks
-from kr_fast.membership.audit.data import AuditData, ShadowSignals, TargetSignals
-from kr_fast.membership.audit.figures import Choices
+from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.runtime.errors import fail
 
 # Below this many shadows on a side one variance for all examples attacks better than one each (Carlini et al., fig. 9).
 PER_EXAMPLE_FROM = 64
 TRAINED_TARGETS = 4  # shadows that an attack with a training for each target is calibrated on
 MOST_CLASSES = 100  # one-hot classes among features; above it the class is one number
-RMIA = ("rmia", "rmia_offline")
 POOLED = 8  # pixels on a side of images as features
 
 Run = Callable[[AuditData, ShadowSignals, TargetSignals | None], Tensor]
@@ -292,23 +290,3 @@ DEFAULT = (
     "lira", "lira_offline", "rmia", "base", "attack_r", "loss", "modified_entropy", "nearest_synthetic",
     "generated_density",
 )  # fmt: skip
-
-
-def check_asked(attacks: Sequence[str] | None, primary: str | None, targets: str, choices: Choices) -> None:
-    """What can be refused before a model or a signal is looked at."""
-    if targets not in ("given", "shadows"):
-        fail("audit", "targets", "be given or shadows", targets)
-    if isinstance(attacks, str):
-        fail("audit", "attacks", "be a list of names", repr(attacks))
-    for name in attacks or ():
-        if name not in CATALOG:
-            fail("audit", "attacks", f"hold names among {', '.join(CATALOG)}", name)
-    names = DEFAULT if attacks is None else tuple(attacks)
-    if not names:
-        fail("audit", "attacks", "hold at least one name", list(names))
-    if primary is not None and primary not in names:
-        fail("audit", "primary", f"be one of the attacks, {', '.join(names)}", primary)
-    for option, used in (("rmia_gamma", RMIA), ("rmia_predicate", RMIA), ("rmia_offline_a", RMIA[1:])):
-        value = getattr(choices, option)
-        if value != getattr(Choices, option) and not set(used) & set(names):
-            fail("audit", option, f"be left out without {' or '.join(used)}, where it does nothing", value)

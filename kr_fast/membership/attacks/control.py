@@ -13,7 +13,7 @@ from kr_fast.ensemble import TrainConfig, fit
 from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.networks import ask, made
 from kr_fast.ensemble.shadows import data_digest
-from kr_fast.membership.audit.pool import chosen
+from kr_fast.membership.inputs.pool import chosen
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described

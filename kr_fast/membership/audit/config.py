@@ -5,11 +5,9 @@ from typing import Any, ClassVar
 
 from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
-from kr_fast.membership.attacks.catalog import check_asked
-from kr_fast.membership.audit.figures import Choices
-from kr_fast.ops.membership.rmia import PREDICATES
+from kr_fast.membership.audit.choices import Choices
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.options import check, option
+from kr_fast.runtime.options import check, option, option_of
 
 SPLITS = ("train", "val", "test", "all")
 SOURCES = {
@@ -17,8 +15,9 @@ SOURCES = {
     "lira_tree": ("target",),
     "privacy_meter": ("signal", "signal_name", "target"),
 }
-CHOICES = tuple(field.name for field in dataclasses.fields(Choices))
-OF_ALL = ("out", "attacks", "primary", "every_shadow", "show_real_images", "show_records", *CHOICES)
+# Fields of Choices that are options of the same name and meaning.
+SHARED = ("level", "delta", "priors", "random_members", "rmia_gamma", "rmia_offline_a", "rmia_predicate", "seed")
+OF_ALL = ("out", "attacks", "primary", "every_shadow", "show_real_images", "show_records", *SHARED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,23 +98,19 @@ class AuditConfig:
     attacks: tuple[str, ...] = option((), "names of attacks (docs/audit.md); none for all of the default set")
     primary: str = option("", "the attack whose figures are the result; empty: lira")
     augment: str = option(
-        "none", "queries of the attacks: none, flip, shift or lira", choices=("none", "flip", "shift", "lira")
+        Choices.augment, "queries of the attacks: none, flip, shift or lira", choices=("none", "flip", "shift", "lira")
     )
     every_shadow: bool = option(
         False, "attack shadows from each other by every attack, and those of sets that no target uses"
     )
-    level: float = option(0.95, "coverage of the intervals", least=0.5, below=1)
-    delta: float = option(1e-5, "of the lower bounds of epsilon", above=0, below=1)
-    priors: tuple[float, ...] = option(
-        (0.5, 0.1, 0.01), "shares of members for the positive predictive value", above=0, below=1
-    )
-    random_members: bool = option(False, "each example became a member by a fair coin: the one-run bound applies")
-    rmia_gamma: float = option(
-        1.0, "of RMIA: how clearly an example has to dominate one of the population", above=0, most=1000
-    )
-    rmia_offline_a: float = option(0.33, "of rmia_offline: its scale a", least=0, most=1)
-    rmia_predicate: str = option("ratio", "of RMIA: when one dominates another", choices=PREDICATES)
-    seed: int = option(0, "of shadows, control and splits", least=0)
+    level: float = option_of(Choices, "level")
+    delta: float = option_of(Choices, "delta")
+    priors: tuple[float, ...] = option_of(Choices, "priors")
+    random_members: bool = option_of(Choices, "random_members")
+    rmia_gamma: float = option_of(Choices, "rmia_gamma")
+    rmia_offline_a: float = option_of(Choices, "rmia_offline_a")
+    rmia_predicate: str = option_of(Choices, "rmia_predicate")
+    seed: int = option_of(Choices, "seed", "of shadows, control and splits")
     show_real_images: bool = option(False, "show the images of the most exposed members; the page then says so")
     show_records: bool = option(False, "name the most exposed members by index and score; the page then says so")
 
@@ -140,7 +135,7 @@ class AuditConfig:
         for name, usual in (("val_fraction", VAL_FRACTION), ("test_fraction", TEST_FRACTION)):
             if self.cut < 0 and getattr(self, name) != usual:
                 fail("audit", name, "be left out without cut, where it does nothing", getattr(self, name))
-        check_asked(self.attacks or None, self.primary or None, "given", Choices(**self.choices()))
+        self.choices()
 
     def _refuse_idle(self, source: str) -> None:
         """Refuse what would do nothing with this source of signals; "" for models."""
@@ -163,9 +158,15 @@ class AuditConfig:
         del values["out"]
         return values
 
-    def choices(self) -> dict[str, Any]:
-        """Arguments of :class:`kr_fast.membership.audit.figures.Choices`, which are options of the same names."""
-        return {name: getattr(self, name) for name in CHOICES}
+    def choices(self) -> Choices:
+        """What is fixed before a score is seen. Raises: UserError naming the option."""
+        return Choices(
+            attacks=self.attacks or None,
+            primary=self.primary or None,
+            targets="shadows" if self.every_shadow else "given",
+            augment=self.augment,
+            **{name: getattr(self, name) for name in SHARED},
+        )
 
     def recipe(self) -> TrainConfig:
         """How shadows are trained."""

@@ -1,6 +1,5 @@
 """The figures of one attack on one target, each with the interval that it needs."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,47 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.statistics.curve import FPRS, Curve
 from kr_fast.membership.statistics.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
 from kr_fast.membership.statistics.summaries import aop, operating_point, shadow_threshold
-from kr_fast.ops.membership.rmia import PREDICATES
-from kr_fast.runtime.options import check, option
 
 THRESHOLD_FPRS = (0.1, 0.01, 0.001)
-
-
-@dataclasses.dataclass(frozen=True)
-class Choices:
-    """What is fixed before a score is seen.
-
-    Args:
-        level: coverage of every interval, at least one half: 0.05 is an error, which would call all above chance.
-        delta: of the epsilon lower bounds.
-        priors: shares of members in the population for the positive predictive value.
-        random_members: every example under attack, member or not, became one by a fair coin of its own, thrown after
-            the examples were chosen: then the one-run bound applies.
-        seed: of splits and ties.
-        rmia_gamma: of RMIA, how clearly an example has to dominate one of the population; above 0.
-        rmia_offline_a: ``a`` of RMIA's offline form, in [0, 1].
-        rmia_predicate: when an example dominates another one, see :func:`kr_fast.membership.rmia`.
-    """
-
-    level: float = option(0.95, "coverage of every interval", least=0.5, below=1)
-    delta: float = option(1e-5, "of the lower bounds of epsilon", above=0, below=1)
-    priors: tuple[float, ...] = option((0.5, 0.1, 0.01), "shares of members", above=0, below=1)
-    random_members: bool = option(False, "each example became a member by a fair coin")
-    seed: int = option(0, "of splits and ties", least=0)
-    rmia_gamma: float = option(1.0, "how clearly an example has to dominate", above=0, most=1000)
-    rmia_offline_a: float = option(0.33, "scale of the offline form", least=0, most=1)
-    rmia_predicate: str = option("ratio", "when an example dominates another one", choices=PREDICATES)
-
-    def __post_init__(self):
-        check(self, "audit")
-
-    @property
-    def rmia(self) -> dict[str, Any]:
-        """gamma, offline_a and predicate."""
-        return {"gamma": self.rmia_gamma, "offline_a": self.rmia_offline_a, "predicate": self.rmia_predicate}
 
 
 def describe(curve: Curve, level: float = 0.95, fprs: Sequence[float] = FPRS) -> dict[str, Any]:

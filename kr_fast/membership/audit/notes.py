@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from kr_fast.membership.attacks.catalog import sides
-from kr_fast.membership.audit.data import AuditData
 from kr_fast.membership.inputs.copies import images_on_both_sides, population_under_attack, shadow_but_for_rounding
+from kr_fast.membership.inputs.data import AuditData
 from kr_fast.membership.statistics.auc_intervals import chance_range
 
 FEW_SHADOWS = 8  # on a side

@@ -1,15 +1,15 @@
 """Attacks tried on random signals before shadows are trained: what cannot be run with this keep matrix is told then."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kr_fast.membership.attacks.catalog import lacking
-from kr_fast.membership.audit.data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.audit.scores import choose, run_attack
 from kr_fast.membership.inputs.answers import ANSWERS, SIGNALS
+from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 
@@ -55,13 +55,11 @@ def _part(keep: Tensor, members: Tensor) -> Tensor:
     return torch.cat([*parts, torch.stack([held.argmax(), held.argmin()])]).unique()
 
 
-def rehearse(
-    data: AuditData, attacks: Sequence[str] | None, primary: str | None, rmia: dict[str, Any], every_shadow: bool
-) -> None:
+def rehearse(data: AuditData, choices: Choices) -> None:
     """Run the attacks that an audit of such data would run. Raises: UserError of the first that cannot be."""
-    chosen, _ = choose(data, attacks, rmia)
-    if primary is not None and primary not in (names := [attack.name for attack in chosen]):
-        fail("audit", "primary", f"be one of the attacks, {', '.join(names)}", primary)
+    chosen, _ = choose(data, choices)
+    if choices.primary is not None and choices.primary not in (names := [attack.name for attack in chosen]):
+        fail("audit", "primary", f"be one of the attacks, {', '.join(names)}", choices.primary)
     shadows, target = next(iter(data.shadows.values())), next(iter(data.targets.values()))
     for attack in chosen:
         if attack.released:
@@ -71,7 +69,7 @@ def rehearse(
         run_attack(attack, data, shadows, target)
         alone = lacking(attack, data, shadows, None) is None
         inside = "population" in attack.needs and shadows.population_keep is not None
-        if every_shadow and alone and not inside:
+        if choices.targets == "shadows" and alone and not inside:
             run_attack(attack, data, shadows, None)
 
 

@@ -1,20 +1,21 @@
 """Attacks on given signals, and what is reported of them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from kr_fast.membership.attacks.catalog import CATALOG, auto_variance, check_asked, sides
-from kr_fast.membership.audit.data import AuditData, ShadowSignals
-from kr_fast.membership.audit.figures import Choices, exposed, of_attack
+from kr_fast.membership.attacks.catalog import CATALOG, auto_variance, sides
+from kr_fast.membership.audit.choices import Choices
+from kr_fast.membership.audit.figures import exposed, of_attack
 from kr_fast.membership.audit.files import write
 from kr_fast.membership.audit.notes import notes_of, of_control, warnings_of
 from kr_fast.membership.audit.recipe import recipes
 from kr_fast.membership.audit.scores import choose, leave_one_out, scores_of
+from kr_fast.membership.inputs.data import AuditData, ShadowSignals
 from kr_fast.membership.statistics.auc_intervals import delong_test
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.epsilon import check_fair_coins
@@ -152,45 +153,32 @@ class AuditReport:
         return found
 
 
-def audit_signals(
-    data: AuditData,
-    *,
-    attacks: Sequence[str] | None = None,
-    primary: str | None = None,
-    targets: str = "given",
-    level: float = 0.95,
-    delta: float = 1e-5,
-    priors: tuple[float, ...] = (0.5, 0.1, 0.01),
-    random_members: bool = False,
-    rmia_gamma: float = 1.0,
-    rmia_offline_a: float = 0.33,
-    rmia_predicate: str = "ratio",
-    seed: int = 0,
-) -> AuditReport:
+def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:  # noqa: B008 (it is frozen)
     """The audit of given signals: attacks, exact curves, and figures with intervals. No model is asked.
 
     Args:
         data: see :class:`kr_fast.membership.AuditData`.
-        The rest: see :func:`kr_fast.audit`.
+        choices: see :class:`kr_fast.membership.Choices`; the queries are those of the data.
     Raises: UserError naming the argument, or the attack that lacks something.
     """
     if not isinstance(data, AuditData):
         fail("audit_signals", "data", "be an AuditData (of load_npz, from_logits, ...)", described(data))
-    choices = Choices(level, delta, priors, random_members, seed, rmia_gamma, rmia_offline_a, rmia_predicate)
-    check_asked(attacks, primary, targets, choices)
-    if random_members and data.members is not None:
+    if not isinstance(choices, Choices):
+        fail("audit_signals", "choices", "be of type Choices", described(choices))
+    level, seed = choices.level, choices.seed
+    if choices.random_members and data.members is not None:
         check_fair_coins("audit", data.members)
-    if not data.targets and targets == "given":
+    if not data.targets and choices.targets == "given":
         fail("audit", "target", "hold at least one model", 0)
-    if not data.shadows and targets == "shadows":
+    if not data.shadows and choices.targets == "shadows":
         fail("audit", "every shadow", "be attacked where there are shadows", "none")
-    chosen, skipped = choose(data, attacks, choices.rmia)
-    named = [attack.name for attack in chosen]
+    chosen, skipped = choose(data, choices)
+    named, primary = [attack.name for attack in chosen], choices.primary
     if primary is None:
         primary = "lira" if "lira" in named else named[0]
     elif primary not in named:
         fail("audit", "primary", f"be one of the attacks, {', '.join(named)}", primary)
-    asked = targets == "shadows"
+    asked = choices.targets == "shadows"
     alone = [attack for attack in chosen if attack.calibrated or (asked and not attack.released)]
     lone, not_alone = leave_one_out(data, alone, asked, seeds.derive(seed, "leave one out"))
     if not data.targets and not any(lone.values()) and not data.synthetic:
@@ -226,9 +214,9 @@ def audit_signals(
         "lira_variance": None if first_set is None else auto_variance(first_set.keep),
         "primary": primary,
         "level": level,
-        "delta": delta,
+        "delta": choices.delta,
         "priors": list(choices.priors),
-        "random_members": random_members,
+        "random_members": choices.random_members,
         "rmia": choices.rmia,
         "targets": facts,
         "shadow_sets": {name: _shadow_facts(each) for name, each in data.shadows.items()},
@@ -236,7 +224,7 @@ def audit_signals(
         "attacks": {a.name: {"title": a.title, "assumes": a.assumes} for a in chosen},
         "skipped": skipped,
         "leave_one_out_skipped": not_alone,
-        "notes": notes_of(data, random_members),
+        "notes": notes_of(data, choices.random_members),
         "warnings": list(warnings),
     }
     for line in warnings:

@@ -1,25 +1,20 @@
 """Which attacks an audit can run, and the scores that they give: of targets, and of shadows left out in turn."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from kr_fast.membership.attacks.catalog import DEFAULT, Attack, entries, lacking, refuse
-from kr_fast.membership.audit.data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.audit.choices import Choices
+from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.statistics.balanced import partners
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
 
 
-def choose(data: AuditData, attacks: Sequence[str] | None, rmia: dict[str, Any]) -> tuple[list[Attack], dict[str, str]]:
-    """The attacks to run, and name -> what is lacking of those in the default set that cannot be run.
-
-    Args:
-        rmia: gamma, offline_a and predicate of the RMIA attacks.
-    """
-    catalog = entries(**rmia)
+def choose(data: AuditData, choices: Choices) -> tuple[list[Attack], dict[str, str]]:
+    """The attacks to run, and name -> what is lacking of those in the default set that cannot be run."""
+    catalog, attacks = entries(**choices.rmia), choices.attacks
     found, skipped = [], {}
     for name in dict.fromkeys(DEFAULT if attacks is None else attacks):
         attack = catalog[name]

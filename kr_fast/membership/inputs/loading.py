@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kr_fast.membership.audit.data import PROBABILITIES, AuditData, ShadowSignals, TargetSignals
-from kr_fast.membership.audit.pool import pool_of
 from kr_fast.membership.inputs.answers import SIGNALS, read_logits
+from kr_fast.membership.inputs.data import PROBABILITIES, AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.inputs.pool import pool_of
 from kr_fast.runtime.array_files import open_npz
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_labels, as_mask

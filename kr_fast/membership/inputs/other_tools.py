@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kr_fast.membership.audit.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.inputs.answers import read_logits, refuse_nan
+from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.inputs.loading import naming
 from kr_fast.runtime.array_files import read_npy
 from kr_fast.runtime.errors import fail

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from kr_fast.membership.audit.pool import scored
+from kr_fast.membership.inputs.pool import scored
 from kr_fast.membership.statistics.intervals import check_share, normal_quantile
 
 PRIOR = 10  # degrees of freedom that the model's variance counts as, by simulation: docs/audit.md

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kr_fast.membership.audit.pool import scored
+from kr_fast.membership.inputs.pool import scored
 from kr_fast.membership.statistics.auc_intervals import auc_interval
 from kr_fast.membership.statistics.intervals import binomial_quantile, check_share, clopper_pearson
 from kr_fast.ops.membership import roc as ops_roc

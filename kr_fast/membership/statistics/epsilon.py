@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kr_fast.membership.audit.pool import scored
 from kr_fast.membership.inputs.answers import as_numbers
+from kr_fast.membership.inputs.pool import scored
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.intervals import check_share, clopper_pearson
 from kr_fast.runtime.errors import fail

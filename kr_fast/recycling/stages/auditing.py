@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kr_fast.membership import audit, overfitted
+from kr_fast.membership import Auxiliary, Choices, Target, audit, overfitted
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import dataset, gkd, reporting, shadow_students, shadows, teacher
 from kr_fast.report import without_folders
@@ -46,9 +46,13 @@ def run(context: Context) -> dict[str, Any]:
         return {"audit": None, "aop": None}
     images, labels, members = shadows.pool(context)
     tested, student = context.result("student")["test_accuracy"], gkd.load(context)
-    targets, sets = {"teacher": teacher.load(context), "student": student}, {"teacher": shadows.load(context)}
+    kind, of_student = "transfer" if c.teacher else None, tested["student"]
+    sets = {"teacher": shadows.load(context)}
+    targets = {"teacher": Target(teacher.load(context), kind, accuracy=tested["teacher"])}
+    targets["student"] = Target(student, kind, accuracy=of_student)
     if c.num_students:
-        targets["student_full"], sets["student_full"] = student, shadow_students.load(context)
+        sets["student_full"] = shadow_students.load(context)
+        targets["student_full"] = Target(student, kind, SHARES[c.audit_generator], of_student)
     control, released, further = None, {}, dataset.population(context)
     if c.audit_control:
         control = overfitted(
@@ -58,17 +62,10 @@ def run(context: Context) -> dict[str, Any]:
         )  # fmt: skip
     if c.audit_released:
         released["released"] = torch.from_numpy(np.load(context.folder.images))
-    report = audit(
-        targets, sets, images, labels, members,
-        control=control,
-        population=(further.images.cpu(), further.labels.cpu()) if len(further) else None,
-        synthetic=released,
-        augment=c.audit_augment,
-        accuracies={name: tested["teacher" if name == "teacher" else "student"] for name in targets},
-        shared={"student_full": SHARES[c.audit_generator]} if c.num_students else None,
-        kinds=dict.fromkeys(targets, "transfer") if c.teacher else None,
-        seed=seeds.derive(c.seed, "audit"),
-    )  # fmt: skip
+    auxiliary = Auxiliary((further.images.cpu(), further.labels.cpu()) if len(further) else None, released)
+    choices = Choices(augment=c.audit_augment, seed=seeds.derive(c.seed, "audit"))
+    options = {"control": control, "auxiliary": auxiliary, "choices": choices}
+    report = audit(targets, sets, images, labels, members, **options)
     found = report.to_dict()
     if c.audit_page:
         details = {

@@ -5,14 +5,14 @@ import json
 
 import pytest
 import torch
-from audit_cases import left_out
+from audit_cases import audit, left_out
 from torch import nn
 
 import kr_fast
 from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, Shadows, TrainConfig, train_shadows
 from kr_fast.ensemble.training.training import fit
-from kr_fast.membership import CATALOG, lira, overfitted
+from kr_fast.membership import CATALOG, Auxiliary, Choices, Target, lira, overfitted
 
 COUNT = 160
 CONFIG = TrainConfig(epochs=25, batch_size=16, learning_rate=0.05, weight_decay=0.0, augment=Augment())
@@ -69,7 +69,9 @@ def test_memory_is_found_and_its_absence_too(scene):
 def test_a_control_that_no_attack_finds_is_reported(scene):
     images, labels, members, _, stranger, shadows = scene
     few = Shadows(ModelArray(shadows.array.models[:4]), shadows.keep[:4])
-    report = kr_fast.audit(stranger, few, images, labels, torch.roll(members, 1), attacks=("loss", "lira_offline"))
+    report = kr_fast.audit(
+        stranger, few, images, labels, torch.roll(members, 1), choices=Choices(attacks=("loss", "lira_offline"))
+    )
     assert any("there is no positive control" in line for line in report.warnings)
     assert any("shadows on a side" in line for line in report.warnings)
 
@@ -114,10 +116,14 @@ def test_every_attack_runs_on_models(scene):
     """All of the catalogue on an overfitted target: the ones that look at members from near find it."""
     images, labels, members, target, stranger, shadows = scene
     report = kr_fast.audit(
-        {"target": target, "stranger": stranger}, shadows, images, labels, members, attacks=list(CATALOG),
-        population=make_data(60, seed=9), synthetic=images[members][::2].flip(0), augment="flip",
-        accuracies={"target": 0.6},
-    )  # fmt: skip
+        {"target": Target(target, accuracy=0.6), "stranger": stranger},
+        shadows,
+        images,
+        labels,
+        members,
+        choices=Choices(attacks=list(CATALOG), augment="flip"),
+        auxiliary=Auxiliary(population=make_data(60, seed=9), synthetic=images[members][::2].flip(0)),
+    )
     released = {name for name, attack in CATALOG.items() if attack.released}
     assert set(report.figures["target"]) == set(report.figures["stranger"]) == set(CATALOG) - released
     assert set(report.figures["synthetic"]) == released
@@ -142,10 +148,15 @@ def test_every_attack_runs_on_models(scene):
 def test_full_shadows_and_what_they_share(scene):
     images, labels, members, target, stranger, shadows = scene
     few = Shadows(ModelArray(shadows.array.models[:8]), shadows.keep[:8])
+    targets = {"teacher": target, "student": Target(stranger, shared="the generator"), "other": stranger}
     report = kr_fast.audit(
-        {"teacher": target, "student": stranger, "other": stranger}, {"teacher": shadows, "student": few}, images,
-        labels, members, attacks=("lira", "loss"), shared={"student": "the generator"},
-    )  # fmt: skip
+        targets,
+        {"teacher": shadows, "student": few},
+        images,
+        labels,
+        members,
+        choices=Choices(attacks=("lira", "loss")),
+    )
     facts = report.setting["targets"]
     assert [facts[name]["kind"] for name in ("teacher", "student", "other")] == ["full", "full", "transfer"]
     assert [facts[name]["shadows"] for name in ("teacher", "student", "other")] == ["teacher", "student", "teacher"]
@@ -156,11 +167,25 @@ def test_full_shadows_and_what_they_share(scene):
 
 def test_indices_and_a_split_off_population(scene):
     images, labels, members, target, _, shadows = scene
-    whole = kr_fast.audit(target, shadows, images, labels, members, attacks=("lira", "rmia"), population=0.25)
+    whole = kr_fast.audit(
+        target,
+        shadows,
+        images,
+        labels,
+        members,
+        choices=Choices(attacks=("lira", "rmia")),
+        auxiliary=Auxiliary(population=0.25),
+    )
     assert (whole.members, whole.non_members) == (80, 60)
     inside, outside = members.nonzero()[:, 0], (~members).nonzero()[:50, 0]
     part = kr_fast.audit(
-        target, shadows, images, labels, inside.tolist(), non_members=outside.numpy(), attacks=("loss",)
+        target,
+        shadows,
+        images,
+        labels,
+        inside.tolist(),
+        non_members=outside.numpy(),
+        choices=Choices(attacks=("loss",)),
     )
     assert (part.members, part.non_members) == (80, 50)
     loss = nn.functional.cross_entropy(ModelArray([target])(images)[0].double(), labels, reduction="none")
@@ -173,7 +198,14 @@ def test_exposed_members_have_their_own_numbers(scene, tmp_path):
     images, labels, members, target, _, shadows = scene
     inside, outside = members.nonzero()[20:, 0], (~members).nonzero()[30:, 0]
     report = kr_fast.audit(
-        target, shadows, images, labels, inside, non_members=outside, attacks=("loss",), population=0.2
+        target,
+        shadows,
+        images,
+        labels,
+        inside,
+        non_members=outside,
+        choices=Choices(attacks=("loss",)),
+        auxiliary=Auxiliary(population=0.2),
     )
     assert len(report.data.index) == 60 + 40
     rows = report.exposed(60)["target"]
@@ -192,8 +224,8 @@ def test_exposed_members_have_their_own_numbers(scene, tmp_path):
 
 def test_a_target_that_was_made_elsewhere(scene):
     images, labels, members, target, _, shadows = scene
-    options = {"attacks": ("loss",), "kinds": {"target": "transfer"}}
-    report = kr_fast.audit(target, shadows, images, labels, members, **options)
+    other = Target(target, kind="transfer")
+    report = kr_fast.audit(other, shadows, images, labels, members, choices=Choices(attacks=("loss",)))
     assert report.to_dict()["setting"]["targets"]["target"]["kind"] == "transfer"
     assert any("a lower bound on what it gives away" in note for note in report.setting["notes"])
 
@@ -218,8 +250,6 @@ def test_bad_choices_are_refused_before_a_model_is_asked(scene):
         ("images of the population must be uint8 .N, 8, 8, 1.", {"population": (z[0][:, :4], z[1])}),
         ("labels of the population must be integers .20.", {"population": (z[0], z[1][:-1])}),
         ("population must be further examples", {"population": (images[~members], labels[~members])}),
-        ("kinds must hold names among target, got student", {"kinds": {"student": "full"}}),
-        ("kinds of target must be full or transfer, got part", {"kinds": {"target": "part"}}),
         ("synthetic must have names other than .*, got details", {"synthetic": {"details": images}}),
         ("synthetic synthetic must be uint8", {"synthetic": images / 255}),
         ("reference must be uint8", {"reference": images[:, :4]}),
@@ -242,23 +272,35 @@ def test_bad_choices_are_refused_before_a_model_is_asked(scene):
         keep[:, :4] = False
         given = {"members": members, **options}
         with pytest.raises(ValueError, match=words):
-            kr_fast.audit(Silent(), Shadows(shadows.array, keep), images, labels, **given)
+            audit(Silent(), Shadows(shadows.array, keep), images, labels, **given)
     with pytest.raises(ValueError, match="nearest_synthetic needs members"):
         kr_fast.audit(
-            None, Shadows(ModelArray([Silent()] * len(keep)), keep), images, labels, targets="shadows",
-            attacks=("loss", "nearest_synthetic"), synthetic=images[:4],
-        )  # fmt: skip
+            None,
+            Shadows(ModelArray([Silent()] * len(keep)), keep),
+            images,
+            labels,
+            choices=Choices(targets="shadows", attacks=("loss", "nearest_synthetic")),
+            auxiliary=Auxiliary(synthetic=images[:4]),
+        )
     z = torch.cat([z[0], images[:3]]), torch.cat([z[1], labels[:3]])
-    report = kr_fast.audit(make_model(), shadows, images, labels, members, attacks=("loss",), population=z)
+    report = kr_fast.audit(
+        make_model(),
+        shadows,
+        images,
+        labels,
+        members,
+        choices=Choices(attacks=("loss",)),
+        auxiliary=Auxiliary(population=z),
+    )
     assert any(note.startswith("3 images of the population are among those") for note in report.setting["notes"])
 
 
 def test_signals_continue_in_their_folder(scene, tmp_path):
     images, labels, members, target, _, shadows = scene
     options = {"attacks": ("lira", "loss"), "path": tmp_path}
-    first = kr_fast.audit(target, shadows, images, labels, members, **options)
+    first = audit(target, shadows, images, labels, members, **options)
     assert (tmp_path / "shadows" / "phi.npy").exists()
-    again = kr_fast.audit(target, shadows, images, labels, members, **options)
+    again = audit(target, shadows, images, labels, members, **options)
     assert torch.equal(first.scores["target"]["lira"], again.scores["target"]["lira"])
 
 
@@ -276,7 +318,7 @@ def test_report_is_strict_json(scene):
 
 def test_scores_are_those_of_the_attack(scene):
     images, labels, members, target, _, shadows = scene
-    report = kr_fast.audit(target, shadows, images, labels, members, augment="flip")
+    report = kr_fast.audit(target, shadows, images, labels, members, choices=Choices(augment="flip"))
     phi = shadows.array.signals(images, labels, augment="flip")["phi"]
     seen = ModelArray([target]).signals(images, labels, augment="flip")["phi"]
     for attack, variant in (("lira", "online"), ("lira_offline", "offline")):
@@ -288,7 +330,7 @@ def test_scores_are_those_of_the_attack(scene):
 def test_every_shadow_is_a_target(scene):
     """Leave-one-out over the shadows: each is attackable from the others."""
     images, labels, _, _, _, shadows = scene
-    report = kr_fast.audit(None, shadows, images, labels, attacks=("lira", "loss"), targets="shadows")
+    report = kr_fast.audit(None, shadows, images, labels, choices=Choices(attacks=("lira", "loss"), targets="shadows"))
     found = report.leave_one_out["shadows"]["lira"]
     phi = shadows.array.signals(images, labels)["phi"]
     scores = lira(phi, shadows.keep, variance="fixed", partner=left_out(shadows.keep))
@@ -323,7 +365,7 @@ def test_bad_input(scene):
 
     def refused(words, target=target, shadows=shadows, images=images, labels=labels, members=members, **options):
         with pytest.raises((ValueError, TypeError), match=words):
-            kr_fast.audit(target, shadows, images, labels, members, **options)
+            audit(target, shadows, images, labels, members, **options)
 
     refused(r"target target must return logits \(remove its softmax\)", target=Softmax(target))
     soft = Shadows(ModelArray([Softmax(model) for model in shadows.array.models]), shadows.keep)

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from audit_cases import audit, data
 from torch import nn
 
 import kr_fast
 from kr_fast.ensemble import ModelArray, Shadows
-from kr_fast.membership import audit_signals
+from kr_fast.membership import Target, audit_signals
 from kr_fast.runtime.errors import UserError
 
 N, M = 130, 4
@@ -54,10 +55,7 @@ def scene():
         ({"shadows": {"a": net()}}, "shadows must be Shadows"),
         ({"shadows": {}}, "shadows must hold at least one set"),
         ({"attacks": "lira"}, "attacks must be a list of names, got 'lira'"),
-        ({"accuracies": {"target": 99.5}}, r"accuracies of target must be in \[0, 1\], got 99.5"),
-        ({"accuracies": {"student": 0.5}}, "accuracies must hold names among target, got student"),
-        ({"shared": {"student": "all"}}, "shared must hold names among target, got student"),
-        ({"kinds": {"target": ["full"]}}, "kinds of target must be full or transfer"),
+        ({"target": Target("net.pt")}, "target target must be a torch module or a ModelArray, got str"),
         ({"images": "digits"}, "images must be a tensor, a numpy array or a list of numbers, got str"),
         ({"images": np.zeros((N, 4, 4))}, r"images must be uint8 \[N, H, W, C\], got float64"),
         ({"labels": torch.full((N,), 7)}, r"labels must lie in \[0, 3\)"),
@@ -75,23 +73,46 @@ def scene():
 )
 def test_arguments(scene, change, words):
     with pytest.raises(UserError, match=f"audit: {words}|ModelArray: {words}"):
-        kr_fast.audit(**{**scene, **change})
+        audit(**{**scene, **change})
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"accuracy": 99.5}, r"accuracy must be in \[0, 1\], got 99.5"),
+        ({"shared": True}, "shared of a target must be of type str, got True"),
+        ({"kind": "part"}, "kind must be full or transfer, got part"),
+        ({"kind": ["full"]}, "kind must be full or transfer"),
+    ],
+)
+def test_facts_of_a_target(facts, words):
+    with pytest.raises(UserError, match=f"audit: {words}"):
+        Target(net(), **facts)
+
+
+def test_groups_of_options_are_what_they_should_be(scene):
+    given = {name: value for name, value in scene.items() if name != "attacks"}
+    for name, value in {"choices": {"attacks": ["lira"]}, "auxiliary": (1, 2)}.items():
+        with pytest.raises(UserError, match=f"audit: {name} must be of type {name.title()}"):
+            kr_fast.audit(**given, **{name: value})
+    with pytest.raises(UserError, match="audit_signals: choices must be of type Choices"):
+        audit_signals(data(), {"level": 0.9})
 
 
 def test_numbers_that_are_none_in_any_answer(scene):
     """Beyond the first images that a model is asked for, too; of a target, a shadow and the population."""
     broken = NanWhereWhite()
     with pytest.raises(UserError, match="audit: signals of target-target: .*NaN"):
-        kr_fast.audit(**{**scene, "target": broken})
+        audit(**{**scene, "target": broken})
     torch.manual_seed(1)
     models = ModelArray([NanWhereWhite() for _ in range(M)])
     with pytest.raises(UserError, match="audit: signals of shadows: .*NaN"):
-        kr_fast.audit(**{**scene, "shadows": Shadows(models, scene["shadows"].keep)})
+        audit(**{**scene, "shadows": Shadows(models, scene["shadows"].keep)})
     z = scene["images"][::2].flip(0) // 2, scene["labels"][::2]
     z[0][3, 0, 0] = 255
     fine = {"images": scene["images"].clamp(max=250), "target": broken, "attacks": ("rmia",), "population": z}
     with pytest.raises(UserError, match="audit: population of target-target: .*NaN"):
-        kr_fast.audit(**{**scene, **fine})
+        audit(**{**scene, **fine})
 
 
 def test_one_logit_says_what_to_do(scene):
@@ -99,10 +120,10 @@ def test_one_logit_says_what_to_do(scene):
     mend = r"must return \[N, C\] logits .* got \[2, 1\] \(one logit z for two classes is torch.stack"
     labels = scene["labels"] % 2
     with pytest.raises(UserError, match=mend):
-        kr_fast.audit(**{**scene, "target": net(1), "labels": labels})
+        audit(**{**scene, "target": net(1), "labels": labels})
     shadows = Shadows(ModelArray([net(1) for _ in range(M)]), scene["shadows"].keep)
     with pytest.raises(UserError, match=mend):
-        kr_fast.audit(**{**scene, "target": net(2), "shadows": shadows, "labels": labels})
+        audit(**{**scene, "target": net(2), "shadows": shadows, "labels": labels})
 
 
 def test_signals_are_audit_data():

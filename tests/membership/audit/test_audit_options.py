@@ -6,14 +6,22 @@ import pytest
 import torch
 from audit_cases import COUNT, MODELS, averages, data, left_out, with_population
 
-from kr_fast.membership import ShadowSignals, TargetSignals, across_targets, audit_signals, epsilon_one_run, rmia_attack
+from kr_fast.membership import (
+    Choices,
+    ShadowSignals,
+    TargetSignals,
+    across_targets,
+    audit_signals,
+    epsilon_one_run,
+    rmia_attack,
+)
 
 
 def test_options_of_rmia_reach_the_attacks_and_the_report(tmp_path):
     whole = with_population()
     shadows, target = whole.shadows["shadows"], whole.targets["target"]
     report = audit_signals(
-        whole, attacks=("rmia", "rmia_offline"), targets="shadows", rmia_gamma=1.4, rmia_offline_a=0.7
+        whole, Choices(attacks=("rmia", "rmia_offline"), targets="shadows", rmia_gamma=1.4, rmia_offline_a=0.7)
     )
     assert report.setting["rmia"] == {"gamma": 1.4, "offline_a": 0.7, "predicate": "ratio"}
     given = (shadows.signals["phi"], shadows.keep, shadows.population)
@@ -36,7 +44,7 @@ def test_predicate_of_rmia_decides_ties():
     target = TargetSignals({"phi": models[:, :, 0]}, models[:, :50, 0])
     whole = dataclasses.replace(whole, shadows={"shadows": shadows}, targets={"target": target})
     for predicate, count in (("ratio", 50), ("ratio_strict", 0)):
-        report = audit_signals(whole, attacks=("rmia",), rmia_predicate=predicate)
+        report = audit_signals(whole, Choices(attacks=("rmia",), rmia_predicate=predicate))
         assert (report.scores["target"]["rmia"].floor() == count).all()
         assert report.setting["rmia"]["predicate"] == predicate
 
@@ -44,16 +52,16 @@ def test_predicate_of_rmia_decides_ties():
 def test_coins_are_those_of_the_examples_under_attack():
     """The one-run bound is that of members and non-members; the report says what it takes for granted."""
     whole = data()
-    report = audit_signals(whole, attacks=("lira",), random_members=True)
+    report = audit_signals(whole, Choices(attacks=("lira",), random_members=True))
     row = report.figures["target"]["lira"]
     wanted = epsilon_one_run(report.scores["target"]["lira"], whole.members, delta=1e-5)
     assert row["epsilon"]["one_run"] == wanted > 0
     assert any(f"each of these {COUNT} examples to have become a member by a fair coin" in n for n in notes(report))
-    plain = audit_signals(whole, attacks=("lira",))
+    plain = audit_signals(whole, Choices(attacks=("lira",)))
     assert plain.figures["target"]["lira"]["epsilon"]["one_run"] is None
     assert not any("coin" in note for note in notes(plain))
     with pytest.raises(ValueError, match=f"audit: members must be about half of the examples.*, got 60 of {COUNT}"):
-        audit_signals(dataclasses.replace(whole, members=torch.arange(COUNT) < 60), random_members=True)
+        audit_signals(dataclasses.replace(whole, members=torch.arange(COUNT) < 60), Choices(random_members=True))
 
 
 def notes(report):
@@ -79,4 +87,4 @@ def notes(report):
 )
 def test_bad_options_of_rmia(options, words):
     with pytest.raises(ValueError, match=f"audit: {words}"):
-        audit_signals(with_population(), **{"attacks": ("rmia", "rmia_offline"), **options})
+        audit_signals(with_population(), Choices(**{"attacks": ("rmia", "rmia_offline"), **options}))

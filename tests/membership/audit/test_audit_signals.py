@@ -9,6 +9,7 @@ from audit_cases import CLASSES, COUNT, MODELS, averages, data, left_out, logits
 
 from kr_fast.membership import (
     AuditData,
+    Choices,
     ShadowSignals,
     TargetSignals,
     across_targets,
@@ -34,7 +35,7 @@ from kr_fast.membership.statistics.intervals import holm
 def test_figures_are_those_of_the_functions():
     whole = data()
     shadows, phi = whole.shadows["shadows"], whole.shadows["shadows"].signals["phi"]
-    report = audit_signals(whole, attacks=("lira", "base", "loss"), random_members=True, delta=1e-4)
+    report = audit_signals(whole, Choices(attacks=("lira", "base", "loss"), random_members=True, delta=1e-4))
     own = whole.targets["target"].signals["phi"][:, :, None]
     given = {"phi": phi, "keep": shadows.keep}
     lone = {"partner": left_out(shadows.keep), **given}
@@ -70,7 +71,7 @@ def test_rmia_and_class_thresholds_are_those_of_the_functions():
     shadows = dataclasses.replace(whole.shadows["shadows"], population=z[:, :, :MODELS])
     target = dataclasses.replace(whole.targets["target"], population=z[:, :, MODELS])
     whole = dataclasses.replace(whole, shadows={"shadows": shadows}, targets={"target": target}, labels=labels)
-    report = audit_signals(whole, attacks=("rmia", "rmia_offline", "confidence"), targets="shadows")
+    report = audit_signals(whole, Choices(attacks=("rmia", "rmia_offline", "confidence"), targets="shadows"))
     phi, own = shadows.signals["phi"], target.signals["phi"][:, :, None]
     outside = {"target": own, "target_population": target.population[:, :, None]}
     wanted = rmia_attack(phi, shadows.keep, shadows.population, **outside)[0]
@@ -110,22 +111,22 @@ def test_wrappers_are_their_functions():
 
 def test_leave_one_out_says_what_it_left_out(tmp_path):
     whole = dataclasses.replace(data(), targets={}, members=None)
-    report = audit_signals(whole, attacks=("lira_carlini2021_online",), targets="shadows")
+    report = audit_signals(whole, Choices(attacks=("lira_carlini2021_online",), targets="shadows"))
     shadows = whole.shadows["shadows"]
     wanted = across_targets(lira_carlini2021(shadows.signals["phi"], shadows.keep), shadows.keep)
     assert {name: averages(row) for name, row in report.leave_one_out["shadows"].items()} == {
         "lira_carlini2021_online": wanted
     }
     assert report.write(tmp_path).exists()
-    given = audit_signals(data(), attacks=("lira_carlini2021_online",))
+    given = audit_signals(data(), Choices(attacks=("lira_carlini2021_online",)))
     assert given.figures["target"]["lira_carlini2021_online"]["operating_points"] is None
     z = shadows.signals["phi"][:, :50]
     inside = dataclasses.replace(shadows, population=z, population_keep=shadows.keep[:, :50])
     whole = dataclasses.replace(whole, shadows={"shadows": inside})
     why = "the shadows were trained on some of the population"
     with pytest.raises(ValueError, match=f"attacks must give at least one figure, got rmia: {why}"):
-        audit_signals(whole, attacks=("rmia",), targets="shadows")
-    report = audit_signals(whole, attacks=("rmia", "loss"), targets="shadows")
+        audit_signals(whole, Choices(attacks=("rmia",), targets="shadows"))
+    report = audit_signals(whole, Choices(attacks=("rmia", "loss"), targets="shadows"))
     assert report.setting["leave_one_out_skipped"] == {"shadows": {"rmia": why}}
 
 
@@ -170,7 +171,7 @@ def test_population_inside_the_shadows():
     seen = whole.targets["target"].signals["phi"]
     target = TargetSignals({"phi": seen[:, 100:]}, seen[:, :100])
     whole = AuditData({"shadows": shadows}, {"target": target}, whole.members[100:])
-    report = audit_signals(whole, attacks=("rmia", "rmia_offline", "attack_p", "loss"), targets="shadows")
+    report = audit_signals(whole, Choices(attacks=("rmia", "rmia_offline", "attack_p", "loss"), targets="shadows"))
     assert set(report.leave_one_out["shadows"]) == {"loss"}  # z may be a member of the shadow that is left out
     assert report.figures["target"]["rmia"]["operating_points"] is None
     assert report.setting["shadow_sets"]["shadows"]["population_in_shadows"]
@@ -197,7 +198,7 @@ def test_examples_in_every_or_no_shadow_are_counted_and_neutral():
     keep[:, :7], keep[:, 7:10] = True, False
     shadows = dataclasses.replace(whole.shadows["shadows"], keep=keep)
     report = audit_signals(
-        dataclasses.replace(whole, shadows={"shadows": shadows}), attacks=("lira", "base", "attack_r")
+        dataclasses.replace(whole, shadows={"shadows": shadows}), Choices(attacks=("lira", "base", "attack_r"))
     )
     facts = report.setting["shadow_sets"]["shadows"]
     assert (facts["examples_in_every_shadow"], facts["examples_in_no_shadow"]) == (7, 3)
@@ -209,9 +210,9 @@ def test_examples_in_every_or_no_shadow_are_counted_and_neutral():
 
 def test_shadows_of_another_size_are_said():
     whole = data()
-    assert not any("trained on" in note for note in audit_signals(whole, attacks=("loss",)).setting["notes"])
+    assert not any("trained on" in note for note in audit_signals(whole, Choices(attacks=("loss",))).setting["notes"])
     few = whole.members & (torch.arange(COUNT) < COUNT // 2)
-    report = audit_signals(dataclasses.replace(whole, members=few), attacks=("loss",))
+    report = audit_signals(dataclasses.replace(whole, members=few), Choices(attacks=("loss",)))
     words = f"was trained on 300 of these examples on average, the targets on {int(few.sum())}"
     assert any(words in note for note in report.setting["notes"])
 
@@ -220,7 +221,7 @@ def test_leave_one_out_and_comparison():
     whole = data()
     other = TargetSignals({"phi": simulated(1, 0.0)[1]}, kind="transfer")
     whole = dataclasses.replace(whole, targets={**whole.targets, "other": other})
-    report = audit_signals(whole, attacks=("lira", "loss"), targets="shadows")
+    report = audit_signals(whole, Choices(attacks=("lira", "loss"), targets="shadows"))
     shadows = whole.shadows["shadows"]
     lone = lira(shadows.signals["phi"], shadows.keep, variance="fixed", partner=left_out(shadows.keep))
     assert averages(report.leave_one_out["shadows"]["lira"]) == across_targets(lone, shadows.keep)
@@ -233,7 +234,7 @@ def test_comparisons_of_exploratory_attacks_share_one_error():
     whole = data()
     other = TargetSignals({"phi": simulated(1, 1.0)[1]}, kind="transfer")
     whole = dataclasses.replace(whole, targets={**whole.targets, "other": other})
-    report = audit_signals(whole, attacks=("loss", "lira", "base", "attack_r"), primary="base", level=0.9)
+    report = audit_signals(whole, Choices(attacks=("loss", "lira", "base", "attack_r"), primary="base", level=0.9))
     rows = report.comparison["other"]
     assert [name for name, row in rows.items() if row["role"] == "primary"] == ["base"]
     assert rows["base"]["p_corrected"] == rows["base"]["p"]
@@ -246,7 +247,7 @@ def test_comparisons_of_exploratory_attacks_share_one_error():
 
 def test_exposed_members_are_the_highest():
     whole = data(labels=torch.zeros(COUNT, dtype=torch.int64))
-    report = audit_signals(whole, attacks=("lira",))
+    report = audit_signals(whole, Choices(attacks=("lira",)))
     scores = report.scores["target"]["lira"]
     rows = report.exposed(5)["target"]
     best = scores[whole.members].sort(descending=True).values[:5]
@@ -262,7 +263,7 @@ def test_infinite_signals_are_ordered_and_strict_json():
     seen = whole.targets["target"].signals["phi"].clone()
     seen[0, whole.members.nonzero()[:3, 0]] = torch.inf
     whole = dataclasses.replace(whole, targets={"target": TargetSignals({"phi": seen})})
-    report = audit_signals(whole, attacks=("loss", "lira", "base", "attack_r"))
+    report = audit_signals(whole, Choices(attacks=("loss", "lira", "base", "attack_r")))
     assert report.scores["target"]["loss"][whole.members][:3].isinf().all()
     json.dumps(report.to_dict(), allow_nan=False)
 
@@ -280,7 +281,7 @@ def test_infinite_signals_of_several_queries_have_scores():
         targets={"target": TargetSignals({"phi": own})},
     )  # fmt: skip
     attacks = ("loss", "confidence", "lira", "base", "attack_r")
-    report = audit_signals(whole, attacks=attacks, targets="shadows")
+    report = audit_signals(whole, Choices(attacks=attacks, targets="shadows"))
     loss = report.scores["target"]["loss"]
     assert loss[3::6].isinf().all()
     assert (loss[::6] == 0).all()
@@ -312,7 +313,9 @@ def test_from_logits(queries):
         logits[:MODELS], keep, labels, target=logits[MODELS], members=[0, 2, 4], non_members=list(range(1, 41, 2))
     )
     assert (part.count, int(part.members.sum())) == (23, 3)
-    report = audit_signals(found, attacks=("lira", "entropy", "modified_entropy", "label_only", "shadow_network"))
+    report = audit_signals(
+        found, Choices(attacks=("lira", "entropy", "modified_entropy", "label_only", "shadow_network"))
+    )
     assert len(report.figures["target"]) == 5
 
 
@@ -325,7 +328,7 @@ def test_bad_input():
         with pytest.raises((ValueError, TypeError), match=words):
             audit_signals(
                 from_logits(options.pop("logits"), options.pop("keep"), options.pop("labels"), **options),
-                attacks=("lira",),
+                Choices(attacks=("lira",)),
             )
 
     broken = logits.clone()

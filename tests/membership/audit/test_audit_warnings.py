@@ -6,7 +6,7 @@ import pytest
 import torch
 from audit_cases import MODELS, data, logits_of
 
-from kr_fast.membership import audit_signals, from_logits
+from kr_fast.membership import Choices, audit_signals, from_logits
 from kr_fast.report import sentences
 
 
@@ -15,16 +15,19 @@ def test_models_that_answer_by_chance_are_told():
     words = "answers no better than chance"
     logits[:, torch.arange(80), labels] += 6
     right = from_logits(logits[:MODELS], keep, labels, target=logits[MODELS], members=members)
-    assert not any("chance: " in line for line in audit_signals(right, attacks=["loss"]).warnings)
+    assert not any("chance: " in line for line in audit_signals(right, Choices(attacks=["loss"])).warnings)
     # A loader that shuffled gives the target's rows in another order.
     other = torch.randperm(80, generator=torch.Generator().manual_seed(1))
     shuffled = from_logits(logits[:MODELS], keep, labels, target=logits[MODELS][other], members=members)
-    assert sum(line.startswith(f"target {words}") for line in audit_signals(shuffled, attacks=["loss"]).warnings) == 1
+    assert (
+        sum(line.startswith(f"target {words}") for line in audit_signals(shuffled, Choices(attacks=["loss"])).warnings)
+        == 1
+    )
     logits[3] = logits[3, other]
     one = from_logits(logits[:MODELS], keep, labels, target=logits[MODELS], members=members)
     assert any(line.startswith(f"1 of {MODELS} shadows answer no") for line in audit_signals(one).warnings)
     single = from_logits(logits[:MODELS], keep, 0 * labels, target=logits[MODELS], members=members)
-    assert not any("chance: " in line for line in audit_signals(single, attacks=["loss"]).warnings)
+    assert not any("chance: " in line for line in audit_signals(single, Choices(attacks=["loss"])).warnings)
 
 
 @pytest.mark.parametrize("keep_like", ["ties", "members"])
@@ -49,7 +52,7 @@ def test_logits_beyond_float32_are_read(scale):
 def test_a_level_below_one_half_is_refused():
     """0.05 is an error where it is meant, and would call every attack above chance."""
     with pytest.raises(ValueError, match=r"audit: level must be in \[0.5, 1\), got 0.05"):
-        audit_signals(data(), level=0.05)
+        audit_signals(data(), Choices(level=0.05))
 
 
 def test_no_figure_that_may_leave_is_the_score_of_a_record():

@@ -9,7 +9,7 @@ from audit_cases import COUNT, data
 import kr_fast
 from kr_fast.data import Dataset, Split
 from kr_fast.ensemble import Shadows
-from kr_fast.membership import audit_signals
+from kr_fast.membership import Choices, audit_signals
 from kr_fast.models import classifier
 from kr_fast.synthesis import LabelPlan
 
@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 
 @pytest.fixture(scope="module")
 def report():
-    return audit_signals(data(), attacks=("lira", "loss"))
+    return audit_signals(data(), Choices(attacks=("lira", "loss")))
 
 
 def test_results_are_short(report):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kr_fast.membership.audit.pool import chosen, pool_of, read_members
+from kr_fast.membership.inputs.pool import chosen, pool_of, read_members
 from kr_fast.runtime.inputs import as_mask
 
 DTYPES = ["bool", "u1", "i1", "<i2", ">i4", "<u8", ">u2", "<f4", ">f8", "<f2"]

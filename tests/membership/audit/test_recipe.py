@@ -10,6 +10,7 @@ from scipy.stats import t
 
 from kr_fast.membership import (
     AuditData,
+    Choices,
     ShadowSignals,
     TargetSignals,
     across_targets,
@@ -154,14 +155,14 @@ def test_recipes_share_out_their_error():
 def test_audit_gives_the_recipes_figures_without_being_asked():
     """Where there are four shadows; each with its partner left out, as the operating points' thresholds are."""
     whole = data()
-    report = audit_signals(whole, attacks=("lira", "loss"), seed=3)
+    report = audit_signals(whole, Choices(attacks=("lira", "loss"), seed=3))
     shadows = whole.shadows["shadows"]
     lone = lira(shadows.signals["phi"], shadows.keep, variance="fixed", partner=left_out(shadows.keep, 3))
     assert averages(report.leave_one_out["shadows"]["lira"]) == across_targets(lone, shadows.keep)
     assert report.to_dict()["leave_one_out"]["shadows"]["lira"]["auc"]["interval"][0] > 0.5
     few = ShadowSignals(shadows.keep[:2], {"phi": shadows.signals["phi"][:, :, :2]})
     target = TargetSignals({"phi": whole.targets["target"].signals["phi"]})
-    bare = audit_signals(AuditData({"shadows": few}, {"target": target}, whole.members), attacks=("loss",))
+    bare = audit_signals(AuditData({"shadows": few}, {"target": target}, whole.members), Choices(attacks=("loss",)))
     assert bare.leave_one_out == {}
 
 
@@ -173,7 +174,7 @@ def test_pairs_of_two_sets_in_an_audit():
         "teacher": TargetSignals({"phi": first.targets["target"].signals["phi"]}, shadows="teacher"),
         "student": TargetSignals({"phi": second.targets["target"].signals["phi"]}, shadows="student"),
     }
-    found = audit_signals(AuditData(sets, targets, first.members), attacks=("lira", "loss")).leave_one_out
+    found = audit_signals(AuditData(sets, targets, first.members), Choices(attacks=("lira", "loss"))).leave_one_out
     gap = found["student"]["lira"]["difference"]
     assert gap["difference"] == pytest.approx(
         found["teacher"]["lira"]["auc"]["mean"] - found["student"]["lira"]["auc"]["mean"]
@@ -185,11 +186,11 @@ def test_few_members_are_said_with_their_numbers(tmp_path):
     """Of 12 members: what the rank sum's variance gives, and a twelfth of the TPR; of 30 and more nothing."""
     whole = data()
     members = torch.arange(len(whole.members)) < 12
-    report = audit_signals(dataclasses.replace(whole, members=members), attacks=("lira", "loss"))
+    report = audit_signals(dataclasses.replace(whole, members=members), Choices(attacks=("lira", "loss")))
     words = "12 members: an AUC between 0.33 and 0.67 is what chance gives with so few, in 95 % of cases"
     assert any(f"{words}; one of them is 8.33 % of the TPR" in line for line in report.warnings)
     assert words in report.write(tmp_path).read_text()
-    assert not any("what chance gives" in line for line in audit_signals(whole, attacks=("lira",)).warnings)
+    assert not any("what chance gives" in line for line in audit_signals(whole, Choices(attacks=("lira",))).warnings)
     assert few_examples(29, 30)[0].startswith("29 members")
     assert few_examples(30, 1)[0].startswith("1 non-member: an AUC between 0.00 and 1.00")
     assert few_examples(30, 30) == []

@@ -12,6 +12,7 @@ import kr_fast
 from kr_fast import membership
 from kr_fast.data import Augment
 from kr_fast.ensemble import ModelArray, Shadows, TrainConfig
+from kr_fast.membership import Auxiliary, Choices
 
 A, N, M, K, Z = 2, 24, 6, 2, 9
 G = torch.Generator().manual_seed(0)
@@ -47,9 +48,14 @@ MODELS = networks()
 
 def audited(images, labels, members, synthetic, reference, z, z_labels, keep):
     report = kr_fast.audit(
-        MODELS[M], Shadows(ModelArray(MODELS[:M]), keep), images, labels, members, synthetic={"made": synthetic},
-        reference=reference, population=(z, z_labels), attacks=("lira", "rmia", "nearest_synthetic"),
-    )  # fmt: skip
+        MODELS[M],
+        Shadows(ModelArray(MODELS[:M]), keep),
+        images,
+        labels,
+        members,
+        choices=Choices(attacks=("lira", "rmia", "nearest_synthetic")),
+        auxiliary=Auxiliary(synthetic={"made": synthetic}, reference=reference, population=(z, z_labels)),
+    )
     return report.scores
 
 
@@ -57,7 +63,7 @@ def of_signals(phi, keep, target, members, labels, z, z_target, images):
     shadows = membership.ShadowSignals(keep, {"phi": phi}, z)
     target = membership.TargetSignals({"phi": target}, z_target)
     data = membership.AuditData({"shadows": shadows}, {"t": target}, members, labels, images)
-    return membership.audit_signals(data, attacks=("lira", "rmia", "confidence")).scores
+    return membership.audit_signals(data, membership.Choices(attacks=("lira", "rmia", "confidence"))).scores
 
 
 def of_logits(logits, keep, labels, target, members, z, z_target, z_labels, images):

@@ -13,7 +13,7 @@ from torch import nn
 
 import kr_fast
 from kr_fast.ensemble import ModelArray, Shadows
-from kr_fast.membership import AuditData, ShadowSignals, TargetSignals, audit_signals, from_logits, load_npz
+from kr_fast.membership import AuditData, Choices, ShadowSignals, TargetSignals, audit_signals, from_logits, load_npz
 from kr_fast.membership.inputs.copies import images_on_both_sides
 
 
@@ -101,7 +101,7 @@ def test_models_with_equal_weights_are_refused_before_they_are_asked(models):
         kr_fast.audit(models[4], double, images, labels, members)
     other = copy.deepcopy(models[2])
     other[4].bias.data[0] += 1e-3  # all but one number in common
-    report = kr_fast.audit(other, shadows, images, labels, members, attacks=("loss",))
+    report = kr_fast.audit(other, shadows, images, labels, members, choices=Choices(attacks=("loss",)))
     assert report.num_shadows == 4
 
 
@@ -109,7 +109,7 @@ def test_a_target_of_another_set_may_be_one_of_these_shadows(models):
     images, labels, members = pool()
     keep = (torch.arange(2)[:, None] + torch.arange(24)) % 2 == 0
     sets = {"a": Shadows(ModelArray(models[:2]), keep), "b": Shadows(ModelArray(models[2:4]), keep)}
-    report = kr_fast.audit({"b": models[0]}, sets, images, labels, members, attacks=("loss",))
+    report = kr_fast.audit({"b": models[0]}, sets, images, labels, members, choices=Choices(attacks=("loss",)))
     assert report.setting["targets"]["b"]["shadows"] == "b"
 
 
@@ -136,17 +136,17 @@ def test_images_on_both_sides_are_counted(copies):
 def test_images_on_both_sides_are_told_in_the_report():
     images = images_of(COUNT)
     whole = data(images=images)
-    assert not any("same images" in line for line in audit_signals(whole, attacks=("loss",)).warnings)
+    assert not any("same images" in line for line in audit_signals(whole, Choices(attacks=("loss",))).warnings)
     inside, outside = whole.members.nonzero()[:3, 0], (~whole.members).nonzero()[:3, 0]
     images[outside] = images[inside]
     images[inside[1]] = images[inside[0]]  # twice among the members: nothing to say of
-    report = audit_signals(dataclasses.replace(whole, images=images), attacks=("loss",))
+    report = audit_signals(dataclasses.replace(whole, images=images), Choices(attacks=("loss",)))
     line = next(line for line in report.setting["warnings"] if "same images" in line)
     assert line.startswith(f"3 of {int(whole.members.sum())} members and 2 of")
 
 
 def warned(given, words, **options):
-    return [line for line in audit_signals(given, **options).warnings if words in line]
+    return [line for line in audit_signals(given, Choices(**options)).warnings if words in line]
 
 
 def test_a_target_that_is_a_shadow_but_for_rounding_is_told():

@@ -9,6 +9,7 @@ import torch
 from audit_cases import CLASSES, MODELS, data, logits_of
 
 from kr_fast.membership import (
+    Choices,
     TargetSignals,
     audit_signals,
     from_logits,
@@ -58,7 +59,7 @@ def test_npz_round_trip(tmp_path):
     after = load_npz(tmp_path / "audit.npz")
     same(before, after)
     attacks = ("lira", "rmia", "entropy", "shadow_network", "nearest_synthetic")
-    first, second = (audit_signals(each, attacks=attacks) for each in (before, after))
+    first, second = (audit_signals(each, Choices(attacks=attacks)) for each in (before, after))
     for name, scores in first.scores.items():
         for attack, value in scores.items():
             assert torch.equal(value, second.scores[name][attack]), (name, attack)
@@ -88,7 +89,10 @@ def test_npz_keeps_what_is_said_of_targets(tmp_path):
     after = load_npz(tmp_path / "a.npz")
     same(before, after)
     assert list(after.targets) == ["teacher", "student", "control"]
-    assert audit_signals(after, attacks=("lira",)).to_dict() == audit_signals(before, attacks=("lira",)).to_dict()
+    assert (
+        audit_signals(after, Choices(attacks=("lira",))).to_dict()
+        == audit_signals(before, Choices(attacks=("lira",))).to_dict()
+    )
     with np.load(tmp_path / "a.npz") as archive:
         arrays = dict(archive)
     about = json.loads(str(arrays.pop("about")))
@@ -139,7 +143,7 @@ def test_npz_of_two_dimensional_signals_without_a_target(tmp_path):
     found = load_npz(tmp_path / "p.npz")
     assert torch.equal(found.shadows["shadows"].signals["phi"], shadows.signals["phi"])
     assert found.targets == {}
-    report = audit_signals(found, attacks=("lira",), targets="shadows")
+    report = audit_signals(found, Choices(attacks=("lira",), targets="shadows"))
     assert report.leave_one_out["shadows"]["lira"]["auc"]["mean"] > 0.6
 
 
@@ -184,7 +188,7 @@ def test_lira_tree(tmp_path):
     scores = load_lira_tree(tmp_path / "scores")
     assert torch.allclose(scores.shadows["shadows"].signals["phi"], wanted.signals["phi"], atol=1e-4)
     assert any("flat above 103.6" in note for note in scores.notes)
-    audit_signals(scores, attacks=("lira",), targets="shadows")
+    audit_signals(scores, Choices(attacks=("lira",), targets="shadows"))
 
 
 def test_what_of_a_lira_tree_is_not_read_is_told(tmp_path):
@@ -235,7 +239,7 @@ def test_privacy_meter(tmp_path):
     assert found.targets["model 0"].signals["phi"][0, 0] == pytest.approx(17.33, abs=0.01)
     assert any("1 of 7200 had saturated" in note for note in found.notes)
     assert found.shadows["shadows"].population.shape == (1, 50, MODELS - 1)
-    assert set(audit_signals(found, attacks=("lira", "rmia")).figures["model 0"]) == {"lira", "rmia"}
+    assert set(audit_signals(found, Choices(attacks=("lira", "rmia"))).figures["model 0"]) == {"lira", "rmia"}
     loss = torch.nn.functional.softplus(-phi)
     np.save(tmp_path / "signals" / "loss_signals.npy", loss.numpy())
     found = load_privacy_meter(tmp_path, target=None, signal="loss", name="loss")

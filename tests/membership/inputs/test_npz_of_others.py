@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kr_fast.membership import (
+    Choices,
     TargetSignals,
     audit_signals,
     from_logits,
@@ -204,7 +205,7 @@ def test_a_target_alone(tmp_path, form):
         z = {"target/t/population/logits": given_["logits"][0, :30], "population/labels": given_["labels"][:30]}
         np.savez(tmp_path / "a.npz", **alone, **(z if form == "population" else {}))
     attacks = ("loss", "attack_p") if form == "population" else None
-    report = audit_signals(load_npz(tmp_path / "a.npz"), attacks=attacks)
+    report = audit_signals(load_npz(tmp_path / "a.npz"), Choices(attacks=attacks))
     assert set(report.figures["t"]) == set(attacks or ("loss",))
     assert torch.equal(report.scores["t"]["loss"], wanted.scores["target"]["loss"])
     assert report.figures["t"]["loss"]["auc_ci"] == wanted.figures["target"]["loss"]["auc_ci"]
@@ -213,9 +214,9 @@ def test_a_target_alone(tmp_path, form):
     if not attacks:
         assert setting["skipped"]["lira"] == "shadow models (keep, and their logits or signals)"
         with pytest.raises(UserError, match="lira needs shadow models"):
-            audit_signals(load_npz(tmp_path / "a.npz"), attacks=("lira",))
+            audit_signals(load_npz(tmp_path / "a.npz"), Choices(attacks=("lira",)))
         with pytest.raises(UserError, match="every shadow must be attacked where there are shadows"):
-            audit_signals(load_npz(tmp_path / "a.npz"), targets="shadows")
+            audit_signals(load_npz(tmp_path / "a.npz"), Choices(targets="shadows"))
     if form == "logits":
         assert "attacks that need no shadow" in report.write(tmp_path / "out").read_text()
     again = tmp_path / "again.npz"

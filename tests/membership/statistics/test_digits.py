@@ -7,6 +7,7 @@ from torch import nn
 import kr_fast
 from kr_fast.data import Augment, Split, load_uncut
 from kr_fast.ensemble import TrainConfig, fit, train_shadows
+from kr_fast.membership import Choices
 
 INSIDE = 300  # members of the target; as many non-members, and as many others for the model that never saw the pool
 POOL = 2 * INSIDE
@@ -36,9 +37,13 @@ def report():
     fit(stranger, Split(images[POOL : POOL + INSIDE], labels[POOL : POOL + INSIDE]), CONFIG, seed=2)
     shadows = train_shadows(make_model, images[:POOL], labels[:POOL], num_models=16, config=CONFIG, seed=3)
     yield kr_fast.audit(
-        {"target": target, "stranger": stranger}, shadows, images[:POOL], labels[:POOL], members, targets="shadows",
-        attacks=("lira", "lira_offline", "loss"),
-    )  # fmt: skip
+        {"target": target, "stranger": stranger},
+        shadows,
+        images[:POOL],
+        labels[:POOL],
+        members,
+        choices=Choices(targets="shadows", attacks=("lira", "lira_offline", "loss")),
+    )
     torch.set_num_threads(before)
 
 

@@ -18,13 +18,12 @@ attacks = Lazy("kr_fast.membership")
 
 
 def chosen(name: str, *given: Any, **options: Any) -> Any:
-    """A function of membership; options that it takes as one object ``choices`` are put into one."""
+    """A function of membership; options that it takes within one object (``choices=Choices(...)``) are put into it."""
     function = get("kr_fast.membership", name)
-    if "choices" in inspect.signature(function).parameters:
-        kind = find("choices", "Choices", "kr_fast.membership")
+    for group in {"choices", "auxiliary"} & set(inspect.signature(function).parameters):
+        kind = find("choices", group.title(), "kr_fast.membership")
         fields = {field.name for field in dataclasses.fields(kind)}
-        inside = {key: options.pop(key) for key in list(options) if key in fields}
-        options["choices"] = kind(**inside)
+        options[group] = kind(**{key: options.pop(key) for key in list(options) if key in fields})
     return function(*given, **options)
 
 

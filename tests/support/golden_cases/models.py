@@ -164,17 +164,20 @@ def training(folder: Path, images: Tensor, labels: Tensor) -> Cases:
     def control() -> nn.Module:
         return attacks.overfitted(small, images, labels, members, like=config(), seed=1, description=None)
 
-    def audit(given: bool = True, **options: Any) -> Any:
-        targets = {"teacher": models(small, 1)[0], "student": models(resnet, 1)[0]} if given else None
-        return report("audit", targets, shadows(), images, labels, members if given else None, **options)
+    def audit(facts: dict | None = None, given: bool = True, **options: Any) -> Any:
+        networks = {"teacher": models(small, 1)[0], "student": models(resnet, 1)[0]}
+        targets = {name: attacks.Target(net, **(facts or {}).get(name, {})) for name, net in networks.items()}
+        known = (targets if given else None, shadows(), images, labels, members if given else None)
+        return report("audit", *known, **options)
 
     yield "saved shadows", saved
     yield "overfitted", control
     yield "overfitted_recipe", lambda: attacks.overfitted_recipe(config())
-    more = {"control": control, "synthetic": images[:9].flip(1), "augment": "flip", "accuracies": {"teacher": 0.6}}
+    more = {"synthetic": images[:9].flip(1), "augment": "flip", "population": 0.3}
+    facts = {"teacher": {"accuracy": 0.6}, "student": {"kind": "transfer"}}
     yield "audit", audit
-    yield "audit, all", lambda: audit(population=0.3, kinds={"student": "transfer"}, **more | {"control": control()})
-    yield "audit of shadows", lambda: audit(False, targets="shadows", attacks=["lira", "loss"])
+    yield "audit, all", lambda: audit(facts, control=control(), **more)
+    yield "audit of shadows", lambda: audit(given=False, targets="shadows", attacks=["lira", "loss"])
     yield "audit wrong", lambda: audit(attacks=["no"])
     for wrong in ({"num_models": 3}, {"seed": -1}, {"batched": "x"}, {"precision": "x"}):
         options = {"num_models": 4, "seed": 0, "config": config(), **wrong}

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kr_fast.membership.audit.pool import check_members, pool_of
 from kr_fast.membership.inputs.answers import as_numbers, check_accuracy, read_logits, refuse_nan
 from kr_fast.membership.inputs.copies import refuse_equal_shadows, refuse_shadow_as_target
+from kr_fast.membership.inputs.pool import check_members, pool_of
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_labels, as_mask, as_tensor, described
 from kr_fast.runtime.reprs import ShortRepr
@@ -227,7 +227,7 @@ def from_logits(
         keep: bool ``[M, N]``, or 0 and 1.
         labels: integers ``[N]`` or ``[N, 1]``.
         target: ``[N, C]`` or ``[N, A, C]``, or name -> such; None where every shadow is a target.
-        members, non_members: see :func:`kr_fast.membership.audit.pool.pool_of`.
+        members, non_members: see :func:`kr_fast.membership.inputs.pool.pool_of`.
         population: (logits of the shadows ``[M, Z, (A,) C]`` or None without any, of the target as above, labels
             ``[Z]``).
         probabilities: the numbers are probabilities of all classes, and their logarithm is taken. What underflowed to
