@@ -23,8 +23,9 @@ from kr_fast.membership.inputs.loading import load_npz, save_npz
 from kr_fast.membership.inputs.other_tools import load_lira_tree, load_privacy_meter
 from kr_fast.membership.statistics.auc_intervals import delong_test
 from kr_fast.membership.statistics.balanced import partners
+from kr_fast.membership.statistics.bounds import epsilon_of_mu
 from kr_fast.membership.statistics.curve import Curve, roc
-from kr_fast.membership.statistics.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
+from kr_fast.membership.statistics.epsilon import epsilon_clopper_pearson, epsilon_one_run, gaussian_mu
 from kr_fast.membership.statistics.intervals import bootstrap
 from kr_fast.membership.statistics.summaries import aop, operating_point, shadow_threshold
 from kr_fast.ops.membership.rmia import rmia

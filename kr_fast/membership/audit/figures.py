@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kr_fast.membership.audit.choices import Choices
+from kr_fast.membership.statistics.bounds import epsilon_of_mu
 from kr_fast.membership.statistics.curve import FPRS, Curve
-from kr_fast.membership.statistics.epsilon import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu
-from kr_fast.membership.statistics.summaries import aop, operating_point, shadow_threshold
+from kr_fast.membership.statistics.summaries import aop, operating_point
 
 THRESHOLD_FPRS = (0.1, 0.01, 0.001)
 
@@ -31,49 +31,38 @@ def describe(curve: Curve, level: float = 0.95, fprs: Sequence[float] = FPRS) ->
 
 
 def of_attack(
-    curve: Curve,
-    scores: Tensor,
-    members: Tensor,
-    choices: Choices,
-    *,
-    role: str,
-    family: int,
-    accuracy: float | None,
-    calibration: tuple[Tensor, Tensor] | None,
+    curve: Curve, choices: Choices, *, role: str, family: int, accuracy: float | None, calibration: Curve | None
 ) -> dict[str, Any]:
-    """Everything that is said of one attack on one target.
+    """Everything that is said of one attack on one target, but for the one-run bound.
 
     Args:
         role: "primary" (named beforehand: figures at ``choices.level``) or "exploratory".
         family: how many exploratory attacks there are; each gets its share of the error, so that the largest of them
             may be looked at.
-        calibration: scores ``[K, N]`` of shadows attacked leave-one-out, and their ``keep``; or None.
+        calibration: of the same attack on all shadows, each attacked leave-one-out; or None.
     """
     level = choices.level if role == "primary" else 1 - (1 - choices.level) / max(family, 1)
-    found = describe(curve, choices.level)
-    found["role"] = role
-    found["auc_ci_corrected"] = list(curve.auc_interval(level))
-    mu = gaussian_mu(scores, members, level=level)
-    found["epsilon"] = {
+    figures = describe(curve, choices.level)
+    figures["role"] = role
+    figures["auc_ci_corrected"] = list(curve.auc_interval(level))
+    mu = curve.gaussian_mu(level)
+    figures["epsilon"] = {
         "delta": choices.delta,
         "level": level,
-        "clopper_pearson": epsilon_clopper_pearson(scores, members, delta=choices.delta, level=level),
+        "clopper_pearson": curve.epsilon(choices.delta, level),
         "gaussian_mu": mu,
         "gaussian": epsilon_of_mu(mu, choices.delta),
         "one_run": None,
     }
-    if choices.random_members:
-        bound = epsilon_one_run(scores, members, delta=choices.delta, level=level, seed=choices.seed)
-        found["epsilon"]["one_run"] = bound
-    found["operating_points"] = None
+    figures["operating_points"] = None
     if calibration is not None:
-        found["operating_points"] = {
-            str(fpr): operating_point(curve, shadow_threshold(*calibration, fpr), choices.priors, choices.level)
+        figures["operating_points"] = {
+            str(fpr): operating_point(curve, calibration.threshold_at(fpr), choices.priors, choices.level)
             for fpr in THRESHOLD_FPRS
         }
     if accuracy is not None:
-        found["aop"] = aop(accuracy, curve.auc)
-    return found
+        figures["aop"] = aop(accuracy, curve.auc)
+    return figures
 
 
 def exposed(scores: Tensor, members: Tensor, count: int) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Attacks on given signals, and what is reported of them."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from kr_fast.membership.audit.scores import choose, leave_one_out, scores_of
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals
 from kr_fast.membership.statistics.auc_intervals import delong_test
 from kr_fast.membership.statistics.curve import Curve, roc
-from kr_fast.membership.statistics.epsilon import check_fair_coins
+from kr_fast.membership.statistics.epsilon import check_fair_coins, epsilon_one_run
 from kr_fast.membership.statistics.intervals import holm
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
@@ -185,22 +186,11 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         why = "; ".join(f"{a}: {text}" for each in not_alone.values() for a, text in each.items())
         fail("audit", "attacks", "give at least one figure", why or "nothing")
     scores = scores_of(data, chosen)
-    curves = {n: {a: roc(value, data.members) for a, value in found.items()} for n, found in scores.items()}
-    facts, figures = {}, {}
-    for name, found in scores.items():
-        first = primary if primary in found else next(iter(found))
-        target = data.targets.get(name)
-        facts[name] = _facts(data, name, first)
-        figures[name] = {
-            attack: of_attack(
-                curves[name][attack], value, data.members, choices,
-                role="primary" if attack == first else "exploratory",
-                family=len(found) - 1,
-                accuracy=None if target is None else target.accuracy,
-                calibration=lone.get(target.shadows, {}).get(attack) if target and CATALOG[attack].calibrated else None,
-            )
-            for attack, value in found.items()
-        }  # fmt: skip
+    curves = {n: {a: roc(value, data.members) for a, value in each.items()} for n, each in scores.items()}
+    facts = {
+        name: _facts(data, name, primary if primary in each else next(iter(each))) for name, each in scores.items()
+    }
+    figures = _figures(data, choices, scores, curves, lone, facts)
     enough = {name: each for name, each in lone.items() if asked or len(data.shadows[name].keep) >= LEAST_SHADOWS}
     loo = recipes(enough, primary, level)
     control = of_control(data, figures)
@@ -230,6 +220,36 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
     for line in warnings:
         logger.warning("audit: %s", line)
     return AuditReport(curves, scores, figures, _comparison(data, scores, primary, level), loo, setting, warnings, data)
+
+
+def _figures(
+    data: AuditData, choices: Choices, scores: Mapping, curves: Mapping, lone: Mapping, facts: Mapping
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Target -> attack -> figures."""
+
+    @functools.cache
+    def calibration(shadows: str, attack: str) -> Curve | None:
+        """Of all shadows of a set, each attacked leave-one-out."""
+        pair = lone.get(shadows, {}).get(attack) if CATALOG[attack].calibrated else None
+        return None if pair is None else roc(pair[0].flatten(), pair[1].flatten())
+
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, each in curves.items():
+        target, rows = data.targets.get(name), {}
+        for attack, curve in each.items():
+            rows[attack] = row = of_attack(
+                curve,
+                choices,
+                role="primary" if attack == facts[name]["primary"] else "exploratory",
+                family=len(each) - 1,
+                accuracy=None if target is None else target.accuracy,
+                calibration=None if target is None else calibration(target.shadows, attack),
+            )
+            if choices.random_members:
+                options = {"delta": choices.delta, "level": row["epsilon"]["level"], "seed": choices.seed}
+                row["epsilon"]["one_run"] = epsilon_one_run(scores[name][attack], data.members, **options)
+        figures[name] = rows
+    return figures
 
 
 def _without_threshold(row: dict[str, Any]) -> dict[str, Any]:

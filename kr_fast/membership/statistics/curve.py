@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kr_fast.membership.inputs.pool import scored
 from kr_fast.membership.statistics.auc_intervals import auc_interval
+from kr_fast.membership.statistics.bounds import check_delta, count_grid, epsilon_of_counts, epsilon_of_rates
 from kr_fast.membership.statistics.intervals import binomial_quantile, check_share, clopper_pearson
 from kr_fast.ops.membership import roc as ops_roc
 from kr_fast.runtime.errors import fail
@@ -147,6 +148,54 @@ class Curve:
         """Members that can be had with at most this many false positives."""
         at = np.searchsorted(self.fp, false_positives, side="right")
         return np.concatenate([[0], self.tp])[at]
+
+    def counts_at(self, thresholds: float | Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(members, non-members) that score at or above each threshold."""
+        at = np.searchsorted(-self.thresholds, -np.asarray(thresholds, dtype=np.float64), side="right")
+        return np.concatenate([[0], self.tp])[at], np.concatenate([[0], self.fp])[at]
+
+    def threshold_at(self, fpr: float) -> float:
+        """The least threshold at which the realised FPR is at most ``fpr``; above all scores where none is."""
+        check_share("Curve", "fpr", fpr)
+        at = int(np.searchsorted(self.fp, fpr * self.negatives + 1e-9, side="right"))
+        return float(self.thresholds[at - 1]) if at else float(np.nextafter(self.thresholds[0], np.inf))
+
+    def simultaneous_rates(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """(lower bounds of TPR, upper bounds of FPR) that hold together for all thresholds.
+
+        See "bonferroni" of :func:`kr_fast.membership.epsilon_clopper_pearson`.
+        """
+        check_share("Curve", "level", level)
+        counts = count_grid(self.negatives)[:-1]  # with all non-members flagged nothing is learnt
+        error = (1 - level) / 2 / len(counts)
+        low = clopper_pearson(self.members_above(counts), self.positives, error)[0]
+        return low, clopper_pearson(counts, self.negatives, error)[1]
+
+    def epsilon(self, delta: float = 0.0, level: float = 0.95) -> float:
+        """A lower bound of epsilon at ``level``, for the best of all thresholds: :meth:`simultaneous_rates`."""
+        check_delta("Curve", delta)
+        return float(epsilon_of_rates(*self.simultaneous_rates(level), delta).max())
+
+    def epsilon_at(self, thresholds: Sequence[float] | np.ndarray, delta: float = 0.0, level: float = 0.95) -> float:
+        """A lower bound of epsilon at ``level`` from thresholds fixed without these data, which share the error."""
+        check_delta("Curve", delta)
+        check_share("Curve", "level", level)
+        tp, fp = self.counts_at(thresholds)
+        return epsilon_of_counts(tp, self.positives, fp, self.negatives, 1 - level, delta)
+
+    def gaussian_mu(self, level: float = 0.95) -> float:
+        """A lower bound of mu if training is mu-Gaussian-DP: ``Phi^-1(TPR) - Phi^-1(FPR)`` at its largest, at least 0.
+
+        TPR and FPR are bounded for all thresholds together, as in :meth:`epsilon`. It says something of epsilon only
+        for a mechanism that *is* Gaussian; then it is far tighter, for the best threshold for mu lies where there are
+        many examples.
+        Source: Dong, Roth and Su, "Gaussian Differential Privacy", JRSS B 2022; Nasr et al., USENIX Security 2023.
+        """
+        from scipy.special import ndtri
+
+        low, high = self.simultaneous_rates(level)
+        mu = np.where((low > 0) & (high < 1), ndtri(np.clip(low, 1e-300, 1)) - ndtri(np.clip(high, 0, 1 - 1e-16)), 0.0)
+        return float(max(0.0, mu.max()))
 
     def precision(self, prior: float, fpr: float, level: float = 0.95) -> dict:
         """Share of true members among the flagged (PPV) if a share ``prior`` of the population are members.

@@ -1,9 +1,4 @@
-"""Lower bounds of the privacy parameters from an attack: valid for the threshold that was chosen on the data.
-
-If training were (epsilon, delta)-differentially private, every attack would obey ``TPR <= e^epsilon FPR + delta`` and
-``1 - FPR <= e^epsilon (1 - TPR) + delta`` (Kairouz et al., ICML 2015). So an attack that beats them, with confidence,
-bounds epsilon from below. A bound of 0 says that this attack found nothing, never that there is privacy.
-"""
+"""Lower bounds of epsilon from scores and members: valid for the threshold that was chosen on the data."""
 
 import numpy as np
 import torch
@@ -11,7 +6,14 @@ from torch import Tensor
 
 from kr_fast.membership.inputs.answers import as_numbers
 from kr_fast.membership.inputs.pool import scored
-from kr_fast.membership.statistics.curve import Curve, roc
+from kr_fast.membership.statistics.bounds import (
+    check_delta,
+    count_grid,
+    epsilon_of_counts,
+    epsilon_of_rates,
+    one_run_bound,
+)
+from kr_fast.membership.statistics.curve import roc
 from kr_fast.membership.statistics.intervals import check_share, clopper_pearson
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_integer
@@ -54,7 +56,8 @@ def epsilon_clopper_pearson(
     Raises: TypeError or ValueError naming the argument.
     """
     where = "epsilon_clopper_pearson"
-    _check(where, delta, level)
+    check_delta(where, delta)
+    check_share(where, "level", level)
     scores, members = scored(where, scores, members)
     if strategy not in STRATEGIES:
         fail(where, "strategy", f"be one of {', '.join(STRATEGIES)}", strategy)
@@ -62,51 +65,14 @@ def epsilon_clopper_pearson(
         thresholds = as_numbers(where, "thresholds", thresholds).double().numpy()
         if thresholds.ndim != 1 or thresholds.size == 0 or np.isnan(thresholds).any():
             fail(where, "thresholds", "hold at least one, and no NaN", thresholds.tolist())
-        curve = roc(scores, members)
-        at = np.searchsorted(-curve.thresholds, -thresholds, side="right")
-        return _best(curve, at, 1 - level, delta)
+        return roc(scores, members).epsilon_at(thresholds, delta, level)
     if strategy == "bonferroni":
-        low, high = simultaneous_rates(roc(scores, members), level)
-        return float(epsilon_of_rates(low, high, delta).max())
+        return roc(scores, members).epsilon(delta, level)
     generator = torch.Generator().manual_seed(seed)
     error = (1 - level) if strategy == "split" else (1 - level) / 2
-    found = [
-        _split(scores, members, generator, error, delta) for _ in range(1 if strategy == "split" else SPLITS)
-    ]  # fmt: skip
-    return sorted(found)[(len(found) - 1) // 2]
-
-
-def epsilon_of_rates(tpr: np.ndarray, fpr: np.ndarray, delta: float = 0.0) -> np.ndarray:
-    """Largest epsilon that (TPR, FPR) refute, at least 0: both inequalities of the module's header."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        members = np.log(np.maximum(tpr - delta, 0) / fpr)
-        others = np.log(np.maximum(1 - fpr - delta, 0) / (1 - tpr))
-    return np.maximum(np.nan_to_num(np.maximum(members, others), nan=0.0, neginf=0.0), 0.0)
-
-
-def count_grid(count: int, ratio: float = 1.1) -> np.ndarray:
-    """0 .. count, geometric from both ends: the counts that share the error. Depends on nothing but the count."""
-    half = [0.0]
-    while half[-1] < count / 2:
-        half.append(max(half[-1] + 1, np.floor(half[-1] * ratio)))
-    near = np.minimum(np.asarray(half, dtype=np.int64), count)
-    return np.unique(np.concatenate([near, count - near]))
-
-
-def simultaneous_rates(curve: Curve, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """(lower bounds of TPR, upper bounds of FPR) that hold together for all thresholds, see "bonferroni" above."""
-    counts = count_grid(curve.negatives)[:-1]  # with all non-members flagged nothing is learnt
-    error = (1 - level) / 2 / len(counts)
-    low = clopper_pearson(curve.members_above(counts), curve.positives, error)[0]
-    return low, clopper_pearson(counts, curve.negatives, error)[1]
-
-
-def _best(curve: Curve, points: np.ndarray, error: float, delta: float) -> float:
-    """The bound from points of the curve (0 is the empty one) that were fixed without these data."""
-    tp, fp = np.concatenate([[0], curve.tp])[points], np.concatenate([[0], curve.fp])[points]
-    each = error / 2 / len(points)
-    low, high = clopper_pearson(tp, curve.positives, each)[0], clopper_pearson(fp, curve.negatives, each)[1]
-    return float(epsilon_of_rates(low, high, delta).max())
+    splits = 1 if strategy == "split" else SPLITS
+    bounds = sorted(_split(scores, members, generator, error, delta) for _ in range(splits))
+    return bounds[(splits - 1) // 2]
 
 
 def _split(scores: Tensor, members: Tensor, generator: torch.Generator, error: float, delta: float) -> float:
@@ -115,7 +81,7 @@ def _split(scores: Tensor, members: Tensor, generator: torch.Generator, error: f
     for side in (members, ~members):
         index = side.nonzero()[:, 0]
         half[index[torch.randperm(len(index), generator=generator)[: len(index) // 2]]] = True
-    chosen_on, tested_on = (m for m in (half, ~half))
+    chosen_on, tested_on = half, ~half
     if min(int((members & half).sum()), int((~members & half).sum())) == 0:
         return 0.0
     first = roc(scores[chosen_on], members[chosen_on])
@@ -126,8 +92,8 @@ def _split(scores: Tensor, members: Tensor, generator: torch.Generator, error: f
     high = clopper_pearson(first.fp[points], first.negatives, error / 2)[1]
     threshold = first.thresholds[points[int(epsilon_of_rates(low, high, delta).argmax())]]
     second = roc(scores[tested_on], members[tested_on])
-    at = np.searchsorted(-second.thresholds, [-threshold], side="right")
-    return _best(second, at, error, delta)
+    tp, fp = second.counts_at([threshold])
+    return epsilon_of_counts(tp, second.positives, fp, second.negatives, error, delta)
 
 
 def epsilon_one_run(
@@ -154,7 +120,8 @@ def epsilon_one_run(
         algorithm of appendix D.
     """
     where = "epsilon_one_run"
-    _check(where, delta, level)
+    check_delta(where, delta)
+    check_share(where, "level", level)
     scores, members = scored(where, scores, members)
     total = len(scores)
     check_fair_coins(where, members)
@@ -180,67 +147,7 @@ def check_fair_coins(where: str, members: Tensor) -> None:
         fail(where, "members", "be about half of the examples: each included by a fair coin", f"{inside} of {total}")
 
 
-def one_run_bound(canaries: int, guesses: int, right: int, delta: float, error: float) -> float:
-    """Largest epsilon that ``right`` of ``guesses`` about ``canaries`` refute at ``error``, by bisection."""
-    if _one_run_p(canaries, guesses, right, 0.0, delta) > error:
-        return 0.0
-    low, high = 0.0, 1.0
-    while _one_run_p(canaries, guesses, right, high, delta) <= error and high < 64:
-        low, high = high, 2 * high
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _one_run_p(canaries, guesses, right, middle, delta) <= error else (low, middle)
-    return low
-
-
-def _one_run_p(canaries: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """P-value of at least ``right`` right guesses under (epsilon, delta)-DP: appendix D, with its loop as one array."""
-    from scipy.special import bdtr, bdtrc
-
-    q = 1 / (1 + np.exp(-epsilon))
-    least = bdtrc(right - 1, guesses, q) if right > 0 else 1.0  # P[Binomial >= right]
-    if delta == 0 or right == 0:
-        return min(1.0, float(least))
-    i = np.arange(1, right + 1)
-    below = np.where(i < right, bdtr(np.maximum(right - i - 1, 0), guesses, q), 0.0)  # P[Binomial <= right - i - 1]
-    alpha = float((np.maximum(bdtr(right - 1, guesses, q) - below, 0) / i).max())
-    return min(1.0, float(least) + 2 * canaries * delta * alpha)
-
-
 def gaussian_mu(scores: Tensor, members: Tensor, *, level: float = 0.95) -> float:
-    """A lower bound of mu if training is mu-Gaussian-DP: ``Phi^-1(TPR) - Phi^-1(FPR)`` at its largest, at least 0.
-
-    TPR and FPR are bounded for all thresholds together, as in :func:`epsilon_clopper_pearson`. It says something of
-    epsilon only for a mechanism that *is* Gaussian; then it is far tighter, for the best threshold for mu lies where
-    there are many examples.
-    Source: Dong, Roth and Su, "Gaussian Differential Privacy", JRSS B 2022; Nasr et al., USENIX Security 2023.
-    """
-    from scipy.special import ndtri
-
-    _check("gaussian_mu", 0.0, level)
-    low, high = simultaneous_rates(roc(scores, members), level)
-    mu = np.where((low > 0) & (high < 1), ndtri(np.clip(low, 1e-300, 1)) - ndtri(np.clip(high, 0, 1 - 1e-16)), 0.0)
-    return float(max(0.0, mu.max()))
-
-
-def epsilon_of_mu(mu: float, delta: float) -> float:
-    """Epsilon of mu-Gaussian-DP at ``delta``: the root of ``Phi(-e/mu + mu/2) - exp(e) Phi(-e/mu - mu/2) = delta``."""
-    from scipy.optimize import brentq
-    from scipy.special import log_ndtr, ndtr
-
-    check_share("epsilon_of_mu", "delta", delta)
-    if not -float("inf") < mu < float("inf"):
-        fail("epsilon_of_mu", "mu", "be finite", mu)
-    if mu <= 0:
-        return 0.0
-
-    def excess(epsilon: float) -> float:
-        return ndtr(-epsilon / mu + mu / 2) - np.exp(epsilon + log_ndtr(-epsilon / mu - mu / 2)) - delta
-
-    return 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, mu * mu / 2 + 40 * mu))
-
-
-def _check(where: str, delta: float, level: float) -> None:
-    if not 0 <= delta < 1:
-        fail(where, "delta", "be in [0, 1)", delta)
-    check_share(where, "level", level)
+    """A lower bound of mu if training is mu-Gaussian-DP, see :meth:`kr_fast.membership.Curve.gaussian_mu`."""
+    check_share("gaussian_mu", "level", level)
+    return roc(scores, members).gaussian_mu(level)

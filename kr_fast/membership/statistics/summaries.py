@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from kr_fast.membership.inputs.answers import as_numbers, check_accuracy
@@ -33,9 +32,7 @@ def shadow_threshold(scores: Tensor, keep: Tensor, fpr: float) -> float:
     """
     check_share("shadow_threshold", "fpr", fpr)
     scores, keep = matrices("shadow_threshold", scores, keep)
-    curve = roc(scores.flatten(), keep.flatten())
-    at = int(np.searchsorted(curve.fp, fpr * curve.negatives + 1e-9, side="right"))
-    return float(curve.thresholds[at - 1]) if at else float(np.nextafter(curve.thresholds[0], np.inf))
+    return roc(scores.flatten(), keep.flatten()).threshold_at(fpr)
 
 
 def operating_point(
@@ -50,8 +47,7 @@ def operating_point(
         check_share("operating_point", name, value)
     if not -math.inf <= threshold <= math.inf:
         fail("operating_point", "threshold", "be a number", threshold)
-    at = int(np.searchsorted(-curve.thresholds, -threshold, side="right"))
-    tp, fp = (int(curve.tp[at - 1]), int(curve.fp[at - 1])) if at else (0, 0)
+    tp, fp = map(int, curve.counts_at(threshold))
     error = (1 - level) / 2
     tpr = [float(v) for v in clopper_pearson(tp, curve.positives, error)]
     fpr = [float(v) for v in clopper_pearson(fp, curve.negatives, error)]

@@ -8,13 +8,8 @@ import torch
 from scipy.stats import norm
 
 from kr_fast.membership import epsilon_clopper_pearson, epsilon_of_mu, epsilon_one_run, gaussian_mu, roc
-from kr_fast.membership.statistics.epsilon import (
-    STRATEGIES,
-    count_grid,
-    epsilon_of_rates,
-    one_run_bound,
-    simultaneous_rates,
-)
+from kr_fast.membership.statistics.bounds import count_grid, epsilon_of_rates, one_run_bound, one_run_p
+from kr_fast.membership.statistics.epsilon import STRATEGIES
 
 
 def gaussian(seed, mu, count):
@@ -42,8 +37,6 @@ def test_one_run_values(case, wanted):
 def test_one_run_p_value_by_the_published_loop(case):
     from scipy.stats import binom
 
-    from kr_fast.membership.statistics.epsilon import _one_run_p
-
     m, r, v, delta = case
     for epsilon in (0.0, 0.5, 2.0):
         q = 1 / (1 + math.exp(-epsilon))
@@ -52,7 +45,7 @@ def test_one_run_p_value_by_the_published_loop(case):
             total += binom.pmf(v - i, r, q)
             alpha = max(alpha, total / i)
         wanted = min(1.0, binom.sf(v - 1, r, q) + 2 * m * delta * alpha)
-        assert _one_run_p(m, r, v, epsilon, delta) == pytest.approx(wanted, rel=1e-9)
+        assert one_run_p(m, r, v, epsilon, delta) == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -168,7 +161,7 @@ def test_rates_hold_together_for_all_thresholds():
     for seed in range(300):
         scores, members = gaussian(seed, 1.0, 600)
         curve = roc(scores, members)
-        low, high = simultaneous_rates(curve)
+        low, high = curve.simultaneous_rates()
         at = np.searchsorted(curve.fp, count_grid(curve.negatives)[:-1], side="right")
         above = np.append(curve.thresholds, -np.inf)[at]  # flagged: strictly above this score
         missed += bool((norm.sf(above) > high).any() or (norm.sf(above - 1.0) < low).any())
