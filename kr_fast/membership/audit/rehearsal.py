@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kr_fast.membership.attacks.catalog import lacking
+from kr_fast.membership.attacks.catalog import Subject
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.audit.scores import choose, run_attack
 from kr_fast.membership.inputs.answers import ANSWERS, SIGNALS
@@ -61,16 +61,17 @@ def rehearse(data: AuditData, choices: Choices) -> None:
     if choices.primary is not None and choices.primary not in (names := [attack.name for attack in chosen]):
         fail("audit", "primary", f"be one of the attacks, {', '.join(names)}", choices.primary)
     shadows, target = next(iter(data.shadows.values())), next(iter(data.targets.values()))
+    of_target, of_shadows = Subject(data, shadows, target), Subject(data, shadows)
     for attack in chosen:
         if attack.released:
             if attack.name == "generated_density":
                 _check_spread(data)
             continue
-        run_attack(attack, data, shadows, target)
-        alone = lacking(attack, data, shadows, None) is None
+        run_attack(attack, of_target)
+        alone = attack.lacking(of_shadows) is None
         inside = "population" in attack.needs and shadows.population_keep is not None
         if choices.targets == "shadows" and alone and not inside:
-            run_attack(attack, data, shadows, None)
+            run_attack(attack, of_shadows)
 
 
 def _check_spread(data: AuditData) -> None:

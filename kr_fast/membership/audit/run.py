@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from kr_fast.ensemble import train_shadows
-from kr_fast.membership.attacks.catalog import CATALOG, lacking, refuse
+from kr_fast.membership.attacks.catalog import CATALOG, refuse
 from kr_fast.membership.attacks.control import overfitted
 from kr_fast.membership.audit.api import checked
 from kr_fast.membership.audit.choices import Auxiliary
@@ -15,6 +15,7 @@ from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.membership.audit.loading import Loaded, load
 from kr_fast.membership.audit.query import query
 from kr_fast.membership.audit.report import AuditReport, audit_signals
+from kr_fast.membership.audit.scores import lacking
 from kr_fast.membership.inputs.data import AuditData
 from kr_fast.membership.inputs.loading import load_npz
 from kr_fast.membership.inputs.other_tools import load_lira_tree, load_privacy_meter
@@ -65,12 +66,8 @@ def load_saved(config: AuditConfig) -> AuditData:
         target = int(config.target) if config.target else None
         data = load_privacy_meter(config.privacy_meter, target=target, signal=config.signal, name=config.signal_name)
     for name in filter(None, (*config.attacks, config.primary)):
-        attack = CATALOG[name]
-        asked = [(data.shadows_of(each), each) for each in data.targets.values()]
-        asked = [(None, None)] if attack.released else asked or [(each, None) for each in data.shadows.values()]
-        for each in asked:
-            if (missing := lacking(attack, data, *each)) is not None:
-                refuse(name, missing)
+        if (missing := lacking(CATALOG[name], data)) is not None:
+            refuse(name, missing)
     return data
 
 

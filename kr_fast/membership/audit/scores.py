@@ -4,9 +4,9 @@ import dataclasses
 
 from torch import Tensor
 
-from kr_fast.membership.attacks.catalog import DEFAULT, Attack, entries, lacking, refuse
+from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT, Attack, Subject, refuse
 from kr_fast.membership.audit.choices import Choices
-from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.inputs.data import AuditData
 from kr_fast.membership.statistics.balanced import partners
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.progress import bar
@@ -14,25 +14,28 @@ from kr_fast.runtime.progress import bar
 
 def choose(data: AuditData, choices: Choices) -> tuple[list[Attack], dict[str, str]]:
     """The attacks to run, and name -> what is lacking of those in the default set that cannot be run."""
-    catalog, attacks = entries(**choices.rmia), choices.attacks
-    found, skipped = [], {}
-    for name in dict.fromkeys(DEFAULT if attacks is None else attacks):
-        attack = catalog[name]
-        asked = [(data.shadows_of(t), t) for t in data.targets.values()] if not attack.released else [(None, None)]
-        missing = next(filter(None, (lacking(attack, data, *each) for each in asked)), None)
-        if not attack.released and not data.targets:
-            missing = next(filter(None, (lacking(attack, data, s, None) for s in data.shadows.values())), None)
+    chosen, skipped = [], {}
+    for name in dict.fromkeys(DEFAULT if choices.attacks is None else choices.attacks):
+        attack = CATALOG[name].configured(**choices.rmia)
+        missing = lacking(attack, data)
         if missing is None and attack.released and data.members is None:
             missing = "members"
         if missing is None:
-            found.append(attack)
-        elif attacks is not None:
+            chosen.append(attack)
+        elif choices.attacks is not None:
             refuse(name, missing)
         else:
             skipped[name] = missing
-    if not found:
-        fail("audit", "attacks", "hold at least one name", list(attacks or ()))
-    return found, skipped
+    if not chosen:
+        fail("audit", "attacks", "hold at least one name", list(choices.attacks or ()))
+    return chosen, skipped
+
+
+def lacking(attack: Attack, data: AuditData) -> str | None:
+    """The first thing that the attack needs of any target and was not given, or None; without targets, of any set."""
+    subjects = [Subject(data, data.shadows_of(each), each) for each in data.targets.values()]
+    subjects = subjects or [Subject(data, each) for each in data.shadows.values()]
+    return next(filter(None, map(attack.lacking, [Subject(data)] if attack.released else subjects)), None)
 
 
 def leave_one_out(
@@ -52,11 +55,11 @@ def leave_one_out(
                 continue
             found[name], shadows = {}, data.shadows[name]
             shadows = dataclasses.replace(shadows, partner=partners(shadows.keep, seed))
-            mixed = shadows.keep.any(1) & ~shadows.keep.all(1)
+            subject, mixed = Subject(data, shadows), shadows.keep.any(1) & ~shadows.keep.all(1)
             for attack in chosen:
                 progress.update()
                 # A population that the shadows were trained on holds members of the one that is left out.
-                why = lacking(attack, data, shadows, None)
+                why = attack.lacking(subject)
                 if "population" in attack.needs and shadows.population_keep is not None:
                     why = "the shadows were trained on some of the population"
                 elif why is None and not bool(mixed.any()):
@@ -65,7 +68,7 @@ def leave_one_out(
                     skipped.setdefault(name, {})[attack.name] = why
                     continue
                 try:
-                    rows = run_attack(attack, data, shadows, None)
+                    rows = run_attack(attack, subject)
                 except UserError as error:  # too few shadows to leave one out: no thresholds from them
                     if asked:
                         raise
@@ -79,10 +82,10 @@ def leave_one_out(
     return found, skipped
 
 
-def run_attack(attack: Attack, data: AuditData, shadows: ShadowSignals, target: TargetSignals | None) -> Tensor:
+def run_attack(attack: Attack, subject: Subject) -> Tensor:
     """Scores ``[K, N]``; what an attack refuses (too few shadows, say) the user can mend."""
     try:
-        return attack.run(data, shadows, target)
+        return attack.run(subject)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -96,11 +99,11 @@ def scores_of(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tens
     with bar(total, "attacks", "attack") as progress:
         for name, target in data.targets.items():
             for attack in on_models:
-                row = run_attack(attack, data, data.shadows_of(target), target)[0]
+                row = run_attack(attack, Subject(data, data.shadows_of(target), target))[0]
                 found.setdefault(name, {})[attack.name] = row.double()
                 progress.update()
         for name, images in data.synthetic.items():
             for attack in on_images:
-                found.setdefault(name, {})[attack.name] = attack.run(data.images, images, data.reference).double()
+                found.setdefault(name, {})[attack.name] = attack.run(Subject(data, synthetic=images)).double()
                 progress.update()
     return found

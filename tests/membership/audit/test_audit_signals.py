@@ -28,7 +28,7 @@ from kr_fast.membership import (
     shadow_threshold,
     threshold_per_class,
 )
-from kr_fast.membership.attacks.catalog import CATALOG, _as_if_out
+from kr_fast.membership.attacks.catalog import CATALOG, Subject, impute_held
 from kr_fast.membership.statistics.intervals import holm
 
 
@@ -106,7 +106,7 @@ def test_wrappers_are_their_functions():
             scores = lira_carlini2021(phi, keep, variant=variant, fix_variance=fixed, **outside)
             wanted[f"lira_carlini2021_{variant}{end}"] = scores
     for name, scores in wanted.items():
-        assert torch.equal(CATALOG[name].run(whole, shadows, target), scores), name
+        assert torch.equal(CATALOG[name].run(Subject(whole, shadows, target)), scores), name
 
 
 def test_leave_one_out_says_what_it_left_out(tmp_path):
@@ -145,7 +145,7 @@ def test_shadows_left_out_are_targets_outside():
     shadows = dataclasses.replace(whole.shadows["shadows"], population=z)
     phi = shadows.signals["phi"]
     for name in ("rmia", "rmia_offline", "attack_r", "base", "lira_shrinkage", "loss", "confidence"):
-        every = CATALOG[name].run(whole, shadows, None)
+        every = CATALOG[name].run(Subject(whole, shadows))
         assert every.shape == (MODELS, COUNT)
         for k in (0, 7):
             others = torch.arange(MODELS) != k
@@ -159,7 +159,7 @@ def test_population_inside_the_shadows():
     generator = torch.Generator().manual_seed(3)
     phi = 3 * torch.randn(2, 40, 6, generator=generator)
     keep = torch.rand(6, 40, generator=generator).argsort(0) < 3
-    found = torch.sigmoid(_as_if_out(phi, keep)).mean(2)
+    found = torch.sigmoid(impute_held(phi, keep)).mean(2)
     p = torch.sigmoid(phi.double())
     wanted = torch.stack([p[:, n, ~keep[:, n]].mean(1) for n in range(40)], 1)
     assert torch.allclose(found, wanted, rtol=1e-12, atol=0)
