@@ -69,9 +69,7 @@ def test_memory_is_found_and_its_absence_too(scene):
 def test_a_control_that_no_attack_finds_is_reported(scene):
     images, labels, members, _, stranger, shadows = scene
     few = Shadows(ModelArray(shadows.array.models[:4]), shadows.keep[:4])
-    report = kr_fast.audit(
-        stranger, few, images, labels, torch.roll(members, 1), choices=Choices(attacks=("loss", "lira_offline"))
-    )
+    report = audit(stranger, few, images, labels, torch.roll(members, 1), attacks=("loss", "lira_offline"))
     assert any("there is no positive control" in line for line in report.warnings)
     assert any("shadows on a side" in line for line in report.warnings)
 
@@ -149,14 +147,8 @@ def test_full_shadows_and_what_they_share(scene):
     images, labels, members, target, stranger, shadows = scene
     few = Shadows(ModelArray(shadows.array.models[:8]), shadows.keep[:8])
     targets = {"teacher": target, "student": Target(stranger, shared="the generator"), "other": stranger}
-    report = kr_fast.audit(
-        targets,
-        {"teacher": shadows, "student": few},
-        images,
-        labels,
-        members,
-        choices=Choices(attacks=("lira", "loss")),
-    )
+    sets = {"teacher": shadows, "student": few}
+    report = audit(targets, sets, images, labels, members, attacks=("lira", "loss"))
     facts = report.setting["targets"]
     assert [facts[name]["kind"] for name in ("teacher", "student", "other")] == ["full", "full", "transfer"]
     assert [facts[name]["shadows"] for name in ("teacher", "student", "other")] == ["teacher", "student", "teacher"]
@@ -167,26 +159,11 @@ def test_full_shadows_and_what_they_share(scene):
 
 def test_indices_and_a_split_off_population(scene):
     images, labels, members, target, _, shadows = scene
-    whole = kr_fast.audit(
-        target,
-        shadows,
-        images,
-        labels,
-        members,
-        choices=Choices(attacks=("lira", "rmia")),
-        auxiliary=Auxiliary(population=0.25),
-    )
+    whole = audit(target, shadows, images, labels, members, attacks=("lira", "rmia"), population=0.25)
     assert (whole.members, whole.non_members) == (80, 60)
     inside, outside = members.nonzero()[:, 0], (~members).nonzero()[:50, 0]
-    part = kr_fast.audit(
-        target,
-        shadows,
-        images,
-        labels,
-        inside.tolist(),
-        non_members=outside.numpy(),
-        choices=Choices(attacks=("loss",)),
-    )
+    pool = (inside.tolist(), outside.numpy())
+    part = audit(target, shadows, images, labels, pool[0], non_members=pool[1], attacks=("loss",))
     assert (part.members, part.non_members) == (80, 50)
     loss = nn.functional.cross_entropy(ModelArray([target])(images)[0].double(), labels, reduction="none")
     wanted = -loss[torch.cat([inside, outside]).sort().values]
@@ -197,16 +174,8 @@ def test_exposed_members_have_their_own_numbers(scene, tmp_path):
     """Where examples are left out, or split off, a member is named by its number among the images given."""
     images, labels, members, target, _, shadows = scene
     inside, outside = members.nonzero()[20:, 0], (~members).nonzero()[30:, 0]
-    report = kr_fast.audit(
-        target,
-        shadows,
-        images,
-        labels,
-        inside,
-        non_members=outside,
-        choices=Choices(attacks=("loss",)),
-        auxiliary=Auxiliary(population=0.2),
-    )
+    options = {"non_members": outside, "attacks": ("loss",), "population": 0.2}
+    report = audit(target, shadows, images, labels, inside, **options)
     assert len(report.data.index) == 60 + 40
     rows = report.exposed(60)["target"]
     assert sorted(row["index"] for row in rows) == inside.tolist()
@@ -274,24 +243,11 @@ def test_bad_choices_are_refused_before_a_model_is_asked(scene):
         with pytest.raises(ValueError, match=words):
             audit(Silent(), Shadows(shadows.array, keep), images, labels, **given)
     with pytest.raises(ValueError, match="nearest_synthetic needs members"):
-        kr_fast.audit(
-            None,
-            Shadows(ModelArray([Silent()] * len(keep)), keep),
-            images,
-            labels,
-            choices=Choices(targets="shadows", attacks=("loss", "nearest_synthetic")),
-            auxiliary=Auxiliary(synthetic=images[:4]),
-        )
+        silent = Shadows(ModelArray([Silent()] * len(keep)), keep)
+        options = {"targets": "shadows", "attacks": ("loss", "nearest_synthetic"), "synthetic": images[:4]}
+        audit(None, silent, images, labels, **options)
     z = torch.cat([z[0], images[:3]]), torch.cat([z[1], labels[:3]])
-    report = kr_fast.audit(
-        make_model(),
-        shadows,
-        images,
-        labels,
-        members,
-        choices=Choices(attacks=("loss",)),
-        auxiliary=Auxiliary(population=z),
-    )
+    report = audit(make_model(), shadows, images, labels, members, attacks=("loss",), population=z)
     assert any(note.startswith("3 images of the population are among those") for note in report.setting["notes"])
 
 

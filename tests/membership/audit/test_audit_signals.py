@@ -150,7 +150,7 @@ def test_shadows_left_out_are_targets_outside():
         for k in (0, 7):
             others = torch.arange(MODELS) != k
             rest = ShadowSignals(shadows.keep[others], {"phi": phi[:, :, others]}, z[:, :, others])
-            found = CATALOG[name].run(whole, rest, TargetSignals({"phi": phi[:, :, k]}, z[:, :, k]))[0]
+            found = CATALOG[name].run(Subject(whole, rest, TargetSignals({"phi": phi[:, :, k]}, z[:, :, k])))[0]
             assert torch.allclose(found, every[k], rtol=1e-9, atol=1e-9), name
 
 
