@@ -1,6 +1,6 @@
-"""Standard augmentation in two steps: tables of random numbers, one row an image, and their batched application.
+"""Standard augmentation in two steps: tables of random numbers, one row per image, and their batched application.
 
-Tables are drawn for a whole epoch at a time, so that a training step draws nothing. Flips and whole-pixel shifts are
+Tables are drawn for a whole epoch at a time, so that a training step params nothing. Flips and whole-pixel shifts are
 index arithmetic on uint8 images; rotation, scale and fractional shifts are one affine resampling of the batch.
 """
 
@@ -17,7 +17,7 @@ from kr_fast.runtime.options import check, option
 
 @dataclasses.dataclass(frozen=True)
 class AugmentParams:
-    """What :meth:`Augment.draw` drew, one row an image; None for a kind that is off.
+    """The random numbers of :meth:`Augment.draw`, one row per image; None for a kind that is off.
 
     ``flip``: bool ``[N]``; ``move``: int64 ``[N, 2]`` whole pixels (rows, columns); ``matrix``: float32 ``[N, 2, 3]``,
     the affine map from places of the new image to places of the old one.
@@ -68,7 +68,7 @@ class Augment:
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> AugmentParams:
         """Tables for ``count`` images of ``size`` (height, width), on the CPU; ``generator`` is a CPU generator.
 
-        Raises: UserError if ``shift`` leaves nothing of the images.
+        Raises: UserError if ``shift`` is as large as the images.
         """
         if self.shift >= min(size):
             fail("Augment", "shift", f"be below the shorter side of the images, {min(size)}", self.shift)
@@ -94,28 +94,28 @@ class Augment:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """``images``: float ``[N, C, H, W]`` -> the same shape. ``generator`` is a CPU generator."""
-        draws = self.draw(len(images), tuple(images.shape[2:]), generator).to(images.device)
-        if draws.flip is not None or draws.move is not None:
+        params = self.draw(len(images), tuple(images.shape[2:]), generator).to(images.device)
+        if params.flip is not None or params.move is not None:
             index = torch.arange(len(images), device=images.device)
-            images = gather_augmented(images.permute(0, 2, 3, 1), index, draws).permute(0, 3, 1, 2)
-        return images if draws.matrix is None else resample(images, draws.matrix)
+            images = gather_augmented(images.permute(0, 2, 3, 1), index, params).permute(0, 3, 1, 2)
+        return images if params.matrix is None else resample(images, params.matrix)
 
 
-def gather_augmented(pool: Tensor, index: Tensor, draws: AugmentParams) -> Tensor:
-    """``pool[index]`` with the flips and moves of ``draws``: ``[P, H, W, C]`` -> ``[N, H, W, C]``, borders replicated.
+def gather_augmented(pool: Tensor, index: Tensor, params: AugmentParams) -> Tensor:
+    """``pool[index]`` with the flips and moves of ``params``: ``[P, H, W, C]`` -> ``[N, H, W, C]``, borders replicated.
 
-    An image is mirrored first and moved then.
+    An image is mirrored first, then moved.
     """
-    if draws.flip is None and draws.move is None:
+    if params.flip is None and params.move is None:
         return pool[index]
     height, width = pool.shape[1:3]
     rows = torch.arange(height, device=pool.device)[None]
     columns = torch.arange(width, device=pool.device)[None]
-    if draws.move is not None:
-        rows = (rows + draws.move[:, :1]).clamp_(0, height - 1)
-        columns = (columns + draws.move[:, 1:]).clamp_(0, width - 1)
-    if draws.flip is not None:
-        columns = torch.where(draws.flip[:, None], width - 1 - columns, columns)
+    if params.move is not None:
+        rows = (rows + params.move[:, :1]).clamp_(0, height - 1)
+        columns = (columns + params.move[:, 1:]).clamp_(0, width - 1)
+    if params.flip is not None:
+        columns = torch.where(params.flip[:, None], width - 1 - columns, columns)
     return pool[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
@@ -125,7 +125,7 @@ def resample(images: Tensor, matrix: Tensor) -> Tensor:
     return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def augmented(pool: Tensor, index: Tensor, draws: AugmentParams) -> Tensor:
-    """What a network is trained on: ``pool`` uint8 ``[P, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1]."""
-    x = to_float(gather_augmented(pool, index, draws))
-    return x if draws.matrix is None else resample(x, draws.matrix)
+def augmented(pool: Tensor, index: Tensor, params: AugmentParams) -> Tensor:
+    """Augmented images: ``pool[index]``, uint8 ``[P, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1]."""
+    x = to_float(gather_augmented(pool, index, params))
+    return x if params.matrix is None else resample(x, params.matrix)

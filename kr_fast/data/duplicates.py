@@ -1,4 +1,4 @@
-"""Byte-equal images: a record on both sides of a split makes every comparison of the two sides wrong."""
+"""Byte-equal images: a record on both sides of a split biases every comparison of the two sides."""
 
 import hashlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""The tree of a folder of images: which files are images, of which class and split, and what is not read.
+"""The tree of a folder of images: which files are images, of which class and split, and which are not read.
 
 ``class/image.png``, or ``train/``, ``val/`` and ``test/`` of such; below a class any depth, as torchvision reads it.
 No image is opened here.
@@ -22,10 +22,10 @@ DEPTH = 64
 
 @dataclasses.dataclass
 class Folder:
-    """What lies in ``path``.
+    """The content of ``path``.
 
-    ``unread`` counts files by suffix (``.txt``, "" for what does not look like one), and the rest by what it is.
-    ``again``: (place, first place) of folders that had been read at another place, to which a link leads.
+    ``unread`` counts files by suffix (``.txt``, "" for none that looks like one), and the rest by description.
+    ``again``: (link, first place) of links to folders that had been read at another place.
     """
 
     path: Path
@@ -48,13 +48,13 @@ class Folder:
         return self.again + [pair for folder in self.folders.values() for pair in folder.all_again()]
 
     def suffixes(self) -> str:
-        """`` (it holds 3 .gif)`` for files that are not read; else nothing."""
+        """`` (it holds 3 .gif)`` for files that are not read; else an empty text."""
         kinds = Counter({key: count for key, count in self.all_unread().items() if _is_suffix(key)})
-        held = [f"{count} {key or 'other'}" for key, count in kinds.most_common()]
-        return f" (it holds {listed('', held, 5)})" if held else ""
+        counts = [f"{count} {key or 'other'}" for key, count in kinds.most_common()]
+        return f" (it holds {listed('', counts, 5)})" if counts else ""
 
     def is_ours_alone(self) -> bool:
-        """Whether a class folder is none: below it are folders that kr-fast wrote, and nothing else."""
+        """Whether it holds folders that kr-fast wrote and nothing else, so that it is no class."""
         unread = self.all_unread()
         return bool(unread[OURS]) and not any(map(_is_suffix, unread)) and not self.all_images()
 
@@ -74,23 +74,23 @@ def find(path: Path) -> tuple[dict[str, list[list[Path]]], tuple[str, ...], list
     first = next(iter(roots.values()))
     names = tuple(sorted(_class_folders(first)))
     _check_names(names, first)
-    found = {}
+    splits = {}
     for which, root in roots.items():
         classes = _class_folders(root)
         if unknown := sorted(classes.keys() - set(names)):
             fail("data", f"{which} class folders", f"be among those of {printable(first.path)}", printable(unknown[0]))
-        found[which] = [classes[name].all_images() if name in classes else [] for name in names]
-        if not any(found[which]):
+        splits[which] = [classes[name].all_images() if name in classes else [] for name in names]
+        if not any(splits[which]):
             rule = f"hold images as class/image.png ({', '.join(SUFFIXES)})"
             fail("data", "source", rule, f"none in {printable(root.path)}{root.suffixes()}")
     if len(names) == 1:
-        mend = f"give {printable(first.path / names[0])} if the classes are the folders in it"
-        fail("data", "number of classes", f"be {CLASSES[0]} to {CLASSES[1]}", f"1, {names[0]} ({mend})")
-    empty = [name for name, images in zip(names, found[next(iter(roots))], strict=True) if not images]
+        remedy = f"give {printable(first.path / names[0])} if the classes are the folders in it"
+        fail("data", "number of classes", f"be {CLASSES[0]} to {CLASSES[1]}", f"1, {names[0]} ({remedy})")
+    empty = [name for name, images in zip(names, splits[next(iter(roots))], strict=True) if not images]
     if empty:
-        held = _class_folders(first)[empty[0]].suffixes() or " (it is empty: remove it if it is no class)"
-        fail("data", "every class", "have a training image", f"none of {listed('', empty, 5)}{held}")
-    return found, names, _note(top, list(roots.values())), _warning(list(_class_folders(first).values()))
+        content = _class_folders(first)[empty[0]].suffixes() or " (it is empty: remove it if it is no class)"
+        fail("data", "every class", "have a training image", f"none of {listed('', empty, 5)}{content}")
+    return splits, names, _note(top, list(roots.values())), _warning(list(_class_folders(first).values()))
 
 
 def scan(path: Path, seen: dict[tuple[int, int], Path], above: tuple[tuple[int, int], ...] = ()) -> Folder:
@@ -117,7 +117,7 @@ def scan(path: Path, seen: dict[tuple[int, int], Path], above: tuple[tuple[int, 
             suffix = Path(entry.name).suffix.lower()
             if suffix in SUFFIXES:
                 folder.images.append(Path(entry.path))
-            else:  # what follows a point need not be a kind of file: 1.2.840.113619 is a record
+            else:  # what follows a point may be no suffix: 1.2.840.113619 is a record
                 known = suffix[1:2].isalpha() and suffix[1:].isalnum() and len(suffix) <= 6
                 folder.unread[suffix if known else ""] += 1
         elif (identity := _identity(entry.path)) in seen:
@@ -152,10 +152,10 @@ def _written_by_us(path: Path) -> bool:
     try:
         if (path / "config.yaml").is_file() and any((path / name).exists() for name in ("journal.json", ".lock")):
             return True
-        held = files.read_json(path / "manifest.json", dict) if (path / "manifest.json").is_file() else {}
-    except (UserError, OSError):  # of a folder that must not be read, scan tells
+        manifest = files.read_json(path / "manifest.json", dict) if (path / "manifest.json").is_file() else {}
+    except (UserError, OSError):  # scan reports a folder that cannot be read
         return False
-    return {"first_id", "shard_size", "sampler"} <= held.keys()
+    return {"first_id", "shard_size", "sampler"} <= manifest.keys()
 
 
 def _class_folders(root: Folder) -> dict[str, Folder]:
@@ -181,8 +181,8 @@ def _roots(top: Folder) -> dict[str, Folder]:
         for which, root in roots.items():
             if not _class_folders(root):
                 got = f"{counted(len(root.images), 'image')} and no folder in {printable(root.path)}"
-                mend = "" if which == "train" else f" (remove it, and {which} is cut from the training images)"
-                fail("data", "source", "hold one folder of images for each class", got + mend)
+                remedy = "" if which == "train" else f" (remove it, and {which} is cut from the training images)"
+                fail("data", "source", "hold one folder of images for each class", got + remedy)
         return roots
     if named == len(folders) > 1:
         fail("data", "source", f"hold a folder train beside {listed('', list(folders))}", printable(top.path))
@@ -203,7 +203,7 @@ def _roots(top: Folder) -> dict[str, Folder]:
 
 
 def _check_links(top: Folder, splits: bool) -> None:
-    """Refuse one folder at two places that are not of one class: its images would be there twice, or be missing."""
+    """Refuse a folder that is linked into two classes or splits: its images would be read twice, or be missing."""
     depth = len(top.path.parts)
     for here, there in top.all_again():
         place, first = here.parts[depth:], there.parts[depth:]
@@ -213,14 +213,14 @@ def _check_links(top: Folder, splits: bool) -> None:
 
 
 def _warning(classes: list[Folder]) -> list[str]:
-    """Folds, masks or classes may lie below the folders that are taken for classes."""
+    """A warning where folds, masks or classes may lie below the folders that are read as classes."""
     if any(folder.images for folder in classes):
         return []
     same = set.intersection(*({*folder.folders} for folder in classes))
     if len(same) < 2:
         return []
-    held = f"every class folder holds folders of the same {len(same)} names, and all their images are taken"
-    return [f"{held}: check that they are no masks, folds or classes"]
+    note = f"every class folder holds folders of the same {len(same)} names, and all their images are taken"
+    return [f"{note}: check that they are no masks, folds or classes"]
 
 
 def _check_names(names: tuple[str, ...], root: Folder) -> None:
@@ -233,7 +233,7 @@ def _check_names(names: tuple[str, ...], root: Folder) -> None:
 
 
 def _note(top: Folder, roots: list[Folder]) -> list[str]:
-    """What is left out, in numbers: a page may hold this, and no name of a file."""
+    """How many files are left out; without their names, so that a page can show it."""
     if roots == [top]:
         unread, loose = top.all_unread(), len(top.images)
     else:

@@ -23,15 +23,17 @@ from kr_fast.runtime.array_files import DAMAGE
 from kr_fast.runtime.errors import UserError, fail, first_line
 from kr_fast.runtime.memory import free_memory
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # of the content; EPS would start another program
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; EPS would start another program
 DTYPES = {"grey": np.uint8, "colour": np.uint8, "16-bit grey": np.int32, "16-bit colour": np.uint8, "float": np.float32}
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 NOTES = {
-    "alpha": "alpha composed on white in {}", "turned": "EXIF orientation applied to {}",
-    "frames": "the first frame alone read of {}", "deep": "the high byte read of {} of 16-bit colour",
-}  # fmt: skip
+    "alpha": "alpha composed on white in {}",
+    "turned": "EXIF orientation applied to {}",
+    "frames": "the first frame alone read of {}",
+    "deep": "the high byte read of {} of 16-bit colour",
+}
 # What Pillow raises on damaged files, beside a reader's usual errors.
-FOREIGN = (*DAMAGE, MemoryError, LookupError, ArithmeticError, AttributeError, AssertionError, struct.error)
+PILLOW_ERRORS = (*DAMAGE, MemoryError, LookupError, ArithmeticError, AttributeError, AssertionError, struct.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,20 +74,20 @@ def read(parts: dict[str, list[Path]], sizes: tuple[int, int] | None) -> tuple[d
         if need > free:
             got = f"{counted(len(every), 'image')} of {header}, {need >> 20} MiB where {free >> 20} MiB are free"
             fail("data", "all images together", "fit the memory", got)
-        found = {which: np.empty((len(part), *header.shape), dtype) for which, part in parts.items()}
-        rows = iter([row for images in found.values() for row in images])
+        pixels = {which: np.empty((len(part), *header.shape), dtype) for which, part in parts.items()}
+        rows = iter([row for images in pixels.values() for row in images])
         notes: Counter = Counter()
 
         def fill(file: Path) -> None:
             row = next(rows)
-            row[...], said = decode(file, header)
-            notes.update(said)
+            row[...], done = decode(file, header)
+            notes.update(done)
 
         _each(every, fill)
     if header.kind == "16-bit colour" and not notes.pop("bright", 0):
-        mend = "scale their samples so that white is 65535"
-        fail("data", "images of 16-bit colour", "use their 16 bits", f"none with a sample above 32767 ({mend})")
-    return found, [text.format(counted(notes[key], "image")) for key, text in NOTES.items() if notes[key]]
+        remedy = "scale their samples so that white is 65535"
+        fail("data", "images of 16-bit colour", "use their 16 bits", f"none with a sample above 32767 ({remedy})")
+    return pixels, [text.format(counted(notes[key], "image")) for key, text in NOTES.items() if notes[key]]
 
 
 def read_header(file: Path) -> Header:
@@ -103,7 +105,7 @@ def decode(file: Path, header: Header) -> tuple[np.ndarray, list[str]]:
     """(pixels ``[H, W, C]``, keys of ``NOTES`` for what was done to them)."""
     notes = []
     with _opened(file) as image:
-        turned = image.format == "TIFF" and _orientation(image) != 1  # no more known once it is loaded
+        turned = image.format == "TIFF" and _orientation(image) != 1  # unknown once it is loaded
         image.load()
         upright = image
         if turned or _orientation(image) != 1:
@@ -112,7 +114,7 @@ def decode(file: Path, header: Header) -> tuple[np.ndarray, list[str]]:
         pixels = _pixels(upright, header.kind, notes)
         if pixels.shape != header.shape:
             raise ValueError(f"its header says {header}, its pixels are {list(pixels.shape)}")
-        # Asked last, for Pillow goes to the end and comes back. MPO is a photo with its preview.
+        # Read last: Pillow seeks to the end and back. MPO is a photo with its preview.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             notes.append("frames")
     return pixels, notes
@@ -154,8 +156,8 @@ def _pixels(image: Image.Image, kind: str, notes: list[str]) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> Any:
-    found = image.getexif().get(ORIENTATION, 1)
-    return found if found in range(2, 9) else 1
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return orientation if orientation in range(2, 9) else 1
 
 
 @contextlib.contextmanager
@@ -172,7 +174,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         raise _UnreadableError(why) from error
     except Image.DecompressionBombError as error:
         raise _UnreadableError("its header claims more pixels than Pillow opens") from error
-    except FOREIGN as error:
+    except PILLOW_ERRORS as error:
         raise _UnreadableError(getattr(error, "strerror", None) or first_line(error)) from error
 
 
@@ -202,6 +204,6 @@ def _common(files: list[Path], headers: list[Header]) -> Header:
             parts.append(f"{count} of {other} ({listed('', names)})")
         if len(others) > 3:
             parts.append(f"{len(others) - 3} more")
-        mend = "bring them to one size and mode first, as ImageOps.fit(image.convert('L'), (28, 28)) of Pillow does"
-        fail("data", "every image", "have one size and one mode", f"{', '.join(parts)}; {mend}")
+        remedy = "bring them to one size and mode first, as ImageOps.fit(image.convert('L'), (28, 28)) of Pillow does"
+        fail("data", "every image", "have one size and one mode", f"{', '.join(parts)}; {remedy}")
     return usual

@@ -6,19 +6,19 @@ import numpy as np
 
 from kr_fast.data.pixel_range import to_uint8
 from kr_fast.data.printable import counted, listed, printable
-from kr_fast.data.splits import CLASSES, Found, splits_in, words
+from kr_fast.data.splits import CLASSES, SourceContent, splits_in, words
 from kr_fast.runtime.array_files import Npz, open_npz
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 
 SPLITS = ("train", "val", "test")
-WHAT = {
+SYNONYMS = {
     "images": ("x", "image", "images", "img", "imgs", "data", "pixels"),
     "labels": ("y", "label", "labels", "target", "targets"),
 }
 
 
-def read(path: Path) -> Found:
+def read(path: Path) -> SourceContent:
     """The splits of the file at ``path``; nothing but the arrays that are needed is read.
 
     Raises: UserError naming the key, its rule and what it holds; FileNotFoundError.
@@ -30,7 +30,7 @@ def read(path: Path) -> Found:
         images = {}
         for which, name in names.items():
             images[name] = _with_channel(archive.read(name), name, len(labels[which]))
-            _fit(labels[which], len(images[name]), keys[which]["labels"])
+            _check_count(labels[which], len(images[name]), keys[which]["labels"])
         unread = [key for key in archive.keys if not any(key in of.values() for of in keys.values())]
     pixels, notes, warnings = to_uint8(images)
     parts = {which: (pixels[names[which]], labels[which]) for which in names}
@@ -38,7 +38,7 @@ def read(path: Path) -> Found:
         logger.info("data: keys not read: %s", listed("", unread, 8))
         notes.append(f"not read: {counted(len(unread), 'array')} of the file")
     classes = 1 + max(int(each.max(initial=0)) for each in labels.values())
-    return Found(parts, tuple(map(str, range(classes))), notes, warnings)
+    return SourceContent(parts, tuple(map(str, range(classes))), notes, warnings)
 
 
 def _keys(archive: Npz, path: Path) -> dict[str, dict[str, str]]:
@@ -46,18 +46,18 @@ def _keys(archive: Npz, path: Path) -> dict[str, dict[str, str]]:
     keys = {}
     for which in SPLITS:
         names = ("val", "valid", "validation") if which == "val" else (which,)
-        found = [(name, what) for name in names for what in WHAT if f"{name}_{what}" in archive]
-        if len({name for name, _ in found}) > 1:
-            got = f"{printable(path)} with {listed('', [f'{name}_{what}' for name, what in found], 4)}"
+        present = [(name, what) for name in names for what in SYNONYMS if f"{name}_{what}" in archive]
+        if len({name for name, _ in present}) > 1:
+            got = f"{printable(path)} with {listed('', [f'{name}_{what}' for name, what in present], 4)}"
             fail("data", "source", "hold one validation split", got)
-        keys[which] = {what: f"{name}_{what}" for name, what in found}
-    needed = [f"{which}_{what}" for which in ("train", "test") for what in WHAT]
+        keys[which] = {what: f"{name}_{what}" for name, what in present}
+    needed = [f"{which}_{what}" for which in ("train", "test") for what in SYNONYMS]
     missing = [key for key in needed if key not in archive]
     if missing:
-        held = f"it holds {listed('', archive.keys, 8)}" if archive.keys else "it holds no array"
+        content = f"it holds {listed('', archive.keys, 8)}" if archive.keys else "it holds no array"
         renames = [f"{key} to {new}" for key in archive.keys if (new := _meant(key)) in missing]
-        mend = f"; rename {', '.join(renames)}" if renames else ""
-        got = f"{printable(path)} without {', '.join(missing)} ({held}{mend})"
+        remedy = f"; rename {', '.join(renames)}" if renames else ""
+        got = f"{printable(path)} without {', '.join(missing)} ({content}{remedy})"
         fail("data", "source", f"hold the keys {', '.join(needed)}", got)
     if len(keys["val"]) == 1:
         name = next(iter(keys["val"].values())).rpartition("_")[0]
@@ -68,9 +68,9 @@ def _keys(archive: Npz, path: Path) -> dict[str, dict[str, str]]:
 
 def _meant(key: str) -> str | None:
     """The key that ``x_train``, ``TrainLabels`` and the like stand for; None for another."""
-    which, found = splits_in(key), words(key)
-    what = {what for what, names in WHAT.items() if set(names) & set(found)}
-    return f"{which.pop()}_{what.pop()}" if len(found) == 2 and len(which) == len(what) == 1 else None
+    which, parts = splits_in(key), words(key)
+    what = {what for what, names in SYNONYMS.items() if set(names) & set(parts)}
+    return f"{which.pop()}_{what.pop()}" if len(parts) == 2 and len(which) == len(what) == 1 else None
 
 
 def _with_channel(images: np.ndarray, name: str, count: int) -> np.ndarray:
@@ -101,17 +101,17 @@ def _labels(labels: np.ndarray, name: str) -> np.ndarray:
     if labels.dtype.kind == "b":
         return labels.astype(np.int64)
     if labels.dtype.kind not in "iu":
-        mend = ""
+        remedy = ""
         if labels.dtype.kind in "SU":
-            mend = " (np.unique(x, return_inverse=True)[1] makes integers of names)"
+            remedy = " (np.unique(x, return_inverse=True)[1] makes integers of names)"
         elif labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.rint(labels)).all():
-            mend = " (they are whole numbers: x.astype(np.int64))"
-        fail("data", name, "be integers", f"{labels.dtype}{mend}")
+            remedy = " (they are whole numbers: x.astype(np.int64))"
+        fail("data", name, "be integers", f"{labels.dtype}{remedy}")
     if len(labels) and (labels.min() < 0 or labels.max() >= CLASSES[1]):
-        mend = ""
+        remedy = ""
         if set(np.unique(labels)) == {-1, 1}:
-            mend = " (of two classes -1 and 1, labels > 0 makes False and True)"
-        fail("data", name, f"lie in [0, {CLASSES[1]})", f"[{labels.min()}, {labels.max()}]{mend}")
+            remedy = " (of two classes -1 and 1, labels > 0 makes False and True)"
+        fail("data", name, f"lie in [0, {CLASSES[1]})", f"[{labels.min()}, {labels.max()}]{remedy}")
     return labels.astype(np.int64)
 
 
@@ -125,6 +125,6 @@ def _how_to_flatten(labels: np.ndarray) -> str:
     return ""
 
 
-def _fit(labels: np.ndarray, count: int, name: str) -> None:
+def _check_count(labels: np.ndarray, count: int, name: str) -> None:
     if len(labels) != count:
         fail("data", name, f"have shape [{count}] or [{count}, 1] (one class an image)", list(labels.shape))

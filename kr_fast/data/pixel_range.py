@@ -1,7 +1,7 @@
 """One rule for the range and the depth of pixels, decided once over all splits together.
 
 A set has one value of white: 1, 255 or 65535. It is taken only where nothing else can be meant; the rule stands in
-docs/data.md. What is ambiguous (12-bit values, [-1, 1], standardised pixels) is refused, and the error names the mend.
+docs/data.md. What is ambiguous (12-bit values, [-1, 1], standardised pixels) is refused with the remedy.
 """
 
 import dataclasses
@@ -11,17 +11,17 @@ import numpy as np
 
 from kr_fast.runtime.errors import fail
 
-OVERSHOOT = 0.1  # of white: how far resampling may lead beyond black and white
+OVERSHOOT = 0.1  # of white: how far resampling may go beyond black and white
 CENTRED = 0.25  # share of pixels that clipping may change; more are not overshoot
 DARK = 1 / 16  # of white: a split or a set whose largest pixel is below it is on another scale
-CONTRAST = 32  # of 255: pixels that span less are told
+CONTRAST = 32  # of 255: pixels that span less are a warning
 BLOCK = 1 << 22  # pixels converted at a time
 SCALE = "scale them to 8 bit, np.round(x * (255 / white)).astype(np.uint8) with white = 4095 for 12 bit"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Range:
-    """What one split holds; ``low`` and ``high`` are exact."""
+    """The range of one split; ``low`` and ``high`` are exact."""
 
     name: str
     dtype: np.dtype
@@ -48,14 +48,14 @@ def to_uint8(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[
     low, high = min(ranges, key=lambda each: each.low), max(ranges, key=lambda each: each.high)
     white = _white(ranges, low, high)
     _one_scale(ranges, high, white)
-    found, clipped, changed = {}, 0, 0
+    pixels, clipped, changed = {}, 0, 0
     for name, images in parts.items():
-        found[name], beyond, lost = _converted(images, white)
-        clipped, changed = clipped + beyond, changed + lost
+        pixels[name], outside, moved = _converted(images, white)
+        clipped, changed = clipped + outside, changed + moved
     total = sum(images.size for images in parts.values())
     if changed > CENTRED * total:
-        mend = "shift and scale them so that 0 is black and 1 or 255 white"
-        fail("data", low.name, f"lie in [0, {white}]", f"{changed} of {total} pixels beyond it ({mend})")
+        remedy = "shift and scale them so that 0 is black and 1 or 255 white"
+        fail("data", low.name, f"lie in [0, {white}]", f"{changed} of {total} pixels beyond it ({remedy})")
     note = _words(ranges, low.low, high.high, white)
     if clipped:
         ends = f"the lowest {low.low:g}, the highest {high.high:g}" if changed else "by rounding only"
@@ -67,7 +67,7 @@ def to_uint8(parts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[
         bright = high.high > white / 2
         meant = "their contrast is low" if bright else f"if {high.high:g} is white, divide by it first"
         warnings.append(f"pixels span only {ends}: {meant}")
-    return found, [note], warnings
+    return pixels, [note], warnings
 
 
 def _range(name: str, images: np.ndarray) -> _Range:
@@ -101,8 +101,8 @@ def _white(ranges: list[_Range], low: _Range, high: _Range) -> int:
 
 def _white_of_integers(ranges: list[_Range], low: _Range, high: _Range) -> int:
     if low.low < 0:
-        mend = "x.view(np.uint8) if they were uint8 once" if low.dtype == np.int8 else "choose a window and " + SCALE
-        _refuse(low, mend)
+        remedy = "x.view(np.uint8) if they were uint8 once" if low.dtype == np.int8 else "choose a window and " + SCALE
+        _refuse(low, remedy)
     if all(each.dtype.kind == "b" for each in ranges):
         return 1
     if high.high == 1:
@@ -116,9 +116,9 @@ def _white_of_integers(ranges: list[_Range], low: _Range, high: _Range) -> int:
     _refuse(high, SCALE)
 
 
-def _refuse(bad: _Range, mend: str) -> NoReturn:
+def _refuse(bad: _Range, remedy: str) -> NoReturn:
     kinds = "integers in [0, 255] or of full 16 bits" if bad.dtype.kind != "f" else "floats in [0, 1] or [0, 255]"
-    fail("data", bad.name, f"be {kinds}", f"{bad.dtype} in {bad} ({mend})")
+    fail("data", bad.name, f"be {kinds}", f"{bad.dtype} in {bad} ({remedy})")
 
 
 def _one_scale(ranges: list[_Range], high: _Range, white: int) -> None:
@@ -134,7 +134,7 @@ def _converted(images: np.ndarray, white: int) -> tuple[np.ndarray, int, int]:
     """(uint8 images, pixels beyond [0, white], those of them that are beyond by more than half a grey level)."""
     if white == 255 and images.dtype == np.uint8:
         return np.ascontiguousarray(images), 0, 0
-    found = np.empty(images.shape, np.uint8)
+    pixels = np.empty(images.shape, np.uint8)
     rows = max(1, BLOCK // max(1, images[:1].size))
     clipped = changed = 0
     for start in range(0, len(images), rows):
@@ -142,8 +142,8 @@ def _converted(images: np.ndarray, white: int) -> tuple[np.ndarray, int, int]:
         levels = levels / 257 if white == 65535 else levels * (255 // white)
         clipped += int(((levels < 0) | (levels > 255)).sum())
         changed += int(((levels < -0.5) | (levels > 255.5)).sum())
-        found[start : start + rows] = np.clip(np.rint(levels), 0, 255)
-    return found, clipped, changed
+        pixels[start : start + rows] = np.clip(np.rint(levels), 0, 255)
+    return pixels, clipped, changed
 
 
 def _words(ranges: list[_Range], low: float, high: float, white: int) -> str:

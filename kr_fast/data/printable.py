@@ -17,6 +17,6 @@ def counted(count: int, what: str) -> str:
 
 def listed(what: str, names: Sequence[Any], most: int = 3) -> str:
     """``2 keys: a, b``, or ``a, b`` without ``what``; from ``most`` names on the rest is counted."""
-    shown = ", ".join(printable(name) for name in names[:most])
+    text = ", ".join(printable(name) for name in names[:most])
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{counted(len(names), what)}: {shown}{rest}" if what else shown + rest
+    return f"{counted(len(names), what)}: {text}{rest}" if what else text + rest

@@ -19,7 +19,7 @@ from kr_fast.data.splits import (
     SIZES,
     TEST_FRACTION,
     VAL_FRACTION,
-    Found,
+    SourceContent,
     check_size,
     cut,
 )
@@ -89,14 +89,14 @@ def load(
             fail("data", name, "be in (0, 1)", value)
     if not isinstance(seed, numbers.Integral) or seed < 0:
         fail("data", "seed", "be an integer of at least 0", seed)
-    name, found = _read(source, SIZES)
-    _check_classes(found)
-    cut(found, val_fraction, test_fraction, seed)
-    splits = [Split(*map(torch.from_numpy, found.parts[which])) for which in ("train", "val", "test")]
-    dataset = Dataset(name, found.class_names, *splits)
+    name, content = _read(source, SIZES)
+    _check_classes(content)
+    cut(content, val_fraction, test_fraction, seed)
+    splits = [Split(*map(torch.from_numpy, content.parts[which])) for which in ("train", "val", "test")]
+    dataset = Dataset(name, content.class_names, *splits)
     _validate(dataset)
-    found.warnings += _repeated(dataset)
-    return dataclasses.replace(dataset, notes=_told(found, dataset.image_shape))
+    content.warnings += _repeated(dataset)
+    return dataclasses.replace(dataset, notes=_report(content, dataset.image_shape))
 
 
 def load_uncut(source: str | Path) -> tuple[str, tuple[str, ...], dict[str, Split]]:
@@ -104,32 +104,32 @@ def load_uncut(source: str | Path) -> tuple[str, tuple[str, ...], dict[str, Spli
 
     A source without splits has one, "all"; digits is one. Images may have any size. Raises: as :func:`load`.
     """
-    name, found = _read(source, None)
-    splits = {which: Split(*map(torch.from_numpy, part)) for which, part in found.parts.items()}
+    name, content = _read(source, None)
+    splits = {which: Split(*map(torch.from_numpy, part)) for which, part in content.parts.items()}
     first = next(iter(splits.values()))
     for which, split in splits.items():
         if split.images.shape[1:] != first.images.shape[1:]:
             shapes = f"{list(split.images.shape[1:])} beside {list(first.images.shape[1:])}"
             fail("data", f"{which} images", "have the shape of the first split", shapes)
-    _told(found, tuple(first.images.shape[1:]))
-    return name, found.class_names, splits
+    _report(content, tuple(first.images.shape[1:]))
+    return name, content.class_names, splits
 
 
-def _told(found: Found, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """What is to be known of the set, as one line of the log and the warnings; returns both."""
-    order = [which for which in ("all", "train", "val", "test") if which in found.parts]
-    sizes = ", ".join(f"{which} {len(found.parts[which][1])}" for which in order)
-    total = counted(sum(len(labels) for _, labels in found.parts.values()), "image")
-    classes = counted(len(found.class_names), "class")
-    size, notes = " x ".join(map(str, shape)), "; ".join(found.notes)
+def _report(content: SourceContent, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Log the set in one line, and the warnings; returns the notes and the warnings."""
+    order = [which for which in ("all", "train", "val", "test") if which in content.parts]
+    sizes = ", ".join(f"{which} {len(content.parts[which][1])}" for which in order)
+    total = counted(sum(len(labels) for _, labels in content.parts.values()), "image")
+    classes = counted(len(content.class_names), "class")
+    size, notes = " x ".join(map(str, shape)), "; ".join(content.notes)
     logger.info("data: %s of %s (%s), %s; %s", total, classes, sizes, size, notes)
-    for warning in found.warnings:
+    for warning in content.warnings:
         logger.warning("data: %s", warning)
-    return (*found.notes, *found.warnings)
+    return (*content.notes, *content.warnings)
 
 
-def _read(source: str | Path, sizes: tuple[int, int] | None) -> tuple[str, Found]:
-    """(name, what the source holds)."""
+def _read(source: str | Path, sizes: tuple[int, int] | None) -> tuple[str, SourceContent]:
+    """(name, content of the source)."""
     if not isinstance(source, str | os.PathLike) or not str(source):
         fail("data", "source", "be digits, a .npz file or a folder of images", repr(source))
     if str(source) == "digits":
@@ -150,17 +150,17 @@ def _read(source: str | Path, sizes: tuple[int, int] | None) -> tuple[str, Found
     fail("data", "source", "be digits, a .npz file or a folder of images", printable(source))
 
 
-def _digits() -> Found:
+def _digits() -> SourceContent:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     parts = {"all": (images, bunch.target.astype(np.int64))}
-    return Found(parts, tuple(str(digit) for digit in range(10)), ["pixels in [0, 16], times 255 / 16"])
+    return SourceContent(parts, tuple(str(digit) for digit in range(10)), ["pixels in [0, 16], times 255 / 16"])
 
 
-def _folder(path: Path, sizes: tuple[int, int] | None) -> Found:
-    from kr_fast.data import image_files  # Pillow is loaded where it is needed
+def _folder(path: Path, sizes: tuple[int, int] | None) -> SourceContent:
+    from kr_fast.data import image_files  # loads Pillow
 
     files, class_names, unread, suspect = folders.find(path)
     named = {which: f"{which} images" if which != "all" else "images" for which in files}
@@ -172,21 +172,21 @@ def _folder(path: Path, sizes: tuple[int, int] | None) -> Found:
         for which, classes in files.items()
     }
     parts = {which: (pixels[named[which]], labels[which]) for which in files}
-    return Found(parts, class_names, [*notes, *done, *unread], [*suspect, *warnings])
+    return SourceContent(parts, class_names, [*notes, *done, *unread], [*suspect, *warnings])
 
 
-def _check_classes(found: Found) -> None:
+def _check_classes(content: SourceContent) -> None:
     """Refuse too few or too many classes, and classes that are missing from the training images."""
-    names = found.class_names
+    names = content.class_names
     if not CLASSES[0] <= len(names) <= CLASSES[1]:
         fail("data", "number of classes", f"be {CLASSES[0]} to {CLASSES[1]}", len(names))
-    training = found.parts.get("train", found.parts.get("all"))[1]
+    training = content.parts.get("train", content.parts.get("all"))[1]
     if len(training) == 0:
         fail("data", "train split", "hold at least one image", 0)
     empty = np.flatnonzero(np.bincount(training, minlength=len(names)) == 0).tolist()
     if not empty:
         return
-    anywhere = np.bincount(np.concatenate([labels for _, labels in found.parts.values()]), minlength=len(names))
+    anywhere = np.bincount(np.concatenate([labels for _, labels in content.parts.values()]), minlength=len(names))
     got = f"none of {', '.join(names[index] for index in empty[:5])}{', ...' if len(empty) > 5 else ''}"
     if anywhere[0] == 0 and (anywhere[1:] > 0).all():
         got += f" (labels lie in [1, {len(names) - 1}]: subtract 1)"
@@ -215,11 +215,13 @@ def _repeated(dataset: Dataset) -> list[str]:
         values = dataset.train.images[0].unique().tolist()
         every = f", every pixel {values[0]}" if len(values) == 1 else ""
         fail("data", "training images", "differ", f"{most} that are all the same{every}")
-    found = []
+    warnings = []
     if most * 2 > len(known["train"]):
-        found.append(f"{most} of {len(known['train'])} training images are one and the same")
+        warnings.append(f"{most} of {len(known['train'])} training images are one and the same")
     for which, other in (("val", "train"), ("test", "train"), ("test", "val")):
         others = set(known[other])
         if shared := sum(each in others for each in known[which]):
-            found.append(f"{shared} of {counted(len(known[which]), f'{which} image')} are byte-equal to {other} images")
-    return found
+            warnings.append(
+                f"{shared} of {counted(len(known[which]), f'{which} image')} are byte-equal to {other} images"
+            )
+    return warnings

@@ -1,4 +1,4 @@
-"""What readers find, the names of splits, and the cuts where a source lacks one."""
+"""The content of a source, the usual names of splits, and the cuts of splits that a source lacks."""
 
 import dataclasses
 import re
@@ -10,20 +10,18 @@ from kr_fast.runtime.errors import fail
 SIZES = (8, 224)
 CLASSES = (2, 1000)
 VAL_FRACTION, TEST_FRACTION = 0.15, 1 / 3  # where a set has no such split: of the training images, of all images
-NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-    "testing": "test",
-}  # fmt: skip
+NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+NAMES |= {"test": "test", "testing": "test"}
 
 Part = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int64 [N]
 
 
 @dataclasses.dataclass
-class Found:
-    """What a source holds.
+class SourceContent:
+    """The content of a source.
 
-    ``parts``: ``train``, ``val``, ``test`` as far as they are there, or ``all``; ``notes``: what was done with pixels,
-    and what was not read, without any name of a file; ``warnings``: of those, what spoils a result.
+    ``parts``: those of ``train``, ``val`` and ``test`` that it has, or ``all``; ``notes``: what was done with pixels,
+    and what was not read, without names of files; ``warnings``: what makes a result unreliable.
     """
 
     parts: dict[str, Part]
@@ -47,15 +45,15 @@ def splits_in(name: str) -> set[str]:
     return {which for which in map(split_name, words(name)) if which}
 
 
-def cut(found: Found, val_fraction: float, test_fraction: float, seed: int) -> None:
+def cut(content: SourceContent, val_fraction: float, test_fraction: float, seed: int) -> None:
     """Cut the splits that are missing, by class: test of all images, or of the training images; then validation."""
-    parts = found.parts
+    parts = content.parts
     missing = {"val", "test"} - parts.keys()
     if "all" in parts:
         parts["train"], parts["test"] = _stratified(parts.pop("all"), test_fraction, seed)
     elif "test" not in parts:
         parts["train"], parts["test"] = _stratified(parts["train"], test_fraction, seed)
-        found.notes.append(f"no test split: {test_fraction:.3g} of the training images are taken for it")
+        content.notes.append(f"no test split: {test_fraction:.3g} of the training images are taken for it")
     if "val" not in parts:
         parts["train"], parts["val"] = _stratified(parts["train"], val_fraction, seed)
     for which in ("test", "val"):

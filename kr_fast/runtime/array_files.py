@@ -1,8 +1,8 @@
 """Arrays from files that somebody else wrote: checked by their headers before any memory is taken for them.
 
-``numpy.load`` reads every member that is touched at the size that its header claims, waits for ever on a pipe, and
-answers damage with a dozen kinds of errors. Here only what is asked for is read, sizes come from headers that are
-compared with the file, and whatever is wrong is one :class:`UserError` that names the file.
+``numpy.load`` allocates what a member's header claims, blocks on a pipe, and raises a dozen kinds of errors for damaged
+files. Here only what is requested is read, sizes in headers are compared with the file, and whatever is wrong is one
+:class:`UserError` that names the file.
 """
 
 import lzma
@@ -23,15 +23,16 @@ from kr_fast.runtime.errors import UserError, first_line
 from kr_fast.runtime.memory import free_memory
 
 MAGIC = b"\x93NUMPY"
-SIGNS = {
-    MAGIC: "it is an .npy file", b"\x89HDF": "it is an HDF5 file, as Keras writes",
-    b"\x1f\x8b": "it is compressed by gzip; gunzip makes the file of it", b"\x80": "it is a pickle, which is not read",
-}  # fmt: skip
+SIGNATURES = {
+    MAGIC: "it is an .npy file",
+    b"\x89HDF": "it is an HDF5 file, as Keras writes",
+    b"\x1f\x8b": "it is compressed by gzip; gunzip makes the file of it",
+    b"\x80": "it is a pickle, which is not read",
+}
 BLOCK = 1 << 24
-DAMAGE = (
-    OSError, ValueError, EOFError, RuntimeError, NotImplementedError, SyntaxError, OverflowError, TypeError,
-    tokenize.TokenError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, zipfile.LargeZipFile,
-)  # fmt: skip
+# What readers raise for damaged files.
+DAMAGE = (OSError, ValueError, EOFError, RuntimeError, SyntaxError, OverflowError, TypeError, tokenize.TokenError)
+DAMAGE += (zlib.error, lzma.LZMAError, zipfile.BadZipFile, zipfile.LargeZipFile)
 
 
 class Npz:
@@ -67,7 +68,7 @@ def open_npz(path: str | Path, where: str, argument: str = "source") -> Iterator
     with damage(f"{what} must be a readable .npz file", path):
         with open(path, "rb") as file:
             start = file.read(512)
-        if why := _not_of_numpy(start):
+        if why := _why_not_numpy(start):
             raise ValueError(why)
         try:
             archive = zipfile.ZipFile(path)
@@ -91,18 +92,18 @@ def read_npy(path: str | Path, where: str, argument: str) -> np.ndarray:
         file.seek(0)
         if not start.startswith(MAGIC):
             other = "it is an .npz file" if start.startswith(b"PK") else "it does not start as one"
-            raise ValueError(_not_of_numpy(start) or other)
+            raise ValueError(_why_not_numpy(start) or other)
         return _read(file, os.fstat(file.fileno()).st_size)
 
 
-def _not_of_numpy(start: bytes) -> str | None:
+def _why_not_numpy(start: bytes) -> str | None:
     if start.startswith(b"PK") and b"/data.pkl" in start:
         return "it is a file of torch.save; numpy.save or numpy.savez writes its tensors, as x.numpy()"
     return other_format(start)
 
 
 def other_format(start: bytes) -> str | None:
-    """What else a file that should be an archive is, by its first 512 bytes; None where they do not tell."""
+    """What a file that should be an archive is instead, by its first 512 bytes; None if they do not show it."""
     text = start.lstrip().lower()
     if not start:
         return "the file is empty"
@@ -112,11 +113,11 @@ def other_format(start: bytes) -> str | None:
         return "it is a web page"
     if text.startswith(b"{"):
         return "it is JSON"
-    return next((what for sign, what in SIGNS.items() if start.startswith(sign)), None)
+    return next((what for start_of, what in SIGNATURES.items() if start.startswith(start_of)), None)
 
 
 def regular_file(path: Path, what: str) -> None:
-    """Refuse a folder, and a pipe or device, on which a reader would wait for ever; ``what`` starts the error."""
+    """Refuse a folder, and a pipe or device, on which a reader would block; ``what`` starts the error."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -129,7 +130,7 @@ def regular_file(path: Path, what: str) -> None:
 
 @contextmanager
 def damage(rule: str, path: Path) -> Iterator[None]:
-    """Whatever a library says of a damaged file as one error, ``RULE, got PATH (why)``."""
+    """Raise whatever a library raises for a damaged file as one error, ``RULE, got PATH (why)``."""
     try:
         yield
     except UserError:
@@ -151,9 +152,9 @@ def _read(file: BinaryIO | Any, size: int) -> np.ndarray:
         raise ValueError("it holds Python objects, which are not read")
     if dtype.names is not None or dtype.subdtype is not None:
         raise ValueError("it holds records and not numbers")
-    claimed, held = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if min(shape, default=0) < 0 or claimed > held:
-        raise ValueError(f"its header claims {claimed} bytes and the file holds {held}")
+    claimed, present = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or claimed > present:
+        raise ValueError(f"its header claims {claimed} bytes and the file holds {present}")
     if claimed > (free := free_memory()):
         raise ValueError(f"it needs {claimed >> 20} MiB of memory and {free >> 20} MiB are free")
     flat = np.empty(claimed, np.uint8)
@@ -162,14 +163,14 @@ def _read(file: BinaryIO | Any, size: int) -> np.ndarray:
         if not (count := file.readinto(view[at : at + BLOCK])):
             raise ValueError(f"it ends after {at} of {claimed} bytes")
         at += count
-    if claimed == held:
-        file.read(1)  # a member's check sum is compared at its end
+    if claimed == present:
+        file.read(1)  # the check sum of a member is compared at its end
     values = np.frombuffer(flat, dtype) if dtype.itemsize else np.zeros(math.prod(shape), dtype)
     return native(values.reshape(shape, order="F" if fortran else "C"))
 
 
 def native(values: np.ndarray) -> np.ndarray:
-    """In this machine's byte order, and in float64 what is wider (``longdouble``), for torch has neither."""
+    """In this machine's byte order, and in float64 if wider (``longdouble``): torch has neither."""
     if values.dtype.kind in "fc" and values.dtype.itemsize > (8 if values.dtype.kind == "f" else 16):
         return values.astype(np.float64 if values.dtype.kind == "f" else np.complex128)
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, in the package's form: ``where: argument must RULE, got VALUE``."""
+"""Errors that a user can correct, in the package's form: ``where: argument must RULE, got VALUE``."""
 
 from typing import Any, NoReturn
 

@@ -1,4 +1,4 @@
-"""What callers hand in as tensors, numpy arrays or lists: converted in one place, refused in one form."""
+"""Arguments that callers give as tensors, numpy arrays or lists: converted in one place, refused in one form."""
 
 import operator
 from typing import Any
@@ -36,13 +36,12 @@ def as_tensor(where: str, name: str, value: Any) -> Tensor:
     try:
         if isinstance(value, list | tuple) and value and all(isinstance(each, Tensor) for each in value):
             return torch.stack(list(value))
-        found = native(np.asarray(value))
-        if found.dtype.kind not in "biufc":
-            fail(where, name, rule, f"{found.dtype} {list(found.shape)}")
-        # A negative stride (of one number too, which is "contiguous"), or memory that must not be written to, has no
-        # tensor.
-        backward = any(step < 0 for step in found.strides)
-        return torch.from_numpy(np.require(found.copy() if backward else found, requirements=["C", "W"]))
+        array = native(np.asarray(value))
+        if array.dtype.kind not in "biufc":
+            fail(where, name, rule, f"{array.dtype} {list(array.shape)}")
+        # torch has no negative strides (numpy calls one number with such a stride contiguous) and no read-only memory.
+        backward = any(step < 0 for step in array.strides)
+        return torch.from_numpy(np.require(array.copy() if backward else array, requirements=["C", "W"]))
     except UserError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
@@ -53,7 +52,7 @@ def as_labels(where: str, name: str, value: Any, count: int | None = None, class
     """int64 ``[N]`` from integers of any dtype, ``[N]`` or ``[N, 1]``.
 
     Args:
-        count: N, where it is known.
+        count: N, if known.
         classes: labels must lie in [0, classes); None for at least 0.
     Raises: UserError naming the argument.
     """
@@ -88,9 +87,9 @@ def as_images(where: str, name: str, value: Any, shape: tuple[int, ...] | None =
         got += " (x.permute(0, 2, 3, 1) makes [N, H, W, C] of [N, C, H, W])"
     elif images.ndim == 3:
         got += " (x[..., None] adds the channel)"
-    right = images.ndim == 4 and 0 not in images.shape[1:] and (shape is None or tuple(images.shape[1:]) == shape)
+    fits = images.ndim == 4 and 0 not in images.shape[1:] and (shape is None or tuple(images.shape[1:]) == shape)
     swapped = images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3)
-    if images.dtype != torch.uint8 or not right or swapped:
+    if images.dtype != torch.uint8 or not fits or swapped:
         fail(where, name, f"be uint8 [N, {axes}]", got)
     return images
 

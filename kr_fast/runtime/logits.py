@@ -1,20 +1,19 @@
-"""Logits told from probabilities and hard labels by their values, in one place for all who are given either."""
+"""Whether rows are logits, or probabilities or hard labels, by their values."""
 
 import torch
 from torch import Tensor
 
-ROOM, HALF = 1e-3, 2**-8  # how far from 1 probabilities sum, and those of bfloat16
+TOLERANCE, HALF = 1e-3, 2**-8  # of the sum of probabilities, and of those in bfloat16
 HALVES, DECIMALS = (torch.float16, torch.bfloat16), range(1, 7)
 
 
 def not_logits(rows: Tensor) -> str | None:
     """What ``rows`` ``[n, C]`` are, if all of them are probabilities or hard labels.
 
-    Probabilities lie in [0, 1] and sum to 1 (in percent to 100): to rounding, where every number is one of half
-    precision to what that leaves, and where every number has been rounded to ``d`` decimals to ``C / 2`` units of the
-    last one more. Hard labels are one-hot, or have one value for the class and another for all others (of three classes
-    or more).
-    Log-probabilities are logits: softmax leaves them.
+    Probabilities lie in [0, 1] and sum to 1 (percentages to 100), within the rounding of their dtype; if all are of
+    half precision, within the rounding of that; if all are rounded to ``d`` decimals, within ``C / 2`` units of the
+    last decimal more. Hard labels are one-hot, or have one value for the class and another for all others (of three
+    classes or more). Log-probabilities are logits: softmax does not change them.
     """
     if rows.shape[-1] < 2:
         return None
@@ -25,14 +24,14 @@ def not_logits(rows: Tensor) -> str | None:
             continue
         if total == 100 and bool((values <= 1 + HALF).all()):  # a hundred sigmoids near 1 sum to 100 too
             continue
-        away = (values.sum(-1) / total - 1).abs()
+        deviation = (values.sum(-1) / total - 1).abs()
         half = any(bool((rows.to(dtype).double() == values).all()) for dtype in HALVES)
-        room = HALF if half and total == 1 else ROOM
-        if bool((away < room).all()):
+        tolerance = HALF if half and total == 1 else TOLERANCE
+        if bool((deviation < tolerance).all()):
             return f"rows that are >= 0 and sum to {total}"
-        # Of zeros and ones alone nothing was rounded.
+        # Zeros and ones alone do not show any rounding.
         decimals = next((d for d in DECIMALS if _rounded(rows, d)), 0) if bool((values % 1 != 0).any()) else 0
-        if decimals and bool((away <= room + 0.5 * 10.0**-decimals * rows.shape[-1] / total).all()):
+        if decimals and bool((deviation <= tolerance + 0.5 * 10.0**-decimals * rows.shape[-1] / total).all()):
             return f"rows of probabilities, rounded to {decimals} decimal{'s' if decimals > 1 else ''}"
     if rows.shape[-1] > 2 and bool(((values == largest).sum(-1) == 1).all()):
         others = values.masked_fill(values == largest, torch.inf).amin(-1)

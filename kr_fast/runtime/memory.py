@@ -21,12 +21,12 @@ def free_memory(device: torch.device | str = "cpu") -> int:
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
     with contextlib.suppress(OSError):
-        for folder in _groups(Path("/proc/self/cgroup").read_text(), CGROUPS):
-            free = min(free, _left(folder, free))
+        for folder in control_groups(Path("/proc/self/cgroup").read_text(), CGROUPS):
+            free = min(free, available_in(folder, free))
     return free
 
 
-def _groups(text: str, root: Path) -> Iterator[Path]:
+def control_groups(text: str, root: Path) -> Iterator[Path]:
     """Folders of this process's memory groups and of those above it: every limit on the way counts."""
     for line in text.splitlines():
         number, controllers, path = line.split(":", 2)
@@ -37,7 +37,7 @@ def _groups(text: str, root: Path) -> Iterator[Path]:
         yield from (each for each in (own, *own.parents) if each == top or top in each.parents)
 
 
-def _left(folder: Path, most: int) -> int:
+def available_in(folder: Path, most: int) -> int:
     """Bytes below the limit of one group, in version 2 or 1 of control groups; files in its cache can be given back."""
     for limit, used, cache in (
         ("memory.max", "memory.current", "inactive_file"),

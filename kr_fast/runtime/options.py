@@ -1,4 +1,4 @@
-"""Fields of the configurations that commands show as flags, each with the values that it may have."""
+"""Fields of the configurations that commands take as flags, each with the range of its values."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ def option_of(config: type, name: str, text: str | None = None) -> Any:
 
 
 def check(config: Any, where: str) -> None:
-    """Make the fields of a dataclass what their types say, and refuse the first that is not, or is outside its range.
+    """Convert the fields of a dataclass to their types; refuse the first that cannot be, or is outside its range.
 
     numpy's numbers become Python's, so that a configuration can be written as YAML and JSON; paths become strings,
     with ~ for the home folder, lists tuples. Fields of other types are left alone. Raises: UserError naming the field.
@@ -51,7 +51,7 @@ def check(config: Any, where: str) -> None:
     kinds = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = converted(where, field.name, getattr(config, field.name), kinds[field.name])
-        object.__setattr__(config, field.name, value)  # a configuration is frozen
+        object.__setattr__(config, field.name, value)  # the dataclass is frozen
         for each in value if isinstance(value, tuple) else (value,):
             _check(where, field, each)
 
@@ -65,15 +65,15 @@ def converted(where: str, name: str, value: Any, kind: Any) -> Any:
         if isinstance(value, np.ndarray):
             value = value.tolist()
         if not isinstance(value, list | tuple):
-            fail(where, name, "be a list", _shown(value))
+            fail(where, name, "be a list", _described(value))
         return tuple(converted(where, name, each, typing.get_args(kind)[0]) for each in value)
     if kind is str and isinstance(value, os.PathLike):
         value = os.fspath(value)
-    truth = isinstance(value, bool | np.bool_)
+    is_bool = isinstance(value, bool | np.bool_)
     fits = {
-        bool: truth,
-        int: isinstance(value, numbers.Integral) and not truth,
-        float: isinstance(value, numbers.Real) and not truth,
+        bool: is_bool,
+        int: isinstance(value, numbers.Integral) and not is_bool,
+        float: isinstance(value, numbers.Real) and not is_bool,
         str: isinstance(value, str),
     }
     if kind not in fits:
@@ -81,13 +81,13 @@ def converted(where: str, name: str, value: Any, kind: Any) -> Any:
             return value
         fits[kind] = isinstance(value, kind)
     if not fits[kind]:
-        fail(where, name, f"be of type {kind.__name__}", _shown(value))
+        fail(where, name, f"be of type {kind.__name__}", _described(value))
     if kind is str:  # a shell expands ~ in --out ~/runs, and in --out=~/runs and in YAML it does not
         return os.path.expanduser(value)
     try:
         return value if dataclasses.is_dataclass(kind) else kind(value)
     except OverflowError:  # an int that no float holds
-        fail(where, name, "be finite", _shown(value))
+        fail(where, name, "be finite", _described(value))
 
 
 def within(field: dataclasses.Field) -> str:
@@ -107,14 +107,14 @@ def _check(where: str, field: dataclasses.Field, value: Any) -> None:
     inside = (low is None or low[1](value)) and (high is None or high[1](value))
     large = isinstance(value, int) and not -LARGEST <= value <= LARGEST
     if not inside:
-        fail(where, field.name, _rule(low, high), _shown(value) if large else value)
+        fail(where, field.name, _rule(low, high), _described(value) if large else value)
     if isinstance(value, float) and not math.isfinite(value):
         fail(where, field.name, "be finite", value)
     if large:
-        fail(where, field.name, f"be in [-{LARGEST}, {LARGEST}]", _shown(value))
+        fail(where, field.name, f"be in [-{LARGEST}, {LARGEST}]", _described(value))
 
 
-def _shown(value: Any) -> str:
+def _described(value: Any) -> str:
     """A value of the wrong kind or size: an array by its shape, and no integer of thousands of digits."""
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:  # Python itself refuses to print some
         return f"an integer of {value.bit_length()} bits"

@@ -1,4 +1,4 @@
-"""Progress on the main process: bars on a terminal or in a notebook, nothing in a file.
+"""Progress bars of the main process, on a terminal or in a notebook and not in files.
 
 ``KR_FAST_PROGRESS=0`` turns bars off, ``KR_FAST_PROGRESS=1`` on wherever the output goes.
 """
@@ -18,11 +18,11 @@ def quiet(value: bool) -> None:
 
 
 def _hidden() -> bool:
-    wanted = os.environ.get("KR_FAST_PROGRESS")
-    if _quiet or wanted == "0":
+    setting = os.environ.get("KR_FAST_PROGRESS")
+    if _quiet or setting == "0":
         return True
     # A bar redraws its line, which fills a log file. A notebook's output is no terminal, but shows bars.
-    return not (wanted == "1" or sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return not (setting == "1" or sys.stderr.isatty() or "ipykernel" in sys.modules)
 
 
 class bar:

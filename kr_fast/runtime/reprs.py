@@ -1,4 +1,4 @@
-"""How objects that hold tensors print: their names, shapes and dtypes, and never their numbers."""
+"""Short ``repr`` of objects that hold tensors: names, shapes and dtypes, and no numbers."""
 
 import dataclasses
 from typing import Any

@@ -1,6 +1,6 @@
-"""One data-set seed, many independent streams: every random choice is a function of (seed, names) and nothing else.
+"""Independent random streams from one seed: every random choice is a function of (seed, names) and nothing else.
 
-That is what makes a resumed run equal to an uninterrupted one: no generator state has to survive.
+So a resumed run equals an uninterrupted one: no state of a generator has to be saved.
 """
 
 import hashlib

@@ -45,9 +45,9 @@ class Runtime:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[bool]:
-        """Yields whether this is rank 0; the others wait at the end until rank 0 is through, and fail if it failed.
+        """Yields whether this is rank 0; the others wait at the end until rank 0 is done, and fail if it failed.
 
-        Raises: on the others UserError for what a user can mend (also OSError, as of a full disk), else RuntimeError.
+        Raises: on the others UserError for an error that a user can correct (also OSError), else RuntimeError.
         """
         error: BaseException | None = None
         try:
@@ -56,8 +56,8 @@ class Runtime:
             error = caught
             raise
         finally:
-            mendable = isinstance(error, UserError | OSError)
-            failed = self.broadcast(None if error is None else (mendable, str(error) if mendable else repr(error)))
+            by_user = isinstance(error, UserError | OSError)
+            failed = self.broadcast(None if error is None else (by_user, str(error) if by_user else repr(error)))
             if failed is not None and not self.is_main:
                 raise (UserError if failed[0] else RuntimeError)(f"rank 0 failed: {failed[1]}")
 
@@ -72,7 +72,7 @@ def current() -> Runtime:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # Without cpu=True, PartialState takes each of several processes on a machine without a GPU for the only one.
+    # Without cpu=True, each of several processes on a machine without a GPU would have rank 0 of 1.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu, timeout=datetime.timedelta(days=1))
     bf16 = state.device.type == "cuda" and torch.cuda.is_bf16_supported()

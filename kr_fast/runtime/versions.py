@@ -8,10 +8,10 @@ from kr_fast.runtime.version import __version__
 
 def versions(*packages: str) -> dict[str, str]:
     """Of this package, Python and the packages named; "not installed" where one is not."""
-    found = {"kr_fast": __version__, "python": platform.python_version()}
+    installed = {"kr_fast": __version__, "python": platform.python_version()}
     for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed

@@ -13,11 +13,11 @@ def test_synthesis(tmp_path, capsys):
     options = {"model": "digits", "batch": 8, "images": 12, "steps": 2, "repeats": 1, "threads": 1, "format": "none"}
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     assert main(["bench", "synthesis", *arguments, "--providers", "loop", "kr_fast", "--out", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "synthesis.json").read_text())
-    assert found["case"]["images"] == 12
-    assert found["evaluations"] == 2
-    assert list(found["providers"]) == ["loop", "kr_fast"]
-    for each in found["providers"].values():
+    result = json.loads((tmp_path / "synthesis.json").read_text())
+    assert result["case"]["images"] == 12
+    assert result["evaluations"] == 2
+    assert list(result["providers"]) == ["loop", "kr_fast"]
+    for each in result["providers"].values():
         assert each["psnr"] is None or each["psnr"] >= 60  # of the fused tier's contract
         assert each["images_per_second"] >= each["images_per_second_median"] > 0
         assert each["evaluations_per_second"] == pytest.approx(2 * each["images_per_second"])
@@ -26,7 +26,7 @@ def test_synthesis(tmp_path, capsys):
     assert (tmp_path / "synthesis.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "NFE images/s" in printed
-    assert table(found) in printed
+    assert table(result) in printed
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,11 @@ def refused(capsys, *arguments):
 
 
 def npz(path, classes=3, **changes):
-    found = {}
+    result = {}
     for which, count in (("train", 30), ("val", 9), ("test", 12)):
-        found[f"{which}_images"] = np.random.default_rng(count).integers(0, 256, (count, 8, 8), np.uint8)
-        found[f"{which}_labels"] = np.arange(count) % classes
-    np.savez(path, **(found | changes))
+        result[f"{which}_images"] = np.random.default_rng(count).integers(0, 256, (count, 8, 8), np.uint8)
+        result[f"{which}_labels"] = np.arange(count) % classes
+    np.savez(path, **(result | changes))
     return path
 
 

@@ -20,20 +20,20 @@ from kr_fast.runtime.errors import UserError
 @pytest.fixture
 def config(monkeypatch):
     """``config(*arguments)``: what ``kr-fast run`` would have started with."""
-    found = []
+    result = []
 
     class Stop(Exception):
         pass
 
     def recycle(config):
-        found.append(config)
+        result.append(config)
         raise UserError("stopped")
 
     monkeypatch.setattr("kr_fast.recycling.pipeline.recycle", recycle)
 
     def run(*arguments):
         assert main(["run", *map(str, arguments)]) == 2
-        return found.pop()
+        return result.pop()
 
     return run
 
@@ -108,16 +108,16 @@ def test_yaml_as_people_write_it(tmp_path, config):
         "preset: toy\nteacher-learning-rate: 1e-3\nteacher_weight_decay: 5E-4\nimages: 1e3\nseed: '7'\n"
         "temperature: 3\ntune-noise-scale: [1e-1, 2]\nteacher-flip: yes\n"
     )
-    found = config("--config", path, "--images", "2e2")
-    assert (found.teacher_learning_rate, found.teacher_weight_decay, found.temperature) == (1e-3, 5e-4, 3.0)
-    assert (found.images, found.seed, found.tune_noise_scale, found.teacher_flip) == (200, 7, (0.1, 2.0), True)
-    assert found.teacher_arch == "resnet8"
+    result = config("--config", path, "--images", "2e2")
+    assert (result.teacher_learning_rate, result.teacher_weight_decay, result.temperature) == (1e-3, 5e-4, 3.0)
+    assert (result.images, result.seed, result.tune_noise_scale, result.teacher_flip) == (200, 7, (0.1, 2.0), True)
+    assert result.teacher_arch == "resnet8"
     assert config("--config", path, "--preset", "digits").teacher_arch == "resnet14"
     path.write_text("# nothing yet\n")
     assert config("--config", path) == RecycleConfig()
     path.write_text("<<: {seed: 3, images: 4.0}\nseed: 1.0e+1\nout: ~/runs\n")
-    found = config("-v", "--config", path)
-    assert (found.seed, found.images, found.out) == (10, 4, os.path.expanduser("~/runs"))
+    result = config("-v", "--config", path)
+    assert (result.seed, result.images, result.out) == (10, 4, os.path.expanduser("~/runs"))
     assert config("--seed", 1, "--out=~/runs").out == os.path.expanduser("~/runs")
 
 

@@ -64,8 +64,8 @@ def test_pipeline_folder(tmp_path, pipeline, network, capsys):
     ids = torch.arange(40)
     assert np.array_equal(images(out), sampler(ids, ids % 10).numpy())
     assert images(out, "labels").tolist() == (ids % 10).tolist()
-    found = yaml.safe_load((out / "config.yaml").read_text())
-    assert (found["scheduler"], found["num_inference_steps"], found["labels"]) == ("DDIMScheduler", 2, "balanced")
+    result = yaml.safe_load((out / "config.yaml").read_text())
+    assert (result["scheduler"], result["num_inference_steps"], result["labels"]) == ("DDIMScheduler", 2, "balanced")
     assert main(command) == 0
     assert capsys.readouterr().out.strip().endswith("40 images in 3 shards")
     # The file that was written is itself a configuration of the same data set.

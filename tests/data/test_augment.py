@@ -21,18 +21,18 @@ def test_off_is_the_identity():
 
 def test_flip_mirrors_about_half():
     x = images(400)
-    found = Augment(flip=True)(x, draw())
-    same = (found == x).flatten(1).all(1)
-    mirrored = (found == x.flip(3)).flatten(1).all(1)
+    result = Augment(flip=True)(x, draw())
+    same = (result == x).flatten(1).all(1)
+    mirrored = (result == x.flip(3)).flatten(1).all(1)
     assert bool((same ^ mirrored).all())
     assert 150 < int(mirrored.sum()) < 250
 
 
 def test_shift_moves_whole_pixels_and_repeats_the_border():
     x = images(50)
-    found = Augment(shift=2)(x, draw())
+    result = Augment(shift=2)(x, draw())
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
-    for before, after in zip(padded, found, strict=True):
+    for before, after in zip(padded, result, strict=True):
         windows = [before[:, i : i + 10, j : j + 12] for i in range(5) for j in range(5)]
         assert any(torch.equal(window, after) for window in windows)
 
@@ -52,9 +52,9 @@ def test_rotation_turns_by_at_most_the_angle():
     """A bar through the middle, turned: its principal axis gives the angle back."""
     x = torch.zeros(200, 1, 41, 41)
     x[:, :, 19:22, 4:37] = 1
-    found = Augment(rotate=30)(x, draw())
+    result = Augment(rotate=30)(x, draw())
     rows, columns = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(41.0) - 20, indexing="ij")
-    mass = found[:, 0]
+    mass = result[:, 0]
     xx, yy, xy = ((mass * m).sum((1, 2)) for m in (columns**2, rows**2, rows * columns))
     angle = 0.5 * torch.atan2(2 * xy, xx - yy) * 180 / torch.pi
     assert float(angle.abs().max()) < 31
@@ -70,9 +70,9 @@ def test_tables_say_what_is_done_to_each_image(augment):
     """Drawn at once and applied to uint8 images row by row, in any grouping: the same as of float images together."""
     pool = torch.randint(0, 256, (9, 10, 12, 2), dtype=torch.uint8, generator=draw())
     index = torch.tensor([3, 3, 8, 0, 5, 1, 7])
-    want = augment(to_float(pool[index]), draw(4))
+    expected = augment(to_float(pool[index]), draw(4))
     draws = augment.draw(len(index), (10, 12), draw(4))
-    torch.testing.assert_close(augmented(pool, index, draws), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(augmented(pool, index, draws), expected, rtol=0, atol=1e-6)
     for rows in (slice(0, 3), slice(3, 7), torch.tensor([6, 2])):
         assert torch.equal(augmented(pool, index[rows], draws[rows]), augmented(pool, index, draws)[rows])
     both = AugmentParams.stack([draws, draws])
@@ -82,5 +82,5 @@ def test_tables_say_what_is_done_to_each_image(augment):
 def test_flip_stands_before_the_move():
     pool = torch.arange(12, dtype=torch.uint8).view(1, 1, 12, 1)
     moved = AugmentParams(torch.tensor([True]), torch.tensor([[0, 2]]))
-    found = augmented(pool, torch.tensor([0]), moved).add(1).mul(127.5).round().view(-1).tolist()
-    assert found == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0]
+    result = augmented(pool, torch.tensor([0]), moved).add(1).mul(127.5).round().view(-1).tolist()
+    assert result == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0]

@@ -18,13 +18,13 @@ from kr_fast.runtime.errors import UserError
 def test_shared_images_are_those_of_a_comparison_of_all_pairs(counts, channels, values, seed, strided):
     draw = np.random.default_rng(seed)
     images, others = (draw.integers(0, values, (count, 2, 2, channels), dtype=np.uint8) for count in counts)
-    wanted = [any(np.array_equal(each, other) for other in others) for each in images]
+    expected = [any(np.array_equal(each, other) for other in others) for each in images]
     given = torch.from_numpy(images)
     if strided:
         given = given.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
-    found = shared_images(given, others)
-    assert found.dtype == torch.bool
-    assert found.tolist() == wanted
+    result = shared_images(given, others)
+    assert result.dtype == torch.bool
+    assert result.tolist() == expected
 
 
 def test_shared_images_refuses_what_cannot_be_compared():

@@ -28,7 +28,7 @@ def write(root, *paths):
     return root
 
 
-def found(root):
+def actual(root):
     """split -> [(class, path below the split)], and the note."""
     parts, names, note, _ = folders.find(root)
     listed = {
@@ -78,11 +78,11 @@ def test_any_tree_is_read_whole_or_refused(start, paths):
         assert list(names) == sorted(names)
         assert all(map(visible, [(each,) for each in names]))
         splits = list(parts) != ["all"]
-        wanted = sorted(file.parts for file in images if len(file.parts) > (2 if splits else 1))
+        expected = sorted(file.parts for file in images if len(file.parts) > (2 if splits else 1))
         read = [file.relative_to(root).parts for which in sorted(parts) for files in parts[which] for file in files]
         if splits:
-            wanted = [file for file in wanted if file[0] in parts]
-        assert sorted(read) == wanted
+            expected = [file for file in expected if file[0] in parts]
+        assert sorted(read) == expected
         for which, each in parts.items():
             base = root / which if splits else root
             for label, files in enumerate(each):
@@ -95,23 +95,23 @@ def test_layouts():
     """What every peer reads, and each name of a split."""
     with tempfile.TemporaryDirectory() as folder:
         root = write(Path(folder) / "nested", "a/1.png", "a/batch2/0.PNG", "b/patient/x.tif", "b/0.bmp")
-        assert found(root) == (
+        assert actual(root) == (
             {"all": [("a", "a/1.png"), ("a", "a/batch2/0.PNG"), ("b", "b/0.bmp"), ("b", "b/patient/x.tif")]}, "",
         )  # fmt: skip
         for names in (("train", "valid", "test"), ("Train", "Val", "Test"), ("training", "VALIDATION", "testing")):
             root = Path(folder) / names[0] / names[1]
             write(root, *(f"{which}/{each}/0.png" for which in names for each in "ab"))
-            listed, note = found(root)
+            listed, note = actual(root)
             assert list(listed) == ["train", "val", "test"]
             assert [entry[1].split("/")[0] for each in listed.values() for entry in each] == [
                 n for n in names for _ in "ab"
             ]
             assert note == ""
-        assert list(found(write(Path(folder) / "imagenet", "train/a/0.png", "train/b/0.png", "val/b/1.png"))[0]) == [
+        assert list(actual(write(Path(folder) / "imagenet", "train/a/0.png", "train/b/0.png", "val/b/1.png"))[0]) == [
             "train", "val",
         ]  # fmt: skip
         vehicles = write(Path(folder) / "vehicles", "train/0.png", "bus/0.png", "car/0.png")
-        assert [name for name, _ in found(vehicles)[0]["all"]] == ["bus", "car", "train"]
+        assert [name for name, _ in actual(vehicles)[0]["all"]] == ["bus", "car", "train"]
 
 
 def test_what_is_not_read_is_counted_without_names(tmp_path):
@@ -119,14 +119,14 @@ def test_what_is_not_read_is_counted_without_names(tmp_path):
         tmp_path, "a/0.png", "a/._0.png", "a/.DS_Store", "a/Thumbs.db", "b/0.png", "b/1.2.840.113619", "b/notes.txt",
         "b/more.txt", ".ipynb_checkpoints/0.png", "__MACOSX/a/0.png", "loose.png", "a/patient Smith.smith",
     )  # fmt: skip
-    listed, note = found(tmp_path)
+    listed, note = actual(tmp_path)
     assert [path for _, path in listed["all"]] == ["a/0.png", "b/0.png"]
     assert note == (
         "not read: 5 files (.txt, .db, .smith, other), 2 hidden folders, 2 hidden files, "
         "1 image outside the class folders"
     )
     splits = write(tmp_path / "s", "train/a/0.png", "train/b/0.png", "test/a/0.png", "test/0.png", "raw/Miller/0.png")
-    assert found(splits)[1] == "not read: 1 folder beside the splits, 1 image outside the class folders"
+    assert actual(splits)[1] == "not read: 1 folder beside the splits, 1 image outside the class folders"
 
 
 def test_what_kr_fast_wrote_is_no_class(tmp_path):
@@ -136,11 +136,11 @@ def test_what_kr_fast_wrote_is_no_class(tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "manifest.json").write_text(json.dumps({"first_id": 0, "shard_size": 8, "sampler": {}}))
     write(tmp_path, "made/0.png")
-    listed, note = found(tmp_path)
+    listed, note = actual(tmp_path)
     assert [path for _, path in listed["all"]] == ["a/0.png", "b/0.png"]
     assert note == "not read: 4 folders written by kr-fast"
     (tmp_path / "made" / "manifest.json").write_text("[]")
-    assert [path for _, path in found(tmp_path)[0]["all"]][-1] == "made/0.png"
+    assert [path for _, path in actual(tmp_path)[0]["all"]][-1] == "made/0.png"
     with pytest.raises(UserError, match="data: source must hold images as class/image.png, got .*run, which kr-fast"):
         folders.find(tmp_path / "run")
 
@@ -184,7 +184,7 @@ def test_links(tmp_path):
     (root / "b").symlink_to(outside)
     (root / "a" / "up").symlink_to(root)
     (root / "a" / "self").symlink_to("self")
-    listed, note = found(root)
+    listed, note = actual(root)
     assert [path for _, path in listed["all"]] == ["a/0.png", "b/0.png", "b/1.png"]
     assert note == "not read: 1 file (other), 1 link to folders that are read already"
 
@@ -193,7 +193,7 @@ def test_one_folder_at_two_places_is_of_one_class_or_refused(tmp_path):
     """Whichever of the two is the link, and whichever name comes first."""
     root = write(tmp_path / "classes", "a/0.png", "b/old/1.png", "c/2.png")
     (root / "b" / "latest").symlink_to(root / "b" / "old")
-    assert found(root)[1] == "not read: 1 link to folders that are read already"
+    assert actual(root)[1] == "not read: 1 link to folders that are read already"
     (root / "a" / "more").symlink_to(root / "c")
     with pytest.raises(UserError, match="source must hold each folder once, got c, which is a/more"):
         folders.find(root)
@@ -209,11 +209,11 @@ def test_one_folder_at_two_places_is_of_one_class_or_refused(tmp_path):
     with pytest.raises(UserError, match="source must hold each folder once, got val, which is test"):
         folders.find(root)
     (root / "val").unlink()
-    assert list(found(root)[0]) == ["train", "test"]
+    assert list(actual(root)[0]) == ["train", "test"]
     root = write(tmp_path / "linked", "raw/a/0.png", "raw/b/0.png", "train/", "test/a/1.png")
     (root / "train" / "a").symlink_to(root / "raw" / "a")
     (root / "train" / "b").symlink_to(root / "raw" / "b")
-    assert [path for _, path in found(root)[0]["train"]] == ["train/a/0.png", "train/b/0.png"]
+    assert [path for _, path in actual(root)[0]["train"]] == ["train/a/0.png", "train/b/0.png"]
 
 
 def test_folds_and_masks_that_are_taken_for_images_of_a_class_are_told(tmp_path):
@@ -232,7 +232,7 @@ def test_folds_and_masks_that_are_taken_for_images_of_a_class_are_told(tmp_path)
 def test_names_that_are_not_utf8(tmp_path):
     root = write(tmp_path, "a/0.png", "b/0.png")
     os.close(os.open(os.fsencode(root) + b"/a/\xff.png", os.O_CREAT))
-    assert len(found(root)[0]["all"]) == 3
+    assert len(actual(root)[0]["all"]) == 3
     os.mkdir(os.fsencode(root) + b"/\xff")
     with pytest.raises(UserError, match=r"class folders must have names that can be printed, in UTF-8, got \\udcff"):
         folders.find(root)

@@ -52,8 +52,8 @@ def read(tmp_path, *contents, sizes=LIMITS):
     for index, content in enumerate(contents):
         files.append(tmp_path / f"{index}.png")
         files[-1].write_bytes(content)
-    found, notes = image_files.read({"images": files}, sizes)
-    return found["images"], notes
+    result, notes = image_files.read({"images": files}, sizes)
+    return result["images"], notes
 
 
 PALETTE = Image.fromarray(BYTES % 4).convert("P")
@@ -101,11 +101,11 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_pixels_are_those_of_the_file(tmp_path, name):
-    content, wanted, keys = CASES[name]
+    content, expected, keys = CASES[name]
     pixels, notes = read(tmp_path, content, content)
-    assert pixels.shape == (2, *wanted.shape)
-    assert np.array_equal(pixels[0], wanted)
-    assert np.array_equal(pixels[1], wanted)
+    assert pixels.shape == (2, *expected.shape)
+    assert np.array_equal(pixels[0], expected)
+    assert np.array_equal(pixels[1], expected)
     assert notes == [image_files.NOTES[key].format("2 images") for key in keys]
 
 
@@ -141,11 +141,11 @@ def test_16_bit_folders_are_scaled_by_one_rule(tmp_path):
             (root / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.roll(DEEP, index) // scale).save(root / name / f"{index}.png")
         if ok:
-            found = data.load(root)
-            every = np.concatenate([split.images for split in (found.train, found.val, found.test)])
+            result = data.load(root)
+            every = np.concatenate([split.images for split in (result.train, result.val, result.test)])
             first = np.rint(DEEP / 257).astype(np.uint8)[..., None]
             assert any(np.array_equal(each, first) for each in every)
-            assert found.notes[0] == f"int32 pixels, the largest {DEEP.max()}, divided by 257"
+            assert result.notes[0] == f"int32 pixels, the largest {DEEP.max()}, divided by 257"
         else:
             with pytest.raises(UserError, match=r"^data: images must be integers .* white = 4095 for 12 bit"):
                 data.load(root)

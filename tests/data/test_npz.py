@@ -15,38 +15,38 @@ from kr_fast.runtime.errors import UserError
 
 
 def test_npz_keeps_its_own_splits(tmp_path):
-    wanted = arrays()
-    found = data.load(write_npz(tmp_path / "set.npz"))
-    assert found.name == "set"
-    assert (len(found.train), len(found.val), len(found.test)) == (40, 12, 20)
-    assert np.array_equal(found.train.images.numpy(), wanted["train_images"])
-    assert np.array_equal(found.test.labels.numpy(), wanted["test_labels"][:, 0])
+    expected = arrays()
+    actual = data.load(write_npz(tmp_path / "set.npz"))
+    assert actual.name == "set"
+    assert (len(actual.train), len(actual.val), len(actual.test)) == (40, 12, 20)
+    assert np.array_equal(actual.train.images.numpy(), expected["train_images"])
+    assert np.array_equal(actual.test.labels.numpy(), expected["test_labels"][:, 0])
 
 
 def test_npz_without_val_is_cut(tmp_path):
     path = write_npz(tmp_path / "set.npz", val_images=None, val_labels=None)
-    found = data.load(path, val_fraction=0.2)
-    assert (len(found.train), len(found.val), len(found.test)) == (32, 8, 20)
-    assert torch.bincount(found.val.labels).tolist() == [2, 2, 2, 2]
+    actual = data.load(path, val_fraction=0.2)
+    assert (len(actual.train), len(actual.val), len(actual.test)) == (32, 8, 20)
+    assert torch.bincount(actual.val.labels).tolist() == [2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(
-    ("images", "wanted"),
+    ("images", "expected"),
     [
         (np.full((40, 8, 8), 7, np.uint8), 7),  # no channel axis
         (np.full((40, 8, 8, 1), 0.5, np.float32), 128),  # in [0, 1]
         (np.full((40, 8, 8, 1), 200.4, np.float64), 200),  # in [0, 255]
     ],
 )
-def test_pixels_of_other_kinds(tmp_path, images, wanted):
+def test_pixels_of_other_kinds(tmp_path, images, expected):
     images[0] = 0
     scale = 255.0 if images.max() < 1 else 1
     others = {
         f"{which}_images": (arrays()[f"{which}_images"] / scale).astype(images.dtype) for which in ("val", "test")
     }
-    found = data.load(write_npz(tmp_path / "set.npz", train_images=images, **others))
-    assert found.train.images.unique().tolist() == [0, wanted]
-    assert np.array_equal(found.test.images, arrays()["test_images"])
+    actual = data.load(write_npz(tmp_path / "set.npz", train_images=images, **others))
+    assert actual.train.images.unique().tolist() == [0, expected]
+    assert np.array_equal(actual.test.images, arrays()["test_images"])
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_pickled_arrays_are_never_run(tmp_path):
 
 def test_files_that_others_write(tmp_path):
     """Keys that are not needed are not read, whatever they hold; any case of the suffix; ``valid`` and bool labels."""
-    found = data.load(write_npz(tmp_path / "a.npz", class_names=np.array([{}], dtype=object), extra=np.zeros(3)))
-    assert found.notes == ("uint8 pixels in [0, 255]", "not read: 2 arrays of the file")
+    actual = data.load(write_npz(tmp_path / "a.npz", class_names=np.array([{}], dtype=object), extra=np.zeros(3)))
+    assert actual.notes == ("uint8 pixels in [0, 255]", "not read: 2 arrays of the file")
     (tmp_path / "a.npz").rename(tmp_path / "SET.NPZ")
     assert len(data.load(tmp_path / "SET.NPZ").train) == 40
     valid = {
@@ -113,7 +113,7 @@ def test_files_that_others_write(tmp_path):
         "valid_images": arrays()["val_images"],
         "valid_labels": np.arange(12) % 4,
     }
-    assert torch.equal(data.load(write_npz(tmp_path / "v.npz", **valid)).val.images, found.val.images)
+    assert torch.equal(data.load(write_npz(tmp_path / "v.npz", **valid)).val.images, actual.val.images)
     labels = {f"{which}_labels": arrays()[f"{which}_labels"] > 1 for which in ("train", "val", "test")}
     assert data.load(write_npz(tmp_path / "b.npz", **labels)).train.labels.tolist() == [0, 0, 1, 1] * 10
 
@@ -122,9 +122,9 @@ def test_keys_of_others_are_named_with_the_mend(tmp_path):
     held = arrays()
     for keys in (("x_train", "y_train", "x_test", "y_test"), ("trainX", "trainY", "testX", "testY"),
                  ("train_data", "train_target", "test_data", "test_target")):  # fmt: skip
-        wanted = ("train_images", "train_labels", "test_images", "test_labels")
-        np.savez(tmp_path / "x.npz", **{key: held[each] for key, each in zip(keys, wanted, strict=True)})
-        renames = ", ".join(f"{key} to {each}" for key, each in zip(keys, wanted, strict=True))
+        expected = ("train_images", "train_labels", "test_images", "test_labels")
+        np.savez(tmp_path / "x.npz", **{key: held[each] for key, each in zip(keys, expected, strict=True)})
+        renames = ", ".join(f"{key} to {each}" for key, each in zip(keys, expected, strict=True))
         with pytest.raises(UserError, match=rf"without train_images, .*\(it holds {keys[0]}, .*; rename {renames}\)$"):
             data.load(tmp_path / "x.npz")
     np.savez(tmp_path / "y.npz", images=np.zeros(3), labels=np.zeros(3))
@@ -153,7 +153,7 @@ def test_damaged_archives_are_one_line(tmp_path):
 @st.composite
 def members(draw):
     """Arrays as others store them: dtypes, byte orders, memory orders, shapes and ranges of all kinds; few or wrong."""
-    found = {}
+    actual = {}
     pixels = draw(
         st.sampled_from(["u1", "?", "<u2", ">u2", "i4", ">i8", "<f2", ">f4", "f8", "longdouble", "c8", "U3", "O"])
     )
@@ -165,17 +165,17 @@ def members(draw):
     for which, count in (("train", 16), ("val", 4), ("test", draw(st.sampled_from([0, 1, 4])))):
         images = np.linspace(0, 1, 256)[random.integers(0, 256, (count, 8, 8, *channel))] * white
         images.flat[:2] = (0, white)[: min(2, images.size)]
-        found[f"{which}_images"] = (np.rint(images) if white > 1 and pixels[-1] in "1248" else images).astype(pixels)
-        found[f"{which}_labels"] = (np.arange(count) % 2 + first).astype(labels)
+        actual[f"{which}_images"] = (np.rint(images) if white > 1 and pixels[-1] in "1248" else images).astype(pixels)
+        actual[f"{which}_labels"] = (np.arange(count) % 2 + first).astype(labels)
         if draw(st.booleans()):
-            found[f"{which}_images"] = np.asfortranarray(found[f"{which}_images"])
+            actual[f"{which}_images"] = np.asfortranarray(actual[f"{which}_images"])
         if draw(st.booleans()):
-            found[f"{which}_labels"] = found[f"{which}_labels"][:, None]
+            actual[f"{which}_labels"] = actual[f"{which}_labels"][:, None]
     for _ in range(draw(st.sampled_from([0, 0, 0, 1]))):
-        found.pop(draw(st.sampled_from(sorted(found))))
+        actual.pop(draw(st.sampled_from(sorted(actual))))
     if draw(st.booleans()):
-        found["names"] = np.array([{}, "a"], dtype=object)
-    return found, white
+        actual["names"] = np.array([{}, "a"], dtype=object)
+    return actual, white
 
 
 @settings(deadline=None, max_examples=150)
@@ -193,8 +193,8 @@ def test_any_archive_is_read_by_one_rule_or_refused_in_one_line(tmp_path_factory
     for which, split in splits.items():
         images = held[f"{which}_images"]
         white = 1 if images.dtype == bool else white
-        wanted = np.clip(np.rint(images.astype(np.float64) * (255 / white)), 0, 255)
+        expected = np.clip(np.rint(images.astype(np.float64) * (255 / white)), 0, 255)
         assert split.images.dtype == torch.uint8
-        assert np.array_equal(split.images, wanted if wanted.ndim == 4 else wanted[..., None])
+        assert np.array_equal(split.images, expected if expected.ndim == 4 else expected[..., None])
         assert split.labels.tolist() == held[f"{which}_labels"].ravel().astype(int).tolist()
         assert split.labels.max() < len(classes) if len(split) else True

@@ -24,17 +24,17 @@ ENCODINGS = [
 def test_what_was_encoded_comes_back(encode):
     """Every level in one split, and in the other dark ones alone: by themselves they would be on another scale."""
     levels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
-    found, notes, warnings = to_uint8({"train_images": encode(levels), "test_images": encode(levels[:1])})
-    assert np.array_equal(found["train_images"], levels)
-    assert np.array_equal(found["test_images"], levels[:1])
-    assert found["train_images"].dtype == np.uint8
+    actual, notes, warnings = to_uint8({"train_images": encode(levels), "test_images": encode(levels[:1])})
+    assert np.array_equal(actual["train_images"], levels)
+    assert np.array_equal(actual["test_images"], levels[:1])
+    assert actual["train_images"].dtype == np.uint8
     assert len(notes) == 1
     assert warnings == []
 
 
 def test_bool_is_black_and_white():
-    found, notes, _ = to_uint8({"images": np.array([[True, False]])})
-    assert found["images"].tolist() == [[255, 0]]
+    actual, notes, _ = to_uint8({"images": np.array([[True, False]])})
+    assert actual["images"].tolist() == [[255, 0]]
     assert notes == ["bool pixels, times 255"]
 
 
@@ -62,14 +62,14 @@ def test_all_splits_by_one_value_of_white_or_refused_in_one_line(parts):
     result = read_or_refused(lambda: to_uint8(parts))
     if result is None:
         return
-    found, notes, _ = result
-    assert {name: images.shape for name, images in found.items()} == {name: x.shape for name, x in parts.items()}
+    actual, notes, _ = result
+    assert {name: images.shape for name, images in actual.items()} == {name: x.shape for name, x in parts.items()}
     assert len(notes) == bool(held)
     if held:
         low, high = min(x.min() for x in held.values()), max(x.max() for x in held.values())
         fits = {
             white: all(
-                np.array_equal(found[name], np.clip(np.rint(x * (255 / white)), 0, 255)) for name, x in held.items()
+                np.array_equal(actual[name], np.clip(np.rint(x * (255 / white)), 0, 255)) for name, x in held.items()
             )
             for white in (1, 255, 65535)
             if -0.1 * white <= low and high <= 1.1 * white
@@ -79,7 +79,7 @@ def test_all_splits_by_one_value_of_white_or_refused_in_one_line(parts):
     for name, x in held.items():  # what is not black stays so: of bytes alone the depth is known
         if x.max() > (1 if bytes_alone else 0):
             integers = all(parts[each].dtype.kind in "iu" for each in held)
-            assert found[name].max() >= (2 if integers else 15)
+            assert actual[name].max() >= (2 if integers else 15)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_what_is_not_certain_is_refused_with_the_mend(train, test, words):
 
 def test_overshoot_is_clipped_and_counted_and_centred_pixels_are_not_overshoot():
     ramp = np.linspace(-0.02, 1.03, 106)
-    found, notes, _ = to_uint8({"images": ramp})
-    assert np.array_equal(found["images"], np.clip(np.rint(ramp * 255), 0, 255))
+    actual, notes, _ = to_uint8({"images": ramp})
+    assert np.array_equal(actual["images"], np.clip(np.rint(ramp * 255), 0, 255))
     beyond = int(((ramp < 0) | (ramp > 1)).sum())
     words = f"{beyond} of 106 pixels beyond [0, 1] clipped (the lowest -0.02, the highest 1.03)"
     assert notes == [f"float64 pixels in [0, 1], times 255, {words}"]
-    found, notes, _ = to_uint8({"images": ramp * 255})
-    assert np.array_equal(found["images"], np.clip(np.rint(ramp * 255), 0, 255))
+    actual, notes, _ = to_uint8({"images": ramp * 255})
+    assert np.array_equal(actual["images"], np.clip(np.rint(ramp * 255), 0, 255))
     assert f"{beyond} of 106 pixels beyond [0, 255] clipped" in notes[0]
     with pytest.raises(UserError, match=r"images must lie in \[0, 1\], got 5[0-9] of 110 pixels beyond it"):
         to_uint8({"images": np.linspace(-0.09, 0.09, 110)})

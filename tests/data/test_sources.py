@@ -11,7 +11,7 @@ from data_cases import arrays, write_npz
 from PIL import Image
 
 from kr_fast import data
-from kr_fast.data.splits import Found, cut
+from kr_fast.data.splits import SourceContent, cut
 from kr_fast.runtime.errors import UserError
 
 REAL = Path(os.environ.get("KR_FAST_TEST_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
@@ -27,10 +27,10 @@ def write_folder(root, counts, size=(9, 8), mode="L"):
 
 
 def test_digits_are_split_by_class_without_overlap():
-    found = data.load("digits")
-    assert found.image_shape == (8, 8, 1)
-    assert found.class_names == tuple("0123456789")
-    splits = [found.train, found.val, found.test]
+    result = data.load("digits")
+    assert result.image_shape == (8, 8, 1)
+    assert result.class_names == tuple("0123456789")
+    splits = [result.train, result.val, result.test]
     assert sum(map(len, splits)) == 1797
     assert [round(len(s) / 1797, 2) for s in splits] == [0.57, 0.1, 0.33]
     for split in splits:
@@ -39,38 +39,38 @@ def test_digits_are_split_by_class_without_overlap():
         assert (split.images.dtype, split.labels.dtype) == (torch.uint8, torch.int64)
         assert split.images.max() == 255
     again, other = data.load("digits"), data.load("digits", seed=1)
-    assert torch.equal(again.train.images, found.train.images)
-    assert not torch.equal(other.train.labels, found.train.labels)
+    assert torch.equal(again.train.images, result.train.images)
+    assert not torch.equal(other.train.labels, result.train.labels)
 
 
 def test_folder_of_classes(tmp_path):
     write_folder(tmp_path / "set", {"cat": 12, "dog": 30})
-    found = data.load(tmp_path / "set")
-    assert found.class_names == ("cat", "dog")
-    assert found.image_shape == (8, 9, 1)
-    assert sum(map(len, (found.train, found.val, found.test))) == 42
-    assert all(set(split.labels.tolist()) == {0, 1} for split in (found.train, found.val, found.test))
+    result = data.load(tmp_path / "set")
+    assert result.class_names == ("cat", "dog")
+    assert result.image_shape == (8, 9, 1)
+    assert sum(map(len, (result.train, result.val, result.test))) == 42
+    assert all(set(split.labels.tolist()) == {0, 1} for split in (result.train, result.val, result.test))
 
 
 def test_folder_with_its_own_splits_in_colour(tmp_path):
     for which, count in (("train", 6), ("val", 2), ("test", 3)):
         write_folder(tmp_path / "set" / which, {"a": count, "b": 1}, mode="RGB")
-    found = data.load(tmp_path / "set")
-    assert (len(found.train), len(found.val), len(found.test)) == (7, 3, 4)
-    assert found.image_shape == (8, 9, 3)
-    assert found.train.images[1, 0, 0].tolist() == [10, 0, 5]
+    result = data.load(tmp_path / "set")
+    assert (len(result.train), len(result.val), len(result.test)) == (7, 3, 4)
+    assert result.image_shape == (8, 9, 3)
+    assert result.train.images[1, 0, 0].tolist() == [10, 0, 5]
 
 
 def test_three_images_of_a_class_are_one_in_each_split():
     for count in (3, 2):
-        found = Found({"all": (np.arange(2 * count, dtype=np.uint8), np.arange(2 * count) % 2)}, ("a", "b"))
+        result = SourceContent({"all": (np.arange(2 * count, dtype=np.uint8), np.arange(2 * count) % 2)}, ("a", "b"))
         if count == 3:
-            cut(found, data.VAL_FRACTION, data.TEST_FRACTION, seed=0)
-            assert [found.parts[which][1].tolist() for which in ("train", "val", "test")] == [[0, 1]] * 3
-            assert sorted(np.concatenate([images for images, _ in found.parts.values()])) == list(range(6))
+            cut(result, data.VAL_FRACTION, data.TEST_FRACTION, seed=0)
+            assert [result.parts[which][1].tolist() for which in ("train", "val", "test")] == [[0, 1]] * 3
+            assert sorted(np.concatenate([images for images, _ in result.parts.values()])) == list(range(6))
         else:
             with pytest.raises(UserError, match=r"data: val split must hold .*, got 0 \(no class has one for"):
-                cut(found, data.VAL_FRACTION, data.TEST_FRACTION, seed=0)
+                cut(result, data.VAL_FRACTION, data.TEST_FRACTION, seed=0)
 
 
 def test_names_of_sources(tmp_path, monkeypatch):
@@ -84,8 +84,8 @@ def test_names_of_sources(tmp_path, monkeypatch):
 def test_rare_class_keeps_a_training_image(tmp_path):
     labels = np.zeros(40, np.int64)
     labels[0], labels[1:3], labels[3:5] = 1, 2, 3
-    found = data.load(write_npz(tmp_path / "set.npz", train_labels=labels, val_images=None, val_labels=None))
-    assert (torch.bincount(found.train.labels) > 0).all()
+    result = data.load(write_npz(tmp_path / "set.npz", train_labels=labels, val_images=None, val_labels=None))
+    assert (torch.bincount(result.train.labels) > 0).all()
 
 
 def test_unreadable_sources(tmp_path):
@@ -146,9 +146,9 @@ def test_train_and_val_alone_cut_their_test_and_say_so(tmp_path, caplog):
     write_folder(tmp_path / "set" / "train", {"a": 9, "b": 9})
     write_folder(tmp_path / "set" / "val", {"a": 2, "b": 2})
     with caplog.at_level(logging.INFO, "kr_fast"):
-        found = data.load(tmp_path / "set")
-    assert (len(found.train), len(found.val), len(found.test)) == (12, 4, 6)
-    assert "no test split: 0.333 of the training images are taken for it" in found.notes
+        result = data.load(tmp_path / "set")
+    assert (len(result.train), len(result.val), len(result.test)) == (12, 4, 6)
+    assert "no test split: 0.333 of the training images are taken for it" in result.notes
     assert "data: 22 images of 2 classes (train 12, val 4, test 6), 8 x 9 x 1; uint8 pixels in [0, 80]" in caplog.text
 
 
@@ -156,8 +156,8 @@ def test_images_on_both_sides_are_counted(tmp_path, caplog):
     held = arrays()
     held["test_images"][3:8] = held["train_images"][10:15]
     held["val_images"][:2] = held["train_images"][0]
-    found = data.load(write_npz(tmp_path / "set.npz", **held))
-    assert found.notes[1:] == (
+    result = data.load(write_npz(tmp_path / "set.npz", **held))
+    assert result.notes[1:] == (
         "2 of 12 val images are byte-equal to train images", "5 of 20 test images are byte-equal to train images",
     )  # fmt: skip
     assert "data: 5 of 20 test images are byte-equal" in caplog.text
@@ -172,9 +172,9 @@ def test_shapes_in_alpha_are_seen(tmp_path):
         shape[index % 8, : 4 + index % 3, 3] = 255
         (tmp_path / "ab"[index % 2]).mkdir(exist_ok=True)
         Image.fromarray(shape).save(tmp_path / "ab"[index % 2] / f"{index}.png")
-    found = data.load(tmp_path)
-    assert found.train.images.unique().tolist() == [0, 255]
-    assert "alpha composed on white in 12 images" in found.notes
+    result = data.load(tmp_path)
+    assert result.train.images.unique().tolist() == [0, 255]
+    assert "alpha composed on white in 12 images" in result.notes
 
 
 def test_an_output_folder_among_the_images_is_no_class(tmp_path):
@@ -191,19 +191,19 @@ def test_an_output_folder_among_the_images_is_no_class(tmp_path):
 
 def test_to_float_is_minus_one_to_one():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 4, 4, 3)
-    found = data.to_float(images)
-    assert found.shape == (2, 3, 4, 4)
-    assert found.dtype == torch.float32
-    assert found[0].unique().tolist() == [-1.0]
-    assert found[1].unique().tolist() == [1.0]
+    result = data.to_float(images)
+    assert result.shape == (2, 3, 4, 4)
+    assert result.dtype == torch.float32
+    assert result[0].unique().tolist() == [-1.0]
+    assert result[1].unique().tolist() == [1.0]
 
 
 @pytest.mark.skipif(not (REAL / "retinamnist.npz").exists(), reason="needs the optional folder of real images")
 def test_a_real_medical_set():
-    found = data.load(REAL / "retinamnist.npz")
-    assert found.image_shape == (28, 28, 3)
-    assert found.num_classes == 5
-    assert (len(found.train), len(found.val), len(found.test)) == (1080, 120, 400)
+    result = data.load(REAL / "retinamnist.npz")
+    assert result.image_shape == (28, 28, 3)
+    assert result.num_classes == 5
+    assert (len(result.train), len(result.val), len(result.test)) == (1080, 120, 400)
 
 
 def test_uncut_is_the_source_in_its_order(tmp_path):

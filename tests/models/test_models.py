@@ -45,8 +45,8 @@ def test_gradients_in_channels_last(width, threads):
             twin.to(dtype)
             torch.nn.functional.cross_entropy(twin(x.to(dtype)), y).backward()
             gradients.append([p.grad.double() for p in twin.parameters()])
-        for found, wanted in zip(*gradients, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max() + 1))
+        for result, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max() + 1))
     finally:
         torch.set_num_threads(before)
 
@@ -55,8 +55,8 @@ def test_shortcut_is_a_strided_convolution():
     block = classifier("resnet8", num_classes=3, in_channels=1, width=8, image_size=9).stages[1].eval()
     x = torch.randn(2, 8, 9, 9)
     convolution, norm = block.shortcut
-    wanted = norm(torch.nn.functional.conv2d(x, convolution.weight, stride=2))
-    torch.testing.assert_close(block.shortcut(x[:, :, ::2, ::2]), wanted)
+    expected = norm(torch.nn.functional.conv2d(x, convolution.weight, stride=2))
+    torch.testing.assert_close(block.shortcut(x[:, :, ::2, ::2]), expected)
 
 
 @pytest.mark.parametrize(("height", "width", "levels"), [(8, 8, 2), (28, 28, 3), (11, 9, 3), (224, 224, 4)])

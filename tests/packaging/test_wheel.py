@@ -33,8 +33,8 @@ def sdist(tmp_path_factory):
     keep = shutil.ignore_patterns(".*", "*.so", "build", "dist", "*.egg-info", "__pycache__", "runs")
     shutil.copytree(ROOT, source / "kr_fast", ignore=keep)
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, cwd=source / "kr_fast")
-    (found,) = out.glob("*.tar.gz")
-    return found
+    (result,) = out.glob("*.tar.gz")
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +42,8 @@ def wheel(sdist, tmp_path_factory):
     """Built from the sdist by pip under build isolation: no torch in sight."""
     out = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", out, sdist, cwd=out)
-    (found,) = out.glob("*.whl")
-    return found
+    (result,) = out.glob("*.whl")
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +91,9 @@ assert Path(kr_fast.__file__).is_relative_to(sys.prefix), kr_fast.__file__
 x, t, y = torch.randn(64, 10, requires_grad=True), torch.randn(64, 10), torch.randint(0, 10, (64,))
 loss = kr_fast.distillation_loss(x, t, y, temperature=4.0, soft_weight=1.0, hard_weight=0.1)
 loss.backward()
-wanted = 16 * torch.nn.functional.kl_div((x / 4).log_softmax(1), (t / 4).softmax(1), reduction="batchmean")
-wanted = wanted + 0.1 * torch.nn.functional.cross_entropy(x, y)
-torch.testing.assert_close(loss, wanted)
+expected = 16 * torch.nn.functional.kl_div((x / 4).log_softmax(1), (t / 4).softmax(1), reduction="batchmean")
+expected = expected + 0.1 * torch.nn.functional.cross_entropy(x, y)
+torch.testing.assert_close(loss, expected)
 noise = kr_fast.philox_normal(torch.arange(4), (3, 8, 8), seed=1)
 assert noise.shape == (4, 3, 8, 8) and kr_fast.pack_uint8(noise).shape == (4, 8, 8, 3)
 print("works")

@@ -58,10 +58,10 @@ def test_every_number_is_in_its_range_or_refused_by_name(where, value):
         assert field.name in refusal
         assert "\n" not in refusal
         return
-    found = getattr(made, field.name)
-    found = found[0] if isinstance(found, tuple) else found
-    assert found == value
-    assert math.isfinite(found)
+    result = getattr(made, field.name)
+    result = result[0] if isinstance(result, tuple) else result
+    assert result == value
+    assert math.isfinite(result)
     assert inside(field.metadata["limits"], value)
 
 

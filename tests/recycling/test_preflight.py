@@ -33,15 +33,15 @@ def _released():
 
 def npz(path, counts=(20, 10, 10), classes=2, side=8, channels=1, inside=False):
     """Images of noise, brighter by class; ``inside``: every validation image is a training image."""
-    draw, found = np.random.default_rng(0), {}
+    draw, result = np.random.default_rng(0), {}
     for which, count in zip(("train", "val", "test"), counts, strict=True):
         labels = np.arange(count) % classes
         noise = draw.integers(0, 90, (count, side, side, channels))
-        found[f"{which}_images"] = (noise + 40 * labels[:, None, None, None]).astype(np.uint8)
-        found[f"{which}_labels"] = labels
+        result[f"{which}_images"] = (noise + 40 * labels[:, None, None, None]).astype(np.uint8)
+        result[f"{which}_labels"] = labels
     if inside:
-        found |= {f"val_{what}": found[f"train_{what}"][: counts[1]] for what in ("images", "labels")}
-    np.savez(path, **found)
+        result |= {f"val_{what}": result[f"train_{what}"][: counts[1]] for what in ("images", "labels")}
+    np.savez(path, **result)
     return path
 
 
@@ -113,14 +113,14 @@ def test_processes_share_a_batch_evenly(tmp_path):
 
 def test_halves_of_very_few_images(tmp_path):
     """Of five images and four shadows some seeds leave a shadow less than two."""
-    found = []
+    result = []
     for seed in range(12):
         try:
             checks.splits(context(tmp_path, (4, 2, 1), seed=seed))
         except UserError as error:
-            found.append(str(error))
-    assert 0 < len(found) < 12
-    assert found[0].startswith("run: num_shadows must leave each shadow model two of the 5 training and test images")
+            result.append(str(error))
+    assert 0 < len(result) < 12
+    assert result[0].startswith("run: num_shadows must leave each shadow model two of the 5 training and test images")
 
 
 @pytest.mark.parametrize(
@@ -157,11 +157,11 @@ def test_sizes_are_those_of_real_passes(tmp_path):
             part.register_forward_hook(lambda _, __, y: outputs.append(y.nbytes))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         model(torch.zeros(64, 1, 8, 8))
-    found = networks.sizes(made).student
-    assert found.parameters == sum(value.numel() for value in model.parameters())
-    assert found.state == sum(value.nbytes for value in model.state_dict().values())
-    assert found.saved == pytest.approx(sum(saved.values()) / 64, rel=0.05)  # beside statistics of each batch
-    assert found.widest == max(outputs) / 64
+    result = networks.sizes(made).student
+    assert result.parameters == sum(value.numel() for value in model.parameters())
+    assert result.state == sum(value.nbytes for value in model.state_dict().values())
+    assert result.saved == pytest.approx(sum(saved.values()) / 64, rel=0.05)  # beside statistics of each batch
+    assert result.widest == max(outputs) / 64
 
 
 def factories(tmp_path, monkeypatch):
@@ -244,9 +244,9 @@ def test_dry_run_prints_and_writes_nothing(tmp_path, capsys):
     assert main(["run", *map(str, flags), "--dry-run", "--quiet"]) == 0
     text = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
-    found = yaml.safe_load(text)
-    wanted = RecycleConfig(**{**preset("toy"), "data": source, "out": tmp_path / "run", "teacher_epochs": 3})
-    assert RecycleConfig(**found) == wanted
+    result = yaml.safe_load(text)
+    expected = RecycleConfig(**{**preset("toy"), "data": source, "out": tmp_path / "run", "teacher_epochs": 3})
+    assert RecycleConfig(**result) == expected
     for words in (
         "data: set, images of 8 x 8 x 1: 20 train, 10 val, 10 test; 2 classes", "data: uint8 pixels in [0, 129]",
         "Teacher: resnet8 of width 4, 5,006 parameters", "generator: UNet2DModel of widths 8 8, ",
@@ -270,18 +270,20 @@ def test_time_is_counted_step_by_step(tmp_path):
         student_shadows=-1, audit_control=True,
     )  # fmt: skip
     trial = 2 * (3 * 16 + 9)  # a short Student: periods x (epochs x one whole batch of 16 out of 20 + validation)
-    found = time_estimate.stages(made, one)
-    assert found["teacher"] == 5 * 16 + 5 * 9
-    assert found["generator"] == 6 * 32
-    assert found["checkpoints"] == 3 * (1 + 2 * 32 * 2 + trial)  # two micro-batches of 16 for 20 images, two steps each
-    assert found["tuning"] == 3 * (1 + trial) + 2 * 32 * 2 + 2 * 32 * 2 * 2 + 2 * 32 * 4
+    result = time_estimate.stages(made, one)
+    assert result["teacher"] == 5 * 16 + 5 * 9
+    assert result["generator"] == 6 * 32
+    assert result["checkpoints"] == 3 * (
+        1 + 2 * 32 * 2 + trial
+    )  # two micro-batches of 16 for 20 images, two steps each
+    assert result["tuning"] == 3 * (1 + trial) + 2 * 32 * 2 + 2 * 32 * 2 * 2 + 2 * 32 * 4
     drawn = 3 * 48 * (2 + 4 * 2) / 2  # two steps as configured, four guided ones at most
-    assert found["gkd"] == drawn + 3 * (2 * 32 + 9)
+    assert result["gkd"] == drawn + 3 * (2 * 32 + 9)
     turns = 4 // min(torch.get_num_threads(), 4)
     workers = time_estimate.WORKER if torch.get_num_threads() > 1 else 0
-    assert found["shadows"] == workers + turns * 5 * 8  # half of 30 images is one batch of 8
-    assert found["shadow_students"] == workers + turns * 3 * (2 * 32 + 9) + drawn
-    assert found["audit"] == time_estimate.ATTACKS + (4 + 4 + 3) * 30 + 60 * 16
+    assert result["shadows"] == workers + turns * 5 * 8  # half of 30 images is one batch of 8
+    assert result["shadow_students"] == workers + turns * 3 * (2 * 32 + 9) + drawn
+    assert result["audit"] == time_estimate.ATTACKS + (4 + 4 + 3) * 30 + 60 * 16
 
 
 def test_amounts_and_durations():

@@ -21,15 +21,15 @@ def test_two_processes_do_the_run_of_one(tmp_path, finished):
     done = launch(tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1  # rank 0 alone prints
-    found, alone = metrics(tmp_path / "run"), metrics(finished[0])
-    assert list(found["stages"]) == list(alone["stages"])
+    result, alone = metrics(tmp_path / "run"), metrics(finished[0])
+    assert list(result["stages"]) == list(alone["stages"])
     # The Teacher and the shadows are trained by one process each: the same bits as in a run of one process. The
     # generator's gradients are summed in another order, so what follows from it may differ.
-    assert found["teacher"] == alone["teacher"]
-    assert found["audit"]["teacher"] == alone["audit"]["teacher"]
+    assert result["teacher"] == alone["teacher"]
+    assert result["audit"]["teacher"] == alone["audit"]["teacher"]
     for folder in ("shadows", "shadow_students"):
         assert len(list((tmp_path / "run" / "private" / folder).glob("*.safetensors"))) == 4
-    assert found["audit"]["student_full"].keys() == alone["audit"]["student_full"].keys()
+    assert result["audit"]["student_full"].keys() == alone["audit"]["student_full"].keys()
 
 
 def test_bad_input_ends_both(tmp_path):

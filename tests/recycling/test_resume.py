@@ -106,17 +106,17 @@ document.write_markdown = lambda *a: die()
 def test_killed_run_continues_to_the_same_figures(tmp_path, finished, audited, point):
     flags = ["--teacher-epochs", "12"] if point.startswith("teacher") else []
     whole = point.startswith("whole audit")
-    wanted = metrics((audited if whole else finished)[0])
+    expected = metrics((audited if whole else finished)[0])
     if whole:
         flags = WHOLE_AUDIT
     elif flags:
         toy(tmp_path / "whole", *flags, "--num-shadows", "0")
         flags += ["--num-shadows", "0"]
-        wanted = metrics(tmp_path / "whole")
+        expected = metrics(tmp_path / "whole")
     toy(tmp_path / "run", *flags, before=KILL + POINTS[point], check=-signal.SIGKILL)
     assert not (tmp_path / "run" / "release" / "metrics.json").exists() or point == "report"
     toy(tmp_path / "run", *flags)
-    assert without_seconds(metrics(tmp_path / "run")) == without_seconds(wanted)
+    assert without_seconds(metrics(tmp_path / "run")) == without_seconds(expected)
     leftovers = [path.name for path in (tmp_path / "run").rglob("*.pt")]
     assert leftovers == []
     assert [path.name for path in (tmp_path / "run" / "private" / "state").iterdir()] == ["trials.json"]
@@ -164,11 +164,11 @@ def test_changed_data_are_refused(tmp_path):
 
     def write(seed):
         draw = np.random.default_rng(seed)
-        found = {}
+        result = {}
         for which in ("train", "val", "test"):
-            found[f"{which}_images"] = draw.integers(0, 256, (40, 8, 8), dtype=np.uint8)
-            found[f"{which}_labels"] = np.arange(40) % 2
-        np.savez(tmp_path / "set.npz", **found)
+            result[f"{which}_images"] = draw.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+            result[f"{which}_labels"] = np.arange(40) % 2
+        np.savez(tmp_path / "set.npz", **result)
 
     write(0)
     flags = ["--data", str(tmp_path / "set.npz"), "--num-shadows", "0"]

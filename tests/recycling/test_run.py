@@ -34,12 +34,12 @@ STAGES = [
 
 
 def test_metrics_have_the_promised_keys(finished):
-    found = metrics(finished[0])
+    result = metrics(finished[0])
     for model in ("teacher", "student"):
-        assert 0 <= found[model]["test_accuracy"] <= 1
-        assert found["aop"][model] > 0
+        assert 0 <= result[model]["test_accuracy"] <= 1
+        assert result["aop"][model] > 0
         for attack in ("lira", "lira_offline", "loss"):
-            figures = found["audit"][model][attack]
+            figures = result["audit"][model][attack]
             low, high = figures["auc_ci"]
             assert 0 <= low <= figures["auc"] <= high <= 1
             for fpr, each in figures["tpr_at_fpr"].items():
@@ -47,13 +47,13 @@ def test_metrics_have_the_promised_keys(finished):
                 assert (each["tpr"] is None) == (not each["point_claim"])  # no point claim, no number
                 if each["point_claim"]:
                     assert each["interval"][0] <= each["tpr"] <= each["interval"][1]
-        accuracy, auc = found[model]["test_accuracy"], found["audit"][model]["lira"]["auc"]
-        assert found["aop"][model] == pytest.approx(accuracy / (2 * max(auc, 0.5)) ** 2)
-    assert found["cas_gap"] == found["teacher"]["test_accuracy"] - found["student"]["test_accuracy"]
-    assert list(found["stages"]) == STAGES
-    assert all(seconds >= 0 for seconds in found["stages"].values())
-    assert found["seed"] == found["config"]["seed"] == 0
-    assert {"kr_fast", "torch", "diffusers", "accelerate", "numpy", "python"} <= found["versions"].keys()
+        accuracy, auc = result[model]["test_accuracy"], result["audit"][model]["lira"]["auc"]
+        assert result["aop"][model] == pytest.approx(accuracy / (2 * max(auc, 0.5)) ** 2)
+    assert result["cas_gap"] == result["teacher"]["test_accuracy"] - result["student"]["test_accuracy"]
+    assert list(result["stages"]) == STAGES
+    assert all(seconds >= 0 for seconds in result["stages"].values())
+    assert result["seed"] == result["config"]["seed"] == 0
+    assert {"kr_fast", "torch", "diffusers", "accelerate", "numpy", "python"} <= result["versions"].keys()
 
 
 def test_checkpoints_load_in_diffusers(finished):
@@ -89,16 +89,16 @@ def test_models_and_images_lie_beside_the_report(finished):
 def test_keep_matrix_is_recorded(finished):
     with np.load(finished[0] / "private" / "audit.npz") as archive:
         keep, members = archive["keep/teacher"], archive["members"]
-    found = metrics(finished[0])
-    assert keep.shape == (4, found["dataset"]["train"] + found["dataset"]["test"])
+    result = metrics(finished[0])
+    assert keep.shape == (4, result["dataset"]["train"] + result["dataset"]["test"])
     assert (keep.sum(0) == 2).all()
-    assert members.sum() == found["dataset"]["train"]
+    assert members.sum() == result["dataset"]["train"]
 
 
 def test_files_are_as_large_as_was_estimated(finished):
     config = RecycleConfig(**yaml.safe_load((finished[0] / "config.yaml").read_text()))
     context = Context(config, finished[0], state.current(), data.load("digits"), Journal(finished[0]))
-    wanted = memory_and_disk.stages(memory_and_disk.disk_needs(context, networks.sizes(context)))
+    expected = memory_and_disk.stages(memory_and_disk.disk_needs(context, networks.sizes(context)))
     private, release = finished[0] / "private", finished[0] / "release"
     shared = config.periods * config.images * (64 + 16)  # which the stage removes at its end
     for stage, paths, rest in (
@@ -106,18 +106,18 @@ def test_files_are_as_large_as_was_estimated(finished):
         ("shadow_students", [private / "shadow_students"], shared),
         ("gkd", [release / "student.safetensors", release / "synthetic", private / "synthetic"], 0),
     ):  # fmt: skip
-        found = rest + sum(memory_and_disk.written(path) if path.is_dir() else path.stat().st_size for path in paths)
-        assert found / 1.3 < wanted[stage] < found * 1.3, stage
+        result = rest + sum(memory_and_disk.written(path) if path.is_dir() else path.stat().st_size for path in paths)
+        assert result / 1.3 < expected[stage] < result * 1.3, stage
 
 
 def test_validation_images_that_are_training_images(tmp_path):
     """There is no population then, and the report says so."""
-    draw, found = np.random.default_rng(0), {}
+    draw, result = np.random.default_rng(0), {}
     for which, count in (("train", 40), ("test", 20)):
-        found[f"{which}_images"] = draw.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        found[f"{which}_labels"] = np.arange(count) % 2
+        result[f"{which}_images"] = draw.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        result[f"{which}_labels"] = np.arange(count) % 2
     np.savez(
-        tmp_path / "set.npz", **found, val_images=found["train_images"][:12], val_labels=found["train_labels"][:12]
+        tmp_path / "set.npz", **result, val_images=result["train_images"][:12], val_labels=result["train_labels"][:12]
     )
     done = toy(tmp_path / "run", "--data", str(tmp_path / "set.npz"))
     words = "every validation image is a training or test image too: the run chooses by them, and its audit has no"
@@ -154,14 +154,14 @@ def test_last_screen(finished):
 
 def test_recipes_stand_first(finished):
     """Figures of all shadow Teachers and Students, their difference in pairs; the paragraph of the audit's page."""
-    found = metrics(finished[0])["audit"]
-    teacher, student = (found["leave_one_out"][name]["lira"] for name in ("teacher", "student_full"))
+    result = metrics(finished[0])["audit"]
+    teacher, student = (result["leave_one_out"][name]["lira"] for name in ("teacher", "student_full"))
     assert teacher["auc"]["interval"][0] <= teacher["auc"]["mean"] <= teacher["auc"]["interval"][1]
     gap = student["difference"]
     assert (gap["first"], gap["targets"]) == ("teacher", 4)
     assert gap["difference"] == pytest.approx(teacher["auc"]["mean"] - student["auc"]["mean"], abs=1e-9)
     text = (finished[0] / "release" / "report.md").read_text()
-    assert verdict(found, OF_RUN) in text
+    assert verdict(result, OF_RUN) in text
     assert text.index("On average over 4 models made as the Teacher was") < text.index("the Teacher itself")
 
 
@@ -174,9 +174,9 @@ def test_own_teacher_from_a_factory(tmp_path):
     )
     flags = ["--teacher", "mine:make", "--num-shadows", "0"]
     toy(tmp_path / "run", *flags, env={"PYTHONPATH": str(tmp_path)})
-    found = metrics(tmp_path / "run")
-    assert found["teacher"]["parameters"] == 650
-    assert found["audit"] is None
+    result = metrics(tmp_path / "run")
+    assert result["teacher"]["parameters"] == 650
+    assert result["audit"] is None
     assert "No audit was run" in (tmp_path / "run" / "release" / "report.md").read_text()
 
 
@@ -207,9 +207,9 @@ def test_colour_images_of_an_odd_size_from_a_folder(tmp_path):
         tmp_path / "run", "--data", str(tmp_path / "set"), "--student-shadows", "0", "--no-audit-released",
         "--teacher-flip", "--student-flip")  # fmt: skip
     assert np.load(tmp_path / "run" / "release" / "synthetic" / "images.npy").shape == (128, 11, 9, 3)
-    found = metrics(tmp_path / "run")
-    assert found["dataset"]["class_names"] == ["a", "b", "c"]
-    assert set(found["audit"]) == {"teacher", "student", "comparison", "leave_one_out", "setting"}
+    result = metrics(tmp_path / "run")
+    assert result["dataset"]["class_names"] == ["a", "b", "c"]
+    assert set(result["audit"]) == {"teacher", "student", "comparison", "leave_one_out", "setting"}
     text = (tmp_path / "run" / "release" / "report.md").read_text()
     assert "shadows of the Teacher's training only (a transfer attack), a lower bound" in text
     assert "The generator and the synthetic images were not attacked." in text

@@ -56,25 +56,25 @@ def test_shared_images_are_those_that_the_student_saw(finished, tmp_path):
     run = context_of(finished[0])
     job = shadow_students.Job(Context(run.config, tmp_path, run.runtime, run.data, run.journal))
     ids, labels, images = gkd.drawn(run, job.sampling, run.config.images)(2)
-    for name, found in (("ids", ids), ("labels", labels), ("images", images)):
-        assert np.array_equal(found.numpy(), np.load(getattr(run.folder, name))), name
+    for name, result in (("ids", ids), ("labels", labels), ("images", images)):
+        assert np.array_equal(result.numpy(), np.load(getattr(run.folder, name))), name
     job.keep_shared(2, ids, labels, images)
-    for kept, found in zip(job.shared(2), (ids, labels, images), strict=True):
-        assert torch.equal(kept, found)
+    for kept, result in zip(job.shared(2), (ids, labels, images), strict=True):
+        assert torch.equal(kept, result)
 
 
 def test_the_full_audit_is_lira_on_the_shadow_students(finished):
     """Scores recomputed from the files: signals of Student and shadow Students, keep of their Teachers."""
     run = context_of(finished[0])
     images, labels, members = shadows.pool(run)
-    found = shadow_students.load(run)
-    assert torch.equal(found.keep, shadows.keep(run))
-    phi = found.array.signals(images, labels)["phi"]
-    student = type(found.array)([gkd.load(run)]).signals(images, labels)["phi"]
-    wanted = lira(phi, found.keep, variance="fixed", target=student)[0]
+    result = shadow_students.load(run)
+    assert torch.equal(result.keep, shadows.keep(run))
+    phi = result.array.signals(images, labels)["phi"]
+    student = type(result.array)([gkd.load(run)]).signals(images, labels)["phi"]
+    expected = lira(phi, result.keep, variance="fixed", target=student)[0]
     with np.load(finished[0] / "private" / "audit.npz") as archive:
         scores, transfer = archive["student_full/lira/scores"], archive["student/lira/scores"]
-    np.testing.assert_allclose(scores, wanted.numpy(), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-6, atol=1e-9)
     assert not np.allclose(scores, transfer, rtol=1e-3)
     audit = metrics(finished[0])["audit"]
     assert audit["student_full"]["lira"]["auc"] == roc(torch.from_numpy(scores), members).auc
@@ -99,17 +99,17 @@ def test_setting_says_what_was_run(finished, audited):
         (finished, "shared", "the generator (trained on all members) and its images"),
         (audited, "retrained", "the tuned sampling"),
     ):
-        found = metrics(out)
-        targets = found["audit"]["setting"]["targets"]
+        result = metrics(out)
+        targets = result["audit"]["setting"]["targets"]
         assert {name: facts["kind"] for name, facts in targets.items() if not facts["control"]} == {
             "teacher": "full", "student": "transfer", "student_full": "full", "released": "released",
         }  # fmt: skip
         assert targets["student_full"]["shared"] == shared
-        assert targets["released"]["images"] == found["config"]["images"]
-        assert found["audit"]["setting"]["shadow_sets"]["student_full"]["models"] == 4
-        paired = found["audit"]["comparison"]
+        assert targets["released"]["images"] == result["config"]["images"]
+        assert result["audit"]["setting"]["shadow_sets"]["student_full"]["models"] == 4
+        paired = result["audit"]["comparison"]
         assert set(paired) == {"student", "student_full"}
-        gap = found["audit"]["teacher"]["lira"]["auc"] - found["audit"]["student_full"]["lira"]["auc"]
+        gap = result["audit"]["teacher"]["lira"]["auc"] - result["audit"]["student_full"]["lira"]["auc"]
         assert paired["student_full"]["lira"]["difference"] == pytest.approx(gap)
         assert f"Student, full ({kind} generator)" in (out / "release" / "report.md").read_text()
 
@@ -144,8 +144,8 @@ def test_control_and_page(finished, audited):
 def test_folder_says_of_every_entry_who_may_have_it(finished, audited):
     for out, _ in (finished, audited):
         for name, entries in layout.ENTRIES.items():
-            found = {f"{path.name}/" if path.is_dir() else path.name for path in (out / name).iterdir()}
-            assert found - {"release/", "private/"} <= entries.keys(), name
+            result = {f"{path.name}/" if path.is_dir() else path.name for path in (out / name).iterdir()}
+            assert result - {"release/", "private/"} <= entries.keys(), name
         allowed = ("student.safetensors", "images.npy", "labels.npy", "report.html", "report.md", "metrics.json",
                    "audit.html", "audit.json")  # fmt: skip
         for path in (out / "release").rglob("*.*"):
@@ -178,10 +178,10 @@ def test_a_generator_trained_alone_is_the_runs(finished, tmp_path):
         )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
-    found = generator.load(tmp_path / "9", torch.device("cpu"))[0].state_dict()
-    wanted = generator.load(run.folder.generator(9), torch.device("cpu"))[0].state_dict()
-    for name, value in wanted.items():
-        assert torch.equal(found[name], value), name
+    result = generator.load(tmp_path / "9", torch.device("cpu"))[0].state_dict()
+    expected = generator.load(run.folder.generator(9), torch.device("cpu"))[0].state_dict()
+    for name, value in expected.items():
+        assert torch.equal(result[name], value), name
 
 
 def test_worker_processes_train_the_same_models(tmp_path, finished):

@@ -19,7 +19,7 @@ WORK = {"teacher": 2e9, "generator": 6e9, "report": 3.0}
 
 
 @pytest.mark.parametrize(
-    ("name", "seconds", "wanted"),
+    ("name", "seconds", "expected"),
     [
         ("data", {}, "[1/4] data"),
         ("teacher", {"data": 0.5}, "[2/4] teacher, 0.5 s so far"),  # nothing that has work was timed
@@ -31,8 +31,8 @@ WORK = {"teacher": 2e9, "generator": 6e9, "report": 3.0}
         ),
     ],
 )
-def test_a_line_says_what_is_left_at_the_pace_so_far(name, seconds, wanted):
-    assert stage_progress.line(NAMES, name, WORK, seconds) == wanted
+def test_a_line_says_what_is_left_at_the_pace_so_far(name, seconds, expected):
+    assert stage_progress.line(NAMES, name, WORK, seconds) == expected
 
 
 def test_lines_are_logged_unless_the_command_is_quiet(caplog):

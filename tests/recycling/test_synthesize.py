@@ -34,13 +34,13 @@ def test_a_run_gives_more_images(tmp_path, finished, monkeypatch):
     assert {key: used[key] for key in ("num_inference_steps", "guidance_scale", "noise_scale", "checkpoint")} == {
         key: tuned[key] for key in ("num_inference_steps", "guidance_scale", "noise_scale", "checkpoint")
     }
-    found = trained_generator.open_generator(run, torch.device("cpu"))
-    classes = len(found.class_counts)
+    actual = trained_generator.open_generator(run, torch.device("cpu"))
+    classes = len(actual.class_counts)
     sampler = kr_fast.Sampler(
-        found.network, found.scheduler, seed=3, crop=(8, 8), num_classes=classes, **found.sampling
+        actual.network, actual.scheduler, seed=3, crop=(8, 8), num_classes=classes, **actual.sampling
     )
     ids = torch.arange(70)
-    labels = kr_fast.LabelPlan.counts(found.class_counts).labels(ids)
+    labels = kr_fast.LabelPlan.counts(actual.class_counts).labels(ids)
     assert images(out).shape == (70, 8, 8, 1)
     assert np.array_equal(images(out, "labels"), labels.numpy())
     assert np.array_equal(images(out), sampler(ids, labels).numpy())

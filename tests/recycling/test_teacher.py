@@ -58,13 +58,13 @@ def test_logits_in_a_dict_are_taken_and_saved_by_their_own_names(context, tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_teachers.py").write_text(FACTORIES)
     run = context("my_teachers:Wrapped")
-    found = teacher.run(run)
+    result = teacher.run(run)
     saved = files.load_tensors(run.folder.teacher)
     assert sorted(saved) == [f"{a}.{b}" for a in ("first", "head", "second") for b in ("bias", "weight")]
     loaded = teacher.load(run)
     x = data.to_float(run.data.val.images)
     correct = (loaded(x).argmax(1) == run.data.val.labels).double().mean()
-    assert found["val_accuracy"] == pytest.approx(float(correct))
+    assert result["val_accuracy"] == pytest.approx(float(correct))
     with pytest.raises(UserError, match="run: teacher must have a state dict of tensors alone, got _extra_state"):
         teacher.build(context("my_teachers:Extra"))
 

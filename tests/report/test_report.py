@@ -15,8 +15,8 @@ from kr_fast.report import audit_document, audit_tables, plots, run_audit, sente
 def attack(auc, low, high, false_positives=12, role="primary"):
     tpr = {"tpr": 0.05, "interval": [0.02, 0.09], "false_positives": false_positives,
            "point_claim": false_positives >= 10}  # fmt: skip
-    found = {"auc": auc, "auc_ci": [low, high], "balanced_accuracy": 0.55, "tpr_at_fpr": {"0.01": tpr}}
-    return {**found, "role": role, "auc_ci_corrected": [low - 0.01, high + 0.01]}
+    actual = {"auc": auc, "auc_ci": [low, high], "balanced_accuracy": 0.55, "tpr_at_fpr": {"0.01": tpr}}
+    return {**actual, "role": role, "auc_ci_corrected": [low - 0.01, high + 0.01]}
 
 
 def paired(difference, p, exploratory=False):
@@ -38,7 +38,7 @@ def recipe(mean, low, high, role="primary", difference=None):
 def whole_audit(full=True, control=True, released=True, recipes=True):
     """As of a run: Teacher by its shadows, Student by transfer and in full, images, control."""
     loss = {"role": "exploratory"}
-    found = {
+    actual = {
         "teacher": {"lira": attack(0.6, 0.57, 0.63), "loss": attack(0.55, 0.52, 0.58, 3, **loss)},
         "student": {"lira": attack(0.51, 0.48, 0.54), "loss": attack(0.5, 0.47, 0.53, **loss)},
         "comparison": {"student": {"lira": paired(0.09, 0.004), "loss": paired(0.05, 0.03, True)}},
@@ -49,43 +49,43 @@ def whole_audit(full=True, control=True, released=True, recipes=True):
         "student": {"kind": "transfer", "shadows": "teacher", "shared": "", "control": False, "primary": "lira"},
     }
     if recipes:
-        found["leave_one_out"]["teacher"] = {
+        actual["leave_one_out"]["teacher"] = {
             "lira": recipe(0.58, 0.565, 0.595), "loss": recipe(0.54, 0.53, 0.55, "exploratory"),
         }  # fmt: skip
         if full:
-            found["leave_one_out"]["student_full"] = {
+            actual["leave_one_out"]["student_full"] = {
                 "lira": recipe(0.52, 0.505, 0.535, difference=(0.06, 0.001)),
                 "loss": recipe(0.51, 0.495, 0.525, "exploratory", (0.03, 0.02, True)),
             }
     sets = {"teacher": {"models": 16, "on_the_smaller_side": 8}}
     if full:
-        found["student_full"] = {"lira": attack(0.57, 0.54, 0.6), "loss": attack(0.5, 0.47, 0.53, **loss)}
-        found["comparison"]["student_full"] = {"lira": paired(0.03, 0.2), "loss": paired(0.05, 0.03, True)}
+        actual["student_full"] = {"lira": attack(0.57, 0.54, 0.6), "loss": attack(0.5, 0.47, 0.53, **loss)}
+        actual["comparison"]["student_full"] = {"lira": paired(0.03, 0.2), "loss": paired(0.05, 0.03, True)}
         targets["student_full"] = {"kind": "full", "shadows": "student_full", "shared": "the generator",
                                    "control": False, "primary": "lira"}  # fmt: skip
         sets["student_full"] = {"models": 12, "on_the_smaller_side": 6}
     if control:
-        found["control"] = {"lira": attack(0.8, 0.78, 0.82), "loss": attack(0.7, 0.67, 0.73, **loss)}
+        actual["control"] = {"lira": attack(0.8, 0.78, 0.82), "loss": attack(0.7, 0.67, 0.73, **loss)}
         targets["control"] = {
             "kind": "full", "shadows": "teacher", "shared": "", "control": True, "primary": "lira",
         }  # fmt: skip
     if released:
-        found["released"] = {"nearest_synthetic": attack(0.53, 0.50, 0.56, **loss)}
+        actual["released"] = {"nearest_synthetic": attack(0.53, 0.50, 0.56, **loss)}
         targets["released"] = {
             "kind": "released", "images": 1024, "control": False, "primary": "nearest_synthetic",
         }  # fmt: skip
     titles = {"lira": "LiRA online", "loss": "loss threshold", "nearest_synthetic": "nearest synthetic image"}
-    found["setting"] = {
+    actual["setting"] = {
         "members": 900, "non_members": 500, "num_shadows": 16, "augment": "none", "lira_variance": "fixed",
         "warnings": [], "level": 0.95, "targets": targets, "shadow_sets": sets,
         "control": {"name": "control", "found": True, "by": ["lira", "loss"], "by_primary": True} if control else None,
         "attacks": {name: {"title": title, "assumes": ""} for name, title in titles.items()},
     }  # fmt: skip
-    return found
+    return actual
 
 
 def summary(**changes):
-    found = {
+    actual = {
         "title": "Knowledge Recycling on <b>set</b>",
         "command": "kr-fast run --out x",
         "config": {"seed": 0, "audit_generator": "shared"},
@@ -104,7 +104,7 @@ def summary(**changes):
         "tuning": [{"sigma": 1.0, "val_accuracy": 0.5, "chosen": True}],
         "notes": ["few shadows"],
     }  # fmt: skip
-    return found | changes
+    return actual | changes
 
 
 def arrays():
@@ -171,9 +171,9 @@ def test_paths_are_shown_without_their_folders():
 
 def test_words_from_outside_stay_words_in_markdown(tmp_path):
     hostile = "x\n```\n<img src=a onerror=b>\n# Title\n````` [a](javascript:b) ![c](http://d) `e`"
-    found = summary(command=hostile, title=hostile, notes=[hostile])
-    found["dataset"]["name"] = hostile
-    html, markdown = report.write(tmp_path, found, arrays())
+    actual = summary(command=hostile, title=hostile, notes=[hostile])
+    actual["dataset"]["name"] = hostile
+    html, markdown = report.write(tmp_path, actual, arrays())
     assert "<img src=a" not in html.read_text()
     lines = markdown.read_text().splitlines()
     fences = [at for at, line in enumerate(lines) if line.strip("`") == "" and len(line) >= 6]
@@ -188,8 +188,8 @@ def test_words_from_outside_stay_words_in_markdown(tmp_path):
 
 
 def words(**changes):
-    found = summary(**changes)
-    return run_audit.verdict(found) + " " + " ".join(run_audit.caveats(found))
+    actual = summary(**changes)
+    return run_audit.verdict(actual) + " " + " ".join(run_audit.caveats(actual))
 
 
 def test_words_follow_the_audits_that_were_run():
@@ -232,8 +232,8 @@ def test_report_and_audit_say_the_same():
     audit["setting"]["attacks"]["generated_density"] = {"title": "density of the released images", "assumes": ""}
     audit["setting"] |= {"skipped": {}, "leave_one_out_skipped": {}, "notes": [], "delta": 1e-5, "priors": [0.5]}
     whole = {**audit, "details": {"labels": sentences.OF_RUN}, "exposed": {}}
-    found = {"show_real_images": False, "show_records": False, **whole}
-    verdict = next(content for kind, content in audit_document.blocks(found, {}) if kind == "text")
+    actual = {"show_real_images": False, "show_records": False, **whole}
+    verdict = next(content for kind, content in audit_document.blocks(actual, {}) if kind == "text")
     assert run_audit.verdict(summary(audit=audit)).endswith(verdict)
     assert "by themselves give members away (attacks above chance: density of the released images)." in verdict
     listed = [row[0] for row in run_audit.released(summary(audit=audit))[1:]]
@@ -242,7 +242,7 @@ def test_report_and_audit_say_the_same():
         for row in each.values():
             if isinstance(row, dict) and "auc_ci" in row:
                 row["epsilon"] = {"clopper_pearson": 0.0}
-    head = audit_tables.headline(found, sentences.OF_RUN)
+    head = audit_tables.headline(actual, sentences.OF_RUN)
     assert [row[1] for row in head if row[0] == "the released images"] == listed
     assert head[1][:3] == ["mean of 16 models made as the Teacher was", "LiRA online", "0.580 [0.565, 0.595]"]
 
@@ -256,8 +256,8 @@ def test_a_control_that_is_not_found_takes_the_audits_power():
 
 
 def test_tables_stand_the_audits_side_by_side():
-    found = summary()
-    head = run_audit.headline(found)
+    actual = summary()
+    head = run_audit.headline(actual)
     assert head[0][1:] == [
         "Teacher (real images)", "Student, transfer", "Student, full (shared generator)",
         "Teacher - Student, full (shared generator)",
@@ -270,12 +270,12 @@ def test_tables_stand_the_audits_side_by_side():
         "0.600 [0.570, 0.630]", "0.510 [0.480, 0.540]", "0.570 [0.540, 0.600]", "+0.030 [-0.010, 0.070], p = 0.2",
     ]  # fmt: skip
     assert head[-1][1:] == ["0.670", "0.910", "0.800", "-0.130"]
-    assert [row[1] for row in run_audit.what_was_run(found)[1:]] == [
+    assert [row[1] for row in run_audit.what_was_run(actual)[1:]] == [
         "full", "transfer", "full", "control", "released images",
     ]  # fmt: skip
-    assert run_audit.what_was_run(found)[3][2:] == ["12 shadow Students, 6 on a side of an example", "the generator"]
-    assert run_audit.every_attack(found)[1][-1] == "0.800 [0.780, 0.820]"
-    rows = run_audit.recipes(found)
+    assert run_audit.what_was_run(actual)[3][2:] == ["12 shadow Students, 6 on a side of an example", "the generator"]
+    assert run_audit.every_attack(actual)[1][-1] == "0.800 [0.780, 0.820]"
+    rows = run_audit.recipes(actual)
     assert rows[3] == [
         "16 models made as the Student was", "LiRA online", "primary", "0.520 [0.505, 0.535]", "0.012",
         "+0.060 [0.020, 0.100], p = 0.001",
@@ -326,16 +326,16 @@ def test_grid_of_images(classes, channels):
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 10), (0.97, 500), (1.0, 40)])
 def test_wilson_is_scipys(share, count):
-    wanted = stats.binomtest(round(share * count), count).proportion_ci(0.95, "wilson")
-    assert tables.wilson(share, count) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+    expected = stats.binomtest(round(share * count), count).proportion_ci(0.95, "wilson")
+    assert tables.wilson(share, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_metrics_are_strict_json():
-    found = tables.metrics(summary(cas_gap=float("nan"), aop={"teacher": float("inf"), "student": 1.0}))
-    assert found["cas_gap"] is None
-    assert found["aop"] == {"teacher": None, "student": 1.0}
-    json.dumps(found, allow_nan=False)
-    assert found["audit"]["student"]["lira"]["auc"] == 0.51
+    actual = tables.metrics(summary(cas_gap=float("nan"), aop={"teacher": float("inf"), "student": 1.0}))
+    assert actual["cas_gap"] is None
+    assert actual["aop"] == {"teacher": None, "student": 1.0}
+    json.dumps(actual, allow_nan=False)
+    assert actual["audit"]["student"]["lira"]["auc"] == 0.51
 
 
 def test_tables_escape_their_separator():

@@ -33,8 +33,8 @@ def test_what_numpy_wrote_is_read(tmp_path_factory, values, fortran, compressed)
     np.save(path.with_suffix(".npy"), values)
     with array_files.open_npz(path, "data") as archive:
         assert archive.keys == ["x", "other"]
-        found = archive.read("x")
-    for each in (found, array_files.read_npy(path.with_suffix(".npy"), "data", "source")):
+        result = archive.read("x")
+    for each in (result, array_files.read_npy(path.with_suffix(".npy"), "data", "source")):
         assert each.dtype.isnative
         assert each.shape == values.shape
         wide = values.dtype.kind == "f" and values.dtype.itemsize > 8

@@ -37,13 +37,13 @@ def _released():
 
 def told(path, call, *arguments):
     """Whether the call is refused in one line with the file's name."""
-    found = None
+    actual = None
     try:
         call(*arguments)
     except UserError as error:
-        found = str(error)
-    assert found is None or (str(path) in found and "\n" not in found)
-    return found is not None
+        actual = str(error)
+    assert actual is None or (str(path) in actual and "\n" not in actual)
+    return actual is not None
 
 
 def a_run(out):
@@ -176,17 +176,17 @@ def test_equal_tensors_are_equal_bytes(tmp_path):
 
     tensors = {"b": torch.ones(2), "a": torch.zeros(3), "n": torch.tensor(3), "half": torch.ones(5).bfloat16()}
     names = {f"key {index}": str(index) for index in range(8)}
-    found = set()
+    actual = set()
     for index in range(6):
         order = dict(sorted(names.items(), key=lambda item: hash((index, item[0]))))
         files.save_tensors(tmp_path / "t.safetensors", dict(reversed(tensors.items())) if index % 2 else tensors, order)
-        found.add((tmp_path / "t.safetensors").read_bytes())
-    assert len(found) == 1
+        actual.add((tmp_path / "t.safetensors").read_bytes())
+    assert len(actual) == 1
     with safe_open(tmp_path / "t.safetensors", "pt") as archive:
         assert archive.metadata() == names
         for name, value in tensors.items():
             assert torch.equal(archive.get_tensor(name), value)
-    assert int.from_bytes(found.pop()[:8], "little") % 8 == 0
+    assert int.from_bytes(actual.pop()[:8], "little") % 8 == 0
 
 
 def test_manifest_without_a_shard_binds_nobody(tmp_path):
@@ -237,13 +237,13 @@ def test_same_file_by_another_name_is_the_same_option(tmp_path, monkeypatch):
 
 def test_a_result_without_a_key_names_the_journal(tmp_path):
     Journal(tmp_path).finish("gkd", 1.0, {"old": 3})
-    found = Journal(tmp_path).done("gkd")
-    assert found["old"] == 3
-    assert found.get("curves") is None
+    actual = Journal(tmp_path).done("gkd")
+    assert actual["old"] == 3
+    assert actual.get("curves") is None
     with pytest.raises(
         UserError, match=r"journal.json must be of this version .* the result of gkd has no curves; del"
     ):
-        found["curves"]
+        actual["curves"]
 
 
 def test_a_data_set_is_not_begun_at_a_link_to_nothing(tmp_path):

@@ -26,7 +26,7 @@ def test_every_failing_operation_is_told_and_can_be_repeated(tmp_path):
     command = [sys.executable, str(SUPPORT / "failing_operations.py"), str(tmp_path / "jobs")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    for name, found in json.loads(done.stdout).items():
-        assert found["wrong"] == [], name
-        assert found["tried"] >= sum(found["seen"].values()) - 2, found
-        assert all(count > 0 or kind == "link" for kind, count in found["seen"].items()), found
+    for name, result in json.loads(done.stdout).items():
+        assert result["wrong"] == [], name
+        assert result["tried"] >= sum(result["seen"].values()) - 2, result
+        assert all(count > 0 or kind == "link" for kind, count in result["seen"].items()), result

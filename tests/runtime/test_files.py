@@ -81,8 +81,8 @@ def test_folder_is_whole_or_absent(tmp_path):
 def test_what_was_written_is_read_back(tmp_path):
     tensors = {"w": torch.randn(3, 4), "n": torch.tensor([2**62])}
     files.save_tensors(tmp_path / "t.safetensors", tensors, {"architecture": "resnet14"})
-    found = files.load_tensors(tmp_path / "t.safetensors")
-    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    result = files.load_tensors(tmp_path / "t.safetensors")
+    assert all(torch.equal(result[name], value) for name, value in tensors.items())
     # A view that is not contiguous, as channels_last weights are.
     files.save_tensors(tmp_path / "c.safetensors", {"w": torch.arange(6).view(2, 3).T})
     assert torch.equal(files.load_tensors(tmp_path / "c.safetensors")["w"], torch.arange(6).view(2, 3).T)

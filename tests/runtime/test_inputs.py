@@ -111,9 +111,9 @@ def test_numbers_are_of_their_type_in_their_range_and_finite(name, value, numpy)
     largest = 2**1024 - 2**970  # what rounds to a float64
     if (whole if kind is int else real) and abs(value) < largest and INSIDE[name](value):
         options.check(config, "op")
-        found = getattr(config, name)
-        assert found == ((1, value) if name == "steps" else kind(value))
-        assert type(found[1] if name == "steps" else found) is kind
+        result = getattr(config, name)
+        assert result == ((1, value) if name == "steps" else kind(value))
+        assert type(result[1] if name == "steps" else result) is kind
         json.dumps(dataclasses.asdict(config))
     else:
         with pytest.raises(UserError, match=rf"^op: {name} must be .*, got .*$"):

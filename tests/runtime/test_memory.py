@@ -17,11 +17,11 @@ def group(folder, **files):
 def left(monkeypatch, tmp_path):
     """``left(text)``: free bytes of a process whose /proc/self/cgroup holds ``text``, on a machine with 8 GiB free."""
 
-    def found(text):
-        folders = list(memory._groups(text, tmp_path))
-        return min([8 * GIB, *(memory._left(folder, 8 * GIB) for folder in folders)])
+    def result(text):
+        folders = list(memory.control_groups(text, tmp_path))
+        return min([8 * GIB, *(memory.available_in(folder, 8 * GIB) for folder in folders)])
 
-    return found
+    return result
 
 
 def test_limits_of_version_2_on_the_way_up(left, tmp_path):

@@ -1,4 +1,4 @@
-"""Which parts of a shared job somebody is working on. The system frees the claims of a process that dies."""
+"""Which parts of a shared job a process is working on. The system frees the claims of a process that dies."""
 
 import errno
 import fcntl
@@ -11,8 +11,8 @@ from kr_fast.runtime.log import logger
 class Claims:
     """Part ``k`` is claimed by a POSIX record lock on byte ``k`` of one file, so no claim can be stale.
 
-    On a file system without locks every claim is granted: a claim saves double work and protects nothing. Two objects
-    on one file in one process see no claims of each other, and closing one gives up those of both.
+    On a file system without locks every claim is granted: a claim avoids duplicate work and protects nothing. Two
+    objects on one file in one process do not see each other's claims, and closing one frees those of both.
     """
 
     def __init__(self, path: str | Path):
@@ -34,10 +34,10 @@ class Claims:
         return True
 
     def free(self, part: int) -> None:
-        """Give ``part`` back."""
+        """Release the claim on ``part``."""
         if self.supported:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, part)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all claims."""
         os.close(self._file)

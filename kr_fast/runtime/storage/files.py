@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write to a temporary name, fsync, rename."""
+"""Files that are either complete or absent: write to a temporary name, fsync, rename."""
 
 import contextlib
 import hashlib
@@ -22,20 +22,20 @@ _writing: set[Path] = set()  # temporary files and folders of this process that 
 
 @contextlib.contextmanager
 def named(path: str | Path, temporary: str | Path | None = None) -> Iterator[None]:
-    """Errors of the system name ``path``: those of write and fsync name nothing, others the ``temporary`` one."""
+    """System errors name ``path``: those of write and fsync name no file, others name ``temporary``."""
     try:
         yield
     except OSError as error:
         name = "" if error.filename is None else os.fspath(error.filename)
         if isinstance(name, str) and error.errno is not None and (not name or (temporary and str(temporary) in name)):
-            shown = name.replace(str(temporary), str(path)) if name else str(path)
-            raise OSError(error.errno, error.strerror or os.strerror(error.errno), shown) from error
+            final = name.replace(str(temporary), str(path)) if name else str(path)
+            raise OSError(error.errno, error.strerror or os.strerror(error.errno), final) from error
         raise
 
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` of this process's own; while it is in use :func:`remove_leftovers` leaves it alone."""
+    """A name beside ``path`` that no other process uses; :func:`remove_leftovers` skips it while it is in use."""
     # Machines that share a folder may have equal process ids.
     temporary = path.with_name(f".{path.name}.{_node()}.{os.getpid()}.kr_fast.tmp")
     with named(path, temporary):
@@ -90,16 +90,13 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Delete what writers that were killed left directly in ``folders``: our own temporary files and no others.
-
-    Their names say so, and that the writer ran on this machine; and it no longer lives.
-    """
+    """Delete temporary files of this package directly in ``folders`` whose writers on this machine have ended."""
     for folder in folders:
         for path in folder.glob(".*.kr_fast.tmp"):
-            found = _OURS.fullmatch(path.name)
-            if found is None or found["node"] != _node() or path in _writing:
+            name = _OURS.fullmatch(path.name)
+            if name is None or name["node"] != _node() or path in _writing:
                 continue
-            if int(found["pid"]) != os.getpid() and _alive(int(found["pid"])):
+            if int(name["pid"]) != os.getpid() and _alive(int(name["pid"])):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -112,7 +109,7 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # it is another user's; no process has such a number
+    except (OSError, OverflowError):  # another user's process; a number that no process has
         return True
     return True
 
@@ -178,26 +175,26 @@ def read_json(path: str | Path, kind: type = object) -> Any:
     """The value of a JSON file, of type ``kind``. Raises: UserError naming the file; FileNotFoundError."""
     try:
         with named(path):
-            found = json.loads(Path(path).read_text())
+            value = json.loads(Path(path).read_text())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} must hold JSON, got a damaged file ({first_line(error)})") from error
-    if not isinstance(found, kind):
-        raise UserError(f"{path} must hold a JSON {kind.__name__}, got a {type(found).__name__}")
-    return found
+    if not isinstance(value, kind):
+        raise UserError(f"{path} must hold a JSON {kind.__name__}, got a {type(value).__name__}")
+    return value
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Atomically write a safetensors file: the same bytes for the same tensors and metadata."""
     from safetensors.torch import save
 
-    whole, held = {}, set()
+    separate, storages = {}, set()
     for name, value in tensors.items():
         value = value.detach().cpu().contiguous()
-        memory = value.untyped_storage().data_ptr()
-        whole[name] = value.clone() if memory in held else value  # the format refuses weights that are tied
-        held.add(memory)
-    data = save(whole)  # save_file hides a full disk in its own error
-    if metadata:  # which the library writes in a random order
+        storage = value.untyped_storage().data_ptr()
+        separate[name] = value.clone() if storage in storages else value  # the format refuses weights that are tied
+        storages.add(storage)
+    data = save(separate)  # save_file hides a full disk in its own error
+    if metadata:  # the library writes it in a random order
         end = 8 + int.from_bytes(data[:8], "little")
         header = json.dumps({"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8:end])}).encode()
         header += b" " * (-len(header) % 8)
@@ -245,11 +242,11 @@ def load_state(path: str | Path | None) -> Any | None:
         return None
     data, size = _read(path), hashlib.sha256().digest_size
     if hashlib.sha256(data[:-size]).digest() != data[-size:]:
-        raise UserError(f"{path} {_STOOD}, got a damaged file")
+        raise UserError(f"{path} {_POSITION}, got a damaged file")
     return torch.load(io.BytesIO(data[:-size]), weights_only=True)
 
 
-_STOOD = "must hold where this training stood (remove it to begin anew)"
+_POSITION = "must hold where this training stood (remove it to begin anew)"
 
 
 @contextlib.contextmanager
@@ -261,7 +258,7 @@ def continuing(path: str | Path | None) -> Iterator[Any | None]:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         if state is None:
             raise
-        raise UserError(f"{path} {_STOOD}, got that of another one ({first_line(error)})") from error
+        raise UserError(f"{path} {_POSITION}, got that of another one ({first_line(error)})") from error
 
 
 def save_array(path: str | Path, array: Any) -> None:

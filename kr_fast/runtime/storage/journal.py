@@ -1,4 +1,4 @@
-"""What is finished: the stages of a run, and the parts of a job that many processes share. Nothing is done twice."""
+"""Records of what is finished: the stages of a run, and the parts of a job that many processes share."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from kr_fast.runtime.errors import UserError, first_line
 from kr_fast.runtime.storage import files
 
 NAME = "journal.json"
-MISSING = "none"  # what is found of a file that is not there
+MISSING = "none"  # in place of a file that does not exist
 
 
 class Journal:
@@ -43,19 +43,19 @@ class Journal:
     def finish(self, stage: str, seconds: float, result: dict[str, Any], left: Iterable[Path] = ()) -> None:
         """Record ``stage`` as finished, with the files ``left``; of a folder among them, all files in it."""
         entry: dict[str, Any] = {"seconds": seconds, "result": result}
-        if found := {path.relative_to(self.folder).as_posix(): _facts(path) for path in sorted(_files(left))}:
-            entry["files"] = found
+        if digests := {path.relative_to(self.folder).as_posix(): _digest(path) for path in sorted(_files(left))}:
+            entry["files"] = digests
         files.write_json(self.path, {**self._stages, stage: entry})
         self._stages[stage] = entry
 
     def forget(self, stage: str) -> None:
-        """Take ``stage`` for not finished."""
+        """Mark ``stage`` as unfinished."""
         rest = {name: entry for name, entry in self._stages.items() if name != stage}
         files.write_json(self.path, rest)
         self._stages = rest
 
     def digest(self, *stages: str) -> str:
-        """SHA-256 of all files that ``stages`` left: what is made from these files can be told by it."""
+        """SHA-256 over the digests of all files that ``stages`` left: it identifies what is made from them."""
         left = [self._stages.get(stage, {}).get("files", {}) for stage in stages]
         return hashlib.sha256(json.dumps(left, sort_keys=True).encode()).hexdigest()
 
@@ -83,7 +83,7 @@ class Journal:
 
 
 class _Result(dict):
-    """A stage's result; what it lacks is told with the file, which another version may have written."""
+    """A stage's result; the error of a missing key names the file, which another version may have written."""
 
     def __init__(self, result: dict[str, Any], stage: str, path: Path):
         super().__init__(result)
@@ -103,7 +103,7 @@ def refuse(journal: Journal, stage: str, where: str, path: Path, got: str) -> No
 
 
 def check_inside(folder: str | Path, where: str) -> None:
-    """Where ``folder`` lies in that of a run: refuse files in it that are not as their stage left them."""
+    """If ``folder`` lies in that of a run, refuse files in it that are not as their stage left them."""
     folder = Path(folder).resolve()
     for parent in list(folder.parents)[:2]:
         if (parent / NAME).is_file():
@@ -129,7 +129,7 @@ def _files(left: Iterable[Path]) -> Iterator[Path]:
         yield from (each for each in inside if each.is_file() and not files.is_temporary(each))
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _digest(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
 
 
@@ -161,16 +161,16 @@ class PartJournal:
 
     def new(self) -> list[dict[str, Any]]:
         """Records that this object has not returned before, of all processes."""
-        found = []
+        records = []
         for path in sorted(self.folder.glob("*.jsonl")):
             known = self._read.get(path.name, 0)
             with files.named(path), open(path, "rb") as file:
                 file.seek(known)
                 whole, _, _ = file.read().rpartition(b"\n")
             if whole:
-                found += [self._record(path, line) for line in whole.split(b"\n")]
+                records += [self._record(path, line) for line in whole.split(b"\n")]
                 self._read[path.name] = known + len(whole) + 1
-        return found
+        return records
 
     def _record(self, path: Path, line: bytes) -> dict[str, Any]:
         try:
@@ -180,9 +180,9 @@ class PartJournal:
                     raise ValueError(f"{key} is {record[key]!r}")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             why = f"no {error}" if isinstance(error, KeyError) else first_line(error)
-            shown = line[:40].decode(errors="replace")
+            start = line[:40].decode(errors="replace")
             rule = "hold one record of a finished part on each line"
-            raise UserError(f"{path} must {rule}, got {shown!r} ({why}); delete this line") from error
+            raise UserError(f"{path} must {rule}, got {start!r} ({why}); delete this line") from error
         return record
 
     def close(self) -> None:

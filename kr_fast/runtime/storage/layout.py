@@ -1,4 +1,4 @@
-"""Where the files of a run and of an audit lie: by who may have them.
+"""The files of a run and of an audit, by who may have them.
 
 ``OUT/release/`` holds what may leave the institution once it has decided so, ``OUT/private/`` everything else.
 ``OUT/README.txt`` lists every entry, and says which of the two it is and why.
@@ -13,11 +13,11 @@ from kr_fast.runtime.storage import files
 README = "README.txt"
 RELEASE, PRIVATE = "release", "private"
 
-# Folder -> entry -> what it is, and why it lies there. Not every run has every entry.
+# Folder -> entry -> what it is, and why it is there. Not every run has every entry.
 ENTRIES: dict[str, dict[str, str]] = {
     RELEASE: {
         "student.safetensors": "the Student. It was trained on synthetic images and on the Teacher's answers, never on "
-        "a real image. What it gives away all the same is what the audit measured: empirical, no guarantee",
+        "a real image. What it leaks is what the audit measured: empirical, no guarantee",
         "synthetic/": "images.npy and labels.npy: the synthetic images of the last period. The audit attacked them by "
         "themselves",
         "report.html": "the report",
@@ -28,7 +28,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         "audit.json": "the figures of audit.html",
     },
     PRIVATE: {
-        "teacher.safetensors": "the Teacher. Its weights were trained on the real images and can give them away",
+        "teacher.safetensors": "the Teacher. Its weights were trained on the real images and can leak them",
         "generator/": "the generator. Its weights were trained on the real images, some of which it may draw again",
         "shadows/": "networks for the attacks, trained on halves of the real images; keep.npy says by record which of "
         "them saw it",
@@ -38,7 +38,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         "synthetic/": "ids.npy: with the generator, an id draws its image again",
         "signals/": "answers of the networks for every record",
         "audit.npz": "for every record: whether it is a member, its number, and its score in every attack",
-        "exposed.json": "the records that the attacks tell apart most surely, by number",
+        "exposed.json": "the members that the attacks identify most surely, by number",
         "report.html": "the report with real images, where it was asked for by name (--show-real-images)",
         "report.md": "the same report as text",
         "figures/": "the figures of report.md",

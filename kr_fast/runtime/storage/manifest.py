@@ -1,7 +1,7 @@
 """A folder belongs to one configuration: written on the first start, compared on every later one.
 
-A run's folder (:func:`open_run`) has one process at a time, a data set's (:func:`open_shared`) any number. One in which
-nothing has been made yet passes to another configuration.
+A run's folder (:func:`open_run`) has one process at a time, a data set's (:func:`open_shared`) any number. A folder in
+which nothing has been made yet may be used by another configuration.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """The options in ``config.yaml``. Raises: UserError naming the file where it is damaged."""
     try:
         with files.named(path):
-            found = yaml.safe_load(path.read_text())
+            options = yaml.safe_load(path.read_text())
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} must hold options in YAML, got a damaged file ({first_line(error)})") from error
-    if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
-        raise UserError(f"{path} must hold options in YAML, got {'nothing' if not found else 'something else'}")
-    return found
+    if not isinstance(options, dict) or not options or not all(isinstance(key, str) for key in options):
+        raise UserError(f"{path} must hold options in YAML, got {'nothing' if not options else 'something else'}")
+    return options
 
 
 def check_run(out: str | Path, config: dict[str, Any], where: str = "run", moved: tuple[str, ...] = ()) -> bool:
@@ -41,7 +41,7 @@ def check_run(out: str | Path, config: dict[str, Any], where: str = "run", moved
 
     Args:
         where: the command, for its errors.
-        moved: options that may differ, as their files are known by what is in them.
+        moved: options that may differ, as their files are identified by their content.
     Raises:
         UserError: if ``out`` or a folder above it is a file, cannot be written to, holds something else, or something
             made by another configuration (the first differing key is named with both values).
@@ -58,17 +58,18 @@ def check_run(out: str | Path, config: dict[str, Any], where: str = "run", moved
     folder.check(where, "out")
     if not any(each.is_file() for part in (folder.release, folder.private) for each in part.rglob("*")):
         return False
-    found = read_config(path)
-    key = next((k for k in sorted(found.keys() | config.keys()) if k not in moved and _differ(found, config, k)), None)
+    before = read_config(path)
+    keys = sorted(before.keys() | config.keys())
+    key = next((key for key in keys if key not in moved and _differ(before, config, key)), None)
     if key is None:
         return True
-    if key not in found or key not in config:
+    if key not in before or key not in config:
         rule = "hold the options of this version of kr-fast"
         raise UserError(
             f"{where}: {path} must {rule}, got {'no' if key in config else 'an unknown'} {key}; choose another --out"
         )
     raise UserError(
-        f"{where}: {key} must equal {found[key]!r} of the run in {out}, got {config[key]!r}; "
+        f"{where}: {key} must equal {before[key]!r} of the run in {out}, got {config[key]!r}; "
         "choose another --out to start a new run"
     )
 
@@ -84,7 +85,7 @@ def _check_folder(out: Path, where: str) -> Path:
 
 
 def open_run(out: str | Path, config: dict[str, Any], where: str = "run", moved: tuple[str, ...] = ()) -> Path:
-    """Create the run folder ``out`` for ``config``, or open it again; this process has it until :func:`release`.
+    """Create the run folder ``out`` for ``config``, or open it again, and lock it until :func:`release`.
 
     Args, Raises: as :func:`check_run`; UserError also if ``out`` is in use by another process.
     """
@@ -104,7 +105,7 @@ def open_run(out: str | Path, config: dict[str, Any], where: str = "run", moved:
 
 
 def refuse_inside(out: str | Path, source: str | Path, where: str) -> None:
-    """Refuse an ``out`` inside the folder of images ``source``: its files would be taken for images of a class."""
+    """Refuse an ``out`` inside the folder of images ``source``: its files would be read as images of a class."""
     if source and Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
         fail(where, "out", f"lie outside data, the folder {source}", out)
 
@@ -117,7 +118,7 @@ class Shared:
     lock: int | None
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Unlock the folder."""
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
@@ -127,8 +128,8 @@ def open_shared(out: str | Path, values: dict[str, Any], where: str) -> Shared:
     """Create the folder ``out`` for ``values`` (JSON), or open it again; other processes may be at work there.
 
     Raises:
-        UserError: if ``out`` is a file, holds something else, or other values of a data set of which a part is there
-            or somebody is at work (the first differing entry is named with both values).
+        UserError: if ``out`` is a file, holds something else, or belongs to other values while a part of their data set
+            exists or a process works on it (the first differing entry is named with both values).
     """
     out = Path(out)
     path = out / MANIFEST
@@ -145,10 +146,10 @@ def open_shared(out: str | Path, values: dict[str, Any], where: str) -> Shared:
         alone = _flock(shared.lock, fcntl.LOCK_EX | fcntl.LOCK_NB, out / LOCK)
         empty = alone and path.exists() and all(_left_by_set(entry) for entry in out.iterdir())
         if empty and values.keys() == _read(path, where).keys():
-            path.unlink()  # without a shard it binds nobody
+            path.unlink()  # without a shard other values may take the folder
         _flock(shared.lock, fcntl.LOCK_SH, out / LOCK)
-        if not files.write_new(path, data) and (found := _difference(path, values, where)):
-            key, before, now = found
+        if not files.write_new(path, data) and (difference := _difference(path, values, where)):
+            key, before, now = difference
             raise UserError(
                 f"{where}: {key} must equal {before!r} of the data set in {out}, got {now!r}; "
                 "choose another out to start a new one"
@@ -161,10 +162,10 @@ def open_shared(out: str | Path, values: dict[str, Any], where: str) -> Shared:
 
 def _difference(path: Path, values: dict[str, Any], where: str) -> tuple[str, Any, Any] | None:
     """The first entry in which the manifest differs from ``values``, with both values."""
-    found, wanted = _flat(_read(path, where)), _flat(values)
-    for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) != wanted.get(key):
-            return key, found.get(key), wanted.get(key)
+    before, now = _flat(_read(path, where)), _flat(values)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            return key, before.get(key), now.get(key)
     return None
 
 
@@ -177,17 +178,17 @@ def _read(path: Path, where: str) -> dict[str, Any]:
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``, so that an error can name one entry."""
-    found = {}
+    flat = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
-def _differ(found: dict[str, Any], wanted: dict[str, Any], key: str) -> bool:
+def _differ(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:
     """Whether the option ``key`` has another value; one file or folder may be named in several ways."""
-    if key not in found or key not in wanted or type(found[key]) is not str or type(wanted[key]) is not str:
-        return key not in found or key not in wanted or found[key] != wanted[key]
-    return found[key] != wanted[key] and not _same_file(found[key], wanted[key])
+    if key not in before or key not in now or type(before[key]) is not str or type(now[key]) is not str:
+        return key not in before or key not in now or before[key] != now[key]
+    return before[key] != now[key] and not _same_file(before[key], now[key])
 
 
 def _same_file(first: str, second: str) -> bool:
@@ -198,7 +199,7 @@ def _same_file(first: str, second: str) -> bool:
 
 
 def _left_by_run(entry: Path) -> bool:
-    """What a start of a run that was killed at once can leave behind."""
+    """Whether a run that was killed at its start can have left ``entry``."""
     if entry.name in (RELEASE, PRIVATE):
         return entry.is_dir() and not any(entry.iterdir())
     if entry.name == README:
@@ -207,7 +208,7 @@ def _left_by_run(entry: Path) -> bool:
 
 
 def _left_by_set(entry: Path) -> bool:
-    """What a data set without any shard consists of."""
+    """Whether ``entry`` belongs to a data set without any shard."""
     if entry.name == JOURNAL:
         return entry.is_dir() and all(path.suffix == ".jsonl" and path.stat().st_size == 0 for path in entry.iterdir())
     return entry.name in (LOCK, CLAIMS, MANIFEST) or _is_ours(entry, MANIFEST, "shard-")
@@ -246,6 +247,6 @@ def _lock(out: Path, where: str) -> None:
 
 
 def release() -> None:
-    """Give back the folders that this process holds."""
+    """Unlock the folders of this process."""
     while _locks:
         os.close(_locks.pop())
