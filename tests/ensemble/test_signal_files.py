@@ -152,7 +152,7 @@ CHILD = """
 import os, sys, torch
 sys.path.insert(0, {here!r})
 from test_signal_files import OPTIONS, array, data
-from kr_fast.ensemble import model_array
+from kr_fast.ensemble.inference import model_array
 model_array.PIECES = 4
 write = model_array.SignalFiles.write
 def slow(self, start, stop, values):

@@ -126,7 +126,7 @@ def _start(file: Path) -> subprocess.Popen:
     command = [
         sys.executable,
         "-c",
-        "import sys; from kr_fast.ensemble import workers; workers.work(sys.argv[1])",
+        "import sys; from kr_fast.ensemble.training import workers; workers.work(sys.argv[1])",
         str(file),
     ]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
