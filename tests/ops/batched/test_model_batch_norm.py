@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from model_cases import batch_norm_inputs as draw
+from batched_cases import batch_norm_inputs as draw
 
 from kr_fast.backends import registry
 from kr_fast.ops.batched.model_batch_norm import model_batch_norm, update_running

@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from model_cases import batch_norm_inputs as draw
+from batched_cases import batch_norm_inputs as draw
 from triton_compile import build, spilled_bytes
 
 from kr_fast.backends import registry

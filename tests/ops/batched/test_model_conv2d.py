@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from model_conv_cases import ACTIVATIONS, CASES, Case, draw, exact
+from batched_cases import ACTIVATIONS, CONV_CASES, ConvCase, conv_inputs, exact_conv
 
 from kr_fast.backends import registry
 from kr_fast.backends.calls import ConvCall
@@ -30,21 +30,21 @@ def by_hand(x, weight, bias, residual, case):
     return y if residual is None else y + residual
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.small()], ids=str)
+@pytest.mark.parametrize("case", [case for case in CONV_CASES if case.small()], ids=str)
 def test_reference_is_the_formula(case):
-    x, weight, bias, residual = draw(case, torch.float64)
+    x, weight, bias, residual = conv_inputs(case, torch.float64)
     got = model_conv2d(x, weight, bias, residual, **case.options())
     torch.testing.assert_close(got, by_hand(x, weight, bias, residual, case), rtol=0, atol=1e-12)
     assert got.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CONV_CASES, ids=str)
 def test_reference_rounds_once(case, dtype):
-    inputs = draw(case, dtype)
+    inputs = conv_inputs(case, dtype)
     before = [None if each is None else each.clone() for each in inputs]
     got = model_conv2d(*inputs, **case.options())
-    want = exact(inputs, case)
+    want = exact_conv(inputs, case)
     assert got.dtype == dtype
     unit = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
     torch.testing.assert_close(got.double(), want, rtol=unit, atol=1e-5)
@@ -53,7 +53,7 @@ def test_reference_rounds_once(case, dtype):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_activations_are_torchs(activation):
-    x, weight, bias, _ = draw(CASES[0], torch.float64)
+    x, weight, bias, _ = conv_inputs(CONV_CASES[0], torch.float64)
     plain = model_conv2d(x, weight, bias)
     name, scalars, algorithm = (activation, (), "") if isinstance(activation, str) else activation
     want = {
@@ -142,8 +142,8 @@ def test_bad_views_are_named():
 
 
 def test_opcheck_and_compile():
-    case = Case(stride=(2, 1), padding=(1, 0), residual=True)
-    inputs = draw(case, torch.float32)
+    case = ConvCase(stride=(2, 1), padding=(1, 0), residual=True)
+    inputs = conv_inputs(case, torch.float32)
     options = case.options()
     rest = [list(options["stride"]), list(options["padding"]), list(options["dilation"]), 1, "relu", [], "", 0]
     torch.library.opcheck(torch.ops.kr_fast.model_conv2d, (*inputs, None, None, None, None, *rest))

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from model_conv_cases import CASES, Case, draw
+from batched_cases import CONV_CASES, ConvCase, conv_inputs
 
 from kr_fast.backends import registry
 from kr_fast.ops.batched.model_conv2d import model_conv2d
 
 pytestmark = pytest.mark.usefixtures("reference")
-OWN = [case for case in CASES if not case.shared]  # a gradient is wanted where each model has its own batch
+OWN = [case for case in CONV_CASES if not case.shared]  # a gradient is wanted where each model has its own batch
 
 
 def gradients(case, x, weight, bias, upstream):
@@ -24,7 +24,7 @@ def upstream_of(case, dtype):
 
 @pytest.mark.parametrize("case", OWN, ids=str)
 def test_gradients_are_torchs(case):
-    inputs, upstream = draw(case, torch.float64)[:3], upstream_of(case, torch.float64)
+    inputs, upstream = conv_inputs(case, torch.float64)[:3], upstream_of(case, torch.float64)
     found = gradients(case, *inputs, upstream)
     for m in range(case.models):
         x, weight, bias = (each[m].clone().requires_grad_() for each in inputs)
@@ -34,16 +34,18 @@ def test_gradients_are_torchs(case):
             torch.testing.assert_close(a[m], b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("case", [Case(channels=2, outputs=2, stride=(2, 1), size=(4, 3))], ids=str)
+@pytest.mark.parametrize("case", [ConvCase(channels=2, outputs=2, stride=(2, 1), size=(4, 3))], ids=str)
 def test_gradcheck(case):
-    inputs = [each[:, :1].contiguous() if i == 0 else each for i, each in enumerate(draw(case, torch.float64)[:3])]
+    inputs = [
+        each[:, :1].contiguous() if i == 0 else each for i, each in enumerate(conv_inputs(case, torch.float64)[:3])
+    ]
     inputs = [each.requires_grad_() for each in inputs]
     assert torch.autograd.gradcheck(lambda *a: model_conv2d(*a, **case.options()), inputs)
 
 
 def test_a_models_bits_are_its_own():
-    case = Case(models=5, channels=8, outputs=6, stride=(2, 2), size=(9, 7), images=3)
-    x, weight, bias, _ = draw(case, torch.float32)
+    case = ConvCase(models=5, channels=8, outputs=6, stride=(2, 2), size=(9, 7), images=3)
+    x, weight, bias, _ = conv_inputs(case, torch.float32)
     upstream = upstream_of(case, torch.float32)
     whole = gradients(case, x, weight, bias, upstream)
     for rows in (slice(2, 3), torch.tensor([4, 1])):
@@ -53,8 +55,8 @@ def test_a_models_bits_are_its_own():
 
 def test_strided_1x1_of_few_channels():
     """Where oneDNN takes a wrong weight gradient in channels_last (its issue 6035)."""
-    case = Case(channels=4, outputs=8, kernel=(1, 1), padding=(0, 0), stride=(2, 2), size=(8, 8), images=8)
-    x, weight, bias, _ = draw(case, torch.float32)
+    case = ConvCase(channels=4, outputs=8, kernel=(1, 1), padding=(0, 0), stride=(2, 2), size=(8, 8), images=8)
+    x, weight, bias, _ = conv_inputs(case, torch.float32)
     upstream = upstream_of(case, torch.float32)
     want = gradients(case, x.double(), weight.double(), bias.double(), upstream.double())
     for a, b in zip(gradients(case, x, weight, bias, upstream), want, strict=True):
@@ -63,8 +65,8 @@ def test_strided_1x1_of_few_channels():
 
 def test_float32_weights_of_half_precision_products():
     """The weight is rounded for the products; its gradient is not."""
-    case = Case(channels=8, outputs=6)
-    x, weight, bias, _ = draw(case, torch.float32)
+    case = ConvCase(channels=8, outputs=6)
+    x, weight, bias, _ = conv_inputs(case, torch.float32)
     x, upstream = x.bfloat16(), upstream_of(case, torch.bfloat16)
     found = gradients(case, x, weight, bias, upstream)
     assert [each.dtype for each in found] == [torch.bfloat16, torch.float32, torch.float32]
@@ -76,8 +78,8 @@ def test_float32_weights_of_half_precision_products():
 
 
 def test_only_what_is_wanted_is_taken():
-    case = Case(channels=4, outputs=4)
-    x, weight, bias, _ = draw(case, torch.float64)
+    case = ConvCase(channels=4, outputs=4)
+    x, weight, bias, _ = conv_inputs(case, torch.float64)
     whole = gradients(case, x, weight, bias, upstream_of(case, torch.float64))
     for k in range(3):
         own = [each.clone().requires_grad_(i == k) for i, each in enumerate((x, weight, bias))]
@@ -86,8 +88,8 @@ def test_only_what_is_wanted_is_taken():
 
 
 def test_op_passes_torchs_checks():
-    case = Case(channels=8, outputs=6, stride=(2, 1))
-    x, weight, _, _ = draw(case, torch.float32)
+    case = ConvCase(channels=8, outputs=6, stride=(2, 1))
+    x, weight, _, _ = conv_inputs(case, torch.float32)
     options = list(case.options().values())
     for wanted in ([True, True, True], [True, False, False], [False, True, False]):
         arguments = (upstream_of(case, torch.float32), x, weight, *options, wanted)
@@ -95,7 +97,7 @@ def test_op_passes_torchs_checks():
 
 
 def test_arguments():
-    x, weight, bias, residual = draw(Case(residual=True), torch.float64)
+    x, weight, bias, residual = conv_inputs(ConvCase(residual=True), torch.float64)
     weight.requires_grad_()
     for options, words in [
         ({"activation": "relu"}, "activation must be None where a gradient is wanted"),
@@ -112,10 +114,8 @@ def test_arguments():
 @pytest.mark.parametrize(("channels", "outputs", "stride"), [(3, 16, 1), (16, 16, 1), (32, 64, 2), (64, 64, 1)])
 def test_on_a_gpu(dtype, channels, outputs, stride):
     """The kernels against float64, and a model alone has the same bits. Layers of ResNet-20."""
-    case = Case(
-        models=3, images=32, size=(32, 32), channels=channels, outputs=outputs, stride=(stride, stride)
-    )  # fmt: skip
-    inputs, upstream = draw(case, dtype)[:3], upstream_of(case, dtype)
+    case = ConvCase("", (32, 32), channels, outputs, models=3, images=32, stride=(stride, stride))
+    inputs, upstream = conv_inputs(case, dtype)[:3], upstream_of(case, dtype)
     want = gradients(case, *(each.double() for each in inputs), upstream.double())
     with registry.forced("triton"):
         got = gradients(case, *(each.cuda() for each in inputs), upstream.cuda())

@@ -1,15 +1,13 @@
 """The Triton kernels of model_conv2d_backward: numbers in Triton's interpreter, compilation for GPUs without one.
 
-The cases are those of model_conv_cases.py whose layers are dense, and of strides: 3 by 2 (six classes of pixels,
-of unequal size), 2 with a dilation of 2 and of 3, and 1x1 with stride 2, where three classes of four meet no kernel
-place and their gradient is 0. The last has more than 2 * 2048 output pixels a model: parts, and a tail.
+The cases are those of batched_cases.py whose layers are dense, and of strides.
 """
 
 import os
 
 import pytest
 import torch
-from model_conv_cases import CASES, Case, draw
+from batched_cases import CONV_CASES, ConvCase, conv_inputs
 from triton_compile import build, spilled_bytes
 
 from kr_fast.backends import registry
@@ -17,12 +15,12 @@ from kr_fast.ops.batched.model_conv2d import model_conv2d
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 MORE = [
-    Case(channels=5, outputs=4, kernel=(3, 3), stride=(3, 2), size=(7, 8)),
-    Case(channels=5, outputs=4, kernel=(3, 3), stride=(2, 2), dilation=(2, 3), padding=(2, 3), size=(8, 9)),
-    Case(channels=5, outputs=20, kernel=(1, 1), stride=(2, 2), padding=(0, 0), size=(5, 5)),
-    Case(models=1, channels=1, outputs=2, images=5, size=(29, 31)),
+    ConvCase("six classes of pixels, of unequal size", (7, 8), 5, 4, stride=(3, 2)),
+    ConvCase("stride and dilation", (8, 9), 5, 4, stride=(2, 2), dilation=(2, 3), padding=(2, 3)),
+    ConvCase("three classes of four meet no tap", (5, 5), 5, 20, kernel=(1, 1), stride=(2, 2), padding=(0, 0)),
+    ConvCase("more than 2 * 2048 pixels a model: parts, tail", (29, 31), 1, 2, models=1, images=5),
 ]
-OWN = [case for case in CASES if not case.shared and case.groups == 1] + MORE
+OWN = [case for case in CONV_CASES if not case.shared and case.groups == 1] + MORE
 UNITS = {torch.float32: 2**-20, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
@@ -42,7 +40,7 @@ def upstream_of(case, dtype):
 @pytest.mark.parametrize("case", OWN, ids=str)
 @pytest.mark.parametrize("dtype", UNITS, ids=str)
 def test_interpreter_agrees_with_float64(case, dtype):
-    inputs, upstream = draw(case, dtype)[:3], upstream_of(case, dtype)
+    inputs, upstream = conv_inputs(case, dtype)[:3], upstream_of(case, dtype)
     want = gradients(case, [each.double() for each in inputs], upstream.double(), "reference")
     got = gradients(case, inputs, upstream, "triton")
     rows = upstream[0].numel() // case.outputs
@@ -56,7 +54,7 @@ def test_interpreter_agrees_with_float64(case, dtype):
 @pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("case", [OWN[2], MORE[0]], ids=str)
 def test_a_models_bits_are_its_own(case):
-    inputs, upstream = draw(case, torch.float32)[:3], upstream_of(case, torch.float32)
+    inputs, upstream = conv_inputs(case, torch.float32)[:3], upstream_of(case, torch.float32)
     whole = gradients(case, inputs, upstream, "triton")
     alone = gradients(case, [each[1:2] for each in inputs], upstream[1:2], "triton")
     assert all(torch.equal(a, b[1:2]) for a, b in zip(alone, whole, strict=True))

@@ -3,22 +3,21 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from model_conv_cases import ACTIVATIONS, CASES, Case, draw, exact
+from batched_cases import ACTIVATIONS, CONV_CASES, ConvCase, conv_inputs, exact_conv
 
 from kr_fast.backends import registry
 from kr_fast.ops.batched.model_conv2d import View, configs, model_conv2d
 
 pytestmark = pytest.mark.gpu
-# By regime of the GPU's kernels, at the widths of real networks.
 LARGE = [
-    Case(models=3, images=5, size=(32, 32), channels=16, outputs=16, residual=True),
-    Case(models=2, images=3, size=(16, 16), channels=64, outputs=128, stride=(2, 2)),
-    Case(models=2, images=2, size=(8, 8), channels=256, outputs=256, residual=True),
+    ConvCase("a stage of ResNet-20", (32, 32), 16, 16, models=3, images=5, residual=True),
+    ConvCase("wide, strided", (16, 16), 64, 128, images=3, stride=(2, 2)),
+    ConvCase("wider, of few pixels", (8, 8), 256, 256, residual=True),
 ]
 
 
 def on_gpu(case, dtype):
-    return [None if each is None else each.cuda() for each in draw(case, dtype)]
+    return [None if each is None else each.cuda() for each in conv_inputs(case, dtype)]
 
 
 def library(x, weight, bias, residual, case):
@@ -32,10 +31,10 @@ def library(x, weight, bias, residual, case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES + LARGE, ids=str)
+@pytest.mark.parametrize("case", CONV_CASES + LARGE, ids=str)
 def test_against_float64_and_the_library(case, dtype):
     inputs = on_gpu(case, dtype)
-    want = exact(inputs, case)
+    want = exact_conv(inputs, case)
     with registry.forced("triton"):
         got = model_conv2d(*inputs, **case.options())
     unit = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
@@ -45,7 +44,7 @@ def test_against_float64_and_the_library(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES + LARGE, ids=str)
+@pytest.mark.parametrize("case", CONV_CASES + LARGE, ids=str)
 def test_tile_shapes_and_company_change_no_bit(case, dtype):
     x, weight, bias, residual = on_gpu(case, dtype)
     with registry.forced("triton"):
@@ -59,11 +58,11 @@ def test_tile_shapes_and_company_change_no_bit(case, dtype):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_activations(activation):
-    case = Case(channels=8, outputs=8)
+    case = ConvCase(channels=8, outputs=8)
     inputs = on_gpu(case, torch.float32)
     with registry.forced("triton"):
         got = model_conv2d(*inputs, **case.options(), activation=activation)
-    torch.testing.assert_close(got.double(), exact(inputs, case, activation=activation), rtol=4e-6, atol=2e-6)
+    torch.testing.assert_close(got.double(), exact_conv(inputs, case, activation=activation), rtol=4e-6, atol=2e-6)
 
 
 def test_views_read_bytes():

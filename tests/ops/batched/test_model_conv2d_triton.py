@@ -1,6 +1,6 @@
 """The Triton kernels of model_conv2d: numbers in Triton's interpreter.
 
-The cases are those of tests/support/model_conv_cases.py, with the regime beside each.
+The cases are those of tests/support/batched_cases.py, with the regime beside each.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import os
 
 import pytest
 import torch
-from model_conv_cases import ACTIVATIONS, CASES, Case, draw, exact
+from batched_cases import ACTIVATIONS, CONV_CASES, ConvCase, conv_inputs, exact_conv
 
 from kr_fast.backends import registry
 from kr_fast.ops.batched.model_conv2d import View, model_conv2d
@@ -31,28 +31,28 @@ class TestInterpreter:
     pytestmark = interpreter
 
     @pytest.mark.parametrize("dtype", UNITS, ids=str)
-    @pytest.mark.parametrize("case", CASES, ids=str)
+    @pytest.mark.parametrize("case", CONV_CASES, ids=str)
     def test_against_float64(self, case, dtype):
-        inputs = draw(case, dtype)
+        inputs = conv_inputs(case, dtype)
         got = triton(*inputs, **case.options())
         assert got.dtype == dtype
-        torch.testing.assert_close(got.double(), exact(inputs, case), rtol=1.01 * UNITS[dtype], atol=1e-5)
+        torch.testing.assert_close(got.double(), exact_conv(inputs, case), rtol=1.01 * UNITS[dtype], atol=1e-5)
 
     @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
     @pytest.mark.parametrize("groups", [1, 8])
     def test_activations(self, activation, groups):
-        case = Case(channels=8, outputs=8, groups=groups, residual=True)
-        inputs = draw(case, torch.float32)
+        case = ConvCase(channels=8, outputs=8, groups=groups, residual=True)
+        inputs = conv_inputs(case, torch.float32)
         for scale in (1e-3, 1, 30):  # about 0, where quotients lose digits; and far away
             scaled = [each * scale for each in inputs]
             scaled[1] = inputs[1]
-            want = exact(scaled, case, activation=activation)
+            want = exact_conv(scaled, case, activation=activation)
             got = triton(*scaled, **case.options(), activation=activation)
             torch.testing.assert_close(got.double(), want, rtol=2e-6, atol=1e-6 * scale)
 
     def test_nan_goes_through(self):
-        case = Case(channels=8, outputs=8)
-        x, weight, bias, _ = draw(case, torch.float32)
+        case = ConvCase(channels=8, outputs=8)
+        x, weight, bias, _ = conv_inputs(case, torch.float32)
         bias[0, 0] = float("nan")
         for activation in ACTIVATIONS:
             got = triton(x, weight, bias, activation=activation)
@@ -74,11 +74,11 @@ class TestInterpreter:
             want = model_conv2d(images, weight, view=view, **options)
         torch.testing.assert_close(triton(images, weight, view=view, **options), want, rtol=UNITS[dtype], atol=1e-5)
 
-    @pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[11]], ids=str)
+    @pytest.mark.parametrize("case", [CONV_CASES[1], CONV_CASES[4], CONV_CASES[11]], ids=str)
     def test_bits_do_not_follow_company(self, case):
         """Images and models in another order and number, and every tile shape: other tiles, other neighbours."""
         case = dataclasses.replace(case, models=3, images=5)
-        x, weight, bias, residual = draw(case, torch.float16)
+        x, weight, bias, residual = conv_inputs(case, torch.float16)
         want = triton(x, weight, bias, residual, **case.options())
         order = torch.tensor([2, 0])
         mine = None if residual is None else residual[order][:, 1:4].contiguous()

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from model_cases import residual_block as by_hand
-from model_cases import residual_block_inputs as draw
+from batched_cases import residual_block as by_hand
+from batched_cases import residual_block_inputs as draw
 
 from kr_fast.ops.batched.model_residual_block import model_residual_block
 

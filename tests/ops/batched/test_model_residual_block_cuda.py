@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from batched_cases import residual_block as by_hand
+from batched_cases import residual_block_inputs as draw
 from cuda_on_host import device, in_use, machine, same_bits, size
-from model_cases import residual_block as by_hand
-from model_cases import residual_block_inputs as draw
 
 from kr_fast.backends import registry
 from kr_fast.backends.calls import ResidualBlockCall
