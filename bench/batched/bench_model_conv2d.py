@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.func import vmap
 
 from kr_fast.backends import registry
-from kr_fast.ensemble.inference.choosing import captured, seconds
+from kr_fast.ensemble.inference.autotune import captured, seconds
 from kr_fast.ops.batched.model_conv2d import configs, model_conv2d
 
 MODELS = 16

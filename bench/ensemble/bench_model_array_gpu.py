@@ -17,7 +17,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 import kr_fast
 from kr_fast.data import to_float
-from kr_fast.ensemble.inference.sweep import Sweep
+from kr_fast.ensemble.inference.tiled_runner import TiledRunner
 from kr_fast.models import classifier
 
 LAST = torch.channels_last
@@ -173,6 +173,6 @@ def test_logits(benchmark, network, provider):
     benchmark.pedantic(timed, rounds=1 if slow else 3, warmup_rounds=0 if slow else 1)
     benchmark.extra_info.update(error=error, peak_mib=peak >> 20)
     if provider == "kr_fast":
-        (program,) = run.array._programs.values()
-        assert isinstance(program, Sweep)
-        benchmark.extra_info.update(step=[program.plan.models, program.plan.images], kernels=program.record["layers"])
+        (runner,) = run.array.runners.values()
+        assert isinstance(runner, TiledRunner)
+        benchmark.extra_info.update(step=[runner.tile.models, runner.tile.images], kernels=runner.record["layers"])

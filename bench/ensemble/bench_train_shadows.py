@@ -16,8 +16,8 @@ from torch import nn
 from kr_fast.data import Augment, augmented
 from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.shadows import keep_matrix
-from kr_fast.ensemble.training import batched
-from kr_fast.ensemble.training.training import Steps, epoch_draws, make_optimizer
+from kr_fast.ensemble.training import trainer
+from kr_fast.ensemble.training.recipe import Steps, epoch_draws, make_optimizer
 from kr_fast.ensemble.training.workers import Job
 from kr_fast.models import classifier
 from kr_fast.runtime import seeds
@@ -53,9 +53,8 @@ def one_after_the_other(job, dtype, compiled):
         kept = job.keep[index].nonzero()[:, 0]
         steps = Steps.of(job.config, len(kept))
         optimizer, schedule = make_optimizer(model, job.config, job.config.epochs * steps.per_epoch)
-        order, draws = epoch_draws(
-            job.config, len(kept), images.shape[1:3], seeds.derive(job.seed, "shadow", index), 0
-        )  # fmt: skip
+        seed = seeds.derive(job.seed, "shadow", index)
+        order, draws = epoch_draws(job.config, len(kept), images.shape[1:3], seed, 0)
         order, draws = kept[order].to(DEVICE), draws.to(DEVICE)
         for step in range(STEPS):
             rows = slice(step * steps.batch, (step + 1) * steps.batch)
@@ -78,23 +77,22 @@ def one_after_the_other(job, dtype, compiled):
 
 
 def at_once(job, dtype):
-    graph = batched.graph_of(job)
-    block = batched.Block(job, range(MODELS), graph, getattr(torch, dtype), DEVICE)
-    fresh, drawn = block.stack.weight.clone(), block.draw(0)
-    block.begin(drawn)
-    step = block.captured() if GPU else block.step
+    setup = trainer.Setup(trainer.graph_of(job), getattr(torch, dtype), DEVICE)
+    group = trainer.GroupTrainer(job, range(MODELS), setup)
+    fresh, drawn = group.state.weight.clone(), group.draw(0)
+    group.begin(drawn)
+    step = group.captured() if GPU else group.step
 
     def run():
-        block.stack.weight.copy_(fresh)
-        block.stack.velocity.zero_()
-        block.begin(block.draw(0))  # nothing else hides it here
+        group.state.weight.copy_(fresh)
+        group.state.velocity.zero_()
+        group.begin(group.draw(0))  # nothing else hides it here
         for _ in range(STEPS):
             step()
         if GPU:
             torch.cuda.synchronize()
-        return [
-            torch.cat([p.detach().flatten() for p in block.model(m).parameters()]) for m in (0, MODELS - 1)
-        ]  # fmt: skip
+        models = [group.model(m) for m in (0, MODELS - 1)]
+        return [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models]
 
     return run
 

@@ -4,7 +4,7 @@ from kr_fast.ensemble.inference.model_array import ModelArray
 from kr_fast.ensemble.inference.queries import Query
 from kr_fast.ensemble.networks import LogitsOf
 from kr_fast.ensemble.shadows import Shadows, load_shadows, train_shadows
-from kr_fast.ensemble.training.training import History, TrainConfig, accuracy, fit
+from kr_fast.ensemble.training.recipe import History, TrainConfig, accuracy, fit
 
 __all__ = [
     "History",

@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from kr_fast.data import to_float
 from kr_fast.ensemble.checkpoints import load_weights
-from kr_fast.ensemble.graph import architecture
+from kr_fast.ensemble.graph.architecture import Comparison
 from kr_fast.ensemble.inference.model_array import ModelArray
 from kr_fast.ensemble.networks import ask, check_fresh, check_saved, made
-from kr_fast.ensemble.training.batched import block_size, compute_dtype, state_files, supported
-from kr_fast.ensemble.training.batched import train as train_batched
-from kr_fast.ensemble.training.training import TrainConfig
+from kr_fast.ensemble.training import trainer
+from kr_fast.ensemble.training.recipe import TrainConfig
 from kr_fast.ensemble.training.workers import Job, sent, train
 from kr_fast.runtime import seeds, state
 from kr_fast.runtime.array_files import read_npy
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, as_mask, described
 from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
@@ -82,17 +81,17 @@ def train_shadows(
         config: the target's recipe.
         seed: of the halves, weights and shuffles.
         out: folder for ``model-000.safetensors`` ... and ``keep.npy``; models found there are not trained again, and
-            blocks of models that were cut off go on from the last of their states there.
+            groups of models that were cut off go on from the last of their states there.
         workers: on a CPU, how many models are trained at a time, each in a process of one thread; above 1 needs
             ``out``, and a ``make_model`` that can be imported by name.
-        batched: whether models are trained many at once: None for yes on a GPU and no on a CPU; True for blocks of as
-            many models as fit the memory; a number for blocks of at most so many. Models that draw random numbers
+        batched: whether models are trained many at once: None for yes on a GPU and no on a CPU; True for groups of as
+            many models as fit the memory; a number for groups of at most so many. Models that draw random numbers
             (dropout) or cannot be traced are trained one after the other all the same, and a log line says why.
         precision: of activations and products in models trained at once, "float32" or "bfloat16"; None for bfloat16
             on a GPU that has it, else float32. Weights, their gradients and the sums of BatchNorm are float32.
-        save_every: epochs between two states of a block in ``out``.
+        save_every: epochs between two states of a group in ``out``.
     Raises: UserError for another configuration in ``out``, a loss that is not finite (naming the model), models of
-        different architecture, a block that does not fit (with the size that would), any failure of the models' own
+        different architecture, a group that does not fit (with the size that would), any failure of the models' own
         code, which are asked before the first is trained, or bad arguments; OSError if the disk is full.
     """
     runtime, seed = state.current(), as_integer("train_shadows", "seed", seed)
@@ -121,8 +120,8 @@ def train_shadows(
     job = Job(make_model, images, labels, keep, config, seed, out)
     _check_models(job, runtime.device)
     stacked = runtime.device.type == "cuda" if batched is None else bool(batched)
-    dtype = compute_dtype(precision, runtime.device)
-    graph = supported(job) if stacked else None
+    dtype = trainer.compute_dtype(precision, runtime.device)
+    graph = trainer.supported(job) if stacked else None
     if graph is None and precision == "bfloat16":
         fail("train_shadows", "precision", "be 'float32' where models are trained one after the other", precision)
     if out is not None and runtime.is_main:
@@ -133,11 +132,11 @@ def train_shadows(
     missing = [index for index in mine if out is None or not job.path(index).exists()]
     models: dict[int, nn.Module] = {}
     if graph is not None and missing:
-        wanted = None if isinstance(batched, bool | None) else batched
-        size = block_size(job, graph, dtype, runtime.device, wanted)
+        setup = trainer.Setup(graph, dtype, runtime.device)
+        size = trainer.group_size(job, setup, None if isinstance(batched, bool | None) else batched)
         total, finished = len(mine) * config.epochs, (len(mine) - len(missing)) * config.epochs
         with bar(total, "shadow models", "epoch", finished) as progress:
-            models = dict(train_batched(job, missing, graph, dtype, runtime.device, size, save_every, progress.update))
+            models = dict(trainer.train(job, missing, setup, size, save_every, progress.update))
     elif missing:
         with bar(len(mine), "shadow models", "model", len(mine) - len(missing)) as progress:
             if workers > 1:
@@ -147,8 +146,8 @@ def train_shadows(
                     models[index] = job.train(index, runtime.device)
                     progress.update()
     runtime.barrier()
-    if out is not None and runtime.is_main:  # of blocks with other borders
-        for path in state_files(out):
+    if out is not None and runtime.is_main:  # of groups of other models
+        for path in trainer.state_files(out):
             path.unlink(missing_ok=True)
     for index in range(num_models):
         if index not in models:  # trained before, or by another process
@@ -197,10 +196,7 @@ def _check_models(job: Job, device: torch.device) -> None:
     where, argument = "train_shadows", "make_model"
     first, second = job.fresh(0), job.fresh(1)
     check_fresh(where, argument, first, second)
-    try:
-        architecture.compare_models(first, second, 1)
-    except UserError as error:
-        raise UserError(str(error).replace("ModelArray", where, 1)) from None
+    Comparison(where).pair(first, second, 1)
     if job.out is not None:
         check_saved(where, argument, first)
     second = second.to(device)
@@ -219,10 +215,10 @@ def _claim(job: Job, precision: str) -> None:
     manifest["precision"] = precision
     path = job.out / "shadows.json"
     if path.exists():
-        found = files.read_json(path, dict)
-        found.setdefault("precision", "float32")
+        written = files.read_json(path, dict)
+        written.setdefault("precision", "float32")
         for key in manifest:
-            if found.get(key) != manifest[key]:
-                fail("train_shadows", key, f"equal {found.get(key)!r} of the shadows in {job.out}", repr(manifest[key]))
+            if (value := written.get(key)) != manifest[key]:
+                fail("train_shadows", key, f"equal {value!r} of the shadows in {job.out}", repr(manifest[key]))
     else:
         files.write_json(path, manifest)

@@ -1,19 +1,17 @@
 """A trajectory on a GPU as one captured CUDA graph of a step, replayed for every step without a look from the host."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kr_fast.ops.sampling.solver_step_at import DeviceTable, solver_step_at
-from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.cuda_graph import capture
+from kr_fast.runtime.errors import UserError, first_line
 from kr_fast.runtime.log import logger
 from kr_fast.synthesis.networks import Network
 from kr_fast.synthesis.steptable import StepTable
 from kr_fast.synthesis.trajectory import Settings, TableTrajectory, Trajectory, note_finite
-
-WARM_UP = 2  # calls before a capture: libraries choose their algorithms and allocate their workspaces in the first
 
 
 class GraphTrajectory(Trajectory):
@@ -81,29 +79,10 @@ class GraphTrajectory(Trajectory):
         try:
             for guided in sorted(set(self.guided)):
                 step = lambda guided=guided: self.advance(state, guided, looked_up)  # noqa: E731
-                self._graphs[guided] = _captured(step, state, pool)
-        except (
-            RuntimeError,
-            UserError,
-        ) as error:  # a sync or an allocation of the network's own that a capture forbids
-            self._graphs, self.capture = {}, False
-            why = str(error).strip().split("\n")[0]
+                self._graphs[guided] = capture(step, prepare=state.step.zero_, pool=pool)
+        except (RuntimeError, UserError) as error:  # a wait or an allocation of the network's own: no capture has those
+            self._graphs, self.capture, why = {}, False, first_line(error)
             logger.warning("Sampler: steps are launched one by one, for the network cannot be captured: %s", why)
-
-
-def _captured(step: Callable[[], None], state: "_State", pool: Any) -> Any:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            state.step.zero_()
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    state.step.zero_()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        step()
-    return graph
 
 
 class _State:

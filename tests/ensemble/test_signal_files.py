@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kr_fast.ensemble import ModelArray
-from kr_fast.ensemble.inference import model_array
+from kr_fast.ensemble.inference import runner
 from kr_fast.models import classifier
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
@@ -35,7 +35,7 @@ OPTIONS = {"augment": "flip", "want": ("phi", "correct")}
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
     """A write after every 8 images: 30 images are three and a rest."""
-    monkeypatch.setattr(model_array, "PIECES", 4)
+    monkeypatch.setattr(runner, "CHUNKS_TO_FILE", 4)
 
 
 def same(first, second):
@@ -152,14 +152,15 @@ CHILD = """
 import os, sys, torch
 sys.path.insert(0, {here!r})
 from test_signal_files import OPTIONS, array, data
-from kr_fast.ensemble.inference import model_array
-model_array.PIECES = 4
-write = model_array.SignalFiles.write
+from kr_fast.ensemble.inference import runner
+from kr_fast.ensemble.signal_files import SignalFiles
+runner.CHUNKS_TO_FILE = 4
+write = SignalFiles.write
 def slow(self, start, stop, values):
     write(self, start, stop, values)
     print(stop, flush=True)
     sys.stdin.readline()
-model_array.SignalFiles.write = slow
+SignalFiles.write = slow
 array().signals(*data(), path={path!r}, **OPTIONS)
 """
 

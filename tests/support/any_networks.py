@@ -234,12 +234,11 @@ class Asserts(Body):
         return self.end(self.first(x))
 
 
-class Silent(Body):
+class BareAssert(Body):
     """An error without words, from a forward that meets a proxy."""
 
     def forward(self, x):
-        if not isinstance(x, torch.Tensor):
-            raise KeyError
+        assert isinstance(x, torch.Tensor)
         return self.end(self.first(x))
 
 
@@ -325,7 +324,7 @@ class Neighbours(Body):
 OWN = {
     "branches": (Branches, "control flow"),
     "asserts": (Asserts, "control flow"),
-    "silent": (Silent, r"cannot trace it \(KeyError\)"),
+    "bare assert": (BareAssert, r"cannot trace it \(AssertionError\)"),
     "other constants": (OtherConstants, "does not give its answers for model 1"),
     "other scale": (OtherScale, "does not give its answers for model 1"),
     "called": (Called, "does not give its answers"),

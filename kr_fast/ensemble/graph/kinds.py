@@ -5,6 +5,7 @@ function of its own weights is found here: ``F.batch_norm(x, self.running_mean, 
 """
 
 import inspect
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from kr_fast.ensemble.graph.tracing import attribute, keeps_forward
+from kr_fast.ensemble.graph.trace import attribute, keeps_forward
 
 # (attribute of oneDNN's epilogue, scalars, algorithm)
 Activation = tuple[str, tuple[float, ...], str]
@@ -23,11 +24,12 @@ _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _CONV2D = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _LINEAR = {"input": None, "weight": None, "bias": None}
-_RELU: Activation = ("relu", (), "")
-_METHODS = {"relu": _RELU, "relu_": _RELU, "sigmoid": ("sigmoid", (), ""), "tanh": ("tanh", (), "")}
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+RELU: Activation = ("relu", (), "")
+_METHODS = {"relu": RELU, "relu_": RELU, "sigmoid": ("sigmoid", (), ""), "tanh": ("tanh", (), "")}
 _FUNCTIONS = {
-    F.relu: _RELU,
-    torch.relu: _RELU,
+    F.relu: RELU,
+    torch.relu: RELU,
     F.relu6: ("hardtanh", (0.0, 6.0), ""),
     F.silu: ("swish", (), ""),
     F.hardswish: ("hardswish", (), ""),
@@ -35,7 +37,7 @@ _FUNCTIONS = {
     torch.tanh: ("tanh", (), ""),
 }
 _MODULES = {
-    nn.ReLU: _RELU,
+    nn.ReLU: RELU,
     nn.ReLU6: ("hardtanh", (0.0, 6.0), ""),
     nn.SiLU: ("swish", (), ""),
     nn.Hardswish: ("hardswish", (), ""),
@@ -44,15 +46,38 @@ _MODULES = {
 }
 
 
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads this one, if it is one."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether the node is ``a + b`` and no multiple of it."""
+    sums = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
+    return node.target in sums.get(node.op, ()) and len(node.args) == 2 and not node.kwargs
+
+
+def pixel_step(node: fx.Node) -> tuple[int, int] | None:
+    """``(a, b)`` where the node is x[:, :, ::a, ::b]."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], tuple) or len(node.args[1]) != 4:
+        return None
+    steps = []
+    for part in node.args[1]:
+        if not isinstance(part, slice) or (part.start, part.stop) not in ((None, None), (0, None)):
+            return None
+        steps.append(1 if part.step is None else part.step)
+    return (steps[2], steps[3]) if steps[:2] == [1, 1] and all(isinstance(s, int) for s in steps) else None
+
+
 def does_nothing(node: fx.Node, modules: Modules) -> bool:
     """Whether the node is its input in eval mode."""
     if node.op == "call_module":
         return any(keeps_forward(modules[node.target], kind) for kind in NOTHING)
     if node.op != "call_function" or node.target not in _DROPOUTS:
         return False
-    found = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-    found.apply_defaults()
-    return found.arguments["training"] is False
+    call = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    call.apply_defaults()
+    return call.arguments["training"] is False
 
 
 def activation(node: fx.Node, modules: Modules) -> Activation | None:
@@ -74,7 +99,7 @@ def _module_activation(module: nn.Module) -> Activation | None:
         return ("gelu", (), module.approximate)
     if keeps_forward(module, nn.LeakyReLU):
         return ("leaky_relu", (module.negative_slope,), "")
-    return next((found for kind, found in _MODULES.items() if keeps_forward(module, kind)), None)
+    return next((each for kind, each in _MODULES.items() if keeps_forward(module, kind)), None)
 
 
 def convolution(node: fx.Node, modules: Modules) -> tuple[str, tuple[int, ...], tuple[int, ...]] | None:
@@ -83,20 +108,20 @@ def convolution(node: fx.Node, modules: Modules) -> tuple[str, tuple[int, ...], 
         module = modules[node.target]
         padding = _padding(module) if keeps_forward(module, nn.Conv2d) else None
         return None if padding is None else (node.target, module.stride, padding)
-    found = _arguments(node, F.conv2d, _CONV2D)
-    name = found and _owner(found, modules, nn.Conv2d)
-    if not name or not all(_numbers(found[key]) for key in ("stride", "padding", "dilation")):
+    given = _arguments(node, F.conv2d, _CONV2D)
+    name = given and _owner(given, modules, nn.Conv2d)
+    if not name or not all(_numbers(given[key]) for key in ("stride", "padding", "dilation")):
         return None
-    module, (stride, padding, dilation) = modules[name], (_pair(found[k]) for k in ("stride", "padding", "dilation"))
-    return (name, stride, padding) if (dilation, found["groups"]) == (module.dilation, module.groups) else None
+    module, (stride, padding, dilation) = modules[name], (_pair(given[k]) for k in ("stride", "padding", "dilation"))
+    return (name, stride, padding) if (dilation, given["groups"]) == (module.dilation, module.groups) else None
 
 
 def linear(node: fx.Node, modules: Modules) -> str | None:
     """Name of the nn.Linear whose weights the node takes."""
     if node.op == "call_module":
         return node.target if keeps_forward(modules[node.target], nn.Linear) else None
-    found = _arguments(node, F.linear, _LINEAR)
-    return found and _owner(found, modules, nn.Linear)
+    given = _arguments(node, F.linear, _LINEAR)
+    return given and _owner(given, modules, nn.Linear)
 
 
 def batch_norm(node: fx.Node, modules: Modules) -> str | None:
@@ -107,13 +132,13 @@ def batch_norm(node: fx.Node, modules: Modules) -> str | None:
         return node.target if plain else None
     if node.op != "call_function" or node.target is not F.batch_norm:
         return None
-    found = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
-    found.apply_defaults()
-    found = found.arguments
-    name = _owner(found, modules, nn.modules.batchnorm._BatchNorm, ("running_mean", "running_var", "weight", "bias"))
-    if not name or modules[name].running_mean is None or found["training"] is not False:
+    call = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+    call.apply_defaults()
+    given, names = call.arguments, ("running_mean", "running_var", "weight", "bias")
+    name = _owner(given, modules, nn.modules.batchnorm._BatchNorm, names)
+    if not name or modules[name].running_mean is None or given["training"] is not False:
         return None
-    return name if found["eps"] == modules[name].eps else None
+    return name if given["eps"] == modules[name].eps else None
 
 
 def _arguments(node: fx.Node, function: Any, defaults: dict[str, Any]) -> dict[str, Any] | None:
@@ -123,17 +148,17 @@ def _arguments(node: fx.Node, function: Any, defaults: dict[str, Any]) -> dict[s
 
 
 def _owner(
-    found: Mapping[str, Any], modules: Modules, kind: type[nn.Module], names: tuple[str, ...] = ("weight", "bias")
+    given: Mapping[str, Any], modules: Modules, kind: type[nn.Module], names: tuple[str, ...] = ("weight", "bias")
 ) -> str | None:
     """The module of ``kind`` whose attributes ``names`` are the arguments of the same names."""
-    weight = found[names[0]]
+    weight = given[names[0]]
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
     owner = weight.target.rpartition(".")[0]
     if not isinstance(modules.get(owner), kind):
         return None
     for name in names:
-        value = found[name]
+        value = given[name]
         own = f"{owner}.{name}" if attribute(modules[owner], name) is not None else None
         if (value.target if isinstance(value, fx.Node) and value.op == "get_attr" else value) != own:
             return None

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from kr_fast.ensemble.graph import kinds
 from kr_fast.ensemble.graph.kinds import Activation
-from kr_fast.ensemble.graph.tracing import Traced, Unsupported, keeps_forward, shapes, trace
+from kr_fast.ensemble.graph.trace import Traced, Unsupported, keeps_forward, shapes, trace
 from kr_fast.ops.nn.winograd_conv2d import gains
 
 
@@ -90,21 +90,7 @@ def _only_input(node: fx.Node) -> fx.Node | None:
 
 
 READING = {getattr, operator.getitem, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}
-ADDS = (operator.add, operator.iadd, torch.add)
-POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 MOST_POOLED = 4096  # pixels that avg_pool2d may add up one after the other in float32
-
-
-def pixel_step(node: fx.Node) -> tuple[int, int] | None:
-    """``(a, b)`` where the node is x[:, :, ::a, ::b]."""
-    if node.target is not operator.getitem or not isinstance(node.args[1], tuple) or len(node.args[1]) != 4:
-        return None
-    steps = []
-    for part in node.args[1]:
-        if not isinstance(part, slice) or (part.start, part.stop) not in ((None, None), (0, None)):
-            return None
-        steps.append(1 if part.step is None else part.step)
-    return (steps[2], steps[3]) if steps[:2] == [1, 1] and all(isinstance(s, int) for s in steps) else None
 
 
 class _Builder:
@@ -127,8 +113,8 @@ class _Builder:
             if node.target is torch._assert and not node.users and (source is None or shape(source) is None):
                 self.graph.erase_node(node)
             elif source is not None:
-                full = node.target is operator.getitem and pixel_step(node) == (1, 1) and shape(node) == shape(source)
-                if full or kinds.does_nothing(node, self.modules):
+                full = node.target is operator.getitem and kinds.pixel_step(node) == (1, 1)
+                if (full and shape(node) == shape(source)) or kinds.does_nothing(node, self.modules):
                     self.replace(node, source)
         for node in reversed(self.graph.nodes):
             if not node.users and node.target in READING:
@@ -166,8 +152,8 @@ class _Builder:
             source = _only_input(node)
             if source is None or node.op not in ("call_module", "call_function"):
                 continue
-            if (found := kinds.convolution(node, self.modules)) and len(shape(node) or ()) == 4:
-                name, stride, padding = found
+            if (conv := kinds.convolution(node, self.modules)) and len(shape(node) or ()) == 4:
+                name, stride, padding = conv
                 self.layers[node] = Layer("conv", name, stride=stride, padding=padding)
                 self.alone(node, source)
                 self.merge_step(node, self.modules[name])
@@ -188,7 +174,7 @@ class _Builder:
     def merge_step(self, node: fx.Node, module: nn.Conv2d) -> None:
         """A 1x1 convolution of every other pixel is a strided one."""
         source = node.args[0]
-        step = pixel_step(source)
+        step = kinds.pixel_step(source)
         if step and len(source.users) == 1 and module.kernel_size == (1, 1) and self.layers[node].padding == (0, 0):
             stride = self.layers[node].stride
             self.layers[node].stride = (stride[0] * step[0], stride[1] * step[1])
@@ -221,9 +207,9 @@ class _Builder:
             seen = [_seen(*size) for size in sizes]
             if not all(seen):
                 raise Unsupported(f"{layer.module} sees no pixel")
-            kept = [_kept(taps, *size) for taps, size in zip(seen, sizes, strict=True)]
-            if any(taps != slice(0, k) for (taps, _), k in zip(kept, conv.kernel_size, strict=True)):
-                layer.taps, layer.padding = tuple(taps for taps, _ in kept), tuple(padding for _, padding in kept)
+            axes = [_trimmed(taps, *size) for taps, size in zip(seen, sizes, strict=True)]
+            if any(taps != slice(0, k) for (taps, _), k in zip(axes, conv.kernel_size, strict=True)):
+                layer.taps, layer.padding = tuple(taps for taps, _ in axes), tuple(padding for _, padding in axes)
 
     def fuse(self) -> None:
         for node in list(self.layers):
@@ -234,28 +220,25 @@ class _Builder:
             self.stand_alone(node)
 
     def stand_alone(self, node: fx.Node) -> None:
-        found, source = kinds.activation(node, self.modules), _only_input(node)
-        if found and source is not None and len(source.users) == 1 and node not in self.layers:
-            self.layers[node] = Layer("activation", "", activation=found)
-
-    def follower(self, node: fx.Node) -> fx.Node | None:
-        return next(iter(node.users)) if len(node.users) == 1 else None
+        activation, source = kinds.activation(node, self.modules), _only_input(node)
+        if activation and source is not None and len(source.users) == 1 and node not in self.layers:
+            self.layers[node] = Layer("activation", "", activation=activation)
 
     def fuse_activation(self, node: fx.Node) -> None:
-        layer, user = self.layers[node], self.follower(node)
-        found = None if user is None or layer.activation else kinds.activation(user, self.modules)
-        if found:
-            layer.activation = found
+        layer, user = self.layers[node], kinds.only_user(node)
+        activation = None if user is None or layer.activation else kinds.activation(user, self.modules)
+        if activation:
+            layer.activation = activation
             self.replace(user, node)
 
     def fuse_add(self, node: fx.Node) -> None:
         """conv + other, and the ReLU behind the sum: the convolution moves to where the sum stood."""
-        layer, total = self.layers[node], self.follower(node)
+        layer, total = self.layers[node], kinds.only_user(node)
         if layer.kind != "conv" or layer.add or layer.activation or total is None:
             return
-        is_add = total.target in ADDS if total.op == "call_function" else total.target in ("add", "add_")
-        is_add = is_add and total.op in ("call_function", "call_method") and len(total.args) == 2 and not total.kwargs
-        if not is_add or not all(isinstance(arg, fx.Node) for arg in total.args) or total.args[0] is total.args[1]:
+        if not kinds.is_sum(total) or not all(isinstance(arg, fx.Node) for arg in total.args):
+            return
+        if total.args[0] is total.args[1]:
             return
         other = total.args[1] if total.args[0] is node else total.args[0]
         if (
@@ -271,9 +254,9 @@ class _Builder:
         self.replace(total, moved)
         self.graph.erase_node(node)
         del self.layers[node]
-        user = self.follower(moved)
-        if user is not None and (kinds.activation(user, self.modules) or ("",))[0] == "relu":
-            self.layers[moved].activation = ("relu", (), "")
+        user = kinds.only_user(moved)
+        if user is not None and kinds.activation(user, self.modules) == kinds.RELU:
+            self.layers[moved].activation = kinds.RELU
             self.replace(user, moved)
         self.layers[moved].in_place = self.dies_here(other, moved)
 
@@ -287,45 +270,44 @@ class _Builder:
 
     def fuse_pool(self, node: fx.Node) -> None:
         """The 2x2 maximum behind a convolution (a ReLU between them may as well follow), and what follows that."""
-        layer, pool = self.layers[node], self.follower(node)
-        plain = not layer.add and (layer.activation or ("relu",))[0] == "relu"
+        layer, pool = self.layers[node], kinds.only_user(node)
+        plain = not layer.add and layer.activation in (None, kinds.RELU)
         if pool is None or not plain or not kinds.is_pool_of_pairs(self.module(pool), shape(node)):
             return
         layer.pool = True
         node.meta["tensor_meta"] = pool.meta["tensor_meta"]
         self.replace(pool, node)
-        after = self.follower(node)
-        found = self.layers.get(after)
-        if layer.activation or found is None:
+        after = kinds.only_user(node)
+        following = self.layers.get(after)
+        if layer.activation or following is None:
             return
-        if found.kind == "affine":
-            layer.pool_norm = found.module
-        elif found.kind != "activation":
+        if following.kind == "affine":
+            layer.pool_norm = following.module
+        elif following.kind != "activation":
             return
-        layer.activation = found.activation
+        layer.activation = following.activation
         del self.layers[after]
         self.replace(after, node)
 
+    def makes_memory(self, node: fx.Node) -> bool:
+        """Whether the node's result is no view of what it reads, which it leaves as it is."""
+        return node in self.layers or isinstance(self.module(node), kinds.POOLS)
+
     def unread_until(self, node: fx.Node, place: fx.Node) -> bool:
         """Nothing between ``node`` and ``place`` may write into ``node``'s input, so that it can be computed later."""
-        order = {each: number for number, each in enumerate(self.graph.nodes)}
+        order = {each: place for place, each in enumerate(self.graph.nodes)}
         return all(
-            user in self.layers or isinstance(self.module(user), POOLS) or user.target is operator.getitem
+            self.makes_memory(user) or user.target is operator.getitem
             for user in node.args[0].users
             if order[node] < order[user] < order[place]
         )
 
     def dies_here(self, node: fx.Node, at: fx.Node) -> bool:
         """``node`` is memory of its own, no view of it exists, and nobody reads it after ``at``."""
-        if not (node in self.layers or isinstance(self.module(node), POOLS)):
-            return False
-        if at.args[0] is node:
+        if not self.makes_memory(node) or at.args[0] is node:
             return False
         order = {each: place for place, each in enumerate(self.graph.nodes)}
-        return all(
-            user is at or (order[user] < order[at] and (user in self.layers or isinstance(self.module(user), POOLS)))
-            for user in node.users
-        )
+        return all(user is at or (order[user] < order[at] and self.makes_memory(user)) for user in node.users)
 
 
 def _seen(before: int, after: int, taps: int, stride: int, padding: int, step: int) -> list[int]:
@@ -334,7 +316,7 @@ def _seen(before: int, after: int, taps: int, stride: int, padding: int, step: i
     return [t for t in range(taps) if any(0 <= place * stride - padding + t * step < before for place in places)]
 
 
-def _kept(seen: list[int], before: int, after: int, taps: int, stride: int, padding: int, step: int):
+def _trimmed(seen: list[int], before: int, after: int, taps: int, stride: int, padding: int, step: int):
     """The taps to keep and the padding for them: those that are seen, unless they need more zeros on one side."""
     first, last = seen[0], seen[-1]
     left = padding - first * step

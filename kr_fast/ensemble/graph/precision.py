@@ -34,11 +34,11 @@ def in_float32(graph: fx.Graph, layers: dict[fx.Node, Layer], modules: dict[str,
     def heavy(node: fx.Node) -> bool:
         if node in layers:
             return layers[node].kind in ("conv", "linear")
-        held = modules[node.target].parameters() if node.op == "call_module" else ()
-        return any(value.ndim > 1 for value in held)
+        weights = modules[node.target].parameters() if node.op == "call_module" else ()
+        return any(value.ndim > 1 for value in weights)
 
     front: set[fx.Node] = set()
-    kept: set[fx.Node] = set()
+    image_convs: set[fx.Node] = set()
     for node in graph.nodes:
         if not all(source in front for source in node.all_input_nodes):
             continue
@@ -46,32 +46,32 @@ def in_float32(graph: fx.Graph, layers: dict[fx.Node, Layer], modules: dict[str,
         if not heavy(node):
             front.add(node)
         elif layer and layer.kind == "conv" and modules[layer.module].in_channels <= IMAGE_CHANNELS:
-            kept.add(node)
+            image_convs.add(node)
     tail: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         if all(user in tail for user in node.users):
             last = node in layers and layers[node].kind == "linear" and not any(map(heavy, tail))
             if last or not heavy(node):
                 tail.add(node)
-    return front | kept | tail | winograd
+    return front | image_convs | tail | winograd
 
 
-def insert_casts(graph: fx.Graph, kept: set[fx.Node], dtype: torch.dtype) -> None:
-    """A cast wherever a value goes from float32 to ``dtype`` or back; casts to float32 join ``kept``."""
+def insert_casts(graph: fx.Graph, exact: set[fx.Node], dtype: torch.dtype) -> None:
+    """A cast wherever a value goes from float32, of the nodes ``exact``, to ``dtype`` or back; casts to it join."""
     for node in list(graph.nodes):
         meta = node.meta.get("tensor_meta")
         if not shape(node) or not meta.dtype.is_floating_point:
             continue
-        users = [user for user in node.users if (user in kept) != (node in kept)]
+        users = [user for user in node.users if (user in exact) != (node in exact)]
         if not users:
             continue
         with graph.inserting_after(node):
-            cast = graph.call_method("to", (node, dtype if node in kept else torch.float32))
+            cast = graph.call_method("to", (node, dtype if node in exact else torch.float32))
         cast.meta["tensor_meta"] = meta
         for user in users:
             user.replace_input_with(node, cast)
-        if node not in kept:
-            kept.add(cast)
+        if node not in exact:
+            exact.add(cast)
 
 
 def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,11 +89,11 @@ def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     last = exact[-1:].clone()
     exact[-1:] = exact.gather(0, least)
     exact.scatter_(0, least, last)
-    found, carry = torch.empty_like(exact, dtype=dtype), torch.zeros_like(exact[0])
+    result, carry = torch.empty_like(exact, dtype=dtype), torch.zeros_like(exact[0])
     for tap in range(len(exact)):
         carry += exact[tap]
-        found[tap] = carry
-        carry -= found[tap]
-    last = found[-1:].clone()
-    found[-1:] = found.gather(0, least)
-    return found.scatter_(0, least, last).T.reshape(weight.shape)
+        result[tap] = carry
+        carry -= result[tap]
+    last = result[-1:].clone()
+    result[-1:] = result.gather(0, least)
+    return result.scatter_(0, least, last).T.reshape(weight.shape)

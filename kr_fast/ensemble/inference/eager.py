@@ -9,44 +9,41 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kr_fast.ensemble.inference.checking import answer_of, is_close
-from kr_fast.ensemble.inference.program import kept
+from kr_fast.ensemble.inference.runner import ArrayOptions, PerModelRunner
+from kr_fast.ensemble.inference.verify import answer_of, is_close
 from kr_fast.ensemble.networks import answers_rule, checked, failures
 
 # Images of a chunk, where nothing else is asked for: FEWEST, but as many as keep a tensor within LARGEST bytes, or as
 # write four times as many bytes as there are weights. Loops took 1.3 to 2 times as long with 256 images as with 64
 # where a tensor had 16 MiB, and 0.6 to 0.9 times where none had 8 MiB or where there are many weights.
 FEWEST, MOST, LARGEST = 64, 256, 8 << 20
+REFERENCE_BATCH = 5000  # of the published LiRA code
 
 
-class Eager:
-    """``bind(m)(x)``: logits of model ``m`` for the chunk ``x``, as :class:`program.Program` has it.
+class Eager(PerModelRunner):
+    """``bind(m)(x)``: logits of model ``m`` for the chunk ``x`` by its own forward.
 
-    A model sees what a loop over the models would show it: a tensor of its own, with channels first in memory.
+    A model sees what a loop over the models would show it: a tensor of its own, with channels first in memory. With
+    ``bn="batch"`` BatchNorms take mean and variance of the chunk.
     """
 
-    parallel, bytes_per_image = False, 0
+    channels_first = True
 
-    def __init__(
-        self, models: Sequence[nn.Module], sample: Tensor, dtype: torch.dtype, chunk: int | None, *, batch_norm: bool
-    ):
-        """``batch_norm``: BatchNorms take mean and variance of the chunk.
-
-        Raises: UserError if the models do not run in ``dtype``.
-        """
-        self.models, self.input_dtype, self.batch_norm = models, dtype, batch_norm
-        self._chunk, self.chunk = chunk, chunk or MOST
-        held = [value for value in (*models[0].parameters(), *models[0].buffers()) if value.is_floating_point()]
-        self.casts = any(value.dtype != dtype for value in held)
-        self.weight_bytes = sum(value.numel() for value in held) * dtype.itemsize if self.casts else 0
-        self.keeps, self.together = kept(self.weight_bytes, len(models))
-        self._bound: dict[int, Callable] = {}
+    def __init__(self, models: Sequence[nn.Module], sample: Tensor, options: ArrayOptions):
+        """``sample``: two images of the models' dtype. Raises: UserError if the models do not run in the options'."""
+        dtype, self.batch_norm = options.dtype, options.bn == "batch"
+        self.input_dtype, self._chunk = dtype, options.chunk or (REFERENCE_BATCH if self.batch_norm else None)
+        self.chunk = self._chunk or MOST
+        own = [value for value in (*models[0].parameters(), *models[0].buffers()) if value.is_floating_point()]
+        self.casts = any(value.dtype != dtype for value in own)
+        weight_bytes = sum(value.numel() for value in own) * dtype.itemsize if self.casts else 0
+        self.start(models, options, sample.device, weight_bytes)
         model, x = self._model(0), sample.to(dtype)
         rule = answers_rule(x.shape) + (f" in {str(dtype).removeprefix('torch.')}" if self.casts else "")
         with failures("ModelArray", "models", rule):
             output = answer_of(model, x, self._forward)
         logits = checked("ModelArray", "models", output, x)
-        self.padded, self.most = False, FEWEST
+        self.most = FEWEST
         with contextlib.suppress(Exception):  # of a network that takes no other number of images
             self._try_more(model, x, logits)
         self.classes = logits.shape[1]
@@ -56,30 +53,27 @@ class Eager:
         with _Written() as few:
             answer_of(model, x, self._forward)
         with _Written() as more:
-            found = answer_of(model, torch.cat([x, torch.zeros_like(x)]), self._forward)
-        self.padded = not self.batch_norm and is_close(found[: len(x)], logits)
+            among_black = answer_of(model, torch.cat([x, torch.zeros_like(x)]), self._forward)
+        self.padded = not self.batch_norm and is_close(among_black[: len(x)], logits)
         largest, written = ((a - b) / len(x) for a, b in ((more.largest, few.largest), (more.bytes, few.bytes)))
         weights = sum(value.numel() * value.element_size() for value in model.parameters())
         fits = max(LARGEST / max(largest, 1), 4 * weights / max(written, 1), 1)
         self.most = min(max(2 ** int(math.log2(fits)), FEWEST), MOST)
 
-    def fit(self, images: int, free: int) -> None:
-        """Take chunks of one size for ``images`` images. What a forward needs of the memory is not known."""
+    @property
+    def recorded_chunk(self) -> int | None:
+        """The bits of an answer may follow from the chunk."""
+        return self.chunk
+
+    def fit(self, images: int) -> None:
+        """As in :class:`Runner`: chunks of one size. What a forward needs of the memory is not known."""
         if self._chunk is None and images:
             self.chunk = -(-images // -(-images // self.most))
 
-    def bind(self, m: int) -> Callable[[Tensor], Tensor]:
-        """As :meth:`program.Program.bind`; a copy of the model where it is of another dtype."""
-        if m in self._bound:
-            return self._bound[m]
+    def make(self, m: int) -> Callable[[Tensor], Tensor]:
+        """As in :class:`PerModelRunner`; a copy of the model where it is of another dtype."""
         model = self._model(m)
-
-        def run(x: Tensor) -> Tensor:
-            return self._forward(model, x.clone(memory_format=torch.contiguous_format))
-
-        if self.keeps:
-            self._bound[m] = run
-        return run
+        return lambda x: self._forward(model, x.clone(memory_format=torch.contiguous_format))
 
     def _model(self, m: int) -> nn.Module:
         return copy.deepcopy(self.models[m]).to(self.input_dtype) if self.casts else self.models[m]
@@ -107,8 +101,8 @@ class _Written(TorchDispatchMode):
     bytes = largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor) and not func.is_view:
-            size = found.numel() * found.element_size()
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not func.is_view:
+            size = result.numel() * result.element_size()
             self.bytes, self.largest = self.bytes + size, max(self.largest, size)
-        return found
+        return result

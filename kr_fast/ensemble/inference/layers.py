@@ -48,11 +48,8 @@ def packs(device_type: str, dtype: torch.dtype) -> bool:
     if device_type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     ops = torch.ops.mkldnn
-    names = (
-        "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight", "_linear_pointwise",
-        "_reorder_linear_weight",
-    )  # fmt: skip
-    if not all(hasattr(ops, name) for name in names):
+    names = "_convolution_pointwise _convolution_pointwise_ _reorder_convolution_weight _linear_pointwise"
+    if not all(hasattr(ops, name) for name in (*names.split(), "_reorder_linear_weight")):
         return False
     return dtype == torch.float32 or bool(ops._is_mkldnn_bf16_supported())
 
@@ -142,8 +139,8 @@ def _linear(weight: Tensor, bias: Tensor | None, after: Callable[[Tensor], Tenso
 
     def product(x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        found = [after(F.linear(part, weight, bias)) for part in _filled(rows, -len(rows) % ROWS).split(ROWS)]
-        return (found[0] if len(found) == 1 else torch.cat(found))[: len(rows)].view(*x.shape[:-1], len(weight))
+        parts = [after(F.linear(part, weight, bias)) for part in _filled(rows, -len(rows) % ROWS).split(ROWS)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(rows)].view(*x.shape[:-1], len(weight))
 
     return product
 
@@ -193,8 +190,8 @@ def _after(activation: Activation | None) -> Callable[[Tensor], Tensor]:
             padded.as_strided(x.shape, strides).copy_(x)
         else:
             padded = x.as_strided((count,), (1,), x.storage_offset())  # torch takes other code for other layouts, too
-        found = run(padded, scalars, algorithm)
-        return found.as_strided(x.shape, strides, found.storage_offset())
+        y = run(padded, scalars, algorithm)
+        return y.as_strided(x.shape, strides, y.storage_offset())
 
     return act
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kr_fast.data import Split
 from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.networks import made, own_words
-from kr_fast.ensemble.training.training import TrainConfig, fit
+from kr_fast.ensemble.training.recipe import TrainConfig, fit
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.storage import files
@@ -64,13 +64,9 @@ class Job:
 
     def train(self, index: int, device: torch.device) -> nn.Module:
         """Train model ``index`` on its half, and save it."""
-        model, kept = self.fresh(index).to(device), self.keep[index]
-        split = Split(self.images[kept], self.labels[kept])
-        try:
-            fit(model, split, self.config, seed=seeds.derive(self.seed, "shadow", index))
-        except UserError as error:
-            words = str(error).replace("fit:", "train_shadows:", 1)
-            raise UserError(words.replace(" in epoch", f" for model {index} in epoch")) from error
+        model, half = self.fresh(index).to(device), self.keep[index]
+        split, seed = Split(self.images[half], self.labels[half]), seeds.derive(self.seed, "shadow", index)
+        fit(model, split, self.config, seed=seed, where="train_shadows", which=f" for model {index}")
         if self.out is not None:
             files.save_tensors(self.path(index), model.state_dict())
         return model
@@ -92,9 +88,13 @@ def sent(where: str, argument: str, value: object, named: object) -> bytes:
 
 
 def train(
-    job: Trains, indices: Sequence[int], workers: int, done: Callable[[], None],
-    where: str = "train_shadows", argument: str = "make_model",
-) -> None:  # fmt: skip
+    job: Trains,
+    indices: Sequence[int],
+    workers: int,
+    done: Callable[[], None],
+    where: str = "train_shadows",
+    argument: str = "make_model",
+) -> None:
     """Train ``indices`` in ``workers`` processes; ``done`` is called after each. Models are left in their files.
 
     Raises: UserError in the words of the op ``where`` if the job cannot be sent, which it blames on ``argument``, or if
@@ -123,12 +123,8 @@ def train(
 def _start(file: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from kr_fast.ensemble.training import workers; workers.work(sys.argv[1])",
-        str(file),
-    ]
+    code = f"import sys; from {__name__} import work; work(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(file)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 

@@ -15,7 +15,7 @@ from kr_fast.ensemble.networks import ask, made
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership.inputs.pool import chosen
 from kr_fast.runtime import seeds
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 from kr_fast.runtime.storage import files
 
@@ -77,17 +77,15 @@ def overfitted(
     if path is not None and path.exists():
         load_weights(model, path, "overfitted: control")
         return model.eval()
-    try:
-        fit(
-            model,
-            Split(images[members], labels[members]),
-            overfitted_recipe(like),
-            seed=seeds.derive(seed, "control"),
-            state_path=None if path is None else path.with_suffix(".pt"),
-            description=description,
-        )
-    except UserError as error:
-        raise UserError(str(error).replace("fit:", "overfitted:", 1)) from error
+    fit(
+        model,
+        Split(images[members], labels[members]),
+        overfitted_recipe(like),
+        seed=seeds.derive(seed, "control"),
+        state_path=None if path is None else path.with_suffix(".pt"),
+        description=description,
+        where="overfitted",
+    )
     if path is not None:
         files.save_tensors(path, model.state_dict())
     return model.eval()

@@ -11,7 +11,7 @@ from torch import nn
 
 from kr_fast.data import Split
 from kr_fast.ensemble import accuracy, fit
-from kr_fast.ensemble.training.training import Steps
+from kr_fast.ensemble.training.recipe import Steps
 from kr_fast.membership.attacks.control import overfitted_recipe
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context

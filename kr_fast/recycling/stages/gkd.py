@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kr_fast.data import Augment, Split, to_float
 from kr_fast.ensemble import TrainConfig, accuracy
 from kr_fast.ensemble.networks import answer
-from kr_fast.ensemble.training.training import make_optimizer
+from kr_fast.ensemble.training.recipe import make_optimizer
 from kr_fast.ops.distillation.distillation_loss import distillation_loss
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import generator, teacher

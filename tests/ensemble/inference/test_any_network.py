@@ -67,7 +67,7 @@ def test_by_its_own_forward(name, caplog):
 def test_subclasses_are_folded():
     array = ModelArray(models_of(subclasses, 1))
     array(images_of(2))
-    (program,) = array._programs.values()
+    (program,) = array.runners.values()
     layers = [(layer.kind, layer.norm, (layer.activation or ("",))[0]) for layer in program.layers.values()]
     assert layers == [("conv", "1", "relu"), ("conv", "5", "swish"), ("linear", None, "")]
     left = [node.target for node in program.nodes if node not in program.layers and node not in program.fixed]
@@ -80,7 +80,7 @@ def test_what_follows_from_weights_alone_is_computed_once():
     models = models_of(OwnTensors, 2)
     array = ModelArray(models, chunk=2)
     array(images_of(2))
-    (program,) = array._programs.values()
+    (program,) = array.runners.values()
     steps = [node for node in program.nodes if node not in program.fixed]
     assert not [
         node for node in steps if node.target in ("std", "mean", "reshape", "repeat") and node.args[0].op != "x"
@@ -235,7 +235,7 @@ def test_assembled_networks(steps, size):
     wanted = loop(models, images)
     torchs = float((loop(models, images, torch.float32) - wanted).abs().max())  # GroupNorm of two numbers is ill-posed
     assert float((found - wanted).abs().max()) <= 20 * torchs + 2e-5 * (1 + float(wanted.abs().max()))
-    (program,) = array._programs.values()
+    (program,) = array.runners.values()
     assert type(program).__name__ == "Program"
     if size > 1 or "group norm" not in steps:  # torch's GroupNorm takes a single pixel of one image by other code
         assert torch.equal(ModelArray(models[1:], chunk=1)(images[2:]), found[1:, 2:])

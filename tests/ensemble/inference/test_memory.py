@@ -62,7 +62,7 @@ if case == "output":
 else:
     found = array.signals(data, labels, augment="flip", path=path)["phi"]
 grown = status("VmHWM") - before
-(program,) = array._programs.values()
+(program,) = array.runners.values()
 out = 0 if path else found.numel() * 4
 bound = held + program.bytes_per_image * program.chunk * threads + out
 print((held + grown) / bound, held >> 20, grown >> 20, bound >> 20)

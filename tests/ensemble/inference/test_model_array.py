@@ -12,10 +12,10 @@ from torch import nn
 
 from kr_fast.data import to_float
 from kr_fast.ensemble import ModelArray, Query
-from kr_fast.ensemble.inference import model_array
-from kr_fast.ensemble.training import parallel
+from kr_fast.ensemble.inference import parallel
 from kr_fast.models import classifier
 from kr_fast.ops.membership.membership_signals import membership_signals
+from kr_fast.runtime import memory
 from kr_fast.runtime.errors import UserError
 
 TRACED = [name for name in NETWORKS if name != "branching"]
@@ -107,7 +107,7 @@ def test_structure_is_traced(name, caplog):
         array = ModelArray(models_of(name))
         array(images_of(2))
     assert not caplog.records
-    (program,) = array._programs.values()
+    (program,) = array.runners.values()
     modules = {type(array.models[0].get_submodule(n.target)) for n in program.nodes if n.op == "call_module"}
     if name in ("resnet8", "torchvision"):
         bound = [layer for layer in program.layers.values() if layer.kind != "activation"]
@@ -189,14 +189,14 @@ def test_the_first_difference_is_named():
 def test_chunks_that_do_not_fit_are_refused_with_the_size_that_would(monkeypatch):
     array = ModelArray(models_of("resnet8"), chunk=64)
     array(images_of(64))
-    monkeypatch.setattr(model_array, "free_memory", lambda device: 8 << 20)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 8 << 20)
     with pytest.raises(UserError, match=r"chunk must be at most \d+ for the 8 MiB that are free, got 64"):
         array(images_of(640))
 
 
 def test_results_that_do_not_fit_are_refused(monkeypatch):
     array, images, labels = ModelArray(models_of("resnet8")), images_of(3000), torch.zeros(3000, dtype=torch.int64)
-    monkeypatch.setattr(model_array, "free_memory", lambda device: 100_000)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 100_000)
     with pytest.raises(UserError, match=r"images must number at most 2500 for their logits to fit in .* got 3000"):
         array(images)
     with pytest.raises(UserError, match="path must be given for 0 MiB of signals with 0 MiB free, got None"):

@@ -42,7 +42,7 @@ def test_weights_that_need_no_rounding_stay():
 def program_of(model, size=16):
     array = ModelArray([model.eval()], dtype=torch.bfloat16)
     array(torch.zeros(2, size, size, 3, dtype=torch.uint8))
-    return next(iter(array._programs.values()))
+    return next(iter(array.runners.values()))
 
 
 def mixed():

@@ -9,11 +9,12 @@ from cuda_on_host import in_use
 from small_networks import BasicBlock, exact_logits, images_of, models_of
 from torch import nn
 
-from kr_fast.backends import cuda, registry
+from kr_fast.backends import registry
+from kr_fast.backends.cuda import batched as cuda
 from kr_fast.ensemble import ModelArray
-from kr_fast.ensemble.inference import choosing, model_array
-from kr_fast.ensemble.inference.choosing import Plan
-from kr_fast.ensemble.inference.residual_blocks import BoundBlock
+from kr_fast.ensemble.inference import autotune, build
+from kr_fast.ensemble.inference.autotune import Tile
+from kr_fast.ensemble.inference.residual_blocks import BatchedResidualBlock
 from kr_fast.ops.membership.membership_signals import membership_signals
 from kr_fast.runtime.errors import UserError
 
@@ -28,7 +29,7 @@ FOUND = {
 
 @pytest.fixture(autouse=True)
 def batched(monkeypatch):
-    monkeypatch.setattr(model_array, "BATCHED", ("cpu",))
+    monkeypatch.setattr(build, "BATCHED_DEVICES", ("cpu",))
 
 
 def array_of(name, count=2, **more):
@@ -36,7 +37,7 @@ def array_of(name, count=2, **more):
 
 
 def program_of(array):
-    return next(iter(array._programs.values())).program
+    return next(iter(array.runners.values())).program
 
 
 def as_blocks(array, images):
@@ -76,7 +77,7 @@ def test_by_the_cuda_kernel(name, host_cuda):
     images = images_of(3)
     want = array_of(name, dtype=torch.float16)(images)
     array, calls = as_blocks(array_of(name, dtype=torch.float16), images), []
-    kernel = cuda.batched.model_residual_block
+    kernel = cuda.model_residual_block
 
     def by_cuda(*arguments):
         calls.append(arguments)
@@ -135,40 +136,37 @@ def test_the_faster_is_taken_and_recorded(wins, monkeypatch, tmp_path):
 
     def clock(run, device):
         run()
-        return (2.9 if wins else 3.1) if "whole" in run.__code__.co_freevars else 1.0
+        return (2.9 if wins else 3.1) if "block" in run.__code__.co_freevars else 1.0
 
-    monkeypatch.setattr(model_array, "choose", functools.partial(choosing.choose, timer=clock))
-    monkeypatch.setattr(model_array, "plans", lambda *_: [Plan(2, 4)])
+    monkeypatch.setattr(build, "choose", functools.partial(autotune.choose, timer=clock))
+    monkeypatch.setattr(build, "tiles", lambda *_: [Tile(2, 4)])
     images, labels = images_of(6), torch.arange(6) % 5
     array = ModelArray(models_of("wide", 2))
     first = array.signals(images, labels, path=tmp_path)["phi"].clone()
-    layers = next(iter(array._programs.values())).record["layers"]
+    layers = next(iter(array.runners.values())).record["layers"]
     taken = {name for name, kernel in layers.items() if kernel == "block"}
     assert taken == ({"blocks.1.bn1", "blocks.1.conv1", "blocks.1.conv2"} if wins else set())
-    again = array_of("wide")  # which would not choose it
-    again._chunk = None
+    again = ModelArray(models_of("wide", 2), kernels="own")  # which would not choose it
     assert torch.equal(again.signals(images, labels, path=tmp_path)["phi"], first)
-    assert next(iter(again._programs.values())).record["layers"] == layers
+    assert next(iter(again.runners.values())).record["layers"] == layers
 
 
-def failing(self, block, x):
+def failing(self, group, x):
     raise RuntimeError("CUDA launch failed: invalid argument")
 
 
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda self, block, x: torch.zeros_like(x), "these kernels give other logits and are not used"),
+        (lambda self, group, x: torch.zeros_like(x), "these kernels give other logits and are not used"),
         (failing, "layers.0.conv1 + layers.0.conv2 runs by its layers' kernels: CUDA launch failed: invalid argument"),
     ],
     ids=["wrong", "failing"],
 )
 def test_a_kernel_that_does_not_work_is_not_used(run, message, monkeypatch, caplog):
     """What was chosen by its speed is checked; models are batched all the same."""
-    monkeypatch.setattr(BoundBlock, "run", run)
-    monkeypatch.setattr(
-        model_array, "choose", functools.partial(choosing.choose, timer=lambda run, _: run() is None or 1.0)
-    )
+    monkeypatch.setattr(BatchedResidualBlock, "run", run)
+    monkeypatch.setattr(build, "choose", functools.partial(autotune.choose, timer=lambda run, _: run() is None or 1.0))
     models, images = models_of("torchvision", 2), images_of(4)
     array = ModelArray(models)
     with caplog.at_level(logging.WARNING, "kr_fast"):
@@ -182,6 +180,6 @@ def test_a_recorded_kernel_that_does_not_work_is_refused(monkeypatch, tmp_path):
     images, labels = images_of(4), torch.arange(4) % 5
     array = as_blocks(array_of("torchvision"), images)
     array.signals(images, labels, path=tmp_path)
-    monkeypatch.setattr(BoundBlock, "run", lambda self, block, x: torch.zeros_like(x))
+    monkeypatch.setattr(BatchedResidualBlock, "run", lambda self, group, x: torch.zeros_like(x))
     with pytest.raises(UserError, match=r"kernels must give the answers that the record's gave, got .*conv2.*block"):
         array_of("torchvision").signals(images, labels, augment="flip", path=tmp_path)

@@ -67,7 +67,7 @@ def answers(model, **options):
     want = exact_logits([model], images)
     array = ModelArray([model], **options)
     found = array(images)
-    (program,) = array._programs.values()
+    (program,) = array.runners.values()
     assert float((found.double() - want).abs().max()) <= 2e-5 * (1 + float(want.abs().max()))
     return program
 

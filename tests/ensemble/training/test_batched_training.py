@@ -15,9 +15,10 @@ from torch import nn
 
 from kr_fast.data import Augment
 from kr_fast.ensemble import TrainConfig, train_shadows
-from kr_fast.ensemble.training import batched
+from kr_fast.ensemble.training import trainer
 from kr_fast.ensemble.training.workers import Job
 from kr_fast.models import classifier
+from kr_fast.runtime import memory
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
 
@@ -126,7 +127,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("size", [4, 1, 3])
-def test_resumes_after_a_kill_with_other_blocks(tmp_path, monkeypatch, size):
+def test_resumes_after_a_kill_with_other_groups(tmp_path, monkeypatch, size):
     whole = states(shadows(resnet, num_models=4, batched=True))
     save = files.save_state
 
@@ -140,7 +141,7 @@ def test_resumes_after_a_kill_with_other_blocks(tmp_path, monkeypatch, size):
     assert [path.name for path in tmp_path.glob("training*")] == ["training-000.pt"]
     monkeypatch.undo()
     epochs = []
-    monkeypatch.setattr(batched.Block, "epoch", counted(batched.Block.epoch, epochs))
+    monkeypatch.setattr(trainer.GroupTrainer, "epoch", counted(trainer.GroupTrainer.epoch, epochs))
     found = shadows(resnet, num_models=4, batched=size, out=tmp_path, save_every=3)
     assert same(states(found), whole)
     assert [model for epoch, model in sorted(epochs) if epoch < 3] == [2, 3] * 3  # the first two had three epochs
@@ -152,14 +153,14 @@ def test_resumes_after_a_kill_with_other_blocks(tmp_path, monkeypatch, size):
 
 
 def counted(epoch, calls):
-    def count(block, number):
-        calls.extend((number, index) for index in block.indices)
-        epoch(block, number)
+    def count(group, number):
+        calls.extend((number, index) for index in group.indices)
+        epoch(group, number)
 
     return count
 
 
-def test_models_of_finished_blocks_are_kept(tmp_path, monkeypatch):
+def test_models_of_finished_groups_are_kept(tmp_path, monkeypatch):
     save, calls = files.save_tensors, []
 
     def fill_up(path, *rest):
@@ -220,7 +221,7 @@ def test_models_of_different_architecture():
 @pytest.mark.parametrize("batched_", [False, True])
 def test_bfloat16_is_refused_where_models_train_in_float32(batched_, monkeypatch):
     """Not at once, and with dropout, which cannot be: on a GPU, which is the only device that takes bfloat16."""
-    monkeypatch.setattr("kr_fast.ensemble.shadows.compute_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr("kr_fast.ensemble.training.trainer.compute_dtype", lambda *_: torch.bfloat16)
     with pytest.raises(UserError, match="precision must be 'float32' where models are trained one after the other"):
         shadows(with_dropout, batched=batched_, precision="bfloat16")
 
@@ -241,40 +242,40 @@ def test_options(options, words):
         shadows(**options)
 
 
-def test_workers_and_blocks_exclude_each_other(tmp_path):
+def test_workers_and_groups_exclude_each_other(tmp_path):
     with pytest.raises(UserError, match="train_shadows: workers must be 1 where models are trained at once, got 2"):
         shadows(batched=True, workers=2, out=tmp_path)
 
 
-def test_a_block_that_does_not_fit(monkeypatch):
+def test_a_group_that_does_not_fit(monkeypatch):
     job = Job(make_small, *data(), torch.ones(2, 61, dtype=torch.bool), CONFIG, 0, None)
-    each = batched.memory(batched.graph_of(job), job, torch.float32)
-    monkeypatch.setattr(batched, "free_memory", lambda device: int((2.5 * each + 61 * 64) / batched.SHARE))
+    each = trainer.memory_of_model(job, trainer.graph_of(job), torch.float32)
+    monkeypatch.setattr(memory, "free_memory", lambda device: int((2.5 * each + 61 * 64) / trainer.SHARE))
     with pytest.raises(UserError, match="train_shadows: batched must be at most 2 for the 0 MiB that are free, got 3"):
         shadows(batched=3)
     assert same(states(shadows(batched=True)), states(shadows(batched=2)))
-    monkeypatch.setattr(batched, "free_memory", lambda device: int((0.5 * each + 61 * 64) / batched.SHARE))
+    monkeypatch.setattr(memory, "free_memory", lambda device: int((0.5 * each + 61 * 64) / trainer.SHARE))
     with pytest.raises(UserError, match="train_shadows: batch_size must be at most about 4 for the 0 MiB"):
         shadows(batched=True)
 
 
-def test_the_estimate_of_memory_is_what_a_block_takes():
+def test_the_estimate_of_memory_is_what_a_group_takes():
     """Bytes that autograd keeps of a step, counted, for one more model."""
     make = functools.partial(classifier, "resnet8", num_classes=3, in_channels=3)
     config = TrainConfig(epochs=1, batch_size=8)
     job = Job(make, *data(20, 32, 3), torch.ones(2, 20, dtype=torch.bool), config, 0, None)
-    graph = batched.graph_of(job)
-    block = batched.Block(job, [0], graph, torch.float32, torch.device("cpu"))
+    graph = trainer.graph_of(job)
+    group = trainer.GroupTrainer(job, [0], trainer.Setup(graph, torch.float32, torch.device("cpu")))
     kept = {}
 
     def pack(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    block.begin(block.draw(0))
+    group.begin(group.draw(0))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        block.step()
-    assert 1 < batched.memory(graph, job, torch.float32) / sum(kept.values()) < 2
+        group.step()
+    assert 1 < trainer.memory_of_model(job, graph, torch.float32) / sum(kept.values()) < 2
 
 
 def test_another_precision_is_another_recipe(tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 from kr_fast.backends import registry
 from kr_fast.data import Augment
 from kr_fast.ensemble import TrainConfig, train_shadows
-from kr_fast.ensemble.training import batched
+from kr_fast.ensemble.training import trainer
 from kr_fast.ensemble.training.workers import Job
 from kr_fast.models import classifier
 
@@ -62,12 +62,12 @@ class TestOnAGpu:
         return Job(resnet, *data(80, 16), keep, self.config, 9, None)
 
     def trained(self, job, indices, dtype, captured=True):
-        block = batched.Block(job, indices, batched.graph_of(job), dtype, torch.device("cuda"))
-        block.run = None if captured else block.step
+        group = trainer.GroupTrainer(job, indices, trainer.Setup(trainer.graph_of(job), dtype, torch.device("cuda")))
+        group.run = None if captured else group.step
         for epoch in range(self.config.epochs):
-            block.begin(block.draw(epoch))
-            block.epoch(epoch)
-        return [block.model(m).state_dict() for m in range(len(indices))]
+            group.begin(group.draw(epoch))
+            group.epoch(epoch)
+        return [group.model(m).state_dict() for m in range(len(indices))]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_the_captured_step_is_the_step_and_company_changes_nothing(self, dtype):

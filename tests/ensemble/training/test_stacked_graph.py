@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from small_networks import Airbench, Branching, TorchvisionResNet, WideResNet, efficientnet, normed
 from torch import nn
 
-from kr_fast.ensemble.graph.lowering import Unsupported
-from kr_fast.ensemble.training.stack import Stack
-from kr_fast.ensemble.training.stacked import StackedGraph
-from kr_fast.ensemble.training.stacked_check import check
-from kr_fast.ensemble.training.stacked_ops import unstacked
+from kr_fast.ensemble.graph.trace import Unsupported
+from kr_fast.ensemble.training.layer_ops import unstacked
+from kr_fast.ensemble.training.stacked_graph import StackedGraph
+from kr_fast.ensemble.training.state import TrainingState
+from kr_fast.ensemble.training.verify import check
 from kr_fast.models import classifier
 
 NETWORKS = {
@@ -31,7 +31,7 @@ def check_of(make, side=32):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_in_float64(name):
-    """Logits, gradients and running statistics of one step against the module's own: see stacked_check."""
+    """Logits, gradients and running statistics of one step against the module's own: see training/verify.py."""
     check_of(NETWORKS[name])
 
 
@@ -41,15 +41,15 @@ def test_bfloat16_products_of_float32_weights(name):
     torch.manual_seed(0)
     model = (NETWORKS | {"odd": Odd})[name]().train()
     graph, x = StackedGraph(model), torch.randn(2, 8, 3, 32, 32)
-    stack = Stack([model, model], graph, torch.device("cpu"), 0.0)
+    state = TrainingState([model, model], graph, torch.device("cpu"), 0.0)
 
     def stacks(dtype):
-        logits, seen = graph(stack.held, x.to(dtype))
+        logits, seen = graph(state.tensors, x.to(dtype))
         assert logits.dtype == dtype
         assert all(mean.dtype == torch.float32 for mean, _, _ in seen)
-        grads = torch.autograd.grad(logits.float().square().sum(), stack.leaves())
+        grads = torch.autograd.grad(logits.float().square().sum(), state.leaves())
         assert all(grad.dtype == torch.float32 for grad in grads)
-        names = zip(stack.names, grads, strict=True)
+        names = zip(state.names, grads, strict=True)
         return logits[0], [unstacked(grad, name in graph.channels_last)[0] for name, grad in names]
 
     def torchs(enabled):

@@ -11,7 +11,7 @@ from torch import nn
 import kr_fast
 from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, Shadows, TrainConfig, train_shadows
-from kr_fast.ensemble.training.training import fit
+from kr_fast.ensemble.training.recipe import fit
 from kr_fast.membership import CATALOG, Auxiliary, Choices, Target, lira, overfitted
 
 COUNT = 160

@@ -1,5 +1,6 @@
-"""What two images show of a program: whether it gives the answers of its models' own forward."""
+"""Whether a program gives the answers of its models' own forward, as far as two images show."""
 
+import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,17 +9,46 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.ensemble.graph.architecture import dense
-from kr_fast.ensemble.graph.tracing import Unsupported
+from kr_fast.ensemble.graph.trace import Unsupported
+from kr_fast.ensemble.inference.queries import Query
 from kr_fast.ensemble.networks import answers_rule, checked, failures
 
 EXACT = (torch.float32, torch.float64)
 
 
-def shown(images: Tensor) -> Tensor:
+def probe_images(images: Tensor) -> Tensor:
     """Two images like ``images`` uint8 ``[N, H, W, C]``: the first one, and noise, for that one may be of one color."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (2, *images.shape[1:]), dtype=torch.uint8, generator=generator).to(images.device)
     return torch.cat([images[:1], noise])[:2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Two images, and what the models say to them.
+
+    ``images``: uint8 ``[2, H, W, C]``; ``query``: the view of them; ``sample``: it as models of ``dtype`` see it;
+    ``expected``: model 0's own logits.
+    """
+
+    models: Sequence[nn.Module]
+    images: Tensor
+    query: Query
+    sample: Tensor
+    expected: Tensor
+
+    def check(self, answer: Callable[[int], Tensor], dtype: torch.dtype) -> None:
+        """``answer(m)``, logits of model m by a program in ``dtype`` for these images or the first of them, against
+        the model's own. What a forward takes from elsewhere than its parameters and buffers may differ between models.
+
+        Raises: Unsupported.
+        """
+        for m, model in enumerate(self.models):
+            result = answer(m)
+            expected = self.expected if m == 0 else answer_of(model, self.sample)
+            tolerance = (1e-3, 1e-5) if dtype in EXACT else (0.1, 0.1)
+            if not is_close(result, expected[: len(result)], *tolerance):
+                raise Unsupported("its trace does not give its answers" + (f" for model {m}" if m else ""))
 
 
 def answer_of(model: nn.Module, x: Tensor, forward: Callable[..., Any] = operator.call) -> Any:
@@ -38,7 +68,7 @@ def own_answer(model: nn.Module, x: Tensor) -> tuple[Tensor, str | None]:
 
 def _observed(model: nn.Module, x: Tensor, forward: Callable[..., Any]) -> tuple[Any, str | None]:
     given, why = x.clone(memory_format=torch.contiguous_format), None
-    held = [
+    buffers = [
         (f"{path}.{name}".lstrip("."), part._buffers, name, value, value.clone())
         for path, part in model.named_modules()
         if not isinstance(part, torch.jit.ScriptModule)
@@ -48,7 +78,7 @@ def _observed(model: nn.Module, x: Tensor, forward: Callable[..., Any]) -> tuple
     try:
         output = forward(model, given)
     finally:
-        for full, table, name, value, before in held:
+        for full, table, name, value, before in buffers:
             if table.get(name) is not value or not torch.equal(dense(value), dense(before)):
                 why = f"its forward changes {full}"
                 value.copy_(before)
@@ -56,28 +86,8 @@ def _observed(model: nn.Module, x: Tensor, forward: Callable[..., Any]) -> tuple
     return output, why if torch.equal(given, x) else "its forward writes into its input"
 
 
-def is_close(found: Tensor, wanted: Tensor, room: float = 1e-3, least: float = 1e-5) -> bool:
-    """To ``room`` of the largest and ``least``; the same infinities and NaN."""
-    found, wanted = found.double(), wanted.double()
-    room = least + room * float(wanted.nan_to_num(0, 0, 0).abs().max())
-    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=0, atol=room, equal_nan=True)
-
-
-def check_close(found: Tensor, wanted: Tensor, dtype: torch.dtype, m: int) -> None:
-    """Logits of model ``m`` by a program in ``dtype`` and by its own forward. Raises: Unsupported."""
-    room = {"room": 1e-3, "least": 1e-5} if dtype in EXACT else {"room": 0.1, "least": 0.1}
-    if not is_close(found, wanted, **room):
-        raise Unsupported("its trace does not give its answers" + (f" for model {m}" if m else ""))
-
-
-def check_all(
-    models: Sequence[nn.Module], answer: Callable[[int], Tensor], x: Tensor, wanted: Tensor, dtype: torch.dtype
-) -> None:
-    """``answer(m)``, logits of a program for the images ``x``, against every model's own; those of model 0 are
-    ``wanted``. What a forward takes from elsewhere than its parameters and buffers may differ between models.
-
-    Raises: Unsupported.
-    """
-    for m, model in enumerate(models):
-        found = answer(m)
-        check_close(found, wanted[: len(found)] if m == 0 else answer_of(model, x)[: len(found)], dtype, m)
+def is_close(result: Tensor, expected: Tensor, relative: float = 1e-3, absolute: float = 1e-5) -> bool:
+    """To ``relative`` of the largest and ``absolute``; the same infinities and NaN."""
+    result, expected = result.double(), expected.double()
+    tolerance = absolute + relative * float(expected.nan_to_num(0, 0, 0).abs().max())
+    return result.shape == expected.shape and torch.allclose(result, expected, rtol=0, atol=tolerance, equal_nan=True)

@@ -102,7 +102,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.constants: dict[str, Tensor] = {}
         self.names = {id(value): name for name, value in (*model.named_parameters(), *model.named_buffers())}
-        self.kept: list[Tensor] = []  # what is named by its id has to live on
+        self.alive: list[Tensor] = []  # what is named by its id has to live on
         self.buffers, self.weights = buffers, {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -132,10 +132,10 @@ class _Tracer(fx.Tracer):
         if not isinstance(a, Tensor):
             return super().create_arg(a)
         if id(a) not in self.names:
-            found = self.tensor_attrs.get(a)  # an attribute that is no buffer
-            self.names[id(a)] = found or f"{CONSTANT}{len(self.constants)}"
-            self.kept.append(a)
-            if not found:
+            name = self.tensor_attrs.get(a)  # an attribute that is no buffer
+            self.names[id(a)] = name or f"{CONSTANT}{len(self.constants)}"
+            self.alive.append(a)
+            if not name:
                 self.constants[self.names[id(a)]] = a.detach()
         return self.create_node("get_attr", self.names[id(a)], (), {})
 

@@ -1,43 +1,52 @@
-"""Shadow models trained many at once: one step for all models of a block, each on its own batch of the common pool.
+"""Shadow models trained many at once: one step for all models of a group, each on its own batch of the common pool.
 
 The recipe and the random draws are those of :func:`kr_fast.ensemble.fit`. Images stay uint8 on the device;
 a step gathers each model's batch by index arithmetic and is the same sequence of kernels every time, so that on a GPU
 it is captured once in a CUDA graph. (A compiler that fuses the step as it likes would choose by the number of models,
-and a model's bits would follow its company.)
+and a model's bits would follow from the others.)
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kr_fast.data import AugmentParams, augmented
-from kr_fast.ensemble.graph import architecture
-from kr_fast.ensemble.graph.tracing import Unsupported
-from kr_fast.ensemble.training.stack import Saved, Stack
-from kr_fast.ensemble.training.stacked import StackedGraph
-from kr_fast.ensemble.training.stacked_check import check
-from kr_fast.ensemble.training.training import Steps, TrainConfig, epoch_draws, make_optimizer
+from kr_fast.ensemble.graph.architecture import Comparison
+from kr_fast.ensemble.graph.trace import Unsupported
+from kr_fast.ensemble.training.recipe import Steps, TrainConfig, epoch_draws, make_optimizer
+from kr_fast.ensemble.training.stacked_graph import StackedGraph
+from kr_fast.ensemble.training.state import ModelState, TrainingState
+from kr_fast.ensemble.training.verify import check
 from kr_fast.ensemble.training.workers import Job
-from kr_fast.runtime import seeds
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime import memory, seeds
+from kr_fast.runtime.cuda_graph import capture
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
-from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.storage import files
 
-SHARE = 0.8  # of the free memory that a block may take
+SHARE = 0.8  # of the free memory that a group may take
 PROBE = 4  # images on which a trace is checked
+
+
+class Setup(NamedTuple):
+    """What a group's step runs: the models' forward, in ``dtype``, on ``device``."""
+
+    graph: StackedGraph
+    dtype: torch.dtype
+    device: torch.device
 
 
 def graph_of(job: Job) -> StackedGraph:
     """The models' forward for stacks, checked against the first model's own. Raises: Unsupported."""
     model = job.fresh(0)
-    held = [*model.parameters(), *model.buffers()]
-    if any(value.is_floating_point() and value.dtype != torch.float32 for value in held):
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(value.is_floating_point() and value.dtype != torch.float32 for value in tensors):
         raise Unsupported("its weights are not float32")
     if not any(value.requires_grad for value in model.parameters()):
         raise Unsupported("it has nothing to train")
@@ -61,7 +70,7 @@ def compute_dtype(precision: str | None, device: torch.device) -> torch.dtype:
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """The schedules of a block: model m takes ``steps[m]`` steps an epoch, of a recipe's ``batch`` images."""
+    """The schedules of a group: model m takes ``steps[m]`` steps an epoch, of a recipe's ``batch`` images."""
 
     batch: int
     steps: list[int]
@@ -88,25 +97,24 @@ def _schedule(config: TrainConfig, per_epoch: int) -> tuple[Tensor, Tensor]:
     """What the recipe's own scheduler does to learning rate and momentum."""
     count = config.epochs * per_epoch
     optimizer, schedule = make_optimizer(nn.Linear(1, 1, device="meta"), config, count)  # which draws no weights
-    found = []
+    steps = []
     for _ in range(count):
-        found.append([optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]])
+        steps.append([optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]])
         optimizer.step()
         schedule.step()
-    return tuple(torch.tensor(found, dtype=torch.float64).float().T)
+    return tuple(torch.tensor(steps, dtype=torch.float64).float().T)
 
 
-class Block:
-    """Models ``indices`` of a job, in training on one device."""
+class GroupTrainer:
+    """Models ``indices`` of a job, in training at once."""
 
-    def __init__(self, job: Job, indices: Sequence[int], graph: StackedGraph, dtype: torch.dtype, device: torch.device):
-        self.job, self.indices, self.graph, self.dtype, self.device = job, list(indices), graph, dtype, device
-        models = [job.fresh(index) for index in indices]
-        _check_same(models, self.indices)
-        self.template = models[0]
-        self.stack = Stack(models, graph, device, job.config.weight_decay)
-        self.kept = [job.keep[index].nonzero()[:, 0] for index in indices]
-        self.schedules = Schedules.of(job.config, [len(each) for each in self.kept])
+    def __init__(self, job: Job, indices: Sequence[int], setup: Setup):
+        self.job, self.indices, (self.graph, self.dtype, self.device) = job, list(indices), setup
+        models, device = [job.fresh(index) for index in indices], setup.device
+        Comparison("train_shadows", f" (of the models {self.indices})").models(models)
+        self.state = TrainingState(models, setup.graph, device, job.config.weight_decay)
+        self.halves = [job.keep[index].nonzero()[:, 0] for index in indices]
+        self.schedules = Schedules.of(job.config, [len(each) for each in self.halves])
         self.seeds = [seeds.derive(job.seed, "shadow", index) for index in indices]
         self.images, self.labels = job.images.to(device), job.labels.to(device)
         self.clock = torch.zeros(1, dtype=torch.int64, device=device)
@@ -118,16 +126,16 @@ class Block:
         """Everything random of one epoch and its schedule, ``[steps + 1, M, ...]``, on the CPU."""
         config, size, most = self.job.config, tuple(self.job.images.shape[1:3]), max(self.schedules.steps)
         orders, draws = [], []
-        for kept, seed, steps in zip(self.kept, self.seeds, self.schedules.steps, strict=True):
-            order, draw = epoch_draws(config, len(kept), size, seed, epoch)
+        for half, seed, steps in zip(self.halves, self.seeds, self.schedules.steps, strict=True):
+            order, draw = epoch_draws(config, len(half), size, seed, epoch)
             rows = torch.arange((most + 1) * self.schedules.batch)
-            rows[steps * self.schedules.batch :] = 0  # seen by a model that stands still
-            orders.append(kept[order[rows]])
+            rows[steps * self.schedules.batch :] = 0  # of a model that is through
+            orders.append(half[order[rows]])
             draws.append(draw[rows])
-        found = dataclasses.asdict(AugmentParams.stack(draws)) | {"order": torch.stack(orders)}
+        drawn = dataclasses.asdict(AugmentParams.stack(draws)) | {"order": torch.stack(orders)}
         tables = {
             name: value.unflatten(1, (most + 1, self.schedules.batch)).transpose(0, 1).contiguous()
-            for name, value in found.items()
+            for name, value in drawn.items()
             if value is not None
         }
         tables["rate"], tables["momentum"] = self.schedules.table(epoch)
@@ -152,14 +160,12 @@ class Block:
         )
         index = row["order"].flatten()
         x = augmented(self.images, index, draws).to(self.dtype).unflatten(0, (models, batch))
-        logits, seen = self.graph(self.stack.held, x)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(), self.labels[index], reduction="none",
-            label_smoothing=self.job.config.label_smoothing,
-        )  # fmt: skip
+        logits, seen = self.graph(self.state.tensors, x)
+        options = {"reduction": "none", "label_smoothing": self.job.config.label_smoothing}
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), self.labels[index], **options)
         losses = losses.view(models, batch).mean(1)
-        grads = torch.autograd.grad(losses.sum(), self.stack.leaves())
-        self.stack.update(grads, seen, row["rate"], row["momentum"])
+        grads = torch.autograd.grad(losses.sum(), self.state.leaves())
+        self.state.update(grads, seen, row["rate"], row["momentum"])
         self.loss += torch.where(row["rate"] == 0, 0, losses.detach())
         self.clock += 1
 
@@ -174,144 +180,128 @@ class Block:
             self.run()
         for index, loss, steps in zip(self.indices, self.loss.tolist(), self.schedules.steps, strict=True):
             if not loss / steps < float("inf"):
-                raise UserError(
-                    f"train_shadows: loss must be finite, got {loss / steps} for model {index} in epoch {number}"
-                )
+                fail("train_shadows", "loss", "be finite", f"{loss / steps} for model {index} in epoch {number}")
 
     def captured(self) -> Callable[[], None]:
         """The step as a CUDA graph. Rehearsals take the tables' last row, which moves no model."""
-        start, idle = torch.zeros_like(self.clock), torch.full_like(self.clock, max(self.schedules.steps))
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self.clock.copy_(idle)
-                self.step()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        torch.cuda.empty_cache()  # the graph allocates from a pool of its own
-        self.clock.copy_(idle)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            self.step()
-        self.clock.copy_(start)
-        return captured.replay
+        last = max(self.schedules.steps)
+        graph = capture(self.step, prepare=lambda: self.clock.fill_(last), compact=True)
+        self.clock.zero_()
+        return graph.replay
 
     def model(self, m: int) -> nn.Module:
-        """Model ``m`` of the block as a module in eval mode, after all epochs."""
+        """Model ``m`` of the group as a module in eval mode, after all epochs."""
         model = self.job.fresh(self.indices[m]).to(self.device)
-        self.stack.store(m, model, self.job.config.epochs * self.schedules.steps[m])
+        self.state.store(m, model, self.job.config.epochs * self.schedules.steps[m])
         return model.eval()
 
     def save(self, epoch: int) -> None:
-        """Where the block stands, in a file of its own."""
-        states = {str(index): self.stack.saved(m, epoch) for m, index in enumerate(self.indices)}
-        files.save_state(self.job.out / f"training-{self.indices[0]:03d}.pt", states)
+        """Where the group stands, in a file of its own."""
+        states = {str(index): self.state.saved(m, epoch) for m, index in enumerate(self.indices)}
+        files.save_state(self.state_file, states)
+
+    @property
+    def state_file(self) -> Path:
+        """Of the group, by its first model."""
+        return self.job.out / f"training-{self.indices[0]:03d}.pt"
 
 
-def _check_same(models: Sequence[nn.Module], indices: Sequence[int]) -> None:
-    try:
-        architecture.check_same(models)
-    except UserError as error:
-        words = str(error).replace("ModelArray", "train_shadows", 1)
-        raise UserError(f"{words} (of the models {list(indices)})") from None
-
-
-def memory(graph: StackedGraph, job: Job, dtype: torch.dtype) -> int:
-    """Bytes that one more model of a block takes, from what autograd keeps of a small batch."""
-    stack = Stack([job.fresh(0)], graph, torch.device("cpu"), 0.0)
-    kept: dict[int, int] = {}
+def memory_of_model(job: Job, graph: StackedGraph, dtype: torch.dtype) -> int:
+    """Bytes that one more model of a group takes, from what autograd keeps of a small batch."""
+    state = TrainingState([job.fresh(0)], graph, torch.device("cpu"), 0.0)
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point() and not tensor.is_leaf:
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     index = torch.arange(min(PROBE, len(job.labels)))
     x = augmented(job.images, index, AugmentParams())[None]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        graph(stack.held, x)
+        graph(state.tensors, x)
     half = dtype.itemsize / 4
     batch = job.config.batch_size / len(index)
     # Activations and, on the way back, the gradients of some; the input as bytes, float32 and in the dtype;
     # weights, velocities, gradients in two places and partial sums of these.
-    activations = 1.3 * half * batch * sum(kept.values()) + batch * x.numel() * (5 + 4 * half)
+    activations = 1.3 * half * batch * sum(saved.values()) + batch * x.numel() * (5 + 4 * half)
     draws = 2 * int(job.keep.sum(1).max()) * (8 + 1 + 40)
-    return int(activations + 24 * stack.weight.numel() + draws)
+    return int(activations + 24 * state.weight.numel() + draws)
 
 
-def block_size(job: Job, graph: StackedGraph, dtype: torch.dtype, device: torch.device, wanted: int | None) -> int:
-    """Models of a block: ``wanted``, or as many as fit. Raises: UserError with the size that would fit."""
-    each = memory(graph, job, dtype)
-    free = free_memory(device)
+def group_size(job: Job, setup: Setup, requested: int | None) -> int:
+    """Models of a group: ``requested``, or as many as fit. Raises: UserError with the size that would fit."""
+    each, free = memory_of_model(job, setup.graph, setup.dtype), memory.free_memory(setup.device)
     fits = int((SHARE * free - job.images.numel()) // each)
     if fits < 1:
         most = int(job.config.batch_size * (SHARE * free - job.images.numel()) // each)
         rule = f"be at most about {max(most, 1)} for the {free >> 20} MiB that are free"
         fail("train_shadows", "batch_size", rule, job.config.batch_size)
-    if wanted is not None and wanted > fits:
-        fail("train_shadows", "batched", f"be at most {fits} for the {free >> 20} MiB that are free", wanted)
-    return wanted or fits
+    if requested is not None and requested > fits:
+        fail("train_shadows", "batched", f"be at most {fits} for the {free >> 20} MiB that are free", requested)
+    return requested or fits
 
 
-def unfinished(job: Job, indices: Sequence[int]) -> dict[int, Saved]:
-    """What blocks that were cut off have left of the models ``indices``, wherever the blocks' borders were."""
-    found: dict[int, Saved] = {}
-    if job.out is None:
-        return found
-    for path in state_files(job.out):
-        with files.continuing(path) as states:
-            for index, state in (states or {}).items():
-                saved = Saved(**state)
-                if int(index) in indices and saved.epoch > found.get(int(index), Saved(0, {}, {}, {})).epoch:
-                    found[int(index)] = saved
-    return found
+def unfinished(job: Job, indices: Sequence[int]) -> dict[int, ModelState]:
+    """What groups that were cut off have left of the models ``indices``, whichever models they held."""
+    states: dict[int, ModelState] = {}
+    for path in state_files(job.out) if job.out is not None else ():
+        with files.continuing(path) as saved:
+            for key, values in (saved or {}).items():
+                index, state = int(key), ModelState(**values)
+                if index in indices and state.epoch > (states[index].epoch if index in states else 0):
+                    states[index] = state
+    return states
 
 
 def state_files(out: Path) -> list[Path]:
-    """Files of :meth:`Block.save` in ``out``, and no others whose names begin like theirs."""
+    """Files of :meth:`GroupTrainer.save` in ``out``, and no others whose names begin like theirs."""
     return sorted(path for path in out.glob("training-*.pt") if path.stem.removeprefix("training-").isdigit())
 
 
 def train(
-    job: Job, indices: Sequence[int], graph: StackedGraph, dtype: torch.dtype, device: torch.device, size: int,
-    save_every: int, done: Callable[[int], None],
-) -> Iterator[tuple[int, nn.Module]]:  # fmt: skip
-    """(index, model) of each of ``indices``, in blocks of at most ``size``; ``done`` is told of epochs of a model.
+    job: Job, indices: Sequence[int], setup: Setup, size: int, save_every: int, done: Callable[[int], None]
+) -> Iterator[tuple[int, nn.Module]]:
+    """(index, model) of each of ``indices``, in groups of at most ``size``; ``done(n)`` after n epochs of a model.
 
-    Models are saved to ``job.out`` as a block ends, and every ``save_every`` epochs where the block stands.
+    Models are saved to ``job.out`` as a group ends, and every ``save_every`` epochs where the group stands.
     """
     saved = unfinished(job, indices)
-    groups: dict[int, list[int]] = {}
+    by_epoch: dict[int, list[int]] = {}
     for index in indices:
-        groups.setdefault(saved[index].epoch if index in saved else 0, []).append(index)
-    for first, group in sorted(groups.items(), reverse=True):
+        by_epoch.setdefault(saved[index].epoch if index in saved else 0, []).append(index)
+    for first, group in sorted(by_epoch.items(), reverse=True):
         for start in range(0, len(group), size):
-            yield from _train(job, group[start : start + size], saved, first, graph, dtype, device, save_every, done)
+            trainer = GroupTrainer(job, group[start : start + size], setup)
+            yield from _train(trainer, saved, first, save_every, done)
 
 
-def _train(job, indices, saved, first, graph, dtype, device, save_every, done) -> Iterator[tuple[int, nn.Module]]:
-    block, epochs = Block(job, indices, graph, dtype, device), job.config.epochs
+def _train(
+    trainer: GroupTrainer, saved: dict[int, ModelState], first: int, save_every: int, done: Callable[[int], None]
+) -> Iterator[tuple[int, nn.Module]]:
+    """From epoch ``first`` on, where ``saved`` has what came before."""
+    job, indices, epochs = trainer.job, trainer.indices, trainer.job.config.epochs
     for m, index in enumerate(indices):
         if index in saved:
-            block.stack.restore(m, saved[index])
+            trainer.state.restore(m, saved[index])
     done(first * len(indices))
     with ThreadPoolExecutor(1) as ahead:  # the next epoch is drawn while this one runs
-        tables = ahead.submit(block.draw, first) if first < epochs else None
+        tables = ahead.submit(trainer.draw, first) if first < epochs else None
         for epoch in range(first, epochs):
-            block.begin(tables.result())
-            tables = ahead.submit(block.draw, epoch + 1) if epoch + 1 < epochs else None
-            block.epoch(epoch)
+            trainer.begin(tables.result())
+            tables = ahead.submit(trainer.draw, epoch + 1) if epoch + 1 < epochs else None
+            trainer.epoch(epoch)
             done(len(indices))
             if job.out is not None and (epoch + 1) % save_every == 0 and epoch + 1 < epochs:
-                block.save(epoch + 1)
+                trainer.save(epoch + 1)
     for m, index in enumerate(indices):
-        model = block.model(m)
+        model = trainer.model(m)
         if job.out is not None:
             files.save_tensors(job.path(index), model.state_dict())
         yield index, model
     if job.out is not None:
-        (job.out / f"training-{indices[0]:03d}.pt").unlink(missing_ok=True)
+        trainer.state_file.unlink(missing_ok=True)
 
 
 def supported(job: Job) -> StackedGraph | None:

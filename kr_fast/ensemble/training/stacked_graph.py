@@ -16,33 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap
 
-from kr_fast.ensemble.graph.lowering import pixel_step
-from kr_fast.ensemble.graph.tracing import Unsupported, keeps_forward, torch_kind, trace
-from kr_fast.ensemble.training.stacked_ops import group_norm, layer_norm, linear, pixel_mean
+from kr_fast.ensemble.graph import kinds
+from kr_fast.ensemble.graph.dataflow import dead_after
+from kr_fast.ensemble.graph.trace import Unsupported, keeps_forward, torch_kind, trace
+from kr_fast.ensemble.training.layer_ops import group_norm, layer_norm, linear, pixel_mean
 from kr_fast.ops.batched.model_batch_norm import model_batch_norm
 from kr_fast.ops.batched.model_conv2d import model_conv2d
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 RANDOM = (nn.modules.dropout._DropoutNd,)
-ELEMENTWISE = (
-    nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.Hardtanh,
-    nn.ELU, nn.CELU, nn.Mish, nn.Softplus,
-)  # fmt: skip
-UNARY = {
-    F.relu, F.relu6, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.softplus, torch.relu,
-    torch.sigmoid, torch.tanh, operator.neg, "relu", "sigmoid", "tanh", "float", "contiguous",
-}  # fmt: skip
-BINARY = {
-    operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div,
-    "add", "sub", "mul", "div",
-}  # fmt: skip
-IN_PLACE = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}  # fmt: skip
-RELUS = (F.relu, torch.relu, "relu")
-ADDS = (operator.add, torch.add, "add")
+ELEMENTWISE = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
+ELEMENTWISE += (nn.LeakyReLU, nn.Hardtanh, nn.ELU, nn.CELU, nn.Mish, nn.Softplus)
+UNARY = {F.relu, F.relu6, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu, F.mish, F.softplus}
+UNARY |= {torch.relu, torch.sigmoid, torch.tanh, operator.neg, "relu", "sigmoid", "tanh", "float", "contiguous"}
+IN_PLACE = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv")}
+BINARY = {*IN_PLACE.values(), torch.add, torch.sub, torch.mul, torch.div, "add", "sub", "mul", "div"}
 
 
 class StackedGraph:
@@ -73,7 +61,7 @@ class StackedGraph:
         self.steps = [(node, self._bind(node)) for node in self.nodes if node not in self.skipped]
         if len(set(self.norms)) != len(self.norms):
             raise Unsupported("a BatchNorm is called twice")
-        self.frees = self._frees()
+        self.dead = dead_after([node for node, _ in self.steps], self.output, self._reads)
 
     def __call__(self, weights: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor, int]]]:
         """``x``: ``[M, N, C, H, W]``. The second result is (mean ``[M, C]``, biased variance, numbers a channel)."""
@@ -81,8 +69,8 @@ class StackedGraph:
         state = _Call(weights, x, values, [])
         for node, run in self.steps:
             values[node] = run(state)
-            for dead in self.frees[node]:
-                values.pop(dead, None)
+            for each in self.dead[node]:
+                values.pop(each, None)
         return values[self.output], state.seen
 
     def part(self, node: fx.Node) -> nn.Module | None:
@@ -117,14 +105,14 @@ class StackedGraph:
             if not keeps_forward(self.part(node), nn.BatchNorm2d):
                 continue
             last, residual, relu = node, None, False
-            user = _only_user(last)
-            if user is not None and user.target in ADDS and len(user.args) == 2 and not user.kwargs:
+            user = kinds.only_user(last)
+            if user is not None and kinds.is_sum(user):
                 other = user.args[1] if user.args[0] is node else user.args[0]
                 taken = user in fused or user in self.skipped
                 if isinstance(other, fx.Node) and other is not node and not taken:
                     last, residual = user, other
-            user = _only_user(last)
-            if user is not None and self._is_relu(user):
+            user = kinds.only_user(last)
+            if user is not None and kinds.activation(user, self.parts) == kinds.RELU:
                 last, relu = user, True
             if last is not node:
                 fused[last] = (node, residual, relu)
@@ -132,24 +120,6 @@ class StackedGraph:
                 if residual is not None and relu:
                     self.skipped.add(last.args[0])
         return fused
-
-    def _is_relu(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return keeps_forward(self.part(node), nn.ReLU)
-        return node.target in RELUS and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
-
-    def _frees(self) -> dict[fx.Node, list[fx.Node]]:
-        """After each step, the values that no later one reads."""
-        last: dict[fx.Node, fx.Node] = {}
-        for node, _ in self.steps:
-            last[node] = node
-            for source in self._reads(node):
-                last[source] = node
-        last.pop(self.output, None)
-        frees: dict[fx.Node, list[fx.Node]] = {node: [] for node, _ in self.steps}
-        for source, node in last.items():
-            frees[node].append(source)
-        return frees
 
     def _reads(self, node: fx.Node) -> list[fx.Node]:
         if node in self.jumps:
@@ -188,7 +158,7 @@ class StackedGraph:
             return lambda call: part(call.values[source])
         if kind is nn.AdaptiveAvgPool2d and part.output_size in (1, (1, 1)):
             return lambda call: pixel_mean(call.values[source], True)
-        if kind in POOLS and not getattr(part, "return_indices", False):
+        if kind in kinds.POOLS and not getattr(part, "return_indices", False):
             return lambda call: part(call.values[source].flatten(0, 1)).unflatten(0, call.x.shape[:2])
         if kind is nn.Flatten and (part.start_dim, part.end_dim) == (1, -1):
             return lambda call: call.values[source].flatten(2)
@@ -217,7 +187,7 @@ class StackedGraph:
             raise Unsupported(f"{node.target} pads by {part.padding_mode}")
         self.channels_last.add(f"{node.target}.weight")
         name, source, stride = node.target, node.args[0], part.stride
-        step = pixel_step(source) if tuple(padding) == (0, 0) and part.kernel_size == (1, 1) else None
+        step = kinds.pixel_step(source) if tuple(padding) == (0, 0) and part.kernel_size == (1, 1) else None
         if step:  # a 1x1 convolution of every other pixel is a strided one
             source = self.jumps[node] = source.args[0]
             stride = (stride[0] * step[0], stride[1] * step[1])
@@ -241,10 +211,8 @@ class StackedGraph:
             x = x[:, :, None, None] if flat else x.movedim(2, -1).contiguous()
             apart = other is not None and (other.shape != call.values[source].shape or other.dtype != x.dtype)
             inside = None if other is None or apart else other.movedim(2, -1).contiguous()
-            y, mean, var = model_batch_norm(
-                x.contiguous(), call.own(name, "weight"), call.own(name, "bias"), inside, relu=relu and not apart,
-                eps=part.eps,
-            )  # fmt: skip
+            affine, options = (call.own(name, "weight"), call.own(name, "bias")), {"eps": part.eps}
+            y, mean, var = model_batch_norm(x.contiguous(), *affine, inside, relu=relu and not apart, **options)
             call.seen.append((mean, var, x.shape[1:4].numel()))
             y = y[:, :, 0, 0] if flat else y.movedim(-1, 2)
             if apart:
@@ -258,13 +226,13 @@ class StackedGraph:
 
         def run(call: _Call) -> Any:
             tensors, rebuild = call.arguments(node)
-            held = [call.weight(f"{node.target}.{name}", call.x.dtype) for name in names]
+            weights = [call.weight(f"{node.target}.{name}", call.x.dtype) for name in names]
 
             def one(own: list[Tensor], given: list[Tensor]) -> Any:
                 args, kwargs = rebuild(given)
                 return functional_call(part, dict(zip(names, own, strict=True)), args, kwargs)
 
-            return vmap(one)(held, tensors)
+            return vmap(one)(weights, tensors)
 
         return run
 
@@ -291,10 +259,6 @@ class _Call:
             return fx.map_arg((node.args, node.kwargs), lambda each: own.get(each, self.values[each]))
 
         return [self.values[each] for each in nodes], rebuild
-
-
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _function(node: fx.Node) -> Callable[[_Call], Any]:
@@ -328,7 +292,5 @@ def _call(function: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 def _pixels_only(args: tuple, kwargs: Mapping) -> bool:
-    where = args[0] if args else kwargs.get("dim")
-    return isinstance(where, tuple | list) and sorted(i % 4 for i in where) == [2, 3] and set(kwargs) <= {
-        "dim", "keepdim"
-    }  # fmt: skip
+    dims, known = args[0] if args else kwargs.get("dim"), set(kwargs) <= {"dim", "keepdim"}
+    return known and isinstance(dims, tuple | list) and sorted(i % 4 for i in dims) == [2, 3]

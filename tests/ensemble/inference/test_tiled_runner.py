@@ -1,4 +1,4 @@
-"""The GPU's program of ModelArray, run on the CPU by its reference kernels: numbers, bits, choices, refusals.
+"""The GPU's runner of ModelArray, run on the CPU by its reference kernels: numbers, bits, choices, refusals.
 
 The same calls run on a GPU, where a step is captured; what needs one is marked.
 """
@@ -14,10 +14,12 @@ from torch import nn
 
 from kr_fast.backends import registry
 from kr_fast.ensemble import ModelArray, Query
-from kr_fast.ensemble.inference import choosing, model_array, sweep
-from kr_fast.ensemble.inference.choosing import Plan
-from kr_fast.ensemble.inference.sweep import Sweep
+from kr_fast.ensemble.inference import autotune, build, tiled_runner
+from kr_fast.ensemble.inference.autotune import Tile
+from kr_fast.ensemble.inference.runner import SignalRequest
+from kr_fast.ensemble.inference.tiled_runner import TiledRunner
 from kr_fast.ops.membership.membership_signals import membership_signals
+from kr_fast.runtime import memory
 from kr_fast.runtime.errors import UserError
 
 BATCHED = [name for name in NETWORKS if name != "branching"]
@@ -25,7 +27,7 @@ BATCHED = [name for name in NETWORKS if name != "branching"]
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
-    monkeypatch.setattr(model_array, "BATCHED", ("cpu", "cuda"))
+    monkeypatch.setattr(build, "BATCHED_DEVICES", ("cpu", "cuda"))
     return request.param
 
 
@@ -40,10 +42,10 @@ def phi_of(logits, labels):
     return torch.stack([membership_signals(z, labels)["phi"].double() for z in logits.float()])
 
 
-def program_of(array):
-    (program,) = array._programs.values()
-    assert isinstance(program, Sweep)
-    return program
+def runner_of(array):
+    (runner,) = array.runners.values()
+    assert isinstance(runner, TiledRunner)
+    return runner
 
 
 @pytest.mark.parametrize("kernel", ["own", "loop"])
@@ -54,8 +56,8 @@ def test_logits_and_phi_are_those_of_float64(name, kernel, device):
     array = ModelArray(models, kernels="own", chunk=4)  # a whole chunk and a tail
     if kernel == "loop":
         array(images)
-        layers = program_of(array).program.kernels
-        for node, bound in program_of(array).program.bound.items():
+        layers = runner_of(array).program.kernels
+        for node, bound in runner_of(array).program.bound.items():
             names = bound.kernels(node.args[0].op == "placeholder")
             layers[bound.layer.module] = names[-1]
         assert "loop" in layers.values()
@@ -86,27 +88,28 @@ def test_bits_do_not_follow_company(name, device):
     assert torch.equal(alone[:, :, 0], plain[:, :7, 2])
 
 
-def test_blocks_of_models(device, monkeypatch):
-    """A block of two of five models: three blocks, the last of one."""
+def test_groups_of_models(device, monkeypatch):
+    """Groups of two of five models: three of them, the last of one."""
     models, images, labels = placed("resnet8", 5, device), images_of(11), torch.arange(11) % 5
     want = ModelArray(models, kernels="own", chunk=8).signals(images, labels)["phi"]
-    monkeypatch.setattr(model_array, "plans", lambda *_: [Plan(2, 8)])
+    monkeypatch.setattr(build, "tiles", lambda *_: [Tile(2, 8)])
     array, seen = ModelArray(models, kernels="own"), []
     found = array.signals(images, labels, want=("phi", "correct"))
-    assert [block.stop - block.start for block in program_of(array).blocks] == [2, 2, 1]
+    assert [group.stop - group.start for group in runner_of(array).groups] == [2, 2, 1]
     assert torch.equal(found["phi"], want)
-    program_of(array).signals(images, labels, (Query(),), ("phi",), range(11), found, seen.append)
-    assert seen == [2, 2, 2, 2, 1, 1]  # models, told once a block and chunk
+    request = SignalRequest(images, labels, (Query(),), ("phi",))
+    runner_of(array).signals(request, range(11), found, seen.append)
+    assert seen == [2, 2, 2, 2, 1, 1]  # models, once for each group and chunk
 
 
-def test_queries_are_index_arithmetic(device):
+def test_queries_are_index_arithmetic(device, monkeypatch):
     models, images, labels = placed("resnet8", 2, device), images_of(6), torch.arange(6) % 5
     array = ModelArray(models, kernels="own", chunk=6, normalize=((0.5, 0.4, 0.3), 0.25))
     found = array.signals(images, labels, augment="lira")["phi"]
-    model_array.BATCHED = ()
+    monkeypatch.setattr(build, "BATCHED_DEVICES", ())
     want = ModelArray(models, chunk=6, normalize=((0.5, 0.4, 0.3), 0.25)).signals(images, labels, augment="lira")["phi"]
     assert torch.allclose(found, want, atol=1e-4)
-    model_array.BATCHED = ("cpu", "cuda")
+    monkeypatch.setattr(build, "BATCHED_DEVICES", ("cpu", "cuda"))
     cut = ModelArray(models, kernels="own", chunk=6).signals(
         images, labels, augment=[Query(size=(28, 24), down=-1, right=2)]
     )
@@ -141,7 +144,7 @@ def test_what_has_no_kernel_runs_model_by_model(device, caplog):
         got = array(images).cpu().double()
     assert float((got - want).abs().max()) <= 1e-5 * (1 + float(want.abs().max()))
     assert [r.getMessage() for r in caplog.records if "model by model: GroupNorm" in r.getMessage()]
-    assert program_of(array).record["layers"]["grouped"] == "loop"
+    assert runner_of(array).record["layers"]["grouped"] == "loop"
 
 
 class Gated(nn.Module):
@@ -179,7 +182,7 @@ def test_a_weight_of_as_many_rows_as_images_is_no_image(make, models, chunk, dev
     want = exact_logits(made, images)
     array = ModelArray([model.to(device) for model in made], kernels="own", chunk=chunk)
     got = array(images).cpu().double()
-    assert program_of(array).plan.images == chunk
+    assert runner_of(array).tile.images == chunk
     assert float((got - want).abs().max()) <= 1e-5 * (1 + float(want.abs().max()))
 
 
@@ -197,7 +200,7 @@ def test_what_mixes_models_is_noticed(device, caplog):
     with caplog.at_level(logging.WARNING, "kr_fast"):
         array = ModelArray([Fixed(), Fixed()], kernels="own", chunk=2)
         array(images_of(2))
-    assert not isinstance(next(iter(array._programs.values())), Sweep)
+    assert not isinstance(next(iter(array.runners.values())), TiledRunner)
     assert "models run one after the other: its trace does not give its answers" in caplog.text
 
 
@@ -217,11 +220,11 @@ def test_the_fastest_is_taken_and_recorded(device, monkeypatch):
         seen.append(run())
         return 1 / len(seen)  # whatever comes later is faster
 
-    monkeypatch.setattr(model_array, "choose", functools.partial(choosing.choose, timer=clock))
-    monkeypatch.setattr(model_array, "plans", lambda *_: [Plan(3, 2), Plan(1, 6)])
+    monkeypatch.setattr(build, "choose", functools.partial(autotune.choose, timer=clock))
+    monkeypatch.setattr(build, "tiles", lambda *_: [Tile(3, 2), Tile(1, 6)])
     array = ModelArray(models)
     got = array(images)
-    record = program_of(array).record
+    record = runner_of(array).record
     assert (record["models"], record["images"]) == (1, 6)
     assert record["layers"]["0"] == "loop"
     assert record["layers"]["12"].startswith("own:")  # a linear layer has no loop
@@ -235,14 +238,14 @@ def test_a_resumed_run_takes_the_recorded_kernels(device, monkeypatch, tmp_path)
     def choose(program, candidates, images, view):
         program.kernels = {layer: "loop" for layer in program.kernels if layer != "head"} | {"head": "own:0"}
         chosen.update(program.kernels)
-        return Plan(2, 4)
+        return Tile(2, 4)
 
-    monkeypatch.setattr(model_array, "choose", choose)
+    monkeypatch.setattr(build, "choose", choose)
     first = ModelArray(models).signals(images, labels, path=tmp_path)["phi"].clone()
-    monkeypatch.setattr(model_array, "choose", None)
+    monkeypatch.setattr(build, "choose", None)
     array = ModelArray(models, kernels="own")  # whose own choice would be another
     assert torch.equal(array.signals(images, labels, path=tmp_path)["phi"], first)
-    assert program_of(array).record == {"models": 2, "images": 4, "layers": chosen}
+    assert runner_of(array).record == {"models": 2, "images": 4, "layers": chosen}
 
 
 def test_a_resumed_run_takes_the_recorded_chunk(device, tmp_path):
@@ -253,18 +256,18 @@ def test_a_resumed_run_takes_the_recorded_chunk(device, tmp_path):
     ModelArray(models, kernels="own", chunk=4).signals(images, labels, path=tmp_path)
 
 
-def test_pieces_without_files(device, monkeypatch):
-    """Without ``path`` too, images go to the device piece by piece."""
+def test_images_go_to_the_device_in_parts(device, monkeypatch):
+    """Without ``path`` too."""
     models, images, labels = placed("resnet8", 2, device), images_of(11), torch.arange(11) % 5
     want = ModelArray(models, kernels="own", chunk=4).signals(images, labels, augment="flip")["phi"]
-    monkeypatch.setattr(sweep, "PIECE", 4)
-    seen, signals = [], Sweep.signals
+    monkeypatch.setattr(tiled_runner, "IMAGES_AT_ONCE", 4)
+    seen, signals = [], TiledRunner.signals
 
-    def spy(self, images, labels, queries, want, rows, out, done):
+    def spy(self, request, rows, out, done):
         seen.append(rows)
-        signals(self, images, labels, queries, want, rows, out, done)
+        signals(self, request, rows, out, done)
 
-    monkeypatch.setattr(Sweep, "signals", spy)
+    monkeypatch.setattr(TiledRunner, "signals", spy)
     found = ModelArray(models, kernels="own", chunk=4).signals(images, labels, augment="flip")["phi"]
     assert seen == [range(0, 4), range(4, 8), range(8, 11)]
     assert torch.equal(found, want)
@@ -272,28 +275,28 @@ def test_pieces_without_files(device, monkeypatch):
 
 def test_steps_that_fit(device, monkeypatch):
     array = ModelArray(placed("resnet8", 3, device), kernels="own", chunk=64)
-    monkeypatch.setattr(model_array, "free_memory", lambda device: 8 << 20)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 8 << 20)
     with pytest.raises(UserError, match=r"chunk must be at most \d+ for the 8 MiB that are free, got 64"):
         array(images_of(64))
     allowed = ModelArray(placed("resnet8", 3, device), kernels="own")
     allowed(images_of(3))
-    program, plan = program_of(allowed).program, program_of(allowed).plan
-    assert plan.models * plan.images * program.bytes_per_image <= 8 << 20
+    program, tile = runner_of(allowed).program, runner_of(allowed).tile
+    assert tile.models * tile.images * program.bytes_per_image <= 8 << 20
 
 
 @pytest.mark.parametrize("count", [1, 3, 64])
 @pytest.mark.parametrize("widest", [1 << 12, 64 << 10, 1 << 20, 100 << 20])
-def test_plans_stay_in_the_cache(count, widest, monkeypatch):
+def test_tiles_stay_in_the_cache(count, widest, monkeypatch):
     class Program:
         device, bytes_per_image = torch.device("cpu"), 2 * widest
 
     Program.widest = widest
-    found = choosing.plans(Program, count, None, 80 << 30)
+    found = autotune.tiles(Program, count, None, 80 << 30)
     resident, alone = found[0], found[-1]
     assert resident.models <= count
-    assert resident.models * resident.images * widest <= choosing.CACHE or resident == Plan(1, 1)
+    assert resident.models * resident.images * widest <= autotune.CACHE or resident == Tile(1, 1)
     assert alone.models == 1
-    assert all(plan.models >= 1 and plan.images >= 1 for plan in found)
+    assert all(tile.models >= 1 and tile.images >= 1 for tile in found)
 
 
 def test_logits_that_are_not_finite_are_refused(device):
@@ -315,9 +318,8 @@ def test_captured_and_measured_steps_on_a_gpu(name, dtype, caplog):
     want = phi_of(exact_logits(models_of(name, 3), images), labels)
     own = ModelArray(models, dtype=dtype, kernels="own", chunk=16)
     captured = own.signals(images, labels)["phi"]
-    assert program_of(own).capture, "a step was not captured"
-    program_of(own).capture = False
-    program_of(own)._steps.clear()
+    assert runner_of(own).capture, "a step was not captured"
+    runner_of(own).set_capture(False)
     assert torch.equal(own.signals(images, labels)["phi"], captured)
     wider = ModelArray(models, dtype=dtype, kernels="own", chunk=40).signals(images, labels)["phi"]
     if name != "normed":
@@ -331,10 +333,10 @@ def test_captured_and_measured_steps_on_a_gpu(name, dtype, caplog):
 @pytest.mark.interpreter
 @pytest.mark.parametrize(("name", "dtype"), [("resnet8", torch.float32), ("efficientnet", torch.float16)], ids=str)
 def test_triton_kernels_in_the_interpreter(name, dtype, monkeypatch):
-    """Whole networks through the Triton kernels: float64's numbers, and the same bits in other chunks and blocks."""
+    """Whole networks through the Triton kernels: float64's numbers, and the same bits in other chunks and groups."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs TRITON_INTERPRET=1")
-    monkeypatch.setattr(model_array, "BATCHED", ("cpu",))
+    monkeypatch.setattr(build, "BATCHED_DEVICES", ("cpu",))
     models, images, labels = models_of(name, 2), images_of(3, 8), torch.arange(3) % 5
     want = phi_of(exact_logits(models, images), labels)
     arrays = [

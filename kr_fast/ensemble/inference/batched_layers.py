@@ -1,9 +1,9 @@
-"""A layer recipe bound to the weights of all models at once: what a GPU runs for a block of them.
+"""A layer recipe bound to the weights of all models at once: what a GPU runs for a group of them.
 
 Values are ``[G * B, C, H, W]``, channels last: G models of B images, model after model, so what treats images alike
 runs on all models as on a larger batch. A convolution has several kernels: "own:i" (tile shape i of
 ``ops.model_conv2d``) for all models in one launch, and "loop", a convolution of the library for each model and one
-fused pass for what follows it. ``choosing.py`` measures which is used.
+fused pass for what follows it. ``autotune.py`` measures which is used.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from kr_fast.ops.batched.model_conv2d import View, configs, kind, model_conv2d
 LAST = torch.channels_last
 
 
-class Pixels:
+class ImageBatch:
     """A chunk of uint8 images ``[B, H, W, C]`` and how models see it; turned into numbers by the first layer."""
 
     def __init__(self, images: Tensor, view: View):
@@ -30,12 +30,12 @@ class Pixels:
         x = self.images[:, self.view.rows.long()[:, None], self.view.columns.long()]
         return (x * self.view.scale + self.view.shift).to(dtype).permute(0, 3, 1, 2)
 
-    def spread(self, models: int, dtype: torch.dtype) -> Tensor:
+    def repeated(self, models: int, dtype: torch.dtype) -> Tensor:
         """``[models * B, C, h, w]``: a copy for each model, for a layer that cannot share them."""
         return self.numbers(dtype).repeat(models, 1, 1, 1).contiguous(memory_format=LAST)
 
 
-class BoundLayer:
+class BatchedLayer:
     """Layer ``layer`` with the weights of all ``models``, folded in float64, in ``dtype``."""
 
     def __init__(self, layer: Layer, models: Sequence[nn.Module], dtype: torch.dtype, spatial: bool):
@@ -58,9 +58,8 @@ class BoundLayer:
         self.options = {"groups": self.weight.shape[1] if layer.kind == "affine" else 1}
         if layer.kind == "conv":
             part = models[0].get_submodule(layer.module)
-            self.options = {
-                "stride": layer.stride, "padding": layer.padding, "dilation": part.dilation, "groups": part.groups
-            }  # fmt: skip
+            geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": part.dilation}
+            self.options = {**geometry, "groups": part.groups}
         groups = self.options["groups"]
         self.kind = kind(groups, self.weight.shape[4] * groups)
 
@@ -71,13 +70,13 @@ class BoundLayer:
             return loop
         return [f"own:{i}" for i in range(configs(self.weight, self.options["groups"], shared))] + loop
 
-    def run(self, block: slice, kernel: str, x: Tensor | Pixels, other: Tensor | None = None) -> Tensor:
-        """The layer of the models of ``block`` by ``kernel``; ``other`` is the residual."""
+    def run(self, group: slice, kernel: str, x: Tensor | ImageBatch, other: Tensor | None = None) -> Tensor:
+        """The layer of the models of ``group`` by ``kernel``; ``other`` is the residual."""
         if kernel == "loop":
-            return self._loop(block, x, other)
-        weight, bias = self.weight[block], part(self.bias, block)
+            return self._loop(group, x, other)
+        weight, bias = self.weight[group], of_group(self.bias, group)
         options = dict(self.options, activation=self.layer.activation, config=int(kernel.split(":")[1]))
-        if isinstance(x, Pixels):
+        if isinstance(x, ImageBatch):
             return merged(model_conv2d(x.images[None], weight, bias, view=x.view, **options))
         models = len(weight)
         if self.spatial:
@@ -86,10 +85,10 @@ class BoundLayer:
         flat = x.reshape(models, -1, 1, 1, x.shape[-1])
         return model_conv2d(flat, weight, bias, **options).view(*x.shape[:-1], weight.shape[1])
 
-    def _loop(self, block: slice, x: Tensor | Pixels, other: Tensor | None) -> Tensor:
-        weight, bias = self.weight[block].permute(0, 1, 4, 2, 3), part(self.bias, block)
+    def _loop(self, group: slice, x: Tensor | ImageBatch, other: Tensor | None) -> Tensor:
+        weight, bias = self.weight[group].permute(0, 1, 4, 2, 3), of_group(self.bias, group)
         models, layer, options = len(weight), self.layer, self.options
-        if isinstance(x, Pixels):
+        if isinstance(x, ImageBatch):
             parts = [x.numbers(self.dtype)] * models
         else:
             parts = x.chunk(models) if models > 1 else [x]
@@ -107,9 +106,9 @@ class BoundLayer:
         return merged(model_conv2d(y, ones, bias, residual, groups=channels, activation=layer.activation))
 
 
-def part(value: Tensor | None, block: slice) -> Tensor | None:
-    """What is of the models of ``block``, if there is a value."""
-    return None if value is None else value[block]
+def of_group(value: Tensor | None, group: slice) -> Tensor | None:
+    """What is of the models of ``group``, if there is a value."""
+    return None if value is None else value[group]
 
 
 def split(x: Tensor, models: int) -> Tensor:

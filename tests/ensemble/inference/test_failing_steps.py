@@ -9,22 +9,23 @@ from small_networks import exact_logits, images_of, models_of
 from torch import nn
 
 from kr_fast.ensemble import ModelArray
-from kr_fast.ensemble.inference import choosing, model_array, sweep
-from kr_fast.ensemble.inference.choosing import Plan
-from kr_fast.ensemble.inference.sweep import Sweep
+from kr_fast.ensemble.inference import autotune, build
+from kr_fast.ensemble.inference.autotune import Tile
+from kr_fast.ensemble.inference.tiled_runner import TiledRunner
+from kr_fast.runtime import cuda_graph
 from kr_fast.runtime.errors import UserError
 
 
-def only_program(array):
-    (program,) = array._programs.values()
-    return program
+def only_runner(array):
+    (runner,) = array.runners.values()
+    return runner
 
 
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_capture_does_not_forget_what_was_not_finite(broken, monkeypatch):
-    """Every block's step is captured, by two rehearsals, before images of any are judged."""
-    monkeypatch.setattr(model_array, "BATCHED", ("cpu",))
-    monkeypatch.setattr(model_array, "plans", lambda *_: [Plan(1, 8)])
+    """Every group's step is captured, by two rehearsals, before images of any are judged."""
+    monkeypatch.setattr(build, "BATCHED_DEVICES", ("cpu",))
+    monkeypatch.setattr(build, "tiles", lambda *_: [Tile(1, 8)])
     models, images, labels = models_of("resnet8", 2), images_of(5), torch.arange(5) % 5
     with torch.no_grad():
         models[broken].head.weight.fill_(3e38)
@@ -37,9 +38,8 @@ def test_a_capture_does_not_forget_what_was_not_finite(broken, monkeypatch):
             run()
             self.replay = run
 
-    monkeypatch.setattr(sweep, "captured", Captured)
-    only_program(array).capture = True
-    only_program(array)._steps.clear()
+    monkeypatch.setattr(cuda_graph, "capture", Captured)
+    only_runner(array).set_capture(True)
     with pytest.raises(UserError, match="models must give logits without NaN"):
         array.signals(images, labels)
 
@@ -47,12 +47,12 @@ def test_a_capture_does_not_forget_what_was_not_finite(broken, monkeypatch):
 @pytest.mark.parametrize("kind", ["not captured", "broken"])
 def test_steps_that_cannot_be_captured_or_run(kind, monkeypatch, caplog):
     """The first are timed by their launches, and of the second the log says why models run one after the other."""
-    monkeypatch.setattr(model_array, "BATCHED", ("cpu",))
-    monkeypatch.setattr(model_array, "plans", lambda *_: [Plan(2, 4)])
-    monkeypatch.setattr(choosing, "REPEATS", 1)
+    monkeypatch.setattr(build, "BATCHED_DEVICES", ("cpu",))
+    monkeypatch.setattr(build, "tiles", lambda *_: [Tile(2, 4)])
+    monkeypatch.setattr(autotune, "REPEATS", 1)
     models, images = models_of("resnet8", 2), images_of(5)
 
-    def captured(run, pool=None):
+    def capture(run, pool=None):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     class Event:
@@ -65,17 +65,16 @@ def test_steps_that_cannot_be_captured_or_run(kind, monkeypatch, caplog):
     def clock(run, device):
         if kind == "broken":
             raise RuntimeError("no such kernel\nand a trace")
-        return choosing.seconds(run, torch.device("cuda"))
+        return autotune.seconds(run, torch.device("cuda"))
 
-    monkeypatch.setattr(choosing, "captured", captured)
+    monkeypatch.setattr(cuda_graph, "capture", capture)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(model_array, "choose", functools.partial(choosing.choose, timer=clock))
+    monkeypatch.setattr(build, "choose", functools.partial(autotune.choose, timer=clock))
     array = ModelArray(models)
     with caplog.at_level(logging.WARNING, "kr_fast"):
         got = array(images)
     assert torch.allclose(got.double(), exact_logits(models, images), atol=1e-4)
-    (program,) = array._programs.values()
-    assert isinstance(program, Sweep) == (kind == "not captured")
+    assert isinstance(only_runner(array), TiledRunner) == (kind == "not captured")
     assert ("one after the other: a step of 2 models" in caplog.text) == (kind == "broken")
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.ensemble.training.stacked import StackedGraph
-from kr_fast.ensemble.training.stacked_ops import stacked, unstacked
+from kr_fast.ensemble.training.layer_ops import stacked, unstacked
+from kr_fast.ensemble.training.stacked_graph import StackedGraph
 from kr_fast.ops.batched.model_batch_norm import update_running
 from kr_fast.ops.batched.model_sgd import model_sgd
 
 
 @dataclasses.dataclass
-class Saved:
+class ModelState:
     """Where one model stood after ``epoch`` epochs."""
 
     epoch: int
@@ -23,7 +23,7 @@ class Saved:
     buffers: dict[str, Tensor]
 
 
-class Stack:
+class TrainingState:
     """Models of one architecture, side by side on ``device``: parameter after parameter, each ``[M, ...]``, float32."""
 
     def __init__(self, models: Sequence[nn.Module], graph: StackedGraph, device: torch.device, decay: float):
@@ -36,15 +36,15 @@ class Stack:
         self.decays = [decay if value.ndim > 1 else 0.0 for _, value in trained]
         self.weight = torch.empty(self.count * sum(self.sizes), dtype=dtype, device=device)
         self.velocity, self.grad = torch.zeros_like(self.weight), torch.empty_like(self.weight)
-        self.held: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
         states = [dict((*model.named_parameters(), *model.named_buffers())) for model in models]
         running = {f"{name}.{what}" for name in graph.norms for what in ("running_mean", "running_var")}
         for name, value in states[0].items():
             if name not in self.names and name not in running:
-                self.held[name] = self._stacked([state[name] for state in states], name).to(device)
+                self.tensors[name] = self._stacked([state[name] for state in states], name).to(device)
             elif name in self.names:
                 like = stacked(value.detach()[None], name in graph.channels_last)
-                self.held[name] = self._view(self.weight, name, like.shape[1:]).detach().requires_grad_()
+                self.tensors[name] = self._view(self.weight, name, like.shape[1:]).detach().requires_grad_()
         channels = [first.get_submodule(name).num_features for name in graph.norms]
         self.statistics = torch.zeros(2, self.count, sum(channels), dtype=dtype, device=device)
         self.slices = dict(zip(graph.norms, _slices(channels), strict=True))
@@ -63,7 +63,7 @@ class Stack:
 
     def leaves(self) -> list[Tensor]:
         """The parameters that learn, ``[M, ...]`` each, sharing memory with ``weight``."""
-        return [self.held[name] for name in self.names]
+        return [self.tensors[name] for name in self.names]
 
     def update(self, grads: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor, int]], rate, momentum) -> None:
         """One step of SGD and of the running statistics; models whose rate ``[M]`` is 0 stay as they are."""
@@ -82,7 +82,7 @@ class Stack:
         """Weights and running statistics of ``model`` as those of model ``m``."""
         for name, value in model.named_parameters():
             if name in self.names:
-                self.held[name][m] = self._one(name, value)
+                self.tensors[name][m] = self._one(name, value)
         for name, place in self.slices.items():
             part = model.get_submodule(name)
             self.statistics[0, m, place], self.statistics[1, m, place] = part.running_mean, part.running_var
@@ -98,7 +98,7 @@ class Stack:
         """Model ``m`` into ``model``, after ``steps`` steps of training."""
         for name, value in model.named_parameters():
             if name in self.names:
-                value.copy_(self._back(name, self.held[name][m]))
+                value.copy_(self._back(name, self.tensors[name][m]))
         for name, place in self.slices.items():
             part = model.get_submodule(name)
             part.running_mean.copy_(self.statistics[0, m, place])
@@ -106,21 +106,21 @@ class Stack:
             part.num_batches_tracked.fill_(steps)
 
     def saved(self, m: int, epoch: int) -> dict[str, Any]:
-        """Model ``m`` as :class:`Saved`, in plain types on the CPU, in torch's own order of dimensions."""
-        velocities = {name: self._view(self.velocity, name, self.held[name].shape[1:]) for name in self.names}
+        """Model ``m`` as :class:`ModelState`, in plain types on the CPU, in torch's own order of dimensions."""
+        velocities = {name: self._view(self.velocity, name, self.tensors[name].shape[1:]) for name in self.names}
         return {
             "epoch": epoch,
-            "weights": {name: self._back(name, self.held[name][m]).cpu() for name in self.names},
+            "weights": {name: self._back(name, self.tensors[name][m]).cpu() for name in self.names},
             "velocities": {name: self._back(name, velocities[name][m]).cpu() for name in self.names},
             "buffers": {name: self.statistics[:, m, place].cpu() for name, place in self.slices.items()},
         }
 
     @torch.no_grad()
-    def restore(self, m: int, saved: Saved) -> None:
+    def restore(self, m: int, saved: ModelState) -> None:
         """Go on from ``saved``."""
         for name in self.names:
-            self.held[name][m] = self._one(name, saved.weights[name])
-            self._view(self.velocity, name, self.held[name].shape[1:])[m] = self._one(name, saved.velocities[name])
+            self.tensors[name][m] = self._one(name, saved.weights[name])
+            self._view(self.velocity, name, self.tensors[name].shape[1:])[m] = self._one(name, saved.velocities[name])
         for name, place in self.slices.items():
             self.statistics[:, m, place] = saved.buffers[name].to(self.device)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kr_fast.data import Augment, AugmentParams, Split, augmented, to_float
 from kr_fast.ensemble.networks import answer, answers_rule, ask, check_sizes, checked, device_of, failures, mode
 from kr_fast.runtime import seeds
-from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 from kr_fast.runtime.options import check, option
 from kr_fast.runtime.progress import bar
@@ -131,6 +131,8 @@ def fit(
     state_path: str | Path | None = None,
     save_every: int = 10,
     description: str | None = None,
+    where: str = "fit",
+    which: str = "",
 ) -> History:
     """Train ``model`` in place on ``split`` with cross-entropy.
 
@@ -145,12 +147,13 @@ def fit(
         val: where given, the weights of the epoch with the best accuracy on it (the latest of equals) are kept.
         state_path: file to continue from and to save to every ``save_every`` epochs (1 or more); removed at the end.
         description: shows a progress bar under this name.
+        where, which: begin the errors, and say in that of a loss which model it is (" for model 3").
     Raises: UserError naming the argument; for any failure of the model's own code; if the loss is not finite.
     """
     if not isinstance(config, TrainConfig):
-        fail("fit", "config", "be a TrainConfig", described(config))
-    seed, save_every = as_integer("fit", "seed", seed), as_integer("fit", "save_every", save_every, 1)
-    split, val, device = _checked(model, split, val)
+        fail(where, "config", "be a TrainConfig", described(config))
+    seed, save_every = as_integer(where, "seed", seed), as_integer(where, "save_every", save_every, 1)
+    split, val, device = _checked(where, model, split, val)
     images, labels = split.images.to(device), split.labels.to(device)
     count, rule = len(labels), answers_rule((0, *split.images.shape[3:], *split.images.shape[1:3]))
     steps, size = Steps.of(config, count), tuple(images.shape[1:3])
@@ -175,8 +178,8 @@ def fit(
                 rows = slice(step * steps.batch, (step + 1) * steps.batch)
                 batch = order[rows]
                 x = augmented(images, batch, draws[rows])
-                with failures("fit", "model", rule):
-                    logits = checked("fit", "model", model(x), x)
+                with failures(where, "model", rule):
+                    logits = checked(where, "model", model(x), x)
                     loss = nn.functional.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
                     optimizer.zero_grad()
                     loss.backward()
@@ -185,7 +188,7 @@ def fit(
                 total += loss.detach()
             history.train_loss.append(float(total) / steps.per_epoch)
             if not history.train_loss[-1] < float("inf"):
-                raise UserError(f"fit: loss must be finite, got {history.train_loss[-1]} in epoch {epoch}")
+                fail(where, "loss", "be finite", f"{history.train_loss[-1]}{which} in epoch {epoch}")
             if val is not None:
                 history.val_accuracy.append(accuracy(model, val))
                 if history.val_accuracy[-1] >= best_accuracy:
@@ -216,16 +219,16 @@ def fit(
     return history
 
 
-def _checked(model: nn.Module, split: Split, val: Split | None) -> tuple[Split, Split | None, torch.device]:
+def _checked(where: str, model: nn.Module, split: Split, val: Split | None) -> tuple[Split, Split | None, torch.device]:
     """The splits as tensors, and the device, of a model that answers and can be trained."""
     if not isinstance(model, nn.Module):
-        fail("fit", "model", "be a torch module", described(model))
-    check_sizes("fit", "model", model)
+        fail(where, "model", "be a torch module", described(model))
+    check_sizes(where, "model", model)
     if not any(weight.requires_grad for weight in model.parameters()):
-        fail("fit", "model", "have weights to train", f"a {type(model).__name__} of none that requires a gradient")
-    split, device = examples("fit", split), device_of(model)
+        fail(where, "model", "have weights to train", f"a {type(model).__name__} of none that requires a gradient")
+    split, device = examples(where, split), device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout that is never off
-        logits = ask("fit", "model", model, to_float(split.images[:2].to(device)), finite=False)
+        logits = ask(where, "model", model, to_float(split.images[:2].to(device)), finite=False)
     classes, shape = logits.shape[1], tuple(split.images.shape[1:])
-    split = examples("fit", split, classes)
-    return split, None if val is None else examples("fit", val, classes, shape, "val"), device
+    split = examples(where, split, classes)
+    return split, None if val is None else examples(where, val, classes, shape, "val"), device
