@@ -1,15 +1,18 @@
-"""Every choice of a run, in one dataclass: shown as flags, read from YAML, written next to the results."""
+"""Every option of a run in one dataclass: flags of the command, read from YAML, written next to the results."""
 
 import dataclasses
 from typing import Any, ClassVar
 
-from kr_fast.data import TEST_FRACTION, VAL_FRACTION
+from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
+from kr_fast.ensemble import TrainConfig
+from kr_fast.ensemble.inference.queries import AUGMENTS
 from kr_fast.models import CLASSIFIERS
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.options import check, option
+from kr_fast.runtime.options import check, option, option_like
 
-MOST, IMAGES, WIDEST = 1_000_000, 1_000_000_000, 4096  # of counts, of images a period, of channels
-LEAST_WEIGHT = 1e-3  # of the terms of the loss together; float32 holds nothing of a much smaller one
+MOST, IMAGES, WIDEST = 1_000_000, 1_000_000_000, 4096  # of counts, of images per period, of channels
+RATES = {"above": None, "least": 1e-6, "most": 10}  # of learning rates
+LEAST_WEIGHT = 1e-3  # of the terms of the loss together; a much smaller one vanishes in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +42,17 @@ class RecycleConfig:
     teacher: str = option("", "pkg.mod:factory or a .safetensors/.pt state dict, in place of training a Teacher")
     teacher_arch: str = option("resnet14", "Teacher's architecture", choices=tuple(CLASSIFIERS))
     teacher_width: int = option(16, "channels of the Teacher's first stage", least=1, most=WIDEST)
-    teacher_epochs: int = option(40, "epochs on real images; the epoch is chosen on validation", least=1, most=MOST)
-    teacher_batch_size: int = option(64, "batch size of Teacher and shadows", least=1, most=MOST)
-    teacher_learning_rate: float = option(
-        0.1, "peak of the one-cycle schedule of Teacher and shadows", least=1e-6, most=10
+    teacher_epochs: int = option_like(TrainConfig, "epochs", "epochs on real images; the epoch is chosen on validation")
+    teacher_batch_size: int = option_like(TrainConfig, "batch_size", "batch size of Teacher and shadows")
+    teacher_learning_rate: float = option_like(
+        TrainConfig, "learning_rate", "peak of the one-cycle schedule of Teacher and shadows", **RATES
     )
-    teacher_weight_decay: float = option(5e-4, "of Teacher and shadows", least=0, most=1)
-    teacher_shift: int = option(0, "augmentation on real images: largest shift in pixels", least=0, most=224)
-    teacher_flip: bool = option(False, "augmentation on real images: mirror half of them")
-    teacher_rotate: float = option(5.0, "augmentation on real images: largest angle in degrees", least=0, most=180)
-    teacher_scale: float = option(
-        0.05, "augmentation on real images: largest relative change of size", least=0, below=1
+    teacher_weight_decay: float = option_like(TrainConfig, "weight_decay", "of Teacher and shadows", most=1)
+    teacher_shift: int = option_like(Augment, "shift", "augmentation on real images: largest shift in pixels")
+    teacher_flip: bool = option_like(Augment, "flip", "augmentation on real images: mirror half of them")
+    teacher_rotate: float = option_like(Augment, "rotate", "augmentation on real images: largest angle in degrees", 5.0)
+    teacher_scale: float = option_like(
+        Augment, "scale", "augmentation on real images: largest relative change of size", 0.05
     )
 
     generator_objective: str = option(
@@ -60,7 +63,7 @@ class RecycleConfig:
     )
     generator_layers: int = option(1, "residual blocks at each resolution", least=1, most=64)
     generator_steps: int = option(500, "optimizer steps", least=1, most=10 * MOST)
-    generator_batch_size: int = option(128, "images a step, over all processes", least=1, most=MOST)
+    generator_batch_size: int = option(128, "images per step, over all processes", least=1, most=MOST)
     generator_learning_rate: float = option(2e-3, "peak of the cosine schedule", least=1e-7, most=1)
     generator_ema: float = option(0.995, "decay of the weights' moving average", least=0, below=1)
     generator_flip: bool = option(False, "mirror half of the generator's training images")
@@ -77,7 +80,7 @@ class RecycleConfig:
         1.0, "initial-noise scale sigma before tuning; above 1 is the Expansion Trick", least=0.01, most=100
     )
     confidence: float = option(
-        0.0, "before tuning: least Teacher probability of the label; images below count nothing", least=0, below=1
+        0.0, "before tuning: least Teacher probability of the label; images below it have weight 0", least=0, below=1
     )
     micro_batch: int = option(256, "images in one network call of the sampler", least=1, most=MOST)
     label_plan: str = option(
@@ -89,7 +92,7 @@ class RecycleConfig:
     tune_num_inference_steps: tuple[int, ...] = option((8,), "values tried besides the default", least=1, most=1000)
     tune_confidence: tuple[float, ...] = option((0.5,), "values tried besides the default", least=0, below=1)
     trial_images: int = option(
-        1024, "synthetic images a period of a short Student (checkpoint choice, tuning)", least=1, most=IMAGES
+        1024, "synthetic images per period of a short Student (checkpoint choice, tuning)", least=1, most=IMAGES
     )
     trial_periods: int = option(2, "periods of a short Student", least=1, most=MOST)
     trial_epochs: int = option(3, "passes over a period's images of a short Student", least=1, most=MOST)
@@ -97,27 +100,27 @@ class RecycleConfig:
     student_arch: str = option("resnet14", "Student's architecture", choices=tuple(CLASSIFIERS))
     student_width: int = option(16, "channels of the Student's first stage", least=1, most=WIDEST)
     periods: int = option(10, "times the synthetic set is regenerated, with fresh image ids", least=1, most=MOST)
-    images: int = option(1024, "synthetic images a period", least=1, most=IMAGES)
-    student_epochs: int = option(3, "passes over a period's images", least=1, most=MOST)
-    student_batch_size: int = option(64, "batch size of the Student", least=1, most=MOST)
-    student_learning_rate: float = option(0.1, "peak of the one-cycle schedule", least=1e-6, most=10)
-    student_weight_decay: float = option(5e-4, "weight decay of the Student", least=0, most=1)
+    images: int = option(1024, "synthetic images per period", least=1, most=IMAGES)
+    student_epochs: int = option_like(TrainConfig, "epochs", "passes over a period's images", 3)
+    student_batch_size: int = option_like(TrainConfig, "batch_size", "batch size of the Student")
+    student_learning_rate: float = option_like(TrainConfig, "learning_rate", "peak of the one-cycle schedule", **RATES)
+    student_weight_decay: float = option_like(TrainConfig, "weight_decay", "weight decay of the Student", most=1)
     temperature: float = option(4.0, "of the soft labels", least=0.01, most=1000)
     soft_weight: float = option(1.0, "weight of T^2 KL(teacher || student)", least=0, most=1000)
     hard_weight: float = option(0.0, "weight of the cross-entropy with the generator's class label", least=0, most=1000)
-    student_shift: int = option(1, "augmentation on synthetic images: largest shift in pixels", least=0, most=224)
-    student_flip: bool = option(False, "augmentation on synthetic images: mirror half of them")
-    student_rotate: float = option(
-        15.0, "augmentation on synthetic images: largest angle in degrees", least=0, most=180
+    student_shift: int = option_like(Augment, "shift", "augmentation on synthetic images: largest shift in pixels", 1)
+    student_flip: bool = option_like(Augment, "flip", "augmentation on synthetic images: mirror half of them")
+    student_rotate: float = option_like(
+        Augment, "rotate", "augmentation on synthetic images: largest angle in degrees", 15.0
     )
-    student_scale: float = option(
-        0.15, "augmentation on synthetic images: largest relative change of size", least=0, below=1
+    student_scale: float = option_like(
+        Augment, "scale", "augmentation on synthetic images: largest relative change of size", 0.15
     )
 
     num_shadows: int = option(16, "shadow Teachers of the audit, even; 0 skips the audit", least=0, most=MOST)
     student_shadows: int = option(
         -1,
-        "shadow Students of as many first shadow Teachers, even; -1 for all of them, 0 for none",
+        "shadow Students, of the first shadow Teachers, even; -1 for one of each, 0 for none",
         least=-1,
         most=MOST,
     )
@@ -126,7 +129,7 @@ class RecycleConfig:
         "images of shadow Students: shared (this run's) or retrained on each half",
         choices=("shared", "retrained"),
     )
-    audit_control: bool = option(True, "train an overfitted model, which the audit has to find")
+    audit_control: bool = option(True, "train an overfitted model, which the attacks have to detect")
     audit_released: bool = option(True, "attack the synthetic images of the last period by themselves")
     audit_page: bool = option(True, "write audit.html: every attack with all of its figures")
     show_real_images: bool = option(False, "show real images in report.html and audit.html, which then say so")
@@ -134,7 +137,7 @@ class RecycleConfig:
     audit_augment: str = option(
         "none",
         "queries of the attack: none, flip (2), shift (5) or lira (18)",
-        choices=("none", "flip", "shift", "lira"),
+        choices=tuple(AUGMENTS),
     )
 
     def __post_init__(self):
@@ -166,6 +169,14 @@ class RecycleConfig:
         if guided and not self.label_dropout:
             rule = "be above 0, which trains the null class, unless guidance_scale and tune_guidance_scale are 1"
             fail("run", "label_dropout", rule, f"0.0 beside {guided[0]:g}")
+
+    def recipe(self, whose: str) -> TrainConfig:
+        """How the ``teacher`` and its shadows, or the ``student``, are trained: the options of that name."""
+        prefix = f"{whose}_"
+        values = {name.removeprefix(prefix): value for name, value in vars(self).items() if name.startswith(prefix)}
+        train, augment = ({field.name for field in dataclasses.fields(kind)} for kind in (TrainConfig, Augment))
+        augmentation = Augment(**{name: values[name] for name in augment})
+        return TrainConfig(**{name: values[name] for name in train & values.keys()}, augment=augmentation)
 
     @property
     def num_students(self) -> int:

@@ -1,4 +1,4 @@
-"""What every stage is given: configuration, data, folder, journal and process state."""
+"""The context of every stage: configuration, data, folder, journal and process state."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kr_fast.data import Augment, Dataset
+from kr_fast.data import Dataset
 from kr_fast.models import classifier
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime import seeds
@@ -34,36 +34,24 @@ class Context:
 
     @property
     def folder(self) -> Folder:
-        """Where everything lies."""
+        """The paths of the run's files."""
         return Folder(self.out)
-
-    @property
-    def real_augment(self) -> Augment:
-        """Augmentation of real images (Teacher and shadows)."""
-        c = self.config
-        return Augment(c.teacher_shift, c.teacher_flip, c.teacher_rotate, c.teacher_scale)
-
-    @property
-    def student_augment(self) -> Augment:
-        """Augmentation of synthetic images."""
-        c = self.config
-        return Augment(c.student_shift, c.student_flip, c.student_rotate, c.student_scale)
 
     def result(self, stage: str) -> dict[str, Any]:
         """What a finished stage returned."""
-        found = self.journal.done(stage)
-        if found is None:
+        result = self.journal.done(stage)
+        if result is None:
             raise RuntimeError(f"recycle: stage {stage} must be finished first")
-        return found
+        return result
 
     def make_network(self, arch: str, width: int) -> Callable[[], nn.Module]:
-        """Makes classifiers for this data."""
+        """A factory of classifiers for these data."""
         height, side, channels = self.data.image_shape
         options = {"num_classes": self.data.num_classes, "in_channels": channels, "width": width}
         return functools.partial(classifier, arch, **options, image_size=max(height, side))
 
     def network(self, arch: str, width: int) -> nn.Module:
-        """A fresh classifier for this data."""
+        """A fresh classifier for these data."""
         return self.make_network(arch, width)()
 
     def seeded(self, arch: str, width: int, *names: object) -> nn.Module:
@@ -74,22 +62,22 @@ class Context:
 
 
 class Trials:
-    """Results of short trainings by key, kept in a file, so that a stopped search goes on where it was.
+    """Results of short trainings by key, saved in a file, so that a stopped search continues.
 
-    They are those of one Teacher and one generator.
+    They belong to one Teacher and one generator.
     """
 
     def __init__(self, context: Context):
         self.path = path = context.folder.state / "trials.json"
         self._made_from = context.journal.digest("teacher", "generator")
-        self._found: dict[str, float] = files.read_json(path, dict) if path.exists() else {}
-        if not all(isinstance(value, int | float) for value in self._found.values()):
+        self._results: dict[str, float] = files.read_json(path, dict) if path.exists() else {}
+        if not all(isinstance(value, int | float) for value in self._results.values()):
             raise UserError(f"{path} must hold a number for each trial, got something else; delete it to try again")
 
     def get(self, run, **key: Any) -> float:
-        """``run()``, or what it returned last time for ``key``."""
+        """``run()``, or what it returned before for ``key``."""
         name = json.dumps({**key, "made_from": self._made_from}, sort_keys=True)
-        if name not in self._found:
-            self._found[name] = run()
-            files.write_json(self.path, self._found)
-        return self._found[name]
+        if name not in self._results:
+            self._results[name] = run()
+            files.write_json(self.path, self._results)
+        return self._results[name]

@@ -33,7 +33,8 @@ from kr_fast.runtime.storage import files, manifest
 from kr_fast.runtime.storage.journal import Journal, refuse
 
 # (name, function, runs on every rank)
-STAGES: tuple[tuple[str, Callable[[Context], dict], bool], ...] = (
+Stage = tuple[str, Callable[[Context], dict], bool]
+STAGES: tuple[Stage, ...] = (
     ("data", dataset.run, False),
     ("teacher", teacher.run, False),
     ("generator", generator.run, True),
@@ -46,8 +47,8 @@ STAGES: tuple[tuple[str, Callable[[Context], dict], bool], ...] = (
     ("audit", auditing.run, False),
     ("report", reporting.run, False),
 )
-# Stage -> the files and folders that it leaves, whose SHA-256 the journal keeps.
-LEFT: dict[str, Callable[[Context], list[Path]]] = {
+# Stage -> its files and folders, whose SHA-256 the journal holds.
+FILES: dict[str, Callable[[Context], list[Path]]] = {
     "teacher": lambda context: [context.folder.teacher],
     "generator": lambda context: [context.folder.generators],
     "gkd": lambda context: [context.folder.student, context.folder.images, context.folder.labels, context.folder.ids],
@@ -56,13 +57,13 @@ LEFT: dict[str, Callable[[Context], list[Path]]] = {
     "audit": auditing.left,
     "report": reporting.left,
 }
-AGAIN = ("audit", "report")  # stages that are quick to repeat where a file of theirs is not as they left it
-MOVED = ("data",)  # known by their SHA-256, wherever they lie
+REPEATABLE = ("audit", "report")  # stages that are quick to repeat where a file of theirs was changed
+MOVABLE = ("data",)  # options whose files are identified by their SHA-256
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Result:
-    """What :func:`recycle` returns: the figures of ``metrics.json`` and where everything lies."""
+    """The figures of ``metrics.json``, the folder of the run and the path of the report."""
 
     metrics: dict[str, Any]
     out: Path
@@ -73,7 +74,7 @@ class Result:
         return f"Result(test accuracy: {accuracy}; report: {self.report})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the verdict and the first table of the report."""
+        """For notebooks: the verdict and the first table of the report."""
         from kr_fast.report import render, run_audit
 
         blocks = [("table", run_audit.headline(self.metrics)), ("text", run_audit.verdict(self.metrics))]
@@ -95,15 +96,15 @@ def recycle(config: RecycleConfig) -> Result:
         with runtime.main_first() as main:
             if main:
                 context.notes = preflight.check(context) if _unfinished(context) else []
-                manifest.open_run(out, config.record(), "run", MOVED)
+                manifest.open_run(out, config.record(), "run", MOVABLE)
                 context.journal.reload()
-                check_files(context, AGAIN)
+                check_files(context, REPEATABLE)
                 for note in context.notes:
                     logger.warning("run: %s", note)
         context.journal.reload()
-        plan = stage_progress.of_run(context, [name for name, _, _ in STAGES])
-        for name, run, everywhere in STAGES:
-            _stage(context, name, run, everywhere, start, plan)
+        progress = stage_progress.of_run(context, [name for name, _, _ in STAGES])
+        for stage in STAGES:
+            _stage(context, stage, start, progress)
             start = time.perf_counter()
         return Result(files.read_json(context.folder.metrics), out, reporting.pages(context) / "report.html")
     finally:
@@ -111,7 +112,7 @@ def recycle(config: RecycleConfig) -> Result:
 
 
 def dry_run(config: RecycleConfig) -> str:
-    """What a run would do, after all checks of :func:`recycle`: configuration, data, networks, time, memory and disk.
+    """The plan of a run, after all checks of :func:`recycle`: configuration, data, networks, time, memory and disk.
 
     Nothing is written. Returns: a YAML file with the configuration, and the rest as comments. Raises: as
     :func:`recycle`, but for a folder in use.
@@ -124,7 +125,10 @@ def _load(config: RecycleConfig) -> Context:
     """The run that ``config`` describes, checked against what is in its folder."""
     manifest.refuse_inside(config.out, config.data, "run")
     out = Path(config.out)
-    begun, journal = manifest.check_run(out, config.record(), "run", MOVED), Journal(out)  # before data that take long
+    begun, journal = (
+        manifest.check_run(out, config.record(), "run", MOVABLE),
+        Journal(out),
+    )  # before the data are read, which takes long
     loaded = data.load(
         config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
     )
@@ -138,28 +142,27 @@ def _unfinished(context: Context) -> bool:
     return any(context.journal.done(name) is None for name, _, _ in STAGES)
 
 
-def check_files(context: Context, again: tuple[str, ...] = ()) -> None:
-    """Refuse files of finished stages that are not as they were left; the stages ``again`` are forgotten instead."""
+def check_files(context: Context, repeatable: tuple[str, ...] = ()) -> None:
+    """Refuse changed files of finished stages; the stages ``repeatable`` are marked as unfinished instead."""
     journal = context.journal
     for stage in list(journal.seconds()):
-        found = list(journal.changed(stage))
-        for path, got in found:
-            if stage not in again or path == context.folder.control:
+        changed = list(journal.changed(stage))
+        for path, got in changed:
+            if stage not in repeatable or path == context.folder.control:
                 refuse(journal, stage, "run", path, got)
             logger.warning("run: %s is not as the stage %s left it (got %s): it is made again", path, stage, got)
-        if found:
+        if changed:
             journal.forget(stage)
 
 
-def _stage(
-    context: Context, name: str, run: Callable[[Context], dict], everywhere: bool, start: float,
-    plan: stage_progress.StageProgress,
-) -> None:  # fmt: skip
+def _stage(context: Context, stage: Stage, start: float, progress: stage_progress.StageProgress) -> None:
+    """Run ``stage`` and record it, unless that was done before; ``start``: from when its seconds are counted."""
+    name, run, everywhere = stage
     runtime = context.runtime
     if runtime.broadcast(context.journal.done(name) is not None):
         context.journal.reload()
         return
-    plan.begin(name, context.journal.seconds())
+    progress.begin(name, context.journal.seconds())
     if everywhere:
         with runtime.main_first() as main:
             if main:
@@ -170,7 +173,7 @@ def _stage(
             if not everywhere:
                 check_files(context)
                 result = run(context)
-            left = LEFT[name](context) if name in LEFT else []
+            left = FILES[name](context) if name in FILES else []
             context.journal.finish(name, time.perf_counter() - start, result, left)
     runtime.barrier()
     context.journal.reload()

@@ -42,6 +42,13 @@ def option_of(config: type, name: str, text: str | None = None) -> Any:
     return dataclasses.field(default=field.default, metadata=metadata)
 
 
+def option_like(config: type, name: str, text: str, default: Any = None, **limits: float | None) -> Any:
+    """A field with the default and range of the field ``name`` of ``config``, where no others are given."""
+    field = next(field for field in dataclasses.fields(config) if field.name == name)
+    metadata = {"help": text, "limits": {**field.metadata["limits"], **limits}, "choices": field.metadata["choices"]}
+    return dataclasses.field(default=field.default if default is None else default, metadata=metadata)
+
+
 def check(config: Any, where: str) -> None:
     """Convert the fields of a dataclass to their types; refuse the first that cannot be, or is outside its range.
 

@@ -58,7 +58,7 @@ def test_shared_images_are_those_that_the_student_saw(finished, tmp_path):
     ids, labels, images = gkd.drawn(run, job.sampling, run.config.images)(2)
     for name, result in (("ids", ids), ("labels", labels), ("images", images)):
         assert np.array_equal(result.numpy(), np.load(getattr(run.folder, name))), name
-    job.keep_shared(2, ids, labels, images)
+    job.save_shared(2, ids, labels, images)
     for kept, result in zip(job.shared(2), (ids, labels, images), strict=True):
         assert torch.equal(kept, result)
 
@@ -174,7 +174,7 @@ def test_a_generator_trained_alone_is_the_runs(finished, tmp_path):
     try:
         generator.train(
             run, run.data.train, [9], lambda step: tmp_path / f"{step}", seed=run.config.seed,
-            state_path=tmp_path / "state.pt", alone=True,
+            state_path=tmp_path / "state.pt", single_process=True,
         )  # fmt: skip
     finally:
         torch.set_num_threads(threads)

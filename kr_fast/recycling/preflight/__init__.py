@@ -1,4 +1,4 @@
-"""What a run is checked for before its first stage: all that would fail later fails here, with nothing written."""
+"""Checks before the first stage of a run: what would fail later fails here, with nothing written."""
 
 from kr_fast.recycling.preflight.checks import check
 from kr_fast.recycling.preflight.dry_run import describe

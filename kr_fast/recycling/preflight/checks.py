@@ -13,9 +13,9 @@ from kr_fast.recycling.stages import dataset, teacher
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 
-ASKED = 512  # validation images that a given Teacher answers
-CLEARLY = 1e-4  # odds of guessing as badly, below which a Teacher is refused
-SMALL = 128  # images in a pool whose random halves may have too few; for more the odds are below 1e-30
+ASKED = 512  # validation images on which a given Teacher is evaluated
+SIGNIFICANT = 1e-4  # probability of guessing as badly, below which a Teacher is refused
+SMALL = 128  # images in a pool whose random halves may have too few; above it the probability is below 1e-30
 
 
 def check(context: Context) -> list[str]:
@@ -76,13 +76,13 @@ def splits(context: Context) -> list[str]:
 
 
 def _given_teacher(context: Context) -> list[str]:
-    """Ask the user's Teacher; refuse one that is clearly worse than guessing, note one that is not better."""
-    model, asked = teacher.build(context), dataset.thinned(context.data.val, ASKED)
-    found, guessed = accuracy(model, asked), 1 / context.data.num_classes
-    if _at_most(round(found * len(asked)), len(asked), guessed) < CLEARLY:
+    """Evaluate the user's Teacher; refuse one that is clearly worse than guessing, note one that is not better."""
+    model, subset = teacher.build(context), dataset.thinned(context.data.val, ASKED)
+    correct, guessed = accuracy(model, subset), 1 / context.data.num_classes
+    if _at_most(round(correct * len(subset)), len(subset), guessed) < SIGNIFICANT:
         rule = f"be no worse than guessing, which is right about {guessed:.3f} of the validation images"
-        fail("run", "teacher", rule, f"{found:.3f} (are its classes in the order {_order(context)}?)")
-    if not (note := teacher.chance(found, asked)):
+        fail("run", "teacher", rule, f"{correct:.3f} (are its classes in the order {_order(context)}?)")
+    if not (note := teacher.chance(correct, subset)):
         return []
     return [f"{note}; it is shown x / 127.5 - 1 of pixels x, and has its classes in the order {_order(context)}"]
 

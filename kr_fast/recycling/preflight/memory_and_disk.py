@@ -1,7 +1,7 @@
-"""Memory and disk that a run needs at least, beside what is free: refused where it clearly cannot do.
+"""The least memory and disk that a run needs; one that needs more than is free is refused.
 
-Sums are of what is certain: weights, gradients and optimizer, what a training step keeps of its batch, images of a
-period, files. What libraries take beside it is not in them, so a run that passes can still be too large.
+Sums hold what is certain: weights, gradients and optimizer, what a training step saves of its batch, images of a
+period, files. What libraries need besides is not included, so a run that passes can still be too large.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from kr_fast.ensemble.inference.queries import AUGMENTS
 from kr_fast.models import padded_size
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight.networks import Size, Sizes
@@ -17,9 +18,9 @@ from kr_fast.recycling.stages import shadows
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.memory import free_memory
 
+POSITION = "the position of the training, twice while it is written"
 SIGNALS = 3  # arrays [A, N, M] of float32 that an audit holds
-QUERIES = {"none": 1, "flip": 2, "shift": 5, "lira": 18}
-ID_AND_LABEL = 16  # bytes beside each synthetic image
+ID_AND_LABEL = 16  # bytes per synthetic image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,40 +36,40 @@ class Need:
 def memory_needs(context: Context, sizes: Sizes) -> list[Need]:
     """What the stages hold in memory at a time, on this process's device."""
     c, train = context.config, len(context.data.train)
-    pool, together = train + len(context.data.test), shadows.workers(context)
+    pool, workers = train + len(context.data.test), shadows.workers(context)
     guided = 2 if any(scale != 1 for scale in (c.guidance_scale, *c.tune_guidance_scale)) else 1
     call = 2 * guided * c.micro_batch * sizes.generator.widest
-    found = [] if c.teacher else _training("teacher", "teacher", sizes.teacher, min(c.teacher_batch_size, train))
+    needs = [] if c.teacher else _training("teacher", "teacher", sizes.teacher, min(c.teacher_batch_size, train))
     share = c.generator_batch_size // context.runtime.world_size
-    found += _generating("generator", context, sizes.generator, share, train)
+    needs += _generating("generator", context, sizes.generator, share, train)
     for stage, images in (("tuning", "trial_images"), ("gkd", "images")):
-        found += _distilling(stage, context, sizes.student, images)
-        found.append(Need(stage, "the images of a network call", "micro_batch", call))
+        needs += _distilling(stage, context, sizes.student, images)
+        needs.append(Need(stage, "the images of a network call", "micro_batch", call))
     if not c.num_shadows:
-        return found
+        return needs
     half = max(pool // 2, 1)
     trained = _training("shadows", "teacher", sizes.teacher, min(c.teacher_batch_size, half))
     students = _distilling("shadow_students", context, sizes.student, "images")
     if c.audit_generator == "retrained":
         students += _generating("shadow_students", context, sizes.generator, c.generator_batch_size, half)
     models = c.num_shadows * sizes.teacher.state + c.num_students * sizes.student.state
-    signals = 4 * SIGNALS * QUERIES[c.audit_augment] * pool * (c.num_shadows + c.num_students)
+    signals = 4 * SIGNALS * len(AUGMENTS[c.audit_augment]) * pool * (c.num_shadows + c.num_students)
     return [
-        *found,
-        *_times(min(together, c.num_shadows), trained),
-        *_times(min(together, c.num_students), students),
+        *needs,
+        *_times(min(workers, c.num_shadows), trained),
+        *_times(min(workers, c.num_students), students),
         Need("audit", "shadow models", "num_shadows", models),
         Need("audit", "the signals of shadow models", "num_shadows", signals),
     ]
 
 
 def _times(count: int, needs: list[Need]) -> list[Need]:
-    """Several at a time, each in a process of its own."""
+    """The needs of ``count`` trainings at a time."""
     return [dataclasses.replace(need, size=count * need.size) for need in needs]
 
 
 def _training(stage: str, whose: str, size: Size, batch: int) -> list[Need]:
-    """Weights, gradients, momentum and the best epoch's weights; what a step keeps."""
+    """Weights, gradients, momentum and the best epoch's weights; what a step saves."""
     return [
         Need(stage, "weights, gradients and optimizer", f"{whose}_width", 4 * size.state),
         Need(stage, "the images of a step", f"{whose}_batch_size", batch * size.saved),
@@ -76,7 +77,7 @@ def _training(stage: str, whose: str, size: Size, batch: int) -> list[Need]:
 
 
 def _generating(stage: str, context: Context, size: Size, batch: int, images: int) -> list[Need]:
-    """Weights, gradients, AdamW's two moments and the moving average; what a step keeps; padded images."""
+    """Weights, gradients, AdamW's two moments and the moving average; what a step saves; padded images."""
     levels = len(context.config.generator_widths)
     height, width, channels = context.data.image_shape
     pixels = padded_size(height, levels) * padded_size(width, levels) * channels
@@ -100,67 +101,64 @@ def _image(context: Context) -> int:
 
 
 def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
-    """Files of the run, those that a stage removes at its end too."""
+    """Files of the run, also those that a stage removes at its end."""
     c, data = context.config, context.data
     image, pool = _image(context), len(data.train) + len(data.test)
     students = c.num_students
-    found = [
+    needs = [
         Need("teacher", "weights", "teacher_width", sizes.teacher.state),
         Need("generator", "checkpoints", "checkpoints", c.checkpoints * sizes.generator.state),
-        Need("generator", "the position of the training, twice while it is written", "generator_widths",
-             2 * 4 * sizes.generator.state),
+        Need("generator", POSITION, "generator_widths", 2 * 4 * sizes.generator.state),
         Need("gkd", "weights", "student_width", sizes.student.state),
         Need("gkd", "synthetic images", "images", c.images * image),
-    ]  # fmt: skip
+    ]
     if c.num_shadows:
-        found += [
+        needs += [
             Need("shadows", "shadow Teachers", "num_shadows", c.num_shadows * (sizes.teacher.state + pool)),
             Need("shadow_students", "shadow Students", "student_shadows", students * (sizes.student.state + pool)),
             Need("audit", "signals and scores", "num_shadows", 8 * pool * (c.num_shadows + students)),
         ]
     if students and c.audit_generator == "shared":
-        found.append(Need("shadow_students", "shared images", "periods", c.periods * c.images * image))
+        needs.append(Need("shadow_students", "shared images", "periods", c.periods * c.images * image))
     elif students:
-        found.append(Need("shadow_students", "generators", "student_shadows", students * sizes.generator.state))
+        needs.append(Need("shadow_students", "generators", "student_shadows", students * sizes.generator.state))
     if c.num_shadows and c.audit_control:
-        found.append(Need("audit", "the positive control", "teacher_width", sizes.teacher.state))
-    return found
+        needs.append(Need("audit", "the positive control", "teacher_width", sizes.teacher.state))
+    return needs
 
 
 def stages(needs: Sequence[Need]) -> dict[str, int]:
     """Bytes of each stage."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for need in needs:
-        found[need.stage] = found.get(need.stage, 0) + need.size
-    return found
+        sizes[need.stage] = sizes.get(need.stage, 0) + need.size
+    return sizes
 
 
 def free_disk(out: Path) -> int:
     """Bytes that can still be written where ``out`` is, or will be."""
-    there = next(above for above in (out, *out.absolute().parents) if above.exists())
-    return shutil.disk_usage(there).free
+    existing = next(above for above in (out, *out.absolute().parents) if above.exists())
+    return shutil.disk_usage(existing).free
 
 
 def check(context: Context, sizes: Sizes) -> None:
     """Refuse a run that needs more memory or disk than is free, naming the option that takes most of it."""
     needs, device = memory_needs(context, sizes), context.runtime.device
-    stage, wanted = max(stages(needs).items(), key=lambda each: each[1])
-    if wanted > (free := free_memory(device)):
+    stage, size = max(stages(needs).items(), key=lambda each: each[1])
+    if size > (free := free_memory(device)):
         most = max((need for need in needs if need.stage == stage), key=lambda need: need.size)
-        words = (
-            f"stage {stage} needs {amount(wanted)} of memory, most of it for {most.what}, and {amount(free)} are free"
-        )
-        fail("run", most.option, f"be smaller, as {words}", _value(context, most.option))
+        why = f"stage {stage} needs {amount(size)} of memory, most of it for {most.what}, and {amount(free)} are free"
+        fail("run", most.option, f"be smaller, as {why}", _value(context, most.option))
     needs = disk_needs(context, sizes)
-    wanted = sum(need.size for need in needs) - written(context.out)
-    if wanted > (free := free_disk(context.out)):
+    size = sum(need.size for need in needs) - written(context.out)
+    if size > (free := free_disk(context.out)):
         most = max(needs, key=lambda need: need.size)
-        words = f"files take {amount(wanted)} more, most of it for {most.what}, and {amount(free)} of the disk are free"
-        fail("run", most.option, f"be smaller, as {words}", _value(context, most.option))
+        why = f"files take {amount(size)} more, most of it for {most.what}, and {amount(free)} of the disk are free"
+        fail("run", most.option, f"be smaller, as {why}", _value(context, most.option))
 
 
 def written(out: Path) -> int:
-    """Bytes that a run that was stopped has written."""
+    """Bytes that a stopped run has written."""
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else 0
 
 

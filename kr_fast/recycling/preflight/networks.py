@@ -30,7 +30,7 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the run's networks."""
+    """Sizes of the run's networks."""
 
     teacher: Size
     student: Size
@@ -46,9 +46,7 @@ def sizes(context: Context) -> Sizes:
     height, width, channels = context.data.image_shape
     pixels = (channels, height, width)
     made = {"teacher": (c.teacher_arch, c.teacher_width), "student": (c.student_arch, c.student_width)}
-    classifiers = {
-        name: _size(context.make_network(*each), nn.Module.__call__, pixels, 2) for name, each in made.items()
-    }
+    classifiers = {name: _size(context.make_network(*of), nn.Module.__call__, pixels, 2) for name, of in made.items()}
     levels = len(c.generator_widths)
     padded = (channels, padded_size(height, levels), padded_size(width, levels))
     least = min(c.generator_batch_size // context.runtime.world_size, c.micro_batch, 2)
@@ -76,25 +74,23 @@ def _denoise(network: Any, x: Tensor) -> Tensor:
 def _size(make: Callable[[], nn.Module], run: Callable, shape: tuple[int, ...], least: int) -> Size:
     with META:
         model = make().train()
-    own = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers())}
+    weights = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers())}
     saved = {}
     for count in (least, least + 1):
-        found: dict[int, int] = {}
+        storages: dict[int, int] = {}
 
-        def keep(value: Tensor, found: dict[int, int] = found) -> Tensor:
+        def keep(value: Tensor, storages: dict[int, int] = storages) -> Tensor:
             storage = value.untyped_storage()
-            if storage._cdata not in own:
-                found[storage._cdata] = storage.nbytes()
+            if storage._cdata not in weights:
+                storages[storage._cdata] = storage.nbytes()
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
             run(model, torch.zeros(count, *shape, device=META))
-        saved[count] = sum(found.values())
+        saved[count] = sum(storages.values())
     outputs: list[int] = []
-    hooks = [
-        part.register_forward_hook(lambda _, __, y: outputs.append(_bytes(y)))
-        for part in model.modules() if not list(part.children())
-    ]  # fmt: skip
+    leaves = [part for part in model.modules() if not list(part.children())]
+    hooks = [part.register_forward_hook(lambda _, __, y: outputs.append(_bytes(y))) for part in leaves]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run(model, torch.zeros(least, *shape, device=META))
     for hook in hooks:

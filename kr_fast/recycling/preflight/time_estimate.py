@@ -1,4 +1,4 @@
-"""How long the stages of a run would take: a few steps of each network are timed, and counted."""
+"""An estimate of the time of each stage: a few steps of each network are timed and extrapolated."""
 
 import dataclasses
 import time
@@ -11,25 +11,25 @@ from torch import nn
 
 from kr_fast.data import Split
 from kr_fast.ensemble import accuracy, fit
+from kr_fast.ensemble.inference.queries import AUGMENTS
 from kr_fast.ensemble.training.recipe import Steps
 from kr_fast.membership.attacks.control import overfitted_recipe
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks
-from kr_fast.recycling.preflight.memory_and_disk import QUERIES
 from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.stages import generator, gkd, shadows, teacher
 from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
 
-BUDGET = 0.3  # seconds of one measurement, more or less
+BUDGET = 0.3  # seconds of one measurement, approximately
 STEPS = 3  # of a training at a time
 ATTACKS, REPORT, WORKER = 1.0, 2.0, 4.0  # seconds of the attacks, the report, and the start of a worker process
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Seconds for one image: trained on, sampled (one network call), classified; ``made``: for making a sampler."""
+    """Seconds per image: trained on, sampled (one network call), evaluated; ``setup``: for making a sampler."""
 
     teacher: float
     shadow: float
@@ -38,8 +38,8 @@ class Rates:
     shadow_student: float
     generator: float
     sampled: float
-    made: float
-    asked: float
+    setup: float
+    evaluated: float
 
 
 def measure(context: Context) -> Rates:
@@ -48,48 +48,49 @@ def measure(context: Context) -> Rates:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         arch = (c.teacher_arch, c.teacher_width)
-        master = teacher.build(context).eval() if c.teacher else _network(context, *arch)
+        teacher_model = teacher.build(context).eval() if c.teacher else _network(context, *arch)
         recipe, half = teacher.recipe(context), max((len(context.data.train) + len(context.data.test)) // 2, 1)
         of_train, of_half = (Steps.of(recipe, count).batch for count in (len(context.data.train), half))
-        one = 1 if shadows.workers(context) > 1 else torch.get_num_threads()
+        threads = 1 if shadows.workers(context) > 1 else torch.get_num_threads()
         batch = min(c.student_batch_size, c.images)
-        made = time.perf_counter()
+        start = time.perf_counter()
         sample = sampling(context)
         sample(1)
-        made = time.perf_counter() - made
-        found = {
+        setup = time.perf_counter() - start
+        rates = {
             "teacher": _rate(_training(context, arch, recipe), of_train),
             "control": _rate(_training(context, arch, overfitted_recipe(recipe)), of_train),
-            "student": _rate(_distilling(context, master), batch),
+            "student": _rate(_distilling(context, teacher_model), batch),
             "generator": _rate(denoising(context), c.generator_batch_size // context.runtime.world_size),
             "sampled": _rate(sample, c.micro_batch),
-            "asked": _rate(lambda count: accuracy(master, _split(context, count)), 1024),
+            "evaluated": _rate(lambda count: accuracy(teacher_model, _split(context, count)), 1024),
         }
-        with _threads(one):
-            found["shadow"] = _rate(_training(context, arch, recipe), of_half)
+        with _threads(threads):
+            rates["shadow"] = _rate(_training(context, arch, recipe), of_half)
             shadow = _network(context, *arch)
-            found["shadow_student"] = _rate(_distilling(context, shadow), batch)
-    return Rates(**found, made=made)
+            rates["shadow_student"] = _rate(_distilling(context, shadow), batch)
+    return Rates(**rates, setup=setup)
 
 
 def work(context: Context) -> dict[str, float]:
-    """How the stages compare, by the operations of their networks: nothing is timed.
+    """The work of each stage, in operations of its networks: nothing is timed.
 
-    A training step is three forward passes; distillation asks the Teacher besides.
+    A training step is three forward passes; distillation also evaluates the Teacher.
     """
     sizes = networks.sizes(context)
-    asked, student, denoised = (each.operations for each in (sizes.teacher, sizes.student, sizes.generator))
-    trained, distilled = 3.0 * asked, 3.0 * student + asked
-    rates = Rates(trained, trained, trained, distilled, distilled, 3.0 * denoised, float(denoised), 0.0, float(asked))
+    evaluated, student, denoised = (each.operations for each in (sizes.teacher, sizes.student, sizes.generator))
+    trained, distilled = 3.0 * evaluated, 3.0 * student + evaluated
+    sampling = {"generator": 3.0 * denoised, "sampled": float(denoised), "setup": 0.0}
+    rates = Rates(trained, trained, trained, distilled, distilled, **sampling, evaluated=float(evaluated))
     return stages(context, rates)
 
 
 def stages(context: Context, rates: Rates) -> dict[str, float]:
-    """Seconds of each stage; where tuning decides what an image costs, the mean of the least and the most."""
+    """Seconds of each stage; where tuning decides the cost of an image, the mean of the lowest and the highest."""
     c, data = context.config, context.data
-    world, together = context.runtime.world_size, shadows.workers(context)
+    world, workers = context.runtime.world_size, shadows.workers(context)
     pool, recipe = len(data.train) + len(data.test), teacher.recipe(context)
-    asked_val = len(data.val) * rates.asked
+    validation = len(data.val) * rates.evaluated
 
     def trained(count: int, epochs: int, rate: float) -> float:
         steps = Steps.of(recipe, count)
@@ -101,53 +102,53 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
 
     def distilled(periods: int, count: int, epochs: int, rate: float) -> float:
         batch = min(c.student_batch_size, count)
-        return periods * (epochs * (count // batch) * batch * rate + asked_val)
+        return periods * (epochs * (count // batch) * batch * rate + validation)
 
     def short(steps: int, guidance: float) -> float:
         images = c.trial_periods * drawn(c.trial_images, steps, guidance)
-        return rates.made + images + distilled(c.trial_periods, c.trial_images, c.trial_epochs, rates.student)
+        return rates.setup + images + distilled(c.trial_periods, c.trial_images, c.trial_epochs, rates.student)
 
     usual = (c.num_inference_steps, c.guidance_scale)
     tried = [usual] * len([v for v in c.tune_noise_scale if v != c.noise_scale])
     tried += [(usual[0], v) for v in c.tune_guidance_scale if v != c.guidance_scale]
     tried += [(v, usual[1]) for v in c.tune_num_inference_steps if v != c.num_inference_steps]
     tried += [usual] * len([v for v in c.tune_confidence if v != c.confidence])
-    dearest = (max(usual[0], *c.tune_num_inference_steps, 1), 1 if _unguided(c) else 2)
-    drawings = c.periods * (drawn(c.images, *usual) + drawn(c.images, *dearest)) / 2
-    found = {
-        "teacher": asked_val if c.teacher else trained(len(data.train), c.teacher_epochs, rates.teacher)
-        + c.teacher_epochs * asked_val,
+    costliest = (max(usual[0], *c.tune_num_inference_steps, 1), 1 if _unguided(c) else 2)
+    drawings = c.periods * (drawn(c.images, *usual) + drawn(c.images, *costliest)) / 2
+    training = trained(len(data.train), c.teacher_epochs, rates.teacher) + c.teacher_epochs * validation
+    seconds = {
+        "teacher": validation if c.teacher else training,
         "generator": c.generator_steps * (c.generator_batch_size // world) * rates.generator,
         "checkpoints": len(generator.checkpoint_steps(c.generator_steps, c.checkpoints)) * short(*usual),
         "tuning": sum(short(*each) for each in tried),
         "gkd": drawings + distilled(c.periods, c.images, c.student_epochs, rates.student),
-        "student": 2 * len(data.test) * rates.asked,
-    }  # fmt: skip
+        "student": 2 * len(data.test) * rates.evaluated,
+    }
     if c.num_shadows:
-        turns, start = _turns(c.num_shadows, world, together), WORKER if together > 1 else 0.0
-        found["shadows"] = start + turns * trained(pool // 2, c.teacher_epochs, rates.shadow)
+        turns, start = _turns(c.num_shadows, world, workers), WORKER if workers > 1 else 0.0
+        seconds["shadows"] = start + turns * trained(pool // 2, c.teacher_epochs, rates.shadow)
         students = 0.0
         if c.num_students:
             each = distilled(c.periods, c.images, c.student_epochs, rates.shadow_student)
             if c.audit_generator == "retrained":
                 each += c.generator_steps * c.generator_batch_size * rates.generator + drawings
-            students = start + _turns(c.num_students, world, together) * each
+            students = start + _turns(c.num_students, world, workers) * each
             students += drawings / world if c.audit_generator == "shared" else 0.0
-        found["shadow_students"] = students
+        seconds["shadow_students"] = students
         models = c.num_shadows + c.num_students + 3
-        found["audit"] = ATTACKS + models * pool * QUERIES[c.audit_augment] * rates.asked
+        seconds["audit"] = ATTACKS + models * pool * len(AUGMENTS[c.audit_augment]) * rates.evaluated
         if c.audit_control:
-            found["audit"] += trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control)
-    found["report"] = REPORT
-    return found
+            seconds["audit"] += trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control)
+    seconds["report"] = REPORT
+    return seconds
 
 
 def _unguided(c: RecycleConfig) -> bool:
     return all(scale == 1 for scale in (c.guidance_scale, *c.tune_guidance_scale))
 
 
-def _turns(models: int, world: int, together: int) -> int:
-    return -(-models // world // together)
+def _turns(models: int, world: int, workers: int) -> int:
+    return -(-models // world // workers)
 
 
 def _rate(run: Callable[[int], Any], most: int) -> float:
@@ -156,7 +157,7 @@ def _rate(run: Callable[[int], Any], most: int) -> float:
     Where ``most`` images take longer than the budget allows, fewer are timed.
     """
     count = min(most, 8)
-    run(count)  # what the first call prepares
+    run(count)  # warms up
     rate = _timed(run, count)
     if count < most:
         count = max(count, min(most, int(count * BUDGET / max(rate * count, 1e-6))))
@@ -207,23 +208,24 @@ def _training(context: Context, arch: tuple[str, int], recipe: Any) -> Callable[
     return run
 
 
-def _distilling(context: Context, master: nn.Module) -> Callable[[int], int]:
+def _distilling(context: Context, teacher_model: nn.Module) -> Callable[[int], int]:
     c = context.config
-    alone = dataclasses.replace(context, data=dataclasses.replace(context.data, val=_split(context, 1)))
+    without_validation = dataclasses.replace(context, data=dataclasses.replace(context.data, val=_split(context, 1)))
 
     def run(count: int) -> int:
         split = _split(context, STEPS * count)
-        given = (torch.arange(len(split)), split.labels, split.images.to(context.runtime.device))
+        synthetic = (torch.arange(len(split)), split.labels, split.images.to(context.runtime.device))
         student = _network(context, c.student_arch, c.student_width)
-        mine = dataclasses.replace(alone, config=dataclasses.replace(c, student_batch_size=count))
-        gkd.distil(mine, master, student, lambda _: given, gkd.Schedule(1, len(split), 1), confidence=0.0, seed=0)
+        changed = dataclasses.replace(without_validation, config=dataclasses.replace(c, student_batch_size=count))
+        schedule = gkd.Schedule(1, len(split), 1)
+        gkd.distil(changed, teacher_model, student, lambda _: synthetic, schedule, confidence=0.0, seed=0)
         return len(split)
 
     return run
 
 
 def denoising(context: Context) -> Callable[[int], int]:
-    """``run(count)``: STEPS steps of the generator on batches of ``count``; returns how many images these were."""
+    """``run(count)``: STEPS steps of the generator on batches of ``count``; returns the number of images."""
     c, device = context.config, context.runtime.device
     network = make_generator(context).to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
@@ -233,10 +235,10 @@ def denoising(context: Context) -> Callable[[int], int]:
 
     def run(count: int) -> int:
         config = dataclasses.replace(c, generator_batch_size=count)
-        alone = dataclasses.replace(context, config=config)
+        changed = dataclasses.replace(context, config=config)
         for step in range(STEPS):
             with torch.autocast(device.type, torch.bfloat16, enabled=context.runtime.mixed_precision == "bf16"):
-                loss = generator.batch_loss(alone, network, images, labels, step, 0, torch.arange(count))
+                loss = generator.batch_loss(changed, network, images, labels, step, 0, torch.arange(count))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -246,7 +248,7 @@ def denoising(context: Context) -> Callable[[int], int]:
 
 
 def sampling(context: Context) -> Callable[[int], int]:
-    """``run(count)``: two solver steps of ``count`` images; returns how many images these were to the network."""
+    """``run(count)``: two solver steps of ``count`` images; returns the number of images that the network processed."""
     c = context.config
     network = make_generator(context).to(context.runtime.device).eval()
     optimize(network)

@@ -1,4 +1,4 @@
-"""Stage 1, data: what the splits hold, and their fingerprint, so that a run never goes on with other images."""
+"""The data: sizes of the splits and their fingerprint, so that a run never continues with other images."""
 
 import hashlib
 from typing import Any
@@ -14,7 +14,7 @@ TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Sizes, classes and SHA-256 of the splits, how their images were read, and what the checks of the run noted."""
+    """Sizes, classes and SHA-256 of the splits, how images were read, and the notes of the checks before the run."""
     data = context.data
     sizes = {name: len(getattr(data, name)) for name in SPLITS}
     notes = [*data.notes, *context.notes]

@@ -1,4 +1,4 @@
-"""Stage 3, generator: class-conditional diffusion on diffusers' ``UNet2DModel``, data-parallel under Accelerate.
+"""The generator: class-conditional diffusion on diffusers' ``UNet2DModel``, data-parallel under Accelerate.
 
 ``flow``: ``x_s = (1 - s) x + s n``, the network learns ``n - x`` (Liu et al., "Flow Straight and Fast", ICLR 2023);
 ``epsilon`` and ``v_prediction``: DDPM on a cosine schedule (Ho et al., 2020; Salimans and Ho, 2022).
@@ -62,7 +62,7 @@ def padded(images: Tensor, levels: int) -> Tensor:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Stage 3: train the generator on every rank, save EMA checkpoints, return their steps and the loss curve."""
+    """Train the generator on every rank, save EMA checkpoints, return their steps and the loss curve."""
     c = context.config
     return train(
         context,
@@ -78,25 +78,25 @@ def run(context: Context) -> dict[str, Any]:
 def train(
     context: Context,
     split: Split,
-    saved: list[int],
-    place: Callable[[int], Path],
+    saved_steps: list[int],
+    folder_of: Callable[[int], Path],
     *,
     seed: int,
     state_path: Path,
-    alone: bool = False,
+    single_process: bool = False,
     description: str | None = None,
 ) -> dict[str, Any]:
-    """Train a generator on ``split`` by the run's recipe, up to the last of the steps ``saved``.
+    """Train a generator on ``split`` by the run's recipe, up to the last of ``saved_steps``.
 
     Args:
-        place: step -> folder of that step's checkpoint.
+        folder_of: step -> folder of that step's checkpoint.
         seed: of the weights, the batches and the noise.
-        alone: this process trains by itself; otherwise all ranks train together.
+        single_process: only this process trains; otherwise all ranks train together.
     """
     from diffusers.training_utils import EMAModel
 
     c, runtime = context.config, context.runtime
-    rank, world_size = (0, 1) if alone else (runtime.rank, runtime.world_size)
+    rank, world_size = (0, 1) if single_process else (runtime.rank, runtime.world_size)
     height, width, channels = context.data.image_shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "weights", "generator"))
@@ -105,7 +105,7 @@ def train(
         )
     optimizer = torch.optim.AdamW(network.parameters(), lr=c.generator_learning_rate, weight_decay=1e-4)
     network = network.to(memory_format=torch.channels_last)
-    trainer = _Alone(context) if alone else _accelerator(context)
+    trainer = _SingleProcess(context) if single_process else _accelerator(context)
     network, optimizer = trainer.prepare(network, optimizer)
     plain = trainer.unwrap_model(network)
     ema = EMAModel(plain.parameters(), decay=c.generator_ema)
@@ -118,11 +118,11 @@ def train(
             ema.load_state_dict(state["ema"])
             first, losses, window = state["step"], state["losses"], state["window"].to(runtime.device)
     images = padded(split.images, len(c.generator_widths)).to(runtime.device)
-    labels, last = split.labels.to(runtime.device), saved[-1]
+    labels, last = split.labels.to(runtime.device), saved_steps[-1]
     network.train()
     with bar(last, description, "step", first) as progress:
         for step in range(first, last):
-            _set_rate(optimizer, c.generator_learning_rate * _schedule(step, c.generator_steps))
+            _set_rate(optimizer, c.generator_learning_rate * _rate_factor(step, c.generator_steps))
             share = torch.arange(rank, c.generator_batch_size, world_size)
             with trainer.autocast():
                 loss = batch_loss(context, network, images, labels, step, seed, share)
@@ -141,17 +141,17 @@ def train(
                 losses.append([done, mean])
                 window.zero_()
                 progress.set(loss=f"{mean:.4f}")
-            if rank == 0 and done in saved:
-                _save(context, plain, ema, place(done), split.labels)
-            if rank == 0 and (done in saved or done % SAVE_EVERY == 0) and done < last:
+            if rank == 0 and done in saved_steps:
+                _save(context, plain, ema, folder_of(done), split.labels)
+            if rank == 0 and (done in saved_steps or done % SAVE_EVERY == 0) and done < last:
                 training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
                 files.save_state(state_path, {**training, "step": done, "losses": losses, "window": window})
-    if not alone:
+    if not single_process:
         runtime.barrier()
     if rank == 0:
         state_path.unlink(missing_ok=True)
     return {
-        "checkpoints": saved,
+        "checkpoints": saved_steps,
         "parameters": sum(p.numel() for p in plain.parameters()),
         "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},
     }
@@ -163,8 +163,8 @@ def _accelerator(context: Context) -> Any:
     return Accelerator(mixed_precision=context.runtime.mixed_precision)
 
 
-class _Alone:
-    """What is used of an Accelerator, for one process among others that trains by itself."""
+class _SingleProcess:
+    """The methods of an Accelerator that :func:`train` calls, for one process that trains without the others."""
 
     def __init__(self, context: Context):
         self._device, self._precision = context.runtime.device, context.runtime.mixed_precision
@@ -185,7 +185,7 @@ class _Alone:
         torch.nn.utils.clip_grad_norm_(parameters, norm)
 
 
-def _schedule(step: int, steps: int) -> float:
+def _rate_factor(step: int, steps: int) -> float:
     """Linear warm-up, then half a cosine to zero."""
     return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
@@ -229,7 +229,7 @@ def _alphas(device: torch.device) -> Tensor:
 
 
 def _save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) -> None:
-    """Save the EMA weights in diffusers' format, with the frequencies of the classes that it was trained on."""
+    """Save the EMA weights in diffusers' format, with the counts of the classes that it was trained on."""
     if path.exists():
         return
     with files.atomic_folder(path) as folder:
@@ -237,12 +237,12 @@ def _save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) 
         ema.copy_to(network.parameters())
         try:
             network.save_config(folder / "unet")
-            # As save_pretrained does, whose library hides a full disk in its own error.
+            # Not by save_pretrained, which hides a full disk in its own error.
             files.save_tensors(folder / "unet" / WEIGHTS, network.state_dict(), {"format": "pt"})
         finally:
             ema.restore(network.parameters())
         make_scheduler(context.config.generator_objective).save_pretrained(folder / "scheduler")
-        # The shape of images is that before padding, which the network's own configuration does not know.
+        # The shape of images before padding, which the network's configuration does not hold.
         counts = torch.bincount(labels, minlength=context.data.num_classes)
         facts = {"image_shape": list(context.data.image_shape), "class_counts": counts.tolist()}
         files.write_json(folder / "objective.json", {"objective": context.config.generator_objective, **facts})

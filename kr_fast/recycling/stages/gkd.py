@@ -1,7 +1,7 @@
 """Generative Knowledge Distillation: a Student learns the Teacher's soft labels on images that are regenerated.
 
-Every period has fresh image ids, so no synthetic image is seen in two periods. The Teacher answers the same augmented
-batch that the Student sees. Runs on rank 0.
+Every period has fresh image ids, so no synthetic image is seen in two periods. The Teacher is evaluated on the same
+augmented batch as the Student. Runs on rank 0.
 """
 
 import copy
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import Augment, Split, to_float
-from kr_fast.ensemble import TrainConfig, accuracy
+from kr_fast.data import Split, to_float
+from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.networks import answer
 from kr_fast.ensemble.training.recipe import make_optimizer
 from kr_fast.ops.distillation.distillation_loss import distillation_loss
@@ -54,11 +54,11 @@ class Schedule:
 
 @dataclasses.dataclass
 class Distilled:
-    """A trained Student's curves, and the synthetic set that it saw last."""
+    """A trained Student's curves by period, and its last synthetic set; ``confident``: share of images that count."""
 
     loss: list[float]
     val_accuracy: list[float]
-    kept: list[float]
+    confident: list[float]
     best_period: int
     ids: Tensor
     labels: Tensor
@@ -80,12 +80,12 @@ def drawn(
     real: Tensor | None = None,
     seed: int | None = None,
 ) -> Draw:
-    """``images`` a period under ``sampling``; an id addresses one image of (generator, seed) and comes once.
+    """Draw ``images`` per period with ``sampling``; an id addresses one image of (generator, seed) and is used once.
 
     Args:
         checkpoint: folder of the generator; None for this run's of ``sampling.checkpoint``.
         real: labels that the generator was trained on; None for those of the training split. Classes are as frequent
-            as in them, unless the configuration wants them balanced.
+            as in them, unless ``label_plan`` is balanced.
         seed: of the images; None for this run's.
     """
     c = context.config
@@ -118,7 +118,7 @@ def drawn(
 
 def distil(
     context: Context,
-    master: nn.Module,
+    teacher_model: nn.Module,
     student: nn.Module,
     draw: Draw,
     schedule: Schedule,
@@ -131,41 +131,32 @@ def distil(
     """Train ``student`` in place; its weights at the end are those of the period best on real validation images.
 
     Args:
-        master: the Teacher, frozen and in eval mode.
+        teacher_model: frozen and in eval mode.
         draw: gives the synthetic set of each period.
-        confidence: least probability that the Teacher gives an image's label; images below count nothing.
+        confidence: least probability that the Teacher gives an image's label; images below it have weight 0.
         seed: of shuffles and augmentation.
         state_path: file to continue from, saved every period; removed at the end.
     """
-    c, device = context.config, context.runtime.device
-    batch = min(c.student_batch_size, schedule.images)
-    per_epoch = schedule.images // batch
-    recipe = TrainConfig(learning_rate=c.student_learning_rate, weight_decay=c.student_weight_decay)
-    optimizer, rate = make_optimizer(student, recipe, schedule.periods * schedule.epochs * per_epoch)
-    nothing = torch.empty(0, dtype=torch.int64)
-    done = Distilled([], [], [], 0, nothing, nothing, nothing)
+    device = context.runtime.device
+    training = _Training(context, teacher_model, student, schedule, seed)
+    empty = torch.empty(0, dtype=torch.int64)
+    done = Distilled([], [], [], 0, empty, empty, empty)
     best, first = None, 0
     with files.continuing(state_path) as state:
         if state is not None:
-            student.load_state_dict(state["student"])
-            optimizer.load_state_dict(state["optimizer"])
-            rate.load_state_dict(state["rate"])
-            done.loss, done.val_accuracy, done.kept, done.best_period, best, first = (
-                state[key] for key in ("loss", "val_accuracy", "kept", "best_period", "best", "period")
-            )
+            training.load_state(state)
+            best, first = state["best"], state["period"]
+            done.loss, done.val_accuracy, done.confident = state["loss"], state["val_accuracy"], state["kept"]
+            done.best_period = state["best_period"]
     with bar(schedule.periods, description, "period", first) as progress:
         for period in range(first, schedule.periods):
             ids, labels, images = draw(period)
-            weight = _confident(master, images, labels.to(device), confidence)
-            done.kept.append(float(weight.float().mean()))
-            if done.kept[-1] == 0:
+            weight = _confident(teacher_model, images, labels.to(device), confidence)
+            done.confident.append(float(weight.float().mean()))
+            if done.confident[-1] == 0:
                 logger.warning("no image of period %d reaches the Teacher confidence %g", period, confidence)
             done.ids, done.labels, done.images = ids, labels, images
-            synthetic = Split(images, labels.to(device))
-            total = _train_period(
-                context, master, student, synthetic, weight, schedule.epochs, batch, optimizer, rate, (seed, period)
-            )
-            done.loss.append(total / (schedule.epochs * per_epoch))
+            done.loss.append(training.period(period, Split(images, labels.to(device)), weight))
             if not done.loss[-1] < float("inf"):
                 raise UserError(f"run: distillation loss must be finite, got {done.loss[-1]} in period {period}")
             done.val_accuracy.append(accuracy(student, context.data.val))
@@ -174,10 +165,9 @@ def distil(
             progress.set(loss=f"{done.loss[-1]:.3f}", val=f"{done.val_accuracy[-1]:.3f}")
             progress.update()
             if state_path and period + 1 < schedule.periods:
-                training = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
-                curves = {"loss": done.loss, "val_accuracy": done.val_accuracy, "kept": done.kept}
+                curves = {"loss": done.loss, "val_accuracy": done.val_accuracy, "kept": done.confident}
                 position = {"best_period": done.best_period, "best": best, "period": period + 1}
-                files.save_state(state_path, {**training, "rate": rate.state_dict(), **curves, **position})
+                files.save_state(state_path, {**training.state(), **curves, **position})
     student.load_state_dict(best)
     student.eval()
     if state_path:
@@ -185,69 +175,84 @@ def distil(
     return done
 
 
-def _train_period(context, master, student, synthetic, weight, epochs, batch, optimizer, rate, stream) -> float:
-    c, augment = context.config, context.student_augment
-    student.train()
-    total = torch.zeros((), device=synthetic.labels.device)
-    for epoch in range(epochs):
-        random = seeds.generator(stream[0], "gkd", stream[1], epoch)
-        order = torch.randperm(len(synthetic), generator=random).to(synthetic.labels.device)
-        for index in order.split(batch)[: len(synthetic) // batch]:
-            loss = _batch_loss(master, student, synthetic, weight, index, augment, random, c)
-            optimizer.zero_grad()
-            loss.backward()
-            # T^2 times the divergence has large gradients at the start.
-            torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
-            optimizer.step()
-            rate.step()
-            total += loss.detach()
-    student.eval()
-    return float(total)
+class _Training:
+    """A Student's optimizer and schedule, and its training for a period."""
 
+    def __init__(self, context: Context, teacher_model: nn.Module, student: nn.Module, schedule: Schedule, seed: int):
+        self.config, self.recipe = context.config, context.config.recipe("student")
+        self.teacher_model, self.student, self.epochs, self.seed = teacher_model, student, schedule.epochs, seed
+        self.batch = min(self.recipe.batch_size, schedule.images)
+        self.per_epoch = schedule.images // self.batch
+        steps = schedule.periods * schedule.epochs * self.per_epoch
+        self.optimizer, self.rate = make_optimizer(student, self.recipe, steps)
 
-def _batch_loss(master, student, synthetic, weight, index, augment: Augment, random, c) -> Tensor:
-    x = augment(to_float(synthetic.images[index]), random)
-    with torch.no_grad():
-        soft = answer("run", "teacher", master, x)
-    return distillation_loss(
-        student(x),
-        soft,
-        synthetic.labels[index],
-        temperature=c.temperature,
-        soft_weight=c.soft_weight,
-        hard_weight=c.hard_weight,
-        sample_weight=weight[index],
-    )
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load_state` continues from."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state`."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Any]:
+        return {"student": self.student, "optimizer": self.optimizer, "rate": self.rate}
+
+    def period(self, period: int, synthetic: Split, weight: Tensor) -> float:
+        """Train on the set of ``period``; returns the mean loss of its steps."""
+        self.student.train()
+        total = torch.zeros((), device=synthetic.labels.device)
+        for epoch in range(self.epochs):
+            random = seeds.generator(self.seed, "gkd", period, epoch)
+            order = torch.randperm(len(synthetic), generator=random).to(synthetic.labels.device)
+            for index in order.split(self.batch)[: len(synthetic) // self.batch]:
+                loss = self._loss(synthetic.images[index], synthetic.labels[index], weight[index], random)
+                self.optimizer.zero_grad()
+                loss.backward()
+                # T^2 times the divergence has large gradients at the start.
+                torch.nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
+                self.optimizer.step()
+                self.rate.step()
+                total += loss.detach()
+        self.student.eval()
+        return float(total) / (self.epochs * self.per_epoch)
+
+    def _loss(self, images: Tensor, labels: Tensor, weight: Tensor, random: torch.Generator) -> Tensor:
+        c, x = self.config, self.recipe.augment(to_float(images), random)
+        with torch.no_grad():
+            soft = answer("run", "teacher", self.teacher_model, x)
+        weights = {"soft_weight": c.soft_weight, "hard_weight": c.hard_weight, "sample_weight": weight}
+        return distillation_loss(self.student(x), soft, labels, temperature=c.temperature, **weights)
 
 
 @torch.inference_mode()
-def _confident(master: nn.Module, images: Tensor, labels: Tensor, threshold: float) -> Tensor:
+def _confident(teacher_model: nn.Module, images: Tensor, labels: Tensor, threshold: float) -> Tensor:
     """bool ``[N]``: the Teacher gives the image's label at least this probability; others get weight 0."""
     if threshold == 0:
         return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-    parts = [answer("run", "teacher", master, to_float(part)).float().softmax(1) for part in images.split(1024)]
+    parts = [answer("run", "teacher", teacher_model, to_float(part)).float().softmax(1) for part in images.split(1024)]
     return torch.cat(parts).gather(1, labels[:, None])[:, 0] >= threshold
 
 
-def trial(context: Context, master: nn.Module, sampling: Sampling) -> float:
-    """Best validation accuracy of a short Student under ``sampling``: the criterion of both choices."""
+def trial(context: Context, teacher_model: nn.Module, sampling: Sampling) -> float:
+    """Best validation accuracy of a short Student with ``sampling``: the criterion of checkpoint choice and tuning."""
     c = context.config
     student = context.seeded(c.student_arch, c.student_width, "trial")
     schedule = Schedule(c.trial_periods, c.trial_images, c.trial_epochs)
     draw, seed = drawn(context, sampling, schedule.images), seeds.derive(c.seed, "trial")
-    found = distil(context, master, student, draw, schedule, confidence=sampling.confidence, seed=seed)
-    return found.val_accuracy[found.best_period]
+    done = distil(context, teacher_model, student, draw, schedule, confidence=sampling.confidence, seed=seed)
+    return done.val_accuracy[done.best_period]
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Stage 6, GKD: the Student itself, with the chosen sampling."""
+    """Train and save the Student, with the chosen sampling."""
     c = context.config
-    master = teacher.load(context)
+    teacher_model = teacher.load(context)
     sampling = Sampling(**context.result("tuning")["sampling"])
     student = context.seeded(c.student_arch, c.student_width, "student")
-    found = distil(
+    done = distil(
         context,
-        master,
+        teacher_model,
         student,
         drawn(context, sampling, c.images),
         Schedule(c.periods, c.images, c.student_epochs),
@@ -257,18 +262,18 @@ def run(context: Context) -> dict[str, Any]:
         state_path=context.folder.state / "student.pt",
     )
     files.save_tensors(context.folder.student, student.state_dict(), teacher.metadata(context, c.student_arch))
-    place = context.folder
-    for path, values in ((place.images, found.images), (place.labels, found.labels), (place.ids, found.ids)):
+    folder = context.folder
+    for path, values in ((folder.images, done.images), (folder.labels, done.labels), (folder.ids, done.ids)):
         files.save_array(path, values.cpu().numpy())
     return {
-        "val_accuracy": found.val_accuracy[found.best_period],
-        "best_period": found.best_period + 1,
-        "kept": found.kept,
+        "val_accuracy": done.val_accuracy[done.best_period],
+        "best_period": done.best_period + 1,
+        "kept": done.confident,
         "parameters": sum(p.numel() for p in student.parameters()),
         "curves": {
             "period": list(range(1, c.periods + 1)),
-            "loss": found.loss,
-            "val_accuracy": found.val_accuracy,
+            "loss": done.loss,
+            "val_accuracy": done.val_accuracy,
         },
     }
 

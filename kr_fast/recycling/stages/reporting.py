@@ -1,4 +1,4 @@
-"""Stage 11, report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
+"""The report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,11 @@ from kr_fast.runtime.storage import files
 from kr_fast.runtime.versions import versions
 
 PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn")  # that the figures depend on
-HIDDEN = ("curves", "kept", "notes")  # of a stage's results, which lie elsewhere in the summary
+HIDDEN = ("curves", "kept", "notes")  # of a stage's results, which are elsewhere in the summary
 EXAMPLES = 8  # images of each class in the grid
-# Curves of the ROC; audit.html shows all. The loss of the Student is the same by whatever shadows it is attacked.
-SHOWN = (
-    "teacher/lira", "teacher/loss", "student/lira", "student/loss", "student_full/lira", "control/lira",
-    "released/nearest_synthetic", "released/generated_density",
-)  # fmt: skip
+# Of the ROC; audit.html shows all. The loss attack on the Student is the same with any shadows.
+CURVES = ("teacher/lira", "teacher/loss", "student/lira", "student/loss", "student_full/lira", "control/lira")
+CURVES += ("released/nearest_synthetic", "released/generated_density")
 
 
 def summary(context: Context) -> dict[str, Any]:
@@ -62,22 +60,22 @@ def summary(context: Context) -> dict[str, Any]:
 
 
 def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
-    """What a reader has to know about this run; how the images were read stands with the data."""
-    found = [note for stage in ("data", "teacher") for note in context.result(stage).get("notes", ())]
-    found = [note for note in found if note not in context.data.notes]
+    """Notes on this run, without those on how the images were read, which stand with the data."""
+    notes = [note for stage in ("data", "teacher") for note in context.result(stage).get("notes", ())]
+    notes = [note for note in notes if note not in context.data.notes]
     if audit is None:
-        return found
-    found += audit["setting"]["warnings"]
+        return notes
+    notes += audit["setting"]["warnings"]
     if context.config.teacher:
-        found.append(
+        notes.append(
             f"the Teacher was given, but its shadows are {context.config.teacher_arch} of this package's recipe on "
             "these splits: its figures are a transfer attack too, and assume that it was trained on the training split"
         )
-    return found
+    return notes
 
 
 def command(context: Context) -> str:
-    """What repeats or continues the run."""
+    """The command that repeats or continues the run."""
     return report.repeated("run", context.folder.config)
 
 
@@ -95,7 +93,7 @@ def arrays(context: Context) -> dict[str, Any]:
         with np.load(path) as archive:
             for key in archive.files:
                 name, _, what = key.rpartition("/")
-                if what in ("tp", "fp") and name in SHOWN:
+                if what in ("tp", "fp") and name in CURVES:
                     counts = archive[key]
                     rate = np.concatenate([[0.0], counts / counts[-1]])
                     points.setdefault(name, {})[{"tp": "tpr", "fp": "fpr"}[what]] = rate
@@ -115,20 +113,20 @@ def _grid(images: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """uint8 ``[K, n, H, W, C]``: the first images of each class; missing ones are black."""
     out = np.zeros((classes, EXAMPLES, *images.shape[1:]), dtype=np.uint8)
     for label in range(classes):
-        found = images[labels == label][:EXAMPLES]
-        out[label, : len(found)] = found
+        examples = images[labels == label][:EXAMPLES]
+        out[label, : len(examples)] = examples
     return out
 
 
 def pages(context: Context) -> Path:
-    """Where report.html and report.md lie."""
+    """Folder of report.html and report.md."""
     return context.folder.pages(context.config.show_real_images)
 
 
 def left(context: Context) -> list[Path]:
-    """What the report leaves."""
-    place = pages(context)
-    return [context.folder.metrics, place / "report.html", place / "report.md", place / "figures"]
+    """The files of the report."""
+    folder = pages(context)
+    return [context.folder.metrics, *(folder / name for name in ("report.html", "report.md", "figures"))]
 
 
 def run(context: Context) -> dict[str, Any]:

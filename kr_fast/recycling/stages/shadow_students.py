@@ -1,10 +1,10 @@
-"""Stage 9, shadow Students: shadow pipelines, so that the Student is attacked by models that were made as it was.
+"""Shadow Students: shadow pipelines, so that the Student is attacked with models that were trained as it was.
 
 Shadow Student ``k`` learns the soft labels of shadow Teacher ``k`` by the Student's own recipe. Its images come from
 
 - ``shared``: this run's generator. They are the images that the Student saw, drawn once for all shadow Students. The
-  generator was trained on all members, so no shadow Student tells what a member's part in it gives away: the audit
-  then covers the path through the labels only.
+  generator was trained on all members, so no shadow Student shows what it leaks of a member: the audit then covers the
+  path through the labels only.
 - ``retrained``: a generator trained on shadow Teacher ``k``'s half by the run's recipe, as long as the chosen
   checkpoint was.
 
@@ -34,13 +34,13 @@ from kr_fast.runtime.storage import files
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What shadow Students are functions of; worker processes are given it."""
+    """The training of shadow Students, as worker processes receive it."""
 
     context: Context
 
     @property
     def folder(self) -> Path:
-        """Where the models go."""
+        """Folder of the models."""
         return self.context.folder.shadow_students
 
     @property
@@ -52,14 +52,14 @@ class Job:
         """File of the shared images of ``period``; their ids and labels lie beside it."""
         return self.context.folder.shared / f"period-{period:04d}.npy"
 
-    def keep_shared(self, period: int, ids: Tensor, labels: Tensor, images: Tensor) -> None:
+    def save_shared(self, period: int, ids: Tensor, labels: Tensor, images: Tensor) -> None:
         """Write the shared images of ``period``."""
         for name, values in (("ids", ids), ("labels", labels)):
             files.save_array(self.period(period).with_suffix(f".{name}.npy"), values.cpu().numpy())
-        files.save_array(self.period(period), images.cpu().numpy())  # last: it says that the period is whole
+        files.save_array(self.period(period), images.cpu().numpy())  # last: it marks the period as complete
 
     def shared(self, period: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`keep_shared` wrote."""
+        """What :meth:`save_shared` wrote."""
         path, device = self.period(period), self.context.runtime.device
         ids, labels = (torch.from_numpy(np.load(path.with_suffix(f".{name}.npy"))) for name in ("ids", "labels"))
         return ids, labels, torch.from_numpy(np.load(path)).to(device)
@@ -69,24 +69,24 @@ class Job:
         context, step = self.context, self.sampling.checkpoint
         seed = seeds.derive(context.config.seed, "shadow generator", index)
         images, labels, _ = shadows.pool(context)
-        kept = shadows.keep(context)[index]
+        members = shadows.keep(context)[index]
         checkpoint = self.folder / f"generator-{index:03d}"
         if not checkpoint.exists():
             generator.train(
                 context,
-                Split(images[kept], labels[kept]),
+                Split(images[members], labels[members]),
                 [step],
                 lambda _: checkpoint,
                 seed=seed,
                 state_path=self.state(f"shadow-generator-{index:03d}"),
-                alone=True,
+                single_process=True,
             )
         return gkd.drawn(
-            context, self.sampling, context.config.images, checkpoint=checkpoint, real=labels[kept], seed=seed
+            context, self.sampling, context.config.images, checkpoint=checkpoint, real=labels[members], seed=seed
         )
 
     def state(self, name: str) -> Path:
-        """File of an unfinished training's position."""
+        """File of an unfinished training's state."""
         return self.context.folder.state / f"{name}.pt"
 
     def train(self, index: int, device: torch.device) -> None:
@@ -106,8 +106,8 @@ class Job:
         files.save_tensors(shadows.file(self.folder, index), student.state_dict())
 
 
-def claim(job: Job) -> None:
-    """Delete shadow Students that were made from other files than those that this run has now."""
+def discard_outdated(job: Job) -> None:
+    """Delete shadow Students that were made from other files than those of this run now."""
     record = {"made_from": job.context.journal.digest("generator", "shadows"), **dataclasses.asdict(job.sampling)}
     path = job.folder / "made_from.json"
     if path.exists() and files.read_json(path) != record:
@@ -125,7 +125,7 @@ def run(context: Context) -> dict[str, Any]:
     c, runtime, job = context.config, context.runtime, Job(context)
     with runtime.main_first() as main:
         if main and c.num_students:
-            claim(job)
+            discard_outdated(job)
     mine = [index for index in runtime.shard(c.num_students) if not shadows.file(job.folder, index).exists()]
     left = runtime.broadcast(len(list(job.folder.glob("model-*.safetensors"))) < c.num_students)
     if left and c.audit_generator == "shared":
@@ -133,7 +133,7 @@ def run(context: Context) -> dict[str, Any]:
         draw = gkd.drawn(context, job.sampling, c.images) if periods else None
         with bar(len(periods), "shared images" if periods else None, "period") as progress:
             for period in periods:
-                job.keep_shared(period, *draw(period))
+                job.save_shared(period, *draw(period))
                 progress.update()
         runtime.barrier()
     share = len(runtime.shard(c.num_students))
@@ -148,7 +148,7 @@ def run(context: Context) -> dict[str, Any]:
     if runtime.is_main and c.num_students:
         images, labels, _ = shadows.pool(context)
         record = {"data": data_digest(images, labels), "num_models": c.num_students, "generator": c.audit_generator}
-        files.write_json(job.folder / "shadows.json", record)  # kr-fast audit --shadows looks the data up
+        files.write_json(job.folder / "shadows.json", record)  # read by kr-fast audit --shadows
         files.save_array(job.folder / "keep.npy", shadows.keep(context)[: c.num_students].numpy())
     if runtime.is_main:
         shutil.rmtree(context.folder.shared, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Stage 8, shadows: models of the Teacher's recipe, each on a random half of training and test split together.
+"""Shadow Teachers: models of the Teacher's recipe, each on a random half of training and test split together.
 
 The pool is the training split (members) and the test split (non-members). The validation split is left out: choices
 were made on it, so it is neither. Shadows are shared out over the ranks.
@@ -19,14 +19,14 @@ from kr_fast.runtime.storage import files
 
 
 def pool(context: Context) -> tuple[Tensor, Tensor, Tensor]:
-    """(images, labels, members): what the audit tells apart, on the CPU."""
+    """(images, labels, members) of the audit, on the CPU."""
     train, test = context.data.train, context.data.test
     images, labels = torch.cat([train.images, test.images]).cpu(), torch.cat([train.labels, test.labels]).cpu()
     return images, labels, torch.arange(len(labels)) < len(train)
 
 
 def workers(context: Context) -> int:
-    """How many models to train at a time: a small network gains nothing from a second thread."""
+    """How many models to train at a time: a small network does not gain from a second thread."""
     return torch.get_num_threads() if context.runtime.device.type == "cpu" else 1
 
 
@@ -35,11 +35,10 @@ def run(context: Context) -> dict[str, Any]:
     c = context.config
     if c.num_shadows:
         images, labels, _ = pool(context)
-        train_shadows(
-            context.make_network(c.teacher_arch, c.teacher_width), images, labels,
-            num_models=c.num_shadows, config=teacher.recipe(context),
-            seed=seeds.derive(c.seed, "shadows"), out=context.folder.shadows, workers=workers(context),
-        )  # fmt: skip
+        make_model = context.make_network(c.teacher_arch, c.teacher_width)
+        options = {"num_models": c.num_shadows, "config": teacher.recipe(context), "workers": workers(context)}
+        options |= {"seed": seeds.derive(c.seed, "shadows"), "out": context.folder.shadows}
+        train_shadows(make_model, images, labels, **options)
     return {"models": c.num_shadows}
 
 
@@ -49,7 +48,7 @@ def keep(context: Context) -> Tensor:
 
 
 def file(folder: Path, index: int) -> Path:
-    """Where model ``index`` of a folder of shadows lies."""
+    """The file of model ``index`` in a folder of shadows."""
     return folder / f"model-{index:03d}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""Stage 7, Student: the one look at the real test images, which gives the Classification Accuracy Score (CAS)."""
+"""Accuracy on the real test images, which are read only here; the Student's is the Classification Accuracy Score."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Stage 2, Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0."""
+"""The Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0."""
 
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,12 @@ from kr_fast.runtime import seeds
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files
 
-ASKED = 64  # images that a given Teacher has to answer before anything begins
+ASKED = 64  # images on which a given Teacher is evaluated before anything begins
 
 
 def recipe(context: Context) -> TrainConfig:
     """How the Teacher, and every shadow of it, is trained."""
-    c = context.config
-    return TrainConfig(
-        epochs=c.teacher_epochs,
-        batch_size=c.teacher_batch_size,
-        learning_rate=c.teacher_learning_rate,
-        weight_decay=c.teacher_weight_decay,
-        augment=context.real_augment,
-    )
+    return context.config.recipe("teacher")
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -54,14 +47,14 @@ def run(context: Context) -> dict[str, Any]:
             "val_accuracy": history.val_accuracy,
         }
         best = history.best_epoch + 1
-    found = accuracy(model, context.data.val)
-    note = chance(found, context.data.val)
-    if note and not c.teacher:  # of a given one it was told at the start
+    val_accuracy = accuracy(model, context.data.val)
+    note = chance(val_accuracy, context.data.val)
+    if note and not c.teacher:  # of a given one it was logged at the start
         logger.warning("run: %s", note)
     state = plain(model).state_dict()
     files.save_tensors(context.folder.teacher, state, metadata(context, c.teacher or c.teacher_arch))
     return {
-        "val_accuracy": found,
+        "val_accuracy": val_accuracy,
         "best_epoch": best,
         "notes": [note] if note else [],
         "curves": curves,
@@ -69,14 +62,14 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def chance(found: float, val: Split) -> str | None:
-    """What to know of a Teacher whose accuracy ``found`` on ``val`` shows nothing but which class is the largest."""
+def chance(val_accuracy: float, val: Split) -> str | None:
+    """A note if a Teacher's accuracy on ``val`` is not clearly above that of naming the largest class."""
     share = int(val.labels.bincount().max()) / len(val)
-    if found > share + 1.64 * (share * (1 - share) / len(val)) ** 0.5:  # one-sided 5 % of the binomial, normal
+    if val_accuracy > share + 1.64 * (share * (1 - share) / len(val)) ** 0.5:  # one-sided 5 % of the binomial, normal
         return None
     return (
-        f"the Teacher is right about {found:.3f} of {len(val)} validation images, not clearly more than one that "
-        f"always names the largest class ({share:.3f})"
+        f"the Teacher is right about {val_accuracy:.3f} of {len(val)} validation images, not clearly more than one "
+        f"that always names the largest class ({share:.3f})"
     )
 
 
@@ -91,9 +84,9 @@ def metadata(context: Context, name: str) -> dict[str, str]:
 
 
 def build(context: Context) -> nn.Module:
-    """The Teacher's module with the user's weights where they were given, asked about some images of the data.
+    """The Teacher's module, with the user's weights if given, evaluated once on some images of the data.
 
-    Raises: UserError with the user's own words for any failure of their factory and network, and for probabilities.
+    Raises: UserError for any failure of the user's factory or network, with its message, and for probabilities.
     """
     c, data, device = context.config, context.data, context.runtime.device
     if not c.teacher:
