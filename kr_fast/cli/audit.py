@@ -13,7 +13,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
     parser = subparsers.add_parser(
         "audit",
-        help="attack a classifier, or saved signals, and report what is given away",
+        help="attack a classifier, or saved signals, and report what leaks",
         description="Membership inference with exact statistics. The same command continues one that was stopped.",
     )
     options.add_flags(parser, AuditConfig)

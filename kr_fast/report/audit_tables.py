@@ -11,8 +11,8 @@ __all__ = ["names", "percent_of_level", "title", "verdict"]
 Found = dict[str, Any]
 FEW = 10  # false positives
 RECIPES = (
-    "What the recipe gives away: each shadow is attacked from the others, and with it one of the other side of each "
-    "example is left out, so that scores which know nothing have an AUC of 0.5. Mean over these models, its interval "
+    "What the recipe leaks: each shadow is attacked from the others, and with it one of the other side of each "
+    "example is left out, so that scores without information have an AUC of 0.5. Mean over these models, its interval "
     "over other models and other records, and the standard deviation of models. The figures of one model move with its "
     "seed and its processor."
 )

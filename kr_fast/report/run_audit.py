@@ -187,7 +187,7 @@ def _of_student(summary: Summary) -> str:
     if strongest(summary) == TRANSFER:
         return (
             "The Student was attacked with shadows of the Teacher's training only (a transfer attack), a lower bound "
-            f"on what it gives away. {known}"
+            f"on what it leaks. {known}"
         )
     count = summary["audit"]["setting"]["shadow_sets"][FULL]["models"]
     if summary["config"]["audit_generator"] == "shared":
@@ -205,7 +205,7 @@ def _of_student(summary: Summary) -> str:
 
 
 def _of_images(summary: Summary) -> str:
-    rest = "Whoever is given the generator can attack it directly, and more images give away more."
+    rest = "Whoever is given the generator can attack it directly, and more images leak more."
     if RELEASED not in summary["audit"]:
         return f"The generator and the synthetic images were not attacked. {rest}"
     count = summary["audit"]["setting"]["targets"][RELEASED]["images"]

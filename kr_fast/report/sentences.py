@@ -122,11 +122,11 @@ def _compared(
         return f"{first[0].upper()}{first[1:]} and {second} are not told apart by it"
     is_less = row["difference"] > 0
     larger = pairs[0 if is_less else 1]
-    if larger is not None and larger[0] <= 0.5:  # below chance there is nothing to give away less of
+    if larger is not None and larger[0] <= 0.5:  # below chance nothing leaks, so neither leaks less
         verb, word = "have" if several else "has", "lower" if is_less else "higher"
         return f"{second[0].upper()}{second[1:]} {verb} a {word} AUC than {first}, and neither is seen above chance"
-    verb, word = "give" if several else "gives", "less" if is_less else "more"
-    return f"{second[0].upper()}{second[1:]} {verb} away {word} than {first}"
+    verb, word = "leak" if several else "leaks", "less" if is_less else "more"
+    return f"{second[0].upper()}{second[1:]} {verb} {word} than {first}"
 
 
 def _p(p: float | None) -> str:
@@ -169,8 +169,7 @@ def of_images(found: Found, name: str, labels: Mapping[str, str] | None = None) 
     attacks = [title(found, attack) for attack, row in found[name].items() if above(row)]
     if attacks:
         return (
-            f"{label[0].upper()}{label[1:]} by themselves give members away (attacks above chance: "
-            f"{', '.join(attacks)})."
+            f"{label[0].upper()}{label[1:]} by themselves leak membership (attacks above chance: {', '.join(attacks)})."
         )
     every = ", ".join(title(found, attack) for attack in found[name])
     return f"No attack on {label} is seen above chance ({every})."

@@ -62,7 +62,7 @@ def test_page_says_what_was_found(page):
         "It is not differential privacy",
         "exploratory",
         "no point claim",
-        "a lower bound on what it gives away",
+        "a lower bound on what it leaks",
         "&lt;b&gt;t&lt;b&gt; against other",
         ">corrected p</th>",
         "Every shadow as a target",

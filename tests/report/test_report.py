@@ -138,7 +138,7 @@ def test_both_documents_are_written(tmp_path):
     words = "is not seen to tell members from non-members better than chance on the Student with shadows of the Teacher"
     assert f"{words}&#x27;s training (transfer)" in text
     assert "mean AUC" in text
-    assert "so that scores which know nothing have an AUC of 0.5" in text
+    assert "so that scores without information have an AUC of 0.5" in text
     assert "only 3 false positives: no point claim" in text
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert figures == ["curves.png", "images.png", "roc.png", "stages.png"]
@@ -201,7 +201,7 @@ def test_words_follow_the_audits_that_were_run():
         "On average over 16 models made as the Student was"
     ) in text
     assert (
-        "Models made as the Student was give away less than models made as the Teacher was (difference of AUC +0.060 "
+        "Models made as the Student was leak less than models made as the Teacher was (difference of AUC +0.060 "
         "[0.020, 0.100], p = 0.001)."
     ) in text
     assert "better than chance on the Student itself (AUC 0.570" in text
@@ -218,7 +218,7 @@ def test_words_follow_the_audits_that_were_run():
     assert "this run's own generator" not in retrained
     bare = words(audit=whole_audit(full=False, control=False, released=False, recipes=False))
     assert "shadows of the Teacher's training only (a transfer attack)" in bare
-    assert "(transfer) itself gives away less than the Teacher itself (paired test, p = 0.004)" in bare
+    assert "(transfer) itself leaks less than the Teacher itself (paired test, p = 0.004)" in bare
     assert "synthetic images were not attacked" in bare
     assert "There was no positive control" in bare
     assert "shadow Students" not in bare
@@ -235,7 +235,7 @@ def test_report_and_audit_say_the_same():
     actual = {"show_real_images": False, "show_records": False, **whole}
     verdict = next(content for kind, content in audit_document.blocks(actual, {}) if kind == "text")
     assert run_audit.verdict(summary(audit=audit)).endswith(verdict)
-    assert "by themselves give members away (attacks above chance: density of the released images)." in verdict
+    assert "by themselves leak membership (attacks above chance: density of the released images)." in verdict
     listed = [row[0] for row in run_audit.released(summary(audit=audit))[1:]]
     assert listed == ["nearest synthetic image", "density of the released images"]
     for each in audit.values():
@@ -347,12 +347,12 @@ def test_a_comparison_says_no_more_than_its_interval():
     audit = whole_audit(full=False, control=False, released=False, recipes=False)
     audit["setting"]["level"] = 0.999
     assert "are not told apart by it (paired test, p = 0.004)" in sentences.verdict(audit, sentences.OF_RUN)
-    # Less than nothing is not given away.
+    # Below chance there is no leakage to compare.
     audit["setting"]["level"] = 0.95
     audit["teacher"]["lira"], audit["student"]["lira"] = attack(0.49, 0.46, 0.52), attack(0.40, 0.37, 0.43)
     text = sentences.verdict(audit, sentences.OF_RUN)
     assert "itself has a lower AUC than the Teacher itself, and neither is seen above chance (paired" in text
-    assert "gives away less" not in text
+    assert "leaks less" not in text
     audit["comparison"]["student"]["lira"]["difference"] *= -1
     assert "itself has a higher AUC" in sentences.verdict(audit, sentences.OF_RUN)
 

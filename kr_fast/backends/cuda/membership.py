@@ -19,11 +19,10 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) ->
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     out = {name: torch.empty(len(logits), dtype=torch.float32, device=logits.device) for name in want}
+    inputs = (logits.data_ptr(), codes.DTYPES[logits.dtype], len(logits), logits.shape[1], logits.stride(0))
+    signals = [address(out.get(name)) for name in codes.SIGNALS]
     with native.on(logits):
-        native.cuda.membership_signals(
-            logits.data_ptr(), codes.DTYPES[logits.dtype], len(logits), logits.shape[1], logits.stride(0),
-            labels.data_ptr(), *(address(out.get(name)) for name in codes.SIGNALS), native.stream(logits),
-        )  # fmt: skip
+        native.cuda.membership_signals(*inputs, labels.data_ptr(), *signals, native.stream(logits))
     return [out[name] for name in want]
 
 
@@ -42,18 +41,16 @@ def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, varianc
     constant = torch.lgamma((freedom + 1) / 2) - torch.lgamma(freedom / 2) - 0.5 * freedom.log()
     constant, by_example = constant.to(phi.device), keep.T.contiguous()
     scores = torch.empty(targets, examples, dtype=torch.float64, device=phi.device)
-    lacking = torch.zeros((), dtype=torch.int64, device=phi.device)
+    num_unscored = torch.zeros((), dtype=torch.int64, device=phi.device)
     with native.on(phi):
         pooled = None if variance == "per_example" else _lira_pooled(phi, keep, by_example, target, variance)
         for first in range(0, targets, native.cuda.lira_models):  # more than one part for targets from outside only
             part = None if target is None else target[:, :, first : first + native.cuda.lira_models].contiguous()
             rows = scores[first : first + native.cuda.lira_models]
-            native.cuda.lira(
-                phi.data_ptr(), by_example.data_ptr(), address(part), queries, examples, models, len(rows),
-                online, codes.VARIANCES.index(variance), constant.data_ptr(), address(pooled), rows.data_ptr(),
-                lacking.data_ptr(), native.stream(phi),
-            )  # fmt: skip
-    return scores, int(lacking)
+            inputs = (phi.data_ptr(), by_example.data_ptr(), address(part), queries, examples, models, len(rows))
+            method = (online, codes.VARIANCES.index(variance), constant.data_ptr(), address(pooled))
+            native.cuda.lira(*inputs, *method, rows.data_ptr(), num_unscored.data_ptr(), native.stream(phi))
+    return scores, int(num_unscored)
 
 
 def _lira_pooled(phi: Tensor, keep: Tensor, by_example: Tensor, target: Tensor | None, variance: str) -> Tensor:
@@ -62,10 +59,8 @@ def _lira_pooled(phi: Tensor, keep: Tensor, by_example: Tensor, target: Tensor |
     targets, raw = 1 if target is not None else models, variance == "fixed_raw"
     blocks = min(examples, native.cuda.lira_blocks)
     partial = torch.empty(blocks, targets, 2, 2, dtype=torch.float64, device=phi.device)
-    native.cuda.lira_pool(
-        phi.data_ptr(), by_example.data_ptr(), address(target), queries, examples, models, targets, raw,
-        partial.data_ptr(), native.stream(phi),
-    )  # fmt: skip
+    inputs = (phi.data_ptr(), by_example.data_ptr(), address(target), queries, examples, models, targets)
+    native.cuda.lira_pool(*inputs, raw, partial.data_ptr(), native.stream(phi))
     first, second = partial.sum(0).unbind(2)
     held = keep.sum(1)
     counts = torch.stack([held.sum(), (examples - held).sum()])[None]
@@ -78,19 +73,16 @@ def _lira_pooled(phi: Tensor, keep: Tensor, by_example: Tensor, target: Tensor |
 @registry.kernel("rmia", "cuda", refuses=native.cuda_tensors(torch.float32, torch.float64))
 def rmia(p_x: Tensor, p_z: Tensor, gamma: float, predicate: str) -> Tensor:
     x, z = (value.view(-1, value.shape[-1]) for value in (p_x, p_z))
-    (queries, num_x), num_z = x.shape, z.shape[1]
+    sizes = queries, num_x, _ = (*x.shape, z.shape[1])
     below = torch.empty(queries, num_x, dtype=torch.int32, device=x.device)
     with native.on(x):
         ordered = z.sort(1).values
-        native.cuda.rmia_below(
-            x.data_ptr(), ordered.data_ptr(), queries, num_x, num_z, x.dtype == torch.float64, gamma,
-            codes.PREDICATES.index(predicate), below.data_ptr(), native.stream(x),
-        )  # fmt: skip
+        inputs, rule = (x.data_ptr(), ordered.data_ptr()), (gamma, codes.PREDICATES.index(predicate))
+        double = x.dtype == torch.float64
+        native.cuda.rmia_below(*inputs, *sizes, double, *rule, below.data_ptr(), native.stream(x))
         if queries == 1:
             return below[0].long()
         rank = torch.searchsorted(ordered, z, out_int32=True)
         count = torch.zeros(num_x, dtype=torch.int64, device=x.device)
-        native.cuda.rmia_vote(
-            below.data_ptr(), rank.data_ptr(), queries, num_x, num_z, count.data_ptr(), native.stream(x),
-        )  # fmt: skip
+        native.cuda.rmia_vote(below.data_ptr(), rank.data_ptr(), *sizes, count.data_ptr(), native.stream(x))
     return count

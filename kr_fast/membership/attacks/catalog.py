@@ -129,7 +129,7 @@ class Attack:
         changed = {key: parameters.get(key, value) for key, value in self.parameters.items()}
         return dataclasses.replace(self, parameters=changed)
 
-    def lacking(self, subject: Subject) -> str | None:
+    def missing(self, subject: Subject) -> str | None:
         """The first thing that the attack needs and was not given, or None."""
         return next((words for has, words in map(NEEDS.get, self.needs) if not has(subject)), None)
 

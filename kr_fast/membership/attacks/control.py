@@ -108,11 +108,13 @@ def _claim(
             fail("overfitted", "path", f"have {beside.name} beside it, which says what it was trained from", path)
         files.write_json(beside, record)
         return
-    found = files.read_json(beside, dict)
+    recorded = files.read_json(beside, dict)
     for key, value in record.items():
-        if found.get(key) != value:
-            shown = (found.get(key), value) if key != "architecture" else _first_difference(found.get(key) or {}, value)
-            fail("overfitted", key, f"equal {shown[0]!r} of the control in {path}", repr(shown[1]))
+        if recorded.get(key) != value:
+            before, now = recorded.get(key), value
+            if key == "architecture":
+                before, now = _first_difference(before or {}, value)
+            fail("overfitted", key, f"equal {before!r} of the control in {path}", repr(now))
 
 
 def _first_difference(before: dict, now: dict) -> tuple[str, str]:

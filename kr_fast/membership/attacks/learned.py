@@ -70,9 +70,9 @@ def shadow_network(
     if target is not None:
         network = fit(models)
         return torch.stack([judge(network, target[:, k]) for k in range(target.shape[1])])
-    wanted = range(len(models)) if targets is None else targets
+    scored = range(len(models)) if targets is None else targets
     without = [None] * len(models) if partner is None else partner
-    return torch.stack([judge(fit(models[models != k], without[k]), features[:, k]) for k in wanted])
+    return torch.stack([judge(fit(models[models != k], without[k]), features[:, k]) for k in scored])
 
 
 def quantile_regression(
@@ -104,17 +104,17 @@ def quantile_regression(
     inputs, out = features.double().numpy(), ~keep.T.numpy()
     rng = np.random.default_rng(seed)
     fold = rng.permutation(len(inputs)) % 2
-    found = {q: np.empty(len(inputs)) for q in (0.5, level)}
+    quantiles = {q: np.empty(len(inputs)) for q in (0.5, level)}
     for side in (0, 1):
         examples, models = np.nonzero(out & (fold != side)[:, None])
         if len(examples) == 0:
             fail("quantile_regression", "keep", "leave non-members in both folds", 0)
         chosen = rng.permutation(len(examples))[:MOST_ROWS]
-        rows, wanted = inputs[examples[chosen]], values[examples[chosen], models[chosen]]
-        for q in found:
+        rows, responses = inputs[examples[chosen]], values[examples[chosen], models[chosen]]
+        for q in quantiles:
             model = HistGradientBoostingRegressor(loss="quantile", quantile=q, max_iter=60, random_state=seed)
-            found[q][fold == side] = model.fit(rows, wanted).predict(inputs[fold == side])
-    middle, spread = found[0.5], found[level] - found[0.5]
+            quantiles[q][fold == side] = model.fit(rows, responses).predict(inputs[fold == side])
+    middle, spread = quantiles[0.5], quantiles[level] - quantiles[0.5]
     spread = np.maximum(spread, 1e-3 * max(float(values.std()), 1e-12))
     seen = values.T if target is None else target.double().mean(0).numpy().T
     return torch.from_numpy((seen - middle) / spread)

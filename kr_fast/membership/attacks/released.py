@@ -57,10 +57,10 @@ def generated_density(
     centred = (both - mean).double()
     # Components by the smaller Gram matrix's eigenvectors: exact, and the same on every run.
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(both))
-    kept = min(dimensions, int((values > 1e-12 * values[-1]).sum()))
-    if kept == 0:
+    rank = min(dimensions, int((values > 1e-12 * values[-1]).sum()))
+    if rank == 0:
         fail("generated_density", "synthetic", "differ between images", "identical images")
-    axes = vectors[:, -kept:] / values[-kept:].sqrt()
+    axes = vectors[:, -rank:] / values[-rank:].sqrt()
     x, s, r = (((part - mean).double() @ axes) for part in (x, s, r))
     return _log_density(x, s, chunk) - _log_density(x, r, chunk)
 
@@ -80,7 +80,7 @@ def _nearest(x: Tensor, points: Tensor, chunk: int) -> Tensor:
 
 def _flat(where: str, **parts: Any) -> list[Tensor]:
     parts = {name: as_tensor(where, name, value) for name, value in parts.items()}
-    first, found = next(iter(parts.values())), []
+    first, rows = next(iter(parts.values())), []
     for name, value in parts.items():
         if value.ndim < 2 or len(value) == 0 or value.shape[1:] != first.shape[1:]:
             fail(where, name, f"have shape [n, {', '.join(map(str, first.shape[1:]))}] with n > 0", list(value.shape))
@@ -89,5 +89,5 @@ def _flat(where: str, **parts: Any) -> list[Tensor]:
         flat = value.detach().flatten(1).float()
         if not bool(torch.isfinite(flat).all()):
             fail(where, name, "be finite", "NaN or inf")
-        found.append(flat)
-    return found
+        rows.append(flat)
+    return rows

@@ -70,13 +70,13 @@ def lira(
     phi, keep = as_numbers("lira", "phi", phi), as_mask("lira", "keep", keep, 2)
     target = None if target is None else as_numbers("lira", "target", target)
     if partner is None:
-        scores, lacking = ops_lira.lira(phi, keep, variant=variant, variance=variance, target=target)
+        scores, num_unscored = ops_lira.lira(phi, keep, variant=variant, variance=variance, target=target)
     else:
         ops_lira.check_arguments(phi, keep, variant, variance, target)
         partner = _partner_of("lira", keep, partner, target)
-        scores, lacking = balanced.lira(phi, keep, partner, variant=variant, variance=variance)
-    if lacking:
-        logger.warning("lira: %d (target, example) pairs have too few shadows on a side and score 0", lacking)
+        scores, num_unscored = balanced.lira(phi, keep, partner, variant=variant, variance=variance)
+    if num_unscored:
+        logger.warning("lira: %d (target, example) pairs have too few shadows on a side and score 0", num_unscored)
     return scores
 
 
@@ -268,8 +268,8 @@ def attack_p(target: Tensor, population: Tensor) -> Tensor:
         fail("attack_p", "target", "be float [A, N, K] without NaN", described(target))
     population = population_of("attack_p", "population", population, len(target), target.shape[2])
     ordered = population.double().permute(0, 2, 1).contiguous().sort(2).values
-    found = torch.searchsorted(ordered, target.double().permute(0, 2, 1).contiguous(), right=True)
-    return (found.double() / population.shape[1]).mean(0)
+    at_most = torch.searchsorted(ordered, target.double().permute(0, 2, 1).contiguous(), right=True)
+    return (at_most.double() / population.shape[1]).mean(0)
 
 
 def threshold_per_class(signal: Tensor, keep: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:

@@ -144,8 +144,8 @@ class AuditConfig:
             name, value = field.name, getattr(self, field.name)
             used = name in (source, *SOURCES[source]) if source else name not in of_saved
             if not used and name not in OF_ALL and value != field.default:
-                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                fail("audit", name, f"be left out with {source or 'models'}, where it does nothing", shown)
+                text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                fail("audit", name, f"be left out with {source or 'models'}, where it does nothing", text)
 
     @property
     def saved(self) -> bool:

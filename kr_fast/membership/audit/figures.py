@@ -19,8 +19,8 @@ def describe(curve: Curve, level: float = 0.95, fprs: Sequence[float] = FPRS) ->
     """AUC, TPR at low FPR, balanced accuracy and advantage of one curve. A TPR without a point claim is None."""
     tprs = {}
     for fpr in fprs:
-        found = curve.tpr_at(fpr, level)
-        tprs[str(fpr)] = found | {"tpr": found["tpr"] if found["point_claim"] else None}
+        point = curve.tpr_at(fpr, level)
+        tprs[str(fpr)] = point | {"tpr": point["tpr"] if point["point_claim"] else None}
     return {
         "auc": curve.auc,
         "auc_ci": list(curve.auc_interval(level)),
@@ -69,8 +69,8 @@ def exposed(scores: Tensor, members: Tensor, count: int) -> list[dict[str, Any]]
     """The members that stand out most: position in the pool, score, and how many non-members score as high."""
     order = torch.argsort(torch.where(members, scores, -torch.inf), descending=True, stable=True)[:count]
     outside = np.sort(scores[~members].numpy())
-    found = []
+    rows = []
     for index in order[members[order]].tolist():
         above = len(outside) - int(np.searchsorted(outside, float(scores[index]), "left"))
-        found.append({"position": index, "score": float(scores[index]), "non_members_above": above})
-    return found
+        rows.append({"position": index, "score": float(scores[index]), "non_members_above": above})
+    return rows

@@ -14,25 +14,25 @@ def write(report: Any, out: Path, details: dict[str, Any], show_real_images: boo
     from kr_fast import report as documents
 
     folder, exposed = Folder(out).make(), files.strict(report.exposed())
-    found = files.strict({**report.to_dict(), "details": details})
+    figures = files.strict({**report.to_dict(), "details": details})
     files.save_arrays(folder.audit_arrays, report.arrays())
     files.write_json(folder.exposed, exposed)
-    files.write_json(folder.audit_figures, found)
+    files.write_json(folder.audit_figures, figures)
     images = None if report.data.images is None or not show_real_images else report.data.images.numpy()
     members = None if report.data.members is None else report.data.members.numpy()
     scores = {n: {a: value.numpy() for a, value in each.items()} for n, each in report.scores.items()}
     place = folder.pages(show_real_images or show_records)
-    found["exposed"] = exposed
-    return documents.write_audit(place, found, _lines(report), scores, members, images, show_records)
+    figures["exposed"] = exposed
+    return documents.write_audit(place, figures, _lines(report), scores, members, images, show_records)
 
 
 def _lines(report: Any) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """Target -> attack -> fpr, tpr and the band of the TPR at each true FPR on a logarithmic grid."""
-    found: dict[str, dict[str, dict[str, np.ndarray]]] = {}
+    lines: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for name, curves in report.curves.items():
         for attack, curve in curves.items():
             grid = np.geomspace(1 / curve.negatives, 0.999, 120)
             low, high = curve.tpr_interval(grid, report.setting["level"])
             line = {"fpr": curve.fpr, "tpr": curve.tpr, "grid": grid, "low": low, "high": high}
-            found.setdefault(name, {})[attack] = line
-    return found
+            lines.setdefault(name, {})[attack] = line
+    return lines

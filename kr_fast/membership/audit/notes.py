@@ -12,35 +12,35 @@ from kr_fast.membership.statistics.auc_intervals import chance_range
 
 FEW_SHADOWS = 8  # on a side
 FEW_EXAMPLES = 30  # members, or non-members
-UNLIKE = 1.1  # ratio of training set sizes from which a reader is told
+SIZE_RATIO_WARNING = 1.1  # ratio of training set sizes above which there is a note
 AT_CHANCE = "nothing was learned, or rows and labels are in different orders, and a low AUC shows little"
 
 
 def few_examples(members: int, non_members: int, level: float = 0.95) -> list[str]:
     """What can be said at all with fewer than :data:`FEW_EXAMPLES` on a side, from the counts; nothing with more."""
-    found = []
+    warnings = []
     low, high = chance_range(members, non_members, level)
-    shown = f"an AUC between {low:.2f} and {high:.2f} is what chance gives with so few, in {100 * level:g} % of cases"
+    chance = f"an AUC between {low:.2f} and {high:.2f} is what chance gives with so few, in {100 * level:g} % of cases"
     if members < FEW_EXAMPLES:
-        found.append(
-            f"{members} member{'s' * (members > 1)}: {shown}; one of them is {100 / members:.3g} % of the TPR, so a "
+        warnings.append(
+            f"{members} member{'s' * (members > 1)}: {chance}; one of them is {100 / members:.3g} % of the TPR, so a "
             "smaller one cannot be seen at any FPR"
         )
     if non_members < FEW_EXAMPLES:
-        found.append(
-            f"{non_members} non-member{'s' * (non_members > 1)}: {shown}; one of them is {100 / non_members:.3g} % of "
+        warnings.append(
+            f"{non_members} non-member{'s' * (non_members > 1)}: {chance}; one of them is {100 / non_members:.3g} % of "
             "the FPR, so nothing can be seen below it, and no TPR is claimed where fewer than 10 are flagged"
         )
-    return found
+    return warnings
 
 
 def of_control(data: AuditData, figures: Mapping) -> dict[str, Any] | None:
     """Whether the attacks find the positive control; the errors of all of them are shared out."""
     for name, target in data.targets.items():
         if target.control:
-            found = [a for a, each in figures[name].items() if each["auc_ci_corrected"][0] > 0.5]
+            finders = [a for a, each in figures[name].items() if each["auc_ci_corrected"][0] > 0.5]
             primary = next(a for a, each in figures[name].items() if each["role"] == "primary")
-            return {"name": name, "found": bool(found), "by": found, "by_primary": primary in found}
+            return {"name": name, "found": bool(finders), "by": finders, "by_primary": primary in finders}
     return None
 
 
@@ -48,87 +48,84 @@ def warnings_of(
     data: AuditData, figures: Mapping, facts: Mapping, control: dict | None, level: float
 ) -> tuple[str, ...]:
     """What makes these figures weak."""
-    found = [*filter(None, (images_on_both_sides(data.images, data.members),))]
+    warnings = [*filter(None, (images_on_both_sides(data.images, data.members),))]
     if data.members is not None:
         inside = int(data.members.sum())
-        found += few_examples(inside, data.count - inside, level)
+        warnings += few_examples(inside, data.count - inside, level)
     for name, shadows in data.shadows.items():
         which, least = "" if len(data.shadows) == 1 else f" of {name}", sides(shadows.keep)
         if least < FEW_SHADOWS:
-            found.append(f"only {least} shadows{which} on a side: LiRA is weak with so few, a low AUC shows little")
+            warnings.append(f"only {least} shadows{which} on a side: LiRA is weak with so few, a low AUC shows little")
         one_sided = (
             (shadows.keep.all(0), "every", "LiRA, BASE offline and label only score them 0, Attack-R 0.5"),
             ((~shadows.keep).all(0), "no", "LiRA online scores them 0"),
         )
         for mask, words, neutral in one_sided:
             if bool(mask.any()):
-                found.append(
+                warnings.append(
                     f"{int(mask.sum())} of {data.count} examples are in {words} shadow{which}: {neutral}, no evidence; "
                     "the other attacks rank them by the shadows that there are"
                 )
-        at_chance = _at_chance(shadows.signals.get("correct"), data.labels)
-        if at_chance:
-            found.append(f"{at_chance} of {len(shadows.keep)} shadows{which} answer no better than chance: {AT_CHANCE}")
+        if count := _at_chance(shadows.signals.get("correct"), data.labels):
+            warnings.append(f"{count} of {len(shadows.keep)} shadows{which} answer no better than chance: {AT_CHANCE}")
         both = 0 if shadows.population is None else population_under_attack(shadows.signals["phi"], shadows.population)
         # Of data sets that repeat some images the audit of models says as much by the images.
         if both and (data.images is None or both == shadows.population.shape[1]):
-            found.append(
+            warnings.append(
                 f"every shadow{which} answers {both} of the population's {shadows.population.shape[1]} examples as it "
                 "does examples under attack: a population has to be further non-members"
             )
     for name, target in data.targets.items():
         if not target.control and _at_chance(_of_one(target.signals.get("correct")), data.labels):
-            found.append(f"{name} answers no better than chance: {AT_CHANCE}")
+            warnings.append(f"{name} answers no better than chance: {AT_CHANCE}")
         shadows = data.shadows_of(target)
         if shadows and (at := shadow_but_for_rounding(target.signals["phi"], shadows.signals["phi"])) is not None:
-            found.append(
+            warnings.append(
                 f"{name} answers as shadow {at} does but for rounding: if it is that model, leave that shadow out"
             )
     for name, each in figures.items():
         flat = [attack for attack, row in each.items() if row["auc_ci"][1] - row["auc_ci"][0] < 1e-6]
         if flat:
-            found.append(f"{', '.join(flat)} gave every example of {name} the same score: no evidence either way")
+            warnings.append(f"{', '.join(flat)} gave every example of {name} the same score: no evidence either way")
     attacked = [name for name in figures if name in data.targets and not facts[name]["control"]]
     if control is not None and not control["found"]:
-        found.append("no attack finds the positive control, an overfitted model: this audit has no power")
+        warnings.append("no attack finds the positive control, an overfitted model: this audit has no power")
     elif control is not None and not control["by_primary"]:
-        found.append(f"the primary attack does not find the positive control, only {', '.join(control['by'])} does")
+        warnings.append(f"the primary attack does not find the positive control, only {', '.join(control['by'])} does")
     elif control is None and attacked:
         first = figures[attacked[0]]
         if all(each["auc_ci_corrected"][0] <= 0.5 for each in first.values()):
-            found.append(
+            warnings.append(
                 f"no attack finds {attacked[0]} and there is no positive control: whether this audit has power is "
                 "not known"
             )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def notes_of(data: AuditData, random_members: bool) -> list[str]:
     """What the figures assume, beside what the data say of themselves."""
-    found = list(data.notes)
+    notes = list(data.notes)
     if random_members and data.members is not None:
-        found.append(
+        notes.append(
             f"the one-run bounds take each of these {data.count} examples to have become a member by a fair coin of "
             "its own: what was left out, a population too, has to have been chosen before the coins were thrown"
         )
     for name, target in data.targets.items():
         if target.kind == "transfer" and data.shadows:
-            found.append(
-                f"{name} is attacked with shadows that were not made as it was (transfer): a lower bound on what it "
-                "gives away"
-            )
+            words = "is attacked with shadows that were not made as it was (transfer): a lower bound on what it leaks"
+            notes.append(f"{name} {words}")
         elif target.shared:
-            found.append(f"the shadow pipelines of {name} share {target.shared} with its own")
+            notes.append(f"the shadow pipelines of {name} share {target.shared} with its own")
     if data.members is not None:
         inside = int(data.members.sum())
         for name, shadows in data.shadows.items():
             each = float(shadows.keep.sum(1).double().mean())
-            if each and not 1 / UNLIKE < inside / each < UNLIKE:
-                found.append(
+            if each and not 1 / SIZE_RATIO_WARNING < inside / each < SIZE_RATIO_WARNING:
+                notes.append(
                     f"each shadow of {name} was trained on {each:.0f} of these examples on average, the targets on "
                     f"{inside}: they imitate them less well, and thresholds from shadows fit them less well"
                 )
-    return found
+    return notes
 
 
 def _of_one(correct: Tensor | None) -> Tensor | None:

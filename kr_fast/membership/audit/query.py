@@ -95,20 +95,20 @@ class _Asker:
 
     def __call__(self, array: ModelArray, name: str) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
         z, pool = self.inputs.population, (self.inputs.images, self.inputs.labels)
-        found = self.signals(array, name, f"signals of {name}", pool, self.augment, self.want)
+        signals = self.signals(array, name, f"signals of {name}", pool, self.augment, self.want)
         if self.more_queries:
             words = f"label-only queries of {name}"
-            found |= self.signals(array, f"{name}-label-only", words, pool, LABEL_ONLY, ("correct",))
+            signals |= self.signals(array, f"{name}-label-only", words, pool, LABEL_ONLY, ("correct",))
         answers = self.answers(array) if self.network else None
         population = None
         if isinstance(z, Tensor):
-            population = found["phi"][:, z]
-            found = {signal: value[:, self.pool] for signal, value in found.items()}
+            population = signals["phi"][:, z]
+            signals = {signal: value[:, self.pool] for signal, value in signals.items()}
             answers = None if answers is None else answers[self.pool]
         elif z is not None and self.population:
             place, words = f"{name}-population", f"population of {name}"
             population = self.signals(array, place, words, z, self.augment, ("phi",))["phi"]
-        return found, population, answers
+        return signals, population, answers
 
     def signals(
         self,

@@ -1,4 +1,4 @@
-"""What a training recipe gives away: figures averaged over models made by it, with intervals over models and records.
+"""What a training recipe leaks: figures averaged over models made by it, with intervals over models and records.
 
 One model is one draw: its AUC moves with the seed and the processor. The shadows are as many draws, and each is
 attacked from the others. Their AUCs are no independent ones, for all are on the same records.
@@ -109,14 +109,14 @@ def _figures(
     curves: list[Curve], scores: np.ndarray, keep: np.ndarray, fprs: Sequence[float], level: float
 ) -> tuple[dict[str, Any], Estimates]:
     """What :func:`across_targets` returns, and the estimates of the AUC."""
-    found = aucs(curves, scores, keep)
+    estimates = aucs(curves, scores, keep)
     balanced = Estimates(np.array([curve.balanced_accuracy for curve in curves]), np.zeros((len(curves), 1)))
     return {
         "targets": len(curves),
-        "auc": found.summary(level),
+        "auc": estimates.summary(level),
         "balanced_accuracy": {key: balanced.summary(level)[key] for key in ("mean", "sd", "each")},
         "tpr_at_fpr": {str(fpr): _tprs(curves, scores, keep, fpr, level) for fpr in fprs},
-    }, found
+    }, estimates
 
 
 def aucs(curves: Sequence[Curve], scores: np.ndarray, keep: np.ndarray) -> Estimates:
@@ -142,15 +142,15 @@ def _weights(curves: Sequence[Curve], keep: np.ndarray) -> np.ndarray:
 
 def _tprs(curves: Sequence[Curve], scores: np.ndarray, keep: np.ndarray, fpr: float, level: float) -> dict[str, Any]:
     """TPR of each target; a non-member's part is its step of the FPR times the slope of the mean ROC."""
-    found = [curve.tpr_at(fpr, level) for curve in curves]
-    claimed = [each["tpr"] if each["point_claim"] else None for each in found]
+    points = [curve.tpr_at(fpr, level) for curve in curves]
+    claimed = [each["tpr"] if each["point_claim"] else None for each in points]
     if None in claimed:
         return {"mean": None, "sd": None, "each": claimed, "interval": None}
     near = [[curve.tpr_at(rate, level) for curve in curves] for rate in (fpr / 2, min(2 * fpr, (1 + fpr) / 2))]
     low, high = ([float(np.mean([each[key] for each in side])) for key in ("fpr", "tpr")] for side in near)
     slope = (high[1] - low[1]) / max(high[0] - low[0], 1e-300)
     parts = np.empty(scores.shape)
-    for k, (curve, each) in enumerate(zip(curves, found, strict=True)):
+    for k, (curve, each) in enumerate(zip(curves, points, strict=True)):
         at = int(np.searchsorted(curve.fp, each["false_positives"], side="right")) - 1
         flagged = scores[k] >= curve.thresholds[at]
         parts[k] = np.where(keep[k], flagged - each["tpr"], -slope * (flagged - each["fpr"]))
@@ -177,7 +177,7 @@ def _gap(
     count = min(len(first[1]), len(second[1]))
     if first[1].shape[1] != second[1].shape[1] or not (first[1][:count] == second[1][:count]).all():
         return None
-    one, two = (Estimates(found.each[:count], found.parts[:count]) for found, _ in (first, second))
+    one, two = (Estimates(estimates.each[:count], estimates.parts[:count]) for estimates, _ in (first, second))
     gap = one - two
     return {"difference": gap.mean, **t_interval(gap.mean, *gap.variances(), level), "targets": count}
 
@@ -192,7 +192,7 @@ def recipes(
     Args:
         lone: set -> attack -> (scores, keep) of shadows, each attacked from the others.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    rows_of: dict[str, dict[str, dict[str, Any]]] = {}
     of_first: dict[str, tuple[Estimates, np.ndarray]] = {}
     for name, each in lone.items():
         named = primary if primary in each else next(iter(each), None)
@@ -204,15 +204,15 @@ def recipes(
             rows[attack]["auc"]["interval_corrected"] = auc.interval(wide)
             rows[attack]["difference"] = None
             mine = auc, pair[1].numpy()
-            if not found:
+            if not rows_of:
                 of_first[attack] = mine
             elif attack in of_first and (gap := _gap(of_first[attack], mine, level)) is not None:
                 wider = _gap(of_first[attack], mine, wide)["interval"]
-                gap |= {"first": next(iter(found)), "interval_corrected": wider, "p_corrected": gap["p"]}
+                gap |= {"first": next(iter(rows_of)), "interval_corrected": wider, "p_corrected": gap["p"]}
                 rows[attack]["difference"] = gap
                 gaps += [gap] if attack != named else []
         for gap, p in zip(gaps, holm([gap["p"] for gap in gaps]), strict=True):
             gap["p_corrected"] = p
         if rows:
-            found[name] = rows
-    return found
+            rows_of[name] = rows
+    return rows_of

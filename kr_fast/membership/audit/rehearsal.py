@@ -68,7 +68,7 @@ def rehearse(data: AuditData, choices: Choices) -> None:
                 _check_spread(data)
             continue
         run_attack(attack, of_target)
-        alone = attack.lacking(of_shadows) is None
+        alone = attack.missing(of_shadows) is None
         inside = "population" in attack.needs and shadows.population_keep is not None
         if choices.targets == "shadows" and alone and not inside:
             run_attack(attack, of_shadows)

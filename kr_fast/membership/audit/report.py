@@ -50,8 +50,8 @@ class AuditReport:
 
     def __repr__(self) -> str:
         rows = [
-            f"{name}: {found['primary']} {self.curves[name][found['primary']]!r}"
-            for name, found in self.setting["targets"].items()
+            f"{name}: {facts['primary']} {self.curves[name][facts['primary']]!r}"
+            for name, facts in self.setting["targets"].items()
         ]
         return f"AuditReport({'; '.join(rows) or 'every shadow as a target'}; {self.num_shadows} shadows)"
 
@@ -59,9 +59,9 @@ class AuditReport:
         """What a notebook shows: the first table of the page, and the warnings."""
         from kr_fast.report import audit_tables, render
 
-        found = self.to_dict()
-        blocks = [("text", audit_tables.verdict(found)), ("note", [f"Warning: {line}." for line in self.warnings])]
-        table = [("table", audit_tables.headline(found))] if self.curves else []
+        values = self.to_dict()
+        blocks = [("text", audit_tables.verdict(values)), ("note", [f"Warning: {line}." for line in self.warnings])]
+        table = [("table", audit_tables.headline(values))] if self.curves else []
         return render.fragment([*table, *blocks])
 
     @property
@@ -127,7 +127,7 @@ class AuditReport:
 
         ``index`` is that of the larger set where the pool is part of one; ``position`` is the row in this pool.
         """
-        found = {}
+        members = {}
         for name, scores in self.scores.items():
             attack = self.setting["targets"][name]["primary"]
             rows = exposed(scores[attack], self.data.members, count)
@@ -135,23 +135,23 @@ class AuditReport:
                 at = row["position"]
                 row["index"] = at if self.data.index is None else int(self.data.index[at])
                 row["label"] = None if self.data.labels is None else int(self.data.labels[at])
-            found[name] = rows
-        return found
+            members[name] = rows
+        return members
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What ``audit.npz`` holds: members, labels, index, keep, and scores, tp, fp and thresholds of every attack."""
-        found = {}
+        arrays = {}
         for name in ("members", "labels", "index"):
             value = getattr(self.data, name)
             if value is not None:
-                found[name] = value.numpy()
+                arrays[name] = value.numpy()
         sets = self.data.shadows
-        found |= {"keep" if len(sets) == 1 else f"keep/{name}": each.keep.numpy() for name, each in sets.items()}
+        arrays |= {"keep" if len(sets) == 1 else f"keep/{name}": each.keep.numpy() for name, each in sets.items()}
         for name, curves in self.curves.items():
             for attack, curve in curves.items():
-                found |= {f"{name}/{attack}/{key}": getattr(curve, key) for key in ("tp", "fp", "thresholds")}
-                found[f"{name}/{attack}/scores"] = self.scores[name][attack].numpy()
-        return found
+                arrays |= {f"{name}/{attack}/{key}": getattr(curve, key) for key in ("tp", "fp", "thresholds")}
+                arrays[f"{name}/{attack}/scores"] = self.scores[name][attack].numpy()
+        return arrays
 
 
 def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:  # noqa: B008 (it is frozen)
@@ -254,8 +254,8 @@ def _figures(
 
 def _without_threshold(row: dict[str, Any]) -> dict[str, Any]:
     points = row["operating_points"] or {}
-    kept = {fpr: {key: value for key, value in each.items() if key != "threshold"} for fpr, each in points.items()}
-    return {**row, "operating_points": kept or None}
+    safe = {fpr: {key: value for key, value in each.items() if key != "threshold"} for fpr, each in points.items()}
+    return {**row, "operating_points": safe or None}
 
 
 def _facts(data: AuditData, name: str, primary: str) -> dict[str, Any]:
@@ -292,7 +292,7 @@ def _comparison(data: AuditData, scores: Mapping, primary: str, level: float) ->
     The primary attack was named beforehand. The others of a pair share one error: Holm's p, Bonferroni's intervals.
     """
     first, *rest = [name for name, target in data.targets.items() if not target.control] or [None]
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    tests: dict[str, dict[str, dict[str, Any]]] = {}
     for other in rest:
         shared = 1 - (1 - level) / max(len(scores[other]) - 1, 1)
         rows = {}
@@ -304,5 +304,5 @@ def _comparison(data: AuditData, scores: Mapping, primary: str, level: float) ->
         exploratory = [row for row in rows.values() if row["role"] == "exploratory"]
         for row, p in zip(exploratory, holm([row["p"] for row in exploratory]), strict=True):
             row["p_corrected"] = p
-        found[other] = rows
-    return found
+        tests[other] = rows
+    return tests

@@ -15,7 +15,7 @@ from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.membership.audit.loading import Loaded, load
 from kr_fast.membership.audit.query import query
 from kr_fast.membership.audit.report import AuditReport, audit_signals
-from kr_fast.membership.audit.scores import lacking
+from kr_fast.membership.audit.scores import missing_of
 from kr_fast.membership.inputs.data import AuditData
 from kr_fast.membership.inputs.loading import load_npz
 from kr_fast.membership.inputs.other_tools import load_lira_tree, load_privacy_meter
@@ -66,7 +66,7 @@ def load_saved(config: AuditConfig) -> AuditData:
         target = int(config.target) if config.target else None
         data = load_privacy_meter(config.privacy_meter, target=target, signal=config.signal, name=config.signal_name)
     for name in filter(None, (*config.attacks, config.primary)):
-        if (missing := lacking(CATALOG[name], data)) is not None:
+        if (missing := missing_of(CATALOG[name], data)) is not None:
             refuse(name, missing)
     return data
 
@@ -112,8 +112,8 @@ def write(config: AuditConfig, report: AuditReport) -> Path:
         "versions": versions("torch", "numpy", "scipy", "scikit-learn"),
         "config": without_folders(config.record()),
     }
-    shown = {"show_real_images": config.show_real_images, "show_records": config.show_records}
-    return report.write(config.out, details, **shown)
+    options = {"show_real_images": config.show_real_images, "show_records": config.show_records}
+    return report.write(config.out, details, **options)
 
 
 def _check_kept(config: AuditConfig) -> None:

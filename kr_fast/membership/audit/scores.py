@@ -13,11 +13,11 @@ from kr_fast.runtime.progress import bar
 
 
 def choose(data: AuditData, choices: Choices) -> tuple[list[Attack], dict[str, str]]:
-    """The attacks to run, and name -> what is lacking of those in the default set that cannot be run."""
+    """The attacks to run, and name -> what those of the default set need that cannot be run."""
     chosen, skipped = [], {}
     for name in dict.fromkeys(DEFAULT if choices.attacks is None else choices.attacks):
         attack = CATALOG[name].configured(**choices.rmia)
-        missing = lacking(attack, data)
+        missing = missing_of(attack, data)
         if missing is None and attack.released and data.members is None:
             missing = "members"
         if missing is None:
@@ -31,11 +31,11 @@ def choose(data: AuditData, choices: Choices) -> tuple[list[Attack], dict[str, s
     return chosen, skipped
 
 
-def lacking(attack: Attack, data: AuditData) -> str | None:
+def missing_of(attack: Attack, data: AuditData) -> str | None:
     """The first thing that the attack needs of any target and was not given, or None; without targets, of any set."""
     subjects = [Subject(data, data.shadows_of(each), each) for each in data.targets.values()]
     subjects = subjects or [Subject(data, each) for each in data.shadows.values()]
-    return next(filter(None, map(attack.lacking, [Subject(data)] if attack.released else subjects)), None)
+    return next(filter(None, map(attack.missing, [Subject(data)] if attack.released else subjects)), None)
 
 
 def leave_one_out(
@@ -47,19 +47,19 @@ def leave_one_out(
     """
     used = {target.shadows for target in data.targets.values() if not target.control} or set(data.shadows)
     used = set(data.shadows) if asked else used
-    found: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    results: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
     skipped: dict[str, dict[str, str]] = {}
     with bar(len(used) * len(chosen), "shadows against each other", "attack") as progress:
         for name in data.shadows:
             if name not in used:
                 continue
-            found[name], shadows = {}, data.shadows[name]
+            results[name], shadows = {}, data.shadows[name]
             shadows = dataclasses.replace(shadows, partner=partners(shadows.keep, seed))
             subject, mixed = Subject(data, shadows), shadows.keep.any(1) & ~shadows.keep.all(1)
             for attack in chosen:
                 progress.update()
                 # A population that the shadows were trained on holds members of the one that is left out.
-                why = attack.lacking(subject)
+                why = attack.missing(subject)
                 if "population" in attack.needs and shadows.population_keep is not None:
                     why = "the shadows were trained on some of the population"
                 elif why is None and not bool(mixed.any()):
@@ -76,10 +76,10 @@ def leave_one_out(
                     continue
                 usable = mixed[: len(rows)]
                 if bool(usable.any()):
-                    found[name][attack.name] = (rows[usable], shadows.keep[: len(rows)][usable])
+                    results[name][attack.name] = (rows[usable], shadows.keep[: len(rows)][usable])
                 else:
                     skipped.setdefault(name, {})[attack.name] = "no shadow attacked has members and non-members"
-    return found, skipped
+    return results, skipped
 
 
 def run_attack(attack: Attack, subject: Subject) -> Tensor:
@@ -92,7 +92,7 @@ def run_attack(attack: Attack, subject: Subject) -> Tensor:
 
 def scores_of(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tensor]]:
     """Name of a target or released set -> attack -> float64 ``[N]``."""
-    found: dict[str, dict[str, Tensor]] = {}
+    scores: dict[str, dict[str, Tensor]] = {}
     on_models = [attack for attack in chosen if not attack.released]
     on_images = [attack for attack in chosen if attack.released]
     total = len(data.targets) * len(on_models) + len(data.synthetic) * len(on_images)
@@ -100,10 +100,10 @@ def scores_of(data: AuditData, chosen: list[Attack]) -> dict[str, dict[str, Tens
         for name, target in data.targets.items():
             for attack in on_models:
                 row = run_attack(attack, Subject(data, data.shadows_of(target), target))[0]
-                found.setdefault(name, {})[attack.name] = row.double()
+                scores.setdefault(name, {})[attack.name] = row.double()
                 progress.update()
         for name, images in data.synthetic.items():
             for attack in on_images:
-                found.setdefault(name, {})[attack.name] = attack.run(Subject(data, synthetic=images)).double()
+                scores.setdefault(name, {})[attack.name] = attack.run(Subject(data, synthetic=images)).double()
                 progress.update()
-    return found
+    return scores

@@ -23,10 +23,10 @@ ONE_LOGIT = "one logit z for two classes is given as the two logits [0, z]"
 
 def as_numbers(where: str, name: str, value: Any) -> Tensor:
     """A float tensor as it is, without its graph; integers, arrays and lists as one. Raises: UserError."""
-    found = as_tensor(where, name, value).detach()
-    if found.dtype.is_complex:
+    tensor = as_tensor(where, name, value).detach()
+    if tensor.dtype.is_complex:
         fail(where, name, "hold real numbers", described(value))
-    return found if found.dtype.is_floating_point else found.double()
+    return tensor if tensor.dtype.is_floating_point else tensor.double()
 
 
 def check_accuracy(name: str, value: Any, where: str = "audit") -> float:
@@ -80,11 +80,11 @@ def read_logits(logits: Any, labels: Any, what: str, probabilities: bool = False
             refuse_probabilities(values.flatten(0, 1), what)
         _refuse_no_logits(values, what)
         # The op has names of its own for what was checked here.
-        found = membership_signals(
+        computed = membership_signals(
             values, labels[:, None].expand(values.shape[:2]).contiguous(), SIGNALS, validate_args=False
         )
         for name in SIGNALS:
-            signals[name].append(found[name].T.cpu())
+            signals[name].append(computed[name].T.cpu())
         best = values[:, 0] - values[:, 0].amax(1, keepdim=True)  # in its own dtype: float64 may exceed float32
         answers.append(best.float().log_softmax(1).topk(min(ANSWERS, classes), 1).values.cpu())
     return {name: torch.stack(rows, 2) for name, rows in signals.items()}, torch.stack(answers, 1)
@@ -120,5 +120,5 @@ def refuse_probabilities(rows: Tensor, what: str, rule: str | None = None) -> No
         rule: what is asked for instead.
     """
     # A few rows tell real logits; they are taken from everywhere, for examples may be sorted by class.
-    if len(rows) and not_logits(rows[:: -(-len(rows) // FIRST)]) and (found := not_logits(rows)):
-        fail("audit", what, rule or LOGITS, found)
+    if len(rows) and not_logits(rows[:: -(-len(rows) // FIRST)]) and (reason := not_logits(rows)):
+        fail("audit", what, rule or LOGITS, reason)

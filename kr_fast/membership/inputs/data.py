@@ -78,7 +78,7 @@ class TargetSignals(ShortRepr):
         answers: ``[N, T]``.
         shadows: name of its :class:`ShadowSignals`; without any it has no meaning.
         kind: "full" if these shadows were made as the target was, "transfer" if they were not (a Student attacked with
-            shadows of its Teacher's training: a lower bound on what it gives away).
+            shadows of its Teacher's training: a lower bound on what it leaks).
         shared: what full shadow pipelines share with the target's own ("the generator"), "" for nothing.
         accuracy: in [0, 1], on examples that played no part, for the accuracy over privacy; or None.
         control: it is the positive control.
@@ -198,8 +198,8 @@ class AuditData(ShortRepr):
                 fail("audit", f"{signal} of {name}", rule, list(value.shape))
         own, others = target.population, shadows.population
         if own is not None and (others is None or own.shape != others.shape[:2]):
-            wanted = "not be given" if others is None else f"be {list(others.shape[:2])}"
-            fail("audit", f"population of {name}", f"{wanted}, as of its shadows", list(own.shape))
+            rule = "not be given" if others is None else f"be {list(others.shape[:2])}"
+            fail("audit", f"population of {name}", f"{rule}, as of its shadows", list(own.shape))
         own, others = target.answers, shadows.answers
         if own is not None and others is not None and own.shape[1] != others.shape[2]:
             rule = f"be the {others.shape[2]} largest, as of its shadows"
@@ -261,9 +261,9 @@ def from_logits(
         z_found[name] = read_logits(value, z_labels, f"population of {name}", probabilities)[0]["phi"][:, :, 0]
     attacked = {}
     for position, (name, value) in enumerate(targets.items()):
-        found, best = read_logits(value[None], labels, f"logits of {name}", probabilities)
+        own, best = read_logits(value[None], labels, f"logits of {name}", probabilities)
         attacked[name] = TargetSignals(
-            {key: values[:, :, 0] for key, values in found.items()},
+            {key: values[:, :, 0] for key, values in own.items()},
             z_found.get(name),
             best[:, 0],
             kind="transfer" if position and shadows else "full",
@@ -323,10 +323,10 @@ def check_kind(name: str, kind: Any) -> None:
 
 def check_images(name: str, images: Any, shape: tuple[int, ...] | None) -> Tensor:
     """uint8 ``[n, H, W, C]`` with n > 0, of the shape (H, W, C) given where there is one."""
-    found = as_images("audit", name, images, shape)
-    if len(found) == 0:
+    tensor = as_images("audit", name, images, shape)
+    if len(tensor) == 0:
         fail("audit", name, "hold at least one image", 0)
-    return found
+    return tensor
 
 
 def _set(data: Any, **values: Any) -> None:
@@ -337,16 +337,16 @@ def _set(data: Any, **values: Any) -> None:
 
 def _floats(what: str, value: Any) -> Tensor:
     """Numbers without NaN, on the CPU."""
-    found = as_numbers("audit", what, value).cpu()
-    refuse_nan(what, found)
-    return found
+    tensor = as_numbers("audit", what, value).cpu()
+    refuse_nan(what, tensor)
+    return tensor
 
 
 def _answers(what: str, value: Any, shape: tuple[int, ...]) -> Tensor:
-    found = _floats(what, value)
-    if found.ndim != len(shape) + 1 or found.shape[:-1] != shape or found.shape[-1] == 0:
-        fail("audit", what, f"have shape [{', '.join(map(str, shape))}, T]", list(found.shape))
-    return found
+    answers = _floats(what, value)
+    if answers.ndim != len(shape) + 1 or answers.shape[:-1] != shape or answers.shape[-1] == 0:
+        fail("audit", what, f"have shape [{', '.join(map(str, shape))}, T]", list(answers.shape))
+    return answers
 
 
 def _checked_signals(what: str, signals: Any, ndim: int) -> dict[str, Tensor]:
@@ -354,14 +354,14 @@ def _checked_signals(what: str, signals: Any, ndim: int) -> dict[str, Tensor]:
     if not isinstance(signals, Mapping) or "phi" not in signals:
         got = ", ".join(map(str, signals)) or "nothing" if isinstance(signals, Mapping) else described(signals)
         fail("audit", f"signals of the {what}", "hold phi", got)
-    found = {name: _floats(f"{name} of the {what}", value) for name, value in signals.items()}
-    for name, value in found.items():
+    tensors = {name: _floats(f"{name} of the {what}", value) for name, value in signals.items()}
+    for name, value in tensors.items():
         if value.ndim != ndim or 0 in value.shape:
             axes = "[A, N, M]" if ndim == 3 else "[A, N]"
             fail("audit", f"{name} of the {what}", f"be float {axes}", f"{value.dtype} {list(value.shape)}")
-        if value.shape[1] != found["phi"].shape[1] or value.shape[2:] != found["phi"].shape[2:]:
-            rule = f"be of the {found['phi'].shape[1]} examples of phi"
+        if value.shape[1] != tensors["phi"].shape[1] or value.shape[2:] != tensors["phi"].shape[2:]:
+            rule = f"be of the {tensors['phi'].shape[1]} examples of phi"
             fail("audit", f"{name} of the {what}", rule, list(value.shape))
         if name == "correct" and not bool(((value >= 0) & (value <= 1)).all()):
             fail("audit", f"{name} of the {what}", "lie in [0, 1]", [float(value.min()), float(value.max())])
-    return found
+    return tensors

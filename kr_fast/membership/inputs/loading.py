@@ -38,13 +38,13 @@ def save_npz(path: str | Path, data: AuditData) -> None:
     for name, target in data.targets.items():
         arrays |= {f"target/{name}/{signal}": value for signal, value in target.signals.items()}
         arrays |= {f"target/{name}/answers": target.answers, f"target/{name}/population/phi": target.population}
-    found = {key: value.numpy() for key, value in arrays.items() if value is not None}
+    content = {key: value.numpy() for key, value in arrays.items() if value is not None}
     targets = {name: {key: getattr(each, key) for key in ABOUT_TARGET} for name, each in data.targets.items()}
     about = {"shadows": next(iter(data.shadows), "shadows")}
     about |= {"augment": data.augment, "notes": list(data.notes), "targets": targets}
-    found[ABOUT] = np.array(json.dumps(about))
+    content[ABOUT] = np.array(json.dumps(about))
     with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **found)
+        np.savez_compressed(file, **content)
 
 
 def load_npz(path: str | Path, *, probabilities: bool = False) -> AuditData:
@@ -131,20 +131,20 @@ def _about(value: np.ndarray | None) -> dict[str, Any]:
     if value is None:
         return {}
     try:
-        found = json.loads(str(value[()])) if value.ndim == 0 and value.dtype.kind == "U" else None
+        content = json.loads(str(value[()])) if value.ndim == 0 and value.dtype.kind == "U" else None
     except (ValueError, RecursionError):
-        found = None
+        content = None
     types = {"shadows": str, "augment": str, "notes": list, "targets": dict}
     rule = f"be JSON with {', '.join(types)} (load_npz), targets with {', '.join(ABOUT_TARGET)}"
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         fail("audit", ABOUT, rule, "none")
-    for key, each in found.items():
+    for key, each in content.items():
         if not isinstance(each, types.get(key, ())) or (key == "notes" and not all(isinstance(n, str) for n in each)):
             fail("audit", ABOUT, rule, f"{key} {each!r:.80}")
-    for name, each in found.get("targets", {}).items():
+    for name, each in content.get("targets", {}).items():
         if not isinstance(each, dict) or set(each) - set(ABOUT_TARGET):
             fail("audit", ABOUT, rule, f"{name} {each!r:.80}")
-    return found
+    return content
 
 
 def _examples(given: dict[str, Tensor]) -> int:
@@ -163,8 +163,8 @@ def _examples(given: dict[str, Tensor]) -> int:
             axis = 0 if target else 1
         else:
             axis = value.ndim - (1 if target else 2)
-        found = value.shape[axis] if 0 <= axis < value.ndim else None
-        if found is None or found != (count := found if count is None else count):
+        size = value.shape[axis] if 0 <= axis < value.ndim else None
+        if size is None or size != (count := size if count is None else count):
             rule = "have an axis of examples" if count is None else f"be of the {count} examples of {first}"
             fail("audit", key, rule, list(value.shape))
         first = first if "keep" in given or first != "keep" else key
@@ -194,14 +194,14 @@ def _side(given: dict[str, Tensor], prefix: str, labels: Tensor | None, at: Any,
         if labels is None:
             fail("audit", "signals", "hold labels beside logits", "none")
         logits = logits[None] if target else logits
-        found, answers = read_logits(logits[:, at], labels[at], f"{prefix}logits", probabilities)
-        return ({n: v[:, :, 0] for n, v in found.items()}, answers[:, 0]) if target else (found, answers)
-    found = {}
+        signals, answers = read_logits(logits[:, at], labels[at], f"{prefix}logits", probabilities)
+        return ({n: v[:, :, 0] for n, v in signals.items()}, answers[:, 0]) if target else (signals, answers)
+    signals = {}
     for name in SIGNALS:
         if (value := given.get(f"{prefix}{name}")) is not None:
-            found[name] = (value[None] if value.ndim == (1 if target else 2) else value)[:, at].float()
+            signals[name] = (value[None] if value.ndim == (1 if target else 2) else value)[:, at].float()
     answers = given.get(f"{prefix}answers")
-    return found, None if answers is None else answers[at]
+    return signals, None if answers is None else answers[at]
 
 
 def _population(given: dict, prefix: str, labels: Tensor | None, probabilities: bool) -> Tensor | None:

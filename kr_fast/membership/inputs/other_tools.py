@@ -29,25 +29,26 @@ def load_lira_tree(folder: str | Path, *, targets: Sequence[str] = (), step: str
     Raises: UserError naming the file; FileNotFoundError.
     """
     folder = Path(folder)
-    found = sorted(
+    experiments = sorted(
         (path for path in folder.glob("experiment*") if (path / "keep.npy").exists()),
         key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)],
     )
-    if not found:
+    if not experiments:
         _refuse_numbered(folder)
         raise FileNotFoundError(f"audit: LiRA tree must hold experiment-*/keep.npy, got {folder}")
-    unknown = [name for name in targets if name not in {path.name for path in found}]
+    names = [path.name for path in experiments]
+    unknown = [name for name in targets if name not in names]
     if unknown:
-        fail("audit", "targets of the LiRA tree", f"be among {found[0].name} to {found[-1].name}", unknown[0])
+        fail("audit", "targets of the LiRA tree", f"be among {names[0]} to {names[-1]}", unknown[0])
     labels = folder / "y_train.npy"
-    kind = "logits" if labels.exists() and all((path / "logits").is_dir() for path in found) else "scores"
-    steps = set.intersection(*({file.stem for file in (path / kind).glob("*.npy")} for path in found))
+    kind = "logits" if labels.exists() and all((path / "logits").is_dir() for path in experiments) else "scores"
+    steps = set.intersection(*({file.stem for file in (path / kind).glob("*.npy")} for path in experiments))
     if not steps or (step is not None and step not in steps):
         rule = f"have a file of {kind} in common" if step is None else f"all have {kind}/{step}.npy"
         fail("audit", "experiments of the LiRA tree", rule, ", ".join(sorted(steps)) or "none")
     step = step or max(steps, key=lambda stem: (int(stem) if stem.isdecimal() else -1, stem))
-    keeps = [_mask(path / "keep.npy", 1) for path in found]
-    for path, each in zip(found, keeps, strict=True):
+    keeps = [_mask(path / "keep.npy", 1) for path in experiments]
+    for path, each in zip(experiments, keeps, strict=True):
         if each.shape != keeps[0].shape:
             fail("audit", str(path / "keep.npy"), f"have shape {list(keeps[0].shape)} as the first", list(each.shape))
     keep = torch.stack(keeps)
@@ -58,7 +59,7 @@ def load_lira_tree(folder: str | Path, *, targets: Sequence[str] = (), step: str
             fail("audit", str(labels), f"hold the {keep.shape[1]} labels of keep.npy", f"{len(y)} labels")
     signals: dict[str, list[Tensor]] = {}
     answers, shape = [], None
-    for path in found:
+    for path in experiments:
         file = path / kind / f"{step}.npy"
         value = torch.from_numpy(_array(file))
         if value.ndim == 0 or value.shape != (shape := shape or value.shape):
@@ -79,22 +80,21 @@ def load_lira_tree(folder: str | Path, *, targets: Sequence[str] = (), step: str
             signals.setdefault(name, []).append(rows[:, :, 0])
         answers.append(best[:, 0])
     stacked = {name: torch.stack(rows, 2) for name, rows in signals.items()}
-    notes = _not_read(folder, found, kind, labels.exists())
-    names = [path.name for path in found]
+    notes = _not_read(folder, experiments, kind, labels.exists())
     best = torch.stack(answers, 1) if answers else None
     with naming(folder):
         return _leave_out(keep, stacked, best, names, targets, y, None, notes)
 
 
-def _not_read(folder: Path, found: Sequence[Path], kind: str, labelled: bool) -> tuple[str, ...]:
+def _not_read(folder: Path, experiments: Sequence[Path], kind: str, labelled: bool) -> tuple[str, ...]:
     """What of the tree was not read, in numbers."""
     notes = []
     if kind == "scores":
-        without = sum(not (path / "logits").is_dir() for path in found)
-        why = f", as {without} of {len(found)} experiments have no logits" if labelled else ""
+        without = sum(not (path / "logits").is_dir() for path in experiments)
+        why = f", as {without} of {len(experiments)} experiments have no logits" if labelled else ""
         notes.append(f"phi was read from scores, which are flat above 103.6{why}")
-    if lacking := sum(path.is_dir() for path in folder.glob("experiment*")) - len(found):
-        notes.append(f"{lacking} folder{'s' * (lacking > 1)} of experiments without keep.npy: not read")
+    if unread := sum(path.is_dir() for path in folder.glob("experiment*")) - len(experiments):
+        notes.append(f"{unread} folder{'s' * (unread > 1)} of experiments without keep.npy: not read")
     return tuple(notes)
 
 
@@ -137,10 +137,10 @@ def load_privacy_meter(
     if file.exists():
         population = _phi(file, signal, models)[0]
     notes = (f"signals were read as {signal}: {saturated} of {phi.numel()} had saturated, and are tied",)
-    wanted = () if target is None else (str(target),)
+    targets = () if target is None else (str(target),)
     names = [str(index) for index in range(models)]
     with naming(folder):
-        return _leave_out(keep, {"phi": phi}, None, names, wanted, None, population, notes)
+        return _leave_out(keep, {"phi": phi}, None, names, targets, None, population, notes)
 
 
 def _phi(file: Path, signal: str, models: int) -> tuple[Tensor, int]:
@@ -192,7 +192,7 @@ def _mask(file: Path, ndim: int) -> Tensor:
 
 
 def _array(file: Path) -> np.ndarray:
-    found = read_npy(file, "audit", file.name)
-    if found.dtype.kind not in "biuf":
-        fail("audit", str(file), "hold numbers", found.dtype)
-    return found
+    values = read_npy(file, "audit", file.name)
+    if values.dtype.kind not in "biuf":
+        fail("audit", str(file), "hold numbers", values.dtype)
+    return values

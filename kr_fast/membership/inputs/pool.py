@@ -67,20 +67,20 @@ def chosen(name: str, value: Any, count: int, where: str = "audit") -> Tensor:
     """The mask ``[count]`` of a mask or of indices. 0 and 1, as many as examples, are a mask: indices would repeat."""
     if value is None:
         fail(where, name, f"be bool [{count}] or indices", None)
-    found = as_tensor(where, name, value).detach()
+    values = as_tensor(where, name, value).detach()
     rule = f"be bool [{count}], or indices in [0, {count}) without repetition"
-    if found.ndim == 2 and 1 in found.shape:
-        found = found.reshape(-1)
-    if found.ndim != 1 or found.dtype.is_complex or (found.dtype == torch.bool and len(found) != count):
+    if values.ndim == 2 and 1 in values.shape:
+        values = values.reshape(-1)
+    if values.ndim != 1 or values.dtype.is_complex or (values.dtype == torch.bool and len(values) != count):
         fail(where, name, rule, described(value))
-    if found.dtype == torch.bool:
-        return found.cpu()
-    if found.dtype.is_floating_point and not bool((found == found.round()).all() & found.isfinite().all()):
-        fail(where, name, rule, f"{described(value)} with {found[found != found.round()][:1].tolist() or 'inf'}")
-    marks = binary(found)
-    if marks and len(found) == count:
-        return (found != 0).cpu()
-    index = found.long()
+    if values.dtype == torch.bool:
+        return values.cpu()
+    if values.dtype.is_floating_point and not bool((values == values.round()).all() & values.isfinite().all()):
+        fail(where, name, rule, f"{described(value)} with {values[values != values.round()][:1].tolist() or 'inf'}")
+    marks = binary(values)
+    if marks and len(values) == count:
+        return (values != 0).cpu()
+    index = values.long()
     low, high = (int(index.min()), int(index.max())) if len(index) else (0, 0)
     if low < 0 or high >= count:
         hint = " (they start at 0)" if (low, high) == (1, count) else ""

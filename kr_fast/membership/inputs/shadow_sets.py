@@ -30,13 +30,13 @@ def taken(where: str, signal: Any, keep: Any, target: Any) -> tuple[Tensor, Tens
 
 def population_of(where: str, name: str, value: Any, queries: int, models: int, count: int | None = None) -> Tensor:
     """A population's signals ``[A, Z, M]`` with Z > 0 (``count``, where it is known), without NaN."""
-    found = as_numbers(where, name, value)
-    size = found.shape[1] if found.ndim == 3 else 0
-    if size == 0 or found.shape[::2] != (queries, models) or size != (count or size):
-        fail(where, name, f"have shape [{queries}, {count or 'Z'}, {models}]", list(found.shape))
-    if bool(torch.isnan(found).any()):
-        fail(where, name, "not hold NaN", f"{int(torch.isnan(found).sum())} NaN")
-    return found
+    signals = as_numbers(where, name, value)
+    size = signals.shape[1] if signals.ndim == 3 else 0
+    if size == 0 or signals.shape[::2] != (queries, models) or size != (count or size):
+        fail(where, name, f"have shape [{queries}, {count or 'Z'}, {models}]", list(signals.shape))
+    if bool(torch.isnan(signals).any()):
+        fail(where, name, "not hold NaN", f"{int(torch.isnan(signals).sum())} NaN")
+    return signals
 
 
 def by_model(values: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Shadowed:
 
     def left(self, k: int) -> list[tuple[Tensor, Tensor]]:
         """Side in and side out: (sum ``[A, N]``, count ``[N]``) of what is not left out with target ``k``."""
-        found = list(zip(self.sums, self.counts, strict=True))
+        sides = list(zip(self.sums, self.counts, strict=True))
         if self.leave_out:
             gone = [(self.keep[k], torch.ones_like(self.keep[k]), self.own[k])]
             if self.partner is not None:
@@ -79,9 +79,9 @@ class Shadowed:
                 gone.append((~self.keep[k], index >= 0, value))
             for inside, there, value in gone:
                 for side, on in enumerate((inside & there, ~inside & there)):
-                    total, count = found[side]
-                    found[side] = total - torch.where(on, value, 0.0), count - on.long()
-        return [(total.clamp_min(0), count) for total, count in found]
+                    total, count = sides[side]
+                    sides[side] = total - torch.where(on, value, 0.0), count - on.long()
+        return [(total.clamp_min(0), count) for total, count in sides]
 
     def means(self, k: int) -> tuple[Tensor, Tensor]:
         """(mean in, mean out) ``[A, N]``; NaN where no shadow is left on the side."""

@@ -62,13 +62,13 @@ def auc_interval(inside: np.ndarray, outside: np.ndarray, auc: float, level: flo
     of_other = (inside.cumsum() - inside / 2) / p
     sides = ((inside, of_member - auc), (outside, of_other - auc))
     squares = [float(count @ (gap * gap)) / (auc * (1 - auc)) for count, gap in sides]
-    kept = chance_moments(inside, outside)[0]
+    share = chance_moments(inside, outside)[0]
 
     def variance(t: float) -> float:
-        model, scale = kept * model_variance(t), t * (1 - t)
+        model, scale = share * model_variance(t), t * (1 - t)
         sides = zip(squares, (p, n), strict=True)
-        found = sum((PRIOR * model + square * scale) / (PRIOR + k - 1) / k for square, k in sides)
-        return found + (kept * scale - 2 * model) / (p * n)
+        total = sum((PRIOR * model + square * scale) / (PRIOR + k - 1) / k for square, k in sides)
+        return total + (share * scale - 2 * model) / (p * n)
 
     z = normal_quantile(0.5 + level / 2)
     low = _boundary(lambda t: (auc - t) ** 2 > z * z * variance(t), 0.0, auc)
@@ -134,11 +134,11 @@ def _exact_above(inside: np.ndarray, outside: np.ndarray) -> float | None:
         more = np.arange(min(drawn, int(count)) + 1)[:, None]
         ways = gammaln(count + 1) - gammaln(more + 1) - gammaln(count - more + 1)
         taken, sums, logs = ((each + new).ravel() for each, new in ((taken, more), (sums, more * value), (logs, ways)))
-        kept = taken == drawn if last else taken <= drawn
-        taken, sums, logs = taken[kept], sums[kept], logs[kept]
+        usable = taken == drawn if last else taken <= drawn
+        taken, sums, logs = taken[usable], sums[usable], logs[usable]
     weights = np.exp(logs - logs.max())
-    found = float(few @ values)
-    share = float(weights @ np.where(sums > found, 1.0, np.where(sums == found, 0.5, 0.0))) / float(weights.sum())
+    observed = float(few @ values)
+    share = float(weights @ np.where(sums > observed, 1.0, np.where(sums == observed, 0.5, 0.0))) / float(weights.sum())
     return share if few is inside else 1 - share
 
 
@@ -189,8 +189,8 @@ def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0
     second, members = scored("delong_test", second, members, "second")
     one, two = placements(first, members), placements(second, members)
     difference = float(one[0].mean() - two[0].mean())
-    kept = float(np.mean((one[2] - two[2]) ** 2)) * 12 / (len(members) ** 2 - 1)
-    model = kept * model_variance(float(one[0].mean() + two[0].mean()) / 2)
+    share = float(np.mean((one[2] - two[2]) ** 2)) * 12 / (len(members) ** 2 - 1)
+    model = share * model_variance(float(one[0].mean() + two[0].mean()) / 2)
     parts, degrees = [], []
     for gap in (one[0] - two[0], one[1] - two[1]):
         degrees.append(PRIOR + len(gap) - 1)

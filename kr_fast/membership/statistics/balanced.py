@@ -54,8 +54,8 @@ def partners(keep: Tensor, seed: int = 0) -> Tensor:
     order = torch.where(held, 1e3, -1e3).add(keys).argsort(1)  # first those that did not hold the example
     of_out, of_in = outside + place % inside.clamp_min(1), (place - outside) % outside.clamp_min(1)
     other = torch.where(place < outside, of_out, of_in).clamp_max(models - 1)
-    found = torch.empty_like(order).scatter_(1, order, order.gather(1, other))
-    return torch.where((inside == 0) | (outside == 0), -1, found).T.contiguous()
+    partner = torch.empty_like(order).scatter_(1, order, order.gather(1, other))
+    return torch.where((inside == 0) | (outside == 0), -1, partner).T.contiguous()
 
 
 def check_partners(where: str, keep: Tensor, partner: Tensor) -> None:
@@ -105,10 +105,10 @@ class Side:
         residual = squares - 2 * shift * total + count * shift.square()
         lost = (torch.minimum(variance * count, residual) <= ROUNDED * whole) & (self.left > 0) & (whole > 0)
         a, n, m = lost.nonzero(as_tuple=True)
-        kept = self.held[n].clone()
-        kept[torch.arange(len(n)), self.lost[a, n, m]] &= ~self.loses[n, m]
-        rest, size = torch.where(kept, self.values[a, n], 0.0), self.left[n, m][:, None].double()
-        about = [torch.where(kept, rest - middle, 0.0).square().sum(1)
+        left = self.held[n].clone()
+        left[torch.arange(len(n)), self.lost[a, n, m]] &= ~self.loses[n, m]
+        rest, size = torch.where(left, self.values[a, n], 0.0), self.left[n, m][:, None].double()
+        about = [torch.where(left, rest - middle, 0.0).square().sum(1)
                  for middle in (rest.sum(1, keepdim=True) / size, median[a, n, m][:, None])]  # fmt: skip
         variance[a, n, m], residual[a, n, m] = about[0] / size[:, 0], about[1]
         return median, torch.where(self.left > 0, mean + centre, 0.0), variance.clamp_min(0), residual.clamp_min(0)
@@ -140,7 +140,7 @@ def lira(phi: Tensor, keep: Tensor, partner: Tensor, *, variant: str, variance: 
     online, raw, pooled = variant == "online", variance == "fixed_raw", None
     if variance != "per_example":
         pooled = _pooled(values, keep, partner, raw)
-    scores, lacking, least = torch.empty(keep.shape, dtype=torch.float64), 0, 2 if variance == "per_example" else 1
+    scores, num_unscored, least = torch.empty(keep.shape, dtype=torch.float64), 0, 2 if variance == "per_example" else 1
     for at, x, *both in sides(values, keep, partner):
         terms = []
         for k, side in enumerate(both):
@@ -160,23 +160,23 @@ def lira(phi: Tensor, keep: Tensor, partner: Tensor, *, variant: str, variance: 
                 score = _log_student(z_in, count_in) - _log_student(z_out, count_out)
             score = score + (wide_out / wide_in).log()
         few = (both[1].left < least) | (online & (both[0].left < least))
-        lacking += int(few.sum())
+        num_unscored += int(few.sum())
         scores[:, at] = torch.where(few, 0.0, score).mean(0).T
-    return without_backward("lira", scores, phi), lacking
+    return without_backward("lira", scores, phi), num_unscored
 
 
 def _pooled(phi: Tensor, keep: Tensor, partner: Tensor, raw: bool) -> tuple[Tensor, Tensor]:
     """Variances ``[M]`` pooled over examples and queries, of the side in and the side out of each target."""
-    found = torch.zeros(2, 4, keep.shape[0], dtype=torch.float64)  # count, residual, sum, square
+    totals = torch.zeros(2, 4, keep.shape[0], dtype=torch.float64)  # count, residual, sum, square
     for _, _, *both in sides(phi, keep, partner):
         for k, side in enumerate(both):
             median, mean, spread, residual = side.moments()
             count = side.left.clamp_min(0).double().expand_as(median)
             some = count > 0
             parts = (count, torch.where(some, residual, 0.0), count * mean, count * (spread + mean.square()))
-            found[k] += torch.stack([part.sum((0, 1)) for part in parts])
-    count = found[:, 0].clamp_min(1)
-    return tuple(found[:, 3] / count - (found[:, 2] / count).square() if raw else found[:, 1] / count)
+            totals[k] += torch.stack([part.sum((0, 1)) for part in parts])
+    count = totals[:, 0].clamp_min(1)
+    return tuple(totals[:, 3] / count - (totals[:, 2] / count).square() if raw else totals[:, 1] / count)
 
 
 def _log_student(z: Tensor, count: Tensor) -> Tensor:

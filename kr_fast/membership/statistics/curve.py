@@ -118,9 +118,9 @@ class Curve:
         at = int(np.searchsorted(self.fp, allowed, side="right"))
         tp, fp = (int(self.tp[at - 1]), int(self.fp[at - 1])) if at else (0, 0)
         low, high = self.tpr_interval([fpr], level)
-        found = float(np.interp(fpr, self.fpr, self.tpr)) if rule == "interpolated" else tp / self.positives
+        rate = float(np.interp(fpr, self.fpr, self.tpr)) if rule == "interpolated" else tp / self.positives
         return {
-            "tpr": found,
+            "tpr": rate,
             "fpr": fp / self.negatives,
             "false_positives": fp,
             "rule": "interpolated" if rule == "interpolated" else f"fpr {rule} target",
@@ -204,15 +204,15 @@ class Curve:
         The interval is that of the TPR at the *stated* FPR. None where nothing is flagged.
         """
         check_share("Curve", "prior", prior)
-        found = self.tpr_at(fpr, level)
-        low, high = (prior * tpr / (prior * tpr + (1 - prior) * fpr) for tpr in found["interval"])
-        flagged = prior * found["tpr"] + (1 - prior) * found["fpr"]
+        point = self.tpr_at(fpr, level)
+        low, high = (prior * tpr / (prior * tpr + (1 - prior) * fpr) for tpr in point["interval"])
+        flagged = prior * point["tpr"] + (1 - prior) * point["fpr"]
         return {
             "prior": prior,
             "fpr": fpr,
-            "ppv": prior * found["tpr"] / flagged if flagged else None,
+            "ppv": prior * point["tpr"] / flagged if flagged else None,
             "interval": [low, high],
-            "point_claim": found["point_claim"],
+            "point_claim": point["point_claim"],
         }
 
 

@@ -54,11 +54,11 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979.
     """
     order = sorted((i for i, value in enumerate(p) if value is not None), key=lambda i: p[i])
-    found: list[float | None] = [None] * len(p)
+    corrected: list[float | None] = [None] * len(p)
     least = 0.0
     for rank, i in enumerate(order):
-        least = found[i] = min(1.0, max(least, (len(order) - rank) * p[i]))
-    return found
+        least = corrected[i] = min(1.0, max(least, (len(order) - rank) * p[i]))
+    return corrected
 
 
 def bootstrap(

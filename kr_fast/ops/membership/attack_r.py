@@ -41,8 +41,8 @@ def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None) -> Tens
             _check.fail(op, name, "not hold NaN", f"{int(torch.isnan(value).sum())} NaN")
     narrow = all(value is None or value.dtype != torch.float64 for value in (phi, target))
     dtype = torch.float32 if narrow else torch.float64
-    home = registry.device_for(op, phi.device, Call(phi.device.type, dtype))
-    values, seen = (None if value is None else value.to(home, dtype).contiguous() for value in (phi, target))
-    run = registry.resolve(op, Call(home.type, dtype))
-    found = run(values, keep.to(home).contiguous(), seen).to(phi.device)
-    return without_backward(op, found, phi, target)
+    device = registry.device_for(op, phi.device, Call(phi.device.type, dtype))
+    values, seen = (None if value is None else value.to(device, dtype).contiguous() for value in (phi, target))
+    run = registry.resolve(op, Call(device.type, dtype))
+    share = run(values, keep.to(device).contiguous(), seen).to(phi.device)
+    return without_backward(op, share, phi, target)

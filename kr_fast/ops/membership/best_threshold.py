@@ -30,5 +30,5 @@ def best_threshold(values: Tensor, held: Tensor, *, leave_out: bool = True) -> T
     if bool(torch.isnan(values).any()):
         _check.fail(op, "values", "not hold NaN", f"{int(torch.isnan(values).sum())} NaN")
     run = registry.resolve(op, Call("cpu", torch.float64))
-    found = run(values.double().cpu().contiguous(), held.cpu().contiguous(), leave_out)
-    return without_backward(op, found.to(values.device), values)
+    thresholds = run(values.double().cpu().contiguous(), held.cpu().contiguous(), leave_out)
+    return without_backward(op, thresholds.to(values.device), values)

@@ -35,12 +35,12 @@ def lira(
     # An infinite phi (certainty) is ordered above all finite ones, but means and variances need a number.
     bound = 1e6
     op, models = "lira", phi.shape[2]
-    home, given = registry.device_for(op, phi.device, LiraCall(phi.device.type, torch.float32, models)), target
-    values = phi.to(home).float().clamp(-bound, bound).contiguous()
-    target = None if target is None else target.to(home).float().clamp(-bound, bound).contiguous()
-    run = registry.resolve(op, LiraCall(home.type, torch.float32, models))
-    scores, lacking = run(values, keep.to(home).contiguous(), target, variant == "online", variance)
-    return without_backward(op, scores.to(phi.device), phi, given), lacking
+    run_device, given = registry.device_for(op, phi.device, LiraCall(phi.device.type, torch.float32, models)), target
+    values = phi.to(run_device).float().clamp(-bound, bound).contiguous()
+    target = None if target is None else target.to(run_device).float().clamp(-bound, bound).contiguous()
+    run = registry.resolve(op, LiraCall(run_device.type, torch.float32, models))
+    scores, num_unscored = run(values, keep.to(run_device).contiguous(), target, variant == "online", variance)
+    return without_backward(op, scores.to(phi.device), phi, given), num_unscored
 
 
 def check_arguments(phi: Tensor, keep: Tensor, variant: str, variance: str, target: Tensor | None) -> None:

@@ -67,6 +67,6 @@ def _check_values(op: str, logits: Tensor, labels: Tensor) -> None:
     # The largest logit of a row is finite unless the row holds NaN or +inf, or is -inf throughout.
     bad = ~torch.isfinite(logits.amax(-1))
     if bool(bad.any()):
-        found = torch.isnan(logits).sum().item(), torch.isposinf(logits).sum().item()
-        got = f"{int(bad.sum())} bad rows with {found[0]} NaN and {found[1]} +inf"
+        counts = torch.isnan(logits).sum().item(), torch.isposinf(logits).sum().item()
+        got = f"{int(bad.sum())} bad rows with {counts[0]} NaN and {counts[1]} +inf"
         _check.fail(op, "logits", "not hold NaN, +inf or rows of -inf only", got)

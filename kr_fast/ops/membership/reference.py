@@ -23,7 +23,7 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) ->
     at_label = torch.zeros_like(z, dtype=torch.bool).scatter(1, labels[:, None], True)
     loss = torch.nn.functional.softplus(-phi)
     modified = (1 - p.gather(1, labels[:, None])[:, 0]) * loss - torch.where(at_label | (p == 0), 0, p * rest).sum(1)
-    found = {
+    signals = {
         "phi": phi,
         "loss": loss,
         "entropy": -torch.where(p == 0, 0, p * log_p).sum(1),
@@ -31,7 +31,7 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) ->
         "confidence": (-loss).exp(),
         "correct": (z.argmax(1) == labels).double(),
     }
-    return [found[name] for name in want]
+    return [signals[name] for name in want]
 
 
 def _centre_and_spread(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,7 +55,7 @@ def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, varianc
     """(scores [targets, N], pairs that lack shadows): target by target, each against the other models."""
     phi = phi.double()
     models = phi.shape[2]
-    rows, lacking = [], 0
+    rows, num_unscored = [], 0
     for k in range(models if target is None else target.shape[2]):
         others = torch.arange(models) != k if target is None else torch.ones(models, dtype=torch.bool)
         value = phi[:, :, k] if target is None else target[:, :, k].double()
@@ -82,9 +82,9 @@ def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, varianc
                 score = -torch.stack([_log_student(*side) for side in sides]).diff(dim=0)[0]
         least = 2 if variance == "per_example" else 1
         few = (count_out < least) | (online & (count_in < least))
-        lacking += int(few[0].sum())
+        num_unscored += int(few[0].sum())
         rows.append(torch.where(few, 0.0, score).mean(0))
-    return torch.stack(rows), lacking
+    return torch.stack(rows), num_unscored
 
 
 @kernel("roc", "reference", refuses=never)
@@ -99,7 +99,7 @@ def roc(scores: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @kernel("bootstrap_auc", "reference", refuses=never)
 def bootstrap_auc(inside: Tensor, outside: Tensor, limits: Tensor, replicates: int, seed: int) -> tuple[Tensor, Tensor]:
     """Replicate by replicate: draw items, count those of each distinct score, walk the ROC."""
-    aucs, found = [], []
+    aucs, hits = [], []
     for replicate in range(replicates):
         sides = []
         for side, counts in enumerate((inside, outside)):
@@ -114,8 +114,8 @@ def bootstrap_auc(inside: Tensor, outside: Tensor, limits: Tensor, replicates: i
         tp, fp = (side.cumsum(0) for side in sides)
         twice = int((sides[1] * (2 * tp - sides[0])).sum())
         aucs.append(twice / (2 * int(tp[-1]) * int(fp[-1])))
-        found.append([int(tp[fp <= limit].max()) if bool((fp <= limit).any()) else 0 for limit in limits])
-    return torch.tensor(aucs, dtype=torch.float64), torch.tensor(found, dtype=torch.int64).view(replicates, len(limits))
+        hits.append([int(tp[fp <= limit].max()) if bool((fp <= limit).any()) else 0 for limit in limits])
+    return torch.tensor(aucs, dtype=torch.float64), torch.tensor(hits, dtype=torch.int64).view(replicates, len(limits))
 
 
 @kernel("rmia", "reference", refuses=never)
@@ -148,14 +148,14 @@ def attack_r(phi: Tensor, keep: Tensor, target: Tensor | None) -> Tensor:
 @kernel("best_threshold", "reference", refuses=never)
 def best_threshold(values: Tensor, held: Tensor, leave_out: bool) -> Tensor:
     """Target by target: every distinct value of the others is tried."""
-    found = []
+    cuts = []
     for k in range(values.shape[1] if leave_out else 1):
         others = torch.arange(values.shape[1]) != (k if leave_out else -1)
         value, member = values[:, others].flatten() + 0.0, held[:, others].flatten()
         if not 0 < int(member.sum()) < len(member):
-            found.append(float("nan"))
+            cuts.append(float("nan"))
             continue
         thresholds, tp, fp = roc(value, member)
         gain = tp.double() / int(member.sum()) - fp.double() / int((~member).sum())
-        found.append(float(thresholds[int((gain == gain.max()).nonzero()[0])]))
-    return torch.tensor(found, dtype=torch.float64)
+        cuts.append(float(thresholds[int((gain == gain.max()).nonzero()[0])]))
+    return torch.tensor(cuts, dtype=torch.float64)

@@ -58,10 +58,10 @@ def rmia(p_x: Tensor, p_z: Tensor, *, gamma: float = 1.0, predicate: str = "rati
         _check.fail(op, "gamma", "be positive and finite", gamma)
     if predicate not in PREDICATES:
         _check.fail(op, "predicate", f"be one of {', '.join(PREDICATES)}", predicate)
-    home = registry.device_for(op, p_x.device, Call(p_x.device.type, p_x.dtype))
+    device = registry.device_for(op, p_x.device, Call(p_x.device.type, p_x.dtype))
     # -0 divides to -inf: one zero, as everywhere else.
-    x, z = ((value.to(home) + 0.0).contiguous() for value in (p_x, p_z))
-    run = registry.resolve(op, Call(home.type, p_x.dtype))
+    x, z = ((value.to(device) + 0.0).contiguous() for value in (p_x, p_z))
+    run = registry.resolve(op, Call(device.type, p_x.dtype))
     count = run(x, z, float(torch.tensor(gamma, dtype=p_x.dtype)), predicate).to(p_x.device)
     log_ratio = p_x.double().log()
     if log_ratio.ndim == 2:

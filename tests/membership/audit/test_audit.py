@@ -196,7 +196,7 @@ def test_a_target_that_was_made_elsewhere(scene):
     other = Target(target, kind="transfer")
     report = kr_fast.audit(other, shadows, images, labels, members, choices=Choices(attacks=("loss",)))
     assert report.to_dict()["setting"]["targets"]["target"]["kind"] == "transfer"
-    assert any("a lower bound on what it gives away" in note for note in report.setting["notes"])
+    assert any("a lower bound on what it leaks" in note for note in report.setting["notes"])
 
 
 def test_bad_choices_are_refused_before_a_model_is_asked(scene):

@@ -32,7 +32,7 @@ def test_models_that_answer_by_chance_are_told():
 
 @pytest.mark.parametrize("keep_like", ["ties", "members"])
 def test_scores_that_are_all_the_same_are_no_evidence(keep_like):
-    """An interval of [0.500, 0.500] must not read as if it were known that nothing is given away."""
+    """An interval of [0.500, 0.500] must not read as if it were known that nothing leaks."""
     logits, keep, labels, members = logits_of()
     logits, keep = (0 * logits, keep) if keep_like == "ties" else (logits, members.repeat(MODELS, 1))
     report = audit_signals(from_logits(logits[:MODELS], keep, labels, target=logits[MODELS], members=members))
