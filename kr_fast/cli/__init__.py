@@ -13,7 +13,7 @@ from kr_fast.runtime.errors import UserError, first_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0; 2 for bad input; 1 for an error that is not the user's; 130 after an interrupt. An error is one line, with
+    0; 2 for bad input; 1 for an error of this package; 130 after an interrupt. An error is one line, with
     ``--debug`` its traceback.
     """
     from kr_fast import __version__
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = arguments.run(arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of our output has ended, as head does
+    except BrokenPipeError:  # the reader of the output has ended, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_error(error: Exception) -> int:
     """Print ``error`` as one line; returns the exit code."""
-    forced = "KR_FAST_BACKEND" in str(error)  # of the backends, which do not know UserError
+    forced = "KR_FAST_BACKEND" in str(error)  # raised by the backends, which do not use UserError
     if isinstance(error, UserError | OSError) or forced:
         print(f"kr-fast: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the facts."""
+    """Print versions, devices and ops."""
     facts = collect()
     if arguments.json:
         print(json.dumps(facts, indent=2))
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def collect() -> dict[str, Any]:
-    """The facts as a dictionary."""
+    """Versions, machine, environment, and the state of every op and backend."""
     import torch
 
     from kr_fast.backends import native, registry

@@ -11,7 +11,7 @@ COMMON = ("--quiet", "-v", "--verbose", "--debug")  # of every command, behind i
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose errors are one line and which takes no part of an option's name for the option."""
+    """An ``ArgumentParser`` without abbreviations of options, whose errors are one line."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **{"allow_abbrev": False, **options})
@@ -30,9 +30,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of ``argv``; what no option takes is an error that suggests one.
+    """The arguments of ``argv``; an unknown one is an error that suggests an option.
 
-    A command without any argument prints its help, where it would otherwise begin long work: ``needs_arguments``.
+    A command with ``needs_arguments`` prints its help if there are none, instead of beginning long work.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv:
@@ -45,8 +45,8 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         given = next((each for each in unknown if each.startswith("-")), unknown[0])
         name, flag = given.partition("=")[0], argv[argv.index(given) - 1]
-        mend = f" ({flag} takes no value)" if flag.startswith("-") and not name.startswith("-") else ""
-        used.error(f"{name} is not an option of this command{mend or did_you_mean(name, used.options())}")
+        remedy = f" ({flag} takes no value)" if flag.startswith("-") and not name.startswith("-") else ""
+        used.error(f"{name} is not an option of this command{remedy or did_you_mean(name, used.options())}")
     if getattr(arguments, "needs_arguments", False) and len(argv) == 1:
         used.print_help()
         used.exit(2)
@@ -54,7 +54,7 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`` (did you mean A or B?)``, or nothing where no known name is near."""
+    """`` (did you mean A or B?)``, or an empty text where no known name is similar."""
     plain = {each: each.strip("-").replace("_", "-") for each in known}
     word = name.strip("-").replace("_", "-").lower()
     near = [each for each in known if len(word) > 2 and word in plain[each]]
@@ -65,9 +65,9 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """What every command takes: how much it says."""
+    """The options of every command: what is shown."""
     parser.set_defaults(parser=parser)
-    said = parser.add_argument_group("what is shown")
-    said.add_argument("--quiet", action="store_true", help="warnings, errors and the result only, no progress")
-    said.add_argument("-v", "--verbose", action="store_true", help="more messages")
-    said.add_argument("--debug", action="store_true", help="the traceback of an error")
+    group = parser.add_argument_group("what is shown")
+    group.add_argument("--quiet", action="store_true", help="warnings, errors and the result only, no progress")
+    group.add_argument("-v", "--verbose", action="store_true", help="more messages")
+    group.add_argument("--debug", action="store_true", help="the traceback of an error")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-# Attention at 16 px and below; above it costs more than it brings.
+# Attention at 16 px and below; above it costs more time than it gains quality.
 ATTENTION_UP_TO = 16
 
 
@@ -31,7 +31,7 @@ def unet(height: int, width: int, channels: int, num_classes: int, *, widths: Se
     size = (padded_size(height, len(widths)), padded_size(width, len(widths)))
     # A single resolution has no down-sampling; each further one halves the side.
     attends = [max(size) >> level <= ATTENTION_UP_TO and level > 0 for level in range(len(widths))]
-    # The middle attends too, at the last width. diffusers makes no head at all of fewer channels than a head has.
+    # The middle attends too, at the last width. diffusers makes no head where there are fewer channels than a head has.
     narrowest = min([widths[-1], *(width for width, attend in zip(widths, attends, strict=True) if attend)])
     return UNet2DModel(
         sample_size=size,

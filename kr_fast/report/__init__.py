@@ -15,22 +15,22 @@ def write(out: str | Path, summary: dict[str, Any], arrays: dict[str, Any]) -> t
     Args:
         out: folder.
         summary: title, command, config, seed, versions, stages, dataset, teacher, student, cas_gap, audit, aop,
-            checkpoints, tuning, notes; a missing part is said to be missing.
+            checkpoints, tuning, notes; a missing part is reported as missing.
         arrays: synthetic_grid (uint8 ``[K, n, H, W, C]``), curves, roc (``"teacher/lira" -> fpr, tpr``), and real_grid
-            where real images may be shown: the page then says so in a banner.
+            where real images may be shown, which the page then states in a banner.
     Returns: the two paths. Each file appears whole or not at all.
     """
     from kr_fast.report import document, plots
 
     out = Path(out)
     figures = plots.all_figures(summary, arrays)
-    shown = {**summary, "shows_real_images": arrays.get("real_grid") is not None}
-    return document.write_html(out, shown, figures), document.write_markdown(out, shown, figures)
+    summary = {**summary, "shows_real_images": arrays.get("real_grid") is not None}
+    return document.write_html(out, summary, figures), document.write_markdown(out, summary, figures)
 
 
 def write_audit(
     out: str | Path,
-    found: dict[str, Any],
+    audit: dict[str, Any],
     lines: dict,
     scores: dict,
     members: Any,
@@ -40,4 +40,4 @@ def write_audit(
     """Write ``audit.html`` into ``out``: see :func:`kr_fast.report.audit_document.write_audit`."""
     from kr_fast.report import audit_document
 
-    return audit_document.write_audit(Path(out), found, lines, scores, members, images, show_records)
+    return audit_document.write_audit(Path(out), audit, lines, scores, members, images, show_records)

@@ -18,10 +18,8 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     yield "table", run_audit.headline(summary)
     yield (
         "text",
-        (
-            "Intervals are 95 %: Wilson for accuracies, score intervals of AUC, paired ones of differences of AUC. "
-            "CAS: Classification Accuracy Score."
-        ),
+        "Intervals are 95 %: Wilson for accuracies, score intervals of AUC, paired ones of differences of AUC. CAS: "
+        "Classification Accuracy Score.",
     )
     yield "heading", "What these figures do not say"
     yield "note", run_audit.caveats(summary)
@@ -77,9 +75,9 @@ def _audit(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     yield "table", run_audit.every_attack(summary)
     yield (
         "text",
-        "AUC with its own 95 % interval. The primary attack was named beforehand; the others are exploratory. What "
-        "more there is of each (intervals that share one error, bounds of epsilon, thresholds from the shadows) is in "
-        "metrics.json, and in audit.html where the run wrote it.",
+        "AUC with its own 95 % interval. The primary attack was named beforehand; the others are exploratory. "
+        "Corrected intervals, bounds of epsilon and figures at thresholds from the shadows are in metrics.json, and in "
+        "audit.html where the run wrote it.",
     )
     if run_audit.RELEASED in summary["audit"]:
         yield "text", "The released images by themselves, without any model:"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 TEACHER, STUDENT, GENERATOR, GREY = "#D55E00", "#0072B2", "#009E73", "#777777"
-# Of each target in the ROC; the full audit of the Student has the colour of none of the other curves.
+# Of each target in the ROC; the full audit of the Student has a colour of its own.
 TARGETS = {
     "teacher": TEACHER,
     "student": STUDENT,
@@ -36,38 +36,38 @@ def png(figure: Any) -> bytes:
 
 
 def grid(synthetic: np.ndarray, class_names: list[str], real: np.ndarray | None = None) -> bytes:
-    """Synthetic images, a class a row, uint8 ``[K, n, H, W, C]``; real ones of the same shape beside them if given."""
-    shown = min(len(synthetic), MOST_CLASSES)
+    """Synthetic images, one class per row, uint8 ``[K, n, H, W, C]``; real ones of that shape beside them if given."""
+    rows = min(len(synthetic), MOST_CLASSES)
     panels = [("synthetic (last period)", synthetic)]
     if real is not None:
         panels.insert(0, ("real (training split)", real))
-    tile = 3.7 / synthetic.shape[1]  # inches a column; rows keep the images' proportions
-    figure = new_figure(4.5 * len(panels), shown * tile * (synthetic.shape[2] + 1) / (synthetic.shape[3] + 1) + 0.5)
+    tile = 3.7 / synthetic.shape[1]  # inches per column; rows keep the images' proportions
+    figure = new_figure(4.5 * len(panels), rows * tile * (synthetic.shape[2] + 1) / (synthetic.shape[3] + 1) + 0.5)
     for axis, (title, images) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        classes, count, height, width, channels = images[:shown].shape
+        classes, count, height, width, channels = images[:rows].shape
         sheet = np.full((classes, count, height + 1, width + 1, channels), 255, dtype=np.uint8)
-        sheet[:, :, :height, :width] = images[:shown]
+        sheet[:, :, :height, :width] = images[:rows]
         sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(classes * (height + 1), count * (width + 1), channels)
         if channels == 1:
             axis.imshow(sheet[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         else:
             axis.imshow(sheet, interpolation="nearest")
         axis.set_xticks([])
-        names = [name if len(name) <= 16 else name[:15] + "…" for name in class_names[:shown]]
+        names = [name if len(name) <= 16 else name[:15] + "…" for name in class_names[:rows]]
         axis.set_yticks([(k + 0.5) * (height + 1) - 1 for k in range(classes)], names, fontsize=8)
-        axis.set_title(title if shown == len(images) else f"{title}, {shown} of {len(images)} classes", fontsize=10)
+        axis.set_title(title if rows == len(images) else f"{title}, {rows} of {len(images)} classes", fontsize=10)
         for spine in axis.spines.values():
             spine.set_visible(False)
     return png(figure)
 
 
-def curves(found: dict[str, dict[str, list]]) -> bytes:
+def curves(training: dict[str, dict[str, list]]) -> bytes:
     """Loss of Teacher, generator and Student over their training, and validation accuracy where there is one."""
     figure = new_figure(10, 2.9)
     panels = (("teacher", "epoch", "train_loss", TEACHER), ("generator", "step", "loss", GENERATOR))
     panels += (("student", "period", "loss", STUDENT),)
     for axis, (name, x, y, colour) in zip(figure.subplots(1, 3), panels, strict=True):
-        values = found.get(name) or {}
+        values = training.get(name) or {}
         axis.set_title(name.capitalize(), fontsize=10)
         axis.set_xlabel(x)
         if not values.get(y):
@@ -84,12 +84,12 @@ def curves(found: dict[str, dict[str, list]]) -> bytes:
     return png(figure)
 
 
-def roc(found: dict[str, dict[str, np.ndarray]], negatives: int | None = None) -> bytes:
+def roc(curves: dict[str, dict[str, np.ndarray]], negatives: int | None = None) -> bytes:
     """ROC of every attack and target on logarithmic axes, with the chance line."""
     figure = new_figure(7, 5.5)
     axis = figure.subplots()
     least = 0.5 / negatives if negatives else 1e-3
-    for name, points in found.items():
+    for name, points in curves.items():
         model, _, attack = name.partition("/")
         colour, label = TARGETS.get(model, STUDENT), f"{model}: {attack}".replace("_", " ")
         if name == "student/lira":
@@ -136,32 +136,32 @@ def stages(seconds: dict[str, float]) -> bytes:
 
 def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tuple[bytes, str]]:
     """Name -> (PNG, alternative text) of every figure whose data is there."""
-    found: dict[str, tuple[bytes, str]] = {}
+    figures: dict[str, tuple[bytes, str]] = {}
     if arrays.get("synthetic_grid") is not None:
         real = arrays.get("real_grid")
         image = grid(arrays["synthetic_grid"], summary["dataset"]["class_names"], real)
         start = "Synthetic images" if real is None else "Real training images beside synthetic images"
-        found["images"] = (image, f"{start}, one row for each class")
+        figures["images"] = (image, f"{start}, one row for each class")
     if arrays.get("roc"):
         negatives = ((summary.get("audit") or {}).get("setting") or {}).get("non_members")
         image = roc(arrays["roc"], negatives)
-        found["roc"] = (image, "ROC curves of the membership attacks on logarithmic axes, with the chance line")
+        figures["roc"] = (image, "ROC curves of the membership attacks on logarithmic axes, with the chance line")
     if arrays.get("curves"):
-        found["curves"] = (curves(arrays["curves"]), "Training curves of Teacher, generator and Student")
+        figures["curves"] = (curves(arrays["curves"]), "Training curves of Teacher, generator and Student")
     if summary.get("stages"):
-        found["stages"] = (stages(summary["stages"]), "Seconds of each stage")
-    return found
+        figures["stages"] = (stages(summary["stages"]), "Seconds of each stage")
+    return figures
 
 
-def throughput(found: dict[str, Any]) -> bytes:
-    """Bars of images a second by provider, without a sink and into it."""
-    names = list(found["providers"])
+def throughput(result: dict[str, Any]) -> bytes:
+    """Bars of images per second by provider, without a sink and into it."""
+    names = list(result["providers"])
     figure = new_figure(7, 1.2 + 0.6 * len(names))
     axis = figure.subplots()
     places = np.arange(len(names))[::-1].astype(float)
-    bars = [("sampling", STUDENT, [found["providers"][n]["images_per_second"] for n in names])]
-    if all("sink" in found["providers"][n] for n in names):
-        rates = [found["providers"][n]["sink"]["images_per_second"] for n in names]
+    bars = [("sampling", STUDENT, [result["providers"][n]["images_per_second"] for n in names])]
+    if all("sink" in result["providers"][n] for n in names):
+        rates = [result["providers"][n]["sink"]["images_per_second"] for n in names]
         bars.append(("into files", TEACHER, rates))
     height = 0.8 / len(bars)
     for k, (label, colour, rates) in enumerate(bars):
@@ -170,9 +170,9 @@ def throughput(found: dict[str, Any]) -> bytes:
     axis.set_yticks(places, names)
     axis.set_xlabel("images / s")
     axis.margins(x=0.12)
-    case = found["case"]
+    case = result["case"]
     axis.set_title(
-        f"{case['model']}, {case['scheduler']} {case['steps']} steps, batch {case['batch']}, {found['device']}"
+        f"{case['model']}, {case['scheduler']} {case['steps']} steps, batch {case['batch']}, {result['device']}"
     )
     axis.legend(loc="lower right")
     return png(figure)

@@ -1,4 +1,4 @@
-"""What pages say and leave out because it belongs to single persons or to the institution."""
+"""Banners of pages that show private data, and what pages leave out because it names people or machines."""
 
 import re
 import shlex
@@ -8,22 +8,22 @@ from typing import Any
 
 def banner(real_images: bool, records: bool) -> str:
     """The words at the top of a page that shows real images or single records; nothing for one that shows neither."""
-    shown = [words for words, is_shown in (("real images", real_images), ("single records", records)) if is_shown]
-    if not shown:
+    parts = [words for words, shown in (("real images", real_images), ("single records", records)) if shown]
+    if not parts:
         return ""
     return (
-        f"This page shows {' and '.join(shown)} of the private data, because it was asked for. It must not leave the "
+        f"This page shows {' and '.join(parts)} of the private data, because it was asked for. It must not leave the "
         "institution that owns them."
     )
 
 
 def without_folders(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration for a page: of every path only its last part, for folders name machines and people."""
+    """A configuration for a page, with only the last part of every path: folders name machines and people."""
     return {key: _last(value) for key, value in config.items()}
 
 
 def repeated(command: str, config: Path) -> str:
-    """What repeats or continues ``kr-fast COMMAND``, told from the folder that holds its own: a page names no other."""
+    """The command that repeats ``kr-fast COMMAND``, run from the folder above its own: a page names no other folder."""
     out = config.resolve().parent.name
     return shlex.join(["kr-fast", command, "--config", f"{out}/{config.name}", "--out", out])
 

@@ -34,7 +34,7 @@ Figures = dict[str, tuple]
 
 
 def figure(name: str, figures: Figures) -> Block:
-    """The figure, or that there is no data for it."""
+    """The figure, or a note that there are no data for it."""
     return ("figure", name) if name in figures else ("missing", f"No data for the figure: {name}.")
 
 
@@ -108,7 +108,7 @@ def write_markdown(path: Path, title: str, blocks: Iterable[Block], figures: Fig
             lines.append(f"> **{_plain(content)}**")
         elif kind == "code":
             longest = max(map(len, re.findall("`+", content)), default=0)
-            fence = "`" * max(3, longest + 1)  # so that nothing in the text ends the block
+            fence = "`" * max(3, longest + 1)  # longer than any in the text
             lines.append(f"{fence}\n{content}\n{fence}")
         elif kind == "note":
             lines.append("\n".join(f"- {_plain(line)}" for line in content))
@@ -120,6 +120,6 @@ def write_markdown(path: Path, title: str, blocks: Iterable[Block], figures: Fig
 
 
 def _plain(text: str) -> str:
-    """Class and file names come from outside: no tag, link, image, code or new paragraph begins in them."""
+    """Escaped text: class and file names of others must not start a tag, link, image, code or paragraph."""
     line = " ".join(text.split()) if "\n" in text or "\r" in text else text
     return line.replace("<", "&lt;").replace("`", "\\`").replace("](", "]\\(")

@@ -50,13 +50,13 @@ def share(value: float | None, count: int) -> str:
     return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def tpr(found: dict[str, Any]) -> str:
+def tpr(row: dict[str, Any]) -> str:
     """A TPR with its interval, or the interval alone where it rests on too few false positives."""
-    low, high = found["interval"]
+    low, high = row["interval"]
     reach = f"[{100 * low:.2f}, {100 * high:.2f}] %"
-    if not found["point_claim"]:
-        return f"{reach} (only {found['false_positives']} false positives: no point claim)"
-    return f"{percent(found['tpr'])} {reach}, {found['false_positives']} false positives"
+    if not row["point_claim"]:
+        return f"{reach} (only {row['false_positives']} false positives: no point claim)"
+    return f"{percent(row['tpr'])} {reach}, {row['false_positives']} false positives"
 
 
 def trials(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -78,6 +78,6 @@ def stages(summary: dict[str, Any]) -> list[list[str]]:
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """The dictionary of ``metrics.json``; what was not measured is None."""
     keep = ("test_accuracy", "val_accuracy", "parameters")
-    found = {m: {key: summary[m].get(key) for key in keep} for m in MODELS}
+    models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
     rest = ("cas_gap", "audit", "aop", "stages", "config", "seed", "versions", "dataset", "checkpoints", "tuning")
-    return files.strict({**found, **{key: summary.get(key) for key in rest}})
+    return files.strict({**models, **{key: summary.get(key) for key in rest}})
