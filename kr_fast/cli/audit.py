@@ -32,28 +32,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def table(found: dict[str, Any]) -> str:
+def table(audit: dict[str, Any]) -> str:
     """The last screen: one line for each attack on shadows (their mean) and on targets, and the warnings."""
     from kr_fast.report import audit_tables
 
     rows = [("target", "attack", "AUC", "TPR at 1 % FPR", "epsilon at least")]
-    for name, each in found["leave_one_out"].items():
+    for name, each in audit["leave_one_out"].items():
         for attack, row in each.items():
             mark = " *" if row["role"] == "primary" else ""
             mean = row["tpr_at_fpr"]["0.01"]["mean"]
             tpr = "below 10 false positives" if mean is None else audit_tables.averaged(row["tpr_at_fpr"]["0.01"])
             words = f"mean of {row['targets']} {name}"
             rows.append((words, attack + mark, audit_tables.averaged(row["auc"]), tpr, ""))
-    for name in found["setting"]["targets"]:
-        for attack, row in found[name].items():
+    for name in audit["setting"]["targets"]:
+        for attack, row in audit[name].items():
             low, high = row["tpr_at_fpr"]["0.01"]["interval"]
             tpr = row["tpr_at_fpr"]["0.01"]["tpr"]
-            shown = "" if tpr is None else f"{tpr:.4f} "
+            point = "" if tpr is None else f"{tpr:.4f} "
             mark = " *" if row["role"] == "primary" else ""
             auc = f"{row['auc']:.3f} [{row['auc_ci'][0]:.3f}, {row['auc_ci'][1]:.3f}]"
             bound = f"{row['epsilon']['clopper_pearson']:.2f}"
-            rows.append((name, attack + mark, auc, f"{shown}[{low:.4f}, {high:.4f}]", bound))
+            rows.append((name, attack + mark, auc, f"{point}[{low:.4f}, {high:.4f}]", bound))
     lines = aligned(rows)
-    if found["setting"]["targets"]:
+    if audit["setting"]["targets"]:
         lines.append("* named beforehand; the others are exploratory. Empirical, not differential privacy.")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from kr_fast.report.render import Block, Figures, figure
 
 def write_audit(
     out: Path,
-    found: dict[str, Any],
+    audit: dict[str, Any],
     lines: dict[str, dict[str, dict[str, np.ndarray]]],
     scores: dict[str, dict[str, np.ndarray]],
     members: np.ndarray | None,
@@ -25,7 +25,7 @@ def write_audit(
     """Write ``audit.html`` into ``out``.
 
     Args:
-        found: what ``audit.json`` holds: figures by target and attack, comparison, leave_one_out, setting, exposed,
+        audit: what ``audit.json`` holds: figures by target and attack, comparison, leave_one_out, setting, exposed,
             details (title, command, versions, config).
         lines: target -> attack -> fpr, tpr, and low and high of the TPR on a grid of FPR.
         scores: target -> attack -> ``[N]``.
@@ -35,64 +35,64 @@ def write_audit(
 
     A page that shows real images or records says so in a banner.
     """
-    found = {**found, "show_records": show_records, "show_real_images": images is not None}
-    figures = audit_plots.all_figures(found, lines, scores, members, images)
-    title = found["details"].get("title") or "Membership audit"
-    return render.write_html(out / "audit.html", title, blocks(found, figures), figures)
+    audit = {**audit, "show_records": show_records, "show_real_images": images is not None}
+    figures = audit_plots.all_figures(audit, lines, scores, members, images)
+    title = audit["details"].get("title") or "Membership audit"
+    return render.write_html(out / "audit.html", title, blocks(audit, figures), figures)
 
 
-def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
+def blocks(audit: dict[str, Any], figures: Figures) -> Iterator[Block]:
     """The sections, in the order in which a reader wants them."""
-    setting = found["setting"]
+    setting = audit["setting"]
     level = tables.percent_of_level(setting["level"])
-    if words := banner(found["show_real_images"], found["show_records"]):
+    if words := banner(audit["show_real_images"], audit["show_records"]):
         yield "banner", words
-    labels = found["details"].get("labels")
-    yield "text", tables.verdict(found, labels)
-    if setting["targets"] or found["leave_one_out"]:
-        yield "table", tables.headline(found, labels)
+    labels = audit["details"].get("labels")
+    yield "text", tables.verdict(audit, labels)
+    if setting["targets"] or audit["leave_one_out"]:
+        yield "table", tables.headline(audit, labels)
         yield "text", f"Intervals are {level}: score intervals of AUC; those of a TPR account for the chosen threshold."
     yield "heading", "What these figures do not say"
-    yield "note", tables.caveats(found)
+    yield "note", tables.caveats(audit)
     if setting["targets"]:
         yield "heading", "All attacks"
         yield figure("intervals", figures)
-    for name in found["leave_one_out"]:
+    for name in audit["leave_one_out"]:
         yield "heading", f"Every shadow as a target: {name}"
         yield "text", tables.RECIPES
-        yield "table", tables.leave_one_out(found, name)
-        if rows := tables.recipes(found, name):
+        yield "table", tables.leave_one_out(audit, name)
+        if rows := tables.recipes(audit, name):
             yield "text", "Mean AUC of the first set less that of this one, in pairs of models with the same members:"
             yield "table", rows
-    for name in tables.names(found):
-        yield from _target(found, name, figures)
-    for other in found["comparison"]:
-        first = next(iter(found["comparison"][other].values()))["first"]
+    for name in tables.names(audit):
+        yield from _target(audit, name, figures)
+    for other in audit["comparison"]:
+        first = next(iter(audit["comparison"][other].values()))["first"]
         yield "heading", f"{first} against {other}"
         yield (
             "text",
             f"Paired test on the same examples: AUC on {first} minus AUC on {other}. The exploratory attacks "
             "share one error: their corrected p is Holm's, their corrected interval Bonferroni's.",
         )
-        yield "table", tables.comparison(found, other)
+        yield "table", tables.comparison(audit, other)
     yield "heading", "What was run"
     members = "" if setting["members"] is None else f"{setting['members']} members, {setting['non_members']} others; "
     yield "text", f"{members}queries: {setting['augment']}; delta of the epsilon bounds: {setting['delta']:g}."
     if setting["targets"]:
-        yield "table", tables.targets(found)
-    yield "table", tables.assumptions(found)
-    if words := tables.rmia(found):
+        yield "table", tables.targets(audit)
+    yield "table", tables.assumptions(audit)
+    if words := tables.rmia(audit):
         yield "text", words
     if setting["skipped"]:
         words = "; ".join(f"{name} (needs {lacks})" for name, lacks in setting["skipped"].items())
         yield "text", f"Not run for lack of something: {words}."
-    if skipped := tables.leave_one_out_skipped(found):
+    if skipped := tables.leave_one_out_skipped(audit):
         yield (
             "text",
             "By these attacks no shadow was attacked from the others, so they have no thresholds from shadows:",
         )
         yield "table", skipped
-    details = found["details"]
+    details = audit["details"]
     if details.get("command"):
         yield "code", details["command"]
     if details.get("versions"):
@@ -101,20 +101,20 @@ def blocks(found: dict[str, Any], figures: Figures) -> Iterator[Block]:
         yield "code", json.dumps(details["config"], indent=1)
 
 
-def _target(found: dict[str, Any], name: str, figures: Figures) -> Iterator[Block]:
-    facts = found["setting"]["targets"][name]
+def _target(audit: dict[str, Any], name: str, figures: Figures) -> Iterator[Block]:
+    facts = audit["setting"]["targets"][name]
     start = "Released images" if facts["kind"] == "released" else "Target"
     yield "heading", "Positive control" if facts["control"] else f"{start}: {name}"
-    yield "table", tables.attacks(found, name)
+    yield "table", tables.attacks(audit, name)
     yield figure(f"roc {name}", figures)
-    yield "table", tables.low_fpr(found, name)
+    yield "table", tables.low_fpr(audit, name)
     yield (
         "text",
         "A TPR is taken at the largest realised FPR that is at most the stated one. Its interval covers the TPR at the "
         "threshold whose true FPR is the stated one; below 10 false positives only the interval is quoted.",
     )
     yield figure(f"scores {name}", figures)
-    points = tables.operating_points(found, name)
+    points = tables.operating_points(audit, name)
     if len(points) > 1:
         yield (
             "text",
@@ -122,9 +122,9 @@ def _target(found: dict[str, Any], name: str, figures: Figures) -> Iterator[Bloc
             "share of members among the flagged (false positives in brackets).",
         )
         yield "table", points
-    if found["exposed"].get(name) and not facts["control"] and (found["show_records"] or found["show_real_images"]):
+    if audit["exposed"].get(name) and not facts["control"] and (audit["show_records"] or audit["show_real_images"]):
         yield "text", "The most exposed members, by the primary attack:"
         if f"exposed {name}" in figures:
             yield "figure", f"exposed {name}"
-        if found["show_records"]:
-            yield "table", tables.exposed(found, name)
+        if audit["show_records"]:
+            yield "table", tables.exposed(audit, name)

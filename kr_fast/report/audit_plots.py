@@ -12,11 +12,10 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 BRIGHT = ("#FF8533", "#4DB2FF", "#2FD6A3", "#E6A3CC", "#FFC24D", "#9FDCFF", "#C9BE3A", "#AAAAAA")  # on dark pages
 STYLES = ("-", "--", ":", "-.")
 MOST_LINES = 10
-DARK = {
-    "figure.facecolor": "none", "savefig.facecolor": "none", "axes.facecolor": "none", "text.color": "#dddddd",
-    "axes.labelcolor": "#dddddd", "axes.edgecolor": "#888888", "xtick.color": "#bbbbbb", "ytick.color": "#bbbbbb",
-    "legend.facecolor": "none", "legend.edgecolor": "#666666", "grid.color": "#666666",
-}  # fmt: skip
+DARK = dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor", "legend.facecolor"), "none")
+DARK |= dict.fromkeys(("text.color", "axes.labelcolor"), "#dddddd")
+DARK |= dict.fromkeys(("xtick.color", "ytick.color"), "#bbbbbb")
+DARK |= {"axes.edgecolor": "#888888", "legend.edgecolor": "#666666", "grid.color": "#666666"}
 
 
 def both(draw: Callable[..., bytes], *arguments: Any) -> tuple[bytes, bytes]:
@@ -42,17 +41,16 @@ def roc(
     figure = plots.new_figure(8.6, 4.8)
     axis = figure.subplots()
     least, colours = 0.5 / negatives, _colours()
-    shown = [primary, *(name for name in lines if name != primary)][:MOST_LINES]
-    for k, name in reversed(list(enumerate(shown))):
-        line, colour, first = lines[name], colours[k % len(colours)], k == 0
-        if first:
+    drawn = [primary, *(name for name in lines if name != primary)][:MOST_LINES]
+    for k, name in reversed(list(enumerate(drawn))):
+        line, colour = lines[name], colours[k % len(colours)]
+        label, style = titles.get(name, name), {"lw": 1.1, "alpha": 0.85, "linestyle": STYLES[k % len(STYLES)]}
+        if k == 0:
+            label, style = f"{label} (primary)", {"lw": 2.2, "alpha": 1, "linestyle": "-"}
             low, high = np.maximum(line["low"], least), np.maximum(line["high"], least)
             axis.fill_between(line["grid"], low, high, color=colour, alpha=0.18, lw=0, label=f"{100 * level:g} % band")
-        axis.plot(
-            np.maximum(line["fpr"], least), np.maximum(line["tpr"], least), "-" if first else STYLES[k % len(STYLES)],
-            color=colour, drawstyle="steps-post", lw=2.2 if first else 1.1, alpha=1 if first else 0.85,
-            label=titles.get(name, name) + (" (primary)" if first else ""),
-        )  # fmt: skip
+        fpr, tpr = np.maximum(line["fpr"], least), np.maximum(line["tpr"], least)
+        axis.plot(fpr, tpr, color=colour, drawstyle="steps-post", label=label, **style)
     axis.plot([least, 1], [least, 1], color="#888888", lw=1, label="chance")
     few = min(1.0, 10 / negatives)
     axis.axvspan(least, few, color="#888888", alpha=0.12, lw=0, label="below 10 false positives")
@@ -67,22 +65,20 @@ def roc(
     return plots.png(figure)
 
 
-def intervals(found: dict[str, dict[str, Any]], order: list[str], titles: dict[str, str]) -> bytes:
+def intervals(audit: dict[str, dict[str, Any]], order: list[str], titles: dict[str, str]) -> bytes:
     """AUC of every attack with its interval, the targets side by side in colours."""
-    rows = list(dict.fromkeys(attack for name in order for attack in found[name]))
+    rows = list(dict.fromkeys(attack for name in order for attack in audit[name]))
     figure = plots.new_figure(8.6, 0.9 + 0.16 * len(rows) * max(len(order), 2))
     axis, colours = figure.subplots(), _colours()
     for k, name in enumerate(order):
         colour = colours[k % len(colours)]
-        places = [r + 0.7 * ((k + 0.5) / len(order) - 0.5) for r, attack in enumerate(rows) if attack in found[name]]
-        shown = [found[name][attack] for attack in rows if attack in found[name]]
-        auc = np.array([row["auc"] for row in shown])
-        low, high = np.array([row["auc_ci"] for row in shown]).T
-        axis.errorbar(
-            auc, places, xerr=[auc - low, high - auc], fmt="o", ms=4, color=colour, capsize=2, lw=1.3,
-            label=name,
-        )  # fmt: skip
-        for place, row, value in zip(places, shown, auc, strict=True):
+        places = [r + 0.7 * ((k + 0.5) / len(order) - 0.5) for r, attack in enumerate(rows) if attack in audit[name]]
+        results = [audit[name][attack] for attack in rows if attack in audit[name]]
+        auc = np.array([row["auc"] for row in results])
+        low, high = np.array([row["auc_ci"] for row in results]).T
+        style = {"fmt": "o", "ms": 4, "capsize": 2, "lw": 1.3}
+        axis.errorbar(auc, places, xerr=[auc - low, high - auc], color=colour, label=name, **style)
+        for place, row, value in zip(places, results, auc, strict=True):
             if row["role"] == "primary":
                 axis.plot(value, place, "o", ms=9, mfc="none", mec=colour)
     axis.axvline(0.5, color="#888888", lw=1)
@@ -143,7 +139,7 @@ def _means(each: dict[str, Any]) -> dict[str, Any]:
 
 
 def all_figures(
-    found: dict[str, Any],
+    audit: dict[str, Any],
     lines: dict[str, dict[str, dict[str, np.ndarray]]],
     scores: dict[str, dict[str, np.ndarray]],
     members: np.ndarray | None,
@@ -156,12 +152,12 @@ def all_figures(
         light, dark = both(draw, *arguments)
         drawn[name] = (light, text, dark)
 
-    setting = found["setting"]
+    setting = audit["setting"]
     titles = {name: attack["title"] for name, attack in setting["attacks"].items()}
     if setting["targets"]:
         order = sorted(setting["targets"], key=lambda name: bool(setting["targets"][name]["control"]))
-        means = {f"mean of the models of {name}": _means(each) for name, each in found["leave_one_out"].items()}
-        rows = {**means, **{name: found[name] for name in order}}
+        means = {f"mean of the models of {name}": _means(each) for name, each in audit["leave_one_out"].items()}
+        rows = {**means, **{name: audit[name] for name in order}}
         text = "AUC of every attack, averaged over shadows and on every target, with its interval"
         add("intervals", text, intervals, rows, list(rows), titles)
     for name, facts in setting["targets"].items():
@@ -171,10 +167,10 @@ def all_figures(
         label = f"score of {titles.get(primary, primary)}"
         text = f"Scores of members and of non-members of {name}"
         add(f"scores {name}", text, histogram, scores[name][primary], members, label)
-        rows = found["exposed"].get(name)
+        rows = audit["exposed"].get(name)
         if images is not None and rows and not facts["control"]:
             captions = [""] * len(rows)
-            if found["show_records"]:
+            if audit["show_records"]:
                 captions = [f"#{row['index']}" + ("" if row["label"] is None else f" · {row['label']}") for row in rows]
             shown = images[[row["position"] for row in rows]]
             add(f"exposed {name}", f"The most exposed members of {name}", gallery, shown, captions)

@@ -8,7 +8,7 @@ from kr_fast.report.tables import interval, number, percent, tpr
 
 __all__ = ["names", "percent_of_level", "title", "verdict"]
 
-Found = dict[str, Any]
+Audit = dict[str, Any]
 FEW = 10  # false positives
 RECIPES = (
     "What the recipe leaks: each shadow is attacked from the others, and with it one of the other side of each "
@@ -18,7 +18,7 @@ RECIPES = (
 )
 
 
-def caveats(found: Found) -> list[str]:
+def caveats(audit: Audit) -> list[str]:
     """What the figures do not say."""
     lines = [
         "What is measured here is empirical. It is not differential privacy and carries no guarantee: it says how far "
@@ -28,28 +28,28 @@ def caveats(found: Found) -> list[str]:
         "A lower bound of epsilon is read off one trained model. It takes the examples of that model as independent, "
         "which they are not quite, and 0 means that this attack found nothing, not that there is privacy.",
     ]
-    setting = found["setting"]
+    setting = audit["setting"]
     lines += [f"{note[0].upper()}{note[1:]}." for note in setting["notes"]]
     return [*lines, *(f"Warning: {line}." for line in setting["warnings"])]
 
 
-def headline(found: Found, labels: Mapping[str, str] | None = None) -> list[list[str]]:
+def headline(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list[str]]:
     """The recipes' primary attacks, averaged over models; one row a target; every attack on released images."""
     rows = [["under attack", "attack", "AUC", "TPR at 1 % FPR", "epsilon at least", "accuracy over privacy"]]
-    setting = found["setting"]
-    for name in found["leave_one_out"]:
-        attack = primary_of(found, name)
-        row = found["leave_one_out"][name][attack]
-        words = f"mean of {row['targets']} models {maker(found, name, labels)}"
-        rows.append([words, title(found, attack), averaged(row["auc"]), averaged(row["tpr_at_fpr"]["0.01"]), "", ""])
-    for name in names(found):
+    setting = audit["setting"]
+    for name in audit["leave_one_out"]:
+        attack = primary_of(audit, name)
+        row = audit["leave_one_out"][name][attack]
+        words = f"mean of {row['targets']} models {maker(audit, name, labels)}"
+        rows.append([words, title(audit, attack), averaged(row["auc"]), averaged(row["tpr_at_fpr"]["0.01"]), "", ""])
+    for name in names(audit):
         facts = setting["targets"][name]
-        for attack in found[name] if facts["kind"] == "released" else (facts["primary"],):
-            row = found[name][attack]
+        for attack in audit[name] if facts["kind"] == "released" else (facts["primary"],):
+            row = audit[name][attack]
             rows.append(
                 [
                     "positive control" if facts["control"] else (labels or {}).get(name, name),
-                    title(found, attack),
+                    title(audit, attack),
                     f"{number(row['auc'])} {interval(row['auc_ci'])}",
                     tpr(row["tpr_at_fpr"]["0.01"]),
                     number(row["epsilon"]["clopper_pearson"], 2),
@@ -66,41 +66,37 @@ def averaged(value: dict[str, Any]) -> str:
     return f"{number(value['mean'])} {interval(value['interval'])}".rstrip()
 
 
-def attacks(found: Found, target: str) -> list[list[str]]:
-    """One row an attack: AUC, corrected interval, balanced accuracy, advantage, epsilon."""
-    one_run = any(row["epsilon"]["one_run"] is not None for row in found[target].values())
-    rows = [
-        ["attack", "role", "AUC", "corrected", "balanced accuracy", "advantage", "epsilon (any threshold)",
-         "epsilon (if Gaussian)", *(["epsilon (one run)"] if one_run else [])]
-    ]  # fmt: skip
-    for attack, row in found[target].items():
-        bound = row["epsilon"]
-        rows.append(
-            [
-                title(found, attack), row["role"], f"{number(row['auc'])} {interval(row['auc_ci'])}",
-                interval(row["auc_ci_corrected"]), number(row["balanced_accuracy"]), number(row["advantage"]),
-                number(bound["clopper_pearson"], 2), number(bound["gaussian"], 2),
-                *([number(bound["one_run"], 2)] if one_run else []),
-            ]
-        )  # fmt: skip
+def attacks(audit: Audit, target: str) -> list[list[str]]:
+    """One row per attack: AUC, corrected interval, balanced accuracy, advantage, epsilon."""
+    one_run = any(row["epsilon"]["one_run"] is not None for row in audit[target].values())
+    bounds = {"clopper_pearson": "any threshold", "gaussian": "if Gaussian"} | (
+        {"one_run": "one run"} if one_run else {}
+    )
+    rows = [["attack", "role", "AUC", "corrected", "balanced accuracy", "advantage"]]
+    rows[0] += [f"epsilon ({words})" for words in bounds.values()]
+    for attack, row in audit[target].items():
+        auc = f"{number(row['auc'])} {interval(row['auc_ci'])}"
+        cells = [title(audit, attack), row["role"], auc, interval(row["auc_ci_corrected"])]
+        cells += [number(row["balanced_accuracy"]), number(row["advantage"])]
+        rows.append([*cells, *(number(row["epsilon"][name], 2) for name in bounds)])
     return rows
 
 
-def low_fpr(found: Found, target: str) -> list[list[str]]:
+def low_fpr(audit: Audit, target: str) -> list[list[str]]:
     """TPR at low false-positive rates, with the false positives that each rests on."""
-    rates = list(next(iter(found[target].values()))["tpr_at_fpr"])
+    rates = list(next(iter(audit[target].values()))["tpr_at_fpr"])
     rows = [["attack", *(f"TPR at {100 * float(rate):g} % FPR" for rate in rates)]]
-    for attack, row in found[target].items():
-        rows.append([title(found, attack), *(tpr(row["tpr_at_fpr"][rate]) for rate in rates)])
+    for attack, row in audit[target].items():
+        rows.append([title(audit, attack), *(tpr(row["tpr_at_fpr"][rate]) for rate in rates)])
     return rows
 
 
-def operating_points(found: Found, target: str) -> list[list[str]]:
+def operating_points(audit: Audit, target: str) -> list[list[str]]:
     """The target at thresholds that the shadows chose: what an attacker would get."""
-    priors = found["setting"]["priors"]
+    priors = audit["setting"]["priors"]
     shares = (f"PPV if {100 * prior:g} % are members" for prior in priors)
     rows = [["attack", "FPR aimed at", "FPR", "TPR", *shares]]
-    for attack, row in found[target].items():
+    for attack, row in audit[target].items():
         for rate, point in (row["operating_points"] or {}).items():
             cells = [
                 f"{100 * float(rate):g} %",
@@ -112,7 +108,7 @@ def operating_points(found: Found, target: str) -> list[list[str]]:
                 # As for a TPR: below ten false positives the FPR, and what follows from it, is an interval only.
                 share = "" if point["false_positives"] < FEW else f"{percent(ppv['ppv'])} "
                 cells.append("nothing flagged" if ppv["ppv"] is None else f"{share}{_range(ppv['interval'])} %")
-            rows.append([title(found, attack), *cells])
+            rows.append([title(audit, attack), *cells])
     return rows
 
 
@@ -121,53 +117,47 @@ def _range(pair: list[float | None]) -> str:
     return f"[{low}, {high}]"
 
 
-def comparison(found: Found, other: str) -> list[list[str]]:
+def comparison(audit: Audit, other: str) -> list[list[str]]:
     """Paired tests of the first target against another one, by themselves and corrected for being several."""
     rows = [["attack", "role", "difference of AUC", "interval", "p (two-sided)", "corrected interval", "corrected p"]]
-    for attack, row in found["comparison"][other].items():
-        alone, corrected = ("no variance" if p is None else f"{p:.2g}" for p in (row["p"], row["p_corrected"]))
-        rows.append(
-            [
-                title(found, attack), row["role"], f"{row['difference']:+.3f}", interval(row["interval"]), alone,
-                interval(row["interval_corrected"]), corrected,
-            ]
-        )  # fmt: skip
+    for attack, row in audit["comparison"][other].items():
+        p, corrected = ("no variance" if p is None else f"{p:.2g}" for p in (row["p"], row["p_corrected"]))
+        cells = [f"{row['difference']:+.3f}", interval(row["interval"]), p, interval(row["interval_corrected"])]
+        rows.append([title(audit, attack), row["role"], *cells, corrected])
     return rows
 
 
-def leave_one_out(found: Found, name: str) -> list[list[str]]:
+def leave_one_out(audit: Audit, name: str) -> list[list[str]]:
     """Mean over shadows as targets, its interval and the standard deviation of models."""
-    each = found["leave_one_out"][name]
+    each = audit["leave_one_out"][name]
     rates = list(next(iter(each.values()))["tpr_at_fpr"]) if each else []
-    rows = [
-        ["attack", "role", "targets", "AUC", "corrected", "balanced accuracy",
-         *(f"TPR at {100 * float(rate):g} % FPR" for rate in rates)]
-    ]  # fmt: skip
+    rows = [["attack", "role", "targets", "AUC", "corrected", "balanced accuracy"]]
+    rows[0] += [f"TPR at {100 * float(rate):g} % FPR" for rate in rates]
     for attack, row in each.items():
         cells = [_spread(row["auc"]), interval(row["auc"]["interval_corrected"]), _spread(row["balanced_accuracy"])]
         cells += [_spread(row["tpr_at_fpr"][rate]) for rate in rates]
-        rows.append([title(found, attack), row["role"], str(row["targets"]), *cells])
+        rows.append([title(audit, attack), row["role"], str(row["targets"]), *cells])
     return rows
 
 
-def recipes(found: Found, name: str) -> list[list[str]]:
+def recipes(audit: Audit, name: str) -> list[list[str]]:
     """Differences of the first recipe's mean AUC and that of another; nothing for the first, or without pairs."""
     rows = [
         ["attack", "role", "difference of mean AUC", "interval", "p (two-sided)", "corrected interval", "corrected p"]
     ]
-    for attack, row in found["leave_one_out"][name].items():
+    for attack, row in audit["leave_one_out"][name].items():
         if gap := row["difference"]:
             alone, corrected = ("no variance" if p is None else f"{p:.2g}" for p in (gap["p"], gap["p_corrected"]))
             ends = interval(gap["interval"]), alone, interval(gap["interval_corrected"]), corrected
-            rows.append([title(found, attack), row["role"], f"{gap['difference']:+.3f}", *ends])
+            rows.append([title(audit, attack), row["role"], f"{gap['difference']:+.3f}", *ends])
     return rows if len(rows) > 1 else []
 
 
-def leave_one_out_skipped(found: Found) -> list[list[str]]:
+def leave_one_out_skipped(audit: Audit) -> list[list[str]]:
     """Attacks by which the shadows were not attacked from each other, and why; nothing where there are none."""
     rows = [
-        [name, title(found, attack), why]
-        for name, each in found["setting"]["leave_one_out_skipped"].items()
+        [name, title(audit, attack), why]
+        for name, each in audit["setting"]["leave_one_out_skipped"].items()
         for attack, why in each.items()
     ]
     return [["shadows", "attack", "why"], *rows] if rows else []
@@ -178,20 +168,20 @@ def _spread(value: dict[str, Any]) -> str:
     return averaged({"interval": None, **value}) + (spread if value["mean"] is not None else "")
 
 
-def exposed(found: Found, target: str) -> list[list[str]]:
+def exposed(audit: Audit, target: str) -> list[list[str]]:
     """The members that stand out most."""
     rows = [["index", "class", "score", "non-members that score as high"]]
-    total = found["setting"]["non_members"]
-    for row in found["exposed"][target]:
+    total = audit["setting"]["non_members"]
+    for row in audit["exposed"][target]:
         label = "" if row["label"] is None else str(row["label"])
         rows.append([str(row["index"]), label, number(row["score"]), f"{row['non_members_above']} of {total}"])
     return rows
 
 
-def targets(found: Found) -> list[list[str]]:
+def targets(audit: Audit) -> list[list[str]]:
     """What each target was attacked with."""
     rows = [["target", "how", "shadows", "on the smaller side", "shared with the target's own making"]]
-    setting = found["setting"]
+    setting = audit["setting"]
     how = {
         "full": "full: shadows made as the target was",
         "transfer": "transfer: shadows of another training",
@@ -211,18 +201,18 @@ def targets(found: Found) -> list[list[str]]:
     return rows
 
 
-def rmia(found: Found) -> str:
+def rmia(audit: Audit) -> str:
     """What RMIA was run with, or nothing without it."""
-    run, chosen = found["setting"]["attacks"], found["setting"]["rmia"]
+    run, chosen = audit["setting"]["attacks"], audit["setting"]["rmia"]
     if not {"rmia", "rmia_offline"} & set(run):
         return ""
     scale = f", offline a = {chosen['offline_a']:g}" if "rmia_offline" in run else ""
     return f"RMIA: gamma = {chosen['gamma']:g}{scale}, predicate {chosen['predicate']}."
 
 
-def assumptions(found: Found) -> list[list[str]]:
+def assumptions(audit: Audit) -> list[list[str]]:
     """What each attack assumes the attacker to have."""
     rows = [["attack", "name", "the attacker has"]]
-    for name, attack in found["setting"]["attacks"].items():
+    for name, attack in audit["setting"]["attacks"].items():
         rows.append([attack["title"], name, attack["assumes"]])
     return rows

@@ -49,18 +49,18 @@ def headline(summary: Summary) -> list[list[str]]:
 
 def of_attack(audit: dict[str, Any], names: list[str], best: str, attack: str) -> list[list[str]]:
     """The attack's AUC averaged over models made alike, where it is known, and on the very models under attack."""
-    found, words = [], audit_tables.title(audit, attack)
+    rows, words = [], audit_tables.title(audit, attack)
     recipes = [audit["leave_one_out"].get(name, {}).get(attack) for name in names]
     if any(recipes):
         count = max(row["targets"] for row in recipes if row)
         cells = [audit_tables.averaged(row["auc"]) if row else "" for row in recipes]
         gap = audit["leave_one_out"].get(best, {}).get(attack, {}).get("difference")
         role = audit["leave_one_out"].get(best, {}).get(attack, {}).get("role")
-        found.append([f"{words} AUC, mean of {count} made alike", *cells, _gap(gap, role) if gap else ""])
+        rows.append([f"{words} AUC, mean of {count} made alike", *cells, _gap(gap, role) if gap else ""])
     if attack in audit[TEACHER]:
         cells = [auc(audit[name][attack]) for name in names]
-        found.append([f"{words} AUC, this one", *cells, difference(audit, best, attack)])
-    return found
+        rows.append([f"{words} AUC, this one", *cells, difference(audit, best, attack)])
+    return rows
 
 
 def auc(row: dict[str, Any]) -> str:
@@ -86,7 +86,7 @@ def _gap(row: dict[str, Any], role: str | None) -> str:
 def what_was_run(summary: Summary) -> list[list[str]]:
     """Which audit each target had: shadows, how they were made, what they share with it."""
     audit = summary["audit"]
-    setting, rows = audit["setting"], [["target", "audit", "attacked with", "shared with its own making"]]
+    setting, rows = audit["setting"], [["target", "audit", "attacked with", "shared with its own training"]]
     named = {**models(summary), RELEASED: "released images", CONTROL: "positive control"}
     for name, facts in setting["targets"].items():
         if facts["kind"] == "released":
@@ -104,17 +104,14 @@ def what_was_run(summary: Summary) -> list[list[str]]:
 def recipes(summary: Summary) -> list[list[str]]:
     """Mean AUC of every attack over models made alike, with its interval and the spread of models."""
     audit = summary["audit"]
-    sets, found = audit["leave_one_out"], []
+    sets, rows = audit["leave_one_out"], []
     for name, each in sets.items():
         for attack, row in each.items():
             gap = row["difference"]
-            cells = [
-                f"{row['targets']} models {sentences.maker(audit, name, sentences.OF_RUN)}",
-                audit_tables.title(audit, attack), row["role"], audit_tables.averaged(row["auc"]),
-                number(row["auc"]["sd"]), _gap(gap, row["role"]) if gap else "",
-            ]  # fmt: skip
-            found.append(cells)
-    return [["recipe", "attack", "role", "mean AUC", "standard deviation", "first recipe - this one"], *found]
+            cells = [f"{row['targets']} models {sentences.maker(audit, name, sentences.OF_RUN)}"]
+            cells += [audit_tables.title(audit, attack), row["role"], audit_tables.averaged(row["auc"])]
+            rows.append([*cells, number(row["auc"]["sd"]), _gap(gap, row["role"]) if gap else ""])
+    return [["recipe", "attack", "role", "mean AUC", "standard deviation", "first recipe - this one"], *rows]
 
 
 def every_attack(summary: Summary) -> list[list[str]]:

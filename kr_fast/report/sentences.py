@@ -1,7 +1,7 @@
-"""What an audit found, in sentences built from its numbers: the report of a run and the page of an audit say the same.
+"""The result of an audit in sentences built from its numbers, for the report of a run and the page of an audit.
 
-``found`` is the dictionary of ``audit.json``. Figures of the recipe stand first, averaged over models that were made
-alike: those of one model move with its seed and its processor.
+``audit`` is the dictionary of ``audit.json``. Figures of the recipe stand first, averaged over models that were made
+alike: those of one model change with its seed and its processor.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from kr_fast.report.tables import interval, number
 
-Found = dict[str, Any]
+Audit = dict[str, Any]
 # What a run calls its targets; elsewhere they are called as the user named them.
 OF_RUN = {
     "teacher": "the Teacher",
@@ -21,9 +21,9 @@ OF_RUN = {
 NOTHING = "gives every example the same score and shows nothing either way"
 
 
-def title(found: Found, attack: str) -> str:
+def title(audit: Audit, attack: str) -> str:
     """The attack's name for people."""
-    return found["setting"]["attacks"].get(attack, {}).get("title", attack)
+    return audit["setting"]["attacks"].get(attack, {}).get("title", attack)
 
 
 def percent_of_level(level: float) -> str:
@@ -31,9 +31,9 @@ def percent_of_level(level: float) -> str:
     return f"{100 * level:g} %"
 
 
-def names(found: Found, kinds: tuple[str, ...] = ("full", "transfer", "released")) -> list[str]:
+def names(audit: Audit, kinds: tuple[str, ...] = ("full", "transfer", "released")) -> list[str]:
     """Targets of these kinds, the positive control last."""
-    targets = found["setting"]["targets"]
+    targets = audit["setting"]["targets"]
     chosen = [name for name, facts in targets.items() if facts["kind"] in kinds]
     return sorted(chosen, key=lambda name: bool(targets[name]["control"]))
 
@@ -54,45 +54,45 @@ def outcome(pair: list[float]) -> str:
     return "is not seen to tell members from non-members better than chance"
 
 
-def verdict(found: Found, labels: Mapping[str, str] | None = None) -> str:
+def verdict(audit: Audit, labels: Mapping[str, str] | None = None) -> str:
     """The result of an audit in one paragraph of plain words.
 
     Args:
         labels: name of a target -> what it is called, where that is another word.
     """
     labels = labels or {}
-    sentences = [*_recipes(found, labels), *_models(found, labels), *_tests(found, labels)]
-    sentences += [of_images(found, name, labels) for name in names(found, ("released",))]
-    return " ".join([*sentences, *filter(None, [of_control(found)])])
+    sentences = [*_recipes(audit, labels), *_models(audit, labels), *_tests(audit, labels)]
+    sentences += [of_images(audit, name, labels) for name in names(audit, ("released",))]
+    return " ".join([*sentences, *filter(None, [of_control(audit)])])
 
 
-def maker(found: Found, shadows: str, labels: Mapping[str, str] | None = None) -> str:
+def maker(audit: Audit, shadows: str, labels: Mapping[str, str] | None = None) -> str:
     """ "made as the Teacher was": how the models of a set of shadows were made."""
-    for name, facts in found["setting"]["targets"].items():
+    for name, facts in audit["setting"]["targets"].items():
         if facts["kind"] == "full" and not facts["control"] and facts["shadows"] == shadows:
-            return f"made as {_label(found, name, labels)} was"
-    only = len(found["setting"]["shadow_sets"]) == 1
+            return f"made as {_label(audit, name, labels)} was"
+    only = len(audit["setting"]["shadow_sets"]) == 1
     return "made as the shadows were" if only else f"made as the shadows of {shadows} were"
 
 
-def primary_of(found: Found, shadows: str) -> str:
+def primary_of(audit: Audit, shadows: str) -> str:
     """The attack on a recipe that was named beforehand, or the first one that was run."""
-    each = found["leave_one_out"][shadows]
+    each = audit["leave_one_out"][shadows]
     return next((attack for attack, row in each.items() if row["role"] == "primary"), next(iter(each)))
 
 
-def _label(found: Found, name: str, labels: Mapping[str, str] | None) -> str:
-    if found["setting"]["targets"][name]["control"]:
+def _label(audit: Audit, name: str, labels: Mapping[str, str] | None) -> str:
+    if audit["setting"]["targets"][name]["control"]:
         return "the positive control"
     return (labels or {}).get(name, name)
 
 
-def _recipes(found: Found, labels: Mapping[str, str]) -> list[str]:
-    level, sentences = percent_of_level(found["setting"]["level"]), []
-    for name, each in found["leave_one_out"].items():
-        attack = primary_of(found, name)
-        row, models = each[attack]["auc"], f"{each[attack]['targets']} models {maker(found, name, labels)}"
-        words = title(found, attack)
+def _recipes(audit: Audit, labels: Mapping[str, str]) -> list[str]:
+    level, sentences = percent_of_level(audit["setting"]["level"]), []
+    for name, each in audit["leave_one_out"].items():
+        attack = primary_of(audit, name)
+        row, models = each[attack]["auc"], f"{each[attack]['targets']} models {maker(audit, name, labels)}"
+        words = title(audit, attack)
         start = f"On average over {models}, each attacked from the others, {words}"
         if row["interval"] is None:
             words = NOTHING if row["mean"] == 0.5 else "gives the same in each of them"
@@ -103,9 +103,9 @@ def _recipes(found: Found, labels: Mapping[str, str]) -> list[str]:
                 f"{interval(row['interval'])} over models and records)."
             )
         if gap := each[attack]["difference"]:
-            first, second = (maker(found, which, labels) for which in (gap["first"], name))
-            pairs = [found["leave_one_out"][which][attack]["auc"]["interval"] for which in (gap["first"], name)]
-            compared = _compared(found, gap, f"models {second}", f"models {first}", pairs, several=True)
+            first, second = (maker(audit, which, labels) for which in (gap["first"], name))
+            pairs = [audit["leave_one_out"][which][attack]["auc"]["interval"] for which in (gap["first"], name)]
+            compared = _compared(audit, gap, f"models {second}", f"models {first}", pairs, several=True)
             sentences.append(
                 f"{compared} (difference of AUC {gap['difference']:+.3f} {interval(gap['interval'])}, {_p(gap['p'])})."
             )
@@ -113,12 +113,12 @@ def _recipes(found: Found, labels: Mapping[str, str]) -> list[str]:
 
 
 def _compared(
-    found: Found, row: dict[str, Any], second: str, first: str, pairs: list[list[float] | None], several: bool = False
+    audit: Audit, row: dict[str, Any], second: str, first: str, pairs: list[list[float] | None], several: bool = False
 ) -> str:
     """What a paired test says, at the level of the intervals; ``pairs``: those of the first AUC and of the second."""
     if row["p"] is None:
         return f"{second[0].upper()}{second[1:]} and {first} cannot be compared: their scores do not differ"
-    if row["p"] >= 1 - found["setting"]["level"]:
+    if row["p"] >= 1 - audit["setting"]["level"]:
         return f"{first[0].upper()}{first[1:]} and {second} are not told apart by it"
     is_less = row["difference"] > 0
     larger = pairs[0 if is_less else 1]
@@ -133,59 +133,59 @@ def _p(p: float | None) -> str:
     return "no variance" if p is None else f"p = {p:.2g}"
 
 
-def _models(found: Found, labels: Mapping[str, str]) -> list[str]:
-    setting, sentences = found["setting"], []
-    level, itself = percent_of_level(setting["level"]), " itself" if found["leave_one_out"] else ""
-    for name in names(found, ("full", "transfer")):
+def _models(audit: Audit, labels: Mapping[str, str]) -> list[str]:
+    setting, sentences = audit["setting"], []
+    level, itself = percent_of_level(setting["level"]), " itself" if audit["leave_one_out"] else ""
+    for name in names(audit, ("full", "transfer")):
         facts = setting["targets"][name]
         if facts["control"]:
             continue
-        row, words = found[name][facts["primary"]], title(found, facts["primary"])
+        row, words = audit[name][facts["primary"]], title(audit, facts["primary"])
         sentences.append(
-            f"{words[0].upper()}{words[1:]} {outcome(row['auc_ci'])} on {_label(found, name, labels)}{itself} "
+            f"{words[0].upper()}{words[1:]} {outcome(row['auc_ci'])} on {_label(audit, name, labels)}{itself} "
             f"(AUC {number(row['auc'])}, {level} interval {interval(row['auc_ci'])})."
         )
     return sentences
 
 
-def _tests(found: Found, labels: Mapping[str, str]) -> list[str]:
+def _tests(audit: Audit, labels: Mapping[str, str]) -> list[str]:
     """The first target and each other one, those by shadows made as it was where there are any."""
-    targets, sentences = found["setting"]["targets"], []
-    others = [name for name in found["comparison"] if targets[name]["kind"] == "full"] or list(found["comparison"])
+    targets, sentences = audit["setting"]["targets"], []
+    others = [name for name in audit["comparison"] if targets[name]["kind"] == "full"] or list(audit["comparison"])
     for name in others:
-        for attack, row in found["comparison"][name].items():
+        for attack, row in audit["comparison"][name].items():
             if row["role"] != "primary":
                 continue
-            first, second = (_label(found, which, labels) for which in (row["first"], name))
-            pairs = [found[which][attack]["auc_ci"] for which in (row["first"], name)]
-            words = _compared(found, row, f"{second} itself", f"{first} itself", pairs)
+            first, second = (_label(audit, which, labels) for which in (row["first"], name))
+            pairs = [audit[which][attack]["auc_ci"] for which in (row["first"], name)]
+            words = _compared(audit, row, f"{second} itself", f"{first} itself", pairs)
             sentences.append(f"{words} (paired test, {_p(row['p'])}).")
     return sentences
 
 
-def of_images(found: Found, name: str, labels: Mapping[str, str] | None = None) -> str:
-    """What the attacks on released images found."""
+def of_images(audit: Audit, name: str, labels: Mapping[str, str] | None = None) -> str:
+    """The result of the attacks on released images."""
     label = (labels or {}).get(name, f"the released images {name}")
-    attacks = [title(found, attack) for attack, row in found[name].items() if above(row)]
+    attacks = [title(audit, attack) for attack, row in audit[name].items() if above(row)]
     if attacks:
         return (
             f"{label[0].upper()}{label[1:]} by themselves leak membership (attacks above chance: {', '.join(attacks)})."
         )
-    every = ", ".join(title(found, attack) for attack in found[name])
+    every = ", ".join(title(audit, attack) for attack in audit[name])
     return f"No attack on {label} is seen above chance ({every})."
 
 
-def of_control(found: Found) -> str:
-    """Whether the attacks find the positive control; nothing without one."""
-    control = found["setting"]["control"]
+def of_control(audit: Audit) -> str:
+    """Whether the attacks detect the positive control; an empty text without one."""
+    control = audit["setting"]["control"]
     if control is None:
         return ""
     start = "The positive control, an overfitted model,"
     if not control["found"]:
         return f"{start} was not found, so this audit has no power: read nothing into it."
-    rows = found[control["name"]]
+    rows = audit[control["name"]]
     by = ", ".join(
-        f"{title(found, attack)} {number(rows[attack]['auc'])} {interval(rows[attack]['auc_ci'])}"
+        f"{title(audit, attack)} {number(rows[attack]['auc'])} {interval(rows[attack]['auc_ci'])}"
         for attack in control["by"]
     )
     only = "" if control["by_primary"] else ", but not by the attack named beforehand"

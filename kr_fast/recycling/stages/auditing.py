@@ -1,10 +1,10 @@
-"""Stage 10, audit: Teacher, Student and the released images attacked, beside a positive control. Runs on rank 0.
+"""The audit: Teacher, Student and the released images are attacked, and a positive control. Runs on rank 0.
 
 - ``teacher``: with shadow Teachers, which were made as it was.
 - ``student``: with the same shadow Teachers (transfer: a lower bound).
 - ``student_full``: the Student with shadow Students, see :mod:`kr_fast.recycling.stages.shadow_students`.
 - ``released``: the synthetic images of the last period, which the run leaves in ``synthetic/``, by themselves.
-- ``control``: an overfitted model of the Teacher's architecture, which the attacks have to find.
+- ``control``: an overfitted model of the Teacher's architecture, which the attacks have to detect.
 
 A Teacher that was given (the option ``teacher``) was not made by this package's recipe, as all shadows were: it and
 ``student_full`` are "transfer" then.
@@ -23,6 +23,7 @@ from kr_fast.membership import Auxiliary, Choices, Target, audit, overfitted
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import dataset, gkd, reporting, shadow_students, shadows, teacher
 from kr_fast.report import without_folders
+from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.report.sentences import OF_RUN
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
@@ -32,11 +33,11 @@ SHARES = {"shared": "the generator (trained on all members) and its images", "re
 
 
 def left(context: Context) -> list[Path]:
-    """What the audit leaves: scores, the positive control, and pages where they are wanted."""
+    """The files of the audit: scores, the positive control, and its pages."""
     folder, c = context.folder, context.config
     pages = folder.pages(c.show_real_images or c.show_records) / "audit.html"
-    return [folder.audit_arrays, folder.control, folder.control.with_suffix(".json"), folder.exposed,
-            folder.audit_figures, pages]  # fmt: skip
+    control = (folder.control, folder.control.with_suffix(".json"))
+    return [folder.audit_arrays, *control, folder.exposed, folder.audit_figures, pages]
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -47,26 +48,25 @@ def run(context: Context) -> dict[str, Any]:
     images, labels, members = shadows.pool(context)
     tested, student = context.result("student")["test_accuracy"], gkd.load(context)
     kind, of_student = "transfer" if c.teacher else None, tested["student"]
-    sets = {"teacher": shadows.load(context)}
-    targets = {"teacher": Target(teacher.load(context), kind, accuracy=tested["teacher"])}
-    targets["student"] = Target(student, kind, accuracy=of_student)
+    sets = {TEACHER: shadows.load(context)}
+    targets = {TEACHER: Target(teacher.load(context), kind, accuracy=tested["teacher"])}
+    targets[TRANSFER] = Target(student, kind, accuracy=of_student)
     if c.num_students:
-        sets["student_full"] = shadow_students.load(context)
-        targets["student_full"] = Target(student, kind, SHARES[c.audit_generator], of_student)
+        sets[FULL] = shadow_students.load(context)
+        targets[FULL] = Target(student, kind, SHARES[c.audit_generator], of_student)
     control, released, further = None, {}, dataset.population(context)
     if c.audit_control:
-        control = overfitted(
-            context.make_network(c.teacher_arch, c.teacher_width), images, labels, members,
-            like=teacher.recipe(context), seed=seeds.derive(c.seed, "control"),
-            device=context.runtime.device, path=context.folder.control,
-        )  # fmt: skip
+        make_model = context.make_network(c.teacher_arch, c.teacher_width)
+        options = {"like": teacher.recipe(context), "seed": seeds.derive(c.seed, "control")}
+        options |= {"device": context.runtime.device, "path": context.folder.control}
+        control = overfitted(make_model, images, labels, members, **options)
     if c.audit_released:
-        released["released"] = torch.from_numpy(np.load(context.folder.images))
+        released[RELEASED] = torch.from_numpy(np.load(context.folder.images))
     auxiliary = Auxiliary((further.images.cpu(), further.labels.cpu()) if len(further) else None, released)
     choices = Choices(augment=c.audit_augment, seed=seeds.derive(c.seed, "audit"))
     options = {"control": control, "auxiliary": auxiliary, "choices": choices}
     report = audit(targets, sets, images, labels, members, **options)
-    found = report.to_dict()
+    results = report.to_dict()
     if c.audit_page:
         details = {
             "title": f"Membership audit of Knowledge Recycling on {context.data.name}",
@@ -78,4 +78,4 @@ def run(context: Context) -> dict[str, Any]:
         report.write(context.out, details, show_real_images=c.show_real_images, show_records=c.show_records)
     else:
         files.save_arrays(context.folder.audit_arrays, report.arrays())
-    return {"audit": found, "aop": {name: found[name]["lira"]["aop"] for name in targets}}
+    return {"audit": results, "aop": {name: results[name]["lira"]["aop"] for name in targets}}
