@@ -104,14 +104,16 @@ def test_dit_pipeline(tmp_path):
     """Transformer and autoencoder: images of the autoencoder's size."""
     import diffusers
 
-    transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=4,
-        patch_size=2, num_embeds_ada_norm=6, norm_type="ada_norm_zero", norm_elementwise_affine=False,
-    )  # fmt: skip
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 1}
+    norm = {"num_embeds_ada_norm": 6, "norm_type": "ada_norm_zero", "norm_elementwise_affine": False}
+    transformer = diffusers.DiTTransformer2DModel(**sizes, **norm, sample_size=4, patch_size=2)
     vae = diffusers.AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4,
-    )  # fmt: skip
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 8],
+        norm_num_groups=4,
+        latent_channels=4,
+    )
     diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler()).save_pretrained(tmp_path / "model")
     flags = ["--model", str(tmp_path / "model"), "--guidance-scale", "2", *FLAGS, "--out", str(tmp_path / "data")]
     assert main(["synthesize", *flags]) == 0

@@ -47,6 +47,17 @@ def test_ids_end_below_two_to_the_63():
         SynthesizeConfig(first_id=2**63 - 1, count=1)
 
 
+def small_unet(size, levels, **options):
+    """A ``UNet2DModel`` without attention, of ``levels`` resolutions of 8 channels."""
+    import diffusers
+
+    blocks = {"down_block_types": ("DownBlock2D",) * levels, "up_block_types": ("UpBlock2D",) * levels}
+    shape = {"sample_size": size, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,) * levels}
+    return diffusers.UNet2DModel(
+        **shape, **blocks, layers_per_block=1, norm_num_groups=4, add_attention=False, **options
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A network of ten class embeddings, and a scheduler."""
@@ -55,11 +66,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "ten"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = diffusers.UNet2DModel(
-            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,),
-            down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4, num_class_embeds=10,
-            add_attention=False,
-        )  # fmt: skip
+        unet = small_unet(8, 1, num_class_embeds=10)
     unet.save_pretrained(path / "unet")
     diffusers.DDIMScheduler(beta_start=1e-4, beta_end=2e-3).save_pretrained(path / "scheduler")
     return path
@@ -169,22 +176,21 @@ def test_a_scheduler_that_does_not_take_its_configuration(tmp_path, folder, caps
 def test_parts_of_a_pipeline_that_would_be_left_out(tmp_path, folder, capsys):
     path = copied(tmp_path, folder)
     index = {
-        "_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DModel"], "vqvae": ["diffusers", "VQModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"], "safety_checker": [None, None], "id2label": {"0": "a"},
-    }  # fmt: skip
+        "_class_name": "LDMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "vqvae": ["diffusers", "VQModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "safety_checker": [None, None],
+        "id2label": {"0": "a"},
+    }
     (path / "model_index.json").write_text(json.dumps(index))
     line = refused(tmp_path, capsys, path)
     assert "synthesize: model must be made of unet, transformer, vae, scheduler alone, got vqvae in LDMPipeline" in line
 
 
 def test_a_size_that_does_not_pass_through_the_levels(tmp_path, capsys):
-    import diffusers
 
-    unet = diffusers.UNet2DModel(
-        sample_size=28, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,) * 4,
-        down_block_types=("DownBlock2D",) * 4, up_block_types=("UpBlock2D",) * 4, norm_num_groups=4,
-        add_attention=False,
-    )  # fmt: skip
+    unet = small_unet(28, 4)
     unet.save_pretrained(tmp_path / "unet")
     line = refused(tmp_path, capsys, tmp_path / "unet", "--scheduler", "DDIMScheduler")
     assert "Sampler: image_shape must be a multiple of 8: the network has 4 levels, got 28 px" in line

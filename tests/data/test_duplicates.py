@@ -12,9 +12,12 @@ from kr_fast.runtime.errors import UserError
 
 @settings(deadline=None, max_examples=50)
 @given(
-    counts=st.tuples(st.integers(0, 12), st.integers(0, 12)), channels=st.sampled_from([1, 3]),
-    values=st.integers(1, 3), seed=st.integers(0, 99), strided=st.booleans(),
-)  # fmt: skip
+    counts=st.tuples(st.integers(0, 12), st.integers(0, 12)),
+    channels=st.sampled_from([1, 3]),
+    values=st.integers(1, 3),
+    seed=st.integers(0, 99),
+    strided=st.booleans(),
+)
 def test_shared_images_are_those_of_a_comparison_of_all_pairs(counts, channels, values, seed, strided):
     draw = np.random.default_rng(seed)
     images, others = (draw.integers(0, values, (count, 2, 2, channels), dtype=np.uint8) for count in counts)

@@ -96,8 +96,9 @@ def test_layouts():
     with tempfile.TemporaryDirectory() as folder:
         root = write(Path(folder) / "nested", "a/1.png", "a/batch2/0.PNG", "b/patient/x.tif", "b/0.bmp")
         assert actual(root) == (
-            {"all": [("a", "a/1.png"), ("a", "a/batch2/0.PNG"), ("b", "b/0.bmp"), ("b", "b/patient/x.tif")]}, "",
-        )  # fmt: skip
+            {"all": [("a", "a/1.png"), ("a", "a/batch2/0.PNG"), ("b", "b/0.bmp"), ("b", "b/patient/x.tif")]},
+            "",
+        )
         for names in (("train", "valid", "test"), ("Train", "Val", "Test"), ("training", "VALIDATION", "testing")):
             root = Path(folder) / names[0] / names[1]
             write(root, *(f"{which}/{each}/0.png" for which in names for each in "ab"))
@@ -108,17 +109,17 @@ def test_layouts():
             ]
             assert note == ""
         assert list(actual(write(Path(folder) / "imagenet", "train/a/0.png", "train/b/0.png", "val/b/1.png"))[0]) == [
-            "train", "val",
-        ]  # fmt: skip
+            "train",
+            "val",
+        ]
         vehicles = write(Path(folder) / "vehicles", "train/0.png", "bus/0.png", "car/0.png")
         assert [name for name, _ in actual(vehicles)[0]["all"]] == ["bus", "car", "train"]
 
 
 def test_what_is_not_read_is_counted_without_names(tmp_path):
-    write(
-        tmp_path, "a/0.png", "a/._0.png", "a/.DS_Store", "a/Thumbs.db", "b/0.png", "b/1.2.840.113619", "b/notes.txt",
-        "b/more.txt", ".ipynb_checkpoints/0.png", "__MACOSX/a/0.png", "loose.png", "a/patient Smith.smith",
-    )  # fmt: skip
+    names = "a/0.png a/._0.png a/.DS_Store a/Thumbs.db b/0.png b/1.2.840.113619 b/notes.txt b/more.txt"
+    names += " .ipynb_checkpoints/0.png __MACOSX/a/0.png loose.png"
+    write(tmp_path, *names.split(), "a/patient Smith.smith")
     listed, note = actual(tmp_path)
     assert [path for _, path in listed["all"]] == ["a/0.png", "b/0.png"]
     assert note == (
@@ -170,7 +171,7 @@ def test_what_kr_fast_wrote_is_no_class(tmp_path):
         (["/".join("a" * 70) + "/0.png", "b/0.png"], "source must have folders at most 64 deep"),
         ([f"{index}/0.png" for index in range(1001)], "number of classes must be 2 to 1000, got 1001 folders"),
     ],
-)  # fmt: skip
+)
 def test_trees_that_are_refused(tmp_path, paths, words):
     with pytest.raises(UserError, match=f"^data: .*{words}") as error:
         folders.find(write(tmp_path, *paths))

@@ -120,8 +120,11 @@ def test_files_that_others_write(tmp_path):
 
 def test_keys_of_others_are_named_with_the_mend(tmp_path):
     held = arrays()
-    for keys in (("x_train", "y_train", "x_test", "y_test"), ("trainX", "trainY", "testX", "testY"),
-                 ("train_data", "train_target", "test_data", "test_target")):  # fmt: skip
+    for keys in (
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("trainX", "trainY", "testX", "testY"),
+        ("train_data", "train_target", "test_data", "test_target"),
+    ):
         expected = ("train_images", "train_labels", "test_images", "test_labels")
         np.savez(tmp_path / "x.npz", **{key: held[each] for key, each in zip(keys, expected, strict=True)})
         renames = ", ".join(f"{key} to {each}" for key, each in zip(keys, expected, strict=True))

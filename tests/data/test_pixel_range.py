@@ -16,8 +16,8 @@ ENCODINGS = [
     *((f"{dtype} in [0, 1]", lambda x, d=dtype: (x / 255).astype(d)) for dtype in FLOATS),
     *((f"{dtype} of 16 bits", lambda x, d=dtype: x.astype(d) * 257) for dtype in ("<u2", ">u2", "i4", "u8")),
     ("rounded up", lambda x: np.nextafter((x / 255).astype(np.float32), np.float32(2))),
-    ("not native", lambda x: (x / 255 * 1.0000000000000004)),
-]  # fmt: skip
+    ("not native", lambda x: x / 255 * 1.0000000000000004),
+]
 
 
 @pytest.mark.parametrize("encode", [each for _, each in ENCODINGS], ids=[name for name, _ in ENCODINGS])
@@ -102,7 +102,7 @@ def test_all_splits_by_one_value_of_white_or_refused_in_one_line(parts):
         ((0.0, np.nan), (0.0, 1.0), r"train must hold finite pixels, got 3 that are not"),
         ((0.0, 1.0), (-np.inf, 1.0), r"test must hold finite pixels, got 3 that are not"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_certain_is_refused_with_the_mend(train, test, words):
     with pytest.raises(UserError, match=f"^data: .*{words}") as error:
         to_uint8({"train": np.array([train] * 3), "test": np.array([test] * 3)})

@@ -158,8 +158,9 @@ def test_images_on_both_sides_are_counted(tmp_path, caplog):
     held["val_images"][:2] = held["train_images"][0]
     result = data.load(write_npz(tmp_path / "set.npz", **held))
     assert result.notes[1:] == (
-        "2 of 12 val images are byte-equal to train images", "5 of 20 test images are byte-equal to train images",
-    )  # fmt: skip
+        "2 of 12 val images are byte-equal to train images",
+        "5 of 20 test images are byte-equal to train images",
+    )
     assert "data: 5 of 20 test images are byte-equal" in caplog.text
     held["train_images"][:21] = 9
     warned = data.load(write_npz(tmp_path / "set.npz", **held)).notes[1]

@@ -26,19 +26,18 @@ def _is_number(config, field):
 
 GIVEN = {AuditConfig: {"model": "m:make", "checkpoint": ("c",), "data": "d"}}  # without which there is no audit
 CONFIGS = (RecycleConfig, TrainConfig, Augment, AuditConfig, SynthesizeConfig, BenchConfig)
-NUMBERS = [
-    (config, field) for config in CONFIGS for field in dataclasses.fields(config)
-    if _is_number(config, field)
-]  # fmt: skip
+NUMBERS = [(config, field) for config in CONFIGS for field in dataclasses.fields(config) if _is_number(config, field)]
 HOSTILE = (math.nan, math.inf, -math.inf, -1, -1.5, 0, 0.0, 1e-300, 0.5, 1, 3, 1e9, 1e30, 1e38, 10**12, 2**63, 10**400)
 
 
 def inside(limits, value):
     """Whether ``value`` lies in the range that ``option`` was given, written out apart from the code."""
     return (
-        (limits["least"] is None or value >= limits["least"]) and (limits["above"] is None or value > limits["above"])
-        and (limits["most"] is None or value <= limits["most"]) and (limits["below"] is None or value < limits["below"])
-    )  # fmt: skip
+        (limits["least"] is None or value >= limits["least"])
+        and (limits["above"] is None or value > limits["above"])
+        and (limits["most"] is None or value <= limits["most"])
+        and (limits["below"] is None or value < limits["below"])
+    )
 
 
 @settings(max_examples=400, deadline=None)
@@ -104,10 +103,9 @@ def test_values_that_cannot_work_together(options, words):
 
 def test_numbers_and_paths_of_other_libraries(tmp_path):
     """A notebook's numpy numbers and paths end in the YAML file as plain values."""
-    made = RecycleConfig(
-        out=tmp_path, data=tmp_path / "x.npz", temperature=np.float32(2), images=np.int64(64), student_flip=np.True_,
-        generator_widths=np.array([8, 16]), tune_confidence=[np.float64(0.5)],
-    )  # fmt: skip
+    numbers = {"temperature": np.float32(2), "images": np.int64(64), "student_flip": np.True_}
+    lists = {"generator_widths": np.array([8, 16]), "tune_confidence": [np.float64(0.5)]}
+    made = RecycleConfig(out=tmp_path, data=tmp_path / "x.npz", **numbers, **lists)
     assert yaml.safe_load(yaml.safe_dump(made.record())) == made.record()
     assert (made.temperature, made.images, made.student_flip, made.generator_widths) == (2.0, 64, True, (8, 16))
     assert RecycleConfig(label_dropout=0, tune_guidance_scale=()).guidance_scale == 1

@@ -49,10 +49,12 @@ def context(tmp_path, counts=(20, 10, 10), classes=2, side=8, channels=1, **opti
     """A run of the toy preset that has not begun."""
     draw = torch.Generator().manual_seed(0)
     splits = [
-        Split(torch.randint(0, 256, (count, side, side, channels), generator=draw, dtype=torch.uint8),
-              torch.arange(count) % classes)
+        Split(
+            torch.randint(0, 256, (count, side, side, channels), generator=draw, dtype=torch.uint8),
+            torch.arange(count) % classes,
+        )
         for count in counts
-    ]  # fmt: skip
+    ]
     config = RecycleConfig(**{**preset("toy"), "out": str(tmp_path / "run"), **options})
     data = Dataset("made", tuple(map(str, range(classes))), *splits)
     return Context(config, tmp_path / "run", state.current(), data, Journal(tmp_path / "run"))
@@ -248,27 +250,30 @@ def test_dry_run_prints_and_writes_nothing(tmp_path, capsys):
     expected = RecycleConfig(**{**preset("toy"), "data": source, "out": tmp_path / "run", "teacher_epochs": 3})
     assert RecycleConfig(**result) == expected
     for words in (
-        "data: set, images of 8 x 8 x 1: 20 train, 10 val, 10 test; 2 classes", "data: uint8 pixels in [0, 129]",
-        "Teacher: resnet8 of width 4, 5,006 parameters", "generator: UNet2DModel of widths 8 8, ",
-        "note: teacher_batch_size is 64: each step takes all 20 images", "Estimate.",
-    ):  # fmt: skip
+        "data: set, images of 8 x 8 x 1: 20 train, 10 val, 10 test; 2 classes",
+        "data: uint8 pixels in [0, 129]",
+        "Teacher: resnet8 of width 4, 5,006 parameters",
+        "generator: UNet2DModel of widths 8 8, ",
+        "note: teacher_batch_size is 64: each step takes all 20 images",
+        "Estimate.",
+    ):
         assert f"# {words}" in text
     rows = [line[2:].split("  ") for line in text.splitlines()[-13:]]
     names = [next(filter(None, row)).strip() for row in rows]
-    assert names == ["stage", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "shadows",
-                     "shadow_students", "audit", "report", "in all", "free"]  # fmt: skip
+    stages = "teacher generator checkpoints tuning gkd student shadows shadow_students audit report"
+    assert names == ["stage", *stages.split(), "in all", "free"]
 
 
 def test_time_is_counted_step_by_step(tmp_path):
     """Seconds of the stages where every rate is 1, against counts by hand."""
     one = time_estimate.Rates(*[1.0] * len(dataclasses.fields(time_estimate.Rates)))
-    made = context(
-        tmp_path, (20, 9, 10), teacher_epochs=5, teacher_batch_size=8, generator_steps=6, generator_batch_size=32,
-        checkpoints=3, micro_batch=16, num_inference_steps=2, guidance_scale=1.0, tune_noise_scale=(1.0, 1.1),
-        tune_guidance_scale=(1.5,), tune_num_inference_steps=(4,), tune_confidence=(), trial_images=20, trial_periods=2,
-        trial_epochs=3, images=40, periods=3, student_epochs=2, student_batch_size=16, num_shadows=4,
-        student_shadows=-1, audit_control=True,
-    )  # fmt: skip
+    options = yaml.safe_load("""{
+        teacher_epochs: 5, teacher_batch_size: 8, generator_steps: 6, generator_batch_size: 32, checkpoints: 3,
+        micro_batch: 16, num_inference_steps: 2, guidance_scale: 1.0, tune_noise_scale: [1.0, 1.1],
+        tune_guidance_scale: [1.5], tune_num_inference_steps: [4], tune_confidence: [], trial_images: 20,
+        trial_periods: 2, trial_epochs: 3, images: 40, periods: 3, student_epochs: 2, student_batch_size: 16,
+        num_shadows: 4, student_shadows: -1, audit_control: true}""")
+    made = context(tmp_path, (20, 9, 10), **options)
     trial = 2 * (3 * 16 + 9)  # a short Student: periods x (epochs x one whole batch of 16 out of 20 + validation)
     result = time_estimate.stages(made, one)
     assert result["teacher"] == 5 * 16 + 5 * 9
@@ -287,9 +292,12 @@ def test_time_is_counted_step_by_step(tmp_path):
 
 
 def test_amounts_and_durations():
-    assert [memory_and_disk.amount(each) for each in (0, 999, 12_345, 3.2e6, 1e9, 7e16)] == [
-        "0 B", "999 B", "12.3 kB", "3.2 MB", "1.0 GB", "70000.0 TB",
-    ]  # fmt: skip
+    amounts = [memory_and_disk.amount(each) for each in (0, 999, 12_345, 3.2e6, 1e9, 7e16)]
+    assert amounts == ["0 B", "999 B", "12.3 kB", "3.2 MB", "1.0 GB", "70000.0 TB"]
     assert [duration(each) for each in (0.25, 119, 121, 7200, 200_000)] == [
-        "0.2 s", "119.0 s", "2.0 min", "2.0 h", "2.3 days",
-    ]  # fmt: skip
+        "0.2 s",
+        "119.0 s",
+        "2.0 min",
+        "2.0 h",
+        "2.3 days",
+    ]

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.pipeline
 
 def launch(out, *flags):
     """Two ranks under ``torchrun``, which is what ``accelerate launch`` runs too (on a CPU it wants a host file)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               "-m", "kr_fast", "run", "--preset", "toy", "--out", str(out), *flags]  # fmt: skip
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node 2 -m kr_fast run --preset toy --out"
+    command = [sys.executable, *launcher.split(), str(out), *flags]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **QUIET, "OMP_NUM_THREADS": "1"})
 
 

@@ -102,10 +102,11 @@ def test_files_are_as_large_as_was_estimated(finished):
     private, release = finished[0] / "private", finished[0] / "release"
     shared = config.periods * config.images * (64 + 16)  # which the stage removes at its end
     for stage, paths, rest in (
-        ("teacher", [private / "teacher.safetensors"], 0), ("shadows", [private / "shadows"], 0),
+        ("teacher", [private / "teacher.safetensors"], 0),
+        ("shadows", [private / "shadows"], 0),
         ("shadow_students", [private / "shadow_students"], shared),
         ("gkd", [release / "student.safetensors", release / "synthetic", private / "synthetic"], 0),
-    ):  # fmt: skip
+    ):
         result = rest + sum(memory_and_disk.written(path) if path.is_dir() else path.stat().st_size for path in paths)
         assert result / 1.3 < expected[stage] < result * 1.3, stage
 
@@ -143,12 +144,10 @@ def test_report_is_one_file_that_loads_nothing(finished):
 def test_last_screen(finished):
     lines = finished[1].strip().splitlines()
     assert lines[0].split("  ")[-1] == "Teacher - Student, full"
-    assert [line.split("  ")[0] for line in lines[1:-1]] == [
-        "test accuracy",
-        *(f"{attack} AUC, {which}" for attack in ("LiRA online", "LiRA offline", "loss threshold")
-          for which in ("mean of 4 made alike", "this one")),
-        "AOP", "released images", "released images", "seconds",
-    ]  # fmt: skip
+    attacks = [f"{attack} AUC" for attack in ("LiRA online", "LiRA offline", "loss threshold")]
+    rows = [f"{attack}, {which}" for attack in attacks for which in ("mean of 4 made alike", "this one")]
+    rows = ["test accuracy", *rows, "AOP", "released images", "released images", "seconds"]
+    assert [line.split("  ")[0] for line in lines[1:-1]] == rows
     assert lines[-1] == f"report: {finished[0]}/release/report.html"
 
 
@@ -203,9 +202,8 @@ def test_colour_images_of_an_odd_size_from_a_folder(tmp_path):
             pixels = draw.integers(0, 80, (11, 9, 3), dtype=np.uint8)
             pixels[..., label] += 120
             Image.fromarray(pixels).save(tmp_path / "set" / name / f"{index}.png")
-    toy(
-        tmp_path / "run", "--data", str(tmp_path / "set"), "--student-shadows", "0", "--no-audit-released",
-        "--teacher-flip", "--student-flip")  # fmt: skip
+    flags = "--student-shadows 0 --no-audit-released --teacher-flip --student-flip"
+    toy(tmp_path / "run", "--data", str(tmp_path / "set"), *flags.split())
     assert np.load(tmp_path / "run" / "release" / "synthetic" / "images.npy").shape == (128, 11, 9, 3)
     result = metrics(tmp_path / "run")
     assert result["dataset"]["class_names"] == ["a", "b", "c"]

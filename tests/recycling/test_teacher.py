@@ -112,7 +112,11 @@ def test_a_teacher_that_fails_while_a_student_is_distilled(context):
     for confidence in (0.0, 0.5):
         with pytest.raises(UserError, match=r"run: teacher must return \[N, C\] logits .* got a tuple of 2"):
             gkd.distil(
-                run, FewOnly(), run.seeded("resnet8", 4, "student"),
+                run,
+                FewOnly(),
+                run.seeded("resnet8", 4, "student"),
                 lambda _: (torch.arange(16), torch.zeros(16, dtype=torch.int64), images),
-                gkd.Schedule(1, 16, 1), confidence=confidence, seed=0,
-            )  # fmt: skip
+                gkd.Schedule(1, 16, 1),
+                confidence=confidence,
+                seed=0,
+            )

@@ -13,8 +13,12 @@ from kr_fast.report import audit_document, audit_tables, plots, run_audit, sente
 
 
 def attack(auc, low, high, false_positives=12, role="primary"):
-    tpr = {"tpr": 0.05, "interval": [0.02, 0.09], "false_positives": false_positives,
-           "point_claim": false_positives >= 10}  # fmt: skip
+    tpr = {
+        "tpr": 0.05,
+        "interval": [0.02, 0.09],
+        "false_positives": false_positives,
+        "point_claim": false_positives >= 10,
+    }
     actual = {"auc": auc, "auc_ci": [low, high], "balanced_accuracy": 0.55, "tpr_at_fpr": {"0.01": tpr}}
     return {**actual, "role": role, "auc_ci_corrected": [low - 0.01, high + 0.01]}
 
@@ -50,8 +54,9 @@ def whole_audit(full=True, control=True, released=True, recipes=True):
     }
     if recipes:
         actual["leave_one_out"]["teacher"] = {
-            "lira": recipe(0.58, 0.565, 0.595), "loss": recipe(0.54, 0.53, 0.55, "exploratory"),
-        }  # fmt: skip
+            "lira": recipe(0.58, 0.565, 0.595),
+            "loss": recipe(0.54, 0.53, 0.55, "exploratory"),
+        }
         if full:
             actual["leave_one_out"]["student_full"] = {
                 "lira": recipe(0.52, 0.505, 0.535, difference=(0.06, 0.001)),
@@ -61,30 +66,26 @@ def whole_audit(full=True, control=True, released=True, recipes=True):
     if full:
         actual["student_full"] = {"lira": attack(0.57, 0.54, 0.6), "loss": attack(0.5, 0.47, 0.53, **loss)}
         actual["comparison"]["student_full"] = {"lira": paired(0.03, 0.2), "loss": paired(0.05, 0.03, True)}
-        targets["student_full"] = {"kind": "full", "shadows": "student_full", "shared": "the generator",
-                                   "control": False, "primary": "lira"}  # fmt: skip
+        targets["student_full"] = {**targets["teacher"], "shadows": "student_full", "shared": "the generator"}
         sets["student_full"] = {"models": 12, "on_the_smaller_side": 6}
     if control:
         actual["control"] = {"lira": attack(0.8, 0.78, 0.82), "loss": attack(0.7, 0.67, 0.73, **loss)}
-        targets["control"] = {
-            "kind": "full", "shadows": "teacher", "shared": "", "control": True, "primary": "lira",
-        }  # fmt: skip
+        targets["control"] = {"kind": "full", "shadows": "teacher", "shared": "", "control": True, "primary": "lira"}
     if released:
         actual["released"] = {"nearest_synthetic": attack(0.53, 0.50, 0.56, **loss)}
-        targets["released"] = {
-            "kind": "released", "images": 1024, "control": False, "primary": "nearest_synthetic",
-        }  # fmt: skip
+        targets["released"] = {"kind": "released", "images": 1024, "control": False, "primary": "nearest_synthetic"}
     titles = {"lira": "LiRA online", "loss": "loss threshold", "nearest_synthetic": "nearest synthetic image"}
-    actual["setting"] = {
-        "members": 900, "non_members": 500, "num_shadows": 16, "augment": "none", "lira_variance": "fixed",
-        "warnings": [], "level": 0.95, "targets": targets, "shadow_sets": sets,
-        "control": {"name": "control", "found": True, "by": ["lira", "loss"], "by_primary": True} if control else None,
-        "attacks": {name: {"title": title, "assumes": ""} for name, title in titles.items()},
-    }  # fmt: skip
-    return actual
+    detected = {"name": "control", "found": True, "by": ["lira", "loss"], "by_primary": True}
+    setting = {"members": 900, "non_members": 500, "num_shadows": 16, "augment": "none", "lira_variance": "fixed"}
+    setting |= {"warnings": [], "level": 0.95, "targets": targets, "shadow_sets": sets}
+    setting["attacks"] = {name: {"title": title, "assumes": ""} for name, title in titles.items()}
+    return {**actual, "setting": {**setting, "control": detected if control else None}}
 
 
 def summary(**changes):
+    dataset = {"name": "<script>alert(1)</script>", "num_classes": 2, "class_names": ["<i>a", "b|c"]}
+    dataset |= {"train": 900, "val": 100, "test": 500, "height": 8, "width": 8, "channels": 1}
+    dataset["notes"] = ["pixels are 8-bit", "not read: 3 files"]
     actual = {
         "title": "Knowledge Recycling on <b>set</b>",
         "command": "kr-fast run --out x",
@@ -92,9 +93,7 @@ def summary(**changes):
         "seed": 0,
         "versions": {"torch": "2.13.0"},
         "stages": {"teacher": 3.0, "gkd": 4.5},
-        "dataset": {"name": "<script>alert(1)</script>", "num_classes": 2, "class_names": ["<i>a", "b|c"],
-                    "train": 900, "val": 100, "test": 500, "height": 8, "width": 8, "channels": 1,
-                    "notes": ["pixels are 8-bit", "not read: 3 files"]},
+        "dataset": dataset,
         "teacher": {"test_accuracy": 0.97, "val_accuracy": 0.98, "parameters": 10},
         "student": {"test_accuracy": 0.95, "val_accuracy": 0.96, "parameters": 10},
         "cas_gap": 0.02,
@@ -103,15 +102,17 @@ def summary(**changes):
         "checkpoints": [{"step": 9, "val_accuracy": 0.5, "chosen": True}],
         "tuning": [{"sigma": 1.0, "val_accuracy": 0.5, "chosen": True}],
         "notes": ["few shadows"],
-    }  # fmt: skip
+    }
     return actual | changes
 
 
 def arrays():
     grid = np.zeros((2, 8, 8, 8, 1), np.uint8)
-    curves = {"teacher": {"epoch": [1, 2], "train_loss": [1.0, 0.5], "val_accuracy": [0.5, 0.9]},
-              "generator": {"step": [20, 40], "loss": [1.0, 0.4]},
-              "student": {"period": [1, 2], "loss": [3.0, 1.0], "val_accuracy": [0.4, 0.8]}}  # fmt: skip
+    curves = {
+        "teacher": {"epoch": [1, 2], "train_loss": [1.0, 0.5], "val_accuracy": [0.5, 0.9]},
+        "generator": {"step": [20, 40], "loss": [1.0, 0.4]},
+        "student": {"period": [1, 2], "loss": [3.0, 1.0], "val_accuracy": [0.4, 0.8]},
+    }
     rate = np.linspace(0, 1, 50)
     roc = {f"{m}/{a}": {"fpr": rate, "tpr": rate**0.8} for m in ("teacher", "student") for a in ("lira", "loss")}
     return {"real_grid": grid, "synthetic_grid": grid + 9, "curves": curves, "roc": roc}
@@ -164,8 +165,11 @@ def test_real_images_are_shown_where_asked_for_only(tmp_path):
 def test_paths_are_shown_without_their_folders():
     config = {"data": "/home/a b/x.npz", "checkpoint": ["t=/w/t.pt@nets:make", "../s.pt"], "seed": 3, "out": "~/r/q"}
     assert report.without_folders(config) == {
-        "data": "x.npz", "checkpoint": ["t=t.pt@nets:make", "s.pt"], "seed": 3, "out": "q",
-    }  # fmt: skip
+        "data": "x.npz",
+        "checkpoint": ["t=t.pt@nets:make", "s.pt"],
+        "seed": 3,
+        "out": "q",
+    }
     assert report.without_folders({"members": "/a/m.npy,b/n.npy", "none": ""}) == {"members": "m.npy,n.npy", "none": ""}
 
 
@@ -182,8 +186,11 @@ def test_words_from_outside_stay_words_in_markdown(tmp_path):
         inside[start : stop + 1] = [True] * (stop + 1 - start)
     outside = [line for line, within in zip(lines, inside, strict=True) if not within]
     assert [line for line, within in zip(lines, inside, strict=True) if within][1:-1] == hostile.splitlines()
-    assert not any("<img" in line or "](javascript" in line or "](http" in line or "```" in line.replace("\\`", "")
-                   for line in outside if line != "```")  # fmt: skip
+    assert not any(
+        "<img" in line or "](javascript" in line or "](http" in line or "```" in line.replace("\\`", "")
+        for line in outside
+        if line != "```"
+    )
     assert sum(line.startswith("# ") for line in outside) == 1
 
 
@@ -259,27 +266,43 @@ def test_tables_stand_the_audits_side_by_side():
     actual = summary()
     head = run_audit.headline(actual)
     assert head[0][1:] == [
-        "Teacher (real images)", "Student, transfer", "Student, full (shared generator)",
+        "Teacher (real images)",
+        "Student, transfer",
+        "Student, full (shared generator)",
         "Teacher - Student, full (shared generator)",
-    ]  # fmt: skip
+    ]
     assert head[2] == [
-        "LiRA online AUC, mean of 16 made alike", "0.580 [0.565, 0.595]", "", "0.520 [0.505, 0.535]",
+        "LiRA online AUC, mean of 16 made alike",
+        "0.580 [0.565, 0.595]",
+        "",
+        "0.520 [0.505, 0.535]",
         "+0.060 [0.020, 0.100], p = 0.001",
-    ]  # fmt: skip
+    ]
     assert head[3][1:] == [
-        "0.600 [0.570, 0.630]", "0.510 [0.480, 0.540]", "0.570 [0.540, 0.600]", "+0.030 [-0.010, 0.070], p = 0.2",
-    ]  # fmt: skip
+        "0.600 [0.570, 0.630]",
+        "0.510 [0.480, 0.540]",
+        "0.570 [0.540, 0.600]",
+        "+0.030 [-0.010, 0.070], p = 0.2",
+    ]
     assert head[-1][1:] == ["0.670", "0.910", "0.800", "-0.130"]
     assert [row[1] for row in run_audit.what_was_run(actual)[1:]] == [
-        "full", "transfer", "full", "control", "released images",
-    ]  # fmt: skip
+        "full",
+        "transfer",
+        "full",
+        "control",
+        "released images",
+    ]
     assert run_audit.what_was_run(actual)[3][2:] == ["12 shadow Students, 6 on a side of an example", "the generator"]
     assert run_audit.every_attack(actual)[1][-1] == "0.800 [0.780, 0.820]"
     rows = run_audit.recipes(actual)
     assert rows[3] == [
-        "16 models made as the Student was", "LiRA online", "primary", "0.520 [0.505, 0.535]", "0.012",
+        "16 models made as the Student was",
+        "LiRA online",
+        "primary",
+        "0.520 [0.505, 0.535]",
+        "0.012",
         "+0.060 [0.020, 0.100], p = 0.001",
-    ]  # fmt: skip
+    ]
     assert rows[4][-1] == "+0.030 [-0.020, 0.080], p = 0.04 (corrected)"
     transfer = summary(audit=whole_audit(full=False, recipes=False), aop={"teacher": 0.67, "student": 0.91})
     assert run_audit.headline(transfer)[2][-1] == "+0.090 [0.050, 0.130], p = 0.004"

@@ -15,9 +15,12 @@ from kr_fast.runtime import array_files
 from kr_fast.runtime.errors import UserError
 
 DTYPES = st.one_of(
-    hnp.integer_dtypes(endianness="?"), hnp.unsigned_integer_dtypes(endianness="?"),
-    hnp.floating_dtypes(endianness="?"), hnp.boolean_dtypes(), hnp.unicode_string_dtypes(max_len=4),
-)  # fmt: skip
+    hnp.integer_dtypes(endianness="?"),
+    hnp.unsigned_integer_dtypes(endianness="?"),
+    hnp.floating_dtypes(endianness="?"),
+    hnp.boolean_dtypes(),
+    hnp.unicode_string_dtypes(max_len=4),
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -30,9 +30,13 @@ def test_order_of_calls(fails, monkeypatch):
 
     own = Stream()
     fakes = {
-        "Stream": Stream, "CUDAGraph": object, "current_stream": lambda: own, "set_stream": calls.append,
-        "stream": functools.partial(inside, "side"), "graph": functools.partial(inside, "graph"),
-    }  # fmt: skip
+        "Stream": Stream,
+        "CUDAGraph": object,
+        "current_stream": lambda: own,
+        "set_stream": calls.append,
+        "stream": functools.partial(inside, "side"),
+        "graph": functools.partial(inside, "graph"),
+    }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     with pytest.raises(RuntimeError, match="not permitted") if fails else contextlib.nullcontext():

@@ -86,13 +86,17 @@ class Config:
 
 
 INSIDE = {
-    "rate": lambda value: value > 0, "share": lambda value: 0 <= value < 1,
-    "steps": lambda value: 0 < value <= 1000, "free": lambda value: True, "count": lambda value: abs(value) < 2**63,
-}  # fmt: skip
+    "rate": lambda value: value > 0,
+    "share": lambda value: 0 <= value < 1,
+    "steps": lambda value: 0 < value <= 1000,
+    "free": lambda value: True,
+    "count": lambda value: abs(value) < 2**63,
+}
 ODD = st.one_of(
-    st.floats(), st.integers(),
+    st.floats(),
+    st.integers(),
     st.sampled_from([math.nan, math.inf, -math.inf, -1, 0, 1, 2**63, 10**400, -(10**5000), True, None, "1"]),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -125,11 +129,12 @@ def test_other_types():
     options.check(config, "op")
     assert (config.name, config.flag, config.steps) == ("a/b", True, (2, 3))
     for bad, words in (
-        ({"name": 3}, "op: name must be of type str, got 3"), ({"flag": 1}, "op: flag must be of type bool, got 1"),
+        ({"name": 3}, "op: name must be of type str, got 3"),
+        ({"flag": 1}, "op: flag must be of type bool, got 1"),
         ({"rate": [0.1]}, "op: rate must be of type float, got [0.1]"),
         ({"steps": 3}, "op: steps must be a list, got 3"),
         ({"rate": np.ones(2)}, "op: rate must be of type float, got float64 [2]"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
             options.check(Config(**bad), "op")
 

@@ -121,9 +121,13 @@ def test_shards_cover_everything_once(world):
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"), [(UserError("run: x must be y, got z"), UserError), (OSError(28, "full"), UserError),
-                        (KeyError("ours"), RuntimeError)],
-)  # fmt: skip
+    ("error", "kind"),
+    [
+        (UserError("run: x must be y, got z"), UserError),
+        (OSError(28, "full"), UserError),
+        (KeyError("ours"), RuntimeError),
+    ],
+)
 def test_other_ranks_fail_in_the_kind_of_rank_0(error, kind):
     """What a user can mend is one line on every rank; a mistake of ours keeps its traceback."""
     told = []
