@@ -3,8 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <vector>
-
+#include "bindings_common.h"
 #include "cpu/membership/attack_r.h"
 #include "cpu/membership/bootstrap_auc.h"
 #include "cpu/distillation/distillation_loss.h"
@@ -23,6 +22,14 @@
 #include "cpu/nn/winograd_conv2d.h"
 
 namespace py = pybind11;
+
+namespace kr {
+
+KR_FIELDS(WinogradConv, KR_FIELD(x), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width), KR_FIELD(inputs),
+          KR_FIELD(weight), KR_FIELD(scale), KR_FIELD(bias), KR_FIELD(residual), KR_FIELD(activation), KR_FIELD(pool),
+          KR_FIELD(y), KR_FIELD(outputs))
+
+}  // namespace kr
 
 namespace {
 
@@ -51,38 +58,8 @@ PYBIND11_MODULE(_cpu, m) {
         },
         release());
 
-    // solver_step: tensors and what is wanted of them, in the order of the struct
-    m.def(
-        "solver_step",
-        [](Address x, Address cond, Address uncond, Address ids, Address limits, const std::vector<Address>& history,
-           const std::vector<float>& row, float guidance, uint64_t seed, uint32_t stream, int64_t batch,
-           int64_t channels, int64_t pixels, Address y, Address kept, Address input, int input_dtype, int copies,
-           Address image, int threads) {
-            std::vector<const float*> terms;
-            for (Address each : history) terms.push_back(at<const float>(each));
-            kr::solver_step({at<const float>(x),
-                             at<const float>(cond),
-                             at<const float>(uncond),
-                             at<const int64_t>(ids),
-                             at<const float>(limits),
-                             terms.data(),
-                             static_cast<int>(terms.size()),
-                             row.data(),
-                             guidance,
-                             seed,
-                             stream,
-                             batch,
-                             channels,
-                             pixels,
-                             at<float>(y),
-                             at<float>(kept),
-                             at<void>(input),
-                             static_cast<kr::Dtype>(input_dtype),
-                             copies,
-                             at<uint8_t>(image),
-                             threads});
-        },
-        release());
+    // solver_step
+    m.def("solver_step", &kr::solver_step, release());
 
     // pack_uint8
     m.def(
@@ -155,18 +132,7 @@ PYBIND11_MODULE(_cpu, m) {
         release());
 
     // group_norm_silu
-    m.def(
-        "group_norm_silu",
-        [](Address x, Address skip, int64_t batch, int64_t pixels, int64_t x_channels, int64_t skip_channels, int dtype,
-           Address weight, Address bias, int affine_dtype, Address shift, int shift_dtype, int64_t shift_stride,
-           int64_t groups, float eps, bool silu, Address y, int threads) {
-            kr::group_norm_silu({at<const void>(x), at<const void>(skip), batch, pixels, x_channels, skip_channels,
-                                 static_cast<kr::Dtype>(dtype), at<const void>(weight), at<const void>(bias),
-                                 static_cast<kr::Dtype>(affine_dtype), at<const void>(shift),
-                                 static_cast<kr::Dtype>(shift_dtype), shift_stride, groups, eps, silu, at<void>(y)},
-                                threads);
-        },
-        release());
+    m.def("group_norm_silu", &kr::group_norm_silu, release());
 
     // membership_signals
     m.def(
@@ -202,16 +168,7 @@ PYBIND11_MODULE(_cpu, m) {
 
     // winograd_conv2d
     m.attr("winograd_tiles") = kr::kWinogradTiles;
-    m.def(
-        "winograd_conv2d",
-        [](Address x, int64_t batch, int64_t height, int64_t width, int64_t inputs, Address weight, Address scale,
-           Address bias, Address residual, int activation, bool pool, Address y, int64_t outputs, int threads) {
-            kr::winograd_conv2d({at<const float>(x), batch, height, width, inputs, at<const float>(weight),
-                                 at<const float>(scale), at<const float>(bias), at<const float>(residual),
-                                 static_cast<kr::Activation>(activation), pool, at<float>(y), outputs},
-                                threads);
-        },
-        release());
+    m.def("winograd_conv2d", &kr::winograd_conv2d, release());
 
     m.def(
         "winograd_pack",

@@ -5,8 +5,8 @@
 
 #include <stdexcept>
 #include <string>
-#include <vector>
 
+#include "bindings_common.h"
 #include "cuda/distillation/distillation_loss.h"
 #include "cuda/nn/group_norm_silu.h"
 #include "cuda/membership/lira.h"
@@ -54,16 +54,8 @@ PYBIND11_MODULE(_cuda, m) {
     // group_norm_silu
     m.def(
         "group_norm_silu",
-        [](Address x, Address skip, int64_t batch, int64_t pixels, int64_t x_channels, int64_t skip_channels, int dtype,
-           Address weight, Address bias, int affine_dtype, Address shift, int shift_dtype, int64_t shift_stride,
-           int64_t groups, float eps, bool silu, Address y, Address queue) {
-            check(kr::cuda::group_norm_silu(
-                      {at<const void>(x), at<const void>(skip), batch, pixels, x_channels, skip_channels,
-                       static_cast<kr::Dtype>(dtype), at<const void>(weight), at<const void>(bias),
-                       static_cast<kr::Dtype>(affine_dtype), at<const void>(shift), static_cast<kr::Dtype>(shift_dtype),
-                       shift_stride, groups, eps, silu, at<void>(y)},
-                      at<void>(queue)),
-                  "group_norm_silu");
+        [](const kr::GroupNorm& call, Address queue) {
+            check(kr::cuda::group_norm_silu(call, at<void>(queue)), "group_norm_silu");
         },
         release());
 
@@ -158,42 +150,11 @@ PYBIND11_MODULE(_cuda, m) {
         },
         release());
 
-    // solver_step: tensors and what is wanted of them, in the order of the struct; then the table of a trajectory
+    // solver_step
     m.def(
         "solver_step",
-        [](Address x, Address cond, Address uncond, int output_dtype, bool output_channels_last, Address ids,
-           Address limits, const std::vector<Address>& history, const std::vector<float>& row, float guidance,
-           uint64_t seed, uint32_t stream, int64_t batch, int64_t channels, int64_t pixels, Address y, Address kept,
-           Address input, int input_dtype, int copies, Address image, Address step, int64_t steps, Address rows,
-           Address slots, Address samples, Address kept_ring, Address queue) {
-            std::vector<const float*> terms;
-            for (Address each : history) terms.push_back(at<const float>(each));
-            check(kr::cuda::solver_step({at<const float>(x),
-                                         at<const void>(cond),
-                                         at<const void>(uncond),
-                                         static_cast<kr::Dtype>(output_dtype),
-                                         output_channels_last,
-                                         at<const int64_t>(ids),
-                                         at<const float>(limits),
-                                         terms.data(),
-                                         static_cast<int>(terms.size()),
-                                         row.data(),
-                                         guidance,
-                                         seed,
-                                         stream,
-                                         batch,
-                                         channels,
-                                         pixels,
-                                         at<float>(y),
-                                         at<float>(kept),
-                                         at<void>(input),
-                                         static_cast<kr::Dtype>(input_dtype),
-                                         copies,
-                                         at<uint8_t>(image),
-                                         {at<const int64_t>(step), steps, at<const float>(rows),
-                                          at<const int32_t>(slots), at<float>(samples), at<float>(kept_ring)}},
-                                        at<void>(queue)),
-                  "solver_step");
+        [](const kr::SolverStep& call, Address queue) {
+            check(kr::cuda::solver_step(call, at<void>(queue)), "solver_step");
         },
         release());
 

@@ -35,7 +35,7 @@ _PUBLIC = {
     "qkv_attention": "kr_fast.ops.nn.qkv_attention",
     "solver_step": "kr_fast.ops.sampling.solver_step",
     "winograd_conv2d": "kr_fast.ops.nn.winograd_conv2d",
-    "winograd_pack": "kr_fast.ops.nn.winograd_conv2d",
+    "winograd_pack": "kr_fast.ops.nn.winograd_pack",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
 

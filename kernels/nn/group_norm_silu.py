@@ -121,20 +121,16 @@ def tile(pixels: int, size: int, groups: int, element_size: int) -> tuple[int, i
     return span, together, rows, whole, 8 if rows * span * together >= 4096 else 4
 
 
-def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu):
-    """See kr_fast.ops.nn.group_norm_silu; arguments are checked there."""
+def group_norm_silu(call, y: torch.Tensor) -> None:
+    """See kr_fast.ops.nn.group_norm_silu; arguments are checked there. ``y`` is channels_last and not empty."""
+    x, skip, shift = call.x, call.skip, call.shift
     batch, channels, height, width = x.shape
-    more = 0 if skip is None else skip.shape[1]
-    shape = (batch, channels + more, height, width)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    if y.numel() == 0:
-        return y
-    pixels, size = height * width, (channels + more) // groups
-    span, together, rows, whole, warps = tile(pixels, size, groups, x.element_size())
-    norm_kernel[(batch, triton.cdiv(groups, together))](
-        x, skip, shift, weight, bias, y, pixels, channels, more, 0 if shift is None else shift.stride(0), eps,
-        SIZE=size, SPAN=span, GROUPS=together, ALL=groups, P=rows, WHOLE=whole, HAS_SKIP=skip is not None,
-        HAS_SHIFT=shift is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, SILU=silu,
-        num_warps=warps, enable_fp_fusion=True,
-    )  # fmt: skip
-    return y
+    more, pixels, size = y.shape[1] - channels, height * width, y.shape[1] // call.groups
+    span, together, rows, whole, warps = tile(pixels, size, call.groups, x.element_size())
+    tensors = {"x": x, "skip": skip, "shift": shift, "weight": call.weight, "bias": call.bias}
+    sizes = (pixels, channels, more, 0 if shift is None else shift.stride(0))
+    constants = {f"HAS_{name.upper()}": value is not None for name, value in tensors.items() if name != "x"}
+    constants |= {"SIZE": size, "SPAN": span, "GROUPS": together, "ALL": call.groups, "P": rows, "WHOLE": whole}
+    norm_kernel[(batch, triton.cdiv(call.groups, together))](
+        *tensors.values(), y, *sizes, call.eps, **constants, SILU=call.silu, num_warps=warps, enable_fp_fusion=True
+    )

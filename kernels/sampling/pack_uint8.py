@@ -37,8 +37,7 @@ def pack_uint8(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     batch, channels, height, width = x.shape
     out = torch.empty(batch, height, width, channels, dtype=torch.uint8, device=x.device)
     if total := out.numel():
-        pack[(triton.cdiv(total, BLOCK),)](
-            x, out, total, height * width, CHANNELS=1 if channels_last else channels, BLOCK=BLOCK, num_warps=WARPS,
-            enable_fp_fusion=False,
-        )  # fmt: skip
+        constants = {"CHANNELS": 1 if channels_last else channels, "BLOCK": BLOCK}
+        grid = (triton.cdiv(total, BLOCK),)
+        pack[grid](x, out, total, height * width, **constants, num_warps=WARPS, enable_fp_fusion=False)
     return out

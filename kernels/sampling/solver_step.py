@@ -4,7 +4,6 @@ The operations are those of csrc/common/sampling/solver_row.h, each as it is wri
 The coefficients are run-time numbers and what a step does is not: one compilation serves every step of a solver's kind.
 """
 
-import torch
 import triton
 import triton.language as tl
 from kr_fast.kernels.rounding import store
@@ -76,32 +75,17 @@ def step(
             store(input, target, out * next_input, mask, input.dtype.element_ty == tl.bfloat16)
 
 
-def solver_step(
-    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
-) -> None:
-    """As the backends' function of this name; the network's outputs are of one layout, contiguous or channels_last."""
-    batch = len(sample)
+def solver_step(call, channels_last: bool) -> None:
+    """As the backends' function of this name; both of the network's outputs are contiguous or ``channels_last``."""
+    sample, row, history, missing = call.sample, call.row, call.history, 4 - len(call.history)
     if sample.numel() == 0:
         return
-    numel = sample.numel() // batch
-    channels = sample.shape[1] if sample.ndim == 4 else 1
-    row = [float(number) for number in row]
-    x0, keep, terms = row[5], row[8:11], row[11:]
+    batch, numel, channels = len(sample), sample[0].numel(), sample.shape[1] if sample.ndim == 4 else 1
     shape = tile(batch, numel)
     programs, blocks = grid(batch, numel, shape)
-    step[(programs,)](
-        sample, model_output, uncond_output, ids, limits, *history, *[None] * (4 - len(history)),
-        out.sample, out.kept, out.input, out.image, batch, numel, numel // channels, blocks,
-        *row[:11], *terms, *[0.0] * (4 - len(terms)), float(guidance), seed, stream,
-        CHANNELS=channels, LAST=not model_output.is_contiguous(),
-        CLEAN=x0 != 0 or (out.kept is not None and keep[2] != 0), NOISY=row[6] != 0, COPIES=copies,
-        **shape, num_warps=WARPS, **EXACT,
-    )  # fmt: skip
-
-
-def one_layout(model_output: torch.Tensor, uncond_output: torch.Tensor | None):
-    """Both outputs contiguous, or both channels_last."""
-    last = model_output.ndim == 4 and not model_output.is_contiguous()
-    layout = torch.channels_last if last else torch.contiguous_format
-    uncond = None if uncond_output is None else uncond_output.contiguous(memory_format=layout)
-    return model_output.contiguous(memory_format=layout), uncond
+    inputs = (sample, call.model_output, call.uncond_output, call.ids, call.limits, *history, *[None] * missing)
+    coefficients = (*map(float, row.numbers()), *[0.0] * missing, float(call.guidance))
+    constants = {"CLEAN": row.needs_clean(call.out.kept is not None), "NOISY": row.noise != 0, "COPIES": call.copies}
+    constants |= {"CHANNELS": channels, "LAST": channels_last, **shape, **EXACT}
+    sizes = (batch, numel, numel // channels, blocks)
+    step[(programs,)](*inputs, *call.out, *sizes, *coefficients, call.seed, call.stream, **constants, num_warps=WARPS)

@@ -1,17 +1,19 @@
 """Argument errors in one form: ``op: argument must RULE, got VALUE``."""
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from kr_fast.backends import codes
 from kr_fast.ops._library import refuse_tangents
 
-INTEGERS = (
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
-)  # fmt: skip
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+COMPILED = tuple(codes.DTYPES)  # the dtypes of which compiled kernels exist
+FLOATING = (*COMPILED, torch.float64)  # float64 runs on the reference backend
 
 
 def describe(value: Any) -> str:
@@ -38,8 +40,21 @@ def tensor(op: str, argument: str, value: Any, *, ndim: int | None = None, dtype
         fail(op, argument, f"have {ndim} dimensions", value)
 
 
+def operand(
+    op: str, argument: str, value: Any, shape: Sequence[int], *, like: Tensor, dtypes: tuple, contiguous: bool = True
+) -> None:
+    """``value`` is a tensor of ``shape`` and one of ``dtypes``, on the device of ``like``, contiguous if so asked."""
+    fits = isinstance(value, Tensor) and value.dtype in dtypes and value.shape == shape
+    if fits and value.device == like.device and (not contiguous or value.is_contiguous()):
+        return
+    tensor(op, argument, value, ndim=len(shape), dtypes=dtypes)
+    fail(op, argument, f"be {'contiguous ' if contiguous else ''}{list(shape)} on {like.device}", value)
+
+
 def integer(op: str, argument: str, value: Any, low: int, high: int) -> int:
     """``value``, an integer of Python or numpy, as an int in [low, high)."""
+    if type(value) is int and low <= value < high:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         fail(op, argument, "be an int", value, TypeError)
     if not low <= value < high:
@@ -79,10 +94,13 @@ def contiguous(op: str, argument: str, value: Tensor) -> None:
         fail(op, argument, "be contiguous", f"{describe(value)} with strides {value.stride()}")
 
 
-def channels_last(op: str, argument: str, value: Tensor) -> None:
-    """``value`` ``[N, C, H, W]`` has its channels innermost, without gaps."""
-    if not value.is_contiguous(memory_format=torch.channels_last):
-        fail(op, argument, "be channels_last", f"{describe(value)} with strides {value.stride()}")
+def channels_last(op: str, argument: str, value: Any, *, dtypes: tuple) -> None:
+    """``value`` is ``[N, C, H, W]`` of one of ``dtypes`` and has its channels innermost, without gaps."""
+    fits = isinstance(value, Tensor) and value.dtype in dtypes and value.ndim == 4
+    if fits and value.is_contiguous(memory_format=torch.channels_last):
+        return
+    tensor(op, argument, value, ndim=4, dtypes=dtypes)
+    fail(op, argument, "be channels_last", f"{describe(value)} with strides {value.stride()}")
 
 
 def no_grad(op: str, **inputs: Tensor | None) -> None:

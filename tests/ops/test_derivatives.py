@@ -30,7 +30,8 @@ from kr_fast.ops.membership.rmia import rmia
 from kr_fast.ops.membership.roc import roc
 from kr_fast.ops.nn.group_norm_silu import group_norm_silu
 from kr_fast.ops.nn.qkv_attention import qkv_attention
-from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d, winograd_pack
+from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
+from kr_fast.ops.nn.winograd_pack import winograd_pack
 from kr_fast.ops.sampling.solver_step import SolverOutput, SolverRow, solver_step
 from kr_fast.ops.sampling.solver_step_at import DeviceTable, solver_step_at
 
@@ -114,6 +115,7 @@ DETACHED = {
 }
 NOT_FLOATING = {"philox_normal", "pack_uint8", "encode_png", "bootstrap_auc"}  # bytes or counts, or made of integers
 IN_PLACE = {"solver_step_out", "solver_step_at", "model_sgd"}
+PACKED = {"winograd_pack"}  # made once of weights and detached; not in the dispatcher
 STATISTICS = {"lira", "attack_r", "rmia", "best_threshold", "roc"}  # not in the dispatcher
 OURS = "no derivative|no backward|not require|must be None where|not be a dual|must not be under torch"
 
@@ -134,7 +136,7 @@ class Module(nn.Module):
 
 def test_every_op_is_tried():
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("kr_fast::")}
-    tried = {name.split(",")[0] for name in CASES} | DETACHED.keys() | NOT_FLOATING | IN_PLACE
+    tried = {name.split(",")[0] for name in CASES} | DETACHED.keys() | NOT_FLOATING | IN_PLACE | PACKED
     halves = {"distillation_loss_forward", *(f"{name.split(',')[0]}_backward" for name in (*ONCE, "distillation_loss"))}
     assert names | set(registry.ops()) <= tried | halves
 
@@ -268,6 +270,10 @@ def test_what_is_without_autograd_by_its_documentation(name):
         exported(z).sum().backward()
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="must not be a dual tensor"):
         DETACHED[name](forward_ad.make_dual(z.detach(), z.detach()))
+
+
+def test_packed_weights_are_detached():
+    assert not winograd_pack(randn(4, 4, 3, 3).requires_grad_()).requires_grad
 
 
 def test_a_weight_that_learns_is_refused():

@@ -1,13 +1,6 @@
-// One element of a linear solver step; lane types and primitives as in philox.h. No include guard on purpose.
+// One element of a linear solver step, whose coefficients are those of solver_step.h; lane types and primitives as in
+// philox.h. No include guard on purpose.
 // Each line is one fused multiply-add, always in this order: the same bits on every device.
-
-struct SolverRow {
-    float x0_sample, x0_model, clip, sample, model, x0, noise, next_input;
-    float keep[3];  // of sample, model and clean image
-    float history[4];
-    float guidance;
-    int terms;  // history terms in use
-};
 
 KR_FN f32v guided(f32v cond, f32v uncond, float guidance) { return fma(splat(guidance), cond - uncond, uncond); }
 

@@ -8,28 +8,14 @@
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {
-namespace {
-
-template <class Row>
-Row fill(const SolverStep& call) {
-    const float* row = call.row;
-    Row out = {
-        row[0],       row[1],        row[2],    row[3], row[4], row[5], row[6], row[7], {row[8], row[9], row[10]},
-        {0, 0, 0, 0}, call.guidance, call.terms};
-    for (int k = 0; k < call.terms; ++k) out.history[k] = row[11 + k];
-    return out;
-}
-
-}  // namespace
-
-void solver_step(const SolverStep& call) {
+void solver_step(const SolverStep& call, int threads) {
     const int64_t numel = call.channels * call.pixels;
     // What interleaves channels needs the whole image; otherwise 64 KiB of each tensor an item, inside L2.
     const int64_t block = call.input || call.image ? (numel > 0 ? numel : 1) : 1 << 14;
     const int64_t blocks = (numel + block - 1) / block;
     const int64_t item_size = numel < block ? numel + 1 : block;
     auto run = [&](auto part) {
-        parallel_for(call.batch * blocks, (1 << 14) / item_size + 1, call.threads, [&](int64_t first, int64_t last) {
+        parallel_for(call.batch * blocks, (1 << 14) / item_size + 1, threads, [&](int64_t first, int64_t last) {
             std::vector<float> scratch(call.y ? 0 : numel);  // the next sample where only bytes of it are wanted
             for (int64_t item = first; item < last; ++item) {
                 const int64_t image = item / blocks, begin = item % blocks * block;
@@ -37,14 +23,10 @@ void solver_step(const SolverStep& call) {
             }
         });
     };
-#define KR_RUN(level)                                                                                     \
-    {                                                                                                     \
-        const auto row = fill<level::SolverRow>(call);                                                    \
-        run([&](int64_t image, int64_t begin, int64_t end, float* scratch) {                              \
-            level::solver_image(call, row, image, begin, end, call.y ? call.y + image * numel : scratch); \
-        });                                                                                               \
-        return;                                                                                           \
-    }
+#define KR_RUN(level)                                                                            \
+    return run([&](int64_t image, int64_t begin, int64_t end, float* scratch) {                  \
+        level::solver_image(call, image, begin, end, call.y ? call.y + image * numel : scratch); \
+    });
 #if KR_X86
     if (isa() == Isa::avx512) KR_RUN(avx512)
     if (isa() == Isa::avx2) KR_RUN(avx2)

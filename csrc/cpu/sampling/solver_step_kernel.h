@@ -69,12 +69,12 @@ static void solver_input(const float* y, int64_t channels, int64_t pixels, float
 }
 
 // Elements [begin, end) of one image; begin is a multiple of 4. One read of each input, one write of each output.
-static void solver_image(const SolverStep& call, const SolverRow& row, int64_t index, int64_t begin, int64_t end,
-                         float* y) {
+static void solver_image(const SolverStep& call, int64_t index, int64_t begin, int64_t end, float* y) {
+    const SolverRow& row = call.row;
     const int64_t numel = call.channels * call.pixels, offset = index * numel;
     SolverImage image = {call.x + offset,
-                         call.cond + offset,
-                         call.uncond ? call.uncond + offset : nullptr,
+                         static_cast<const float*>(call.cond) + offset,
+                         call.uncond ? static_cast<const float*>(call.uncond) + offset : nullptr,
                          {},
                          y,
                          call.kept ? call.kept + offset : nullptr,
@@ -84,7 +84,7 @@ static void solver_image(const SolverStep& call, const SolverRow& row, int64_t i
         image.limit = call.limits[index];
         image.inverse = 1.0f / image.limit;
     }
-    for (int k = 0; k < call.terms; ++k) image.history[k] = call.history[k] + offset;
+    for (int k = 0; k < row.terms; ++k) image.history[k] = call.history[k] + offset;
     const bool guide = image.uncond, keep = image.kept, clean = row.x0 != 0.0f || (keep && row.keep[2] != 0.0f);
     if (row.noise != 0.0f) {
         const SolverShape shape = {guide, clean, true, keep, -1};

@@ -11,40 +11,20 @@ namespace {
 #include "common/sampling/philox.h"
 #include "common/sampling/solver_row.h"
 
-constexpr int kTableRow = 16, kTableSlots = 8;
-
-// What the kernel is called with: the call, with host memory copied into it.
-struct Arguments {
-    SolverStep call;
-    SolverRow row;
-    const float* history[4];
-};
-
 // The step that the table's counter names: its row, and the ring slots as this call's addresses.
-__device__ void look_up(SolverStep& call, SolverRow& row, const float* (&history)[4]) {
+__device__ void look_up(SolverStep& call) {
     const SolverTable& table = call.table;
     const int64_t step = *table.step, numel = call.batch * call.channels * call.pixels;
-    const float* from = table.rows + step * kTableRow;
-    row = {from[0],
-           from[1],
-           from[2],
-           from[3],
-           from[4],
-           from[5],
-           from[6],
-           from[7],
-           {from[8], from[9], from[10]},
-           {from[11], from[12], from[13], from[14]},
-           row.guidance,
-           (int)from[15]};
-    const int32_t* slots = table.slots + step * kTableSlots;
+    const float* from = table.rows + step * kSolverTableRow;
+    call.row = solver_row(from, (int)from[kSolverTableRow - 1], call.row.guidance);
+    const int32_t* slots = table.slots + step * kSolverTableSlots;
     call.x = table.samples + slots[0] * numel;
     call.y = table.samples + slots[1] * numel;
     call.kept = slots[2] < 0 ? nullptr : table.kept + slots[2] * numel;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < kSolverHistory; ++k) {
         const int slot = slots[4 + k];
-        history[k] = slot < 0 ? table.samples + (-1 - slot) * numel : table.kept + slot * numel;
+        call.history[k] = slot < 0 ? table.samples + (-1 - slot) * numel : table.kept + slot * numel;
     }
     call.stream += (uint32_t)step;
 }
@@ -52,14 +32,12 @@ __device__ void look_up(SolverStep& call, SolverRow& row, const float* (&history
 // One thread per four elements of an image: one Philox counter, and 16-byte accesses where rows are aligned. Tensors
 // of interleaved channels are read and written element by element; neighbours in a warp share their cache lines.
 template <bool kAligned>
-__global__ void step(Arguments arguments) {
-    SolverStep& call = arguments.call;
-    SolverRow& row = arguments.row;
-    const float*(&history)[4] = arguments.history;
+__global__ void step(SolverStep call) {
     if (call.table.step) {
         if (*call.table.step < 0 || *call.table.step >= call.table.steps) return;
-        look_up(call, row, history);
+        look_up(call);
     }
+    const SolverRow& row = call.row;
     const int64_t numel = call.channels * call.pixels, groups = (numel + 3) / 4;
     const int64_t total = call.batch * groups, stride = (int64_t)gridDim.x * blockDim.x;
     const bool clean = row.x0 != 0.0f || (call.kept && row.keep[2] != 0.0f);
@@ -117,9 +95,9 @@ __global__ void step(Arguments arguments) {
         }
         if (call.kept) write(call.kept, kept);
 #pragma unroll
-        for (int term = 0; term < 4; ++term) {
+        for (int term = 0; term < kSolverHistory; ++term) {
             if (term < row.terms) {
-                read(history[term], other);
+                read(call.history[term], other);
 #pragma unroll
                 for (int k = 0; k < 4; ++k) out[k] = fma(row.history[term], other[k], out[k]);
             }
@@ -153,31 +131,19 @@ bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) 
 int solver_step(const SolverStep& call, void* cuda_stream) {
     const int64_t numel = call.channels * call.pixels, total = call.batch * ((numel + 3) / 4);
     if (total == 0) return cudaSuccess;
-    Arguments arguments = {call, {}, {nullptr, nullptr, nullptr, nullptr}};
-    arguments.row.guidance = call.guidance;
     bool vector = numel % 4 == 0;
     for (const void* address : {(const void*)call.x, call.cond, call.uncond, (const void*)call.y,
                                 (const void*)call.kept, (const void*)call.table.samples, (const void*)call.table.kept})
         vector = vector && aligned(address);
-    if (!call.table.step) {
-        const float* row = call.row;
-        arguments.row = {
-            row[0],       row[1],        row[2],    row[3], row[4], row[5], row[6], row[7], {row[8], row[9], row[10]},
-            {0, 0, 0, 0}, call.guidance, call.terms};
-        for (int k = 0; k < call.terms; ++k) {
-            arguments.row.history[k] = row[11 + k];
-            arguments.history[k] = call.history[k];
-            vector = vector && aligned(call.history[k]);
-        }
-    }
+    for (const float* address : call.history) vector = vector && aligned(address);
     const int threads = 256;
     const int64_t wanted = (total + threads - 1) / threads, most = 1 << 16;
     const unsigned blocks = (unsigned)(wanted < most ? wanted : most);
     auto queue = (cudaStream_t)cuda_stream;
     if (vector)
-        step<true><<<blocks, threads, 0, queue>>>(arguments);
+        step<true><<<blocks, threads, 0, queue>>>(call);
     else
-        step<false><<<blocks, threads, 0, queue>>>(arguments);
+        step<false><<<blocks, threads, 0, queue>>>(call);
     return cudaGetLastError();
 }
 

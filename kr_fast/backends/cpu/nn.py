@@ -1,28 +1,17 @@
 """Kernels of the family ``nn`` in ``kr_fast._cpu``."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kr_fast.backends import codes, native, registry
-from kr_fast.backends.calls import AttentionCall
+from kr_fast.backends import codes, native, registry, structs
+from kr_fast.backends.arguments import GroupNorm, WinogradConv
+from kr_fast.backends.calls import AttentionCall, Call
 from kr_fast.backends.native import address
 
 
 @registry.kernel("group_norm_silu", "cpu", refuses=native.cpu_tensors(*codes.DTYPES))
-def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
-    batch, channels, height, width = x.shape
-    more = 0 if skip is None else skip.shape[1]
-    shape = (batch, channels + more, height, width)
-    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    if y.numel():
-        affine = weight if bias is None else bias
-        native.cpu.group_norm_silu(
-            x.data_ptr(), address(skip), batch, height * width, channels, more, codes.DTYPES[x.dtype],
-            address(weight), address(bias), 0 if affine is None else codes.DTYPES[affine.dtype],
-            address(shift), 0 if shift is None else codes.DTYPES[shift.dtype], 0 if shift is None else shift.stride(0),
-            groups, eps, silu, y.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
-    return y
+def group_norm_silu(call: GroupNorm, y: Tensor) -> None:
+    native.cpu.group_norm_silu(structs.group_norm(call, y), torch.get_num_threads())
 
 
 def _refuses_attention(call: AttentionCall) -> str | None:
@@ -31,35 +20,60 @@ def _refuses_attention(call: AttentionCall) -> str | None:
     return native.cpu_tensors(*codes.DTYPES)(call)
 
 
-WINOGRAD_TILES = getattr(native.cpu, "winograd_tiles", 1)  # that the kernel takes together
-
-
-def winograd_pack(weight: Tensor, scale: Tensor | None, transform: Tensor, packed: Tensor) -> bool:
-    """Fill ``packed`` with the transformed filters ``scale * weight``; False where it is left to the reference."""
-    if not hasattr(native.cpu, "winograd_pack") or weight.device.type != "cpu":
-        return False
-    native.cpu.winograd_pack(
-        weight.data_ptr(), *weight.shape[:2], address(scale), transform.data_ptr(), packed.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return True
+@registry.kernel("winograd_pack", "cpu", refuses=native.cpu_tensors(torch.float32))
+def winograd_pack(weight: Tensor, scale: Tensor | None, transform: Tensor, packed: Tensor) -> None:
+    filters = weight.data_ptr(), *weight.shape[:2], address(scale)
+    native.cpu.winograd_pack(*filters, transform.data_ptr(), packed.data_ptr(), torch.get_num_threads())
 
 
 @registry.kernel("winograd_conv2d", "cpu", refuses=native.cpu_tensors(torch.float32))
-def winograd_conv2d(x, weight, scale, bias, residual, activation, pool, y) -> None:
-    batch, inputs, height, width = x.shape
-    native.cpu.winograd_conv2d(
-        x.data_ptr(), batch, height, width, inputs, weight.data_ptr(), address(scale), address(bias),
-        address(residual), codes.ACTIVATIONS.index(activation), pool, y.data_ptr(), y.shape[1], torch.get_num_threads(),
-    )  # fmt: skip
+def winograd_conv2d(call: WinogradConv, y: Tensor) -> None:
+    native.cpu.winograd_conv2d(structs.winograd_conv(call, y), torch.get_num_threads())
 
 
 @registry.kernel("qkv_attention", "cpu", refuses=_refuses_attention)
 def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
     batch, tokens, width = qkv.shape
     out = torch.empty(batch, tokens, width // 3, dtype=qkv.dtype)
-    native.cpu.qkv_attention(
-        qkv.data_ptr(), codes.DTYPES[qkv.dtype], batch, tokens, heads, width // 3 // heads, out.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
+    sizes = batch, tokens, heads, width // 3 // heads
+    native.cpu.qkv_attention(qkv.data_ptr(), codes.DTYPES[qkv.dtype], *sizes, out.data_ptr(), torch.get_num_threads())
     return out
+
+
+WINOGRAD_TILES = getattr(native.cpu, "winograd_tiles", 1)  # that the kernel takes together
+# With fewer inputs the transforms of pixels cost more than the products that they save.
+FEWEST_INPUTS = 12
+# Of the 16 pixels of a tile. Sums by the definition, 9 a pixel, cost as much as the 36 of a tile with all that is
+# around them where 7 pixels are real: 2x2 and 5x5 pixels took the same time, 3x3 and 6x6 (9 a tile) 1.1 to 1.9 times
+# as long by the library, 4x4, 7x7 and 8x8 twice (64 to 512 channels, AVX-512).
+FEWEST_PIXELS = 8
+
+
+def winograd_is_faster(
+    conv: nn.Conv2d, stride: tuple[int, ...], padding: tuple[int, ...] | str, size: tuple[int, int] = (4, 4)
+) -> bool:
+    """Whether float32 on this CPU is faster for ``conv`` than the library's kernels, on images of ``size``.
+
+    Plain C++ would lose to them, and so do images that leave most of their tiles empty.
+    """
+    form = (conv.kernel_size, stride, padding, conv.padding_mode, conv.dilation, conv.groups)
+    fits = form == ((3, 3), (1, 1), (1, 1), "zeros", (1, 1), 1) and conv.in_channels >= FEWEST_INPUTS
+    tiles = -(-size[0] // 4) * -(-size[1] // 4)
+    runs = native.isa() != "scalar" and registry.runs_preferred("winograd_conv2d", Call("cpu", torch.float32))
+    return runs and fits and size[0] * size[1] >= FEWEST_PIXELS * tiles
+
+
+def winograd_batch_size(count: int, images: int) -> int:
+    """Near ``count``, so that ``images`` images in batches of it, the last filled up, take the least time.
+
+    A number whose tiles fill the kernel's blocks whatever the image's size, for a last block of a few tiles reads all
+    weights as a full one does; unless the last batch would waste more than the 4 % that it saves. Half a block is
+    enough for images of an even number of tiles.
+    """
+    block = WINOGRAD_TILES
+    whole = block * round(count / block) or (block // 2 if 3 * count > block else count)
+
+    def filled(size: int) -> int:
+        return -(-images // size) * size
+
+    return whole if filled(whole) <= 1.04 * filled(count) else count

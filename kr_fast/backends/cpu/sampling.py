@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from kr_fast.backends import codes, native, registry
+from kr_fast.backends import native, registry, structs
+from kr_fast.backends.arguments import SolverStep
 from kr_fast.backends.calls import Call
-from kr_fast.backends.native import address
 
 
 @registry.kernel("philox_normal", "cpu", refuses=native.cpu_tensors(torch.float32))
@@ -16,20 +16,12 @@ def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
 
 
 @registry.kernel("solver_step", "cpu", refuses=native.cpu_tensors(torch.float32))
-def solver_step(
-    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
-) -> None:
-    batch = len(sample)
-    channels = sample.shape[1] if sample.ndim == 4 else 1
-    model_output = model_output.float().contiguous()
-    uncond_output = None if uncond_output is None else uncond_output.float().contiguous()
-    native.cpu.solver_step(
-        sample.data_ptr(), model_output.data_ptr(), address(uncond_output), address(ids), address(limits),
-        [h.data_ptr() for h in history], row, guidance, seed, stream,
-        batch, channels, sample.numel() // max(batch * channels, 1), address(out.sample), address(out.kept),
-        address(out.input), 0 if out.input is None else codes.DTYPES[out.input.dtype], copies, address(out.image),
-        torch.get_num_threads(),
-    )  # fmt: skip
+def solver_step(step: SolverStep) -> None:
+    cond, uncond = step.model_output, step.uncond_output
+    if not (cond.is_contiguous() and cond.dtype == torch.float32 and (uncond is None or uncond.is_contiguous())):
+        uncond = None if uncond is None else uncond.float().contiguous()
+        step = step._replace(model_output=cond.float().contiguous(), uncond_output=uncond)
+    native.cpu.solver_step(structs.solver_step(step, channels_last=False), torch.get_num_threads())
 
 
 @registry.kernel("pack_uint8", "cpu", refuses=native.cpu_tensors(torch.float32, torch.bfloat16, torch.float16))

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from kr_fast.backends import codes, native, registry
-from kr_fast.backends.native import address
+from kr_fast.backends import codes, native, registry, structs
+from kr_fast.backends.arguments import SolverStep, SolverTableStep, in_one_layout
 
 
 @registry.kernel("philox_normal", "cuda", refuses=native.cuda_tensors(torch.float32))
@@ -16,46 +16,17 @@ def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
 
 
 @registry.kernel("solver_step", "cuda", refuses=native.cuda_tensors(torch.float32))
-def solver_step(
-    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
-) -> None:
-    _solver_step(
-        sample, sample.data_ptr(), model_output, uncond_output, ids, limits, [h.data_ptr() for h in history], row,
-        guidance, seed, stream, copies, *out, (0,) * 6,
-    )  # fmt: skip
+def solver_step(step: SolverStep) -> None:
+    step, channels_last = in_one_layout(step)
+    with native.on(step.sample):
+        native.cuda.solver_step(structs.solver_step(step, channels_last), native.stream(step.sample))
 
 
 @registry.kernel("solver_step_at", "cuda", refuses=native.cuda_tensors(torch.float32))
-def solver_step_at(
-    step, rows, slots, samples, kept, model_output, uncond_output, ids, limits, guidance, seed, stream, copies,
-    input, image,
-) -> None:  # fmt: skip
-    table = (step.data_ptr(), len(rows), rows.data_ptr(), slots.data_ptr(), samples.data_ptr(), kept.data_ptr())
-    _solver_step(
-        samples[0], 0, model_output, uncond_output, ids, limits, [], [], guidance, seed, stream, copies,
-        None, None, input, image, table,
-    )  # fmt: skip
-
-
-def _solver_step(
-    like, x, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies,
-    y, kept, input, image, table,
-) -> None:  # fmt: skip
-    """``like`` has the sample's shape and device, ``x`` is its address."""
-    batch = len(like)
-    channels = like.shape[1] if like.ndim == 4 else 1
-    last = model_output.ndim == 4 and not model_output.is_contiguous()
-    layout = torch.channels_last if last else torch.contiguous_format
-    model_output = model_output.contiguous(memory_format=layout)
-    uncond_output = None if uncond_output is None else uncond_output.contiguous(memory_format=layout)
-    with native.on(like):
-        native.cuda.solver_step(
-            x, model_output.data_ptr(), address(uncond_output), codes.DTYPES[model_output.dtype], last,
-            address(ids), address(limits), history, row, guidance, seed, stream,
-            batch, channels, like.numel() // max(batch * channels, 1), address(y), address(kept),
-            address(input), 0 if input is None else codes.DTYPES[input.dtype], copies, address(image),
-            *table, native.stream(like),
-        )  # fmt: skip
+def solver_step_at(call: SolverTableStep) -> None:
+    call, channels_last = in_one_layout(call)
+    with native.on(call.samples):
+        native.cuda.solver_step(structs.solver_table_step(call, channels_last), native.stream(call.samples))
 
 
 @registry.kernel("pack_uint8", "cuda", refuses=native.cuda_tensors(*codes.DTYPES))

@@ -1,15 +1,14 @@
 """Kernels of the family ``nn`` in ``kr_fast.kernels``."""
 
-import torch
+from torch import Tensor
 
-from kr_fast.backends import native, registry
+from kr_fast.backends import codes, native, registry
+from kr_fast.backends.arguments import GroupNorm
 
 
-@registry.kernel(
-    "group_norm_silu", "triton", refuses=native.triton_tensors(torch.float32, torch.bfloat16, torch.float16)
-)
-def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu):
+@registry.kernel("group_norm_silu", "triton", refuses=native.triton_tensors(*codes.DTYPES))
+def group_norm_silu(call: GroupNorm, y: Tensor) -> None:
     from kr_fast.kernels.nn import group_norm_silu as kernels
 
-    with native.on(x):
-        return kernels.group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu)
+    with native.on(y):
+        kernels.group_norm_silu(call, y)

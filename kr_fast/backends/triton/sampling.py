@@ -3,6 +3,7 @@
 import torch
 
 from kr_fast.backends import native, registry
+from kr_fast.backends.arguments import SolverStep, in_one_layout
 
 
 @registry.kernel("philox_normal", "triton", refuses=native.triton_tensors(torch.float32))
@@ -23,11 +24,9 @@ def pack_uint8(x):
 
 
 @registry.kernel("solver_step", "triton", refuses=native.triton_tensors(torch.float32))
-def solver_step(
-    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
-) -> None:
+def solver_step(step: SolverStep) -> None:
     from kr_fast.kernels.sampling import solver_step as kernels
 
-    outputs = kernels.one_layout(model_output, uncond_output)
-    with native.on(sample):
-        kernels.solver_step(sample, *outputs, ids, limits, history, row, guidance, seed, stream, copies, out)
+    step, last = in_one_layout(step)
+    with native.on(step.sample):
+        kernels.solver_step(step, last)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from kr_fast.backends.cpu.nn import winograd_is_faster
 from kr_fast.ensemble.graph import kinds
 from kr_fast.ensemble.graph.kinds import Activation
 from kr_fast.ensemble.graph.trace import Traced, Unsupported, keeps_forward, shapes, trace
-from kr_fast.ops.nn.winograd_conv2d import gains
 
 
 @dataclasses.dataclass
@@ -262,7 +262,7 @@ class _Builder:
 
     def mark_winograd(self) -> None:
         for node, layer in list(self.layers.items()):
-            if layer.kind == "conv" and gains(
+            if layer.kind == "conv" and winograd_is_faster(
                 self.modules[layer.module], layer.stride, layer.padding, shape(node.args[0])[2:]
             ):
                 layer.winograd, layer.in_place = True, False

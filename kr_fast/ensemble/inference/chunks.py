@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from kr_fast.ops.nn.winograd_conv2d import batch_size
+from kr_fast.backends.cpu.nn import winograd_batch_size
 
 # Bytes of the widest layer's inputs and output in one chunk. On a CPU with 1 MiB of L2 a core ResNet-20 ran fastest
 # with 32 images (6 MiB), 4 to 15 % faster than with 16 or 64. A network of many weights and few pixels takes more, so
@@ -55,7 +55,7 @@ def _power(number: float) -> int:
 def chunk_size(most: int, images: int, pieces: int, tiled: bool) -> int:
     """Images of a chunk, at most about ``most``: chunks alike of which the last wastes little, and ``pieces`` of them
     if there are so many images. ``tiled``: there are convolutions by Winograd's algorithm."""
-    size = batch_size(most, images) if tiled else most
+    size = winograd_batch_size(most, images) if tiled else most
     count, pieces = -(-images // size), min(pieces, images // FEW)
     if count >= pieces and count * size <= 1.04 * images:
         return size

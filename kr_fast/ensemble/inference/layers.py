@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kr_fast.ensemble.graph.lowering import Activation, Layer
 from kr_fast.ensemble.graph.precision import HALF, rounded
-from kr_fast.ops.nn.winograd_conv2d import winograd_pack
+from kr_fast.ops.nn.winograd_pack import winograd_pack
 
 LAST = torch.channels_last
 # The bits of an image must not follow from how many images stand beside it. BLAS chooses its order of sums by the

@@ -18,7 +18,7 @@ from kr_fast.ensemble.graph.precision import HALF
 from kr_fast.ensemble.inference import layers as layer_binding
 from kr_fast.ensemble.inference.chunks import chunk_size, keep_freed_memory, most_images, most_on_a_gpu
 from kr_fast.ensemble.inference.runner import ArrayOptions, PerModelRunner
-from kr_fast.ops.nn.winograd_conv2d import packed_shape
+from kr_fast.ops.nn.reference import packed_shape
 from kr_fast.runtime import memory
 
 

@@ -4,27 +4,32 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import GroupNorm
 from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 
 _OP = "group_norm_silu"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _fake(x, skip, shift, weight, bias, groups, eps, silu):
-    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
-    shape = (x.shape[0], channels, *x.shape[2:])
+def _empty(call: GroupNorm) -> Tensor:
+    batch, channels, height, width = call.x.shape
+    channels += 0 if call.skip is None else call.skip.shape[1]
+    shape, x = (batch, channels, height, width), call.x
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @define(
     "group_norm_silu(Tensor x, Tensor? skip, Tensor? shift, Tensor? weight, Tensor? bias, int groups, float eps, "
     "bool silu) -> Tensor",
-    fake=_fake,
+    fake=lambda *arguments: _empty(GroupNorm(*arguments)),
 )
-def _impl(x, skip, shift, weight, bias, groups, eps, silu):
-    return registry.resolve(_OP, Call(x.device.type, x.dtype))(x, skip, shift, weight, bias, groups, eps, silu)
+def _impl(*arguments):
+    norm = GroupNorm(*arguments)
+    y = _empty(norm)
+    if y.numel():
+        registry.resolve(_OP, Call(y.device.type, y.dtype))(norm, y)
+    return y
 
 
 def group_norm_silu(
@@ -58,45 +63,32 @@ def group_norm_silu(
     Source: Wu and He, "Group Normalization", ECCV 2018, eq. 1-4, 7; Elfwing et al., "Sigmoid-Weighted Linear Units",
         2018, eq. 8; statistics by chunks: Chan, Golub and LeVeque, 1979, eq. 2.1.
     """
-    _check.tensor(_OP, "x", x, ndim=4, dtypes=_DTYPES)
-    _check.channels_last(_OP, "x", x)
+    _check.channels_last(_OP, "x", x, dtypes=_check.FLOATING)
     channels = x.shape[1]
     if skip is not None:
-        _check.tensor(_OP, "skip", skip, ndim=4, dtypes=(x.dtype,))
-        _check.channels_last(_OP, "skip", skip)
+        _check.channels_last(_OP, "skip", skip, dtypes=(x.dtype,))
         if skip.shape[0] != x.shape[0] or skip.shape[2:] != x.shape[2:] or skip.device != x.device:
             _check.fail(_OP, "skip", f"match x ({_check.describe(x)}) but for channels", skip)
         channels += skip.shape[1]
     groups = _check.integer(_OP, "groups", groups, 1, 2**31)
     if channels == 0 or channels % groups:
         _check.fail(_OP, "groups", f"divide the {channels} channels", groups)
-    kinds = (x.dtype, torch.float32)
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            _check.tensor(_OP, name, value, ndim=1, dtypes=kinds)
-            if len(value) != channels or value.device != x.device or not value.is_contiguous():
-                _check.fail(_OP, name, f"be contiguous [{channels}] on {x.device}", value)
+    dtypes = (x.dtype, torch.float32)
+    if weight is not None:
+        _check.operand(_OP, "weight", weight, (channels,), like=x, dtypes=dtypes)
+    if bias is not None:
+        _check.operand(_OP, "bias", bias, (channels,), like=x, dtypes=dtypes)
     if weight is not None and bias is not None and weight.dtype != bias.dtype:
         _check.fail(_OP, "bias", f"have weight's dtype {weight.dtype}", bias, TypeError)
     if shift is not None:
-        _check.tensor(_OP, "shift", shift, ndim=2, dtypes=kinds)
-        if shift.shape != (x.shape[0], channels) or shift.device != x.device:
-            _check.fail(_OP, "shift", f"be [{x.shape[0]}, {channels}] on {x.device}", shift)
+        _check.operand(_OP, "shift", shift, (x.shape[0], channels), like=x, dtypes=dtypes, contiguous=False)
         if shift.stride(1) != 1:
             shift = shift.contiguous()
     if not eps >= 0:
         _check.fail(_OP, "eps", "be at least 0", eps)
     if activation not in ("silu", None):
         _check.fail(_OP, "activation", "be 'silu' or None", activation)
-    _check.no_grad(_OP, x=x, skip=skip, weight=weight, bias=bias, shift=shift)
-    return call(
-        torch.ops.kr_fast.group_norm_silu.default,
-        x,
-        skip,
-        shift,
-        weight,
-        bias,
-        groups,
-        float(eps),
-        activation == "silu",
-    )
+    if torch.is_grad_enabled():
+        _check.no_grad(_OP, x=x, skip=skip, weight=weight, bias=bias, shift=shift)
+    arguments = (x, skip, shift, weight, bias, groups, float(eps), activation == "silu")
+    return call(torch.ops.kr_fast.group_norm_silu.default, *arguments)

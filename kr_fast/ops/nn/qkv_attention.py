@@ -9,7 +9,6 @@ from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 
 _OP = "qkv_attention"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _fake(qkv, heads):
@@ -37,11 +36,10 @@ def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
     Source: Vaswani et al., "Attention Is All You Need", 2017, eq. 1; the softmax by tiles: Milakov and Gimelshein,
         "Online normalizer calculation for softmax", 2018, algorithm 3.
     """
-    _check.tensor(_OP, "qkv", qkv, ndim=3, dtypes=_DTYPES)
+    _check.tensor(_OP, "qkv", qkv, ndim=3, dtypes=_check.FLOATING)
     heads = _check.integer(_OP, "heads", heads, 1, 2**31)
     if qkv.shape[2] == 0 or qkv.shape[2] % (3 * heads):
         _check.fail(_OP, "qkv", f"have 3 * {heads} heads * d channels", qkv)
-    if not qkv.is_contiguous():
-        _check.fail(_OP, "qkv", "be contiguous", f"{_check.describe(qkv)} with strides {qkv.stride()}")
+    _check.contiguous(_OP, "qkv", qkv)
     _check.no_grad(_OP, qkv=qkv)
     return call(torch.ops.kr_fast.qkv_attention.default, qkv, heads)

@@ -7,24 +7,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kr_fast.backends.arguments import GroupNorm, WinogradConv
 from kr_fast.backends.registry import kernel, never
 
 
 @kernel("group_norm_silu", "reference", refuses=never)
-def group_norm_silu(x, skip, shift, weight, bias, groups, eps, silu) -> Tensor:
+def group_norm_silu(call: GroupNorm, out: Tensor) -> None:
     """Group norm of ``[x, skip] + shift``, in float32 at least, and SiLU."""
-    u = (x if skip is None else torch.cat([x, skip], 1)).to(torch.promote_types(x.dtype, torch.float32))
-    if shift is not None:
-        u = u + shift[:, :, None, None]
-    grouped = u.reshape(len(u), groups, u.shape[1] // groups, *u.shape[2:])
+    x = call.x if call.skip is None else torch.cat([call.x, call.skip], 1)
+    u = x.to(torch.promote_types(x.dtype, torch.float32))
+    if call.shift is not None:
+        u = u + call.shift[:, :, None, None]
+    grouped = u.reshape(len(u), call.groups, u.shape[1] // call.groups, *u.shape[2:])
     variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
-    y = ((grouped - mean) * (variance + eps).rsqrt()).view(u.shape)
-    if weight is not None:
-        y = y * weight[:, None, None]
-    if bias is not None:
-        y = y + bias[:, None, None]
-    y = F.silu(y) if silu else y
-    return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    y = ((grouped - mean) * (variance + call.eps).rsqrt()).view(u.shape)
+    if call.weight is not None:
+        y = y * call.weight[:, None, None]
+    if call.bias is not None:
+        y = y + call.bias[:, None, None]
+    out.copy_(F.silu(y) if call.silu else y)
 
 
 @kernel("qkv_attention", "reference", refuses=never)
@@ -37,8 +38,6 @@ def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
 
 
 INPUTS = 16  # inputs of a packed weight are rounded up to a multiple of it
-
-
 # The points of the interpolation, but for infinity: with them the error is about a third of that of 0, +-1, +-2.
 POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 
@@ -80,17 +79,17 @@ def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int, int]:
     return 36, -(-outputs // block), -(-inputs // INPUTS) * INPUTS, block
 
 
-@torch.no_grad()
-def pack(weight: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
+@kernel("winograd_pack", "reference", refuses=never)
+def winograd_pack(weight: Tensor, scale: Tensor | None, transform: Tensor, packed: Tensor) -> None:
     """``U = G (scale g) G^T`` of ``[O, I, 3, 3]`` in float64, as ``[36, blocks of outputs, inputs, outputs of a
     block]``."""
     outputs, inputs = weight.shape[:2]
-    block, g = block_of(outputs), transforms()[1].to(weight.device)
+    block, g = block_of(outputs), transform.to(weight.device)
     weight = weight.double() if scale is None else weight.double() * scale[:, None, None, None]
     taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
-    moved = (torch.kron(g, g) @ taps).to(dtype).view(36, inputs, outputs)
+    moved = (torch.kron(g, g) @ taps).to(packed.dtype).view(36, inputs, outputs)
     padded = F.pad(moved, (0, -outputs % block, 0, -inputs % INPUTS))
-    return padded.unflatten(2, (-1, block)).transpose(1, 2).contiguous()
+    packed.copy_(padded.unflatten(2, (-1, block)).transpose(1, 2))
 
 
 # In the order of kr::Activation.
@@ -98,21 +97,22 @@ _ACTIVATIONS = {None: lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F
 
 
 @kernel("winograd_conv2d", "reference", refuses=never)
-def winograd_conv2d(x, weight, scale, bias, residual, activation, pool, y) -> None:
+def winograd_conv2d(call: WinogradConv, y: Tensor) -> None:
     """Tiles of 6x6 pixels, 4 apart: ``A^T [sum_inputs U . (B^T d B)] A``."""
+    x = call.x
     into, _, back = (each.to(x) for each in transforms())
     height, width = x.shape[2:]
     padded = F.pad(x, (1, 1 + -width % 4, 1, 1 + -height % 4))
     tiles = padded.unfold(2, 6, 4).unfold(3, 6, 4)  # [N, I, down, across, 6, 6]
     v = (into @ tiles @ into.T).flatten(4)
-    u = weight.transpose(1, 2).flatten(2)[:, : x.shape[1], : y.shape[1]]
+    u = call.weight.transpose(1, 2).flatten(2)[:, : x.shape[1], : call.outputs]
     m = torch.einsum("nctup,pco->notup", v, u).unflatten(4, (6, 6))
     found = (back @ m @ back.T).permute(0, 1, 2, 4, 3, 5).flatten(2, 3).flatten(3)[:, :, :height, :width]
-    found = F.max_pool2d(found, 2) if pool else found
-    if scale is not None:
-        found = found * scale[:, None, None]
-    if bias is not None:
-        found = found + bias[:, None, None]
-    if residual is not None:
-        found = found + residual
-    y.copy_(_ACTIVATIONS[activation](found))
+    found = F.max_pool2d(found, 2) if call.pool else found
+    if call.scale is not None:
+        found = found * call.scale[:, None, None]
+    if call.bias is not None:
+        found = found + call.bias[:, None, None]
+    if call.residual is not None:
+        found = found + call.residual
+    y.copy_(_ACTIVATIONS[call.activation](found))

@@ -7,6 +7,7 @@ import zlib
 import torch
 from torch import Tensor
 
+from kr_fast.backends.arguments import SolverStep, SolverTableStep
 from kr_fast.backends.registry import kernel, never
 
 _MASK = 0xFFFFFFFF
@@ -76,34 +77,32 @@ def encode_png(images: Tensor, size: int) -> Tensor:
 
 
 @kernel("solver_step", "reference", refuses=never)
-def solver_step(
-    sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, out
-) -> None:
+def solver_step(step: SolverStep) -> None:
     """One linear solver step, term by term, into the tensors of ``out``."""
-    x0_sample, x0_model, clip, c_sample, c_model, c_x0, c_noise, next_input = row[:8]
-    keep, c_history = row[8:11], row[11:]
-    e = model_output.to(sample.dtype)
-    if uncond_output is not None:
-        u = uncond_output.to(sample.dtype)
-        e = u + guidance * (e - u)
-    clean = x0_sample * sample + x0_model * e
-    if limits is None:
-        clean = clean.clamp(-clip, clip)
+    x, row, out = step.sample, step.row, step.out
+    e = step.model_output.to(x.dtype)
+    if step.uncond_output is not None:
+        u = step.uncond_output.to(x.dtype)
+        e = u + step.guidance * (e - u)
+    clean = row.x0_sample * x + row.x0_model * e
+    if step.limits is None:
+        clean = clean.clamp(-row.clip, row.clip)
     else:
-        limit = limits.view(-1, *[1] * (sample.ndim - 1))
+        limit = step.limits.view(-1, *[1] * (x.ndim - 1))
         clean = clean.clamp(-limit, limit) / limit
-    y = c_sample * sample + c_model * e
-    if c_x0 != 0:
-        y = y + c_x0 * clean
-    for coefficient, h in zip(c_history, history, strict=True):
+    y = row.sample * x + row.model * e
+    if row.x0 != 0:
+        y = y + row.x0 * clean
+    for coefficient, h in zip(row.history, step.history, strict=True):
         y = y + coefficient * h
-    if c_noise != 0:
-        noise = philox_normal(ids, sample[0].numel(), seed=seed, stream=stream)
-        y = y + c_noise * noise.view(sample.shape).to(sample.dtype)
+    if row.noise != 0:
+        noise = philox_normal(step.ids, x[0].numel(), seed=step.seed, stream=step.stream)
+        y = y + row.noise * noise.view(x.shape).to(x.dtype)
     if out.kept is not None:
-        out.kept.copy_(keep[0] * sample + keep[1] * e + (keep[2] * clean if keep[2] else 0))
+        keep = row.keep
+        out.kept.copy_(keep[0] * x + keep[1] * e + (keep[2] * clean if keep[2] else 0))
     if out.input is not None:
-        out.input.copy_((next_input * y).repeat(copies, 1, 1, 1))
+        out.input.copy_((row.next_input * y).repeat(step.copies, 1, 1, 1))
     if out.image is not None:
         out.image.copy_(pack_uint8(y))
     if out.sample is not None:  # last, for it may be the sample that all the others are made of
@@ -111,20 +110,18 @@ def solver_step(
 
 
 @kernel("solver_step_at", "reference", refuses=never)
-def solver_step_at(
-    step, rows, slots, samples, kept, model_output, uncond_output, ids, limits, guidance, seed, stream, copies,
-    input, image,
-) -> None:  # fmt: skip
+def solver_step_at(call: SolverTableStep) -> None:
     """The step that ``step`` names, by gathers and scatters, so that nothing is read back from the device."""
-    row, places = rows.index_select(0, step.view(1))[0], slots.index_select(0, step.view(1))[0].long()
+    step, samples, kept = call.step.view(1), call.samples, call.kept
+    row, places = call.rows.index_select(0, step)[0], call.slots.index_select(0, step)[0].long()
     x0_sample, x0_model, clip, c_sample, c_model, c_x0, c_noise, next_input = row[:8]
     x = samples.index_select(0, places[:1])[0]
-    e = model_output.float()
-    if uncond_output is not None:
-        e = uncond_output + guidance * (e - uncond_output.float())
-    limit = clip if limits is None else limits.view(-1, 1, 1, 1)
+    e = call.model_output.float()
+    if call.uncond_output is not None:
+        e = call.uncond_output + call.guidance * (e - call.uncond_output.float())
+    limit = clip if call.limits is None else call.limits.view(-1, 1, 1, 1)
     clean = torch.minimum(torch.maximum(x0_sample * x + x0_model * e, -limit), limit)
-    clean = clean if limits is None else clean / limit
+    clean = clean if call.limits is None else clean / limit
     y = c_sample * x + c_model * e + torch.where(c_x0 != 0, c_x0 * clean, 0.0)
     for k in range(4):
         place = places[4 + k : 5 + k]
@@ -132,15 +129,15 @@ def solver_step_at(
         if len(kept):
             h = torch.where(place >= 0, kept.index_select(0, place.clamp(min=0))[0], h)
         y = y + torch.where(row[15] > k, row[11 + k] * h, 0.0)
-    if ids is not None:
-        noise = philox_normal(ids, x[0].numel(), seed=seed, stream=stream + step).view(x.shape)
+    if call.ids is not None:
+        noise = philox_normal(call.ids, x[0].numel(), seed=call.seed, stream=call.stream + call.step).view(x.shape)
         y = y + c_noise * noise.to(x.dtype)
     if len(kept):
         into = places[2:3].clamp(min=0)
         value = row[8] * x + row[9] * e + torch.where(row[10] != 0, row[10] * clean, 0.0)
         kept.index_copy_(0, into, torch.where(places[2] >= 0, value, kept.index_select(0, into)[0])[None])
     samples.index_copy_(0, places[1:2], y[None])
-    if input is not None:
-        input.copy_((next_input * y).repeat(copies, 1, 1, 1))
-    if image is not None:
-        image.copy_(pack_uint8(y))
+    if call.input is not None:
+        call.input.copy_((next_input * y).repeat(call.copies, 1, 1, 1))
+    if call.image is not None:
+        call.image.copy_(pack_uint8(y))

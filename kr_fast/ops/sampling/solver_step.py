@@ -1,53 +1,29 @@
 """One step of any linear diffusion solver, in one pass: guidance, clamp, history, noise, the sum and what follows."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import SolverOutput, SolverRow, SolverStep
 from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import define, is_plain, mark_written
 
 MAX_HISTORY = 4
-EMITS = ("sample", "kept", "input", "image")
-HALF = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class SolverRow(NamedTuple):
-    """The coefficients of one step; see :func:`solver_step` for the formula."""
-
-    x0_sample: float = 0.0
-    x0_model: float = 0.0
-    clip: float = float("inf")
-    sample: float = 0.0
-    model: float = 0.0
-    x0: float = 0.0
-    noise: float = 0.0
-    next_input: float = 1.0
-    history: tuple[float, ...] = ()
-    quantile: float = 0.0
-    keep: tuple[float, float, float] | None = None
-
-
-class SolverOutput(NamedTuple):
-    """What :func:`solver_step` was asked to emit; the rest is None."""
-
-    sample: Tensor | None = None
-    kept: Tensor | None = None
-    input: Tensor | None = None
-    image: Tensor | None = None
+EMITS = SolverOutput._fields
 
 
 _ARGUMENTS = (
     "Tensor sample, Tensor model_output, Tensor? uncond_output, Tensor? ids, Tensor? limits, Tensor[] history, "
     "float[] row, float guidance, int seed, int stream, int copies"
 )
+_OUT = "Tensor(a!)? y, Tensor(b!)? kept, Tensor(c!)? input, Tensor(d!)? image"
 
 
-def _allocate(sample: Tensor, emit: list[str], dtype: torch.dtype, copies: int) -> list[Tensor]:
+def _allocate(sample: Tensor, emit: Sequence[str], dtype: torch.dtype, copies: int) -> list[Tensor]:
     batch, *rest = sample.shape
     found = []
     for name in emit:
@@ -61,29 +37,37 @@ def _allocate(sample: Tensor, emit: list[str], dtype: torch.dtype, copies: int) 
     return found
 
 
-def _fake(sample, model_output, uncond_output, ids, limits, history, row, guidance, seed, stream, copies, emit, dtype):
+def _named(emit: Sequence[str], tensors: Sequence[Tensor]) -> SolverOutput:
+    return SolverOutput(**dict(zip(emit, tensors, strict=True)))
+
+
+def _run(step: SolverStep) -> None:
+    _check.ids("solver_step", step.ids)
+    registry.resolve("solver_step", Call(step.sample.device.type, step.sample.dtype))(step)
+
+
+def _fake(sample, *arguments):
+    *_, copies, emit, dtype = arguments
     return _allocate(sample, emit, dtype, copies)
 
 
 @define(f"solver_step({_ARGUMENTS}, str[] emit, ScalarType dtype) -> Tensor[]", fake=_fake)
-def _new(sample, *arguments):
-    *most, copies, emit, dtype = arguments
-    _check.ids("solver_step", most[2])
-    found = _allocate(sample, emit, dtype, copies)
-    run = registry.resolve("solver_step", Call(sample.device.type, sample.dtype))
-    run(sample, *most, copies, SolverOutput(**dict(zip(emit, found, strict=True))))
+def _new(*arguments):
+    *most, emit, dtype = arguments
+    found = _allocate(most[0], emit, dtype, most[-1])
+    _run(_step(most, _named(emit, found)))
     return found
 
 
-_OUT = "Tensor(a!)? y, Tensor(b!)? kept, Tensor(c!)? input, Tensor(d!)? image"
-
-
 @define(f"solver_step_out({_ARGUMENTS}, {_OUT}) -> ()", fake=lambda *_: None)
-def _into(sample, *arguments):
-    *most, y, kept, network_input, image = arguments
-    _check.ids("solver_step", most[2])
-    run = registry.resolve("solver_step", Call(sample.device.type, sample.dtype))
-    run(sample, *most, SolverOutput(y, kept, network_input, image))
+def _into(*arguments):
+    _run(_step(arguments[:-4], SolverOutput(*arguments[-4:])))
+
+
+def _step(arguments: Sequence, out: SolverOutput) -> SolverStep:
+    """From the arguments of the schema."""
+    step = SolverStep(*arguments, out)
+    return step._replace(row=SolverRow.of_numbers(step.row))
 
 
 def solver_step(
@@ -135,22 +119,25 @@ def solver_step(
     _check.tensor(op, "sample", sample, dtypes=(torch.float32, torch.float64))
     if sample.ndim < 2 or not sample.is_contiguous():
         _check.fail(op, "sample", "be contiguous [B, ...]", sample)
-    outputs = [("model_output", model_output)]
+    outputs = {"model_output": model_output}
     if uncond_output is not None:
-        outputs.append(("uncond_output", uncond_output))
-    allowed = HALF if sample.dtype == torch.float32 else (sample.dtype,)
-    for name, value in outputs:
+        outputs["uncond_output"] = uncond_output
+    allowed = _check.COMPILED if sample.dtype == torch.float32 else (sample.dtype,)
+    for name, value in outputs.items():
         _check.tensor(op, name, value, dtypes=allowed)
-    for name, value in [*outputs, *((f"history[{k}]", h) for k, h in enumerate(history))]:
+    earlier = {f"history[{k}]": h for k, h in enumerate(history)}
+    for name, value in (outputs | earlier).items():
         if value.shape != sample.shape or value.device != sample.device:
             _check.fail(op, name, f"be like sample ({_check.describe(sample)})", value)
     if uncond_output is not None and uncond_output.dtype != model_output.dtype:
         _check.fail(op, "uncond_output", f"have model_output's dtype ({model_output.dtype})", uncond_output)
-    for k, h in enumerate(history):
-        _check.tensor(op, f"history[{k}]", h, dtypes=(sample.dtype,))
+    for name, value in earlier.items():
+        _check.tensor(op, name, value, dtypes=(sample.dtype,))
     if len(history) != len(row.history) or len(history) > MAX_HISTORY:
         _check.fail(op, "history", f"hold the row's {len(row.history)} (at most {MAX_HISTORY}) tensors", len(history))
-    if row.noise != 0:
+    if row.noise == 0:
+        ids = None
+    else:
         if ids is None:
             _check.fail(op, "ids", "be given for a step with noise", ids, TypeError)
         ids = _check.integers(op, "ids", ids)
@@ -163,23 +150,27 @@ def solver_step(
         emit = tuple(name for name, value in zip(EMITS, out, strict=True) if value is not None)
         input_dtype = input_dtype if out.input is None else out.input.dtype
     _check_emit(op, sample, row, emit, input_dtype)
-    flat = [*row[:8], *(row.keep or (0.0, 0.0, 0.0)), *row.history]
-    arguments = (
-        sample, model_output, uncond_output, ids if row.noise != 0 else None,
-        _limits(row, sample, model_output, uncond_output, guidance_scale), [h.contiguous() for h in history], flat,
-        float(guidance_scale), seed, stream, copies,
-    )  # fmt: skip
-    direct = _past_the_dispatcher(sample, *(o[1] for o in outputs), *history)
+    inputs = (sample, model_output, uncond_output, ids)
+    inputs += (_limits(row, sample, model_output, uncond_output, guidance_scale), [h.contiguous() for h in history])
+    options = (float(guidance_scale), seed, stream, copies)
+    direct, into = _past_the_dispatcher(sample, *outputs.values(), *history), out
     if out is not None:
         _check_out(op, sample, out, emit, input_dtype, copies)
         if torch.is_grad_enabled():
             _check.no_grad(op, **{f"out.{name}": getattr(out, name) for name in emit})
-        (_into if direct else torch.ops.kr_fast.solver_step_out)(*arguments, *out)
-        if direct:  # the dispatcher has done it elsewhere
-            mark_written(*out)
-        return out
-    found = (_new if direct else torch.ops.kr_fast.solver_step)(*arguments, list(emit), input_dtype)
-    return found[0] if tuple(emit) == ("sample",) else SolverOutput(**dict(zip(emit, found, strict=True)))
+    elif direct:
+        into = _named(emit, _allocate(sample, emit, input_dtype, copies))
+    else:
+        into = _named(emit, torch.ops.kr_fast.solver_step(*inputs, row.numbers(), *options, list(emit), input_dtype))
+    if direct:
+        _run(SolverStep(*inputs, row, *options, into))
+    elif out is not None:
+        torch.ops.kr_fast.solver_step_out(*inputs, row.numbers(), *options, *out)
+    if out is None:
+        return into.sample if tuple(emit) == ("sample",) else into
+    if direct:  # the dispatcher has done it elsewhere
+        mark_written(*out)
+    return out
 
 
 def _past_the_dispatcher(*tensors: Tensor) -> bool:
@@ -215,7 +206,7 @@ def _check_emit(op: str, sample: Tensor, row: SolverRow, emit: tuple[str, ...], 
         _check.fail(op, "row", "have keep where kept is emitted", row.keep)
     if ("input" in emit or "image" in emit) and (sample.ndim != 4 or sample.dtype != torch.float32):
         _check.fail(op, "sample", "be float32 [B, C, H, W] where input or image is emitted", sample)
-    if dtype not in HALF:
+    if dtype not in _check.COMPILED:
         _check.fail(op, "input_dtype", "be float32, bfloat16 or float16", dtype)
 
 

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import SolverRow, SolverTableStep
 from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import define
-from kr_fast.ops.sampling.solver_step import HALF, MAX_HISTORY, SolverRow, limits_of
-
-ROW, SLOTS = 16, 8  # numbers of a step in DeviceTable.rows and DeviceTable.slots
+from kr_fast.ops.sampling.solver_step import MAX_HISTORY, limits_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ class DeviceTable:
                 if not (0 <= j < i and known):
                     _check.fail(op, f"sources[{i}]", "name samples and kept tensors of earlier steps", keys)
                 last[j, kind] = i
-        clamped = {row.quantile for row in rows if row.x0 or (row.keep and row.keep[2])}
+        clamped = {row.quantile for row in rows if row.needs_clean(row.keep is not None)}
         if len(clamped) > 1:
             _check.fail(op, "rows", "threshold at one quantile, or none of them", sorted(clamped))
         samples, kept, places = _Ring(), _Ring(), []
@@ -72,24 +71,24 @@ class DeviceTable:
             else:
                 y = samples.take((i + 1, "sample"))
             into = kept.take((i, "kept")) if (i, "kept") in last else -1
-            places.append([x, y, into, 0, *history, *[0] * (4 - len(history))])
+            places.append([x, y, into, 0, *history, *[0] * (MAX_HISTORY - len(history))])
             x = y
-        numbers = [
-            [*row[:8], *(row.keep or (0.0,) * 3), *row.history, *[0.0] * (4 - len(row.history)), len(row.history)]
-            for row in rows
-        ]
+        padding = [[0.0] * (MAX_HISTORY - len(row.history)) for row in rows]
+        numbers = [[*row.numbers(), *zeros, len(row.history)] for row, zeros in zip(rows, padding, strict=True)]
         return cls(
-            torch.tensor(numbers, dtype=torch.float32, device=device),
-            torch.tensor(places, dtype=torch.int32, device=device),
-            samples.size, kept.size, x, any(row.noise != 0 for row in rows), max(clamped, default=0.0),
-        )  # fmt: skip
+            rows=torch.tensor(numbers, dtype=torch.float32, device=device),
+            slots=torch.tensor(places, dtype=torch.int32, device=device),
+            sample_slots=samples.size,
+            kept_slots=kept.size,
+            last=x,
+            noisy=any(row.noise != 0 for row in rows),
+            quantile=max(clamped, default=0.0),
+        )
 
     def rings(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(samples ``[S, *shape]``, kept ``[K, *shape]``), float32: the memory of a trajectory of this shape."""
-        device = self.rows.device
-        return torch.zeros(self.sample_slots, *shape, device=device), torch.zeros(
-            self.kept_slots, *shape, device=device
-        )
+        sizes, device = (self.sample_slots, self.kept_slots), self.rows.device
+        return tuple(torch.zeros(size, *shape, device=device) for size in sizes)
 
 
 class _Ring:
@@ -115,10 +114,10 @@ class _Ring:
     "Tensor(c!)? input, Tensor(d!)? image) -> ()",
     fake=lambda *_: None,
 )
-def _impl(step, rows, slots, samples, *arguments):
-    _check.ids("solver_step_at", arguments[3])
-    run = registry.resolve("solver_step_at", Call(samples.device.type, samples.dtype))
-    run(step, rows, slots, samples, *arguments)
+def _impl(*arguments):
+    step = SolverTableStep(*arguments)
+    _check.ids("solver_step_at", step.ids)
+    registry.resolve("solver_step_at", Call(step.samples.device.type, step.samples.dtype))(step)
 
 
 def solver_step_at(
@@ -162,39 +161,34 @@ def solver_step_at(
     for name, ring, size in (("samples", samples, table.sample_slots), ("kept", kept, table.kept_slots)):
         if len(ring) < size or ring.shape[1:] != shape or ring.device != device or not ring.is_contiguous():
             _check.fail(op, name, f"be contiguous {[size, *shape]} on {device}", ring)
-    outputs = [("model_output", model_output)] + (
-        [("uncond_output", uncond_output)] if uncond_output is not None else []
-    )
-    for name, value in outputs:
-        _check.tensor(op, name, value, dtypes=HALF)
+    outputs = {"model_output": model_output}
+    if uncond_output is not None:
+        outputs["uncond_output"] = uncond_output
+    for name, value in outputs.items():
+        _check.tensor(op, name, value, dtypes=_check.COMPILED)
         if value.shape != shape or value.device != device or value.dtype != model_output.dtype:
             _check.fail(op, name, f"be {list(shape)} on {device}, of one dtype", value)
     if table.noisy:
         if ids is None:
             _check.fail(op, "ids", "be given for a table with noise", ids, TypeError)
-        _check.tensor(op, "ids", ids, ndim=1, dtypes=(torch.int64,))
-        if len(ids) != shape[0] or ids.device != device or not ids.is_contiguous():
-            _check.fail(op, "ids", f"be contiguous [{shape[0]}] on {device}", ids)
+        _check.operand(op, "ids", ids, shape[:1], like=samples, dtypes=(torch.int64,))
     seed = _check.integer(op, "seed", seed, 0, 2**63)
     stream = _check.integer(op, "stream", stream, 0, 2**32 - len(table.rows))
     copies = _check.integer(op, "copies", copies, 1, 3)
     batch, channels, height, width = shape
     if input is not None:
-        _check.tensor(op, "input", input, ndim=4, dtypes=HALF)
-        wanted = (copies * batch, channels, height, width)
+        _check.tensor(op, "input", input, ndim=4, dtypes=_check.COMPILED)
+        expected = (copies * batch, channels, height, width)
         last = input.is_contiguous(memory_format=torch.channels_last)
-        if input.shape != wanted or input.device != device or not last:
-            _check.fail(op, "input", f"be {list(wanted)} channels_last on {device}", input)
+        if input.shape != expected or input.device != device or not last:
+            _check.fail(op, "input", f"be {list(expected)} channels_last on {device}", input)
     if image is not None:
-        _check.tensor(op, "image", image, ndim=4, dtypes=(torch.uint8,))
-        wanted = (batch, height, width, channels)
-        if image.shape != wanted or image.device != device or not image.is_contiguous():
-            _check.fail(op, "image", f"be contiguous {list(wanted)} on {device}", image)
-    torch.ops.kr_fast.solver_step_at(
-        step, table.rows, table.slots, samples, kept, model_output, uncond_output, ids if table.noisy else None,
-        _limits(table, step, samples, model_output, uncond_output, guidance_scale), float(guidance_scale), seed, stream,
-        copies, input, image,
-    )  # fmt: skip
+        _check.operand(op, "image", image, (batch, height, width, channels), like=samples, dtypes=(torch.uint8,))
+    ids = ids if table.noisy else None
+    limits = _limits(table, step, samples, model_output, uncond_output, guidance_scale)
+    inputs = (samples, kept, model_output, uncond_output, ids, limits)
+    options = (float(guidance_scale), seed, stream, copies)
+    torch.ops.kr_fast.solver_step_at(step, table.rows, table.slots, *inputs, *options, input, image)
 
 
 def _limits(table, step, samples, model_output, uncond_output, guidance) -> Tensor | None:

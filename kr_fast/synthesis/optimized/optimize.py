@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.ops.nn.winograd_conv2d import gains, winograd_pack
+from kr_fast.backends.cpu.nn import winograd_is_faster
+from kr_fast.ops.nn.winograd_pack import winograd_pack
 from kr_fast.runtime.errors import fail
 from kr_fast.synthesis.optimized import fast_blocks, fast_dit
 
@@ -172,7 +173,7 @@ def _patch_blocks(handle: Optimized, model: nn.Module, whole: bool) -> None:
         if kind is nn.Conv2d:
             handle._channels_last(module.weight)
             plain = module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
-            if plain and whole and gains(module, module.stride, module.padding):
+            if plain and whole and winograd_is_faster(module, module.stride, module.padding):
                 handle._set(module, "_kr_fast_winograd", winograd_pack(module.weight))
                 handle._forward(module, fast_blocks.conv3x3)
         elif kind is ResnetBlock2D and _resnet_refusal(module) is None:

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 import kr_fast
 from kr_fast.backends import registry
-from kr_fast.backends.cpu import nn
-from kr_fast.ops.nn.reference import packed_shape, transforms
-from kr_fast.ops.nn.winograd_conv2d import batch_size
+from kr_fast.backends.cpu.nn import WINOGRAD_TILES, winograd_batch_size
+from kr_fast.ops.nn.reference import transforms
 
 LAST = torch.channels_last
 # N, inputs, outputs, H, W by regime: one pixel; one whole tile; sides of 4 k + 1, 2, 3 and a last tile of each; inputs
@@ -223,42 +222,9 @@ def test_bad_arguments(message):
         kr_fast.winograd_conv2d(**arguments)
 
 
-# A block that is not full, of 16 and of 32; inputs of less than a group, of one and of a part of a second; no scale.
-@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (17, 5), (33, 40), (70, 17)])
-@pytest.mark.parametrize("scaled", [False, True])
-def test_packing_is_that_of_the_definition(isa, shape, scaled):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(*shape, 3, 3, generator=generator)
-    scale = torch.randn(shape[0], generator=generator, dtype=torch.float64) if scaled else None
-    exact = kr_fast.winograd_pack(weight.double(), scale, dtype=torch.float64)
-    for each in (weight, weight.transpose(2, 3).contiguous().transpose(2, 3), weight.bfloat16()):
-        packed = kr_fast.winograd_pack(each, scale)
-        want = exact if each.dtype == weight.dtype else kr_fast.winograd_pack(each.double(), scale, dtype=exact.dtype)
-        assert packed.shape == packed_shape(*shape)
-        torch.testing.assert_close(packed.double(), want, rtol=1e-6, atol=1e-7)
-    g = transforms()[1]
-    first = (g @ (weight[0, 0].double() * (1 if scale is None else scale[0])) @ g.T).flatten()
-    torch.testing.assert_close(exact[:, 0, 0, 0], first)
-
-
-def test_bad_scales_to_pack():
-    weight = torch.zeros(4, 4, 3, 3)
-    with pytest.raises(TypeError, match="winograd_pack: scale must be float64, got"):
-        kr_fast.winograd_pack(weight, torch.zeros(4))
-    with pytest.raises(ValueError, match="winograd_pack: scale must be \\[4\\] on cpu, got"):
-        kr_fast.winograd_pack(weight, torch.zeros(3, dtype=torch.float64))
-
-
-def test_bad_weights_to_pack():
-    with pytest.raises(ValueError, match="winograd_pack: weight must be floating point \\[O, I, 3, 3\\], got"):
-        kr_fast.winograd_pack(torch.zeros(4, 4, 5, 5))
-    with pytest.raises(TypeError, match="winograd_pack: dtype must be float32 or float64, got"):
-        kr_fast.winograd_pack(torch.zeros(4, 4, 3, 3), dtype=torch.float16)
-
-
 @pytest.mark.parametrize("count", [1, 3, 14, 15, 16, 32, 50, 64, 128])
 def test_batch_sizes_fill_blocks_of_tiles(count):
-    block, found = nn.WINOGRAD_TILES, batch_size(count, 100_000)
+    block, found = WINOGRAD_TILES, winograd_batch_size(count, 100_000)
     assert count / 2 <= found <= 1.5 * count
     if 2 * count > block:
         assert found % block == 0
@@ -271,5 +237,5 @@ def test_batch_sizes_fill_blocks_of_tiles(count):
 @pytest.mark.parametrize(("images", "found"), [(512, 64), (504, 84), (2048, 84), (1, 64), (84, 84), (65, 84)])
 def test_batch_sizes_do_not_waste_a_last_batch(images, found):
     """64 images a batch or 84, of which 512 fill 8 or 6.1."""
-    assert nn.WINOGRAD_TILES == 42
-    assert batch_size(64, images) == found
+    assert WINOGRAD_TILES == 42
+    assert winograd_batch_size(64, images) == found

@@ -127,6 +127,7 @@ def networks(dtype: torch.dtype) -> Iterator[Call]:
     pack = {"weight": filters.to(dtype), "scale": normal(40, seed=2, dtype=torch.float64)}
     kinds = [{"dtype": torch.float32}, {"dtype": torch.float64}, {"scale": None}]
     yield Call("winograd_conv2d", "pack", "winograd_pack", [pack | each for each in kinds])
+    yield Call("winograd_pack", "plain", "winograd_pack", [pack])
 
 
 def winograd(x: Tensor, filters: Tensor, outputs: int, **options: Any) -> Tensor:

@@ -1,0 +1,36 @@
+// The structs of csrc/common by the names of their fields, for both modules.
+#pragma once
+#include "bindings_struct.h"
+#include "common/nn/group_norm_silu.h"
+#include "common/sampling/solver_step.h"
+
+namespace kr {
+
+// The numbers of a row in the order of solver_row; the guidance scale is a field of its own.
+inline void assign(SolverRow& to, PyObject* from) {
+    const Py_ssize_t count = PyList_Size(from), terms = count - kSolverNumbers;
+    if (terms < 0 || terms > kSolverHistory) throw py::type_error("SolverStep: row must hold 11 to 15 numbers");
+    float numbers[kSolverNumbers + kSolverHistory];
+    for (Py_ssize_t i = 0; i < count; ++i) assign(numbers[i], PyList_GET_ITEM(from, i));
+    to = solver_row(numbers, (int)terms, to.guidance);
+}
+
+KR_FIELDS(SolverTable, KR_FIELD(step), KR_FIELD(steps), KR_FIELD(rows), KR_FIELD(slots), KR_FIELD(samples),
+          KR_FIELD(kept))
+
+inline void assign(SolverTable& to, PyObject* from) {
+    if (from != Py_None) to = from_dict<SolverTable>(from);
+}
+
+KR_FIELDS(SolverStep, KR_FIELD(x), KR_FIELD(cond), KR_FIELD(uncond), KR_FIELD(output_dtype),
+          KR_FIELD(output_channels_last), KR_FIELD(ids), KR_FIELD(limits), KR_FIELD(history), KR_FIELD(row),
+          KR_FIELD_AS(guidance, row.guidance), KR_FIELD(seed), KR_FIELD(stream), KR_FIELD(batch), KR_FIELD(channels),
+          KR_FIELD(pixels), KR_FIELD(y), KR_FIELD(kept), KR_FIELD(input), KR_FIELD(input_dtype), KR_FIELD(copies),
+          KR_FIELD(image), KR_FIELD(table))
+
+KR_FIELDS(GroupNorm, KR_FIELD(x), KR_FIELD(skip), KR_FIELD(batch), KR_FIELD(pixels), KR_FIELD(x_channels),
+          KR_FIELD(skip_channels), KR_FIELD(dtype), KR_FIELD(weight), KR_FIELD(bias), KR_FIELD(affine_dtype),
+          KR_FIELD(shift), KR_FIELD(shift_dtype), KR_FIELD(shift_stride), KR_FIELD(groups), KR_FIELD(eps),
+          KR_FIELD(silu), KR_FIELD(y))
+
+}  // namespace kr

@@ -1,0 +1,122 @@
+"""The checked arguments of ops that have many, as one object that goes whole from the op to a backend's kernel.
+
+The fields are in the order of the op's schema in ``torch.library``.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class SolverRow(NamedTuple):
+    """The coefficients of one step; see :func:`kr_fast.solver_step` for the formula."""
+
+    x0_sample: float = 0.0
+    x0_model: float = 0.0
+    clip: float = float("inf")
+    sample: float = 0.0
+    model: float = 0.0
+    x0: float = 0.0
+    noise: float = 0.0
+    next_input: float = 1.0
+    history: tuple[float, ...] = ()
+    quantile: float = 0.0
+    keep: tuple[float, float, float] | None = None
+
+    def numbers(self) -> list[float]:
+        """What kernels read, in the order of ``kr::solver_row``: 8 coefficients, ``keep``, ``history``."""
+        return [*self[:8], *(self.keep or (0.0, 0.0, 0.0)), *self.history]
+
+    @classmethod
+    def of_numbers(cls, numbers: list[float]) -> "SolverRow":
+        """The row of :meth:`numbers`, but for ``quantile``, of which limits have been made."""
+        return cls(*numbers[:8], history=tuple(numbers[11:]), keep=tuple(numbers[8:11]))
+
+    def needs_clean(self, kept: bool) -> bool:
+        """Whether a step reads the clamped clean image, for itself or for what it keeps."""
+        return self.x0 != 0 or (kept and self.keep is not None and self.keep[2] != 0)
+
+
+class SolverOutput(NamedTuple):
+    """What :func:`kr_fast.solver_step` was asked to emit; the rest is None."""
+
+    sample: Tensor | None = None
+    kept: Tensor | None = None
+    input: Tensor | None = None
+    image: Tensor | None = None
+
+
+class SolverStep(NamedTuple):
+    """Of solver_step; ``out`` holds the tensors to write into."""
+
+    sample: Tensor
+    model_output: Tensor
+    uncond_output: Tensor | None
+    ids: Tensor | None
+    limits: Tensor | None
+    history: list[Tensor]
+    row: SolverRow
+    guidance: float
+    seed: int
+    stream: int
+    copies: int
+    out: SolverOutput
+
+
+class SolverTableStep(NamedTuple):
+    """Of solver_step_at: row ``step`` of ``rows``, from and to the rings' slots that ``slots`` names."""
+
+    step: Tensor
+    rows: Tensor
+    slots: Tensor
+    samples: Tensor
+    kept: Tensor
+    model_output: Tensor
+    uncond_output: Tensor | None
+    ids: Tensor | None
+    limits: Tensor | None
+    guidance: float
+    seed: int
+    stream: int
+    copies: int
+    input: Tensor | None
+    image: Tensor | None
+
+
+Step = TypeVar("Step", SolverStep, SolverTableStep)
+
+
+def in_one_layout(step: Step) -> tuple[Step, bool]:
+    """The step with both of the network's outputs contiguous or, which comes second, channels_last."""
+    cond, uncond = step.model_output, step.uncond_output
+    last = cond.ndim == 4 and not cond.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    uncond = None if uncond is None else uncond.contiguous(memory_format=layout)
+    return step._replace(model_output=cond.contiguous(memory_format=layout), uncond_output=uncond), last
+
+
+class GroupNorm(NamedTuple):
+    """Of group_norm_silu."""
+
+    x: Tensor
+    skip: Tensor | None
+    shift: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    groups: int
+    eps: float
+    silu: bool
+
+
+class WinogradConv(NamedTuple):
+    """Of winograd_conv2d."""
+
+    x: Tensor
+    weight: Tensor
+    outputs: int
+    scale: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    activation: str | None
+    pool: bool

@@ -1,0 +1,96 @@
+"""Calls as the structs of ``csrc`` that a compiled module takes: addresses, sizes and codes by the fields' names."""
+
+from typing import Any
+
+from torch import Tensor
+
+from kr_fast.backends.arguments import GroupNorm, SolverOutput, SolverRow, SolverStep, SolverTableStep, WinogradConv
+from kr_fast.backends.codes import ACTIVATIONS, DTYPES
+from kr_fast.backends.native import address
+
+Struct = dict[str, Any]
+
+
+def solver_step(step: SolverStep, channels_last: bool) -> Struct:
+    """``kr::SolverStep``; the network's outputs are contiguous or ``channels_last``."""
+    sample, cond, out = step.sample, step.model_output, step.out
+    shape = sample.shape
+    batch, channels = shape[0], shape[1] if len(shape) == 4 else 1
+    return {
+        "x": sample.data_ptr(),
+        "cond": cond.data_ptr(),
+        "uncond": address(step.uncond_output),
+        "output_dtype": DTYPES[cond.dtype],
+        "output_channels_last": channels_last,
+        "ids": address(step.ids),
+        "limits": address(step.limits),
+        "history": [h.data_ptr() for h in step.history],
+        "row": step.row.numbers(),
+        "guidance": step.guidance,
+        "seed": step.seed,
+        "stream": step.stream,
+        "batch": batch,
+        "channels": channels,
+        "pixels": sample.numel() // max(batch * channels, 1),
+        "y": address(out.sample),
+        "kept": address(out.kept),
+        "input": address(out.input),
+        "input_dtype": 0 if out.input is None else DTYPES[out.input.dtype],
+        "copies": step.copies,
+        "image": address(out.image),
+        "table": None,
+    }
+
+
+def solver_table_step(call: SolverTableStep, channels_last: bool) -> Struct:
+    """``kr::SolverStep`` whose row and tensors are those of a table."""
+    inputs = (call.samples[0], call.model_output, call.uncond_output, call.ids, call.limits, [])
+    options = (call.guidance, call.seed, call.stream, call.copies, SolverOutput(input=call.input, image=call.image))
+    table = {name: address(getattr(call, name)) for name in ("step", "rows", "slots", "samples", "kept")}
+    table["steps"] = len(call.rows)
+    return solver_step(SolverStep(*inputs, SolverRow(), *options), channels_last) | {"table": table}
+
+
+def group_norm(call: GroupNorm, y: Tensor) -> Struct:
+    """``kr::GroupNorm`` that writes into ``y``."""
+    x, shift, affine = call.x, call.shift, call.weight if call.bias is None else call.bias
+    batch, channels, height, width = x.shape
+    return {
+        "x": x.data_ptr(),
+        "skip": address(call.skip),
+        "batch": batch,
+        "pixels": height * width,
+        "x_channels": channels,
+        "skip_channels": y.shape[1] - channels,
+        "dtype": DTYPES[x.dtype],
+        "weight": address(call.weight),
+        "bias": address(call.bias),
+        "affine_dtype": 0 if affine is None else DTYPES[affine.dtype],
+        "shift": address(shift),
+        "shift_dtype": 0 if shift is None else DTYPES[shift.dtype],
+        "shift_stride": 0 if shift is None else shift.stride(0),
+        "groups": call.groups,
+        "eps": call.eps,
+        "silu": call.silu,
+        "y": y.data_ptr(),
+    }
+
+
+def winograd_conv(call: WinogradConv, y: Tensor) -> Struct:
+    """``kr::WinogradConv`` that writes into ``y``."""
+    batch, inputs, height, width = call.x.shape
+    return {
+        "x": call.x.data_ptr(),
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "inputs": inputs,
+        "weight": call.weight.data_ptr(),
+        "scale": address(call.scale),
+        "bias": address(call.bias),
+        "residual": address(call.residual),
+        "activation": ACTIVATIONS.index(call.activation),
+        "pool": call.pool,
+        "y": y.data_ptr(),
+        "outputs": call.outputs,
+    }

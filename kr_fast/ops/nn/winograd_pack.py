@@ -1,0 +1,41 @@
+"""The weights of winograd_conv2d, transformed once."""
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
+from kr_fast.ops import _check
+from kr_fast.ops.nn import reference
+
+
+@torch.no_grad()
+def winograd_pack(weight: Tensor, scale: Tensor | None = None, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight of :func:`kr_fast.winograd_conv2d`: ``U = G (scale g) G^T`` of each output and input, in float64.
+
+    Args:
+        weight: ``[O, I, 3, 3]`` of any floating dtype.
+        scale: float64 ``[O]``, of a BatchNorm behind the convolution; None for 1.
+        dtype: of the result, float32 or float64.
+    Returns: ``[36, ceil(O / block), ceil(I / 16) * 16, block]``, block 16 for up to 16 outputs and 32 beyond; zeros
+        where there is no output or input. Detached: there is no derivative.
+    Raises: TypeError or ValueError naming the argument.
+    Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, eq. 8-12.
+    """
+    op = "winograd_pack"
+    _check.tensor(op, "weight", weight, ndim=4)
+    if not weight.is_floating_point() or weight.shape[2:] != (3, 3) or 0 in weight.shape:
+        _check.fail(op, "weight", "be floating point [O, I, 3, 3]", weight)
+    if dtype not in (torch.float32, torch.float64):
+        _check.fail(op, "dtype", "be float32 or float64", dtype, TypeError)
+    if scale is not None:
+        _check.operand(op, "scale", scale, weight.shape[:1], like=weight, dtypes=(torch.float64,), contiguous=False)
+        scale = scale.contiguous()
+    packed = torch.empty(reference.packed_shape(*weight.shape[:2]), dtype=dtype, device=weight.device)
+    transform = reference.transforms()[1]
+    if torch.float64 in (weight.dtype, dtype):  # of which the definition is the only kernel
+        reference.winograd_pack(weight, scale, transform, packed)
+    else:
+        run = registry.resolve(op, Call(weight.device.type, dtype))
+        run(weight.float().contiguous(), scale, transform, packed)
+    return packed
