@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kr_fast.ensemble.graph.lowering import Activation, Layer
 from kr_fast.ensemble.graph.precision import HALF, rounded
+from kr_fast.ops.nn import winograd_conv2d
 from kr_fast.ops.nn.winograd_pack import winograd_pack
 
 LAST = torch.channels_last
@@ -278,7 +279,7 @@ def _winograd(layer: Layer, model: nn.Module) -> Callable[..., Tensor]:
     scale, bias = (None if each is None else each.detach().float() for each in (scale, bias))
     name = _WINOGRAD.get(layer.activation)
     after = _after(None if layer.activation in _WINOGRAD else layer.activation)
-    run, pool = torch.ops.kr_fast.winograd_conv2d.default, layer.pool
+    run, pool = winograd_conv2d.unchecked, layer.pool
     if not layer.add:
         return lambda x: after(run(_dense(x), weight, outputs, scale, bias, None, name, pool))
     return lambda x, other: after(run(_dense(x), weight, outputs, scale, bias, _dense(other), name, pool))

@@ -37,6 +37,9 @@ def _impl(*arguments):
     return y
 
 
+unchecked = torch.ops.kr_fast.winograd_conv2d.default  # for callers whose arguments are right by construction
+
+
 def winograd_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -89,4 +92,4 @@ def winograd_conv2d(
         _check.fail(_OP, "activation", "be None, 'relu', 'gelu' or 'silu'", activation)
     if torch.is_grad_enabled():
         _check.no_grad(_OP, x=x, weight=weight, scale=scale, bias=bias, residual=residual)
-    return call(torch.ops.kr_fast.winograd_conv2d.default, x, weight, outputs, scale, bias, residual, activation, pool)
+    return call(unchecked, x, weight, outputs, scale, bias, residual, activation, pool)
