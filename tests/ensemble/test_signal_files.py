@@ -11,6 +11,7 @@ import torch
 
 from kr_fast.ensemble import ModelArray
 from kr_fast.ensemble.inference import runner
+from kr_fast.ensemble.inference.program import Program
 from kr_fast.models import classifier
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
@@ -106,15 +107,15 @@ def test_disk_without_room_is_told_before_the_work(tmp_path, monkeypatch):
 def test_finished_rows_are_not_computed_again(tmp_path, monkeypatch):
     images, labels = data()
     want, calls = array().signals(images, labels, **OPTIONS), []
-    signals = ModelArray._signals
+    signals = Program.signals
 
-    def dies(self, program, images, labels, queries, names, rows, out, done):
+    def dies(self, request, rows, out, done):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(rows)
-        return signals(self, program, images, labels, queries, names, rows, out, done)
+        return signals(self, request, rows, out, done)
 
-    monkeypatch.setattr(ModelArray, "_signals", dies)
+    monkeypatch.setattr(Program, "signals", dies)
     with pytest.raises(KeyboardInterrupt):
         array().signals(images, labels, path=tmp_path, **OPTIONS)
     first, calls[:] = list(calls), []
