@@ -56,6 +56,7 @@ step tests_loss 150 "${tests[@]}" "${parallel[@]}" tests/ops -k "distillation an
 bench distillation_loss 120 bench/distillation/bench_distillation_loss.py
 bench residual_block 60 bench/batched/bench_model_residual_block.py
 bench conv2d 60 bench/batched/bench_model_conv2d.py
+bench training 60 bench/batched/bench_model_{conv2d_backward,batch_norm,sgd}.py
 step tests_other 120 "${tests[@]}" "${parallel[@]}" tests -k "not distillation and not more_than"
 for network in resnet20 wrn-28-2 airbench resnet18; do
     bench "model_array_$network" 60 bench/ensemble/bench_model_array_gpu.py -k "$network"

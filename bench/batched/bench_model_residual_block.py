@@ -1,7 +1,8 @@
-"""Residual blocks of 16 models on a GPU: one kernel against kernels for each layer, and against the library's.
+"""Residual blocks of many models on a GPU: one kernel against kernels for each layer, and against the library's.
 
 - ``layers``: `model_conv2d` for each layer, with the fastest of its tile shapes.
 - ``loop``: the library's convolutions, model by model; sum and ReLU in place, each a pass of its own.
+- ``compile``: that loop through torch.compile.
 
 Blocks of ResNet-20 (ReLU behind the sum) and of WRN-28-2 (BatchNorm and ReLU first), float16.
 """
@@ -9,29 +10,29 @@ Blocks of ResNet-20 (ReLU behind the sum) and of WRN-28-2 (BatchNorm and ReLU fi
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_model_conv2d import fastest, measure
+from many_models import DEVICE, GPU, IMAGES, MODELS, error_of, exact, fastest, measure, normal
 
 from kr_fast.backends import registry
 from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.ops.batched.model_conv2d import configs, model_conv2d
 from kr_fast.ops.batched.model_residual_block import model_residual_block
 
-MODELS = 16
-# images of a model, pixels on a side, channels, whether BatchNorm and ReLU come first
+# pixels on a side, channels, whether BatchNorm and ReLU come first
 BLOCKS = {
-    "resnet20 stage 1": (64, 32, 16, False), "resnet20 stage 2": (64, 16, 32, False),
-    "resnet20 stage 3": (64, 8, 64, False), "28 px, 16 channels": (64, 28, 16, False),
-    "wrn-28-2 stage 1": (64, 32, 32, True), "wrn-28-2 stage 2": (64, 16, 64, True),
-}  # fmt: skip
+    "resnet20 stage 1": (32, 16, False),
+    "resnet20 stage 2": (16, 32, False),
+    "resnet20 stage 3": (8, 64, False),
+    "28 px, 16 channels": (28, 16, False),
+    "wrn-28-2 stage 1": (32, 32, True),
+    "wrn-28-2 stage 2": (16, 64, True),
+}
 
 
-def draw(images, size, channels, before, models=MODELS, device="cuda"):
+def draw(side, channels, before):
     """x, two weights, two biases, and scale and shift of the BatchNorm or None."""
-    made = {"generator": torch.Generator(device).manual_seed(0), "device": device}
-    x = torch.randn(models, images, size, size, channels, **made).half()
-    weights = [(torch.randn(models, channels, 3, 3, channels, **made) / (9 * channels) ** 0.5).half() for _ in range(2)]
-    biases = [torch.randn(models, channels, **made) for _ in range(4)]
-    return x, *weights, *biases[:2], *(biases[2:] if before else (None, None))
+    weights = [normal(MODELS, channels, 3, 3, channels, scale=(9 * channels) ** -0.5, seed=seed) for seed in (1, 2)]
+    biases = [normal(MODELS, channels, dtype=torch.float32, seed=seed) for seed in range(3, 7)]
+    return normal(MODELS, IMAGES, side, side, channels), *weights, *biases[:2], *(biases[2:] if before else (None,) * 2)
 
 
 def block(x, weight1, weight2, bias1, bias2, scale, shift):
@@ -71,33 +72,26 @@ def loop(x, weight1, weight2, bias1, bias2, scale, shift):
     return lambda: [one(m) for m in range(len(x))]
 
 
-PROVIDERS = {"kr_fast": block, "layers": layers, "loop": loop}
+def compiled(*inputs):
+    torch._dynamo.reset()
+    return torch.compile(loop(*inputs))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+PROVIDERS = {"kr_fast": block, "layers": layers, "loop": loop, "compile": compiled}
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("provider", PROVIDERS)
 @torch.inference_mode()
 def test_block(benchmark, name, provider):
-    images, size, channels, _ = BLOCKS[name]
-    if why := registry.refusal(
-        "model_residual_block", "cuda", ResidualBlockCall("cuda", torch.half, channels, size, size)
-    ):
+    side, channels, _ = BLOCKS[name]
+    call = ResidualBlockCall(DEVICE.type, torch.half, channels, side, side)
+    if GPU and (why := registry.refusal("model_residual_block", "cuda", call)):
         pytest.skip(why)
-    benchmark.group = f"{name}: {MODELS} x {images} images {size}x{size}, {channels} channels"
+    benchmark.group = f"model_residual_block, {name}: {MODELS} x {IMAGES} images {side}x{side}, {channels} channels"
     inputs = draw(*BLOCKS[name])
-    run = PROVIDERS[provider](*inputs)
-    with registry.forced("reference"):
-        want = block(*inputs)()
-    with registry.forced("cuda" if provider == "kr_fast" else None):
-        found = run()
-    errors = [float((got - right).abs().max()) for got, right in zip(found, want, strict=True)]
-    assert max(errors) < 0.05
-
-    seconds = measure(benchmark, run)
-    flop = 2 * 2 * want.numel() * 9 * channels
-    moved = 2 * (inputs[0].numel() + want.numel() + 2 * inputs[1].numel())  # the least there is
-    benchmark.extra_info.update(
-        error=max(errors), tflop_per_s=round(flop / seconds / 1e12, 1), gb_per_s=round(moved / seconds / 1e9)
-    )
+    run, expected = PROVIDERS[provider](*inputs), exact(block(*inputs))
+    error = error_of(run(), expected)
+    assert error < 0.01
+    moved = 2 * (inputs[0].numel() + expected.numel() + 2 * inputs[1].numel())  # the least there is
+    measure(benchmark, run, moved=moved, flop=2 * 2 * expected.numel() * 9 * channels, error=error)

@@ -6,11 +6,12 @@ audit tools do. The bfloat16 rows compare with the same loop in bfloat16. Each r
 found first.
 """
 
+import functools
 import time
 
 import pytest
 import torch
-from torch import nn
+from small_networks import Airbench, models_of
 from torch.func import functional_call, stack_module_state, vmap
 
 import kr_fast
@@ -23,39 +24,10 @@ BATCHES = {"strong_loop": (128, 512, 2048), "eager_nchw": (64, 256, 1024), "vmap
 MULTIPLICATIONS = {"resnet20": 40.6e6, "airbench": 118.1e6}  # of an image
 
 
-def resnet20():
-    return classifier("resnet20", num_classes=10, in_channels=3), 2048
-
-
-def airbench():
-    """Three stages of two 3x3 convolutions behind a 2x2 one, max pooling, BatchNorm and GELU: 118 MMAC an image."""
-
-    def stage(inputs, outputs):
-        return [
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(outputs), nn.GELU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.GELU(),
-        ]  # fmt: skip
-
-    stem = [nn.Conv2d(3, 24, 2), nn.GELU()]
-    trunk = [*stage(24, 64), *stage(64, 256), *stage(256, 256)]
-    return nn.Sequential(*stem, *trunk, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10, bias=False))
-
-
-NETWORKS = {"resnet20": resnet20, "airbench": lambda: (airbench(), 512)}
-
-
-def models_of(make, count):
-    found = []
-    for seed in range(count):
-        torch.manual_seed(seed)
-        model, images = make()
-        with torch.no_grad():
-            for part in model.modules():
-                if isinstance(part, nn.BatchNorm2d):
-                    part.running_mean.normal_(0, 0.1)
-                    part.running_var.uniform_(0.5, 1.5)
-        found.append(model.eval())
-    return found, images
+NETWORKS = {  # and how many images
+    "resnet20": (functools.partial(classifier, "resnet20", num_classes=10, in_channels=3), 2048),
+    "airbench": (functools.partial(Airbench, (64, 256, 256), 10), 512),
+}
 
 
 def to_phi(logits, labels):
@@ -154,7 +126,8 @@ def test_signals(benchmark, threads, network, dtype, provider):
 
 def case(network, count=8):
     """Models, images, labels, and phi of the first 64 images in float64."""
-    models, images = models_of(NETWORKS[network], count)
+    make, images = NETWORKS[network]
+    models = models_of(make, count, mild=True)
     data = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(images) % 10
     exact = to_phi([model.double()(to_float(data[:64]).double()) for model in models], labels[:64])

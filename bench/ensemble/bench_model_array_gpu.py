@@ -9,9 +9,11 @@ Everyone answers for the same uint8 images, which lie on the GPU, and keeps logi
 - ``kr_fast``: half precision; steps and kernels measured at the first call, which is not timed.
 """
 
+import functools
+
 import pytest
 import torch
-from bench_model_array import airbench
+from small_networks import Airbench, BasicBlock, WideResNet, models_of, stages
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -19,80 +21,35 @@ import kr_fast
 from kr_fast.data import to_float
 from kr_fast.ensemble.inference.tiled_runner import TiledRunner
 from kr_fast.models import classifier
+from kr_fast.runtime.cuda_graph import capture
 
 LAST = torch.channels_last
 MODELS, IMAGES = 64, 8192
 BATCH = {"strong_loop": 4096, "eager_nchw": 256, "vmap": 64}
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; BatchNorm before (WRN) or behind (ResNet) each."""
-
-    def __init__(self, inputs, outputs, stride, before):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(inputs if before else outputs), nn.BatchNorm2d(outputs)
-        self.before, self.short = before, None
-        if inputs != outputs or stride > 1:
-            self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x):
-        if self.before:
-            x_in = torch.relu(self.bn1(x))
-            y = self.conv2(torch.relu(self.bn2(self.conv1(x_in))))
-            return y + (x if self.short is None else self.short(x_in))
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(y + (x if self.short is None else self.short(x)))
-
-
-def residual(stem, widths, depth, before):
-    blocks, inputs = [], stem
-    for stage, width in enumerate(widths):
-        for index in range(depth):
-            blocks.append(Block(inputs, width, 2 if stage and not index else 1, before))
-            inputs = width
-    first = [nn.Conv2d(3, stem, 3, 1, 1, bias=False)] + ([] if before else [nn.BatchNorm2d(stem), nn.ReLU()])
-    last = [nn.BatchNorm2d(inputs), nn.ReLU()] if before else []
-    return nn.Sequential(*first, *blocks, *last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+def resnet18():
+    """For images of 32 px."""
+    stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    trunk = stages(BasicBlock, 64, (64, 128, 256, 512), 2)
+    return nn.Sequential(*stem, trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
 NETWORKS = {
-    "resnet20": lambda: classifier("resnet20", num_classes=10, in_channels=3),
-    "wrn-28-2": lambda: residual(16, (32, 64, 128), 4, True),
-    "airbench": airbench,
-    "resnet18": lambda: residual(64, (64, 128, 256, 512), 2, False),
+    "resnet20": functools.partial(classifier, "resnet20", num_classes=10, in_channels=3),
+    "wrn-28-2": functools.partial(WideResNet, (32, 64, 128), 4, 10),
+    "airbench": functools.partial(Airbench, (64, 256, 256), 10),
+    "resnet18": resnet18,
 }
 
 
-def models_of(make, count, device):
-    found = []
-    for seed in range(count):
-        torch.manual_seed(seed)
-        model = make()
-        with torch.no_grad():
-            for part in model.modules():
-                if isinstance(part, nn.BatchNorm2d):
-                    part.running_mean.normal_(0, 0.1)
-                    part.running_var.uniform_(0.5, 1.5)
-        found.append(model.eval().to(device))
-    return found
-
-
 def in_graph(run):
-    """``run`` as a CUDA graph; as it is on a CPU."""
+    """``run`` as a CUDA graph and what it writes to; as it is on a CPU."""
     if not torch.cuda.is_available():
         return run, None
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
-    return graph.replay, out
+    outputs = []
+    graph = capture(lambda: outputs.append(run()))
+    return graph.replay, outputs[-1]
 
 
 def strong_loop(models, images):
@@ -151,7 +108,7 @@ PROVIDERS = {"kr_fast": ours, "strong_loop": strong_loop, "vmap": vmapped, "eage
 def test_logits(benchmark, network, provider):
     benchmark.group = f"{network} M={MODELS} N={IMAGES}"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    models = models_of(NETWORKS[network], MODELS, "cuda")
+    models = [model.cuda() for model in models_of(NETWORKS[network], MODELS, mild=True)]
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, 32, 32, 3), dtype=torch.uint8, generator=generator).cuda()
     exact = torch.stack([model.double()(to_float(images[:32]).double()).cpu() for model in models])

@@ -196,10 +196,8 @@ def forward(x, weight, bias, residual, relu, eps):
     options = {"C": channels, "BC": tile["BC"]}
     moments[grid](x, means, squares, rows, span, P=tile["P"], num_warps=warps, **options)
     merge_moments[few](means, squares, mean, var, rows, span, num_warps=1, **options)
-    normalize[grid](
-        x, weight, bias, residual, mean, var, y, rows, span, eps, RELU=relu, ROUND=_rounds(x), P=tile["P"],
-        num_warps=warps, **options,
-    )  # fmt: skip
+    options |= {"RELU": relu, "ROUND": _rounds(x), "P": tile["P"], "num_warps": warps}
+    normalize[grid](x, weight, bias, residual, mean, var, y, rows, span, eps, **options)
     return y, mean, var
 
 
@@ -218,11 +216,9 @@ def backward(grad, x, y, weight, mean, var, relu, residual, eps):
     wide = {"P": tile["P"], "ROUND": _rounds(x), "num_warps": warps, **options}
     sums[grid](grad, x, y, mean, plain, centred, passed, rows, span, RELU=relu, **wide)
     merge_sums[few](plain, centred, var, grad_weight, grad_bias, parts, eps, num_warps=1, **options)
-    behind = relu and passed is None
-    input_gradient[grid](
-        grad if passed is None else passed, x, y if behind else None, weight, mean, var, grad_weight, grad_bias, out,
-        rows, span, eps, RELU=behind, **wide,
-    )  # fmt: skip
+    behind, g = relu and passed is None, grad if passed is None else passed
+    tensors = (g, x, y if behind else None, weight, mean, var, grad_weight, grad_bias, out)
+    input_gradient[grid](*tensors, rows, span, eps, RELU=behind, **wide)
     return out, grad_weight, grad_bias, x.new_empty(0) if passed is None else passed
 
 

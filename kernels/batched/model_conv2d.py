@@ -244,35 +244,33 @@ def depthwise_tile(outputs: int) -> dict:
     return {"BM": max(16, 2048 // across), "BN": across, "num_warps": 4}
 
 
-def model_conv2d(x, weight, bias, residual, view, stride, padding, dilation, groups, activation, config):
-    """See ops/batched/model_conv2d.py, where arguments are checked; ``groups`` is 1 or the input's channels."""
+def model_conv2d(x, weight, bias, residual, view, options):
+    """See ops/batched/model_conv2d.py, where arguments are checked; ``options`` as in ops/batched/options.py, with
+    ``groups`` 1 or the input's channels."""
     models, outputs, kh, kw, _ = weight.shape
     _, images, in_height, in_width, channels = x.shape
-    height, width = (in_height, in_width) if view is None else (len(view.rows), len(view.columns))
-    out_height = (height + 2 * padding[0] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
-    out_width = (width + 2 * padding[1] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
-    y = torch.empty((models, images, out_height, out_width, outputs), dtype=weight.dtype, device=x.device)
+    size = (in_height, in_width) if view is None else (len(view.rows), len(view.columns))
+    out = options.output_size(size, (kh, kw))
+    y = torch.empty((models, images, *out, outputs), dtype=weight.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    name, scalars, algorithm = activation or ("", (), "")
-    low, high = (*scalars, 0.0, 0.0)[:2]
+    name, scalars, algorithm = options.activation or ("", (), "")
+    bounds = [float(each) for each in (*scalars, 0.0, 0.0)[:2]]
     shared = len(x) == 1 and models > 1
-    depthwise_layer = groups != 1
-    if depthwise_layer:
-        shape, across, repeats = depthwise_tile(outputs), outputs, models
-        more = {}
+    (sh, sw), (ph, pw), (dh, dw) = options[:3]
+    constants = {"C": channels, "OUT": outputs, "KH": kh, "KW": kw, "SH": sh, "SW": sw, "PH": ph, "PW": pw}
+    constants |= {"DH": dh, "DW": dw, "SHARED": shared, "INTERPRET": INTERPRETED}
+    constants["ACT"] = "gelu_tanh" if algorithm == "tanh" else name
+    if options.groups != 1:
+        kernel, tile, across, repeats = depthwise, depthwise_tile(outputs), outputs, models
     else:
         table = tiles(channels, (outputs, kh, kw), weight.element_size(), shared, models)
-        shape = table[min(config, len(table) - 1)]
+        kernel, tile = dense, table[min(options.config, len(table) - 1)]
         across, repeats = (outputs * models, 1) if shared else (outputs, models)
         precision = "ieee" if weight.dtype == torch.float32 else "tf32"
-        more = {"models": models if shared else 1, "PRECISION": precision}
-    tiled = triton.cdiv(images * out_height * out_width, shape["BM"])
-    grid = (repeats * tiled * triton.cdiv(across, shape["BN"]),)
-    (depthwise if depthwise_layer else dense)[grid](
-        x, weight, bias, residual, *(view or (None,) * 4), y, images, height, width, in_height, in_width,
-        out_height, out_width, tiled, float(low), float(high), C=channels, OUT=outputs, KH=kh, KW=kw,
-        SH=stride[0], SW=stride[1], PH=padding[0], PW=padding[1], DH=dilation[0], DW=dilation[1], SHARED=shared,
-        ACT="gelu_tanh" if algorithm == "tanh" else name, INTERPRET=INTERPRETED, **shape, **more,
-    )  # fmt: skip
+        constants |= {"models": models if shared else 1, "PRECISION": precision}
+    rows = triton.cdiv(images * out[0] * out[1], tile["BM"])
+    grid = (repeats * rows * triton.cdiv(across, tile["BN"]),)
+    tensors, sizes = (x, weight, bias, residual, *(view or (None,) * 4), y), (images, *size, in_height, in_width, *out)
+    kernel[grid](*tensors, *sizes, rows, *bounds, **constants, **tile)
     return y

@@ -162,35 +162,39 @@ def weight_tile(columns: int, outputs: int, itemsize: int) -> dict:
 
 def classes(size: int, kernel: int, stride: int, padding: int, dilation: int) -> list[tuple[int, ...]]:
     """Of one axis, for each class of its pixels: (class, pixels, first place, step, first output, step, places)."""
-    found = []
+    table = []
     for a in range(min(stride, size)):
         places = [u for u in range(kernel) if (a + padding - u * dilation) % stride == 0]
         step = places[1] - places[0] if len(places) > 1 else 1
         first = places[0] if places else 0
         origin = (a + padding - first * dilation) // stride if places else 0
-        found.append((a, -(-(size - a) // stride), first, step, origin, step * dilation // stride, len(places)))
-    return found
+        table.append((a, -(-(size - a) // stride), first, step, origin, step * dilation // stride, len(places)))
+    return table
 
 
-def _precision(x) -> dict:
-    return {"PRECISION": "ieee" if x.dtype == torch.float32 else "tf32", "INTERPRET": INTERPRETED}
+def _constants(x, channels: int, outputs: int, kernel, options) -> dict:
+    (kh, kw), (sh, sw) = kernel, options.stride
+    constants = {"C": channels, "OUT": outputs, "KH": kh, "KW": kw, "SH": sh, "SW": sw, "INTERPRET": INTERPRETED}
+    return constants | {"PRECISION": "ieee" if x.dtype == torch.float32 else "tf32"}
 
 
-def grad_input(grad, weight, size, stride, padding, dilation):
+def grad_input(grad, weight, size, options):
     """``[M, N, *size, C]``."""
     models, outputs, kh, kw, channels = weight.shape
-    images, out_height, out_width = grad.shape[1:4]
+    images, *out_size = grad.shape[1:4]
     out = torch.empty((models, images, *size, channels), dtype=grad.dtype, device=grad.device)
-    shape = input_tile(channels, outputs, grad.element_size())
-    rounds = INTERPRETED and grad.dtype == torch.bfloat16
-    for a, high, u0, us, i0, i_step, nu in classes(size[0], kh, stride[0], padding[0], dilation[0]):
-        for b, wide, v0, vs, j0, j_step, nv in classes(size[1], kw, stride[1], padding[1], dilation[1]):
-            tiles = triton.cdiv(images * high * wide, shape["BM"])
-            input_gradient[(models * tiles * triton.cdiv(channels, shape["BN"]),)](
-                grad, weight, out, images, *size, out_height, out_width, high, wide, tiles, C=channels, OUT=outputs,
-                KH=kh, KW=kw, SH=stride[0], SW=stride[1], A=a, B=b, U0=u0, US=us, I0=i0, IS=i_step, NU=nu,
-                V0=v0, VS=vs, J0=j0, JS=j_step, NV=nv, ROUND=rounds, **_precision(grad), **shape,
-            )  # fmt: skip
+    tile = input_tile(channels, outputs, grad.element_size())
+    constants = tile | _constants(grad, channels, outputs, (kh, kw), options)
+    constants["ROUND"] = INTERPRETED and grad.dtype == torch.bfloat16
+    axes = zip(size, (kh, kw), options.stride, options.padding, options.dilation, strict=True)
+    vertical, horizontal = (classes(*axis) for axis in axes)
+    for a, high, u0, us, i0, i_step, nu in vertical:
+        constants |= {"A": a, "U0": u0, "US": us, "I0": i0, "IS": i_step, "NU": nu}
+        for b, wide, v0, vs, j0, j_step, nv in horizontal:
+            constants |= {"B": b, "V0": v0, "VS": vs, "J0": j0, "JS": j_step, "NV": nv}
+            rows = triton.cdiv(images * high * wide, tile["BM"])
+            grid = (models * rows * triton.cdiv(channels, tile["BN"]),)
+            input_gradient[grid](grad, weight, out, images, *size, *out_size, high, wide, rows, **constants)
     return out
 
 
@@ -201,37 +205,34 @@ def split(rows: int) -> tuple[int, int]:
     return span, triton.cdiv(rows, span)
 
 
-def grad_weight(grad, x, kernel, stride, padding, dilation, bias):
+def grad_weight(grad, x, kernel, options, bias):
     """float32 ``[M, O, kh, kw, C]`` and, where ``bias``, ``[M, O]`` (else an empty tensor)."""
     models, images, height, width, channels = x.shape
-    out_height, out_width, outputs = grad.shape[2:]
+    *out_size, outputs = grad.shape[2:]
     depth = kernel[0] * kernel[1] * channels
     columns = depth + bool(bias)
-    span, parts = split(images * out_height * out_width)
-    shape = weight_tile(columns, outputs, x.element_size())
+    span, parts = split(images * out_size[0] * out_size[1])
+    tile = weight_tile(columns, outputs, x.element_size())
+    (ph, pw), (dh, dw) = options.padding, options.dilation
+    constants = {"PH": ph, "PW": pw, "DH": dh, "DW": dw, "BIAS": bool(bias)}
+    constants |= tile | _constants(x, channels, outputs, kernel, options)
     partial = torch.empty(models * parts * outputs * columns, dtype=torch.float32, device=x.device)
     out = torch.empty((models, outputs, *kernel, channels), dtype=torch.float32, device=x.device)
     out_bias = torch.empty((models, outputs) if bias else (0,), dtype=torch.float32, device=x.device)
-    grid = models * parts * triton.cdiv(outputs, shape["BM"]) * triton.cdiv(columns, shape["BN"])
-    weight_gradient[(grid,)](
-        grad, x, partial, images, height, width, out_height, out_width, span, parts, C=channels, OUT=outputs,
-        KH=kernel[0], KW=kernel[1], SH=stride[0], SW=stride[1], PH=padding[0], PW=padding[1], DH=dilation[0],
-        DW=dilation[1], BIAS=bool(bias), **_precision(x), **shape,
-    )  # fmt: skip
+    grid = models * parts * triton.cdiv(outputs, tile["BM"]) * triton.cdiv(columns, tile["BN"])
+    weight_gradient[(grid,)](grad, x, partial, images, height, width, *out_size, span, parts, **constants)
     add_parts[(models * triton.cdiv(outputs * columns, 256),)](
         partial, out, out_bias, parts, K=depth, OUT=outputs, BIAS=bool(bias), BLOCK=256, num_warps=2
     )
     return out, out_bias
 
 
-def model_conv2d_backward(grad, x, weight, stride, padding, dilation, groups, wanted):
+def model_conv2d_backward(grad, x, weight, options, needed):
     """See kr_fast.ops.batched.model_conv2d_backward; arguments are checked there, and ``groups`` is 1."""
-    nothing = x.new_empty(0)
     if grad.numel() == 0:
-        return torch.zeros_like(x), torch.zeros_like(weight, dtype=torch.float32), grad.new_zeros(
-            weight.shape[:2], dtype=torch.float32
-        )  # fmt: skip
-    dx = grad_input(grad, weight, x.shape[2:4], stride, padding, dilation) if wanted[0] else nothing
-    if wanted[1] or wanted[2]:
-        return dx, *grad_weight(grad, x, weight.shape[2:4], stride, padding, dilation, wanted[2])
+        dw = torch.zeros_like(weight, dtype=torch.float32)
+        return torch.zeros_like(x), dw, dw.new_zeros(weight.shape[:2])
+    dx = grad_input(grad, weight, x.shape[2:4], options) if needed[0] else x.new_empty(0)
+    if needed[1] or needed[2]:
+        return dx, *grad_weight(grad, x, weight.shape[2:4], options, needed[2])
     return dx, x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.float32)

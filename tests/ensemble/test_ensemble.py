@@ -14,7 +14,7 @@ from torch import nn
 from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, TrainConfig, train_shadows
 from kr_fast.ensemble.shadows import keep_matrix
-from kr_fast.ensemble.training.recipe import accuracy, fit, make_optimizer
+from kr_fast.ensemble.training.recipe import accuracy, fit, fit_for, make_optimizer
 from kr_fast.ensemble.training.workers import Job, train
 from kr_fast.models import classifier
 from kr_fast.runtime.errors import UserError
@@ -24,10 +24,8 @@ CONFIG = TrainConfig(epochs=4, batch_size=8, learning_rate=0.05, augment=Augment
 
 
 def make_model(width=4, dropout=0.3):
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout),
-        nn.Linear(width * 64, 3),
-    )  # fmt: skip
+    layers = [nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(width * 64, 3))
 
 
 def seeded(**options):
@@ -138,9 +136,9 @@ def test_shadows_resume_after_a_kill(tmp_path, monkeypatch):
         if len(calls) == 2:
             raise Killed
         calls.append(1)
-        return fit(*arguments, **options)
+        return fit_for(*arguments, **options)
 
-    monkeypatch.setattr("kr_fast.ensemble.training.workers.fit", fit_two)
+    monkeypatch.setattr("kr_fast.ensemble.training.workers.fit_for", fit_two)
     with pytest.raises(Killed):
         shadows(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("model*")) == ["model-000.safetensors", "model-001.safetensors"]

@@ -1,12 +1,8 @@
-"""Networks that do what a forward may do, one trait each, and the loop over them that a user would write."""
-
-import copy
+"""Networks that do what a forward may do, one trait each."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from kr_fast.data import to_float
 
 
 class Body(nn.Module):
@@ -101,11 +97,9 @@ class DoubledConv(nn.Conv2d):
 
 
 def subclasses():
-    return nn.Sequential(
-        PlainConv(3, 16, 3, padding=1, bias=False), PlainNorm(16), PlainAct(inplace=True), nn.MaxPool2d(2),
-        OwnConv(16, 16, 3, padding=1, bias=False), NormAct(16), nn.Identity(),
-        DoubledConv(16, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), OwnLinear(16, 5),
-    )  # fmt: skip
+    layers = [PlainConv(3, 16, 3, padding=1, bias=False), PlainNorm(16), PlainAct(inplace=True), nn.MaxPool2d(2)]
+    layers += [OwnConv(16, 16, 3, padding=1, bias=False), NormAct(16), nn.Identity(), DoubledConv(16, 16, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), OwnLinear(16, 5))
 
 
 class Parametrized(Body):
@@ -214,12 +208,9 @@ class Sparse(nn.Module):
         return torch.sparse.mm(self.weight, x.flatten(1).t()).t()
 
 
-TRACED = {
-    "defaults": Defaults, "constants": Constants, "own tensors": OwnTensors, "subclasses": subclasses,
-    "parametrized": Parametrized, "in place": InPlace, "views": Views, "shared": Shared, "attention": Attention,
-    "small pixels": SmallPixels, "forwarded": Forwarded, "sparse": Sparse,
-    "graph": lambda: torch.fx.symbolic_trace(Plain()),
-}  # fmt: skip
+_TRACED = (Defaults, Constants, OwnTensors, Parametrized, InPlace, Views, Shared, Attention, SmallPixels, Forwarded)
+TRACED = {make.__name__: make for make in (*_TRACED, Sparse, subclasses)}
+TRACED["graph"] = lambda: torch.fx.symbolic_trace(Plain())
 
 
 class Branches(Body):
@@ -321,45 +312,20 @@ class Neighbours(Body):
         return self.end(x - x.mean(0, keepdim=True))
 
 
+OTHER = "does not give its answers"
 OWN = {
-    "branches": (Branches, "control flow"),
-    "asserts": (Asserts, "control flow"),
-    "bare assert": (BareAssert, r"cannot trace it \(AssertionError\)"),
-    "other constants": (OtherConstants, "does not give its answers for model 1"),
-    "other scale": (OtherScale, "does not give its answers for model 1"),
-    "called": (Called, "does not give its answers"),
-    "scripted": (lambda: torch.jit.script(Plain()), "cannot trace it"),
-    "other tensors": (OtherTensors, "does not give its answers for model 1"),
-    "counts": (Counts, "changes seen"),
-    "replaces": (Replaces, "changes seen"),
-    "writes into its input": (WritesInput, "writes into its input"),
-    "hooked": (Hooked, "conv has forward hooks"),
-    "neighbours": (Neighbours, "does not give its answers"),
+    Branches: "control flow",
+    Asserts: "control flow",
+    BareAssert: r"cannot trace it \(AssertionError\)",
+    OtherConstants: f"{OTHER} for model 1",
+    OtherScale: f"{OTHER} for model 1",
+    Called: OTHER,
+    OtherTensors: f"{OTHER} for model 1",
+    Counts: "changes seen",
+    Replaces: "changes seen",
+    WritesInput: "writes into its input",
+    Hooked: "conv has forward hooks",
+    Neighbours: OTHER,
 }
-
-
-def models_of(make, count=3):
-    """Models of seeds 0, 1, ...; their BatchNorms do something."""
-    found = []
-    for seed in range(count):
-        torch.manual_seed(seed)
-        model = make()
-        with torch.no_grad():
-            for part in model.modules():
-                if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                    part.running_mean.normal_(0, 0.3)
-                    part.running_var.uniform_(0.3, 2)
-                    part.weight.uniform_(0.5, 1.5)
-        found.append(model.eval())
-    return found
-
-
-def images_of(count, size=8):
-    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-def loop(models, images, dtype=torch.float64):
-    """Copies of the models in ``dtype``, on images that lie as torch makes them."""
-    with torch.no_grad():
-        copies = [copy.deepcopy(model).to(dtype) for model in models]
-        return torch.stack([model(to_float(images).contiguous().to(dtype)) for model in copies]).double()
+OWN = {make.__name__: (make, why) for make, why in OWN.items()}
+OWN["scripted"] = (lambda: torch.jit.script(Plain()), "cannot trace it")

@@ -1,5 +1,7 @@
-"""Small networks in the styles that ModelArray must take, written from their papers."""
+"""Networks in the styles that ModelArray must take, written from their papers, and the loop over them that a user would
+write. Tests take them small, benchmarks at their own widths."""
 
+import copy
 import functools
 
 import torch
@@ -64,32 +66,41 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    def __init__(self):
+    def __init__(self, widths=(32, 64), depth=2, classes=5):
         super().__init__()
         self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.blocks = nn.Sequential(WideBlock(16, 32, 1), WideBlock(32, 32, 1), WideBlock(32, 64, 2))
-        self.bn, self.head = nn.BatchNorm2d(64), nn.Linear(64, 5)
+        self.blocks = stages(WideBlock, 16, widths, depth)
+        self.bn, self.head = nn.BatchNorm2d(widths[-1]), nn.Linear(widths[-1], classes)
 
     def forward(self, x):
         x = F.relu(self.bn(self.blocks(self.conv(x))))
         return self.head(F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1))
 
 
+def stages(block, inputs, widths, depth):
+    """``depth`` blocks of each width; the first of a stage but for the first stage halves the sides."""
+    blocks = []
+    for stage, width in enumerate(widths):
+        for index in range(depth):
+            blocks.append(block(inputs, width, 2 if stage and not index else 1))
+            inputs = width
+    return nn.Sequential(*blocks)
+
+
 class Airbench(nn.Module):
     """BatchNorm without weight behind max pooling, GELU, a scaled head."""
 
-    def __init__(self):
+    def __init__(self, widths=(32, 48), classes=5):
         super().__init__()
-
-        def stage(inputs, outputs):
-            return [
-                nn.Conv2d(inputs, outputs, 3, padding="same", bias=False), nn.MaxPool2d(2),
-                nn.BatchNorm2d(outputs, affine=False), nn.GELU(),
-                nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.GELU(),
-            ]  # fmt: skip
-
-        self.trunk = nn.Sequential(nn.Conv2d(3, 24, 2), nn.GELU(), *stage(24, 32), *stage(32, 48), nn.MaxPool2d(3))
-        self.head = nn.Linear(48 * 4, 5, bias=False)
+        layers, inputs = [nn.Conv2d(3, 24, 2), nn.GELU()], 24
+        for width in widths:
+            layers += [nn.Conv2d(inputs, width, 3, padding="same", bias=False), nn.MaxPool2d(2)]
+            layers += [nn.BatchNorm2d(width, affine=False), nn.GELU()]
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.GELU()]
+            inputs = width
+        side = (31 >> len(widths)) // 3
+        self.trunk = nn.Sequential(*layers, nn.MaxPool2d(3))
+        self.head = nn.Linear(inputs * side**2, classes, bias=False)
 
     def forward(self, x):
         return self.head(self.trunk(x).flatten(1)) * 0.2
@@ -109,12 +120,11 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, inputs, outputs, stride, kernel, act):
         super().__init__()
-        wide = 4 * inputs
-        self.body = nn.Sequential(
-            nn.Conv2d(inputs, wide, 1, bias=False), nn.BatchNorm2d(wide), act(),
-            nn.Conv2d(wide, wide, kernel, stride, kernel // 2, groups=wide, bias=False), nn.BatchNorm2d(wide), act(),
-            SqueezeExcite(wide), nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs),
-        )  # fmt: skip
+        wide, depthwise = 4 * inputs, {"padding": kernel // 2, "groups": 4 * inputs, "bias": False}
+        layers = [nn.Conv2d(inputs, wide, 1, bias=False), nn.BatchNorm2d(wide), act()]
+        layers += [nn.Conv2d(wide, wide, kernel, stride, **depthwise), nn.BatchNorm2d(wide), act()]
+        layers += [SqueezeExcite(wide), nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        self.body = nn.Sequential(*layers)
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x):
@@ -122,20 +132,16 @@ class InvertedResidual(nn.Module):
 
 
 def efficientnet():
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish(),
-        InvertedResidual(16, 16, 1, 3, nn.SiLU), InvertedResidual(16, 24, 2, 5, nn.SiLU),
-        InvertedResidual(24, 24, 1, 3, nn.ReLU6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2),
-        nn.Linear(24, 16), nn.BatchNorm1d(16), nn.LeakyReLU(0.1), nn.Linear(16, 5),
-    )  # fmt: skip
+    layers = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish()]
+    layers += [InvertedResidual(16, 16, 1, 3, nn.SiLU), InvertedResidual(16, 24, 2, 5, nn.SiLU)]
+    layers += [InvertedResidual(24, 24, 1, 3, nn.ReLU6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)]
+    return nn.Sequential(*layers, nn.Linear(24, 16), nn.BatchNorm1d(16), nn.LeakyReLU(0.1), nn.Linear(16, 5))
 
 
 def normed():
     """GroupNorm and LayerNorm, which depend on the image and cannot be folded."""
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 8, 3, 2, 1), nn.Tanh(),
-        nn.Flatten(2), nn.LayerNorm(256), nn.Flatten(), nn.Linear(8 * 256, 5),
-    )  # fmt: skip
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 8, 3, 2, 1), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Flatten(2), nn.LayerNorm(256), nn.Flatten(), nn.Linear(8 * 256, 5))
 
 
 class Branching(nn.Module):
@@ -163,32 +169,33 @@ NETWORKS = {
 }
 
 
-def models_of(name, count=2):
-    """Models whose BatchNorms do something: statistics and weights of their own, one weight below 0."""
-    found = []
+def models_of(make, count=2, *, mild=False):
+    """Models of seeds 0, 1, ... in eval mode, by a function or a name among NETWORKS, whose BatchNorms do something.
+
+    ``mild``: for deep networks at their own widths, statistics near 0 and 1 alone.
+    """
+    models = []
     for seed in range(count):
         torch.manual_seed(seed)
-        model = NETWORKS[name]()
+        model = NETWORKS[make]() if isinstance(make, str) else make()
         with torch.no_grad():
             for part in model.modules():
-                if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                    part.running_mean.normal_(0, 0.3)
-                    part.running_var.uniform_(0.3, 2)
-                    if part.weight is not None:
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.running_mean.normal_(0, 0.1 if mild else 0.3)
+                    part.running_var.uniform_(*((0.5, 1.5) if mild else (0.3, 2)))
+                    if part.weight is not None and not mild:
                         part.weight.uniform_(0.5, 1.5)[0] *= -1
                         part.bias.normal_(0, 0.2)
-        found.append(model.eval())
-    return found
+        models.append(model.eval())
+    return models
 
 
 def images_of(count=20, size=32):
     return torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
-def exact_logits(models, images):
-    x = to_float(images).double()
-    with torch.no_grad():
-        found = torch.stack([model.double()(x) for model in models])
-    for model in models:
-        model.float()
-    return found
+@torch.no_grad()
+def exact_logits(models, images, dtype=torch.float64):
+    """By copies of the models in ``dtype``, on images that lie as torch makes them."""
+    copies = [copy.deepcopy(model).to(dtype) for model in models]
+    return torch.stack([model(to_float(images).contiguous().to(dtype)) for model in copies]).double()

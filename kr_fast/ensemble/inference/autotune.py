@@ -22,7 +22,7 @@ from kr_fast.ensemble.inference.batched_layers import LAST, BatchedLayer, ImageB
 from kr_fast.ensemble.inference.batched_program import BatchedProgram
 from kr_fast.ensemble.inference.chunks import GPU_BUDGET, GPU_MOST
 from kr_fast.ensemble.inference.residual_blocks import KERNEL, BatchedResidualBlock
-from kr_fast.ops.batched.model_conv2d import View
+from kr_fast.ops.batched.options import View
 from kr_fast.runtime import cuda_graph
 from kr_fast.runtime.errors import fail, first_line
 from kr_fast.runtime.log import logger

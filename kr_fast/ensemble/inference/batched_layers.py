@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from kr_fast.ensemble.graph.lowering import Layer
 from kr_fast.ensemble.inference.layers import folded
-from kr_fast.ops.batched.model_conv2d import View, configs, kind, model_conv2d
+from kr_fast.ops.batched.model_conv2d import configs, model_conv2d
+from kr_fast.ops.batched.options import ConvOptions, View
 
 LAST = torch.channels_last
 
@@ -61,7 +62,7 @@ class BatchedLayer:
             geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": part.dilation}
             self.options = {**geometry, "groups": part.groups}
         groups = self.options["groups"]
-        self.kind = kind(groups, self.weight.shape[4] * groups)
+        self.kind = ConvOptions(groups=groups).kind(self.weight.shape[4] * groups)
 
     def kernels(self, shared: bool) -> list[str]:
         """Names of the kernels that can run it, the one expected best first."""

@@ -19,7 +19,7 @@ from kr_fast.ensemble.inference import residual_blocks
 from kr_fast.ensemble.inference.batched_layers import BatchedLayer, ImageBatch
 from kr_fast.ensemble.inference.layers import bind
 from kr_fast.ensemble.networks import own_words
-from kr_fast.ops.batched.model_conv2d import View
+from kr_fast.ops.batched.options import View
 from kr_fast.runtime.log import logger
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.ensemble.inference.queries import Query
-from kr_fast.ops.batched.model_conv2d import View
+from kr_fast.ops.batched.options import View
 
 
 @dataclasses.dataclass(frozen=True)

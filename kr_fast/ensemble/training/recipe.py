@@ -131,8 +131,6 @@ def fit(
     state_path: str | Path | None = None,
     save_every: int = 10,
     description: str | None = None,
-    where: str = "fit",
-    which: str = "",
 ) -> History:
     """Train ``model`` in place on ``split`` with cross-entropy.
 
@@ -147,9 +145,26 @@ def fit(
         val: where given, the weights of the epoch with the best accuracy on it (the latest of equals) are kept.
         state_path: file to continue from and to save to every ``save_every`` epochs (1 or more); removed at the end.
         description: shows a progress bar under this name.
-        where, which: begin the errors, and say in that of a loss which model it is (" for model 3").
     Raises: UserError naming the argument; for any failure of the model's own code; if the loss is not finite.
     """
+    options = {"seed": seed, "val": val, "state_path": state_path, "save_every": save_every, "description": description}
+    return fit_for("fit", model, split, config, **options)
+
+
+def fit_for(
+    where: str,
+    model: nn.Module,
+    split: Split,
+    config: TrainConfig,
+    *,
+    seed: int,
+    val: Split | None = None,
+    state_path: str | Path | None = None,
+    save_every: int = 10,
+    description: str | None = None,
+    which: str = "",
+) -> History:
+    """:func:`fit` for the function ``where``, which begins the errors; ``which`` model it is (" for model 3")."""
     if not isinstance(config, TrainConfig):
         fail(where, "config", "be a TrainConfig", described(config))
     seed, save_every = as_integer(where, "seed", seed), as_integer(where, "save_every", save_every, 1)

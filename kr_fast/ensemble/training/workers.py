@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from kr_fast.data import Split
 from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.networks import made, own_words
-from kr_fast.ensemble.training.recipe import TrainConfig, fit
+from kr_fast.ensemble.training.recipe import TrainConfig, fit_for
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.storage import files
@@ -66,7 +66,7 @@ class Job:
         """Train model ``index`` on its half, and save it."""
         model, half = self.fresh(index).to(device), self.keep[index]
         split, seed = Split(self.images[half], self.labels[half]), seeds.derive(self.seed, "shadow", index)
-        fit(model, split, self.config, seed=seed, where="train_shadows", which=f" for model {index}")
+        fit_for("train_shadows", model, split, self.config, seed=seed, which=f" for model {index}")
         if self.out is not None:
             files.save_tensors(self.path(index), model.state_dict())
         return model

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.data import Augment, Split, to_float
-from kr_fast.ensemble import TrainConfig, fit
+from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.networks import ask, made
 from kr_fast.ensemble.shadows import data_digest
+from kr_fast.ensemble.training.recipe import fit_for
 from kr_fast.membership.inputs.pool import chosen
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
@@ -77,14 +78,14 @@ def overfitted(
     if path is not None and path.exists():
         load_weights(model, path, "overfitted: control")
         return model.eval()
-    fit(
+    fit_for(
+        "overfitted",
         model,
         Split(images[members], labels[members]),
         overfitted_recipe(like),
         seed=seeds.derive(seed, "control"),
         state_path=None if path is None else path.with_suffix(".pt"),
         description=description,
-        where="overfitted",
     )
     if path is not None:
         files.save_tensors(path, model.state_dict())

@@ -1,7 +1,6 @@
 """One convolution of M models in one call: each model its own weights, bias, residual sum and activation fused."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,41 +10,18 @@ from kr_fast.backends.calls import ConvCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 from kr_fast.ops.batched import model_conv2d_backward
-from kr_fast.ops.batched.model_conv2d_backward import kind
+from kr_fast.ops.batched.options import ConvOptions, View
 
 _OP = "model_conv2d"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Name -> number of scalars. An activation is its name, or (name, scalars, algorithm).
-ACTIVATIONS = {
-    "relu": 0, "swish": 0, "gelu": 0, "hardswish": 0, "sigmoid": 0, "tanh": 0, "leaky_relu": 1, "hardtanh": 2,
-}  # fmt: skip
-__all__ = ["ACTIVATIONS", "View", "configs", "kind", "model_conv2d", "output_size"]
+ACTIVATIONS = dict.fromkeys(("relu", "swish", "gelu", "hardswish", "sigmoid", "tanh"), 0)
+ACTIVATIONS |= {"leaky_relu": 1, "hardtanh": 2}
 
 
-class View(NamedTuple):
-    """uint8 images as a model sees them: ``x[n, i, j, c] = images[n, rows[i], columns[j], c] * scale[c] + shift[c]``.
-
-    ``rows`` ``[H]`` and ``columns`` ``[W]`` are int32 within the images, which is not checked on a GPU; ``scale`` and
-    ``shift`` ``[C]`` are float32. ``x`` is rounded to the weights' dtype; zero padding stands around ``x``.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    scale: Tensor
-    shift: Tensor
-
-
-def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Pixels of the output along one axis; below 1 where the kernel does not fit."""
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def _fake(
-    x, weight, bias, residual, rows, columns, scale, shift, stride, padding, dilation, groups, activation, scalars,
-    algorithm, config,
-):  # fmt: skip
+def _fake(x, weight, bias, residual, rows, columns, scale, shift, stride, padding, dilation, *_):
     size = x.shape[2:4] if rows is None else (rows.shape[0], columns.shape[0])
-    out = [output_size(size[i], weight.shape[2 + i], stride[i], padding[i], dilation[i]) for i in range(2)]
+    out = ConvOptions(stride, padding, dilation).output_size(size, weight.shape[2:4])
     dtype = x.dtype if rows is None else weight.dtype
     return weight.new_empty(weight.shape[0], x.shape[1], *out, weight.shape[1], dtype=dtype)
 
@@ -58,16 +34,14 @@ def _fake(
     backward=model_conv2d_backward.backward,
     setup_context=model_conv2d_backward.setup_context,
 )
-def _impl(
-    x, weight, bias, residual, rows, columns, scale, shift, stride, padding, dilation, groups, activation, scalars,
-    algorithm, config,
-):  # fmt: skip
+def _impl(x, weight, bias, residual, rows, columns, scale, shift, *parameters):
+    *geometry, groups, name, scalars, algorithm, config = parameters
+    activation = (name, tuple(scalars), algorithm) if name else None
+    options = ConvOptions(*map(tuple, geometry), groups, activation, config)
     if rows is None and weight.dtype != x.dtype:  # float32 weights of a model that learns in half precision
         weight = weight.to(x.dtype)
-    run = registry.resolve(_OP, ConvCall(x.device.type, weight.dtype, kind(groups, x.shape[4])))
-    view = None if rows is None else View(rows, columns, scale, shift)
-    after = (activation, tuple(scalars), algorithm) if activation else None
-    return run(x, weight, bias, residual, view, tuple(stride), tuple(padding), tuple(dilation), groups, after, config)
+    run = registry.resolve(_OP, ConvCall(x.device.type, weight.dtype, options.kind(x.shape[4])))
+    return run(x, weight, bias, residual, None if rows is None else View(rows, columns, scale, shift), options)
 
 
 def model_conv2d(
@@ -135,7 +109,7 @@ def model_conv2d(
         for name, value, low in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
     )
     size = x.shape[2:4] if view is None else _view_size(view, x)
-    out = [output_size(size[i], kernel[i], stride[i], padding[i], dilation[i]) for i in range(2)]
+    out = ConvOptions(stride, padding, dilation).output_size(size, kernel)
     if min(out) < 1:
         _check.fail(_OP, "weight", f"have a kernel that fits the {size[0]} x {size[1]} input with its padding", weight)
     if x.shape[1] * out[0] * out[1] >= 2**31:
@@ -160,10 +134,8 @@ def model_conv2d(
             _check.fail(_OP, "x", f"hold {models} models where a gradient is wanted", x)
         if x.shape[1:4].numel() >= 2**31:
             _check.fail(_OP, "x", "have fewer than 2^31 pixels a model", x)
-    return call(torch.ops.kr_fast.model_conv2d.default,
-        x, weight, bias, residual, *(view or (None,) * 4), stride, padding, dilation, groups, name, scalars, algorithm,
-        config,
-    )  # fmt: skip
+    tensors, geometry = (x, weight, bias, residual, *(view or (None,) * 4)), (stride, padding, dilation, groups)
+    return call(torch.ops.kr_fast.model_conv2d.default, *tensors, *geometry, name, scalars, algorithm, config)
 
 
 def configs(weight: Tensor, groups: int = 1, shared: bool = False) -> int:

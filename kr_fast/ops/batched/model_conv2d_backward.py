@@ -16,36 +16,33 @@ from torch import Tensor
 from kr_fast.backends import registry
 from kr_fast.backends.calls import ConvCall
 from kr_fast.ops._library import define, save, saved
+from kr_fast.ops.batched.options import ConvOptions
 
 _OP = "model_conv2d_backward"
-
-
-def kind(groups: int, channels: int) -> str:
-    """ "dense", "depthwise" or "grouped"."""
-    return "dense" if groups == 1 else "depthwise" if groups == channels else "grouped"
 
 
 def _exact(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _fake(grad, x, weight, stride, padding, dilation, groups, wanted):
+def _fake(grad, x, weight, stride, padding, dilation, groups, needed):
     exact = _exact(x)
     return (
-        torch.empty_like(x) if wanted[0] else x.new_empty(0),
-        torch.empty_like(weight, dtype=exact) if wanted[1] or wanted[2] else x.new_empty(0, dtype=exact),
-        x.new_empty(weight.shape[:2] if wanted[2] else (0,), dtype=exact),
+        torch.empty_like(x) if needed[0] else x.new_empty(0),
+        torch.empty_like(weight, dtype=exact) if needed[1] or needed[2] else x.new_empty(0, dtype=exact),
+        x.new_empty(weight.shape[:2] if needed[2] else (0,), dtype=exact),
     )
 
 
 @define(
     "model_conv2d_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, "
-    "int groups, bool[] wanted) -> (Tensor, Tensor, Tensor)",
+    "int groups, bool[] needed) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
 )
-def _impl(grad, x, weight, stride, padding, dilation, groups, wanted):
-    run = registry.resolve(_OP, ConvCall(x.device.type, x.dtype, kind(groups, x.shape[4])))
-    return run(grad, x, weight, tuple(stride), tuple(padding), tuple(dilation), groups, tuple(wanted))
+def _impl(grad, x, weight, stride, padding, dilation, groups, needed):
+    options = ConvOptions(tuple(stride), tuple(padding), tuple(dilation), groups)
+    run = registry.resolve(_OP, ConvCall(x.device.type, x.dtype, options.kind(x.shape[4])))
+    return run(grad, x, weight, options, tuple(needed))
 
 
 def setup_context(ctx, inputs, output) -> None:
@@ -62,15 +59,14 @@ def backward(ctx, grad):
     for name, given in ctx.given.items():
         if given:
             raise RuntimeError(f"model_conv2d: {name} must be None where a gradient is wanted")
-    wanted = list(ctx.needs_input_grad[:3])
+    needed = list(ctx.needs_input_grad[:3])
     if x.shape[0] != weight.shape[0]:
         raise RuntimeError(f"model_conv2d: x must hold {weight.shape[0]} models where a gradient is wanted")
-    dx, dw, db = torch.ops.kr_fast.model_conv2d_backward(
-        grad.contiguous(), x, weight.to(x.dtype), *ctx.geometry, wanted
-    )
+    weights = weight.to(x.dtype)
+    dx, dw, db = torch.ops.kr_fast.model_conv2d_backward(grad.contiguous(), x, weights, *ctx.geometry, needed)
     return (
-        dx if wanted[0] else None,
-        dw.to(weight.dtype) if wanted[1] else None,
-        db.to(ctx.bias) if wanted[2] else None,
+        dx if needed[0] else None,
+        dw.to(weight.dtype) if needed[1] else None,
+        db.to(ctx.bias) if needed[2] else None,
         *[None] * 13,
     )

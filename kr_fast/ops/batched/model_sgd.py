@@ -54,10 +54,10 @@ def model_sgd(
     _check.tensor(_OP, "rate", rate, ndim=1, dtypes=(weight.dtype,))
     if len(sizes) != len(decays):
         _check.fail(_OP, "decays", f"hold {len(sizes)} numbers, as sizes", len(decays))
-    for name, value, count in (
-        ("weight", weight, len(rate) * sum(sizes)), ("velocity", velocity, len(weight)), ("grad", grad, len(weight)),
-        ("rate", rate, len(rate)), ("momentum", momentum, len(rate)),
-    ):  # fmt: skip
+    models = len(rate)
+    lengths = {"weight": models * sum(sizes), "velocity": len(weight), "grad": len(weight)}
+    lengths |= {"rate": models, "momentum": models}
+    for (name, count), value in zip(lengths.items(), (weight, velocity, grad, rate, momentum), strict=True):
         _check.tensor(_OP, name, value, dtypes=(weight.dtype,))
         if value.shape != (count,) or not value.is_contiguous() or value.device != weight.device:
             _check.fail(_OP, name, f"be contiguous [{count}] on {weight.device}", value)

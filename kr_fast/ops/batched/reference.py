@@ -5,15 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
+from kr_fast.ops.batched.options import ConvOptions
 
-_ACTIVATIONS = {
-    "relu": torch.relu, "swish": F.silu, "gelu": lambda x, how: F.gelu(x, approximate=how), "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "leaky_relu": F.leaky_relu, "hardtanh": F.hardtanh,
-}  # fmt: skip
+_ACTIVATIONS = {"relu": torch.relu, "swish": F.silu, "hardswish": F.hardswish, "sigmoid": torch.sigmoid}
+_ACTIVATIONS |= {"tanh": torch.tanh, "leaky_relu": F.leaky_relu, "hardtanh": F.hardtanh}
+_ACTIVATIONS |= {"gelu": lambda x, approximate: F.gelu(x, approximate=approximate)}
 
 
 @kernel("model_conv2d", "reference", refuses=never)
-def model_conv2d(x, weight, bias, residual, view, stride, padding, dilation, groups, activation, config) -> Tensor:
+def model_conv2d(x, weight, bias, residual, view, options: ConvOptions) -> Tensor:
     """A convolution a model, in float32 at least, channels moved to torch's place and back."""
     exact = torch.promote_types(weight.dtype, torch.float32)
     if view is not None:
@@ -21,17 +21,14 @@ def model_conv2d(x, weight, bias, residual, view, stride, padding, dilation, gro
         x = x.to(weight.dtype)
     x, kernels = (each.to(exact).movedim(-1, 2) for each in (x, weight))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = [
-            F.conv2d(x[m if len(x) > 1 else 0], each, None, stride, padding, dilation, groups)
-            for m, each in enumerate(kernels)
-        ]
-    y = torch.stack(found).movedim(2, -1)
+        y = [F.conv2d(x[m if len(x) > 1 else 0], each, None, *options[:4]) for m, each in enumerate(kernels)]
+    y = torch.stack(y).movedim(2, -1)
     if bias is not None:
         y = y + bias[:, None, None, None]
     if residual is not None:
         y = y + residual
-    if activation is not None:
-        name, scalars, algorithm = activation
+    if options.activation is not None:
+        name, scalars, algorithm = options.activation
         y = _ACTIVATIONS[name](y, *scalars, *([algorithm] if algorithm else []))
     return y.to(weight.dtype).contiguous()
 
@@ -43,13 +40,14 @@ def model_residual_block(x, weight1, bias1, weight2, bias2, scale, shift, relu) 
     if scale is not None:
         inner = x.to(scale.dtype) * scale[:, None, None, None] + shift[:, None, None, None]
         inner = inner.relu().to(x.dtype)
-    same, activation = ((1, 1), (1, 1), (1, 1), 1), ("relu", (), "")
-    middle = model_conv2d(inner, weight1, bias1, None, None, *same, activation, 0)
-    return model_conv2d(middle, weight2, bias2, x, None, *same, activation if relu else None, 0)
+    linear = ConvOptions(padding=(1, 1))
+    rectified = linear._replace(activation=("relu", (), ""))
+    middle = model_conv2d(inner, weight1, bias1, None, None, rectified)
+    return model_conv2d(middle, weight2, bias2, x, None, rectified if relu else linear)
 
 
 @kernel("model_conv2d_backward", "reference", refuses=never)
-def model_conv2d_backward(grad, x, weight, stride, padding, dilation, groups, wanted):
+def model_conv2d_backward(grad, x, weight, options: ConvOptions, needed):
     """torch's own gradients of each model's convolution, in float32 at least.
 
     Channels stand second in memory here: for a strided 1x1 convolution of few channels in channels_last oneDNN takes a
@@ -60,14 +58,13 @@ def model_conv2d_backward(grad, x, weight, stride, padding, dilation, groups, wa
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         for m in range(len(x)):
             g, a, w = (each[m].to(exact).movedim(-1, 1).contiguous() for each in (grad, x, weight))
-            dx, dw, db = torch.ops.aten.convolution_backward(
-                g, a, w, [len(w)], stride, padding, dilation, False, [0, 0], groups, list(wanted)
-            )
+            geometry = (*options[:3], False, [0, 0], options.groups)
+            dx, dw, db = torch.ops.aten.convolution_backward(g, a, w, [len(w)], *geometry, list(needed))
             dx = x.new_empty(0) if dx is None else dx.movedim(1, -1).to(x.dtype)
             dw = a.new_empty(0) if dw is None else dw.movedim(1, -1)
             parts.append((dx, dw, a.new_empty(0) if db is None else db))
     dx, dw, db = (torch.stack(each) if each[0].numel() else each[0] for each in zip(*parts, strict=True))
-    if wanted[2] and not wanted[1]:
+    if needed[2] and not needed[1]:
         dw = torch.zeros_like(weight, dtype=exact)
     return dx.contiguous(), dw.contiguous(), db
 

@@ -1,32 +1,25 @@
 """ModelArray on whatever a forward may do: it runs, by its trace or by its own forward with one line, as eager does."""
 
 import copy
+import functools
 import logging
 import re
 
 import pytest
+import small_networks
 import torch
 import torch.nn.functional as F
-from any_networks import (
-    OWN,
-    TRACED,
-    Body,
-    Counts,
-    NormAct,
-    OwnLinear,
-    OwnTensors,
-    PlainNorm,
-    images_of,
-    loop,
-    models_of,
-    subclasses,
-)  # fmt: skip
+from any_networks import OWN, TRACED, Body, Counts, NormAct, OwnLinear, OwnTensors, PlainNorm, subclasses
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import exact_logits as loop
+from small_networks import models_of
 from torch import nn
 
 from kr_fast.ensemble import ModelArray
 from kr_fast.runtime.errors import UserError
+
+images_of = functools.partial(small_networks.images_of, size=8)
 
 
 def check_close(found, wanted):
@@ -35,8 +28,8 @@ def check_close(found, wanted):
 
 @pytest.mark.parametrize("name", TRACED)
 def test_traced(name, caplog):
-    models, images = models_of(TRACED[name]), images_of(7)
-    wanted = loop(models, images, torch.float32 if name == "forwarded" else torch.float64)  # its copy calls the first
+    models, images = models_of(TRACED[name], 3), images_of(7)
+    wanted = loop(models, images, torch.float32 if name == "Forwarded" else torch.float64)  # its copy calls the first
     before = [sorted(vars(part)) for part in models[0].modules()]
     with caplog.at_level(logging.WARNING, "kr_fast"):
         found = ModelArray(models)(images)
@@ -45,7 +38,7 @@ def test_traced(name, caplog):
     assert [sorted(vars(part)) for part in models[0].modules()] == before
     order = torch.tensor([3, 0, 6])
     alone = ModelArray(models[::-1], chunk=2)(images[order]).flip(0)
-    if name not in ("attention", "defaults", "sparse"):  # functions of torch's own
+    if name not in ("Attention", "Defaults", "Sparse"):  # functions of torch's own
         assert torch.equal(alone, found[:, order])
     check_close(alone, wanted[:, order])
 
@@ -53,7 +46,7 @@ def test_traced(name, caplog):
 @pytest.mark.parametrize("name", OWN)
 def test_by_its_own_forward(name, caplog):
     make, why = OWN[name]
-    models, images = models_of(make), images_of(7)
+    models, images = models_of(make, 3), images_of(7)
     wanted = loop(models, images)
     with caplog.at_level(logging.WARNING, "kr_fast"):
         found = ModelArray(models)(images)
@@ -115,7 +108,7 @@ def test_buffers_are_left_as_the_images_make_them():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", ["defaults", "own tensors", "subclasses", "small pixels", "branches"])
+@pytest.mark.parametrize("name", ["Defaults", "OwnTensors", "subclasses", "SmallPixels", "Branches"])
 def test_other_dtypes(name, dtype):
     make = TRACED[name] if name in TRACED else OWN[name][0]
     models, images = models_of(make, 2), images_of(5)
@@ -154,12 +147,12 @@ def test_networks_that_give_no_logits_are_refused_in_one_line():
 
 
 # One pixel to a few; taps that see the border alone on either side, on both, on none; more zeros than the filter needs.
-@given(
-    size=st.tuples(st.integers(1, 4), st.integers(1, 4)), kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    stride=st.integers(1, 3), padding=st.tuples(st.integers(0, 3), st.integers(0, 3)), dilation=st.integers(1, 2),
-    groups=st.sampled_from([1, 2, 4]), residual=st.booleans(),
-    activation=st.sampled_from([nn.ReLU, nn.GELU, nn.Identity]),
-)  # fmt: skip
+GEOMETRY = {name: st.tuples(st.integers(1, n), st.integers(1, n)) for name, n in (("size", 4), ("kernel", 5))}
+GEOMETRY |= {"padding": st.tuples(st.integers(0, 3), st.integers(0, 3)), "groups": st.sampled_from([1, 2, 4])}
+AFTER = {"residual": st.booleans(), "activation": st.sampled_from([nn.ReLU, nn.GELU, nn.Identity])}
+
+
+@given(stride=st.integers(1, 3), dilation=st.integers(1, 2), **GEOMETRY, **AFTER)
 @settings(max_examples=40, deadline=None)
 def test_filters_on_few_pixels(size, kernel, stride, padding, dilation, groups, residual, activation):
     sides = [(n + 2 * p - dilation * (k - 1) - 1) // stride + 1 for n, p, k in zip(size, padding, kernel, strict=True)]
@@ -178,7 +171,7 @@ def test_filters_on_few_pixels(size, kernel, stride, padding, dilation, groups, 
             y = self.norm(self.conv(x))
             return self.head(self.act(y + x if residual and y.shape == x.shape else y).mean((2, 3)))
 
-    models, images = models_of(Net, 1), images_of(3, 4)[:, : size[0], : size[1]].contiguous()
+    models, images = models_of(Net, 1), images_of(3, size=4)[:, : size[0], : size[1]].contiguous()
     array = ModelArray(models)
     check_close(array(images), loop(models, images))
 
@@ -229,7 +222,7 @@ FORWARDS = {
 @given(steps=st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=6), size=st.sampled_from([1, 4, 7, 8]))
 @settings(max_examples=30, deadline=None)
 def test_assembled_networks(steps, size):
-    models, images = models_of(lambda: Assembled(steps), 2), images_of(3, size)
+    models, images = models_of(lambda: Assembled(steps), 2), images_of(3, size=size)
     array = ModelArray(models)
     found = array(images)
     wanted = loop(models, images)

@@ -38,10 +38,8 @@ def test_triton_kernels_train_the_same_models():
     config = TrainConfig(epochs=1, batch_size=5, learning_rate=0.05)
 
     def make():
-        return nn.Sequential(
-            nn.Conv2d(1, 3, 3, 2, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            nn.Linear(3, 3),
-        )  # fmt: skip
+        layers = [nn.Conv2d(1, 3, 3, 2, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(3, 3))
 
     want = train_shadows(make, *data(20), num_models=2, seed=9, config=config, batched=True)
     with registry.forced("triton"):

@@ -9,7 +9,8 @@ from batched_cases import ACTIVATIONS, CONV_CASES, ConvCase, conv_inputs, exact_
 
 from kr_fast.backends import registry
 from kr_fast.backends.calls import ConvCall
-from kr_fast.ops.batched.model_conv2d import View, configs, model_conv2d
+from kr_fast.ops.batched.model_conv2d import configs, model_conv2d
+from kr_fast.ops.batched.options import View
 
 
 def by_hand(x, weight, bias, residual, case):
@@ -56,21 +57,16 @@ def test_activations_are_torchs(activation):
     x, weight, bias, _ = conv_inputs(CONV_CASES[0], torch.float64)
     plain = model_conv2d(x, weight, bias)
     name, scalars, algorithm = (activation, (), "") if isinstance(activation, str) else activation
-    want = {
-        "relu": F.relu, "swish": F.silu, "hardswish": F.hardswish, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
-        "leaky_relu": lambda z: F.leaky_relu(z, *scalars), "hardtanh": lambda z: F.hardtanh(z, *scalars),
-        "gelu": lambda z: F.gelu(z, approximate=algorithm or "none"),
-    }[name](plain)  # fmt: skip
+    function = F.silu if name == "swish" else getattr(F, name, None) or getattr(torch, name)
+    want = function(plain, *scalars, **({"approximate": algorithm} if name == "gelu" else {}))
     assert torch.equal(model_conv2d(x, weight, bias, activation=activation), want)
 
 
 def test_views_read_bytes():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1, 3, 9, 8, 2), generator=generator, dtype=torch.uint8)
-    view = View(
-        torch.tensor([1, 1, 0, 5, 8], dtype=torch.int32), torch.tensor([7, 0, 3], dtype=torch.int32),
-        torch.tensor([0.5, 0.25]), torch.tensor([-1.0, 2.0]),
-    )  # fmt: skip
+    rows, columns = (torch.tensor(each, dtype=torch.int32) for each in ([1, 1, 0, 5, 8], [7, 0, 3]))
+    view = View(rows, columns, torch.tensor([0.5, 0.25]), torch.tensor([-1.0, 2.0]))
     weight = torch.randn(2, 4, 3, 3, 2, generator=generator)
     x = images[:, :, view.rows.long()[:, None], view.columns.long()].float() * view.scale + view.shift
     want = model_conv2d(x.contiguous(), weight, padding=1)

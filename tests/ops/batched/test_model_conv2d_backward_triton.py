@@ -76,9 +76,8 @@ LAYERS = {  # C, O, kernel, stride: ResNet-20's, and wider
     "c64": (64, 64, 3, 1),
     "c256": (256, 256, 3, 1),
 }
-INTEGERS = (
-    "images", "height", "width", "out_height", "out_width", "class_height", "class_width", "tiles", "span", "parts"
-)  # fmt: skip
+INTEGERS = ("images", "height", "width", "out_height", "out_width", "class_height", "class_width")
+INTEGERS += ("tiles", "span", "parts")
 
 
 @pytest.mark.compile
@@ -96,18 +95,14 @@ def test_compiles_for_gpus_without_spills(capability, layer, dtype, tmp_path, mo
     precision = {"PRECISION": "ieee" if dtype == "fp32" else "tf32", "INTERPRET": False}
     layer = {"C": channels, "OUT": outputs, "KH": kernel, "KW": kernel, "SH": stride, "SW": stride}
     signature = dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(("grad", "weight", "x"), f"*{dtype}")
-    found = kernels.classes(32, kernel, stride, kernel // 2, 1)
+    classes = kernels.classes(32, kernel, stride, kernel // 2, 1)
     shape = kernels.input_tile(channels, outputs, size)
-    for a, _, first, step, origin, back, places in found:
-        constants = {
-            **layer, "A": a, "B": a, "U0": first, "V0": first, "US": step, "VS": step, "I0": origin, "J0": origin,
-            "IS": back, "JS": back, "NU": places, "NV": places, "ROUND": False, **precision, **shape,
-        }  # fmt: skip
+    for a, _, first, step, origin, back, places in classes:
+        constants = {"A": a, "B": a, "U0": first, "V0": first, "US": step, "VS": step, "I0": origin, "J0": origin}
+        constants |= {"IS": back, "JS": back, "NU": places, "NV": places, "ROUND": False} | layer | precision | shape
         check(kernels.input_gradient, signature | {"out": f"*{dtype}"}, constants, capability, dtype)
     shape = kernels.weight_tile(kernel * kernel * channels + 1, outputs, size)
-    constants = {
-        **layer, "PH": kernel // 2, "PW": kernel // 2, "DH": 1, "DW": 1, "BIAS": True, **precision, **shape,
-    }  # fmt: skip
+    constants = {"PH": kernel // 2, "PW": kernel // 2, "DH": 1, "DW": 1, "BIAS": True} | layer | precision | shape
     check(kernels.weight_gradient, signature | {"out": "*fp32"}, constants, capability, dtype)
 
 

@@ -32,11 +32,9 @@ def compiled(function, dtype, capability, channels, outputs, kernel, shared, vie
     signature = dict.fromkeys(POINTERS, f"*{dtype}") | dict.fromkeys(NUMBERS, "i32") | {"low": "fp32", "high": "fp32"}
     signature |= {"x": "*u8" if view else f"*{dtype}", "bias": "*fp32", "rows": "*i32", "columns": "*i32"}
     signature |= {"scale": "*fp32", "shift": "*fp32"}
-    constants = {
-        "C": channels, "OUT": outputs, "KH": kernel, "KW": kernel, "SH": 1, "SW": 1, "PH": kernel // 2,
-        "PW": kernel // 2, "DH": 1, "DW": 1, "SHARED": bool(shared), "ACT": "relu", "INTERPRET": False,
-        **{key: value for key, value in shape.items() if key != "num_warps"}, **more,
-    }  # fmt: skip
+    constants = {"C": channels, "OUT": outputs, "KH": kernel, "KW": kernel, "SH": 1, "SW": 1, "DH": 1, "DW": 1}
+    constants |= {"PH": kernel // 2, "PW": kernel // 2, "SHARED": bool(shared), "ACT": "relu", "INTERPRET": False}
+    constants |= {key: value for key, value in shape.items() if key != "num_warps"} | more
     for name in ("residual",) if shared else ():
         constants[name] = None
     for name in ("rows", "columns", "scale", "shift") if not view else ():
@@ -52,14 +50,12 @@ def test_compiles_for_gpus_without_spills(capability, layer, dtype, tmp_path, mo
     from kr_fast.kernels.batched import model_conv2d as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    channels, outputs, kernel, shared, view = LAYERS[layer]
+    channels, outputs, kernel, shared, _ = LAYERS[layer]
     precision = "ieee" if dtype == "fp32" else "tf32"
     size = 4 if dtype == "fp32" else 2
     for shape in kernels.tiles(channels, (outputs, kernel, kernel), size, bool(shared), shared or 1):
-        built = compiled(
-            kernels.dense, dtype, capability, channels, outputs, kernel, shared, view, shape, models=shared or 1,
-            PRECISION=precision,
-        )  # fmt: skip
+        more = {"models": shared or 1, "PRECISION": precision}
+        built = compiled(kernels.dense, dtype, capability, *LAYERS[layer], shape, **more)
         assert spilled_bytes(built) <= (32 if layer == "linear" else 0), shape
         assert built.metadata.shared <= 99 * 1024, shape  # what the smallest of these GPUs (8.6, 8.9) has for a block
         text = built.asm["ptx"]

@@ -22,13 +22,11 @@ def run(backend, dtype, device="cpu", steps=4):
     apart = [part.view(MODELS, -1).clone() for part in weight.split([MODELS * size for size in SIZES])]
     weight, velocity = weight.to(device, dtype), torch.zeros(total, dtype=dtype, device=device)
     mine = [[torch.nn.Parameter(part[m].clone()) for part in apart] for m in range(MODELS)]
-    optimizers = [
-        torch.optim.SGD(
-            [{"params": [p], "weight_decay": decay} for p, decay in zip(parameters, DECAYS, strict=True)],
-            lr=1.0, momentum=0.9, nesterov=True,
-        )
+    groups = [
+        [{"params": [p], "weight_decay": decay} for p, decay in zip(parameters, DECAYS, strict=True)]
         for parameters in mine
-    ]  # fmt: skip
+    ]
+    optimizers = [torch.optim.SGD(each, lr=1.0, momentum=0.9, nesterov=True) for each in groups]
     for step in range(steps):
         grad = torch.randn(total, generator=generator, dtype=torch.float64)
         rate = torch.tensor([0.1, 0.0 if step % 2 else 0.2, 0.05 * (step + 1)], dtype=torch.float64)
