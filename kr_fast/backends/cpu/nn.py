@@ -59,8 +59,10 @@ def winograd_is_faster(
     form = (conv.kernel_size, stride, padding, conv.padding_mode, conv.dilation, conv.groups)
     fits = form == ((3, 3), (1, 1), (1, 1), "zeros", (1, 1), 1) and conv.in_channels >= FEWEST_INPUTS
     tiles = -(-size[0] // 4) * -(-size[1] // 4)
-    runs = native.isa() != "scalar" and registry.runs_preferred("winograd_conv2d", Call("cpu", torch.float32))
-    return runs and fits and size[0] * size[1] >= FEWEST_PIXELS * tiles
+    if not fits or native.isa() in (None, "scalar"):
+        return False
+    runs = registry.runs_preferred("winograd_conv2d", Call("cpu", torch.float32))
+    return runs and size[0] * size[1] >= FEWEST_PIXELS * tiles
 
 
 def winograd_batch_size(count: int, images: int) -> int:
