@@ -44,6 +44,17 @@ def close(got, inputs, more, dtype):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernel_against_float64(host_cuda, case, dtype):
+    check_case(host_cuda, case, dtype)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("case", [(32, 7, 23, 1), (64, 7, 5, 3)], ids=str)
+def test_accesses_of_more_channels(host_cuda, case):
+    """Small, for the sanitizers: pixels past the image's end, and fewer images than a block takes."""
+    check_case(host_cuda, case, torch.float16)
+
+
+def check_case(host_cuda, case, dtype):
     inputs, more = draw(*case, dtype, models=1 if case[1] > 16 else 2)
     before = [each.clone() for each in inputs]
     close(run(host_cuda, *inputs), inputs, {}, dtype)
@@ -52,7 +63,7 @@ def test_kernel_against_float64(host_cuda, case, dtype):
 
 
 @pytest.mark.parametrize("pre", [False, True])
-@pytest.mark.parametrize("channels", [16, 32, 64])
+@pytest.mark.parametrize("channels", [pytest.param(16, marks=pytest.mark.sanitize), 32, 64])
 def test_bits_follow_nothing_else(host_cuda, channels, pre):
     """Neither the images and models beside, nor how they are spread over blocks, nor the order in which threads run."""
     inputs, more = draw(channels, 8, 8, 5, torch.float16)
@@ -73,6 +84,7 @@ def test_bits_follow_nothing_else(host_cuda, channels, pre):
     assert same_bits(found, plain[models][:, images].contiguous())
 
 
+@pytest.mark.sanitize
 def test_absent_biases_and_odd_addresses(host_cuda):
     (x, weight1, _, weight2, bias2), _ = draw(16, 6, 8, 3, torch.float16)
     want = run(host_cuda, x, weight1, None, weight2, bias2)

@@ -273,6 +273,7 @@ def test_backward_of_the_gradient_that_is_there_already(regime, dtype):
     assert torch.equal(first, torch.autograd.grad(loss, leaf)[0])
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize(("classes", "dtype"), [(17_000, torch.bfloat16), (33_001, torch.float32)], ids=str)
 def test_same_bits_in_every_order_and_run(cuda_device, classes, dtype, host_cuda):
     """A missing barrier, or a sum in the order of arrival, would show; as would a counter that is not left at 0."""

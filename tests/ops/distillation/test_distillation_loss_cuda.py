@@ -35,6 +35,7 @@ def test_dtypes_of_student_and_teacher_are_independent(cuda_device, classes, dty
     check(cuda_device, *draw(classes, dtype, target_dtype), **EVERYTHING)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("classes", [2, 10, 33, 1000, 1025, 16385])
 @pytest.mark.parametrize("kind", ["probs", "log_probs"])
 def test_kinds_of_target(cuda_device, classes, kind):
@@ -44,6 +45,7 @@ def test_kinds_of_target(cuda_device, classes, kind):
     check(cuda_device, z, t, kind=kind, T=3.0)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("classes", [10, 32, 33, 50, 100, 256, 1000, 1028, 16386])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("offset", [0, 1, 2, 4])  # in elements: accesses of 16, 8 and fewer bytes
@@ -96,6 +98,7 @@ def test_dkd(cuda_device, classes, hard):
     close(found[0][1], found[1][1], 3e-6)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("classes", [5, 33, 100, 1000, 1025, 16385])
 @pytest.mark.parametrize("tail", ["smooth", "renorm"])
 def test_top_k(cuda_device, classes, tail):

@@ -150,6 +150,7 @@ def test_gradient_in_one_pass_where_there_is_much_to_read(cuda_device, monkeypat
         check(cuda_device, z, t, y, weight=torch.rand(len(z)), **EVERYTHING)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("classes", [10, 100, 1000, 1025, 16385])
 def test_same_bits_in_every_order_and_run(cuda_device, classes, host_cuda):
     """A missing barrier, or a sum in the order of arrival, would show; as would a counter that is not left at 0."""

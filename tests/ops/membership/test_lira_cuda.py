@@ -40,6 +40,7 @@ def compare(device, phi, keep, **options):
     assert found[1] == wanted[1]
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize(("variant", "variance"), KINDS)
 @pytest.mark.parametrize("kind", ["distinct", "unbalanced", "ties", "outlier"])
 def test_all_kinds_of_shadows(cuda_device, variant, variance, kind):
@@ -53,6 +54,7 @@ def test_steps_of_a_warp(cuda_device, models, variance):
     compare(cuda_device, *make(1, 3, models), variance=variance)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize(("variant", "variance"), KINDS)
 def test_outside_targets_of_all_kinds_of_variance(cuda_device, variant, variance):
     for targets in (3, 1030):
@@ -60,6 +62,7 @@ def test_outside_targets_of_all_kinds_of_variance(cuda_device, variant, variance
         compare(cuda_device, *make(2, 3, 8), variant=variant, variance=variance, target=target)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("variance", ["per_example", "shrinkage"])
 def test_order_and_strides_do_not_matter(host_cuda, variance):
     """Few blocks, so that each takes several examples; lanes and blocks from the last to the first."""

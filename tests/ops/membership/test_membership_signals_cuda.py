@@ -38,6 +38,7 @@ def compare(logits, labels):
         )
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("classes", CLASSES)
 def test_values_of_all_kinds_of_rows(cuda_device, classes):
     compare(*make(130 if classes <= 32 else 7, classes, cuda_device))  # 130: a second tile
@@ -84,6 +85,7 @@ def test_rows_apart_addresses_and_what_is_wanted(cuda_device):
     assert membership_signals(logits.view(2, 3, 10), labels.view(2, 3))["phi"].shape == (2, 3)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("classes", [10, 100, 1025, 16385])
 def test_order_and_strides_do_not_matter(host_cuda, classes):
     """Few blocks, so that each takes several rows; threads from the last to the first: a missing barrier would show."""

@@ -37,6 +37,7 @@ def compare(device, x, z, **options):
     torch.testing.assert_close(found[1].cpu(), wanted[1])
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("predicate", PREDICATES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", ["distinct", "ties", "infinite", "neighbours"])
@@ -48,12 +49,14 @@ def test_all_kinds_of_ratios(cuda_device, predicate, dtype, kind):
     compare(cuda_device, x[0], z[0], predicate=predicate)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("population", [1, 31, 32, 33, 130])
 @pytest.mark.parametrize(("queries", "count"), [(1, 5), (2, 5), (2, 256), (2, 257), (64, 5), (65, 5)])
 def test_votes_of_all_kinds_of_sizes(cuda_device, population, queries, count):
     compare(cuda_device, *make(queries, count, population, torch.float32))
 
 
+@pytest.mark.sanitize
 def test_order_and_strides_do_not_matter(host_cuda):
     x, z = make(3, 600, 70, torch.float32)
     with in_use(host_cuda):

@@ -43,6 +43,7 @@ def close(found, dtype):
     torch.testing.assert_close(got, want, rtol=relative, atol=5e-5 if want[0].numel() == 1 else 1e-5)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize(("shape", "groups"), CASES, ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_against_float64(host_cuda, shape, groups, dtype):
@@ -54,6 +55,7 @@ def test_against_float64(host_cuda, shape, groups, dtype):
         close(both(host_cuda, x, groups, weight, bias, **more), dtype)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("channels", [(32, 32, 8), (64, 32, 32), (17, 7, 6), (8, 60, 4)], ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_second_source(host_cuda, channels, dtype):
@@ -64,6 +66,7 @@ def test_second_source(host_cuda, channels, dtype):
     close(both(host_cuda, x, groups, weight, bias, skip=skip, shift=shift), dtype)
 
 
+@pytest.mark.sanitize
 def test_special_sizes_and_addresses(host_cuda):
     x = torch.randn(2, 8, 4, 4).contiguous(memory_format=LAST)
     one, zero = torch.ones(8), torch.zeros(8)

@@ -42,6 +42,7 @@ def test_interpreter_makes_the_bytes_of_the_cpu(shape, dtype, layout):
         assert kr_fast.pack_uint8(x[:0]).shape == wanted[:0].shape
 
 
+@pytest.mark.sanitize
 @pytest.mark.skipif(interpreted, reason="needs no interpreter")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -96,6 +96,7 @@ def image_of(x):
     return torch.empty(len(x), *x.shape[2:], x.shape[1], dtype=torch.uint8, device=x.device)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_trajectories_in_cuda_have_the_bits_of_the_loop(host_cuda, table, guided, channels_last):

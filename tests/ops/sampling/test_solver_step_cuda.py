@@ -53,6 +53,7 @@ def test_kept_limits_and_bytes(host_cuda, shape, name, guided):
     assert all(torch.equal(a, b) for a, b in zip(before, (x, m, *options["history"]), strict=True))
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("copies", [1, 2])
@@ -95,6 +96,7 @@ def test_written_in_place(host_cuda, shape):
     assert all(bits(a, b) for a, b in zip(out, wanted, strict=True))
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("which", ["sample", "model_output", "history"])
 def test_any_address_may_be_unaligned(host_cuda, which):
     """Rows of whole 16 bytes, and one tensor whose base is not."""
@@ -109,6 +111,7 @@ def test_any_address_may_be_unaligned(host_cuda, which):
     assert agree(host_cuda, x, m, EVERYTHING, **options, emit=EMIT)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("most_blocks", [1, 3])
 def test_grid_strides_and_order_do_not_matter(host_cuda, most_blocks):
     x, m, options = inputs((3, 20, 20), EVERYTHING, batch=5)

@@ -4,6 +4,7 @@ Two things are rewritten in a copy of the sources, as they are no C++: a launch 
 the declaration of dynamic shared memory.
 """
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
@@ -28,6 +29,7 @@ HEADERS = Path(__file__).parent
 BUILDS = ROOT / "build" / "cuda_on_host"
 FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-g1"]
 SANITIZED = os.environ.get("CUDA_ON_HOST_SANITIZED") == "1"
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 
 
@@ -51,17 +53,19 @@ def copy_sources(folder: Path) -> Path:
     return folder / "csrc"
 
 
-def compile_all(sources: list[Path], include: Path, out: Path, *flags: str) -> None:
-    def compile_one(source: Path) -> Path:
+def compile_all(sources: list[tuple[Path, tuple[str, ...]]], include: Path, out: Path) -> None:
+    """A library of these sources, each with its flags."""
+    system = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+
+    def compile_one(source: Path, flags: tuple[str, ...]) -> Path:
         target = out.parent / f"{source.stem}.o"
-        system = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
-        run(["g++", "-c", "-x", "c++", *FLAGS, *WARNINGS, *flags, f"-I{HEADERS}", f"-I{include}", *system]
-            + ["-o", target, source])  # fmt: skip
+        run(["g++", "-c", "-x", "c++", *FLAGS, *flags, f"-I{HEADERS}", f"-I{include}", *system, "-o", target, source])
         return target
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
-    run(["g++", "-shared", *flags, "-o", out, *objects])
+        objects = list(pool.map(compile_one, *zip(*sources, strict=True)))
+    sanitizers = SANITIZERS if any(set(SANITIZERS) <= set(flags) for _, flags in sources) else ()
+    run(["g++", "-shared", *sanitizers, "-o", out, *objects])
 
 
 def run(command: list) -> None:
@@ -71,7 +75,7 @@ def run(command: list) -> None:
 
 def build() -> Path:
     """``kr_fast._cuda`` for the host, built once for these sources, by whichever process comes first."""
-    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined") if SANITIZED else ("-O1",)
+    flags = ("-Og", *SANITIZERS) if SANITIZED else ("-O1", *WARNINGS)
     BUILDS.mkdir(parents=True, exist_ok=True)
     with open(BUILDS / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -80,17 +84,19 @@ def build() -> Path:
         if not out.exists():
             shutil.rmtree(folder, ignore_errors=True)
             csrc = copy_sources(folder)
-            sources = [csrc / "bindings_cuda.cpp", *sorted((csrc / "cuda").rglob("*.cu")), HEADERS / "control.cpp"]
-            compile_all(sources, csrc, folder / "unfinished.so", *flags)
+            kernels = [*sorted((csrc / "cuda").rglob("*.cu")), HEADERS / "control.cpp"]
+            # The bindings touch no memory of tensors: to sanitize them only takes time.
+            sources = [(csrc / "bindings_cuda.cpp", ("-O0",)), *((kernel, flags) for kernel in kernels)]
+            compile_all(sources, csrc, folder / "unfinished.so")
             (folder / "unfinished.so").rename(out)
     return out
 
 
 def _digest(*flags: str) -> str:
     """Of all that the module is made of."""
-    made_of = hashlib.sha256(" ".join((sys.version, pybind11.__version__, *FLAGS, *WARNINGS, *flags)).encode())
+    made_of = hashlib.sha256(" ".join((sys.version, pybind11.__version__, *FLAGS, *flags)).encode())
     paths = (path for folder in (ROOT / "csrc", HEADERS) for path in folder.rglob("*") if path.is_file())
-    for path in (Path(__file__), *sorted(paths)):
+    for path in sorted(paths):
         made_of.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return made_of.hexdigest()[:16]
 
@@ -99,7 +105,25 @@ def load(path: Path):
     spec = importlib.util.spec_from_file_location("_cuda", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if os.environ.get("CUDA_ON_HOST_UNUSED"):
+        _write_unused(module, Path(os.environ["CUDA_ON_HOST_UNUSED"]))
     return module
+
+
+def _write_unused(module, path: Path) -> None:
+    """When this process ends, ``path`` holds the functions of the module that it did not call."""
+    names = {name for name, value in vars(module).items() if callable(value)}
+    atexit.register(lambda: path.write_text("\n".join(sorted(names))))
+
+    def watched(name: str, function):
+        def call(*arguments, **options):
+            names.discard(name)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in tuple(names):
+        setattr(module, name, watched(name, getattr(module, name)))
 
 
 @contextlib.contextmanager
