@@ -2,7 +2,7 @@
 
 ``KR_FAST_BACKEND=reference|cpu|cuda|triton`` forces one backend; a forced backend that cannot run raises and says why.
 Otherwise the first backend in the order of preference that does not refuse is taken. Ending at ``reference`` because a
-compiled kernel refused costs speed, so it is told once per reason on the logger ``kr_fast``.
+compiled kernel refused costs speed, so it is logged once per reason on the logger ``kr_fast``.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 PREFERENCE: dict[tuple[str, str], tuple[str, ...]] = {
     ("*", "cpu"): ("cpu", "reference"),
     ("*", "cuda"): ("cuda", "triton", "reference"),
-    ("model_conv2d", "cpu"): ("reference",),  # models are not batched on a CPU, see docs/model_array.md
+    ("model_conv2d", "cpu"): ("reference",),  # models are not batched on a CPU, see docs/design/model_array.md
     ("model_conv2d_backward", "cpu"): ("reference",),
     ("model_batch_norm", "cpu"): ("reference",),
     ("model_residual_block", "cpu"): ("reference",),

@@ -15,7 +15,7 @@ from torch import Tensor
 from kr_fast.membership.inputs.pool import scored
 from kr_fast.membership.statistics.intervals import check_share, normal_quantile
 
-PRIOR = 10  # degrees of freedom that the model's variance counts as, by simulation: docs/audit.md
+PRIOR = 10  # degrees of freedom that the model's variance counts as, by simulation: docs/audit_statistics.md
 HALVINGS = 50
 MOST_WAYS = 5000  # in which examples can be drawn, for the exact permutation test
 
