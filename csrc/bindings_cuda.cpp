@@ -19,6 +19,14 @@
 
 namespace py = pybind11;
 
+namespace kr {
+
+KR_FIELDS(cuda::ResidualBlock, KR_FIELD(x), KR_FIELD(weight1), KR_FIELD(bias1), KR_FIELD(weight2), KR_FIELD(bias2),
+          KR_FIELD(scale), KR_FIELD(shift), KR_FIELD(models), KR_FIELD(images), KR_FIELD(height), KR_FIELD(width),
+          KR_FIELD(channels), KR_FIELD(bf16), KR_FIELD(relu), KR_FIELD(y))
+
+}  // namespace kr
+
 namespace {
 
 using Address = uintptr_t;
@@ -105,15 +113,8 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("residual_block_images", &kr::cuda::residual_block_images);
     m.def(
         "model_residual_block",
-        [](Address x, Address weight1, Address weight2, Address bias1, Address bias2, Address scale, Address shift,
-           bool bf16, int64_t models, int64_t images, int height, int width, int channels, bool relu, Address y,
-           Address queue) {
-            check(kr::cuda::model_residual_block(
-                      {at<const void>(x), at<const void>(weight1), at<const void>(weight2), at<const float>(bias1),
-                       at<const float>(bias2), at<const float>(scale), at<const float>(shift), bf16, models, images,
-                       height, width, channels, relu, at<void>(y)},
-                      at<void>(queue)),
-                  "model_residual_block");
+        [](const kr::cuda::ResidualBlock& call, Address queue) {
+            check(kr::cuda::model_residual_block(call, at<void>(queue)), "model_residual_block");
         },
         release());
 

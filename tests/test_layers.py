@@ -125,7 +125,7 @@ def test_every_op_has_its_name_in_every_place():
     from kr_fast.backends import registry
 
     kernels = {"cpu": "csrc/cpu/{}.cpp", "cuda": "csrc/cuda/{}.cu", "triton": "kernels/{}.py"}
-    always = ("kr_fast/ops/{}.py", "tests/ops/*/test_{op}.py")
+    always = ("kr_fast/ops/{}.py", "tests/ops/*/test_{op}.py", "bench/*/bench_{op}.py")
     for op in registry.ops():
         family = next(path.parent.name for path in (ROOT / "kr_fast" / "ops").glob(f"*/{op}.py"))
         assert family in FAMILIES

@@ -31,13 +31,13 @@ BATCH = {"strong_loop": 4096, "eager_nchw": 256, "vmap": 64}
 def resnet18():
     """For images of 32 px."""
     stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    trunk = stages(BasicBlock, 64, (64, 128, 256, 512), 2)
+    trunk = stages(BasicBlock, 64, (64, 128, 256, 512), (2, 2, 2, 2))
     return nn.Sequential(*stem, trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
 NETWORKS = {
     "resnet20": functools.partial(classifier, "resnet20", num_classes=10, in_channels=3),
-    "wrn-28-2": functools.partial(WideResNet, (32, 64, 128), 4, 10),
+    "wrn-28-2": functools.partial(WideResNet, (32, 64, 128), (4, 4, 4), 10),
     "airbench": functools.partial(Airbench, (64, 256, 256), 10),
     "resnet18": resnet18,
 }

@@ -245,7 +245,7 @@ def depthwise_tile(outputs: int) -> dict:
 
 
 def model_conv2d(x, weight, bias, residual, view, options):
-    """See ops/batched/model_conv2d.py, where arguments are checked; ``options`` as in ops/batched/options.py, with
+    """See ops/batched/model_conv2d.py, where arguments are checked; ``options`` as in backends/arguments.py, with
     ``groups`` 1 or the input's channels."""
     models, outputs, kh, kw, _ = weight.shape
     _, images, in_height, in_width, channels = x.shape

@@ -2,9 +2,18 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from kr_fast.backends.arguments import GroupNorm, SolverOutput, SolverRow, SolverStep, SolverTableStep, WinogradConv
+from kr_fast.backends.arguments import (
+    GroupNorm,
+    ResidualBlock,
+    SolverOutput,
+    SolverRow,
+    SolverStep,
+    SolverTableStep,
+    WinogradConv,
+)
 from kr_fast.backends.codes import ACTIVATIONS, DTYPES
 from kr_fast.backends.native import address
 
@@ -94,3 +103,11 @@ def winograd_conv(call: WinogradConv, y: Tensor) -> Struct:
         "y": y.data_ptr(),
         "outputs": call.outputs,
     }
+
+
+def residual_block(call: ResidualBlock, y: Tensor) -> Struct:
+    """``kr::cuda::ResidualBlock`` that writes into ``y``."""
+    models, images, height, width, channels = call.x.shape
+    tensors = {name: address(getattr(call, name)) for name in call._fields[:-1]}
+    sizes = {"models": models, "images": images, "height": height, "width": width, "channels": channels}
+    return tensors | sizes | {"bf16": call.x.dtype == torch.bfloat16, "relu": call.relu, "y": y.data_ptr()}

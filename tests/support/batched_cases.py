@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import ConvOptions
 from kr_fast.ops.batched.model_conv2d import model_conv2d
-from kr_fast.ops.batched.options import ConvOptions
 
 
 @dataclasses.dataclass(frozen=True)

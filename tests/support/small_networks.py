@@ -66,10 +66,10 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    def __init__(self, widths=(32, 64), depth=2, classes=5):
+    def __init__(self, widths=(32, 64), depths=(2, 1), classes=5):
         super().__init__()
         self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.blocks = stages(WideBlock, 16, widths, depth)
+        self.blocks = stages(WideBlock, 16, widths, depths)
         self.bn, self.head = nn.BatchNorm2d(widths[-1]), nn.Linear(widths[-1], classes)
 
     def forward(self, x):
@@ -77,10 +77,10 @@ class WideResNet(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1))
 
 
-def stages(block, inputs, widths, depth):
-    """``depth`` blocks of each width; the first of a stage but for the first stage halves the sides."""
+def stages(block, inputs, widths, depths):
+    """``depths`` blocks of ``widths``; the first of every stage but the first halves the sides."""
     blocks = []
-    for stage, width in enumerate(widths):
+    for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         for index in range(depth):
             blocks.append(block(inputs, width, 2 if stage and not index else 1))
             inputs = width

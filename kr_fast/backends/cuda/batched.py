@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from kr_fast.backends import native, registry
+from kr_fast.backends import native, registry, structs
+from kr_fast.backends.arguments import ResidualBlock
 from kr_fast.backends.calls import ResidualBlockCall
-from kr_fast.backends.native import address
 
 
 def _refuses_residual_block(call: ResidualBlockCall) -> str | None:
@@ -20,15 +20,11 @@ def _refuses_residual_block(call: ResidualBlockCall) -> str | None:
 
 
 @registry.kernel("model_residual_block", "cuda", refuses=_refuses_residual_block)
-def model_residual_block(x, weight1, bias1, weight2, bias2, scale, shift, relu) -> Tensor:
-    models, images, height, width, channels = x.shape
+def model_residual_block(call: ResidualBlock) -> Tensor:
     # Addresses of a GPU's own blocks of memory are multiples of 16, those of views need not be.
-    x, weight1, weight2 = (each if each.data_ptr() % 16 == 0 else each.clone() for each in (x, weight1, weight2))
-    y = torch.empty_like(x)
-    with native.on(x):
-        native.cuda.model_residual_block(
-            x.data_ptr(), weight1.data_ptr(), weight2.data_ptr(), address(bias1), address(bias2), address(scale),
-            address(shift), x.dtype == torch.bfloat16, models, images, height, width, channels, relu, y.data_ptr(),
-            native.stream(x),
-        )  # fmt: skip
+    halves = {"x": call.x, "weight1": call.weight1, "weight2": call.weight2}
+    call = call._replace(**{name: value.clone() for name, value in halves.items() if value.data_ptr() % 16})
+    y = torch.empty_like(call.x)
+    with native.on(y):
+        native.cuda.model_residual_block(structs.residual_block(call, y), native.stream(y))
     return y

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from kr_fast.backends.arguments import View
 from kr_fast.ensemble.graph.lowering import shape
 from kr_fast.ensemble.graph.trace import Unsupported
 from kr_fast.ensemble.inference.batched_layers import LAST, BatchedLayer, ImageBatch
 from kr_fast.ensemble.inference.batched_program import BatchedProgram
 from kr_fast.ensemble.inference.chunks import GPU_BUDGET, GPU_MOST
 from kr_fast.ensemble.inference.residual_blocks import KERNEL, BatchedResidualBlock
-from kr_fast.ops.batched.options import View
 from kr_fast.runtime import cuda_graph
 from kr_fast.runtime.errors import fail, first_line
 from kr_fast.runtime.log import logger

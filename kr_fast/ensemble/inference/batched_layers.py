@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kr_fast.backends.arguments import ConvOptions, View
 from kr_fast.ensemble.graph.lowering import Layer
 from kr_fast.ensemble.inference.layers import folded
 from kr_fast.ops.batched.model_conv2d import configs, model_conv2d
-from kr_fast.ops.batched.options import ConvOptions, View
 
 LAST = torch.channels_last
 
@@ -42,7 +42,7 @@ class BatchedLayer:
     def __init__(self, layer: Layer, models: Sequence[nn.Module], dtype: torch.dtype, spatial: bool):
         """``spatial``: the input has height and width, or else channels in its last dimension."""
         self.layer, self.dtype, self.spatial = layer, dtype, spatial
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        exact = torch.promote_types(dtype, torch.float32)
         weights, biases = [], []
         for model in models:
             weight, bias = folded(layer, model)

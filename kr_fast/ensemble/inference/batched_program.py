@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from kr_fast.backends.arguments import View
 from kr_fast.ensemble.graph.dataflow import from_images
 from kr_fast.ensemble.graph.lowering import shape
 from kr_fast.ensemble.graph.network import NetworkGraph, in_dtype
@@ -19,7 +20,6 @@ from kr_fast.ensemble.inference import residual_blocks
 from kr_fast.ensemble.inference.batched_layers import BatchedLayer, ImageBatch
 from kr_fast.ensemble.inference.layers import bind
 from kr_fast.ensemble.networks import own_words
-from kr_fast.ops.batched.options import View
 from kr_fast.runtime.log import logger
 
 

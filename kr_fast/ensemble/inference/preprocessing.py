@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kr_fast.backends.arguments import View
 from kr_fast.ensemble.inference.queries import Query
-from kr_fast.ops.batched.options import View
 
 
 @dataclasses.dataclass(frozen=True)

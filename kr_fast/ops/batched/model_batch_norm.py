@@ -12,12 +12,8 @@ _OP = "model_batch_norm"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _exact(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _fake(x, weight, bias, residual, relu, eps):
-    statistic = x.new_empty(x.shape[0], x.shape[-1], dtype=_exact(x))
+    statistic = x.new_empty(x.shape[0], x.shape[-1], dtype=torch.promote_types(x.dtype, torch.float32))
     return torch.empty_like(x), statistic, torch.empty_like(statistic)
 
 
@@ -39,9 +35,8 @@ def _gradient(ctx, grad, *_):
         grad, x, y, weight, mean, var, ctx.relu, ctx.residual and ctx.relu, ctx.eps
     )
     passed = passed if ctx.relu else grad
-    wanted = ctx.needs_input_grad
-    found = (out, grad_weight, grad_bias, passed)
-    return (*(each if needed else None for each, needed in zip(found, wanted, strict=False)), None, None)
+    gradients = zip((out, grad_weight, grad_bias, passed), ctx.needs_input_grad, strict=False)
+    return (*(each if needed else None for each, needed in gradients), None, None)
 
 
 @define(
@@ -102,20 +97,15 @@ def model_batch_norm(
         Golub and LeVeque, 1979, eq. 2.1.
     """
     _check.tensor(_OP, "x", x, ndim=5, dtypes=_DTYPES)
-    if not x.is_contiguous():
-        _check.fail(_OP, "x", "be contiguous", f"{_check.describe(x)} with strides {x.stride()}")
+    _check.contiguous(_OP, "x", x)
     if x.shape[1:4].numel() < 2 or x.numel() == 0:
         _check.fail(_OP, "x", "hold at least 2 numbers of each channel", x)
-    shape = (x.shape[0], x.shape[4])
+    shape, exact = (x.shape[0], x.shape[4]), torch.promote_types(x.dtype, torch.float32)
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
-            _check.tensor(_OP, name, value, dtypes=(_exact(x),))
-            if value.shape != shape or value.device != x.device or not value.is_contiguous():
-                _check.fail(_OP, name, f"be contiguous {list(shape)} on {x.device}", value)
+            _check.operand(_OP, name, value, shape, like=x, dtypes=(exact,))
     if residual is not None:
-        _check.tensor(_OP, "residual", residual, dtypes=(x.dtype,))
-        if residual.shape != x.shape or residual.device != x.device or not residual.is_contiguous():
-            _check.fail(_OP, "residual", f"be contiguous {list(x.shape)} on {x.device}", residual)
+        _check.operand(_OP, "residual", residual, x.shape, like=x, dtypes=(x.dtype,))
     if not eps > 0:
         _check.fail(_OP, "eps", "be above 0", eps)
     return call(torch.ops.kr_fast.model_batch_norm.default, x, weight, bias, residual, bool(relu), float(eps))

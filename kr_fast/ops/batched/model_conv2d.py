@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import ConvOptions, View
 from kr_fast.backends.calls import ConvCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 from kr_fast.ops.batched import model_conv2d_backward
-from kr_fast.ops.batched.options import ConvOptions, View
 
 _OP = "model_conv2d"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -115,15 +115,11 @@ def model_conv2d(
     if x.shape[1] * out[0] * out[1] >= 2**31:
         _check.fail(_OP, "x", f"give fewer than 2^31 pixels a model, {out[0]} x {out[1]} for an image", x)
     if bias is not None:
-        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        _check.tensor(_OP, "bias", bias, dtypes=(exact,))
-        if bias.shape != (models, outputs) or bias.device != x.device or not bias.is_contiguous():
-            _check.fail(_OP, "bias", f"be contiguous [{models}, {outputs}] on {x.device}", bias)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        _check.operand(_OP, "bias", bias, (models, outputs), like=x, dtypes=(exact,))
     if residual is not None:
         shape = (models, x.shape[1], *out, outputs)
-        _check.tensor(_OP, "residual", residual, dtypes=(weight.dtype,))
-        if residual.shape != shape or residual.device != x.device or not residual.is_contiguous():
-            _check.fail(_OP, "residual", f"be contiguous {list(shape)} on {x.device}", residual)
+        _check.operand(_OP, "residual", residual, shape, like=x, dtypes=(weight.dtype,))
     name, scalars, algorithm = _activation(activation)
     config = _check.integer(_OP, "config", config, 0, 2**31)
     if learns:
@@ -163,9 +159,7 @@ def _view_size(view: View, x: Tensor) -> tuple[int, int]:
         if value.device.type == "cpu" and not 0 <= int(value.min()) <= int(value.max()) < limit:
             _check.fail(_OP, f"view.{name}", f"lie in [0, {limit})", [int(value.min()), int(value.max())])
     for name, value in (("scale", view.scale), ("shift", view.shift)):
-        _check.tensor(_OP, f"view.{name}", value, ndim=1, dtypes=(torch.float32,))
-        if len(value) != x.shape[4] or value.device != x.device or not value.is_contiguous():
-            _check.fail(_OP, f"view.{name}", f"be contiguous [{x.shape[4]}] on {x.device}", value)
+        _check.operand(_OP, f"view.{name}", value, (x.shape[4],), like=x, dtypes=(torch.float32,))
     return len(view.rows), len(view.columns)
 
 

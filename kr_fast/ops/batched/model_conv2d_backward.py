@@ -11,22 +11,17 @@ the products, and its gradient stays float32.
 """
 
 import torch
-from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import ConvOptions
 from kr_fast.backends.calls import ConvCall
 from kr_fast.ops._library import define, save, saved
-from kr_fast.ops.batched.options import ConvOptions
 
 _OP = "model_conv2d_backward"
 
 
-def _exact(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _fake(grad, x, weight, stride, padding, dilation, groups, needed):
-    exact = _exact(x)
+    exact = torch.promote_types(x.dtype, torch.float32)
     return (
         torch.empty_like(x) if needed[0] else x.new_empty(0),
         torch.empty_like(weight, dtype=exact) if needed[1] or needed[2] else x.new_empty(0, dtype=exact),

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import ResidualBlock
 from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
@@ -25,7 +26,7 @@ def _impl(x, weight1, bias1, weight2, bias2, scale, shift, relu):
     if x.numel() == 0:
         return torch.empty_like(x)
     run = registry.resolve(_OP, ResidualBlockCall(x.device.type, x.dtype, x.shape[4], x.shape[2], x.shape[3]))
-    return run(x, weight1, bias1, weight2, bias2, scale, shift, relu)
+    return run(ResidualBlock(x, weight1, bias1, weight2, bias2, scale, shift, relu))
 
 
 def model_residual_block(
@@ -65,32 +66,23 @@ def model_residual_block(
     """
     _check.tensor(_OP, "x", x, ndim=5, dtypes=_DTYPES)
     models, _, _, _, channels = x.shape
-    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    _whole("x", x, x.shape, x)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    _check.contiguous(_OP, "x", x)
     if channels == 0:
         _check.fail(_OP, "x", "have at least one channel", x)
     for name, value in (("weight1", weight1), ("weight2", weight2)):
-        _check.tensor(_OP, name, value, dtypes=(x.dtype,))
-        _whole(name, value, (models, channels, 3, 3, channels), x)
+        _check.operand(_OP, name, value, (models, channels, 3, 3, channels), like=x, dtypes=(x.dtype,))
     for name, value in (("bias1", bias1), ("bias2", bias2), ("scale", scale), ("shift", shift)):
         if value is not None:
-            _check.tensor(_OP, name, value, dtypes=(exact,))
-            _whole(name, value, (models, channels), x)
+            _check.operand(_OP, name, value, (models, channels), like=x, dtypes=(exact,))
     if (scale is None) != (shift is None):
         name = "shift" if shift is None else "scale"
         _check.fail(_OP, name, "be given with the other of scale and shift", None)
     _check.no_grad(_OP, x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, scale=scale, shift=shift)
-    return call(
-        torch.ops.kr_fast.model_residual_block.default, x, weight1, bias1, weight2, bias2, scale, shift, bool(relu)
-    )
+    op = torch.ops.kr_fast.model_residual_block.default
+    return call(op, x, weight1, bias1, weight2, bias2, scale, shift, bool(relu))
 
 
 def runs_preferred(device: str, dtype: torch.dtype, channels: int, height: int, width: int) -> bool:
     """Whether the device's first choice runs such blocks: on a GPU the kernel, on a CPU the reference."""
     return registry.runs_preferred(_OP, ResidualBlockCall(device, dtype, channels, height, width))
-
-
-def _whole(name: str, value: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
-    if value.shape != tuple(shape) or value.device != x.device:
-        _check.fail(_OP, name, f"be {list(shape)} on {x.device}", value)
-    _check.contiguous(_OP, name, value)

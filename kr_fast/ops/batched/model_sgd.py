@@ -58,9 +58,7 @@ def model_sgd(
     lengths = {"weight": models * sum(sizes), "velocity": len(weight), "grad": len(weight)}
     lengths |= {"rate": models, "momentum": models}
     for (name, count), value in zip(lengths.items(), (weight, velocity, grad, rate, momentum), strict=True):
-        _check.tensor(_OP, name, value, dtypes=(weight.dtype,))
-        if value.shape != (count,) or not value.is_contiguous() or value.device != weight.device:
-            _check.fail(_OP, name, f"be contiguous [{count}] on {weight.device}", value)
+        _check.operand(_OP, name, value, (count,), like=weight, dtypes=(weight.dtype,))
         if value.requires_grad:
             _check.fail(_OP, name, "not require grad", value)
     torch.ops.kr_fast.model_sgd(weight, velocity, grad, rate, momentum, sizes, decays)

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kr_fast.backends.arguments import ConvOptions, ResidualBlock
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
-from kr_fast.ops.batched.options import ConvOptions
 
 _ACTIVATIONS = {"relu": torch.relu, "swish": F.silu, "hardswish": F.hardswish, "sigmoid": torch.sigmoid}
 _ACTIVATIONS |= {"tanh": torch.tanh, "leaky_relu": F.leaky_relu, "hardtanh": F.hardtanh}
@@ -34,16 +34,15 @@ def model_conv2d(x, weight, bias, residual, view, options: ConvOptions) -> Tenso
 
 
 @kernel("model_residual_block", "reference", refuses=never)
-def model_residual_block(x, weight1, bias1, weight2, bias2, scale, shift, relu) -> Tensor:
+def model_residual_block(call: ResidualBlock) -> Tensor:
     """Its layers one after the other: what one hands to the next is rounded."""
-    inner = x
+    x, inner, scale, shift = call.x, call.x, call.scale, call.shift
     if scale is not None:
-        inner = x.to(scale.dtype) * scale[:, None, None, None] + shift[:, None, None, None]
-        inner = inner.relu().to(x.dtype)
+        inner = (x.to(scale.dtype) * scale[:, None, None, None] + shift[:, None, None, None]).relu().to(x.dtype)
     linear = ConvOptions(padding=(1, 1))
     rectified = linear._replace(activation=("relu", (), ""))
-    middle = model_conv2d(inner, weight1, bias1, None, None, rectified)
-    return model_conv2d(middle, weight2, bias2, x, None, rectified if relu else linear)
+    middle = model_conv2d(inner, call.weight1, call.bias1, None, None, rectified)
+    return model_conv2d(middle, call.weight2, call.bias2, x, None, rectified if call.relu else linear)
 
 
 @kernel("model_conv2d_backward", "reference", refuses=never)

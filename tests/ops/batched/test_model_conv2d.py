@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from batched_cases import ACTIVATIONS, CONV_CASES, ConvCase, conv_inputs, exact_conv
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import View
 from kr_fast.backends.calls import ConvCall
 from kr_fast.ops.batched.model_conv2d import configs, model_conv2d
-from kr_fast.ops.batched.options import View
 
 
 def by_hand(x, weight, bias, residual, case):
@@ -102,7 +102,7 @@ x, w = torch.zeros(2, 3, 5, 5, 4), torch.zeros(2, 6, 3, 3, 4)
         ((x.expand(3, 2, 3, 5, 5, 4)[:, 0].contiguous(), w), {}, ValueError, "x must hold 1 or 2 models"),
         ((x[:, :, :2].contiguous(), w), {}, ValueError, "weight must have a kernel that fits the 2 x 5 input"),
         ((x, w, torch.zeros(2, 6).half()), {}, TypeError, "bias must be float32"),
-        ((x, w, torch.zeros(6)), {}, ValueError, r"bias must be contiguous \[2, 6\]"),
+        ((x, w, torch.zeros(6)), {}, ValueError, "bias must have 2 dimensions"),
         ((x, w, None, x), {}, ValueError, r"residual must be contiguous \[2, 3, 3, 3, 6\]"),
         ((x, w), {"stride": 0}, ValueError, r"stride must be in \[1"),
         ((x, w), {"padding": (1, 1, 1)}, ValueError, "padding must be a number or two"),

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from batched_cases import ACTIVATIONS, CONV_CASES, ConvCase, conv_inputs, exact_conv
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import View
 from kr_fast.ops.batched.model_conv2d import configs, model_conv2d
-from kr_fast.ops.batched.options import View
 
 pytestmark = pytest.mark.gpu
 LARGE = [

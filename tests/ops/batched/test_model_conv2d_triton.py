@@ -11,8 +11,8 @@ import torch
 from batched_cases import ACTIVATIONS, CONV_CASES, ConvCase, conv_inputs, exact_conv
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import View
 from kr_fast.ops.batched.model_conv2d import model_conv2d
-from kr_fast.ops.batched.options import View
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 interpreter = [
