@@ -36,17 +36,17 @@ def load_weights(model: nn.Module, path: Path, where: str) -> None:
     Raises: UserError naming the file and the first tensor that does not fit; FileNotFoundError.
     """
     model, path = plain(model), Path(path)
-    found, wanted = read(path, where), model.state_dict()
-    if not isinstance(found, Mapping):
-        raise UserError(f"{where} must hold a state dict, got {an(type(found).__name__)} in {path} ({MEND})")
-    place = _place(found, wanted, path, where)
-    state = {name: place.held.get(place.prefix + name, value) for name, value in wanted.items()}
+    content, expected = read(path, where), model.state_dict()
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where} must hold a state dict, got {an(type(content).__name__)} in {path} ({MEND})")
+    place = _place(content, expected, path, where)
+    state = {name: place.tensors.get(place.prefix + name, value) for name, value in expected.items()}
     for name, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        kept = value.to(wanted[name].dtype)
-        if not bool(torch.isfinite(kept.double()).all()):  # there is no isfinite of 8-bit floats
-            made = "" if kept.dtype == value.dtype else f" as {described(kept).split()[0]}"
+        cast = value.to(expected[name].dtype)
+        if not bool(torch.isfinite(cast.double()).all()):  # there is no isfinite of 8-bit floats
+            made = "" if cast.dtype == value.dtype else f" as {described(cast).split()[0]}"
             raise UserError(f"{where} must hold finite weights, got NaN or inf{made} in {name} of {path}")
     try:
         model.load_state_dict(state)
@@ -114,7 +114,7 @@ class _Place(NamedTuple):
 
     keys: tuple[str, ...]
     prefix: str
-    held: Mapping[str, Any]
+    tensors: Mapping[str, Any]
 
     def said(self) -> str:
         """Where it is, in words; nothing where the file itself is the state dict."""
@@ -123,12 +123,12 @@ class _Place(NamedTuple):
         return " ".join(filter(None, (under, removed)))
 
 
-def _place(found: Mapping, wanted: Mapping[str, Any], path: Path, where: str) -> _Place:
+def _place(content: Mapping, expected: Mapping[str, Any], path: Path, where: str) -> _Place:
     """The one place whose tensors are the network's."""
-    mappings = {id(held): (keys, held) for keys, held in reversed(list(_mappings(found)))}  # one under two keys once
-    places = [_Place(keys, _prefix(held, wanted), held) for keys, held in reversed(mappings.values())]
-    named = [place for place in places if _differences(place, wanted) == ([], [])]
-    right = [place for place in named if _misfit(place, wanted) is None]
+    mappings = {id(each): (keys, each) for keys, each in reversed(list(_mappings(content)))}  # one under two keys once
+    places = [_Place(keys, _prefix(each, expected), each) for keys, each in reversed(mappings.values())]
+    named = [place for place in places if _differences(place, expected) == ([], [])]
+    right = [place for place in named if _misfit(place, expected) is None]
     if len(right) > 1:
         both = " and ".join(each.said() or "at the top" for each in right)
         mend = 'torch.save(torch.load(FILE, weights_only=True)["NAME"], OTHER) writes one of them'
@@ -136,66 +136,66 @@ def _place(found: Mapping, wanted: Mapping[str, Any], path: Path, where: str) ->
     if right:
         return right[0]
     if named:
-        raise UserError(f"{where} must hold {_misfit(named[0], wanted)} in {path}")
-    place = max(places, key=lambda each: _shared(each, wanted))
-    if not _shared(place, wanted):
-        keys = ", ".join(str(key) for key in list(found)[:5]) + (", ..." if len(found) > 5 else "")
-        first = next(iter(wanted), "no tensor")
+        raise UserError(f"{where} must hold {_misfit(named[0], expected)} in {path}")
+    place = max(places, key=lambda each: _shared(each, expected))
+    if not _shared(place, expected):
+        keys = ", ".join(str(key) for key in list(content)[:5]) + (", ..." if len(content) > 5 else "")
+        first = next(iter(expected), "no tensor")
         raise UserError(f"{where} must hold the network's tensors ({first}, ...), got {keys or 'nothing'} in {path}")
-    missing, unexpected = _differences(place, wanted)
+    missing, unexpected = _differences(place, expected)
     parts = {"missing": missing, "unexpected": unexpected}.items()
     got = [f"{len(names)} {what} ({names[0]} first)" for what, names in parts if names]
     at = f" {place.said()}" if place.said() else ""
-    raise UserError(f"{where} must hold the network's {len(wanted)} tensors, got {' and '.join(got)}{at} in {path}")
+    raise UserError(f"{where} must hold the network's {len(expected)} tensors, got {' and '.join(got)}{at} in {path}")
 
 
-def _mappings(found: Mapping, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping]]:
-    """(keys that lead there, mapping) of ``found`` and of the mappings in it."""
-    yield keys, found
+def _mappings(content: Mapping, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping]]:
+    """(keys that lead there, mapping) of ``content`` and of the mappings in it."""
+    yield keys, content
     if len(keys) < DEPTH:
-        for key, value in found.items():
+        for key, value in content.items():
             if isinstance(key, str) and isinstance(value, Mapping):
                 yield from _mappings(value, (*keys, key))
 
 
-def _prefix(held: Mapping, wanted: Mapping[str, Any]) -> str:
+def _prefix(tensors: Mapping, expected: Mapping[str, Any]) -> str:
     """What stands before most of the network's names; never a position in a Sequential, which holds more than it."""
     votes: Counter[str] = Counter({"": 0})
-    for name in held:
+    for name in tensors:
         parts = name.split(".") if isinstance(name, str) else []
         for cut in range(len(parts)):
             if cut and parts[cut - 1].isdigit():
                 break
-            if ".".join(parts[cut:]) in wanted:
+            if ".".join(parts[cut:]) in expected:
                 votes["".join(f"{part}." for part in parts[:cut])] += 1
     return votes.most_common(1)[0][0]
 
 
-def _shared(place: _Place, wanted: Mapping[str, Any]) -> int:
-    return sum(place.prefix + name in place.held for name in wanted)
+def _shared(place: _Place, expected: Mapping[str, Any]) -> int:
+    return sum(place.prefix + name in place.tensors for name in expected)
 
 
-def _differences(place: _Place, wanted: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _differences(place: _Place, expected: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(names of the network that are missing, names in the file that the network has not)."""
-    missing = [n for n in wanted if place.prefix + n not in place.held and n.rpartition(".")[2] != COUNTER]
-    names = {place.prefix + name for name in wanted}
-    return missing, [str(name) for name in place.held if name not in names]
+    missing = [n for n in expected if place.prefix + n not in place.tensors and n.rpartition(".")[2] != COUNTER]
+    names = {place.prefix + name for name in expected}
+    return missing, [str(name) for name in place.tensors if name not in names]
 
 
-def _misfit(place: _Place, wanted: Mapping[str, Any]) -> str | None:
+def _misfit(place: _Place, expected: Mapping[str, Any]) -> str | None:
     """The first tensor of another shape or kind of numbers: ``NAME of shape ..., got ...``."""
-    for name, value in wanted.items():
-        found = place.held.get(place.prefix + name, value)
+    for name, value in expected.items():
+        given = place.tensors.get(place.prefix + name, value)
         if not isinstance(value, Tensor):
             continue
-        if not isinstance(found, Tensor):
-            return f"{name} of shape {list(value.shape)}, got {an(described(found))}"
-        if found.shape != value.shape:
-            return f"{name} of shape {list(value.shape)}, got {list(found.shape)}"
-        if found.is_meta or found.layout != torch.strided or found.is_quantized:
+        if not isinstance(given, Tensor):
+            return f"{name} of shape {list(value.shape)}, got {an(described(given))}"
+        if given.shape != value.shape:
+            return f"{name} of shape {list(value.shape)}, got {list(given.shape)}"
+        if given.is_meta or given.layout != torch.strided or given.is_quantized:
             return f"{name} as plain numbers, got a tensor that is meta, sparse or quantized"
-        if _kind(found) != _kind(value) and name.rpartition(".")[2] != COUNTER:
-            return f"{name} of {_kind(value)} numbers, got {described(found)}"
+        if _kind(given) != _kind(value) and name.rpartition(".")[2] != COUNTER:
+            return f"{name} of {_kind(value)} numbers, got {described(given)}"
     return None
 
 

@@ -36,7 +36,7 @@ def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[]
         sys.path.insert(0, os.getcwd())
     rule = "name an importable pkg.mod:factory"
     try:
-        found = operator.attrgetter(attribute)(importlib.import_module(module))
+        make = operator.attrgetter(attribute)(importlib.import_module(module))
     except (Exception, SystemExit) as error:
         why = own_words(error)
         if isinstance(error, SystemExit):
@@ -44,23 +44,23 @@ def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[]
         elif module.endswith(".py") or os.sep in module:
             why = f"{why}; a module is named as in an import, not as a file"
         raise UserError(f"{where}: {argument} must {rule}, got {name} ({why})") from error
-    if isinstance(found, nn.Module) or not callable(found):
-        kind = "the network itself" if isinstance(found, nn.Module) else an(type(found).__name__)
+    if isinstance(make, nn.Module) or not callable(make):
+        kind = "the network itself" if isinstance(make, nn.Module) else an(type(make).__name__)
         fail(where, argument, "name a function or class that makes a network", f"{name}, which is {kind}")
     try:
-        signature = inspect.signature(found)
+        signature = inspect.signature(make)
         keywords = {key: value for key, value in offered.items() if key in signature.parameters}
         if any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
-            keywords = _passed_on(found, offered, offered.keys() - keywords)
+            keywords = _passed_on(make, offered, offered.keys() - keywords)
         signature.bind(**keywords)
     except (TypeError, ValueError) as error:
         rule = "name a factory that can be called with num_classes and in_channels, or less"
         raise UserError(f"{where}: {argument} must {rule}, got {name} ({error})") from error
-    return functools.partial(found, **keywords)
+    return functools.partial(make, **keywords)
 
 
-def _passed_on(found: Callable[..., Any], offered: dict[str, int], unsure: set[str]) -> dict[str, int]:
-    """``offered`` without those of ``unsure`` that ``found(**kwargs)`` hands on to code that does not take them.
+def _passed_on(make: Callable[..., Any], offered: dict[str, int], unsure: set[str]) -> dict[str, int]:
+    """``offered`` without those of ``unsure`` that ``make(**kwargs)`` hands on to code that does not take them.
 
     As torchvision's functions do with ``in_channels``. What they take is known once they are called.
     """
@@ -69,7 +69,7 @@ def _passed_on(found: Callable[..., Any], offered: dict[str, int], unsure: set[s
         refused = set()
         try:
             with torch.random.fork_rng(devices=[]):
-                found(**keywords)
+                make(**keywords)
         except TypeError as error:
             refused = {key for key in unsure & keywords.keys() if f"'{key}'" in str(error)}
         except (Exception, SystemExit):  # of its own, which is told where the network is made

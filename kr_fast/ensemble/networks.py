@@ -43,15 +43,15 @@ def logits_of(output: Any) -> Any:
     """The logits in a network's output where it is certain which they are, else the output as it is."""
     if isinstance(output, Tensor | fx.Proxy):
         return output
-    found = None
+    logits = None
     if isinstance(output, Mapping):
-        found = output.get("logits")
+        logits = output.get("logits")
     elif isinstance(output, tuple | list) and len(output) == 1:
-        found = output[0]
+        logits = output[0]
     else:
         with contextlib.suppress(Exception):  # a property of the user's own
-            found = output.logits
-    return found if isinstance(found, Tensor | fx.Proxy) else output
+            logits = output.logits
+    return logits if isinstance(logits, Tensor | fx.Proxy) else output
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -116,9 +116,9 @@ def check_fresh(where: str, argument: str, first: nn.Module, second: nn.Module) 
     """Refuse two results of one ``make`` that are one object, or whose training writes into the same memory."""
     if first is second:
         fail(where, argument, "return a fresh module at every call", "the same object twice")
-    held = {_memory(value) for _, value in _trained(first)}
+    written = {_memory(value) for _, value in _trained(first)}
     for name, value in _trained(second):
-        if _memory(value) in held:
+        if _memory(value) in written:
             fail(where, argument, "return a fresh module at every call", f"{name} of the call before once more")
 
 
@@ -230,9 +230,9 @@ def ask(
     if finite and not bool(torch.isfinite(values).all()):
         name = not_finite(model)
         fail(where, argument, f"{rule} that are finite", "NaN or inf" + (f", which its {name} holds" if name else ""))
-    if found := not_logits(values):
-        mend = "not labels" if "labels" in found else "remove its softmax"
-        fail(where, argument, f"return logits ({mend})", found)
+    if what := not_logits(values):
+        mend = "not labels" if "labels" in what else "remove its softmax"
+        fail(where, argument, f"return logits ({mend})", what)
     if bool(((values >= 0) & (values <= 1)).all()) and _ends_in_sigmoid(model, x):
         fail(where, argument, "return logits (remove its sigmoid)", "the outputs of a sigmoid")
     return logits

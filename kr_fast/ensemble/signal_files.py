@@ -51,10 +51,10 @@ class SignalFiles:
         files.remove_leftovers(self.path)
         known = self.path / RECORD
         if known.exists():
-            found = files.read_json(known, dict)
-            for key in sorted(found.keys() | record.keys()):
-                if found.get(key) != record.get(key):
-                    rule = f"have the {key} of the signals in it, {_short(found.get(key))}"
+            written = files.read_json(known, dict)
+            for key in sorted(written.keys() | record.keys()):
+                if written.get(key) != record.get(key):
+                    rule = f"have the {key} of the signals in it, {_short(written.get(key))}"
                     fail("ModelArray", "path", rule, _short(record.get(key)))
         else:
             for name in self.want:
@@ -76,11 +76,11 @@ class SignalFiles:
             fail("ModelArray", "path", words, f"{self.done} images in {self.journal.path}")
         for name in self.want:
             try:
-                found = np.load(self._file(name), mmap_mode="r") if 0 not in self.shape else None
+                array = np.load(self._file(name), mmap_mode="r") if 0 not in self.shape else None
             except (OSError, ValueError, EOFError) as error:
                 fail("ModelArray", "path", words, f"{self._file(name)} ({first_line(error)})")
-            if found is not None and (found.shape != self.shape or found.dtype != np.dtype("<f4")):
-                fail("ModelArray", "path", words, f"{found.dtype} {list(found.shape)} in {self._file(name)}")
+            if array is not None and (array.shape != self.shape or array.dtype != np.dtype("<f4")):
+                fail("ModelArray", "path", words, f"{array.dtype} {list(array.shape)} in {self._file(name)}")
 
     def _create(self, name: str) -> None:
         with files.atomic_path(self._file(name)) as temporary, open(temporary, "wb") as file:

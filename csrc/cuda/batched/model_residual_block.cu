@@ -349,7 +349,7 @@ cudaError_t launch(const ResidualBlock& call, const Device& device, cudaStream_t
     // Blocks that share a model: as few as possible, for each loads the weights, of those that end soonest.
     int64_t shares = 1, least = INT64_MAX;
     for (int waves = 1; waves <= 4; ++waves) {
-        const int64_t wanted = waves * slots / call.models, some = wanted < 1 ? 1 : wanted < rounds ? wanted : rounds;
+        const int64_t full = waves * slots / call.models, some = full < 1 ? 1 : full < rounds ? full : rounds;
         const int64_t time = (call.models * some + slots - 1) / slots * ((rounds + some - 1) / some);
         if (time < least) shares = some, least = time;
     }
@@ -386,7 +386,7 @@ int model_residual_block(const ResidualBlock& call, void* cuda_stream) {
                  : call.channels == 32 ? launch<32>(call, device, stream)
                  : call.channels == 64 ? launch<64>(call, device, stream)
                                        : cudaErrorInvalidValue;
-    if (failed != cudaSuccess) cudaGetLastError();  // it is told here, and not by whoever launches next
+    if (failed != cudaSuccess) cudaGetLastError();  // it is reported here, and not by the next launch
     return failed;
 }
 

@@ -97,7 +97,7 @@ class NetworkGraph:
 
 def in_dtype(part: nn.Module, dtype: torch.dtype) -> nn.Module:
     """``part``, or a copy of it where it holds numbers of another dtype."""
-    held = [*part.parameters(), *part.buffers()]
-    if any(value.is_floating_point() and value.dtype != dtype for value in held):
+    tensors = [*part.parameters(), *part.buffers()]
+    if any(value.is_floating_point() and value.dtype != dtype for value in tensors):
         part = copy.deepcopy(part).to(dtype)
     return part
