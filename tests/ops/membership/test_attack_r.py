@@ -7,11 +7,9 @@ import math
 
 import pytest
 import torch
+from backends import on_backends
 
-from kr_fast.backends import registry
 from kr_fast.ops.membership.attack_r import attack_r
-
-BACKENDS = ("cpu", "reference")
 
 
 def make(queries, examples, models, dtype=torch.float32, kind="distinct", outside=2):
@@ -40,15 +38,14 @@ def pairs(phi, keep, target):
     return found / queries
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_backends("attack_r")
 @pytest.mark.parametrize("kind", ["distinct", "ties", "infinite"])
 @pytest.mark.parametrize(("queries", "examples", "models"), [(1, 1, 2), (1, 129, 5), (3, 127, 4), (1, 20, 33)])
 def test_shares(backend, kind, queries, examples, models):
     phi, keep, target = make(queries, examples, models, kind=kind)
-    with registry.forced(backend):
-        for outside in (None, target):
-            found = attack_r(phi, keep, target=outside)
-            assert torch.allclose(found, pairs(phi, keep, outside), rtol=0, atol=1e-15)
+    for outside in (None, target):
+        share = attack_r(phi, keep, target=outside)
+        assert torch.allclose(share, pairs(phi, keep, outside), rtol=0, atol=1e-15)
 
 
 def test_doubles_are_not_rounded():

@@ -8,13 +8,11 @@ import math
 
 import pytest
 import torch
+from backends import on_backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kr_fast.backends import registry
 from kr_fast.ops.membership.best_threshold import best_threshold
-
-BACKENDS = ("cpu", "reference")
 
 
 def tried(values, held, k=None):
@@ -53,14 +51,13 @@ def make(examples, models, kind, seed=0):
     return values, held
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_backends("best_threshold")
 @pytest.mark.parametrize("kind", ["distinct", "ties", "one value", "infinite", "opposite", "own on top"])
 @pytest.mark.parametrize(("examples", "models"), [(1, 2), (7, 3), (60, 8)])
 def test_thresholds(backend, kind, examples, models):
     values, held = make(examples, models, kind)
-    with registry.forced(backend):
-        assert same(best_threshold(values, held), [tried(values, held, k) for k in range(models)])
-        assert same(best_threshold(values, held, leave_out=False), [tried(values, held)])
+    assert same(best_threshold(values, held), [tried(values, held, k) for k in range(models)])
+    assert same(best_threshold(values, held, leave_out=False), [tried(values, held)])
 
 
 @settings(max_examples=150, deadline=None)

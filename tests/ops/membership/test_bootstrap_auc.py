@@ -5,6 +5,7 @@ Members 1 and 3: fewer than the four words of a counter; 64 and 65: around the 6
 
 import pytest
 import torch
+from backends import on_backends
 
 from kr_fast.backends import registry
 from kr_fast.membership import roc
@@ -19,18 +20,18 @@ def make(members, others, step=0.25, seed=0):
     return curve, *(torch.from_numpy(side) for side in curve.groups)
 
 
+@on_backends("bootstrap_auc", "cpu")
 @pytest.mark.parametrize("members", [1, 3, 64, 65, 257])
 @pytest.mark.parametrize("step", [None, 0.25, 100.0])
-def test_backends_agree(members, step):
+def test_integers_of_the_reference(backend, members, step):
     _, inside, outside = make(members, 130, step)
-    limits = torch.tensor([0, 3, 40, 130])
-    found = {}
-    for backend in ("cpu", "reference"):
-        with registry.forced(backend):
-            found[backend] = bootstrap_auc(inside, outside, limits, replicates=20, seed=2**63 + 5)
-    assert torch.equal(found["cpu"][0], found["reference"][0])
-    assert torch.equal(found["cpu"][1], found["reference"][1])
-    assert bool((found["cpu"][1][:, -1] == members).all())  # all false positives allowed: all members found
+    limits, options = torch.tensor([0, 3, 40, 130]), {"replicates": 20, "seed": 2**63 + 5}
+    auc, hits = bootstrap_auc(inside, outside, limits, **options)
+    with registry.forced("reference"):
+        expected = bootstrap_auc(inside, outside, limits, **options)
+    assert torch.equal(auc, expected[0])
+    assert torch.equal(hits, expected[1])
+    assert bool((hits[:, -1] == members).all())  # all false positives allowed: all members
 
 
 def test_bits_do_not_depend_on_threads(by_threads):

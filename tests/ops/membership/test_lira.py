@@ -1,25 +1,54 @@
-"""The LiRA op against brute force: every target with its own list of shadows, in float64 numpy.
+"""The LiRA op on every backend against brute force: every target with its own list of shadows, in float64 numpy."""
 
-Model counts: 4 smallest for leave-one-out; 9 odd, so that sides are odd and even; 64 usual. Examples: 1; 127, 128, 129
-around a block of 128.
-"""
+import functools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from backends import on_backends
+from cuda_on_host import in_use, machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
 from kr_fast.backends import registry
-from kr_fast.ops.membership.lira import lira
+from kr_fast.ops.membership.lira import VARIANCES, VARIANTS, lira
 
-BACKENDS = ("cpu", "reference")
-VARIANTS = [
-    (variant, variance)
-    for variant in ("online", "offline")
-    for variance in ("per_example", "fixed", "fixed_raw", "shrinkage")
-]
+METHODS = [(variant, variance) for variant in VARIANTS for variance in VARIANCES]
+
+
+class Case(NamedTuple):
+    """A shape, the kind of its numbers, and why it is there."""
+
+    queries: int
+    examples: int
+    models: int
+    reason: str
+    kind: str = "distinct"
+    targets: int = 0  # from outside; 0: each model is left out in turn
+    tolerance: float = 1e-9  # beside brute force
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+CASES = (
+    Case(2, 1, 6, "one example"),
+    Case(1, 129, 9, "a block of 128 and one, sides of odd and even counts"),
+    Case(2, 40, 16, "usual"),
+    Case(2, 11, 6, "even sides, one of them empty", "unbalanced"),
+    Case(2, 12, 9, "odd sides, one of them empty", "unbalanced"),
+    Case(2, 11, 9, "ties of both signs", "ties", tolerance=1e-6),
+    Case(2, 11, 6, "an outlier that leaves no rounding noise", "outlier", tolerance=1e-6),
+    Case(1, 60, 12, "ties and an outlier", "both", tolerance=1e-6),
+    Case(1, 3, 31, "a lane less than a warp"),
+    Case(1, 3, 32, "a warp"),
+    Case(1, 3, 33, "a lane more than a warp"),
+    Case(1, 3, 70, "three steps of a warp"),
+    Case(2, 37, 8, "targets from outside", targets=3),
+    Case(1, 2, 8, "more targets than one launch takes", targets=1026),
+)
 
 
 def log_density(x, mean, deviation):
@@ -31,25 +60,26 @@ def oracle(phi, keep, online, variance, target=None):
     phi, keep = phi.double().numpy(), keep.numpy()
     queries, examples, models = phi.shape
     count = models if target is None else target.shape[2]
-    scores, lacking = np.zeros((count, examples)), 0
+    scores, num_unscored = np.zeros((count, examples)), 0
     for k in range(count):
-        others = [m for m in range(models) if target is not None or m != k]
         value = phi[:, :, k] if target is None else target[:, :, k].double().numpy()
-        side = {s: [[m for m in others if keep[m, n] == s] for n in range(examples)] for s in (True, False)}
-        pooled = {}
-        for s in (True, False):
-            parts = [phi[a, n, side[s][n]] for a in range(queries) for n in range(examples) if side[s][n]]
-            residuals = np.concatenate([part - np.median(part) for part in parts]) if parts else np.zeros(1)
-            pooled[s] = np.sqrt(np.mean(residuals**2))
-            if variance == "fixed_raw":
-                pooled[s] = np.std(np.concatenate(parts)) if parts else 0.0
+        if target is None or k == 0:  # of models from outside none is left out
+            others = [m for m in range(models) if target is not None or m != k]
+            side = {s: [[m for m in others if keep[m, n] == s] for n in range(examples)] for s in (True, False)}
+            pooled = {}
+            for s in (True, False):
+                parts = [phi[a, n, side[s][n]] for a in range(queries) for n in range(examples) if side[s][n]]
+                residuals = np.concatenate([part - np.median(part) for part in parts]) if parts else np.zeros(1)
+                pooled[s] = np.sqrt(np.mean(residuals**2))
+                if variance == "fixed_raw":
+                    pooled[s] = np.std(np.concatenate(parts)) if parts else 0.0
         for n in range(examples):
             least = 2 if variance == "per_example" else 1
             if len(side[False][n]) < least or (online and len(side[True][n]) < least):
-                lacking += 1
+                num_unscored += 1
                 continue
             for a in range(queries):
-                x, found = value[a, n], {}
+                x, log_p = value[a, n], {}
                 for s in (True, False):
                     part = phi[a, n, side[s][n]]
                     if s and not online:
@@ -59,79 +89,79 @@ def oracle(phi, keep, online, variance, target=None):
                     if variance == "shrinkage":
                         total = 8 * pooled[s] ** 2 + np.sum((part - centre) ** 2)
                         spread = np.sqrt(total / (8 + count) * (1 + 1 / count)) + 1e-30
-                        found[s] = student_t.logpdf(x, 8 + count, centre, spread)
+                        log_p[s] = student_t.logpdf(x, 8 + count, centre, spread)
                     else:
                         spread += 1e-30
-                        found[s] = log_density(x, centre, spread)
-                scores[k, n] += (found[True] - found[False] if online else (x - centre) / spread) / queries
-    return torch.from_numpy(scores), lacking
+                        log_p[s] = log_density(x, centre, spread)
+                scores[k, n] += (log_p[True] - log_p[False] if online else (x - centre) / spread) / queries
+    return torch.from_numpy(scores), num_unscored
 
 
-def make(queries, examples, models, seed=0, balanced=True):
+def make(queries, examples, models, kind="distinct", seed=0):
     generator = torch.Generator().manual_seed(seed)
-    if balanced:
-        keep = torch.rand(models, examples, generator=generator).argsort(0).argsort(0) < models // 2
-    else:
-        keep = torch.rand(models, examples, generator=generator) < 0.5
+    keep = torch.rand(models, examples, generator=generator).argsort(0).argsort(0) < models // 2
     phi = 2 * torch.randn(queries, examples, models, generator=generator) + 3 * keep.T + 5
+    if kind == "unbalanced":
+        keep = torch.rand(models, examples, generator=generator) < 0.5
+        keep[:, [0, 2]], keep[:, [1, 3]] = True, False  # in every model, in none
+        keep[0, 2], keep[0, 3] = False, True  # one on a side, none once it is the target
+    if kind in ("ties", "both"):
+        phi = torch.randint(-1, 2, phi.shape, generator=generator).float() / 4
+    if kind == "outlier":
+        phi[:, ::2, 3] = 9e5  # what is left without it must not be rounding noise
+    if kind == "both":
+        phi[0, :20, 3] = 9e5
     return phi, keep
 
 
-def compare(found, wanted):
-    assert torch.allclose(found[0], wanted[0], rtol=1e-9, atol=1e-9), float((found[0] - wanted[0]).abs().max())
-    assert found[1] == wanted[1]
+@functools.cache
+def inputs(case):
+    """(phi, keep, target or None)."""
+    phi, keep = make(case.queries, case.examples, case.models, case.kind)
+    generator = torch.Generator().manual_seed(case.targets)
+    shape = (case.queries, case.examples, case.targets)
+    return phi, keep, torch.randn(shape, generator=generator) + 6 if case.targets else None
 
 
-@pytest.mark.parametrize(("variant", "variance"), VARIANTS)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", [(2, 1, 6), (1, 129, 9), (2, 40, 16)])
-def test_leave_one_out(variant, variance, backend, shape):
-    phi, keep = make(*shape)
-    with registry.forced(backend):
-        found = lira(phi, keep, variant=variant, variance=variance)
-    compare(found, oracle(phi, keep, variant == "online", variance))
-    assert found[0].dtype == torch.float64
-    assert found[0].shape == (shape[2], shape[1])
+@functools.cache
+def expected(case, variant, variance):
+    """By brute force."""
+    phi, keep, target = inputs(case)
+    return oracle(phi, keep, variant == "online", variance, target)
 
 
-@pytest.mark.parametrize(("variant", "variance"), VARIANTS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_outside_targets(variant, variance, backend):
-    phi, keep = make(2, 37, 8)
-    target = torch.randn(2, 37, 3) + 6
-    with registry.forced(backend):
-        found = lira(phi, keep, variant=variant, variance=variance, target=target)
-    compare(found, oracle(phi, keep, variant == "online", variance, target))
-
-
-@pytest.mark.parametrize(("variant", "variance"), VARIANTS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_examples_without_shadows_are_counted_and_score_zero(variant, variance, backend):
-    phi, keep = make(2, 12, 8, balanced=False)
-    keep[:, 0], keep[:, 1] = True, False  # in every model, in none
-    keep[:, 2], keep[:, 3] = True, False
-    keep[0, 2], keep[0, 3] = False, True  # one on a side, none once it is the target
-    with registry.forced(backend):
-        found = lira(phi, keep, variant=variant, variance=variance)
-    compare(found, oracle(phi, keep, variant == "online", variance))
-    assert found[1] > 0
-    assert bool((found[0][:, 0] == 0).all())  # no OUT shadow: no evidence
-
-
-@pytest.mark.parametrize(("variant", "variance"), VARIANTS)
-def test_ties_and_outliers(variant, variance):
-    """Many equal values, and a far one whose removal must not leave rounding noise as a variance."""
-    generator = torch.Generator().manual_seed(3)
-    _, keep = make(1, 60, 12)
-    phi = torch.randint(0, 3, (1, 60, 12), generator=generator).float() / 4
-    phi[0, :20, 3] = 9e5
-    found, wanted = (
-        lira(phi, keep, variant=variant, variance=variance),
-        oracle(phi, keep, variant == "online", variance),
-    )
+def compare(result, wanted, tolerance=1e-9):
+    scores = result[0].cpu()
     usual = wanted[0].abs() < 1e20  # all equal on a side: the deviation is the 1e-30 that is added
-    assert torch.allclose(found[0][usual], wanted[0][usual], rtol=1e-6, atol=1e-6)
-    assert bool((found[0][~usual].sign() == wanted[0][~usual].sign()).all())
+    torch.testing.assert_close(scores[usual], wanted[0][usual], rtol=tolerance, atol=tolerance)
+    assert bool((scores[~usual].sign() == wanted[0][~usual].sign()).all())
+    assert result[1] == wanted[1]
+
+
+@on_backends("lira")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_scores(backend, case):
+    """Close to brute force; and where ties and outliers leave rounding there, still that of the reference."""
+    phi, keep, target = inputs(case)
+    given = (phi.to(backend.device), keep.to(backend.device))
+    outside = None if target is None else target.to(backend.device)
+    for variant, variance in METHODS:
+        result = lira(*given, variant=variant, variance=variance, target=outside)
+        assert result[0].device.type == backend.device.type
+        assert result[0].dtype == torch.float64
+        assert result[0].shape == (case.targets or case.models, case.examples)
+        compare(result, expected(case, variant, variance), case.tolerance)
+        if case.tolerance > 1e-9:
+            with registry.forced("reference"):
+                compare(result, lira(phi, keep, variant=variant, variance=variance, target=target))
+
+
+@pytest.mark.parametrize(("variant", "variance"), METHODS)
+def test_examples_without_shadows_are_counted_and_score_zero(variant, variance):
+    phi, keep = make(2, 12, 8, "unbalanced")
+    scores, num_unscored = lira(phi, keep, variant=variant, variance=variance)
+    assert num_unscored > 0
+    assert bool((scores[:, 0] == 0).all())  # no OUT shadow: no evidence
 
 
 def test_infinite_signals_are_ordered_above_finite_ones():
@@ -175,11 +205,38 @@ def test_online_score_with_one_variance_ranks_as_the_closed_form():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 9), st.integers(6, 14), st.sampled_from(VARIANTS), st.integers(0, 2**31))
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(6, 14), st.sampled_from(METHODS), st.integers(0, 2**31))
 def test_any_shape(queries, examples, models, kind, seed):
-    phi, keep = make(queries, examples, models, seed)
+    phi, keep = make(queries, examples, models, seed=seed)
     found = lira(phi, keep, variant=kind[0], variance=kind[1])
     compare(found, oracle(phi, keep, kind[0] == "online", kind[1]))
+
+
+@pytest.mark.parametrize("variance", ["per_example", "shrinkage"])
+def test_order_of_blocks_and_lanes_does_not_matter(host_cuda, variance):
+    """Few blocks, so that each takes several examples; lanes and blocks from the last to the first."""
+    phi, keep = make(2, 15, 12)
+    with in_use(host_cuda):
+        plain = lira(phi, keep, variance="per_example")
+        with machine(host_cuda, descending=True, most_blocks=4):
+            assert torch.equal(lira(phi, keep, variance="per_example")[0], plain[0])
+        plain = lira(phi, keep, variance=variance)
+        with machine(host_cuda, descending=True):
+            assert torch.equal(lira(phi, keep, variance=variance)[0], plain[0])
+
+
+def test_too_many_models_are_refused(host_cuda):
+    phi, keep = make(1, 2, 1025)
+    with in_use(host_cuda), pytest.raises(RuntimeError, match="at most 1024 models, got 1025"):
+        lira(phi, keep)
+
+
+@pytest.mark.gpu
+def test_without_a_kernel_for_the_gpu_the_cpu_computes():
+    phi, keep = make(1, 4, 1025)
+    scores, _ = lira(phi.cuda(), keep.cuda())
+    assert scores.is_cuda
+    assert torch.equal(scores.cpu(), lira(phi, keep)[0])
 
 
 def test_inputs_may_have_any_strides_and_stay_unchanged():

@@ -1,76 +1,164 @@
-"""membership_signals against its formulas in float64.
-
-Class counts, each with its regime: 2, where phi is a plain difference; 3 odd; 10 usual; 128 the last with rows across
-lanes, 129 the first row-wise; 1000, 1025 one and two summation blocks, with a tail.
-Rows: 1; 15, 16, 17 around the lanes of AVX-512; 1000 several blocks on several threads.
-"""
+"""membership_signals on every backend against its formulas in float64."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
+from backends import on_backends
+from cuda_on_host import in_use, machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kr_fast.backends import registry
+from kr_fast.backends.calls import ClassesCall
 from kr_fast.ops.membership.membership_signals import SIGNALS, membership_signals
 
+# Of the C++ kernels; the entropies of GPU kernels are summed in fewer parts.
 TOLERANCE = {"phi": 2e-6, "loss": 2e-6, "entropy": 2e-5, "modified_entropy": 2e-5, "confidence": 1e-6, "correct": 0}
+TOLERANCE_GPU = TOLERANCE | {"entropy": 4e-6, "modified_entropy": 4e-6}
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class Case(NamedTuple):
+    """A shape, and why it is there."""
+
+    rows: int
+    classes: int
+    reason: str
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.classes} {str(self.dtype)[6:]}, {self.reason}"
+
+
+CASES = (
+    Case(1, 2, "one row, phi a plain difference"),
+    Case(15, 3, "odd, a lane of AVX-512 less"),
+    Case(16, 10, "the lanes of AVX-512"),
+    Case(17, 10, "a lane more"),
+    Case(1000, 10, "several blocks on several threads"),
+    Case(130, 2, "a second tile of 128 rows"),
+    Case(130, 32, "the last with a thread a row"),
+    Case(7, 33, "lanes of a warp a row, odd"),
+    Case(7, 64, "lanes of a warp"),
+    Case(7, 100, "several rows a program"),
+    Case(7, 128, "the last with rows across lanes of AVX-512"),
+    Case(7, 129, "the first row by row"),
+    *(Case(7, classes, "lanes of a warp, more elements each") for classes in (200, 500)),
+    Case(7, 1000, "one summation block, not a power of two"),
+    Case(7, 1025, "two summation blocks with a tail, a block of threads a row"),
+    Case(7, 2048, "one whole block of Triton, read once"),
+    Case(7, 2049, "two blocks of Triton"),
+    *(Case(7, classes, "a block of threads a row") for classes in (3000, 5000, 16384)),
+    *(Case(3, classes, "a block that sweeps") for classes in (16385, 20001)),
+    *(
+        Case(9, classes, "reads of 16 and 8 bytes, and by element", d)
+        for d in HALVES
+        for classes in (10, 11, 104, 1032)
+    ),
+    Case(9, 16392, "half precision, a block that sweeps", torch.bfloat16),
+    Case(40, 10, "float64, which the reference computes", torch.float64),
+)
 
 
 def oracle(logits, labels):
-    """One row at a time in float64, by the docstring; ln(1 - p_j) is summed over the other classes."""
-    rows = []
-    for z, y in zip(logits.double(), labels.tolist(), strict=True):
-        others = [torch.cat([z[:j], z[j + 1 :]]).logsumexp(0) for j in range(len(z))]
-        total = z.logsumexp(0)
-        log_p = (z - total).tolist()
-        log_rest = [float(other - total) for other in others]
-        p = [math.exp(value) for value in log_p]
-        phi = float(z[y] - others[y])
-        loss = math.log1p(math.exp(-phi)) if phi > 0 else -phi + math.log1p(math.exp(phi))
-        modified = math.exp(log_rest[y]) * loss
-        modified -= sum(p[j] * log_rest[j] for j in range(len(z)) if j != y and p[j] > 0)
-        entropy = -sum(p[j] * log_p[j] for j in range(len(z)) if p[j] > 0)
-        rows.append([phi, loss, entropy, modified, math.exp(-loss), float(int(z.argmax()) == y)])
-    return dict(zip(SIGNALS, torch.tensor(rows, dtype=torch.float64).T, strict=True))
+    """By the docstring in float64; ln(1 - p_j) is summed over the other classes, those before and those after j."""
+    z, y = logits.detach().cpu().double(), labels.cpu()[:, None]
+    ahead = torch.full((len(z), 1), -math.inf, dtype=torch.float64)
+    before = torch.cat([ahead, z.logcumsumexp(1)[:, :-1]], 1)
+    after = torch.cat([z.flip(1).logcumsumexp(1).flip(1)[:, 1:], ahead], 1)
+    others, total = torch.logaddexp(before, after), z.logsumexp(1, keepdim=True)
+    log_p, log_rest = z - total, others - total
+    p, phi = log_p.exp(), (z - others).gather(1, y)[:, 0]
+    loss = torch.where(phi > 0, torch.log1p(torch.exp(-phi)), -phi + torch.log1p(torch.exp(phi)))
+    some = p > 0
+    apart = torch.where(some, p * log_rest, 0.0).scatter(1, y, 0.0)
+    entropy = -torch.where(some, p * log_p, 0.0).sum(1)
+    certain = log_rest.gather(1, y)[:, 0].exp()  # 1 - p_y
+    modified = torch.where(certain > 0, certain * loss, 0.0) - apart.sum(1)
+    correct = (z.argmax(1) == y[:, 0]).double()
+    values = (phi, loss, entropy, modified, torch.exp(-loss), correct)
+    return dict(zip(SIGNALS, values, strict=True))
 
 
-def compare(found, wanted):
-    for name, tolerance in TOLERANCE.items():
-        error = (found[name].double() - wanted[name]).abs()
-        assert bool((error <= tolerance * (1 + wanted[name].abs())).all()), f"{name}: {float(error.max())}"
+def make(rows, classes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(rows + classes)
+    logits = (4 * torch.randn(rows, classes, generator=generator)).to(dtype)
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    labels[::2] = logits[::2].float().argmax(1)  # answers that are right, and sure
+    if rows > 6:
+        logits[5, -1] = 30.0  # the largest in the last block
+        logits[6] = (logits[6] / 2).round()  # many equal ones
+    return logits, labels
 
 
-@pytest.mark.parametrize("rows", [1, 15, 16, 17, 1000])
-@pytest.mark.parametrize("classes", [2, 3, 10])
-def test_values(isa, rows, classes):
-    torch.manual_seed(rows + classes)
-    logits, labels = 6 * torch.randn(rows, classes), torch.randint(0, classes, (rows,))
-    before = logits.clone()
-    found = membership_signals(logits, labels, SIGNALS)
-    compare(found, oracle(logits, labels))
-    assert torch.equal(logits, before)
-    assert all(value.dtype == torch.float32 and value.shape == (rows,) for value in found.values())
+def compare(result, wanted, tolerances=TOLERANCE):
+    for name, tolerance in tolerances.items():
+        if name in result:
+            words = f"{name}: {{}}".format
+            torch.testing.assert_close(
+                result[name].double().cpu(), wanted[name].double(), rtol=tolerance, atol=tolerance, msg=words
+            )
 
 
-@pytest.mark.parametrize("classes", [100, 128, 129, 1000, 1025])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_many_classes(isa, classes, backend):
-    torch.manual_seed(classes)
-    logits, labels = 4 * torch.randn(21, classes), torch.randint(0, classes, (21,))
-    labels[:7] = logits[:7].argmax(1)
-    logits[8] = (logits[8] * 0.5).round()  # many equal ones
-    with registry.forced(backend):
-        compare(membership_signals(logits, labels, SIGNALS), oracle(logits, labels))
+def check(backend, logits, labels, want=SIGNALS):
+    """The signals on a backend beside the definition; what it was given stays as it was."""
+    moved = logits.to(backend.device) if backend.device.type != logits.device.type else logits
+    before = moved.clone()
+    result = membership_signals(moved, labels.to(backend.device), want)
+    assert torch.equal(moved, before)
+    assert all(value.dtype == torch.float32 and value.shape == labels.shape for value in result.values())
+    assert all(value.device.type == backend.device.type for value in result.values())
+    gpu = backend.name in ("cuda", "triton")
+    compare(result, oracle(logits, labels), TOLERANCE_GPU if gpu else TOLERANCE)
+    return result
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_dtypes(dtype):
-    """Half precision is read exactly and computed in float32; float64 runs on the reference."""
-    torch.manual_seed(0)
-    logits, labels = (5 * torch.randn(40, 10)).to(dtype), torch.randint(0, 10, (40,))
-    compare(membership_signals(logits, labels, SIGNALS), oracle(logits, labels))
+@on_backends("membership_signals")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values(backend, case):
+    """Half precision is read exactly and computed in float32."""
+    backend.require("membership_signals", ClassesCall(backend.device.type, case.dtype, case.classes))
+    check(backend, *make(*case[:2], case.dtype))
+
+
+@on_backends("membership_signals")
+@pytest.mark.parametrize("classes", [3, 140, 2000, 5000, 17000])
+def test_classes_that_are_ruled_out_and_equal_ones(backend, classes):
+    """-inf logits: certain of the label, certain of another class, and one class masked; ties; saturated answers."""
+    inf, last = math.inf, classes - 1
+    logits = torch.full((6, classes), -inf)
+    logits[:3, :3] = torch.tensor([[2.0, -inf, -inf], [-inf, 1.0, 0.0], [1.0, 0.5, -inf]])
+    logits[3:] = 0.0
+    logits[3, [1, last]] = 4.0  # the first of equal ones is the answer
+    logits[4, last], logits[5, last] = 80.0, -80.0  # p = 1 in float32, and the smallest p
+    labels = torch.tensor([0, 0, 0, last, last, last])
+    result = check(backend, logits, labels)
+    assert result["phi"][:3].tolist() == [inf, -inf, 0.5]
+    assert result["loss"][:2].tolist() == [0.0, inf]
+    assert result["confidence"][:2].tolist() == [1.0, 0.0]
+    assert result["entropy"][0] == result["modified_entropy"][0] == 0
+    assert result["correct"].tolist() == [1, 0, 1, 0, 1, 0]
+    assert result["phi"][4] == pytest.approx(80 - math.log(classes - 1), rel=1e-6)
+
+
+@on_backends("membership_signals")
+def test_strides_addresses_parts_and_no_rows(backend):
+    """Rows of a wider tensor, at an address and a stride that forbid wide reads; classes that are not the fast axis."""
+    for classes in (10, 100, 3000):
+        logits, labels = make(5, classes)
+        wide = torch.empty(5, classes + 3, device=backend.device)
+        for first in (0, 1):
+            view = wide[:, first : first + classes]
+            view.copy_(logits)
+            check(backend, view, labels)
+        check(backend, logits.T.contiguous().T, labels)
+        whole = check(backend, logits, labels)
+        for name in SIGNALS:
+            assert torch.equal(check(backend, logits, labels, (name,))[name], whole[name])
+    empty = torch.empty(0, 5, device=backend.device)
+    assert membership_signals(empty, torch.empty(0, device=backend.device).long())["phi"].shape == (0,)
 
 
 def test_margins_where_probabilities_saturate(isa):
@@ -89,28 +177,6 @@ def test_margins_where_probabilities_saturate(isa):
     exact = -margins.double() - math.log(9)
     assert torch.allclose(opposite["phi"].double(), exact, rtol=1e-6, atol=0)
     assert torch.allclose(opposite["loss"].double(), torch.log1p(torch.exp(-exact)), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("classes", [3, 140])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_classes_that_are_ruled_out(isa, backend, classes):
-    """-inf logits: certain of the label, certain of another class, and one class masked."""
-    inf = math.inf
-    logits = torch.full((3, classes), -inf)
-    logits[:, :3] = torch.tensor([[2.0, -inf, -inf], [-inf, 1.0, 0.0], [1.0, 0.5, -inf]])
-    with registry.forced(backend):
-        found = membership_signals(logits, torch.zeros(3, dtype=torch.int64), SIGNALS)
-    assert found["phi"].tolist() == [inf, -inf, 0.5]
-    assert found["loss"][:2].tolist() == [0.0, inf]
-    assert found["confidence"][:2].tolist() == [1.0, 0.0]
-    assert found["entropy"][0] == 0
-    assert found["modified_entropy"][0] == 0
-    assert found["correct"].tolist() == [1.0, 0.0, 1.0]
-
-
-def test_first_of_equal_logits_is_the_answer():
-    logits = torch.tensor([[1.0, 1.0, 0.0]]).repeat(3, 1)
-    assert membership_signals(logits, torch.arange(3), ("correct",))["correct"].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_any_strides_and_leading_shape():
@@ -142,6 +208,55 @@ def test_bits_do_not_depend_on_neighbours_or_threads():
     for name in SIGNALS:
         assert torch.equal(whole[name][501:520], part[name])
         assert torch.equal(whole[name], single[name])
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1025, 16385])
+def test_order_of_blocks_and_threads_does_not_matter(host_cuda, classes):
+    """Few blocks, so that each takes several rows; threads from the last to the first: a missing barrier would show."""
+    logits, labels = make(300 if classes == 10 else 9, classes)
+    with in_use(host_cuda):
+        plain = membership_signals(logits, labels, SIGNALS)
+        with machine(host_cuda, descending=True, most_blocks=2):
+            result = membership_signals(logits, labels, SIGNALS)
+    for name in SIGNALS:
+        assert torch.equal(result[name], plain[name]), name
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements():
+    """Offsets of rows beyond 32 bits: the last rows against a call of their own."""
+    rows, classes = 2**31 // 1000 + 200, 1000
+    logits = torch.randn(rows, classes, device="cuda", dtype=torch.float16)
+    labels = torch.randint(0, classes, (rows,), device="cuda")
+    with registry.forced("cuda"):
+        whole = membership_signals(logits, labels, SIGNALS)
+        part = membership_signals(logits[-300:].clone(), labels[-300:], SIGNALS)
+    for name in SIGNALS:
+        assert torch.equal(whole[name][-300:], part[name])
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(
+    ("classes", "dtype"),
+    [(10, "fp32"), (100, "fp32"), (1000, "fp32"), (1000, "bf16"), (2048, "bf16"), (128_256, "bf16")],
+)
+def test_compiles_for_gpus_without_spills(capability, classes, dtype, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    from kr_fast.kernels.membership import membership_signals as kernels
+    from triton_compile import build, spilled_bytes, widest_load
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    rows, block, warps = kernels.tile(classes)
+    signature = {"logits": f"*{dtype}", "labels": "*i64", "n": "i32", "stride": "i32"}
+    signature |= dict.fromkeys(SIGNALS, "*fp32")
+    wanted = dict.fromkeys(("PHI", "LOSS", "ENTROPY", "MODIFIED", "CONFIDENCE", "CORRECT"), True)
+    constants = {"C": classes, "ROWS": rows, "BLOCK": block, "ALIGN": kernels.alignment(classes), **wanted}
+    aligned = ("stride",) if classes % 16 == 0 else ()
+    built = build(kernels.signals_kernel, signature, constants, capability=capability, warps=warps, aligned=aligned)
+    assert spilled_bytes(built) == 0
+    if classes >= 100:
+        assert widest_load(built) == 16
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,22 +1,48 @@
-"""The RMIA op: counts equal to the outer product's, whatever the ties, infinities and rounding.
+"""The RMIA op on every backend: counts equal to the outer product's, whatever the ties, infinities and rounding."""
 
-Z: 1; 511, 512, 513 around a block of 512; 1,100 three blocks, the last part full. N around the 256 and 1,024 x's of a
-thread's least share. A: 1 and 2 (a tie is no majority), 3 (a query left over from the pairs), 18 as in the paper.
-"""
-
+import functools
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
+from backends import on_backends
+from cuda_on_host import in_use, machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kr_fast
-from kr_fast.backends import registry
 from kr_fast.backends.codes import PREDICATES
 from kr_fast.ops.membership.rmia import rmia
 
-BACKENDS = ("cpu", "reference")
+KINDS = ("distinct", "ties", "infinite", "one value", "neighbours")
+DTYPES = (torch.float32, torch.float64)
+
+
+class Case(NamedTuple):
+    """A shape (queries 0: one, without its axis), and why it is there."""
+
+    queries: int
+    count: int
+    population: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.queries}x{self.count}x{self.population}, {self.reason}"
+
+
+CASES = (
+    Case(0, 300, 211, "no axis of queries"),
+    Case(1, 40, 50, "one query"),
+    Case(3, 120, 110, "a query left over from the pairs"),
+    Case(1, 7, 1, "a population of one"),
+    *(Case(2, 300, size, "around a block of 512 z, two queries: a tie is no majority") for size in (511, 512, 513)),
+    Case(3, 257, 1100, "three blocks of z, the last part full"),
+    Case(18, 40, 1100, "18 queries, as in the paper"),
+    *(Case(1, 5, size, "around a tile of 32 z") for size in (31, 32, 33)),
+    *(Case(2, count, 130, "around a block of 256 x") for count in (256, 257)),
+    *(Case(queries, 5, 130, "around the queries held in shared memory at a time") for queries in (64, 65)),
+)
 DOMINATES = {
     "ratio": lambda x, z, gamma: x / z >= gamma,
     "ratio_strict": lambda x, z, gamma: x / z > gamma,
@@ -31,8 +57,9 @@ def outer(x, z, gamma, predicate="ratio"):
     return (2 * votes > len(x)).sum(1).double() / z.shape[1]
 
 
-def make(queries, count, population, dtype, kind="distinct", seed=0):
-    generator = torch.Generator().manual_seed(seed)
+@functools.cache
+def make(queries, count, population, dtype, kind="distinct"):
+    generator = torch.Generator().manual_seed(count + population)
     shape = [(queries, n) if queries else (n,) for n in (count, population)]
     x, z = (torch.randn(s, dtype=torch.float64, generator=generator).exp() for s in shape)
     if kind == "ties":
@@ -48,30 +75,32 @@ def make(queries, count, population, dtype, kind="distinct", seed=0):
     return x.to(dtype), z.to(dtype)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["distinct", "ties", "infinite", "one value", "neighbours"])
-@pytest.mark.parametrize("gamma", [1.0, 2.0, 0.7])
-def test_counts_are_those_of_the_outer_product(backend, dtype, kind, gamma):
-    x, z = make(0, 300, 211, dtype, kind)
-    with registry.forced(backend):
-        fraction, log_ratio = rmia(x, z, gamma=gamma)
-    assert torch.equal(fraction, outer(x, z, gamma))
-    assert torch.equal(log_ratio, x.double().log())
+def check(backend, inputs, **options):
+    """The counts of the definition, and the tie breaker."""
+    x, z = inputs
+    fraction, log_ratio = rmia(x.to(backend.device), z.to(backend.device), **options)
+    assert fraction.device.type == log_ratio.device.type == backend.device.type
+    assert torch.equal(fraction.cpu(), outer(x, z, options["gamma"], options["predicate"])), options
+    logs = x.double().log()
+    torch.testing.assert_close(log_ratio.cpu(), logs if x.ndim == 1 else logs.clamp(-1000, 1000).mean(0))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["ties", "infinite", "neighbours"])
-@pytest.mark.parametrize("predicate", PREDICATES)
-def test_predicates(backend, dtype, kind, predicate):
+@on_backends("rmia")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_sizes(backend, case):
+    for kind in ("distinct", "ties", "infinite"):
+        check(backend, make(*case[:3], torch.float32, kind), gamma=1.3, predicate="ratio")
+
+
+@on_backends("rmia")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_predicates(backend, dtype, kind):
     """That of the paper, of Privacy Meter 2, and of the code published with the paper."""
-    for queries in (0, 3):
-        for gamma in (1.0, 2.0):
-            x, z = make(queries, 120, 110, dtype, kind)
-            with registry.forced(backend):
-                found = rmia(x, z, gamma=gamma, predicate=predicate)[0]
-            assert torch.equal(found, outer(x, z, gamma, predicate))
+    for queries in (0, 1, 3):
+        for predicate in PREDICATES:
+            for gamma in (1.0, 2.0, 0.7):
+                check(backend, make(queries, 40, 50, dtype, kind), gamma=gamma, predicate=predicate)
 
 
 def test_predicates_differ_at_ties_and_roundings():
@@ -79,18 +108,6 @@ def test_predicates_differ_at_ties_and_roundings():
     counts = [rmia(x, z, predicate=predicate)[0] for predicate in PREDICATES]
     assert bool((counts[0] > counts[1]).any())  # x equal to z
     assert bool((counts[1] != counts[2]).any())  # x fl(1 / z) on the other side of 1
-
-
-@pytest.mark.parametrize("population", [1, 511, 512, 513, 1100])
-@pytest.mark.parametrize(("queries", "count"), [(1, 7), (2, 300), (3, 257), (18, 40)])
-@pytest.mark.parametrize("kind", ["distinct", "ties", "infinite"])
-def test_vote(population, queries, count, kind):
-    x, z = make(queries, count, population, torch.float32, kind)
-    fraction, log_ratio = rmia(x, z, gamma=1.3)
-    assert torch.equal(fraction, outer(x, z, 1.3))
-    assert torch.equal(log_ratio, x.double().log().clamp(-1000, 1000).mean(0))
-    with registry.forced("reference"):
-        assert torch.equal(rmia(x, z, gamma=1.3)[0], fraction)
 
 
 def test_vote_of_one_query_is_the_single_query():
@@ -104,6 +121,16 @@ def test_bits_do_not_depend_on_threads(by_threads, queries):
     found = by_threads(lambda: rmia(x, z)[0])
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_order_of_blocks_and_lanes_does_not_matter(host_cuda):
+    x, z = make(3, 600, 70, torch.float32, "ties")
+    with in_use(host_cuda):
+        plain, single = rmia(x, z)[0], rmia(x[0], z[0])[0]
+        with machine(host_cuda, descending=True):
+            assert torch.equal(rmia(x, z)[0], plain)
+        with machine(host_cuda, descending=True, most_blocks=1):
+            assert torch.equal(rmia(x[0], z[0])[0], single)
 
 
 EDGE = st.sampled_from([0.0, -0.0, 1e-320, 5e-324, 1e-300, 0.1, 0.3, 1.0, 3.0, 1e300, 1.7e308, math.inf])

@@ -5,15 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from backends import on_backends
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from kr_fast.backends import registry
 from kr_fast.membership.statistics.curve import roc as curve_of
 from kr_fast.ops.membership.roc import roc
-
-BACKENDS = ("cpu", "reference")
 
 
 def pairs(scores, members):
@@ -38,13 +36,12 @@ def make(count, kind, seed=0):
     return scores, members
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_backends("roc")
 @pytest.mark.parametrize("kind", ["distinct", "ties", "all tied", "infinite", "tiny"])
 @pytest.mark.parametrize("count", [2, 3, 500])
 def test_counts(backend, kind, count):
     scores, members = make(count, kind)
-    with registry.forced(backend):
-        thresholds, tp, fp = roc(scores, members)
+    thresholds, tp, fp = roc(scores, members)
     distinct = scores.unique().flip(0)
     assert torch.equal(thresholds, distinct)
     assert tp.tolist() == [int((scores[members] >= t).sum()) for t in distinct]
