@@ -29,6 +29,9 @@ def pytest_collection_modifyitems(items):
         for marker, reason in reasons.items():
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+        used = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+        if cuda_on_host.SANITIZED and used not in (None, "cuda-host"):
+            item.add_marker(pytest.mark.skip(reason="only CUDA sources are built with sanitizers"))
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,9 @@ CASES = (
     Case(2, 37, 8, "targets from outside", targets=3),
     Case(1, 2, 8, "more targets than one launch takes", targets=1026),
 )
+# Both sides of unequal counts, several steps of a warp, and targets from outside: every access of the kernels.
+SANITIZED = [case for case in CASES if case.kind == "unbalanced" or case.models == 70 or case.targets > 3]
+MARKED = [pytest.param(case, marks=pytest.mark.sanitize) if case in SANITIZED else case for case in CASES]
 
 
 def log_density(x, mean, deviation):
@@ -139,7 +142,7 @@ def compare(result, wanted, tolerance=1e-9):
 
 
 @on_backends("lira")
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", MARKED, ids=str)
 def test_scores(backend, case):
     """Close to brute force; and where ties and outliers leave rounding there, still that of the reference."""
     phi, keep, target = inputs(case)
@@ -212,6 +215,7 @@ def test_any_shape(queries, examples, models, kind, seed):
     compare(found, oracle(phi, keep, kind[0] == "online", kind[1]))
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("variance", ["per_example", "shrinkage"])
 def test_order_of_blocks_and_lanes_does_not_matter(host_cuda, variance):
     """Few blocks, so that each takes several examples; lanes and blocks from the last to the first."""

@@ -115,6 +115,7 @@ def check(backend, logits, labels, want=SIGNALS):
     return result
 
 
+@pytest.mark.sanitize
 @on_backends("membership_signals")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values(backend, case):
@@ -210,6 +211,7 @@ def test_bits_do_not_depend_on_neighbours_or_threads():
         assert torch.equal(whole[name], single[name])
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("classes", [10, 100, 1025, 16385])
 def test_order_of_blocks_and_threads_does_not_matter(host_cuda, classes):
     """Few blocks, so that each takes several rows; threads from the last to the first: a missing barrier would show."""

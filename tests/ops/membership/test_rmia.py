@@ -92,6 +92,7 @@ def test_sizes(backend, case):
         check(backend, make(*case[:3], torch.float32, kind), gamma=1.3, predicate="ratio")
 
 
+@pytest.mark.sanitize
 @on_backends("rmia")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
