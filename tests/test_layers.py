@@ -133,3 +133,57 @@ def test_every_op_has_its_name_in_every_place():
         kernel = f"{family}/{IN_ONE_KERNEL.get(op, op)}"
         paths += [place.format(kernel) for backend, place in kernels.items() if registry.has(op, backend)]
         assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+# (file, name) of private names of the package that a test still sets or imports. No line may be added.
+PRIVATE_NAMES_STILL_USED = {
+    ("tests/ops/distillation/test_distillation_loss_cuda_edges.py", "_distillation"),
+    ("tests/synthesis/test_graphed.py", "_trajectory"),
+}
+
+
+def private_names_used(text: str) -> set[str]:
+    """Private names that a test sets (by assignment, monkeypatch or mock) or imports from the package.
+
+    ``self._x`` is the test's own, and the compiled modules ``_cpu`` and ``_cuda`` have no public name.
+    """
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kr_fast":
+            names |= set(node.module.split(".")) | {alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AugAssign | ast.Delete):
+            targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+            names |= {
+                target.attr
+                for target in targets
+                if isinstance(target, ast.Attribute) and getattr(target.value, "id", "") not in ("self", "cls")
+            }
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("setattr", "delattr", "patch", "object", "setitem"):
+                texts = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)]
+                names |= {part for text in texts if isinstance(text, str) for part in text.split(".")}
+                names |= {each.attr for each in node.args[:1] if isinstance(each, ast.Attribute)}
+    return {name for name in names if name.startswith("_") and not name.startswith("__")} - {"_cpu", "_cuda"}
+
+
+def test_no_test_sets_or_imports_private_names():
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "golden.py"]
+    found = {(str(path.relative_to(ROOT)), name) for path in tests for name in private_names_used(path.read_text())}
+    assert found == PRIVATE_NAMES_STILL_USED
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from kr_fast.backends.registry import _x",
+        "from kr_fast.ops._x import name",
+        "registry._x = {}",
+        "monkeypatch.setattr(registry, '_x', {})",
+        "monkeypatch.setattr('kr_fast.backends.registry._x', {})",
+        "monkeypatch.setitem(registry._x, 'key', None)",
+        "mock.patch.object(registry, '_x')",
+    ],
+)
+def test_private_names_are_seen(line):
+    assert private_names_used(line) == {"_x"}

@@ -1,4 +1,4 @@
-"""The codes of backends/codes.py are those of the enums and constants in C++, CUDA and Triton, read from the sources."""
+"""Codes of backends/codes.py are those of the enums and constants in C++, CUDA and Triton, read from the sources."""
 
 import ast
 import re
