@@ -63,9 +63,16 @@ CONV_CASES = [
 ]
 ACTIVATIONS = ["relu", "swish", "hardswish", "sigmoid", "tanh", ("leaky_relu", (0.1,), "")]
 ACTIVATIONS += [("hardtanh", (-0.5, 0.7), ""), ("gelu", (), "none"), ("gelu", (), "tanh")]
+# One unit of the last place of each dtype, of numbers of order 1.
+UNITS = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
-def conv_inputs(case: ConvCase, dtype: torch.dtype):
+def on(device, *tensors):
+    """The tensors, of which some may be None, on a device."""
+    return [None if each is None else each.to(device) for each in tensors]
+
+
+def conv_inputs(case: ConvCase, dtype: torch.dtype, device: torch.device | str = "cpu"):
     """x, weight (of products' sum around 1), bias and residual."""
     generator = torch.Generator().manual_seed(case.channels + case.outputs)
     double = {"dtype": torch.float64, "generator": generator}
@@ -78,7 +85,7 @@ def conv_inputs(case: ConvCase, dtype: torch.dtype):
     if case.residual:
         residual = torch.randn(case.models, case.images, *case.output_size(), case.outputs, **double).to(dtype)
     bias = bias if dtype == torch.float64 else bias.float()
-    return x.to(dtype), weight.to(dtype), bias, residual
+    return on(device, x.to(dtype), weight.to(dtype), bias, residual)
 
 
 def exact_conv(inputs, case: ConvCase, **options):
@@ -88,9 +95,9 @@ def exact_conv(inputs, case: ConvCase, **options):
         return model_conv2d(*double, **case.options(), **options)
 
 
-def batch_norm_inputs(shape=(3, 2, 4, 5, 6), dtype=torch.float64, seed=0, residual=True, affine=True):
+def batch_norm_inputs(shape=(3, 2, 4, 5, 6), dtype=torch.float64, residual=True, affine=True):
     """x, weight, bias and residual of model_batch_norm."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
 
     def normal(*size):
@@ -128,3 +135,29 @@ def residual_block(x, weight1, bias1, weight2, bias2, scale=None, shift=None, re
         y = inner + x[m].double()
         found.append(y.relu() if relu else y)
     return torch.stack(found)
+
+
+HALVES = [torch.float16, torch.bfloat16]
+# channels, height, width, images: regimes of the kernel
+BLOCK_CASES = [
+    (16, 32, 32, 1),  # ResNet-20's first stage: an image fills the warps
+    (16, 28, 28, 2),  # rows and columns past the image's end
+    (16, 9, 5, 3),  # one octet a row, so a warp's two are of two images, and the last of one
+    (32, 16, 16, 3),  # two images at a time, then one
+    (32, 7, 23, 2),  # three octets a row: a warp's two are of two images
+    (16, 3, 40, 1),  # five octets: the last warp's second is of no image
+    (32, 32, 32, 1),  # 16 warps
+    (64, 8, 8, 5),  # four images at a time; the channels by two warps
+    (64, 16, 16, 1),
+    (64, 1, 1, 9),
+]
+
+
+def close_to_block(got, inputs, more, dtype):
+    """To the rounding of the result and, here and there, of what lies between."""
+    want = residual_block(*inputs, **more, between=lambda h: h.to(dtype).double())
+    unit = {torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
+    assert (got.dtype, got.shape) == (dtype, want.shape)
+    # A value between the layers that lies near a rounding boundary may go the other way: one unit times a weight.
+    torch.testing.assert_close(got.double(), want, rtol=1.01 * unit, atol=2 * unit)
+    assert float((got.double() - want).abs().mean()) <= 0.5 * unit * (1 + float(want.abs().mean()))

@@ -1,11 +1,13 @@
-"""model_conv2d: the reference against a double loop in float64, arguments, torch.library."""
+"""model_conv2d: the reference against a double loop in float64, every backend against it, arguments, torch.library."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from batched_cases import ACTIVATIONS, CONV_CASES, ConvCase, conv_inputs, exact_conv
+from backends import on_backends
+from batched_cases import ACTIVATIONS, CONV_CASES, UNITS, ConvCase, conv_inputs, exact_conv, on
 
 from kr_fast.backends import registry
 from kr_fast.backends.arguments import View
@@ -39,16 +41,16 @@ def test_reference_is_the_formula(case):
     assert got.is_contiguous()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@on_backends("model_conv2d")
+@pytest.mark.parametrize("dtype", UNITS, ids=str)
 @pytest.mark.parametrize("case", CONV_CASES, ids=str)
-def test_reference_rounds_once(case, dtype):
-    inputs = conv_inputs(case, dtype)
+def test_values(backend, case, dtype):
+    """One rounding of the dtype, and float32's sums of up to 576 products of order 1."""
+    inputs = conv_inputs(case, dtype, backend.device)
     before = [None if each is None else each.clone() for each in inputs]
     got = model_conv2d(*inputs, **case.options())
-    want = exact_conv(inputs, case)
     assert got.dtype == dtype
-    unit = {torch.float32: 2**-21, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
-    torch.testing.assert_close(got.double(), want, rtol=unit, atol=1e-5)
+    torch.testing.assert_close(got.double(), exact_conv(inputs, case), rtol=1.01 * UNITS[dtype], atol=1e-5)
     assert all(a is None or torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
@@ -62,21 +64,62 @@ def test_activations_are_torchs(activation):
     assert torch.equal(model_conv2d(x, weight, bias, activation=activation), want)
 
 
-def test_views_read_bytes():
+@on_backends("model_conv2d", "triton")
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("groups", [1, 8])
+def test_activations(backend, activation, groups):
+    case = ConvCase(channels=8, outputs=8, groups=groups, residual=True)
+    x, weight, bias, residual = conv_inputs(case, torch.float32, backend.device)
+    for scale in (1e-3, 1, 30):  # about 0, where quotients lose digits; and far away
+        inputs = [x * scale, weight, bias * scale, residual * scale]
+        got = model_conv2d(*inputs, **case.options(), activation=activation)
+        want = exact_conv(inputs, case, activation=activation)
+        torch.testing.assert_close(got.double(), want, rtol=4e-6, atol=2e-6 * scale)
+    bias[0, 0] = float("nan")
+    got = model_conv2d(x, weight, bias, activation=activation, groups=groups)
+    assert got[0, ..., 0].isnan().all()
+    assert got.isnan().sum() == got[0, ..., 0].numel()
+
+
+@on_backends("model_conv2d")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_views_read_bytes(backend, dtype, kernel, groups):
+    """Zeros surround the numbers, not the bytes."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (1, 3, 9, 8, 2), generator=generator, dtype=torch.uint8)
-    rows, columns = (torch.tensor(each, dtype=torch.int32) for each in ([1, 1, 0, 5, 8], [7, 0, 3]))
-    view = View(rows, columns, torch.tensor([0.5, 0.25]), torch.tensor([-1.0, 2.0]))
-    weight = torch.randn(2, 4, 3, 3, 2, generator=generator)
-    x = images[:, :, view.rows.long()[:, None], view.columns.long()].float() * view.scale + view.shift
-    want = model_conv2d(x.contiguous(), weight, padding=1)
-    assert torch.equal(model_conv2d(images, weight, padding=1, view=view), want)  # zeros surround x, not the bytes
-    assert want.shape == (2, 3, 5, 3, 4)
+    images = torch.randint(0, 256, (1, 3, 9, 8, 3), generator=generator, dtype=torch.uint8)
+    weight = torch.randn(3, 6, kernel, kernel, 3 // groups, generator=generator).to(dtype)
+    rows, columns = (torch.tensor(each, dtype=torch.int32) for each in ([1, 1, 0, 5, 8], [7, 6, 5, 4, 3, 2, 2]))
+    view = View(rows, columns, torch.tensor([0.01, 0.02, 0.03]), torch.tensor([-1.0, 2.0, 0.5]))
+    x = images[:, :, rows.long()[:, None], columns.long()].float() * view.scale + view.shift
+    options = {"padding": kernel // 2, "stride": (2, 1), "groups": groups}
+    images, weight, x, *numbers = on(backend.device, images, weight, x.to(dtype).contiguous(), *view)
+    want = model_conv2d(x, weight, **options)
+    got = model_conv2d(images, weight, view=View(*numbers), **options)
+    torch.testing.assert_close(got, want, rtol=UNITS[dtype], atol=1e-5)
 
 
-def test_no_images_and_no_models():
-    weight = torch.zeros(2, 4, 3, 3, 5)
-    assert model_conv2d(torch.zeros(2, 0, 6, 6, 5), weight, padding=1).shape == (2, 0, 6, 6, 4)
+@on_backends("model_conv2d", "triton")
+@pytest.mark.parametrize("case", [CONV_CASES[1], CONV_CASES[4], CONV_CASES[11]], ids=str)
+def test_a_models_bits_are_its_own(backend, case):
+    """Images and models in another order and number, and every tile shape: other tiles, other neighbours."""
+    case = dataclasses.replace(case, models=3, images=5)
+    x, weight, bias, residual = conv_inputs(case, torch.float16, backend.device)
+    want = model_conv2d(x, weight, bias, residual, **case.options())
+    order = torch.tensor([2, 0])
+    mine = None if residual is None else residual[order][:, 1:4].contiguous()
+    few = x[:, 1:4].contiguous() if case.shared else x[order][:, 1:4].contiguous()
+    got = model_conv2d(few, weight[order], bias[order], mine, **case.options())
+    assert torch.equal(got, want[order][:, 1:4])
+    for config in (1, 2):
+        assert torch.equal(model_conv2d(x, weight, bias, residual, **case.options(), config=config), want)
+
+
+@on_backends("model_conv2d")
+def test_no_images(backend):
+    x, weight = on(backend.device, torch.zeros(2, 0, 6, 6, 5), torch.zeros(2, 4, 3, 3, 5))
+    assert model_conv2d(x, weight, padding=1).shape == (2, 0, 6, 6, 4)
     assert configs(weight, groups=5) == 1
 
 

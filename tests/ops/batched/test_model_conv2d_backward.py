@@ -1,15 +1,29 @@
-"""Gradients of model_conv2d on the reference backend: torch's own in float64, gradcheck, neighbours, arguments."""
+"""Gradients of model_conv2d: the reference's are torch's own in float64, those of every backend the reference's."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from batched_cases import CONV_CASES, ConvCase, conv_inputs
+from backends import on_backends
+from batched_cases import CONV_CASES, ConvCase, conv_inputs, on
 
 from kr_fast.backends import registry
 from kr_fast.ops.batched.model_conv2d import model_conv2d
 
-pytestmark = pytest.mark.usefixtures("reference")
 OWN = [case for case in CONV_CASES if not case.shared]  # a gradient is wanted where each model has its own batch
+STRIDED = [
+    ConvCase("six classes of pixels, of unequal size", (7, 8), 5, 4, stride=(3, 2)),
+    ConvCase("stride and dilation", (8, 9), 5, 4, stride=(2, 2), dilation=(2, 3), padding=(2, 3)),
+    ConvCase("three classes of four meet no tap", (5, 5), 5, 20, kernel=(1, 1), stride=(2, 2), padding=(0, 0)),
+    ConvCase("more than 2 * 2048 pixels a model: parts, tail", (29, 31), 1, 2, models=1, images=5),
+]
+DENSE = [case for case in OWN if case.groups == 1] + STRIDED
+LAYERS = [  # of ResNet-20
+    ConvCase("3 to 16", (32, 32), 3, 16, models=3, images=32),
+    ConvCase("16 to 16", (32, 32), 16, 16, models=3, images=32),
+    ConvCase("32 to 64, strided", (32, 32), 32, 64, models=3, images=32, stride=(2, 2)),
+    ConvCase("64 to 64", (32, 32), 64, 64, models=3, images=32),
+]
+UNITS = {torch.float32: 2**-20, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def gradients(case, x, weight, bias, upstream):
@@ -22,35 +36,61 @@ def upstream_of(case, dtype):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
 
 
+def check(case, dtype, backend):
+    """Gradients against float64's, and those of one model alone bit by bit."""
+    inputs, upstream = conv_inputs(case, dtype)[:3], upstream_of(case, dtype)
+    with registry.forced("reference"):
+        want = gradients(case, *(each.double() for each in inputs), upstream.double())
+    *inputs, upstream = on(backend.device, *inputs, upstream)
+    got = gradients(case, *inputs, upstream)
+    rows = upstream[0].numel() // case.outputs
+    for name, a, b in zip(("x", "weight", "bias"), got, want, strict=True):
+        # One unit of the dtype, and float32's sums: of outputs times places, or of a model's pixels, one after the
+        # other on the reference.
+        tolerance = 1e-5 if name == "x" else 1e-6 * max(rows, 30) ** 0.5 * (4 if backend.name == "reference" else 1)
+        torch.testing.assert_close(a.double().cpu(), b, rtol=1.01 * UNITS[a.dtype], atol=tolerance)
+    last = slice(case.models - 1, case.models)
+    alone = gradients(case, *(each[last] for each in inputs), upstream[last])
+    assert all(torch.equal(a, b[last]) for a, b in zip(alone, got, strict=True))
+
+
+@on_backends("model_conv2d_backward")
+@pytest.mark.parametrize("case", DENSE, ids=str)
+@pytest.mark.parametrize("dtype", UNITS, ids=str)
+def test_values(backend, case, dtype):
+    check(case, dtype, backend)
+
+
+@on_backends("model_conv2d_backward", "triton-gpu")
+@pytest.mark.parametrize("case", LAYERS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_layers_of_networks(backend, case, dtype):
+    check(case, dtype, backend)
+
+
+@on_backends("model_conv2d_backward", "triton")
+def test_groups_are_refused(backend):
+    x, weight = on(backend.device, torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 4, 3, 3, 1))
+    with pytest.raises(RuntimeError, match="groups must be 1"):
+        model_conv2d(x, weight.requires_grad_(), padding=1, groups=4).sum().backward()
+
+
 @pytest.mark.parametrize("case", OWN, ids=str)
 def test_gradients_are_torchs(case):
     inputs, upstream = conv_inputs(case, torch.float64)[:3], upstream_of(case, torch.float64)
-    found = gradients(case, *inputs, upstream)
+    got = gradients(case, *inputs, upstream)
     for m in range(case.models):
         x, weight, bias = (each[m].clone().requires_grad_() for each in inputs)
         y = F.conv2d(x.movedim(-1, 1), weight.movedim(-1, 1), bias, *list(case.options().values()))
         want = torch.autograd.grad(y, (x, weight, bias), upstream[m].movedim(-1, 1))
-        for a, b in zip(found, want, strict=True):
+        for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a[m], b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("case", [ConvCase(channels=2, outputs=2, stride=(2, 1), size=(4, 3))], ids=str)
-def test_gradcheck(case):
-    inputs = [
-        each[:, :1].contiguous() if i == 0 else each for i, each in enumerate(conv_inputs(case, torch.float64)[:3])
-    ]
-    inputs = [each.requires_grad_() for each in inputs]
+def test_gradcheck():
+    case = ConvCase(channels=2, outputs=2, stride=(2, 1), size=(4, 3), images=1)
+    inputs = [each.requires_grad_() for each in conv_inputs(case, torch.float64)[:3]]
     assert torch.autograd.gradcheck(lambda *a: model_conv2d(*a, **case.options()), inputs)
-
-
-def test_a_models_bits_are_its_own():
-    case = ConvCase(models=5, channels=8, outputs=6, stride=(2, 2), size=(9, 7), images=3)
-    x, weight, bias, _ = conv_inputs(case, torch.float32)
-    upstream = upstream_of(case, torch.float32)
-    whole = gradients(case, x, weight, bias, upstream)
-    for rows in (slice(2, 3), torch.tensor([4, 1])):
-        alone = gradients(case, x[rows], weight[rows], bias[rows], upstream[rows])
-        assert all(torch.equal(a, b[rows]) for a, b in zip(alone, whole, strict=True))
 
 
 def test_strided_1x1_of_few_channels():
@@ -68,31 +108,31 @@ def test_float32_weights_of_half_precision_products():
     case = ConvCase(channels=8, outputs=6)
     x, weight, bias, _ = conv_inputs(case, torch.float32)
     x, upstream = x.bfloat16(), upstream_of(case, torch.bfloat16)
-    found = gradients(case, x, weight, bias, upstream)
-    assert [each.dtype for each in found] == [torch.bfloat16, torch.float32, torch.float32]
+    got = gradients(case, x, weight, bias, upstream)
+    assert [each.dtype for each in got] == [torch.bfloat16, torch.float32, torch.float32]
     want = gradients(case, x.double(), weight.bfloat16().double(), bias.double(), upstream.double())
-    torch.testing.assert_close(found[1].double(), want[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[1].double(), want[1], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         rounded = model_conv2d(x, weight.bfloat16(), bias, **case.options())
     assert torch.equal(model_conv2d(x, weight.clone().requires_grad_(), bias, **case.options()), rounded)
 
 
-def test_only_what_is_wanted_is_taken():
+def test_only_what_is_needed_is_computed():
     case = ConvCase(channels=4, outputs=4)
     x, weight, bias, _ = conv_inputs(case, torch.float64)
     whole = gradients(case, x, weight, bias, upstream_of(case, torch.float64))
     for k in range(3):
         own = [each.clone().requires_grad_(i == k) for i, each in enumerate((x, weight, bias))]
-        found = torch.autograd.grad(model_conv2d(*own, **case.options()), own[k], upstream_of(case, torch.float64))
-        assert torch.equal(found[0], whole[k])
+        got = torch.autograd.grad(model_conv2d(*own, **case.options()), own[k], upstream_of(case, torch.float64))
+        assert torch.equal(got[0], whole[k])
 
 
 def test_op_passes_torchs_checks():
     case = ConvCase(channels=8, outputs=6, stride=(2, 1))
     x, weight, _, _ = conv_inputs(case, torch.float32)
     options = list(case.options().values())
-    for wanted in ([True, True, True], [True, False, False], [False, True, False]):
-        arguments = (upstream_of(case, torch.float32), x, weight, *options, wanted)
+    for needed in ([True, True, True], [True, False, False], [False, True, False]):
+        arguments = (upstream_of(case, torch.float32), x, weight, *options, needed)
         torch.library.opcheck(torch.ops.kr_fast.model_conv2d_backward, arguments)
 
 
@@ -107,20 +147,3 @@ def test_arguments():
             model_conv2d(x, weight, bias, padding=1, **options)
     with pytest.raises(ValueError, match="x must hold 2 models where a gradient is wanted"):
         model_conv2d(x[:1].contiguous(), weight, bias, padding=1)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("channels", "outputs", "stride"), [(3, 16, 1), (16, 16, 1), (32, 64, 2), (64, 64, 1)])
-def test_on_a_gpu(dtype, channels, outputs, stride):
-    """The kernels against float64, and a model alone has the same bits. Layers of ResNet-20."""
-    case = ConvCase("", (32, 32), channels, outputs, models=3, images=32, stride=(stride, stride))
-    inputs, upstream = conv_inputs(case, dtype)[:3], upstream_of(case, dtype)
-    want = gradients(case, *(each.double() for each in inputs), upstream.double())
-    with registry.forced("triton"):
-        got = gradients(case, *(each.cuda() for each in inputs), upstream.cuda())
-        alone = gradients(case, *(each[1:2].cuda() for each in inputs), upstream[1:2].cuda())
-    for a, b in zip(got, want, strict=True):
-        unit = 2**-8 if a.dtype == torch.bfloat16 else 2**-18
-        torch.testing.assert_close(a.double().cpu(), b, rtol=1.01 * unit, atol=float(b.std()) * max(unit / 10, 1e-5))
-    assert all(torch.equal(a, b[1:2]) for a, b in zip(alone, got, strict=True))

@@ -1,10 +1,13 @@
-"""model_residual_block: the reference against its formula, arguments, torch.library."""
+"""model_residual_block: the reference against its formula, every backend against it, arguments, torch.library."""
 
 import pytest
 import torch
+from backends import on_backends
+from batched_cases import BLOCK_CASES, HALVES, close_to_block, on
 from batched_cases import residual_block as by_hand
 from batched_cases import residual_block_inputs as draw
 
+from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.ops.batched.model_residual_block import model_residual_block
 
 
@@ -18,6 +21,25 @@ def test_reference_is_the_formula(pre, relu):
     x, weight1, _, weight2, _ = inputs
     bare = model_residual_block(x, weight1, None, weight2, None, relu=relu)
     torch.testing.assert_close(bare, by_hand(x, weight1, None, weight2, None, relu=relu), rtol=0, atol=1e-12)
+
+
+@on_backends("model_residual_block")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", BLOCK_CASES, ids=str)
+def test_values(backend, case, dtype):
+    channels, height, width, images = case
+    backend.require("model_residual_block", ResidualBlockCall(backend.device.type, dtype, channels, height, width))
+    models = 1 if height > 16 else 2
+    if backend.id == "cuda-gpu":
+        models, images = 5, 150  # several rounds a block
+    inputs, more = draw(channels, height, width, images, dtype, models=models)
+    there, numbers = on(backend.device, *inputs), dict(zip(more, on(backend.device, *more.values()), strict=True))
+    before = [each.clone() for each in there]
+    with torch.inference_mode():
+        close_to_block(model_residual_block(*there).cpu(), inputs, {}, dtype)
+        got = model_residual_block(*there, **numbers, relu=False)
+    close_to_block(got.cpu(), inputs, {**more, "relu": False}, dtype)
+    assert all(torch.equal(a, b) for a, b in zip(there, before, strict=True))
 
 
 def changed(position, value):

@@ -1,7 +1,8 @@
-"""The CUDA kernel of model_residual_block against float64, on the CPU with every thread a fiber, and on a GPU."""
+"""What is the CUDA kernel's own in model_residual_block, threads as fibers of the CPU: bits, accesses, refusals."""
 
 import pytest
 import torch
+from batched_cases import HALVES, close_to_block
 from batched_cases import residual_block as by_hand
 from batched_cases import residual_block_inputs as draw
 from cuda_on_host import device, in_use, machine, same_bits, size
@@ -10,56 +11,19 @@ from kr_fast.backends import registry
 from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.ops.batched.model_residual_block import model_residual_block
 
-HALVES = [torch.float16, torch.bfloat16]
-# channels, height, width, images: regimes of the kernel
-CASES = [
-    (16, 32, 32, 1),  # ResNet-20's first stage: an image fills the warps
-    (16, 28, 28, 2),  # rows and columns past the image's end
-    (16, 9, 5, 3),  # one octet a row, so a warp's two are of two images, and the last of one
-    (32, 16, 16, 3),  # two images at a time, then one
-    (32, 7, 23, 2),  # three octets a row: a warp's two are of two images
-    (16, 3, 40, 1),  # five octets: the last warp's second is of no image
-    (32, 32, 32, 1),  # 16 warps
-    (64, 8, 8, 5),  # four images at a time; the channels by two warps
-    (64, 16, 16, 1),
-    (64, 1, 1, 9),
-]
-
 
 def run(host_cuda, *inputs, **more):
     with in_use(host_cuda), torch.inference_mode():
         return model_residual_block(*inputs, **more)
 
 
-def close(got, inputs, more, dtype):
-    """To the rounding of the result and, here and there, of what lies between."""
-    want = by_hand(*inputs, **more, between=lambda h: h.to(dtype).double())
-    unit = {torch.float16: 2**-11, torch.bfloat16: 2**-8}[dtype]
-    assert (got.dtype, got.shape) == (dtype, want.shape)
-    # A value between the layers that lies near a rounding boundary may go the other way: one unit times a weight.
-    torch.testing.assert_close(got.double(), want, rtol=1.01 * unit, atol=2 * unit)
-    assert float((got.double() - want).abs().mean()) <= 0.5 * unit * (1 + float(want.abs().mean()))
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_kernel_against_float64(host_cuda, case, dtype):
-    check_case(host_cuda, case, dtype)
-
-
 @pytest.mark.sanitize
 @pytest.mark.parametrize("case", [(32, 7, 23, 1), (64, 7, 5, 3)], ids=str)
 def test_accesses_of_more_channels(host_cuda, case):
     """Small, for the sanitizers: pixels past the image's end, and fewer images than a block takes."""
-    check_case(host_cuda, case, torch.float16)
-
-
-def check_case(host_cuda, case, dtype):
-    inputs, more = draw(*case, dtype, models=1 if case[1] > 16 else 2)
-    before = [each.clone() for each in inputs]
-    close(run(host_cuda, *inputs), inputs, {}, dtype)
-    close(run(host_cuda, *inputs, **more, relu=False), inputs, {**more, "relu": False}, dtype)
-    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+    inputs, more = draw(*case, torch.float16)
+    close_to_block(run(host_cuda, *inputs), inputs, {}, torch.float16)
+    close_to_block(run(host_cuda, *inputs, **more, relu=False), inputs, {**more, "relu": False}, torch.float16)
 
 
 @pytest.mark.parametrize("pre", [False, True])
@@ -69,7 +33,7 @@ def test_bits_follow_nothing_else(host_cuda, channels, pre):
     inputs, more = draw(channels, 8, 8, 5, torch.float16)
     more = {**more, "relu": False} if pre else {}
     plain = run(host_cuda, *inputs, **more)
-    close(plain, inputs, more, torch.float16)
+    close_to_block(plain, inputs, more, torch.float16)
     with machine(host_cuda, descending=True):
         assert same_bits(run(host_cuda, *inputs, **more), plain)
     with size(host_cuda, processors=1):  # a block takes all images of a model, in rounds, the last of fewer
@@ -88,7 +52,7 @@ def test_bits_follow_nothing_else(host_cuda, channels, pre):
 def test_absent_biases_and_odd_addresses(host_cuda):
     (x, weight1, _, weight2, bias2), _ = draw(16, 6, 8, 3, torch.float16)
     want = run(host_cuda, x, weight1, None, weight2, bias2)
-    close(want, (x, weight1, None, weight2, bias2), {}, torch.float16)
+    close_to_block(want, (x, weight1, None, weight2, bias2), {}, torch.float16)
     moved = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view_as(x).copy_(x)  # not 16-byte aligned
     assert moved.data_ptr() % 16
     assert same_bits(run(host_cuda, moved, weight1, None, weight2, bias2), want)
@@ -132,19 +96,3 @@ def test_what_the_kernel_takes(host_cuda):
             assert "compute capability 8.0" in refusal((16, 8, 8))
         with size(host_cuda, shared_at_most=99 << 10):  # of compute capability 8.6 and 8.9
             assert [refusal(case) is None for case in takes] == [True, True, False, True, False, False, False]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_on_a_gpu(case, dtype):
-    if why := registry.refusal("model_residual_block", "cuda", ResidualBlockCall("cuda", dtype, *case[:3])):
-        pytest.skip(why)
-    channels, height, width, _ = case
-    inputs, more = draw(channels, height, width, 150, dtype, models=5)  # several rounds a block
-    for options in ({}, {**more, "relu": False}):
-        there = {name: each.cuda() if isinstance(each, torch.Tensor) else each for name, each in options.items()}
-        with registry.forced("cuda"):
-            got = model_residual_block(*(each.cuda() for each in inputs), **there)
-        close(got.cpu(), inputs, options, dtype)

@@ -4,9 +4,9 @@ import os
 
 import pytest
 import torch
+from backends import on_backends
 from triton_compile import build, spilled_bytes
 
-from kr_fast.backends import registry
 from kr_fast.ops.batched.model_sgd import model_sgd
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -14,7 +14,7 @@ interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 SIZES, DECAYS, MODELS = [1, 1025, 40, 300], [0.0, 0.1, 0.0, 0.1], 3
 
 
-def run(backend, dtype, device="cpu", steps=4):
+def run(dtype, device="cpu", steps=4):
     """Weights and velocities after some steps in which model 1 stands still twice, and what torch makes of them."""
     generator = torch.Generator().manual_seed(0)
     total = MODELS * sum(SIZES)
@@ -42,9 +42,8 @@ def run(backend, dtype, device="cpu", steps=4):
             optimizers[m].step()
         if step % 2:  # a model that stands still does so whatever its gradient
             grad = torch.cat([torch.where(torch.arange(MODELS)[:, None] == 1, torch.nan, p).flatten() for p in parts])
-        with registry.forced(backend):
-            given = (each.to(device, dtype) for each in (grad, rate, momentum))
-            model_sgd(weight, velocity, *given, SIZES, DECAYS)
+        given = (each.to(device, dtype) for each in (grad, rate, momentum))
+        model_sgd(weight, velocity, *given, SIZES, DECAYS)
     want = torch.cat([torch.stack([own[i].detach() for own in mine]).flatten() for i in range(len(SIZES))])
     speed = torch.cat(
         [
@@ -55,23 +54,15 @@ def run(backend, dtype, device="cpu", steps=4):
     return (weight, want), (velocity, speed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_steps_are_torchs(dtype):
-    for got, want in run("reference", dtype):
-        torch.testing.assert_close(got.double(), want, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6)
-
-
-@pytest.mark.interpreter
-@pytest.mark.skipif(not interpreted, reason="needs TRITON_INTERPRET=1")
-def test_interpreter_agrees_with_torch():
-    for got, want in run("triton", torch.float32):
-        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.gpu
-def test_on_a_gpu():
-    for got, want in run("triton", torch.float32, "cuda"):
+@on_backends("model_sgd")
+def test_steps_are_torchs(backend):
+    for got, want in run(torch.float32, backend.device):
         torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_are_torchs_in_float64():
+    for got, want in run(torch.float64):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_op_passes_torchs_checks():
