@@ -6,99 +6,46 @@ import pytest
 from toy_runs import WHOLE_AUDIT, metrics, toy, without_seconds
 
 pytestmark = pytest.mark.pipeline
-KILL = "import os, signal\ndef die(): os.kill(os.getpid(), signal.SIGKILL)\n"
+# Python that kills the process once the function ``write`` of the package's files has done its work ``when``.
+KILL = """
+import os, signal
+from kr_fast.runtime.storage import files
+write = files.{write}
+def write_and_die(path, *rest):
+    write(path, *rest)
+    if {when}: os.kill(os.getpid(), signal.SIGKILL)
+files.{write} = write_and_die
+"""
+EARLIER = "from kr_fast.recycling.stages import generator\ngenerator.SAVE_EVERY = 5\n"
+INSTEAD = "import os, signal\n{import_}\n{function} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+
+
+def after(write, when):
+    return KILL.format(write=write, when=when)
+
+
+def instead(import_, function):
+    return INSTEAD.format(import_=import_, function=function)
+
+
 # The run dies at these points, each after something was saved and before its stage was finished.
 POINTS = {
-    "teacher, between epochs": """
-from kr_fast.runtime import files
-save = files.save_state
-def then_die(path, state):
-    save(path, state)
-    if path.name == "teacher.pt": die()
-files.save_state = then_die
-""",
-    "generator, after a checkpoint": """
-from kr_fast.runtime import files
-save = files.save_state
-def then_die(path, state):
-    save(path, state)
-    if path.name == "generator.pt": die()
-files.save_state = then_die
-""",
-    "generator, while a checkpoint is written": """
-from diffusers import UNet2DModel
-UNet2DModel.save_config = lambda *a, **k: die()
-""",
-    "tuning, after the first trial": """
-from kr_fast.runtime import files
-write = files.write_json
-def then_die(path, value):
-    write(path, value)
-    if path.name == "trials.json" and len(value) == 3: die()  # two checkpoints, then one of tuning's own
-files.write_json = then_die
-""",
-    "gkd, after a period": """
-from kr_fast.runtime import files
-save = files.save_state
-def then_die(path, state):
-    save(path, state)
-    if path.name == "student.pt": die()
-files.save_state = then_die
-""",
-    "shadows, after a model": """
-from kr_fast.runtime import files
-save = files.save_tensors
-def then_die(path, *rest):
-    save(path, *rest)
-    if path.parent.name == "shadows": die()
-files.save_tensors = then_die
-""",
-    "shadow Students, after some of the shared images": """
-from kr_fast.runtime import files
-save = files.save_array
-def then_die(path, array):
-    if path.name == "period-0002.npy": die()
-    save(path, array)
-files.save_array = then_die
-""",
-    "shadow Students, after a model": """
-from kr_fast.runtime import files
-save = files.save_tensors
-def then_die(path, *rest):
-    save(path, *rest)
-    if path.parent.name == "shadow_students": die()
-files.save_tensors = then_die
-""",
-    "shadow Students, between the periods of the second model": """
-from kr_fast.runtime import files
-save = files.save_state
-def then_die(path, state):
-    save(path, state)
-    if path.name == "shadow-student-001.pt": die()
-files.save_state = then_die
-""",
-    "whole audit, while a generator is retrained": """
-from kr_fast.recycling.stages import generator
-generator.SAVE_EVERY = 5
-from kr_fast.runtime import files
-save = files.save_state
-def then_die(path, state):
-    save(path, state)
-    if path.name == "shadow-generator-002.pt": die()
-files.save_state = then_die
-""",
-    "whole audit, while the control trains": """
-from kr_fast.runtime import files
-save = files.save_state
-def then_die(path, state):
-    save(path, state)
-    if path.name == "control.pt": die()
-files.save_state = then_die
-""",
-    "report": """
-from kr_fast.report import document
-document.write_markdown = lambda *a: die()
-""",
+    "teacher, between epochs": after("save_state", 'path.name == "teacher.pt"'),
+    "generator, after a checkpoint": after("save_state", 'path.name == "generator.pt"'),
+    "generator, while a checkpoint is written": instead("from diffusers import UNet2DModel", "UNet2DModel.save_config"),
+    # Two trials of checkpoints, then one of tuning's own.
+    "tuning, after the first trial": after("write_json", 'path.name == "trials.json" and len(rest[0]) == 3'),
+    "gkd, after a period": after("save_state", 'path.name == "student.pt"'),
+    "shadows, after a model": after("save_tensors", 'path.parent.name == "shadows"'),
+    "shadow Students, after some of the shared images": after("save_array", 'path.name == "period-0002.labels.npy"'),
+    "shadow Students, after a model": after("save_tensors", 'path.parent.name == "shadow_students"'),
+    "shadow Students, between the periods of the second model": after(
+        "save_state", 'path.name == "shadow-student-001.pt"'
+    ),
+    "whole audit, while a generator is retrained": EARLIER
+    + after("save_state", 'path.name == "shadow-generator-002.pt"'),
+    "whole audit, while the control trains": after("save_state", 'path.name == "control.pt"'),
+    "report": instead("from kr_fast.report import document", "document.write_markdown"),
 }
 
 
@@ -113,7 +60,7 @@ def test_killed_run_continues_to_the_same_figures(tmp_path, finished, audited, p
         toy(tmp_path / "whole", *flags, "--num-shadows", "0")
         flags += ["--num-shadows", "0"]
         expected = metrics(tmp_path / "whole")
-    toy(tmp_path / "run", *flags, before=KILL + POINTS[point], check=-signal.SIGKILL)
+    toy(tmp_path / "run", *flags, before=POINTS[point], check=-signal.SIGKILL)
     assert not (tmp_path / "run" / "release" / "metrics.json").exists() or point == "report"
     toy(tmp_path / "run", *flags)
     assert without_seconds(metrics(tmp_path / "run")) == without_seconds(expected)
