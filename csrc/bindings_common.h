@@ -1,10 +1,20 @@
 // The structs of csrc/common by the names of their fields, for both modules.
 #pragma once
 #include "bindings_struct.h"
+#include "common/distillation/distillation_loss.h"
 #include "common/nn/group_norm_silu.h"
 #include "common/sampling/solver_step.h"
 
 namespace kr {
+
+#define KR_LOGIT_PAIR                                                                                 \
+    KR_FIELD(input), KR_FIELD(target), KR_FIELD(input_dtype), KR_FIELD(target_dtype), KR_FIELD(rows), \
+        KR_FIELD(classes), KR_FIELD(input_stride), KR_FIELD(target_stride), KR_FIELD(labels)
+
+KR_FIELDS(DistillationLoss, KR_FIELD(temperature), KR_FIELD_AS(soft_weight, soft), KR_FIELD_AS(hard_weight, hard),
+          KR_FIELD_AS(label_smoothing, smoothing), KR_FIELD(ignore_index), KR_FIELD(divergence), KR_FIELD(alpha),
+          KR_FIELD(beta), KR_FIELD(target_kind), KR_FIELD(smooth_tail), KR_FIELD(mean), KR_LOGIT_PAIR, KR_FIELD(weight),
+          KR_FIELD(indices), KR_FIELD(top_k))
 
 // The numbers of a row in the order of solver_row; the guidance scale is a field of its own.
 inline void assign(SolverRow& to, PyObject* from) {

@@ -25,6 +25,13 @@ namespace py = pybind11;
 
 namespace kr {
 
+KR_FIELDS(DistillationWanted, KR_FIELD(loss), KR_FIELD(row_loss), KR_FIELD(grad), KR_FIELD(upstream),
+          KR_FIELD(upstream_step))
+
+KR_FIELDS(DistillationMetrics, KR_LOGIT_PAIR, KR_FIELD(temperature), KR_FIELD(kl), KR_FIELD(agreement),
+          KR_FIELD(teacher_confidence), KR_FIELD(teacher_entropy), KR_FIELD(cross_entropy), KR_FIELD(student_correct),
+          KR_FIELD(teacher_correct))
+
 KR_FIELDS(WinogradConv, KR_FIELD(x), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width), KR_FIELD(inputs),
           KR_FIELD(weight), KR_FIELD(scale), KR_FIELD(bias), KR_FIELD(residual), KR_FIELD(activation), KR_FIELD(pool),
           KR_FIELD(y), KR_FIELD(outputs))
@@ -77,59 +84,17 @@ PYBIND11_MODULE(_cpu, m) {
         },
         release());
 
-    // distillation_loss: what is wanted, then the call, in the order of their structs
+    // distillation_loss: the loss over all rows, and the first row whose label or index is wrong
     m.def(
         "distillation_loss",
-        [](bool loss, Address row_loss, Address grad, Address upstream, int64_t upstream_step, bool mean, int threads,
-           Address input, Address target, int input_dtype, int target_dtype, int64_t rows, int64_t classes,
-           int64_t input_stride, int64_t target_stride, Address labels, Address weight, float temperature, float soft,
-           float hard, float smoothing, int64_t ignore_index, int target_kind, Address indices, int64_t top_k,
-           bool smooth_tail, int divergence, float alpha, float beta) {
-            const kr::DistillationLoss call = {at<const void>(input),
-                                               at<const void>(target),
-                                               static_cast<kr::Dtype>(input_dtype),
-                                               static_cast<kr::Dtype>(target_dtype),
-                                               rows,
-                                               classes,
-                                               input_stride,
-                                               target_stride,
-                                               at<const int64_t>(labels),
-                                               at<const float>(weight),
-                                               temperature,
-                                               soft,
-                                               hard,
-                                               smoothing,
-                                               ignore_index,
-                                               target_kind,
-                                               at<const int64_t>(indices),
-                                               top_k,
-                                               smooth_tail,
-                                               static_cast<kr::Divergence>(divergence),
-                                               alpha,
-                                               beta};
-            const kr::DistillationResult result = kr::distillation_loss(
-                call, {loss, at<float>(row_loss), at<void>(grad), at<const float>(upstream), upstream_step, mean},
-                threads);
+        [](const kr::DistillationLoss& call, const kr::DistillationWanted& wanted, int threads) {
+            const kr::DistillationResult result = kr::distillation_loss(call, wanted, threads);
             return std::make_pair(result.loss, result.invalid);
         },
         release());
 
     // distillation_metrics
-    m.def(
-        "distillation_metrics",
-        [](Address input, Address target, int input_dtype, int target_dtype, int64_t rows, int64_t classes,
-           int64_t input_stride, int64_t target_stride, Address labels, float temperature, Address kl,
-           Address cross_entropy, Address teacher_confidence, Address teacher_entropy, Address agreement,
-           Address student_correct, Address teacher_correct, int threads) {
-            kr::distillation_metrics(
-                {at<const void>(input), at<const void>(target), static_cast<kr::Dtype>(input_dtype),
-                 static_cast<kr::Dtype>(target_dtype), rows, classes, input_stride, target_stride,
-                 at<const int64_t>(labels), temperature, at<float>(kl), at<float>(cross_entropy),
-                 at<float>(teacher_confidence), at<float>(teacher_entropy), at<uint8_t>(agreement),
-                 at<uint8_t>(student_correct), at<uint8_t>(teacher_correct)},
-                threads);
-        },
-        release());
+    m.def("distillation_metrics", &kr::distillation_metrics, release());
 
     // group_norm_silu
     m.def("group_norm_silu", &kr::group_norm_silu, release());

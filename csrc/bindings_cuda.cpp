@@ -21,6 +21,9 @@ namespace py = pybind11;
 
 namespace kr {
 
+KR_FIELDS(cuda::DistillationBuffers, KR_FIELD(row_loss), KR_FIELD(loss), KR_FIELD(stats), KR_FIELD(grad),
+          KR_FIELD(scale), KR_FIELD(upstream), KR_FIELD(unless_one), KR_FIELD(upstream_step), KR_FIELD(workspace))
+
 KR_FIELDS(cuda::ResidualBlock, KR_FIELD(x), KR_FIELD(weight1), KR_FIELD(bias1), KR_FIELD(weight2), KR_FIELD(bias2),
           KR_FIELD(scale), KR_FIELD(shift), KR_FIELD(models), KR_FIELD(images), KR_FIELD(height), KR_FIELD(width),
           KR_FIELD(channels), KR_FIELD(bf16), KR_FIELD(relu), KR_FIELD(y))
@@ -159,49 +162,12 @@ PYBIND11_MODULE(_cuda, m) {
         },
         release());
 
-    // distillation_loss: a call's arguments as in bindings_cpu.cpp, its buffers in the order of DistillationBuffers
-    m.attr("distillation_loss_blocks") = kr::cuda::kDistillationBlocks;
+    // distillation_loss
+    m.attr("distillation_loss_workspace") = kr::cuda::kDistillationWorkspace;
     m.def(
         "distillation_loss",
-        [](bool forward, Address row_loss, Address loss, Address scale, Address stats, Address grad, Address partial,
-           Address counter, Address upstream, int64_t upstream_step, bool unless_one, bool mean, Address input,
-           Address target, int input_dtype, int target_dtype, int64_t rows, int64_t classes, int64_t input_stride,
-           int64_t target_stride, Address labels, Address weight, float temperature, float soft, float hard,
-           float smoothing, int64_t ignore_index, int target_kind, Address indices, int64_t top_k, bool smooth_tail,
-           int divergence, float alpha, float beta, Address queue) {
-            const kr::DistillationLoss call = {at<const void>(input),
-                                               at<const void>(target),
-                                               static_cast<kr::Dtype>(input_dtype),
-                                               static_cast<kr::Dtype>(target_dtype),
-                                               rows,
-                                               classes,
-                                               input_stride,
-                                               target_stride,
-                                               at<const int64_t>(labels),
-                                               at<const float>(weight),
-                                               temperature,
-                                               soft,
-                                               hard,
-                                               smoothing,
-                                               ignore_index,
-                                               target_kind,
-                                               at<const int64_t>(indices),
-                                               top_k,
-                                               smooth_tail,
-                                               static_cast<kr::Divergence>(divergence),
-                                               alpha,
-                                               beta};
-            const kr::cuda::DistillationBuffers buffers = {at<float>(row_loss),
-                                                           at<float>(loss),
-                                                           at<float>(scale),
-                                                           at<float>(stats),
-                                                           at<void>(grad),
-                                                           at<float>(partial),
-                                                           at<uint32_t>(counter),
-                                                           at<const float>(upstream),
-                                                           upstream_step,
-                                                           unless_one,
-                                                           mean};
+        [](const kr::DistillationLoss& call, const kr::cuda::DistillationBuffers& buffers, bool forward,
+           Address queue) {
             auto run = forward ? kr::cuda::distillation_loss_forward : kr::cuda::distillation_loss_backward;
             check(run(call, buffers, at<void>(queue)), "distillation_loss");
         },

@@ -49,7 +49,7 @@ def by_backend(backend, *tensors):
 
 def loss_of(provider):
     """The provider's loss; skips with the reason where it cannot run."""
-    if provider in ("kr_fast cuda", "kr_fast triton"):  # to choose between them, see registry.CHOICES
+    if provider in ("kr_fast cuda", "kr_fast triton"):
         backend = provider.split()[1]
         why = registry.refusal("distillation_loss", backend, ClassesCall(DEVICE, torch.float32))
         if why:
@@ -63,7 +63,7 @@ def loss_of(provider):
     return {"eager": eager, "compiled": torch.compile(eager), "kr_fast": fused}[provider]
 
 
-def both_ways(loss, student, teacher, labels):
+def forward_backward(loss, student, teacher, labels):
     student.grad = None
     loss(student, teacher, labels).backward()
     if DEVICE == "cuda":
@@ -105,19 +105,18 @@ def test_distillation_loss(benchmark, shape, dtype, provider):
     student = (teacher + torch.randn_like(teacher)).requires_grad_()
     labels = torch.randint(0, classes, (rows,), device=DEVICE)
     # Right first. torch and liger round log q to bfloat16, which costs them percents.
-    both_ways(loss, student, teacher, labels)
+    arguments = loss, student, teacher, labels
+    forward_backward(*arguments)
     error = gradient_error(student, teacher, labels)
     assert error <= (1e-5 if dtype == "float32" else 5e-3 if provider == "kr_fast" else 5e-2)
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        both_ways(loss, student, teacher, labels)
+        forward_backward(*arguments)
         benchmark.extra_info["peak_mib"] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
     big = teacher.nbytes > 2**28
-    benchmark.pedantic(
-        both_ways, (loss, student, teacher, labels),
-        rounds=20 if big else 50, iterations=1 if big else 5, warmup_rounds=3 if big else 10,
-    )  # fmt: skip
+    times = {"rounds": 20, "iterations": 1, "warmup_rounds": 3} if big else {}
+    benchmark.pedantic(forward_backward, arguments, **{"rounds": 50, "iterations": 5, "warmup_rounds": 10} | times)
     moved = 3 * teacher.nbytes  # both logits read, the gradient written: the least there is
     rate = moved / benchmark.stats.stats.median
     benchmark.extra_info |= {

@@ -25,7 +25,7 @@ def fused(student, teacher, labels):
     return kr_fast.dkd_loss(student, teacher, labels, alpha=ALPHA, beta=BETA, temperature=T)
 
 
-def both_ways(loss, student, teacher, labels):
+def forward_backward(loss, student, teacher, labels):
     student.grad = None
     loss(student, teacher, labels).backward()
     if DEVICE == "cuda":
@@ -44,6 +44,6 @@ def test_dkd_loss(benchmark, shape, provider):
     # Right first: against the same in float64.
     exact = student.detach().double().requires_grad_()
     eager(exact, teacher.double(), labels).backward()
-    both_ways(loss, student, teacher, labels)
+    forward_backward(loss, student, teacher, labels)
     torch.testing.assert_close(student.grad.double(), exact.grad, rtol=1e-4, atol=1e-5 * float(exact.grad.abs().max()))
-    benchmark.pedantic(both_ways, (loss, student, teacher, labels), rounds=30, iterations=3, warmup_rounds=5)
+    benchmark.pedantic(forward_backward, (loss, student, teacher, labels), rounds=30, iterations=3, warmup_rounds=5)

@@ -33,7 +33,8 @@ def _top(x, columns, top, first, C: tl.constexpr):
 
 @triton.jit
 def metrics_kernel(
-    input, target, labels, kl, agreement, confidence, entropy, cross_entropy, student_correct, teacher_correct,
+    input, target, labels, kl, agreement, teacher_confidence, teacher_entropy, cross_entropy, student_correct,
+    teacher_correct,
     n, input_stride, target_stride, temperature,
     C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_LABELS: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -106,8 +107,8 @@ def metrics_kernel(
             divergence += tl.sum(tl.where(mask, _kl_terms(p, q, d), 0.0), axis=1)
     tl.store(kl + rows, temperature * temperature * divergence, mask=live)
     tl.store(agreement + rows, first_s == first_t, mask=live)
-    tl.store(confidence + rows, 1.0 / sum_t1, mask=live)
-    tl.store(entropy + rows, tl.log(sum_t1) - weighted / sum_t1, mask=live)
+    tl.store(teacher_confidence + rows, 1.0 / sum_t1, mask=live)
+    tl.store(teacher_entropy + rows, tl.log(sum_t1) - weighted / sum_t1, mask=live)
     if HAS_LABELS:
         label = tl.load(labels + rows, mask=live, other=-1)
         counts = live & (label >= 0) & (label < C)
@@ -123,19 +124,13 @@ def tile(classes: int) -> tuple[int, int, int]:
     return max(1, rows // 2), block, warps
 
 
-def metrics(input, target, labels, temperature: float) -> list[torch.Tensor]:
-    """The columns of ``kr_fast.ops.distillation.distillation_metrics``, in the order of the op's outputs."""
+def metrics(input, target, labels, temperature: float, outputs: list[torch.Tensor]) -> None:
+    """Fill the outputs, in the order of ``kr_fast.ops.distillation.distillation_metrics``: 4, or 7 with labels."""
     n, classes = input.shape
-    kl, confidence, entropy, cross = (torch.empty(n, dtype=torch.float32, device=input.device) for _ in range(4))
-    agreement, student, teacher = (torch.empty(n, dtype=torch.bool, device=input.device) for _ in range(3))
-    if labels is None:
-        cross = student = teacher = None
-    if n:
-        rows, block, warps = tile(classes)
-        metrics_kernel[(triton.cdiv(n, rows),)](
-            input, target, labels, kl, agreement, confidence, entropy, cross, student, teacher,
-            n, input.stride(0), target.stride(0), temperature,
-            C=classes, ROWS=rows, BLOCK=block, HAS_LABELS=labels is not None,
-            ALIGN=alignment(input.stride(0), target.stride(0)), num_warps=warps, enable_fp_fusion=True,
-        )  # fmt: skip
-    return [value for value in (kl, agreement, confidence, entropy, cross, student, teacher) if value is not None]
+    if n == 0:
+        return
+    rows, block, warps = tile(classes)
+    constants = {"C": classes, "ROWS": rows, "BLOCK": block, "HAS_LABELS": labels is not None}
+    constants |= {"ALIGN": alignment(input.stride(0), target.stride(0)), "num_warps": warps, "enable_fp_fusion": True}
+    arguments = *outputs, *[None] * (7 - len(outputs)), n, input.stride(0), target.stride(0), temperature
+    metrics_kernel[(triton.cdiv(n, rows),)](input, target, labels, *arguments, **constants)

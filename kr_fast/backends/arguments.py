@@ -10,6 +10,21 @@ import torch
 from torch import Tensor
 
 
+class LossOptions(NamedTuple):
+    """Of the distillation losses: how a loss is formed of its tensors."""
+
+    temperature: float = 1.0
+    target_type: str = "logits"  # of codes.TARGET_KINDS; with "topk_smooth" and "topk_renorm" there are indices
+    soft_weight: float = 1.0
+    hard_weight: float = 0.0
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+    reduction: str = "mean"  # or "sum" or "none"
+    divergence: str = "kl"  # of codes.DIVERGENCES: also "cross" (-p ln q) and "decoupled" (dkd_loss)
+    alpha: float = 0.0  # of "decoupled" alone, as is beta
+    beta: float = 0.0
+
+
 class SolverRow(NamedTuple):
     """The coefficients of one step; see :func:`kr_fast.solver_step` for the formula."""
 

@@ -1,5 +1,7 @@
 """Calls as the structs of ``csrc`` that a compiled module takes: addresses, sizes and codes by the fields' names."""
 
+import functools
+import itertools
 from typing import Any
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from kr_fast.backends.arguments import (
     GroupNorm,
+    LossOptions,
     ResidualBlock,
     SolverOutput,
     SolverRow,
@@ -14,10 +17,45 @@ from kr_fast.backends.arguments import (
     SolverTableStep,
     WinogradConv,
 )
-from kr_fast.backends.codes import ACTIVATIONS, DTYPES
+from kr_fast.backends.codes import ACTIVATIONS, DIVERGENCES, DTYPES, METRICS, TARGET_KINDS
 from kr_fast.backends.native import address
 
 Struct = dict[str, Any]
+
+
+def distillation_loss(input, target, indices, labels, weight, options: LossOptions) -> Struct:
+    """``kr::DistillationLoss``."""
+    tensors = {"weight": address(weight), "indices": address(indices), "top_k": target.shape[1]}
+    return {**_loss_options(options), **_logit_pair(input, target, labels), **tensors}
+
+
+@functools.lru_cache(maxsize=1024)
+def _loss_options(options: LossOptions) -> Struct:
+    values = options._asdict()
+    target_type, reduction = values.pop("target_type"), values.pop("reduction")
+    values |= {"target_kind": TARGET_KINDS[target_type], "smooth_tail": target_type == "topk_smooth"}
+    return values | {"divergence": DIVERGENCES[options.divergence], "mean": reduction == "mean"}
+
+
+def distillation_metrics(input, target, labels, temperature: float, outputs: list[Tensor]) -> Struct:
+    """``kr::DistillationMetrics`` that writes into ``outputs``, in the order of codes.METRICS."""
+    addresses = itertools.zip_longest(METRICS, [output.data_ptr() for output in outputs], fillvalue=0)
+    return {**_logit_pair(input, target, labels), "temperature": temperature, **dict(addresses)}
+
+
+def _logit_pair(input: Tensor, target: Tensor, labels: Tensor | None) -> Struct:
+    rows, classes = input.shape
+    return {
+        "input": input.data_ptr(),
+        "target": target.data_ptr(),
+        "input_dtype": DTYPES[input.dtype],
+        "target_dtype": DTYPES[target.dtype],
+        "rows": rows,
+        "classes": classes,
+        "input_stride": input.stride(0),
+        "target_stride": target.stride(0),
+        "labels": address(labels),
+    }
 
 
 def solver_step(step: SolverStep, channels_last: bool) -> Struct:

@@ -64,26 +64,13 @@ def test_enums():
 
 
 def test_kinds_of_target():
-    """A plain number in C++: its meaning stands beside the field. Rows of the top k become probabilities."""
-    header = (ROOT / "csrc" / "common" / "distillation" / "distillation_loss.h").read_text()
-    (meaning,) = re.findall(r"int target_kind;\s*// (.*)", header)
-    words = {"logits": "logits", "probabilities": "probs", "log-probabilities": "log_probs"}
-    written = {words[word]: int(number) for number, word in re.findall(r"(\d) ([\w-]+)", meaning)}
-    kinds = codes.TARGET_KINDS
-    assert written == {name: kinds[name] for name in words.values()}
-    assert kinds["topk_smooth"] == kinds["topk_renorm"] == kinds["probs"]
-    assert kinds.keys() == written.keys() | {"topk_smooth", "topk_renorm"}
+    """Rows of the top k become probabilities."""
+    assert enum("TargetKind") | {"topk_smooth": 1, "topk_renorm": 1} == codes.TARGET_KINDS
 
 
 def test_codes_of_the_triton_loss():
-    """Triton's kernel tells the two kinds of top-k rows apart by a number of their own."""
-    assert in_kernel("distillation/distillation_loss.py", "DIVERGENCES") == codes.DIVERGENCES
-    kinds = in_kernel("distillation/distillation_loss.py", "KINDS")
-    assert kinds.keys() == codes.TARGET_KINDS.keys()
-    assert {name: kinds[name] for name in ("logits", "probs", "log_probs")} == {
-        name: codes.TARGET_KINDS[name] for name in ("logits", "probs", "log_probs")
-    }
-    assert len(set(kinds.values())) == len(kinds)
+    for name in ("TARGET_KINDS", "DIVERGENCES", "LOSS_STATISTICS"):
+        assert in_kernel("distillation/distillation_loss.py", name) == getattr(codes, name)
 
 
 def test_signals_are_in_the_order_of_the_outputs():
@@ -94,7 +81,6 @@ def test_signals_are_in_the_order_of_the_outputs():
 
 def test_constants():
     assert constant("kDistillationStats") == codes.LOSS_STATISTICS
-    assert in_kernel("distillation/distillation_loss.py", "STATS") == codes.LOSS_STATISTICS
     assert constant("kLiraPrior") == codes.LIRA_PRIOR
     assert constant("kSolverHistory") == MAX_HISTORY
 

@@ -57,7 +57,7 @@ DistillationResult distillation_loss(const DistillationLoss& call, const Distill
     if (result.invalid < 0) result.invalid = first_index_outside(call);
     if (result.invalid >= 0) return result;
     double scale = 1;
-    if (wanted.mean) {
+    if (call.mean) {
         const double weights = sum_of_weights(call, counted);
         scale = weights > 0 ? 1 / weights : 0;
     }

@@ -12,7 +12,6 @@ struct DistillationWanted {
     void* grad;             // [rows, classes] contiguous, of input's dtype, or null
     const float* upstream;  // d result / d loss of row i at upstream[i * upstream_step]; null stands for 1
     int64_t upstream_step;
-    bool mean;  // divide loss and gradient by the sum of the weights of the rows that count (0 if there is none)
 };
 
 struct DistillationResult {

@@ -52,7 +52,7 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
     alignas(64) float s_lanes[kLaneClasses * kLanes], t_lanes[kLaneClasses * kLanes], scratch[kLaneClasses * kLanes];
     f32v es[kLaneClasses], et[kLaneClasses];
 
-    const int kind = call.indices ? 1 : call.target_kind;
+    const TargetKind kind = call.target_kind;
     const float* rows[kLanes];  // the last of `count` rows is repeated
     for (int r = 0; r < kLanes; ++r)
         rows[r] = r < count ? student_row(call, row + r, scratch + r * classes) : rows[r - 1];
@@ -76,7 +76,7 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
         for (int r = 0; r < kLanes; ++r)
             rows[r] = r < count ? teacher_row(call, row + r, scratch + r * classes) : rows[r - 1];
         load_lanes(rows, classes, t_lanes);
-        if (kind == 0) {
+        if (kind == TargetKind::logits) {
             f32v top_t = load(t_lanes);
             sum_t = zero;
             for (int j = 1; j < classes; ++j) top_t = max(load(t_lanes + j * kLanes), top_t);
@@ -93,8 +93,8 @@ static void loss_lanes(const DistillationLoss& call, bool want_loss, int64_t row
         } else {
             for (int j = 0; j < classes; ++j) {
                 const f32v t = load(t_lanes + j * kLanes);
-                et[j] = kind == 1 ? t : vec_exp(t);
-                store(t_lanes + j * kLanes, (kind == 1 ? vec_log(t) : t) * temperature);
+                et[j] = kind == TargetKind::probs ? t : vec_exp(t);
+                store(t_lanes + j * kLanes, (kind == TargetKind::probs ? vec_log(t) : t) * temperature);
             }
         }
     }
@@ -154,12 +154,12 @@ static float loss_row(const DistillationLoss& call, bool want_loss, const float*
     const int64_t classes = call.classes, label = call.labels ? call.labels[row] : -1;
     const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f;
     const bool cross = call.divergence == Divergence::cross;
-    const int kind = call.indices ? 1 : call.target_kind;
+    const TargetKind kind = call.target_kind;
     const float T = call.temperature, minus_inf = -__builtin_inff(), top = row_max(s, classes);
     float *es = work, *et = work + classes, top_t = 0.0f;
     const RowSums sums = exponentials<kPower>(s, classes, top, T, hard, hard && call.smoothing != 0.0f, es);
     double sum_t = 1, kl = 0;
-    if (soft && kind == 0) {
+    if (soft && kind == TargetKind::logits) {
         top_t = row_max(t, classes);
         sum_t = exponentials<1>(t, classes, top_t, T, false, false, et).tempered;
     }
@@ -176,14 +176,15 @@ static float loss_row(const DistillationLoss& call, bool want_loss, const float*
             const f32v centred = take(s + start + i, left, top) - tops, e = take(es + start + i, left, 0.0f);
             f32v out = splat(0.0f);
             if (soft) {
-                const f32v tv = take(t + start + i, left, kind == 1 ? 0.0f : minus_inf), q = e * scale_s;
+                const f32v tv = take(t + start + i, left, kind == TargetKind::probs ? 0.0f : minus_inf),
+                           q = e * scale_s;
                 f32v p, log_p;
-                if (kind == 0) {
+                if (kind == TargetKind::logits) {
                     p = take(et + start + i, left, 0.0f) * scale_t;
                     log_p = (tv - tops_t) * inverse_t;
                 } else {
-                    p = kind == 1 ? tv : vec_exp(tv);
-                    log_p = kind == 1 ? vec_log(tv) : tv;
+                    p = kind == TargetKind::probs ? tv : vec_exp(tv);
+                    log_p = kind == TargetKind::probs ? vec_log(tv) : tv;
                 }
                 if (want_loss && cross)
                     block = block + cross_term(p, fma(centred, inverse_t, -log_s));

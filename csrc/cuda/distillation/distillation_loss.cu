@@ -40,10 +40,11 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted(COLUMNS, kThreads)) th
             float s[COLUMNS], t[COLUMNS];
             if (row.read) {
                 const float* own_t = teachers + thread * length;
+                const float beyond = !dense || call.target_kind == TargetKind::probs ? 0.0f : -INFINITY;
 #pragma unroll
                 for (int k = 0; k < COLUMNS; ++k) {
                     s[k] = k < columns ? own[k] : -INFINITY;
-                    t[k] = !dense ? 0.0f : k < columns ? own_t[k] : job.kind == 1 ? 0.0f : -INFINITY;
+                    t[k] = dense && k < columns ? own_t[k] : beyond;
                 }
                 if (call.indices && call.soft != 0.0f) read_topk<Layout<1, COLUMNS, 1>>(job, row.row, 0, 0, t);
                 if (call.soft != 0.0f) teacher_logs(job, t);
@@ -102,7 +103,6 @@ DistillationJob job_of(const DistillationLoss& call, const DistillationBuffers& 
     job.input_access = access_of(call.input, call.input_stride * size, call.classes * size);
     job.target_access = access_of(call.target, call.target_stride * target_size, call.classes * target_size);
     job.grad_access = access_of(buffers.grad, 0, call.classes * size);
-    job.kind = call.indices ? 1 : call.target_kind;
     return job;
 }
 
@@ -128,7 +128,7 @@ int distillation_loss_forward(const DistillationLoss& call, const DistillationBu
     job.buffers.upstream = nullptr, job.buffers.unless_one = false;
     // Short rows are on the chip anyway: to take their sums again costs less than 20 bytes a row.
     if (call.classes <= kMostClasses) job.buffers.stats = nullptr;
-    if (buffers.grad && buffers.mean) {
+    if (buffers.grad && call.mean) {
         if (call.labels || call.weight) {
             DistillationJob weights = job;
             weights.buffers.loss = nullptr, weights.buffers.grad = nullptr;

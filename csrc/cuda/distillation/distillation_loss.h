@@ -8,20 +8,19 @@ namespace cuda {
 
 constexpr int kDistillationStats = 5;      // floats of a row that the forward pass may leave for the backward pass
 constexpr int kDistillationBlocks = 4096;  // most blocks of a launch, whose sums are added up by the last one
+constexpr int kDistillationWorkspace = 2 * kDistillationBlocks + 1;  // two sums a block, and how many have come
 
 // Device memory of one call. Statistics are private to these kernels: nobody else reads them.
 struct DistillationBuffers {
-    float* row_loss;    // [rows] weighted losses, or null: then they are summed to *loss
-    float* loss;        // or null: then no loss is wanted
-    float* scale;       // the factor of all gradients: 1 / sum of weights with `mean`, else 1. Backward only reads it
-    float* stats;       // [rows, kDistillationStats], or null
-    void* grad;         // [rows, classes] contiguous, of input's dtype, or null
-    float* partial;     // 2 * kDistillationBlocks, scratch of one stream
-    uint32_t* counter;  // 0, and 0 again after the call
+    float* row_loss;   // [rows] weighted losses, or null: then they are summed to *loss
+    float* loss;       // or null: then no loss is wanted
+    float* scale;      // the factor of all gradients: 1 / sum of weights with `mean`, else 1. Backward only reads it
+    float* stats;      // [rows, kDistillationStats], or null
+    void* grad;        // [rows, classes] contiguous, of input's dtype, or null
+    float* workspace;  // kDistillationWorkspace floats of one stream, all 0 before its first call
     const float* upstream;  // of backward: d result / d loss of row i at upstream[i * upstream_step]
     int64_t upstream_step;
     bool unless_one;  // backward does nothing where *upstream is 1: the gradient is there already
-    bool mean;
 };
 
 // Loss, scale and statistics in one launch; with `grad` also the gradient, from the same reading of the logits (one

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2) stream_rows(const Distillat
     if (has_nothing_to_do(job)) return;
     const DistillationLoss& call = job.call;
     const int classes = (int)call.classes, last = (classes - 1) / Columns::columns * Columns::columns;
-    const bool hard = call.hard != 0.0f, logits = call.soft != 0.0f && job.kind == 0;
+    const bool hard = call.hard != 0.0f, logits = reads_teacher_logits(call);
     const bool decoupled = call.divergence == Divergence::decoupled;
     Group group((int)threadIdx.x);
     float loss = 0.0f, weight = 0.0f, s[Columns::count], t[Columns::count];

@@ -50,7 +50,7 @@ KR_FN void read_vector(const DistillationJob& job, const DistillationRow& row, c
 
 template <class E>
 KR_FN void any_sums(const DistillationJob& job, const DistillationRow& row, const Piece& piece, PieceSums& out) {
-    const bool hard = job.call.hard != 0.0f, logits = job.call.soft != 0.0f && job.kind == 0;
+    const bool hard = job.call.hard != 0.0f, logits = reads_teacher_logits(job.call);
     float s[kVector], t[kVector], tops[2] = {-INFINITY, -INFINITY};
     for (int v = piece.lane; v < piece.vectors(); v += 32) {
         read_vector<E>(job, row, piece, v, s, t);
@@ -74,7 +74,7 @@ KR_FN void any_sums(const DistillationJob& job, const DistillationRow& row, cons
 
 // The sums as the terms of distillation_loss_row.h want them.
 [[maybe_unused]] KR_FN void state_of(const DistillationJob& job, const PieceSums& sums, RowState& state) {
-    const bool logits = job.call.soft != 0.0f && job.kind == 0;
+    const bool logits = reads_teacher_logits(job.call);
     auto at_top = [](float sum, float top, float exponent) {
         return sum * exp2_fast(fma(-top, exponent, offset_of(top, exponent)));
     };
@@ -279,9 +279,7 @@ Kernel kernel_of(bool plain, bool many) {
     return !plain ? cluster_rows<E, 256, false> : many ? cluster_rows<E, 512, true> : cluster_rows<E, 256, true>;
 }
 
-bool is_plain(const DistillationLoss& call) {
-    return call.soft != 0.0f && !call.indices && call.target_kind == 0 && call.divergence == Divergence::kl;
-}
+bool is_plain(const DistillationLoss& call) { return reads_teacher_logits(call) && call.divergence == Divergence::kl; }
 
 Kernel kernel_for(const DistillationJob& job, const ClusterPlan& plan) {
     const bool plain = is_plain(job.call), many = plan.threads == 512;

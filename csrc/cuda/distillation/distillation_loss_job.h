@@ -18,7 +18,6 @@ struct DistillationJob {
     float host_scale;
     float inverse_t, exponent;                     // 1 / T, log2(e) / T
     int input_access, target_access, grad_access;  // bytes that one access may take
-    int kind;                                      // target_kind, top-k rows being probabilities
 };
 
 // Blocks of a multiprocessor, for which registers are kept: 80 a thread with up to 8 elements of each row in registers,
@@ -34,6 +33,10 @@ struct DistillationRow {
     float weight, factor;  // factor of the gradient; 0 says that the gradient is 0 whatever the row holds
     bool read;             // a row of weight 0 is not
 };
+
+KR_HOST_DEVICE bool reads_teacher_logits(const DistillationLoss& call) {
+    return call.soft != 0.0f && call.target_kind == TargetKind::logits;
+}
 
 KR_FN bool has_nothing_to_do(const DistillationJob& job) {
     return job.buffers.unless_one && *job.buffers.upstream == 1.0f;
@@ -79,11 +82,12 @@ KR_FN void finish(const DistillationJob& job, float loss, float weight) {
     __syncthreads();
     block_sum();
     if (gridDim.x > 1) {
-        float* partial = job.buffers.partial;
+        float* partial = job.buffers.workspace;
         if (thread == 0) {
             partial[2 * blockIdx.x] = (float)both[0], partial[2 * blockIdx.x + 1] = (float)both[1];
             __threadfence();
-            last = atomicInc(job.buffers.counter, gridDim.x - 1) == gridDim.x - 1;
+            uint32_t* counter = reinterpret_cast<uint32_t*>(partial + 2 * kDistillationBlocks);
+            last = atomicInc(counter, gridDim.x - 1) == gridDim.x - 1;
             __threadfence();
         }
         __syncthreads();
@@ -97,7 +101,7 @@ KR_FN void finish(const DistillationJob& job, float loss, float weight) {
         float scale = 1.0f;
         if (job.known_scale)
             scale = *job.known_scale;
-        else if (job.buffers.mean)
+        else if (job.call.mean)
             scale = both[1] > 0 ? (float)(1.0 / both[1]) : 0.0f;
         if (job.buffers.loss) *job.buffers.loss = (float)(both[0] * scale);
         if (job.buffers.scale && !job.known_scale) *job.buffers.scale = scale;

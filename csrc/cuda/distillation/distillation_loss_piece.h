@@ -122,7 +122,7 @@ KR_FN void fill_piece(const DistillationJob& job, int region, const Piece& piece
     auto fill = [&](uint32_t word, int size) {
         for (int k = piece.lane; k < region * size / 4; k += 32) reinterpret_cast<uint32_t*>(piece.teacher)[k] = word;
     };
-    if (job.kind == 1)
+    if (job.call.target_kind == TargetKind::probs)
         fill(0u, job.call.indices ? 4 : job.call.target_dtype == Dtype::f32 ? 4 : 2);
     else
         with_dtype(job.call.target_dtype, [&](auto dtype) { fill(decltype(dtype)::minus_inf, decltype(dtype)::size); });

@@ -51,10 +51,10 @@ struct RowState {
 // Teacher values become T ln p, whatever they were; for logits up to a constant of the row.
 template <int K>
 KR_FN void teacher_logs(const DistillationJob& job, float (&t)[K]) {
-    if (job.kind == 1) {
+    if (job.call.target_kind == TargetKind::probs) {
 #pragma unroll
         for (int k = 0; k < K; ++k) t[k] = job.call.temperature * (kLn2 * log2_fast(t[k]));
-    } else if (job.kind == 2) {
+    } else if (job.call.target_kind == TargetKind::log_probs) {
 #pragma unroll
         for (int k = 0; k < K; ++k) t[k] *= job.call.temperature;
     }
@@ -104,7 +104,7 @@ KR_FN void read_columns(const DistillationJob& job, int64_t row, int first, int 
     } else {
         with_dtype(call.target_dtype, [&](auto dtype) {
             read_row<decltype(dtype), V, CHUNKS, LANES>(call.target, at_t, job.target_access, first, classes, lane,
-                                                        job.kind == 1, t);
+                                                        job.call.target_kind == TargetKind::probs, t);
         });
     }
     teacher_logs(job, t);
@@ -161,7 +161,7 @@ KR_FN void load_state(const DistillationJob& job, int64_t row, RowState& state) 
 KR_FN void set_sums(const DistillationJob& job, const float (&sums)[3], RowState& state) {
     state.sum_s = sums[0];
     state.sum_1 = job.call.hard != 0.0f ? sums[1] : 1.0f;
-    state.sum_t = job.call.soft != 0.0f && job.kind == 0 ? sums[2] : 1.0f;
+    state.sum_t = reads_teacher_logits(job.call) ? sums[2] : 1.0f;
     follow_from_sums(state);
 }
 
@@ -264,7 +264,7 @@ template <class Columns, class Group, int K>
 KR_FN float whole_row(const DistillationJob& job, const DistillationRow& row, Group& group, float (&s)[K],
                       float (&t)[K]) {
     const DistillationLoss& call = job.call;
-    const bool soft = call.soft != 0.0f, hard = call.hard != 0.0f, logits = soft && job.kind == 0;
+    const bool hard = call.hard != 0.0f, logits = reads_teacher_logits(call);
     RowState state;
     read_label(job, row, state);
     if (call.divergence == Divergence::decoupled) take_label_out<Columns>(row, 0, group.lane, s, t);

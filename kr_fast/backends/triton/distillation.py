@@ -2,27 +2,27 @@
 
 import torch
 
-from kr_fast.backends import native, registry
+from kr_fast.backends import codes, native, registry
 
 
-def _distillation_forward(input, target, indices, labels, weight, *parameters):
+def _loss_forward(input, target, indices, labels, weight, options):
     from kr_fast.kernels.distillation import distillation_loss as kernels
 
     with native.on(input):
-        return kernels.forward(input, target, indices, labels, weight, *parameters)
+        return kernels.forward(input, target, indices, labels, weight, options)
 
 
-def _distillation_backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters):
+def _loss_backward(upstream, input, target, indices, labels, weight, stats, scale, options):
     from kr_fast.kernels.distillation import distillation_loss as kernels
 
     with native.on(input):
-        return kernels.backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters[:-1])
+        return kernels.backward(upstream, input, target, indices, labels, weight, stats, scale, options)
 
 
 registry.differentiable(
     "distillation_loss",
     "triton",
-    registry.Differentiable(_distillation_forward, _distillation_backward),
+    registry.Differentiable(_loss_forward, _loss_backward),
     refuses=native.triton_tensors(torch.float32, torch.bfloat16, torch.float16),
 )
 
@@ -35,5 +35,7 @@ def distillation_metrics(input, target, labels, temperature):
 
     if target.dtype == torch.float64:
         target = target.float()
+    outputs = codes.empty_metrics(input, labels)
     with native.on(input):
-        return kernels.metrics(input, target, labels, temperature)
+        kernels.metrics(input, target, labels, temperature, outputs)
+    return outputs

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from kr_fast.ops import _check
-from kr_fast.ops.distillation import _distillation
-
-TARGET_TYPES = ("logits", "probs", "log_probs")
+from kr_fast.ops.distillation import autograd, checks
+from kr_fast.ops.distillation.checks import loss_options, loss_tensors
 
 
 def distillation_loss(
@@ -59,43 +58,21 @@ def distillation_loss(
         "Logit Standardization in Knowledge Distillation", CVPR 2024, for ``standardize``.
     """
     op = "distillation_loss"
-    arguments = _checked(
-        op, input, target, labels, temperature, target_type, "kl", soft_weight, hard_weight, label_smoothing,
-        ignore_index, sample_weight, reduction,
-    )  # fmt: skip
+    options = loss_options(
+        op, temperature, target_type, soft_weight, hard_weight, label_smoothing, ignore_index, reduction
+    )
+    tensors = loss_tensors(op, input, target, labels, sample_weight, options)
     if validate_args:
-        _distillation.check_values(op, arguments[1], target_type, arguments[4])
+        checks.values(op, tensors[1], target_type, tensors[4])
     if not standardize:
-        return _distillation.apply(*arguments)
+        return autograd.apply(*tensors, options)
     if target_type != "logits":
         _check.fail(op, "target_type", "be logits with standardize", target_type)
-    input, target, _, labels, weight, parameters = arguments
-    temperature, _, _, _, _, soft, hard, *rest = parameters
-    soft_parameters = (temperature, "logits", "kl", 0.0, 0.0, soft, 0.0, *rest)
-    loss = _distillation.apply(_standardized(input), _standardized(target), None, labels, weight, soft_parameters)
-    if hard:  # of the logits as they are
-        loss = loss + _distillation.apply(
-            input, target, None, labels, weight, (temperature, "logits", "kl", 0.0, 0.0, 0.0, hard, *rest)
-        )
+    student, teacher, *others = tensors
+    loss = autograd.apply(_standardized(student), _standardized(teacher), *others, options._replace(hard_weight=0.0))
+    if options.hard_weight:  # of the logits as they are
+        loss = loss + autograd.apply(*tensors, options._replace(soft_weight=0.0))
     return loss
-
-
-def _checked(
-    op, input, target, labels, temperature, target_type, divergence, soft_weight, hard_weight, label_smoothing,
-    ignore_index, sample_weight, reduction,
-) -> tuple:  # fmt: skip
-    """The arguments of ``_distillation.apply``."""
-    _distillation.check_pair(op, input, target)
-    _distillation.check_same_shape(op, input, target)
-    if target_type not in TARGET_TYPES:
-        _check.fail(op, "target_type", f"be one of {', '.join(TARGET_TYPES)}", target_type)
-    checked = _distillation.checked_options(
-        op, input, labels, sample_weight, temperature=temperature, target_type=target_type, divergence=divergence,
-        soft_weight=soft_weight, hard_weight=hard_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        reduction=reduction,
-    )  # fmt: skip
-    rows = _distillation.rows_of_stride_1
-    return rows(input), rows(target), None, *checked
 
 
 def _standardized(logits: Tensor) -> Tensor:
@@ -123,11 +100,9 @@ def soft_cross_entropy(
     Args, Returns, Raises: as :func:`distillation_loss`.
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
     """
-    arguments = _checked(
-        "soft_cross_entropy", input, target, None, temperature, target_type, "cross", 1.0, 0.0, 0.0, -100,
-        sample_weight, reduction,
-    )  # fmt: skip
-    return _distillation.apply(*arguments)
+    op = "soft_cross_entropy"
+    options = loss_options(op, temperature, target_type, reduction=reduction, divergence="cross")
+    return autograd.apply(*loss_tensors(op, input, target, None, sample_weight, options), options)
 
 
 def distillation_loss_topk(
@@ -162,7 +137,7 @@ def distillation_loss_topk(
         (marginal smoothing and marginal re-normalisation).
     """
     op = "distillation_loss_topk"
-    _distillation.check_pair(op, input, values)
+    checks.logits_and_target(op, input, values, same_shape=False)
     top_k = values.shape[1]
     if values.shape[0] != input.shape[0] or not 1 <= top_k <= input.shape[1]:
         _check.fail(op, "values", f"be [{input.shape[0]}, k] with 1 <= k <= {input.shape[1]}", values)
@@ -171,13 +146,11 @@ def distillation_loss_topk(
         _check.fail(op, "indices", f"be {list(values.shape)} on {input.device}", indices)
     if tail not in ("smooth", "renorm"):
         _check.fail(op, "tail", "be one of smooth, renorm", tail)
-    checked = _distillation.checked_options(
-        op, input, labels, sample_weight, temperature=temperature, target_type=f"topk_{tail}",
-        soft_weight=soft_weight, hard_weight=hard_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        reduction=reduction,
-    )  # fmt: skip
-    rows = _distillation.rows_of_stride_1
-    return _distillation.apply(rows(input), rows(values), indices, *checked)
+    target_type = f"topk_{tail}"
+    options = loss_options(
+        op, temperature, target_type, soft_weight, hard_weight, label_smoothing, ignore_index, reduction
+    )
+    return autograd.apply(*loss_tensors(op, input, values, labels, sample_weight, options, indices), options)
 
 
 def distillation_loss_and_grad(
@@ -205,11 +178,11 @@ def distillation_loss_and_grad(
     op = "distillation_loss_and_grad"
     if reduction == "none":
         _check.fail(op, "reduction", "be one of mean, sum", reduction)
-    arguments = _checked(
-        op, input, target, labels, temperature, target_type, "kl", soft_weight, hard_weight, label_smoothing,
-        ignore_index, sample_weight, reduction,
-    )  # fmt: skip
-    return _distillation.with_gradient(arguments[0].detach(), *arguments[1:])
+    options = loss_options(
+        op, temperature, target_type, soft_weight, hard_weight, label_smoothing, ignore_index, reduction
+    )
+    input, *tensors = loss_tensors(op, input, target, labels, sample_weight, options)
+    return autograd.loss_and_grad(input.detach(), *tensors, options)
 
 
 class DistillationLoss(torch.nn.Module):

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
+from kr_fast.backends import codes, registry
 from kr_fast.backends.calls import ClassesCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
-from kr_fast.ops.distillation import _distillation
+from kr_fast.ops.distillation import checks
 
 
 class DistillationMetrics(NamedTuple):
@@ -25,12 +25,7 @@ class DistillationMetrics(NamedTuple):
 
 
 def _fake(input, target, labels, temperature):
-    real, flags = (
-        input.new_empty(input.shape[0], dtype=torch.float32),
-        input.new_empty(input.shape[0], dtype=torch.bool),
-    )
-    kinds = (real, flags, real, real) if labels is None else (real, flags, real, real, real, flags, flags)
-    return [torch.empty_like(kind) for kind in kinds]
+    return codes.empty_metrics(input, labels)
 
 
 @define("distillation_metrics(Tensor input, Tensor target, Tensor? labels, float temperature) -> Tensor[]", fake=_fake)
@@ -58,22 +53,15 @@ def distillation_metrics(
     Raises: TypeError or ValueError naming the argument.
     """
     op = "distillation_metrics"
-    _check.no_transform(op, input=input, target=target)  # detach leaves tangents behind
-    _distillation.check_pair(op, input, target.detach() if isinstance(target, Tensor) else target)
-    _distillation.check_same_shape(op, input, target)
-    _distillation.check_options(op, temperature, "none")
-    labels = _distillation.checked_labels(op, labels, input, None)
-    if labels is not None and not labels.is_cuda:  # on a GPU it would be a wait
-        outside = ((labels < 0) | (labels >= input.shape[1])) & (labels != ignore_index)
-        if bool(outside.any()):
-            rule = f"be in [0, {input.shape[1]}) or ignore_index {ignore_index}"
-            _check.fail(op, "labels", rule, int(labels[outside][0]))
-    rows = _distillation.rows_of_stride_1
-    values = call(
-        torch.ops.kr_fast.distillation_metrics.default,
-        rows(input.detach()),
-        rows(target.detach()),
-        labels,
-        float(temperature),
-    )
+    checks.logits_and_target(op, input, target, detached=False)
+    checks.numeric_options(op, temperature)
+    if labels is not None:
+        labels = _check.labels(op, labels, input.shape[:1], input.device)
+        if not labels.is_cuda:  # on a GPU it would be a wait
+            outside = ((labels < 0) | (labels >= input.shape[1])) & (labels != ignore_index)
+            if bool(outside.any()):
+                rule = f"be in [0, {input.shape[1]}) or ignore_index {ignore_index}"
+                _check.fail(op, "labels", rule, int(labels[outside][0]))
+    tensors = checks.unit_stride(input.detach()), checks.unit_stride(target.detach()), labels
+    values = call(torch.ops.kr_fast.distillation_metrics.default, *tensors, float(temperature))
     return DistillationMetrics(*values, *[None] * (7 - len(values)))

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from kr_fast.ops.distillation import _distillation
+from kr_fast.ops.distillation.autograd import apply
+from kr_fast.ops.distillation.checks import loss_options, loss_tensors
 
 
 def dkd_loss(
@@ -34,11 +35,6 @@ def dkd_loss(
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equations 5 to 7, with T^2 as in their code.
     """
     op = "dkd_loss"
-    _distillation.check_pair(op, input, target)
-    _distillation.check_same_shape(op, input, target)
-    checked = _distillation.checked_options(
-        op, input, labels, sample_weight, temperature=temperature, target_type="logits", divergence="decoupled",
-        alpha=alpha, beta=beta, hard_weight=hard_weight, ignore_index=ignore_index, reduction=reduction,
-    )  # fmt: skip
-    rows = _distillation.rows_of_stride_1
-    return _distillation.apply(rows(input), rows(target), None, *checked)
+    numbers = {"alpha": alpha, "beta": beta, "hard_weight": hard_weight, "ignore_index": ignore_index}
+    options = loss_options(op, temperature, divergence="decoupled", reduction=reduction, **numbers)
+    return apply(*loss_tensors(op, input, target, labels, sample_weight, options), options)

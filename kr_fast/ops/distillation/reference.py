@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kr_fast.backends.arguments import LossOptions
 from kr_fast.backends.codes import public_name
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
@@ -54,8 +55,9 @@ def _kl_terms(p: Tensor, q: Tensor, d: Tensor) -> Tensor:
     return torch.where(p == 0, q, torch.where(d.abs() < 0.25, near, far))
 
 
-def _decoupled(z, t, labels, temperature, alpha, beta) -> tuple[Tensor, Tensor]:
+def _decoupled(z: Tensor, t: Tensor, labels: Tensor, options: LossOptions) -> tuple[Tensor, Tensor]:
     """(alpha TCKD + beta NCKD by row, its gradient in z / T), see ``kr_fast.ops.distillation.dkd_loss``."""
+    temperature, alpha, beta = options.temperature, options.alpha, options.beta
     here = labels.clamp(0, z.shape[1] - 1)[:, None]
 
     def parts(x):  # ln of the label's probability and of the rest's, and ln of the probabilities within the rest
@@ -77,82 +79,83 @@ def _row_weight(input: Tensor, labels: Tensor | None, weight: Tensor | None, ign
     return w if labels is None else torch.where(labels == ignore_index, 0, w)
 
 
-def forward(
-    input, target, indices, labels, weight,
-    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index, reduction,
-):  # fmt: skip
+def forward(input, target, indices, labels, weight, options: LossOptions) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, row statistics, 1 / W or 1): see ``kr_fast.ops.distillation.distillation_loss``."""
-    z, t = _float(input, input), _float(target, input)
+    z, t, temperature = _float(input, input), _float(target, input), options.temperature
     log_q, top, log_sum = _log_softmax(z, temperature)
-    classes = z.shape[1]
-    if indices is not None and bool(((indices < 0) | (indices >= classes)).any()):
-        raise ValueError(f"{public_name(target_type, divergence)}: indices must be in [0, {classes})")
-    p, log_p, teacher_top, teacher_sum = _teacher(t, indices, classes, temperature, target_type)
+    _check_classes(z.shape[1], indices, labels, options)
+    p, log_p, teacher_top, teacher_sum = _teacher(t, indices, z.shape[1], temperature, options.target_type)
     rows = z.new_zeros(len(z))
-    if soft:
-        if divergence == "decoupled":
-            terms = _decoupled(z, t, labels, temperature, alpha, beta)[0]
-        elif divergence == "cross":
+    if options.soft_weight:
+        if options.divergence == "decoupled":
+            terms = _decoupled(z, t, labels, options)[0]
+        elif options.divergence == "cross":
             terms = torch.where(p == 0, 0, -p * log_q).sum(1)
         else:
             terms = _kl_terms(p, log_q.exp(), log_p - log_q).sum(1)
-        rows = rows + soft * temperature**2 * terms
+        rows = rows + options.soft_weight * temperature**2 * terms
     log_1 = torch.zeros_like(log_sum)
-    if hard or divergence == "decoupled":
-        inside = (labels >= 0) & (labels < z.shape[1])
-        if bool((~inside & (labels != ignore_index)).any()):
-            bad = labels[~inside & (labels != ignore_index)][0].item()
-            rule = f"be in [0, {z.shape[1]}) or ignore_index {ignore_index}"
-            raise ValueError(f"{public_name(target_type, divergence)}: labels must {rule}, got {bad}")
-    if hard:
+    if options.hard_weight:
         log_q1, _, log_1 = _log_softmax(z, 1.0)
-        picked = log_q1.gather(1, torch.where(inside, labels, 0)[:, None])[:, 0] * (1 - smoothing)
-        if smoothing:
-            picked = picked + smoothing * log_q1.mean(1)
-        rows = rows - hard * picked
-    w = _row_weight(z, labels, weight, ignore_index)
+        inside = (labels >= 0) & (labels < z.shape[1])
+        picked = log_q1.gather(1, torch.where(inside, labels, 0)[:, None])[:, 0] * (1 - options.label_smoothing)
+        if options.label_smoothing:
+            picked = picked + options.label_smoothing * log_q1.mean(1)
+        rows = rows - options.hard_weight * picked
+    w = _row_weight(z, labels, weight, options.ignore_index)
     rows = torch.where(w == 0, 0, w * rows)
     total = w.sum()
-    scale = torch.where(total > 0, 1 / total, 0) if reduction == "mean" else torch.ones_like(total)
-    loss = rows if reduction == "none" else rows.sum() * scale
+    scale = torch.where(total > 0, 1 / total, 0) if options.reduction == "mean" else torch.ones_like(total)
+    loss = rows if options.reduction == "none" else rows.sum() * scale
     stats = torch.cat([top, log_sum, teacher_top, teacher_sum, log_1], dim=1)
     return loss, stats if z.is_cuda else stats[:0], scale
 
 
-def backward(upstream, input, target, indices, labels, weight, stats, scale, *parameters) -> Tensor:
+def _check_classes(classes: int, indices: Tensor | None, labels: Tensor | None, options: LossOptions) -> None:
+    op = public_name(options.target_type, options.divergence)
+    if indices is not None and bool(((indices < 0) | (indices >= classes)).any()):
+        raise ValueError(f"{op}: indices must be in [0, {classes})")
+    if options.hard_weight or options.divergence == "decoupled":
+        outside = ((labels < 0) | (labels >= classes)) & (labels != options.ignore_index)
+        if bool(outside.any()):
+            rule = f"be in [0, {classes}) or ignore_index {options.ignore_index}"
+            raise ValueError(f"{op}: labels must {rule}, got {labels[outside][0].item()}")
+
+
+def backward(upstream, input, target, indices, labels, weight, stats, scale, options: LossOptions) -> Tensor:
     """d loss / d input, with every factor folded in before the result is rounded to input's dtype."""
     z, t = _float(input, input), _float(target, input)
-    w = _row_weight(z, labels, weight, parameters[-2])
+    w = _row_weight(z, labels, weight, options.ignore_index)
     factor = torch.where(w == 0, 0, upstream * scale * w)[:, None]
-    return torch.where(factor == 0, 0, _gradient(z, t, indices, labels, *parameters) * factor).to(input.dtype)
+    return torch.where(factor == 0, 0, _gradient(z, t, indices, labels, options) * factor).to(input.dtype)
 
 
-def derivative(upstream, input, target, indices, labels, weight, *parameters) -> Tensor:
+def derivative(upstream, input, target, indices, labels, weight, options: LossOptions) -> Tensor:
     """As :func:`backward`, by differentiable operations: of input and of upstream, at 0 as well."""
     z, t = _float(input, input), _float(target, input)
-    w = _row_weight(z.detach(), labels, weight, parameters[-2])
+    w = _row_weight(z.detach(), labels, weight, options.ignore_index)
     # A row that does not count may hold anything, and 0 times the derivative of NaN is NaN.
     z, t = (torch.where(w[:, None] == 0, 1, each) for each in (z, t))
     total = w.sum()
-    scale = torch.where(total > 0, 1 / total, 0) if parameters[-1] == "mean" else 1
-    return (_gradient(z, t, indices, labels, *parameters) * (upstream * scale * w)[:, None]).to(input.dtype)
+    scale = torch.where(total > 0, 1 / total, 0) if options.reduction == "mean" else 1
+    return (_gradient(z, t, indices, labels, options) * (upstream * scale * w)[:, None]).to(input.dtype)
 
 
-def _gradient(
-    z, t, indices, labels,
-    temperature, target_type, divergence, alpha, beta, soft, hard, smoothing, ignore_index, reduction,
-) -> Tensor:  # fmt: skip
+def _gradient(z: Tensor, t: Tensor, indices: Tensor | None, labels: Tensor | None, options: LossOptions) -> Tensor:
     """The gradient of each row's loss of weight 1 in its logits."""
-    grad = torch.zeros_like(z)
-    if divergence == "decoupled":
-        grad = soft * temperature * _decoupled(z, t, labels, temperature, alpha, beta)[1]
-    elif soft:
+    grad, classes, temperature = torch.zeros_like(z), z.shape[1], options.temperature
+    if options.divergence == "decoupled":
+        grad = options.soft_weight * temperature * _decoupled(z, t, labels, options)[1]
+    elif options.soft_weight:
         q = _log_softmax(z, temperature)[0].exp()
-        grad = grad + soft * temperature * (q - _teacher(t, indices, z.shape[1], temperature, target_type)[0])
-    if hard:
-        inside = ((labels >= 0) & (labels < z.shape[1])).to(z.dtype)
-        wanted = torch.zeros_like(z).scatter_(1, labels.clamp(0, z.shape[1] - 1)[:, None], inside[:, None])
-        grad = grad + hard * (_log_softmax(z, 1.0)[0].exp() - (1 - smoothing) * wanted - smoothing / z.shape[1])
+        p = _teacher(t, indices, classes, temperature, options.target_type)[0]
+        grad = grad + options.soft_weight * temperature * (q - p)
+    if options.hard_weight:
+        smoothing = options.label_smoothing
+        inside = ((labels >= 0) & (labels < classes)).to(z.dtype)
+        one_hot = torch.zeros_like(z).scatter_(1, labels.clamp(0, classes - 1)[:, None], inside[:, None])
+        hard = _log_softmax(z, 1.0)[0].exp() - (1 - smoothing) * one_hot - smoothing / classes
+        grad = grad + options.hard_weight * hard
     return grad
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import kr_fast
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import LossOptions
 from kr_fast.ops.distillation.distillation_loss import distillation_loss
 
 CLASSES = (2, 3, 10, 31, 32, 33, 100, 128, 129, 1000, 1024, 1025, 4097)
@@ -270,10 +271,10 @@ def test_gradcheck_in_float64():
 
 def test_opcheck_and_full_graph_compile():
     z, t, y = torch.randn(5, 10), torch.randn(5, 10), torch.randint(0, 10, (5,))
-    parameters = (2.0, "logits", "kl", 0.0, 0.0, 1.0, 0.5, 0.0, -100, "mean")
-    torch.library.opcheck(torch.ops.kr_fast.distillation_loss_forward.default, (z, t, None, y, None, *parameters))
-    _, stats, scale = torch.ops.kr_fast.distillation_loss_forward(z, t, None, y, None, *parameters)
-    arguments = (torch.ones(()), z, t, None, y, None, stats, scale, *parameters)
+    options = LossOptions(temperature=2.0, hard_weight=0.5)
+    torch.library.opcheck(torch.ops.kr_fast.distillation_loss_forward.default, (z, t, None, y, None, *options))
+    _, stats, scale = torch.ops.kr_fast.distillation_loss_forward(z, t, None, y, None, *options)
+    arguments = (torch.ones(()), z, t, None, y, None, stats, scale, *options)
     torch.library.opcheck(torch.ops.kr_fast.distillation_loss_backward.default, arguments)
 
     def step(z):

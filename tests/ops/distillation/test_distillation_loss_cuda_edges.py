@@ -143,7 +143,7 @@ def test_backward_of_the_gradient_that_is_there_already(cuda_device, dtype, labe
 
 def test_gradient_in_one_pass_where_there_is_much_to_read(cuda_device, monkeypatch):
     """With labels the sum of weights is then taken beforehand."""
-    monkeypatch.setattr("kr_fast.ops.distillation._distillation.LAUNCH_ELEMENTS", 1)
+    monkeypatch.setattr("kr_fast.ops.distillation.autograd.LAUNCH_ELEMENTS", 1)
     for classes in (10, 100):
         z, t, y = draw(classes)
         y[::3] = -100

@@ -154,7 +154,7 @@ def test_compiles_for_gpus_without_spills(capability, name, classes, dtype, topk
         "C": classes, "ROWS": rows, "BLOCK": block, "ALIGN": kernels.alignment(classes), "HAS_LABELS": True,
         "HAS_WEIGHT": False, "DIVERGENCE": divergence, "SOFT": True, "HARD": True, "weight": None,
     }  # fmt: skip
-    constants |= {"KIND": 3, "K": 5} if topk else {"KIND": 0, "K": classes, "indices": None}
+    constants |= {"KIND": 1, "K": 5, "SMOOTH": True} if topk else {"KIND": 0, "K": 0, "SMOOTH": False, "indices": None}
     function = getattr(kernels, name)
     signature = dict.fromkeys(function.arg_names, "fp32") | dict.fromkeys(POINTERS[name], "*fp32") | INTEGERS
     signature |= {"labels": "*i64", "indices": "*i64"} | dict.fromkeys(("input", "target", "grad"), f"*{dtype}")

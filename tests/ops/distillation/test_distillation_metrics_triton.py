@@ -90,7 +90,7 @@ def test_compiles_for_gpus_without_spills(capability, classes, dtype, tmp_path, 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     rows, block, warps = kernels.tile(classes)
     signature = {"input": f"*{dtype}", "target": f"*{dtype}", "labels": "*i64", "temperature": "fp32", "n": "i32"}
-    signature |= dict.fromkeys(("kl", "confidence", "entropy", "cross_entropy"), "*fp32")
+    signature |= dict.fromkeys(("kl", "teacher_confidence", "teacher_entropy", "cross_entropy"), "*fp32")
     signature |= dict.fromkeys(("agreement", "student_correct", "teacher_correct"), "*i1")
     signature |= dict.fromkeys(("input_stride", "target_stride"), "i32")
     constants = {"C": classes, "ROWS": rows, "BLOCK": block, "HAS_LABELS": True, "ALIGN": kernels.alignment(classes)}
