@@ -129,9 +129,8 @@ def dense(
             offset = tl.load(shift + channel, mask=valid, other=0.0)
             value = tl.where(inside, byte * factor[None, :] + offset[None, :], 0.0)
             a = value.to(weight.dtype.element_ty)
-        b = tl.load(
-            kernels + column[None, :] * K + k[:, None], mask=exists[None, :] & (k < K)[:, None], other=0.0
-        )  # fmt: skip
+        taken = exists[None, :] & (k < K)[:, None]
+        b = tl.load(kernels + column[None, :] * K + k[:, None], mask=taken, other=0.0)
         if INTERPRET:
             a, b = a.to(tl.float32), b.to(tl.float32)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
