@@ -1,5 +1,6 @@
 # make demo    set up .venv, run Knowledge Recycling on scikit-learn's digits, show where the report lies
 # make test    set up .venv, build, lint, run every test
+# make check   lint, and what a change breaks most often: the layers, the documents, one case of each test of an op
 #
 # PYTHON=python3.12     interpreter that .venv is made with
 # SYSTEM_SITE=1         let .venv see the packages (a torch, say) that are already installed for PYTHON
@@ -13,15 +14,21 @@ CPP := $(shell find csrc tests/support/cuda_host -name '*.h' -o -name '*.cpp' -o
 SOURCES := setup.py pyproject.toml $(filter csrc/%,$(CPP))
 VENV_FLAGS := $(if $(filter 1,$(SYSTEM_SITE)),--system-site-packages,)
 
-.PHONY: demo test venv lint clean
+.PHONY: demo test check venv lint clean
 demo: $(VENV)/built
 	$(BIN)/kr-fast run --preset digits --out runs/digits
 
+# A thread that waits sleeps: two test processes share the processors. Triton's interpreter needs one of its own.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2
+
 test: $(VENV)/built lint
-	$(BIN)/python -m pytest -q -n 2 -m "not interpreter and not pipeline and not packaging"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 -m interpreter
-	$(BIN)/python -m pytest -q -m pipeline -n 2
-	$(BIN)/python -m pytest -q -m packaging
+	$(PYTEST) --dist loadgroup -m "not interpreter"
+	TRITON_INTERPRET=1 $(PYTEST) -m interpreter
+
+check: $(VENV)/built lint
+	$(PYTEST) -m "not interpreter and not pipeline and not packaging and not compile" --one-case \
+		tests/test_layers.py tests/test_docs.py tests/backends/test_registry.py tests/backends/test_codes.py \
+		tests/ops tests/cli/test_parsing.py tests/data tests/models
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .

@@ -20,7 +20,16 @@ hypothesis.settings.register_profile("search", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--one-case", action="store_true", help="of each test only the first case on each backend")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--one-case"):
+        seen = set()
+        kept = [item for item in items if (key := _case_on_a_backend(item)) not in seen and not seen.add(key)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     reasons = {"gpu": None if torch.cuda.is_available() else "needs an NVIDIA GPU"}
     reasons["interpreter"] = None if interpreted else "needs TRITON_INTERPRET=1"
@@ -32,6 +41,13 @@ def pytest_collection_modifyitems(items):
         used = getattr(item, "callspec", None) and item.callspec.params.get("backend")
         if cuda_on_host.SANITIZED and used not in (None, "cuda-host"):
             item.add_marker(pytest.mark.skip(reason="only CUDA sources are built with sanitizers"))
+
+
+def _case_on_a_backend(item) -> tuple:
+    """What two cases of a test have in common that differ in their numbers alone."""
+    chosen = getattr(item, "callspec", None)
+    where = () if chosen is None else tuple(chosen.params.get(name) for name in ("backend", "isa", "cuda_device"))
+    return item.path, getattr(item, "cls", None), getattr(item, "originalname", item.name), where
 
 
 @pytest.fixture(autouse=True)

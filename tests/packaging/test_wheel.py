@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-pytestmark = pytest.mark.packaging
+# In one worker, which builds once.
+pytestmark = [pytest.mark.packaging, pytest.mark.xdist_group("packaging")]
 ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "KR_FAST", "TRITON"))}
 
@@ -39,9 +40,21 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def wheel(sdist, tmp_path_factory):
-    """Built from the sdist by pip under build isolation: no torch in sight."""
+    """Built from the sdist by pip under build isolation: no torch in sight. For one GPU generation, as the environment
+    of these tests was installed from the same sources for all."""
     out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", out, sdist, cwd=out)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--wheel-dir",
+        out,
+        sdist,
+        cwd=out,
+        TORCH_CUDA_ARCH_LIST="8.0",
+    )
     (result,) = out.glob("*.whl")
     return result
 
