@@ -1,5 +1,6 @@
 # make demo    set up .venv, run Knowledge Recycling on scikit-learn's digits, show where the report lies
 # make test    set up .venv, build, lint, run every test
+# make nightly compile every GPU kernel for the generations besides Hopper
 # make check   lint, and what a change breaks most often: the layers, the documents, one case of each test of an op
 #
 # PYTHON=python3.12     interpreter that .venv is made with
@@ -14,7 +15,7 @@ CPP := $(shell find csrc tests/support/cuda_host -name '*.h' -o -name '*.cpp' -o
 SOURCES := setup.py pyproject.toml $(filter csrc/%,$(CPP))
 VENV_FLAGS := $(if $(filter 1,$(SYSTEM_SITE)),--system-site-packages,)
 
-.PHONY: demo test check venv lint clean
+.PHONY: demo test nightly check venv lint clean
 demo: $(VENV)/built
 	$(BIN)/kr-fast run --preset digits --out runs/digits
 
@@ -22,8 +23,11 @@ demo: $(VENV)/built
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2
 
 test: $(VENV)/built lint
-	$(PYTEST) --dist loadgroup -m "not interpreter"
+	$(PYTEST) --dist loadgroup -m "not interpreter and not nightly"
 	TRITON_INTERPRET=1 $(PYTEST) -m interpreter
+
+nightly: $(VENV)/built
+	$(PYTEST) -m nightly
 
 check: $(VENV)/built lint
 	$(PYTEST) -m "not interpreter and not pipeline and not packaging and not compile" --one-case \

@@ -24,6 +24,7 @@ def pytest_addoption(parser):
     parser.addoption("--one-case", action="store_true", help="of each test only the first case on each backend")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--one-case"):
         seen = set()
@@ -35,12 +36,20 @@ def pytest_collection_modifyitems(config, items):
     reasons["interpreter"] = None if interpreted else "needs TRITON_INTERPRET=1"
     reasons["compile"] = "Triton's interpreter replaces its compiler in this process" if interpreted else None
     for item in items:
+        if item.get_closest_marker("compile") and not _for_hopper(item):
+            item.add_marker(pytest.mark.nightly)
         for marker, reason in reasons.items():
             if reason is not None and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
         used = getattr(item, "callspec", None) and item.callspec.params.get("backend")
         if cuda_on_host.SANITIZED and used not in (None, "cuda-host"):
             item.add_marker(pytest.mark.skip(reason="only CUDA sources are built with sanitizers"))
+
+
+def _for_hopper(item) -> bool:
+    """Whether a test compiles for compute capability 9.0, or for none in particular."""
+    chosen = getattr(item, "callspec", None)
+    return chosen is None or chosen.params.get("capability", 90) in (90, (90,))
 
 
 def _case_on_a_backend(item) -> tuple:
