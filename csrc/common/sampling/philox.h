@@ -3,7 +3,7 @@
 // One text for every device. The includer provides, in the namespace it includes this file into, the lane types
 // f32v, u32v, i32v (float/uint32_t/int32_t or SIMD vectors of them), KR_FN, KR_UNROLL and the primitives
 //   fma(a,b,c)  sqrt(a)  mul(a,b)  splat(float)  splat_u(uint32_t)  mulhilo(a, constant, hi, lo)
-//   to_float_u(u32v)  to_float_i(i32v)  as_i(f32v)  as_f(i32v)  pick(mask, a, b)
+//   to_float_u(u32v)  to_float_i(i32v)  as_i(f32v)  as_f(i32v)  log_polynomial(a)
 // each of which rounds as IEEE 754 says. No product is ever left next to a sum for a compiler to contract: that is
 // what makes the bits equal on scalar C++, AVX2, AVX-512, CUDA and Triton. There is no include guard on purpose.
 
@@ -29,24 +29,15 @@ KR_FN Words philox(u32v c0, u32v c1, u32v c2, u32v c3, uint32_t k0, uint32_t k1)
     return out;
 }
 
-// sqrt(-2 ln u) with u = (x + 1/2) / 2^32, so that the tail reaches 6.7 sigma. ln by Cephes' logf polynomial.
+// sqrt(-2 ln u) with u = (x + 1/2) / 2^32, so that the tail reaches 6.7 sigma. See log_polynomial.h.
 KR_FN f32v normal_radius(u32v x) {
     f32v u = fma(to_float_u(x), splat(0x1p-32f), splat(0x1p-33f));
     i32v bits = as_i(u) - as_i(splat(0.70710677f));  // mantissa range [sqrt(1/2), sqrt(2)) around one
     f32v e = to_float_i(bits >> 23);
     f32v m = as_f((bits & 0x7FFFFF) + as_i(splat(0.70710677f)));
     f32v f = m - splat(1.0f);
-    f32v p = splat(7.0376836292e-2f);
-    p = fma(p, f, splat(-1.1514610310e-1f));
-    p = fma(p, f, splat(1.1676998740e-1f));
-    p = fma(p, f, splat(-1.2420140846e-1f));
-    p = fma(p, f, splat(1.4249322787e-1f));
-    p = fma(p, f, splat(-1.6668057665e-1f));
-    p = fma(p, f, splat(2.0000714765e-1f));
-    p = fma(p, f, splat(-2.4999993993e-1f));
-    p = fma(p, f, splat(3.3333331174e-1f));
     f32v z = mul(f, f);
-    f32v log_m = fma(z, fma(p, f, splat(-0.5f)), f);
+    f32v log_m = fma(z, fma(log_polynomial(f), f, splat(-0.5f)), f);
     f32v log_u = fma(e, splat(0.693147180f), log_m);
     return sqrt(mul(log_u, splat(-2.0f)));
 }

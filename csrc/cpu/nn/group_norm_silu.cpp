@@ -8,28 +8,17 @@
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {
-namespace {
 
-constexpr int64_t kGrain = 1 << 14;  // elements worth a thread
-
-void to_floats(const void* from, Dtype dtype, int64_t offset, int64_t n, float* to) {
-    if (dtype == Dtype::f32) {
-        std::memcpy(to, static_cast<const float*>(from) + offset, n * sizeof(float));
-        return;
-    }
-    const uint16_t* bits = static_cast<const uint16_t*>(from) + offset;
-    for (int64_t i = 0; i < n; ++i) to[i] = dtype == Dtype::bf16 ? bf16_to_float(bits[i]) : half_to_float(bits[i]);
-}
-
-}  // namespace
+static constexpr int64_t kGrain = 1 << 14;  // elements worth a thread
 
 void group_norm_silu(const GroupNorm& call, int threads) {
     const int64_t channels = call.x_channels + call.skip_channels, size = channels / call.groups;
     std::vector<float> affine(2 * channels);
-    if (call.weight) to_floats(call.weight, call.affine_dtype, 0, channels, affine.data());
-    if (call.bias) to_floats(call.bias, call.affine_dtype, 0, channels, affine.data() + channels);
-    const float* weight = call.weight ? affine.data() : nullptr;
-    const float* bias = call.bias ? affine.data() + channels : nullptr;
+    auto floats = [=](const void* from, Dtype dtype, int64_t offset, float* scratch) {
+        return from ? KR_DISPATCH(norm_floats, from, dtype, offset, channels, scratch) : nullptr;
+    };
+    const float* weight = floats(call.weight, call.affine_dtype, 0, affine.data());
+    const float* bias = floats(call.bias, call.affine_dtype, 0, affine.data() + channels);
     // Fewer samples than threads: a sample is cut into runs of whole groups.
     int64_t parts = call.batch > 0 && call.batch < threads ? (threads + call.batch - 1) / call.batch : 1;
     if (parts > call.groups) parts = call.groups;
@@ -41,9 +30,8 @@ void group_norm_silu(const GroupNorm& call, int threads) {
         for (int64_t item = begin; item < end; ++item) {
             const int64_t sample = item / parts, part = item % parts;
             const int64_t first = call.groups * part / parts * size, last = call.groups * (part + 1) / parts * size;
-            if (call.shift) to_floats(call.shift, call.shift_dtype, sample * call.shift_stride, channels, shift);
-            KR_DISPATCH(norm_part_of, call, sample, first, last, weight, bias, call.shift ? shift : nullptr, mean,
-                        squares);
+            const float* added = floats(call.shift, call.shift_dtype, sample * call.shift_stride, shift);
+            KR_DISPATCH(norm_part_of, call, sample, first, last, weight, bias, added, mean, squares);
         }
     });
 }

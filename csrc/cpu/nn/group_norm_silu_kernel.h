@@ -3,7 +3,7 @@
 // One sample is read from memory once: its statistics are taken in chunks of pixels that fit L1 (the mean of a chunk,
 // then the squares about it, joined by Chan's rule), and the second sweep finds the sample in L2. There it is one
 // multiply-add a channel, because shift, mean, deviation, weight and bias fold into y = act(a_c x + b_c).
-#include "cpu/simd/lanes_io.h"
+#include "cpu/simd/row_io.h"
 #include "cpu/simd/vec_math.h"
 
 #include "cpu/nn/activations.h"
@@ -154,4 +154,8 @@ static void norm_part_of(const GroupNorm& call, int64_t sample, int64_t first, i
         norm_part<Bf16>(call, sample, first, last, weight, bias, shift, mean, squares);
     else
         norm_part<F16>(call, sample, first, last, weight, bias, shift, mean, squares);
+}
+
+static const float* norm_floats(const void* from, Dtype dtype, int64_t offset, int64_t n, float* scratch) {
+    return to_float_row(from, dtype, offset, n, scratch);
 }

@@ -4,7 +4,6 @@
 // keeps, enter as scalars: no reduction across lanes, no tail in d, and no padding of heads of 8 to what a matrix
 // product wants. The softmax is taken over tiles of keys (Milakov and Gimelshein, "Online normalizer calculation for
 // softmax", 2018).
-#include "cpu/simd/lanes_io.h"
 #include "cpu/simd/row_io.h"
 #include "cpu/simd/vec_math.h"
 

@@ -7,6 +7,8 @@
 // Include every standard header before this file, and call no standard template from a kernel's hot loop.
 #include <cstring>
 
+#include "common/dtype.h"
+#include "common/numbers.h"
 #include "cpu/simd/isa.h"
 #if KR_X86
 #include <immintrin.h>

@@ -1,55 +1,44 @@
 // Rows of any element type as float32, for the instruction set that foreach_isa.h is compiling. No include guard.
+#include "cpu/simd/lanes_io.h"
 
-static const float* converted_row(const void* base, Dtype dtype, int64_t offset, int64_t n, float* scratch) {
-    const uint16_t* from = static_cast<const uint16_t*>(base) + offset;
-    if (dtype == Dtype::bf16) {
-        for (int64_t i = 0; i < n; ++i) scratch[i] = bf16_to_float(from[i]);
-    } else {
-        int64_t i = 0;
-#if KR_LANES == 8
-        for (; i + 8 <= n; i += 8)
-            _mm256_storeu_ps(scratch + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
-#elif KR_LANES == 16
-        for (; i + 16 <= n; i += 16)
-            _mm512_storeu_ps(scratch + i,
-                             _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i))));
-#endif
-        for (; i < n; ++i) scratch[i] = half_to_float(from[i]);
-    }
-    return scratch;
+template <class T>
+static void to_floats(const T* from, int64_t n, float* to) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(to + i, load_as(from + i));
+    for (; i < n; ++i) to[i] = to_float(from[i]);
+}
+
+template <class T>
+static void from_floats(const float* from, int64_t n, T* to) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store_as(to + i, load(from + i));
+    for (; i < n; ++i) from_float(to + i, from[i]);
 }
 
 // Where n floats of the row can be read: in place, or converted into scratch.
 KR_FN const float* to_float_row(const void* base, Dtype dtype, int64_t offset, int64_t n, float* scratch) {
-    return dtype == Dtype::f32 ? static_cast<const float*>(base) + offset
-                               : converted_row(base, dtype, offset, n, scratch);
+    if (dtype == Dtype::f32) return static_cast<const float*>(base) + offset;
+    if (dtype == Dtype::bf16)
+        to_floats(static_cast<const Bf16*>(base) + offset, n, scratch);
+    else
+        to_floats(static_cast<const F16*>(base) + offset, n, scratch);
+    return scratch;
 }
 
-static inline float element(const void* base, Dtype dtype, int64_t at) {
+KR_FN void from_float_row(const float* from, Dtype dtype, void* base, int64_t offset, int64_t n) {
+    if (dtype == Dtype::bf16)
+        from_floats(from, n, static_cast<Bf16*>(base) + offset);
+    else
+        from_floats(from, n, static_cast<F16*>(base) + offset);
+}
+
+KR_FN float element(const void* base, Dtype dtype, int64_t at) {
     if (dtype == Dtype::f32) return static_cast<const float*>(base)[at];
-    const uint16_t bits = static_cast<const uint16_t*>(base)[at];
-    return dtype == Dtype::bf16 ? bf16_to_float(bits) : half_to_float(bits);
-}
-
-static void from_float_row(const float* from, Dtype dtype, void* base, int64_t offset, int64_t n) {
-    uint16_t* to = static_cast<uint16_t*>(base) + offset;
-    if (dtype == Dtype::bf16) {
-        for (int64_t i = 0; i < n; ++i) to[i] = float_to_bf16(from[i]);
-    } else {
-        int64_t i = 0;
-#if KR_LANES >= 8
-        for (; i + 8 <= n; i += 8)
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
-#endif
-        for (; i < n; ++i) to[i] = float_to_half(from[i]);
-    }
+    return dtype == Dtype::bf16 ? to_float(static_cast<const Bf16*>(base)[at])
+                                : to_float(static_cast<const F16*>(base)[at]);
 }
 
 #if KR_LANES > 1
-KR_FN __m256i first_of_8(int n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-
 KR_FN void transpose_8x8(__m256 a[8]) {
     __m256 b[8];
     for (int r = 0; r < 8; r += 2) {

@@ -35,16 +35,18 @@ KR_FN f32v load(const float* from) {
     return out;
 }
 KR_FN void store(float* to, f32v a) { std::memcpy(to, &a, sizeof a); }
-// The first n lanes of memory; the others are `fill`. n in [0, kLanes].
-#if KR_LANES == 8
-KR_FN __m256i first_lanes(int n) {
+#if KR_LANES > 1
+KR_FN __m256i first_of_8(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+#endif
+// The first n lanes of memory; the others are `fill`. n in [0, kLanes].
+#if KR_LANES == 8
 KR_FN f32v load_part(const float* from, int n, float fill) {
-    __m256i mask = first_lanes(n);
+    __m256i mask = first_of_8(n);
     return (f32v)_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(from, mask), _mm256_castsi256_ps(mask));
 }
-KR_FN void store_part(float* to, f32v a, int n) { _mm256_maskstore_ps(to, first_lanes(n), a); }
+KR_FN void store_part(float* to, f32v a, int n) { _mm256_maskstore_ps(to, first_of_8(n), a); }
 #elif KR_LANES == 16
 KR_FN f32v load_part(const float* from, int n, float fill) {
     return (f32v)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), from);
@@ -130,3 +132,5 @@ KR_FN float reduce_max(f32v a) {
 #endif
 #undef KR_I
 #endif
+
+#include "common/log_polynomial.h"

@@ -5,7 +5,7 @@
 KR_FN f32v vec_exp(f32v a) {
     // max gives its second operand where either is NaN.
     const f32v low = splat(KR_LANES == 16 ? -150.0f : -87.3365478515625f), x = max(low, a);
-    f32v n = fma(x, splat(1.44269504088896341f), splat(12582912.0f)) - splat(12582912.0f);
+    f32v n = fma(x, splat(kLog2E), splat(12582912.0f)) - splat(12582912.0f);
     f32v r = fma(n, splat(-0.693359375f), x);
     r = fma(n, splat(2.12194440e-4f), r);
     f32v p = splat(1.3814527774e-3f);
@@ -23,8 +23,6 @@ KR_FN f32v vec_exp(f32v a) {
     return a < low ? splat(0.0f) : out;
 #endif
 }
-
-constexpr float kLog2E = 1.44269504088896341f;
 
 // 2^(a b) for a <= 0 and b > 0, with a b as if exact; 0 far below 2^-126; NaN passes. With b = log2(e) / T this is
 // e^(a / T) for fewer operations than vec_exp needs. Degree 6, largest relative error on [-0.5, 0.5] 2e-9.
@@ -56,16 +54,7 @@ KR_FN f32v vec_log(f32v a) {
     i32v bits = as_i(a) - as_i(splat(0.70710677f));
     f32v e = to_float_i(bits >> 23);
     f32v f = as_f((bits & 0x7FFFFF) + as_i(splat(0.70710677f))) - splat(1.0f);
-    f32v p = splat(7.0376836292e-2f);
-    p = fma(p, f, splat(-1.1514610310e-1f));
-    p = fma(p, f, splat(1.1676998740e-1f));
-    p = fma(p, f, splat(-1.2420140846e-1f));
-    p = fma(p, f, splat(1.4249322787e-1f));
-    p = fma(p, f, splat(-1.6668057665e-1f));
-    p = fma(p, f, splat(2.0000714765e-1f));
-    p = fma(p, f, splat(-2.4999993993e-1f));
-    p = fma(p, f, splat(3.3333331174e-1f));
     f32v z = f * f;
-    f32v tail = fma(e, splat(-2.12194440e-4f), fma(p * f, z, z * splat(-0.5f)));
+    f32v tail = fma(e, splat(-2.12194440e-4f), fma(log_polynomial(f) * f, z, z * splat(-0.5f)));
     return fma(e, splat(0.693359375f), f + tail);
 }

@@ -1,7 +1,9 @@
-// The lane primitives of common/philox.h and common/solver_row.h for one CUDA thread: IEEE roundings spelled out, so
+// The lane primitives of common/sampling for one CUDA thread: IEEE roundings spelled out, so
 // that no compiler flag can contract a product into a sum.
 #pragma once
 #include <cstdint>
+
+#include "common/numbers.h"
 
 #define KR_FN static __device__ __forceinline__
 #define KR_INLINE __device__ __forceinline__
@@ -36,6 +38,8 @@ KR_FN void mulhilo(u32v a, uint32_t b, u32v& hi, u32v& lo) {
     hi = __umulhi(a, b);
     lo = a * b;
 }
+
+#include "common/log_polynomial.h"
 
 }  // namespace cuda
 }  // namespace kr

@@ -88,12 +88,6 @@ __global__ void __launch_bounds__(kWeightThreads) sum_weights(const Distillation
 
 // ---------------------------------------------------------------- dispatch
 
-// The widest access, up to 16 bytes, that divides the address, the stride and the length of a row.
-int access_of(const void* base, int64_t stride_bytes, int64_t row_bytes) {
-    const uint64_t all = reinterpret_cast<uintptr_t>(base) | (uint64_t)stride_bytes | (uint64_t)row_bytes | 16u;
-    return (int)(all & (~all + 1));
-}
-
 DistillationJob job_of(const DistillationLoss& call, const DistillationBuffers& buffers) {
     DistillationJob job = {};
     job.call = call, job.buffers = buffers;

@@ -4,6 +4,7 @@
 
 #include "cuda/distillation/distillation_loss.h"
 #include "cuda/device/group.h"
+#include "cuda/device/launch.h"
 #include "cuda/device/rows.h"
 
 namespace kr {
@@ -137,9 +138,7 @@ constexpr int64_t kMostInRegisters = 16384;  // classes of a row that a block ke
 bool clusters_hold(const DistillationJob& job);
 int cluster_size(const DistillationJob& job);
 
-inline unsigned grid_of(int64_t items) {
-    return (unsigned)(items < 1 ? 1 : items < kDistillationBlocks ? items : kDistillationBlocks);
-}
+inline unsigned grid_of(int64_t items) { return grid_of(items, kDistillationBlocks); }
 
 }  // namespace cuda
 }  // namespace kr

@@ -69,7 +69,7 @@ KR_FN void spread_topk(const DistillationJob& job, int64_t row, const Piece& pie
     const int count = (int)call.top_k, others = (int)call.classes - count;
     float sums[1] = {0.0f};
     for (int k = piece.lane; k < count; k += 32)
-        sums[0] += read_one(call.target, call.target_dtype, row * call.target_stride + k);
+        sums[0] += read_element(call.target, call.target_dtype, row * call.target_stride + k);
     WarpGroup<32>(piece.lane).sum(sums);
     const float rest = call.smooth_tail && others > 0 && sums[0] < 1.0f ? (1.0f - sums[0]) / (float)others : 0.0f;
     const float scale = call.smooth_tail ? 1.0f : 1.0f / sums[0];
@@ -79,7 +79,7 @@ KR_FN void spread_topk(const DistillationJob& job, int64_t row, const Piece& pie
     for (int k = piece.lane; k < count; k += 32) {
         const int64_t index = call.indices[row * count + k] - piece.first;
         if (index >= 0 && index < piece.count)
-            to[index] = scale * read_one(call.target, call.target_dtype, row * call.target_stride + k);
+            to[index] = scale * read_element(call.target, call.target_dtype, row * call.target_stride + k);
     }
 }
 

@@ -8,7 +8,7 @@
 namespace kr {
 namespace cuda {
 
-constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
+constexpr float kLn2 = 0.693147181f;
 
 // 2^x and log2(x) by the special function unit: 2 ulp, and an absolute error of 2^-22 for the logarithm near 1.
 #ifdef __CUDACC__
@@ -67,14 +67,14 @@ KR_FN void read_topk(const DistillationJob& job, int64_t row, int first, int lan
     const int count = (int)call.top_k, others = (int)call.classes - count;
     float sum = 0.0f;
 #pragma unroll 1
-    for (int k = 0; k < count; ++k) sum += read_one(call.target, call.target_dtype, row * call.target_stride + k);
+    for (int k = 0; k < count; ++k) sum += read_element(call.target, call.target_dtype, row * call.target_stride + k);
     const float rest = call.smooth_tail && others > 0 && sum < 1.0f ? (1.0f - sum) / (float)others : 0.0f;
     const float scale = call.smooth_tail ? 1.0f : 1.0f / sum;
 #pragma unroll
     for (int k = 0; k < K; ++k) t[k] = first + Columns::column(lane, k) < call.classes ? rest : 0.0f;
 #pragma unroll 1
     for (int each = 0; each < count; ++each) {
-        const float value = scale * read_one(call.target, call.target_dtype, row * call.target_stride + each);
+        const float value = scale * read_element(call.target, call.target_dtype, row * call.target_stride + each);
         const int index = (int)call.indices[row * count + each] - first;
 #pragma unroll
         for (int k = 0; k < K; ++k) t[k] = Columns::column(lane, k) == index ? value : t[k];
@@ -136,9 +136,9 @@ KR_FN void read_label(const DistillationJob& job, const DistillationRow& row, Ro
     state.z_label = state.t_label = 0.0f;
     if (row.label < 0) return;
     if (call.hard != 0.0f || call.divergence == Divergence::decoupled)
-        state.z_label = read_one(call.input, call.input_dtype, row.row * call.input_stride + row.label);
+        state.z_label = read_element(call.input, call.input_dtype, row.row * call.input_stride + row.label);
     if (call.divergence == Divergence::decoupled)
-        state.t_label = read_one(call.target, call.target_dtype, row.row * call.target_stride + row.label);
+        state.t_label = read_element(call.target, call.target_dtype, row.row * call.target_stride + row.label);
 }
 
 KR_FN void follow_from_sums(RowState& state) {

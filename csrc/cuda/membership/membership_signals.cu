@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "cuda/device/group.h"
+#include "cuda/device/launch.h"
 #include "cuda/device/rows.h"
 #include "cuda/device/tile.h"
 
@@ -171,7 +172,7 @@ __global__ void __launch_bounds__(kTileThreads) thread_signals(const SignalsJob 
 
 KR_FN int label_of(const SignalsJob& job, int64_t row, float& z_y) {
     const int label = (int)job.labels[row];
-    z_y = read_one(job.logits, job.dtype, row * job.stride + label);
+    z_y = read_element(job.logits, job.dtype, row * job.stride + label);
     return label;
 }
 
@@ -280,17 +281,16 @@ __global__ void __launch_bounds__(kStreamThreads) stream_signals(const SignalsJo
 
 // ---------------------------------------------------------------- dispatch
 
-unsigned grid_of(int64_t items) { return (unsigned)(items < 1 << 16 ? items : 1 << 16); }
-
 template <int CHUNKS, int LANES>
 void warps(const SignalsJob& job, cudaStream_t queue) {
     const int64_t groups = kWarpThreads / LANES;
-    warp_signals<CHUNKS, LANES><<<grid_of((job.rows + groups - 1) / groups), kWarpThreads, 0, queue>>>(job);
+    warp_signals<CHUNKS, LANES>
+        <<<grid_of((job.rows + groups - 1) / groups, kMostBlocks), kWarpThreads, 0, queue>>>(job);
 }
 
 template <int CHUNKS, int THREADS>
 void block(const SignalsJob& job, cudaStream_t queue) {
-    block_signals<CHUNKS, THREADS><<<grid_of(job.rows), THREADS, 0, queue>>>(job);
+    block_signals<CHUNKS, THREADS><<<grid_of(job.rows, kMostBlocks), THREADS, 0, queue>>>(job);
 }
 
 }  // namespace
@@ -299,13 +299,13 @@ int membership_signals(const void* logits, Dtype dtype, int64_t rows, int64_t cl
                        const int64_t* labels, const SignalOutputs& out, void* cuda_stream) {
     if (rows == 0) return cudaSuccess;
     const int64_t size = dtype == Dtype::f32 ? 4 : 2;
-    const uint64_t all =
-        reinterpret_cast<uintptr_t>(logits) | (uint64_t)(stride * size) | (uint64_t)(classes * size) | 16u;
-    const SignalsJob job = {logits, dtype, rows, classes, stride, labels, (int)(all & (~all + 1)), out};
+    const int access = access_of(logits, stride * size, classes * size);
+    const SignalsJob job = {logits, dtype, rows, classes, stride, labels, access, out};
     auto queue = (cudaStream_t)cuda_stream;
     if (classes <= kTileClasses) {
         const size_t bytes = sizeof(float) * kTileThreads * (size_t)(classes | 1);
-        thread_signals<<<grid_of((rows + kTileThreads - 1) / kTileThreads), kTileThreads, bytes, queue>>>(job);
+        thread_signals<<<grid_of((rows + kTileThreads - 1) / kTileThreads, kMostBlocks), kTileThreads, bytes, queue>>>(
+            job);
     } else if (classes <= 64) {
         warps<2, 8>(job, queue);
     } else if (classes <= 128) {
@@ -325,7 +325,7 @@ int membership_signals(const void* logits, Dtype dtype, int64_t rows, int64_t cl
     } else if (classes <= 16384) {
         block<8, 512>(job, queue);
     } else {
-        stream_signals<<<grid_of(rows), kStreamThreads, 0, queue>>>(job);
+        stream_signals<<<grid_of(rows, kMostBlocks), kStreamThreads, 0, queue>>>(job);
     }
     return cudaGetLastError();
 }

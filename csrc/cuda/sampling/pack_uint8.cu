@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/device/element.h"
+#include "cuda/device/launch.h"
 
 namespace kr {
 namespace cuda {
@@ -36,11 +37,11 @@ __global__ void pack(const void* __restrict__ x, Dtype dtype, Index total, Index
                 value[0] = v.x, value[1] = v.y, value[2] = v.z, value[3] = v.w;
             } else {
                 const uint2 v = static_cast<const uint2*>(x)[quad];
-                const uint32_t bits[4] = {v.x & 0xFFFFu, v.x >> 16, v.y & 0xFFFFu, v.y >> 16};
-#pragma unroll
-                for (int k = 0; k < 4; ++k)
-                    value[k] =
-                        dtype == Dtype::bf16 ? bf16_to_float((uint16_t)bits[k]) : half_to_float((uint16_t)bits[k]);
+                const uint32_t words[2] = {v.x, v.y};
+                if (dtype == Dtype::bf16)
+                    BF16::expand(words, value);
+                else
+                    F16::expand(words, value);
             }
         } else {
 #pragma unroll
@@ -63,8 +64,7 @@ template <class Index>
 void launch(const void* x, Dtype dtype, int64_t total, int64_t channels, int64_t pixels, bool planes, uint8_t* out,
             cudaStream_t queue) {
     const int threads = 256;
-    const int64_t wanted = ((total + 3) / 4 + threads - 1) / threads, most = 1 << 16;
-    const unsigned blocks = (unsigned)(wanted < most ? wanted : most);
+    const unsigned blocks = grid_of(((total + 3) / 4 + threads - 1) / threads, kMostBlocks);
     const bool wide = reinterpret_cast<uintptr_t>(x) % (dtype == Dtype::f32 ? 16 : 8) == 0;
     const Index size = (Index)total, depth = (Index)channels, plane = (Index)pixels;
     if (planes)

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/device/lane.h"
+#include "cuda/device/launch.h"
 
 namespace kr {
 namespace cuda {
@@ -38,8 +39,7 @@ int philox_normal(const int64_t* ids, int64_t count, int64_t numel, uint64_t see
     const int64_t groups = (numel + 3) / 4, total = count * groups;
     if (total == 0) return cudaSuccess;
     const int threads = 256;
-    const int64_t wanted = (total + threads - 1) / threads, most = 1 << 16;
-    normals<<<(unsigned)(wanted < most ? wanted : most), threads, 0, (cudaStream_t)cuda_stream>>>(
+    normals<<<grid_of((total + threads - 1) / threads, kMostBlocks), threads, 0, (cudaStream_t)cuda_stream>>>(
         ids, count, numel, groups, (uint32_t)seed, (uint32_t)(seed >> 32), stream_id, out);
     return cudaGetLastError();
 }

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/device/element.h"
+#include "cuda/device/launch.h"
 
 namespace kr {
 namespace cuda {
@@ -124,8 +125,6 @@ __global__ void step(SolverStep call) {
     }
 }
 
-bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
-
 }  // namespace
 
 int solver_step(const SolverStep& call, void* cuda_stream) {
@@ -137,8 +136,7 @@ int solver_step(const SolverStep& call, void* cuda_stream) {
         vector = vector && aligned(address);
     for (const float* address : call.history) vector = vector && aligned(address);
     const int threads = 256;
-    const int64_t wanted = (total + threads - 1) / threads, most = 1 << 16;
-    const unsigned blocks = (unsigned)(wanted < most ? wanted : most);
+    const unsigned blocks = grid_of((total + threads - 1) / threads, kMostBlocks);
     auto queue = (cudaStream_t)cuda_stream;
     if (vector)
         step<true><<<blocks, threads, 0, queue>>>(call);
