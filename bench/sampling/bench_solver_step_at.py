@@ -30,7 +30,7 @@ def providers(row, shape, device):
     network = torch.empty_like(x, memory_format=torch.channels_last)
     options = {"ids": torch.arange(shape[0], device=device), "seed": 1}
     table = DeviceTable.build([FIRST, row], [[], [(0, "kept")] * len(row.history)], device)
-    samples, ring = table.rings(shape)
+    samples, ring = table.ring_buffers(shape)
     source, _, _, _, place, *_ = table.slots[1].tolist()
     step = torch.ones(1, dtype=torch.int64, device=device)
     if row.history:

@@ -42,7 +42,7 @@ def step(
         e = tl.fma(guidance, e - u, u)
     out = tl.fma(c_model, e, c_sample * value)
     if kept is not None:
-        held = tl.fma(keep1, e, keep0 * value)
+        keep = tl.fma(keep1, e, keep0 * value)
     if CLEAN:
         p = tl.fma(x0_model, e, x0_sample * value)
         if limits is None:
@@ -52,9 +52,9 @@ def step(
             p = _clamp(p, -limit[:, None], limit[:, None]) * tl.div_rn(1.0, limit)[:, None]
         out = tl.fma(c_x0, p, out)
         if kept is not None:
-            held = tl.fma(keep2, p, held)
+            keep = tl.fma(keep2, p, keep)
     if kept is not None:
-        tl.store(kept + at, held, mask=mask)
+        tl.store(kept + at, keep, mask=mask)
     if h0 is not None:
         out = tl.fma(c0, tl.load(h0 + at, mask=mask, other=0.0), out)
     if h1 is not None:

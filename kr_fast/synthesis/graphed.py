@@ -27,15 +27,11 @@ class GraphTrajectory(Trajectory):
 
     def __init__(self, network: Network, settings: Settings, table: StepTable, batch: int, capture: bool = True):
         super().__init__(network, settings)
-        self.eager, self.table, self.batch, self.capture = (
-            TableTrajectory(network, settings, table),
-            table,
-            batch,
-            capture,
-        )
+        self.table, self.batch, self.capture = table, batch, capture
+        self.eager = TableTrajectory(network, settings, table)
         self.guided = [settings.guided(step, len(table)) for step in range(len(table))]
         self._state: _State | None = None
-        self._graphs: dict[bool, Any] = {}
+        self.graphs: dict[bool, Any] = {}
         self._captured_for: Any = None
 
     def __call__(self, ids: Tensor, labels: Tensor, watch: bool = False) -> tuple[Tensor, Tensor]:
@@ -50,8 +46,8 @@ class GraphTrajectory(Trajectory):
             self._capture(state, looked_up)
         state.begin(self, ids, labels)
         for guided in self.guided:
-            if guided in self._graphs:
-                self._graphs[guided].replay()
+            if guided in self.graphs:
+                self.graphs[guided].replay()
             else:
                 self.advance(state, guided, looked_up)
         x = state.samples[state.table.last]
@@ -66,22 +62,20 @@ class GraphTrajectory(Trajectory):
         note_finite(state.finite, cond, uncond)
         if cond.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr():
             cond, uncond = cond.clone(), None if uncond is None else uncond.clone()
-        solver_step_at(
-            state.table, state.step, state.samples, state.kept, cond, uncond_output=uncond,
-            guidance_scale=s.guidance_scale or 1.0, ids=state.ids, seed=s.seed, stream=1, input=state.inputs,
-            copies=len(state.inputs) // self.batch,
-        )  # fmt: skip
+        rings, options = (state.samples, state.kept), {"guidance_scale": s.guidance_scale or 1.0, "seed": s.seed}
+        options |= {"ids": state.ids, "stream": 1, "input": state.inputs, "copies": len(state.inputs) // self.batch}
+        solver_step_at(state.table, state.step, *rings, cond, uncond_output=uncond, **options)
         state.step.add_(1)
 
     def _capture(self, state: "_State", looked_up: bool) -> None:
-        self._graphs, self._captured_for = {}, (looked_up, self.network.identity())
+        self.graphs, self._captured_for = {}, (looked_up, self.network.identity())
         pool = torch.cuda.graph_pool_handle()
         try:
             for guided in sorted(set(self.guided)):
                 step = lambda guided=guided: self.advance(state, guided, looked_up)  # noqa: E731
-                self._graphs[guided] = capture(step, prepare=state.step.zero_, pool=pool)
+                self.graphs[guided] = capture(step, prepare=state.step.zero_, pool=pool)
         except (RuntimeError, UserError) as error:  # a wait or an allocation of the network's own: no capture has those
-            self._graphs, self.capture, why = {}, False, first_line(error)
+            self.graphs, self.capture, why = {}, False, first_line(error)
             logger.warning("Sampler: steps are launched one by one, for the network cannot be captured: %s", why)
 
 
@@ -93,7 +87,7 @@ class _State:
         device, shape = network.device, trajectory.settings.shape
         copies = 1 + any(trajectory.guided)
         self.table = DeviceTable.build(table.rows, table.sources, device)
-        self.samples, self.kept = self.table.rings((batch, *shape))
+        self.samples, self.kept = self.table.ring_buffers((batch, *shape))
         self.inputs = torch.empty(
             (copies * batch, *shape), dtype=network.dtype, device=device, memory_format=torch.channels_last
         )

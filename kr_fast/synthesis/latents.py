@@ -54,13 +54,14 @@ class Decoder:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Latents ``[B, C, H, W]`` -> float32 ``[B, channels, H factor, W factor]``. Raises: UserError, for NaN too."""
-        wanted = [len(x), self.channels, x.shape[2] * self.factor, x.shape[3] * self.factor]
+        expected = [len(x), self.channels, x.shape[2] * self.factor, x.shape[3] * self.factor]
         try:
             images = self.vae.decode(self.scaled(x).to(self.vae.dtype)).sample.float()
         except Exception as error:  # the code of a user
-            raise UserError(f"Sampler: vae must decode {list(x.shape)}, got {_told(error)}") from error
-        if list(images.shape) != wanted:
-            fail("Sampler", "vae", f"return {wanted}", list(images.shape))
+            got = f"the error {type(error).__name__}: {first_line(error)}"
+            raise UserError(f"Sampler: vae must decode {list(x.shape)}, got {got}") from error
+        if list(images.shape) != expected:
+            fail("Sampler", "vae", f"return {expected}", list(images.shape))
         if not bool(images.sum().isfinite()):
             hint = " (force_upcast: it needs float32)" if self.vae.dtype == torch.float16 else ""
             fail("Sampler", "vae", "return finite values", f"NaN or inf in {self.vae.dtype}{hint}")
@@ -69,7 +70,3 @@ class Decoder:
 
 def _by_channel(value: Any, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).view(-1, 1, 1)
-
-
-def _told(error: Exception) -> str:
-    return f"the error {type(error).__name__}: {first_line(error)}"

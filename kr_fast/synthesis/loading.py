@@ -98,10 +98,8 @@ def _check_index(folder: Path) -> None:
     """A pipeline has no parts but those that are loaded: another autoencoder, or a text encoder, would be left out."""
     path = folder / "model_index.json"
     index = _json(path) if path.exists() else {}
-    others = [
-        name for name, kind in index.items()
-        if not name.startswith("_") and name not in PARTS and isinstance(kind, list) and any(kind)
-    ]  # fmt: skip
+    entries = {name: kind for name, kind in index.items() if not name.startswith("_") and name not in PARTS}
+    others = [name for name, kind in entries.items() if isinstance(kind, list) and any(kind)]
     if others:
         rule = f"be made of {', '.join(PARTS)} alone"
         fail(WHERE, "model", rule, f"{', '.join(others)} in {index.get('_class_name', path)}")
@@ -120,9 +118,9 @@ def _part(folder: Path, known: tuple[str, ...], dtype: torch.dtype) -> Any:
         )
     except Exception as error:  # diffusers, safetensors and torch have errors of their own for each kind of damage
         raise UserError(f"{WHERE}: model must hold readable weights, got {folder} ({first_line(error)})") from error
-    lacking, foreign = info["missing_keys"], info["unexpected_keys"]
-    if lacking or foreign:  # what is missing lies on the device meta
-        found = [f"{_first(keys)} {what}" for keys, what in ((lacking, "missing"), (foreign, "unexpected")) if keys]
+    missing, foreign = info["missing_keys"], info["unexpected_keys"]
+    if missing or foreign:  # what is missing lies on the device meta
+        found = [f"{_first(keys)} {what}" for keys, what in ((missing, "missing"), (foreign, "unexpected")) if keys]
         compiled = any(key.startswith("_orig_mod.") for key in foreign)
         hint = " (saved from a compiled module: save its _orig_mod)" if compiled else ""
         fail(WHERE, "model", f"hold the weights of its {name} and no others", f"{'; '.join(found)} in {folder}{hint}")

@@ -177,8 +177,8 @@ def check_size(model: Any, height: int, width: int) -> None:
         return
     multiple = 2 ** (len(blocks) - 1)
     if height % multiple or width % multiple:
-        shown = f"{height} px" if height == width else f"{height} x {width} px"
-        fail("Sampler", "image_shape", f"be a multiple of {multiple}: the network has {len(blocks)} levels", shown)
+        size = f"{height} px" if height == width else f"{height} x {width} px"
+        fail("Sampler", "image_shape", f"be a multiple of {multiple}: the network has {len(blocks)} levels", size)
 
 
 def _check_config(config: Any) -> None:

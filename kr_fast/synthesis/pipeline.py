@@ -150,11 +150,9 @@ class _Work:
         missing = shards.missing(verify)
         with bar(len(shards.layout.ids), "synthesize", "img", shards.images_done()) as progress:
             if missing:
-                thread = ShardThread(
-                    shards, self.plan.num_classes, self.sampler.micro_batch, queue_size, progress,
-                    whole_set=self.runtime.is_main and self.runtime.world_size > 1,
-                )  # fmt: skip
-                with thread:
+                whole_set = self.runtime.is_main and self.runtime.world_size > 1
+                sizes = (self.plan.num_classes, self.sampler.micro_batch, queue_size)
+                with ShardThread(shards, *sizes, progress, whole_set=whole_set) as thread:
                     self._all(thread, missing)
                 written = thread.written
         shards.finish()

@@ -31,6 +31,7 @@ _CLAMPS = (torch.clamp, torch.Tensor.clamp, torch.clip, torch.Tensor.clip)
 _CASTS = (torch.Tensor.to, torch.Tensor.float)
 _DRAWS = (torch.randn, torch.randn_like)
 
+Clamp = Callable[[Tensor], Tensor] | None  # in the place of a scheduler's clamps; None leaves them
 Source = tuple[int, str]  # (step, "sample" or "kept"): the sample that went into a step, or what the step kept
 
 
@@ -44,7 +45,7 @@ class Intercept(TorchFunctionMode):
     If ``exact``, such tensors stay in float64 where code casts them to float32, so that coefficients are not rounded.
     """
 
-    def __init__(self, shape: torch.Size, draw: Callable, clamp: Callable | None, exact: bool):
+    def __init__(self, shape: torch.Size, draw: Callable, clamp: Clamp, exact: bool):
         super().__init__()
         self.shape, self.draw, self.clamp, self.exact = shape, draw, clamp, exact
 
@@ -129,9 +130,8 @@ class Runner:
         return float(scheduler.scale_model_input(torch.ones(1, 1, 1, 1, dtype=torch.float64), t).item())
 
     def step(
-        self, scheduler: Any, t: Tensor, x: Tensor, e: Tensor, draw: Callable, clamp: Callable | None = None,
-        *, exact: bool = True,
-    ) -> Any:  # fmt: skip
+        self, scheduler: Any, t: Tensor, x: Tensor, e: Tensor, draw: Callable, clamp: Clamp = None, exact: bool = True
+    ) -> Any:
         """One step of the scheduler's own code; ``draw()`` makes its normal tensors."""
         with Intercept(x.shape, draw, clamp, exact), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of diffusers' own use of numpy
@@ -297,14 +297,14 @@ def solve(steps: list[_Step]) -> tuple[list[SolverRow], list[tuple[Source, ...]]
                 raise NotLinearError(f"needs two tensors of step {each.step} later on")
         rows.append(_row(step, found, len(base), tuple(value for _, value in history)))
         sources.append(tuple((each.step, each.kind) for each, _ in history))
-        known += _born(i, step)
+        known += _values_of_step(i, step)
     rows = [row._replace(keep=chosen[i].keep) if i in chosen else row for i, row in enumerate(rows)]
     # A row carries the factor of the network input that follows it.
     scales = [step.scale for step in steps[1:]] + [1.0]
     return [row._replace(next_input=scale) for row, scale in zip(rows, scales, strict=True)], sources
 
 
-def _born(i: int, step: _Step) -> list[_Held]:
+def _values_of_step(i: int, step: _Step) -> list[_Held]:
     """What step ``i`` leaves for later ones: its raw tensors, and what the scheduler stored that is made of them."""
     found = [_Held(i, "sample", step.x, (1.0, 0.0, 0.0), True), _Held(i, "kept", step.e, (0.0, 1.0, 0.0), True)]
     parts = [step.x, step.e] + ([step.clean] if step.clean is not None else [])

@@ -124,11 +124,11 @@ class Sampler:
             self.image_shape, seed, self.noise_scale, self.guidance_scale, self.guidance_interval, self.null_class
         )
         if self.table is None:
-            self._trajectory = OwnTrajectory(self.network, settings, self._runner)
+            self.trajectory = OwnTrajectory(self.network, settings, self._runner)
         elif self.device.type == "cuda":
-            self._trajectory = GraphTrajectory(self.network, settings, self.table, micro_batch)
+            self.trajectory = GraphTrajectory(self.network, settings, self.table, micro_batch)
         else:
-            self._trajectory = TableTrajectory(self.network, settings, self.table)
+            self.trajectory = TableTrajectory(self.network, settings, self.table)
 
     def _null_class(self) -> int | None:
         """The label of guidance's unconditional half; None without guidance."""
@@ -204,7 +204,7 @@ class Sampler:
             rule = f"fit the {free / 2**30:.1f} GiB of free memory, of which it takes at least {needed / 2**30:.1f}"
             fail("Sampler", "micro_batch", rule, self.micro_batch)
         with self._ready():
-            trajectory = self._trajectory
+            trajectory = self.trajectory
             x = trajectory.start(ids, 1.0)
             guided = self.guidance_scale is not None
             inputs = x.to(self.dtype).repeat(1 + guided, 1, 1, 1).contiguous(memory_format=torch.channels_last)
@@ -277,7 +277,7 @@ class Sampler:
         }
 
     def _images(self, ids: Tensor, labels: Tensor) -> Tensor:
-        x, finite = self._trajectory(ids, labels)
+        x, finite = self.trajectory(ids, labels)
         if not bool(finite.all()):
             self._explain(ids, labels, ~finite)
         if self._decoder is not None:
@@ -290,7 +290,7 @@ class Sampler:
         """Run the failed batch once more, looking at each step, to name the first one that failed."""
         step: int | str = "the last"
         try:
-            self._trajectory(ids, labels, watch=True)
+            self.trajectory(ids, labels, watch=True)
         except NonFiniteError as found:
             step = found.step
         raise _not_finite(ids[bad], step)

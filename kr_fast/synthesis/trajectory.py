@@ -93,13 +93,8 @@ class TableTrajectory(Trajectory):
         finite = torch.ones(len(ids), dtype=torch.bool, device=x.device)
         history, numbers = History(table), self.network.prepare(table.timesteps)
         for step, (row, t) in enumerate(zip(table.rows, self.timesteps, strict=True)):
-            cond, uncond = self.outputs(
-                buffer[: len(x) * (1 + guided[step])],
-                t,
-                labels,
-                guided[step],
-                None if numbers is None else numbers[step],
-            )
+            inputs, number = buffer[: len(x) * (1 + guided[step])], None if numbers is None else numbers[step]
+            cond, uncond = self.outputs(inputs, t, labels, guided[step], number)
             note_finite(finite, cond, uncond, step, watch)
             if cond.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr():
                 # A network that returns its input: the step reads one while it writes the other.
@@ -110,10 +105,9 @@ class TableTrajectory(Trajectory):
                 kept=None if row.keep is None else torch.empty_like(x),
                 input=None if step + 1 == steps else buffer[: len(x) * copies],
             )
-            solver_step(
-                x, cond, row, uncond_output=uncond, guidance_scale=s.guidance_scale or 1.0,
-                history=history.read(step), ids=ids, seed=s.seed, stream=1 + step, copies=copies, out=out,
-            )  # fmt: skip
+            options = {"uncond_output": uncond, "guidance_scale": s.guidance_scale or 1.0, "copies": copies}
+            noise = {"ids": ids, "seed": s.seed, "stream": 1 + step}
+            solver_step(x, cond, row, history=history.read(step), out=out, **options, **noise)
             history.write(step, x, out.kept)
             x = out.sample
         return x, finite & x.flatten(1).sum(1).isfinite()

@@ -290,7 +290,7 @@ def in_place(name: str, value: torch.Tensor) -> None:
         solver_step(out, value, ROW, ids=torch.arange(2), out=SolverOutput(sample=out))
     else:
         table = DeviceTable.build([ROW], [()], "cpu")
-        samples, kept = table.rings(value.shape)
+        samples, kept = table.ring_buffers(value.shape)
         solver_step_at(table, torch.zeros(1, dtype=torch.int64), samples, kept, value, ids=torch.arange(2))
 
 

@@ -22,8 +22,8 @@ def unet():
 
 def graphed(sampler):
     """The sampler with the trajectory that it has on a GPU, uncaptured."""
-    settings, batch = sampler._trajectory.settings, sampler.micro_batch
-    sampler._trajectory = GraphTrajectory(sampler.network, settings, sampler.table, batch, capture=False)
+    settings, batch = sampler.trajectory.settings, sampler.micro_batch
+    sampler.trajectory = GraphTrajectory(sampler.network, settings, sampler.table, batch, capture=False)
     return sampler
 
 
@@ -52,7 +52,7 @@ def test_nothing_is_read_back_in_the_loop(unet, monkeypatch):
     """On a GPU sync-debug mode checks it; here, that no step turns a tensor into a Python number."""
     sampler = graphed(make_sampler(unet, SOLVERS["UniPC"], 4, guidance_scale=2.0, micro_batch=4))
     sampler(IDS, LABELS)
-    trajectory, read = sampler._trajectory, []
+    trajectory, read = sampler.trajectory, []
     advance = trajectory.advance
 
     def watched(*arguments):
@@ -87,7 +87,7 @@ class TestOnAGpu:
         want = make_sampler(make_unet(), SOLVERS[name], **options)(IDS, LABELS)
         sampler = make_sampler(make_unet().cuda(), SOLVERS[name], **options)
         got = sampler(IDS, LABELS)
-        assert sampler._trajectory._graphs
+        assert sampler.trajectory.graphs
         assert torch.equal(got, sampler(IDS, LABELS))
         order = [2, 0, 3, 1]
         assert torch.equal(got[order], sampler(IDS[order], LABELS[order]))
@@ -100,7 +100,7 @@ class TestOnAGpu:
         torch.cuda.set_sync_debug_mode("error")
         try:
             with torch.inference_mode():
-                sampler._trajectory(ids, labels)
+                sampler.trajectory(ids, labels)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -110,7 +110,7 @@ class TestOnAGpu:
 
         sampler = make_sampler(network, SOLVERS["DDIM"], 3, image_shape=(1, 4, 4), micro_batch=4)
         sampler.network.device = sampler.device = torch.device("cuda")
-        sampler._trajectory = GraphTrajectory(sampler.network, sampler._trajectory.settings, sampler.table, 4)
+        sampler.trajectory = GraphTrajectory(sampler.network, sampler.trajectory.settings, sampler.table, 4)
         with caplog.at_level(logging.WARNING, "kr_fast"):
             sampler(IDS, LABELS)
         assert any("cannot be captured" in record.message for record in caplog.records)

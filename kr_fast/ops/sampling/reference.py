@@ -96,7 +96,7 @@ def solver_step(step: SolverStep) -> None:
     for coefficient, h in zip(row.history, step.history, strict=True):
         y = y + coefficient * h
     if row.noise != 0:
-        noise = philox_normal(step.ids, x[0].numel(), seed=step.seed, stream=step.stream)
+        noise = philox_normal(step.ids, math.prod(x.shape[1:]), seed=step.seed, stream=step.stream)
         y = y + row.noise * noise.view(x.shape).to(x.dtype)
     if out.kept is not None:
         keep = row.keep
@@ -130,8 +130,8 @@ def solver_step_at(call: SolverTableStep) -> None:
             h = torch.where(place >= 0, kept.index_select(0, place.clamp(min=0))[0], h)
         y = y + torch.where(row[15] > k, row[11 + k] * h, 0.0)
     if call.ids is not None:
-        noise = philox_normal(call.ids, x[0].numel(), seed=call.seed, stream=call.stream + call.step).view(x.shape)
-        y = y + c_noise * noise.to(x.dtype)
+        noise = philox_normal(call.ids, math.prod(x.shape[1:]), seed=call.seed, stream=call.stream + call.step)
+        y = y + c_noise * noise.view(x.shape).to(x.dtype)
     if len(kept):
         into = places[2:3].clamp(min=0)
         value = row[8] * x + row[9] * e + torch.where(row[10] != 0, row[10] * clean, 0.0)

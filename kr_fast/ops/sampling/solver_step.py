@@ -185,14 +185,15 @@ def _check_out(op: str, sample: Tensor, out: SolverOutput, emit: tuple[str, ...]
     shape, rest = sample.shape, sample.shape[2:]
     for name in emit:
         value = getattr(out, name)
-        wanted, want_dtype, layout = shape, sample.dtype, torch.contiguous_format
+        expected, expected_dtype, layout = shape, sample.dtype, torch.contiguous_format
         if name == "input":
-            wanted, want_dtype, layout = (copies * shape[0], *shape[1:]), dtype, torch.channels_last
+            expected, expected_dtype, layout = (copies * shape[0], *shape[1:]), dtype, torch.channels_last
         elif name == "image":
-            wanted, want_dtype = (shape[0], *rest, shape[1]), torch.uint8
-        alike = value.shape == wanted and value.dtype == want_dtype and value.device == sample.device
+            expected, expected_dtype = (shape[0], *rest, shape[1]), torch.uint8
+        alike = value.shape == expected and value.dtype == expected_dtype and value.device == sample.device
         if not alike or not value.is_contiguous(memory_format=layout):
-            rule = f"be {str(want_dtype).removeprefix('torch.')} {list(wanted)} on {sample.device}, {_LAYOUTS[layout]}"
+            kind = str(expected_dtype).removeprefix("torch.")
+            rule = f"be {kind} {list(expected)} on {sample.device}, {_LAYOUTS[layout]}"
             _check.fail(op, f"out.{name}", rule, value)
 
 

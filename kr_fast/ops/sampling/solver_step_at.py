@@ -16,7 +16,7 @@ from kr_fast.ops.sampling.solver_step import MAX_HISTORY, limits_of
 
 @dataclasses.dataclass(frozen=True)
 class DeviceTable:
-    """The rows of a trajectory on a device, and where in two rings its tensors lie.
+    """The rows of a trajectory on a device, and where in two ring buffers its tensors lie.
 
     ``rows``: float32 ``[T, 16]``, a :class:`SolverRow`'s numbers (x0_sample, x0_model, clip, sample, model, x0, noise,
     next_input, keep[3]), four history coefficients and their number. ``slots``: int32 ``[T, 8]``, the ring slots of
@@ -85,7 +85,7 @@ class DeviceTable:
             quantile=max(clamped, default=0.0),
         )
 
-    def rings(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def ring_buffers(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(samples ``[S, *shape]``, kept ``[K, *shape]``), float32: the memory of a trajectory of this shape."""
         sizes, device = (self.sample_slots, self.kept_slots), self.rows.device
         return tuple(torch.zeros(size, *shape, device=device) for size in sizes)
@@ -136,14 +136,14 @@ def solver_step_at(
     copies: int = 1,
     image: Tensor | None = None,
 ) -> None:
-    """:func:`solver_step` by row ``step`` of ``table``, from its slots of the rings into its slots of the rings.
+    """:func:`solver_step` by row ``step`` of ``table``, from its slots of the ring buffers into its slots of them.
 
     Nothing is read back and, but for dynamic thresholding, nothing allocated, so a capture of the call repeats for
     every step. The caller counts: ``step.add_(1)`` after each call.
 
     Args:
         step: ``[1]`` int64 on the device, in [0, T). A CUDA kernel leaves everything as it is beyond that.
-        samples, kept: the rings of :meth:`DeviceTable.rings`, ``[slots, B, C, H, W]``.
+        samples, kept: the rings of :meth:`DeviceTable.ring_buffers`, ``[slots, B, C, H, W]``.
         model_output, uncond_output, guidance_scale, ids, seed: as for :func:`solver_step`; outputs contiguous or
             channels_last.
         stream: of step 0; step ``i`` draws from ``stream + i``.

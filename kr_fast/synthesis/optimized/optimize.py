@@ -69,9 +69,8 @@ class Optimized:
         weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
         def back() -> None:
-            weight.data = torch.empty_strided(
-                weight.shape, stride, dtype=weight.dtype, device=weight.device
-            ).copy_(weight.data)  # fmt: skip
+            memory = torch.empty_strided(weight.shape, stride, dtype=weight.dtype, device=weight.device)
+            weight.data = memory.copy_(weight.data)
 
         self._undo.append(back)
 

@@ -117,7 +117,7 @@ class ShardThread:
                     self._write(item)
         except _Stopped:
             pass
-        except BaseException as error:  # told by the next call from outside
+        except BaseException as error:  # raised by the next call from outside
             self._error = error
         while not self._ended:  # so that nobody waits for room in the queue, or for a slot
             item = self._take()

@@ -190,7 +190,7 @@ def steps(rows: list[dict[str, Any]], sample: Tensor, model_output: Tensor, **ar
     """Two steps of solver_step_at; the second reads what the first kept and its sample."""
     kind, table = find("solver_step", "SolverRow"), find("solver_step_at", "DeviceTable")
     made = table.build([kind(**row) for row in rows], [[], [(0, "kept"), (0, "sample")]], "cpu")
-    samples, kept = made.rings(sample.shape)
+    samples, kept = made.ring_buffers(sample.shape)
     samples[0] = sample
     network, image = last(torch.zeros_like(sample)), torch.zeros(3, 4, 5, 3, dtype=torch.uint8)
     for i in range(len(rows)):
