@@ -49,6 +49,7 @@ def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int | Tensor) -
 @kernel("pack_uint8", "reference", refuses=never)
 def pack_uint8(x: Tensor) -> Tensor:
     """Bytes of images in [-1, 1], NHWC."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     scaled = torch.addcmul(x.new_tensor(127.5), x.clamp(-1, 1), x.new_tensor(127.5))
     return scaled.nan_to_num(nan=0.0).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

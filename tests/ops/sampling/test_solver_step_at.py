@@ -72,7 +72,7 @@ def plain(table, guided):
 def by_counter(table, guided, channels_last=False, device="cpu"):
     """The same through one call whose arguments never change."""
     steps = DeviceTable.build(table.rows, table.sources, device)
-    samples, kept = steps.rings(SHAPE)
+    samples, kept = steps.ring_buffers(SHAPE)
     x, inputs = (t.to(device) for t in begin(table))
     samples.fill_(float("nan"))  # what no step wrote must not be read
     kept.fill_(float("nan"))
@@ -124,7 +124,7 @@ def test_one_captured_graph_serves_every_step(table, guided):
     if why := registry.refusal("solver_step_at", "cuda", Call("cuda", torch.float32)):
         pytest.skip(why)
     steps = DeviceTable.build(table.rows, table.sources, "cuda")
-    samples, kept = steps.rings(SHAPE)
+    samples, kept = steps.ring_buffers(SHAPE)
     x, inputs = (t.cuda() for t in begin(table))
     ids, step = IDS.cuda(), torch.zeros(1, dtype=torch.int64, device="cuda")
 
@@ -180,7 +180,7 @@ def test_no_slot_is_taken_while_it_is_needed():
 
 def test_a_counter_beyond_the_table_changes_nothing(host_cuda):
     steps = DeviceTable.build([SolverRow(sample=2.0)], [()], "cpu")
-    samples, kept = steps.rings((1, 1, 2, 2))
+    samples, kept = steps.ring_buffers((1, 1, 2, 2))
     samples += 1
     with in_use(host_cuda):
         for at in (-1, 1, 2**40):
@@ -231,7 +231,7 @@ def test_bad_tables_are_named(rows, sources, text):
 )
 def test_bad_arguments_are_named(change, error, text):
     table = DeviceTable.build([SolverRow(noise=1.0)], [()], "cpu")
-    samples, kept = table.rings((2, 3, 4, 4))
+    samples, kept = table.ring_buffers((2, 3, 4, 4))
     call = {"samples": samples, "kept": kept, "model_output": torch.zeros(2, 3, 4, 4), "ids": torch.arange(2)}
     call |= {"step": torch.zeros(1, dtype=torch.int64)}
     with pytest.raises(error, match="solver_step_at: " + text):
@@ -240,7 +240,7 @@ def test_bad_arguments_are_named(change, error, text):
 
 def test_opcheck():
     table = DeviceTable.build([KEEP, READ._replace(noise=0.5)], [(), ((0, "kept"),)], "cpu")
-    samples, kept = (ring.normal_() for ring in table.rings((2, 1, 4, 4)))
+    samples, kept = (ring.normal_() for ring in table.ring_buffers((2, 1, 4, 4)))
     x = torch.randn(2, 1, 4, 4)
     given = (torch.ones(1, dtype=torch.int64), table.rows, table.slots, samples, kept, x, x.clone(), torch.arange(2))
     more = (None, 2.0, 3, 4, 1, torch.empty_like(x), image_of(x))
