@@ -1,0 +1,233 @@
+"""distillation_loss with autograd and torch.compile: loss scaling, backward twice, in-place changes, any shape."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from distillation_cases import DTYPES, GRAD_TOLERANCE, NAMES, close, oracle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kr_fast
+from kr_fast.backends import registry
+from kr_fast.backends.arguments import LossOptions
+from kr_fast.ops.distillation.distillation_loss import distillation_loss
+
+
+def both(z, t, y=None, **options):
+    """(loss, gradient) of ours and of the oracle, at the values that ours reads."""
+    ours, exact = z.clone().requires_grad_(), z.double().requires_grad_()
+    loss = distillation_loss(ours, t, y, **{NAMES.get(key, key): value for key, value in options.items()})
+    expected = oracle(exact, t, y, **options)
+    upstream = torch.linspace(0.5, 2, loss.numel(), dtype=torch.float64).view(loss.shape)
+    loss.backward(upstream.to(loss.dtype))
+    expected.backward(upstream)
+    return loss.detach(), ours.grad, expected.detach(), exact.grad
+
+
+def test_half_precision_gradient_survives_a_loss_scale(isa):
+    """GradScaler's 65536 is folded in before the gradient is rounded: nothing is flushed to zero."""
+    torch.manual_seed(3)
+    z = torch.randn(4096, 100).half().requires_grad_()
+    t = torch.randn(4096, 100).half()
+    (distillation_loss(z, t, temperature=4.0) * 65536).backward()
+    exact = z.detach().double().requires_grad_()
+    (oracle(exact, t, T=4.0) * 65536).backward()
+    assert (z.grad == 0).float().mean() < 1e-3
+    close(z.grad, exact.grad, 1e-3)
+
+
+def test_grad_scaler_and_autocast_train(isa):
+    """Mixed precision as pipelines write it: half-precision logits under autocast, the loss scaled, then unscaled."""
+    torch.manual_seed(6)
+    layer, x, t = torch.nn.Linear(8, 10), torch.randn(64, 8), torch.randn(64, 10)
+    exact = F.linear(x.double(), weight := layer.weight.detach().double().requires_grad_(), layer.bias.double())
+    oracle(exact, t, T=4.0).backward()
+    for dtype, tolerance in ((torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
+        layer.zero_grad()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        with torch.autocast("cpu", dtype=dtype):
+            logits = layer(x)
+            assert logits.dtype == dtype
+            loss = distillation_loss(logits, t, temperature=4.0)
+        assert loss.dtype == torch.float32
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        close(layer.weight.grad, weight.grad, tolerance)
+
+
+def test_logits_changed_in_place_are_noticed():
+    z, t = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    logits = z * 2
+    loss = distillation_loss(logits, t)
+    logits.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_accumulate_and_are_not_shared():
+    z, t = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    distillation_loss(z, t).backward()
+    first, kept = z.grad, z.grad.clone()
+    loss = distillation_loss(z, t)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert z.grad is first
+    torch.testing.assert_close(z.grad, 3 * kept)
+
+
+def test_transforms_are_refused():
+    z, t = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    with pytest.raises(RuntimeError, match="distillation_loss: the call must not be under torch.func"):
+        torch.func.vmap(lambda z: distillation_loss(z, t))(torch.randn(2, 5, 7))
+    with pytest.raises(RuntimeError, match="must not be under torch.func"):
+        torch.func.grad(lambda z: distillation_loss(z, t))(z.detach())
+
+
+def test_mixed_dtypes_strides_and_inputs_unchanged(isa):
+    torch.manual_seed(4)
+    wide = torch.randn(9, 80)
+    z, t = wide[:, 3:43], torch.randn(40, 9).T.to(torch.bfloat16)  # row stride 80; column-major teacher
+    before = wide.clone(), t.clone()
+    loss, grad, wanted, wanted_grad = both(z, t, torch.randint(0, 40, (9,)), T=2.0, hard=0.5)
+    close(loss, wanted, 1e-6)
+    close(grad, wanted_grad, 3e-6)
+    assert torch.equal(wide, before[0])
+    assert torch.equal(t, before[1])
+
+
+def test_empty_and_backward_twice():
+    z = torch.randn(0, 7, requires_grad=True)
+    loss = distillation_loss(z, torch.randn(0, 7))
+    loss.backward()
+    assert loss.item() == 0
+    assert z.grad.shape == (0, 7)
+    z, t = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    loss = distillation_loss(z, t)
+    first = torch.autograd.grad(loss, z, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(loss, z)[0])
+
+
+def test_result_does_not_depend_on_threads(isa):
+    z, t = torch.randn(5000, 10), torch.randn(5000, 10)
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(distillation_loss(z, t))
+    torch.set_num_threads(threads)
+    assert torch.equal(*found)
+
+
+def test_standardize_against_its_definition():
+    torch.manual_seed(5)
+    z, t = torch.randn(6, 20, dtype=torch.float64, requires_grad=True), torch.randn(6, 20, dtype=torch.float64) * 9
+
+    def norm(x):
+        return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7)
+
+    found = distillation_loss(z, t, temperature=2.0, standardize=True)
+    wanted = oracle(norm(z), norm(t), T=2.0)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, z)[0], torch.autograd.grad(wanted, z)[0])
+    constant = torch.full((2, 5), 3.0, requires_grad=True)
+    distillation_loss(constant, torch.randn(2, 5), standardize=True).backward()
+    assert torch.isfinite(constant.grad).all()
+
+
+def test_gradcheck_in_float64():
+    z, t = torch.randn(4, 6, dtype=torch.float64, requires_grad=True), torch.randn(4, 6, dtype=torch.float64)
+    y = torch.tensor([0, 5, -100, 2])
+    for reduction in ("mean", "none"):
+        assert torch.autograd.gradcheck(
+            lambda z, r=reduction: distillation_loss(
+                z, t, y, temperature=3.0, hard_weight=0.4, label_smoothing=0.2, reduction=r
+            ),
+            z,
+        )
+
+
+def test_opcheck_and_full_graph_compile():
+    z, t, y = torch.randn(5, 10), torch.randn(5, 10), torch.randint(0, 10, (5,))
+    options = LossOptions(temperature=2.0, hard_weight=0.5)
+    torch.library.opcheck(torch.ops.kr_fast.distillation_loss_forward.default, (z, t, None, y, None, *options))
+    _, stats, scale = torch.ops.kr_fast.distillation_loss_forward(z, t, None, y, None, *options)
+    arguments = (torch.ones(()), z, t, None, y, None, stats, scale, *options)
+    torch.library.opcheck(torch.ops.kr_fast.distillation_loss_backward.default, arguments)
+
+    def step(z):
+        return distillation_loss(2 * z, t, y, temperature=2.0, hard_weight=0.5)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    grads = []
+    for function in (step, compiled):
+        leaf = z.clone().requires_grad_()
+        function(leaf).backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[1], grads[0])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    classes=st.one_of(st.integers(2, 140), st.integers(141, 1100)),
+    temperature=st.floats(0.5, 20),
+    dtype=st.sampled_from(DTYPES),
+    target_dtype=st.sampled_from(DTYPES),
+    soft=st.sampled_from([0.0, 0.7, 1.0]),
+    hard=st.sampled_from([0.0, 0.6]),
+    smoothing=st.sampled_from([0.0, 0.2]),
+    weighted=st.booleans(),
+    ignored=st.booleans(),
+    gap=st.integers(0, 3),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape_and_flags(
+    rows,
+    classes,
+    temperature,
+    dtype,
+    target_dtype,
+    soft,
+    hard,
+    smoothing,
+    weighted,
+    ignored,
+    gap,
+    reduction,
+    seed,
+):
+    torch.manual_seed(seed)
+    z = torch.randn(rows, classes + gap).to(dtype)[:, gap:]
+    t = torch.randn(rows, classes).to(target_dtype)
+    y = torch.randint(0, classes, (rows,))
+    if ignored:
+        y[1:][torch.rand(rows - 1) < 0.3] = -100  # one is left: the mean over none is 0 here and NaN for torch
+    weight = torch.rand(rows) + 0.1 if weighted else None
+    options = {"T": temperature, "soft": soft, "hard": hard, "smoothing": smoothing, "weight": weight}
+    loss, grad, wanted, wanted_grad = both(z, t, y, reduction=reduction, **options)
+    close(loss, wanted, 3e-6)
+    # Where q comes near the target, p - q cancels: its error is one of q, which is at most 1 in a row.
+    share = (torch.ones(rows) if weight is None else weight) * (y != -100)
+    share = share / share.sum() if reduction == "mean" else share
+    slack = 2**-22 * (soft * temperature + hard) * float(share.norm())
+    error = torch.linalg.norm(grad.double() - wanted_grad)
+    assert error <= max(GRAD_TOLERANCE[dtype], 1e-5) * torch.linalg.norm(wanted_grad) + slack
+
+
+def test_a_mask_as_weight_and_labels_of_32_bits():
+    torch.manual_seed(7)
+    z, t, y = torch.randn(9, 12), torch.randn(9, 12), torch.randint(0, 12, (9,))
+    keep = torch.arange(9) % 2 == 0
+    found = distillation_loss(z, t, y.int(), hard_weight=0.5, sample_weight=keep)
+    close(found, oracle(z[keep].double(), t[keep], y[keep], hard=0.5), 1e-6)
+
+
+def test_module_and_reference_agree():
+    z, t, y = torch.randn(6, 10), torch.randn(6, 10), torch.randint(0, 10, (6,))
+    module = kr_fast.DistillationLoss(temperature=4.0, hard_weight=0.5)
+    ours = module(z, t, y)
+    with registry.forced("reference"):
+        torch.testing.assert_close(module(z, t, y), ours)
+    assert "temperature=4.0" in repr(module)
