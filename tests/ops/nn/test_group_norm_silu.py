@@ -3,18 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import on_backends
+from cuda_on_host import machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kr_fast
-from kr_fast.backends import registry
-from kr_fast.backends.calls import Call
 
-_cpu = pytest.importorskip("kr_fast._cpu", reason="kr_fast._cpu is not built")
 LAST = torch.channels_last
-# (N, C, H, W), groups by regime: less than a lane; 5 channels: a part of a vector alone; 32 = two vectors of AVX-512;
-# 2 channels a group; 104 = blocks of 4, 2 and 1 vectors and a part; 256; one group; one channel a group; a sample of
-# several chunks of pixels with a tail.
+# (N, C, H, W), groups by regime. C++: less than a lane; 5 channels: a part of a vector alone; 32 = two vectors of
+# AVX-512; 2 channels a group; 104 = blocks of 4, 2 and 1 vectors and a part; 256; one group; one channel a group; a
+# sample of several chunks of pixels with a tail. GPUs: 3 channels a group, of which more than a program or a block
+# takes, with a shorter last block; a wide group of more vectors than threads; one of 33 vectors; several tiles with a
+# tail of pixels, and a sample that does not fit shared memory.
 CASES = [
     ((2, 1, 1, 1), 1),
     ((3, 5, 3, 5), 5),
@@ -25,6 +26,11 @@ CASES = [
     ((2, 48, 6, 6), 1),
     ((2, 24, 3, 3), 24),
     ((1, 40, 33, 31), 4),
+    ((1, 72, 4, 4), 24),
+    ((2, 96, 4, 5), 32),
+    ((1, 2112, 2, 2), 1),
+    ((1, 264, 1, 3), 1),
+    ((1, 32, 40, 41), 4),
 ]
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -47,40 +53,47 @@ def exact(x, groups, weight, bias, shift=None, skip=None, eps=1e-5, activation="
     return y * y.sigmoid() if activation else y
 
 
-def close(got, want, dtype):
-    # float32: a dozen roundings of values up to 20. Halves: half a unit in the last place and the same.
+def close(got, want, dtype, backend=None):
+    # float32: a dozen roundings of values up to 20. Halves: half a unit in the last place and the same; a whole one
+    # where Triton's interpreter cuts bfloat16 off. A group of one element is its bias, to the rounding of element and
+    # shift over sqrt(eps).
+    interpreted = backend is not None and backend.id == "triton-interpreter"
     relative = {torch.float32: 4e-6, torch.bfloat16: 2**-8 * 1.01, torch.float16: 2**-11 * 1.01}[dtype]
-    torch.testing.assert_close(got.double(), want, rtol=relative, atol=1e-5)
+    absolute = 5e-5 if want[0].numel() == 1 else 1e-5
+    torch.testing.assert_close(got.double(), want, rtol=2.5 * relative if interpreted else relative, atol=absolute)
 
 
+@pytest.mark.sanitize
+@on_backends("group_norm_silu")
 @pytest.mark.parametrize(("shape", "groups"), CASES, ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("activation", ["silu", None])
-def test_against_float64(isa, shape, groups, dtype, activation):
-    x, weight, bias, shift = draw(shape, dtype=dtype)
+def test_against_float64(backend, shape, groups, dtype):
+    x, weight, bias, shift = (each.to(backend.device) for each in draw(shape, dtype=dtype))
+    wide = torch.cat([shift, shift], 1)[:, : shape[1]]  # rows apart
     before = x.clone()
-    for more in ({}, {"shift": shift}):
-        got = kr_fast.group_norm_silu(x, groups, weight, bias, activation=activation, **more)
+    for more in ({}, {"activation": None}, {"shift": wide}):
+        got = kr_fast.group_norm_silu(x, groups, weight, bias, **more)
         assert got.dtype == dtype
         assert got.is_contiguous(memory_format=LAST)
-        close(got, exact(x, groups, weight, bias, activation=activation, **more), dtype)
+        close(got, exact(x, groups, weight, bias, **more), dtype, backend)
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("channels", [(32, 32, 8), (64, 32, 32), (17, 7, 6), (3, 61, 16)], ids=str)
+@pytest.mark.sanitize
+@on_backends("group_norm_silu")
+@pytest.mark.parametrize("channels", [(32, 32, 8), (64, 32, 32), (17, 7, 6), (3, 61, 16), (8, 60, 4)], ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_second_source(isa, channels, dtype):
+def test_second_source(backend, channels, dtype):
     """64 + 32 in 32 groups and the odd ones: a group lies across both sources."""
     first, second, groups = channels
-    x, _, _, _ = draw((3, first, 5, 6), dtype=dtype)
-    skip, _, _, _ = draw((3, second, 5, 6), seed=9, dtype=dtype)
-    _, weight, bias, shift = draw((3, first + second, 5, 6), dtype=dtype)
+    x, skip = (draw((3, c, 5, 6), 9 * c, dtype)[0].to(backend.device) for c in (first, second))
+    weight, bias, shift = (each.to(backend.device) for each in draw((3, first + second, 5, 6), dtype=dtype)[1:])
     for more in ({}, {"shift": shift}):
         got = kr_fast.group_norm_silu(x, groups, weight, bias, skip=skip, **more)
-        close(got, exact(x, groups, weight, bias, skip=skip, **more), dtype)
+        close(got, exact(x, groups, weight, bias, skip=skip, **more), dtype, backend)
     # A group inside one source sees the same numbers in the same order as in the concatenation.
     joined = torch.cat([x, skip], 1).contiguous(memory_format=LAST)
-    close(kr_fast.group_norm_silu(joined, groups, weight, bias, shift=shift), got.double(), dtype)
+    close(kr_fast.group_norm_silu(joined, groups, weight, bias, shift=shift), got.double(), dtype, backend)
 
 
 @pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
@@ -263,14 +276,17 @@ def test_opcheck_and_compile():
     assert torch.equal(compiled(x), kr_fast.group_norm_silu(x, 4, weight, bias))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize(("shape", "groups"), CASES, ids=str)
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_gpu_against_float64(shape, groups, dtype, backend):
-    if registry.refusal("group_norm_silu", backend, Call("cuda", dtype)):
-        pytest.skip(f"no {backend} kernel here")
-    x, weight, bias, shift = (t.cuda() for t in draw(shape, dtype=dtype))
-    with registry.forced(backend):
-        got = kr_fast.group_norm_silu(x, groups, weight, bias, shift=shift)
-    close(got, exact(x, groups, weight, bias, shift), dtype)
+@pytest.mark.sanitize
+@on_backends("group_norm_silu")
+def test_special_sizes_and_addresses(backend):
+    x = draw((2, 8, 4, 4))[0].to(backend.device)
+    one, zero = torch.ones(8, device=x.device), torch.zeros(8, device=x.device)
+    far = kr_fast.group_norm_silu(x + 1e4, 2, one, zero, activation=None)
+    assert (far.double() - exact(x + 1e4, 2, one, zero, activation=None)).abs().max() < 0.02
+    moved = torch.empty(x.numel() + 1, device=x.device)[1:].as_strided(x.shape, x.stride()).copy_(x)
+    plain = kr_fast.group_norm_silu(moved, 2, None, None)  # not 16-byte aligned
+    close(plain, exact(x, 2, one, zero), torch.float32, backend)
+    assert kr_fast.group_norm_silu(x[:0], 2, None, None).shape == (0, 8, 4, 4)
+    if backend.id == "cuda-host":
+        with machine(backend.module, descending=True):  # a missing barrier would show
+            assert torch.equal(kr_fast.group_norm_silu(moved, 2, None, None), plain)
