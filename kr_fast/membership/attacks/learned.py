@@ -8,6 +8,7 @@ from kr_fast.membership.inputs.answers import as_numbers
 from kr_fast.membership.inputs.shadow_sets import taken
 from kr_fast.runtime.errors import fail
 
+THREADED_FROM = 1_000_000  # features of all rows: below it threads wait for each other longer than they compute
 MOST_ROWS = 50_000  # of training data for an attack model: more changes little and costs minutes
 
 
@@ -93,6 +94,7 @@ def quantile_regression(
     Source: Bertran et al., "Scalable Membership Inference Attacks via Quantile Regression", NeurIPS 2023.
     """
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
     phi, keep, target = taken("quantile_regression", phi, keep, target)
     features = as_numbers("quantile_regression", "features", features)
@@ -111,9 +113,10 @@ def quantile_regression(
             fail("quantile_regression", "keep", "leave non-members in both folds", 0)
         chosen = rng.permutation(len(examples))[:MOST_ROWS]
         rows, responses = inputs[examples[chosen]], values[examples[chosen], models[chosen]]
-        for q in quantiles:
-            model = HistGradientBoostingRegressor(loss="quantile", quantile=q, max_iter=60, random_state=seed)
-            quantiles[q][fold == side] = model.fit(rows, responses).predict(inputs[fold == side])
+        with threadpool_limits(1 if rows.size < THREADED_FROM else None, user_api="openmp"):
+            for q in quantiles:
+                model = HistGradientBoostingRegressor(loss="quantile", quantile=q, max_iter=60, random_state=seed)
+                quantiles[q][fold == side] = model.fit(rows, responses).predict(inputs[fold == side])
     middle, spread = quantiles[0.5], quantiles[level] - quantiles[0.5]
     spread = np.maximum(spread, 1e-3 * max(float(values.std()), 1e-12))
     seen = values.T if target is None else target.double().mean(0).numpy().T
