@@ -140,9 +140,8 @@ def signals(logits, labels, want: tuple[str, ...]) -> list[torch.Tensor]:
     if n:
         names = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")
         rows, block, warps = tile(classes)
-        signals_kernel[(triton.cdiv(n, rows),)](
-            logits, labels, *(out.get(name) for name in names), n, logits.stride(0), classes, rows, block,
-            *(name in out for name in names), ALIGN=alignment(logits.stride(0)), num_warps=warps,
-            enable_fp_fusion=True,
-        )  # fmt: skip
+        signals, wanted, stride = [out.get(name) for name in names], [name in out for name in names], logits.stride(0)
+        options = {"ALIGN": alignment(stride), "num_warps": warps, "enable_fp_fusion": True}
+        launch = signals_kernel[(triton.cdiv(n, rows),)]
+        launch(logits, labels, *signals, n, stride, classes, rows, block, *wanted, **options)
     return [out[name] for name in want]

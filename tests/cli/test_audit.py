@@ -93,10 +93,9 @@ refused = functools.partial(cli_cases.refused, aside="saves")
 def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(world)
     out = tmp_path / "audit"
-    command = base(
-        world, "--out", out, "--synthetic", world / "synthetic.npy", "--augment", "flip", "--every-shadow",
-        "--checkpoint", f"teacher={world / 'net.pt'}", f"student={world / 'wide.pt'}@mynet:wide",
-    )  # fmt: skip
+    models = ["--checkpoint", f"teacher={world / 'net.pt'}", f"student={world / 'wide.pt'}@mynet:wide"]
+    flags = ["--synthetic", world / "synthetic.npy", "--augment", "flip", "--every-shadow"]
+    command = base(world, "--out", out, *flags, *models)
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "lira *" in shown
@@ -152,8 +151,8 @@ def test_members_from_files_and_given_shadows(world, tmp_path, capsys, monkeypat
     np.savetxt(tmp_path / "members.txt", np.arange(90), fmt="%d")
     np.savetxt(tmp_path / "others.txt", np.arange(120, 180), fmt="%d")
     flags = ["--no-control", "--attacks", "lira", "loss"]
-    one = base(world, "--out", tmp_path / "a", *flags, "--members", tmp_path / "members.txt",
-               "--non-members", tmp_path / "others.txt")  # fmt: skip
+    pool = ["--members", tmp_path / "members.txt", "--non-members", tmp_path / "others.txt"]
+    one = base(world, "--out", tmp_path / "a", *flags, *pool)
     assert main(one) == 0
     manifest.release()
     # The folder of shadows is that of these 150 examples; here they are named by splits.

@@ -162,8 +162,11 @@ def test_attacks_that_no_shadow_was_left_out_for_are_named(page, tmp_path):
     shadows = whole.shadows["shadows"]
     few = dataclasses.replace(shadows, keep=shadows.keep[:4], signals={"phi": shadows.signals["phi"][:, :, :4]})
     keep = torch.tensor([True, False])[(torch.arange(4)[:, None] + torch.arange(COUNT)) % 2]
-    whole = dataclasses.replace(whole, shadows={"<few>": dataclasses.replace(few, keep=keep)}, targets={
-        "t": dataclasses.replace(whole.targets["target"], shadows="<few>")})  # fmt: skip
+    whole = dataclasses.replace(
+        whole,
+        shadows={"<few>": dataclasses.replace(few, keep=keep)},
+        targets={"t": dataclasses.replace(whole.targets["target"], shadows="<few>")},
+    )
     report = audit_signals(whole, Choices(attacks=("lira_per_example", "loss")))
     why = report.setting["leave_one_out_skipped"]["<few>"]["lira_per_example"]
     text = report.write(tmp_path).read_text()

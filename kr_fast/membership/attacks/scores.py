@@ -193,8 +193,8 @@ def rmia(
     for k in range(data.targets):
         mean_in, mean_out = data.means(k)
         if offline_a is None:
-            prior = torch.where(data.lacks(k)[None], torch.nan_to_num(mean_in, 0) + torch.nan_to_num(mean_out, 0),
-                                (mean_in + mean_out) / 2)  # fmt: skip
+            alone = torch.nan_to_num(mean_in, 0) + torch.nan_to_num(mean_out, 0)
+            prior = torch.where(data.lacks(k)[None], alone, (mean_in + mean_out) / 2)
         else:
             prior = ((1 + offline_a) * mean_out + 1 - offline_a) / 2
         mean_z = (total_z - own_z[k]) / (models - 1) if target is None else total_z / models

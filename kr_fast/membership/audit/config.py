@@ -40,7 +40,7 @@ class AuditConfig:
         (),
         "weights under attack, .safetensors or .pt state dicts: FILE, or NAME=FILE for several (shadows imitate the "
         "first), or NAME=FILE@MODEL for another architecture",
-    )  # fmt: skip
+    )
     mean: tuple[float, ...] = option(
         (), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1", least=-10, most=10
     )
@@ -72,11 +72,13 @@ class AuditConfig:
         choices=("auto", "full", "transfer"),
     )
     num_shadows: int = option(16, "shadow models to train, even; 64 and more for a release", least=4, most=10_000)
-    epochs: int = option(40, "of a shadow: give the recipe of the model under attack", least=1, most=1_000_000)
-    batch_size: int = option(64, "of a shadow", least=1, most=1_000_000)
-    learning_rate: float = option(0.1, "peak of a shadow's one-cycle schedule", least=1e-6, most=10)
-    weight_decay: float = option(5e-4, "of a shadow", least=0, most=1)
-    label_smoothing: float = option(0.0, "of a shadow", least=0, below=1)
+    epochs: int = option_of(TrainConfig, "epochs", "of a shadow: give the recipe of the model under attack")
+    batch_size: int = option_of(TrainConfig, "batch_size", "of a shadow")
+    learning_rate: float = option(
+        TrainConfig.learning_rate, "peak of a shadow's one-cycle schedule", least=1e-6, most=10
+    )
+    weight_decay: float = option(TrainConfig.weight_decay, "of a shadow", least=0, most=1)
+    label_smoothing: float = option_of(TrainConfig, "label_smoothing", "of a shadow")
     shift: int = option(0, "augmentation of a shadow: largest shift in pixels", least=0, most=224)
     flip: bool = option(False, "augmentation of a shadow: mirror half of the images")
     rotate: float = option(0.0, "augmentation of a shadow: largest angle in degrees", least=0, most=180)
@@ -118,8 +120,9 @@ class AuditConfig:
         check(self, "audit")
         given = [name for name in ("signals", "lira_tree", "privacy_meter") if getattr(self, name)]
         if len(given) > 1 or (given and (self.model or self.checkpoint or self.data)):
-            fail("audit", "input", "be models (model, checkpoint, data) or one of signals, lira_tree, privacy_meter",
-                 ", ".join([*given, *(n for n in ("model", "checkpoint", "data") if getattr(self, n))]))  # fmt: skip
+            rule = "be models (model, checkpoint, data) or one of signals, lira_tree, privacy_meter"
+            also = [name for name in ("model", "checkpoint", "data") if getattr(self, name)]
+            fail("audit", "input", rule, ", ".join([*given, *also]))
         if not given:
             for name in ("model", "checkpoint", "data"):
                 if not getattr(self, name):
@@ -170,7 +173,6 @@ class AuditConfig:
 
     def recipe(self) -> TrainConfig:
         """How shadows are trained."""
+        names = ("epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing")
         augment = Augment(self.shift, self.flip, self.rotate, self.scale)
-        return TrainConfig(
-            self.epochs, self.batch_size, self.learning_rate, self.weight_decay, self.label_smoothing, augment
-        )
+        return TrainConfig(**{name: getattr(self, name) for name in names}, augment=augment)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def load_lira_tree(folder: str | Path, *, targets: Sequence[str] = (), step: str
     notes = _not_read(folder, experiments, kind, labels.exists())
     best = torch.stack(answers, 1) if answers else None
     with naming(folder):
-        return _leave_out(keep, stacked, best, names, targets, y, None, notes)
+        return _leave_out(keep, stacked, names, targets, answers=best, labels=y, notes=notes)
 
 
 def _not_read(folder: Path, experiments: Sequence[Path], kind: str, labelled: bool) -> tuple[str, ...]:
@@ -140,7 +141,7 @@ def load_privacy_meter(
     targets = () if target is None else (str(target),)
     names = [str(index) for index in range(models)]
     with naming(folder):
-        return _leave_out(keep, {"phi": phi}, None, names, targets, None, population, notes)
+        return _leave_out(keep, {"phi": phi}, names, targets, population=population, notes=notes)
 
 
 def _phi(file: Path, signal: str, models: int) -> tuple[Tensor, int]:
@@ -164,18 +165,22 @@ def _phi(file: Path, signal: str, models: int) -> tuple[Tensor, int]:
 
 
 def _leave_out(
-    keep: Tensor, signals: dict, answers: Tensor | None, names: list[str], targets: Sequence[str],
-    labels: Tensor | None, population: Tensor | None, notes: tuple[str, ...],
-) -> AuditData:  # fmt: skip
+    keep: Tensor,
+    signals: dict[str, Tensor],
+    names: list[str],
+    targets: Sequence[str],
+    *,
+    answers: Tensor | None = None,
+    population: Tensor | None = None,
+    **facts: Any,
+) -> AuditData:
     """The models named in ``targets`` as targets, each with members of its own, so one only; the rest as shadows."""
     if len(targets) > 1:
         fail("audit", "targets", "be one model: each has members of its own (none: all of them)", ", ".join(targets))
     inside = torch.tensor([name not in targets for name in names])
-    shadows = ShadowSignals(
-        keep[inside], {n: v[:, :, inside] for n, v in signals.items()},
-        None if population is None else population[:, :, inside], None,
-        None if answers is None else answers[:, inside],
-    )  # fmt: skip
+    z = None if population is None else population[:, :, inside]
+    best = None if answers is None else answers[:, inside]
+    shadows = ShadowSignals(keep[inside], {n: v[:, :, inside] for n, v in signals.items()}, z, answers=best)
     attacked, members = {}, None
     for at in (~inside).nonzero()[:, 0].tolist():
         attacked[f"model {names[at]}" if names[at].isdigit() else names[at]] = TargetSignals(
@@ -184,7 +189,7 @@ def _leave_out(
             None if answers is None else answers[:, at],
         )
         members = keep[at]
-    return AuditData({"shadows": shadows}, attacked, members, labels, augment="as given", notes=notes)
+    return AuditData({"shadows": shadows}, attacked, members, augment="as given", **facts)
 
 
 def _mask(file: Path, ndim: int) -> Tensor:

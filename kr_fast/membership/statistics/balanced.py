@@ -108,8 +108,8 @@ class Side:
         left = self.held[n].clone()
         left[torch.arange(len(n)), self.lost[a, n, m]] &= ~self.loses[n, m]
         rest, size = torch.where(left, self.values[a, n], 0.0), self.left[n, m][:, None].double()
-        about = [torch.where(left, rest - middle, 0.0).square().sum(1)
-                 for middle in (rest.sum(1, keepdim=True) / size, median[a, n, m][:, None])]  # fmt: skip
+        centres = (rest.sum(1, keepdim=True) / size, median[a, n, m][:, None])
+        about = [torch.where(left, rest - middle, 0.0).square().sum(1) for middle in centres]
         variance[a, n, m], residual[a, n, m] = about[0] / size[:, 0], about[1]
         return median, torch.where(self.left > 0, mean + centre, 0.0), variance.clamp_min(0), residual.clamp_min(0)
 

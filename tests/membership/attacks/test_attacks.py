@@ -72,10 +72,12 @@ def test_base(data, variant):
 def test_rmia(data, offline_a, queries):
     phi, keep, target, population, own = (part if part.dtype == torch.bool else part[:queries] for part in data)
     options = {"gamma": 1.1, "offline_a": offline_a}
-    found = torch.cat([
-        rmia_attack(phi, keep, population, **options),
-        rmia_attack(phi, keep, population, target=target, target_population=own, **options),
-    ])  # fmt: skip
+    found = torch.cat(
+        [
+            rmia_attack(phi, keep, population, **options),
+            rmia_attack(phi, keep, population, target=target, target_population=own, **options),
+        ]
+    )
     for row, (x, others, held, z, other_z) in zip(found, cases((phi, keep, target, population, own)), strict=True):
         p, q = p_of(others), p_of(other_z).mean(2)
         inside, outside = ((p * side).sum(2) / side.sum(1) for side in (held, ~held))
@@ -112,9 +114,12 @@ def test_label_only(data):
 def test_threshold_per_class(data):
     labels = torch.arange(N) % 3
     phi, keep, target = data[:3]
-    found = torch.cat([
-        threshold_per_class(phi, keep, labels), threshold_per_class(phi, keep, labels, target=target),
-    ])  # fmt: skip
+    found = torch.cat(
+        [
+            threshold_per_class(phi, keep, labels),
+            threshold_per_class(phi, keep, labels, target=target),
+        ]
+    )
     for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
         for label in range(3):
             at = labels.numpy() == label

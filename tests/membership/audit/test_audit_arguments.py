@@ -37,9 +37,13 @@ def scene():
     images[100, 0, 0] = 255
     keep = (torch.arange(M)[:, None] + torch.arange(N)) % 2 == 0
     return {
-        "target": models[M], "shadows": Shadows(ModelArray(models[:M]), keep), "images": images,
-        "labels": torch.arange(N) % 3, "members": torch.arange(N) < 60, "attacks": ("lira", "loss"),
-    }  # fmt: skip
+        "target": models[M],
+        "shadows": Shadows(ModelArray(models[:M]), keep),
+        "images": images,
+        "labels": torch.arange(N) % 3,
+        "members": torch.arange(N) < 60,
+        "attacks": ("lira", "loss"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,11 @@ def test_population_inside_the_shadows():
     assert torch.allclose(found, wanted, rtol=1e-12, atol=0)
     whole = data()
     shadows = ShadowSignals(
-        whole.shadows["shadows"].keep[:, 100:], {"phi": whole.shadows["shadows"].signals["phi"][:, 100:]},
-        whole.shadows["shadows"].signals["phi"][:, :100], whole.shadows["shadows"].keep[:, :100],
-    )  # fmt: skip
+        whole.shadows["shadows"].keep[:, 100:],
+        {"phi": whole.shadows["shadows"].signals["phi"][:, 100:]},
+        whole.shadows["shadows"].signals["phi"][:, :100],
+        whole.shadows["shadows"].keep[:, :100],
+    )
     seen = whole.targets["target"].signals["phi"]
     target = TargetSignals({"phi": seen[:, 100:]}, seen[:, :100])
     whole = AuditData({"shadows": shadows}, {"target": target}, whole.members[100:])
@@ -277,9 +279,10 @@ def test_infinite_signals_of_several_queries_have_scores():
     phi[1, ::6], own[1, ::6] = -torch.inf, -torch.inf
     phi[0, 1::3, :4] = torch.inf
     whole = dataclasses.replace(
-        whole, shadows={"shadows": dataclasses.replace(shadows, signals={"phi": phi})},
+        whole,
+        shadows={"shadows": dataclasses.replace(shadows, signals={"phi": phi})},
         targets={"target": TargetSignals({"phi": own})},
-    )  # fmt: skip
+    )
     attacks = ("loss", "confidence", "lira", "base", "attack_r")
     report = audit_signals(whole, Choices(attacks=attacks, targets="shadows"))
     loss = report.scores["target"]["loss"]

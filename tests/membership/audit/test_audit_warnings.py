@@ -59,8 +59,11 @@ def test_no_figure_that_may_leave_is_the_score_of_a_record():
     report = audit_signals(data())
     scores = {repr(float(value)) for each in report.scores.values() for rows in each.values() for value in rows}
     scores |= {repr(float(value)) for value in data().shadows["shadows"].signals["phi"].flatten()}
-    scores |= {repr(float(points["threshold"])) for each in report.figures["target"].values()
-               for points in each["operating_points"].values()}  # fmt: skip
+    scores |= {
+        repr(float(points["threshold"]))
+        for each in report.figures["target"].values()
+        for points in each["operating_points"].values()
+    }
     found = []
     json.loads(json.dumps(report.to_dict()), parse_float=lambda text: found.append(text))
     assert len(found) > 100

@@ -90,7 +90,8 @@ CALLS = {
     "epsilon_clopper_pearson": (membership.epsilon_clopper_pearson, (SCORES + 9 * MEMBERS, MEMBERS)),
     "epsilon_one_run": (membership.epsilon_one_run, (SCORES + 9 * MEMBERS, MEMBERS)),
     "from_logits": (
-        of_logits, (LOGITS, KEEP, LABELS, ANSWERS, MEMBERS, LOGITS[:, :9], ANSWERS[:9], LABELS[:9], IMAGES)
+        of_logits,
+        (LOGITS, KEEP, LABELS, ANSWERS, MEMBERS, LOGITS[:, :9], ANSWERS[:9], LABELS[:9], IMAGES),
     ),
     "gaussian_mu": (membership.gaussian_mu, (SCORES + 9 * MEMBERS, MEMBERS)),
     "generated_density": (membership.generated_density, (IMAGES, MADE, REAL)),
@@ -101,7 +102,8 @@ CALLS = {
     "overfitted": (control, (IMAGES, LABELS, MEMBERS)),
     "partners": (membership.partners, (KEEP,)),
     "quantile_regression": (
-        lambda p, k, f, t: membership.quantile_regression(p, k, f, target=t), (PHI, KEEP, FEATURES[:, 0], TARGET)
+        lambda p, k, f, t: membership.quantile_regression(p, k, f, target=t),
+        (PHI, KEEP, FEATURES[:, 0], TARGET),
     ),
     "rmia": (membership.rmia, (RATIOS, Z_RATIOS)),
     "rmia_attack": (
@@ -110,17 +112,27 @@ CALLS = {
     ),
     "roc": (lambda s, m: [value.tolist() for value in dataclasses.astuple(membership.roc(s, m))], (SCORES, MEMBERS)),
     "shadow_network": (
-        lambda f, k, t: membership.shadow_network(f, k, target=t), (FEATURES, KEEP, FEATURES[:, :2].contiguous())
+        lambda f, k, t: membership.shadow_network(f, k, target=t),
+        (FEATURES, KEEP, FEATURES[:, :2].contiguous()),
     ),
     "shadow_threshold": (lambda s, k: membership.shadow_threshold(s, k, 0.1), (PHI[0].T, KEEP)),
     "threshold_per_class": (
-        lambda p, k, y, t: membership.threshold_per_class(p, k, y, target=t), (PHI, KEEP, LABELS, TARGET)
+        lambda p, k, y, t: membership.threshold_per_class(p, k, y, target=t),
+        (PHI, KEEP, LABELS, TARGET),
     ),
-}  # fmt: skip
+}
 WITHOUT_TENSORS = {
-    "aop", "audit_signals", "bootstrap", "epsilon_of_mu", "load_lira_tree", "load_npz", "load_privacy_meter",
-    "operating_point", "overfitted_recipe", "save_npz",
-}  # fmt: skip
+    "aop",
+    "audit_signals",
+    "bootstrap",
+    "epsilon_of_mu",
+    "load_lira_tree",
+    "load_npz",
+    "load_privacy_meter",
+    "operating_point",
+    "overfitted_recipe",
+    "save_npz",
+}
 
 
 def test_every_public_function_is_tried():

@@ -124,8 +124,10 @@ def test_images_on_both_sides_are_counted(copies):
     for source, place in copies:
         images[place] = images[source]
     inside, outside = ({row.numpy().tobytes() for row in images[side]} for side in (members, ~members))
-    counts = [sum(row.numpy().tobytes() in other for row in images[side]) for side, other in
-              ((members, outside), (~members, inside))]  # fmt: skip
+    counts = [
+        sum(row.numpy().tobytes() in other for row in images[side])
+        for side, other in ((members, outside), (~members, inside))
+    ]
     found = images_on_both_sides(images, members)
     if not copies:
         assert found is None

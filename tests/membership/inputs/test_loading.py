@@ -47,9 +47,14 @@ def whole():
     zy = torch.arange(30) % CLASSES
     images = torch.arange(80 * 16).reshape(80, 4, 4, 1).to(torch.uint8)
     found = from_logits(
-        logits[:MODELS], keep, labels, target={"a": logits[MODELS], "b": logits[MODELS] / 2}, members=members,
-        population=(z[:MODELS], {"a": z[MODELS], "b": z[MODELS]}, zy), images=images,
-    )  # fmt: skip
+        logits[:MODELS],
+        keep,
+        labels,
+        target={"a": logits[MODELS], "b": logits[MODELS] / 2},
+        members=members,
+        population=(z[:MODELS], {"a": z[MODELS], "b": z[MODELS]}, zy),
+        images=images,
+    )
     return dataclasses.replace(found, synthetic={"set": images[:9]}, reference=images[9:20])
 
 
@@ -68,8 +73,10 @@ def test_npz_round_trip(tmp_path):
 def test_npz_keeps_what_is_said_of_targets(tmp_path):
     """Order, kinds, the control, accuracies and notes; a file of somebody else has an order, and may say the rest."""
     logits, keep, labels, members = logits_of()
-    phi = {name: from_logits(logits[:MODELS], keep, labels, target=logits[MODELS] * scale, members=members)
-           for name, scale in (("teacher", 1.0), ("student", 0.5), ("control", 2.0))}  # fmt: skip
+    phi = {
+        name: from_logits(logits[:MODELS], keep, labels, target=logits[MODELS] * scale, members=members)
+        for name, scale in (("teacher", 1.0), ("student", 0.5), ("control", 2.0))
+    }
     facts = {
         "teacher": {"kind": "full", "accuracy": 0.75},
         "student": {"kind": "transfer", "shared": "the generator"},
@@ -99,8 +106,10 @@ def test_npz_keeps_what_is_said_of_targets(tmp_path):
     np.savez(tmp_path / "b.npz", **arrays)
     foreign = load_npz(tmp_path / "b.npz")
     assert [(name, each.kind, each.control) for name, each in foreign.targets.items()] == [
-        ("teacher", "full", False), ("student", "transfer", False), ("control", "transfer", False),
-    ]  # fmt: skip
+        ("teacher", "full", False),
+        ("student", "transfer", False),
+        ("control", "transfer", False),
+    ]
     assert (foreign.augment, foreign.notes) == ("as given", ())
     for bad, words in (
         (np.array("no"), "about must be JSON with shadows, augment, notes, targets"),
@@ -123,15 +132,23 @@ def test_npz_of_logits(tmp_path, queries):
     """Plain arrays as somebody else would save them, with index lists; nothing of torch is needed to make them."""
     logits, keep, labels, members = logits_of(queries=queries)
     np.savez(
-        tmp_path / "l.npz", keep=keep.numpy(), labels=labels.numpy().astype(np.int32), logits=logits[:MODELS].numpy(),
-        members=members.nonzero()[:, 0].numpy(), non_members=np.arange(1, 41, 2),
+        tmp_path / "l.npz",
+        keep=keep.numpy(),
+        labels=labels.numpy().astype(np.int32),
+        logits=logits[:MODELS].numpy(),
+        members=members.nonzero()[:, 0].numpy(),
+        non_members=np.arange(1, 41, 2),
         **{"target/model/logits": logits[MODELS].numpy()},
-    )  # fmt: skip
+    )
     found = load_npz(tmp_path / "l.npz")
     wanted = from_logits(
-        logits[:MODELS], keep, labels, target={"model": logits[MODELS]}, members=members,
+        logits[:MODELS],
+        keep,
+        labels,
+        target={"model": logits[MODELS]},
+        members=members,
         non_members=np.arange(1, 41, 2),
-    )  # fmt: skip
+    )
     same(wanted, found)
     assert found.count == 60
 

@@ -52,8 +52,11 @@ def taken(call):
 )
 def test_any_dtype_byte_order_and_layout(tmp_path, floats, integers, mask, column, fortran, compressed):
     given_ = arrays()
-    wanted = from_logits(*(torch.from_numpy(given_[name]) for name in ("logits", "keep", "labels")),
-                         target={"t": given_["target/t/logits"]}, members=given_["members"])  # fmt: skip
+    wanted = from_logits(
+        *(torch.from_numpy(given_[name]) for name in ("logits", "keep", "labels")),
+        target={"t": given_["target/t/logits"]},
+        members=given_["members"],
+    )
     for name in given_:
         kind = {"b": mask, "i": integers, "f": floats}[given_[name].dtype.kind]
         given_[name] = np.asarray(given_[name].astype(kind), order="F" if fortran else "C")
@@ -190,8 +193,8 @@ def test_a_target_alone(tmp_path, form):
     """Its answers, labels and members, as published files hold them: the attacks that need no shadow."""
     given_ = arrays()
     alone = {name: given_[name] for name in ("labels", "members", "target/t/logits")}
-    wanted = audit_signals(from_logits(given_["logits"], given_["keep"], given_["labels"],
-                                       target=given_["target/t/logits"], members=given_["members"]))  # fmt: skip
+    both = {"target": given_["target/t/logits"], "members": given_["members"]}
+    wanted = audit_signals(from_logits(given_["logits"], given_["keep"], given_["labels"], **both))
     if form == "phi":
         phi = from_logits(None, None, alone["labels"], target=alone.pop("target/t/logits"), members=alone["members"])
         alone |= {"target/t/phi": phi.targets["target"].signals["phi"].numpy()}

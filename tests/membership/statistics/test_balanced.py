@@ -38,9 +38,12 @@ def rest(values, keep, partner, k, n, a):
 
 def by_pairs(score, phi, keep):
     return torch.tensor(
-        [[statistics.fmean(score(k, n, a) for a in range(len(phi))) for n in range(phi.shape[1])]
-         for k in range(len(keep))], dtype=torch.float64,
-    )  # fmt: skip
+        [
+            [statistics.fmean(score(k, n, a) for a in range(len(phi))) for n in range(phi.shape[1])]
+            for k in range(len(keep))
+        ],
+        dtype=torch.float64,
+    )
 
 
 @pytest.mark.parametrize("inside", [4, 5])

@@ -114,8 +114,10 @@ def test_interval_of_tpr_is_that_of_the_definition():
     low, high = curve.tpr_interval(rates)
     for i, rate in enumerate(rates):
         most, fewest = int(binom.ppf(1 - 0.0125, 250, rate)), int(binom.ppf(0.0125, 250, rate))
-        above = [max([tp for tp, fp in zip(curve.tp, curve.fp, strict=True) if fp <= k], default=0)
-                 for k in (fewest - 1, most)]  # fmt: skip
+        above = [
+            max([tp for tp, fp in zip(curve.tp, curve.fp, strict=True) if fp <= k], default=0)
+            for k in (fewest - 1, most)
+        ]
         wanted = beta.ppf(0.0125, above[0], 301 - above[0]) if above[0] else 0.0
         assert low[i] == pytest.approx(wanted, abs=1e-12)
         assert high[i] == pytest.approx(1.0 if above[1] == 300 else beta.ppf(0.9875, above[1] + 1, 300 - above[1]))
