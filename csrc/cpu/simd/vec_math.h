@@ -49,12 +49,13 @@ KR_FN f32v vec_exp_scaled(f32v a, f32v b) {
 #endif
 }
 
-// ln a for normal a > 0. Cephes' logf.
+// ln a for normal a > 0, and a itself where it is inf or NaN: a row gone wrong must not look like a number. Cephes'
+// logf.
 KR_FN f32v vec_log(f32v a) {
     i32v bits = as_i(a) - as_i(splat(0.70710677f));
     f32v e = to_float_i(bits >> 23);
     f32v f = as_f((bits & 0x7FFFFF) + as_i(splat(0.70710677f))) - splat(1.0f);
     f32v z = f * f;
     f32v tail = fma(e, splat(-2.12194440e-4f), fma(log_polynomial(f) * f, z, z * splat(-0.5f)));
-    return fma(e, splat(0.693359375f), f + tail);
+    return a - a == splat(0.0f) ? fma(e, splat(0.693359375f), f + tail) : a;
 }

@@ -166,7 +166,7 @@ def metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: f
     kl = temperature**2 * _kl_terms(log_p.exp(), log_q.exp(), log_p - log_q).sum(1)
     log_t = _log_softmax(t, 1.0)[0]
     p, first_z, first_t = log_t.exp(), z.argmax(1), t.argmax(1)
-    found = [kl.float(), first_z == first_t, p.amax(1).float(), -torch.where(p > 0, p * log_t, 0).sum(1).float()]
+    found = [kl.float(), first_z == first_t, p.amax(1).float(), -torch.where(p == 0, 0, p * log_t).sum(1).float()]
     if labels is None:
         return found
     counts = (labels >= 0) & (labels < z.shape[1])
