@@ -18,33 +18,37 @@ constexpr int64_t kResident = 112 << 10;  // shared memory of a block: two of th
 // V elements at element `at`: one access of 16 bytes where V is not 1.
 template <int V>
 __device__ void read(const void* from, Dtype dtype, int64_t at, float (&to)[V]) {
-    if constexpr (V == 1) {
+    if (V == 1) {
         to[0] = read_element(from, dtype, at);
-    } else if constexpr (V == 4) {
+    } else if (V == 4) {
         const float4 v = *reinterpret_cast<const float4*>(static_cast<const float*>(from) + at);
-        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+        to[0] = v.x, to[1 % V] = v.y, to[2 % V] = v.z, to[3 % V] = v.w;
     } else {
         const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(from) + at);
         const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-        if (dtype == Dtype::bf16)
-            BF16::expand(words, to);
-        else
-            F16::expand(words, to);
+#pragma unroll
+        for (int k = 0; k < V; ++k) {
+            const uint16_t bits = (uint16_t)(words[k / 2] >> (k % 2 * 16));
+            to[k] = dtype == Dtype::bf16 ? bf16_to_float(bits) : half_to_float(bits);
+        }
     }
 }
 
 template <int V>
 __device__ void write(void* to, Dtype dtype, int64_t at, const float (&from)[V]) {
-    if constexpr (V == 1) {
+    if (V == 1) {
         write_element(to, dtype, at, from[0]);
-    } else if constexpr (V == 4) {
-        *reinterpret_cast<float4*>(static_cast<float*>(to) + at) = make_float4(from[0], from[1], from[2], from[3]);
+    } else if (V == 4) {
+        *reinterpret_cast<float4*>(static_cast<float*>(to) + at) =
+            make_float4(from[0], from[1 % V], from[2 % V], from[3 % V]);
     } else {
         uint32_t words[4];
-        if (dtype == Dtype::bf16)
-            BF16::pack(from, words);
-        else
-            F16::pack(from, words);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            const float low = from[2 * k % V], high = from[(2 * k + 1) % V];
+            words[k] = dtype == Dtype::bf16 ? float_to_bf16(low) | (uint32_t)float_to_bf16(high) << 16
+                                            : float_to_half(low) | (uint32_t)float_to_half(high) << 16;
+        }
         *reinterpret_cast<uint4*>(static_cast<uint16_t*>(to) + at) = {words[0], words[1], words[2], words[3]};
     }
 }
