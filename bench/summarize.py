@@ -8,8 +8,12 @@ from pathlib import Path
 
 def told(extra: dict) -> str:
     """What a benchmark noted beside its time, in brackets."""
-    forms = {"gb_per_s": "{} GB/s", "percent_of_copy": "{} % of copy", "peak_mib": "peak {} MiB",
-             "gradient_error": "error {:.1e}"}  # fmt: skip
+    forms = {
+        "gb_per_s": "{} GB/s",
+        "percent_of_copy": "{} % of copy",
+        "peak_mib": "peak {} MiB",
+        "gradient_error": "error {:.1e}",
+    }
     notes = [form.format(extra[name]) for name, form in forms.items() if name in extra]
     return f" [{', '.join(notes)}]" if notes else ""
 
@@ -23,9 +27,10 @@ def rows(path: Path) -> list[str]:
     lines = []
     for group, found in groups.items():
         ours = found.get("kr_fast")
-        cells = [f"{name} {ms:.3g} ms" + (f" ({ms / ours:.2f}x)" if ours and name != "kr_fast" else "")
-                 + notes[group, name]
-                 for name, ms in sorted(found.items(), key=lambda item: item[0] != "kr_fast")]  # fmt: skip
+        cells = [
+            f"{name} {ms:.3g} ms" + (f" ({ms / ours:.2f}x)" if ours and name != "kr_fast" else "") + notes[group, name]
+            for name, ms in sorted(found.items(), key=lambda item: item[0] != "kr_fast")
+        ]
         lines.append(f"| {group} | {' | '.join(cells)} |")
     return lines
 

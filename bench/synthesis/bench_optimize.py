@@ -29,10 +29,15 @@ def small():
 def documented():
     """28 px, two layers a block, diffusers' defaults: 32 groups, heads of 8 channels."""
     model = diffusers.UNet2DModel(
-        sample_size=28, in_channels=1, out_channels=1, layers_per_block=2, block_out_channels=(32, 64, 64),
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=2,
+        block_out_channels=(32, 64, 64),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"), num_class_embeds=11,
-    )  # fmt: skip
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        num_class_embeds=11,
+    )
     return model, 64
 
 
@@ -47,9 +52,13 @@ def test_sampling(benchmark, make, provider):
 
     def sampler():
         return kr_fast.Sampler(
-            model, diffusers.DDIMScheduler(clip_sample=True), STEPS, seed=1, micro_batch=batch,
+            model,
+            diffusers.DDIMScheduler(clip_sample=True),
+            STEPS,
+            seed=1,
+            micro_batch=batch,
             image_shape=(1, *model.config.sample_size) if isinstance(model.config.sample_size, (list, tuple)) else None,
-        )  # fmt: skip
+        )
 
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)

@@ -39,10 +39,17 @@ SOLVERS = {
 def make_unet(channels=3, embeddings=CLASSES + 1, size=8, seed=0):
     torch.manual_seed(seed)
     return diffusers.UNet2DModel(
-        sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(8,),
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=4,
-        num_class_embeds=embeddings, add_attention=False,
-    ).eval()  # fmt: skip
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        num_class_embeds=embeddings,
+        add_attention=False,
+    ).eval()
 
 
 def make_sampler(unet, scheduler=None, steps=3, **options):

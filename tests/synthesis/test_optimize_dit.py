@@ -18,9 +18,14 @@ def network(**change):
     """Two blocks of 2 heads of 8 channels on 16 tokens; 5 classes and the null class."""
     torch.manual_seed(0)
     options = {
-        "num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 3, "num_layers": 2, "sample_size": 8,
-        "num_embeds_ada_norm": 5, **change,
-    }  # fmt: skip
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 3,
+        "num_layers": 2,
+        "sample_size": 8,
+        "num_embeds_ada_norm": 5,
+        **change,
+    }
     model = diffusers.DiTTransformer2DModel(**options).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)

@@ -21,10 +21,16 @@ IDS, LABELS = torch.arange(4), torch.arange(4) % CLASSES
 
 def network(**options):
     given = {
-        "sample_size": 8, "in_channels": 3, "out_channels": 3, "layers_per_block": 1, "block_out_channels": (8, 8),
-        "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4,
+        "sample_size": 8,
+        "in_channels": 3,
+        "out_channels": 3,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownBlock2D",) * 2,
+        "up_block_types": ("UpBlock2D",) * 2,
+        "norm_num_groups": 4,
         "add_attention": False,
-    }  # fmt: skip
+    }
     return diffusers.UNet2DModel(**given | options).eval()
 
 
@@ -63,10 +69,17 @@ def test_schedulers_that_fail_by_themselves_are_named(scheduler, text, quality):
         ({"class_embed_type": "projection"}, "look its labels up .*got class_embed_type 'projection'"),
         ({"out_channels": 6}, r"return as many channels as it takes \(variances .*got 6 for 3"),
         ({"sample_size": 7}, "image_shape must be a multiple of 2: the network has 2 levels, got 7 px"),
-        ({"sample_size": (8, 6), "block_out_channels": (8,) * 3, "down_block_types": ("DownBlock2D",) * 3,
-          "up_block_types": ("UpBlock2D",) * 3}, "a multiple of 4: the network has 3 levels, got 8 x 6 px"),
+        (
+            {
+                "sample_size": (8, 6),
+                "block_out_channels": (8,) * 3,
+                "down_block_types": ("DownBlock2D",) * 3,
+                "up_block_types": ("UpBlock2D",) * 3,
+            },
+            "a multiple of 4: the network has 3 levels, got 8 x 6 px",
+        ),
     ],
-)  # fmt: skip
+)
 def test_networks_of_diffusers_that_do_not_fit(options, text):
     with pytest.raises(UserError, match=f"Sampler: .*{text}"):
         make_sampler(network(**options))
@@ -154,9 +167,17 @@ BAD = [math.nan, math.inf, -math.inf, -1, 0, 10**30, "3", None, True]
 @pytest.mark.parametrize("value", BAD)
 def test_every_number_at_its_limits(name, value):
     fine = {
-        ("seed", 0), ("noise_scale", 10**30), ("guidance_scale", -1), ("guidance_scale", 0), ("guidance_scale", None),
-        ("guidance_scale", 10**30), ("num_classes", None), ("eta", 0), ("eta", None), ("micro_batch", 10**30),
-    }  # fmt: skip
+        ("seed", 0),
+        ("noise_scale", 10**30),
+        ("guidance_scale", -1),
+        ("guidance_scale", 0),
+        ("guidance_scale", None),
+        ("guidance_scale", 10**30),
+        ("num_classes", None),
+        ("eta", 0),
+        ("eta", None),
+        ("micro_batch", 10**30),
+    }
     if (name, value) in fine and value is not True:
         return  # a number, or none, that it may have
     with pytest.raises(UserError):
@@ -189,9 +210,15 @@ def test_ids_and_labels_are_arrays_of_any_integer_dtype(dtype):
 def vae(**options):
     torch.manual_seed(1)
     given = {
-        "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": (8, 8), "norm_num_groups": 4,
-        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "sample_size": 16,
-    }  # fmt: skip
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "block_out_channels": (8, 8),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "sample_size": 16,
+    }
     return diffusers.AutoencoderKL(**given | options).eval()
 
 
@@ -251,10 +278,18 @@ def test_an_autoencoder_that_returns_nan_is_named():
 )
 def test_networks_that_read_more_than_a_prompt(option, value):
     model = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=6,
-        attention_head_dim=4, **{option: value},
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=6,
+        attention_head_dim=4,
+        **{option: value},
+    )
     with pytest.raises(UserError, match=f"PromptNetwork: model must have no {option}"):
         PromptNetwork(model, torch.zeros(3, 2, 6))
 

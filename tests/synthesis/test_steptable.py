@@ -176,13 +176,21 @@ def terms(table):
 @pytest.mark.parametrize(
     ("name", "options", "most"),
     [
-        ("DDIM", {"clip_sample": False}, 2), ("EulerDiscrete", {}, 2), ("DDPM", {"clip_sample": False}, 3),
-        ("DPMSolverMultistep", {}, 3), ("HeunDiscrete", {}, 3), ("DPMSolverMultistep", {"solver_order": 3}, 4),
-        ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, 4), ("UniPCMultistep", {}, 4),
-        ("DEISMultistep", {"solver_order": 3}, 4), ("UniPCMultistep", {"solver_order": 3}, 5),
-        ("PNDM", {"skip_prk_steps": True}, 5), ("LMSDiscrete", {}, 5), ("IPNDM", {}, 5),
+        ("DDIM", {"clip_sample": False}, 2),
+        ("EulerDiscrete", {}, 2),
+        ("DDPM", {"clip_sample": False}, 3),
+        ("DPMSolverMultistep", {}, 3),
+        ("HeunDiscrete", {}, 3),
+        ("DPMSolverMultistep", {"solver_order": 3}, 4),
+        ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}, 4),
+        ("UniPCMultistep", {}, 4),
+        ("DEISMultistep", {"solver_order": 3}, 4),
+        ("UniPCMultistep", {"solver_order": 3}, 5),
+        ("PNDM", {"skip_prk_steps": True}, 5),
+        ("LMSDiscrete", {}, 5),
+        ("IPNDM", {}, 5),
     ],
-)  # fmt: skip
+)
 def test_no_step_reads_more_than_it_must(name, options, most):
     """Each term is a pass over memory; the counts are those of the solvers' equations."""
     assert terms(StepTable.compile(getattr(diffusers, name + "Scheduler")(**options), 12)) == most

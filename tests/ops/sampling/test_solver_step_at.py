@@ -60,9 +60,17 @@ def plain(table, guided):
         cond, uncond = outputs(inputs, guided)
         into = SolverOutput(torch.empty_like(x), None if row.keep is None else torch.empty_like(x), inputs.clone())
         solver_step(
-            x, cond, row, uncond_output=uncond, guidance_scale=1.7, history=history.read(i), ids=IDS, seed=3,
-            stream=1 + i, out=into,
-        )  # fmt: skip
+            x,
+            cond,
+            row,
+            uncond_output=uncond,
+            guidance_scale=1.7,
+            history=history.read(i),
+            ids=IDS,
+            seed=3,
+            stream=1 + i,
+            out=into,
+        )
         history.write(i, x, into.kept)
         x, inputs = into.sample, into.input
         found.append((x, inputs))
@@ -82,9 +90,19 @@ def by_counter(table, guided, channels_last=False, device="cpu"):
     for i in range(len(table)):
         cond, uncond = outputs(inputs, guided, channels_last=channels_last)
         solver_step_at(
-            steps, step, samples, kept, cond, uncond_output=uncond, guidance_scale=1.7, ids=ids, seed=3, stream=1,
-            input=inputs, image=image,
-        )  # fmt: skip
+            steps,
+            step,
+            samples,
+            kept,
+            cond,
+            uncond_output=uncond,
+            guidance_scale=1.7,
+            ids=ids,
+            seed=3,
+            stream=1,
+            input=inputs,
+            image=image,
+        )
         step.add_(1)
         found.append((samples[steps.slots[i, 1]].clone(), inputs.clone()))
     assert int(steps.slots[-1, 1]) == steps.last
@@ -131,9 +149,18 @@ def test_one_captured_graph_serves_every_step(table, guided):
     def once():
         cond, uncond = outputs(inputs, guided)
         solver_step_at(
-            steps, step, samples, kept, cond, uncond_output=uncond, guidance_scale=1.7, ids=ids, seed=3, stream=1,
+            steps,
+            step,
+            samples,
+            kept,
+            cond,
+            uncond_output=uncond,
+            guidance_scale=1.7,
+            ids=ids,
+            seed=3,
+            stream=1,
             input=inputs,
-        )  # fmt: skip
+        )
         step.add_(1)
 
     once()  # loads the kernels

@@ -241,12 +241,15 @@ def reading(folder: Path) -> Cases:
     held = {"members": members.nonzero()[:20, 0], "non_members": (~members).nonzero()[:30, 0]}
     first = z[:-1, :, 0]
     variants = {
-        "shadows": one, "queries": one | {"logits": z[:-1]}, "softmax": one | {"logits": first.softmax(2)},
+        "shadows": one,
+        "queries": one | {"logits": z[:-1]},
+        "softmax": one | {"logits": first.softmax(2)},
         "targets": one | {"target": {"a": z[-1, :, 0], "b": z[-1, :, 1]}, **held},
         "probabilities": one | {"logits": first.softmax(2), "probabilities": True},
         "no shadows": {"logits": None, "keep": None, "labels": labels, "target": z[-1, :, 0], "members": members},
-        "labels": one | {"labels": labels[1:]}, "arrays": {key: value.tolist() for key, value in one.items()},
-    }  # fmt: skip
+        "labels": one | {"labels": labels[1:]},
+        "arrays": {key: value.tolist() for key, value in one.items()},
+    }
     for name, given in variants.items():
         yield f"from_logits {name}", functools.partial(attacks.from_logits, **given)
     yield "AuditData", lambda: [audit_data(), repr(audit_data())]

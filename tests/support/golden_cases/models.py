@@ -17,12 +17,22 @@ SOLVERS = {
     "DDIMScheduler": [MILD | {"clip_sample": True}, MILD | {"thresholding": True, "sample_max_value": 1.5}],
     "DDPMScheduler": [MILD],
     "DPMSolverMultistepScheduler": [MILD, MILD | {"solver_order": 3}, MILD | {"algorithm_type": "sde-dpmsolver++"}],
-    "DPMSolverSinglestepScheduler": [MILD], "UniPCMultistepScheduler": [MILD], "DEISMultistepScheduler": [MILD],
-    "PNDMScheduler": [MILD | {"skip_prk_steps": True}], "IPNDMScheduler": [{}], "EulerDiscreteScheduler": [MILD],
-    "EulerAncestralDiscreteScheduler": [MILD], "HeunDiscreteScheduler": [MILD], "KDPM2DiscreteScheduler": [MILD],
-    "LMSDiscreteScheduler": [MILD], "FlowMatchEulerDiscreteScheduler": [{}], "FlowMatchHeunDiscreteScheduler": [{}],
-    "LCMScheduler": [MILD], "TCDScheduler": [MILD], "SASolverScheduler": [MILD],
-}  # fmt: skip
+    "DPMSolverSinglestepScheduler": [MILD],
+    "UniPCMultistepScheduler": [MILD],
+    "DEISMultistepScheduler": [MILD],
+    "PNDMScheduler": [MILD | {"skip_prk_steps": True}],
+    "IPNDMScheduler": [{}],
+    "EulerDiscreteScheduler": [MILD],
+    "EulerAncestralDiscreteScheduler": [MILD],
+    "HeunDiscreteScheduler": [MILD],
+    "KDPM2DiscreteScheduler": [MILD],
+    "LMSDiscreteScheduler": [MILD],
+    "FlowMatchEulerDiscreteScheduler": [{}],
+    "FlowMatchHeunDiscreteScheduler": [{}],
+    "LCMScheduler": [MILD],
+    "TCDScheduler": [MILD],
+    "SASolverScheduler": [MILD],
+}
 kr, ensemble = Lazy("kr_fast"), Lazy("kr_fast.ensemble")
 
 
@@ -46,10 +56,21 @@ class Branching(nn.Module):
 def pooled() -> nn.Module:
     """Pooling, BatchNorm without weight, GELU, GroupNorm, depthwise and strided convolutions."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.MaxPool2d(2), nn.BatchNorm2d(16, affine=False), nn.GELU(),
-        nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 32, 3, 2, 1),
-        nn.GroupNorm(4, 32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(32, CLASSES),
-    )  # fmt: skip
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(16, affine=False),
+        nn.GELU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.BatchNorm2d(16),
+        nn.SiLU(),
+        nn.Conv2d(16, 32, 3, 2, 1),
+        nn.GroupNorm(4, 32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(32, CLASSES),
+    )
 
 
 def resnet() -> nn.Module:
@@ -81,10 +102,15 @@ def arrays(folder: Path) -> Cases:
     """ModelArray, training and audits of models."""
     images, labels = integers(256, 60, 8, 8, 1, dtype=torch.uint8), integers(CLASSES, 60, seed=1)
     changes = {
-        "plain": {}, "bfloat16": {"dtype": torch.bfloat16}, "batch": {"bn": "batch", "chunk": 30},
-        "chunk": {"chunk": 7}, "own": {"kernels": "own"}, "normalize": {"normalize": ((0.4,), (0.3,))},
-        "wrong bn": {"bn": "x"}, "wrong chunk": {"chunk": 0},
-    }  # fmt: skip
+        "plain": {},
+        "bfloat16": {"dtype": torch.bfloat16},
+        "batch": {"bn": "batch", "chunk": 30},
+        "chunk": {"chunk": 7},
+        "own": {"kernels": "own"},
+        "normalize": {"normalize": ((0.4,), (0.3,))},
+        "wrong bn": {"bn": "x"},
+        "wrong chunk": {"chunk": 0},
+    }
     for name, make in NETWORKS.items():
         for change, options in changes.items():
 
@@ -194,10 +220,18 @@ def unet(channels: int = 3, **change: Any) -> nn.Module:
 
     torch.manual_seed(0)
     options = {
-        "sample_size": 8, "in_channels": channels, "out_channels": channels, "layers_per_block": 1,
-        "block_out_channels": (16,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",),
-        "norm_num_groups": 4, "num_class_embeds": 4, "add_attention": False, **change,
-    }  # fmt: skip
+        "sample_size": 8,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": 1,
+        "block_out_channels": (16,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "norm_num_groups": 4,
+        "num_class_embeds": 4,
+        "add_attention": False,
+        **change,
+    }
     return stirred(diffusers.UNet2DModel(**options))
 
 
@@ -228,9 +262,11 @@ def synthesis(folder: Path) -> Cases:
     ids = torch.tensor([0, 1, 6, 2**33 + 1, 40])
     kind = get("kr_fast", "LabelPlan")
     plans = {
-        "balanced": lambda: kind.balanced(num_classes=3, count=70), "counts": lambda: kind.counts([3, 0, 2]),
-        "explicit": lambda: kind.explicit(integers(3, 41)), "wrong": lambda: kind.balanced(num_classes=0),
-    }  # fmt: skip
+        "balanced": lambda: kind.balanced(num_classes=3, count=70),
+        "counts": lambda: kind.counts([3, 0, 2]),
+        "explicit": lambda: kind.explicit(integers(3, 41)),
+        "wrong": lambda: kind.balanced(num_classes=0),
+    }
     for name, plan in plans.items():
         yield f"LabelPlan {name}", lambda p=plan: [p().labels(ids[ids < 41]), p().describe(), repr(p())]
     network, labels = unet(), torch.tensor([0, 2, 1, 1, 0])
@@ -249,12 +285,20 @@ def synthesis(folder: Path) -> Cases:
             guided = {"guidance_scale": 2.0, "num_classes": 3}
             yield f"Sampler {name} {k} guided", lambda images=images, guided=guided: images(**guided)
     changes = {
-        "fast": {"quality": "fast"}, "scale": {"noise_scale": 1.3}, "crop": {"crop": (6, 5)}, "eta": {"eta": 0.5},
-        "interval": {**guided, "guidance_interval": (0.2, 0.8)}, "batch": {"micro_batch": 8}, "dit": {"net": dit()},
-        "guided dit": {"net": dit(), "guidance_scale": 2.0}, "wrong quality": {"quality": "x"},
-        "wrong seed": {"seed": -1}, "no null class": {**guided, "num_classes": 4}, "wrong steps": {"steps": 0},
+        "fast": {"quality": "fast"},
+        "scale": {"noise_scale": 1.3},
+        "crop": {"crop": (6, 5)},
+        "eta": {"eta": 0.5},
+        "interval": {**guided, "guidance_interval": (0.2, 0.8)},
+        "batch": {"micro_batch": 8},
+        "dit": {"net": dit()},
+        "guided dit": {"net": dit(), "guidance_scale": 2.0},
+        "wrong quality": {"quality": "x"},
+        "wrong seed": {"seed": -1},
+        "no null class": {**guided, "num_classes": 4},
+        "wrong steps": {"steps": 0},
         "wrong scale": {"noise_scale": 0},
-    }  # fmt: skip
+    }
     for name, options in changes.items():
         yield f"Sampler {name}", lambda o=options: [sampler(**o)(ids, labels), sampler(**o).describe()]
     plan = plans["balanced"]
@@ -280,9 +324,12 @@ def synthesis(folder: Path) -> Cases:
         lambda: list(kr.synthesize(sampler(), plan(), None, count=21, format="device", shard_size=8)),
     )
     with_attention = {
-        "block_out_channels": (16, 32), "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 8, "add_attention": True,
-    }  # fmt: skip
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+        "add_attention": True,
+    }
     for name, model in {"unet": network, "attention": unet(**with_attention), "dit": dit()}.items():
         for dtype in (torch.float32, torch.bfloat16):
 

@@ -51,10 +51,15 @@ def losses(dtype: torch.dtype) -> Iterator[Call]:
         hard = {"labels": y, "hard_weight": 0.3, "soft_weight": 0.7}
         whole = hard | {"labels": gaps, "label_smoothing": 0.1, "temperature": 4.0, "sample_weight": weight}
         options = {
-            "plain": {}, "hot": {"temperature": 4.0}, "hard": hard, "smooth": hard | {"label_smoothing": 0.1},
-            "gaps": hard | {"labels": gaps}, "ignored": hard | {"ignore_index": 1}, "weight": {"sample_weight": weight},
+            "plain": {},
+            "hot": {"temperature": 4.0},
+            "hard": hard,
+            "smooth": hard | {"label_smoothing": 0.1},
+            "gaps": hard | {"labels": gaps},
+            "ignored": hard | {"ignore_index": 1},
+            "weight": {"sample_weight": weight},
             "whole": whole,
-        }  # fmt: skip
+        }
         wide = normal(11, classes + 5, seed=4, dtype=dtype)[:, 2:-3]  # rows apart, and not aligned
         ruled_out = torch.where(torch.arange(classes) == 1, -torch.inf, z)
         students = {"": z, " strided": wide, " -inf": ruled_out, " empty": z[:0]}
@@ -104,10 +109,13 @@ def networks(dtype: torch.dtype) -> Iterator[Call]:
     plain = {"x": x, "groups": 4, "weight": weight[:16], "bias": bias[:16]}
     whole = {"x": x, "groups": 4, "weight": weight, "bias": bias, "shift": shift, "skip": skip}
     variants = {
-        "plain": plain, "no weight": plain | {"weight": None, "bias": None}, "norm": plain | {"activation": None},
-        "one group": plain | {"groups": 1, "eps": 1e-3}, "skip and shift": whole,
+        "plain": plain,
+        "no weight": plain | {"weight": None, "bias": None},
+        "norm": plain | {"activation": None},
+        "one group": plain | {"groups": 1, "eps": 1e-3},
+        "skip and shift": whole,
         "own dtype": whole | {"weight": weight.to(dtype), "bias": bias.to(dtype), "shift": shift.to(dtype)},
-    }  # fmt: skip
+    }
     for name, arguments in variants.items():
         yield Call("group_norm_silu", name, "group_norm_silu", [arguments])
     for size in (8, 16, 32, 64, 12):
@@ -119,8 +127,11 @@ def networks(dtype: torch.dtype) -> Iterator[Call]:
         residual = {
             pool: last(normal(2, outputs, *size, dtype=dtype)) for pool, size in ((False, (7, 9)), (True, (3, 4)))
         }
-        arguments = [{"activation": name, "pool": pool, "scale": scale, "bias": bias, "residual": residual[pool]}
-                     for name in (None, "relu", "gelu", "silu") for pool in (False, True)]  # fmt: skip
+        arguments = [
+            {"activation": name, "pool": pool, "scale": scale, "bias": bias, "residual": residual[pool]}
+            for name in (None, "relu", "gelu", "silu")
+            for pool in (False, True)
+        ]
         for arguments_ in [*arguments, {}]:
             arguments_ |= {"x": last(x), "outputs": outputs, "filters": filters}
         yield Call("winograd_conv2d", f"{channels} to {outputs}", winograd, arguments)
@@ -159,13 +170,16 @@ def sampling(dtype: torch.dtype) -> Iterator[Call]:
     guided = {"uncond_output": u, "guidance_scale": 2.5}
     emitted = {"emit": ("sample", "kept", "input", "image")}
     variants = {
-        "plain": {"row": row}, "guided": {"row": row, **guided}, "noise": {"row": row | {"noise": 0.5}, **noise},
+        "plain": {"row": row},
+        "guided": {"row": row, **guided},
+        "noise": {"row": row | {"noise": 0.5}, **noise},
         "history": {"row": row | {"history": (0.5, -0.2, 0.1, 0.3)}, "history": held},
         "threshold": {"row": row | {"quantile": 0.9, "clip": 1.5}, **guided},
-        "emit": {"row": keep, **noise, **guided, **emitted}, "emit kept": {"row": keep, **noise, "emit": ("kept",)},
+        "emit": {"row": keep, **noise, **guided, **emitted},
+        "emit kept": {"row": keep, **noise, "emit": ("kept",)},
         "emit halves": {"row": keep, **noise, "emit": ("input",), "input_dtype": torch.bfloat16, "copies": 2},
         "channels last": {"row": row, "model_output": last(m)},
-    }  # fmt: skip
+    }
     for name, arguments in variants.items():
         yield Call("solver_step", name, step, [start | arguments])
     for name, more in {"plain": {}, "guided": guided, "threshold": {"quantile": 0.9, "clip": 1.5}}.items():
@@ -223,9 +237,11 @@ def batched(dtype: torch.dtype) -> Iterator[Call]:
     block = {"x": x, "bias1": bias, "bias2": weight}
     block |= {f"weight{k}": normal(2, 6, 3, 3, 6, seed=k, dtype=dtype) / 8 for k in (1, 2)}
     for name, more in {
-        "plain": {}, "no bias": {"bias1": None, "bias2": None}, "sum": {"relu": False},
+        "plain": {},
+        "no bias": {"bias1": None, "bias2": None},
+        "sum": {"relu": False},
         "before": {"scale": weight, "shift": bias},
-    }.items():  # fmt: skip
+    }.items():
         yield Call("model_residual_block", name, "model_residual_block", [block | more])
     flat = {name: normal(3 * 6, seed=k, dtype=exact) for k, name in enumerate(("weight", "velocity", "grad"))}
     rates = {"rate": torch.tensor([0.1, 0.0, 0.3]).to(exact), "momentum": torch.tensor([0.9, 0.8, 0.0]).to(exact)}
