@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 
-def told(extra: dict) -> str:
+def notes_of(extra: dict) -> str:
     """What a benchmark noted beside its time, in brackets."""
     forms = {
         "gb_per_s": "{} GB/s",
@@ -23,7 +23,7 @@ def rows(path: Path) -> list[str]:
     groups, notes = defaultdict(dict), {}
     for entry in json.loads(path.read_text())["benchmarks"]:
         groups[entry["group"]][entry["params"]["provider"]] = entry["stats"]["median"] * 1e3
-        notes[entry["group"], entry["params"]["provider"]] = told(entry.get("extra_info", {}))
+        notes[entry["group"], entry["params"]["provider"]] = notes_of(entry.get("extra_info", {}))
     lines = []
     for group, found in groups.items():
         ours = found.get("kr_fast")

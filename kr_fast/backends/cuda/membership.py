@@ -37,7 +37,7 @@ def _refuses_lira(call: LiraCall) -> str | None:
 def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, variance: str) -> tuple[Tensor, int]:
     queries, examples, models = phi.shape
     targets = models if target is None else target.shape[2]
-    freedom = 8.0 + torch.arange(models + 1, dtype=torch.float64)  # kLiraPrior
+    freedom = codes.LIRA_PRIOR + torch.arange(models + 1, dtype=torch.float64)
     constant = torch.lgamma((freedom + 1) / 2) - torch.lgamma(freedom / 2) - 0.5 * freedom.log()
     constant, by_example = constant.to(phi.device), keep.T.contiguous()
     scores = torch.empty(targets, examples, dtype=torch.float64, device=phi.device)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kr_fast.backends.codes import LIRA_PRIOR
 from kr_fast.backends.registry import kernel, never
 from kr_fast.ops.sampling.reference import philox_words
 
@@ -45,7 +46,7 @@ def _centre_and_spread(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Te
 
 def _log_student(x: Tensor, count: Tensor, median: Tensor, scale: Tensor) -> Tensor:
     return (
-        torch.distributions.StudentT(8 + count.double(), validate_args=False).log_prob((x - median) / scale)
+        torch.distributions.StudentT(LIRA_PRIOR + count.double(), validate_args=False).log_prob((x - median) / scale)
         - scale.log()
     )
 
@@ -69,8 +70,9 @@ def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, varianc
                 spread = within.sqrt().expand_as(median)
             if variance == "fixed_raw":
                 spread = shadows[mask].std(correction=0).nan_to_num().expand_as(median)
-            if variance == "shrinkage":  # the pooled variance counts as 8 shadows
-                spread = ((8 * within + residual.sum(-1)) / (8 + count) * (1 + 1 / count.double())).sqrt()
+            if variance == "shrinkage":  # the pooled variance counts as so many shadows
+                total, weight = LIRA_PRIOR * within + residual.sum(-1), LIRA_PRIOR + count.double()
+                spread = (total / weight * (1 + 1 / count.double())).sqrt()
             sides.append((count, median, spread + 1e-30))
         (count_in, mean_in, std_in), (count_out, mean_out, std_out) = sides
         score = (value - mean_out) / std_out

@@ -77,6 +77,12 @@ def plain(table, guided):
     return found
 
 
+def run(steps, step, samples, kept, cond, uncond, ids, **outputs):
+    """One step of a trajectory by the table, as every test here takes it."""
+    options = {"guidance_scale": 1.7, "seed": 3, "stream": 1}
+    solver_step_at(steps, step, samples, kept, cond, uncond_output=uncond, ids=ids, **options, **outputs)
+
+
 def by_counter(table, guided, channels_last=False, device="cpu"):
     """The same through one call whose arguments never change."""
     steps = DeviceTable.build(table.rows, table.sources, device)
@@ -89,20 +95,7 @@ def by_counter(table, guided, channels_last=False, device="cpu"):
     found = []
     for i in range(len(table)):
         cond, uncond = outputs(inputs, guided, channels_last=channels_last)
-        solver_step_at(
-            steps,
-            step,
-            samples,
-            kept,
-            cond,
-            uncond_output=uncond,
-            guidance_scale=1.7,
-            ids=ids,
-            seed=3,
-            stream=1,
-            input=inputs,
-            image=image,
-        )
+        run(steps, step, samples, kept, cond, uncond, ids, input=inputs, image=image)
         step.add_(1)
         found.append((samples[steps.slots[i, 1]].clone(), inputs.clone()))
     assert int(steps.slots[-1, 1]) == steps.last
@@ -148,19 +141,7 @@ def test_one_captured_graph_serves_every_step(table, guided):
 
     def once():
         cond, uncond = outputs(inputs, guided)
-        solver_step_at(
-            steps,
-            step,
-            samples,
-            kept,
-            cond,
-            uncond_output=uncond,
-            guidance_scale=1.7,
-            ids=ids,
-            seed=3,
-            stream=1,
-            input=inputs,
-        )
+        run(steps, step, samples, kept, cond, uncond, ids, input=inputs)
         step.add_(1)
 
     once()  # loads the kernels
