@@ -2,6 +2,9 @@
 #pragma once
 #include "bindings_struct.h"
 #include "common/distillation/distillation_loss.h"
+#include "common/membership/lira.h"
+#include "common/membership/membership_signals.h"
+#include "common/membership/rmia.h"
 #include "common/nn/group_norm_silu.h"
 #include "common/sampling/solver_step.h"
 
@@ -42,5 +45,19 @@ KR_FIELDS(GroupNorm, KR_FIELD(x), KR_FIELD(skip), KR_FIELD(batch), KR_FIELD(pixe
           KR_FIELD(skip_channels), KR_FIELD(dtype), KR_FIELD(weight), KR_FIELD(bias), KR_FIELD(affine_dtype),
           KR_FIELD(shift), KR_FIELD(shift_dtype), KR_FIELD(shift_stride), KR_FIELD(groups), KR_FIELD(eps),
           KR_FIELD(silu), KR_FIELD(y))
+
+KR_FIELDS(MembershipSignals, KR_FIELD(logits), KR_FIELD(dtype), KR_FIELD(rows), KR_FIELD(classes), KR_FIELD(stride),
+          KR_FIELD(labels), KR_FIELD_AS(phi, out.phi), KR_FIELD_AS(loss, out.loss), KR_FIELD_AS(entropy, out.entropy),
+          KR_FIELD_AS(modified_entropy, out.modified_entropy), KR_FIELD_AS(confidence, out.confidence),
+          KR_FIELD_AS(correct, out.correct))
+
+#define KR_SHADOW_VALUES                                                                                      \
+    KR_FIELD(phi), KR_FIELD(keep), KR_FIELD(target), KR_FIELD(queries), KR_FIELD(examples), KR_FIELD(models), \
+        KR_FIELD(targets)
+
+KR_FIELDS(Lira, KR_SHADOW_VALUES, KR_FIELD(online), KR_FIELD(variance), KR_FIELD(scores))
+
+KR_FIELDS(Rmia, KR_FIELD(x), KR_FIELD(z), KR_FIELD(float64), KR_FIELD(queries), KR_FIELD(num_x), KR_FIELD(num_z),
+          KR_FIELD(gamma), KR_FIELD(predicate))
 
 }  // namespace kr

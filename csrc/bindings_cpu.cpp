@@ -25,12 +25,22 @@ namespace py = pybind11;
 
 namespace kr {
 
-KR_FIELDS(DistillationWanted, KR_FIELD(loss), KR_FIELD(row_loss), KR_FIELD(grad), KR_FIELD(upstream),
+KR_FIELDS(DistillationRequest, KR_FIELD(loss), KR_FIELD(row_loss), KR_FIELD(grad), KR_FIELD(upstream),
           KR_FIELD(upstream_step))
 
 KR_FIELDS(DistillationMetrics, KR_LOGIT_PAIR, KR_FIELD(temperature), KR_FIELD(kl), KR_FIELD(agreement),
           KR_FIELD(teacher_confidence), KR_FIELD(teacher_entropy), KR_FIELD(cross_entropy), KR_FIELD(student_correct),
           KR_FIELD(teacher_correct))
+
+KR_FIELDS(AttackR, KR_SHADOW_VALUES, KR_FIELD(float64), KR_FIELD(share))
+
+KR_FIELDS(Roc, KR_FIELD(scores), KR_FIELD(members), KR_FIELD(n), KR_FIELD(thresholds), KR_FIELD(tp), KR_FIELD(fp))
+
+KR_FIELDS(BestThreshold, KR_FIELD(values), KR_FIELD(members), KR_FIELD(examples), KR_FIELD(models), KR_FIELD(leave_out),
+          KR_FIELD(thresholds))
+
+KR_FIELDS(BootstrapAuc, KR_FIELD(inside), KR_FIELD(outside), KR_FIELD(groups), KR_FIELD(limits), KR_FIELD(num_limits),
+          KR_FIELD(replicates), KR_FIELD(seed), KR_FIELD(auc), KR_FIELD(tp))
 
 KR_FIELDS(WinogradConv, KR_FIELD(x), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width), KR_FIELD(inputs),
           KR_FIELD(weight), KR_FIELD(scale), KR_FIELD(bias), KR_FIELD(residual), KR_FIELD(activation), KR_FIELD(pool),
@@ -87,8 +97,8 @@ PYBIND11_MODULE(_cpu, m) {
     // distillation_loss: the loss over all rows, and the first row whose label or index is wrong
     m.def(
         "distillation_loss",
-        [](const kr::DistillationLoss& call, const kr::DistillationWanted& wanted, int threads) {
-            const kr::DistillationResult result = kr::distillation_loss(call, wanted, threads);
+        [](const kr::DistillationLoss& call, const kr::DistillationRequest& request, int threads) {
+            const kr::DistillationResult result = kr::distillation_loss(call, request, threads);
             return std::make_pair(result.loss, result.invalid);
         },
         release());
@@ -100,27 +110,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("group_norm_silu", &kr::group_norm_silu, release());
 
     // membership_signals
-    m.def(
-        "membership_signals",
-        [](Address logits, int64_t rows, int64_t classes, int64_t stride, Address labels, Address phi, Address loss,
-           Address entropy, Address modified_entropy, Address confidence, Address correct, int threads) {
-            const kr::SignalOutputs out = {at<float>(phi),        at<float>(loss),
-                                           at<float>(entropy),    at<float>(modified_entropy),
-                                           at<float>(confidence), at<float>(correct)};
-            kr::membership_signals(at<const float>(logits), rows, classes, stride, at<const int64_t>(labels), out,
-                                   threads);
-        },
-        release());
+    m.def("membership_signals", &kr::membership_signals, release());
 
     // lira
-    m.def(
-        "lira",
-        [](Address phi, Address keep, Address target, int64_t queries, int64_t examples, int64_t models,
-           int64_t targets, bool online, int variance, Address scores, int threads) {
-            return kr::lira(at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries, examples,
-                            models, targets, online, static_cast<kr::Variance>(variance), at<double>(scores), threads);
-        },
-        release());
+    m.def("lira", &kr::lira, release());
 
     // qkv_attention
     m.def(
@@ -146,59 +139,19 @@ PYBIND11_MODULE(_cpu, m) {
         release());
 
     // roc
-    m.def(
-        "roc",
-        [](Address scores, Address members, int64_t n, Address thresholds, Address tp, Address fp) {
-            return kr::roc(at<const double>(scores), at<const uint8_t>(members), n, at<double>(thresholds),
-                           at<int64_t>(tp), at<int64_t>(fp));
-        },
-        release());
+    m.def("roc", &kr::roc, release());
 
     // bootstrap_auc
-    m.def(
-        "bootstrap_auc",
-        [](Address inside, Address outside, int64_t groups, Address limits, int64_t num_limits, int64_t replicates,
-           uint64_t seed, Address auc, Address tp, int threads) {
-            kr::bootstrap_auc(at<const int64_t>(inside), at<const int64_t>(outside), groups, at<const int64_t>(limits),
-                              num_limits, replicates, seed, at<double>(auc), at<int64_t>(tp), threads);
-        },
-        release());
+    m.def("bootstrap_auc", &kr::bootstrap_auc, release());
 
     // attack_r
-    m.def(
-        "attack_r",
-        [](Address phi, Address keep, Address target, bool wide, int64_t queries, int64_t examples, int64_t models,
-           int64_t targets, Address share, int threads) {
-            if (wide)
-                kr::attack_r(at<const double>(phi), at<const uint8_t>(keep), at<const double>(target), queries,
-                             examples, models, targets, at<double>(share), threads);
-            else
-                kr::attack_r(at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries, examples,
-                             models, targets, at<double>(share), threads);
-        },
-        release());
+    m.def("attack_r", &kr::attack_r, release());
 
     // best_threshold
-    m.def(
-        "best_threshold",
-        [](Address values, Address held, int64_t examples, int64_t models, bool all, Address threshold, int threads) {
-            kr::best_threshold(at<const double>(values), at<const uint8_t>(held), examples, models, all,
-                               at<double>(threshold), threads);
-        },
-        release());
+    m.def("best_threshold", &kr::best_threshold, release());
 
     // rmia
     m.def(
-        "rmia",
-        [](Address x, Address z, int64_t queries, int64_t num_x, int64_t num_z, bool wide, double gamma, int predicate,
-           Address count, int threads) {
-            const auto rule = static_cast<kr::Predicate>(predicate);
-            if (wide)
-                kr::rmia(at<const double>(x), at<const double>(z), queries, num_x, num_z, gamma, rule,
-                         at<int64_t>(count), threads);
-            else
-                kr::rmia(at<const float>(x), at<const float>(z), queries, num_x, num_z, (float)gamma, rule,
-                         at<int64_t>(count), threads);
-        },
+        "rmia", [](const kr::Rmia& call, Address count, int threads) { kr::rmia(call, at<int64_t>(count), threads); },
         release());
 }

@@ -24,6 +24,8 @@ namespace kr {
 KR_FIELDS(cuda::DistillationBuffers, KR_FIELD(row_loss), KR_FIELD(loss), KR_FIELD(stats), KR_FIELD(grad),
           KR_FIELD(scale), KR_FIELD(upstream), KR_FIELD(unless_one), KR_FIELD(upstream_step), KR_FIELD(workspace))
 
+KR_FIELDS(cuda::LiraBuffers, KR_FIELD(constant), KR_FIELD(pooled), KR_FIELD(num_unscored))
+
 KR_FIELDS(cuda::ResidualBlock, KR_FIELD(x), KR_FIELD(weight1), KR_FIELD(bias1), KR_FIELD(weight2), KR_FIELD(bias2),
           KR_FIELD(scale), KR_FIELD(shift), KR_FIELD(models), KR_FIELD(images), KR_FIELD(height), KR_FIELD(width),
           KR_FIELD(channels), KR_FIELD(bf16), KR_FIELD(relu), KR_FIELD(y))
@@ -75,40 +77,22 @@ PYBIND11_MODULE(_cuda, m) {
     m.attr("lira_blocks") = kr::cuda::kLiraBlocks;
     m.def(
         "lira_pool",
-        [](Address phi, Address keep, Address target, int64_t queries, int64_t examples, int64_t models,
-           int64_t targets, bool raw, Address partial, Address queue) {
-            check(kr::cuda::lira_pool({at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries,
-                                       examples, models, targets},
-                                      raw, at<double>(partial), at<void>(queue)),
-                  "lira");
+        [](const kr::Lira& call, Address partial, Address queue) {
+            check(kr::cuda::lira_pool(call, at<double>(partial), at<void>(queue)), "lira");
         },
         release());
     m.def(
         "lira",
-        [](Address phi, Address keep, Address target, int64_t queries, int64_t examples, int64_t models,
-           int64_t targets, bool online, int variance, Address constant, Address pooled, Address scores,
-           Address lacking, Address queue) {
-            check(kr::cuda::lira({at<const float>(phi), at<const uint8_t>(keep), at<const float>(target), queries,
-                                  examples, models, targets},
-                                 {online, static_cast<kr::Variance>(variance), at<const double>(constant)},
-                                 at<const double>(pooled), at<double>(scores), at<unsigned long long>(lacking),
-                                 at<void>(queue)),
-                  "lira");
+        [](const kr::Lira& call, const kr::cuda::LiraBuffers& buffers, Address queue) {
+            check(kr::cuda::lira(call, buffers, at<void>(queue)), "lira");
         },
         release());
 
-    // membership_signals: the outputs in the order of SignalOutputs
+    // membership_signals
     m.def(
         "membership_signals",
-        [](Address logits, int dtype, int64_t rows, int64_t classes, int64_t stride, Address labels, Address phi,
-           Address loss, Address entropy, Address modified_entropy, Address confidence, Address correct,
-           Address queue) {
-            check(kr::cuda::membership_signals(at<const void>(logits), static_cast<kr::Dtype>(dtype), rows, classes,
-                                               stride, at<const int64_t>(labels),
-                                               {at<float>(phi), at<float>(loss), at<float>(entropy),
-                                                at<float>(modified_entropy), at<float>(confidence), at<float>(correct)},
-                                               at<void>(queue)),
-                  "membership_signals");
+        [](const kr::MembershipSignals& call, Address queue) {
+            check(kr::cuda::membership_signals(call, at<void>(queue)), "membership_signals");
         },
         release());
 
@@ -135,20 +119,14 @@ PYBIND11_MODULE(_cuda, m) {
     // rmia: counts of a query, then the vote of several
     m.def(
         "rmia_below",
-        [](Address x, Address ordered, int64_t queries, int64_t num_x, int64_t num_z, bool wide, double gamma,
-           int predicate, Address below, Address queue) {
-            const auto rule = static_cast<kr::Predicate>(predicate);
-            check(wide ? kr::cuda::rmia_below(at<const double>(x), at<const double>(ordered), queries, num_x, num_z,
-                                              gamma, rule, at<int32_t>(below), at<void>(queue))
-                       : kr::cuda::rmia_below(at<const float>(x), at<const float>(ordered), queries, num_x, num_z,
-                                              (float)gamma, rule, at<int32_t>(below), at<void>(queue)),
-                  "rmia");
+        [](const kr::Rmia& call, Address below, Address queue) {
+            check(kr::cuda::rmia_below(call, at<int32_t>(below), at<void>(queue)), "rmia");
         },
         release());
     m.def(
         "rmia_vote",
-        [](Address below, Address rank, int64_t queries, int64_t num_x, int64_t num_z, Address count, Address queue) {
-            check(kr::cuda::rmia_vote(at<const int32_t>(below), at<const int32_t>(rank), queries, num_x, num_z,
+        [](const kr::Rmia& call, Address below, Address rank, Address count, Address queue) {
+            check(kr::cuda::rmia_vote(call, at<const int32_t>(below), at<const int32_t>(rank),
                                       at<unsigned long long>(count), at<void>(queue)),
                   "rmia");
         },

@@ -30,6 +30,7 @@ template <class T>
 void assign(T*& to, PyObject* from) {
     to = reinterpret_cast<T*>(PyLong_AsUnsignedLongLong(from));
 }
+inline void assign(double& to, PyObject* from) { to = PyFloat_AsDouble(from); }
 inline void assign(float& to, PyObject* from) { to = (float)PyFloat_AsDouble(from); }
 inline void assign(bool& to, PyObject* from) { to = PyObject_IsTrue(from) == 1; }
 inline void assign(uint64_t& to, PyObject* from) { to = PyLong_AsUnsignedLongLong(from); }
@@ -59,7 +60,7 @@ void assign(T (&to)[N], PyObject* from) {
 #define KR_FIELD_AS(name, member) \
     {PyUnicode_InternFromString(#name), [](Struct& to, PyObject* from) { assign(to.member, from); }}
 
-// Callers mostly give the fields in the order of the list, so each search starts behind the field found last.
+// Callers mostly give the fields in the order of the list, so each search starts behind the last match.
 template <class T>
 T from_dict(PyObject* given) {
     const auto& fields = Fields<T>::list();
@@ -67,7 +68,7 @@ T from_dict(PyObject* given) {
     static_assert(count <= 64, "a bit for each field");
     const std::string type = Fields<T>::type;
     T out = {};
-    uint64_t found = 0;
+    uint64_t matched = 0;
     PyObject *key, *value;
     Py_ssize_t position = 0;
     for (int next = 0; PyDict_Next(given, &position, &key, &value); ++next) {
@@ -77,11 +78,11 @@ T from_dict(PyObject* given) {
             ++next;
         }
         fields[next].set(out, value);
-        found |= (uint64_t)1 << next;
+        matched |= (uint64_t)1 << next;
     }
     if (PyErr_Occurred()) throw py::error_already_set();
     for (int i = 0; i < count; ++i)
-        if (!(found >> i & 1))
+        if (!(matched >> i & 1))
             throw py::type_error(type + " needs " + py::cast<std::string>(py::handle(fields[i].name)));
     return out;
 }

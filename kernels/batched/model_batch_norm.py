@@ -184,8 +184,9 @@ def _grid(models: int, rows: int, span: int, channels: int, tile: dict) -> tuple
     return (models * triton.cdiv(rows, span) * triton.cdiv(channels, tile["BC"]),)
 
 
-def forward(x, weight, bias, residual, relu, eps):
+def forward(call):
     """See kr_fast.ops.batched.model_batch_norm; arguments are checked there."""
+    x = call.x
     models, channels = len(x), x.shape[-1]
     rows = x[0].numel() // channels
     span, tile, warps = shape(rows, channels)
@@ -196,13 +197,14 @@ def forward(x, weight, bias, residual, relu, eps):
     options = {"C": channels, "BC": tile["BC"]}
     moments[grid](x, means, squares, rows, span, P=tile["P"], num_warps=warps, **options)
     merge_moments[few](means, squares, mean, var, rows, span, num_warps=1, **options)
-    options |= {"RELU": relu, "ROUND": _rounds(x), "P": tile["P"], "num_warps": warps}
-    normalize[grid](x, weight, bias, residual, mean, var, y, rows, span, eps, **options)
+    options |= {"RELU": call.relu, "ROUND": _rounds(x), "P": tile["P"], "num_warps": warps}
+    normalize[grid](x, call.weight, call.bias, call.residual, mean, var, y, rows, span, call.eps, **options)
     return y, mean, var
 
 
-def backward(grad, x, y, weight, mean, var, relu, residual, eps):
-    """The gradients of x, weight, bias and, behind a ReLU, of the residual (else an empty tensor)."""
+def backward(call):
+    """The gradients of x, weight, bias and, where asked for behind a ReLU, of the residual (else an empty tensor)."""
+    grad, x, y, weight, mean, var, relu, residual, eps = call
     models, channels = len(x), x.shape[-1]
     rows = x[0].numel() // channels
     span, tile, warps = shape(rows, channels)

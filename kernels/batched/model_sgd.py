@@ -39,7 +39,8 @@ def layout(models: int, sizes: tuple[int, ...], decays: tuple[float, ...], devic
     return table, torch.tensor(decays, dtype=torch.float32).to(device)
 
 
-def model_sgd(weight, velocity, grad, rate, momentum, table, decays):
+def model_sgd(call, table, decays):
     """See kr_fast.ops.batched.model_sgd; arguments are checked there. ``table`` and ``decays`` are :func:`layout`'s."""
-    if weight.numel():
-        step[(len(table),)](weight, velocity, grad, rate, momentum, table, decays, BLOCK=BLOCK, num_warps=4)
+    if call.weight.numel():
+        tensors = (call.weight, call.velocity, call.grad, call.rate, call.momentum)
+        step[(len(table),)](*tensors, table, decays, BLOCK=BLOCK, num_warps=4)

@@ -186,3 +186,40 @@ class ResidualBlock(NamedTuple):
     scale: Tensor | None
     shift: Tensor | None
     relu: bool
+
+
+class BatchNorm(NamedTuple):
+    """Of model_batch_norm."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    relu: bool
+    eps: float
+
+
+class BatchNormGradient(NamedTuple):
+    """Of model_batch_norm's backward: what its forward was given and made, ``y`` with a ReLU alone."""
+
+    grad: Tensor
+    x: Tensor
+    y: Tensor | None
+    weight: Tensor | None
+    mean: Tensor
+    var: Tensor
+    relu: bool
+    residual: bool  # whether its gradient is asked for, which is grad without a ReLU
+    eps: float
+
+
+class Sgd(NamedTuple):
+    """Of model_sgd."""
+
+    weight: Tensor
+    velocity: Tensor
+    grad: Tensor
+    rate: Tensor
+    momentum: Tensor
+    sizes: tuple[int, ...]
+    decays: tuple[float, ...]

@@ -17,7 +17,16 @@ from kr_fast.backends.arguments import (
     SolverTableStep,
     WinogradConv,
 )
-from kr_fast.backends.codes import ACTIVATIONS, DIVERGENCES, DTYPES, METRICS, TARGET_KINDS
+from kr_fast.backends.codes import (
+    ACTIVATIONS,
+    DIVERGENCES,
+    DTYPES,
+    METRICS,
+    PREDICATES,
+    SIGNALS,
+    TARGET_KINDS,
+    VARIANCES,
+)
 from kr_fast.backends.native import address
 
 Struct = dict[str, Any]
@@ -149,3 +158,38 @@ def residual_block(call: ResidualBlock, y: Tensor) -> Struct:
     tensors = {name: address(getattr(call, name)) for name in call._fields[:-1]}
     sizes = {"models": models, "images": images, "height": height, "width": width, "channels": channels}
     return tensors | sizes | {"bf16": call.x.dtype == torch.bfloat16, "relu": call.relu, "y": y.data_ptr()}
+
+
+def membership_signals(logits: Tensor, labels: Tensor, outputs: dict[str, Tensor]) -> Struct:
+    """``kr::MembershipSignals`` that writes into ``outputs``, by the names of codes.SIGNALS."""
+    rows, classes = logits.shape
+    sizes = {"dtype": DTYPES[logits.dtype], "rows": rows, "classes": classes, "stride": logits.stride(0)}
+    signals = {name: address(outputs.get(name)) for name in SIGNALS}
+    return {"logits": logits.data_ptr(), **sizes, "labels": labels.data_ptr(), **signals}
+
+
+def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, variance: str, scores: Tensor | None):
+    """``kr::Lira`` that writes into ``scores``; None where only variances are pooled."""
+    method = {"online": online, "variance": VARIANCES.index(variance), "scores": address(scores)}
+    return _shadow_values(phi, keep, target) | method
+
+
+def attack_r(phi: Tensor, keep: Tensor, target: Tensor | None, share: Tensor) -> Struct:
+    """``kr::AttackR`` that writes into ``share``."""
+    method = {"float64": phi.dtype == torch.float64, "share": share.data_ptr()}
+    return _shadow_values(phi, keep, target) | method
+
+
+def _shadow_values(phi: Tensor, keep: Tensor, target: Tensor | None) -> Struct:
+    queries, examples, models = phi.shape
+    tensors = {"phi": phi.data_ptr(), "keep": keep.data_ptr(), "target": address(target)}
+    targets = models if target is None else target.shape[2]
+    return tensors | {"queries": queries, "examples": examples, "models": models, "targets": targets}
+
+
+def rmia(p_x: Tensor, p_z: Tensor, gamma: float, predicate: str) -> Struct:
+    """``kr::Rmia``."""
+    queries = p_x.shape[0] if p_x.ndim == 2 else 1
+    sizes = {"queries": queries, "num_x": p_x.shape[-1], "num_z": p_z.shape[-1]}
+    rule = {"gamma": gamma, "predicate": PREDICATES.index(predicate)}
+    return {"x": p_x.data_ptr(), "z": p_z.data_ptr(), "float64": p_x.dtype == torch.float64, **sizes, **rule}

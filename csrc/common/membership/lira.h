@@ -13,6 +13,18 @@ namespace kr {
 
 enum class Variance : int { per_example, fixed, fixed_raw, shrinkage };  // the numbers that Python passes
 
+// One call for all targets.
+struct Lira {
+    const float* phi;     // [queries, examples, models]
+    const uint8_t* keep;  // 1 = in; [models, examples], on a GPU [examples, models]
+    const float* target;  // [queries, examples, targets] of models outside phi, or null: then every model of phi is a
+                          // target, scored against the others (leave one out)
+    int64_t queries, examples, models, targets;
+    bool online;
+    Variance variance;
+    double* scores;  // [targets, examples], higher for members; 0 (no evidence) where a side has too few shadows
+};
+
 // The shadows' values on one side (in or out). `low`, `middle`, `high`: the values of rank count / 2 - 1, count / 2 and
 // count / 2 + 1, the last for odd counts only. The sums are of (value - middle) and of its square.
 struct LiraSide {

@@ -51,7 +51,7 @@ int64_t grain(const DistillationLoss& call) { return (int64_t{1} << 14) / (kBloc
 
 }  // namespace
 
-DistillationResult distillation_loss(const DistillationLoss& call, const DistillationWanted& wanted, int threads) {
+DistillationResult distillation_loss(const DistillationLoss& call, const DistillationRequest& request, int threads) {
     int64_t counted;
     DistillationResult result{0.0, check_labels(call, counted)};
     if (result.invalid < 0) result.invalid = first_index_outside(call);
@@ -67,7 +67,7 @@ DistillationResult distillation_loss(const DistillationLoss& call, const Distill
         std::vector<float> work(scalar::across_lanes(call) ? 0 : static_cast<size_t>(5 * call.classes));
         for (int64_t block = first; block < last; ++block) {
             const int64_t begin = block * kBlockRows, end = std::min(begin + kBlockRows, call.rows);
-            sums[static_cast<size_t>(block)] = KR_DISPATCH(loss_block, call, wanted, scale, begin, end, work.data());
+            sums[static_cast<size_t>(block)] = KR_DISPATCH(loss_block, call, request, scale, begin, end, work.data());
         }
     });
     for (double sum : sums) result.loss += sum;

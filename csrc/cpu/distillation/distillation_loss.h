@@ -5,8 +5,8 @@
 
 namespace kr {
 
-// What is wanted of a call. Loss and gradient together cost one pass; each alone costs less.
-struct DistillationWanted {
+// What is requested of a call. Loss and gradient together cost one pass; each alone costs less.
+struct DistillationRequest {
     bool loss;
     float* row_loss;        // weighted losses [rows], or null
     void* grad;             // [rows, classes] contiguous, of input's dtype, or null
@@ -22,6 +22,6 @@ struct DistillationResult {
 };
 
 // Rows are summed in fixed blocks, so the result does not depend on the number of threads.
-DistillationResult distillation_loss(const DistillationLoss& call, const DistillationWanted& wanted, int threads);
+DistillationResult distillation_loss(const DistillationLoss& call, const DistillationRequest& request, int threads);
 
 }  // namespace kr

@@ -278,8 +278,8 @@ static float dkd_row(const DistillationLoss& call, bool want_loss, const float* 
 constexpr int kBlockRows = 64;
 
 template <int kPower>
-static double loss_block_of(const DistillationLoss& call, const DistillationWanted& wanted, double scale, int64_t begin,
-                            int64_t end, float* work) {
+static double loss_block_of(const DistillationLoss& call, const DistillationRequest& request, double scale,
+                            int64_t begin, int64_t end, float* work) {
     const int64_t n = call.classes;
     const int count = (int)(end - begin);
     float weight[kBlockRows], factor[kBlockRows], losses[kBlockRows];
@@ -289,38 +289,38 @@ static double loss_block_of(const DistillationLoss& call, const DistillationWant
     if (call.labels)
         for (int r = 0; r < count; ++r) weight[r] = call.labels[begin + r] == call.ignore_index ? 0.0f : weight[r];
     for (int r = 0; r < kBlockRows; ++r) factor[r] = (float)scale * weight[r];
-    if (wanted.upstream)
+    if (request.upstream)
         for (int r = 0; r < count; ++r)
             factor[r] = weight[r] == 0.0f  // 0 also under an infinite upstream gradient: such a row is not read
                             ? 0.0f
-                            : (float)(wanted.upstream[(begin + r) * wanted.upstream_step] * scale) * weight[r];
+                            : (float)(request.upstream[(begin + r) * request.upstream_step] * scale) * weight[r];
 
     bool zeros = false;
     for (int r = 0; r < count; ++r) zeros |= factor[r] == 0.0f;
     const bool decoupled = call.divergence == Divergence::decoupled;
     if (across_lanes(call)) {
         for (int r = 0; r < count; r += kLanes)
-            loss_lanes<kPower>(call, wanted.loss, begin + r, count - r < kLanes ? count - r : kLanes, factor + r, zeros,
-                               losses + r, wanted.grad);
+            loss_lanes<kPower>(call, request.loss, begin + r, count - r < kLanes ? count - r : kLanes, factor + r,
+                               zeros, losses + r, request.grad);
     } else {
         const bool direct = call.input_dtype == Dtype::f32;
         for (int r = 0; r < count; ++r) {
             const int64_t row = begin + r;
-            float* grad = !wanted.grad ? nullptr : direct ? static_cast<float*>(wanted.grad) + row * n : work + 4 * n;
-            if (factor[r] != 0.0f || (wanted.loss && weight[r] != 0.0f)) {
+            float* grad = !request.grad ? nullptr : direct ? static_cast<float*>(request.grad) + row * n : work + 4 * n;
+            if (factor[r] != 0.0f || (request.loss && weight[r] != 0.0f)) {
                 const float *s = student_row(call, row, work + 2 * n), *t = teacher_row(call, row, work + 3 * n);
-                losses[r] = decoupled ? dkd_row<kPower>(call, wanted.loss, s, t, row, factor[r], work, grad)
-                                      : loss_row<kPower>(call, wanted.loss, s, t, row, factor[r], work, grad);
+                losses[r] = decoupled ? dkd_row<kPower>(call, request.loss, s, t, row, factor[r], work, grad)
+                                      : loss_row<kPower>(call, request.loss, s, t, row, factor[r], work, grad);
             }
             if (grad && factor[r] == 0.0f)
                 for (int64_t i = 0; i < n; ++i) grad[i] = 0.0f;
-            if (grad && !direct) from_float_row(grad, call.input_dtype, wanted.grad, row * n, n);
+            if (grad && !direct) from_float_row(grad, call.input_dtype, request.grad, row * n, n);
         }
     }
     double sum = 0;
     for (int r = 0; r < count; ++r) losses[r] = weight[r] == 0.0f ? 0.0f : weight[r] * losses[r];
-    if (wanted.row_loss)
-        for (int r = 0; r < count; ++r) wanted.row_loss[begin + r] = losses[r];
+    if (request.row_loss)
+        for (int r = 0; r < count; ++r) request.row_loss[begin + r] = losses[r];
     for (int r = 0; r < kBlockRows; r += 8) {
         double part = 0;
         for (int k = r; k < r + 8; ++k) part += k < count ? losses[k] : 0.0f;
@@ -330,11 +330,11 @@ static double loss_block_of(const DistillationLoss& call, const DistillationWant
 }
 
 // Rows [begin, end), at most kBlockRows; the sum of their weighted losses is returned. scale is 1 / W or 1.
-static double loss_block(const DistillationLoss& call, const DistillationWanted& wanted, double scale, int64_t begin,
+static double loss_block(const DistillationLoss& call, const DistillationRequest& request, double scale, int64_t begin,
                          int64_t end, float* work) {
     const float T = call.temperature;
-    return call.hard == 0.0f || T == 1.0f ? loss_block_of<1>(call, wanted, scale, begin, end, work)
-           : T == 2.0f                    ? loss_block_of<2>(call, wanted, scale, begin, end, work)
-           : T == 4.0f                    ? loss_block_of<4>(call, wanted, scale, begin, end, work)
-                                          : loss_block_of<kNoPower>(call, wanted, scale, begin, end, work);
+    return call.hard == 0.0f || T == 1.0f ? loss_block_of<1>(call, request, scale, begin, end, work)
+           : T == 2.0f                    ? loss_block_of<2>(call, request, scale, begin, end, work)
+           : T == 4.0f                    ? loss_block_of<4>(call, request, scale, begin, end, work)
+                                          : loss_block_of<kNoPower>(call, request, scale, begin, end, work);
 }

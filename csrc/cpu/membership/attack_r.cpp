@@ -9,12 +9,14 @@
 
 namespace kr {
 namespace {
+
 constexpr int64_t kBlock = 128;  // examples whose shares are written together
-}
 
 template <class T>
-void attack_r(const T* phi, const uint8_t* keep, const T* target, int64_t queries, int64_t examples, int64_t models,
-              int64_t targets, double* share, int threads) {
+void attack_r_of(const AttackR& call, int threads) {
+    const auto* phi = static_cast<const T*>(call.phi);
+    const auto* target = static_cast<const T*>(call.target);
+    const int64_t queries = call.queries, examples = call.examples, models = call.models, targets = call.targets;
     const int64_t blocks = (examples + kBlock - 1) / kBlock;
     parallel_for(blocks, 1, threads, [&](int64_t first, int64_t last) {
         std::vector<double> sums((size_t)(kBlock * targets));  // by example: neighbours are written one after the other
@@ -25,7 +27,7 @@ void attack_r(const T* phi, const uint8_t* keep, const T* target, int64_t querie
             std::fill(sums.begin(), sums.end(), 0.0);
             for (int64_t i = 0; i < width; ++i) {
                 const int64_t n = from + i;
-                for (int64_t m = 0; m < models; ++m) held[m] = keep[m * examples + n];
+                for (int64_t m = 0; m < models; ++m) held[m] = call.keep[m * examples + n];
                 for (int64_t a = 0; a < queries; ++a) {
                     const T* row = phi + (a * examples + n) * models;
                     const T* seen = target ? target + (a * examples + n) * targets : row;
@@ -42,12 +44,16 @@ void attack_r(const T* phi, const uint8_t* keep, const T* target, int64_t querie
                 }
             }
             for (int64_t k = 0; k < targets; ++k)
-                for (int64_t i = 0; i < width; ++i) share[k * examples + from + i] = sums[i * targets + k] / queries;
+                for (int64_t i = 0; i < width; ++i)
+                    call.share[k * examples + from + i] = sums[i * targets + k] / queries;
         }
     });
 }
 
-template void attack_r(const float*, const uint8_t*, const float*, int64_t, int64_t, int64_t, int64_t, double*, int);
-template void attack_r(const double*, const uint8_t*, const double*, int64_t, int64_t, int64_t, int64_t, double*, int);
+}  // namespace
+
+void attack_r(const AttackR& call, int threads) {
+    call.float64 ? attack_r_of<double>(call, threads) : attack_r_of<float>(call, threads);
+}
 
 }  // namespace kr

@@ -4,11 +4,17 @@
 namespace kr {
 
 // share[k, n] = mean over queries of the share of models that did not hold example n whose phi is at most that of
-// target k. phi: [queries, examples, models], no NaN; keep: [models, examples] (1 = held). target: [queries, examples,
-// targets] of models outside phi, or null: then every model of phi is a target, left out of the count. A count of no
-// models is 0. share: [targets, examples]. T: float, double.
-template <class T>
-void attack_r(const T* phi, const uint8_t* keep, const T* target, int64_t queries, int64_t examples, int64_t models,
-              int64_t targets, double* share, int threads);
+// target k. A count of no models is 0.
+struct AttackR {
+    const void* phi;      // [queries, examples, models], no NaN; float, or double if float64
+    const uint8_t* keep;  // [models, examples], 1 = held
+    const void* target;   // [queries, examples, targets] of models outside phi, or null: then every model of phi is a
+                          // target, left out of the count
+    bool float64;
+    int64_t queries, examples, models, targets;
+    double* share;  // [targets, examples]
+};
+
+void attack_r(const AttackR& call, int threads);
 
 }  // namespace kr

@@ -13,7 +13,7 @@
 namespace kr {
 namespace {
 
-constexpr uint64_t kHeld = 1, kLast = 2, kModel = 4;  // payload: member's, last of its equals, model times 4
+constexpr uint64_t kMember = 1, kLast = 2, kModel = 4;  // payload: member's, last of its equals, model times 4
 
 double best_without(const std::vector<KeyedItem>& items, uint64_t skipped, int64_t members, int64_t others) {
     if (members == 0 || others == 0) return std::numeric_limits<double>::quiet_NaN();
@@ -23,37 +23,37 @@ double best_without(const std::vector<KeyedItem>& items, uint64_t skipped, int64
     double best = -2;
     uint64_t key = 0;
     for (const KeyedItem& item : items) {
-        const int64_t counts = item.payload / kModel != skipped, held = item.payload & kHeld;
-        tp += counts & held, fp += counts & (1 - held);
+        const int64_t counts = item.payload / kModel != skipped, member = item.payload & kMember;
+        tp += counts & member, fp += counts & (1 - member);
         const int64_t gain = tp * others - fp * members;
         if (!(item.payload & kLast) || gain < most || tp + fp == 0) continue;
-        const double found = (double)tp / (double)members - (double)fp / (double)others;
+        const double difference = (double)tp / (double)members - (double)fp / (double)others;
         most = std::max(most, gain - near);
-        if (found > best) best = found, key = item.key;
+        if (difference > best) best = difference, key = item.key;
     }
     return value_of_descending_key(key);
 }
 
 }  // namespace
 
-void best_threshold(const double* values, const uint8_t* held, int64_t examples, int64_t models, bool all,
-                    double* threshold, int threads) {
-    const int64_t count = examples * models;
+void best_threshold(const BestThreshold& call, int threads) {
+    const int64_t examples = call.examples, models = call.models, count = examples * models;
     std::vector<KeyedItem> items((size_t)count);
     std::vector<int64_t> own((size_t)models);  // members of each model
     int64_t members = 0;
     for (int64_t i = 0; i < count; ++i) {
-        items[i] = {descending_key(values[i]), (uint64_t)(i % models) * kModel + (held[i] ? kHeld : 0)};
-        own[i % models] += held[i] ? 1 : 0, members += held[i] ? 1 : 0;
+        const uint64_t member = call.members[i] ? kMember : 0;
+        items[i] = {descending_key(call.values[i]), (uint64_t)(i % models) * kModel + member};
+        own[i % models] += (int64_t)member, members += (int64_t)member;
     }
     radix_sort(items);
     for (int64_t i = 0; i < count; ++i)
         if (i + 1 == count || items[i + 1].key != items[i].key) items[i].payload |= kLast;
-    parallel_for(all ? 1 : models, 1, threads, [&](int64_t first, int64_t last) {
+    parallel_for(call.leave_out ? models : 1, 1, threads, [&](int64_t first, int64_t last) {
         for (int64_t k = first; k < last; ++k)
-            threshold[k] =
-                all ? best_without(items, (uint64_t)models, members, count - members)
-                    : best_without(items, (uint64_t)k, members - own[k], count - examples - (members - own[k]));
+            call.thresholds[k] = call.leave_out ? best_without(items, (uint64_t)k, members - own[k],
+                                                               count - examples - (members - own[k]))
+                                                : best_without(items, (uint64_t)models, members, count - members);
     });
 }
 

@@ -12,14 +12,15 @@
 
 namespace kr {
 
-void bootstrap_auc(const int64_t* inside, const int64_t* outside, int64_t groups, const int64_t* limits,
-                   int64_t num_limits, int64_t replicates, uint64_t seed, double* auc, int64_t* tp, int threads) {
+void bootstrap_auc(const BootstrapAuc& call, int threads) {
+    const int64_t groups = call.groups, num_limits = call.num_limits;
+    const uint64_t seed = call.seed;
     std::vector<uint32_t> group_of[2];
     for (int side = 0; side < 2; ++side)
         for (int64_t g = 0; g < groups; ++g)
-            group_of[side].insert(group_of[side].end(), (size_t)(side ? outside : inside)[g], (uint32_t)g);
+            group_of[side].insert(group_of[side].end(), (size_t)(side ? call.outside : call.inside)[g], (uint32_t)g);
     const int64_t members = (int64_t)group_of[0].size(), others = (int64_t)group_of[1].size();
-    parallel_for(replicates, 1, threads, [&](int64_t first, int64_t last) {
+    parallel_for(call.replicates, 1, threads, [&](int64_t first, int64_t last) {
         std::vector<uint32_t> weight_in((size_t)groups), weight_out((size_t)groups);
         for (int64_t b = first; b < last; ++b) {
             KR_DISPATCH(draw_weights, group_of[0].data(), members, 0u, (uint32_t)b, seed, weight_in.data());
@@ -29,12 +30,12 @@ void bootstrap_auc(const int64_t* inside, const int64_t* outside, int64_t groups
                 const int64_t in = weight_in[g], out = weight_out[g];
                 weight_in[g] = weight_out[g] = 0;
                 false_positives += out;
-                while (k < num_limits && false_positives > limits[k]) tp[b * num_limits + k++] = above;
+                while (k < num_limits && false_positives > call.limits[k]) call.tp[b * num_limits + k++] = above;
                 twice += out * (2 * above + in);
                 above += in;
             }
-            while (k < num_limits) tp[b * num_limits + k++] = above;
-            auc[b] = (double)twice / (2.0 * (double)members * (double)others);
+            while (k < num_limits) call.tp[b * num_limits + k++] = above;
+            call.auc[b] = (double)twice / (2.0 * (double)members * (double)others);
         }
     });
 }

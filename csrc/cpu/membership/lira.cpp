@@ -52,25 +52,26 @@ struct Pool {
 
 }  // namespace
 
-int64_t lira(const float* phi, const uint8_t* keep, const float* target, int64_t queries, int64_t examples,
-             int64_t models, int64_t targets, bool online, Variance variance, double* scores, int threads) {
+int64_t lira(const Lira& call, int threads) {
+    const int64_t queries = call.queries, examples = call.examples, models = call.models, targets = call.targets;
+    const Variance variance = call.variance;
     const int64_t blocks = (examples + kBlock - 1) / kBlock;
-    const bool outside = target != nullptr, raw = variance == Variance::fixed_raw;
+    const bool outside = call.target != nullptr, raw = variance == Variance::fixed_raw;
     // visit(example, target, value, in, out) for all of a block of examples.
     auto visit_block = [&](int64_t block, auto visit) {
         Values in, out;
         std::vector<uint8_t> held((size_t)models);
         for (int64_t n = block * kBlock; n < std::min(examples, (block + 1) * kBlock); ++n) {
-            for (int64_t m = 0; m < models; ++m) held[m] = keep[m * examples + n];
+            for (int64_t m = 0; m < models; ++m) held[m] = call.keep[m * examples + n];
             for (int64_t a = 0; a < queries; ++a) {
-                const float* row = phi + (a * examples + n) * models;
+                const float* row = call.phi + (a * examples + n) * models;
                 in.of.clear(), out.of.clear();
                 for (int64_t m = 0; m < models; ++m) (held[m] ? in : out).of.push_back(row[m]);
                 const LiraSide side_in = in.side(), side_out = out.side();
                 const LiraStats all_in = lira_all(side_in), all_out = lira_all(side_out);
                 for (int64_t k = 0; k < targets; ++k) {
                     if (outside)
-                        visit(n, k, target[(a * examples + n) * targets + k], all_in, all_out);
+                        visit(n, k, call.target[(a * examples + n) * targets + k], all_in, all_out);
                     else if (held[k])
                         visit(n, k, row[k], lira_without(side_in, row[k], [&](int64_t i) { return in.of[i]; }),
                               all_out);
@@ -101,10 +102,10 @@ int64_t lira(const float* phi, const uint8_t* keep, const float* target, int64_t
         }
     }
 
-    std::vector<int64_t> lacking(static_cast<size_t>(blocks));
+    std::vector<int64_t> num_unscored(static_cast<size_t>(blocks));
     std::vector<double> constant((size_t)models + 1);
     lira_constants(models, constant.data());
-    const LiraRule rule = {online, variance, constant.data()};
+    const LiraRule rule = {call.online, variance, constant.data()};
     parallel_for(blocks, 1, threads, [&](int64_t first, int64_t last) {
         std::vector<double> sums((size_t)(kBlock * targets));  // by example: neighbours are written one after the other
         for (int64_t block = first; block < last; ++block) {
@@ -112,17 +113,17 @@ int64_t lira(const float* phi, const uint8_t* keep, const float* target, int64_t
             std::fill(sums.begin(), sums.end(), 0.0);
             visit_block(block, [&](int64_t n, int64_t k, float x, const LiraStats& in, const LiraStats& out) {
                 if (rule.lacks(in, out))
-                    ++lacking[block];
+                    ++num_unscored[block];
                 else
                     sums[(n - from) * targets + k] += rule.score(x, in, out, pooled[2 * k], pooled[2 * k + 1]);
             });
             for (int64_t k = 0; k < targets; ++k)
                 for (int64_t n = 0; n < width; ++n)
-                    scores[k * examples + from + n] = sums[n * targets + k] / (double)queries;
+                    call.scores[k * examples + from + n] = sums[n * targets + k] / (double)queries;
         }
     });
     int64_t total = 0;
-    for (int64_t count : lacking) total += count;
+    for (int64_t count : num_unscored) total += count;
     return total / (queries > 0 ? queries : 1);
 }
 

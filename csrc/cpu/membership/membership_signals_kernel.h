@@ -68,16 +68,22 @@ static void write_lanes(float* to, int64_t row, int count, f32v value) {
     if (to) store_part(to + row, value, count);
 }
 
-static void signals_lanes(const float* logits, int64_t stride, int classes, const int64_t* labels, int64_t row,
-                          int count, const SignalOutputs& out) {
+static const float* logits_of(const MembershipSignals& call, int64_t row) {
+    return static_cast<const float*>(call.logits) + row * call.stride;
+}
+
+static void signals_lanes(const MembershipSignals& call, int64_t row, int count) {
+    const SignalOutputs& out = call.out;
+    const int classes = (int)call.classes;
     alignas(64) float lanes[kLaneClasses * kLanes];
     f32v w[kLaneClasses];
     const float* rows[kLanes];  // the last of `count` rows is repeated
     float label_lanes[kLanes], y_lanes[kLanes];
     for (int r = 0; r < kLanes; ++r) {
         const int64_t at = row + (r < count ? r : count - 1);
-        rows[r] = logits + at * stride;
-        label_lanes[r] = (float)labels[at], y_lanes[r] = rows[r][labels[at]];
+        const int64_t label = call.labels[at];
+        rows[r] = logits_of(call, at);
+        label_lanes[r] = (float)label, y_lanes[r] = rows[r][label];
     }
     load_lanes(rows, classes, lanes);
     const f32v zero = splat(0.0f), one = splat(1.0f), minus_inf = splat(-__builtin_inff()), label = load(label_lanes);
@@ -125,8 +131,10 @@ static inline void write_one(float* to, int64_t row, float value) {
 }
 
 // w: `classes` floats.
-static void signals_row(const float* z, int64_t classes, int64_t label, int64_t row, const SignalOutputs& out,
-                        float* w) {
+static void signals_row(const MembershipSignals& call, int64_t row, float* w) {
+    const SignalOutputs& out = call.out;
+    const float* z = logits_of(call, row);
+    const int64_t classes = call.classes, label = call.labels[row];
     const float minus_inf = -__builtin_inff();
     const auto [top, first] = row_top(z, classes);
     const float before = row_max(z, first), after = row_max(z + first + 1, classes - first - 1);
@@ -174,13 +182,11 @@ static void signals_row(const float* z, int64_t classes, int64_t label, int64_t 
 #undef KR_EACH_VECTOR
 
 // Rows [row, row + count); work holds `classes` floats above kLaneClasses.
-static void signals_block(const float* logits, int64_t classes, int64_t stride, const int64_t* labels, int64_t row,
-                          int64_t count, const SignalOutputs& out, float* work) {
-    if (classes > kLaneClasses) {
-        for (int64_t r = row; r < row + count; ++r) signals_row(logits + r * stride, classes, labels[r], r, out, work);
+static void signals_block(const MembershipSignals& call, int64_t row, int64_t count, float* work) {
+    if (call.classes > kLaneClasses) {
+        for (int64_t r = row; r < row + count; ++r) signals_row(call, r, work);
         return;
     }
     for (int64_t r = 0; r < count; r += kLanes)
-        signals_lanes(logits, stride, (int)classes, labels, row + r, (int)(count - r < kLanes ? count - r : kLanes),
-                      out);
+        signals_lanes(call, row + r, (int)(count - r < kLanes ? count - r : kLanes));
 }

@@ -183,20 +183,22 @@ void rmia_vote(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t n
     });
 }
 
-}  // namespace
-
 template <class T>
-void rmia(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t num_z, T gamma, Predicate predicate,
-          int64_t* count, int threads) {
-    if (queries == 1)
-        rmia_count(x, z, num_x, num_z, gamma, predicate, count, threads);
-    else if (queries == 2)
-        rmia_pair(x, z, num_x, num_z, gamma, predicate, count, threads);
+void rmia_of(const Rmia& call, int64_t* count, int threads) {
+    const auto *x = static_cast<const T*>(call.x), *z = static_cast<const T*>(call.z);
+    const T gamma = (T)call.gamma;
+    if (call.queries == 1)
+        rmia_count(x, z, call.num_x, call.num_z, gamma, call.predicate, count, threads);
+    else if (call.queries == 2)
+        rmia_pair(x, z, call.num_x, call.num_z, gamma, call.predicate, count, threads);
     else
-        rmia_vote(x, z, queries, num_x, num_z, gamma, predicate, count, threads);
+        rmia_vote(x, z, call.queries, call.num_x, call.num_z, gamma, call.predicate, count, threads);
 }
 
-template void rmia(const float*, const float*, int64_t, int64_t, int64_t, float, Predicate, int64_t*, int);
-template void rmia(const double*, const double*, int64_t, int64_t, int64_t, double, Predicate, int64_t*, int);
+}  // namespace
+
+void rmia(const Rmia& call, int64_t* count, int threads) {
+    call.float64 ? rmia_of<double>(call, count, threads) : rmia_of<float>(call, count, threads);
+}
 
 }  // namespace kr

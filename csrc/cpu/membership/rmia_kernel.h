@@ -48,10 +48,10 @@ static void count_votes(const uint32_t* below, int64_t first, int64_t last, int6
             }
         }
         // Unused bits of the last block have no votes and cannot reach the top plane.
-        uint64_t found[kWords];
-        std::memcpy(found, plane[top], sizeof found);
+        uint64_t majority[kWords];
+        std::memcpy(majority, plane[top], sizeof majority);
         int64_t sum = 0;
-        for (int w = 0; w < kWords; ++w) sum += __builtin_popcountll(found[w]);
+        for (int w = 0; w < kWords; ++w) sum += __builtin_popcountll(majority[w]);
         count[n] += sum;
     }
 }

@@ -3,14 +3,28 @@
 
 namespace kr {
 
-// Sorts scores from high to low and counts. For each distinct score: tp, fp = members, others at or above it, and
-// threshold = the score. Returns the number of distinct scores. Ties are one point, so nothing depends on their order.
-int64_t roc(const double* scores, const uint8_t* members, int64_t n, double* thresholds, int64_t* tp, int64_t* fp);
+// Scores from high to low, counted. For each distinct score: tp, fp = members, others at or above it, and threshold =
+// the score. Ties are one point, so nothing depends on their order.
+struct Roc {
+    const double* scores;    // [n]
+    const uint8_t* members;  // [n]
+    int64_t n;
+    double* thresholds;  // [n], of which the first results are written, as in tp and fp
+    int64_t *tp, *fp;
+};
 
-// The threshold of largest TPR - FPR, the highest where several are, on values [examples, models] of which those with
-// held = 1 are members'. all: one threshold for all models. Otherwise threshold[k] is that without model k, [models].
-// NaN where there is no member or no other. No NaN among the values. The rates are divided and subtracted in double.
-void best_threshold(const double* values, const uint8_t* held, int64_t examples, int64_t models, bool all,
-                    double* threshold, int threads);
+int64_t roc(const Roc& call);  // returns the number of distinct scores
+
+// The threshold of largest TPR - FPR, the highest where several are; NaN where there is no member or no other. The
+// rates are divided and subtracted in double.
+struct BestThreshold {
+    const double* values;    // [examples, models], no NaN
+    const uint8_t* members;  // [examples, models]
+    int64_t examples, models;
+    bool leave_out;      // threshold[k] is that without model k, else there is one for all models
+    double* thresholds;  // [models] or [1]
+};
+
+void best_threshold(const BestThreshold& call, int threads);
 
 }  // namespace kr

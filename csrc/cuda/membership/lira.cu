@@ -38,12 +38,12 @@ struct Keys {
     KR_INLINE double operator()(int64_t i) const { return value_of(keys[i]); }
 
     KR_INLINE int below(uint32_t key) const {
-        int found = 0;
+        int smaller = 0;
         for (int start = 0; start < count; start += kWarp) {
             const int i = start + lane;
-            found += __popc(__ballot_sync(kAll, i < count && keys[i] < key));
+            smaller += __popc(__ballot_sync(kAll, i < count && keys[i] < key));
         }
-        return found;
+        return smaller;
     }
 
     KR_INLINE LiraSide side() const {
@@ -86,7 +86,7 @@ struct Shadows {
     LiraStats all_in, all_out;
 
     // keys: shared memory for all models; keep: those of the example.
-    KR_INLINE Shadows(const LiraCall& call, const float* row, const uint8_t* keep, uint32_t* keys) {
+    KR_INLINE Shadows(const Lira& call, const float* row, const uint8_t* keep, uint32_t* keys) {
         const int models = (int)call.models, lane = (int)threadIdx.x;
         int held = 0, others = 0;
         __syncwarp();  // the keys of the query before are no longer read
@@ -116,8 +116,9 @@ struct Shadows {
     }
 };
 
-__global__ void __launch_bounds__(kWarp) pool_shadows(const LiraCall call, bool raw, double* __restrict__ partial) {
+__global__ void __launch_bounds__(kWarp) pool_shadows(const Lira call, double* __restrict__ partial) {
     extern __shared__ double shared[];
+    const bool raw = call.variance == Variance::fixed_raw;
     const int models = (int)call.models, targets = call.target ? 1 : models, lane = (int)threadIdx.x;
     double* sums = shared;  // [targets, 2 sides, 2]; a lane adds to those of its own targets only
     uint32_t* keys = reinterpret_cast<uint32_t*>(sums + 4 * targets);
@@ -149,10 +150,11 @@ __global__ void __launch_bounds__(kWarp) pool_shadows(const LiraCall call, bool 
             partial[((int64_t)blockIdx.x * targets + k) * 4 + part] = sums[4 * k + part];
 }
 
-__global__ void __launch_bounds__(kWarp)
-    score_targets(const LiraCall call, const LiraRule rule, const double* __restrict__ pooled,
-                  double* __restrict__ scores, unsigned long long* lacking) {
+__global__ void __launch_bounds__(kWarp) score_targets(const Lira call, const LiraBuffers buffers) {
     extern __shared__ double shared[];
+    const LiraRule rule = {call.online, call.variance, buffers.constant};
+    const double* __restrict__ pooled = buffers.pooled;
+    double* __restrict__ scores = call.scores;
     const int models = (int)call.models, targets = (int)call.targets, lane = (int)threadIdx.x;
     double* sums = shared;  // of a target's scores over the queries
     uint32_t* keys = reinterpret_cast<uint32_t*>(sums + targets);
@@ -179,25 +181,24 @@ __global__ void __launch_bounds__(kWarp)
         }
         for (int k = lane; k < targets; k += kWarp) scores[k * call.examples + n] = sums[k] / (double)call.queries;
     }
-    if (few) atomicAdd(lacking, few);
+    if (few) atomicAdd(buffers.num_unscored, few);
 }
 
 }  // namespace
 
-int lira_pool(const LiraCall& call, bool raw, double* partial, void* cuda_stream) {
+int lira_pool(const Lira& call, double* partial, void* cuda_stream) {
     if (call.examples == 0) return cudaSuccess;
     const int64_t targets = call.target ? 1 : call.models;
     const size_t bytes = (size_t)(4 * targets) * sizeof(double) + (size_t)call.models * sizeof(uint32_t);
-    pool_shadows<<<(unsigned)lira_blocks(call.examples), kWarp, bytes, (cudaStream_t)cuda_stream>>>(call, raw, partial);
+    pool_shadows<<<(unsigned)lira_blocks(call.examples), kWarp, bytes, (cudaStream_t)cuda_stream>>>(call, partial);
     return cudaGetLastError();
 }
 
-int lira(const LiraCall& call, const LiraRule& rule, const double* pooled, double* scores, unsigned long long* lacking,
-         void* cuda_stream) {
+int lira(const Lira& call, const LiraBuffers& buffers, void* cuda_stream) {
     if (call.examples * call.targets == 0) return cudaSuccess;
     const size_t bytes = (size_t)call.targets * sizeof(double) + (size_t)call.models * sizeof(uint32_t);
     const int64_t blocks = call.examples < (1 << 16) ? call.examples : 1 << 16;
-    score_targets<<<(unsigned)blocks, kWarp, bytes, (cudaStream_t)cuda_stream>>>(call, rule, pooled, scores, lacking);
+    score_targets<<<(unsigned)blocks, kWarp, bytes, (cudaStream_t)cuda_stream>>>(call, buffers);
     return cudaGetLastError();
 }
 

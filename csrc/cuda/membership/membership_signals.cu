@@ -17,13 +17,8 @@ namespace kr {
 namespace cuda {
 namespace {
 
-struct SignalsJob {
-    const void* logits;
-    Dtype dtype;
-    int64_t rows, classes, stride;
-    const int64_t* labels;
+struct SignalsJob : MembershipSignals {
     int access;  // bytes that one access may take
-    SignalOutputs out;
 };
 
 // The largest logit, the lowest class that holds it, and the largest of the other classes.
@@ -295,12 +290,11 @@ void block(const SignalsJob& job, cudaStream_t queue) {
 
 }  // namespace
 
-int membership_signals(const void* logits, Dtype dtype, int64_t rows, int64_t classes, int64_t stride,
-                       const int64_t* labels, const SignalOutputs& out, void* cuda_stream) {
+int membership_signals(const MembershipSignals& call, void* cuda_stream) {
+    const int64_t rows = call.rows, classes = call.classes;
     if (rows == 0) return cudaSuccess;
-    const int64_t size = dtype == Dtype::f32 ? 4 : 2;
-    const int access = access_of(logits, stride * size, classes * size);
-    const SignalsJob job = {logits, dtype, rows, classes, stride, labels, access, out};
+    const int64_t size = call.dtype == Dtype::f32 ? 4 : 2;
+    const SignalsJob job = {call, access_of(call.logits, call.stride * size, classes * size)};
     auto queue = (cudaStream_t)cuda_stream;
     if (classes <= kTileClasses) {
         const size_t bytes = sizeof(float) * kTileThreads * (size_t)(classes | 1);

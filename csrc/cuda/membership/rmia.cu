@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
     const bool live = n < num_x;
     const int64_t first_z = (int64_t)blockIdx.y * per_block;
     const int64_t last_z = first_z + per_block < num_z ? first_z + per_block : num_z;
-    unsigned found = 0;
+    unsigned majorities = 0;
     for (int64_t start = first_z; start < last_z; start += kTile) {
         int votes[kTile];
 #pragma unroll
@@ -68,29 +68,31 @@ __global__ void __launch_bounds__(kThreads)
             }
         }
 #pragma unroll
-        for (int k = 0; k < kTile; ++k) found += 2 * votes[k] > (int)queries;
+        for (int k = 0; k < kTile; ++k) majorities += 2 * votes[k] > (int)queries;
     }
-    if (live && found) atomicAdd(count + n, (unsigned long long)found);
+    if (live && majorities) atomicAdd(count + n, (unsigned long long)majorities);
+}
+
+template <class T>
+void search_all(const Rmia& call, int32_t* below, cudaStream_t queue) {
+    const int64_t total = call.queries * call.num_x, blocks = (total + kThreads - 1) / kThreads;
+    const unsigned grid = (unsigned)(blocks < 1 << 16 ? blocks : 1 << 16);
+    const auto *x = static_cast<const T*>(call.x), *z = static_cast<const T*>(call.z);
+    search<T><<<grid, kThreads, 0, queue>>>(x, z, total, call.num_x, call.num_z, (T)call.gamma, call.predicate, below);
 }
 
 }  // namespace
 
-template <class T>
-int rmia_below(const T* x, const T* ordered, int64_t queries, int64_t num_x, int64_t num_z, T gamma,
-               Predicate predicate, int32_t* below, void* cuda_stream) {
-    const int64_t total = queries * num_x, blocks = (total + kThreads - 1) / kThreads;
-    if (total == 0) return cudaSuccess;
-    const unsigned grid = (unsigned)(blocks < 1 << 16 ? blocks : 1 << 16);
-    search<T>
-        <<<grid, kThreads, 0, (cudaStream_t)cuda_stream>>>(x, ordered, total, num_x, num_z, gamma, predicate, below);
+int rmia_below(const Rmia& call, int32_t* below, void* cuda_stream) {
+    if (call.queries * call.num_x == 0) return cudaSuccess;
+    auto run = call.float64 ? search_all<double> : search_all<float>;
+    run(call, below, (cudaStream_t)cuda_stream);
     return cudaGetLastError();
 }
 
-template int rmia_below(const float*, const float*, int64_t, int64_t, int64_t, float, Predicate, int32_t*, void*);
-template int rmia_below(const double*, const double*, int64_t, int64_t, int64_t, double, Predicate, int32_t*, void*);
-
-int rmia_vote(const int32_t* below, const int32_t* rank, int64_t queries, int64_t num_x, int64_t num_z,
-              unsigned long long* count, void* cuda_stream) {
+int rmia_vote(const Rmia& call, const int32_t* below, const int32_t* rank, unsigned long long* count,
+              void* cuda_stream) {
+    const int64_t queries = call.queries, num_x = call.num_x, num_z = call.num_z;
     if (num_x == 0) return cudaSuccess;
     const int64_t across = (num_x + kThreads - 1) / kThreads, tiles = (num_z + kTile - 1) / kTile;
     // The z are split up where the x alone are too few blocks.

@@ -9,14 +9,14 @@ from kr_fast.backends.native import address
 
 
 def _loss(tensors, options: LossOptions, *, loss=False, row_loss=None, grad=None, upstream=None) -> float:
-    """One call, which writes into ``row_loss`` and ``grad``; returns the loss over all rows if that is wanted."""
+    """One call, which writes into ``row_loss`` and ``grad``; returns the loss over all rows if that is requested."""
     input, target, indices, labels, weight = tensors
     if target.dtype == torch.float64:
         target = target.float()
     call = structs.distillation_loss(input, target, indices, labels, weight, options)
-    wanted = {"loss": loss, "row_loss": address(row_loss), "grad": address(grad), "upstream": address(upstream)}
-    wanted["upstream_step"] = upstream.stride(0) if upstream is not None and upstream.ndim else 0
-    total, invalid = native.cpu.distillation_loss(call, wanted, torch.get_num_threads())
+    request = {"loss": loss, "row_loss": address(row_loss), "grad": address(grad), "upstream": address(upstream)}
+    request["upstream_step"] = upstream.stride(0) if upstream is not None and upstream.ndim else 0
+    total, invalid = native.cpu.distillation_loss(call, request, torch.get_num_threads())
     if invalid >= 0:
         _refuse_row(invalid, input.shape[1], indices, labels, options)
     return total

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kr_fast.backends import codes, native, registry
+from kr_fast.backends import codes, native, registry, structs
 from kr_fast.backends.calls import ClassesCall, LiraCall
 from kr_fast.backends.native import address
 
@@ -19,10 +19,8 @@ def membership_signals(logits: Tensor, labels: Tensor, want: tuple[str, ...]) ->
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     out = {name: torch.empty(len(logits), dtype=torch.float32, device=logits.device) for name in want}
-    inputs = (logits.data_ptr(), codes.DTYPES[logits.dtype], len(logits), logits.shape[1], logits.stride(0))
-    signals = [address(out.get(name)) for name in codes.SIGNALS]
     with native.on(logits):
-        native.cuda.membership_signals(*inputs, labels.data_ptr(), *signals, native.stream(logits))
+        native.cuda.membership_signals(structs.membership_signals(logits, labels, out), native.stream(logits))
     return [out[name] for name in want]
 
 
@@ -35,7 +33,7 @@ def _refuses_lira(call: LiraCall) -> str | None:
 
 @registry.kernel("lira", "cuda", refuses=_refuses_lira)
 def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, variance: str) -> tuple[Tensor, int]:
-    queries, examples, models = phi.shape
+    _, examples, models = phi.shape
     targets = models if target is None else target.shape[2]
     freedom = codes.LIRA_PRIOR + torch.arange(models + 1, dtype=torch.float64)
     constant = torch.lgamma((freedom + 1) / 2) - torch.lgamma(freedom / 2) - 0.5 * freedom.log()
@@ -44,12 +42,12 @@ def lira(phi: Tensor, keep: Tensor, target: Tensor | None, online: bool, varianc
     num_unscored = torch.zeros((), dtype=torch.int64, device=phi.device)
     with native.on(phi):
         pooled = None if variance == "per_example" else _lira_pooled(phi, keep, by_example, target, variance)
+        buffers = {"constant": constant.data_ptr(), "pooled": address(pooled), "num_unscored": num_unscored.data_ptr()}
         for first in range(0, targets, native.cuda.lira_models):  # more than one part for targets from outside only
             part = None if target is None else target[:, :, first : first + native.cuda.lira_models].contiguous()
             rows = scores[first : first + native.cuda.lira_models]
-            inputs = (phi.data_ptr(), by_example.data_ptr(), address(part), queries, examples, models, len(rows))
-            method = (online, codes.VARIANCES.index(variance), constant.data_ptr(), address(pooled))
-            native.cuda.lira(*inputs, *method, rows.data_ptr(), num_unscored.data_ptr(), native.stream(phi))
+            call = structs.lira(phi, by_example, part, online, variance, rows)
+            native.cuda.lira(call, buffers, native.stream(phi))
     return scores, int(num_unscored)
 
 
@@ -59,8 +57,8 @@ def _lira_pooled(phi: Tensor, keep: Tensor, by_example: Tensor, target: Tensor |
     targets, raw = 1 if target is not None else models, variance == "fixed_raw"
     blocks = min(examples, native.cuda.lira_blocks)
     partial = torch.empty(blocks, targets, 2, 2, dtype=torch.float64, device=phi.device)
-    inputs = (phi.data_ptr(), by_example.data_ptr(), address(target), queries, examples, models, targets)
-    native.cuda.lira_pool(*inputs, raw, partial.data_ptr(), native.stream(phi))
+    call = structs.lira(phi, by_example, target, True, variance, None)
+    native.cuda.lira_pool(call, partial.data_ptr(), native.stream(phi))
     first, second = partial.sum(0).unbind(2)
     held = keep.sum(1)
     counts = torch.stack([held.sum(), (examples - held).sum()])[None]
@@ -73,16 +71,15 @@ def _lira_pooled(phi: Tensor, keep: Tensor, by_example: Tensor, target: Tensor |
 @registry.kernel("rmia", "cuda", refuses=native.cuda_tensors(torch.float32, torch.float64))
 def rmia(p_x: Tensor, p_z: Tensor, gamma: float, predicate: str) -> Tensor:
     x, z = (value.view(-1, value.shape[-1]) for value in (p_x, p_z))
-    sizes = queries, num_x, _ = (*x.shape, z.shape[1])
+    queries, num_x = x.shape
     below = torch.empty(queries, num_x, dtype=torch.int32, device=x.device)
     with native.on(x):
         ordered = z.sort(1).values
-        inputs, rule = (x.data_ptr(), ordered.data_ptr()), (gamma, codes.PREDICATES.index(predicate))
-        double = x.dtype == torch.float64
-        native.cuda.rmia_below(*inputs, *sizes, double, *rule, below.data_ptr(), native.stream(x))
+        call = structs.rmia(x, ordered, gamma, predicate)
+        native.cuda.rmia_below(call, below.data_ptr(), native.stream(x))
         if queries == 1:
             return below[0].long()
         rank = torch.searchsorted(ordered, z, out_int32=True)
         count = torch.zeros(num_x, dtype=torch.int64, device=x.device)
-        native.cuda.rmia_vote(below.data_ptr(), rank.data_ptr(), *sizes, count.data_ptr(), native.stream(x))
+        native.cuda.rmia_vote(call, below.data_ptr(), rank.data_ptr(), count.data_ptr(), native.stream(x))
     return count

@@ -5,6 +5,7 @@ import functools
 import torch
 
 from kr_fast.backends import native, registry
+from kr_fast.backends.arguments import BatchNorm, BatchNormGradient, Sgd
 from kr_fast.backends.calls import ConvCall
 
 _CONV_DTYPES = native.triton_tensors(torch.float32, torch.bfloat16, torch.float16)
@@ -34,18 +35,18 @@ def model_conv2d_backward(grad, *rest):
         return kernels.model_conv2d_backward(grad, *rest)
 
 
-def _batch_norm_forward(x, *rest):
+def _batch_norm_forward(call: BatchNorm):
     from kr_fast.kernels.batched import model_batch_norm as kernels
 
-    with native.on(x):
-        return kernels.forward(x, *rest)
+    with native.on(call.x):
+        return kernels.forward(call)
 
 
-def _batch_norm_backward(grad, *rest):
+def _batch_norm_backward(call: BatchNormGradient):
     from kr_fast.kernels.batched import model_batch_norm as kernels
 
-    with native.on(grad):
-        return kernels.backward(grad, *rest)
+    with native.on(call.x):
+        return kernels.backward(call)
 
 
 registry.differentiable(
@@ -57,12 +58,11 @@ registry.differentiable(
 
 
 @registry.kernel("model_sgd", "triton", refuses=native.triton_tensors(torch.float32))
-def model_sgd(weight, velocity, grad, rate, momentum, sizes, decays):
+def model_sgd(call: Sgd) -> None:
     from kr_fast.kernels.batched import model_sgd as kernels
 
-    with native.on(weight):
-        layout = _sgd_layout(len(rate), sizes, decays, weight.device)
-        kernels.model_sgd(weight, velocity, grad, rate, momentum, *layout)
+    with native.on(call.weight):
+        kernels.model_sgd(call, *_sgd_layout(len(call.rate), call.sizes, call.decays, call.weight.device))
 
 
 @functools.lru_cache(maxsize=16)

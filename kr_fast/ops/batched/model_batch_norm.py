@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import BatchNorm, BatchNormGradient
 from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define, save, saved
@@ -46,13 +47,14 @@ def _gradient(ctx, grad, *_):
     backward=_gradient,
     setup_context=_setup_context,
 )
-def _forward(x, weight, bias, residual, relu, eps):
-    return registry.resolve(_OP, Call(x.device.type, x.dtype)).forward(x, weight, bias, residual, relu, eps)
+def _forward(x, *rest):
+    return registry.resolve(_OP, Call(x.device.type, x.dtype)).forward(BatchNorm(x, *rest))
 
 
-def _fake_backward(grad, x, y, weight, mean, var, relu, residual, eps):
-    passed = torch.empty_like(x) if residual else x.new_empty(0)
-    return torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean), passed
+def _fake_backward(*arguments):
+    call = BatchNormGradient(*arguments)
+    passed = torch.empty_like(call.x) if call.residual else call.x.new_empty(0)
+    return torch.empty_like(call.x), torch.empty_like(call.mean), torch.empty_like(call.mean), passed
 
 
 @define(
@@ -60,10 +62,8 @@ def _fake_backward(grad, x, y, weight, mean, var, relu, residual, eps):
     "bool residual, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     fake=_fake_backward,
 )
-def _backward(grad, x, y, weight, mean, var, relu, residual, eps):
-    return registry.resolve(_OP, Call(x.device.type, x.dtype)).backward(
-        grad, x, y, weight, mean, var, relu, residual, eps
-    )
+def _backward(grad, x, *rest):
+    return registry.resolve(_OP, Call(x.device.type, x.dtype)).backward(BatchNormGradient(grad, x, *rest))
 
 
 def model_batch_norm(

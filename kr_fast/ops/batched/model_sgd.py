@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import Sgd
 from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
 from kr_fast.ops._library import define
@@ -18,9 +19,10 @@ _OP = "model_sgd"
     "float[] decays) -> ()",
     fake=lambda *arguments: None,
 )
-def _impl(weight, velocity, grad, rate, momentum, sizes, decays):
+def _impl(weight, *rest):
+    *tensors, sizes, decays = rest
     run = registry.resolve(_OP, Call(weight.device.type, weight.dtype))
-    run(weight, velocity, grad, rate, momentum, tuple(sizes), tuple(decays))
+    run(Sgd(weight, *tensors, tuple(sizes), tuple(decays)))
 
 
 def model_sgd(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kr_fast.backends.arguments import ConvOptions, ResidualBlock
+from kr_fast.backends.arguments import BatchNorm, BatchNormGradient, ConvOptions, ResidualBlock, Sgd
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
 _ACTIVATIONS = {"relu": torch.relu, "swish": F.silu, "hardswish": F.hardswish, "sigmoid": torch.sigmoid}
@@ -68,7 +68,8 @@ def model_conv2d_backward(grad, x, weight, options: ConvOptions, needed):
     return dx.contiguous(), dw.contiguous(), db
 
 
-def _batch_norm(x, weight, bias, residual, relu, eps) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_norm(call: BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, residual, relu, eps = call
     exact = torch.promote_types(x.dtype, torch.float32)
     out, means, variances = [], [], []
     for m in range(len(x)):
@@ -89,8 +90,9 @@ def _batch_norm(x, weight, bias, residual, relu, eps) -> tuple[Tensor, Tensor, T
     return torch.stack(out).view(x.shape).to(x.dtype), torch.stack(means), torch.stack(variances)
 
 
-def _batch_norm_backward(grad, x, y, weight, mean, var, relu, residual, eps):
+def _batch_norm_backward(call: BatchNormGradient) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``w r (g - mean(g) - n mean(g n))`` with ``n = (x - mean) r``, ``r = 1 / sqrt(var + eps)``."""
+    grad, x, y, weight, mean, var, relu, residual, eps = call
     exact = torch.promote_types(x.dtype, torch.float32)
     out, weights, biases, passed = [], [], [], []
     for m in range(len(x)):
@@ -112,12 +114,12 @@ differentiable("model_batch_norm", "reference", Differentiable(_batch_norm, _bat
 
 
 @kernel("model_sgd", "reference", refuses=never)
-def model_sgd(weight, velocity, grad, rate, momentum, sizes, decays) -> None:
-    models, start = len(rate), 0
-    rate, momentum = rate[:, None], momentum[:, None]
+def model_sgd(call: Sgd) -> None:
+    models, start = len(call.rate), 0
+    rate, momentum = call.rate[:, None], call.momentum[:, None]
     moves = rate != 0
-    for size, decay in zip(sizes, decays, strict=True):
-        w, v, g = (each[start : start + models * size].view(models, size) for each in (weight, velocity, grad))
+    for size, decay in zip(call.sizes, call.decays, strict=True):
+        w, v, g = (each[start : start + models * size].view(models, size) for each in call[:3])
         g = g + decay * w if decay else g
         faster = momentum * v + g
         v.copy_(torch.where(moves, faster, v))

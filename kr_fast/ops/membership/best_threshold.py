@@ -9,14 +9,14 @@ from kr_fast.ops import _check
 from kr_fast.ops._library import without_backward
 
 
-def best_threshold(values: Tensor, held: Tensor, *, leave_out: bool = True) -> Tensor:
+def best_threshold(values: Tensor, members: Tensor, *, leave_out: bool = True) -> Tensor:
     """The threshold of largest ``TPR - FPR`` on the values of all models but one, for each of them.
 
     At or above it a value is taken for a member's; of several the highest. Rates are divided and subtracted in float64.
 
     Args:
         values: ``[n, M]`` float32 or float64, higher for members; infinities are ordered, NaN is refused.
-        held: ``[n, M]`` bool, True for members.
+        members: ``[n, M]`` bool, True for members.
         leave_out: False for one threshold on all models.
     Returns: float64 ``[M]`` or ``[1]`` on the device of ``values``, NaN where there are no members or no others.
     Raises: TypeError or ValueError naming the argument.
@@ -24,11 +24,11 @@ def best_threshold(values: Tensor, held: Tensor, *, leave_out: bool = True) -> T
     op = "best_threshold"
     _check.past_dispatcher(op, values=values)
     _check.tensor(op, "values", values, ndim=2, dtypes=(torch.float32, torch.float64))
-    _check.tensor(op, "held", held, ndim=2, dtypes=(torch.bool,))
-    if held.shape != values.shape:
-        _check.fail(op, "held", f"have shape {list(values.shape)}", held)
+    _check.tensor(op, "members", members, ndim=2, dtypes=(torch.bool,))
+    if members.shape != values.shape:
+        _check.fail(op, "members", f"have shape {list(values.shape)}", members)
     if bool(torch.isnan(values).any()):
         _check.fail(op, "values", "not hold NaN", f"{int(torch.isnan(values).sum())} NaN")
     run = registry.resolve(op, Call("cpu", torch.float64))
-    thresholds = run(values.double().cpu().contiguous(), held.cpu().contiguous(), leave_out)
+    thresholds = run(values.double().cpu().contiguous(), members.cpu().contiguous(), leave_out)
     return without_backward(op, thresholds.to(values.device), values)

@@ -148,12 +148,12 @@ def attack_r(phi: Tensor, keep: Tensor, target: Tensor | None) -> Tensor:
 
 
 @kernel("best_threshold", "reference", refuses=never)
-def best_threshold(values: Tensor, held: Tensor, leave_out: bool) -> Tensor:
+def best_threshold(values: Tensor, members: Tensor, leave_out: bool) -> Tensor:
     """Target by target: every distinct value of the others is tried."""
     cuts = []
     for k in range(values.shape[1] if leave_out else 1):
         others = torch.arange(values.shape[1]) != (k if leave_out else -1)
-        value, member = values[:, others].flatten() + 0.0, held[:, others].flatten()
+        value, member = values[:, others].flatten() + 0.0, members[:, others].flatten()
         if not 0 < int(member.sum()) < len(member):
             cuts.append(float("nan"))
             continue

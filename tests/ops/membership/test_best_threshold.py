@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from kr_fast.ops.membership.best_threshold import best_threshold
 
 
-def tried(values, held, k=None):
+def tried(values, members, k=None):
     """By definition: every value of the others as a threshold, from high to low."""
     others = [m for m in range(values.shape[1]) if m != k]
-    rows = [(float(values[n, m]), bool(held[n, m])) for n in range(len(values)) for m in others]
+    rows = [(float(values[n, m]), bool(members[n, m])) for n in range(len(values)) for m in others]
     inside, outside = ([v for v, member in rows if member is side] for side in (True, False))
     if not inside or not outside:
         return math.nan
@@ -36,8 +36,8 @@ def same(found, wanted):
 
 def make(examples, models, kind, seed=0):
     g = torch.Generator().manual_seed(seed)
-    held = torch.rand(examples, models, generator=g) < 0.4
-    values = torch.randn(examples, models, generator=g, dtype=torch.float64) + held
+    members = torch.rand(examples, models, generator=g) < 0.4
+    values = torch.randn(examples, models, generator=g, dtype=torch.float64) + members
     if kind == "ties":
         values = values.round()
     if kind == "one value":
@@ -45,19 +45,19 @@ def make(examples, models, kind, seed=0):
     if kind == "infinite":
         values[::3], values[1::4] = math.inf, -math.inf
     if kind == "opposite":  # members low: no threshold but the last is any good
-        values = -values - 3 * held
+        values = -values - 3 * members
     if kind == "own on top":
         values[:, 0] += 100
-    return values, held
+    return values, members
 
 
 @on_backends("best_threshold")
 @pytest.mark.parametrize("kind", ["distinct", "ties", "one value", "infinite", "opposite", "own on top"])
 @pytest.mark.parametrize(("examples", "models"), [(1, 2), (7, 3), (60, 8)])
 def test_thresholds(backend, kind, examples, models):
-    values, held = make(examples, models, kind)
-    assert same(best_threshold(values, held), [tried(values, held, k) for k in range(models)])
-    assert same(best_threshold(values, held, leave_out=False), [tried(values, held)])
+    values, members = make(examples, models, kind)
+    assert same(best_threshold(values, members), [tried(values, members, k) for k in range(models)])
+    assert same(best_threshold(values, members, leave_out=False), [tried(values, members)])
 
 
 @settings(max_examples=150, deadline=None)
@@ -66,36 +66,36 @@ def test_few_values(examples, models, seed, distinct):
     """Small integers: thresholds that are equally good, where rounding decides, and sides that are missing."""
     g = torch.Generator().manual_seed(seed)
     values = torch.randint(0, distinct, (examples, models), generator=g).double()
-    held = torch.rand(examples, models, generator=g) < torch.rand(1, generator=g)
-    assert same(best_threshold(values, held), [tried(values, held, k) for k in range(models)])
+    members = torch.rand(examples, models, generator=g) < torch.rand(1, generator=g)
+    assert same(best_threshold(values, members), [tried(values, members, k) for k in range(models)])
 
 
 def test_a_side_that_is_missing_is_nan():
-    values, held = torch.arange(6.0).view(3, 2), torch.tensor([[True, False]] * 3)
-    assert best_threshold(values, held).isnan().all()  # without one model the other has one side only
-    assert best_threshold(values, torch.ones_like(held), leave_out=False).isnan().all()
-    assert float(best_threshold(values.float(), ~held, leave_out=False)) == 1.0
-    assert best_threshold(values[:0], held[:0]).isnan().all()
+    values, members = torch.arange(6.0).view(3, 2), torch.tensor([[True, False]] * 3)
+    assert best_threshold(values, members).isnan().all()  # without one model the other has one side only
+    assert best_threshold(values, torch.ones_like(members), leave_out=False).isnan().all()
+    assert float(best_threshold(values.float(), ~members, leave_out=False)) == 1.0
+    assert best_threshold(values[:0], members[:0]).isnan().all()
 
 
 def test_bits_do_not_depend_on_threads(by_threads):
-    values, held = make(500, 9, "distinct")
-    found = by_threads(lambda: best_threshold(values, held))
+    values, members = make(500, 9, "distinct")
+    found = by_threads(lambda: best_threshold(values, members))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
 
-VALUES, HELD = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.bool)
+VALUES, MEMBERS = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: best_threshold(VALUES[0], HELD), "values must have"),
-        (lambda: best_threshold(VALUES.long(), HELD), "values must be"),
-        (lambda: best_threshold(VALUES, HELD[:2]), r"held must have shape \[3, 2\]"),
-        (lambda: best_threshold(VALUES, HELD.float()), "held must be bool"),
-        (lambda: best_threshold(VALUES * math.nan, HELD), "values must not hold NaN"),
+        (lambda: best_threshold(VALUES[0], MEMBERS), "values must have"),
+        (lambda: best_threshold(VALUES.long(), MEMBERS), "values must be"),
+        (lambda: best_threshold(VALUES, MEMBERS[:2]), r"members must have shape \[3, 2\]"),
+        (lambda: best_threshold(VALUES, MEMBERS.float()), "members must be bool"),
+        (lambda: best_threshold(VALUES * math.nan, MEMBERS), "values must not hold NaN"),
     ],
 )
 def test_bad_input(call, words):
