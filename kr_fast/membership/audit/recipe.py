@@ -157,29 +157,26 @@ def _tprs(curves: Sequence[Curve], scores: np.ndarray, keep: np.ndarray, fpr: fl
     return Estimates(np.array(claimed), parts * _weights(curves, keep)).summary(level)
 
 
-def compare(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], level: float = 0.95) -> dict[str, Any] | None:
+def _gap(
+    first: tuple[Estimates, np.ndarray], second: tuple[Estimates, np.ndarray], level: float, corrected_level: float
+) -> dict[str, Any] | None:
     """Mean AUC of the first recipe minus that of the second over targets in pairs, or None where they are no pairs.
 
     Target k of both has the same members, as a shadow Student has those of its shadow Teacher; where there are more of
     one recipe, its first are taken.
 
     Args:
-        first, second: (scores ``[K, N]``, keep ``[K, N]``).
-    Returns: {"difference", "interval", "z", "p", "targets"}.
+        first, second: (AUCs, keep ``[K, N]``).
+    Returns: {"difference", "interval", "z", "p", "targets", "interval_corrected"}.
     """
-    one, two = ((aucs(*_curves(*pair)), pair[1].numpy()) for pair in (first, second))
-    return _gap(one, two, level)
-
-
-def _gap(
-    first: tuple[Estimates, np.ndarray], second: tuple[Estimates, np.ndarray], level: float
-) -> dict[str, Any] | None:
     count = min(len(first[1]), len(second[1]))
     if first[1].shape[1] != second[1].shape[1] or not (first[1][:count] == second[1][:count]).all():
         return None
     one, two = (Estimates(estimates.each[:count], estimates.parts[:count]) for estimates, _ in (first, second))
     gap = one - two
-    return {"difference": gap.mean, **t_interval(gap.mean, *gap.variances(), level), "targets": count}
+    variances = gap.variances()
+    test, corrected = (t_interval(gap.mean, *variances, each) for each in (level, corrected_level))
+    return {"difference": gap.mean, **test, "targets": count, "interval_corrected": corrected["interval"]}
 
 
 def recipes(
@@ -206,9 +203,8 @@ def recipes(
             mine = auc, pair[1].numpy()
             if not rows_of:
                 of_first[attack] = mine
-            elif attack in of_first and (gap := _gap(of_first[attack], mine, level)) is not None:
-                wider = _gap(of_first[attack], mine, wide)["interval"]
-                gap |= {"first": next(iter(rows_of)), "interval_corrected": wider, "p_corrected": gap["p"]}
+            elif attack in of_first and (gap := _gap(of_first[attack], mine, level, wide)) is not None:
+                gap |= {"first": next(iter(rows_of)), "p_corrected": gap["p"]}
                 rows[attack]["difference"] = gap
                 gaps += [gap] if attack != named else []
         for gap, p in zip(gaps, holm([gap["p"] for gap in gaps]), strict=True):

@@ -17,7 +17,7 @@ from kr_fast.membership.audit.notes import notes_of, of_control, warnings_of
 from kr_fast.membership.audit.recipe import recipes
 from kr_fast.membership.audit.scores import choose, leave_one_out, scores_of
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals
-from kr_fast.membership.statistics.auc_intervals import delong_test
+from kr_fast.membership.statistics.auc_intervals import delong_variances, t_interval
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.epsilon import check_fair_coins, epsilon_one_run
 from kr_fast.membership.statistics.intervals import holm
@@ -297,10 +297,11 @@ def _comparison(data: AuditData, scores: Mapping, primary: str, level: float) ->
         shared = 1 - (1 - level) / max(len(scores[other]) - 1, 1)
         rows = {}
         for attack, value in scores[other].items():
-            pair = scores[first][attack], value, data.members
-            test, role = delong_test(*pair, level), "primary" if attack == primary else "exploratory"
-            wide = test["interval"] if role == "primary" else delong_test(*pair, shared)["interval"]
-            rows[attack] = {"first": first, "role": role, **test, "interval_corrected": wide, "p_corrected": test["p"]}
+            gap = delong_variances(scores[first][attack], value, data.members)
+            test, role = t_interval(*gap, level), "primary" if attack == primary else "exploratory"
+            wide = test if role == "primary" else t_interval(*gap, shared)
+            corrected = {"interval_corrected": wide["interval"], "p_corrected": test["p"]}
+            rows[attack] = {"first": first, "role": role, "difference": gap[0], **test, **corrected}
         exploratory = [row for row in rows.values() if row["role"] == "exploratory"]
         for row, p in zip(exploratory, holm([row["p"] for row in exploratory]), strict=True):
             row["p_corrected"] = p

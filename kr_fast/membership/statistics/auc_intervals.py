@@ -185,6 +185,12 @@ def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0
         Statistical Applications in Genetics and Molecular Biology 3 (2004).
     """
     check_share("delong_test", "level", level)
+    difference, parts, degrees = delong_variances(first, second, members)
+    return {"difference": difference, **t_interval(difference, parts, degrees, level)}
+
+
+def delong_variances(first: Tensor, second: Tensor, members: Tensor) -> tuple[float, list[float], list[int]]:
+    """(difference, variance of each side, their degrees of freedom) of :func:`delong_test`, for :func:`t_interval`."""
     first, members = scored("delong_test", first, members, "first")
     second, members = scored("delong_test", second, members, "second")
     one, two = placements(first, members), placements(second, members)
@@ -195,7 +201,7 @@ def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0
     for gap in (one[0] - two[0], one[1] - two[1]):
         degrees.append(PRIOR + len(gap) - 1)
         parts.append((PRIOR * model + float(((gap - gap.mean()) ** 2).sum())) / degrees[-1] / len(gap))
-    return {"difference": difference, **t_interval(difference, parts, degrees, level)}
+    return difference, parts, degrees
 
 
 def t_interval(difference: float, parts: list[float], degrees: list[int], level: float) -> dict:

@@ -53,11 +53,6 @@ def p_of(phi):
     return 1 / (1 + np.exp(-phi.astype(np.float64)))
 
 
-def same_order(found, wanted):
-    """The same ranking, ties of the wanted one aside."""
-    assert np.array_equal(np.round(wanted[np.argsort(found)], 9), np.round(np.sort(wanted), 9))
-
-
 @pytest.mark.parametrize("variant", ["online", "offline"])
 def test_base(data, variant):
     found = both(base, data, variant=variant)

@@ -20,7 +20,12 @@ from kr_fast.membership import (
     partners,
 )
 from kr_fast.membership.audit.notes import few_examples
-from kr_fast.membership.audit.recipe import Estimates, compare, recipes
+from kr_fast.membership.audit.recipe import Estimates, recipes
+
+
+def compare(first, second):
+    """The paired test of two recipes with one attack."""
+    return recipes({"first": {"lira": first}, "second": {"lira": second}}, "lira", 0.95)["second"]["lira"]["difference"]
 
 
 def keep_of(models, count, generator):

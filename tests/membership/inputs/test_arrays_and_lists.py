@@ -28,7 +28,6 @@ SCORES, OTHER, MEMBERS = draw(N), draw(N), torch.arange(N) % 2 == 0
 LABELS, FEATURES = torch.arange(N) % 3, draw(N, M, 4)
 LOGITS, ANSWERS = draw(M, N, 3), draw(N, 3)
 IMAGES, MADE, REAL = (torch.randint(0, 256, (n, 4, 4, 1), generator=G, dtype=torch.uint8) for n in (N, 12, 15))
-CURVE = membership.roc(SCORES, MEMBERS)
 RATIOS, Z_RATIOS = SCORES.exp(), OTHER.exp()
 RECIPE = TrainConfig(epochs=1, batch_size=24, augment=Augment())
 

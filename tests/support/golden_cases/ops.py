@@ -275,7 +275,7 @@ def membership(dtype: torch.dtype) -> Iterator[Call]:
             options = {"variant": variant, "variance": variance}
             yield Call("lira", f"{variant} {variance} {models}", "lira", [given | options, given | options | target])
         yield Call("attack_r", f"{models}", "attack_r", [given, given | target])
-        values = {"values": phi[0], "held": keep.T.contiguous()}
+        values = {"values": phi[0], "members": keep.T.contiguous()}
         yield Call("best_threshold", f"{models}", "best_threshold", [values, values | {"leave_out": False}])
     x, z = normal(2, 40, dtype=dtype).exp(), normal(2, 30, seed=1, dtype=dtype).exp()
     for predicate, gamma in itertools.product(("ratio", "ratio_strict", "reciprocal"), (1.0, 2.0)):
