@@ -46,6 +46,13 @@ KR_FIELDS(WinogradConv, KR_FIELD(x), KR_FIELD(batch), KR_FIELD(height), KR_FIELD
           KR_FIELD(weight), KR_FIELD(scale), KR_FIELD(bias), KR_FIELD(residual), KR_FIELD(activation), KR_FIELD(pool),
           KR_FIELD(y), KR_FIELD(outputs))
 
+KR_FIELDS(WinogradPack, KR_FIELD(weight), KR_FIELD(outputs), KR_FIELD(inputs), KR_FIELD(output_step),
+          KR_FIELD(input_step), KR_FIELD(tap_step), KR_FIELD(scale), KR_FIELD(transform), KR_FIELD(packed))
+
+KR_FIELDS(WinogradGradWeight, KR_FIELD(x), KR_FIELD(grad_output), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width),
+          KR_FIELD(inputs), KR_FIELD(outputs), KR_FIELD(grad_weight), KR_FIELD(input_step), KR_FIELD(tap_step),
+          KR_FIELD(grad_bias))
+
 }  // namespace kr
 
 namespace {
@@ -127,16 +134,8 @@ PYBIND11_MODULE(_cpu, m) {
     // winograd_conv2d
     m.attr("winograd_tiles") = kr::kWinogradTiles;
     m.def("winograd_conv2d", &kr::winograd_conv2d, release());
-
-    m.def(
-        "winograd_pack",
-        [](Address weight, int64_t outputs, int64_t inputs, Address scale, Address transform, Address packed,
-           int threads) {
-            kr::winograd_pack({at<const float>(weight), outputs, inputs, at<const double>(scale),
-                               at<const double>(transform), at<float>(packed)},
-                              threads);
-        },
-        release());
+    m.def("winograd_pack", &kr::winograd_pack, release());
+    m.def("winograd_conv2d_grad_weight", &kr::winograd_conv2d_grad_weight, release());
 
     // roc
     m.def("roc", &kr::roc, release());

@@ -1,4 +1,4 @@
-"""winograd_conv2d against torch's convolutions, all with bias and ReLU.
+"""winograd_conv2d against torch's convolutions, all with bias and ReLU; and in training, where it packs its filters.
 
 ``onednn`` is the operator that torch's own inductor emits, with packed weights and the ReLU in its epilogue, in float32
 and (``onednn_bf16``) in bfloat16 on CPUs that have it; ``channels_last`` is F.conv2d on folded weights, ``compile`` the
@@ -46,12 +46,10 @@ PROVIDERS = {
 }  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @torch.inference_mode()
+@pytest.mark.usefixtures("one_thread")
 def test_winograd_conv2d(benchmark, case, provider):
     benchmark.group = f"winograd_conv2d {case} 1 thread"
     n, inputs, outputs, side = case
@@ -69,6 +67,56 @@ def test_winograd_conv2d(benchmark, case, provider):
     assert error < (2e-5 if dtype == torch.float32 else 0.1)
     benchmark.pedantic(run, args=(x,), rounds=15, iterations=2, warmup_rounds=2)
     flop = 18 * n * inputs * outputs * side**2  # of the definition
+    benchmark.extra_info.update(error=error, flop=flop)
+    if benchmark.stats:  # not under --benchmark-disable
+        benchmark.extra_info.update(gflop_per_second=1e-9 * flop / benchmark.stats.stats.min)
+
+
+# N, inputs, outputs, side: stages of ResNet-14 and of UNets at 28 and 8 px.
+TRAINING = [
+    (64, 16, 16, 28), (64, 32, 32, 14), (64, 64, 64, 7), (64, 32, 32, 28), (64, 64, 64, 28), (64, 128, 64, 28),
+    (64, 64, 64, 14), (128, 32, 32, 8), (128, 64, 64, 4),
+]  # fmt: skip
+
+
+def training_step(function, layout):
+    """Forward and backward by all three, by autograd, in one layout of all tensors."""
+
+    def run(x, weight, bias, upstream):
+        leaves = [each.detach().requires_grad_() for each in (x, weight, bias)]
+        return torch.autograd.grad(function(*leaves), leaves, upstream)
+
+    return run, layout
+
+
+def torchs(x, weight, bias):
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+TRAINING_PROVIDERS = {
+    "kr_fast": training_step(lambda x, weight, bias: kr_fast.winograd_conv2d(x, weight, bias=bias), LAST),
+    "nchw": training_step(torchs, torch.contiguous_format),
+    "channels_last": training_step(torchs, LAST),
+}
+
+
+@pytest.mark.parametrize("provider", TRAINING_PROVIDERS)
+@pytest.mark.parametrize("case", TRAINING, ids=str)
+def test_winograd_conv2d_training(benchmark, case, provider, threads):
+    """See bench_winograd_conv2d_grad_weight.py for one of the three passes alone."""
+    benchmark.group = f"winograd_conv2d training {case} {threads} threads"
+    n, inputs, outputs, side = case
+    run, layout = TRAINING_PROVIDERS[provider]
+    generator = torch.Generator().manual_seed(0)
+    shapes = (n, inputs, side, side), (outputs, inputs, 3, 3), (n, outputs, side, side)
+    x, weight, upstream = (torch.randn(s, generator=generator).contiguous(memory_format=layout) for s in shapes)
+    weight, bias = weight / (9 * inputs) ** 0.5, torch.randn(outputs, generator=generator)
+    tensors = x, weight, bias, upstream
+    want = TRAINING_PROVIDERS["nchw"][0](*(each.contiguous() for each in tensors))
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(run(*tensors), want, strict=True))
+    assert error < 1e-4
+    benchmark.pedantic(run, args=tensors, rounds=15, iterations=2, warmup_rounds=2)
+    flop = 3 * 18 * n * inputs * outputs * side**2  # of the definition
     benchmark.extra_info.update(error=error, flop=flop)
     if benchmark.stats:  # not under --benchmark-disable
         benchmark.extra_info.update(gflop_per_second=1e-9 * flop / benchmark.stats.stats.min)

@@ -138,6 +138,15 @@ class WinogradConv(NamedTuple):
     pool: bool
 
 
+class WinogradGradWeight(NamedTuple):
+    """Of winograd_conv2d_grad_weight: what it reads, and what it writes into."""
+
+    x: Tensor
+    grad_output: Tensor
+    grad_weight: Tensor
+    grad_bias: Tensor | None
+
+
 # Name, scalars and algorithm, as oneDNN writes them.
 Activation = tuple[str, tuple[float, ...], str]
 

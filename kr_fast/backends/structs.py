@@ -16,6 +16,7 @@ from kr_fast.backends.arguments import (
     SolverStep,
     SolverTableStep,
     WinogradConv,
+    WinogradGradWeight,
 )
 from kr_fast.backends.codes import (
     ACTIVATIONS,
@@ -149,6 +150,45 @@ def winograd_conv(call: WinogradConv, y: Tensor) -> Struct:
         "pool": call.pool,
         "y": y.data_ptr(),
         "outputs": call.outputs,
+    }
+
+
+def winograd_grad_weight(call: WinogradGradWeight) -> Struct:
+    """``kr::WinogradGradWeight``."""
+    batch, inputs, height, width = call.x.shape
+    _, input_step, _, tap_step = call.grad_weight.stride()
+    return {
+        "x": call.x.data_ptr(),
+        "grad_output": call.grad_output.data_ptr(),
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "inputs": inputs,
+        "outputs": call.grad_output.shape[1],
+        "grad_weight": call.grad_weight.data_ptr(),
+        "input_step": input_step,
+        "tap_step": tap_step,
+        "grad_bias": address(call.grad_bias),
+    }
+
+
+def winograd_pack(weight: Tensor, scale: Tensor | None, turned: bool, transform: Tensor, packed: Tensor) -> Struct:
+    """``kr::WinogradPack`` that writes into ``packed``; the taps of ``weight`` lie equally far apart."""
+    (outputs, inputs, _, _), (output_step, input_step, _, tap_step) = weight.shape, weight.stride()
+    first = weight.data_ptr()
+    if turned:  # from the last tap back to the first
+        first += 8 * tap_step * weight.element_size()
+        outputs, inputs, output_step, input_step, tap_step = inputs, outputs, input_step, output_step, -tap_step
+    return {
+        "weight": first,
+        "outputs": outputs,
+        "inputs": inputs,
+        "output_step": output_step,
+        "input_step": input_step,
+        "tap_step": tap_step,
+        "scale": address(scale),
+        "transform": transform.data_ptr(),
+        "packed": packed.data_ptr(),
     }
 
 

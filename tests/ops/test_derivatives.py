@@ -31,6 +31,7 @@ from kr_fast.ops.membership.roc import roc
 from kr_fast.ops.nn.group_norm_silu import group_norm_silu
 from kr_fast.ops.nn.qkv_attention import qkv_attention
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
+from kr_fast.ops.nn.winograd_conv2d_grad_weight import winograd_conv2d_grad_weight
 from kr_fast.ops.nn.winograd_pack import winograd_pack
 from kr_fast.ops.sampling.solver_step import SolverOutput, SolverRow, solver_step
 from kr_fast.ops.sampling.solver_step_at import DeviceTable, solver_step_at
@@ -78,6 +79,10 @@ ONCE: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
         [(2, 2, 2, 2, 2), (2, 2), (2, 2), (2, 2, 2, 2, 2)],
     ),
     "model_batch_norm, relu": (lambda x, r: model_batch_norm(x, residual=r, relu=True)[0], [(2, 2, 1, 2, 2)] * 2),
+    "winograd_conv2d, filters": (
+        lambda x, w, b: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, bias=b),
+        [(1, 2, 3, 2), (2, 2, 3, 3), (2,)],
+    ),
 }
 NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
     "membership_signals": (lambda z: membership_signals(z, Y, validate_args=False)["phi"], [(3, 4)]),
@@ -97,6 +102,10 @@ NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
     "winograd_conv2d": (
         lambda x, w: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, 2),
         [(1, 2, 4, 4), tuple(winograd_pack(torch.zeros(2, 2, 3, 3)).shape)],
+    ),
+    "winograd_conv2d_grad_weight": (
+        lambda x, g: winograd_conv2d_grad_weight(*(v.contiguous(memory_format=torch.channels_last) for v in (x, g))),
+        [(1, 2, 4, 4), (1, 2, 4, 4)],
     ),
     "model_residual_block": (
         lambda x, v, w: model_residual_block(x, v, None, w, None),
@@ -137,7 +146,8 @@ class Module(nn.Module):
 def test_every_op_is_tried():
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("kr_fast::")}
     tried = {name.split(",")[0] for name in CASES} | DETACHED.keys() | NOT_FLOATING | IN_PLACE | PACKED
-    halves = {"distillation_loss_forward", *(f"{name.split(',')[0]}_backward" for name in (*ONCE, "distillation_loss"))}
+    halves = {"winograd_conv2d_grad_input", "distillation_loss_forward"}
+    halves |= {f"{name.split(',')[0]}_backward" for name in (*ONCE, "distillation_loss")}
     assert names | set(registry.ops()) <= tried | halves
 
 

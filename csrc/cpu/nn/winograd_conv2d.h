@@ -31,12 +31,25 @@ inline int64_t winograd_step(int64_t inputs) { return ((inputs + 15) / 16 * kWin
 
 void winograd_conv2d(const WinogradConv& call, int threads);
 
+// The gradient of the filters of such a convolution, and of its bias.
+struct WinogradGradWeight {
+    const float* x;            // [batch, height, width, inputs]
+    const float* grad_output;  // [batch, height, width, outputs]
+    int64_t batch, height, width, inputs, outputs;
+    float* grad_weight;            // [outputs, inputs, 3, 3]: 9 inputs apart from one output to the next
+    int64_t input_step, tap_step;  // of grad_weight
+    float* grad_bias;              // [outputs] or null
+};
+
+void winograd_conv2d_grad_weight(const WinogradGradWeight& call, int threads);
+
 // U = G (scale g) G^T in double of filters g, as WinogradConv::weight.
 struct WinogradPack {
-    const float* weight;  // [outputs, inputs, 3, 3]
+    const float* weight;  // of the first output, input and tap of [outputs, inputs, 9]
     int64_t outputs, inputs;
-    const double* scale;      // [outputs] or null for 1
-    const double* transform;  // G, [6, 3]
+    int64_t output_step, input_step, tap_step;  // of weight; a filter turned by 180 degrees has a negative tap_step
+    const double* scale;                        // [outputs] or null for 1
+    const double* transform;                    // G, [6, 3]
     float* packed;
 };
 

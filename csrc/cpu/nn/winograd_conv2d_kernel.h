@@ -4,18 +4,12 @@
 // 36 products for 16 pixels where the definition has 144. A block of tiles goes through three steps, and what lies
 // between them stays in the cache: 6x6 pixels of a tile are transformed (V), each of the 36 places is a matrix product
 // of tiles by inputs with inputs by outputs (M), and M is transformed back, with all that follows the convolution.
-//
-// The points are 0, +-5/8, +-3/2 and infinity: with them the error is a third of that of the usual 0, +-1, +-2, and
-// all constants of the two transforms of pixels are exact.
 #include "cpu/simd/vec_math.h"
 
 #include "cpu/nn/activations.h"
+#include "cpu/nn/winograd_tiles.h"
 
 #define KR_UNROLL_ROWS _Pragma("GCC unroll 32")
-
-constexpr int kPlaces = 36;
-constexpr int64_t kGroup = 16;  // inputs side by side in V: the products then step by constants
-constexpr float kA = 0.625f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
 
 // Rows and vectors of a product that the registers hold.
 #if KR_LANES == 16
@@ -26,7 +20,7 @@ constexpr int kRows16 = 6, kRows32 = 3;
 constexpr int kRows16 = 1, kRows32 = 1;
 #endif
 static_assert(kWinogradTiles % kRows16 == 0 && kWinogradTiles % kRows32 == 0, "products are whole");
-constexpr int64_t kTiles = kWinogradTiles, kPart = kWinogradPart;
+constexpr int64_t kPart = kWinogradPart;
 
 // A^T m
 KR_FN void transform_out(const f32v* m, f32v* out) {
@@ -35,90 +29,6 @@ KR_FN void transform_out(const f32v* m, f32v* out) {
     out[1] = fma(splat(kB), difference_b, splat(kA) * difference_a);
     out[2] = fma(splat(kB2), sum_b, splat(kA2) * sum_a);
     out[3] = fma(splat(kB2 * kB), difference_b, fma(splat(kA2 * kA), difference_a, m[5]));
-}
-
-// One row of B^T d.
-KR_FN void transform_in(const f32v* d, float* to, int64_t step) {
-    const f32v even_a = fma(splat(-kB2), d[2], d[4]), odd_a = fma(splat(-kB2), d[1], d[3]);
-    const f32v even_b = fma(splat(-kA2), d[2], d[4]), odd_b = fma(splat(-kA2), d[1], d[3]);
-    store(to, fma(splat(kA2 * kB2), d[0], fma(splat(-kA2 - kB2), d[2], d[4])));
-    store(to + step, fma(splat(kA), odd_a, even_a));
-    store(to + 2 * step, fma(splat(-kA), odd_a, even_a));
-    store(to + 3 * step, fma(splat(kB), odd_b, even_b));
-    store(to + 4 * step, fma(splat(-kB), odd_b, even_b));
-    store(to + 5 * step, fma(splat(kA2 * kB2), d[1], fma(splat(-kA2 - kB2), d[3], d[5])));
-}
-
-// One vector of channels of 6x6 pixels.
-struct Pixels {
-    const float* from;
-    int64_t down, across;  // from one pixel to the next
-    __attribute__((always_inline)) f32v at(int i, int j) const { return load(from + i * down + j * across); }
-};
-
-// One vector of channels of a tile, from 36 pixels to 36 places `step` apart. Rows of B^T d that share terms are made
-// together and pixels are read again for the next ones: everything then stays in registers.
-KR_FN void tile_in(const Pixels& d, float* to, int64_t step) {
-    f32v first[6], second[6];
-    KR_UNROLL for (int j = 0; j < 6; ++j) first[j] =
-        fma(splat(kA2 * kB2), d.at(0, j), fma(splat(-kA2 - kB2), d.at(2, j), d.at(4, j)));
-    transform_in(first, to, step);
-    KR_UNROLL for (int pair = 0; pair < 2; ++pair) {
-        const f32v point = splat(pair ? kB : kA), other = splat(pair ? -kA2 : -kB2);
-        KR_UNROLL for (int j = 0; j < 6; ++j) {
-            const f32v even = fma(other, d.at(2, j), d.at(4, j)), odd = fma(other, d.at(1, j), d.at(3, j));
-            first[j] = fma(point, odd, even);
-            second[j] = fma(splat(0.0f) - point, odd, even);
-        }
-        transform_in(first, to + (6 + 12 * pair) * step, step);
-        transform_in(second, to + (12 + 12 * pair) * step, step);
-    }
-    KR_UNROLL for (int j = 0; j < 6; ++j) first[j] =
-        fma(splat(kA2 * kB2), d.at(1, j), fma(splat(-kA2 - kB2), d.at(3, j), d.at(5, j)));
-    transform_in(first, to + 30 * step, step);
-}
-
-struct Tiles {
-    int64_t down, across;  // of an image
-};
-struct Tile {
-    int64_t image, row, column;  // of its first pixel
-};
-
-KR_FN Tile tile_at(const Tiles& tiles, int64_t number) {
-    const int64_t each = tiles.down * tiles.across, place = number % each;
-    return {number / each, 4 * (place / tiles.across), 4 * (place % tiles.across)};
-}
-
-// V of one tile, [36][groups][kTiles][16] with `step` floats between places.
-static void transform_tile(const WinogradConv& call, const Tile& tile, const float* zeros, float* to, int64_t step) {
-    const float* image = call.x + tile.image * call.height * call.width * call.inputs;
-    const int64_t top = tile.row - 1, left = tile.column - 1, padded = (call.inputs + kGroup - 1) / kGroup * kGroup;
-    int64_t channel = 0;
-    if (top >= 0 && left >= 0 && top + 6 <= call.height && left + 6 <= call.width) {
-        const float* from = image + (top * call.width + left) * call.inputs;
-        for (; channel + kLanes <= call.inputs; channel += kLanes)
-            tile_in({from + channel, call.width * call.inputs, call.inputs},
-                    to + channel / kGroup * kTiles * kGroup + channel % kGroup, step);
-    }
-    if (channel == padded) return;
-    const float* pixels[kPlaces];  // zeros where there is no pixel
-    for (int i = 0; i < 6; ++i)
-        for (int j = 0; j < 6; ++j) {
-            const int64_t row = top + i, column = left + j;
-            const bool inside = row >= 0 && row < call.height && column >= 0 && column < call.width;
-            pixels[6 * i + j] = inside ? image + (row * call.width + column) * call.inputs : zeros;
-        }
-    alignas(64) float copy[kPlaces * kLanes];
-    for (; channel < padded; channel += kLanes) {
-        const int64_t live = call.inputs - channel;
-        if (live >= kLanes)
-            KR_UNROLL for (int p = 0; p < kPlaces; ++p) store(copy + p * kLanes, load(pixels[p] + channel));
-        else
-            for (int p = 0; p < kPlaces; ++p)
-                store(copy + p * kLanes, load_part(pixels[p] + channel, live > 0 ? (int)live : 0, 0.0f));
-        tile_in({copy, 6 * kLanes, kLanes}, to + channel / kGroup * kTiles * kGroup + channel % kGroup, step);
-    }
 }
 
 // `kRows` tiles by one block of outputs: a is [groups][kTiles][16], b [inputs][block], rows of c `c_step` apart.
@@ -281,8 +191,9 @@ static void winograd_block_of_tiles(const WinogradConv& call, const Tiles& tiles
                                     float* m, const float* zeros) {
     const int64_t groups = (call.inputs + kGroup - 1) / kGroup, step = winograd_step(call.inputs);
     const int64_t block = winograd_block(call.outputs), blocks = (call.outputs + block - 1) / block;
+    const Channels x = {call.x, call.height, call.width, call.inputs};
     for (int64_t number = begin; number < end; ++number)
-        transform_tile(call, tile_at(tiles, number), zeros, v + (number - begin) * kGroup, step);
+        transform_tile(x, call.inputs, tile_at(tiles, number), zeros, v + (number - begin) * kGroup, step);
     const int64_t rows = block == 16 ? kRows16 : kRows32, count = (end - begin + rows - 1) / rows * rows;
     for (int64_t t = end - begin; t < count; ++t)  // rows of a last product that no tile fills
         for (int64_t p = 0; p < kPlaces * groups; ++p)

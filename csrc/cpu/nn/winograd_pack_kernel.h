@@ -15,10 +15,11 @@ static void winograd_pack_block(const WinogradPack& call, int64_t block) {
         const int64_t count = call.inputs - start < kInputs ? call.inputs - start : kInputs;
         std::memset(filters, 0, sizeof filters);
         for (int64_t o = 0; o < live; ++o) {
-            const float* from = call.weight + ((first + o) * call.inputs + start) * kTaps;
+            const float* from = call.weight + (first + o) * call.output_step + start * call.input_step;
             const double scale = call.scale ? call.scale[first + o] : 1.0;
             for (int64_t i = 0; i < count; ++i)
-                for (int t = 0; t < kTaps; ++t) filters[i][t][o] = scale * static_cast<double>(from[i * kTaps + t]);
+                for (int t = 0; t < kTaps; ++t)
+                    filters[i][t][o] = scale * static_cast<double>(from[i * call.input_step + t * call.tap_step]);
         }
         for (int64_t i = 0; i < kInputs; ++i)
             for (int down = 0; down < 6; ++down) {

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.backends import codes, native, registry, structs
-from kr_fast.backends.arguments import GroupNorm, WinogradConv
+from kr_fast.backends.arguments import GroupNorm, WinogradConv, WinogradGradWeight
 from kr_fast.backends.calls import AttentionCall, Call
-from kr_fast.backends.native import address
 
 
 @registry.kernel("group_norm_silu", "cpu", refuses=native.cpu_tensors(*codes.DTYPES))
@@ -21,14 +20,19 @@ def _refuses_attention(call: AttentionCall) -> str | None:
 
 
 @registry.kernel("winograd_pack", "cpu", refuses=native.cpu_tensors(torch.float32))
-def winograd_pack(weight: Tensor, scale: Tensor | None, transform: Tensor, packed: Tensor) -> None:
-    filters = weight.data_ptr(), *weight.shape[:2], address(scale)
-    native.cpu.winograd_pack(*filters, transform.data_ptr(), packed.data_ptr(), torch.get_num_threads())
+def winograd_pack(weight: Tensor, scale: Tensor | None, turned: bool, transform: Tensor, packed: Tensor) -> None:
+    weight = weight if weight.stride(2) == 3 * weight.stride(3) else weight.contiguous()
+    native.cpu.winograd_pack(structs.winograd_pack(weight, scale, turned, transform, packed), torch.get_num_threads())
 
 
 @registry.kernel("winograd_conv2d", "cpu", refuses=native.cpu_tensors(torch.float32))
 def winograd_conv2d(call: WinogradConv, y: Tensor) -> None:
     native.cpu.winograd_conv2d(structs.winograd_conv(call, y), torch.get_num_threads())
+
+
+@registry.kernel("winograd_conv2d_grad_weight", "cpu", refuses=native.cpu_tensors(torch.float32))
+def winograd_conv2d_grad_weight(call: WinogradGradWeight) -> None:
+    native.cpu.winograd_conv2d_grad_weight(structs.winograd_grad_weight(call), torch.get_num_threads())
 
 
 @registry.kernel("qkv_attention", "cpu", refuses=_refuses_attention)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kr_fast.backends.arguments import GroupNorm, WinogradConv
+from kr_fast.backends.arguments import GroupNorm, WinogradConv, WinogradGradWeight
 from kr_fast.backends.registry import kernel, never
 
 
@@ -80,9 +80,10 @@ def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int, int]:
 
 
 @kernel("winograd_pack", "reference", refuses=never)
-def winograd_pack(weight: Tensor, scale: Tensor | None, transform: Tensor, packed: Tensor) -> None:
+def winograd_pack(weight: Tensor, scale: Tensor | None, turned: bool, transform: Tensor, packed: Tensor) -> None:
     """``U = G (scale g) G^T`` of ``[O, I, 3, 3]`` in float64, as ``[36, blocks of outputs, inputs, outputs of a
     block]``."""
+    weight = weight.flip(2, 3).transpose(0, 1) if turned else weight
     outputs, inputs = weight.shape[:2]
     block, g = block_of(outputs), transform.to(weight.device)
     weight = weight.double() if scale is None else weight.double() * scale[:, None, None, None]
@@ -116,3 +117,12 @@ def winograd_conv2d(call: WinogradConv, y: Tensor) -> None:
     if call.residual is not None:
         found = found + call.residual
     y.copy_(_ACTIVATIONS[call.activation](found))
+
+
+@kernel("winograd_conv2d_grad_weight", "reference", refuses=never)
+def winograd_conv2d_grad_weight(call: WinogradGradWeight) -> None:
+    """``dw[o, c, k, l] = sum_{n, i, j} x[n, c, i + k - 1, j + l - 1] dy[n, o, i, j]``, and the sum of ``dy``."""
+    x, grad_output = call.x, call.grad_output
+    call.grad_weight.copy_(torch.nn.grad.conv2d_weight(x, call.grad_weight.shape, grad_output, padding=1))
+    if call.grad_bias is not None:
+        torch.sum(grad_output, (0, 2, 3), out=call.grad_bias)

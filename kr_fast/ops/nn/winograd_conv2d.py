@@ -8,10 +8,13 @@ from kr_fast.backends.arguments import WinogradConv
 from kr_fast.backends.calls import Call
 from kr_fast.backends.codes import ACTIVATIONS
 from kr_fast.ops import _check
-from kr_fast.ops._library import call, define
+from kr_fast.ops._library import call, define, no_backward, save, saved
 from kr_fast.ops.nn.reference import packed_shape
+from kr_fast.ops.nn.winograd_conv2d_grad_weight import unchecked as grad_weight_of
+from kr_fast.ops.nn.winograd_pack import unchecked as pack
 
 _OP = "winograd_conv2d"
+_DTYPES = (torch.float32, torch.float64)
 
 
 def _shape(x: Tensor, outputs: int, pool: bool) -> tuple[int, int, int, int]:
@@ -19,22 +22,62 @@ def _shape(x: Tensor, outputs: int, pool: bool) -> tuple[int, int, int, int]:
     return len(x), outputs, height, width
 
 
-def _empty(conv: WinogradConv) -> Tensor:
-    shape, x = _shape(conv.x, conv.outputs, conv.pool), conv.x
+def _empty(x: Tensor, outputs: int, pool: bool) -> Tensor:
+    shape = _shape(x, outputs, pool)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@define(
-    "winograd_conv2d(Tensor x, Tensor weight, int outputs, Tensor? scale, Tensor? bias, Tensor? residual, "
-    "str? activation, bool pool) -> Tensor",
-    fake=lambda *arguments: _empty(WinogradConv(*arguments)),
-)
-def _impl(*arguments):
-    conv = WinogradConv(*arguments)
-    y = _empty(conv)
+def _run(conv: WinogradConv) -> Tensor:
+    y = _empty(conv.x, conv.outputs, conv.pool)
     if y.numel():
         registry.resolve(_OP, Call(y.device.type, y.dtype))(conv, y)
     return y
+
+
+def _fake(x, weight, outputs, scale, bias, residual, activation, pool):
+    return _empty(x, len(weight) if outputs is None else outputs, pool)
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, ctx.outputs, *_ = inputs
+    if ctx.outputs is None:
+        save(ctx, x, weight)
+
+
+def _backward(ctx, grad_output):
+    if ctx.outputs is not None:
+        raise no_backward(_OP)
+    x, weight = saved(ctx)
+    needs_x, needs_weight, _, _, needs_bias, *_ = ctx.needs_input_grad
+    grad_output = grad_output.contiguous(memory_format=torch.channels_last)
+    grad_x = torch.ops.kr_fast.winograd_conv2d_grad_input(grad_output, weight) if needs_x else None
+    if needs_weight:
+        grad_weight, grad_bias = grad_weight_of(x, grad_output, needs_bias, not weight.is_contiguous())
+    else:
+        grad_weight, grad_bias = None, grad_output.sum((0, 2, 3)) if needs_bias else None
+    return grad_x, grad_weight, None, None, grad_bias if needs_bias else None, None, None, None
+
+
+@define(
+    "winograd_conv2d(Tensor x, Tensor weight, int? outputs, Tensor? scale, Tensor? bias, Tensor? residual, "
+    "str? activation, bool pool) -> Tensor",
+    fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
+)
+def _impl(x, weight, outputs, *options):
+    if outputs is None:
+        outputs, weight = len(weight), pack(weight, None, False, x.dtype)
+    return _run(WinogradConv(x, weight, outputs, *options))
+
+
+@define(
+    "winograd_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor",
+    fake=lambda grad_output, weight: _empty(grad_output, weight.shape[1], False),
+)
+def _grad_input(grad_output, weight):
+    turned = pack(weight, None, True, weight.dtype)
+    return _run(WinogradConv(grad_output, turned, weight.shape[1], None, None, None, None, False))
 
 
 unchecked = torch.ops.kr_fast.winograd_conv2d.default  # for callers whose arguments are right by construction
@@ -43,7 +86,7 @@ unchecked = torch.ops.kr_fast.winograd_conv2d.default  # for callers whose argum
 def winograd_conv2d(
     x: Tensor,
     weight: Tensor,
-    outputs: int,
+    outputs: int | None = None,
     *,
     scale: Tensor | None = None,
     bias: Tensor | None = None,
@@ -56,22 +99,51 @@ def winograd_conv2d(
     ``conv(x)[n, o, i, j] = sum_{c, k, l} w[o, c, k, l] x[n, c, i + k - 1, j + l - 1]`` with zeros outside, taken as
     F(4x4, 3x3): a quarter of the multiplications. The root mean square error is about five times that of float32 sums
     by the definition. NaN and inf reach all 4x4 pixels of a tile that reads them. The answer for an image has the same
-    bits whatever images stand beside it, and for any number of threads. For inference: there is no backward.
+    bits whatever images stand beside it, and for any number of threads.
+
+    In training ``weight`` is that of ``nn.Conv2d`` and ``outputs`` is left out: the filters are transformed in the
+    call, and there is a gradient by ``x``, ``weight`` and ``bias``, once (a second derivative is refused). By ``x`` it
+    is such a convolution itself, by ``weight`` see ``winograd_conv2d_grad_weight``. For inference pack the weight
+    once; all that follows the convolution is then done with it, and there is no backward.
 
     Args:
         x: ``[N, I, H, W]``, channels_last, float32 (float64 on the reference backend).
-        weight: of :func:`kr_fast.winograd_pack`, of ``x``'s dtype.
-        outputs: O, channels of the result.
+        weight: ``[O, I, 3, 3]`` in any layout; with ``outputs`` that of :func:`kr_fast.winograd_pack`. Of ``x``'s
+            dtype.
+        outputs: O, channels of the result of a packed weight.
         scale, bias: ``[O]`` of ``x``'s dtype; None for 1 and 0. A BatchNorm behind the pooling goes here.
         residual: of the result's shape and ``x``'s dtype, channels_last, added before the activation.
         activation: None, "relu", "gelu" (the exact one) or "silu".
         pool: take the largest of 2x2 pixels, without overlap; a last odd row or column is dropped.
+            Without ``outputs`` there is no scale, residual, activation or pooling.
     Returns: ``[N, O, H, W]`` or ``[N, O, H // 2, W // 2]`` of ``x``'s dtype, channels_last.
-    Raises: TypeError or ValueError naming the argument; ValueError if an input requires grad while grad mode is on.
+    Raises: TypeError or ValueError naming the argument; with ``outputs``, ValueError if an input requires grad while
+        grad mode is on.
     Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, eq. 8 and section 4.2; the
         choice of points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution", 2020.
     """
-    _check.channels_last(_OP, "x", x, dtypes=(torch.float32, torch.float64))
+    _check.channels_last(_OP, "x", x, dtypes=_DTYPES)
+    if outputs is None:
+        _check_filters(x, weight, bias)
+        for name, value in (("scale", scale), ("residual", residual), ("activation", activation), ("pool", pool)):
+            if value is not None and value is not False:
+                _check.fail(_OP, name, "be left out where outputs is (weight is not packed)", value)
+    else:
+        outputs = _check_packed(x, weight, outputs, scale, bias, residual, activation, pool)
+    return call(unchecked, x, weight, outputs, scale, bias, residual, activation, pool)
+
+
+def _check_filters(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    dtypes = (x.dtype,)
+    _check.tensor(_OP, "weight", weight, ndim=4, dtypes=dtypes)
+    shape = (len(weight), x.shape[1], 3, 3)
+    if weight.shape != shape or weight.device != x.device or 0 in shape:
+        _check.fail(_OP, "weight", f"be [O, {x.shape[1]}, 3, 3] on {x.device} without outputs", weight)
+    if bias is not None:
+        _check.operand(_OP, "bias", bias, (len(weight),), like=x, dtypes=dtypes)
+
+
+def _check_packed(x, weight, outputs, scale, bias, residual, activation, pool) -> int:
     outputs = _check.integer(_OP, "outputs", outputs, 1, 2**31)
     shape, dtypes = packed_shape(outputs, x.shape[1]), (x.dtype,)
     _check.tensor(_OP, "weight", weight, ndim=4, dtypes=dtypes)
@@ -92,4 +164,4 @@ def winograd_conv2d(
         _check.fail(_OP, "activation", "be None, 'relu', 'gelu' or 'silu'", activation)
     if torch.is_grad_enabled():
         _check.no_grad(_OP, x=x, weight=weight, scale=scale, bias=bias, residual=residual)
-    return call(unchecked, x, weight, outputs, scale, bias, residual, activation, pool)
+    return outputs

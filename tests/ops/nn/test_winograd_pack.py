@@ -25,6 +25,15 @@ def test_packing_is_that_of_the_definition(isa, shape, scaled):
     torch.testing.assert_close(exact[:, 0, 0, 0], first)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (16, 17), (33, 40)])
+def test_turned_filters(isa, shape):
+    weight = torch.randn(*shape, 3, 3, generator=torch.Generator().manual_seed(0))
+    want = kr_fast.winograd_pack(weight.double().flip(2, 3).transpose(0, 1), dtype=torch.float64)
+    for each in (weight, weight.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(kr_fast.winograd_pack(each, turned=True).double(), want, rtol=1e-6, atol=1e-7)
+    assert torch.equal(kr_fast.winograd_pack(weight.double(), turned=True, dtype=torch.float64), want)
+
+
 def test_bad_scales_to_pack():
     weight = torch.zeros(4, 4, 3, 3)
     with pytest.raises(TypeError, match="winograd_pack: scale must be float64, got"):
@@ -38,3 +47,7 @@ def test_bad_weights_to_pack():
         kr_fast.winograd_pack(torch.zeros(4, 4, 5, 5))
     with pytest.raises(TypeError, match="winograd_pack: dtype must be float32 or float64, got"):
         kr_fast.winograd_pack(torch.zeros(4, 4, 3, 3), dtype=torch.float16)
+    with pytest.raises(TypeError, match="winograd_pack: turned must be a bool, got"):
+        kr_fast.winograd_pack(torch.zeros(4, 4, 3, 3), turned=1)
+    with pytest.raises(ValueError, match="winograd_pack: scale must be None with turned, got"):
+        kr_fast.winograd_pack(torch.zeros(4, 4, 3, 3), torch.zeros(4, dtype=torch.float64), turned=True)

@@ -1,0 +1,113 @@
+// Included once per instruction set, by the kernels of winograd_conv2d and winograd_conv2d_grad_weight: the tiles of
+// images, and the transform of their pixels.
+//
+// The points are 0, +-5/8, +-3/2 and infinity: with them the error is a third of that of the usual 0, +-1, +-2, and
+// all constants of the transforms of pixels are exact.
+constexpr int kPlaces = 36;
+constexpr int64_t kGroup = 16;  // channels side by side in V: the products then step by constants
+constexpr int64_t kTiles = kWinogradTiles;
+constexpr float kA = 0.625f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
+
+// One row of B^T d.
+KR_FN void transform_in(const f32v* d, float* to, int64_t step) {
+    const f32v even_a = fma(splat(-kB2), d[2], d[4]), odd_a = fma(splat(-kB2), d[1], d[3]);
+    const f32v even_b = fma(splat(-kA2), d[2], d[4]), odd_b = fma(splat(-kA2), d[1], d[3]);
+    store(to, fma(splat(kA2 * kB2), d[0], fma(splat(-kA2 - kB2), d[2], d[4])));
+    store(to + step, fma(splat(kA), odd_a, even_a));
+    store(to + 2 * step, fma(splat(-kA), odd_a, even_a));
+    store(to + 3 * step, fma(splat(kB), odd_b, even_b));
+    store(to + 4 * step, fma(splat(-kB), odd_b, even_b));
+    store(to + 5 * step, fma(splat(kA2 * kB2), d[1], fma(splat(-kA2 - kB2), d[3], d[5])));
+}
+
+// One vector of channels of 6x6 pixels.
+struct Pixels {
+    const float* from;
+    int64_t down, across;  // from one pixel to the next
+    __attribute__((always_inline)) f32v at(int i, int j) const { return load(from + i * down + j * across); }
+};
+
+// One vector of channels of a tile, from 36 pixels to 36 places `step` apart. Rows of B^T d that share terms are made
+// together and pixels are read again for the next ones: everything then stays in registers.
+KR_FN void tile_in(const Pixels& d, float* to, int64_t step) {
+    f32v first[6], second[6];
+    KR_UNROLL for (int j = 0; j < 6; ++j) first[j] =
+        fma(splat(kA2 * kB2), d.at(0, j), fma(splat(-kA2 - kB2), d.at(2, j), d.at(4, j)));
+    transform_in(first, to, step);
+    KR_UNROLL for (int pair = 0; pair < 2; ++pair) {
+        const f32v point = splat(pair ? kB : kA), other = splat(pair ? -kA2 : -kB2);
+        KR_UNROLL for (int j = 0; j < 6; ++j) {
+            const f32v even = fma(other, d.at(2, j), d.at(4, j)), odd = fma(other, d.at(1, j), d.at(3, j));
+            first[j] = fma(point, odd, even);
+            second[j] = fma(splat(0.0f) - point, odd, even);
+        }
+        transform_in(first, to + (6 + 12 * pair) * step, step);
+        transform_in(second, to + (12 + 12 * pair) * step, step);
+    }
+    KR_UNROLL for (int j = 0; j < 6; ++j) first[j] =
+        fma(splat(kA2 * kB2), d.at(1, j), fma(splat(-kA2 - kB2), d.at(3, j), d.at(5, j)));
+    transform_in(first, to + 30 * step, step);
+}
+
+struct Tiles {
+    int64_t down, across;  // of an image
+};
+struct Tile {
+    int64_t image, row, column;  // of its first pixel
+};
+
+KR_FN Tile tile_at(const Tiles& tiles, int64_t number) {
+    const int64_t each = tiles.down * tiles.across, place = number % each;
+    return {number / each, 4 * (place / tiles.across), 4 * (place % tiles.across)};
+}
+
+// Channels of an NHWC array, from the first pixel of its first image on.
+struct Channels {
+    const float* from;
+    int64_t height, width, step;  // step: from one pixel to the next
+};
+
+// The pixels of `kSide` x `kSide` from (top, left) on, `zeros` where there is none.
+template <int kSide>
+KR_FN void find_pixels(const Channels& x, int64_t image, int64_t top, int64_t left, const float* zeros,
+                       const float** pixels) {
+    const float* first = x.from + image * x.height * x.width * x.step;
+    for (int i = 0; i < kSide; ++i)
+        for (int j = 0; j < kSide; ++j) {
+            const int64_t row = top + i, column = left + j;
+            const bool inside = row >= 0 && row < x.height && column >= 0 && column < x.width;
+            pixels[kSide * i + j] = inside ? first + (row * x.width + column) * x.step : zeros;
+        }
+}
+
+// One vector of channels of all pixels, of which the first `live` lanes exist.
+template <int kCount>
+KR_FN void copy_pixels(const float* const* pixels, int64_t channel, int64_t live, float* to) {
+    if (live >= kLanes)
+        KR_UNROLL for (int p = 0; p < kCount; ++p) store(to + p * kLanes, load(pixels[p] + channel));
+    else
+        for (int p = 0; p < kCount; ++p)
+            store(to + p * kLanes, load_part(pixels[p] + channel, live > 0 ? (int)live : 0, 0.0f));
+}
+
+KR_FN int64_t place_of(int64_t channel) { return channel / kGroup * kTiles * kGroup + channel % kGroup; }
+
+// V of `count` channels of one tile, [36][groups][kTiles][16] with `step` floats between places.
+static void transform_tile(const Channels& x, int64_t count, const Tile& tile, const float* zeros, float* to,
+                           int64_t step) {
+    const int64_t top = tile.row - 1, left = tile.column - 1, padded = (count + kGroup - 1) / kGroup * kGroup;
+    int64_t channel = 0;
+    if (top >= 0 && left >= 0 && top + 6 <= x.height && left + 6 <= x.width) {
+        const float* from = x.from + ((tile.image * x.height + top) * x.width + left) * x.step;
+        for (; channel + kLanes <= count; channel += kLanes)
+            tile_in({from + channel, x.width * x.step, x.step}, to + place_of(channel), step);
+    }
+    if (channel == padded) return;
+    const float* pixels[kPlaces];
+    find_pixels<6>(x, tile.image, top, left, zeros, pixels);
+    alignas(64) float copy[kPlaces * kLanes];
+    for (; channel < padded; channel += kLanes) {
+        copy_pixels<kPlaces>(pixels, channel, count - channel, copy);
+        tile_in({copy, 6 * kLanes, kLanes}, to + place_of(channel), step);
+    }
+}
