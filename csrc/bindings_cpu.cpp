@@ -42,6 +42,12 @@ KR_FIELDS(BestThreshold, KR_FIELD(values), KR_FIELD(members), KR_FIELD(examples)
 KR_FIELDS(BootstrapAuc, KR_FIELD(inside), KR_FIELD(outside), KR_FIELD(groups), KR_FIELD(limits), KR_FIELD(num_limits),
           KR_FIELD(replicates), KR_FIELD(seed), KR_FIELD(auc), KR_FIELD(tp))
 
+KR_FIELDS(QkvAttention, KR_FIELD(qkv), KR_FIELD(dtype), KR_FIELD(batch), KR_FIELD(tokens), KR_FIELD(heads),
+          KR_FIELD(head_channels), KR_FIELD(out), KR_FIELD(logsumexp))
+
+KR_FIELDS(QkvAttentionBackward, KR_FIELD(qkv), KR_FIELD(dtype), KR_FIELD(batch), KR_FIELD(tokens), KR_FIELD(heads),
+          KR_FIELD(head_channels), KR_FIELD(out), KR_FIELD(grad_out), KR_FIELD(logsumexp), KR_FIELD(grad_qkv))
+
 KR_FIELDS(WinogradConv, KR_FIELD(x), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width), KR_FIELD(inputs),
           KR_FIELD(weight), KR_FIELD(scale), KR_FIELD(bias), KR_FIELD(residual), KR_FIELD(activation), KR_FIELD(pool),
           KR_FIELD(y), KR_FIELD(outputs))
@@ -123,13 +129,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("lira", &kr::lira, release());
 
     // qkv_attention
-    m.def(
-        "qkv_attention",
-        [](Address qkv, int dtype, int64_t batch, int64_t tokens, int64_t heads, int64_t d, Address out, int threads) {
-            kr::qkv_attention(at<const void>(qkv), static_cast<kr::Dtype>(dtype), batch, tokens, heads, d,
-                              at<void>(out), threads);
-        },
-        release());
+    m.def("qkv_attention", &kr::qkv_attention, release());
+    m.def("qkv_attention_backward", &kr::qkv_attention_backward, release());
 
     // winograd_conv2d
     m.attr("winograd_tiles") = kr::kWinogradTiles;

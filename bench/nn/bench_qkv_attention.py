@@ -1,7 +1,7 @@
-"""qkv_attention against torch's fused attention on the same tensor.
+"""qkv_attention against torch's fused attention on the same tensor: inference, and forward with backward.
 
 ``sdpa`` is F.scaled_dot_product_attention on views of q, k and v and a copy of its output to [N, T, C]; ``compile`` the
-formula under torch.compile.
+formula under torch.compile, and for the gradient ``sdpa`` under torch.compile.
 """
 
 import pytest
@@ -12,6 +12,8 @@ import kr_fast
 
 # N, T, heads, d: 14 and 7 px with diffusers' head size; the 8x8 digits UNet; 16 px with larger heads.
 CASES = [(64, 196, 8, 8), (64, 49, 8, 8), (256, 16, 4, 16), (16, 256, 8, 32), (16, 256, 4, 64)]
+# With heads of 16, and 8 px with them: what trains.
+TRAINED = [(64, 196, 4, 16), *CASES[:2], (128, 64, 4, 16), *CASES[2:]]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,3 +46,28 @@ def test_qkv_attention(benchmark, threads, case, dtype, provider):
     benchmark.pedantic(run, args=(qkv, heads), rounds=10, iterations=2, warmup_rounds=2)
     if benchmark.stats:  # not under --benchmark-disable
         benchmark.extra_info.update(gflop_per_second=4e-9 * n * heads * t * t * d / benchmark.stats.stats.min)
+
+
+@pytest.mark.parametrize("provider", ["kr_fast", "sdpa", "compile"])
+@pytest.mark.parametrize("case", TRAINED, ids=str)
+def test_forward_backward(benchmark, threads, case, provider):
+    benchmark.group = f"qkv_attention forward+backward {case} float32 {threads} threads"
+    n, t, heads, d = case
+    generator = torch.Generator().manual_seed(0)
+    qkv, grad = (torch.randn(n, t, parts * heads * d, generator=generator) for parts in (3, 1))
+    torch._dynamo.reset()
+    compiled = torch.compile(sdpa, dynamic=False)
+    forward = {"kr_fast": kr_fast.qkv_attention, "sdpa": sdpa, "compile": compiled}[provider]
+
+    def run(forward, qkv, grad):
+        return torch.autograd.grad(forward(qkv, heads), qkv, grad)[0]
+
+    qkv.requires_grad_()
+    expected = run(sdpa, qkv.detach().double().requires_grad_(), grad.double())
+    error = float((run(forward, qkv, grad).double() - expected).abs().max())
+    assert error < 1e-4
+    flop = 14 * n * heads * t * t * d  # two products forward, five backward
+    benchmark.extra_info.update(error=error, flop=flop)
+    benchmark.pedantic(run, args=(forward, qkv, grad), rounds=10, iterations=2, warmup_rounds=2)
+    if benchmark.stats:
+        benchmark.extra_info.update(gflop_per_second=1e-9 * flop / benchmark.stats.stats.min)

@@ -133,6 +133,27 @@ def group_norm(call: GroupNorm, y: Tensor) -> Struct:
     }
 
 
+def qkv_attention(qkv: Tensor, heads: int, out: Tensor, logsumexp: Tensor | None) -> Struct:
+    """``kr::QkvAttention`` that writes into ``out`` and ``logsumexp``."""
+    batch, tokens, width = qkv.shape
+    return {
+        "qkv": qkv.data_ptr(),
+        "dtype": DTYPES[qkv.dtype],
+        "batch": batch,
+        "tokens": tokens,
+        "heads": heads,
+        "head_channels": width // 3 // heads,
+        "out": out.data_ptr(),
+        "logsumexp": address(logsumexp),
+    }
+
+
+def qkv_attention_backward(grad_out: Tensor, qkv: Tensor, heads: int, out, logsumexp, grad_qkv: Tensor) -> Struct:
+    """``kr::QkvAttentionBackward`` that writes into ``grad_qkv``."""
+    grads = {"grad_out": grad_out.data_ptr(), "grad_qkv": grad_qkv.data_ptr()}
+    return qkv_attention(qkv, heads, out, logsumexp) | grads
+
+
 def winograd_conv(call: WinogradConv, y: Tensor) -> Struct:
     """``kr::WinogradConv`` that writes into ``y``."""
     batch, inputs, height, width = call.x.shape

@@ -78,6 +78,7 @@ ONCE: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
         lambda x, w, b, r: model_batch_norm(x, w, b, r)[0],
         [(2, 2, 2, 2, 2), (2, 2), (2, 2), (2, 2, 2, 2, 2)],
     ),
+    "qkv_attention": (lambda x: qkv_attention(x, 1), [(1, 2, 12)]),
     "model_batch_norm, relu": (lambda x, r: model_batch_norm(x, residual=r, relu=True)[0], [(2, 2, 1, 2, 2)] * 2),
     "winograd_conv2d, filters": (
         lambda x, w, b: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, bias=b),
@@ -98,7 +99,6 @@ NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
         lambda x, w, b: group_norm_silu(x.contiguous(memory_format=torch.channels_last), 2, w, b),
         [(1, 4, 2, 2), (4,), (4,)],
     ),
-    "qkv_attention": (lambda x: qkv_attention(x, 1), [(1, 2, 12)]),
     "winograd_conv2d": (
         lambda x, w: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, 2),
         [(1, 2, 4, 4), tuple(winograd_pack(torch.zeros(2, 2, 3, 3)).shape)],
@@ -146,7 +146,7 @@ class Module(nn.Module):
 def test_every_op_is_tried():
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("kr_fast::")}
     tried = {name.split(",")[0] for name in CASES} | DETACHED.keys() | NOT_FLOATING | IN_PLACE | PACKED
-    halves = {"winograd_conv2d_grad_input", "distillation_loss_forward"}
+    halves = {"winograd_conv2d_grad_input", "distillation_loss_forward", "qkv_attention_forward"}
     halves |= {f"{name.split(',')[0]}_backward" for name in (*ONCE, "distillation_loss")}
     assert names | set(registry.ops()) <= tried | halves
 

@@ -1,60 +1,57 @@
-// Included once per instruction set by qkv_attention.cpp.
+// Included once per instruction set by qkv_attention.cpp, by way of qkv_attention_backward_kernel.h.
 //
-// A vector holds one number of kLanes queries. Keys and values of a head, copied once to rows of d floats that L1 or L2
-// keeps, enter as scalars: no reduction across lanes, no tail in d, and no padding of heads of 8 to what a matrix
-// product wants. The softmax is taken over tiles of keys (Milakov and Gimelshein, "Online normalizer calculation for
-// softmax", 2018).
+// A lane holds one number of a query, and kLanes or twice as many queries are taken together. Keys and values of a
+// head, copied once to rows of d floats that L1 or L2 keeps, enter as scalars: no reduction across lanes, no tail in d,
+// and no padding of heads of 8 to what a matrix product wants. The softmax is taken over tiles of keys (Milakov and
+// Gimelshein, "Online normalizer calculation for softmax", 2018).
 #include "cpu/simd/row_io.h"
 #include "cpu/simd/vec_math.h"
 
-constexpr int kKeys = 32;  // of a tile: its scores stay in L1
-constexpr int kStep = 8;   // keys, or numbers of a value, at a time: enough sums to hide the latency of an fma
+constexpr int kKeys = 32;                   // of a tile: its scores stay in L1
+constexpr int kWide = kLanes == 1 ? 1 : 2;  // vectors of queries, where there are enough: a scalar is loaded for both
+// Keys, or numbers of a value, at a time, for V vectors: enough sums to hide the latency of an fma, and registers for
+// them.
+template <int V>
+constexpr int kStep = kLanes == 8 ? 8 / V : 8;
 
-// scores[j] = q . key_j for kKeys keys.
-template <int D>
-KR_FN void tile_scores(const float* q, const float* keys, float* scores) {
-    for (int j = 0; j < kKeys; j += kStep) {
-        f32v sum[kStep] = {};
+// scores[j][V * kLanes] = q . key_j of n keys, rounded up to a multiple of 8; q is [V][D][kLanes].
+template <int D, int V>
+KR_FN void tile_scores(const float* q, const float* keys, int n, float* scores) {
+    constexpr int step = kStep<V>;
+    for (int j = 0; j < n; j += step) {
+        f32v sum[step][V] = {};
         for (int c = 0; c < D; ++c) {
-            const f32v a = load(q + c * kLanes);
-            KR_UNROLL for (int k = 0; k < kStep; ++k) sum[k] = fma(a, splat(keys[(j + k) * D + c]), sum[k]);
+            f32v a[V];
+            KR_UNROLL for (int v = 0; v < V; ++v) a[v] = load(q + (v * D + c) * kLanes);
+            KR_UNROLL for (int k = 0; k < step; ++k) {
+                const f32v key = splat(keys[(j + k) * D + c]);
+                KR_UNROLL for (int v = 0; v < V; ++v) sum[k][v] = fma(a[v], key, sum[k][v]);
+            }
         }
-        KR_UNROLL for (int k = 0; k < kStep; ++k) store(scores + (j + k) * kLanes, sum[k]);
+        KR_UNROLL for (int k = 0; k < step; ++k) KR_UNROLL for (int v = 0; v < V; ++v)
+            store(scores + ((j + k) * V + v) * kLanes, sum[k][v]);
     }
 }
 
-// kLanes queries of one head; q and out are [D][kLanes], keys and values [tokens rounded up to kKeys][D].
-template <int D>
-KR_FN void attend(const float* q, const float* keys, const float* values, int64_t tokens, f32v scale, float* out) {
-    alignas(64) float scores[kKeys * kLanes];
-    f32v top = splat(-__builtin_inff()), total = splat(0.0f);
-    for (int c = 0; c < D; ++c) store(out + c * kLanes, splat(0.0f));
-    for (int64_t s = 0; s < tokens; s += kKeys) {
-        const int n = (int)(tokens - s < kKeys ? tokens - s : kKeys);
-        tile_scores<D>(q, keys + s * D, scores);
-        f32v next = top;
-        for (int j = 0; j < n; ++j) next = max(next, load(scores + j * kLanes));
-        const f32v old = vec_exp_scaled(top - next, scale);
-        top = next;
-        f32v sum = splat(0.0f);
+// total[V][D][kLanes] = total * old + sum_j weights[j][V * kLanes] rows[j][D], of n rows.
+template <int D, int V>
+KR_FN void add_rows(const float* weights, const float* rows, int n, const f32v* old, float* total) {
+    constexpr int step = kStep<V>;
+    for (int c = 0; c < D; c += step) {
+        f32v sum[step][V];
+        KR_UNROLL for (int k = 0; k < step; ++k) KR_UNROLL for (int v = 0; v < V; ++v) sum[k][v] =
+            load(total + (v * D + c + k) * kLanes) * old[v];
         for (int j = 0; j < n; ++j) {
-            const f32v p = vec_exp_scaled(load(scores + j * kLanes) - top, scale);
-            sum = sum + p;
-            store(scores + j * kLanes, p);
-        }
-        total = fma(total, old, sum);
-        for (int c = 0; c < D; c += kStep) {
-            f32v acc[kStep];
-            KR_UNROLL for (int k = 0; k < kStep; ++k) acc[k] = load(out + (c + k) * kLanes) * old;
-            for (int j = 0; j < n; ++j) {
-                const f32v p = load(scores + j * kLanes);
-                KR_UNROLL for (int k = 0; k < kStep; ++k) acc[k] = fma(p, splat(values[(s + j) * D + c + k]), acc[k]);
+            f32v p[V];
+            KR_UNROLL for (int v = 0; v < V; ++v) p[v] = load(weights + (j * V + v) * kLanes);
+            KR_UNROLL for (int k = 0; k < step; ++k) {
+                const f32v a = splat(rows[j * D + c + k]);
+                KR_UNROLL for (int v = 0; v < V; ++v) sum[k][v] = fma(p[v], a, sum[k][v]);
             }
-            KR_UNROLL for (int k = 0; k < kStep; ++k) store(out + (c + k) * kLanes, acc[k]);
         }
+        KR_UNROLL for (int k = 0; k < step; ++k) KR_UNROLL for (int v = 0; v < V; ++v)
+            store(total + (v * D + c + k) * kLanes, sum[k][v]);
     }
-    const f32v share = splat(1.0f) / total;
-    for (int c = 0; c < D; ++c) store(out + c * kLanes, load(out + c * kLanes) * share);
 }
 
 // D numbers of each of the rows `step` apart, as adjacent rows of floats.
@@ -67,59 +64,124 @@ KR_FN void gather_rows(const T* from, int64_t step, int64_t rows, float* to) {
     }
 }
 
+// The way back, times `scale`.
 template <int D, class T>
-static void attend_head(const T* qkv, int64_t tokens, int64_t heads, T* out, float* scratch) {
+KR_FN void scatter_rows(const float* from, int64_t rows, float scale, T* to, int64_t step) {
+    for (int64_t r = 0; r < rows; ++r) {
+        int c = 0;
+        for (; c + kLanes <= D; c += kLanes) store_as(to + r * step + c, load(from + r * D + c) * splat(scale));
+        for (; c < D; ++c) from_float(to + r * step + c, from[r * D + c] * scale);
+    }
+}
+
+// `count` of V * kLanes rows of D floats as [V][D][kLanes]; the first row stands for those that are missing.
+template <int D, int V>
+KR_FN void rows_to_lanes(const float* rows, int count, float* lanes) {
+    for (int v = 0; v < V; ++v) {
+        const float* from[kLanes];
+        for (int r = 0; r < kLanes; ++r) from[r] = rows + (v * kLanes + r < count ? v * kLanes + r : 0) * D;
+        load_lanes(from, D, lanes + v * D * kLanes);
+    }
+}
+
+// The way back, times `scale`, to rows `step` apart.
+template <int D, int V, class T>
+KR_FN void lanes_to_rows(const float* lanes, int count, float scale, T* to, int64_t step) {
+    alignas(64) float rows[kLanes * D];
+    for (int v = 0; v * kLanes < count; ++v) {
+        const float* from = lanes + v * D * kLanes;
+#if KR_LANES == 1
+        for (int c = 0; c < D; ++c) rows[c] = from[c];
+#else
+        float* into[kLanes];
+        for (int r = 0; r < kLanes; ++r) into[r] = rows + r * D;
+        transpose_out(from, D, into, kLanes);
+#endif
+        const int left = count - v * kLanes;
+        scatter_rows<D>(rows, left < kLanes ? left : kLanes, scale, to + v * kLanes * step, step);
+    }
+}
+
+// `count` queries of one head, from rows [count][D]; keys and values are [tokens rounded up to kKeys][D].
+template <int D, int V, class T>
+static void attend(const float* queries, const float* keys, const float* values, int64_t tokens, int count, T* to,
+                   int64_t to_step, float* logsumexp) {
+    alignas(64) float q[V * D * kLanes], out[V * D * kLanes], scores[kKeys * V * kLanes];
+    const f32v scale = splat(kLog2E / __builtin_sqrtf((float)D));
+    rows_to_lanes<D, V>(queries, count, q);
+    f32v top[V], total[V], old[V];
+    KR_UNROLL for (int v = 0; v < V; ++v) top[v] = splat(-__builtin_inff()), total[v] = splat(0.0f);
+    for (int c = 0; c < V * D; ++c) store(out + c * kLanes, splat(0.0f));
+    for (int64_t s = 0; s < tokens; s += kKeys) {
+        const int n = (int)(tokens - s < kKeys ? tokens - s : kKeys);
+        tile_scores<D, V>(q, keys + s * D, n, scores);
+        KR_UNROLL for (int v = 0; v < V; ++v) {
+            float* column = scores + v * kLanes;
+            f32v next = top[v];
+            for (int j = 0; j < n; ++j) next = max(next, load(column + j * V * kLanes));
+            old[v] = vec_exp_scaled(top[v] - next, scale);
+            top[v] = next;
+            f32v sum = splat(0.0f);
+            for (int j = 0; j < n; ++j) {
+                const f32v p = vec_exp_scaled(load(column + j * V * kLanes) - next, scale);
+                sum = sum + p;
+                store(column + j * V * kLanes, p);
+            }
+            total[v] = fma(total[v], old[v], sum);
+        }
+        add_rows<D, V>(scores, values + s * D, n, old, out);
+    }
+    for (int v = 0; v < V; ++v) {
+        const f32v share = splat(1.0f) / total[v];
+        float* column = out + v * D * kLanes;
+        for (int c = 0; c < D; ++c) store(column + c * kLanes, load(column + c * kLanes) * share);
+        const int left = count - v * kLanes;
+        if (logsumexp != nullptr && left > 0) {
+            const f32v sum = fma(top[v], splat(1.0f / __builtin_sqrtf((float)D)), vec_log(total[v]));
+            store_part(logsumexp + v * kLanes, sum, left < kLanes ? left : kLanes);
+        }
+    }
+    lanes_to_rows<D, V>(out, count, 1.0f, to, to_step);
+}
+
+template <int D, class T>
+static void attend_head(const T* qkv, int64_t tokens, int64_t heads, T* out, float* logsumexp, float* scratch) {
     const int64_t width = heads * D, step = 3 * width, room = (tokens + kKeys - 1) / kKeys * kKeys;
     float *queries = scratch, *keys = queries + room * D, *values = keys + room * D;
     gather_rows<D>(qkv, step, tokens, queries);
     gather_rows<D>(qkv + width, step, tokens, keys);
     gather_rows<D>(qkv + 2 * width, step, tokens, values);
     for (int64_t i = tokens * D; i < room * D; ++i) keys[i] = 0.0f;
-    alignas(64) float q[D * kLanes], sum[D * kLanes], rows_out[D * kLanes];
-    const f32v scale = splat(kLog2E / __builtin_sqrtf((float)D));
-    for (int64_t t = 0; t < tokens; t += kLanes) {
-        const int count = (int)(tokens - t < kLanes ? tokens - t : kLanes);
-        const float* rows[kLanes];
-        float* to[kLanes];
-        for (int r = 0; r < kLanes; ++r) {
-            rows[r] = queries + (t + (r < count ? r : 0)) * D;
-            to[r] = rows_out + r * D;
-        }
-        load_lanes(rows, D, q);
-        attend<D>(q, keys, values, tokens, scale, sum);
-#if KR_LANES == 1
-        for (int c = 0; c < D; ++c) rows_out[c] = sum[c];
-#else
-        transpose_out(sum, D, to, kLanes);
-#endif
-        for (int r = 0; r < count; ++r) {
-            T* row = out + (t + r) * width;
-            int c = 0;
-            for (; c + kLanes <= D; c += kLanes) store_as(row + c, load(to[r] + c));
-            for (; c < D; ++c) from_float(row + c, to[r][c]);
-        }
+    for (int64_t t = 0; t < tokens;) {
+        const int64_t left = tokens - t;
+        const bool wide = left > kLanes && kWide > 1;
+        const int most = wide ? kWide * kLanes : kLanes, count = (int)(left < most ? left : most);
+        float* sums = logsumexp == nullptr ? nullptr : logsumexp + t;
+        (wide ? attend<D, kWide, T> : attend<D, 1, T>)(queries + t * D, keys, values, tokens, count, out + t * width,
+                                                       width, sums);
+        t += count;
     }
 }
 
 template <class T>
-static void attend_head_of(const void* qkv, int64_t item, int64_t tokens, int64_t heads, int64_t d, void* out,
-                           float* scratch) {
+static void attend_head_of(const QkvAttention& call, int64_t item, float* scratch) {
+    const int64_t tokens = call.tokens, heads = call.heads, d = call.head_channels;
     const int64_t image = item / heads, head = item % heads, width = heads * d;
-    const T* from = static_cast<const T*>(qkv) + image * tokens * 3 * width + head * d;
-    T* to = static_cast<T*>(out) + image * tokens * width + head * d;
-    if (d == 8) attend_head<8>(from, tokens, heads, to, scratch);
-    if (d == 16) attend_head<16>(from, tokens, heads, to, scratch);
-    if (d == 32) attend_head<32>(from, tokens, heads, to, scratch);
-    if (d == 64) attend_head<64>(from, tokens, heads, to, scratch);
+    const T* from = static_cast<const T*>(call.qkv) + image * tokens * 3 * width + head * d;
+    T* to = static_cast<T*>(call.out) + image * tokens * width + head * d;
+    float* logsumexp = call.logsumexp == nullptr ? nullptr : call.logsumexp + item * tokens;
+    if (d == 8) attend_head<8>(from, tokens, heads, to, logsumexp, scratch);
+    if (d == 16) attend_head<16>(from, tokens, heads, to, logsumexp, scratch);
+    if (d == 32) attend_head<32>(from, tokens, heads, to, logsumexp, scratch);
+    if (d == 64) attend_head<64>(from, tokens, heads, to, logsumexp, scratch);
 }
 
 // scratch: 3 (tokens rounded up to 32) d floats.
-static void attention_item(const void* qkv, Dtype dtype, int64_t item, int64_t tokens, int64_t heads, int64_t d,
-                           void* out, float* scratch) {
-    if (dtype == Dtype::f32)
-        attend_head_of<float>(qkv, item, tokens, heads, d, out, scratch);
-    else if (dtype == Dtype::bf16)
-        attend_head_of<Bf16>(qkv, item, tokens, heads, d, out, scratch);
+static void attention_item(const QkvAttention& call, int64_t item, float* scratch) {
+    if (call.dtype == Dtype::f32)
+        attend_head_of<float>(call, item, scratch);
+    else if (call.dtype == Dtype::bf16)
+        attend_head_of<Bf16>(call, item, scratch);
     else
-        attend_head_of<F16>(qkv, item, tokens, heads, d, out, scratch);
+        attend_head_of<F16>(call, item, scratch);
 }

@@ -35,13 +35,27 @@ def winograd_conv2d_grad_weight(call: WinogradGradWeight) -> None:
     native.cpu.winograd_conv2d_grad_weight(structs.winograd_grad_weight(call), torch.get_num_threads())
 
 
-@registry.kernel("qkv_attention", "cpu", refuses=_refuses_attention)
-def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
+def _attention_forward(qkv: Tensor, heads: int, *, logsumexp: bool) -> tuple[Tensor, Tensor | None]:
     batch, tokens, width = qkv.shape
     out = torch.empty(batch, tokens, width // 3, dtype=qkv.dtype)
-    sizes = batch, tokens, heads, width // 3 // heads
-    native.cpu.qkv_attention(qkv.data_ptr(), codes.DTYPES[qkv.dtype], *sizes, out.data_ptr(), torch.get_num_threads())
-    return out
+    sums = torch.empty(batch, heads, tokens) if logsumexp else None
+    native.cpu.qkv_attention(structs.qkv_attention(qkv, heads, out, sums), torch.get_num_threads())
+    return out, sums
+
+
+def _attention_backward(grad_out: Tensor, qkv: Tensor, out: Tensor, logsumexp: Tensor, heads: int) -> Tensor:
+    grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype)
+    call = structs.qkv_attention_backward(grad_out, qkv, heads, out, logsumexp, grad_qkv)
+    native.cpu.qkv_attention_backward(call, torch.get_num_threads())
+    return grad_qkv
+
+
+registry.differentiable(
+    "qkv_attention",
+    "cpu",
+    registry.Differentiable(_attention_forward, _attention_backward),
+    refuses=_refuses_attention,
+)
 
 
 WINOGRAD_TILES = getattr(native.cpu, "winograd_tiles", 1)  # that the kernel takes together

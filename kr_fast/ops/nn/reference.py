@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kr_fast.backends.arguments import GroupNorm, WinogradConv, WinogradGradWeight
-from kr_fast.backends.registry import kernel, never
+from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
 
 @kernel("group_norm_silu", "reference", refuses=never)
@@ -28,13 +28,33 @@ def group_norm_silu(call: GroupNorm, out: Tensor) -> None:
     out.copy_(F.silu(y) if call.silu else y)
 
 
-@kernel("qkv_attention", "reference", refuses=never)
-def qkv_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Softmax attention of each head, in float32 at least."""
-    exact = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
-    q, k, v = exact.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    weight = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).softmax(3)
-    return (weight @ v).transpose(1, 2).flatten(2).to(qkv.dtype)
+def _heads(x: Tensor, parts: int, heads: int) -> Tensor:
+    """``[N, T, parts * heads * d]`` as ``[parts, N, heads, T, d]``, in float32 at least."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    return exact.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def _attention_forward(qkv: Tensor, heads: int, *, logsumexp: bool) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention of each head, in float32 at least, and the logsumexp ``[N, heads, T]`` of each row of scores
+    if that is wanted."""
+    q, k, v = _heads(qkv, 3, heads)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+    out = (scores.softmax(3) @ v).transpose(1, 2).flatten(2).to(qkv.dtype)
+    return out, scores.logsumexp(3) if logsumexp else None
+
+
+def _attention_backward(grad_out: Tensor, qkv: Tensor, out: Tensor, logsumexp: Tensor, heads: int) -> Tensor:
+    """Dao, "FlashAttention-2", 2023, section 2.1 and algorithm 2."""
+    q, k, v = _heads(qkv, 3, heads)
+    (o,), (do,) = _heads(out, 1, heads), _heads(grad_out, 1, heads)
+    scale = 1 / math.sqrt(q.shape[3])
+    p = (q @ k.transpose(2, 3) * scale - logsumexp[..., None]).exp()
+    ds = p * (do @ v.transpose(2, 3) - (do * o).sum(3, keepdim=True))
+    grads = torch.stack([ds @ k * scale, ds.transpose(2, 3) @ q * scale, p.transpose(2, 3) @ do])
+    return grads.permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
+
+
+differentiable("qkv_attention", "reference", Differentiable(_attention_forward, _attention_backward), refuses=never)
 
 
 INPUTS = 16  # inputs of a packed weight are rounded up to a multiple of it
