@@ -7,13 +7,14 @@ from pathlib import Path
 
 
 def build(
-    function, signature: dict, constants: dict, *, capability: int, warps: int, aligned: tuple[str, ...] = (),
+    function, signature: dict, constants: dict, *, capability: int, warps: int = 4, aligned: tuple[str, ...] = (),
     fusion: bool = True,
 ):  # fmt: skip
     """The kernel for ``capability``; ``signature`` names the types of its arguments but those in ``constants``.
 
-    Pointers count as 16-byte aligned, as torch allocates, and so do the integers named in ``aligned``. With ``fusion``
-    the compiler may contract products into sums.
+    Both may name what this kernel does not take, and ``constants`` its num_warps. Pointers count as 16-byte aligned, as
+    torch allocates, and so do the integers named in ``aligned``. With ``fusion`` the compiler may contract products
+    into sums.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -26,9 +27,9 @@ def build(
         for index, name in enumerate(names)
         if types[name].startswith("*") or name in aligned
     }
-    constexprs = {(names.index(key),): value for key, value in constants.items()}
+    constexprs = {(names.index(key),): value for key, value in constants.items() if key in names}
     source = ASTSource(fn=function, signature=types, constexprs=constexprs, attrs=attributes)
-    options = {"num_warps": warps, "enable_fp_fusion": fusion}
+    options = {"num_warps": constants.get("num_warps", warps), "enable_fp_fusion": fusion}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -1,15 +1,11 @@
-"""model_sgd: torch's SGD a model, models that stand still, the Triton kernel in the interpreter and compiled."""
-
-import os
+"""model_sgd: torch's SGD a model, models that stand still, arguments."""
 
 import pytest
 import torch
 from backends import on_backends
-from triton_compile import build, spilled_bytes
 
 from kr_fast.ops.batched.model_sgd import model_sgd
 
-interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 # A number; a block of the kernel and one more a model; three models end within a block.
 SIZES, DECAYS, MODELS = [1, 1025, 40, 300], [0.0, 0.1, 0.0, 0.1], 3
 
@@ -84,16 +80,3 @@ def test_arguments():
             model_sgd(*arguments)
     with pytest.raises(TypeError, match="weight must be float32 or float64"):
         model_sgd(weight.detach().half(), weight, weight, pair, pair, [2, 3], [0, 0])
-
-
-@pytest.mark.compile
-@pytest.mark.skipif(interpreted, reason="the interpreter replaces the compiler in this process")
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_compiles_for_gpus_without_spills(capability, tmp_path, monkeypatch):
-    pytest.importorskip("triton")
-    from kr_fast.kernels.batched import model_sgd as kernels
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    signature = dict.fromkeys(("weight", "velocity", "grad", "rate", "momentum", "decays"), "*fp32") | {"table": "*i64"}
-    built = build(kernels.step, signature, {"BLOCK": kernels.BLOCK}, capability=capability, warps=4)
-    assert spilled_bytes(built) == 0

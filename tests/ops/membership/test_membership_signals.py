@@ -237,30 +237,6 @@ def test_more_than_two_to_the_31_elements():
         assert torch.equal(whole[name][-300:], part[name])
 
 
-@pytest.mark.compile
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize(
-    ("classes", "dtype"),
-    [(10, "fp32"), (100, "fp32"), (1000, "fp32"), (1000, "bf16"), (2048, "bf16"), (128_256, "bf16")],
-)
-def test_compiles_for_gpus_without_spills(capability, classes, dtype, tmp_path, monkeypatch):
-    pytest.importorskip("triton")
-    from kr_fast.kernels.membership import membership_signals as kernels
-    from triton_compile import build, spilled_bytes, widest_load
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    rows, block, warps = kernels.tile(classes)
-    signature = {"logits": f"*{dtype}", "labels": "*i64", "n": "i32", "stride": "i32"}
-    signature |= dict.fromkeys(SIGNALS, "*fp32")
-    wanted = dict.fromkeys(("PHI", "LOSS", "ENTROPY", "MODIFIED", "CONFIDENCE", "CORRECT"), True)
-    constants = {"C": classes, "ROWS": rows, "BLOCK": block, "ALIGN": kernels.alignment(classes), **wanted}
-    aligned = ("stride",) if classes % 16 == 0 else ()
-    built = build(kernels.signals_kernel, signature, constants, capability=capability, warps=warps, aligned=aligned)
-    assert spilled_bytes(built) == 0
-    if classes >= 100:
-        assert widest_load(built) == 16
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(2, 12), st.floats(0.01, 30), st.integers(0, 2**31))
 def test_any_shape_and_scale(rows, classes, scale, seed):

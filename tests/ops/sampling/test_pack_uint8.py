@@ -102,23 +102,3 @@ def test_opcheck_and_compile():
     x = torch.rand(2, 3, 4, 4)
     torch.library.opcheck(torch.ops.kr_fast.pack_uint8, (x,))
     assert torch.equal(torch.compile(kr_fast.pack_uint8, fullgraph=True, backend="eager")(x), kr_fast.pack_uint8(x))
-
-
-@pytest.mark.compile
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_compiles_without_spills(capability, channels, dtype, tmp_path, monkeypatch):
-    pytest.importorskip("triton")
-    from kr_fast.kernels.sampling import pack_uint8 as kernels
-    from triton_compile import build, inexact_instructions, spilled_bytes
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    signature = {"x": f"*{dtype}", "out": "*u8", "total": "i32", "pixels": "i32"}
-    constants = {"CHANNELS": channels, "BLOCK": kernels.BLOCK}
-    options = {"capability": capability, "warps": kernels.WARPS, "aligned": ("total", "pixels"), "fusion": False}
-    built = build(kernels.pack, signature, constants, **options)
-    assert inexact_instructions(built) == set()
-    assert spilled_bytes(built) == 0
-    if channels == 1:
-        assert "st.global.v2.b32" in built.asm["ptx"] or "st.global.b32" in built.asm["ptx"]
