@@ -103,7 +103,9 @@ DistillationJob job_of(const DistillationLoss& call, const DistillationBuffers& 
 int launch_by_classes(const DistillationJob& job, void* cuda_stream) {
     const int64_t classes = job.call.classes;
     auto queue = (cudaStream_t)cuda_stream;
-    if (classes > kMostInRegisters && clusters_hold(job)) return launch_cluster_rows(job, cuda_stream);
+    // No rows go to a single block: several would meet in the workspace, which losses by row come without.
+    if (classes > kMostInRegisters && job.call.rows > 0 && clusters_hold(job))
+        return launch_cluster_rows(job, cuda_stream);
     if (classes > 1024) return launch_block_rows(job, cuda_stream);
     if (classes > kMostClasses) return launch_warp_rows(job, cuda_stream);
     return classes <= 4    ? launch<4>(job, queue)
