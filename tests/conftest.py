@@ -1,5 +1,6 @@
 """Fixtures and markers for all tests."""
 
+import contextlib
 import os
 import shutil
 
@@ -88,7 +89,8 @@ def _matmul(a, b, dtype=None):
 @pytest.fixture
 def backend(request):
     """The backend that ``@on_backends(op)`` names, forced; see backends.py."""
-    with backends.in_use(request.param, lambda: request.getfixturevalue("host_cuda")) as used:
+    kernel = getattr(request.node.callspec.params.get("case"), "kernel", contextlib.nullcontext)
+    with backends.in_use(request.param, lambda: request.getfixturevalue("host_cuda")) as used, kernel():
         yield used
 
 

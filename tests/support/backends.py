@@ -8,12 +8,15 @@ of this op. The backend is forced; ``backend.device`` is where its tensors lie::
     def test_values(backend, case):
         x = case.draw().to(backend.device)
 
+``@on_backends(op, cases=CASES)`` does so for each ``case``, where ``case.on`` names the backends that it reaches a
+regime of (none: all); ``case.kernel()``, if it has one, is a context in which that regime's kernel is chosen.
+
 Triton's interpreter needs TRITON_INTERPRET=1 and a process of its own: those cases carry the marker ``interpreter``,
 as those of a GPU carry ``gpu``.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -54,20 +57,30 @@ IDS: dict[str, tuple[str, tuple]] = {
 }
 
 
-def on_backends(op: str, *names: str) -> pytest.MarkDecorator:
+def on_backends(op: str, *names: str, cases: Iterable = ()) -> pytest.MarkDecorator:
     """The test runs on every backend that has a kernel of ``op``, or on those of ``names`` alone.
 
-    A name is one of registry.BACKENDS, or an id as "cuda-host".
+    A name is one of registry.BACKENDS, or an id as "cuda-host". With ``cases`` it takes a ``case`` too.
     """
+    assert op in registry.ops(), f"no op {op}"
+    where = _ids(op, names)
+    if not cases:
+        return pytest.mark.parametrize(
+            "backend", [pytest.param(i, marks=IDS[i][1], id=i) for i in where], indirect=True
+        )
+    pairs = [
+        pytest.param(i, case, marks=IDS[i][1], id=f"{case}-{i}")
+        for case in cases
+        for i in _ids(op, getattr(case, "on", ()))
+        if i in where
+    ]
+    return pytest.mark.parametrize(("backend", "case"), pairs, indirect=["backend"])
+
+
+def _ids(op: str, names: Iterable[str]) -> list[str]:
     unknown = set(names) - set(registry.BACKENDS) - IDS.keys()
     assert not unknown, f"no backend {sorted(unknown)}"
-    assert op in registry.ops(), f"no op {op}"
-    params = [
-        pytest.param(id, marks=marks, id=id)
-        for id, (name, marks) in IDS.items()
-        if registry.has(op, name) and (not names or name in names or id in names)
-    ]
-    return pytest.mark.parametrize("backend", params, indirect=True)
+    return [i for i, (name, _) in IDS.items() if registry.has(op, name) and (not names or name in names or i in names)]
 
 
 @contextlib.contextmanager

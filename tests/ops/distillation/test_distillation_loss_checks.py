@@ -1,10 +1,11 @@
-"""What distillation_loss refuses, each with its message."""
+"""What distillation_loss refuses, each with its message, and what it takes."""
 
 import math
 
 import pytest
 import torch
 
+from kr_fast.backends import registry
 from kr_fast.ops.distillation.distillation_loss import distillation_loss, distillation_loss_topk
 from kr_fast.ops.distillation.distillation_metrics import distillation_metrics
 from kr_fast.ops.distillation.dkd_loss import dkd_loss
@@ -104,3 +105,8 @@ def test_labels_of_any_integer_dtype(dtype):
         assert torch.equal(*losses)
     signals = membership_signals(z, y[:, None])["phi"]
     assert torch.equal(signals, membership_signals(z, Y)["phi"])
+
+
+def test_order_of_backends():
+    assert registry.preference("distillation_loss", "cuda") == ("cuda", "triton", "reference")
+    assert registry.preference("distillation_loss", "cpu") == ("cpu", "reference")

@@ -1,96 +1,130 @@
-"""distillation_metrics against torch in float64, on every backend that a CPU can run.
-
-Class counts: 2 smallest; 10, 100 rows across lanes; 128 the last that are, 129 the first row-wise; 1000 with a tail in
-AVX-512; 1025 two summation blocks. Temperatures: 1, 2, 4 take e^z as a power of e^(z / T), 3 by itself.
-"""
+"""distillation_metrics on every backend against torch in float64."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from backends import on_backends
 
-from kr_fast.backends import registry
-from kr_fast.ops.distillation.distillation_loss import distillation_loss
 from kr_fast.ops.distillation.distillation_metrics import distillation_metrics
+
+
+class Case(NamedTuple):
+    """Classes, temperature and dtype, and the regime of a kernel that they reach."""
+
+    classes: int
+    T: float
+    why: str
+    on: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        return f"{self.classes}-T={self.T}-{self.dtype}".replace("torch.", "")
+
+
+CPU, TRITON = ("cpu",), ("triton",)
+CASES = [  # at 1, 2 and 4 C++ takes e^z as a power of e^(z / T), at 3 by itself
+    Case(2, 2.0, "the fewest"),
+    Case(10, 1.0, "rows across lanes; several rows a program"),
+    Case(10, 3.0, "an exponential more", CPU),
+    Case(128, 2.0, "C++ across lanes, last", CPU),
+    Case(129, 1.0, "by rows, first", CPU),
+    Case(129, 3.0, "an exponential more", CPU),
+    Case(1000, 4.0, "a tail in AVX-512; no power of two", ("cpu", "triton")),
+    Case(1025, 2.0, "two summation blocks", CPU),
+    Case(2048, 4.0, "one whole block of Triton, read once", TRITON),
+    Case(5000, 4.0, "blocks whose sums move with the row's maximum", TRITON),
+    Case(128_256, 4.0, "many", ("triton-gpu",)),
+]
+HALVES = [case._replace(dtype=d) for case in CASES if case.classes != 2048 for d in (torch.bfloat16, torch.float16)]
 
 
 def oracle(z, t, y, T):
     z, t = z.double(), t.double()
-    p, log_p = F.softmax(t, 1), F.log_softmax(t, 1)
-    kl = T * T * (F.softmax(t / T, 1) * (F.log_softmax(t / T, 1) - F.log_softmax(z / T, 1))).sum(1)
-    return {
-        "kl": kl,
+    p, log_p, p_T = F.softmax(t, 1), F.log_softmax(t, 1), F.softmax(t / T, 1)
+    terms = p_T * (F.log_softmax(t / T, 1) - F.log_softmax(z / T, 1))
+    values = {
+        "kl": T * T * torch.where(p_T > 0, terms, 0).sum(1),
         "agreement": z.argmax(1) == t.argmax(1),
         "teacher_confidence": p.amax(1),
-        "teacher_entropy": -(p * log_p).sum(1),
-        "cross_entropy": F.cross_entropy(z, y, reduction="none"),
-        "student_correct": z.argmax(1) == y,
-        "teacher_correct": t.argmax(1) == y,
+        "teacher_entropy": -torch.where(p > 0, p * log_p, 0).sum(1),
     }
+    if y is not None:
+        values["cross_entropy"] = F.cross_entropy(z, y, reduction="none")
+        values |= {"student_correct": z.argmax(1) == y, "teacher_correct": t.argmax(1) == y}
+    return values
 
 
-@pytest.mark.parametrize(
-    ("classes", "temperature"),
-    [(2, 2.0), (10, 1.0), (10, 3.0), (100, 4.0), (128, 2.0), (129, 1.0), (129, 3.0), (1000, 4.0), (1025, 2.0)],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_values(isa, classes, temperature, dtype):
-    torch.manual_seed(classes)
-    t = torch.randn(33, classes).mul(3).to(dtype)
-    z, y = (t + torch.randn(33, classes)).to(dtype), torch.randint(0, classes, (33,))
-    y[:9] = t[:9].float().argmax(1)
-    found = distillation_metrics(z, t, y, temperature=temperature)._asdict()
-    for name, wanted in oracle(z, t, y, temperature).items():
-        if wanted.dtype == torch.bool:
-            assert torch.equal(found[name], wanted), name
+def check(backend, z, t, y=None, T=1.0):
+    on = backend.device
+    result = distillation_metrics(z.to(on), t.to(on), None if y is None else y.to(on), temperature=T)
+    expected = oracle(z.detach().cpu(), t.cpu(), y, T)
+    for name, value in result._asdict().items():
+        if name not in expected:
+            assert value is None
+        elif value.dtype == torch.bool:
+            assert torch.equal(value.cpu(), expected[name]), name
         else:
-            torch.testing.assert_close(found[name].double(), wanted, rtol=3e-6, atol=3e-6, msg=name)
-    torch.testing.assert_close(
-        found["kl"], distillation_loss(z, t, temperature=temperature, reduction="none"), rtol=2e-5, atol=0
-    )
+            torch.testing.assert_close(
+                value.cpu().double(), expected[name], rtol=3e-6, atol=3e-6, msg=lambda text, name=name: f"{name} {text}"
+            )
+    return result
 
 
-@pytest.mark.parametrize("classes", [20, 300])  # one layout each
-def test_ties_go_to_the_first_and_ignored_rows_count_nothing(isa, classes):
-    z, t = torch.zeros(2, classes), torch.zeros(2, classes)
-    z[:, [3, 17]] = 1
-    t[:, 17] = 1
-    found = distillation_metrics(z, t, torch.tensor([3, -100]))
-    assert found.agreement.tolist() == [False, False]
-    assert found.student_correct.tolist() == [True, False]
-    assert found.cross_entropy[1] == 0
-    t[0, 0] = z[0, 0] = -math.inf
-    assert torch.isfinite(distillation_metrics(z, t).kl).all()
-    assert torch.isfinite(distillation_metrics(z, t).teacher_entropy).all()
-    t[0, 1:] = -math.inf
-    t[0, 0] = 2.0  # sure of class 0, which the student rules out
-    sure = distillation_metrics(z, t)
-    assert [sure.kl[0], sure.teacher_confidence[0], sure.teacher_entropy[0]] == [math.inf, 1, 0]
+@on_backends("distillation_metrics", cases=CASES + HALVES)
+def test_values(backend, case):
+    torch.manual_seed(case.classes)
+    rows = 33 if case.classes <= 1025 else 7
+    t = torch.randn(rows, case.classes).mul(3).to(case.dtype)
+    z, y = (t + torch.randn(rows, case.classes)).to(case.dtype), torch.randint(0, case.classes, (rows,))
+    y[:3] = t[:3].float().argmax(1)
+    y[4] = -100
+    z[5, -1] = t[6, -1] = 20.0  # a maximum in the last block
+    check(backend, z, t, y, case.T)
 
 
-@pytest.mark.parametrize("classes", [7, 40, 300, 2000])
-def test_first_of_many_equal_logits(isa, classes):
+# One layout each of C++; one block of Triton and several.
+@on_backends("distillation_metrics")
+@pytest.mark.parametrize("classes", [20, 300, 5000])
+def test_ties_and_classes_that_are_ruled_out(backend, classes):
+    z, t = torch.zeros(6, classes), torch.zeros(6, classes)
+    z[:, [3, classes - 1]] = 1  # the first of two
+    t[:, classes - 1] = 1
+    z[0, 0] = t[0, 0] = -math.inf  # by both
+    t[1, 1] = -math.inf  # by the teacher: costs q only
+    z[2, 2] = -math.inf  # by the student alone: infinite
+    t[3, 1:] = -math.inf  # the teacher is sure
+    t[4, : classes - 2] = z[4, : classes - 2] = -math.inf  # nothing before the last block
+    t[5, 1:], z[5, 0] = -math.inf, -math.inf  # sure of what the student rules out
+    result = check(backend, z, t, torch.tensor([3, -100, classes - 1, 0, classes - 1, 3]))
+    assert result.agreement.tolist() == [False, False, False, False, True, False]
+    assert result.kl[[2, 5]].tolist() == [math.inf, math.inf]
+    assert result.teacher_entropy[[3, 5]].tolist() == [0, 0]
+    assert result.cross_entropy[1] == 0  # an ignored row
+
+
+@on_backends("distillation_metrics")
+@pytest.mark.parametrize("classes", [7, 300, 5000])
+def test_first_of_many_equal_logits(backend, classes):
     torch.manual_seed(classes)
-    z, t = torch.randint(0, 3, (70, classes)).float(), torch.randint(0, 3, (70, classes)).float()
-    y = t.argmax(1)
-    found = distillation_metrics(z, t, y)
-    assert torch.equal(found.agreement, z.argmax(1) == y)
-    assert torch.equal(found.student_correct, z.argmax(1) == y)
-    assert found.teacher_correct.all()
+    z, t = torch.randint(0, 3, (2, 70 if classes < 128 else 7, classes)).float()
+    check(backend, z, t, t.argmax(1))
 
 
-def test_without_labels_without_rows_without_gradients_and_by_strides():
-    wide = torch.randn(5, 40, requires_grad=True)
-    z, t = wide[:, 3:13], torch.randn(10, 5).T
-    found = distillation_metrics(z, t)
-    assert found.cross_entropy is found.student_correct is found.teacher_correct is None
-    assert not found.kl.requires_grad
-    with registry.forced("reference"):
-        wanted = distillation_metrics(z, t)
-    for ours, theirs in zip(found[:4], wanted[:4], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert distillation_metrics(torch.zeros(0, 3), torch.zeros(0, 3)).kl.shape == (0,)
+@on_backends("distillation_metrics")
+def test_strides_mixed_dtypes_no_rows_no_gradients_and_inputs_unchanged(backend):
+    wide = torch.randn(5, 40).to(backend.device)
+    z, t = wide[:, 3:13], torch.randn(10, 5).to(backend.device, torch.bfloat16).T
+    before = wide.clone(), t.clone()
+    check(backend, z, t, torch.arange(5))
+    result = check(backend, z.requires_grad_(), t)
+    assert not result.kl.requires_grad
+    assert torch.equal(wide, before[0])
+    assert torch.equal(t, before[1])
+    empty = torch.zeros(0, 3, device=backend.device)
+    assert distillation_metrics(empty, empty).kl.shape == (0,)
 
 
 def test_opcheck():
