@@ -17,7 +17,7 @@ PARTS = 64  # chunks of a model at most
 
 
 @triton.jit
-def _place(rows, span, C: tl.constexpr, BC: tl.constexpr):
+def _chunk(rows, span, C: tl.constexpr, BC: tl.constexpr):
     """Of this program: its model, its chunk of rows (first, end) and number, its channels and which of them exist."""
     ACROSS: tl.constexpr = (C + BC - 1) // BC
     program = tl.program_id(0)
@@ -30,16 +30,27 @@ def _place(rows, span, C: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
+def _tile(base, start, end, channel, exists, C: tl.constexpr, P: tl.constexpr):
+    """Offsets ``[P, BC]`` of the rows from ``start`` on, and which of them are in the chunk."""
+    row = start + tl.arange(0, P)
+    live = (row < end)[:, None] & exists[None, :]
+    return base + row[:, None].to(tl.int64) * C + channel[None, :], live
+
+
+@triton.jit
+def _load(source, at, live):
+    return tl.load(source + at, mask=live, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def moments(x, means, squares, rows, span, C: tl.constexpr, P: tl.constexpr, BC: tl.constexpr):
     """Of each chunk: mean, and sum of squares about it. ``means``, ``squares``: ``[M, parts, C]``."""
-    model, first, end, part, channel, exists = _place(rows, span, C, BC)
-    lane = tl.arange(0, P)
+    model, first, end, part, channel, exists = _chunk(rows, span, C, BC)
     source = x + model * rows * C
     mean, square = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
     for start in tl.range(first, end, P):
-        row = start + lane
-        live = (row < end)[:, None] & exists[None, :]
-        value = tl.load(source + row[:, None].to(tl.int64) * C + channel[None, :], mask=live, other=0.0).to(tl.float32)
+        at, live = _tile(0, start, end, channel, exists, C, P)
+        value = _load(source, at, live)
         count = tl.minimum(end - start, P).to(tl.float32)
         before = (start - first).to(tl.float32)
         more = tl.sum(value, axis=0) / count
@@ -65,9 +76,9 @@ def merge_moments(means, squares, mean, var, rows, span, C: tl.constexpr, BC: tl
         at = (model * parts + part) * C + channel
         count = tl.minimum(rows - part * span, span).to(tl.float32)
         before = (part * span).to(tl.float32)
-        step = tl.load(means + at, mask=exists, other=0.0) - total
+        step = _load(means, at, exists) - total
         total += step * (count / (before + count))
-        square += tl.load(squares + at, mask=exists, other=0.0) + step * step * (before * (count / (before + count)))
+        square += _load(squares, at, exists) + step * step * (before * (count / (before + count)))
     tl.store(mean + model * C + channel, total, mask=exists)
     tl.store(var + model * C + channel, square / rows, mask=exists)
 
@@ -77,24 +88,22 @@ def normalize(
     x, weight, bias, residual, mean, var, y, rows, span, eps,
     C: tl.constexpr, RELU: tl.constexpr, ROUND: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    model, first, end, _, channel, exists = _place(rows, span, C, BC)
+    model, first, end, _, channel, exists = _chunk(rows, span, C, BC)
     vector = model * C + channel
-    centre = tl.load(mean + vector, mask=exists, other=0.0)
+    centre = _load(mean, vector, exists)
     scale = 1.0 / tl.sqrt(tl.load(var + vector, mask=exists, other=1.0) + eps)
     if weight is not None:
-        scale *= tl.load(weight + vector, mask=exists, other=0.0).to(tl.float32)
+        scale *= _load(weight, vector, exists)
     offset = tl.zeros([BC], tl.float32)
     if bias is not None:
-        offset = tl.load(bias + vector, mask=exists, other=0.0).to(tl.float32)
+        offset = _load(bias, vector, exists)
     base = model * rows * C
     for start in tl.range(first, end, P):
-        row = start + tl.arange(0, P)
-        live = (row < end)[:, None] & exists[None, :]
-        at = base + row[:, None].to(tl.int64) * C + channel[None, :]
-        value = tl.load(x + at, mask=live, other=0.0).to(tl.float32)
+        at, live = _tile(base, start, end, channel, exists, C, P)
+        value = _load(x, at, live)
         value = (value - centre[None, :]) * scale[None, :] + offset[None, :]
         if residual is not None:
-            value += tl.load(residual + at, mask=live, other=0.0).to(tl.float32)
+            value += _load(residual, at, live)
         if RELU:
             value = tl.where(value < 0, 0.0, value)  # NaN stays NaN
         store(y, at, value, live, ROUND)
@@ -106,20 +115,18 @@ def sums(
     C: tl.constexpr, RELU: tl.constexpr, ROUND: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Of each chunk: sums of g and of g (x - mean), g being ``grad`` behind the ReLU, written to ``passed``."""
-    model, first, end, part, channel, exists = _place(rows, span, C, BC)
-    centre = tl.load(mean + model * C + channel, mask=exists, other=0.0)
+    model, first, end, part, channel, exists = _chunk(rows, span, C, BC)
+    centre = _load(mean, model * C + channel, exists)
     base = model * rows * C
     one, two = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
     for start in tl.range(first, end, P):
-        row = start + tl.arange(0, P)
-        live = (row < end)[:, None] & exists[None, :]
-        at = base + row[:, None].to(tl.int64) * C + channel[None, :]
-        g = tl.load(grad + at, mask=live, other=0.0).to(tl.float32)
+        at, live = _tile(base, start, end, channel, exists, C, P)
+        g = _load(grad, at, live)
         if RELU:
-            g = tl.where(tl.load(y + at, mask=live, other=0.0).to(tl.float32) <= 0, 0.0, g)
+            g = tl.where(_load(y, at, live) <= 0, 0.0, g)
         if passed is not None:
             store(passed, at, g, live, ROUND)
-        value = tl.load(x + at, mask=live, other=0.0).to(tl.float32) - centre[None, :]
+        value = _load(x, at, live) - centre[None, :]
         one += tl.sum(g, axis=0)
         two += tl.sum(tl.where(live, g * value, 0.0), axis=0)
     at = part.to(tl.int64) * C + channel
@@ -137,8 +144,8 @@ def merge_sums(plain, centred, var, grad_weight, grad_bias, parts, eps, C: tl.co
     one, two = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
     for part in tl.range(0, parts):
         at = (model * parts + part) * C + channel
-        one += tl.load(plain + at, mask=exists, other=0.0)
-        two += tl.load(centred + at, mask=exists, other=0.0)
+        one += _load(plain, at, exists)
+        two += _load(centred, at, exists)
     vector = model * C + channel
     scale = 1.0 / tl.sqrt(tl.load(var + vector, mask=exists, other=1.0) + eps)
     tl.store(grad_bias + vector, one, mask=exists)
@@ -151,24 +158,22 @@ def input_gradient(
     C: tl.constexpr, RELU: tl.constexpr, ROUND: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """``w r (g - mean(g) - n mean(g n))`` with ``r = 1 / sqrt(var + eps)`` and ``n = (x - mean) r``."""
-    model, first, end, _, channel, exists = _place(rows, span, C, BC)
+    model, first, end, _, channel, exists = _chunk(rows, span, C, BC)
     vector = model * C + channel
-    centre = tl.load(mean + vector, mask=exists, other=0.0)
+    centre = _load(mean, vector, exists)
     inverse = 1.0 / tl.sqrt(tl.load(var + vector, mask=exists, other=1.0) + eps)
     scale = inverse
     if weight is not None:
-        scale *= tl.load(weight + vector, mask=exists, other=0.0).to(tl.float32)
-    level = tl.load(grad_bias + vector, mask=exists, other=0.0) / rows
-    slope = inverse * tl.load(grad_weight + vector, mask=exists, other=0.0) / rows
+        scale *= _load(weight, vector, exists)
+    level = _load(grad_bias, vector, exists) / rows
+    slope = inverse * _load(grad_weight, vector, exists) / rows
     base = model * rows * C
     for start in tl.range(first, end, P):
-        row = start + tl.arange(0, P)
-        live = (row < end)[:, None] & exists[None, :]
-        at = base + row[:, None].to(tl.int64) * C + channel[None, :]
-        g = tl.load(grad + at, mask=live, other=0.0).to(tl.float32)
+        at, live = _tile(base, start, end, channel, exists, C, P)
+        g = _load(grad, at, live)
         if RELU:
-            g = tl.where(tl.load(y + at, mask=live, other=0.0).to(tl.float32) <= 0, 0.0, g)
-        value = tl.load(x + at, mask=live, other=0.0).to(tl.float32) - centre[None, :]
+            g = tl.where(_load(y, at, live) <= 0, 0.0, g)
+        value = _load(x, at, live) - centre[None, :]
         value = scale[None, :] * (g - level[None, :] - value * slope[None, :])
         store(out, at, value, live, ROUND)
 
