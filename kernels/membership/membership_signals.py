@@ -96,15 +96,15 @@ def signals_kernel(
     log_rest = tl.log(rest)
     # The rivals of a label that is first are summed on the scale of the second, else on that of the first.
     sure = tl.where(alone, float("inf"), z_y - base - log_rest)
-    found = tl.where(hit, sure, z_y - top - tl.log(k * unlike + 1.0))
+    margin = tl.where(hit, sure, z_y - top - tl.log(k * unlike + 1.0))
     # ln(1 + s) as ln(u) s / (u - 1) with u = fl(1 + s), whose rounding cancels.
-    s = tl.exp(-tl.abs(found))
+    s = tl.exp(-tl.abs(margin))
     u = 1.0 + s
     log1p = tl.where(u == 1.0, s, tl.log(u) * s / tl.where(u == 1.0, 1.0, u - 1.0))
-    cost = tl.maximum(-found, 0.0) + log1p
+    cost = tl.maximum(-margin, 0.0) + log1p
     log_total = tl.log(total)
     if PHI:
-        tl.store(phi + rows, found, mask=live)
+        tl.store(phi + rows, margin, mask=live)
     if LOSS:
         tl.store(loss + rows, cost, mask=live)
     if CONFIDENCE:
@@ -140,8 +140,12 @@ def signals(logits, labels, want: tuple[str, ...]) -> list[torch.Tensor]:
     if n:
         names = ("phi", "loss", "entropy", "modified_entropy", "confidence", "correct")
         rows, block, warps = tile(classes)
-        signals, wanted, stride = [out.get(name) for name in names], [name in out for name in names], logits.stride(0)
+        signals, requested, stride = (
+            [out.get(name) for name in names],
+            [name in out for name in names],
+            logits.stride(0),
+        )
         options = {"ALIGN": alignment(stride), "num_warps": warps, "enable_fp_fusion": True}
         launch = signals_kernel[(triton.cdiv(n, rows),)]
-        launch(logits, labels, *signals, n, stride, classes, rows, block, *wanted, **options)
+        launch(logits, labels, *signals, n, stride, classes, rows, block, *requested, **options)
     return [out[name] for name in want]

@@ -20,11 +20,11 @@ Refuses = Callable[[Call], str | None]
 CUDA_DEVICE = "cuda"  # the device type of the tensors that ``cuda`` takes; tests load a module that runs on the CPU
 
 
-def _load(backend: str, mend: str) -> ModuleType | None:
+def _load(backend: str, hint: str) -> ModuleType | None:
     try:
         return importlib.import_module(f"kr_fast._{backend}")
     except ImportError as error:
-        registry.mark_unavailable(backend, f"kr_fast._{backend} cannot be loaded ({error}); {mend}")
+        registry.mark_unavailable(backend, f"kr_fast._{backend} cannot be loaded ({error}); {hint}")
         return None
 
 

@@ -24,7 +24,7 @@ from kr_fast.runtime.log import logger
 
 COUNTER = "num_batches_tracked"  # of BatchNorm, which files from before torch 0.4.1 lack; no answer depends on it
 DEPTH = 2  # wrappers around each other
-MEND = "torch.save(model.state_dict(), FILE) writes tensors alone"
+HINT = "torch.save(model.state_dict(), FILE) writes tensors alone"
 
 
 def load_weights(model: nn.Module, path: Path, where: str) -> None:
@@ -38,7 +38,7 @@ def load_weights(model: nn.Module, path: Path, where: str) -> None:
     model, path = plain(model), Path(path)
     content, expected = read(path, where), model.state_dict()
     if not isinstance(content, Mapping):
-        raise UserError(f"{where} must hold a state dict, got {an(type(content).__name__)} in {path} ({MEND})")
+        raise UserError(f"{where} must hold a state dict, got {an(type(content).__name__)} in {path} ({HINT})")
     place = _place(content, expected, path, where)
     state = {name: place.tensors.get(place.prefix + name, value) for name, value in expected.items()}
     for name, value in state.items():
@@ -83,7 +83,7 @@ def read(path: Path, where: str) -> Any:
 def _why(error: Exception) -> str:
     text = str(error)
     if named := re.search(r"nsupported (?:global: )?GLOBAL (\S+)", text):
-        return f"it holds an object of {named[1]}, and only tensors are read; {MEND}"
+        return f"it holds an object of {named[1]}, and only tensors are read; {HINT}"
     if "central directory" in text:
         return "it is damaged or cut short"
     if text.startswith("Weights only load failed"):  # the advice behind it is to load unsafely
@@ -101,7 +101,7 @@ def _other_format(start: bytes, path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
-            return f"it is a TorchScript program; {MEND}"
+            return f"it is a TorchScript program; {HINT}"
         if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
             return "it is an .npz file" if any(name.endswith(".npy") for name in names) else "it is a .zip file"
     if not start.startswith((b"PK", b"\x80")) and b"ustar" not in start:
@@ -131,8 +131,8 @@ def _place(content: Mapping, expected: Mapping[str, Any], path: Path, where: str
     right = [place for place in named if _misfit(place, expected) is None]
     if len(right) > 1:
         both = " and ".join(each.said() or "at the top" for each in right)
-        mend = 'torch.save(torch.load(FILE, weights_only=True)["NAME"], OTHER) writes one of them'
-        raise UserError(f"{where} must hold one set of weights, got {len(right)} that fit in {path}: {both} ({mend})")
+        hint = 'torch.save(torch.load(FILE, weights_only=True)["NAME"], OTHER) writes one of them'
+        raise UserError(f"{where} must hold one set of weights, got {len(right)} that fit in {path}: {both} ({hint})")
     if right:
         return right[0]
     if named:

@@ -93,8 +93,8 @@ def check_sizes(where: str, argument: str, model: nn.Module) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(value, UninitializedParameter | UninitializedBuffer):
             part = type(model.get_submodule(name.rpartition(".")[0])).__name__
-            mend = "give them, or call the network once on images where it is made"
-            fail(where, argument, "be a torch module with all its sizes", f"{an(part)} without ({name}; {mend})")
+            hint = "give them, or call the network once on images where it is made"
+            fail(where, argument, "be a torch module with all its sizes", f"{an(part)} without ({name}; {hint})")
 
 
 def check_saved(where: str, argument: str, model: nn.Module) -> None:
@@ -231,8 +231,8 @@ def ask(
         name = not_finite(model)
         fail(where, argument, f"{rule} that are finite", "NaN or inf" + (f", which its {name} holds" if name else ""))
     if what := not_logits(values):
-        mend = "not labels" if "labels" in what else "remove its softmax"
-        fail(where, argument, f"return logits ({mend})", what)
+        hint = "not labels" if "labels" in what else "remove its softmax"
+        fail(where, argument, f"return logits ({hint})", what)
     if bool(((values >= 0) & (values <= 1)).all()) and _ends_in_sigmoid(model, x):
         fail(where, argument, "return logits (remove its sigmoid)", "the outputs of a sigmoid")
     return logits

@@ -74,12 +74,12 @@ def integers(op: str, argument: str, value: Tensor) -> Tensor:
 
 def labels(op: str, value: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
     """Class labels of ``shape``, or ``[*shape, 1]``, as int64 of ``shape``, contiguous."""
-    found = integers(op, "labels", value)
-    if found.shape == (*shape, 1):
-        found = found[..., 0]
-    if found.shape != shape or found.device != device:
+    checked = integers(op, "labels", value)
+    if checked.shape == (*shape, 1):
+        checked = checked[..., 0]
+    if checked.shape != shape or checked.device != device:
         fail(op, "labels", f"be {list(shape)} on {device}", value)
-    return found
+    return checked
 
 
 def ids(op: str, value: Tensor | None) -> None:

@@ -87,9 +87,9 @@ def _in_place(name: str, op: torch._ops.OpOverload) -> Callable:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             raise no_backward(name)
         with torch._C._AutoDispatchBelowAutograd():
-            found = op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+            outputs = op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
         mark_written(*(each for each, into in zip(arguments, written, strict=False) if into))
-        return found
+        return outputs
 
     return autograd
 

@@ -86,8 +86,8 @@ class DeviceShards:
             fail("DeviceShards", "ids", "be int64 [B]", f"{ids.dtype} {list(ids.shape)}")
         ids, all_ids = ids.cpu(), self.layout.ids
         if len(ids) and (ids.min() < all_ids.start or ids.max() >= all_ids.stop):
-            found = f"[{int(ids.min())}, {int(ids.max())}]"
-            fail("DeviceShards", "ids", f"lie in [{all_ids.start}, {all_ids.stop})", found)
+            got = f"[{int(ids.min())}, {int(ids.max())}]"
+            fail("DeviceShards", "ids", f"lie in [{all_ids.start}, {all_ids.stop})", got)
         images, device = self._empty(len(ids)), self.sampler.device
         number = ids // self.layout.size
         for shard in number.unique().tolist():

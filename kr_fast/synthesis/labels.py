@@ -63,10 +63,10 @@ class LabelPlan(ShortRepr):
     @classmethod
     def explicit(cls, labels: Tensor) -> "LabelPlan":
         """Id ``i`` has class ``labels[i]``, integers ``[N]`` or ``[N, 1]``; other ids do not exist."""
-        found = as_labels("LabelPlan", "labels", labels, classes=MOST_CLASSES)
-        if len(found) == 0:
+        checked = as_labels("LabelPlan", "labels", labels, classes=MOST_CLASSES)
+        if len(checked) == 0:
             fail("LabelPlan", "labels", "hold at least one label", described(labels))
-        return cls(found, int(found.max()) + 1, len(found))
+        return cls(checked, int(checked.max()) + 1, len(checked))
 
     def labels(self, ids: Tensor) -> Tensor:
         """Integer ids ``[B]`` -> int64 ``[B]`` classes."""

@@ -120,10 +120,12 @@ def _part(folder: Path, known: tuple[str, ...], dtype: torch.dtype) -> Any:
         raise UserError(f"{WHERE}: model must hold readable weights, got {folder} ({first_line(error)})") from error
     missing, foreign = info["missing_keys"], info["unexpected_keys"]
     if missing or foreign:  # what is missing lies on the device meta
-        found = [f"{_first(keys)} {what}" for keys, what in ((missing, "missing"), (foreign, "unexpected")) if keys]
+        problems = [f"{_first(keys)} {what}" for keys, what in ((missing, "missing"), (foreign, "unexpected")) if keys]
         compiled = any(key.startswith("_orig_mod.") for key in foreign)
         hint = " (saved from a compiled module: save its _orig_mod)" if compiled else ""
-        fail(WHERE, "model", f"hold the weights of its {name} and no others", f"{'; '.join(found)} in {folder}{hint}")
+        fail(
+            WHERE, "model", f"hold the weights of its {name} and no others", f"{'; '.join(problems)} in {folder}{hint}"
+        )
     return model.eval()
 
 

@@ -82,8 +82,8 @@ class Network:
             got = f"the error {type(error).__name__}: {first_line(error)}"
             raise UserError(f"Sampler: unet must {rule}, got {got}") from error
         if not isinstance(out, Tensor) or out.shape != x.shape:
-            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            fail("Sampler", "unet", f"return {list(x.shape)}, the shape of its input", found)
+            got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            fail("Sampler", "unet", f"return {list(x.shape)}, the shape of its input", got)
         return out
 
     def digest(self) -> str:

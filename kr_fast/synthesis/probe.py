@@ -240,20 +240,20 @@ def _solve(target: numpy.ndarray, columns: list[numpy.ndarray], drop: int) -> li
             matrix = numpy.stack([columns[k] for k in use], 1)
             norms = numpy.linalg.norm(matrix, axis=0)
             matrix = matrix / norms
-            found = numpy.linalg.lstsq(matrix, target, rcond=None)[0]
-            close = numpy.abs(matrix @ found - target).max() <= tolerance * size
-            return found / norms if close else None
+            weights = numpy.linalg.lstsq(matrix, target, rcond=None)[0]
+            close = numpy.abs(matrix @ weights - target).max() <= tolerance * size
+            return weights / norms if close else None
 
         use = [k for k in range(len(columns)) if columns[k].any()]
-        found = fit(use)
-        if found is None:
+        weights = fit(use)
+        if weights is None:
             continue
         first = len(columns) - drop
         for k in [*range(len(columns) - 1, first - 1, -1), *range(first)]:
             if k in use and (fewer := fit([each for each in use if each != k])) is not None:
-                use, found = [each for each in use if each != k], fewer
+                use, weights = [each for each in use if each != k], fewer
         result = [0.0] * len(columns)
-        for k, value in zip(use, found, strict=True):
+        for k, value in zip(use, weights, strict=True):
             result[k] = float(value)
         return result
     return None
@@ -284,18 +284,18 @@ def solve(steps: list[_Step]) -> tuple[list[SolverRow], list[tuple[Source, ...]]
         near = [each for each in free if each.raw and i - each.step <= RAW]
         # What the scheduler stores is tried before raw samples and outputs, and new before old.
         for held in (stored[: -2 * MAX_HISTORY - 1 : -1], near[::-1]):
-            found = _solve(step.y, base + [each.column for each in held], len(held))
-            if found is not None:
+            weights = _solve(step.y, base + [each.column for each in held], len(held))
+            if weights is not None:
                 break
         else:
             raise NotLinearError(f"computes step {i} from more than samples, outputs and noise")
-        history = [(each, value) for each, value in zip(held, found[len(base) :], strict=True) if value != 0.0]
+        history = [(each, value) for each, value in zip(held, weights[len(base) :], strict=True) if value != 0.0]
         if len(history) > MAX_HISTORY:
             raise NotLinearError(f"needs {len(history)} earlier tensors at step {i}, of at most {MAX_HISTORY}")
         for each, _ in history:
             if each.kind == "kept" and chosen.setdefault(each.step, each) is not each:
                 raise NotLinearError(f"needs two tensors of step {each.step} later on")
-        rows.append(_row(step, found, len(base), tuple(value for _, value in history)))
+        rows.append(_row(step, weights, len(base), tuple(value for _, value in history)))
         sources.append(tuple((each.step, each.kind) for each, _ in history))
         known += _values_of_step(i, step)
     rows = [row._replace(keep=chosen[i].keep) if i in chosen else row for i, row in enumerate(rows)]
@@ -306,25 +306,25 @@ def solve(steps: list[_Step]) -> tuple[list[SolverRow], list[tuple[Source, ...]]
 
 def _values_of_step(i: int, step: _Step) -> list[_Held]:
     """What step ``i`` leaves for later ones: its raw tensors, and what the scheduler stored that is made of them."""
-    found = [_Held(i, "sample", step.x, (1.0, 0.0, 0.0), True), _Held(i, "kept", step.e, (0.0, 1.0, 0.0), True)]
+    values = [_Held(i, "sample", step.x, (1.0, 0.0, 0.0), True), _Held(i, "kept", step.e, (0.0, 1.0, 0.0), True)]
     parts = [step.x, step.e] + ([step.clean] if step.clean is not None else [])
     for column in step.after:
         if any(_same(column, other) for other in (*step.before, step.y)):
             continue
         if _same(column, step.x):
-            found.append(_Held(i, "sample", step.x, (1.0, 0.0, 0.0), False))
+            values.append(_Held(i, "sample", step.x, (1.0, 0.0, 0.0), False))
         elif (keep := _solve(column, parts, 0)) is not None:
-            found.append(_Held(i, "kept", column, tuple((*keep, 0.0)[:3]), False))
-    return found
+            values.append(_Held(i, "kept", column, tuple((*keep, 0.0)[:3]), False))
+    return values
 
 
 def _same(a: numpy.ndarray, b: numpy.ndarray) -> bool:
     return bool(numpy.abs(a - b).max() <= 1e-7 * max(numpy.abs(a).max(), 1e-30))
 
 
-def _row(step: _Step, found: list[float], width: int, history: tuple[float, ...]) -> SolverRow:
+def _row(step: _Step, weights: list[float], width: int, history: tuple[float, ...]) -> SolverRow:
     names = ["sample", "model"] + (["x0"] if step.clean is not None else []) + (["noise"] if step.z is not None else [])
-    values = dict(zip(names, found[:width], strict=True))
+    values = dict(zip(names, weights[:width], strict=True))
     if step.clean is not None:
         clean = _solve(step.clean_of, [step.x, step.e], 0)
         if clean is None:

@@ -132,28 +132,25 @@ class Sampler:
 
     def _null_class(self) -> int | None:
         """The label of guidance's unconditional half; None without guidance."""
-        found, stated = self.network.embeddings, self.num_classes
-        if found and stated is not None and stated > found:
-            fail("Sampler", "num_classes", f"be at most the network's {found} class embeddings", stated)
+        classes, stated = self.network.embeddings, self.num_classes
+        if classes and stated is not None and stated > classes:
+            fail("Sampler", "num_classes", f"be at most the network's {classes} class embeddings", stated)
         if self.guidance_scale is None:
             return None
         says_so = type(self.network) is not Network
         callable_alone = not says_so and getattr(self.unet, "config", None) is None
-        if not found and not (callable_alone and stated):
+        if not classes and not (callable_alone and stated):
             rule = "have class embeddings (the last is the null class) for guidance"
-            fail("Sampler", "unet", rule, "none (for a callable num_classes says it)" if callable_alone else found)
-        null = found - 1 if found else stated
-        if found and stated == found:
+            fail("Sampler", "unet", rule, "none (for a callable num_classes says it)" if callable_alone else classes)
+        null = classes - 1 if classes else stated
+        if classes and stated == classes:
             rule = f"have a null class beside its {stated} classes for guidance"
-            fail("Sampler", "unet", rule, f"{found} class embeddings")
+            fail("Sampler", "unet", rule, f"{classes} class embeddings")
+        last = f"the last of the network's {classes} class embeddings"
         if stated is None and not says_so:
-            rule = (
-                f"be given for guidance: {null} if the last of the network's {found} class embeddings is the null class"
-            )
-            fail("Sampler", "num_classes", rule, None)
+            fail("Sampler", "num_classes", f"be given for guidance: {null} if {last} is the null class", None)
         if stated not in (None, null):
-            rule = f"be {null} for guidance, whose null class is the last of the network's {found} class embeddings"
-            fail("Sampler", "num_classes", rule, stated)
+            fail("Sampler", "num_classes", f"be {null} for guidance, whose null class is {last}", stated)
         return null
 
     def _compile(self, scheduler: Any, steps: int, eta: float | None) -> StepTable | None:
@@ -291,8 +288,8 @@ class Sampler:
         step: int | str = "the last"
         try:
             self.trajectory(ids, labels, watch=True)
-        except NonFiniteError as found:
-            step = found.step
+        except NonFiniteError as error:
+            step = error.step
         raise _not_finite(ids[bad], step)
 
     def checked_labels(self, labels: Tensor) -> Tensor:

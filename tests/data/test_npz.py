@@ -1,4 +1,4 @@
-"""What an ``.npz`` of anybody's making gives: the images that it holds by one rule, or one line that names the mend."""
+"""What an ``.npz`` of anybody's making gives: the images that it holds by one rule, or one line with the remedy."""
 
 import contextlib
 import os

@@ -33,7 +33,7 @@ def config(out, **changes):
 
 @pytest.fixture(scope="module")
 def small(finished, tmp_path_factory):
-    """A copy of the finished run, which each test mends again."""
+    """A copy of the finished run, which each test repairs again."""
     out = tmp_path_factory.mktemp("small") / "run"
     shutil.copytree(finished[0], out)
     return out

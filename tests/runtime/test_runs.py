@@ -129,7 +129,7 @@ def test_shards_cover_everything_once(world):
     ],
 )
 def test_other_ranks_fail_in_the_kind_of_rank_0(error, kind):
-    """What a user can mend is one line on every rank; a mistake of ours keeps its traceback."""
+    """What a user can correct is one line on every rank; a mistake of ours keeps its traceback."""
     told = []
 
     class Rank(state.Runtime):

@@ -5,7 +5,7 @@
 
 namespace kr {
 
-// One output array each, null where unwanted: kr_fast/ops/membership/membership_signals.py.
+// One output array each, null where not requested: kr_fast/ops/membership/membership_signals.py.
 struct SignalOutputs {
     float *phi, *loss, *entropy, *modified_entropy, *confidence, *correct;
 };

@@ -53,11 +53,11 @@ struct SolverStep {
     uint64_t seed;
     uint32_t stream;  // where there is a table that of step 0
     int64_t batch, channels, pixels;
-    float *y, *kept;  // the next sample, which may be x, and what a later step reads; null if not wanted
-    void* input;      // next_input * y, [copies, batch, pixels, channels]; null if not wanted
+    float *y, *kept;  // the next sample, which may be x, and what a later step reads; null if not requested
+    void* input;      // next_input * y, [copies, batch, pixels, channels]; null if not requested
     Dtype input_dtype;
     int copies;
-    uint8_t* image;  // bytes of y as pack_uint8 makes them, [batch, pixels, channels]; null if not wanted
+    uint8_t* image;  // bytes of y as pack_uint8 makes them, [batch, pixels, channels]; null if not requested
     SolverTable table;
 };
 

@@ -1,4 +1,4 @@
-// Weights on one sort: a replicate is a multinomial weight for each item, so the order of the scores is found once.
+// Weights on one sort: a replicate is a multinomial weight for each item, so the scores are sorted once.
 // Per replicate: one Philox word, one table look-up and one increment a draw (tables stay in L2), then one pass over
 // the distinct scores. Integers throughout; the one division is the AUC's.
 #include "cpu/membership/bootstrap_auc.h"

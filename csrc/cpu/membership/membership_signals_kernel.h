@@ -105,18 +105,18 @@ static void signals_lanes(const MembershipSignals& call, int64_t row, int count)
         parts.weighted = parts.weighted + (e == zero ? zero : e * shifted);
     }
     const i32v hit = first == label ? splat_i(1) : splat_i(0);
-    const RowSignals found = signals_of(parts, hit);
-    write_lanes(out.phi, row, count, found.phi);
-    write_lanes(out.loss, row, count, found.loss);
-    write_lanes(out.entropy, row, count, found.entropy);
-    write_lanes(out.confidence, row, count, vec_exp(-found.loss));
+    const RowSignals signals = signals_of(parts, hit);
+    write_lanes(out.phi, row, count, signals.phi);
+    write_lanes(out.loss, row, count, signals.loss);
+    write_lanes(out.entropy, row, count, signals.entropy);
+    write_lanes(out.confidence, row, count, vec_exp(-signals.loss));
     write_lanes(out.correct, row, count, first == label ? one : zero);
     if (!out.modified_entropy) return;
     f32v terms = zero;
     index = zero;
     for (int j = 0; j < classes; ++j, index = index + one)
-        terms = terms + (label == index ? zero : modified_term(w[j], found));
-    write_lanes(out.modified_entropy, row, count, modified_of(found, hit, terms));
+        terms = terms + (label == index ? zero : modified_term(w[j], signals));
+    write_lanes(out.modified_entropy, row, count, modified_of(signals, hit, terms));
 }
 
 // ---------------------------------------------------------------- kLanes classes a vector, one row
@@ -163,21 +163,22 @@ static void signals_row(const MembershipSignals& call, int64_t row, float* w) {
         splat(z[label]),       splat(top), splat(second), splat((float)rest), splat((float)(rest - w[label])),
         splat((float)weighted)};
     const i32v hit = splat_i(first == label);
-    const RowSignals found = signals_of(parts, hit);
-    write_one(out.phi, row, first_lane(found.phi));
-    write_one(out.loss, row, first_lane(found.loss));
-    write_one(out.entropy, row, first_lane(found.entropy));
-    write_one(out.confidence, row, first_lane(vec_exp(-found.loss)));
+    const RowSignals signals = signals_of(parts, hit);
+    write_one(out.phi, row, first_lane(signals.phi));
+    write_one(out.loss, row, first_lane(signals.loss));
+    write_one(out.entropy, row, first_lane(signals.entropy));
+    write_one(out.confidence, row, first_lane(vec_exp(-signals.loss)));
     write_one(out.correct, row, first == label ? 1.0f : 0.0f);
     if (!out.modified_entropy) return;
     w[label] = 0.0f;
     double terms = 0;
     for (int64_t start = 0; start < classes; start += kBlock) {
         f32v sum = splat(0.0f);
-        KR_EACH_VECTOR(block_length(classes, start)) sum = sum + modified_term(take(w + start + i, left, 0.0f), found);
+        KR_EACH_VECTOR(block_length(classes, start))
+        sum = sum + modified_term(take(w + start + i, left, 0.0f), signals);
         terms += reduce_sum(sum);
     }
-    write_one(out.modified_entropy, row, first_lane(modified_of(found, hit, splat((float)terms))));
+    write_one(out.modified_entropy, row, first_lane(modified_of(signals, hit, splat((float)terms))));
 }
 #undef KR_EACH_VECTOR
 

@@ -16,7 +16,7 @@ void solver_step(const SolverStep& call, int threads) {
     const int64_t item_size = numel < block ? numel + 1 : block;
     auto run = [&](auto part) {
         parallel_for(call.batch * blocks, (1 << 14) / item_size + 1, threads, [&](int64_t first, int64_t last) {
-            std::vector<float> scratch(call.y ? 0 : numel);  // the next sample where only bytes of it are wanted
+            std::vector<float> scratch(call.y ? 0 : numel);  // the next sample where only bytes of it are requested
             for (int64_t item = first; item < last; ++item) {
                 const int64_t image = item / blocks, begin = item % blocks * block;
                 part(image, begin, begin + block < numel ? begin + block : numel, scratch.data());

@@ -16,7 +16,7 @@ constexpr int kThreads = 128, kMostClasses = 32;
 
 // COLUMNS: the class count rounded up, all in registers.
 template <int COLUMNS>
-__global__ void __launch_bounds__(kThreads, blocks_wanted(COLUMNS, kThreads)) thread_rows(const DistillationJob job) {
+__global__ void __launch_bounds__(kThreads, min_blocks(COLUMNS, kThreads)) thread_rows(const DistillationJob job) {
     extern __shared__ float shared[];
     if (has_nothing_to_do(job)) return;
     const DistillationLoss& call = job.call;

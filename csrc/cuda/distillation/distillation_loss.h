@@ -13,7 +13,7 @@ constexpr int kDistillationWorkspace = 2 * kDistillationBlocks + 1;  // two sums
 // Device memory of one call. Statistics are private to these kernels: nobody else reads them.
 struct DistillationBuffers {
     float* row_loss;   // [rows] weighted losses, or null: then they are summed to *loss
-    float* loss;       // or null: then no loss is wanted
+    float* loss;       // or null: then no loss is requested
     float* scale;      // the factor of all gradients: 1 / sum of weights with `mean`, else 1. Backward only reads it
     float* stats;      // [rows, kDistillationStats], or null
     void* grad;        // [rows, classes] contiguous, of input's dtype, or null

@@ -10,7 +10,7 @@ namespace cuda {
 namespace {
 
 template <bool kHalf, int V, int CHUNKS, int THREADS>
-__global__ void __launch_bounds__(THREADS, blocks_wanted(V* CHUNKS, THREADS)) block_rows(const DistillationJob job) {
+__global__ void __launch_bounds__(THREADS, min_blocks(V* CHUNKS, THREADS)) block_rows(const DistillationJob job) {
     if (has_nothing_to_do(job)) return;
     BlockGroup<THREADS> group((int)threadIdx.x);
     float loss = 0.0f, weight = 0.0f;
@@ -99,15 +99,15 @@ __global__ void __launch_bounds__(kStreamThreads, 2) stream_rows(const Distillat
                 if (job.buffers.stats && group.lane == 0) store_state(job, at, state);
             }
         }
-        float found[2] = {0.0f, 0.0f};
+        float terms[2] = {0.0f, 0.0f};
         for (int first = last; first >= 0; first -= Columns::columns) {
             if (row.read) {
                 read(first);
-                found[0] += soft_terms(job, state, s, t);
+                terms[0] += soft_terms(job, state, s, t);
                 if (job.forward && hard && call.smoothing != 0.0f)
 #pragma unroll
                     for (int k = 0; k < Columns::count; ++k)
-                        if (first + Columns::column(group.lane, k) < classes) found[1] += s[k];
+                        if (first + Columns::column(group.lane, k) < classes) terms[1] += s[k];
                 if (row.factor != 0.0f) gradient<Columns>(job, row, state, first, group.lane, s, t);
             }
             if (job.buffers.grad) {
@@ -120,8 +120,8 @@ __global__ void __launch_bounds__(kStreamThreads, 2) stream_rows(const Distillat
         if (job.forward) {
             float row_value = 0.0f;
             if (row.read) {
-                group.sum(found);
-                row_value = row_loss(job, row, state, found[0], found[1]);
+                group.sum(terms);
+                row_value = row_loss(job, row, state, terms[0], terms[1]);
             }
             if (group.lane == 0) take_row(job, row, row_value, loss, weight);
         }

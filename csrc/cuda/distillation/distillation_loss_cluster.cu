@@ -357,7 +357,7 @@ ClusterPlan make_plan(const DistillationJob& job, int device) {
     return plan;
 }
 
-std::atomic<bool> wanted{true};
+std::atomic<bool> clusters_enabled{true};
 
 // The last plan of this thread: to ask the device costs more than a small launch.
 const ClusterPlan& plan_of(const DistillationJob& job) {
@@ -383,9 +383,11 @@ const ClusterPlan& plan_of(const DistillationJob& job) {
 
 }  // namespace
 
-void distillation_loss_use_clusters(bool use) { wanted = use; }
+void distillation_loss_use_clusters(bool use) { clusters_enabled = use; }
 
-bool clusters_hold(const DistillationJob& job) { return wanted && !job.from_stats && plan_of(job).clusters > 0; }
+bool clusters_hold(const DistillationJob& job) {
+    return clusters_enabled && !job.from_stats && plan_of(job).clusters > 0;
+}
 
 int cluster_size(const DistillationJob& job) { return clusters_hold(job) ? plan_of(job).size : 0; }
 

@@ -23,9 +23,9 @@ struct DistillationJob {
 
 // Blocks of a multiprocessor, for which registers are kept: 80 a thread with up to 8 elements of each row in registers,
 // else 128. What is in flight then suffices: 16 warps that read 2 KB or more each.
-constexpr int blocks_wanted(int elements, int threads) {
-    const int wanted = (elements <= 8 ? 768 : 512) / threads;
-    return wanted > 1 ? wanted : 1;
+constexpr int min_blocks(int elements, int threads) {
+    const int blocks = (elements <= 8 ? 768 : 512) / threads;
+    return blocks > 1 ? blocks : 1;
 }
 
 struct DistillationRow {
@@ -109,7 +109,7 @@ KR_FN void finish(const DistillationJob& job, float loss, float weight) {
     }
 }
 
-// The end of a forward launch: the sum, or, where rows were wanted, only the factor of their gradients.
+// The end of a forward launch: the sum, or, where rows were requested, only the factor of their gradients.
 template <int THREADS>
 KR_FN void finish_forward(const DistillationJob& job, float loss, float weight) {
     if (!job.buffers.row_loss)

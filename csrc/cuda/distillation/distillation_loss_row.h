@@ -259,7 +259,7 @@ KR_FN void gradient(const DistillationJob& job, const DistillationRow& row, cons
     }
 }
 
-// A whole row in the registers of a group: its loss is returned, and its gradient left in s if one is wanted.
+// A whole row in the registers of a group: its loss is returned, and its gradient left in s if one is requested.
 template <class Columns, class Group, int K>
 KR_FN float whole_row(const DistillationJob& job, const DistillationRow& row, Group& group, float (&s)[K],
                       float (&t)[K]) {
@@ -290,16 +290,16 @@ KR_FN float whole_row(const DistillationJob& job, const DistillationRow& row, Gr
         set_sums(job, sums, state);
         if (job.buffers.stats && group.lane == 0) store_state(job, row.row, state);
     }
-    float found[2] = {soft_terms(job, state, s, t), 0.0f};
+    float terms[2] = {soft_terms(job, state, s, t), 0.0f};
     float loss = 0.0f;
     if (job.forward) {
         if (hard && call.smoothing != 0.0f) {
 #pragma unroll
             for (int k = 0; k < K; ++k)
-                if (Columns::column(group.lane, k) < call.classes) found[1] += s[k];
+                if (Columns::column(group.lane, k) < call.classes) terms[1] += s[k];
         }
-        group.sum(found);
-        loss = row_loss(job, row, state, found[0], found[1]);
+        group.sum(terms);
+        loss = row_loss(job, row, state, terms[0], terms[1]);
     }
     if (row.factor != 0.0f) gradient<Columns>(job, row, state, 0, group.lane, s, t);
     return loss;

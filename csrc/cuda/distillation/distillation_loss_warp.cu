@@ -10,7 +10,7 @@ namespace {
 constexpr int kThreads = 128;
 
 template <bool kHalf, int V, int CHUNKS, int LANES>
-__global__ void __launch_bounds__(kThreads, blocks_wanted(V* CHUNKS, kThreads)) warp_rows(const DistillationJob job) {
+__global__ void __launch_bounds__(kThreads, min_blocks(V* CHUNKS, kThreads)) warp_rows(const DistillationJob job) {
     if (has_nothing_to_do(job)) return;
     constexpr int kGroups = kThreads / LANES;
     WarpGroup<LANES> group((int)threadIdx.x);

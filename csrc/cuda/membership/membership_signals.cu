@@ -153,11 +153,11 @@ __global__ void __launch_bounds__(kTileThreads) thread_signals(const SignalsJob 
             for (int j = 0; j < classes; ++j) top.take(own[j], j);
             Sums sums;
             for (int j = 0; j < classes; ++j) own[j] = sums.take(own[j], j, top, label);
-            const RowSignals found(top, sums, z_y, label);
+            const RowSignals signals(top, sums, z_y, label);
             float terms = 0.0f;
             if (job.out.modified_entropy)
-                for (int j = 0; j < classes; ++j) terms += j == label ? 0.0f : found.term(own[j]);
-            found.write(job.out, tile.first + thread, terms);
+                for (int j = 0; j < classes; ++j) terms += j == label ? 0.0f : signals.term(own[j]);
+            signals.write(job.out, tile.first + thread, terms);
         }
         __syncthreads();
     }
@@ -195,15 +195,15 @@ KR_FN void whole_row(const SignalsJob& job, Group& group, int64_t row) {
     float all[3] = {sums.rest, sums.unlike, sums.weighted};
     group.sum(all);
     sums.rest = all[0], sums.unlike = all[1], sums.weighted = all[2];
-    const RowSignals found(top, sums, z_y, label);
+    const RowSignals signals(top, sums, z_y, label);
     float terms[1] = {0.0f};
     if (job.out.modified_entropy) {
 #pragma unroll
         for (int k = 0; k < Columns::count; ++k)
-            terms[0] += Columns::column(group.lane, k) == label ? 0.0f : found.term(z[k]);
+            terms[0] += Columns::column(group.lane, k) == label ? 0.0f : signals.term(z[k]);
         group.sum(terms);
     }
-    if (group.lane == 0) found.write(job.out, row, terms[0]);
+    if (group.lane == 0) signals.write(job.out, row, terms[0]);
 }
 
 constexpr int kWarpThreads = 128;
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kStreamThreads) stream_signals(const SignalsJo
         float all[3] = {sums.rest, sums.unlike, sums.weighted};
         group.sum(all);
         sums.rest = all[0], sums.unlike = all[1], sums.weighted = all[2];
-        const RowSignals found(top, sums, z_y, label);
+        const RowSignals signals(top, sums, z_y, label);
         float terms[1] = {0.0f};
         if (job.out.modified_entropy) {
             for (int first = 0; first < classes; first += Columns::columns) {
@@ -265,12 +265,12 @@ __global__ void __launch_bounds__(kStreamThreads) stream_signals(const SignalsJo
                 for (int k = 0; k < Columns::count; ++k) {
                     const int column = first + Columns::column(group.lane, k);
                     const float w = unused.take(z[k], column, top, label);
-                    terms[0] += column == label ? 0.0f : found.term(w);
+                    terms[0] += column == label ? 0.0f : signals.term(w);
                 }
             }
             group.sum(terms);
         }
-        if (group.lane == 0) found.write(job.out, row, terms[0]);
+        if (group.lane == 0) signals.write(job.out, row, terms[0]);
     }
 }
 

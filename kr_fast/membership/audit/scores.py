@@ -83,7 +83,7 @@ def leave_one_out(
 
 
 def run_attack(attack: Attack, subject: Subject) -> Tensor:
-    """Scores ``[K, N]``; what an attack refuses (too few shadows, say) the user can mend."""
+    """Scores ``[K, N]``; what an attack refuses (too few shadows, say) the user can correct."""
     try:
         return attack.run(subject)
     except ValueError as error:

@@ -40,7 +40,7 @@ def check_accuracy(name: str, value: Any, where: str = "audit") -> float:
 
 @contextlib.contextmanager
 def as_user_error(what: str) -> Iterator[None]:
-    """What an op refuses of a model's answers as an error that the user can mend."""
+    """What an op refuses of a model's answers as an error that the user can correct."""
     try:
         yield
     except UserError:

@@ -12,7 +12,7 @@ SAMPLE = 64  # examples by which models are told apart before all examples are
 SOME = 1024  # examples by which answers that were rounded are told
 ROUNDED = 0.05  # of the distance between two shadows: as near are answers of one model, stored in another dtype
 LEAST_VALUES = 3  # distinct values of models that count as one: constant or saturated answers agree by chance
-MEND = "leave that shadow out"
+HINT = "leave that shadow out"
 
 
 def refuse_equal_shadows(phi: Tensor) -> None:
@@ -30,7 +30,7 @@ def refuse_shadow_as_target(name: str, target: Tensor, shadows: Tensor) -> None:
     """Refuse a target whose phi (``[A, N]``) is that of one of its shadows (``[A, N, M]``) on every example."""
     if target.shape == shadows.shape[:2] and (at := _equal(target[:, :, None], shadows, same=False)) is not None:
         got = f"shadow {at[1]}, with equal answers on every example"
-        fail("audit", f"target {name}", f"not be among its shadows ({MEND})", got)
+        fail("audit", f"target {name}", f"not be among its shadows ({HINT})", got)
 
 
 def shadow_but_for_rounding(target: Tensor, shadows: Tensor) -> int | None:
@@ -67,7 +67,7 @@ def refuse_equal_weights(targets: dict[str, nn.Module], shadows: Sequence[nn.Mod
     for name, model in targets.items():
         for index in known.get(_key(model), ()):
             if _same_weights(model, shadows[index]):
-                fail("audit", f"target {name}", f"not be among its shadows ({MEND})", f"shadow {index}, equal weights")
+                fail("audit", f"target {name}", f"not be among its shadows ({HINT})", f"shadow {index}, equal weights")
 
 
 def images_on_both_sides(images: Tensor | None, members: Tensor | None) -> str | None:

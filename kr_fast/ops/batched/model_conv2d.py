@@ -125,9 +125,9 @@ def model_conv2d(
     if learns:
         for argument, value in (("residual", residual), ("view", view), ("activation", activation)):
             if value is not None:
-                _check.fail(_OP, argument, "be None where a gradient is wanted", value)
+                _check.fail(_OP, argument, "be None where a gradient is requested", value)
         if x.shape[0] != models:
-            _check.fail(_OP, "x", f"hold {models} models where a gradient is wanted", x)
+            _check.fail(_OP, "x", f"hold {models} models where a gradient is requested", x)
         if x.shape[1:4].numel() >= 2**31:
             _check.fail(_OP, "x", "have fewer than 2^31 pixels a model", x)
     tensors, geometry = (x, weight, bias, residual, *(view or (None,) * 4)), (stride, padding, dilation, groups)

@@ -53,10 +53,10 @@ def backward(ctx, grad):
     x, weight = saved(ctx)
     for name, given in ctx.given.items():
         if given:
-            raise RuntimeError(f"model_conv2d: {name} must be None where a gradient is wanted")
+            raise RuntimeError(f"model_conv2d: {name} must be None where a gradient is requested")
     needed = list(ctx.needs_input_grad[:3])
     if x.shape[0] != weight.shape[0]:
-        raise RuntimeError(f"model_conv2d: x must hold {weight.shape[0]} models where a gradient is wanted")
+        raise RuntimeError(f"model_conv2d: x must hold {weight.shape[0]} models where a gradient is requested")
     weights = weight.to(x.dtype)
     dx, dw, db = torch.ops.kr_fast.model_conv2d_backward(grad.contiguous(), x, weights, *ctx.geometry, needed)
     return (

@@ -166,12 +166,12 @@ def metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: f
     kl = temperature**2 * _kl_terms(log_p.exp(), log_q.exp(), log_p - log_q).sum(1)
     log_t = _log_softmax(t, 1.0)[0]
     p, first_z, first_t = log_t.exp(), z.argmax(1), t.argmax(1)
-    found = [kl.float(), first_z == first_t, p.amax(1).float(), -torch.where(p == 0, 0, p * log_t).sum(1).float()]
+    values = [kl.float(), first_z == first_t, p.amax(1).float(), -torch.where(p == 0, 0, p * log_t).sum(1).float()]
     if labels is None:
-        return found
+        return values
     counts = (labels >= 0) & (labels < z.shape[1])
     picked = _log_softmax(z, 1.0)[0].gather(1, torch.where(counts, labels, 0)[:, None])[:, 0]
-    return [*found, torch.where(counts, -picked, 0).float(), first_z == labels, first_t == labels]
+    return [*values, torch.where(counts, -picked, 0).float(), first_z == labels, first_t == labels]
 
 
 differentiable("distillation_loss", "reference", Differentiable(forward, backward), refuses=never)

@@ -25,16 +25,16 @@ _OUT = "Tensor(a!)? y, Tensor(b!)? kept, Tensor(c!)? input, Tensor(d!)? image"
 
 def _allocate(sample: Tensor, emit: Sequence[str], dtype: torch.dtype, copies: int) -> list[Tensor]:
     batch, *rest = sample.shape
-    found = []
+    outputs = []
     for name in emit:
         if name == "input":
             value = sample.new_empty((copies * batch, *rest), dtype=dtype)
-            found.append(value.contiguous(memory_format=torch.channels_last))
+            outputs.append(value.contiguous(memory_format=torch.channels_last))
         elif name == "image":
-            found.append(sample.new_empty((batch, *rest[1:], rest[0]), dtype=torch.uint8))
+            outputs.append(sample.new_empty((batch, *rest[1:], rest[0]), dtype=torch.uint8))
         else:
-            found.append(torch.empty_like(sample))
-    return found
+            outputs.append(torch.empty_like(sample))
+    return outputs
 
 
 def _named(emit: Sequence[str], tensors: Sequence[Tensor]) -> SolverOutput:
@@ -54,9 +54,9 @@ def _fake(sample, *arguments):
 @define(f"solver_step({_ARGUMENTS}, str[] emit, ScalarType dtype) -> Tensor[]", fake=_fake)
 def _new(*arguments):
     *most, emit, dtype = arguments
-    found = _allocate(most[0], emit, dtype, most[-1])
-    _run(_step(most, _named(emit, found)))
-    return found
+    outputs = _allocate(most[0], emit, dtype, most[-1])
+    _run(_step(most, _named(emit, outputs)))
+    return outputs
 
 
 @define(f"solver_step_out({_ARGUMENTS}, {_OUT}) -> ()", fake=lambda *_: None)

@@ -118,16 +118,16 @@ def refusal(model: Any) -> str | None:
 
 def joined(model: Any) -> list[tuple[nn.Module, str, Tensor | None]]:
     """(module, name, tensor) of the weights made from the model's own."""
-    found: list[tuple[nn.Module, str, Tensor | None]] = []
+    tensors: list[tuple[nn.Module, str, Tensor | None]] = []
     for each in model.transformer_blocks:
         layers = (each.attn1.to_q, each.attn1.to_k, each.attn1.to_v)
-        found.append((each, "_kr_fast_qkv_weight", torch.cat([layer.weight for layer in layers])))
+        tensors.append((each, "_kr_fast_qkv_weight", torch.cat([layer.weight for layer in layers])))
         bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-        found.append((each, "_kr_fast_qkv_bias", bias))
+        tensors.append((each, "_kr_fast_qkv_bias", bias))
         linear = each.norm1.linear
         bias = torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias.clone()
         bias.view(6, -1)[[1, 4]] += 1  # of 1 + scale
-        found.append((each, "_kr_fast_bias", bias))
+        tensors.append((each, "_kr_fast_bias", bias))
     bias = model.proj_out_1.bias.clone()
     bias.view(2, -1)[1] += 1
-    return [*found, (model, "_kr_fast_bias", bias)]
+    return [*tensors, (model, "_kr_fast_bias", bias)]

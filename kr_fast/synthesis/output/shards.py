@@ -108,8 +108,8 @@ class Shards:
         return True
 
     def _is_on_disk(self, record: dict[str, Any]) -> bool:
-        found = [(self.out / name, entry) for name, entry in record["files"].items()]
-        return all(isinstance(e, dict) and p.exists() and files.sha256(p) == e.get("sha256") for p, e in found)
+        entries = [(self.out / name, entry) for name, entry in record["files"].items()]
+        return all(isinstance(e, dict) and p.exists() and files.sha256(p) == e.get("sha256") for p, e in entries)
 
     @contextlib.contextmanager
     def writing(self, shard: int) -> Iterator[list[Output]]:

@@ -121,12 +121,12 @@ def test_numbers_that_are_none_in_any_answer(scene):
 
 def test_one_logit_says_what_to_do(scene):
     """A net with one logit for two classes, as a target and as shadows."""
-    mend = r"must return \[N, C\] logits .* got \[2, 1\] \(one logit z for two classes is torch.stack"
+    hint = r"must return \[N, C\] logits .* got \[2, 1\] \(one logit z for two classes is torch.stack"
     labels = scene["labels"] % 2
-    with pytest.raises(UserError, match=mend):
+    with pytest.raises(UserError, match=hint):
         audit(**{**scene, "target": net(1), "labels": labels})
     shadows = Shadows(ModelArray([net(1) for _ in range(M)]), scene["shadows"].keep)
-    with pytest.raises(UserError, match=mend):
+    with pytest.raises(UserError, match=hint):
         audit(**{**scene, "target": net(2), "shadows": shadows, "labels": labels})
 
 

@@ -9,7 +9,7 @@ from batched_cases import CONV_CASES, ConvCase, conv_inputs, on
 from kr_fast.backends import registry
 from kr_fast.ops.batched.model_conv2d import model_conv2d
 
-OWN = [case for case in CONV_CASES if not case.shared]  # a gradient is wanted where each model has its own batch
+OWN = [case for case in CONV_CASES if not case.shared]  # a gradient is requested where each model has its own batch
 STRIDED = [
     ConvCase("six classes of pixels, of unequal size", (7, 8), 5, 4, stride=(3, 2)),
     ConvCase("stride and dilation", (8, 9), 5, 4, stride=(2, 2), dilation=(2, 3), padding=(2, 3)),
@@ -140,10 +140,10 @@ def test_arguments():
     x, weight, bias, residual = conv_inputs(ConvCase(residual=True), torch.float64)
     weight.requires_grad_()
     for options, words in [
-        ({"activation": "relu"}, "activation must be None where a gradient is wanted"),
-        ({"residual": residual}, "residual must be None where a gradient is wanted"),
+        ({"activation": "relu"}, "activation must be None where a gradient is requested"),
+        ({"residual": residual}, "residual must be None where a gradient is requested"),
     ]:
         with pytest.raises(ValueError, match=f"model_conv2d: {words}"):
             model_conv2d(x, weight, bias, padding=1, **options)
-    with pytest.raises(ValueError, match="x must hold 2 models where a gradient is wanted"):
+    with pytest.raises(ValueError, match="x must hold 2 models where a gradient is requested"):
         model_conv2d(x[:1].contiguous(), weight, bias, padding=1)
