@@ -5,6 +5,7 @@
 
 #include "bindings_common.h"
 #include "cpu/membership/attack_r.h"
+#include "cpu/nn/batch_norm_act.h"
 #include "cpu/membership/bootstrap_auc.h"
 #include "cpu/distillation/distillation_loss.h"
 #include "cpu/distillation/distillation_metrics.h"
@@ -47,6 +48,13 @@ KR_FIELDS(QkvAttention, KR_FIELD(qkv), KR_FIELD(dtype), KR_FIELD(batch), KR_FIEL
 
 KR_FIELDS(QkvAttentionBackward, KR_FIELD(qkv), KR_FIELD(dtype), KR_FIELD(batch), KR_FIELD(tokens), KR_FIELD(heads),
           KR_FIELD(head_channels), KR_FIELD(out), KR_FIELD(grad_out), KR_FIELD(logsumexp), KR_FIELD(grad_qkv))
+
+KR_FIELDS(BatchNormAct, KR_FIELD(x), KR_FIELD(residual), KR_FIELD(rows), KR_FIELD(channels), KR_FIELD(dtype),
+          KR_FIELD(weight), KR_FIELD(bias), KR_FIELD(eps), KR_FIELD(relu), KR_FIELD(y), KR_FIELD(mean), KR_FIELD(var))
+
+KR_FIELDS(BatchNormActGradient, KR_FIELD(grad), KR_FIELD(x), KR_FIELD(y), KR_FIELD(rows), KR_FIELD(channels),
+          KR_FIELD(dtype), KR_FIELD(weight), KR_FIELD(bias), KR_FIELD(mean), KR_FIELD(var), KR_FIELD(eps),
+          KR_FIELD(relu), KR_FIELD(out), KR_FIELD(passed), KR_FIELD(grad_weight), KR_FIELD(grad_bias))
 
 KR_FIELDS(WinogradConv, KR_FIELD(x), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width), KR_FIELD(inputs),
           KR_FIELD(weight), KR_FIELD(scale), KR_FIELD(bias), KR_FIELD(residual), KR_FIELD(activation), KR_FIELD(pool),
@@ -121,6 +129,10 @@ PYBIND11_MODULE(_cpu, m) {
 
     // group_norm_silu
     m.def("group_norm_silu", &kr::group_norm_silu, release());
+
+    // batch_norm_act
+    m.def("batch_norm_act", &kr::batch_norm_act, release());
+    m.def("batch_norm_act_backward", &kr::batch_norm_act_backward, release());
 
     // membership_signals
     m.def("membership_signals", &kr::membership_signals, release());

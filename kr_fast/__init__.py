@@ -22,6 +22,7 @@ _PUBLIC = {
     "distillation_loss_topk": "kr_fast.ops.distillation.distillation_loss",
     "distillation_metrics": "kr_fast.ops.distillation.distillation_metrics",
     "dkd_loss": "kr_fast.ops.distillation.dkd_loss",
+    "batch_norm_act": "kr_fast.ops.nn.batch_norm_act",
     "group_norm_silu": "kr_fast.ops.nn.group_norm_silu",
     "soft_cross_entropy": "kr_fast.ops.distillation.distillation_loss",
     "LabelPlan": "kr_fast.synthesis.labels",

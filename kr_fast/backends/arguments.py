@@ -125,6 +125,36 @@ class GroupNorm(NamedTuple):
     silu: bool
 
 
+class BatchNormAct(NamedTuple):
+    """Of batch_norm_act."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    relu: bool
+    eps: float
+
+
+class BatchNormActGradient(NamedTuple):
+    """Of the gradient of batch_norm_act.
+
+    ``y`` is None where no sign is needed or ``x`` tells it: without ReLU, or without a residual before it. ``passes``
+    says whether the gradient behind the ReLU is asked for, as that of the residual.
+    """
+
+    grad: Tensor
+    x: Tensor
+    y: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    var: Tensor
+    relu: bool
+    passes: bool
+    eps: float
+
+
 class WinogradConv(NamedTuple):
     """Of winograd_conv2d."""
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends.arguments import (
+    BatchNormAct,
+    BatchNormActGradient,
     GroupNorm,
     LossOptions,
     ResidualBlock,
@@ -152,6 +154,49 @@ def qkv_attention_backward(grad_out: Tensor, qkv: Tensor, heads: int, out, logsu
     """``kr::QkvAttentionBackward`` that writes into ``grad_qkv``."""
     grads = {"grad_out": grad_out.data_ptr(), "grad_qkv": grad_qkv.data_ptr()}
     return qkv_attention(qkv, heads, out, logsumexp) | grads
+
+
+def batch_norm_act(call: BatchNormAct, y: Tensor, mean: Tensor, var: Tensor) -> Struct:
+    """``kr::BatchNormAct`` that writes into ``y``, ``mean`` and ``var``."""
+    return {
+        "x": call.x.data_ptr(),
+        "residual": address(call.residual),
+        **_rows(call.x),
+        "weight": address(call.weight),
+        "bias": address(call.bias),
+        "eps": call.eps,
+        "relu": call.relu,
+        "y": y.data_ptr(),
+        "mean": mean.data_ptr(),
+        "var": var.data_ptr(),
+    }
+
+
+def batch_norm_act_backward(
+    call: BatchNormActGradient, out: Tensor, passed: Tensor | None, grad_weight: Tensor, grad_bias: Tensor
+) -> Struct:
+    """``kr::BatchNormActGradient`` that writes into the last four."""
+    return {
+        "grad": call.grad.data_ptr(),
+        "x": call.x.data_ptr(),
+        "y": address(call.y),
+        **_rows(call.x),
+        "weight": address(call.weight),
+        "bias": address(call.bias),
+        "mean": call.mean.data_ptr(),
+        "var": call.var.data_ptr(),
+        "eps": call.eps,
+        "relu": call.relu,
+        "out": out.data_ptr(),
+        "passed": address(passed),
+        "grad_weight": grad_weight.data_ptr(),
+        "grad_bias": grad_bias.data_ptr(),
+    }
+
+
+def _rows(x: Tensor) -> Struct:
+    batch, channels, height, width = x.shape
+    return {"rows": batch * height * width, "channels": channels, "dtype": DTYPES[x.dtype]}
 
 
 def winograd_conv(call: WinogradConv, y: Tensor) -> Struct:

@@ -149,6 +149,18 @@ def is_plain(*tensors: Tensor) -> bool:
     return True
 
 
+def is_direct(*tensors: Tensor | None) -> bool:
+    """Whether an op's own ``autograd.Function`` may take these past the dispatcher: plain and not transformed."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return is_plain(*(each for each in tensors if each is not None))
+
+
+def wants_dispatcher(upstream: Tensor) -> bool:
+    """Whether backward itself is differentiated (create_graph), traced, or runs for many upstream gradients at once."""
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(upstream) or not is_plain(upstream)
+
+
 def save(ctx, *tensors: Tensor | None) -> None:
     """``ctx.save_for_backward`` that takes inference tensors, which autograd does not: nothing may write into them."""
     ctx.inference = None

@@ -28,6 +28,7 @@ from kr_fast.ops.membership.lira import lira
 from kr_fast.ops.membership.membership_signals import membership_signals
 from kr_fast.ops.membership.rmia import rmia
 from kr_fast.ops.membership.roc import roc
+from kr_fast.ops.nn.batch_norm_act import batch_norm_act
 from kr_fast.ops.nn.group_norm_silu import group_norm_silu
 from kr_fast.ops.nn.qkv_attention import qkv_attention
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
@@ -49,6 +50,10 @@ GEOMETRY = {"stride": 1, "padding": 1}
 
 def randn(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
+
+
+def last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 # Name -> (function of float64 tensors, their shapes): all that is in the dispatcher or the registry, by its public
@@ -79,6 +84,11 @@ ONCE: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
         [(2, 2, 2, 2, 2), (2, 2), (2, 2), (2, 2, 2, 2, 2)],
     ),
     "qkv_attention": (lambda x: qkv_attention(x, 1), [(1, 2, 12)]),
+    "batch_norm_act": (
+        lambda x, w, b, r: batch_norm_act(last(x), w, b, residual=last(r)),
+        [(2, 3, 2, 2), (3,), (3,), (2, 3, 2, 2)],
+    ),
+    "batch_norm_act, no residual": (lambda x, w, b: batch_norm_act(last(x), w, b), [(2, 3, 2, 2), (3,), (3,)]),
     "model_batch_norm, relu": (lambda x, r: model_batch_norm(x, residual=r, relu=True)[0], [(2, 2, 1, 2, 2)] * 2),
     "winograd_conv2d, filters": (
         lambda x, w, b: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, bias=b),
@@ -96,11 +106,11 @@ NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
         [(2, 1, 2, 2)] * 3,
     ),
     "group_norm_silu": (
-        lambda x, w, b: group_norm_silu(x.contiguous(memory_format=torch.channels_last), 2, w, b),
+        lambda x, w, b: group_norm_silu(last(x), 2, w, b),
         [(1, 4, 2, 2), (4,), (4,)],
     ),
     "winograd_conv2d": (
-        lambda x, w: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, 2),
+        lambda x, w: winograd_conv2d(last(x), w, 2),
         [(1, 2, 4, 4), tuple(winograd_pack(torch.zeros(2, 2, 3, 3)).shape)],
     ),
     "winograd_conv2d_grad_weight": (

@@ -4,13 +4,37 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.backends import codes, native, registry, structs
-from kr_fast.backends.arguments import GroupNorm, WinogradConv, WinogradGradWeight
+from kr_fast.backends.arguments import BatchNormAct, BatchNormActGradient, GroupNorm, WinogradConv, WinogradGradWeight
 from kr_fast.backends.calls import AttentionCall, Call
 
 
 @registry.kernel("group_norm_silu", "cpu", refuses=native.cpu_tensors(*codes.DTYPES))
 def group_norm_silu(call: GroupNorm, y: Tensor) -> None:
     native.cpu.group_norm_silu(structs.group_norm(call, y), torch.get_num_threads())
+
+
+def _batch_norm(call: BatchNormAct) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.empty_like(call.x, memory_format=torch.channels_last)
+    mean, var = torch.empty(call.x.shape[1]), torch.empty(call.x.shape[1])
+    native.cpu.batch_norm_act(structs.batch_norm_act(call, y, mean, var), torch.get_num_threads())
+    return y, mean, var
+
+
+def _batch_norm_backward(call: BatchNormActGradient) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = torch.empty_like(call.x, memory_format=torch.channels_last)
+    passed = torch.empty_like(out) if call.passes else None
+    grad_weight, grad_bias = torch.empty_like(call.mean), torch.empty_like(call.mean)
+    fields = structs.batch_norm_act_backward(call, out, passed, grad_weight, grad_bias)
+    native.cpu.batch_norm_act_backward(fields, torch.get_num_threads())
+    return out, grad_weight, grad_bias, call.x.new_empty(0) if passed is None else passed
+
+
+registry.differentiable(
+    "batch_norm_act",
+    "cpu",
+    registry.Differentiable(_batch_norm, _batch_norm_backward),
+    refuses=native.cpu_tensors(*codes.DTYPES),
+)
 
 
 def _refuses_attention(call: AttentionCall) -> str | None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kr_fast.backends.arguments import GroupNorm, WinogradConv, WinogradGradWeight
+from kr_fast.backends.arguments import BatchNormAct, BatchNormActGradient, GroupNorm, WinogradConv, WinogradGradWeight
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
 
@@ -55,6 +55,44 @@ def _attention_backward(grad_out: Tensor, qkv: Tensor, out: Tensor, logsumexp: T
 
 
 differentiable("qkv_attention", "reference", Differentiable(_attention_forward, _attention_backward), refuses=never)
+
+
+def _batch_norm(call: BatchNormAct) -> tuple[Tensor, Tensor, Tensor]:
+    """By the statistics of the batch, in float32 at least."""
+    x = call.x.to(torch.promote_types(call.x.dtype, torch.float32))
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    y = _affine(x, call.weight, call.bias, mean, var, call.eps)
+    if call.residual is not None:
+        y = y + call.residual
+    return _as(call.x, y.relu() if call.relu else y), mean, var
+
+
+def _as(x: Tensor, y: Tensor) -> Tensor:
+    return y.to(x).contiguous(memory_format=torch.channels_last)
+
+
+def _affine(x, weight, bias, mean, var, eps) -> Tensor:
+    y = (x - mean[:, None, None]) * (var + eps).rsqrt()[:, None, None]
+    y = y if weight is None else y * weight[:, None, None]
+    return y if bias is None else y + bias[:, None, None]
+
+
+def _batch_norm_backward(call: BatchNormActGradient) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``w r (g - mean(g) - n mean(g n))`` with ``n = (x - mean) r``, ``r = 1 / sqrt(var + eps)``."""
+    x, g = (each.to(call.mean.dtype) for each in (call.x, call.grad))
+    if call.relu:
+        y = _affine(x, *call[3:7], call.eps) if call.y is None else call.y
+        g = torch.where(y <= 0, 0, g)
+    passed = _as(call.x, g) if call.passes else call.x.new_empty(0)
+    inverse, rows = (call.var + call.eps).rsqrt(), x.numel() // len(call.mean)
+    n = (x - call.mean[:, None, None]) * inverse[:, None, None]
+    grad_weight, grad_bias = (g * n).sum((0, 2, 3)), g.sum((0, 2, 3))
+    out = g - grad_bias[:, None, None] / rows - n * (grad_weight[:, None, None] / rows)
+    out = out * (inverse if call.weight is None else inverse * call.weight)[:, None, None]
+    return _as(call.x, out), grad_weight, grad_bias, passed
+
+
+differentiable("batch_norm_act", "reference", Differentiable(_batch_norm, _batch_norm_backward), refuses=never)
 
 
 INPUTS = 16  # inputs of a packed weight are rounded up to a multiple of it
