@@ -27,7 +27,7 @@ static inline NormChunk norm_chunk(const NormLines& of, int64_t i) {
 
 }  // namespace kr
 
-#define KR_KERNEL "cpu/nn/batch_norm_act_kernel.h"
+#define KR_KERNEL "cpu/nn/kernels/batch_norm_act_kernel.h"
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {

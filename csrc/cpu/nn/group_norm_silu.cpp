@@ -4,7 +4,7 @@
 
 #include "cpu/simd/parallel.h"
 
-#define KR_KERNEL "cpu/nn/group_norm_silu_kernel.h"
+#define KR_KERNEL "cpu/nn/kernels/group_norm_silu_kernel.h"
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {

@@ -4,7 +4,7 @@
 
 #include "cpu/simd/parallel.h"
 
-#define KR_KERNEL "cpu/nn/qkv_attention_backward_kernel.h"  // and that of the forward pass
+#define KR_KERNEL "cpu/nn/kernels/qkv_attention_backward_kernel.h"  // and that of the forward pass
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {

@@ -4,7 +4,7 @@
 
 #include "cpu/simd/parallel.h"
 
-#define KR_KERNEL "cpu/nn/winograd_conv2d_kernel.h"
+#define KR_KERNEL "cpu/nn/kernels/winograd_conv2d_kernel.h"
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {

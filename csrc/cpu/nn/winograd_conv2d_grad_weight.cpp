@@ -14,7 +14,7 @@ struct WinogradGradPart {
 }  // namespace
 }  // namespace kr
 
-#define KR_KERNEL "cpu/nn/winograd_conv2d_grad_weight_kernel.h"
+#define KR_KERNEL "cpu/nn/kernels/winograd_conv2d_grad_weight_kernel.h"
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {

@@ -1,7 +1,7 @@
 #include "cpu/simd/parallel.h"
 #include "cpu/nn/winograd_conv2d.h"
 
-#define KR_KERNEL "cpu/nn/winograd_pack_kernel.h"
+#define KR_KERNEL "cpu/nn/kernels/winograd_pack_kernel.h"
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {

@@ -9,7 +9,7 @@
 // S, dP and dQ have queries in the lanes, as the forward pass. dV and dK are sums over queries, so that there the d
 // numbers of a key lie in the lanes and P and dS enter as scalars: nothing is transposed but a block's rows of Q, dO, O
 // and dQ. Where a head has half as many numbers as a vector has lanes, two queries share it.
-#include "cpu/nn/qkv_attention_kernel.h"
+#include "cpu/nn/kernels/qkv_attention_kernel.h"
 
 template <int D>
 constexpr int kShare = kLanes > D ? kLanes / D : 1;  // queries whose rows lie in one vector
