@@ -22,8 +22,9 @@ namespace {
 
 // Channels of a part: its sums [36][64][64] and a block of transformed tiles stay in a second-level cache of 1 to 2 MB.
 constexpr int64_t kPart = 64;
-// Partial sums are added in the order of their chunks, whose number depends on the shape only.
-constexpr int64_t kMostChunks = 16, kFewestTiles = 64;
+// Partial sums are added in the order of their chunks, whose number depends on the shape only: a chunk has at least so
+// many tiles, for a sum costs as much as ten, and all sums are 2.5 MB where that leaves two chunks.
+constexpr int64_t kMostChunks = 16, kFewestTiles = 128, kMostSums = 640 * 1024;
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -35,10 +36,11 @@ float* aligned(float* memory) { return memory + (64 - reinterpret_cast<uintptr_t
 void winograd_conv2d_grad_weight(const WinogradGradWeight& call, int threads) {
     const int64_t tiles = call.batch * ((call.height + 3) / 4) * ((call.width + 3) / 4);
     const int64_t down = (call.inputs + kPart - 1) / kPart, across = (call.outputs + kPart - 1) / kPart;
-    int64_t chunks = 1;
-    while (2 * chunks <= kMostChunks && tiles >= 2 * chunks * kFewestTiles) chunks *= 2;
     const int64_t high = smaller(round_up(call.inputs, 16), kPart), wide = smaller(round_up(call.outputs, 16), kPart);
     const int64_t size = 36 * high * wide, parts = down * across;
+    int64_t chunks = tiles >= kFewestTiles ? 2 : 1;
+    while (2 * chunks <= kMostChunks && 2 * chunks * parts * size <= kMostSums && tiles >= 2 * chunks * kFewestTiles)
+        chunks *= 2;
     const auto part_at = [&](int64_t number) {
         const int64_t input = number / across * kPart, output = number % across * kPart;
         return WinogradGradPart{input, smaller(call.inputs - input, kPart), output,
@@ -47,10 +49,11 @@ void winograd_conv2d_grad_weight(const WinogradGradWeight& call, int threads) {
     const std::unique_ptr<float[]> memory(new float[chunks * (parts * size + across * kPart) + 16]);
     float *sums = aligned(memory.get()), *bias = sums + chunks * parts * size;  // [chunks][across][kPart]
     parallel_for(chunks * parts, 1, threads, [&](int64_t begin, int64_t end) {
+        const int64_t empty = 6 * (call.inputs > call.outputs ? call.inputs : call.outputs) + 16;
         const int64_t v_size = 36 * winograd_step(high), w_size = 36 * winograd_step(wide);
-        const std::unique_ptr<float[]> own(new float[v_size + w_size + 3 * kPart + 16]);
-        float *v = aligned(own.get()), *w = v + v_size, *zeros = w + w_size, *block_bias = zeros + kPart;
-        for (int64_t i = 0; i < kPart; ++i) zeros[i] = 0.0f;
+        const std::unique_ptr<float[]> own(new float[v_size + w_size + empty + 2 * kPart + 16]);
+        float *v = aligned(own.get()), *w = v + v_size, *block_bias = w + w_size, *zeros = block_bias + 2 * kPart;
+        for (int64_t i = 0; i < empty; ++i) zeros[i] = 0.0f;
         for (int64_t task = begin; task < end; ++task) {
             const int64_t chunk = task / parts, number = task % parts;
             const WinogradGradPart part = part_at(number);

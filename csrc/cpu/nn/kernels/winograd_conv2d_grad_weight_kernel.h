@@ -30,7 +30,8 @@ KR_FN void transform_grad_row(const f32v* y, float* to, int64_t step) {
 }
 
 // A y A^T of one vector of channels, to 36 places `step` apart. Returns the sum of the pixels.
-KR_FN f32v tile_grad(const Pixels& y, float* to, int64_t step) {
+template <class Source>
+KR_FN f32v tile_grad(const Source& y, float* to, int64_t step) {
     f32v first[4], second[4], sum = {};
     KR_UNROLL for (int j = 0; j < 4; ++j) {
         first[j] = y.at(0, j);
@@ -53,36 +54,34 @@ KR_FN f32v tile_grad(const Pixels& y, float* to, int64_t step) {
 }
 
 // W of `count` channels of one tile, as transform_tile writes V. The pixels are added to `bias`.
-static void transform_grad(const Channels& y, int64_t count, const Tile& tile, const float* zeros, float* to,
-                           int64_t step, float* bias) {
-    const int64_t padded = (count + kGroup - 1) / kGroup * kGroup;
+static KR_APART void transform_grad(const Channels& y, int64_t count, const Tile& tile, const float* zeros, float* to,
+                                    int64_t step, float* bias) {
+    const int64_t padded = round_up(count);
     int64_t channel = 0;
     if (tile.row + 4 <= y.height && tile.column + 4 <= y.width) {
         const float* from = y.from + ((tile.image * y.height + tile.row) * y.width + tile.column) * y.step;
         for (; channel + kLanes <= count; channel += kLanes) {
-            const f32v sum = tile_grad({from + channel, y.width * y.step, y.step}, to + place_of(channel), step);
+            const f32v sum = tile_grad(Pixels{from + channel, y.width * y.step, y.step}, to + place_of(channel), step);
             store(bias + channel, load(bias + channel) + sum);
         }
     }
     if (channel == padded) return;
-    const float* pixels[16];
-    find_pixels<4>(y, tile.image, tile.row, tile.column, zeros, pixels);
-    alignas(64) float copy[16 * kLanes];
-    for (; channel < padded; channel += kLanes) {
-        copy_pixels<16>(pixels, channel, count - channel, copy);
-        const f32v sum = tile_grad({copy, 4 * kLanes, kLanes}, to + place_of(channel), step);
+    Channels rest = y;
+    rest.from += channel;
+    EdgePixels<4> pixels = edge_pixels<4>(rest, tile.image, tile.row, tile.column, zeros);
+    for (const int64_t start = channel; channel < padded; channel += kLanes) {
+        move_to(pixels, y, tile.column, channel - start, count - channel);
+        const f32v sum = tile_grad(Copy<4>(pixels), to + place_of(channel), step);
         store(bias + channel, load(bias + channel) + sum);
     }
 }
 
-// sums[input][output] += sum over tiles v[tile][input] w[tile][output], or = where `add` is false.
+// sums[input][output] += sum over tiles v[tile][input] w[tile][output], or = where `add` is false. The sum of a block
+// is made by itself: that halves the error of a chunk's.
 template <int kInputs, int kVectors>
 KR_FN void multiply_tiles(const float* v, const float* w, int64_t tiles, float* sums, int64_t step, bool add) {
     f32v sum[kInputs][kVectors] = {};
     const float* second = w + place_of(kLanes);
-    if (add)
-        KR_UNROLL for (int r = 0; r < kInputs; ++r) KR_UNROLL for (int n = 0; n < kVectors; ++n) sum[r][n] =
-            load(sums + r * step + n * kLanes);
     for (int64_t t = 0; t < tiles; ++t, v += kGroup, w += kGroup, second += kGroup) {
         f32v value[kVectors];
         KR_UNROLL for (int n = 0; n < kVectors; ++n) value[n] = load(n ? second : w);
@@ -91,8 +90,26 @@ KR_FN void multiply_tiles(const float* v, const float* w, int64_t tiles, float* 
             KR_UNROLL for (int n = 0; n < kVectors; ++n) sum[r][n] = fma(factor, value[n], sum[r][n]);
         }
     }
-    KR_UNROLL for (int r = 0; r < kInputs; ++r) KR_UNROLL for (int n = 0; n < kVectors; ++n)
-        store(sums + r * step + n * kLanes, sum[r][n]);
+    KR_UNROLL for (int r = 0; r < kInputs; ++r) KR_UNROLL for (int n = 0; n < kVectors; ++n) {
+        float* to = sums + r * step + n * kLanes;
+        store(to, add ? load(to) + sum[r][n] : sum[r][n]);
+    }
+}
+
+// sums [36][inputs][outputs] of what a block of tiles was transformed to.
+static KR_APART void multiply_places(const WinogradGradPart& part, int64_t tiles, const float* v, const float* w,
+                                     float* sums, bool add) {
+    const int64_t high = round_up(part.inputs), wide = round_up(part.outputs);
+    const int64_t v_step = winograd_step(part.inputs), w_step = winograd_step(part.outputs);
+    for (int place = 0; place < kPlaces; ++place, v += v_step, w += w_step, sums += high * wide) {
+        int64_t o = 0;
+        for (; o + 2 * kLanes <= wide; o += 2 * kLanes)
+            for (int64_t i = 0; i < part.inputs; i += kRows)
+                multiply_tiles<kRows, 2>(v + place_of(i), w + place_of(o), tiles, sums + i * wide + o, wide, add);
+        if (o < wide)
+            for (int64_t i = 0; i < part.inputs; i += kRowsNarrow)
+                multiply_tiles<kRowsNarrow, 1>(v + place_of(i), w + place_of(o), tiles, sums + i * wide + o, wide, add);
+    }
 }
 
 // What a thread works in.
@@ -106,30 +123,22 @@ struct Scratch {
 // to 16, and to the sums of grad_output's pixels. The first block of a chunk of tiles finds no sums.
 static void winograd_grad_block(const WinogradGradWeight& call, const WinogradGradPart& part, int64_t begin,
                                 int64_t end, bool first, const Scratch& scratch, float* sums, float* bias) {
-    const int64_t v_step = winograd_step(part.inputs), w_step = winograd_step(part.outputs), count = end - begin;
+    const int64_t v_step = winograd_step(part.inputs), w_step = winograd_step(part.outputs);
+    const int64_t wide = round_up(part.outputs);
     const Tiles tiles = {(call.height + 3) / 4, (call.width + 3) / 4};
     const Channels x = {call.x + part.first_input, call.height, call.width, call.inputs};
     const Channels y = {call.grad_output + part.first_output, call.height, call.width, call.outputs};
-    const int64_t wide = (part.outputs + kGroup - 1) / kGroup * kGroup;
-    const int64_t high = (part.inputs + kGroup - 1) / kGroup * kGroup;
     for (int64_t o = 0; o < wide; ++o) scratch.bias[o] = 0.0f;
-    for (int64_t t = 0; t < count; ++t) {
-        const Tile tile = tile_at(tiles, begin + t);
-        transform_tile(x, part.inputs, tile, scratch.zeros, scratch.v + t * kGroup, v_step);
-        transform_grad(y, part.outputs, tile, scratch.zeros, scratch.w + t * kGroup, w_step, scratch.bias);
+    Tile tile = tile_at(tiles, begin), ahead = next_tile(tiles, next_tile(tiles, tile));
+    for (int64_t t = 0; t < (end - begin) * kGroup; t += kGroup) {
+        prefetch_tile(x, ahead, part.inputs);
+        prefetch_tile(y, ahead, part.outputs);
+        transform_tile(x, part.inputs, tile, scratch.zeros, scratch.v + t, v_step);
+        transform_grad(y, part.outputs, tile, scratch.zeros, scratch.w + t, w_step, scratch.bias);
+        tile = next_tile(tiles, tile), ahead = next_tile(tiles, ahead);
     }
     for (int64_t o = 0; o < wide; ++o) bias[o] = first ? scratch.bias[o] : bias[o] + scratch.bias[o];
-    for (int place = 0; place < kPlaces; ++place, sums += high * wide) {
-        const float *v = scratch.v + place * v_step, *w = scratch.w + place * w_step;
-        int64_t o = 0;
-        for (; o + 2 * kLanes <= wide; o += 2 * kLanes)
-            for (int64_t i = 0; i < part.inputs; i += kRows)
-                multiply_tiles<kRows, 2>(v + place_of(i), w + place_of(o), count, sums + i * wide + o, wide, !first);
-        if (o < wide)
-            for (int64_t i = 0; i < part.inputs; i += kRowsNarrow)
-                multiply_tiles<kRowsNarrow, 1>(v + place_of(i), w + place_of(o), count, sums + i * wide + o, wide,
-                                               !first);
-    }
+    multiply_places(part, end - begin, scratch.v, scratch.w, sums, !first);
 }
 
 // G^T s, of 6 numbers.
@@ -145,8 +154,7 @@ KR_FN void transform_filter(const f32v* s, f32v* out) {
 // Filters of the inputs [begin, end) of a part, from the sums of `chunks` chunks that lie `step` floats apart.
 static void winograd_grad_filters(const WinogradGradWeight& call, const WinogradGradPart& part, int64_t begin,
                                   int64_t end, const float* sums, int64_t chunks, int64_t step) {
-    const int64_t wide = (part.outputs + kGroup - 1) / kGroup * kGroup;
-    const int64_t high = (part.inputs + kGroup - 1) / kGroup * kGroup;
+    const int64_t wide = round_up(part.outputs), high = round_up(part.inputs);
     for (int64_t i = begin; i < end; ++i)
         for (int64_t o = 0; o < part.outputs; o += kLanes) {
             f32v rows[6][3], across[3];
@@ -172,3 +180,4 @@ static void winograd_grad_filters(const WinogradGradWeight& call, const Winograd
                 for (int k = 0; k < 9; ++k) to[k * call.tap_step] = taps[k][lane];
         }
 }
+#undef KR_APART

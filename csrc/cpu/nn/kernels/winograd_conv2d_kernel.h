@@ -151,8 +151,8 @@ static void transform_back(const WinogradConv& call, const Tiles& tiles, int64_t
                            int64_t first, int64_t last) {
     const int64_t block = winograd_block(call.outputs), shrink = pool ? 2 : 1, side = 4 / shrink;
     const int64_t height = call.height / shrink, width = call.width / shrink;
-    for (int64_t number = begin; number < end; ++number) {
-        const Tile tile = tile_at(tiles, number);
+    Tile tile = tile_at(tiles, begin);
+    for (int64_t number = begin; number < end; ++number, tile = next_tile(tiles, tile)) {
         const int64_t top = tile.row / shrink, left = tile.column / shrink;
         Place place;
         place.down = width * call.outputs, place.across = call.outputs;
@@ -186,14 +186,15 @@ static void transform_back(const WinogradConv& call, const Tiles& tiles, int64_t
 }
 
 // Tiles [begin, end), at most kTiles of them. v holds 36 winograd_step(inputs) floats, m 36 kTiles by kPart blocks,
-// zeros inputs rounded up to 16.
+// zeros 6 pixels and 16 floats.
 static void winograd_block_of_tiles(const WinogradConv& call, const Tiles& tiles, int64_t begin, int64_t end, float* v,
                                     float* m, const float* zeros) {
     const int64_t groups = (call.inputs + kGroup - 1) / kGroup, step = winograd_step(call.inputs);
     const int64_t block = winograd_block(call.outputs), blocks = (call.outputs + block - 1) / block;
     const Channels x = {call.x, call.height, call.width, call.inputs};
-    for (int64_t number = begin; number < end; ++number)
-        transform_tile(x, call.inputs, tile_at(tiles, number), zeros, v + (number - begin) * kGroup, step);
+    Tile tile = tile_at(tiles, begin);
+    for (int64_t t = 0; t < end - begin; ++t, tile = next_tile(tiles, tile))
+        transform_tile(x, call.inputs, tile, zeros, v + t * kGroup, step);
     const int64_t rows = block == 16 ? kRows16 : kRows32, count = (end - begin + rows - 1) / rows * rows;
     for (int64_t t = end - begin; t < count; ++t)  // rows of a last product that no tile fills
         for (int64_t p = 0; p < kPlaces * groups; ++p)
@@ -213,3 +214,4 @@ static void winograd_block_of_tiles(const WinogradConv& call, const Tiles& tiles
     }
 }
 #undef KR_UNROLL_ROWS
+#undef KR_APART
