@@ -25,11 +25,11 @@ def rows(path: Path) -> list[str]:
         groups[entry["group"]][entry["params"]["provider"]] = entry["stats"]["median"] * 1e3
         notes[entry["group"], entry["params"]["provider"]] = notes_of(entry.get("extra_info", {}))
     lines = []
-    for group, found in groups.items():
-        ours = found.get("kr_fast")
+    for group, result in groups.items():
+        ours = result.get("kr_fast")
         cells = [
             f"{name} {ms:.3g} ms" + (f" ({ms / ours:.2f}x)" if ours and name != "kr_fast" else "") + notes[group, name]
-            for name, ms in sorted(found.items(), key=lambda item: item[0] != "kr_fast")
+            for name, ms in sorted(result.items(), key=lambda item: item[0] != "kr_fast")
         ]
         lines.append(f"| {group} | {' | '.join(cells)} |")
     return lines

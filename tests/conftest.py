@@ -138,11 +138,11 @@ def by_threads():
     before = torch.get_num_threads()
 
     def results(run):
-        found = []
+        result = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(run())
-        return found
+            result.append(run())
+        return result
 
     yield results
     torch.set_num_threads(before)
@@ -151,7 +151,7 @@ def by_threads():
 @pytest.fixture
 def nvcc():
     """The path of nvcc; skips without it."""
-    found = shutil.which("nvcc")
-    if found is None:
+    result = shutil.which("nvcc")
+    if result is None:
         pytest.skip("needs nvcc")
-    return found
+    return result

@@ -74,8 +74,8 @@ def gradient_error(student, teacher, labels, rows=64):
     """Relative error of the first rows' gradient against the definition in float64."""
     exact = student.detach()[:rows].double().requires_grad_()
     eager(exact, teacher[:rows].double(), labels[:rows]).backward()
-    wanted = exact.grad * (len(exact) / len(student))
-    return float((student.grad[:rows].double() - wanted).norm() / wanted.norm())
+    expected = exact.grad * (len(exact) / len(student))
+    return float((student.grad[:rows].double() - expected).norm() / expected.norm())
 
 
 @functools.cache

@@ -40,10 +40,10 @@ def test_distillation_metrics(benchmark, shape, provider):
     run = {"eager": eager, "compiled": torch.compile(eager), "kr_fast": fused}[provider]
 
     def measure():
-        found = run(student, teacher, labels)
+        result = run(student, teacher, labels)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        return found
+        return result
 
     # Right first: against the same in float64.
     for ours, exact in zip(measure(), eager(student.double(), teacher.double(), labels), strict=True):

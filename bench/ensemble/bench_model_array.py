@@ -87,11 +87,11 @@ def seconds(run, *arguments):
 
 def best_batch(provider, run, images, labels):
     """By one run over all images each; the first batch, for which torch compiles, is run before."""
-    found = {}
+    result = {}
     for batch in (b for b in BATCHES.get(provider, (0,)) if b <= len(images)):
         run(images[: batch or None], labels[: batch or None], batch)
-        found[batch] = seconds(run, images, labels, batch) if provider in BATCHES else 0
-    return min(found, key=found.get)
+        result[batch] = seconds(run, images, labels, batch) if provider in BATCHES else 0
+    return min(result, key=result.get)
 
 
 PROVIDERS = {"kr_fast": ours, "strong_loop": strong_loop, "vmap": vmapped, "eager_nchw": eager_nchw}

@@ -68,8 +68,8 @@ def strong_loop(models, images):
         for start in range(0, len(images), batch):
             seen.copy_(to_float(images[start : start + batch]))
             for m, (step, logits) in enumerate(steps):
-                found = step()
-                out[m, start : start + batch] = found if logits is None else logits
+                result = step()
+                out[m, start : start + batch] = result if logits is None else logits
         return out
 
     return run

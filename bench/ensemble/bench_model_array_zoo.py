@@ -146,8 +146,8 @@ def test_against_an_eager_loop(benchmark, threads, network, size, caplog):
             taken[batch].append(times(loop, models, images, batch))
 
     benchmark.pedantic(round_of_all, rounds=ROUNDS)
-    walls = {batch: min(each[0] for each in found) for batch, found in taken.items()}
-    cpus = {batch: min(each[1] for each in found) for batch, found in taken.items()}
+    walls = {batch: min(each[0] for each in result) for batch, result in taken.items()}
+    cpus = {batch: min(each[1] for each in result) for batch, result in taken.items()}
     wall, cpu = min(each[0] for each in own), min(each[1] for each in own)
     ratios = {"ratio": min(walls.values()) / wall, "cpu_ratio": min(cpus.values()) / cpu}
     own_forward = [record.getMessage() for record in caplog.records]

@@ -68,10 +68,10 @@ def one_after_the_other(job, dtype, compiled):
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     def run():
-        found = [train(index) for index in range(MODELS)]
+        result = [train(index) for index in range(MODELS)]
         if GPU:
             torch.cuda.synchronize()
-        return found
+        return result
 
     return run
 
@@ -112,21 +112,21 @@ def job():
 
 
 @functools.cache
-def wanted(dtype):
+def expected(dtype):
     """What an eager loop makes of the first and the last model."""
-    found = one_after_the_other(make_job(), dtype, False)()
-    return found[0], found[-1]
+    result = one_after_the_other(make_job(), dtype, False)()
+    return result[0], result[-1]
 
 
 @pytest.mark.parametrize(("provider", "dtype"), CASES, ids=str)
 def test_train(benchmark, job, provider, dtype):
     benchmark.group = f"{MODELS} models, {STEPS} steps, {dtype}, {'GPU' if GPU else f'{THREADS} threads'}"
     run = at_once(job, dtype) if provider == "batched" else one_after_the_other(job, dtype, provider == "compile")
-    found = run()
+    result = run()
     start = [torch.cat([p.detach().flatten() for p in job.fresh(m).parameters()]) for m in (0, MODELS - 1)]
     # Of the way that the weights have gone: a ReLU that a rounding sends to the other side of its bend shows here.
     room = 0.3 if dtype == "bfloat16" else 0.1
-    for a, b, before in zip((found[0], found[-1]), wanted(dtype), start, strict=True):
+    for a, b, before in zip((result[0], result[-1]), expected(dtype), start, strict=True):
         assert float((a - b).norm()) < room * float((b.cpu() - before).norm())
     benchmark.pedantic(run, rounds=3, warmup_rounds=1)
     benchmark.extra_info["model_steps_per_second"] = MODELS * STEPS / benchmark.stats.stats.median

@@ -14,12 +14,12 @@ COUNT, MODELS, SAMPLED = 5_000, 64, 4
 
 
 def by_roc(values, held, targets):
-    found = []
+    result = []
     for k in targets:
         others = torch.arange(MODELS) != k
         curve = roc(values[:, others].flatten(), held[:, others].flatten())
-        found.append(float(curve.thresholds[int((curve.tpr - curve.fpr)[1:].argmax())]))
-    return torch.tensor(found, dtype=torch.float64)
+        result.append(float(curve.thresholds[int((curve.tpr - curve.fpr)[1:].argmax())]))
+    return torch.tensor(result, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("provider", ["a ROC each, 4 targets", "kr_fast"])

@@ -51,9 +51,9 @@ def test_lira(benchmark, provider, device):
     benchmark.group = f"lira N={EXAMPLES} M={MODELS} A={QUERIES} {device}"
     phi, keep = make()
     if provider.startswith("numpy"):
-        wanted = numpy_targets(phi, keep, range(SAMPLED))
-        found = lira(phi.to(device), keep.to(device))[0][:SAMPLED].cpu()
-        assert np.allclose(found.numpy(), wanted, rtol=1e-9, atol=1e-9)
+        expected = numpy_targets(phi, keep, range(SAMPLED))
+        result = lira(phi.to(device), keep.to(device))[0][:SAMPLED].cpu()
+        assert np.allclose(result.numpy(), expected, rtol=1e-9, atol=1e-9)
         benchmark.pedantic(numpy_targets, (phi, keep, range(SAMPLED)), rounds=2)
     else:
         variance = provider.removeprefix("kr_fast").strip() or "per_example"

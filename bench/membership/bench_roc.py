@@ -37,9 +37,9 @@ def sklearns(scores, members):
 def test_roc(benchmark, provider, kind):
     scores, members = make(kind)
     plain = scores.numpy(), members.numpy()
-    found, wanted = ours(scores, members), sklearns(*plain)
-    assert abs(found[0] - wanted[0]) < 1e-12
-    assert np.allclose([row["tpr"] for row in found[2]], wanted[1], atol=1e-12)
+    result, expected = ours(scores, members), sklearns(*plain)
+    assert abs(result[0] - expected[0]) < 1e-12
+    assert np.allclose([row["tpr"] for row in result[2]], expected[1], atol=1e-12)
     benchmark.group = f"roc N={COUNT} {kind}"
     if provider == "kr_fast":
         benchmark(ours, scores, members)

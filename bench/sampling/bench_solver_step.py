@@ -59,8 +59,8 @@ def providers(case, shape):
     options |= {"seed": 1, "stream": 4}
 
     def ours():
-        found = solver_step(x, cond, row, emit=emit, **options)
-        return found.sample if row.keep else found
+        result = solver_step(x, cond, row, emit=emit, **options)
+        return result.sample if row.keep else result
 
     into = SolverOutput(x.clone(), torch.empty_like(x) if row.keep else None)
 
@@ -85,8 +85,8 @@ def providers(case, shape):
     compiled = torch.compile(formula, dynamic=False)
 
     def inductor():
-        found = compiled(x, cond, uncond, history)
-        return found[0] if row.keep else found
+        result = compiled(x, cond, uncond, history)
+        return result[0] if row.keep else result
 
     return {"kr_fast": ours, "kr_fast in place": in_place, "diffusers": eager, "compile": inductor}, row
 

@@ -84,8 +84,8 @@ def test_sink(benchmark, tmp_path, provider):
         pytest.importorskip("pyarrow")
     if provider == "npy":
         ours(Prepared(images), out, "npy", COUNT)
-        found = np.concatenate([np.load(path) for path in sorted(out.glob("*.images.npy"))])
-        assert np.array_equal(found, images.numpy())
+        result = np.concatenate([np.load(path) for path in sorted(out.glob("*.images.npy"))])
+        assert np.array_equal(result, images.numpy())
     rivals = {"PIL": pil, "webdataset, PIL": webdataset}
 
     def write():

@@ -22,14 +22,14 @@ def without_comments(path: Path) -> str:
 
 def enum(name: str) -> dict[str, int]:
     """Enumerator -> number of the enum class of this name, which one header alone defines."""
-    found = [
+    result = [
         match.group(1)
         for path in HEADERS
         for match in re.finditer(rf"enum class {name}\b[^{{]*{{([^}}]*)}}", without_comments(path))
     ]
-    assert len(found) == 1, f"{name} is defined in {len(found)} headers"
+    assert len(result) == 1, f"{name} is defined in {len(result)} headers"
     numbers: dict[str, int] = {}
-    for item in filter(None, (part.strip() for part in found[0].split(","))):
+    for item in filter(None, (part.strip() for part in result[0].split(","))):
         key, _, number = item.partition("=")
         numbers[key.strip()] = int(number) if number else max(numbers.values(), default=-1) + 1
     return numbers
@@ -38,9 +38,9 @@ def enum(name: str) -> dict[str, int]:
 def constant(name: str) -> float:
     """The value of the C++ constant of this name, which one header alone defines."""
     pattern = rf"constexpr [^;]*\b{name} = ([\d.]+)"
-    found = [match.group(1) for path in HEADERS for match in re.finditer(pattern, without_comments(path))]
-    assert len(found) == 1, f"{name} is defined in {len(found)} headers"
-    return float(found[0])
+    result = [match.group(1) for path in HEADERS for match in re.finditer(pattern, without_comments(path))]
+    assert len(result) == 1, f"{name} is defined in {len(result)} headers"
+    return float(result[0])
 
 
 def in_kernel(path: str, name: str):

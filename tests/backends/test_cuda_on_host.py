@@ -73,12 +73,12 @@ def test_fibers_report_faults(probe, kind, text):
 
 
 def test_a_missing_barrier_shows_in_the_other_order(probe):
-    found = []
+    result = []
     for descending in (False, True):
         out = torch.zeros(64)
         assert probe.probe_race(address(out), descending) == 0
-        found.append(out)
-    assert not torch.equal(*found)
+        result.append(out)
+    assert not torch.equal(*result)
 
 
 @pytest.mark.parametrize(("blocks", "size", "threads"), [(1, 1, 32), (2, 1, 32), (6, 2, 64), (16, 8, 256)])
@@ -130,9 +130,9 @@ def test_copies_arrive_when_they_are_waited_for(probe):
 @pytest.mark.sanitize
 @pytest.mark.parametrize("numel", SIZES)
 def test_normals_have_the_bits_of_the_cpu(host_cuda, numel):
-    wanted = kr_fast.philox_normal(IDS, (numel,), seed=2**62 + 5, stream=3)
+    expected = kr_fast.philox_normal(IDS, (numel,), seed=2**62 + 5, stream=3)
     with in_use(host_cuda):
-        assert same_bits(kr_fast.philox_normal(IDS, (numel,), seed=2**62 + 5, stream=3), wanted)
+        assert same_bits(kr_fast.philox_normal(IDS, (numel,), seed=2**62 + 5, stream=3), expected)
 
 
 ROWS = {
@@ -155,9 +155,9 @@ def test_solver_steps_have_the_bits_of_the_cpu(host_cuda, numel, name, guided, o
     )
     more = {"uncond_output": u, "guidance_scale": 2.5} if guided else {}
     options = {"history": tuple(history), "ids": IDS, "seed": 9, "stream": 4, **more}
-    wanted = solver_step(x, e, row, **options)
+    expected = solver_step(x, e, row, **options)
     with in_use(host_cuda):
-        assert same_bits(solver_step(x, e, row, **options), wanted)
+        assert same_bits(solver_step(x, e, row, **options), expected)
 
 
 @pytest.mark.sanitize
@@ -166,10 +166,10 @@ def test_grid_strides_and_order_do_not_matter(host_cuda, most_blocks):
     """Few blocks, so that threads take several items, and threads from the last to the first."""
     x, e = torch.randn(4, 3072), torch.randn(4, 3072)
     options = {"ids": IDS, "seed": 9, "stream": 4}
-    wanted = kr_fast.philox_normal(IDS, (3072,), seed=1), solver_step(x, e, ROWS["noise"], **options)
+    expected = kr_fast.philox_normal(IDS, (3072,), seed=1), solver_step(x, e, ROWS["noise"], **options)
     with in_use(host_cuda), machine(host_cuda, descending=True, most_blocks=most_blocks):
-        assert same_bits(kr_fast.philox_normal(IDS, (3072,), seed=1), wanted[0])
-        assert same_bits(solver_step(x, e, ROWS["noise"], **options), wanted[1])
+        assert same_bits(kr_fast.philox_normal(IDS, (3072,), seed=1), expected[0])
+        assert same_bits(solver_step(x, e, ROWS["noise"], **options), expected[1])
 
 
 @pytest.mark.skipif(SANITIZED, reason="is that run")

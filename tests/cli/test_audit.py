@@ -100,19 +100,19 @@ def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "lira *" in shown
     assert f"report: {out / 'release' / 'audit.html'}" in shown
-    found = json.loads((out / "release" / "audit.json").read_text())
-    setting = found["setting"]
+    result = json.loads((out / "release" / "audit.json").read_text())
+    setting = result["setting"]
     assert (setting["members"], setting["non_members"]) == (90, 60)
     assert setting["shadow_sets"]["shadows"]["population"] == 30  # the validation split
     assert setting["shadow_sets"]["shadows"]["models"] == 4
     assert [facts["kind"] for facts in setting["targets"].values()] == ["full", "transfer", "full", "released"]
     assert list(setting["targets"]) == ["teacher", "student", "control", "synthetic"]
-    assert found["teacher"]["lira"]["auc_ci"][0] > 0.5  # overfitted
-    assert found["synthetic"]["nearest_synthetic"]["auc_ci"][0] > 0.5  # copies
+    assert result["teacher"]["lira"]["auc_ci"][0] > 0.5  # overfitted
+    assert result["synthetic"]["nearest_synthetic"]["auc_ci"][0] > 0.5  # copies
     assert setting["control"]["found"]
-    assert 0 < found["teacher"]["rmia"]["aop"] < 1
-    assert found["leave_one_out"]["shadows"]["loss"]["targets"] == 4
-    assert found["details"]["config"]["augment"] == "flip"
+    assert 0 < result["teacher"]["rmia"]["aop"] < 1
+    assert result["leave_one_out"]["shadows"]["loss"]["targets"] == 4
+    assert result["details"]["config"]["augment"] == "flip"
     with np.load(out / "private" / "audit.npz") as arrays:  # numbers in the data, whose validation split is left out
         assert arrays["index"].tolist() == [*range(90), *range(120, 180)]
     assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 12
@@ -127,7 +127,7 @@ def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):
         (out / name).unlink()
     manifest.release()
     assert main(command) == 0
-    assert json.loads((out / "release" / "audit.json").read_text()) == found
+    assert json.loads((out / "release" / "audit.json").read_text()) == result
     assert (out / "private" / "shadows" / "model-000.safetensors").stat().st_mtime_ns == before
     # A shadow that is another one than it was is named.
     shadow = out / "private" / "shadows" / "model-001.safetensors"
@@ -166,9 +166,9 @@ def test_members_from_files_and_given_shadows(world, tmp_path, capsys, monkeypat
     assert (first["setting"]["members"], first["setting"]["non_members"]) == (90, 60)
     three = base(world, "--out", tmp_path / "c", *flags, "--members", tmp_path / "mask.npy", "--population", "0.5")
     assert main(three) == 0
-    found = json.loads((tmp_path / "c" / "release" / "audit.json").read_text())["setting"]
-    assert (found["members"], found["non_members"]) == (90, 45)
-    assert found["shadow_sets"]["shadows"]["population_in_shadows"]
+    result = json.loads((tmp_path / "c" / "release" / "audit.json").read_text())["setting"]
+    assert (result["members"], result["non_members"]) == (90, 45)
+    assert result["shadow_sets"]["shadows"]["population_in_shadows"]
     manifest.release()
     capsys.readouterr()
     other = base(world, "--out", tmp_path / "d", "--shadows", tmp_path / "a" / "private" / "shadows")
@@ -393,6 +393,6 @@ def test_masks_of_numbers_and_the_cut_of_a_run(world, tmp_path, monkeypatch):
         np.savez(tmp_path / "cut.npz", **{key: value for key, value in archive.items() if not key.startswith("val")})
     for share in (0.15, 0.4):
         splits = pool(world, data=str(tmp_path / "cut.npz"), cut=3, val_fraction=share)[2]
-        wanted = load(tmp_path / "cut.npz", seed=3, val_fraction=share)
+        expected = load(tmp_path / "cut.npz", seed=3, val_fraction=share)
         sizes = [end - start for start, end in splits.values()]
-        assert sizes == [len(wanted.train), len(wanted.val), len(wanted.test)]
+        assert sizes == [len(expected.train), len(expected.val), len(expected.test)]

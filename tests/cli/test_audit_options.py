@@ -26,17 +26,17 @@ def _quiet(monkeypatch):
 def test_options_of_rmia(tmp_path):
     save_npz(tmp_path / "s.npz", with_population())
     command = ["audit", "--signals", tmp_path / "s.npz", "--attacks", "rmia", "rmia_offline"]
-    found = []
+    result = []
     for name, more in (
         ("a", []),
         ("b", ["--rmia-gamma", "2", "--rmia-offline-a", "0.6", "--rmia-predicate", "reciprocal"]),
     ):
         assert main([*map(str, [*command, "--out", tmp_path / name, *more])]) == 0
         manifest.release()
-        found.append(json.loads((tmp_path / name / "release" / "audit.json").read_text()))
-    assert found[0]["setting"]["rmia"] == {"gamma": 1.0, "offline_a": 0.33, "predicate": "ratio"}
-    assert found[1]["setting"]["rmia"] == {"gamma": 2.0, "offline_a": 0.6, "predicate": "reciprocal"}
-    assert found[1]["details"]["config"]["rmia_gamma"] == 2.0
+        result.append(json.loads((tmp_path / name / "release" / "audit.json").read_text()))
+    assert result[0]["setting"]["rmia"] == {"gamma": 1.0, "offline_a": 0.33, "predicate": "ratio"}
+    assert result[1]["setting"]["rmia"] == {"gamma": 2.0, "offline_a": 0.6, "predicate": "reciprocal"}
+    assert result[1]["details"]["config"]["rmia_gamma"] == 2.0
     for attack in ("rmia", "rmia_offline"):  # one query: gamma moves the counts, and no rank
         before, after = (np.load(tmp_path / name / "private" / "audit.npz")[f"target/{attack}/scores"] for name in "ab")
         assert np.mean(after < before) > 0.5

@@ -52,14 +52,14 @@ def _quiet(monkeypatch):
 
 def arrays(**changes):
     logits, keep, labels, members = (value.numpy() for value in logits_of())
-    found = {"keep": keep, "labels": labels, "members": members, "logits": logits[:-1], "target/t/logits": logits[-1]}
-    return {key: value for key, value in {**found, **changes}.items() if value is not None}
+    result = {"keep": keep, "labels": labels, "members": members, "logits": logits[:-1], "target/t/logits": logits[-1]}
+    return {key: value for key, value in {**result, **changes}.items() if value is not None}
 
 
 def changed(name, at, value):
-    found = arrays()[name].copy()
-    found[at] = value
-    return {name: found}
+    result = arrays()[name].copy()
+    result[at] = value
+    return {name: result}
 
 
 SAVED = {
@@ -193,8 +193,8 @@ def test_models(world, tmp_path, capsys, monkeypatch, case):
     np.savez(world / "black.npz", **data | {"val_images": np.zeros_like(data["val_images"])})
     flags, words = MODELS[case]
     start = ["audit", "--model", "oddnets:make", "--checkpoint", "net.pt", "--data", "data.npz", "--epochs", "1"]
-    found = refused(capsys, *start, "--out", tmp_path / "out", *flags)
-    assert words in found
+    result = refused(capsys, *start, "--out", tmp_path / "out", *flags)
+    assert words in result
     assert not list(tmp_path.iterdir())
 
 
@@ -243,9 +243,9 @@ def test_every_number_has_a_range(name):
         if config is None:
             assert f"audit: {name} must " in error
             continue
-        found = getattr(config, name)[0] if many else getattr(config, name)
-        assert type(found) in (int, float)
-        assert abs(found) < 1e12
+        result = getattr(config, name)[0] if many else getattr(config, name)
+        assert type(result) in (int, float)
+        assert abs(result) < 1e12
         taken.append(value)
     assert taken
     assert len(taken) < 9

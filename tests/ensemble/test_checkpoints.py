@@ -31,13 +31,13 @@ def same(first, second):
     return all(torch.equal(value, other[name]) for name, value in first.state_dict().items())
 
 
-def refused(tmp_path, found, model=None, name="w.pt"):
+def refused(tmp_path, result, model=None, name="w.pt"):
     """The error of a file that is, or holds, ``found``, behind the words before it."""
     path = tmp_path / name
-    if isinstance(found, bytes):
-        path.write_bytes(found)
+    if isinstance(result, bytes):
+        path.write_bytes(result)
     else:
-        torch.save(found, path)
+        torch.save(result, path)
     model = model or net()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError) as caught:
@@ -70,14 +70,14 @@ KEYS = ((), ("state_dict",), ("model",), ("model_state_dict",), ("net",), ("stat
 @given(st.sampled_from(PREFIXES), st.sampled_from(KEYS), st.booleans(), st.booleans())
 def test_one_wrapper_and_one_prefix_are_taken(tmp_path_factory, prefix, keys, safe, wrapped):
     path, saved, loaded = tmp_path_factory.getbasetemp() / "wrapped.bin", net(), net()
-    found = {prefix + name: value for name, value in saved.state_dict().items()}
+    result = {prefix + name: value for name, value in saved.state_dict().items()}
     if safe and not keys:
-        safetensors.torch.save_file(found, path)
+        safetensors.torch.save_file(result, path)
     else:
         for key in reversed(keys):
             optimizer = {"state": {0: {"momentum": torch.zeros(3, 3)}}, "param_groups": [{"lr": 0.1}]}
-            found = {"epoch": 3, key: found, "optimizer": optimizer}
-        torch.save(found, path)
+            result = {"epoch": 3, key: result, "optimizer": optimizer}
+        torch.save(result, path)
     load_weights(LogitsOf(loaded) if wrapped else loaded, path, WHERE)
     assert same(saved, loaded)
 
@@ -99,8 +99,8 @@ def test_two_sets_of_weights_are_a_question(tmp_path):
     assert "9 unexpected (ema.blocks.0.weight first) with the prefix model." in refused(tmp_path, both)
     state = net().state_dict()  # one set under two keys is one, and so is one beside another of other shapes
     torch.save({"model": state, "best": state, "teacher": net(3).state_dict()}, tmp_path / "w.pt")
-    load_weights(found := net(), tmp_path / "w.pt", WHERE)
-    assert torch.equal(found.state_dict()["blocks.0.weight"], state["blocks.0.weight"])
+    load_weights(result := net(), tmp_path / "w.pt", WHERE)
+    assert torch.equal(result.state_dict()["blocks.0.weight"], state["blocks.0.weight"])
 
 
 def test_a_position_in_a_sequential_is_no_prefix(tmp_path):
@@ -140,8 +140,8 @@ def test_weights_are_finite_in_the_type_of_the_network(tmp_path):
             key: value.to(dtype) if value.is_floating_point() else value for key, value in net().state_dict().items()
         }
         torch.save(state, tmp_path / "w.pt")
-        load_weights(found := net(), tmp_path / "w.pt", WHERE)
-        assert torch.equal(found.state_dict()["blocks.0.weight"], state["blocks.0.weight"].float())
+        load_weights(result := net(), tmp_path / "w.pt", WHERE)
+        assert torch.equal(result.state_dict()["blocks.0.weight"], state["blocks.0.weight"].float())
     state["norm.running_var"][1] = 1e300
     assert refused(tmp_path, state) == "hold finite weights, got NaN or inf as float32 in norm.running_var of FILE"
     state = net().state_dict()
@@ -155,8 +155,8 @@ def test_what_makes_no_difference_is_taken(tmp_path):
     state = {name: value.half() if value.is_floating_point() else value for name, value in saved.state_dict().items()}
     del state["norm.num_batches_tracked"]
     torch.save(state, tmp_path / "half.pt")
-    load_weights(found := net(), tmp_path / "half.pt", WHERE)
-    assert torch.equal(found["blocks"][0].weight, saved["blocks"][0].weight.half().float())
+    load_weights(result := net(), tmp_path / "half.pt", WHERE)
+    assert torch.equal(result["blocks"][0].weight, saved["blocks"][0].weight.half().float())
     torch.save(saved.state_dict() | {"norm.num_batches_tracked": torch.tensor(2.5)}, tmp_path / "mean.pt")
     load_weights(net(), tmp_path / "mean.pt", WHERE)
 
@@ -186,8 +186,8 @@ def test_formats_are_told_by_content(tmp_path):
     torch.save(saved.state_dict(), tmp_path / "t.safetensors")
     torch.save(saved.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("s.pt", "t.safetensors", "old.pt"):
-        load_weights(found := net(), tmp_path / name, WHERE)
-        assert same(found, saved)
+        load_weights(result := net(), tmp_path / name, WHERE)
+        assert same(result, saved)
     scripted = tmp_path / "script.pt"
     torch.jit.script(nn.Linear(1, 1)).save(scripted)
     np.savez(tmp_path / "n.npz", a=np.zeros(2))

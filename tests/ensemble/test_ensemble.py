@@ -143,10 +143,10 @@ def test_shadows_resume_after_a_kill(tmp_path, monkeypatch):
         shadows(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("model*")) == ["model-000.safetensors", "model-001.safetensors"]
     calls.clear()
-    found = shadows(tmp_path)
+    result = shadows(tmp_path)
     assert len(calls) == 2  # the finished ones were not trained again
-    assert all(same(a, b) for a, b in zip(whole.array.models, found.array.models, strict=True))
-    assert torch.equal(whole.keep, found.keep)
+    assert all(same(a, b) for a, b in zip(whole.array.models, result.array.models, strict=True))
+    assert torch.equal(whole.keep, result.keep)
     assert not list(tmp_path.glob(".*tmp"))
 
 
@@ -185,24 +185,24 @@ def test_signals_are_those_of_each_model_alone():
     split, models = data(), array()
     logits = models(split.images)
     assert logits.shape == (3, 40, 3)
-    found = models.signals(split.images, split.labels, augment="flip", want=("phi", "correct"))
-    assert found["phi"].shape == (2, 40, 3)
+    result = models.signals(split.images, split.labels, augment="flip", want=("phi", "correct"))
+    assert result["phi"].shape == (2, 40, 3)
     flipped = models(split.images.flip(2))
     for a, values in enumerate((logits, flipped)):
         for m in range(3):
             z = values[m].double()
             label = z.gather(1, split.labels[:, None])
             rivals = z.scatter(1, split.labels[:, None], -torch.inf).logsumexp(1)
-            assert torch.allclose(found["phi"][a, :, m].double(), label[:, 0] - rivals, atol=1e-5)
-            assert torch.equal(found["correct"][a, :, m].bool(), z.argmax(1) == split.labels)
+            assert torch.allclose(result["phi"][a, :, m].double(), label[:, 0] - rivals, atol=1e-5)
+            assert torch.equal(result["correct"][a, :, m].bool(), z.argmax(1) == split.labels)
 
 
 def test_shift_queries_replicate_the_border():
     split, models = data(6), array(1)
-    found = models.signals(split.images, split.labels, augment="shift")["phi"]
-    assert found.shape == (5, 6, 1)
+    result = models.signals(split.images, split.labels, augment="shift")["phi"]
+    assert result.shape == (5, 6, 1)
     moved = torch.cat([split.images[:, :1], split.images[:, :-1]], 1)  # one pixel down
-    assert torch.allclose(found[1], models.signals(moved, split.labels)["phi"][0], atol=1e-6)
+    assert torch.allclose(result[1], models.signals(moved, split.labels)["phi"][0], atol=1e-6)
 
 
 def test_company_does_not_change_a_model():
@@ -314,7 +314,7 @@ def test_schedule_of_few_steps(steps):
         low, high, share = 0.5 / 25, 0.5, step / peak if peak > 0 else 1.0
         if step > peak:
             low, high, share = 0.5, 0.5 / 25e4, (step - peak) / (total - 1 - peak)
-        wanted = high + (low - high) * (1 + math.cos(math.pi * share)) / 2
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted, rel=1e-6)
+        expected = high + (low - high) * (1 + math.cos(math.pi * share)) / 2
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-6)
         optimizer.step()
         schedule.step()

@@ -26,9 +26,9 @@ def net():
 def test_shadows_come_back(tmp_path):
     images, labels = torch.randint(0, 256, (24, 8, 8, 1), dtype=torch.uint8), torch.arange(24) % 2
     trained = train_shadows(net, images, labels, num_models=4, config=CONFIG, seed=0, out=tmp_path)
-    found = load_shadows(net, tmp_path)
-    assert torch.equal(found.keep, trained.keep)
-    assert torch.equal(found.array(images), trained.array(images))
+    result = load_shadows(net, tmp_path)
+    assert torch.equal(result.keep, trained.keep)
+    assert torch.equal(result.array(images), trained.array(images))
     (tmp_path / "model-002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="folder must hold 4 models, got no .*model-002.safetensors"):
         load_shadows(net, tmp_path)

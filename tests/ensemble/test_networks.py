@@ -147,18 +147,18 @@ tensors = st.builds(
 @settings(max_examples=80, deadline=None)
 @given(st.one_of(objects, tensors), st.booleans())
 def test_any_answer_is_logits_or_one_line(answer, wrapped):
-    model, wanted, words = Net(lambda z: answer), logits_of(answer) if wrapped else answer, ""
+    model, expected, words = Net(lambda z: answer), logits_of(answer) if wrapped else answer, ""
     try:
-        found = ask("net", "model", LogitsOf(model) if wrapped else model, X)
+        result = ask("net", "model", LogitsOf(model) if wrapped else model, X)
     except UserError as error:
-        found, words = None, str(error)
+        result, words = None, str(error)
     assert "\n" not in words
-    right = isinstance(wanted, torch.Tensor) and wanted.is_floating_point() and wanted.ndim == 2
-    right = right and len(wanted) == 2 and wanted.shape[1] > 1
+    right = isinstance(expected, torch.Tensor) and expected.is_floating_point() and expected.ndim == 2
+    right = right and len(expected) == 2 and expected.shape[1] > 1
     if right:
-        assert torch.equal(found, wanted)
-    elif found is not None:  # one class alone, which is [2, 1]
-        assert wanted.shape == (2, 1)
+        assert torch.equal(result, expected)
+    elif result is not None:  # one class alone, which is [2, 1]
+        assert expected.shape == (2, 1)
     else:
         assert words.startswith("net: model must return ")
 

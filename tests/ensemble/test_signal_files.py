@@ -46,13 +46,13 @@ def same(first, second):
 def test_files_hold_what_memory_holds(tmp_path):
     images, labels = data()
     want = array().signals(images, labels, **OPTIONS)
-    found = array().signals(images, labels, path=tmp_path / "out", **OPTIONS)
-    assert same(found, want)
+    result = array().signals(images, labels, path=tmp_path / "out", **OPTIONS)
+    assert same(result, want)
     assert np.array_equal(np.load(tmp_path / "out" / "phi.npy"), want["phi"].numpy())
     record = files.read_json(tmp_path / "out" / "signals.json")
     assert record["chunk"] == 4
     assert record["queries"] == [[False, 0, 0, "replicate", None], [True, 0, 0, "replicate", None]]
-    found["phi"].zero_()  # a copy on write: the file keeps its numbers
+    result["phi"].zero_()  # a copy on write: the file keeps its numbers
     assert same(array().signals(images, labels, path=tmp_path / "out", **OPTIONS), want)
 
 
@@ -176,8 +176,8 @@ def test_killed_process_is_continued(tmp_path):
     child.kill()
     child.wait()
     assert files.read_json(tmp_path / "journal.json")["rows"]["result"]["rows"] == 8
-    found = array().signals(images, labels, path=tmp_path, **OPTIONS)
-    assert same(found, array().signals(images, labels, **OPTIONS))
+    result = array().signals(images, labels, path=tmp_path, **OPTIONS)
+    assert same(result, array().signals(images, labels, **OPTIONS))
 
 
 def test_path_that_is_a_file(tmp_path):

@@ -35,9 +35,9 @@ DETAILS = {"title": "Audit of <i>x</i>", "command": "kr-fast audit", "versions":
 
 def test_page_is_one_safe_file(page):
     _, out, text = page
-    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    result = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     release = {"release/audit.html", "release/audit.json"}
-    assert found == {"README.txt", *release, "private/audit.npz", "private/exposed.json"}
+    assert result == {"README.txt", *release, "private/audit.npz", "private/exposed.json"}
     assert "<script" not in text
     assert "http" not in text
     assert "<b>t" not in text
@@ -74,10 +74,10 @@ def test_page_says_what_was_found(page):
 
 def test_files_hold_the_figures_and_scores(page):
     report, out, _ = page
-    found = json.loads((out / "release" / "audit.json").read_text())
-    assert found["<b>t<b>"]["lira"]["auc"] == report.figures["<b>t<b>"]["lira"]["auc"]
-    assert found["details"]["title"] == "Audit of <i>x</i>"
-    assert "exposed" not in found
+    result = json.loads((out / "release" / "audit.json").read_text())
+    assert result["<b>t<b>"]["lira"]["auc"] == report.figures["<b>t<b>"]["lira"]["auc"]
+    assert result["details"]["title"] == "Audit of <i>x</i>"
+    assert "exposed" not in result
     exposed = json.loads((out / "private" / "exposed.json").read_text())
     assert len(exposed["other"]) == 16
     with np.load(out / "private" / "audit.npz") as archive:
@@ -178,17 +178,17 @@ def test_attacks_that_no_shadow_was_left_out_for_are_named(page, tmp_path):
 def test_silent_control_is_said_first():
     whole, nothing = data(), data(1, 0.0).targets["target"].signals["phi"]
     control = TargetSignals({"phi": nothing}, control=True)
-    found = audit_signals(
+    result = audit_signals(
         dataclasses.replace(whole, targets={**whole.targets, "control": control}), Choices(attacks=("lira", "loss"))
     ).to_dict()
-    assert "was not found, so this audit has no power" in audit_tables.verdict(found)
-    assert any("this audit has no power" in line for line in audit_tables.caveats(found))
-    assert audit_tables.names(found)[-1] == "control"
+    assert "was not found, so this audit has no power" in audit_tables.verdict(result)
+    assert any("this audit has no power" in line for line in audit_tables.caveats(result))
+    assert audit_tables.names(result)[-1] == "control"
 
 
 def test_ppv_without_enough_false_positives_is_an_interval(page):
-    found = page[0].to_dict()
-    for row in audit_tables.operating_points(found, "<b>t<b>")[1:]:
+    result = page[0].to_dict()
+    for row in audit_tables.operating_points(result, "<b>t<b>")[1:]:
         false_positives = int(re.search(r"\((\d+)\)", row[2])[1])
         assert (" [" in row[4]) == (false_positives >= 10)
         assert "[" in row[4]

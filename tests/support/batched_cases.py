@@ -122,7 +122,7 @@ def residual_block_inputs(channels, height, width, images, dtype, models=2, seed
 
 def residual_block(x, weight1, bias1, weight2, bias2, scale=None, shift=None, relu=True, between=lambda h: h):
     """The docstring's formula in float64; ``between`` is applied to what the layers hand on."""
-    found = []
+    result = []
     for m in range(len(x)):
         inner = x[m].double()
         if scale is not None:
@@ -133,8 +133,8 @@ def residual_block(x, weight1, bias1, weight2, bias2, scale=None, shift=None, re
             inner = z if bias is None else z + bias[m].double()
             inner = between(inner.relu()) if weight is weight1 else inner
         y = inner + x[m].double()
-        found.append(y.relu() if relu else y)
-    return torch.stack(found)
+        result.append(y.relu() if relu else y)
+    return torch.stack(result)
 
 
 HALVES = [torch.float16, torch.bfloat16]

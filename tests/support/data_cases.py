@@ -7,17 +7,17 @@ from kr_fast.runtime.errors import UserError
 
 def arrays(train=40, val=12, test=20, shape=(8, 8, 1), classes=4, seed=0):
     draw = np.random.default_rng(seed)
-    found = {}
+    result = {}
     for which, count in (("train", train), ("val", val), ("test", test)):
         if count:
-            found[f"{which}_images"] = draw.integers(0, 256, (count, *shape), dtype=np.uint8)
-            found[f"{which}_labels"] = np.arange(count)[:, None] % classes
-    return found
+            result[f"{which}_images"] = draw.integers(0, 256, (count, *shape), dtype=np.uint8)
+            result[f"{which}_labels"] = np.arange(count)[:, None] % classes
+    return result
 
 
 def write_npz(path, **changes):
-    found = arrays() | changes
-    np.savez(path, **{key: value for key, value in found.items() if value is not None})
+    result = arrays() | changes
+    np.savez(path, **{key: value for key, value in result.items() if value is not None})
     return path
 
 

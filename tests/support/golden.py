@@ -74,17 +74,17 @@ def result(call: ops.Call, given: dict[str, Any]) -> Any:
     name = call.function
     function = find(call.op, name) if isinstance(name, str) else name
     given = dict(given)
-    found = [function(**given)]
-    wanted = [name for name in call.grads if isinstance(given.get(name), Tensor)]
-    if wanted:
-        leaves = {name: given[name].detach().requires_grad_() for name in wanted}
+    results = [function(**given)]
+    requested = [name for name in call.grads if isinstance(given.get(name), Tensor)]
+    if requested:
+        leaves = {name: given[name].detach().requires_grad_() for name in requested}
         with_grad = function(**{**given, **leaves})
         outputs = [with_grad] if isinstance(with_grad, Tensor) else with_grad
         outputs = [each for each in outputs if each.requires_grad]
         upstream = [torch.linspace(0.5, 2, each.numel()).view(each.shape).to(each.dtype) for each in outputs]
         torch.autograd.backward(outputs, upstream)
-        found += [with_grad, {name: leaf.grad for name, leaf in leaves.items()}]
-    return found, {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        results += [with_grad, {name: leaf.grad for name, leaf in leaves.items()}]
+    return results, {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
 
 def wrong(arguments: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -116,7 +116,7 @@ def record_ops(into: Recorder) -> None:
             known.add(call.op)
             with using(*chosen):
                 results = [outcome(lambda call=call, each=each: result(call, each)) for each in call.arguments]
-            into.found[f"op/{call.op}/{call.variant}/{of}/{name}"] = into.short(results)
+            into.entries[f"op/{call.op}/{call.variant}/{of}/{name}"] = into.short(results)
             if dtype == torch.float32:
                 function = call.function if isinstance(call.function, str) else call.function.__name__
                 longest = max([*call.arguments, seen.get(function, (None, {}))[1]], key=len)
@@ -125,7 +125,7 @@ def record_ops(into: Recorder) -> None:
         for how, each in wrong(arguments):
             into.add(f"wrong/{function}/{how}", lambda call=call, each=each: result(call._replace(grads=()), each)[0])
     for op in registry.ops():
-        into.found[f"op/{op}"] = "covered" if op in known else "not covered: add its calls to golden_cases/ops.py"
+        into.entries[f"op/{op}"] = "covered" if op in known else "not covered: add its calls to golden_cases/ops.py"
 
 
 def signature(value: Any) -> str:
@@ -153,16 +153,16 @@ def files_of(folder: Path, begin: str) -> Cases:
             continue
         if path.suffix in (".json", ".yaml"):
             read = json.loads if path.suffix == ".json" else yaml.safe_load
-            found = scrubbed(read(path.read_text()))
+            content = scrubbed(read(path.read_text()))
             if path.name == "journal.json":  # hashes of files that hold dates
-                found = {key: {**each, "files": sorted(each.get("files", ()))} for key, each in found.items()}
+                content = {key: {**each, "files": sorted(each.get("files", ()))} for key, each in content.items()}
             if path.name in ("metrics.json", "audit.json"):  # as fine as a reader would ask
-                for key, value in found.items():
+                for key, value in content.items():
                     within = value if isinstance(value, dict) else {"": value}
                     for inner, each in within.items():
                         yield f"{begin}/{name}/{key}/{inner}", lambda each=each: each
             else:
-                yield f"{begin}/{name}", lambda found=found: found
+                yield f"{begin}/{name}", lambda content=content: content
         elif path.name == "audit.npz":  # a zip file has a date
             yield f"{begin}/{name}", lambda path=path: dict(np.load(path))
         else:
@@ -230,7 +230,7 @@ def record() -> dict[str, str]:
         sections: dict[str, Any] = {"ops": record_ops, "commands": record_commands}
         for package in ("kr_fast", "kr_fast.membership", "kr_fast.ensemble"):
             names = public(package)
-            into.found[f"names/{package}"] = ", ".join(names)
+            into.entries[f"names/{package}"] = ", ".join(names)
             for name in names:
                 into.add(f"signature/{package}.{name}", lambda p=package, n=name: signature(get(p, n)))
         for name, cases in SECTIONS.items():
@@ -238,28 +238,28 @@ def record() -> dict[str, str]:
         for name, section in sections.items():
             start = time.perf_counter()
             section(into)
-            into.found[f"messages/{name}"] = into.short(sorted(into.messages))
+            into.entries[f"messages/{name}"] = into.short(sorted(into.messages))
             into.messages.clear()
             print(f"{name}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
-        return into.found
+        return into.entries
 
 
 def main(what: str, file: str) -> int:
-    found = record()
+    after = record()
     if what == "record":
-        Path(file).write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-        print(f"{len(found)} entries")
+        Path(file).write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
+        print(f"{len(after)} entries")
         return 0
     before = json.loads(Path(file).read_text())
     same = 0
-    for name in sorted(before.keys() | found.keys()):
-        old, new = before.get(name, "absent"), found.get(name, "absent")
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name, "absent"), after.get(name, "absent")
         same += old == new
         if old != new:
             kind = "new" if old == "absent" else "missing" if new == "absent" else "differs"
             print(f"{kind}: {name}\n    before: {old}\n    now:    {new}")
-    print(f"{same} of {len(before)} entries are the same, {len(before.keys() | found.keys()) - same} differ")
-    return int(before != found)
+    print(f"{same} of {len(before)} entries are the same, {len(before.keys() | after.keys()) - same} differ")
+    return int(before != after)
 
 
 if __name__ == "__main__":

@@ -24,5 +24,5 @@ def metrics(out: Path) -> dict:
     return json.loads((out / "release" / "metrics.json").read_text())
 
 
-def without_seconds(found: dict) -> dict:
-    return {key: value for key, value in found.items() if key != "stages"}
+def without_seconds(result: dict) -> dict:
+    return {key: value for key, value in result.items() if key != "stages"}

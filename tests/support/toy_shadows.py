@@ -17,8 +17,8 @@ def main(out):
     labels = torch.randint(0, 3, (61,), generator=generator)
     make = functools.partial(classifier, "resnet8", num_classes=3, in_channels=1, width=4)
     config = TrainConfig(epochs=2, batch_size=8, learning_rate=0.05, augment=Augment(shift=1, flip=True))
-    found = train_shadows(make, images, labels, num_models=4, config=config, seed=9, out=out, batched=True)
-    print(f"models {len(found.array)}\n", end="", flush=True)  # in one piece
+    result = train_shadows(make, images, labels, num_models=4, config=config, seed=9, out=out, batched=True)
+    print(f"models {len(result.array)}\n", end="", flush=True)  # in one piece
 
 
 if __name__ == "__main__":

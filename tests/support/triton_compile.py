@@ -56,10 +56,10 @@ def widest_load(built) -> int:
 
 def inexact_instructions(built) -> set[str]:
     """Float arithmetic in the PTX that is approximate, flushes subnormals, or that ptxas may still contract."""
-    found = re.findall(
+    result = re.findall(
         r"\b((?:fma|mul|add|sub|mad|div|sqrt|rcp|rsqrt|ex2|lg2|sin|cos|cvt)\.[\w.]*f32[\w.]*)", built.asm["ptx"]
     )
     exact = re.compile(
         r"(fma|mul|add|sub|div|sqrt)\.rn\.f32(x2)?$|cvt\.rn\.f32\.[us]\d+$|cvt\.f32\.b?f16$|cvt\.rn\.f16(x2)?\.f32$"
     )
-    return {name for name in found if not exact.match(name)}
+    return {name for name in result if not exact.match(name)}

@@ -11,7 +11,7 @@ IDS = range(20, 90)  # shards 1 to 5 of 16: the first has 12 ids, the last 10
 
 
 @pytest.fixture(scope="module")
-def wanted():
+def expected():
     ids = torch.arange(IDS.start, IDS.stop)
     return sampler()(ids, plan().labels(ids))
 
@@ -21,17 +21,17 @@ def held(**options):
 
 
 @pytest.mark.parametrize("capacity", [None, 1, 2])
-def test_iteration(wanted, capacity):
-    found = [(batch.ids.clone(), batch.labels.clone(), batch.images.clone()) for batch in held(capacity=capacity)]
-    ids, labels, images = map(torch.cat, zip(*found, strict=True))
-    assert [len(each) for each, _, _ in found] == [12, 16, 16, 16, 10]
+def test_iteration(expected, capacity):
+    result = [(batch.ids.clone(), batch.labels.clone(), batch.images.clone()) for batch in held(capacity=capacity)]
+    ids, labels, images = map(torch.cat, zip(*result, strict=True))
+    assert [len(each) for each, _, _ in result] == [12, 16, 16, 16, 10]
     assert ids.tolist() == list(IDS)
     assert torch.equal(labels, plan().labels(ids))
-    assert torch.equal(images, wanted)
+    assert torch.equal(images, expected)
 
 
 @pytest.mark.parametrize("capacity", [None, 1, 3])
-def test_lookup_by_id(wanted, capacity):
+def test_lookup_by_id(expected, capacity):
     shards = held(capacity=capacity)
     random = torch.Generator().manual_seed(0)
     for _ in range(4):
@@ -39,7 +39,7 @@ def test_lookup_by_id(wanted, capacity):
         batch = shards[ids]
         assert torch.equal(batch.ids, ids)
         assert torch.equal(batch.labels, plan().labels(ids))
-        assert torch.equal(batch.images, wanted[ids - IDS.start])
+        assert torch.equal(batch.images, expected[ids - IDS.start])
     assert shards[ids[:0]].images.shape == (0, 8, 6, 3)
     assert len(shards) == len(IDS)
 
@@ -63,10 +63,10 @@ def test_each_shard_is_sampled_once_and_a_ring_keeps_the_newest():
     assert ring.held == (4, 1)
 
 
-def test_synthesize_keeps_this_process_s_shards(wanted):
+def test_synthesize_keeps_this_process_s_shards(expected):
     shards = kr_fast.synthesize(sampler(), plan(), None, ids=IDS, format="device", shard_size=16)
     assert shards.held == (1, 2, 3, 4, 5)
-    assert torch.equal(torch.cat([batch.images for batch in shards]), wanted)
+    assert torch.equal(torch.cat([batch.images for batch in shards]), expected)
 
 
 def test_bad_arguments():

@@ -87,9 +87,9 @@ def test_bad_arguments_are_named(make, text):
 def test_numpy_and_lists_are_tensors(dtype, column):
     values = np.array([2, 0, 1, 1], dtype)
     labels = values[:, None] if column else values
-    wanted = LabelPlan.explicit(torch.tensor([2, 0, 1, 1]))
-    for found in (labels, labels.tolist()):
-        assert LabelPlan.explicit(found).describe() == wanted.describe()
+    expected = LabelPlan.explicit(torch.tensor([2, 0, 1, 1]))
+    for result in (labels, labels.tolist()):
+        assert LabelPlan.explicit(result).describe() == expected.describe()
     assert LabelPlan.counts(values).describe() == LabelPlan.counts([2, 0, 1, 1]).describe()
     plan = LabelPlan.balanced(np.int64(3), np.int32(9))
     assert plan.describe() == LabelPlan.balanced(3, 9).describe()

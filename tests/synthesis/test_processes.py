@@ -39,11 +39,11 @@ def wait_for(path):
 
 
 def hashes(out):
-    found = {path.name: files.sha256(path) for path in sorted(out.glob("shard-*"))}
+    result = {path.name: files.sha256(path) for path in sorted(out.glob("shard-*"))}
     index = json.loads((out / "index.json").read_text())
-    assert {n: f["sha256"] for shard in index["shards"] for n, f in shard["files"].items()} == found
+    assert {n: f["sha256"] for shard in index["shards"] for n, f in shard["files"].items()} == result
     assert not list(out.rglob(".*.tmp"))
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")

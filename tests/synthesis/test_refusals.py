@@ -144,9 +144,9 @@ def test_a_failing_network_is_one_line_with_its_own_message(kind, text, at):
             raise kind(text)
         return 0.1 * x
 
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as result:
         make_sampler(call, image_shape=(1, 4, 4))(IDS, LABELS)
-    message = str(found.value)
+    message = str(result.value)
     assert message.startswith("Sampler: unet must run on float32 [8, 1, 4, 4] with labels [8], got the error")
     assert kind.__name__ in message
     assert len(message.splitlines()) == 1
@@ -203,8 +203,8 @@ def test_shapes_and_intervals(options, text):
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
 def test_ids_and_labels_are_arrays_of_any_integer_dtype(dtype):
     sampler = make_sampler(make_unet())
-    found = sampler(np.arange(4, dtype=dtype), (np.arange(4) % CLASSES).astype(dtype)[:, None])
-    assert torch.equal(found, sampler(IDS, LABELS))
+    result = sampler(np.arange(4, dtype=dtype), (np.arange(4) % CLASSES).astype(dtype)[:, None])
+    assert torch.equal(result, sampler(IDS, LABELS))
 
 
 def vae(**options):
@@ -346,8 +346,8 @@ def test_a_rehearsal_changes_no_image():
     sampler = make_sampler(unet, diffusers.DDIMScheduler(**MILD), guidance_scale=2.0, quality="fast")
     sampler.rehearse(IDS, LABELS)
     assert unet.training
-    wanted = make_sampler(unet, diffusers.DDIMScheduler(**MILD), guidance_scale=2.0, quality="fast")(
+    expected = make_sampler(unet, diffusers.DDIMScheduler(**MILD), guidance_scale=2.0, quality="fast")(
         IDS, plan.labels(IDS)
     )
-    assert torch.equal(sampler(IDS, plan.labels(IDS)), wanted)
+    assert torch.equal(sampler(IDS, plan.labels(IDS)), expected)
     assert kr_fast.Sampler is type(sampler)

@@ -261,7 +261,7 @@ def test_describe_tells_samplers_apart(unet):
         make_sampler(unet, diffusers.DDIMScheduler()),
         make_sampler(make_unet(seed=1)),
     ]
-    found = [sampler.describe() for sampler in others]
-    assert all(each != base for each in found)
-    changed = {key for each in found for key in base if each[key] != base[key]}
+    result = [sampler.describe() for sampler in others]
+    assert all(each != base for each in result)
+    changed = {key for each in result for key in base if each[key] != base[key]}
     assert changed >= {"steps", "step_table", "network", "seed", "micro_batch", "guidance_scale", "noise_scale", "crop"}

@@ -50,8 +50,8 @@ def decoded(png, shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_npy(tmp_path, shape):
     ids, labels, images = data(shape)
-    found = [np.load(path, mmap_mode="r") for path in write(tmp_path, "npy", ids, labels, images, 3)]
-    for array, tensor in zip(found, (images, labels, ids), strict=True):
+    result = [np.load(path, mmap_mode="r") for path in write(tmp_path, "npy", ids, labels, images, 3)]
+    for array, tensor in zip(result, (images, labels, ids), strict=True):
         assert array.dtype == tensor.numpy().dtype
         assert np.array_equal(array, tensor.numpy())
 
@@ -60,11 +60,11 @@ def test_npy(tmp_path, shape):
 def test_npz(tmp_path, shape):
     ids, labels, images = data(shape)
     (path,) = write(tmp_path, "npz", ids, labels, images, 3)
-    with np.load(path) as found:
-        assert found.files == ["arr_0", "arr_1", "ids"]
+    with np.load(path) as result:
+        assert result.files == ["arr_0", "arr_1", "ids"]
         for name, tensor in (("arr_0", images), ("arr_1", labels), ("ids", ids)):
-            assert found[name].dtype == tensor.numpy().dtype
-            assert np.array_equal(found[name], tensor.numpy())
+            assert result[name].dtype == tensor.numpy().dtype
+            assert np.array_equal(result[name], tensor.numpy())
     assert zipfile.ZipFile(path).testzip() is None
 
 
@@ -73,14 +73,14 @@ def test_tar_is_that_of_tarfile(tmp_path, shape):
     ids, labels, images = data(shape)
     (path,) = write(tmp_path, "webdataset", ids, labels, images, 3)
     with tarfile.open(path) as tar:
-        found = {member.name: tar.extractfile(member).read() for member in tar}
-    assert list(found)[:3] == ["000000000123.png", "000000000123.cls", "000000000124.png"]
+        result = {member.name: tar.extractfile(member).read() for member in tar}
+    assert list(result)[:3] == ["000000000123.png", "000000000123.cls", "000000000124.png"]
     for i, label, image in zip(ids.tolist(), labels.tolist(), images.numpy(), strict=True):
-        assert int(found[f"{i:012d}.cls"]) == label
-        assert np.array_equal(decoded(found[f"{i:012d}.png"], shape), image)
+        assert int(result[f"{i:012d}.cls"]) == label
+        assert np.array_equal(decoded(result[f"{i:012d}.png"], shape), image)
     again = tmp_path / "again.tar"
     with tarfile.open(again, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in found.items():
+        for name, content in result.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -119,10 +119,10 @@ def test_datasets_reads_it(tmp_path):
     datasets = pytest.importorskip("datasets")
     ids, labels, images = data((8, 8, 3))
     (path,) = write(tmp_path / "a", "parquet", ids, labels, images, 2)
-    found = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    assert found.features["label"].num_classes == 12
-    assert found["id"][:] == ids.tolist()
-    assert np.array_equal(np.asarray(found[3]["image"]), images[3].numpy())
+    result = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert result.features["label"].num_classes == 12
+    assert result["id"][:] == ids.tolist()
+    assert np.array_equal(np.asarray(result[3]["image"]), images[3].numpy())
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "parquet"])
@@ -138,8 +138,8 @@ def test_one_class_and_a_thousand(tmp_path):
     ids, labels, images = data((4, 4, 3), classes=1000)
     (path,) = write(tmp_path, "webdataset", ids, labels, images, 2, classes=1000)
     with tarfile.open(path) as tar:
-        found = [int(tar.extractfile(m).read()) for m in tar if m.name.endswith(".cls")]
-    assert found == labels.tolist()
+        result = [int(tar.extractfile(m).read()) for m in tar if m.name.endswith(".cls")]
+    assert result == labels.tolist()
     (path,) = write(tmp_path, "webdataset", ids, labels * 0, images, 2, classes=1)
     with tarfile.open(path) as tar:
         assert {tar.extractfile(m).read() for m in tar if m.name.endswith(".cls")} == {b"0"}

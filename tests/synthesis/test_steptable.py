@@ -117,7 +117,7 @@ def own_trajectory(monkeypatch, scheduler, steps, eta, shape):
     """The samples that the scheduler's own step() makes, with our noise, and the steps at which it drew."""
     start(scheduler, steps)
     sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
-    x, found, drawn = noise_of(-1, shape) * sigma, [], []
+    x, result, drawn = noise_of(-1, shape) * sigma, [], []
     extra = {"eta": eta} if eta is not None else {}
     draw = torch.randn
     for step, t in enumerate(scheduler.timesteps):
@@ -132,9 +132,9 @@ def own_trajectory(monkeypatch, scheduler, steps, eta, shape):
         monkeypatch.setattr(torch, "randn", randn)
         inputs = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         x = scheduler.step(network(inputs.double()), t, x, **extra).prev_sample.double()
-        found.append(x)
+        result.append(x)
     monkeypatch.setattr(torch, "randn", draw)
-    return found, drawn
+    return result, drawn
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of diffusers' use of numpy

@@ -32,11 +32,11 @@ def make(out, made=None, **options):
 
 def hashes(out):
     """SHA-256 by file, as on disk, which must be what the index says."""
-    found = {path.name: files.sha256(path) for path in sorted(out.glob("shard-*"))}
+    result = {path.name: files.sha256(path) for path in sorted(out.glob("shard-*"))}
     index = json.loads((out / "index.json").read_text())
     listed = {name: entry["sha256"] for shard in index["shards"] for name, entry in shard["files"].items()}
-    assert found == listed
-    return found
+    assert result == listed
+    return result
 
 
 def visible(out):
@@ -63,8 +63,8 @@ def test_content_is_the_sampler_s(tmp_path):
     labels = plan().labels(ids)
     images = sampler()(ids, labels)
     for kind, want in (("images", images), ("labels", labels), ("ids", ids)):
-        found = np.concatenate([np.load(path) for path in sorted((tmp_path / "data").glob(f"*.{kind}.npy"))])
-        assert np.array_equal(found, want.numpy())
+        result = np.concatenate([np.load(path) for path in sorted((tmp_path / "data").glob(f"*.{kind}.npy"))])
+        assert np.array_equal(result, want.numpy())
     assert leftovers(tmp_path) == []
 
 
@@ -127,11 +127,11 @@ def test_same_images_in_other_shards(tmp_path):
     make(tmp_path / "a")
     make(tmp_path / "b", shard_size=40)
     make(tmp_path / "c", count=None, ids=range(30, 90))
-    found = [
+    result = [
         np.concatenate([np.load(path) for path in sorted((tmp_path / name).glob("*.images.npy"))]) for name in "abc"
     ]
-    assert np.array_equal(found[0], found[1])
-    assert np.array_equal(found[0][30:90], found[2])
+    assert np.array_equal(result[0], result[1])
+    assert np.array_equal(result[0][30:90], result[2])
     # Shards keep their numbers: ids 30 to 47 are the second half of shard 1.
     assert visible(tmp_path / "c")[0] == "shard-000001.ids.npy"
     assert np.load(tmp_path / "c" / "shard-000001.ids.npy").tolist() == list(range(30, 48))
@@ -371,5 +371,5 @@ def test_on_a_gpu(tmp_path):
     make(tmp_path / "b", sampler(net=net))
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
     ids = torch.arange(COUNT)
-    found = np.concatenate([np.load(path) for path in sorted((tmp_path / "a").glob("*.images.npy"))])
-    assert np.array_equal(found, sampler(net=net)(ids, plan().labels(ids)).cpu().numpy())
+    result = np.concatenate([np.load(path) for path in sorted((tmp_path / "a").glob("*.images.npy"))])
+    assert np.array_equal(result, sampler(net=net)(ids, plan().labels(ids)).cpu().numpy())

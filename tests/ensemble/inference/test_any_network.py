@@ -22,35 +22,35 @@ from kr_fast.runtime.errors import UserError
 images_of = functools.partial(small_networks.images_of, size=8)
 
 
-def check_close(found, wanted):
-    assert float((found.double() - wanted).abs().max()) <= 2e-5 * (1 + float(wanted.abs().max()))
+def check_close(result, expected):
+    assert float((result.double() - expected).abs().max()) <= 2e-5 * (1 + float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", TRACED)
 def test_traced(name, caplog):
     models, images = models_of(TRACED[name], 3), images_of(7)
-    wanted = loop(models, images, torch.float32 if name == "Forwarded" else torch.float64)  # its copy calls the first
+    expected = loop(models, images, torch.float32 if name == "Forwarded" else torch.float64)  # its copy calls the first
     before = [sorted(vars(part)) for part in models[0].modules()]
     with caplog.at_level(logging.WARNING, "kr_fast"):
-        found = ModelArray(models)(images)
+        result = ModelArray(models)(images)
     assert not caplog.records
-    check_close(found, wanted)
+    check_close(result, expected)
     assert [sorted(vars(part)) for part in models[0].modules()] == before
     order = torch.tensor([3, 0, 6])
     alone = ModelArray(models[::-1], chunk=2)(images[order]).flip(0)
     if name not in ("Attention", "Defaults", "Sparse"):  # functions of torch's own
-        assert torch.equal(alone, found[:, order])
-    check_close(alone, wanted[:, order])
+        assert torch.equal(alone, result[:, order])
+    check_close(alone, expected[:, order])
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_by_its_own_forward(name, caplog):
     make, why = OWN[name]
     models, images = models_of(make, 3), images_of(7)
-    wanted = loop(models, images)
+    expected = loop(models, images)
     with caplog.at_level(logging.WARNING, "kr_fast"):
-        found = ModelArray(models)(images)
-    check_close(found, wanted)
+        result = ModelArray(models)(images)
+    check_close(result, expected)
     (record,) = caplog.records
     assert record.getMessage().startswith("ModelArray: models run one by one in their own forward: ")
     assert "\n" not in record.getMessage()
@@ -112,10 +112,10 @@ def test_buffers_are_left_as_the_images_make_them():
 def test_other_dtypes(name, dtype):
     make = TRACED[name] if name in TRACED else OWN[name][0]
     models, images = models_of(make, 2), images_of(5)
-    wanted = loop(models, images)
-    found = ModelArray(models, dtype=dtype)(images).double()
+    expected = loop(models, images)
+    result = ModelArray(models, dtype=dtype)(images).double()
     room = 1e-6 if dtype == torch.float64 else 0.05
-    assert float((found - wanted).abs().max()) <= room * (1 + float(wanted.abs().max()))
+    assert float((result - expected).abs().max()) <= room * (1 + float(expected.abs().max()))
 
 
 def test_networks_that_give_no_logits_are_refused_in_one_line():
@@ -224,11 +224,12 @@ FORWARDS = {
 def test_assembled_networks(steps, size):
     models, images = models_of(lambda: Assembled(steps), 2), images_of(3, size=size)
     array = ModelArray(models)
-    found = array(images)
-    wanted = loop(models, images)
-    torchs = float((loop(models, images, torch.float32) - wanted).abs().max())  # GroupNorm of two numbers is ill-posed
-    assert float((found - wanted).abs().max()) <= 20 * torchs + 2e-5 * (1 + float(wanted.abs().max()))
+    result = array(images)
+    expected = loop(models, images)
+    # GroupNorm of two numbers is ill-posed.
+    torchs = float((loop(models, images, torch.float32) - expected).abs().max())
+    assert float((result - expected).abs().max()) <= 20 * torchs + 2e-5 * (1 + float(expected.abs().max()))
     (program,) = array.runners.values()
     assert type(program).__name__ == "Program"
     if size > 1 or "group norm" not in steps:  # torch's GroupNorm takes a single pixel of one image by other code
-        assert torch.equal(ModelArray(models[1:], chunk=1)(images[2:]), found[1:, 2:])
+        assert torch.equal(ModelArray(models[1:], chunk=1)(images[2:]), result[1:, 2:])

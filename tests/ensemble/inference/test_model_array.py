@@ -28,8 +28,8 @@ def test_logits_and_phi_are_those_of_float64(name):
     array = ModelArray(models)
     assert float((array(images).double() - want).abs().max()) <= 2e-5 * (1 + float(want.abs().max()))
     phi = array.signals(images, labels)["phi"][0].T.double()
-    wanted = torch.stack([membership_signals(z, labels)["phi"].double() for z in want])
-    assert float((phi - wanted).abs().max()) <= 1e-4
+    expected = torch.stack([membership_signals(z, labels)["phi"].double() for z in want])
+    assert float((phi - expected).abs().max()) <= 1e-4
 
 
 @pytest.mark.parametrize("name", TRACED)
@@ -38,11 +38,11 @@ def test_bfloat16_is_closer_than_a_loop_in_it(name):
     want, labels = exact_logits(models, images), torch.arange(20) % 5
     array = ModelArray(models, dtype=torch.bfloat16)
     phi = array.signals(images, labels)["phi"][0].T.double()
-    wanted = torch.stack([membership_signals(z, labels)["phi"].double() for z in want])
+    expected = torch.stack([membership_signals(z, labels)["phi"].double() for z in want])
     with torch.no_grad():
         loop = torch.stack([model.bfloat16()(to_float(images).bfloat16()) for model in models]).double()
     torchs = torch.stack([membership_signals(z, labels)["phi"].double() for z in loop])
-    assert float((phi - wanted).square().mean()) <= float((torchs - wanted).square().mean())
+    assert float((phi - expected).square().mean()) <= float((torchs - expected).square().mean())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -64,8 +64,8 @@ def test_bits_do_not_follow_company(name):
 def test_bits_do_not_follow_the_chunk(name, dtype):
     models, images = models_of(name, 2), images_of(18)
     first, *others = [ModelArray(models, chunk=chunk, dtype=dtype)(images) for chunk in (16, 1, 3, 13, 64)]
-    for found in others:
-        assert torch.equal(found, first)
+    for result in others:
+        assert torch.equal(result, first)
 
 
 def test_bits_do_not_follow_company_in_bfloat16():
@@ -78,24 +78,24 @@ def test_bits_do_not_follow_company_in_bfloat16():
 def test_bits_do_not_follow_threads():
     models, images, before = models_of("resnet8", 3), images_of(50), torch.get_num_threads()
     try:
-        found = []
+        result = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(ModelArray(models, chunk=16)(images))
+            result.append(ModelArray(models, chunk=16)(images))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert torch.equal(result[0], result[1])
+    assert torch.equal(result[0], result[2])
 
 
 def test_workers_compute_with_one_thread_each():
-    before, found = torch.get_num_threads(), []
+    before, result = torch.get_num_threads(), []
     try:
         torch.set_num_threads(2)
-        work = lambda: found.append((torch.zeros(100_000).add_(1), torch.get_num_threads())[1])  # noqa: E731
+        work = lambda: result.append((torch.zeros(100_000).add_(1), torch.get_num_threads())[1])  # noqa: E731
         parallel.run([()] * 4, work, 2, lambda: None)
-        assert found == [1] * 4
+        assert result == [1] * 4
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -148,14 +148,14 @@ def test_trace_that_goes_another_way_is_noticed(caplog):
 
 def test_batch_statistics_are_those_of_the_chunk():
     models, images, labels = models_of("resnet8"), images_of(20), torch.arange(20) % 5
-    found = ModelArray(models, bn="batch", chunk=12)(images)
+    result = ModelArray(models, bn="batch", chunk=12)(images)
     state = {k: v.clone() for k, v in models[0].state_dict().items()}
     for m, model in enumerate(models):
         model.double().train()
         with torch.no_grad():
             want = torch.cat([model(part) for part in to_float(images).double().split(12)])
         model.float().eval()
-        assert torch.allclose(found[m].double(), want, atol=1e-4)
+        assert torch.allclose(result[m].double(), want, atol=1e-4)
     fresh = models_of("resnet8")
     ModelArray(fresh, bn="batch").signals(images, labels)
     assert all(torch.equal(v, fresh[0].state_dict()[k]) for k, v in state.items())
@@ -257,9 +257,9 @@ def test_images_of_another_size_or_channels():
 
 def test_numpy_images_and_integers_of_any_dtype():
     array, images, labels = ModelArray(models_of("resnet8")), images_of(6), torch.arange(6) % 5
-    wanted = array.signals(images, labels)["phi"]
-    for found in (labels.numpy(), labels.int(), labels[:, None].to(torch.uint8), labels.tolist()):
-        assert torch.equal(array.signals(images.numpy(), found)["phi"], wanted)
+    expected = array.signals(images, labels)["phi"]
+    for result in (labels.numpy(), labels.int(), labels[:, None].to(torch.uint8), labels.tolist()):
+        assert torch.equal(array.signals(images.numpy(), result)["phi"], expected)
     assert torch.equal(array(images.numpy()), array(images))
 
 
@@ -285,12 +285,12 @@ def test_queries_are_index_arithmetic():
     models, images, labels = models_of("resnet8"), images_of(6), torch.arange(6) % 5
     array = ModelArray(models)
     padded = torch.nn.functional.pad(images.permute(0, 3, 1, 2).float(), [1] * 4, mode="reflect").permute(0, 2, 3, 1)
-    found = array.signals(images, labels, augment="lira")["phi"]
-    assert found.shape == (18, 6, 2)
+    result = array.signals(images, labels, augment="lira")["phi"]
+    assert result.shape == (18, 6, 2)
     for a, (flip, dx, dy) in enumerate((f, x, y) for f in (0, 1) for x in range(3) for y in range(3)):
         source = padded.flip(2) if flip else padded
         view = source[:, dx : dx + 32, dy : dy + 32].to(torch.uint8)
-        assert torch.equal(array.signals(view, labels)["phi"][0], found[a])
+        assert torch.equal(array.signals(view, labels)["phi"][0], result[a])
     cut = array.signals(images, labels, augment=[Query(size=(28, 24), down=-1, right=2)])["phi"]
     assert torch.equal(cut, array.signals(images[:, 3:31, 2:26].contiguous(), labels)["phi"])
     with pytest.raises(UserError, match="augment must hold queries of one size"):
@@ -321,23 +321,23 @@ def test_shifts_and_flips_are_those_of_float64():
     models, images, labels = models_of("resnet8", 1), images_of(6), torch.arange(6) % 5
     x = to_float(images).double()
     padded = torch.nn.functional.pad(x, [2] * 4, mode="replicate")
-    found = ModelArray(models).signals(images, labels, augment="shift")["phi"]
+    result = ModelArray(models).signals(images, labels, augment="shift")["phi"]
     own = [Query(flip=True, down=2, right=-1), Query(flip=True)]
-    found = torch.cat([found, ModelArray(models).signals(images, labels, augment=own)["phi"]])
+    result = torch.cat([result, ModelArray(models).signals(images, labels, augment=own)["phi"]])
     moves = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]
     views = [padded[:, :, 2 - down : 34 - down, 2 - right : 34 - right] for down, right in moves]
     mirrored = padded.flip(3)
     views += [mirrored[:, :, 0:32, 3:35], mirrored[:, :, 2:34, 2:34]]
     models[0].double()
     with torch.no_grad():
-        wanted = torch.stack([membership_signals(models[0](view), labels)["phi"] for view in views])
-    assert float((found[..., 0].double() - wanted).abs().max()) <= 1e-4
+        expected = torch.stack([membership_signals(models[0](view), labels)["phi"] for view in views])
+    assert float((result[..., 0].double() - expected).abs().max()) <= 1e-4
 
 
 def test_normalize():
     models, images = models_of("resnet8"), images_of(5)
-    found = ModelArray(models, normalize=((0.5, 0.5, 0.5), 0.5))(images)
-    assert torch.allclose(found, ModelArray(models)(images), atol=1e-5)
+    result = ModelArray(models, normalize=((0.5, 0.5, 0.5), 0.5))(images)
+    assert torch.allclose(result, ModelArray(models)(images), atol=1e-5)
 
 
 def test_no_images():

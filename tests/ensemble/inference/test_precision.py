@@ -21,10 +21,10 @@ from kr_fast.ops.membership.membership_signals import membership_signals
 @pytest.mark.parametrize("shape", [(16, 8, 3, 3), (24, 16, 1, 1), (12, 1, 5, 5), (8, 40)])
 def test_rounding_errors_of_a_filter_cancel(shape, dtype):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found, nearest = rounded(weight, dtype), weight.to(dtype)
-    assert found.dtype == dtype
-    assert found.shape == weight.shape
-    errors, plain = found.double() - weight, nearest.double() - weight
+    result, nearest = rounded(weight, dtype), weight.to(dtype)
+    assert result.dtype == dtype
+    assert result.shape == weight.shape
+    errors, plain = result.double() - weight, nearest.double() - weight
     taps = weight[0, 0].numel()
     groups = (-1, taps if taps > 1 else 8)  # inputs in groups of 8 where there are no taps
     sums, plain_sums = errors.reshape(groups).sum(1), plain.reshape(groups).sum(1)

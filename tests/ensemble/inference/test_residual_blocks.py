@@ -126,8 +126,8 @@ def test_what_resembles_a_block():
     program.kernels = program.only(dict.fromkeys(program.kernels, "block"))
     assert program.kernels["twice.conv1"] == "own:0"
     want = exact_logits(models, images)
-    for found in (got, array(images)):
-        assert float((found.double() - want).abs().max()) <= 2e-5 * (1 + float(want.abs().max()))
+    for result in (got, array(images)):
+        assert float((result.double() - want).abs().max()) <= 2e-5 * (1 + float(want.abs().max()))
 
 
 @pytest.mark.parametrize("wins", [True, False])

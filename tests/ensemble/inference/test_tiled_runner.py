@@ -82,8 +82,8 @@ def test_bits_do_not_follow_company(name, device):
     plain = ModelArray(models, kernels="own", chunk=4).signals(images, labels, augment="flip")["phi"]
     order, others = torch.randperm(11, generator=torch.Generator().manual_seed(2)), [2, 1]
     mixed = ModelArray([models[m] for m in others], kernels="own", chunk=4)
-    found = mixed.signals(images[order], labels[order], augment="flip")["phi"]
-    assert torch.equal(found, plain[:, order][:, :, others])
+    result = mixed.signals(images[order], labels[order], augment="flip")["phi"]
+    assert torch.equal(result, plain[:, order][:, :, others])
     alone = ModelArray(models[2:3], kernels="own", chunk=4).signals(images[:7], labels[:7], augment="flip")["phi"]
     assert torch.equal(alone[:, :, 0], plain[:, :7, 2])
 
@@ -94,21 +94,21 @@ def test_groups_of_models(device, monkeypatch):
     want = ModelArray(models, kernels="own", chunk=8).signals(images, labels)["phi"]
     monkeypatch.setattr(build, "tiles", lambda *_: [Tile(2, 8)])
     array, seen = ModelArray(models, kernels="own"), []
-    found = array.signals(images, labels, want=("phi", "correct"))
+    result = array.signals(images, labels, want=("phi", "correct"))
     assert [group.stop - group.start for group in runner_of(array).groups] == [2, 2, 1]
-    assert torch.equal(found["phi"], want)
+    assert torch.equal(result["phi"], want)
     request = SignalRequest(images, labels, (Query(),), ("phi",))
-    runner_of(array).signals(request, range(11), found, seen.append)
+    runner_of(array).signals(request, range(11), result, seen.append)
     assert seen == [2, 2, 2, 2, 1, 1]  # models, once for each group and chunk
 
 
 def test_queries_are_index_arithmetic(device, monkeypatch):
     models, images, labels = placed("resnet8", 2, device), images_of(6), torch.arange(6) % 5
     array = ModelArray(models, kernels="own", chunk=6, normalize=((0.5, 0.4, 0.3), 0.25))
-    found = array.signals(images, labels, augment="lira")["phi"]
+    result = array.signals(images, labels, augment="lira")["phi"]
     monkeypatch.setattr(build, "BATCHED_DEVICES", ())
     want = ModelArray(models, chunk=6, normalize=((0.5, 0.4, 0.3), 0.25)).signals(images, labels, augment="lira")["phi"]
-    assert torch.allclose(found, want, atol=1e-4)
+    assert torch.allclose(result, want, atol=1e-4)
     monkeypatch.setattr(build, "BATCHED_DEVICES", ("cpu", "cuda"))
     cut = ModelArray(models, kernels="own", chunk=6).signals(
         images, labels, augment=[Query(size=(28, 24), down=-1, right=2)]
@@ -268,9 +268,9 @@ def test_images_go_to_the_device_in_parts(device, monkeypatch):
         signals(self, request, rows, out, done)
 
     monkeypatch.setattr(TiledRunner, "signals", spy)
-    found = ModelArray(models, kernels="own", chunk=4).signals(images, labels, augment="flip")["phi"]
+    result = ModelArray(models, kernels="own", chunk=4).signals(images, labels, augment="flip")["phi"]
     assert seen == [range(0, 4), range(4, 8), range(8, 11)]
-    assert torch.equal(found, want)
+    assert torch.equal(result, want)
 
 
 def test_steps_that_fit(device, monkeypatch):
@@ -291,12 +291,12 @@ def test_tiles_stay_in_the_cache(count, widest, monkeypatch):
         device, bytes_per_image = torch.device("cpu"), 2 * widest
 
     Program.widest = widest
-    found = autotune.tiles(Program, count, None, 80 << 30)
-    resident, alone = found[0], found[-1]
+    result = autotune.tiles(Program, count, None, 80 << 30)
+    resident, alone = result[0], result[-1]
     assert resident.models <= count
     assert resident.models * resident.images * widest <= autotune.CACHE or resident == Tile(1, 1)
     assert alone.models == 1
-    assert all(tile.models >= 1 and tile.images >= 1 for tile in found)
+    assert all(tile.models >= 1 and tile.images >= 1 for tile in result)
 
 
 def test_logits_that_are_not_finite_are_refused(device):
@@ -345,7 +345,7 @@ def test_triton_kernels_in_the_interpreter(name, dtype, monkeypatch):
     ]
     monkeypatch.setitem(registry.PREFERENCE, ("model_conv2d", "cpu"), ("triton",))
     registry.choose_again()
-    found = [array.signals(images, labels)["phi"] for array in arrays]
+    result = [array.signals(images, labels)["phi"] for array in arrays]
     room = 1e-4 if dtype == torch.float32 else 2e-2
-    assert float((found[0][0].T.double() - want).abs().max()) <= room
-    assert torch.equal(found[1][:, :, 0], found[0][:, :, 1])
+    assert float((result[0][0].T.double() - want).abs().max()) <= room
+    assert torch.equal(result[1][:, :, 0], result[0][:, :, 1])

@@ -66,9 +66,9 @@ def answers(model, **options):
     images = images_of(20)
     want = exact_logits([model], images)
     array = ModelArray([model], **options)
-    found = array(images)
+    result = array(images)
     (program,) = array.runners.values()
-    assert float((found.double() - want).abs().max()) <= 2e-5 * (1 + float(want.abs().max()))
+    assert float((result.double() - want).abs().max()) <= 2e-5 * (1 + float(want.abs().max()))
     return program
 
 

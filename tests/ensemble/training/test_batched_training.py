@@ -49,8 +49,8 @@ def shadows(make=make_small, *, num_models=4, config=CONFIG, count=61, **options
     return train_shadows(make, *data(count), num_models=num_models, config=config, seed=9, **options)
 
 
-def states(found):
-    return [model.state_dict() for model in found.array.models]
+def states(result):
+    return [model.state_dict() for model in result.array.models]
 
 
 def same(first, second):
@@ -110,16 +110,16 @@ def test_frozen_weights_stay():
 
 def test_fallback_trains_the_same_models_and_says_so(caplog):
     with caplog.at_level(logging.WARNING, "kr_fast"):
-        found = shadows(with_dropout, batched=True)
+        result = shadows(with_dropout, batched=True)
     assert one_line(caplog, "draws random numbers")
-    assert same(states(found), states(shadows(with_dropout)))
+    assert same(states(result), states(shadows(with_dropout)))
 
 
 def test_halves_of_less_than_a_batch(caplog):
     with caplog.at_level(logging.WARNING, "kr_fast"):
-        found = shadows(count=14, batched=True)
+        result = shadows(count=14, batched=True)
     assert one_line(caplog, "fewer examples than a batch of 8")
-    assert same(states(found), states(shadows(count=14)))
+    assert same(states(result), states(shadows(count=14)))
 
 
 class Killed(Exception):
@@ -142,8 +142,8 @@ def test_resumes_after_a_kill_with_other_groups(tmp_path, monkeypatch, size):
     monkeypatch.undo()
     epochs = []
     monkeypatch.setattr(trainer.GroupTrainer, "epoch", counted(trainer.GroupTrainer.epoch, epochs))
-    found = shadows(resnet, num_models=4, batched=size, out=tmp_path, save_every=3)
-    assert same(states(found), whole)
+    result = shadows(resnet, num_models=4, batched=size, out=tmp_path, save_every=3)
+    assert same(states(result), whole)
     assert [model for epoch, model in sorted(epochs) if epoch < 3] == [2, 3] * 3  # the first two had three epochs
     assert not list(tmp_path.glob("*training*"))
     epochs.clear()

@@ -24,8 +24,8 @@ def data(count, side=8):
     return images, torch.randint(0, 3, (count,), generator=generator)
 
 
-def states(found):
-    return [model.state_dict() for model in found.array.models]
+def states(result):
+    return [model.state_dict() for model in result.array.models]
 
 
 def same(first, second):

@@ -95,10 +95,10 @@ def test_shadows_and_control_take_numpy(tmp_path):
     assert torch.equal(first.array(IMAGES), again.array(IMAGES))
     options = {"like": CONFIG, "seed": 0, "path": tmp_path / "control.safetensors"}
     members = torch.arange(24) < 12
-    wanted = overfitted(net, IMAGES, LABELS, members, **options)
-    for found in (members.numpy(), range(12), list(range(12))):
-        model = overfitted(net, *columns.values(), found, **options)
-        assert torch.equal(model[1].weight, wanted[1].weight)
+    expected = overfitted(net, IMAGES, LABELS, members, **options)
+    for result in (members.numpy(), range(12), list(range(12))):
+        model = overfitted(net, *columns.values(), result, **options)
+        assert torch.equal(model[1].weight, expected[1].weight)
     assert line(overfitted, net, IMAGES, LABELS, [0, 0], **options).startswith("overfitted: members must be bool [24]")
 
 
@@ -157,9 +157,9 @@ def wider():
     ],
 )
 def test_models_that_cannot_be_shadows(tmp_path, make, words):
-    found = line(shadows, make=make, out=tmp_path / "out")
-    assert found.startswith("train_shadows: ")
-    assert words in found
+    result = line(shadows, make=make, out=tmp_path / "out")
+    assert result.startswith("train_shadows: ")
+    assert words in result
     assert not (tmp_path / "out").exists()
 
 
@@ -267,8 +267,8 @@ def test_models_that_cannot_be_trained_or_asked():
         ({"save_every": 0}, "save_every must be an integer, at least 1, got 0"),
         ({"config": TrainConfig(augment=Augment(shift=6))}, "Augment: shift must be below the shorter .* 6, got 6"),
     ):
-        found = line(fit, net(), Split(IMAGES, LABELS), **{"config": CONFIG, "seed": 0} | options)
-        assert re.search(words, found)
+        result = line(fit, net(), Split(IMAGES, LABELS), **{"config": CONFIG, "seed": 0} | options)
+        assert re.search(words, result)
     assert line(TrainConfig, augment={"shift": 1}) == ("TrainConfig: augment must be of type Augment, got {'shift': 1}")
     assert "accuracy: labels of split must lie in [0, 3), got [1, 3]" in line(judged, IMAGES, LABELS + 1)
     small = Split(IMAGES[:, :5], LABELS)

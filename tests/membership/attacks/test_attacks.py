@@ -55,8 +55,8 @@ def p_of(phi):
 
 @pytest.mark.parametrize("variant", ["online", "offline"])
 def test_base(data, variant):
-    found = both(base, data, variant=variant)
-    for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
+    result = both(base, data, variant=variant)
+    for row, (x, others, held, *_) in zip(result, cases(data), strict=True):
         mask = np.ones_like(held) if variant == "online" else ~held
         mean = np.where(mask, p_of(others), 0).sum(2) / mask.sum(1)
         assert np.allclose(row, (np.log(p_of(x)) - np.log(mean)).mean(0), atol=1e-6)
@@ -67,13 +67,13 @@ def test_base(data, variant):
 def test_rmia(data, offline_a, queries):
     phi, keep, target, population, own = (part if part.dtype == torch.bool else part[:queries] for part in data)
     options = {"gamma": 1.1, "offline_a": offline_a}
-    found = torch.cat(
+    result = torch.cat(
         [
             rmia_attack(phi, keep, population, **options),
             rmia_attack(phi, keep, population, target=target, target_population=own, **options),
         ]
     )
-    for row, (x, others, held, z, other_z) in zip(found, cases((phi, keep, target, population, own)), strict=True):
+    for row, (x, others, held, z, other_z) in zip(result, cases((phi, keep, target, population, own)), strict=True):
         p, q = p_of(others), p_of(other_z).mean(2)
         inside, outside = ((p * side).sum(2) / side.sum(1) for side in (held, ~held))
         prior = (inside + outside) / 2
@@ -85,8 +85,8 @@ def test_rmia(data, offline_a, queries):
 
 
 def test_attack_r(data):
-    found = both(attack_r, data)
-    for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
+    result = both(attack_r, data)
+    for row, (x, others, held, *_) in zip(result, cases(data), strict=True):
         share = (((others <= x[:, :, None]) & ~held).sum(2) / (~held).sum(1)).mean(0)
         assert np.allclose(row, share, atol=1.1e-6)
         assert bool((row.numpy() > share).all())
@@ -95,27 +95,27 @@ def test_attack_r(data):
 def test_attack_p_ranks_as_the_loss(data):
     target, own = data[2][:1], data[4][:1]
     for k, row in enumerate(attack_p(target, own)):
-        wanted = (own[0, :, k] <= target[0, :, k, None]).double().mean(1)
-        assert torch.equal(row, wanted)
+        expected = (own[0, :, k] <= target[0, :, k, None]).double().mean(1)
+        assert torch.equal(row, expected)
 
 
 def test_label_only(data):
     correct = tuple((part > 1).float() if part.dtype != torch.bool else part for part in data)
-    found = both(label_only, correct)
-    for row, (x, others, held, *_) in zip(found, cases(correct), strict=True):
+    result = both(label_only, correct)
+    for row, (x, others, held, *_) in zip(result, cases(correct), strict=True):
         assert np.allclose(row, (x - (others * ~held).sum(2) / (~held).sum(1)).mean(0))
 
 
 def test_threshold_per_class(data):
     labels = torch.arange(N) % 3
     phi, keep, target = data[:3]
-    found = torch.cat(
+    result = torch.cat(
         [
             threshold_per_class(phi, keep, labels),
             threshold_per_class(phi, keep, labels, target=target),
         ]
     )
-    for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
+    for row, (x, others, held, *_) in zip(result, cases(data), strict=True):
         for label in range(3):
             at = labels.numpy() == label
             values, inside = others.astype(np.float64).mean(0)[at].ravel(), held[at].ravel()
@@ -130,18 +130,18 @@ def test_an_infinite_threshold_per_class_still_divides():
     keep = torch.arange(M * N).reshape(M, N) % 2 == 0
     phi = torch.where(keep.T, torch.inf, 0.0)[None]
     target = torch.tensor([torch.inf, 1.0, -torch.inf]).repeat(N, 1)[None]
-    found = threshold_per_class(phi, keep, torch.zeros(N, dtype=torch.int64), target=target)
-    assert (found[0] == 0).all()
-    assert (found[2] < found[1]).all()
-    assert (found[1] < 0).all()
+    result = threshold_per_class(phi, keep, torch.zeros(N, dtype=torch.int64), target=target)
+    assert (result[0] == 0).all()
+    assert (result[2] < result[1]).all()
+    assert (result[1] < 0).all()
 
 
 @pytest.mark.parametrize("fix_variance", [False, True])
 @pytest.mark.parametrize("variant", ["online", "offline"])
 def test_reference_code(data, variant, fix_variance):
     """To the bit: lists of shadows in model order, cut to the least count; the members' variance for both sides."""
-    found = both(lira_carlini2021, data, variant=variant, fix_variance=fix_variance)
-    for row, (x, others, held, *_) in zip(found, cases(data), strict=True):
+    result = both(lira_carlini2021, data, variant=variant, fix_variance=fix_variance)
+    for row, (x, others, held, *_) in zip(result, cases(data), strict=True):
         scores = np.ascontiguousarray(others.astype(np.float64).transpose(2, 1, 0))
         sides = [[scores[mask[n], n, :] for n in range(N)] for mask in (held, ~held)]
         lengths = [min(map(len, side)) for side in sides]
@@ -149,11 +149,11 @@ def test_reference_code(data, variant, fix_variance):
         if variant == "online":
             deviations = [np.std(inside)] * 2 if fix_variance else [np.std(inside, 1), np.std(outside, 1)]
             pr_in = -norm.logpdf(x.T, np.median(inside, 1), deviations[0] + 1e-30)
-            wanted = (pr_in - -norm.logpdf(x.T, np.median(outside, 1), deviations[1] + 1e-30)).mean(1)
+            expected = (pr_in - -norm.logpdf(x.T, np.median(outside, 1), deviations[1] + 1e-30)).mean(1)
         else:
             deviation = np.std(outside) if fix_variance else np.std(outside, 1)
-            wanted = norm.logpdf(x.T, np.median(outside, 1), deviation + 1e-30).mean(1)
-        assert np.array_equal(row.numpy(), -wanted)
+            expected = norm.logpdf(x.T, np.median(outside, 1), deviation + 1e-30).mean(1)
+        assert np.array_equal(row.numpy(), -expected)
 
 
 def test_shadow_network_learns_what_a_member_looks_like():
@@ -161,9 +161,9 @@ def test_shadow_network_learns_what_a_member_looks_like():
     keep = torch.rand(6, 400, generator=g) < 0.5
     features = torch.randn(400, 6, 3, generator=g)
     features[:, :, 1] += 2 * keep.T  # AUC of the best score: Phi(sqrt(2)) = 0.921
-    found = shadow_network(features, keep, targets=(0, 3))
-    assert found.shape == (2, 400)
-    assert min(roc(found[i], keep[k]).auc for i, k in enumerate((0, 3))) > 0.88
+    result = shadow_network(features, keep, targets=(0, 3))
+    assert result.shape == (2, 400)
+    assert min(roc(result[i], keep[k]).auc for i, k in enumerate((0, 3))) > 0.88
     outside = shadow_network(features[:, :5], keep[:5], target=features[:, 5:])
     assert roc(outside[0], keep[5]).auc > 0.88
 
@@ -174,9 +174,9 @@ def test_quantile_regression_takes_off_the_difficulty():
     keep = torch.rand(8, 600, generator=g) < 0.5
     features = torch.rand(600, 2, generator=g)
     phi = (20 * features[:, :1] + 0.5 * torch.randn(600, 8, generator=g) + 1.5 * keep.T)[None]
-    found = quantile_regression(phi, keep, features)
-    assert roc(found[0], keep[0]).auc > 0.8 > 0.65 > roc(phi[0, :, 0], keep[0]).auc
-    assert torch.equal(quantile_regression(phi, keep, features, target=phi[:, :, :2]), found[:2])
+    result = quantile_regression(phi, keep, features)
+    assert roc(result[0], keep[0]).auc > 0.8 > 0.65 > roc(phi[0, :, 0], keep[0]).auc
+    assert torch.equal(quantile_regression(phi, keep, features, target=phi[:, :, :2]), result[:2])
 
 
 def test_released_images():

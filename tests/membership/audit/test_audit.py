@@ -166,8 +166,8 @@ def test_indices_and_a_split_off_population(scene):
     part = audit(target, shadows, images, labels, pool[0], non_members=pool[1], attacks=("loss",))
     assert (part.members, part.non_members) == (80, 50)
     loss = nn.functional.cross_entropy(ModelArray([target])(images)[0].double(), labels, reduction="none")
-    wanted = -loss[torch.cat([inside, outside]).sort().values]
-    assert torch.equal(part.scores["target"]["loss"].argsort(), wanted.argsort())
+    expected = -loss[torch.cat([inside, outside]).sort().values]
+    assert torch.equal(part.scores["target"]["loss"].argsort(), expected.argsort())
 
 
 def test_exposed_members_have_their_own_numbers(scene, tmp_path):
@@ -187,8 +187,8 @@ def test_exposed_members_have_their_own_numbers(scene, tmp_path):
     assert torch.equal(report.data.images, images[report.data.index])
     assert report.write(tmp_path, show_records=True) == tmp_path / "private" / "audit.html"
     assert not (tmp_path / "release" / "audit.html").exists()
-    found = json.loads((tmp_path / "private" / "exposed.json").read_text())
-    assert [row["index"] for row in found["target"]] == [row["index"] for row in rows[:16]]
+    result = json.loads((tmp_path / "private" / "exposed.json").read_text())
+    assert [row["index"] for row in result["target"]] == [row["index"] for row in rows[:16]]
 
 
 def test_a_target_that_was_made_elsewhere(scene):
@@ -262,14 +262,14 @@ def test_signals_continue_in_their_folder(scene, tmp_path):
 
 def test_report_is_strict_json(scene):
     images, labels, members, target, _, shadows = scene
-    found = json.loads(json.dumps(kr_fast.audit(target, shadows, images, labels, members).to_dict(), allow_nan=False))
-    row = found["target"]["lira"]
+    result = json.loads(json.dumps(kr_fast.audit(target, shadows, images, labels, members).to_dict(), allow_nan=False))
+    row = result["target"]["lira"]
     assert set(row) >= {"auc", "auc_ci", "tpr_at_fpr", "balanced_accuracy", "advantage", "epsilon", "role"}
     assert row["auc_ci"][0] < row["auc"] <= row["auc_ci"][1]
     assert set(row["tpr_at_fpr"]) == {"0.1", "0.01", "0.001", "0.0001"}
     assert not row["tpr_at_fpr"]["0.001"]["point_claim"]  # 80 non-members cannot carry it
     assert row["tpr_at_fpr"]["0.001"]["tpr"] is None
-    assert found["setting"]["num_shadows"] == 16
+    assert result["setting"]["num_shadows"] == 16
 
 
 def test_scores_are_those_of_the_attack(scene):
@@ -278,8 +278,8 @@ def test_scores_are_those_of_the_attack(scene):
     phi = shadows.array.signals(images, labels, augment="flip")["phi"]
     seen = ModelArray([target]).signals(images, labels, augment="flip")["phi"]
     for attack, variant in (("lira", "online"), ("lira_offline", "offline")):
-        wanted = lira(phi, shadows.keep, variant=variant, variance="fixed", target=seen)[0]
-        assert torch.equal(report.scores["target"][attack], wanted)
+        expected = lira(phi, shadows.keep, variant=variant, variance="fixed", target=seen)[0]
+        assert torch.equal(report.scores["target"][attack], expected)
     assert torch.equal(report.scores["target"]["loss"], seen[:, :, 0].double().mean(0))
 
 
@@ -287,13 +287,13 @@ def test_every_shadow_is_a_target(scene):
     """Leave-one-out over the shadows: each is attackable from the others."""
     images, labels, _, _, _, shadows = scene
     report = kr_fast.audit(None, shadows, images, labels, choices=Choices(attacks=("lira", "loss"), targets="shadows"))
-    found = report.leave_one_out["shadows"]["lira"]
+    result = report.leave_one_out["shadows"]["lira"]
     phi = shadows.array.signals(images, labels)["phi"]
     scores = lira(phi, shadows.keep, variance="fixed", partner=left_out(shadows.keep))
     aucs = [kr_fast.membership.roc(row, keep).auc for row, keep in zip(scores, shadows.keep, strict=True)]
-    assert found["auc"]["each"] == aucs
+    assert result["auc"]["each"] == aucs
     assert min(aucs) > 0.6
-    assert found["auc"]["sd"] > 0
+    assert result["auc"]["sd"] > 0
     assert report.figures == {}
 
 

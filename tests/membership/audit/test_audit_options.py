@@ -27,8 +27,8 @@ def test_options_of_rmia_reach_the_attacks_and_the_report(tmp_path):
     given = (shadows.signals["phi"], shadows.keep, shadows.population)
     outside = {"target": target.signals["phi"][:, :, None], "target_population": target.population[:, :, None]}
     for name, a in (("rmia", None), ("rmia_offline", 0.7)):
-        wanted = rmia_attack(*given, gamma=1.4, offline_a=a, **outside)[0]
-        assert torch.equal(report.scores["target"][name], wanted)
+        expected = rmia_attack(*given, gamma=1.4, offline_a=a, **outside)[0]
+        assert torch.equal(report.scores["target"][name], expected)
         lone = rmia_attack(*given, gamma=1.4, offline_a=a, partner=left_out(shadows.keep))
         assert averages(report.leave_one_out["shadows"][name]) == across_targets(lone, shadows.keep)
     text = report.write(tmp_path).read_text()
@@ -54,8 +54,8 @@ def test_coins_are_those_of_the_examples_under_attack():
     whole = data()
     report = audit_signals(whole, Choices(attacks=("lira",), random_members=True))
     row = report.figures["target"]["lira"]
-    wanted = epsilon_one_run(report.scores["target"]["lira"], whole.members, delta=1e-5)
-    assert row["epsilon"]["one_run"] == wanted > 0
+    expected = epsilon_one_run(report.scores["target"]["lira"], whole.members, delta=1e-5)
+    assert row["epsilon"]["one_run"] == expected > 0
     assert any(f"each of these {COUNT} examples to have become a member by a fair coin" in n for n in notes(report))
     plain = audit_signals(whole, Choices(attacks=("lira",)))
     assert plain.figures["target"]["lira"]["epsilon"]["one_run"] is None

@@ -39,12 +39,12 @@ def test_figures_are_those_of_the_functions():
     own = whole.targets["target"].signals["phi"][:, :, None]
     given = {"phi": phi, "keep": shadows.keep}
     lone = {"partner": left_out(shadows.keep), **given}
-    wanted = {
+    expected = {
         "lira": (lira(**given, variance="fixed", target=own)[0], lira(**lone, variance="fixed")),
         "base": (base(**given, target=own)[0], base(**lone)),
         "loss": (own[0, :, 0].double(), phi[0].T.double()),
     }
-    for attack, (scores, lone) in wanted.items():
+    for attack, (scores, lone) in expected.items():
         curve, row = roc(scores, whole.members), report.figures["target"][attack]
         assert torch.equal(report.scores["target"][attack], scores)
         assert row["auc"] == curve.auc
@@ -74,12 +74,12 @@ def test_rmia_and_class_thresholds_are_those_of_the_functions():
     report = audit_signals(whole, Choices(attacks=("rmia", "rmia_offline", "confidence"), targets="shadows"))
     phi, own = shadows.signals["phi"], target.signals["phi"][:, :, None]
     outside = {"target": own, "target_population": target.population[:, :, None]}
-    wanted = rmia_attack(phi, shadows.keep, shadows.population, **outside)[0]
-    assert torch.equal(report.scores["target"]["rmia"], wanted)
-    wanted = rmia_attack(phi, shadows.keep, shadows.population, offline_a=0.33, **outside)[0]
-    assert torch.equal(report.scores["target"]["rmia_offline"], wanted)
-    wanted = threshold_per_class(phi, shadows.keep, labels, target=own)[0]
-    assert torch.equal(report.scores["target"]["confidence"], wanted)
+    expected = rmia_attack(phi, shadows.keep, shadows.population, **outside)[0]
+    assert torch.equal(report.scores["target"]["rmia"], expected)
+    expected = rmia_attack(phi, shadows.keep, shadows.population, offline_a=0.33, **outside)[0]
+    assert torch.equal(report.scores["target"]["rmia_offline"], expected)
+    expected = threshold_per_class(phi, shadows.keep, labels, target=own)[0]
+    assert torch.equal(report.scores["target"]["confidence"], expected)
     lone = threshold_per_class(phi, shadows.keep, labels)
     assert averages(report.leave_one_out["shadows"]["confidence"]) == across_targets(lone, shadows.keep)
 
@@ -95,17 +95,17 @@ def test_wrappers_are_their_functions():
     target = TargetSignals({"phi": own, **seen}, z[:, :, MODELS])
     whole, keep = dataclasses.replace(whole, labels=labels), shadows.keep
     outside = {"target": own[:, :, None]}
-    wanted = {"attack_p": attack_p(own[:, :, None], z[:, :, MODELS:])}
+    expected = {"attack_p": attack_p(own[:, :, None], z[:, :, MODELS:])}
     for name, value in (("entropy", phi), ("modified_entropy", 2 * phi)):  # members have low entropies
-        wanted[name] = threshold_per_class(value, keep, labels, target=-seen[name][:, :, None])
+        expected[name] = threshold_per_class(value, keep, labels, target=-seen[name][:, :, None])
     for variant, lira_name, base_name in (("online", "lira", "base"), ("offline", "lira_offline", "base_offline")):
-        wanted[base_name] = base(phi, keep, variant=variant, **outside)
+        expected[base_name] = base(phi, keep, variant=variant, **outside)
         for variance in ("per_example", "fixed", "fixed_raw", "shrinkage"):
-            wanted[f"{lira_name}_{variance}"] = lira(phi, keep, variant=variant, variance=variance, **outside)
+            expected[f"{lira_name}_{variance}"] = lira(phi, keep, variant=variant, variance=variance, **outside)
         for end, fixed in (("", False), ("_fixed", True)):
             scores = lira_carlini2021(phi, keep, variant=variant, fix_variance=fixed, **outside)
-            wanted[f"lira_carlini2021_{variant}{end}"] = scores
-    for name, scores in wanted.items():
+            expected[f"lira_carlini2021_{variant}{end}"] = scores
+    for name, scores in expected.items():
         assert torch.equal(CATALOG[name].run(Subject(whole, shadows, target)), scores), name
 
 
@@ -113,9 +113,9 @@ def test_leave_one_out_says_what_it_left_out(tmp_path):
     whole = dataclasses.replace(data(), targets={}, members=None)
     report = audit_signals(whole, Choices(attacks=("lira_carlini2021_online",), targets="shadows"))
     shadows = whole.shadows["shadows"]
-    wanted = across_targets(lira_carlini2021(shadows.signals["phi"], shadows.keep), shadows.keep)
+    expected = across_targets(lira_carlini2021(shadows.signals["phi"], shadows.keep), shadows.keep)
     assert {name: averages(row) for name, row in report.leave_one_out["shadows"].items()} == {
-        "lira_carlini2021_online": wanted
+        "lira_carlini2021_online": expected
     }
     assert report.write(tmp_path).exists()
     given = audit_signals(data(), Choices(attacks=("lira_carlini2021_online",)))
@@ -134,9 +134,9 @@ def test_tprs_of_few_false_positives_are_no_mean():
     """400 non-members carry 10 % (40 false positives) and not 1 % (4)."""
     keep = torch.arange(800).expand(3, -1) % 2 == 0
     scores = torch.randn(3, 800, generator=torch.Generator().manual_seed(1)).double()
-    found = across_targets(scores, keep)["tpr_at_fpr"]
-    assert found["0.01"] == {"mean": None, "sd": None, "each": [None] * 3, "interval": None}
-    assert found["0.1"]["each"] == [roc(row, held).tpr_at(0.1)["tpr"] for row, held in zip(scores, keep, strict=True)]
+    result = across_targets(scores, keep)["tpr_at_fpr"]
+    assert result["0.01"] == {"mean": None, "sd": None, "each": [None] * 3, "interval": None}
+    assert result["0.1"]["each"] == [roc(row, held).tpr_at(0.1)["tpr"] for row, held in zip(scores, keep, strict=True)]
 
 
 def test_shadows_left_out_are_targets_outside():
@@ -150,8 +150,8 @@ def test_shadows_left_out_are_targets_outside():
         for k in (0, 7):
             others = torch.arange(MODELS) != k
             rest = ShadowSignals(shadows.keep[others], {"phi": phi[:, :, others]}, z[:, :, others])
-            found = CATALOG[name].run(Subject(whole, rest, TargetSignals({"phi": phi[:, :, k]}, z[:, :, k])))[0]
-            assert torch.allclose(found, every[k], rtol=1e-9, atol=1e-9), name
+            result = CATALOG[name].run(Subject(whole, rest, TargetSignals({"phi": phi[:, :, k]}, z[:, :, k])))[0]
+            assert torch.allclose(result, every[k], rtol=1e-9, atol=1e-9), name
 
 
 def test_population_inside_the_shadows():
@@ -159,10 +159,10 @@ def test_population_inside_the_shadows():
     generator = torch.Generator().manual_seed(3)
     phi = 3 * torch.randn(2, 40, 6, generator=generator)
     keep = torch.rand(6, 40, generator=generator).argsort(0) < 3
-    found = torch.sigmoid(impute_held(phi, keep)).mean(2)
+    result = torch.sigmoid(impute_held(phi, keep)).mean(2)
     p = torch.sigmoid(phi.double())
-    wanted = torch.stack([p[:, n, ~keep[:, n]].mean(1) for n in range(40)], 1)
-    assert torch.allclose(found, wanted, rtol=1e-12, atol=0)
+    expected = torch.stack([p[:, n, ~keep[:, n]].mean(1) for n in range(40)], 1)
+    assert torch.allclose(result, expected, rtol=1e-12, atol=0)
     whole = data()
     shadows = ShadowSignals(
         whole.shadows["shadows"].keep[:, 100:],
@@ -227,9 +227,9 @@ def test_leave_one_out_and_comparison():
     shadows = whole.shadows["shadows"]
     lone = lira(shadows.signals["phi"], shadows.keep, variance="fixed", partner=left_out(shadows.keep))
     assert averages(report.leave_one_out["shadows"]["lira"]) == across_targets(lone, shadows.keep)
-    wanted = delong_test(report.scores["target"]["lira"], report.scores["other"]["lira"], whole.members)
-    row = {"first": "target", "role": "primary", **wanted, "p_corrected": wanted["p"]}
-    assert report.comparison["other"]["lira"] == {**row, "interval_corrected": wanted["interval"]}
+    expected = delong_test(report.scores["target"]["lira"], report.scores["other"]["lira"], whole.members)
+    row = {"first": "target", "role": "primary", **expected, "p_corrected": expected["p"]}
+    assert report.comparison["other"]["lira"] == {**row, "interval_corrected": expected["interval"]}
 
 
 def test_comparisons_of_exploratory_attacks_share_one_error():
@@ -296,13 +296,13 @@ def test_infinite_signals_of_several_queries_have_scores():
 @pytest.mark.parametrize("queries", [None, 3])
 def test_from_logits(queries):
     logits, keep, labels, members = logits_of(queries=queries)
-    found = from_logits(logits[:MODELS], keep, labels, target=logits[MODELS], members=members)
+    result = from_logits(logits[:MODELS], keep, labels, target=logits[MODELS], members=members)
     z = logits.double().reshape(MODELS + 1, 80, -1, CLASSES)
     at = labels.view(1, 80, 1, 1).expand(MODELS + 1, -1, z.shape[2], 1)
     own, others = z.gather(3, at)[..., 0], z.scatter(3, at, -torch.inf).logsumexp(3)
     phi = (own - others).permute(2, 1, 0)
-    assert torch.allclose(found.shadows["shadows"].signals["phi"].double(), phi[:, :, :MODELS], atol=1e-5)
-    assert torch.allclose(found.targets["target"].signals["phi"].double(), phi[:, :, MODELS], atol=1e-5)
+    assert torch.allclose(result.shadows["shadows"].signals["phi"].double(), phi[:, :, :MODELS], atol=1e-5)
+    assert torch.allclose(result.targets["target"].signals["phi"].double(), phi[:, :, MODELS], atol=1e-5)
     # Probabilities instead: refused, and with the opt-in the same phi where they have not saturated.
     p = logits.double().softmax(-1)
     with pytest.raises(ValueError, match=r"logits of the shadows must be logits, from before the softmax"):
@@ -317,7 +317,7 @@ def test_from_logits(queries):
     )
     assert (part.count, int(part.members.sum())) == (23, 3)
     report = audit_signals(
-        found, Choices(attacks=("lira", "entropy", "modified_entropy", "label_only", "shadow_network"))
+        result, Choices(attacks=("lira", "entropy", "modified_entropy", "label_only", "shadow_network"))
     )
     assert len(report.figures["target"]) == 5
 

@@ -64,7 +64,7 @@ def test_no_figure_that_may_leave_is_the_score_of_a_record():
         for each in report.figures["target"].values()
         for points in each["operating_points"].values()
     }
-    found = []
-    json.loads(json.dumps(report.to_dict()), parse_float=lambda text: found.append(text))
-    assert len(found) > 100
-    assert not (scores - {"0.0", "1.0", "0.5"}) & set(found)
+    result = []
+    json.loads(json.dumps(report.to_dict()), parse_float=lambda text: result.append(text))
+    assert len(result) > 100
+    assert not (scores - {"0.0", "1.0", "0.5"}) & set(result)

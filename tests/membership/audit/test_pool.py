@@ -18,16 +18,16 @@ DTYPES = ["bool", "u1", "i1", "<i2", ">i4", "<u8", ">u2", "<f4", ">f8", "<f2"]
 @given(mask=st.lists(st.booleans(), min_size=3, max_size=40), dtype=st.sampled_from(DTYPES), column=st.booleans())
 def test_a_mask_and_its_indices_are_one_pool(mask, dtype, column):
     """bool, or 0 and 1 of any dtype; [N] or [N, 1]; array, list or tensor; and the indices of the True ones."""
-    wanted = torch.tensor(mask)
+    expected = torch.tensor(mask)
     array = np.array(mask, dtype=dtype).reshape((-1, 1) if column else (-1,))
-    for value in (array, array.tolist(), wanted, wanted.long(), wanted.bfloat16()):
-        assert torch.equal(chosen("members", value, len(mask)), wanted)
-        assert torch.equal(as_mask("audit", "keep", value, 1), wanted)
+    for value in (array, array.tolist(), expected, expected.long(), expected.bfloat16()):
+        assert torch.equal(chosen("members", value, len(mask)), expected)
+        assert torch.equal(as_mask("audit", "keep", value, 1), expected)
     if dtype != "bool":
         index = np.flatnonzero(mask).astype(dtype)[::-1]
-        assert torch.equal(chosen("members", index, len(mask)), wanted) or len(index) == len(mask)
+        assert torch.equal(chosen("members", index, len(mask)), expected) or len(index) == len(mask)
     rows = np.array([mask, [not each for each in mask]], dtype=dtype)
-    assert torch.equal(as_mask("audit", "keep", rows, 2), torch.stack([wanted, ~wanted]))
+    assert torch.equal(as_mask("audit", "keep", rows, 2), torch.stack([expected, ~expected]))
 
 
 def test_of_two_examples_0_and_1_are_a_mask():

@@ -76,11 +76,11 @@ def test_interval_of_a_mean_covers_one_half_where_shadows_are_exchangeable(model
             "base": base(phi, keep, partner=partner),
             "loss": phi[0].T,
         }.items():
-            found = across_targets(scores, keep, fprs=())["auc"]
-            low, high = found["interval"]
+            result = across_targets(scores, keep, fprs=())["auc"]
+            low, high = result["interval"]
             hits[name] = hits.get(name, 0) + (low <= 0.5 <= high)
             wide.setdefault(name, []).append((high - low) / (2 * 1.96))
-            means.setdefault(name, []).append(found["mean"])
+            means.setdefault(name, []).append(result["mean"])
     error = 3 * (0.93 * 0.07 / trials) ** 0.5
     for name, count in hits.items():
         assert 0.93 - error <= count / trials, name
@@ -94,9 +94,9 @@ def test_models_that_differ_widen_the_interval():
     keep = keep_of(8, 4000, generator)
     strength = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])[:, None]
     scores = strength * keep + torch.randn(8, 4000, generator=generator)
-    found = across_targets(scores, keep)["auc"]
-    low, high = found["interval"]
-    assert (high - low) / 2 == pytest.approx(t.ppf(0.975, 7) * found["sd"] / 8**0.5, rel=0.15)
+    result = across_targets(scores, keep)["auc"]
+    low, high = result["interval"]
+    assert (high - low) / 2 == pytest.approx(t.ppf(0.975, 7) * result["sd"] / 8**0.5, rel=0.15)
     same = across_targets(0.5 * keep + torch.randn(8, 4000, generator=generator), keep)["auc"]["interval"]
     assert same[1] - same[0] < (high - low) / 4
 
@@ -123,12 +123,12 @@ def test_difference_of_recipes_in_pairs():
         phi, keep, partner = null(seed, 6)
         noise = torch.randn(phi.shape, generator=torch.Generator().manual_seed(1000 + seed))
         pair = [(lira(values, keep, variance="fixed", partner=partner), keep) for values in (phi, phi + noise)]
-        found = compare(*pair)
-        rejected += found["p"] < 0.05
-        assert (found["p"] < 0.05) == (not found["interval"][0] <= 0 <= found["interval"][1])
+        result = compare(*pair)
+        rejected += result["p"] < 0.05
+        assert (result["p"] < 0.05) == (not result["interval"][0] <= 0 <= result["interval"][1])
     assert rejected / 80 <= 0.07 + 3 * (0.07 * 0.93 / 80) ** 0.5
     aucs = [across_targets(*each, fprs=())["auc"]["each"] for each in pair]
-    assert found["difference"] == pytest.approx(np.mean(aucs[0]) - np.mean(aucs[1]))
+    assert result["difference"] == pytest.approx(np.mean(aucs[0]) - np.mean(aucs[1]))
     fewer = compare(pair[0], (pair[1][0][:4], keep[:4]))
     assert fewer["targets"] == 4
     assert fewer["difference"] == pytest.approx(np.mean(aucs[0][:4]) - np.mean(aucs[1][:4]))
@@ -142,15 +142,15 @@ def test_recipes_share_out_their_error():
         name: {attack: (effect * keep + torch.randn(6, 300, generator=generator), keep) for attack in ("a", "b", "c")}
         for name, effect in (("teacher", 1.0), ("student", 0.2))
     }
-    found = recipes(lone, "b", 0.95)
-    assert [found["teacher"][name]["role"] for name in "abc"] == ["exploratory", "primary", "exploratory"]
+    result = recipes(lone, "b", 0.95)
+    assert [result["teacher"][name]["role"] for name in "abc"] == ["exploratory", "primary", "exploratory"]
     for name in "abc":
-        wanted = across_targets(*lone["teacher"][name], fprs=(), level=0.95 if name == "b" else 0.975)["auc"][
+        expected = across_targets(*lone["teacher"][name], fprs=(), level=0.95 if name == "b" else 0.975)["auc"][
             "interval"
         ]
-        assert found["teacher"][name]["auc"]["interval_corrected"] == wanted
-        assert found["teacher"][name]["difference"] is None
-        gap = found["student"][name]["difference"]
+        assert result["teacher"][name]["auc"]["interval_corrected"] == expected
+        assert result["teacher"][name]["difference"] is None
+        gap = result["student"][name]["difference"]
         plain = compare(lone["teacher"][name], lone["student"][name])
         assert (gap["first"], gap["difference"], gap["p"]) == ("teacher", plain["difference"], plain["p"])
         assert (gap["interval"] == gap["interval_corrected"]) == (name == "b")
@@ -179,10 +179,10 @@ def test_pairs_of_two_sets_in_an_audit():
         "teacher": TargetSignals({"phi": first.targets["target"].signals["phi"]}, shadows="teacher"),
         "student": TargetSignals({"phi": second.targets["target"].signals["phi"]}, shadows="student"),
     }
-    found = audit_signals(AuditData(sets, targets, first.members), Choices(attacks=("lira", "loss"))).leave_one_out
-    gap = found["student"]["lira"]["difference"]
+    result = audit_signals(AuditData(sets, targets, first.members), Choices(attacks=("lira", "loss"))).leave_one_out
+    gap = result["student"]["lira"]["difference"]
     assert gap["difference"] == pytest.approx(
-        found["teacher"]["lira"]["auc"]["mean"] - found["student"]["lira"]["auc"]["mean"]
+        result["teacher"]["lira"]["auc"]["mean"] - result["student"]["lira"]["auc"]["mean"]
     )
     assert gap["p"] < 1e-6
 

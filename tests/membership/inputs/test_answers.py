@@ -77,12 +77,12 @@ def test_logits_are_not_refused(seed, classes, rows, scale, offset, form):
 
 def test_log_probabilities_give_the_signals_of_their_logits():
     z, keep, labels, members = cases()
-    wanted = from_logits(z[:6], keep, labels, target=z[6], members=members)
-    found = from_logits(z[:6].log_softmax(2), keep, labels, target=z[6].log_softmax(1), members=members)
+    expected = from_logits(z[:6], keep, labels, target=z[6], members=members)
+    result = from_logits(z[:6].log_softmax(2), keep, labels, target=z[6].log_softmax(1), members=members)
     for name in ("phi", "entropy", "modified_entropy", "correct"):
-        for part in (wanted, found):
+        for part in (expected, result):
             assert part.shadows["shadows"].signals[name].shape == (1, 40, 6)
-        a, b = (part.targets["target"].signals[name] for part in (wanted, found))
+        a, b = (part.targets["target"].signals[name] for part in (expected, result))
         assert torch.allclose(a, b, atol=1e-4), name
 
 
@@ -133,19 +133,19 @@ def test_what_is_no_logits(change, words):
 
 def test_labels_of_any_integer_dtype_and_shape():
     z, keep, labels, members = cases()
-    wanted = from_logits(z[:6], keep, labels, target=z[6], members=members).targets["target"].signals["phi"]
+    expected = from_logits(z[:6], keep, labels, target=z[6], members=members).targets["target"].signals["phi"]
     for dtype in (np.uint8, np.int8, np.int32, np.uint16, ">i8", np.uint64):
         for shape in ((40,), (40, 1)):
             given_ = labels.numpy().astype(dtype).reshape(shape)
-            found = from_logits(
+            result = from_logits(
                 z[:6].numpy(), keep.numpy().astype(np.uint8), given_, target=z[6].tolist(), members=members
             )
-            assert torch.allclose(found.targets["target"].signals["phi"], wanted, atol=1e-5)
-            assert found.labels.tolist() == labels.tolist()
+            assert torch.allclose(result.targets["target"].signals["phi"], expected, atol=1e-5)
+            assert result.labels.tolist() == labels.tolist()
 
 
 def test_logits_with_a_graph_are_taken():
     z, keep, labels, members = cases()
     weight = torch.ones((), requires_grad=True)
-    found = from_logits(weight * z[:6], keep, labels, target=weight * z[6], members=members)
-    assert not found.targets["target"].signals["phi"].requires_grad
+    result = from_logits(weight * z[:6], keep, labels, target=weight * z[6], members=members)
+    assert not result.targets["target"].signals["phi"].requires_grad

@@ -66,10 +66,10 @@ def of_signals(phi, keep, target, members, labels, z, z_target, images):
 
 
 def of_logits(logits, keep, labels, target, members, z, z_target, z_labels, images):
-    found = membership.from_logits(
+    result = membership.from_logits(
         logits, keep, labels, target=target, members=members, population=(z, z_target, z_labels), images=images
     )
-    return dict(found.targets["target"].signals), dict(found.shadows["shadows"].signals), found.images, found.labels
+    return dict(result.targets["target"].signals), dict(result.shadows["shadows"].signals), result.images, result.labels
 
 
 def control(images, labels, members):
@@ -172,12 +172,12 @@ SLOW = ("overfitted", "quantile_regression", "audit")
 @pytest.mark.parametrize("name", CALLS)
 def test_arrays_and_lists_give_what_tensors_give(name):
     call, tensors = CALLS[name]
-    wanted = call(*tensors) if name not in SLOW else None
+    expected = call(*tensors) if name not in SLOW else None
     # Lists of numbers are float64; so are the tensors that they are compared with.
     exact = call(*(value.double() if value.dtype == torch.float32 else value for value in tensors))
     for form, convert in FORMS.items():
         if name not in SLOW or form == "list":
-            assert same(call(*map(convert, tensors)), exact if form == "list" else wanted), form
+            assert same(call(*map(convert, tensors)), exact if form == "list" else expected), form
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -128,11 +128,11 @@ def test_images_on_both_sides_are_counted(copies):
         sum(row.numpy().tobytes() in other for row in images[side])
         for side, other in ((members, outside), (~members, inside))
     ]
-    found = images_on_both_sides(images, members)
+    result = images_on_both_sides(images, members)
     if not copies:
-        assert found is None
+        assert result is None
     else:
-        assert found.startswith(f"{counts[0]} of 10 members and {counts[1]} of 14 non-members are the same images")
+        assert result.startswith(f"{counts[0]} of 10 members and {counts[1]} of 14 non-members are the same images")
 
 
 def test_images_on_both_sides_are_told_in_the_report():
@@ -155,8 +155,8 @@ def test_a_target_that_is_a_shadow_but_for_rounding_is_told():
     logits, keep, labels, members = logits_of()
     shadows, words = logits[:MODELS].double(), "does but for rounding"
     for rounded in (shadows[4].half(), shadows[4].bfloat16(), shadows[4] + 1e-4 * shadows[5], shadows[4] * 0.999):
-        found = from_logits(shadows, keep, labels, target={"t": rounded}, members=keep[4])
-        assert "shadow 4" in warned(found, words, attacks=["loss"])[0]
+        result = from_logits(shadows, keep, labels, target={"t": rounded}, members=keep[4])
+        assert "shadow 4" in warned(result, words, attacks=["loss"])[0]
     own = from_logits(shadows, keep, labels, target={"t": logits[MODELS]}, members=members)
     assert not warned(own, words, attacks=["loss"])
     # Of a target that is near to all shadows, as models are that were fine-tuned by little, nothing is said.

@@ -46,7 +46,7 @@ def whole():
     z = torch.randn(MODELS + 1, 30, CLASSES, generator=torch.Generator().manual_seed(1))
     zy = torch.arange(30) % CLASSES
     images = torch.arange(80 * 16).reshape(80, 4, 4, 1).to(torch.uint8)
-    found = from_logits(
+    result = from_logits(
         logits[:MODELS],
         keep,
         labels,
@@ -55,7 +55,7 @@ def whole():
         population=(z[:MODELS], {"a": z[MODELS], "b": z[MODELS]}, zy),
         images=images,
     )
-    return dataclasses.replace(found, synthetic={"set": images[:9]}, reference=images[9:20])
+    return dataclasses.replace(result, synthetic={"set": images[:9]}, reference=images[9:20])
 
 
 def test_npz_round_trip(tmp_path):
@@ -140,8 +140,8 @@ def test_npz_of_logits(tmp_path, queries):
         non_members=np.arange(1, 41, 2),
         **{"target/model/logits": logits[MODELS].numpy()},
     )
-    found = load_npz(tmp_path / "l.npz")
-    wanted = from_logits(
+    result = load_npz(tmp_path / "l.npz")
+    expected = from_logits(
         logits[:MODELS],
         keep,
         labels,
@@ -149,18 +149,18 @@ def test_npz_of_logits(tmp_path, queries):
         members=members,
         non_members=np.arange(1, 41, 2),
     )
-    same(wanted, found)
-    assert found.count == 60
+    same(expected, result)
+    assert result.count == 60
 
 
 def test_npz_of_two_dimensional_signals_without_a_target(tmp_path):
     given = data()
     shadows = given.shadows["shadows"]
     np.savez(tmp_path / "p.npz", keep=shadows.keep.numpy(), phi=shadows.signals["phi"][0].numpy())
-    found = load_npz(tmp_path / "p.npz")
-    assert torch.equal(found.shadows["shadows"].signals["phi"], shadows.signals["phi"])
-    assert found.targets == {}
-    report = audit_signals(found, Choices(attacks=("lira",), targets="shadows"))
+    result = load_npz(tmp_path / "p.npz")
+    assert torch.equal(result.shadows["shadows"].signals["phi"], shadows.signals["phi"])
+    assert result.targets == {}
+    report = audit_signals(result, Choices(attacks=("lira",), targets="shadows"))
     assert report.leave_one_out["shadows"]["lira"]["auc"]["mean"] > 0.6
 
 
@@ -189,21 +189,21 @@ def lira_tree(folder, queries=2, what=("logits", "scores")):
 
 def test_lira_tree(tmp_path):
     logits, keep, labels = lira_tree(tmp_path)
-    found = load_lira_tree(tmp_path)
-    assert torch.equal(found.shadows["shadows"].keep, keep)  # experiment-10 comes after experiment-9
-    wanted = from_logits(logits[:MODELS], keep, labels).shadows["shadows"]
-    same_signals = {n: torch.equal(v, wanted.signals[n]) for n, v in found.shadows["shadows"].signals.items()}
+    result = load_lira_tree(tmp_path)
+    assert torch.equal(result.shadows["shadows"].keep, keep)  # experiment-10 comes after experiment-9
+    expected = from_logits(logits[:MODELS], keep, labels).shadows["shadows"]
+    same_signals = {n: torch.equal(v, expected.signals[n]) for n, v in result.shadows["shadows"].signals.items()}
     assert all(same_signals.values())
     assert len(same_signals) == 4
     held_out = load_lira_tree(tmp_path, targets=["experiment-11_12"])
     assert torch.equal(held_out.members, keep[11])
-    assert torch.equal(held_out.targets["experiment-11_12"].signals["phi"], wanted.signals["phi"][:, :, 11])
+    assert torch.equal(held_out.targets["experiment-11_12"].signals["phi"], expected.signals["phi"][:, :, 11])
     assert torch.equal(held_out.shadows["shadows"].keep, keep[:11])
     # Scores alone: phi to the rounding of exp in float32.
     (tmp_path / "scores").mkdir()
     lira_tree(tmp_path / "scores", what=("scores",))
     scores = load_lira_tree(tmp_path / "scores")
-    assert torch.allclose(scores.shadows["shadows"].signals["phi"], wanted.signals["phi"], atol=1e-4)
+    assert torch.allclose(scores.shadows["shadows"].signals["phi"], expected.signals["phi"], atol=1e-4)
     assert any("flat above 103.6" in note for note in scores.notes)
     audit_signals(scores, Choices(attacks=("lira",), targets="shadows"))
 
@@ -211,9 +211,9 @@ def test_lira_tree(tmp_path):
 def test_what_of_a_lira_tree_is_not_read_is_told(tmp_path):
     lira_tree(tmp_path, what=("logits", "scores"))
     (tmp_path / "experiment-5_12" / "keep.npy").unlink()
-    found = load_lira_tree(tmp_path)
-    assert len(found.shadows["shadows"].keep) == MODELS - 1
-    assert found.notes == ("1 folder of experiments without keep.npy: not read",)
+    result = load_lira_tree(tmp_path)
+    assert len(result.shadows["shadows"].keep) == MODELS - 1
+    assert result.notes == ("1 folder of experiments without keep.npy: not read",)
     for file in (tmp_path / "experiment-4_12" / "logits").glob("*.npy"):
         file.unlink()
     (tmp_path / "experiment-4_12" / "logits").rmdir()
@@ -222,11 +222,11 @@ def test_what_of_a_lira_tree_is_not_read_is_told(tmp_path):
 
 def test_the_last_step_of_a_lira_tree_is_the_largest_number(tmp_path):
     lira_tree(tmp_path)
-    wanted = load_lira_tree(tmp_path, step="0000000100").shadows["shadows"].signals["phi"]
+    expected = load_lira_tree(tmp_path, step="0000000100").shadows["shadows"].signals["phi"]
     for path in tmp_path.glob("experiment-*/logits"):
         (path / "0000000050.npy").rename(path / "50.npy")
         (path / "0000000100.npy").rename(path / "100.npy")
-    assert torch.equal(load_lira_tree(tmp_path).shadows["shadows"].signals["phi"], wanted)
+    assert torch.equal(load_lira_tree(tmp_path).shadows["shadows"].signals["phi"], expected)
 
 
 @pytest.mark.parametrize("what", [("logits",), ("scores",)])
@@ -248,20 +248,20 @@ def test_privacy_meter(tmp_path):
     np.save(tmp_path / "memberships.npy", given.shadows["shadows"].keep.numpy())
     np.save(tmp_path / "signals" / "rmia_signals.npy", p.float().numpy())
     np.save(tmp_path / "signals" / "rmia_signals_pop.npy", p[:50].float().numpy())
-    found = load_privacy_meter(tmp_path)
-    assert torch.equal(found.members, given.shadows["shadows"].keep[0])
-    rest = found.shadows["shadows"].signals["phi"][0]
+    result = load_privacy_meter(tmp_path)
+    assert torch.equal(result.members, given.shadows["shadows"].keep[0])
+    rest = result.shadows["shadows"].signals["phi"][0]
     near = phi[:, 1:].abs() < 7  # float32 holds 1 - p to 6e-8, so phi to 6e-8 / (1 - p)
     assert torch.allclose(rest[near].double(), phi[:, 1:][near], atol=1e-4)
-    assert found.targets["model 0"].signals["phi"][0, 0] == pytest.approx(17.33, abs=0.01)
-    assert any("1 of 7200 had saturated" in note for note in found.notes)
-    assert found.shadows["shadows"].population.shape == (1, 50, MODELS - 1)
-    assert set(audit_signals(found, Choices(attacks=("lira", "rmia"))).figures["model 0"]) == {"lira", "rmia"}
+    assert result.targets["model 0"].signals["phi"][0, 0] == pytest.approx(17.33, abs=0.01)
+    assert any("1 of 7200 had saturated" in note for note in result.notes)
+    assert result.shadows["shadows"].population.shape == (1, 50, MODELS - 1)
+    assert set(audit_signals(result, Choices(attacks=("lira", "rmia"))).figures["model 0"]) == {"lira", "rmia"}
     loss = torch.nn.functional.softplus(-phi)
     np.save(tmp_path / "signals" / "loss_signals.npy", loss.numpy())
-    found = load_privacy_meter(tmp_path, target=None, signal="loss", name="loss")
-    assert torch.allclose(found.shadows["shadows"].signals["phi"][0].double(), phi, rtol=1e-5, atol=1e-5)
-    assert found.targets == {}
+    result = load_privacy_meter(tmp_path, target=None, signal="loss", name="loss")
+    assert torch.allclose(result.shadows["shadows"].signals["phi"][0].double(), phi, rtol=1e-5, atol=1e-5)
+    assert result.targets == {}
 
 
 def test_damaged_files_are_refused(tmp_path):

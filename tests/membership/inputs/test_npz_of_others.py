@@ -52,7 +52,7 @@ def taken(call):
 )
 def test_any_dtype_byte_order_and_layout(tmp_path, floats, integers, mask, column, fortran, compressed):
     given_ = arrays()
-    wanted = from_logits(
+    expected = from_logits(
         *(torch.from_numpy(given_[name]) for name in ("logits", "keep", "labels")),
         target={"t": given_["target/t/logits"]},
         members=given_["members"],
@@ -63,13 +63,14 @@ def test_any_dtype_byte_order_and_layout(tmp_path, floats, integers, mask, colum
     if column:
         given_ |= {name: given_[name][:, None] for name in ("labels", "members")}
     (np.savez_compressed if compressed else np.savez)(tmp_path / "a.npz", **given_)
-    found = load_npz(tmp_path / "a.npz")
-    assert torch.equal(found.shadows["shadows"].keep, wanted.shadows["shadows"].keep)
-    assert torch.equal(found.members, wanted.members)
-    assert torch.equal(found.labels, wanted.labels)
+    result = load_npz(tmp_path / "a.npz")
+    assert torch.equal(result.shadows["shadows"].keep, expected.shadows["shadows"].keep)
+    assert torch.equal(result.members, expected.members)
+    assert torch.equal(result.labels, expected.labels)
     room = 0.05 if "2" in floats else 1e-5
-    for a, b in ((found.targets["t"], wanted.targets["t"]), (found.shadows["shadows"], wanted.shadows["shadows"])):
-        assert torch.allclose(a.signals["phi"], b.signals["phi"], atol=room)
+    a, b = ((each.targets["t"], each.shadows["shadows"]) for each in (result, expected))
+    for one, other in zip(a, b, strict=True):
+        assert torch.allclose(one.signals["phi"], other.signals["phi"], atol=room)
 
 
 JSON = st.recursive(
@@ -90,16 +91,16 @@ ABOUT = st.dictionaries(
 def test_about_of_any_json(tmp_path, about):
     """Read, to values of the types that it must have, or refused by name."""
     np.savez(tmp_path / "a.npz", **arrays(), about=np.array(json.dumps(about)))
-    found, error = taken(lambda: load_npz(tmp_path / "a.npz"))
-    if found is None:
+    result, error = taken(lambda: load_npz(tmp_path / "a.npz"))
+    if result is None:
         assert error.startswith("audit: ")
         assert error.endswith(f" in {tmp_path / 'a.npz'}")
         return
-    target = found.targets["t"]
+    target = result.targets["t"]
     assert target.accuracy is None or (type(target.accuracy) is float and 0 <= target.accuracy <= 1)
     assert target.kind in ("full", "transfer")
-    assert (type(target.shared), type(target.control), type(found.augment)) == (str, bool, str)
-    assert all(isinstance(note, str) for note in found.notes)
+    assert (type(target.shared), type(target.control), type(result.augment)) == (str, bool, str)
+    assert all(isinstance(note, str) for note in result.notes)
 
 
 @pytest.mark.parametrize("accuracy", ["NaN", "99.5", "-0.01", '"NaN"', '"0.5"', "true", "[0.5]", "1e999"])
@@ -123,8 +124,8 @@ def test_damaged_bytes_are_one_error(tmp_path, places, cut):
     path.write_bytes(content[: int(cut * len(content))])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found, error = taken(lambda: load_npz(path))
-    assert found is not None or str(path) in error
+        result, error = taken(lambda: load_npz(path))
+    assert result is not None or str(path) in error
 
 
 def member(path, name, data):
@@ -194,24 +195,24 @@ def test_a_target_alone(tmp_path, form):
     given_ = arrays()
     alone = {name: given_[name] for name in ("labels", "members", "target/t/logits")}
     both = {"target": given_["target/t/logits"], "members": given_["members"]}
-    wanted = audit_signals(from_logits(given_["logits"], given_["keep"], given_["labels"], **both))
+    expected = audit_signals(from_logits(given_["logits"], given_["keep"], given_["labels"], **both))
     if form == "phi":
         phi = from_logits(None, None, alone["labels"], target=alone.pop("target/t/logits"), members=alone["members"])
         alone |= {"target/t/phi": phi.targets["target"].signals["phi"].numpy()}
         alone.pop("labels")
     if form == "from_logits":
-        found = from_logits(
+        result = from_logits(
             None, None, alone["labels"], target={"t": alone["target/t/logits"]}, members=alone["members"]
         )
-        save_npz(tmp_path / "a.npz", found)
+        save_npz(tmp_path / "a.npz", result)
     else:
         z = {"target/t/population/logits": given_["logits"][0, :30], "population/labels": given_["labels"][:30]}
         np.savez(tmp_path / "a.npz", **alone, **(z if form == "population" else {}))
     attacks = ("loss", "attack_p") if form == "population" else None
     report = audit_signals(load_npz(tmp_path / "a.npz"), Choices(attacks=attacks))
     assert set(report.figures["t"]) == set(attacks or ("loss",))
-    assert torch.equal(report.scores["t"]["loss"], wanted.scores["target"]["loss"])
-    assert report.figures["t"]["loss"]["auc_ci"] == wanted.figures["target"]["loss"]["auc_ci"]
+    assert torch.equal(report.scores["t"]["loss"], expected.scores["target"]["loss"])
+    assert report.figures["t"]["loss"]["auc_ci"] == expected.figures["target"]["loss"]["auc_ci"]
     setting = report.setting
     assert (setting["primary"], setting["num_shadows"], setting["targets"]["t"]["shadows"]) == ("loss", 0, None)
     if not attacks:
@@ -254,9 +255,9 @@ def test_arrays_of_privacy_meter(tmp_path):
     p = torch.rand(600, MODELS, generator=torch.Generator().manual_seed(0)).numpy()
     np.save(tmp_path / "memberships.npy", keep.numpy().astype(np.int64))
     np.save(tmp_path / "signals" / "rmia_signals.npy", p.astype(">f8"))
-    found = load_privacy_meter(tmp_path)
-    assert torch.equal(found.shadows["shadows"].keep, keep[1:])
-    assert torch.equal(found.members, keep[0])
+    result = load_privacy_meter(tmp_path)
+    assert torch.equal(result.shadows["shadows"].keep, keep[1:])
+    assert torch.equal(result.members, keep[0])
     for bad, words in (
         ((p > 0.5).astype(int), r"rmia_signals.npy must be float \[N, 12\], got int64"),
         (p[:0], "rmia_signals.npy must be float"),

@@ -51,8 +51,8 @@ def test_interval_is_that_of_its_definition(members, others, step):
     curve = curve_of(scores, members)
     low, high = curve.auc_interval(0.9)
     for end, outer in ((low, 1e-9), (high, 1 - 1e-9)):
-        wanted = brentq(lambda t: refuted(scores, members, t, ndtri(0.95)), outer, curve.auc)
-        assert end == pytest.approx(min(wanted, 0.5) if outer < 0.5 and end == 0.5 else wanted, abs=1e-9)
+        expected = brentq(lambda t: refuted(scores, members, t, ndtri(0.95)), outer, curve.auc)
+        assert end == pytest.approx(min(expected, 0.5) if outer < 0.5 and end == 0.5 else expected, abs=1e-9)
 
 
 def test_of_many_examples_it_is_delongs():
@@ -73,11 +73,11 @@ def test_moments_of_chance_are_those_of_all_draws(step):
 
     scores = draw(np.random.default_rng(2), 3, 6, 0.0, step)
     scores[0] = 1.0
-    found = []
+    result = []
     for chosen in combinations(range(9), 3):
         order = np.r_[list(chosen), np.setdiff1d(np.arange(9), chosen)]
-        found.append(pair_matrix(scores[order], 3).mean())
-    values = np.array(found)
+        result.append(pair_matrix(scores[order], 3).mean())
+    values = np.array(result)
     _, deviation, skewness = chance_moments(*curve_of(scores, 3).groups)
     assert deviation == pytest.approx(values.std(), abs=1e-12)
     assert skewness == pytest.approx(((values - 0.5) ** 3).mean() / values.std() ** 3, abs=1e-9)
@@ -91,13 +91,13 @@ def test_share_of_draws_above_is_that_of_all_draws(members, step):
 
     scores = np.sort(draw(np.random.default_rng(8), 3, 6, 0.0, step))
     scores[-1] = 2.0
-    found = []
+    result = []
     for chosen in combinations(range(9), members):
         order = np.r_[list(chosen), np.setdiff1d(np.arange(9), chosen)]
         curve = curve_of(scores[order], members)
-        found.append((curve.auc, chance_above(*curve.groups, curve.auc)))
-    values = np.array([auc for auc, _ in found])
-    for auc, share in found:
+        result.append((curve.auc, chance_above(*curve.groups, curve.auc)))
+    values = np.array([auc for auc, _ in result])
+    for auc, share in result:
         assert share == pytest.approx(((values > auc + 1e-12).mean() + (values >= auc - 1e-12).mean()) / 2, abs=1e-9)
 
 
@@ -116,8 +116,8 @@ def test_share_of_draws_above_by_the_curve_is_near_the_exact_one(flagged):
         chosen = draws[np.argsort(ranks[draws].sum(1), kind="stable")[at]]
         curve = curve_of(scores[np.r_[chosen, np.setdiff1d(np.arange(5000), chosen)]], 60)
         assert curve.auc == pytest.approx(auc, abs=1e-9)
-        wanted = ((sums > sums[at] + 1e-6).mean() + (sums > sums[at] - 1e-6).mean()) / 2
-        assert chance_above(*curve.groups, curve.auc) == pytest.approx(wanted, abs=0.04)
+        expected = ((sums > sums[at] + 1e-6).mean() + (sums > sums[at] - 1e-6).mean()) / 2
+        assert chance_above(*curve.groups, curve.auc) == pytest.approx(expected, abs=0.04)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_interval_of_very_few_is_in_order(members, others):
     rng = np.random.default_rng(7)
     for _ in range(50):
         curve = curve_of(np.round(rng.normal(size=members + others)), members)
-        found = [curve.auc_interval(level) for level in (0.5, 0.95, 0.999)]
-        lows, highs = [low for low, _ in found], [high for _, high in found]
+        result = [curve.auc_interval(level) for level in (0.5, 0.95, 0.999)]
+        lows, highs = [low for low, _ in result], [high for _, high in result]
         assert 0 <= lows[2] <= lows[1] <= lows[0] <= curve.auc <= highs[0] <= highs[1] <= highs[2] <= 1
     assert curve_of(np.zeros(members + others), members).auc_interval() == pytest.approx((0.5, 0.5), abs=1e-9)
 
@@ -216,13 +216,13 @@ def test_paired_test_is_that_of_its_definition(members, others):
         degrees.append(PRIOR + len(side) - 1)
         parts.append((PRIOR * c * h + len(side) * side.var()) / degrees[-1] / len(side))
     freedom = sum(parts) ** 2 / sum(v * v / k for v, k in zip(parts, degrees, strict=True))
-    found = delong_test(first, second, inside, 0.9)
-    assert found["difference"] == pytest.approx(gap.mean(), abs=1e-12)
-    assert found["difference"] == pytest.approx(roc(first, inside).auc - roc(second, inside).auc, abs=1e-12)
-    assert found["z"] == pytest.approx(gap.mean() / sum(parts) ** 0.5, rel=1e-9)
-    assert found["p"] == pytest.approx(2 * t.sf(abs(found["z"]), freedom), rel=1e-9)
+    result = delong_test(first, second, inside, 0.9)
+    assert result["difference"] == pytest.approx(gap.mean(), abs=1e-12)
+    assert result["difference"] == pytest.approx(roc(first, inside).auc - roc(second, inside).auc, abs=1e-12)
+    assert result["z"] == pytest.approx(gap.mean() / sum(parts) ** 0.5, rel=1e-9)
+    assert result["p"] == pytest.approx(2 * t.sf(abs(result["z"]), freedom), rel=1e-9)
     reach = t.ppf(0.95, freedom) * sum(parts) ** 0.5
-    assert found["interval"] == pytest.approx([gap.mean() - reach, gap.mean() + reach], rel=1e-9)
+    assert result["interval"] == pytest.approx([gap.mean() - reach, gap.mean() + reach], rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_equal_attacks_are_told_apart_at_the_stated_rate(members, others, shared
     """p < 0.05 in 5 +- 2 % of pairs of equally good attacks, and just where the interval leaves out 0."""
     low = 0
     for seed in range(trials):
-        found = delong_test(*pair(seed, members, others, (0.0, 0.0), shared, step))
-        low += found["p"] < 0.05
-        assert (found["p"] < 0.05) == (not found["interval"][0] <= 0 <= found["interval"][1])
+        result = delong_test(*pair(seed, members, others, (0.0, 0.0), shared, step))
+        low += result["p"] < 0.05
+        assert (result["p"] < 0.05) == (not result["interval"][0] <= 0 <= result["interval"][1])
     rate_is(low, trials, 0.03, 0.07)
 
 
@@ -248,15 +248,15 @@ def test_equal_answers_of_yes_and_no_are_not_told_apart_too_often(members, cut):
     low = 0
     for seed in range(400):
         first, second, inside = pair(seed, members, 800, (0.0, 0.0), 0.5, 1e-6)
-        found = delong_test((first > cut).double(), (second > cut).double(), inside)
-        low += found["p"] is not None and found["p"] < 0.05
+        result = delong_test((first > cut).double(), (second > cut).double(), inside)
+        low += result["p"] is not None and result["p"] < 0.05
     rate_is(low, 400, 0.0, 0.07)
 
 
 def test_another_attack_is_found():
-    found = delong_test(*pair(1, 2000, 2000, (0.8, 0.2)))
-    assert found["p"] < 1e-6
-    assert found["interval"][0] > 0
+    result = delong_test(*pair(1, 2000, 2000, (0.8, 0.2)))
+    assert result["p"] < 1e-6
+    assert result["interval"][0] > 0
 
 
 def test_the_same_attack_twice_has_no_test():

@@ -69,9 +69,9 @@ def test_no_partner_where_nothing_is_to_be_evened_out():
     assert (partners(coins) == -1).all()
     one_sided = balanced_keep(6, 200, 3)
     one_sided[:, 0], one_sided[:, 1] = True, False
-    found = partners(one_sided)
-    assert (found[:, :2] == -1).all()
-    assert (found[:, 2:] >= 0).all()
+    result = partners(one_sided)
+    assert (result[:, :2] == -1).all()
+    assert (result[:, 2:] >= 0).all()
 
 
 def log_student(z, n):
@@ -111,12 +111,12 @@ def test_lira_is_that_of_the_shadows_that_are_left(variant, variance):
             return log_student(z_in, n_in) - log_student(z_out, n_out) + math.log(s_out / s_in)
         return (z_out**2 - z_in**2) / 2 + math.log(s_out / s_in)
 
-    found = lira(phi, keep, variant=variant, variance=variance, partner=partner)
-    wanted = by_pairs(score, phi, keep)
+    result = lira(phi, keep, variant=variant, variance=variance, partner=partner)
+    expected = by_pairs(score, phi, keep)
     plain = [n for n in range(COUNT) if n not in (4, 5, 6)]
-    assert torch.allclose(found[:, plain], wanted[:, plain], rtol=1e-6, atol=1e-9)
-    assert torch.isfinite(found).all()
-    assert torch.allclose(found[:, [5, 6]], wanted[:, [5, 6]], rtol=1e-4, atol=1e-6)
+    assert torch.allclose(result[:, plain], expected[:, plain], rtol=1e-6, atol=1e-9)
+    assert torch.isfinite(result).all()
+    assert torch.allclose(result[:, [5, 6]], expected[:, [5, 6]], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["online", "offline"])
@@ -129,8 +129,8 @@ def test_means_are_those_of_the_shadows_that_are_left(variant):
         mean = statistics.fmean(outside if variant == "offline" else inside + outside)
         return math.log(float(p[a, n, k])) - math.log(mean)
 
-    found = base(phi, keep, variant=variant, partner=partner)
-    assert torch.allclose(found, by_pairs(score, phi, keep), atol=1e-9)
+    result = base(phi, keep, variant=variant, partner=partner)
+    assert torch.allclose(result, by_pairs(score, phi, keep), atol=1e-9)
 
     correct = (phi > 0).double()
 
@@ -146,8 +146,8 @@ def test_attack_r_counts_the_shadows_that_are_left():
     def score(k, n, a):
         return statistics.fmean(float(value <= float(phi[a, n, k])) for value in rest(phi, keep, partner, k, n, a)[1])
 
-    found = attack_r(phi, keep, partner=partner)
-    assert torch.allclose(found, by_pairs(score, phi, keep), atol=2e-6)  # the tie breaker is below 1e-6
+    result = attack_r(phi, keep, partner=partner)
+    assert torch.allclose(result, by_pairs(score, phi, keep), atol=2e-6)  # the tie breaker is below 1e-6
 
 
 @pytest.mark.parametrize("offline_a", [None, 0.3])
@@ -155,7 +155,7 @@ def test_rmia_is_that_of_the_shadows_that_are_left(offline_a):
     phi, keep, partner, population = case(3)
     phi, population = phi[:1], population[:1]
     p, p_z = log_likelihood(phi).exp(), log_likelihood(population).exp()
-    found = rmia_attack(phi, keep, population, offline_a=offline_a, partner=partner)
+    result = rmia_attack(phi, keep, population, offline_a=offline_a, partner=partner)
     for k in range(MODELS):
         ratio_z = []
         for z in range(population.shape[1]):
@@ -166,8 +166,8 @@ def test_rmia_is_that_of_the_shadows_that_are_left(offline_a):
             inside, outside = (statistics.fmean(side) for side in rest(p, keep, partner, k, n, 0))
             prior = (inside + outside) / 2
             prior = prior if offline_a is None else ((1 + offline_a) * outside + 1 - offline_a) / 2
-            wanted = sum(float(p[0, n, k]) / prior >= ratio for ratio in ratio_z)
-            assert int(found[k, n]) == wanted
+            expected = sum(float(p[0, n, k]) / prior >= ratio for ratio in ratio_z)
+            assert int(result[k, n]) == expected
 
 
 def attacks_on(models, seed):
@@ -195,8 +195,8 @@ def test_scores_that_know_nothing_have_an_auc_of_one_half(models):
     """Within 0.005 or four standard errors; with the target alone left out online LiRA lies 0.09, 0.04, 0.015 below."""
     sums = {}
     for seed in range(6 if models < 16 else 3):
-        keep, found = attacks_on(models, seed)
-        for name, scores in found.items():
+        keep, result = attacks_on(models, seed)
+        for name, scores in result.items():
             auc = statistics.fmean(roc(row, held).auc for row, held in zip(scores, keep, strict=True))
             sums.setdefault(name, []).append(auc)
     for name, aucs in sums.items():

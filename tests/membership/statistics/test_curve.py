@@ -44,12 +44,12 @@ def test_tpr_is_the_largest_with_fpr_at_most_the_target(fpr, step):
     scores, members = draw(np.random.default_rng(4), 90, 100, 1.0, step)
     allowed = [t for t in [*scores, np.inf] if (scores >= t)[~members].mean() <= fpr]
     best = max((scores >= t)[members].mean() for t in allowed)
-    found = curve_of(scores, members).tpr_at(fpr)
-    assert found["tpr"] == best
-    assert found["fpr"] <= fpr
-    assert found["false_positives"] == round(found["fpr"] * 100)
-    assert found["rule"] == "fpr <= target"
-    assert found["interval"][0] <= found["tpr"] <= found["interval"][1]
+    result = curve_of(scores, members).tpr_at(fpr)
+    assert result["tpr"] == best
+    assert result["fpr"] <= fpr
+    assert result["false_positives"] == round(result["fpr"] * 100)
+    assert result["rule"] == "fpr <= target"
+    assert result["interval"][0] <= result["tpr"] <= result["interval"][1]
 
 
 def test_point_claim_needs_ten_false_positives():
@@ -118,16 +118,16 @@ def test_interval_of_tpr_is_that_of_the_definition():
             max([tp for tp, fp in zip(curve.tp, curve.fp, strict=True) if fp <= k], default=0)
             for k in (fewest - 1, most)
         ]
-        wanted = beta.ppf(0.0125, above[0], 301 - above[0]) if above[0] else 0.0
-        assert low[i] == pytest.approx(wanted, abs=1e-12)
+        expected = beta.ppf(0.0125, above[0], 301 - above[0]) if above[0] else 0.0
+        assert low[i] == pytest.approx(expected, abs=1e-12)
         assert high[i] == pytest.approx(1.0 if above[1] == 300 else beta.ppf(0.9875, above[1] + 1, 300 - above[1]))
 
 
 def test_precision_at_a_prior():
     curve = curve_of(*draw(np.random.default_rng(11), 2000, 2000, 1.0))
-    found, at = curve.precision(0.1, 0.01), curve.tpr_at(0.01)
-    assert found["ppv"] == pytest.approx(0.1 * at["tpr"] / (0.1 * at["tpr"] + 0.9 * at["fpr"]))
-    assert found["interval"][0] < found["ppv"] < found["interval"][1]
+    result, at = curve.precision(0.1, 0.01), curve.tpr_at(0.01)
+    assert result["ppv"] == pytest.approx(0.1 * at["tpr"] / (0.1 * at["tpr"] + 0.9 * at["fpr"]))
+    assert result["interval"][0] < result["ppv"] < result["interval"][1]
     assert curve.precision(0.5, 1e-5)["point_claim"] is False
     with pytest.raises(ValueError, match=r"prior must be in \(0, 1\)"):
         curve.precision(1.0, 0.1)
@@ -140,12 +140,12 @@ def test_threshold_from_shadows_keeps_its_rate_on_the_target():
     scores = torch.from_numpy(rng.normal(keep * 1.0, 1.0))
     keep = torch.from_numpy(keep)
     threshold = shadow_threshold(scores[1:], keep[1:], 0.05)
-    found = operating_point(roc(scores[0], keep[0]), threshold)
-    assert 0.03 < found["fpr"] < 0.07
-    assert found["fpr_interval"][0] < 0.05 < found["fpr_interval"][1]
-    assert found["tpr"] == float((scores[0][keep[0]] >= threshold).double().mean())
-    tenth = found["ppv"]["0.1"]
-    assert tenth["ppv"] == pytest.approx(0.1 * found["tpr"] / (0.1 * found["tpr"] + 0.9 * found["fpr"]))
+    result = operating_point(roc(scores[0], keep[0]), threshold)
+    assert 0.03 < result["fpr"] < 0.07
+    assert result["fpr_interval"][0] < 0.05 < result["fpr_interval"][1]
+    assert result["tpr"] == float((scores[0][keep[0]] >= threshold).double().mean())
+    tenth = result["ppv"]["0.1"]
+    assert tenth["ppv"] == pytest.approx(0.1 * result["tpr"] / (0.1 * result["tpr"] + 0.9 * result["fpr"]))
     assert tenth["interval"][0] < tenth["ppv"] < tenth["interval"][1]
     nobody = operating_point(roc(scores[0], keep[0]), 1e9)
     assert (nobody["false_positives"], nobody["ppv"]["0.5"]["ppv"]) == (0, None)
@@ -155,8 +155,8 @@ def test_several_targets():
     rng = np.random.default_rng(13)
     keep = torch.from_numpy(rng.random((5, 300)) < 0.5)
     scores = torch.from_numpy(rng.normal(size=(5, 300))) + keep
-    found = across_targets(scores, keep)
+    result = across_targets(scores, keep)
     each = [roc(row, held).auc for row, held in zip(scores, keep, strict=True)]
-    assert found["auc"]["each"] == each
-    assert found["auc"]["sd"] == pytest.approx(np.std(each, ddof=1))
+    assert result["auc"]["each"] == each
+    assert result["auc"]["sd"] == pytest.approx(np.std(each, ddof=1))
     assert across_targets(scores[:1], keep[:1])["auc"]["sd"] is None

@@ -51,13 +51,13 @@ def test_online_above_offline_above_the_global_threshold(report):
     """On one overfitted target, and on the mean of 16 (0.79, 0.74, 0.66 with a standard deviation of 0.01 to 0.03)."""
     auc = {name: curve.auc for name, curve in report.curves["target"].items()}
     assert auc["lira"] > auc["lira_offline"] > auc["loss"]
-    found = report.leave_one_out["shadows"]
-    assert found["lira"]["targets"] == 16
-    online, offline, loss = (found[name]["auc"] for name in ("lira", "lira_offline", "loss"))
+    result = report.leave_one_out["shadows"]
+    assert result["lira"]["targets"] == 16
+    online, offline, loss = (result[name]["auc"] for name in ("lira", "lira_offline", "loss"))
     assert online["mean"] > offline["mean"] + 0.02
     assert offline["mean"] > loss["mean"] + 0.03
     assert loss["mean"] > 0.55
-    low = {name: found[name]["tpr_at_fpr"]["0.1"]["mean"] for name in found}  # 1 % rests on too few
+    low = {name: result[name]["tpr_at_fpr"]["0.1"]["mean"] for name in result}  # 1 % rests on too few
     assert low["lira"] > low["loss"]
 
 

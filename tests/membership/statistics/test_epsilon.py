@@ -19,7 +19,7 @@ def gaussian(seed, mu, count):
 
 
 @pytest.mark.parametrize(
-    ("case", "wanted"),
+    ("case", "expected"),
     [
         ((1000, 500, 400, 1e-5), 1.1980),
         ((1000, 100, 99, 1e-5), 3.0028),
@@ -28,9 +28,9 @@ def gaussian(seed, mu, count):
         ((1000, 1000, 1000, 0.0), 5.8091),
     ],
 )
-def test_one_run_values(case, wanted):
+def test_one_run_values(case, expected):
     """Vectors made with the published algorithm of appendix D; the last two are logit(p^(1/m)) in closed form."""
-    assert one_run_bound(*case, 0.05) == pytest.approx(wanted, abs=6e-5)
+    assert one_run_bound(*case, 0.05) == pytest.approx(expected, abs=6e-5)
 
 
 @pytest.mark.parametrize("case", [(300, 120, 100, 1e-4), (40, 40, 33, 1e-3), (50, 9, 1, 1e-2), (50, 9, 0, 1e-2)])
@@ -44,8 +44,8 @@ def test_one_run_p_value_by_the_published_loop(case):
         for i in range(1, v + 1):
             total += binom.pmf(v - i, r, q)
             alpha = max(alpha, total / i)
-        wanted = min(1.0, binom.sf(v - 1, r, q) + 2 * m * delta * alpha)
-        assert one_run_p(m, r, v, epsilon, delta) == pytest.approx(wanted, rel=1e-9)
+        expected = min(1.0, binom.sf(v - 1, r, q) + 2 * m * delta * alpha)
+        assert one_run_p(m, r, v, epsilon, delta) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -109,17 +109,17 @@ def shares_of_truth(mu, delta, count, runs):
 )  # fmt: skip
 def test_clopper_pearson_comes_close_where_there_are_examples(mu, delta, count, runs):
     """Where examples lie beyond the best threshold: every run above 70 % of the truth, no more than 5 % above it."""
-    found = shares_of_truth(mu, delta, count, runs)
-    assert found[0] >= 0.7
-    assert sum(share > 1 for share in found) <= runs / 20
+    result = shares_of_truth(mu, delta, count, runs)
+    assert result[0] >= 0.7
+    assert sum(share > 1 for share in result) <= runs / 20
 
 
 @pytest.mark.parametrize(("mu", "median"), [(0.5, 0.54), (1.0, 0.57), (2.0, 0.49)])
 def test_clopper_pearson_at_a_small_delta_is_what_the_docs_say(mu, median):
     """delta = 1e-5 puts the best threshold where 100,000 examples have 0.6, 0.03 and 0.00005 non-members."""
-    found = shares_of_truth(mu, 1e-5, 100_000, 20)
-    assert found[9] == pytest.approx(median, abs=0.03)
-    assert found[-1] < 0.7
+    result = shares_of_truth(mu, 1e-5, 100_000, 20)
+    assert result[9] == pytest.approx(median, abs=0.03)
+    assert result[-1] < 0.7
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0])

@@ -13,14 +13,14 @@ def test_bootstrap_covers_as_delong_does():
     rng = np.random.default_rng(4)
     members = torch.arange(4000) < 2000
     curve = roc(torch.from_numpy(rng.normal(size=4000)) + members, members)
-    found = bootstrap(curve, replicates=2000, fprs=(0.01, 0.1), seed=5)
+    result = bootstrap(curve, replicates=2000, fprs=(0.01, 0.1), seed=5)
     low, high = curve.auc_interval()
-    assert found["auc"][0] == pytest.approx(low, abs=0.1 * (high - low))
-    assert found["auc"][1] == pytest.approx(high, abs=0.1 * (high - low))
+    assert result["auc"][0] == pytest.approx(low, abs=0.1 * (high - low))
+    assert result["auc"][1] == pytest.approx(high, abs=0.1 * (high - low))
     at = curve.tpr_at(0.01)
     naive = clopper_pearson(int(at["tpr"] * 2000), 2000, 0.025)
-    assert found["tpr"][0.01][1] - found["tpr"][0.01][0] > 1.5 * (naive[1] - naive[0])
-    assert found["tpr"][0.01][0] < at["tpr"] < found["tpr"][0.01][1]
+    assert result["tpr"][0.01][1] - result["tpr"][0.01][0] > 1.5 * (naive[1] - naive[0])
+    assert result["tpr"][0.01][0] < at["tpr"] < result["tpr"][0.01][1]
 
 
 def test_clopper_pearson_at_the_ends():

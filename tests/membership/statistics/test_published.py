@@ -26,27 +26,27 @@ def shadows(*values):
 
 def test_signals_of_tensorflow_privacy():
     """calculate_statistic of its advanced_mia: options "logit", "xe" and "conf with prob"."""
-    found = membership_signals(
+    result = membership_signals(
         torch.tensor([[1.0, 2.0, -3.0], [-1.0, 1.0, 0.0]]), torch.tensor([1, 2]), ("phi", "loss", "confidence")
     )
-    assert found["phi"].tolist() == pytest.approx([0.98185009, -1.12692802], abs=2e-7)
-    assert found["loss"].tolist() == pytest.approx([0.31817543, 1.40760596], abs=2e-7)
-    assert found["confidence"].tolist() == pytest.approx([0.72747516, 0.24472847], abs=2e-7)
+    assert result["phi"].tolist() == pytest.approx([0.98185009, -1.12692802], abs=2e-7)
+    assert result["loss"].tolist() == pytest.approx([0.31817543, 1.40760596], abs=2e-7)
+    assert result["confidence"].tolist() == pytest.approx([0.72747516, 0.24472847], abs=2e-7)
 
 
 def test_lira_scores_of_tensorflow_privacy():
     """compute_score_lira, "out": two shadows an example. One that has none is filled in there and refused here."""
     phi, keep = shadows([-1, 1], [0, 2], [0, 20])
     target = torch.tensor([[[1.0], [0.0], [0.0]]])
-    found = lira_carlini2021(phi, keep, variant="offline", target=target)[0]
-    assert found.tolist() == pytest.approx([1.41893853, 1.41893853, 3.72152363], abs=1e-8)
+    result = lira_carlini2021(phi, keep, variant="offline", target=target)[0]
+    assert result.tolist() == pytest.approx([1.41893853, 1.41893853, 3.72152363], abs=1e-8)
     online = lira_carlini2021(shadows([-1, 1])[0], keep[:, :1], target=torch.ones(1, 1, 1))[0]
     assert online.tolist() == pytest.approx([0.0], abs=1e-12)
     # Ours keeps z and leaves the density's constant out: z^2 / 2 + ln s + ln(2 pi) / 2 is their score.
     z = lira(phi, keep, variant="offline", target=target)[0]
     assert z.tolist() == pytest.approx([1.0, -1.0, -1.0])
     spread = torch.tensor([1.0, 1.0, 10.0], dtype=torch.float64)
-    assert (z.square() / 2 + spread.log() + HALF_LOG_TAU).tolist() == pytest.approx(found.tolist(), abs=1e-12)
+    assert (z.square() / 2 + spread.log() + HALF_LOG_TAU).tolist() == pytest.approx(result.tolist(), abs=1e-12)
 
 
 def test_fixed_variance_of_tensorflow_privacy_is_within_examples():
@@ -64,8 +64,8 @@ def test_mean_over_queries_of_tensorflow_privacy():
     phi, keep = shadows([-1, 1])
     second, _ = shadows([0, 20])
     target = torch.tensor([[[1.0]], [[0.0]]])
-    found = lira_carlini2021(torch.cat([phi, second]), keep, variant="offline", target=target)
-    assert found.item() == pytest.approx(2.57023108, abs=1e-8)
+    result = lira_carlini2021(torch.cat([phi, second]), keep, variant="offline", target=target)
+    assert result.item() == pytest.approx(2.57023108, abs=1e-8)
 
 
 def test_reference_offline_score_takes_low_values_for_members():
@@ -105,8 +105,8 @@ def test_curve_of_sacro():
     curve = roc(scores, torch.arange(398 + 171) < 398)
     assert curve.auc == 100_876 / (2 * 398 * 171)
     assert round(curve.auc, 8) == 0.74110318
-    found = [curve.tpr_at(fpr)["tpr"] for fpr in (0.2, 0.1, 0.01, 0.001)]
-    assert found == pytest.approx([0.5477386934673367, 0.3969849246231156, 0.1658291457286432, 0.052763819095477386])
+    result = [curve.tpr_at(fpr)["tpr"] for fpr in (0.2, 0.1, 0.01, 0.001)]
+    assert result == pytest.approx([0.5477386934673367, 0.3969849246231156, 0.1658291457286432, 0.052763819095477386])
 
 
 # Members' and non-members' scores of jax_privacy's cases of ties; counts at each distinct score written by hand.
@@ -128,9 +128,9 @@ def test_ties(name):
 def test_the_curve_is_not_its_convex_hull():
     """Hulls answer 0.573 on null data of 50 + 50; ours is the Mann-Whitney count, unbiased, and may fall below 0.5."""
     rng = np.random.default_rng(0)
-    found = [roc(torch.from_numpy(rng.normal(size=100)), torch.arange(100) < 50).auc for _ in range(200)]
-    assert abs(np.mean(found) - 0.5) < 3 * 0.058 / 200**0.5  # sd of one: sqrt(101 / (12 * 2500))
-    assert min(found) < 0.45
+    result = [roc(torch.from_numpy(rng.normal(size=100)), torch.arange(100) < 50).auc for _ in range(200)]
+    assert abs(np.mean(result) - 0.5) < 3 * 0.058 / 200**0.5  # sd of one: sqrt(101 / (12 * 2500))
+    assert min(result) < 0.45
     worst = roc(torch.cat([torch.zeros(30), torch.ones(15)]), torch.arange(45) < 30)
     assert [worst.tpr_at(fpr)["tpr"] for fpr in (0.1, 0.5, 0.9)] == [0, 0, 0]
 
@@ -146,8 +146,8 @@ def test_bound_at_a_stated_threshold_by_the_beta_quantiles(threshold):
     scores, members = normal_scores(1.0, 400)
     tp, fp = (int((scores[side] >= threshold).sum()) for side in (members, ~members))
     tpr, fpr = beta.ppf(0.05, tp, 201 - tp), beta.ppf(0.95, fp + 1, 200 - fp)
-    wanted = max(0.0, math.log(tpr / fpr), math.log((1 - fpr) / (1 - tpr)))
-    assert epsilon_clopper_pearson(scores, members, level=0.9, thresholds=(threshold,)) == pytest.approx(wanted)
+    expected = max(0.0, math.log(tpr / fpr), math.log((1 - fpr) / (1 - tpr)))
+    assert epsilon_clopper_pearson(scores, members, level=0.9, thresholds=(threshold,)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("mu", [0.5, 1.0, 1.5])
@@ -156,6 +156,6 @@ def test_bounds_are_tight_for_the_gaussian_mechanism(mu, strategy):
     """A million scores, delta = 0.1: within a fifth of the truth, and below it."""
     scores, members = normal_scores(mu, 1_000_000)
     truth = epsilon_of_mu(mu, 0.1)
-    found = epsilon_clopper_pearson(scores, members, delta=0.1, level=0.8, strategy=strategy)
-    assert 0.8 * truth <= found <= truth
+    result = epsilon_clopper_pearson(scores, members, delta=0.1, level=0.8, strategy=strategy)
+    assert 0.8 * truth <= result <= truth
     assert 0.97 * mu <= gaussian_mu(scores, members) <= mu

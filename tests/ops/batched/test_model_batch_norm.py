@@ -16,13 +16,13 @@ UNITS = {torch.float32: 2**-20, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 def torchs(x, weight, bias, residual, relu, eps=1e-5):
     """torch's BatchNorm a model, in float64."""
     double = [None if each is None else each.double() for each in (x, weight, bias, residual)]
-    found = []
+    result = []
     for m in range(len(x)):
         own = [None if each is None else each[m] for each in double]
         y = F.batch_norm(own[0].movedim(-1, 1), None, None, own[1], own[2], True, 0.0, eps).movedim(1, -1)
         y = y if own[3] is None else y + own[3]
-        found.append(y.relu() if relu else y)
-    return torch.stack(found)
+        result.append(y.relu() if relu else y)
+    return torch.stack(result)
 
 
 CASES = [(relu, residual, affine) for relu in (False, True) for residual in (False, True) for affine in (False, True)]

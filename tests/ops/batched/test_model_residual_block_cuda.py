@@ -44,8 +44,8 @@ def test_bits_follow_nothing_else(host_cuda, channels, pre):
         assert same_bits(run(host_cuda, *inputs, **more), plain)
     models, images = [1, 0], [4, 2]
     part = [inputs[0][models][:, images].contiguous(), *(each[models] for each in inputs[1:])]
-    found = run(host_cuda, *part, **{name: each[models] if name != "relu" else each for name, each in more.items()})
-    assert same_bits(found, plain[models][:, images].contiguous())
+    result = run(host_cuda, *part, **{name: each[models] if name != "relu" else each for name, each in more.items()})
+    assert same_bits(result, plain[models][:, images].contiguous())
 
 
 @pytest.mark.sanitize

@@ -27,15 +27,15 @@ def make(queries, examples, models, dtype=torch.float32, kind="distinct", outsid
 def pairs(phi, keep, target):
     """By definition: every shadow compared with every target."""
     queries, examples, models = phi.shape
-    found = torch.zeros(models if target is None else target.shape[2], examples, dtype=torch.float64)
-    for k in range(len(found)):
+    result = torch.zeros(models if target is None else target.shape[2], examples, dtype=torch.float64)
+    for k in range(len(result)):
         for n in range(examples):
             others = [m for m in range(models) if not keep[m, n] and (target is not None or m != k)]
             for a in range(queries):
                 x = float((phi if target is None else target)[a, n, k])
                 count = sum(float(phi[a, n, m]) <= x for m in others)
-                found[k, n] += float(torch.tensor(count, dtype=torch.float32) / max(len(others), 1))
-    return found / queries
+                result[k, n] += float(torch.tensor(count, dtype=torch.float32) / max(len(others), 1))
+    return result / queries
 
 
 @on_backends("attack_r")
@@ -58,17 +58,17 @@ def test_doubles_are_not_rounded():
 
 def test_bits_do_not_depend_on_threads(by_threads):
     phi, keep, _ = make(2, 700, 16)
-    found = by_threads(lambda: attack_r(phi, keep))
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    result = by_threads(lambda: attack_r(phi, keep))
+    assert torch.equal(result[0], result[1])
+    assert torch.equal(result[0], result[2])
 
 
 def test_inputs_of_any_layout_are_left_alone():
     phi, keep, target = make(2, 40, 6)
     copies = phi.clone(), keep.clone(), target.clone()
-    wanted = attack_r(phi, keep, target=target)
+    expected = attack_r(phi, keep, target=target)
     turned = [value.transpose(0, -1).contiguous().transpose(0, -1) for value in (phi, keep, target)]
-    assert torch.equal(attack_r(turned[0], turned[1], target=turned[2]), wanted)
+    assert torch.equal(attack_r(turned[0], turned[1], target=turned[2]), expected)
     assert all(torch.equal(a, b) for a, b in zip(copies, (phi, keep, target), strict=True))
     assert attack_r(phi[:, :0], keep[:, :0]).shape == (6, 0)
 

@@ -22,16 +22,16 @@ def tried(values, members, k=None):
     inside, outside = ([v for v, member in rows if member is side] for side in (True, False))
     if not inside or not outside:
         return math.nan
-    best, found = -2.0, None
+    best, result = -2.0, None
     for t in sorted({v for v, _ in rows}, reverse=True):
         gain = sum(v >= t for v in inside) / len(inside) - sum(v >= t for v in outside) / len(outside)
         if gain > best:
-            best, found = gain, t
-    return found
+            best, result = gain, t
+    return result
 
 
-def same(found, wanted):
-    return torch.equal(found.nan_to_num(nan=-1e9), torch.tensor(wanted, dtype=torch.float64).nan_to_num(nan=-1e9))
+def same(result, expected):
+    return torch.equal(result.nan_to_num(nan=-1e9), torch.tensor(expected, dtype=torch.float64).nan_to_num(nan=-1e9))
 
 
 def make(examples, models, kind, seed=0):
@@ -80,9 +80,9 @@ def test_a_side_that_is_missing_is_nan():
 
 def test_bits_do_not_depend_on_threads(by_threads):
     values, members = make(500, 9, "distinct")
-    found = by_threads(lambda: best_threshold(values, members))
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    result = by_threads(lambda: best_threshold(values, members))
+    assert torch.equal(result[0], result[1])
+    assert torch.equal(result[0], result[2])
 
 
 VALUES, MEMBERS = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.bool)

@@ -36,9 +36,9 @@ def test_integers_of_the_reference(backend, members, step):
 
 def test_bits_do_not_depend_on_threads(by_threads):
     _, inside, outside = make(200, 300)
-    found = by_threads(lambda: bootstrap_auc(inside, outside, torch.tensor([5]), replicates=50))
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[2][1])
+    result = by_threads(lambda: bootstrap_auc(inside, outside, torch.tensor([5]), replicates=50))
+    assert torch.equal(result[0][0], result[1][0])
+    assert torch.equal(result[0][1], result[2][1])
 
 
 def test_centre_and_spread():

@@ -133,12 +133,12 @@ def expected(case, variant, variance):
     return oracle(phi, keep, variant == "online", variance, target)
 
 
-def compare(result, wanted, tolerance=1e-9):
+def compare(result, reference, tolerance=1e-9):
     scores = result[0].cpu()
-    usual = wanted[0].abs() < 1e20  # all equal on a side: the deviation is the 1e-30 that is added
-    torch.testing.assert_close(scores[usual], wanted[0][usual], rtol=tolerance, atol=tolerance)
-    assert bool((scores[~usual].sign() == wanted[0][~usual].sign()).all())
-    assert result[1] == wanted[1]
+    usual = reference[0].abs() < 1e20  # all equal on a side: the deviation is the 1e-30 that is added
+    torch.testing.assert_close(scores[usual], reference[0][usual], rtol=tolerance, atol=tolerance)
+    assert bool((scores[~usual].sign() == reference[0][~usual].sign()).all())
+    assert result[1] == reference[1]
 
 
 @on_backends("lira")
@@ -188,9 +188,9 @@ def test_order_of_models_does_not_matter(variance):
 @pytest.mark.parametrize("examples", [127, 128, 129, 1000])
 def test_bits_do_not_depend_on_threads(by_threads, examples):
     phi, keep = make(2, examples, 8)
-    found = by_threads(lambda: lira(phi, keep, variance="fixed")[0])
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    result = by_threads(lambda: lira(phi, keep, variance="fixed")[0])
+    assert torch.equal(result[0], result[1])
+    assert torch.equal(result[0], result[2])
 
 
 def test_online_score_with_one_variance_ranks_as_the_closed_form():
@@ -211,8 +211,8 @@ def test_online_score_with_one_variance_ranks_as_the_closed_form():
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(6, 14), st.sampled_from(METHODS), st.integers(0, 2**31))
 def test_any_shape(queries, examples, models, kind, seed):
     phi, keep = make(queries, examples, models, seed=seed)
-    found = lira(phi, keep, variant=kind[0], variance=kind[1])
-    compare(found, oracle(phi, keep, kind[0] == "online", kind[1]))
+    result = lira(phi, keep, variant=kind[0], variance=kind[1])
+    compare(result, oracle(phi, keep, kind[0] == "online", kind[1]))
 
 
 @pytest.mark.sanitize

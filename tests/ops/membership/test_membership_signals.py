@@ -93,12 +93,12 @@ def make(rows, classes, dtype=torch.float32):
     return logits, labels
 
 
-def compare(result, wanted, tolerances=TOLERANCE):
+def compare(result, expected, tolerances=TOLERANCE):
     for name, tolerance in tolerances.items():
         if name in result:
             words = f"{name}: {{}}".format
             torch.testing.assert_close(
-                result[name].double().cpu(), wanted[name].double(), rtol=tolerance, atol=tolerance, msg=words
+                result[name].double().cpu(), expected[name].double(), rtol=tolerance, atol=tolerance, msg=words
             )
 
 
@@ -168,11 +168,11 @@ def test_margins_where_probabilities_saturate(isa):
     logits = torch.zeros(len(margins), 10)
     logits[:, 3] = margins
     labels = torch.full((len(margins),), 3)
-    found = membership_signals(logits, labels, ("phi", "loss"))
+    result = membership_signals(logits, labels, ("phi", "loss"))
     exact = margins.double() - math.log(9)
-    assert torch.allclose(found["phi"].double(), exact, rtol=1e-6, atol=0)
+    assert torch.allclose(result["phi"].double(), exact, rtol=1e-6, atol=0)
     assert torch.allclose(
-        found["loss"].double(), torch.nn.functional.softplus(-exact, threshold=1e9), rtol=3e-6, atol=0
+        result["loss"].double(), torch.nn.functional.softplus(-exact, threshold=1e9), rtol=3e-6, atol=0
     )
     opposite = membership_signals(-logits, labels, ("phi", "loss"))
     exact = -margins.double() - math.log(9)
@@ -243,10 +243,10 @@ def test_any_shape_and_scale(rows, classes, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(rows, classes, generator=generator)
     labels = torch.randint(0, classes, (rows,), generator=generator)
-    found = membership_signals(logits, labels, SIGNALS)
-    compare(found, oracle(logits, labels))
+    result = membership_signals(logits, labels, SIGNALS)
+    compare(result, oracle(logits, labels))
     shifted = membership_signals(logits.double() + 100, labels, ("phi",))["phi"]  # softmax does not see a shift
-    assert torch.allclose(shifted, found["phi"], rtol=1e-5, atol=1e-5)
+    assert torch.allclose(shifted, result["phi"], rtol=1e-5, atol=1e-5)
 
 
 def test_values_that_the_caller_vouches_for():

@@ -119,9 +119,9 @@ def test_vote_of_one_query_is_the_single_query():
 @pytest.mark.parametrize("queries", [0, 5])
 def test_bits_do_not_depend_on_threads(by_threads, queries):
     x, z = make(queries, 5000, 600, torch.float32)
-    found = by_threads(lambda: rmia(x, z)[0])
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    result = by_threads(lambda: rmia(x, z)[0])
+    assert torch.equal(result[0], result[1])
+    assert torch.equal(result[0], result[2])
 
 
 def test_order_of_blocks_and_lanes_does_not_matter(host_cuda):

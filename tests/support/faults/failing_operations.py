@@ -61,14 +61,14 @@ def a_data_set(out: Path) -> None:
 
 def contents(out: Path) -> dict[str, str]:
     """SHA-256 of all files but the journals of processes, whose names and order are theirs."""
-    found = sorted(path for path in out.rglob("*") if path.is_file() and path.suffix != ".jsonl")
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    result = sorted(path for path in out.rglob("*") if path.is_file() and path.suffix != ".jsonl")
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in result}
 
 
 def failing(job, folder: Path) -> dict:
     faults = ctypes.CDLL(None)
     job(folder / "whole")
-    wanted, out, wrong = contents(folder / "whole"), folder / "out", []
+    expected, out, wrong = contents(folder / "whole"), folder / "out", []
     faults.faults_begin(str(out).encode(), 0, 0)
     job(out)
     seen, number = {kind: faults.faults_count(index) for index, kind in enumerate(KINDS)}, 0
@@ -95,8 +95,8 @@ def failing(job, folder: Path) -> dict:
             wrong.append(["does not name the file", *what])
         try:
             job(out)
-            if contents(out) != wanted:
-                wrong.append(["other bytes", *what, sorted(contents(out).items() ^ wanted.items())])
+            if contents(out) != expected:
+                wrong.append(["other bytes", *what, sorted(contents(out).items() ^ expected.items())])
         except Exception as error:
             wrong.append(["does not continue", *what, repr(error)])
 

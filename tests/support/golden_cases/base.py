@@ -38,8 +38,8 @@ def find(module: str, name: str, package: str = "kr_fast.ops") -> Any:
     """``name`` of the module called ``module`` below ``package``, else of any module there that defines it."""
     if package == "kr_fast.ops" and name in kr_fast.__all__:
         return getattr(kr_fast, name)
-    found = modules(package)
-    for each in sorted(found, key=lambda path: path.rsplit(".", 1)[1] != module):
+    names = modules(package)
+    for each in sorted(names, key=lambda path: path.rsplit(".", 1)[1] != module):
         value = getattr(importlib.import_module(each), name, None)
         if value is not None and not isinstance(value, type(torch)):
             return value
@@ -84,13 +84,13 @@ class Recorder(logging.Handler):
 
     def __init__(self, folder: Path):
         super().__init__()
-        self.folder, self.found, self.messages = folder, {}, set()
+        self.folder, self.entries, self.messages = folder, {}, set()
 
     def add(self, name: str, call: Callable[[], Any]) -> None:
         """What ``call`` returns or raises."""
-        if name in self.found:
+        if name in self.entries:
             raise ValueError(f"golden: name must be used once, got {name}")
-        self.found[name] = self.short(outcome(call))
+        self.entries[name] = self.short(outcome(call))
 
     def add_all(self, section: str, cases: Iterator[tuple[str, Callable[[], Any]]]) -> None:
         """Every case of a section; if the section itself breaks, that is told and its other names are missing."""
@@ -98,7 +98,7 @@ class Recorder(logging.Handler):
             for name, call in cases:
                 self.add(f"{section}/{name}", call)
         except Exception as error:
-            self.found[f"{section}/"] = self.text(f"broken: {error!r}")
+            self.entries[f"{section}/"] = self.text(f"broken: {error!r}")
 
     def emit(self, record: logging.LogRecord) -> None:
         """A message of the package."""

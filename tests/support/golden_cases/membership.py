@@ -29,8 +29,8 @@ def chosen(name: str, *given: Any, **options: Any) -> Any:
 
 def report(name: str, *given: Any, **options: Any) -> list[Any]:
     """All that an audit finds."""
-    found = chosen(name, *given, **options)
-    return [found.to_dict(), found.arrays(), found.exposed(3), found.warnings, repr(found)]
+    result = chosen(name, *given, **options)
+    return [result.to_dict(), result.arrays(), result.exposed(3), result.warnings, repr(result)]
 
 
 def logits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -47,8 +47,8 @@ def audit_data(population: bool = True, **changes: Any) -> Any:
     z, keep, labels, members = logits()
     images = integers(256, COUNT, 4, 4, 1, dtype=torch.uint8)
     more = {"population": (z[:-1, :30], {"target": z[-1, :30]}, labels[:30])} if population else {}
-    found = attacks.from_logits(z[:-1], keep, labels, target=z[-1], members=members, images=images, **more)
-    return dataclasses.replace(found, **changes)
+    result = attacks.from_logits(z[:-1], keep, labels, target=z[-1], members=members, images=images, **more)
+    return dataclasses.replace(result, **changes)
 
 
 def membership(folder: Path) -> Cases:
@@ -274,9 +274,9 @@ def reading(folder: Path) -> Cases:
                 (path / name).mkdir(parents=True, exist_ok=True)
                 np.save(path / name / "0000000100.npy", value.numpy())
             np.save(path / "keep.npy", keep[m].numpy())
-        found = [attacks.load_lira_tree(folder / "tree")]
+        result = [attacks.load_lira_tree(folder / "tree")]
         np.save(folder / "tree" / "y_train.npy", labels.numpy())
-        return [*found, attacks.load_lira_tree(folder / "tree", targets=[f"experiment-3_{MODELS}"])]
+        return [*result, attacks.load_lira_tree(folder / "tree", targets=[f"experiment-3_{MODELS}"])]
 
     def meter() -> Any:
         (folder / "meter" / "signals").mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ NETWORKS = {"resnet": resnet, "pooled": pooled, "branching": Branching, "small":
 
 def models(make: Callable[[], nn.Module], count: int = 3) -> list[nn.Module]:
     """Models whose BatchNorms do something."""
-    found = []
+    result = []
     for seed in range(count):
         torch.manual_seed(seed)
         model = make()
@@ -94,8 +94,8 @@ def models(make: Callable[[], nn.Module], count: int = 3) -> list[nn.Module]:
             if isinstance(part, nn.BatchNorm2d):
                 part.running_mean.normal_(0, 0.3)
                 part.running_var.uniform_(0.3, 2)
-        found.append(model.eval())
-    return found
+        result.append(model.eval())
+    return result
 
 
 def arrays(folder: Path) -> Cases:
@@ -170,10 +170,10 @@ def training(folder: Path, images: Tensor, labels: Tensor) -> Cases:
         }.items():
 
             def trained(make=NETWORKS[name], more=more) -> Any:
-                found = ensemble.train_shadows(
+                result = ensemble.train_shadows(
                     make, images, labels, num_models=4, config=config(**shaken), seed=5, **more
                 )
-                return of_array(found.array), found.keep, repr(found)
+                return of_array(result.array), result.keep, repr(result)
 
             yield f"train_shadows {name}, {way}", trained
 
@@ -182,8 +182,8 @@ def training(folder: Path, images: Tensor, labels: Tensor) -> Cases:
 
     def saved() -> Any:
         shadows(folder / "shadows")
-        found = ensemble.load_shadows(small, folder / "shadows")
-        return of_array(found.array), found.keep, sorted(path.name for path in (folder / "shadows").iterdir())
+        result = ensemble.load_shadows(small, folder / "shadows")
+        return of_array(result.array), result.keep, sorted(path.name for path in (folder / "shadows").iterdir())
 
     members = torch.arange(60) % 2 == 0
 
@@ -308,15 +308,15 @@ def synthesis(folder: Path) -> Cases:
     for form in ("npy", "npz", "webdataset", "parquet", "no"):
 
         def written(form=form) -> Any:
-            found = kr.synthesize(sampler(), plan(), folder / "sets" / form, count=21, format=form, shard_size=8)
+            result = kr.synthesize(sampler(), plan(), folder / "sets" / form, count=21, format=form, shard_size=8)
             shards = sorted((folder / "sets" / form).glob("shard-*"))
-            return [found.images, found.shards, found.written, {path.name: path.read_bytes() for path in shards}]
+            return [result.images, result.shards, result.written, {path.name: path.read_bytes() for path in shards}]
 
         yield f"synthesize {form}", written
 
     def held() -> Any:
-        found = kr.DeviceShards(sampler(), plan(), ids=range(5, 30), shard_size=8, capacity=2)
-        return [list(found), found[torch.tensor([5, 29, 12, 5])], found.held, len(found)]
+        result = kr.DeviceShards(sampler(), plan(), ids=range(5, 30), shard_size=8, capacity=2)
+        return [list(result), result[torch.tensor([5, 29, 12, 5])], result.held, len(result)]
 
     yield "DeviceShards", held
     yield (
