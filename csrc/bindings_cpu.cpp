@@ -11,6 +11,7 @@
 #include "cpu/distillation/distillation_metrics.h"
 #include "cpu/sampling/encode_png.h"
 #include "cpu/nn/group_norm_silu.h"
+#include "cpu/nn/optimizer_step.h"
 #include "cpu/simd/isa.h"
 #include "cpu/membership/lira.h"
 #include "cpu/membership/membership_signals.h"
@@ -66,6 +67,9 @@ KR_FIELDS(WinogradPack, KR_FIELD(weight), KR_FIELD(outputs), KR_FIELD(inputs), K
 KR_FIELDS(WinogradGradWeight, KR_FIELD(x), KR_FIELD(grad_output), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width),
           KR_FIELD(inputs), KR_FIELD(outputs), KR_FIELD(grad_weight), KR_FIELD(input_step), KR_FIELD(tap_step),
           KR_FIELD(grad_bias))
+
+KR_FIELDS(OptimizerStep, KR_FIELD(tensors), KR_FIELD(table), KR_FIELD(grads), KR_FIELD(groups), KR_FIELD(adamw),
+          KR_FIELD(max_norm), KR_FIELD(average_weight))
 
 }  // namespace kr
 
@@ -133,6 +137,9 @@ PYBIND11_MODULE(_cpu, m) {
     // batch_norm_act
     m.def("batch_norm_act", &kr::batch_norm_act, release());
     m.def("batch_norm_act_backward", &kr::batch_norm_act_backward, release());
+
+    // optimizer_step
+    m.def("optimizer_step", &kr::optimizer_step, release());
 
     // membership_signals
     m.def("membership_signals", &kr::membership_signals, release());

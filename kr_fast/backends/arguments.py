@@ -177,6 +177,48 @@ class WinogradGradWeight(NamedTuple):
     grad_bias: Tensor | None
 
 
+class SGDRule(NamedTuple):
+    """Of optimizer_step: a group's hyperparameters as in ``torch.optim.SGD`` without dampening."""
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+
+class AdamWRule(NamedTuple):
+    """Of optimizer_step: a group's hyperparameters as in ``torch.optim.AdamW``."""
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+
+
+class OptimizerTensors(NamedTuple):
+    """Of optimizer_step, an element for each parameter; None where there is no such tensor."""
+
+    parameters: list[Tensor]
+    groups: list[int]
+    first: list[Tensor | None]
+    second: list[Tensor | None]
+    steps: list[Tensor | None]
+    averages: list[Tensor | None]
+
+
+class OptimizerStep(NamedTuple):
+    """Of optimizer_step: what a kernel is given; ``table`` and ``addresses`` (of gradients, 0: none) are for C++."""
+
+    tensors: OptimizerTensors
+    table: Tensor
+    grads: list[Tensor | None]
+    addresses: list[int]
+    rules: Sequence[SGDRule] | Sequence[AdamWRule]
+    max_norm: float
+    average_weight: float
+
+
 # Name, scalars and algorithm, as oneDNN writes them.
 Activation = tuple[str, tuple[float, ...], str]
 

@@ -1,5 +1,6 @@
 """Calls as the structs of ``csrc`` that a compiled module takes: addresses, sizes and codes by the fields' names."""
 
+import array
 import functools
 import itertools
 from typing import Any
@@ -8,10 +9,13 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends.arguments import (
+    AdamWRule,
     BatchNormAct,
     BatchNormActGradient,
     GroupNorm,
     LossOptions,
+    OptimizerStep,
+    OptimizerTensors,
     ResidualBlock,
     SolverOutput,
     SolverRow,
@@ -256,6 +260,30 @@ def winograd_pack(weight: Tensor, scale: Tensor | None, turned: bool, transform:
         "transform": transform.data_ptr(),
         "packed": packed.data_ptr(),
     }
+
+
+def optimizer_table(tensors: OptimizerTensors) -> Tensor:
+    """int64 ``[7, N]``: what ``kr::OptimizerStep`` reads of each tensor whenever it steps."""
+    numbers = [p.numel() for p in tensors.parameters]
+    kinds = tensors.parameters, tensors.first, tensors.second, tensors.steps, tensors.averages
+    return torch.tensor([numbers, tensors.groups, *([address(each) for each in kind] for kind in kinds)])
+
+
+def optimizer_step(call: OptimizerStep) -> tuple[Struct, list[array.array]]:
+    """``kr::OptimizerStep``, and the arrays that it points into."""
+    adamw = isinstance(call.rules[0], AdamWRule)
+    numbers = [number for rule in call.rules for number in (*rule, *(() if adamw else (0.0,)))]
+    grads, groups = array.array("Q", call.addresses), array.array("d", numbers)
+    fields = {
+        "tensors": len(grads),
+        "table": call.table.data_ptr(),
+        "grads": grads.buffer_info()[0],
+        "groups": groups.buffer_info()[0],
+        "adamw": adamw,
+        "max_norm": call.max_norm,
+        "average_weight": call.average_weight,
+    }
+    return fields, [grads, groups]
 
 
 def residual_block(call: ResidualBlock, y: Tensor) -> Struct:

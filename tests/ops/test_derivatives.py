@@ -133,7 +133,7 @@ DETACHED = {
     "distillation_metrics": lambda z: distillation_metrics(z, T + 0).kl,
 }
 NOT_FLOATING = {"philox_normal", "pack_uint8", "encode_png", "bootstrap_auc"}  # bytes or counts, or made of integers
-IN_PLACE = {"solver_step_out", "solver_step_at", "model_sgd"}
+IN_PLACE = {"solver_step_out", "solver_step_at", "model_sgd", "optimizer_step"}
 PACKED = {"winograd_pack"}  # made once of weights and detached; not in the dispatcher
 STATISTICS = {"lira", "attack_r", "rmia", "best_threshold", "roc"}  # not in the dispatcher
 OURS = "no derivative|no backward|not require|must be None where|not be a dual|must not be under torch"

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.backends import codes, native, registry, structs
-from kr_fast.backends.arguments import BatchNormAct, BatchNormActGradient, GroupNorm, WinogradConv, WinogradGradWeight
+from kr_fast.backends.arguments import (
+    BatchNormAct,
+    BatchNormActGradient,
+    GroupNorm,
+    OptimizerStep,
+    WinogradConv,
+    WinogradGradWeight,
+)
 from kr_fast.backends.calls import AttentionCall, Call
 
 
@@ -80,6 +87,15 @@ registry.differentiable(
     registry.Differentiable(_attention_forward, _attention_backward),
     refuses=_refuses_attention,
 )
+
+
+@registry.kernel("optimizer_step", "cpu", refuses=native.cpu_tensors(torch.float32))
+def optimizer_step(call: OptimizerStep) -> float:
+    fields, alive = structs.optimizer_step(call)
+    norm = native.cpu.optimizer_step(fields, torch.get_num_threads())
+    del alive  # the arrays that the kernel has read
+    torch.autograd.graph.increment_version(call.tensors.parameters)
+    return norm
 
 
 WINOGRAD_TILES = getattr(native.cpu, "winograd_tiles", 1)  # that the kernel takes together

@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kr_fast.backends.arguments import BatchNormAct, BatchNormActGradient, GroupNorm, WinogradConv, WinogradGradWeight
+from kr_fast.backends.arguments import (
+    AdamWRule,
+    BatchNormAct,
+    BatchNormActGradient,
+    GroupNorm,
+    OptimizerStep,
+    SGDRule,
+    WinogradConv,
+    WinogradGradWeight,
+)
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
 
@@ -184,3 +193,38 @@ def winograd_conv2d_grad_weight(call: WinogradGradWeight) -> None:
     call.grad_weight.copy_(torch.nn.grad.conv2d_weight(x, call.grad_weight.shape, grad_output, padding=1))
     if call.grad_bias is not None:
         torch.sum(grad_output, (0, 2, 3), out=call.grad_bias)
+
+
+@kernel("optimizer_step", "reference", refuses=never)
+def optimizer_step(call: OptimizerStep) -> float:
+    """Tensor after tensor, in the order of torch's own step."""
+    tensors = call.tensors
+    norm = math.sqrt(sum(float(g.double().square().sum()) for g in call.grads if g is not None))
+    if not math.isfinite(norm):
+        return norm
+    clip = min(1.0, call.max_norm / (norm + 1e-6))
+    for i, (p, g) in enumerate(zip(tensors.parameters, call.grads, strict=True)):
+        rule, mean = call.rules[tensors.groups[i]], tensors.averages[i]
+        if g is not None and isinstance(rule, SGDRule):
+            _sgd(p, g * clip, tensors.first[i], rule)
+        elif g is not None:
+            _adamw(p, g * clip, tensors.first[i], tensors.second[i], tensors.steps[i].add_(1), rule)
+        if mean is not None:
+            mean.lerp_(p, call.average_weight)
+    return norm
+
+
+def _sgd(p: Tensor, g: Tensor, momentum_buffer: Tensor | None, rule: SGDRule) -> None:
+    g = g.add(p, alpha=rule.weight_decay)
+    if momentum_buffer is not None:
+        momentum_buffer.mul_(rule.momentum).add_(g)
+        g = g.add(momentum_buffer, alpha=rule.momentum) if rule.nesterov else momentum_buffer
+    p.sub_(g, alpha=rule.lr)
+
+
+def _adamw(p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, rule: AdamWRule) -> None:
+    m.lerp_(g, 1 - rule.beta1)
+    v.mul_(rule.beta2).addcmul_(g, g, value=1 - rule.beta2)
+    rate = rule.lr / (1 - rule.beta1 ** float(step))
+    denominator = v.sqrt().div_(math.sqrt(1 - rule.beta2 ** float(step))).add_(rule.eps)
+    p.mul_(1 - rule.lr * rule.weight_decay).addcdiv_(m, denominator, value=-rate)
