@@ -15,6 +15,7 @@ LAYERS = {
     "synthesis": 3,
     "ensemble": 3,
     "membership": 3,
+    "training": 2.5,  # the step of a training loop: made of ops, and used by synthesis, ensemble and recycling alike
     "ops": 2,
     "data": 2,
     "models": 2,
