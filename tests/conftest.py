@@ -89,8 +89,8 @@ def _matmul(a, b, dtype=None):
 @pytest.fixture
 def backend(request):
     """The backend that ``@on_backends(op)`` names, forced; see backends.py."""
-    kernel = getattr(request.node.callspec.params.get("case"), "kernel", contextlib.nullcontext)
-    with backends.in_use(request.param, lambda: request.getfixturevalue("host_cuda")) as used, kernel():
+    chosen = getattr(request.node.callspec.params.get("case"), "kernel_chosen", contextlib.nullcontext)
+    with backends.in_use(request.param, lambda: request.getfixturevalue("host_cuda")) as used, chosen():
         yield used
 
 

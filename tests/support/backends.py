@@ -9,7 +9,7 @@ of this op. The backend is forced; ``backend.device`` is where its tensors lie::
         x = case.draw().to(backend.device)
 
 ``@on_backends(op, cases=CASES)`` does so for each ``case``, where ``case.on`` names the backends that it reaches a
-regime of (none: all); ``case.kernel()``, if it has one, is a context in which that regime's kernel is chosen.
+regime of (none: all); ``case.kernel_chosen()``, if it has one, is a context in which that regime's kernel is chosen.
 
 Triton's interpreter needs TRITON_INTERPRET=1 and a process of its own: those cases carry the marker ``interpreter``,
 as those of a GPU carry ``gpu``.

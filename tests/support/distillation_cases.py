@@ -75,7 +75,7 @@ class Case(NamedTuple):
         return max(GRAD_TOLERANCE[self.dtype], 3e-6 if self.classes > 100_000 else 0)
 
     @contextlib.contextmanager
-    def kernel(self):
+    def kernel_chosen(self):
         """With clusters, or without: see tests/support/backends.py."""
         if not self.clusters:
             native.cuda.distillation_loss_use_clusters(False)
