@@ -50,6 +50,11 @@ KR_FIELDS(QkvAttention, KR_FIELD(qkv), KR_FIELD(dtype), KR_FIELD(batch), KR_FIEL
 KR_FIELDS(QkvAttentionBackward, KR_FIELD(qkv), KR_FIELD(dtype), KR_FIELD(batch), KR_FIELD(tokens), KR_FIELD(heads),
           KR_FIELD(head_channels), KR_FIELD(out), KR_FIELD(grad_out), KR_FIELD(logsumexp), KR_FIELD(grad_qkv))
 
+KR_FIELDS(GroupNormStatistics, KR_FIELD(mean), KR_FIELD(rstd))
+
+KR_FIELDS(GroupNormGradient, KR_FIELD(grad), KR_FIELD(mean), KR_FIELD(rstd), KR_FIELD(out), KR_FIELD(skip_out),
+          KR_FIELD(grad_shift), KR_FIELD(grad_weight), KR_FIELD(grad_bias))
+
 KR_FIELDS(BatchNormAct, KR_FIELD(x), KR_FIELD(residual), KR_FIELD(rows), KR_FIELD(channels), KR_FIELD(dtype),
           KR_FIELD(weight), KR_FIELD(bias), KR_FIELD(eps), KR_FIELD(relu), KR_FIELD(y), KR_FIELD(mean), KR_FIELD(var))
 
@@ -132,7 +137,11 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("distillation_metrics", &kr::distillation_metrics, release());
 
     // group_norm_silu
-    m.def("group_norm_silu", &kr::group_norm_silu, release());
+    m.def(
+        "group_norm_silu", [](const kr::GroupNorm& call, int threads) { kr::group_norm_silu(call, {}, threads); },
+        release());
+    m.def("group_norm_silu_forward", &kr::group_norm_silu, release());
+    m.def("group_norm_silu_backward", &kr::group_norm_silu_backward, release());
 
     // batch_norm_act
     m.def("batch_norm_act", &kr::batch_norm_act, release());

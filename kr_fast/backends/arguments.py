@@ -125,6 +125,21 @@ class GroupNorm(NamedTuple):
     silu: bool
 
 
+class GroupNormGradient(NamedTuple):
+    """Of the gradient of group_norm_silu: what its forward was given and kept; ``mean``, ``rstd`` ``[N, groups]``."""
+
+    grad: Tensor
+    x: Tensor
+    skip: Tensor | None
+    shift: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    rstd: Tensor
+    groups: int
+    silu: bool
+
+
 class BatchNormAct(NamedTuple):
     """Of batch_norm_act."""
 

@@ -23,6 +23,14 @@ class ClassesCall(NamedTuple):
     classes: int = 0
 
 
+class GroupNormCall(NamedTuple):
+    """Of group_norm_silu; ``trains`` where a gradient will be asked for."""
+
+    device: str
+    dtype: torch.dtype
+    trains: bool = False
+
+
 class AttentionCall(NamedTuple):
     """Of qkv_attention."""
 
@@ -61,6 +69,7 @@ OF_OP = {
     "distillation_loss": ClassesCall,
     "distillation_metrics": ClassesCall,
     "membership_signals": ClassesCall,
+    "group_norm_silu": GroupNormCall,
     "qkv_attention": AttentionCall,
     "model_conv2d": ConvCall,
     "model_conv2d_backward": ConvCall,

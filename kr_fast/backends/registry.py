@@ -59,7 +59,7 @@ class Differentiable(NamedTuple):
     """
 
     forward: Callable
-    backward: Callable
+    backward: Callable | None  # None where the kernel refuses calls that train
     forward_backward: Callable | None = None
     rescale_grad: Callable | None = None
 

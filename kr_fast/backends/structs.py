@@ -13,6 +13,7 @@ from kr_fast.backends.arguments import (
     BatchNormAct,
     BatchNormActGradient,
     GroupNorm,
+    GroupNormGradient,
     LossOptions,
     OptimizerStep,
     OptimizerTensors,
@@ -158,6 +159,24 @@ def qkv_attention_backward(grad_out: Tensor, qkv: Tensor, heads: int, out, logsu
     """``kr::QkvAttentionBackward`` that writes into ``grad_qkv``."""
     grads = {"grad_out": grad_out.data_ptr(), "grad_qkv": grad_qkv.data_ptr()}
     return qkv_attention(qkv, heads, out, logsumexp) | grads
+
+
+def group_norm_gradient(
+    call: GroupNormGradient, out: Tensor, skip_out: Tensor | None, grad_shift: Tensor | None, grad_affine: list[Tensor]
+) -> tuple[Struct, Struct]:
+    """``kr::GroupNorm`` and the ``kr::GroupNormGradient`` that writes into the last four."""
+    norm = GroupNorm(*call[1:6], call.groups, 0.0, call.silu)
+    grads = {
+        "grad": call.grad.data_ptr(),
+        "mean": call.mean.data_ptr(),
+        "rstd": call.rstd.data_ptr(),
+        "out": out.data_ptr(),
+        "skip_out": address(skip_out),
+        "grad_shift": address(grad_shift),
+        "grad_weight": grad_affine[0].data_ptr(),
+        "grad_bias": grad_affine[1].data_ptr(),
+    }
+    return group_norm(norm, call.grad) | {"y": 0}, grads
 
 
 def batch_norm_act(call: BatchNormAct, y: Tensor, mean: Tensor, var: Tensor) -> Struct:

@@ -88,6 +88,11 @@ ONCE: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
         lambda x, w, b, r: batch_norm_act(last(x), w, b, residual=last(r)),
         [(2, 3, 2, 2), (3,), (3,), (2, 3, 2, 2)],
     ),
+    "group_norm_silu": (
+        lambda x, skip, shift, w, b: group_norm_silu(last(x), 2, w, b, skip=last(skip), shift=shift),
+        [(2, 3, 2, 2), (2, 1, 2, 2), (2, 4), (4,), (4,)],
+    ),
+    "group_norm_silu, norm alone": (lambda x: group_norm_silu(last(x), 2, None, None, activation=None), [(1, 4, 2, 2)]),
     "batch_norm_act, no residual": (lambda x, w, b: batch_norm_act(last(x), w, b), [(2, 3, 2, 2), (3,), (3,)]),
     "model_batch_norm, relu": (lambda x, r: model_batch_norm(x, residual=r, relu=True)[0], [(2, 2, 1, 2, 2)] * 2),
     "winograd_conv2d, filters": (
@@ -104,10 +109,6 @@ NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
     "solver_step, guidance": (
         lambda x, e, u: solver_step(x, e, ROW, ids=torch.arange(2), uncond_output=u, guidance_scale=2.0),
         [(2, 1, 2, 2)] * 3,
-    ),
-    "group_norm_silu": (
-        lambda x, w, b: group_norm_silu(last(x), 2, w, b),
-        [(1, 4, 2, 2), (4,), (4,)],
     ),
     "winograd_conv2d": (
         lambda x, w: winograd_conv2d(last(x), w, 2),
@@ -157,6 +158,7 @@ def test_every_op_is_tried():
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("kr_fast::")}
     tried = {name.split(",")[0] for name in CASES} | DETACHED.keys() | NOT_FLOATING | IN_PLACE | PACKED
     halves = {"winograd_conv2d_grad_input", "distillation_loss_forward", "qkv_attention_forward"}
+    halves |= {"group_norm_silu_forward"}
     halves |= {f"{name.split(',')[0]}_backward" for name in (*ONCE, "distillation_loss")}
     assert names | set(registry.ops()) <= tried | halves
 

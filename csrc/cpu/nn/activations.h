@@ -6,6 +6,13 @@ KR_FN f32v silu(f32v y) {
     return y / (e + splat(1.0f));
 }
 
+// Its derivative s (1 + y (1 - s)) with s = 1 / (1 + e^-y), 1 - s as e^-y s.
+KR_FN f32v silu_slope(f32v y) {
+    const f32v e = vec_exp_scaled(min(splat(0.0f) - y, splat(87.0f)), splat(kLog2E));
+    const f32v s = splat(1.0f) / (e + splat(1.0f));
+    return s * fma(y, e * s, splat(1.0f));
+}
+
 // y Phi(y), Phi the normal distribution function. With t = |y| / sqrt(2) the smaller of Phi(y) and Phi(-y) is
 // e^(-t^2 + L(t)) / 2, L(t) = ln(e^(t^2) erfc(t)): a polynomial of degree 9 on [0, 4.2], fitted so that the error of
 // y Phi(y) is at most 5e-9. Beyond 4.2 L stays, where Phi is below 2e-9.

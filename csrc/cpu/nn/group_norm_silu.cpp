@@ -1,17 +1,21 @@
 #include "cpu/nn/group_norm_silu.h"
 
+#include <memory>
 #include <vector>
 
 #include "cpu/simd/parallel.h"
 
-#define KR_KERNEL "cpu/nn/kernels/group_norm_silu_kernel.h"
+#define KR_KERNEL "cpu/nn/kernels/group_norm_silu_backward_kernel.h"  // and that of the forward pass
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {
 
 static constexpr int64_t kGrain = 1 << 14;  // elements worth a thread
 
-void group_norm_silu(const GroupNorm& call, int threads) {
+// body(sample, first channel, last, weight, bias, shift, scratch) for all groups of all samples, where scratch holds
+// `arrays` arrays of `room` floats for whole vectors over the channels.
+template <class Body>
+static void each_part(const GroupNorm& call, int threads, int64_t arrays, int64_t room, const Body& body) {
     const int64_t channels = call.x_channels + call.skip_channels, size = channels / call.groups;
     std::vector<float> affine(2 * channels);
     auto floats = [=](const void* from, Dtype dtype, int64_t offset, float* scratch) {
@@ -24,16 +28,42 @@ void group_norm_silu(const GroupNorm& call, int threads) {
     if (parts > call.groups) parts = call.groups;
     const int64_t elements = call.pixels * channels / parts + 1;
     parallel_for(call.batch * parts, kGrain / elements + 1, threads, [&](int64_t begin, int64_t end) {
-        const int64_t room = channels + 64;  // whole vectors are written
-        std::vector<float> scratch(3 * room);
-        float *mean = scratch.data(), *squares = mean + room, *shift = squares + room;
+        std::vector<float> scratch((arrays + 1) * room);
         for (int64_t item = begin; item < end; ++item) {
             const int64_t sample = item / parts, part = item % parts;
             const int64_t first = call.groups * part / parts * size, last = call.groups * (part + 1) / parts * size;
-            const float* added = floats(call.shift, call.shift_dtype, sample * call.shift_stride, shift);
-            KR_DISPATCH(norm_part_of, call, sample, first, last, weight, bias, added, mean, squares);
+            float* room_for_shift = scratch.data() + arrays * room;
+            const float* shift = floats(call.shift, call.shift_dtype, sample * call.shift_stride, room_for_shift);
+            body(sample, first, last, weight, bias, shift, scratch.data());
         }
     });
+}
+
+void group_norm_silu(const GroupNorm& call, const GroupNormStatistics& out, int threads) {
+    const int64_t room = call.x_channels + call.skip_channels + 64;
+    each_part(call, threads, 2, room,
+              [&](int64_t sample, int64_t first, int64_t last, const float* weight, const float* bias,
+                  const float* shift, float* scratch) {
+                  KR_DISPATCH(norm_part_of, call, sample, first, last, weight, bias, shift, scratch, scratch + room,
+                              out);
+              });
+}
+
+void group_norm_silu_backward(const GroupNorm& call, const GroupNormGradient& grads, int threads) {
+    const int64_t channels = call.x_channels + call.skip_channels, room = channels + 64;
+    const std::unique_ptr<float[]> partial(new float[2 * channels * call.batch]);
+    each_part(call, threads, 8, room,
+              [&](int64_t sample, int64_t first, int64_t last, const float* weight, const float* bias,
+                  const float* shift, float* scratch) {
+                  KR_DISPATCH(norm_gradient_of, call, grads, sample, first, last, weight, bias, shift, scratch, room,
+                              partial.get() + 2 * channels * sample);
+              });
+    const std::unique_ptr<double[]> sums(new double[2 * channels]);
+    KR_DISPATCH(sum_rows, partial.get(), call.batch, 2 * channels, sums.get());
+    for (int64_t c = 0; c < channels; ++c) {
+        grads.grad_weight[c] = (float)sums[c];
+        grads.grad_bias[c] = (float)sums[channels + c];
+    }
 }
 
 }  // namespace kr

@@ -3,6 +3,21 @@
 
 namespace kr {
 
-void group_norm_silu(const GroupNorm& call, int threads);
+// What a forward pass keeps for its backward, [batch, groups] each; null where there will be none.
+struct GroupNormStatistics {
+    float *mean, *rstd;
+};
+
+// Of a call whose y is not used: grad has y's shape, type and order, out and skip_out those of x and skip.
+struct GroupNormGradient {
+    const void* grad;
+    const float *mean, *rstd;        // of GroupNormStatistics
+    void *out, *skip_out;            // skip_out null without skip
+    float* grad_shift;               // [batch, channels] or null
+    float *grad_weight, *grad_bias;  // [channels]
+};
+
+void group_norm_silu(const GroupNorm& call, const GroupNormStatistics& out, int threads);
+void group_norm_silu_backward(const GroupNorm& call, const GroupNormGradient& grads, int threads);
 
 }  // namespace kr

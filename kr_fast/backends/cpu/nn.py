@@ -8,6 +8,7 @@ from kr_fast.backends.arguments import (
     BatchNormAct,
     BatchNormActGradient,
     GroupNorm,
+    GroupNormGradient,
     OptimizerStep,
     WinogradConv,
     WinogradGradWeight,
@@ -15,9 +16,30 @@ from kr_fast.backends.arguments import (
 from kr_fast.backends.calls import AttentionCall, Call
 
 
-@registry.kernel("group_norm_silu", "cpu", refuses=native.cpu_tensors(*codes.DTYPES))
-def group_norm_silu(call: GroupNorm, y: Tensor) -> None:
-    native.cpu.group_norm_silu(structs.group_norm(call, y), torch.get_num_threads())
+def _group_norm(call: GroupNorm, y: Tensor, mean: Tensor | None, rstd: Tensor | None) -> None:
+    if mean is None:
+        native.cpu.group_norm_silu(structs.group_norm(call, y), torch.get_num_threads())
+    else:
+        kept = {"mean": mean.data_ptr(), "rstd": rstd.data_ptr()}
+        native.cpu.group_norm_silu_forward(structs.group_norm(call, y), kept, torch.get_num_threads())
+
+
+def _group_norm_backward(call: GroupNormGradient) -> tuple[Tensor | None, ...]:
+    batch, channels = call.grad.shape[:2]
+    out, skip_out = torch.empty_like(call.x), None if call.skip is None else torch.empty_like(call.skip)
+    grad_shift = None if call.shift is None else torch.empty(batch, channels)
+    grad_affine = [torch.empty(channels), torch.empty(channels)]
+    fields = structs.group_norm_gradient(call, out, skip_out, grad_shift, grad_affine)
+    native.cpu.group_norm_silu_backward(*fields, torch.get_num_threads())
+    return out, skip_out, grad_shift, *grad_affine
+
+
+registry.differentiable(
+    "group_norm_silu",
+    "cpu",
+    registry.Differentiable(_group_norm, _group_norm_backward),
+    refuses=native.cpu_tensors(*codes.DTYPES),
+)
 
 
 def _batch_norm(call: BatchNormAct) -> tuple[Tensor, Tensor, Tensor]:

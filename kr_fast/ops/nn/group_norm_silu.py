@@ -4,32 +4,148 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
-from kr_fast.backends.arguments import GroupNorm
-from kr_fast.backends.calls import Call
+from kr_fast.backends.arguments import GroupNorm, GroupNormGradient
+from kr_fast.backends.calls import GroupNormCall
 from kr_fast.ops import _check
-from kr_fast.ops._library import call, define
+from kr_fast.ops._library import call, define, is_direct, save, saved, wants_dispatcher
 
 _OP = "group_norm_silu"
+_TENSORS = "Tensor x, Tensor? skip, Tensor? shift, Tensor? weight, Tensor? bias"
 
 
-def _empty(call: GroupNorm) -> Tensor:
-    batch, channels, height, width = call.x.shape
-    channels += 0 if call.skip is None else call.skip.shape[1]
-    shape, x = (batch, channels, height, width), call.x
+def _kernels(x: Tensor, *, trains: bool) -> registry.Differentiable:
+    return registry.resolve(_OP, GroupNormCall(x.device.type, x.dtype, trains))
+
+
+def _empty(norm: GroupNorm) -> Tensor:
+    batch, channels, height, width = norm.x.shape
+    channels += 0 if norm.skip is None else norm.skip.shape[1]
+    shape, x = (batch, channels, height, width), norm.x
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _forward_empty(norm: GroupNorm) -> tuple[Tensor, Tensor, Tensor]:
+    mean = norm.x.new_empty(norm.x.shape[0], norm.groups, dtype=_exact(norm.x))
+    return _empty(norm), mean, torch.empty_like(mean)
+
+
+def _run_forward(norm: GroupNorm) -> tuple[Tensor, Tensor, Tensor]:
+    found = _forward_empty(norm)
+    if found[0].numel():
+        _kernels(norm.x, trains=True).forward(norm, *found)
+    return found
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def _backward_empty(norm: GroupNormGradient) -> tuple[Tensor, ...]:
+    """Of x, skip, shift, weight and bias; an empty tensor for what is not there."""
+    x, channels = norm.x, norm.grad.shape[1]
+    none, exact = x.new_empty(0), {"dtype": _exact(x), "device": x.device}
+    skip = none if norm.skip is None else torch.empty_like(norm.skip)
+    shift = none if norm.shift is None else torch.empty(len(x), channels, **exact)
+    return torch.empty_like(x), skip, shift, torch.empty(channels, **exact), torch.empty(channels, **exact)
+
+
+def _run_backward(norm: GroupNormGradient) -> tuple[Tensor, ...]:
+    if not norm.grad.numel():
+        return tuple(each.zero_() for each in _backward_empty(norm))
+    found = _kernels(norm.x, trains=True).backward(norm)
+    return tuple(norm.x.new_empty(0) if each is None else each for each in found)
+
+
+def _gradients(ctx, grad: Tensor, inputs: list[Tensor | None], mean: Tensor, rstd: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x, skip, shift, weight and bias, each in its dtype, where they are needed."""
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    groups, _, silu = ctx.options
+    norm = GroupNormGradient(grad, *inputs, mean, rstd, groups, silu)
+    op = torch.ops.kr_fast.group_norm_silu_backward
+    found = op(*norm) if wants_dispatcher(grad) else _run_backward(norm)
+    return tuple(
+        each.to(value.dtype) if needed and value is not None else None
+        for each, value, needed in zip(found, inputs, ctx.needs_input_grad, strict=False)
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.options = inputs[5:]  # groups, eps, silu
+    save(ctx, *inputs[:5])
+
+
+def _recomputing_backward(ctx, grad):
+    """Of the op that keeps nothing, in a graph that was recorded without a gradient."""
+    inputs = saved(ctx)
+    _, mean, rstd = torch.ops.kr_fast.group_norm_silu_forward(*inputs, *ctx.options)
+    return (*_gradients(ctx, grad, inputs, mean, rstd), None, None, None)
+
+
+def _forward_setup_context(ctx, inputs, output):
+    ctx.options = inputs[5:]  # groups, eps, silu
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    save(ctx, *inputs[:5], *output[1:])
+
+
+def _forward_backward(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 8
+    *inputs, mean, rstd = saved(ctx)
+    return (*_gradients(ctx, grad, inputs, mean, rstd), None, None, None)
+
+
+class _Plain(torch.autograd.Function):
+    """The op past the dispatcher, which costs as much as a small layer."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        found = _run_forward(GroupNorm(*arguments))
+        _forward_setup_context(ctx, arguments, found)
+        return found
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _forward_backward(ctx, *grads)
+
+
+# ---------------------------------------------------------------- torch.library
+
+
 @define(
-    "group_norm_silu(Tensor x, Tensor? skip, Tensor? shift, Tensor? weight, Tensor? bias, int groups, float eps, "
-    "bool silu) -> Tensor",
+    f"group_norm_silu({_TENSORS}, int groups, float eps, bool silu) -> Tensor",
     fake=lambda *arguments: _empty(GroupNorm(*arguments)),
+    backward=_recomputing_backward,
+    setup_context=_setup_context,
 )
 def _impl(*arguments):
     norm = GroupNorm(*arguments)
     y = _empty(norm)
     if y.numel():
-        registry.resolve(_OP, Call(y.device.type, y.dtype))(norm, y)
+        _kernels(y, trains=False).forward(norm, y, None, None)
     return y
+
+
+@define(
+    f"group_norm_silu_forward({_TENSORS}, int groups, float eps, bool silu) -> (Tensor, Tensor, Tensor)",
+    fake=lambda *arguments: _forward_empty(GroupNorm(*arguments)),
+    backward=_forward_backward,
+    setup_context=_forward_setup_context,
+)
+def _forward(*arguments):
+    return _run_forward(GroupNorm(*arguments))
+
+
+@define(
+    f"group_norm_silu_backward(Tensor grad, {_TENSORS}, Tensor mean, Tensor rstd, int groups, bool silu) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=lambda *arguments: _backward_empty(GroupNormGradient(*arguments)),
+)
+def _backward(*arguments):
+    return _run_backward(GroupNormGradient(*arguments))
 
 
 def group_norm_silu(
@@ -47,7 +163,9 @@ def group_norm_silu(
 
     ``y = act(weight * (u - mean_g(u)) / sqrt(var_g(u) + eps) + bias)`` with ``u = cat([x, skip], 1) + shift`` and
     ``act(a) = a / (1 + exp(-a))``. Neither the sum nor the concatenation is stored. Mean and (biased) variance are over
-    the pixels and channels of a group, in float32, the variance about the mean. For inference: there is no backward.
+    the pixels and channels of a group, in float32, the variance about the mean. Differentiable in all tensors, once (a
+    second derivative is refused): where a gradient is asked for, mean and ``1 / sqrt(var + eps)`` of each group are
+    kept, and backward reads its inputs from memory once. The bits do not depend on the number of threads.
 
     Args:
         x: ``[N, C1, H, W]``, channels_last; float32, bfloat16 or float16 (float64 on the reference backend).
@@ -59,7 +177,7 @@ def group_norm_silu(
         eps: at least 0.
         activation: "silu" or None for the group norm alone.
     Returns: ``[N, C, H, W]`` of ``x``'s dtype, channels_last.
-    Raises: TypeError or ValueError naming the argument; ValueError if an input requires grad while grad mode is on.
+    Raises: TypeError or ValueError naming the argument.
     Source: Wu and He, "Group Normalization", ECCV 2018, eq. 1-4, 7; Elfwing et al., "Sigmoid-Weighted Linear Units",
         2018, eq. 8; statistics by chunks: Chan, Golub and LeVeque, 1979, eq. 2.1.
     """
@@ -88,7 +206,9 @@ def group_norm_silu(
         _check.fail(_OP, "eps", "be at least 0", eps)
     if activation not in ("silu", None):
         _check.fail(_OP, "activation", "be 'silu' or None", activation)
-    if torch.is_grad_enabled():
-        _check.no_grad(_OP, x=x, skip=skip, weight=weight, bias=bias, shift=shift)
     arguments = (x, skip, shift, weight, bias, groups, float(eps), activation == "silu")
-    return call(torch.ops.kr_fast.group_norm_silu.default, *arguments)
+    if not (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in arguments[:5])):
+        return call(torch.ops.kr_fast.group_norm_silu.default, *arguments)
+    if is_direct(*arguments[:5]):
+        return _Plain.apply(*arguments)[0]
+    return torch.ops.kr_fast.group_norm_silu_forward(*arguments)[0]

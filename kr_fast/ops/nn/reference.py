@@ -12,6 +12,7 @@ from kr_fast.backends.arguments import (
     BatchNormAct,
     BatchNormActGradient,
     GroupNorm,
+    GroupNormGradient,
     OptimizerStep,
     SGDRule,
     WinogradConv,
@@ -20,21 +21,47 @@ from kr_fast.backends.arguments import (
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
 
-@kernel("group_norm_silu", "reference", refuses=never)
-def group_norm_silu(call: GroupNorm, out: Tensor) -> None:
+def _group_norm(call: GroupNorm, out: Tensor, mean: Tensor | None, rstd: Tensor | None) -> None:
     """Group norm of ``[x, skip] + shift``, in float32 at least, and SiLU."""
-    x = call.x if call.skip is None else torch.cat([call.x, call.skip], 1)
-    u = x.to(torch.promote_types(x.dtype, torch.float32))
-    if call.shift is not None:
-        u = u + call.shift[:, :, None, None]
-    grouped = u.reshape(len(u), call.groups, u.shape[1] // call.groups, *u.shape[2:])
-    variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
-    y = ((grouped - mean) * (variance + call.eps).rsqrt()).view(u.shape)
-    if call.weight is not None:
-        y = y * call.weight[:, None, None]
-    if call.bias is not None:
-        y = y + call.bias[:, None, None]
+    u = _grouped(call.x, call.skip, call.shift, call.groups)
+    variance, centre = torch.var_mean(u, (2, 3, 4), correction=0, keepdim=True)
+    inverse = (variance + call.eps).rsqrt()
+    if mean is not None:
+        mean.copy_(centre[:, :, 0, 0, 0]), rstd.copy_(inverse[:, :, 0, 0, 0])
+    y = _affine(((u - centre) * inverse).view(out.shape), call.weight, call.bias)
     out.copy_(F.silu(y) if call.silu else y)
+
+
+def _grouped(x: Tensor, skip: Tensor | None, shift: Tensor | None, groups: int) -> Tensor:
+    """``[x, skip] + shift`` as ``[N, groups, channels of a group, H, W]``, in float32 at least."""
+    u = (x if skip is None else torch.cat([x, skip], 1)).to(torch.promote_types(x.dtype, torch.float32))
+    u = u if shift is None else u + shift[:, :, None, None]
+    return u.reshape(len(u), groups, u.shape[1] // groups, *u.shape[2:])
+
+
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    y = y if weight is None else y * weight[:, None, None]
+    return y if bias is None else y + bias[:, None, None]
+
+
+def _group_norm_backward(call: GroupNormGradient) -> tuple[Tensor | None, ...]:
+    """``rstd (w dz - mean_g(w dz) - n mean_g(w dz n))`` with ``n = (u - mean) rstd``, ``dz = g act'(w n + b)``."""
+    rstd = call.rstd[:, :, None, None, None]
+    n = ((_grouped(*call[1:4], call.groups) - call.mean[:, :, None, None, None]) * rstd).view(call.grad.shape)
+    dz = call.grad.to(n.dtype)
+    if call.silu:
+        z = _affine(n, call.weight, call.bias)
+        dz = dz * z.sigmoid() * (1 + z * (1 - z.sigmoid()))
+    grad_affine = (dz * n).sum((0, 2, 3)), dz.sum((0, 2, 3))
+    wdz, n = (each.unflatten(1, (call.groups, -1)) for each in (_affine(dz, call.weight, None), n))
+    one, two = (each.mean((2, 3, 4), keepdim=True) for each in (wdz, wdz * n))
+    du = (rstd * (wdz - one - n * two)).view(call.grad.shape)
+    cut, grad_shift = call.x.shape[1], None if call.shift is None else du.sum((2, 3))
+    skip_out = None if call.skip is None else _as(call.skip, du[:, cut:])
+    return _as(call.x, du[:, :cut]), skip_out, grad_shift, *grad_affine
+
+
+differentiable("group_norm_silu", "reference", Differentiable(_group_norm, _group_norm_backward), refuses=never)
 
 
 def _heads(x: Tensor, parts: int, heads: int) -> Tensor:
@@ -70,31 +97,29 @@ def _batch_norm(call: BatchNormAct) -> tuple[Tensor, Tensor, Tensor]:
     """By the statistics of the batch, in float32 at least."""
     x = call.x.to(torch.promote_types(call.x.dtype, torch.float32))
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    y = _affine(x, call.weight, call.bias, mean, var, call.eps)
+    y = _affine(_normalized(x, mean, var, call.eps), call.weight, call.bias)
     if call.residual is not None:
         y = y + call.residual
     return _as(call.x, y.relu() if call.relu else y), mean, var
+
+
+def _normalized(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    return (x - mean[:, None, None]) * (var + eps).rsqrt()[:, None, None]
 
 
 def _as(x: Tensor, y: Tensor) -> Tensor:
     return y.to(x).contiguous(memory_format=torch.channels_last)
 
 
-def _affine(x, weight, bias, mean, var, eps) -> Tensor:
-    y = (x - mean[:, None, None]) * (var + eps).rsqrt()[:, None, None]
-    y = y if weight is None else y * weight[:, None, None]
-    return y if bias is None else y + bias[:, None, None]
-
-
 def _batch_norm_backward(call: BatchNormActGradient) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``w r (g - mean(g) - n mean(g n))`` with ``n = (x - mean) r``, ``r = 1 / sqrt(var + eps)``."""
     x, g = (each.to(call.mean.dtype) for each in (call.x, call.grad))
+    n, inverse = _normalized(x, call.mean, call.var, call.eps), (call.var + call.eps).rsqrt()
     if call.relu:
-        y = _affine(x, *call[3:7], call.eps) if call.y is None else call.y
+        y = _affine(n, call.weight, call.bias) if call.y is None else call.y
         g = torch.where(y <= 0, 0, g)
     passed = _as(call.x, g) if call.passes else call.x.new_empty(0)
-    inverse, rows = (call.var + call.eps).rsqrt(), x.numel() // len(call.mean)
-    n = (x - call.mean[:, None, None]) * inverse[:, None, None]
+    rows = x.numel() // len(call.mean)
     grad_weight, grad_bias = (g * n).sum((0, 2, 3)), g.sum((0, 2, 3))
     out = g - grad_bias[:, None, None] / rows - n * (grad_weight[:, None, None] / rows)
     out = out * (inverse if call.weight is None else inverse * call.weight)[:, None, None]

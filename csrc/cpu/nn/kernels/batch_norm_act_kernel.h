@@ -5,6 +5,8 @@
 // differences from it and of their squares: its mean is then known to more digits than a float has.
 #include "cpu/simd/lanes_io.h"
 
+#include "cpu/nn/kernels/column_blocks.h"
+
 constexpr int64_t kChunk = 4096;                       // numbers: 16 KB of float32
 constexpr int64_t kFewestLines = 16, kMostLines = 64;  // so that merging costs little, and for the error of their sum
 
@@ -25,27 +27,6 @@ static NormLines norm_lines(int64_t rows, int64_t channels) {
     if (cut.chunk_lines > kMostLines) cut.chunk_lines = kMostLines;
     cut.chunks = (cut.lines + cut.chunk_lines - 1) / cut.chunk_lines + (cut.rest > 0);
     return cut;
-}
-
-template <class T>
-KR_FN f32v read(const T* from, int live) {
-    return live == kLanes ? load_as(from) : load_as_part(from, live);
-}
-template <class T>
-KR_FN void write(T* to, f32v a, int live) {
-    if (live == kLanes)
-        store_as(to, a);
-    else
-        store_as_part(to, a, live);
-}
-
-// Calls F::run<vectors>(..., column, live) for blocks of columns, the last of which may be a part of a vector.
-template <class F, int V, class... Arguments>
-KR_FN void each_block(int64_t width, const Arguments&... arguments) {
-    int64_t c = 0;
-    for (; c + V * kLanes <= width; c += V * kLanes) F::template run<V>(arguments..., c, kLanes);
-    for (; c + kLanes <= width; c += kLanes) F::template run<1>(arguments..., c, kLanes);
-    if (c < width) F::template run<1>(arguments..., c, (int)(width - c));
 }
 
 constexpr int kSumVectors = 4, kWideVectors = KR_LANES == 16 ? 4 : 2;  // that leave registers for the factors

@@ -101,7 +101,8 @@ static void apply_channels(const T* x, int64_t step, int64_t channels, T* y, int
 // squares come in as scratch and leave as a and b.
 template <class T>
 static void norm_part(const GroupNorm& call, int64_t sample, int64_t first, int64_t last, const float* weight,
-                      const float* bias, const float* shift, float* mean, float* squares) {
+                      const float* bias, const float* shift, float* mean, float* squares,
+                      const GroupNormStatistics& out) {
     const int64_t channels = call.x_channels + call.skip_channels, size = channels / call.groups;
     const T* sources[2] = {static_cast<const T*>(call.x) + sample * call.pixels * call.x_channels,
                            static_cast<const T*>(call.skip) + sample * call.pixels * call.skip_channels};
@@ -126,6 +127,10 @@ static void norm_part(const GroupNorm& call, int64_t sample, int64_t first, int6
             spread += squares[c] + (float)call.pixels * d * d;
         }
         const float rstd = 1.0f / __builtin_sqrtf(spread / ((float)call.pixels * (float)size) + call.eps);
+        if (out.mean) {
+            out.mean[sample * call.groups + g / size] = centre;
+            out.rstd[sample * call.groups + g / size] = rstd;
+        }
         for (int64_t c = g; c < g + size; ++c) {
             const float a = weight ? weight[c] * rstd : rstd;
             mean[c] = a;
@@ -147,13 +152,14 @@ static void norm_part(const GroupNorm& call, int64_t sample, int64_t first, int6
 }
 
 static void norm_part_of(const GroupNorm& call, int64_t sample, int64_t first, int64_t last, const float* weight,
-                         const float* bias, const float* shift, float* mean, float* squares) {
+                         const float* bias, const float* shift, float* mean, float* squares,
+                         const GroupNormStatistics& out) {
     if (call.dtype == Dtype::f32)
-        norm_part<float>(call, sample, first, last, weight, bias, shift, mean, squares);
+        norm_part<float>(call, sample, first, last, weight, bias, shift, mean, squares, out);
     else if (call.dtype == Dtype::bf16)
-        norm_part<Bf16>(call, sample, first, last, weight, bias, shift, mean, squares);
+        norm_part<Bf16>(call, sample, first, last, weight, bias, shift, mean, squares, out);
     else
-        norm_part<F16>(call, sample, first, last, weight, bias, shift, mean, squares);
+        norm_part<F16>(call, sample, first, last, weight, bias, shift, mean, squares, out);
 }
 
 static const float* norm_floats(const void* from, Dtype dtype, int64_t offset, int64_t n, float* scratch) {
