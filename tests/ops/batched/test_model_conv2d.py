@@ -188,3 +188,64 @@ def test_opcheck_and_compile():
     torch.library.opcheck(torch.ops.kr_fast.model_conv2d, (*inputs, None, None, None, None, *rest))
     call = lambda *tensors: model_conv2d(*tensors, **options, activation="relu")  # noqa: E731
     assert torch.equal(torch.compile(call, fullgraph=True, backend="eager")(*inputs), call(*inputs))
+
+
+# ---------------------------------------------------------------- networks' widths, on a GPU
+
+on_gpu = on_backends("model_conv2d", "triton-gpu")
+LARGE = [
+    ConvCase("a stage of ResNet-20", (32, 32), 16, 16, models=3, images=5, residual=True),
+    ConvCase("wide, strided", (16, 16), 64, 128, images=3, stride=(2, 2)),
+    ConvCase("wider, of few pixels", (8, 8), 256, 256, residual=True),
+]
+
+
+def library(x, weight, bias, residual, case):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        y = [
+            F.conv2d(x[m % len(x)].permute(0, 3, 1, 2), each.permute(0, 3, 1, 2), None, **case.options())
+            for m, each in enumerate(weight)
+        ]
+    y = torch.stack(y).permute(0, 1, 3, 4, 2) + bias[:, None, None, None].to(weight.dtype)
+    return y if residual is None else y + residual
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", UNITS, ids=str)
+@pytest.mark.parametrize("case", CONV_CASES + LARGE, ids=str)
+def test_against_float64_and_the_library(backend, case, dtype):
+    inputs = conv_inputs(case, dtype, "cuda")
+    want = exact_conv(inputs, case)
+    got = model_conv2d(*inputs, **case.options())
+    torch.testing.assert_close(got.double(), want, rtol=1.01 * UNITS[dtype], atol=2e-5)
+    theirs = float((library(*inputs, case).double() - want).abs().max())
+    assert float((got.double() - want).abs().max()) <= 1.01 * theirs + 1e-6
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CONV_CASES + LARGE, ids=str)
+def test_tile_shapes_and_co_batched_models_change_no_bit_on_a_gpu(backend, case, dtype):
+    x, weight, bias, residual = conv_inputs(case, dtype, "cuda")
+    want = model_conv2d(x, weight, bias, residual, **case.options())
+    for config in range(1, configs(weight, case.groups, case.shared)):
+        assert torch.equal(model_conv2d(x, weight, bias, residual, **case.options(), config=config), want)
+    last = None if residual is None else residual[-1:, :1].contiguous()
+    alone = model_conv2d(x[-1:, :1].contiguous(), weight[-1:], bias[-1:], last, **case.options())
+    assert torch.equal(alone, want[-1:, :1])
+
+
+@on_gpu
+def test_more_than_two_to_the_31_elements(backend):
+    """The last model's last image lies beyond 2^31 elements of the input and of the output."""
+    models, images, size = 3, 700, 256
+    if torch.cuda.mem_get_info()[0] < 4 * models * images * size * size * 16 + 2**30:
+        pytest.skip("needs 12 GB")
+    x = torch.zeros(models, images, size, size, 16, dtype=torch.float16, device="cuda")
+    assert x.numel() > 2**31
+    x[-1, -1].normal_()
+    weight = torch.randn(models, 16, 3, 3, 16, dtype=torch.float16, device="cuda") / 12
+    y = model_conv2d(x, weight, padding=1)
+    want = model_conv2d(x[-1:, -1:].contiguous(), weight[-1:], padding=1)
+    assert torch.equal(y[-1:, -1:], want)
+    assert not y[0].any()

@@ -1,4 +1,4 @@
-"""model_residual_block: the reference against its formula, every backend against it, arguments, torch.library."""
+"""model_residual_block: the reference against its formula, every backend against it, bits in CUDA, arguments."""
 
 import pytest
 import torch
@@ -6,7 +6,9 @@ from backends import on_backends
 from batched_cases import BLOCK_CASES, HALVES, close_to_block, on
 from batched_cases import residual_block as by_hand
 from batched_cases import residual_block_inputs as draw
+from cuda_on_host import device, machine, same_bits, size
 
+from kr_fast.backends import registry
 from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.ops.batched.model_residual_block import model_residual_block
 
@@ -40,6 +42,106 @@ def test_values(backend, case, dtype):
         got = model_residual_block(*there, **numbers, relu=False)
     close_to_block(got.cpu(), inputs, {**more, "relu": False}, dtype)
     assert all(torch.equal(a, b) for a, b in zip(there, before, strict=True))
+
+
+# ---------------------------------------------------------------- the CUDA kernel, threads as fibers of the CPU
+
+on_host = on_backends("model_residual_block", "cuda-host")
+
+
+def run(*inputs, **more):
+    with torch.inference_mode():
+        return model_residual_block(*inputs, **more)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("case", [(32, 7, 23, 1), (64, 7, 5, 3)], ids=str)
+@on_host
+def test_accesses_of_more_channels(backend, case):
+    """Small, for the sanitizers: pixels past the image's end, and fewer images than a block takes."""
+    inputs, more = draw(*case, torch.float16)
+    close_to_block(run(*inputs), inputs, {}, torch.float16)
+    close_to_block(run(*inputs, **more, relu=False), inputs, {**more, "relu": False}, torch.float16)
+
+
+# With what goes before the block, which is the same at any number of channels, and once without.
+@pytest.mark.parametrize(
+    ("channels", "pre"), [pytest.param(16, False, marks=pytest.mark.sanitize), (16, True), (32, True), (64, True)]
+)
+@on_host
+def test_bits_follow_nothing_else(backend, channels, pre):
+    """Neither the images and models beside, nor how they are spread over blocks, nor the order in which threads run."""
+    inputs, more = draw(channels, 8, 8, 5, torch.float16)
+    more = {**more, "relu": False} if pre else {}
+    plain = run(*inputs, **more)
+    close_to_block(plain, inputs, more, torch.float16)
+    with machine(backend.module, descending=True):
+        assert same_bits(run(*inputs, **more), plain)
+    with size(backend.module, processors=1):  # a block takes all images of a model, in rounds, the last of fewer
+        assert same_bits(run(*inputs, **more), plain)
+        with machine(backend.module, descending=True):
+            assert same_bits(run(*inputs, **more), plain)
+    with size(backend.module, processors=1000, shared_at_most=163 << 10):  # and one image, of compute capability 8.0
+        assert same_bits(run(*inputs, **more), plain)
+    models, images = [1, 0], [4, 2]
+    part = [inputs[0][models][:, images].contiguous(), *(each[models] for each in inputs[1:])]
+    result = run(*part, **{name: each[models] if name != "relu" else each for name, each in more.items()})
+    assert same_bits(result, plain[models][:, images].contiguous())
+
+
+@pytest.mark.sanitize
+@on_host
+def test_absent_biases_and_odd_addresses(backend):
+    (x, weight1, _, weight2, bias2), _ = draw(16, 6, 8, 3, torch.float16)
+    want = run(x, weight1, None, weight2, bias2)
+    close_to_block(want, (x, weight1, None, weight2, bias2), {}, torch.float16)
+    moved = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view_as(x).copy_(x)  # not 16-byte aligned
+    assert moved.data_ptr() % 16
+    assert same_bits(run(moved, weight1, None, weight2, bias2), want)
+    zeros = torch.zeros_like(bias2)
+    assert same_bits(run(x, weight1, zeros, weight2, bias2), want)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@on_host
+def test_nan_and_infinity_stay_where_the_formula_has_them(backend, dtype):
+    (x, weight1, bias1, weight2, bias2), _ = draw(16, 12, 11, 2, dtype)
+    for value in (float("nan"), float("inf")):
+        touched = x.clone()
+        touched[1, 0, 4, 5, 3] = value
+        got = run(touched, weight1, bias1, weight2, bias2)
+        want = by_hand(touched, weight1, bias1, weight2, bias2, between=lambda h: h.to(dtype).double())
+        assert torch.equal(got.isnan(), want.isnan())
+        assert torch.equal(got.isinf(), want.to(dtype).isinf())
+        plain, same = run(x, weight1, bias1, weight2, bias2), want.isfinite()
+        same[1, 0, 2:7, 3:8] = False
+        assert same_bits(got[same], plain[same])
+    beyond = model_residual_block(x[:, :0], weight1, bias1, weight2, bias2)
+    assert beyond.shape == (2, 0, 12, 11, 16)
+
+
+def refusal(case, dtype=torch.float16):
+    return registry.refusal("model_residual_block", "cuda", ResidualBlockCall("cpu", dtype, *case))
+
+
+@on_host
+def test_what_the_kernel_takes(backend):
+    takes = [(16, 32, 32), (16, 28, 28), (32, 32, 32), (32, 16, 16), (64, 16, 16), (64, 8, 8), (64, 7, 7)]
+    assert [refusal(case) for case in takes] == [None] * len(takes)
+    for case in [(16, 64, 64), (64, 32, 32), (24, 8, 8), (128, 4, 4)]:
+        assert f"got {case[0]} channels of {case[1]} x {case[2]}" in refusal(case)
+    assert "float16, bfloat16, got float32" in refusal((16, 8, 8), torch.float32)
+    assert dict(registry.table())["model_residual_block"]["cuda"] == "available in half precision"
+    inputs, _ = draw(24, 4, 4, 1, torch.float16)
+    with pytest.raises(RuntimeError, match="channels must be 16, 32 or 64"):
+        model_residual_block(*inputs)
+    with device(backend.module, compute_capability=75):
+        assert "compute capability 8.0" in refusal((16, 8, 8))
+    with size(backend.module, shared_at_most=99 << 10):  # of compute capability 8.6 and 8.9
+        assert [refusal(case) is None for case in takes] == [True, True, False, True, False, False, False]
+
+
+# ---------------------------------------------------------------- arguments, torch.library
 
 
 def changed(position, value):
