@@ -194,6 +194,17 @@ def test_a_module_may_move(kind):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_momentum_may_be_0_at_times():
+    """torch then leaves the buffer as it is."""
+    model, other = network(), network()
+    optimizers = SGD(model.parameters(), 0.05), torch.optim.SGD(other.parameters(), 0.05)
+    for momentum in (0.0, 0.9, 0.0, 0.8):
+        for each, optimizer in zip((model, other), optimizers, strict=True):
+            optimizer.param_groups[0]["momentum"] = momentum
+            train(each, optimizer, [int(10 * momentum)])
+    assert difference(model, other) < 1e-6
+
+
 @KINDS
 def test_shared_frozen_and_unused_parameters(kind):
     """A shared one moves once; a frozen and an unused one stay, as with torch."""

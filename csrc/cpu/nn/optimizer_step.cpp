@@ -74,7 +74,8 @@ void for_runs(const std::vector<Run>& runs, int64_t cost, int threads, bool back
 OptimizerScalars sgd(const OptimizerTensor& t) {
     const double* g = t.group;
     OptimizerScalars s = {};
-    s.rule = !t.first ? OptimizerRule::plain : g[3] != 0 ? OptimizerRule::nesterov : OptimizerRule::momentum;
+    const bool momentum = t.first && g[1] != 0;  // torch leaves the buffer as it is while momentum is 0
+    s.rule = !momentum ? OptimizerRule::plain : g[3] != 0 ? OptimizerRule::nesterov : OptimizerRule::momentum;
     s.rate = (float)g[0], s.first = (float)g[1], s.decay = (float)g[2];
     return s;
 }

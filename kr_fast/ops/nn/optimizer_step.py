@@ -118,7 +118,7 @@ def optimizer_step(
     ``torch.nn.utils.clip_grad_norm_``; then for each parameter with a gradient, by its group's rule,
 
     - SGD: ``g += weight_decay p``, ``m = momentum m + g``, ``p -= lr (g + momentum m)`` with ``nesterov``, else
-      ``p -= lr m``; without momentum ``p -= lr g``;
+      ``p -= lr m``; where momentum is 0, ``p -= lr g``, and m stays as it is;
     - AdamW: ``step += 1``, ``m += (1 - beta1) (g - m)``, ``v = beta2 v + (1 - beta2) g^2``, ``p -= lr weight_decay p``,
       ``p -= lr / (1 - beta1^step) m / (sqrt(v / (1 - beta2^step)) + eps)``;
 

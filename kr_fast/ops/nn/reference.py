@@ -241,7 +241,7 @@ def optimizer_step(call: OptimizerStep) -> float:
 
 def _sgd(p: Tensor, g: Tensor, momentum_buffer: Tensor | None, rule: SGDRule) -> None:
     g = g.add(p, alpha=rule.weight_decay)
-    if momentum_buffer is not None:
+    if rule.momentum:
         momentum_buffer.mul_(rule.momentum).add_(g)
         g = g.add(momentum_buffer, alpha=rule.momentum) if rule.nesterov else momentum_buffer
     p.sub_(g, alpha=rule.lr)
