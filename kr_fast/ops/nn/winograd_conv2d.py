@@ -8,9 +8,9 @@ from kr_fast.backends.arguments import WinogradConv
 from kr_fast.backends.calls import Call
 from kr_fast.backends.codes import ACTIVATIONS
 from kr_fast.ops import _check
-from kr_fast.ops._library import call, define, no_backward, save, saved
+from kr_fast.ops._library import call, define, is_plain, no_backward, save, saved
 from kr_fast.ops.nn.reference import packed_shape
-from kr_fast.ops.nn.winograd_conv2d_grad_weight import unchecked as grad_weight_of
+from kr_fast.ops.nn import winograd_conv2d_grad_weight as grad_weight_op
 from kr_fast.ops.nn.winograd_pack import unchecked as pack
 
 _OP = "winograd_conv2d"
@@ -18,8 +18,8 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def _shape(x: Tensor, outputs: int, pool: bool) -> tuple[int, int, int, int]:
-    height, width = (size // 2 if pool else size for size in x.shape[2:])
-    return len(x), outputs, height, width
+    batch, _, height, width = x.shape
+    return (batch, outputs, height // 2, width // 2) if pool else (batch, outputs, height, width)
 
 
 def _empty(x: Tensor, outputs: int, pool: bool) -> Tensor:
@@ -47,15 +47,27 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_output):
     if ctx.outputs is not None:
         raise no_backward(_OP)
+    by_x, by_weight, _, _, by_bias, *_ = ctx.needs_input_grad
+    grad_x, grad_weight, grad_bias = _gradients(ctx, grad_output, (by_x, by_weight, by_bias), direct=False)
+    return grad_x, grad_weight, None, None, grad_bias, None, None, None
+
+
+def _gradients(ctx, grad_output, wanted: tuple[bool, bool, bool], *, direct: bool) -> tuple[Tensor | None, ...]:
+    """By x, weight and bias; ``direct`` goes past the dispatcher."""
+    if torch._C._functorch.is_legacy_batchedtensor(grad_output):
+        raise RuntimeError(f"{_OP}: upstream gradients must not be batched (is_grads_batched, vectorize)")
     x, weight = saved(ctx)
-    needs_x, needs_weight, _, _, needs_bias, *_ = ctx.needs_input_grad
+    by_x, by_weight, by_bias = wanted
     grad_output = grad_output.contiguous(memory_format=torch.channels_last)
-    grad_x = torch.ops.kr_fast.winograd_conv2d_grad_input(grad_output, weight) if needs_x else None
-    if needs_weight:
-        grad_weight, grad_bias = grad_weight_of(x, grad_output, needs_bias, not weight.is_contiguous())
+    grad_input_of, grad_weight_of = torch.ops.kr_fast.winograd_conv2d_grad_input.default, grad_weight_op.unchecked
+    if direct:
+        grad_input_of, grad_weight_of = _grad_input, grad_weight_op.run
+    grad_x = grad_input_of(grad_output, weight) if by_x else None
+    if by_weight:
+        grad_weight, grad_bias = grad_weight_of(x, grad_output, by_bias, not weight.is_contiguous())
     else:
-        grad_weight, grad_bias = None, grad_output.sum((0, 2, 3)) if needs_bias else None
-    return grad_x, grad_weight, None, None, grad_bias if needs_bias else None, None, None, None
+        grad_weight, grad_bias = None, grad_output.sum((0, 2, 3)) if by_bias else None
+    return grad_x, grad_weight, grad_bias if by_bias else None
 
 
 @define(
@@ -67,7 +79,7 @@ def _backward(ctx, grad_output):
 )
 def _impl(x, weight, outputs, *options):
     if outputs is None:
-        outputs, weight = len(weight), pack(weight, None, False, x.dtype)
+        outputs, weight = weight.shape[0], pack(weight, None, False, x.dtype)
     return _run(WinogradConv(x, weight, outputs, *options))
 
 
@@ -79,6 +91,23 @@ def _grad_input(grad_output, weight):
     turned = pack(weight, None, True, weight.dtype)
     return _run(WinogradConv(grad_output, turned, weight.shape[1], None, None, None, None, False))
 
+
+class _Train(torch.autograd.Function):
+    """The same for plain tensors: the dispatcher's autograd costs 40 us a step and convolution more than this."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        save(ctx, x, weight)
+        return _impl(x, weight, None, None, bias, None, None, False)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        # With create_graph the dispatcher's ops are recorded, which refuse to be differentiated.
+        return _gradients(ctx, grad_output, ctx.needs_input_grad, direct=not torch.is_grad_enabled())
+
+
+# Past Function.apply, which unwraps what torch.func has wrapped: such tensors go to the dispatcher.
+_train = super(torch.autograd.Function, _Train).apply
 
 unchecked = torch.ops.kr_fast.winograd_conv2d.default  # for callers whose arguments are right by construction
 
@@ -128,6 +157,10 @@ def winograd_conv2d(
         for name, value in (("scale", scale), ("residual", residual), ("activation", activation), ("pool", pool)):
             if value is not None and value is not False:
                 _check.fail(_OP, name, "be left out where outputs is (weight is not packed)", value)
+        tensors = (x, weight) if bias is None else (x, weight, bias)
+        transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+        if not transformed and is_plain(*tensors) and torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
+            return _train(x, weight, bias)
     else:
         outputs = _check_packed(x, weight, outputs, scale, bias, residual, activation, pool)
     return call(unchecked, x, weight, outputs, scale, bias, residual, activation, pool)

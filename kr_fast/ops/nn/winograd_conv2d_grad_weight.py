@@ -23,7 +23,8 @@ def _empty(x: Tensor, grad_output: Tensor, bias: bool, channels_last: bool) -> t
     "winograd_conv2d_grad_weight(Tensor x, Tensor grad_output, bool bias, bool channels_last) -> (Tensor, Tensor)",
     fake=_empty,
 )
-def _impl(x, grad_output, bias, channels_last):
+def run(x: Tensor, grad_output: Tensor, bias: bool, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """As ``unchecked``, past the dispatcher."""
     grad_weight, grad_bias = _empty(x, grad_output, bias, channels_last)
     if not x.numel():
         return grad_weight.zero_(), grad_bias.zero_()

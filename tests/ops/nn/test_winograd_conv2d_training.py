@@ -111,6 +111,13 @@ def test_the_gradient_has_the_layout_of_the_weight():
         assert leaf.grad.stride() == leaf.stride()
 
 
+def test_batched_upstream_gradients_are_refused():
+    leaves, upstream = draw((2, 3, 20, 5, 6))
+    y = ours(*(each.requires_grad_() for each in leaves))
+    with pytest.raises(RuntimeError, match="winograd_conv2d: upstream gradients must not be batched"):
+        torch.autograd.grad(y, leaves, torch.stack([upstream, upstream]), is_grads_batched=True)
+
+
 def test_packed_weight_gives_the_same_result():
     (x, weight, bias), _ = draw((2, 16, 20, 9, 6))
     packed = kr_fast.winograd_pack(weight)
