@@ -8,7 +8,7 @@
 // with 4x4 pixels dY of the gradient of a tile and the 6x6 pixels d that it read: 36 products where the definition has
 // 144. A block of tiles is transformed (V of the inputs, W of the gradient), each of the 36 places is a product of
 // inputs by tiles with tiles by outputs that is added to its sum, and the sums are transformed once, at the end.
-#include "cpu/nn/winograd_tiles.h"
+#include "cpu/nn/kernels/winograd_tiles.h"
 
 // Inputs and vectors of outputs of a product that the registers hold.
 #if KR_LANES == 16
@@ -129,7 +129,7 @@ static void winograd_grad_block(const WinogradGradWeight& call, const WinogradGr
     const Channels x = {call.x + part.first_input, call.height, call.width, call.inputs};
     const Channels y = {call.grad_output + part.first_output, call.height, call.width, call.outputs};
     for (int64_t o = 0; o < wide; ++o) scratch.bias[o] = 0.0f;
-    Tile tile = tile_at(tiles, begin), ahead = next_tile(tiles, next_tile(tiles, tile));
+    Tile tile = tile_at(tiles, begin), ahead = tile_at(tiles, begin + kReadAhead);
     for (int64_t t = 0; t < (end - begin) * kGroup; t += kGroup) {
         prefetch_tile(x, ahead, part.inputs);
         prefetch_tile(y, ahead, part.outputs);

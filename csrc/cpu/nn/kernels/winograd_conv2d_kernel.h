@@ -7,7 +7,7 @@
 #include "cpu/simd/vec_math.h"
 
 #include "cpu/nn/activations.h"
-#include "cpu/nn/winograd_tiles.h"
+#include "cpu/nn/kernels/winograd_tiles.h"
 
 #define KR_UNROLL_ROWS _Pragma("GCC unroll 32")
 
@@ -151,14 +151,17 @@ static void transform_back(const WinogradConv& call, const Tiles& tiles, int64_t
                            int64_t first, int64_t last) {
     const int64_t block = winograd_block(call.outputs), shrink = pool ? 2 : 1, side = 4 / shrink;
     const int64_t height = call.height / shrink, width = call.width / shrink;
-    Tile tile = tile_at(tiles, begin);
-    for (int64_t number = begin; number < end; ++number, tile = next_tile(tiles, tile)) {
+    const Channels y = {call.y + first, height, width, call.outputs};
+    const Channels residual = {call.residual ? call.residual + first : nullptr, height, width, call.outputs};
+    Tile tile = tile_at(tiles, begin), ahead = tile_at(tiles, begin + kWriteAhead);
+    for (int64_t number = begin; number < end; ++number) {
+        if (!pool) prefetch_tile(y, ahead, last - first);
+        if (!pool && call.residual) prefetch_tile(residual, ahead, last - first);
         const int64_t top = tile.row / shrink, left = tile.column / shrink;
         Place place;
         place.down = width * call.outputs, place.across = call.outputs;
         place.rows = (int)(height - top < side ? height - top : side);
         place.columns = (int)(width - left < side ? width - left : side);
-        if (place.rows <= 0 || place.columns <= 0) continue;
         const bool whole = place.rows == side && place.columns == side;
         for (int64_t channel = first; channel < last; channel += kLanes) {
             const int live = last - channel < kLanes ? (int)(last - channel) : kLanes;
@@ -173,6 +176,7 @@ static void transform_back(const WinogradConv& call, const Tiles& tiles, int64_t
             else
                 tile_out<kind, pool, false>(call, place, from, block);
         }
+        tile = next_tile(tiles, tile), ahead = next_tile(tiles, ahead);
     }
 }
 
@@ -192,9 +196,12 @@ static void winograd_block_of_tiles(const WinogradConv& call, const Tiles& tiles
     const int64_t groups = (call.inputs + kGroup - 1) / kGroup, step = winograd_step(call.inputs);
     const int64_t block = winograd_block(call.outputs), blocks = (call.outputs + block - 1) / block;
     const Channels x = {call.x, call.height, call.width, call.inputs};
-    Tile tile = tile_at(tiles, begin);
-    for (int64_t t = 0; t < end - begin; ++t, tile = next_tile(tiles, tile))
+    Tile tile = tile_at(tiles, begin), ahead = tile_at(tiles, begin + kReadAhead);
+    for (int64_t t = 0; t < end - begin; ++t) {
+        prefetch_tile(x, ahead, call.inputs);
         transform_tile(x, call.inputs, tile, zeros, v + t * kGroup, step);
+        tile = next_tile(tiles, tile), ahead = next_tile(tiles, ahead);
+    }
     const int64_t rows = block == 16 ? kRows16 : kRows32, count = (end - begin + rows - 1) / rows * rows;
     for (int64_t t = end - begin; t < count; ++t)  // rows of a last product that no tile fills
         for (int64_t p = 0; p < kPlaces * groups; ++p)

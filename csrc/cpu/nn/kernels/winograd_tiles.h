@@ -131,6 +131,10 @@ template <int kSide>
 using Copy = const EdgePixels<kSide>&;
 #endif
 
+// Tiles between one that is asked for and the one that is transformed. Where activations come from memory and not from
+// the cache, as in training, this halves the time of 16 channels.
+constexpr int64_t kReadAhead = 16, kWriteAhead = 8;
+
 // Asks for the 4x4 pixels of a tile, of `count` channels. A prefetch may name what is outside the image, or the array.
 KR_FN void prefetch_tile(const Channels& x, const Tile& tile, int64_t count) {
     const float* first = x.from + ((tile.image * x.height + tile.row) * x.width + tile.column) * x.step;
