@@ -145,6 +145,22 @@ def winograd_is_faster(
     return runs and size[0] * size[1] >= FEWEST_PIXELS * tiles
 
 
+def winograd_trains_faster(shape: tuple[int, int, int, int], outputs: int) -> bool:
+    """Whether a forward and backward pass of winograd_conv2d for ``x`` of ``shape`` is faster than the library's.
+
+    Both sides of the convolution are once the inputs. What a step does whatever the number of tiles, to pack the
+    filters twice and to transform their gradient, costs as much as some 13 tiles each, and more where 36 numbers of
+    every filter leave the cache: with 16 tiles 64 channels took 0.98 to 1.4 times as long by the library, 256 channels
+    0.3 to 0.7 times, and with 64 tiles 1.4 times (AVX-512, one thread).
+    """
+    batch, inputs, height, width = shape
+    tiles = -(-height // 4) * -(-width // 4)
+    fits = min(inputs, outputs) >= FEWEST_INPUTS and height * width >= FEWEST_PIXELS * tiles
+    if not fits or batch * tiles < max(16, inputs // 4, outputs // 4) or native.isa() in (None, "scalar"):
+        return False
+    return registry.runs_preferred("winograd_conv2d", Call("cpu", torch.float32))
+
+
 def winograd_batch_size(count: int, images: int) -> int:
     """Near ``count``, so that ``images`` images in batches of it, the last filled up, take the least time.
 

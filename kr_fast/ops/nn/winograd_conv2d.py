@@ -9,8 +9,8 @@ from kr_fast.backends.calls import Call
 from kr_fast.backends.codes import ACTIVATIONS
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define, is_plain, no_backward, save, saved
-from kr_fast.ops.nn.reference import packed_shape
 from kr_fast.ops.nn import winograd_conv2d_grad_weight as grad_weight_op
+from kr_fast.ops.nn.reference import packed_shape
 from kr_fast.ops.nn.winograd_pack import unchecked as pack
 
 _OP = "winograd_conv2d"

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from backends import on_backends
 
 import kr_fast
+from kr_fast.backends.cpu.nn import winograd_trains_faster
 
 OP = "winograd_conv2d"
 LAST = torch.channels_last
@@ -167,3 +168,21 @@ BAD = {
 def test_bad_arguments(message):
     with pytest.raises((TypeError, ValueError), match=f"{OP}: {message}.*, got"):
         kr_fast.winograd_conv2d(**{"x": X, "weight": WEIGHT, **BAD[message]})
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "gains"),
+    [
+        ((64, 16, 28, 28), 16, True),
+        ((64, 64, 7, 7), 64, True),
+        ((64, 3, 28, 28), 16, False),  # few inputs; few outputs, which are the inputs of backward
+        ((64, 16, 28, 28), 3, False),
+        ((64, 64, 2, 2), 64, False),  # tiles that are mostly empty
+        ((64, 64, 5, 5), 64, False),
+        ((2, 64, 8, 8), 64, False),  # few tiles for so many filters
+        ((8, 256, 8, 8), 256, False),
+    ],
+    ids=str,
+)
+def test_where_it_gains(isa, shape, outputs, gains):
+    assert winograd_trains_faster(shape, outputs) == (gains and isa != "scalar")
