@@ -2,8 +2,8 @@
 
 A dense convolution is a product ``[pixels, K] @ [K, O]`` for each model, K = (kernel row, kernel column, channel) in
 this order, whose left side is gathered from the image and never stored. A program takes BM output pixels of one model
-and BN output channels. Where a block of K lies within one kernel place (C a multiple of BK) its coordinates are
-scalars; else (a stem's 3 channels, 16 channels) a block holds several places and each of its columns has its own.
+and BN output channels. Where a block of K lies within one kernel position (C a multiple of BK) its coordinates are
+scalars; else (a stem's 3 channels, 16 channels) a block holds several positions and each of its columns has its own.
 Where all models see the same input, the columns are those of all models, so the input is gathered once for BN / O of
 them.
 
@@ -62,11 +62,11 @@ def _pixels(first, count, out_height, out_width, B: tl.constexpr):
     """Of ``B`` output pixels from ``first`` on: image of the first, and for each image after it, row, column, live."""
     size = out_height * out_width
     image = first // size
-    place = first - image * size + tl.arange(0, B)
-    after = place // size
-    place -= after * size
-    row = place // out_width
-    return image, after, row, place - row * out_width, first + tl.arange(0, B) < count
+    position = first - image * size + tl.arange(0, B)
+    after = position // size
+    position -= after * size
+    row = position // out_width
+    return image, after, row, position - row * out_width, first + tl.arange(0, B) < count
 
 
 @triton.jit
@@ -89,8 +89,8 @@ def dense(
     column = program % ACROSS * BN + tl.arange(0, BN)
     exists = column < COLUMNS
     count = images * out_height * out_width
-    image, after, row, place, live = _pixels(first, count, out_height, out_width, BM)
-    top, left = row * SH - PH, place * SW - PW
+    image, after, row, position, live = _pixels(first, count, out_height, out_width, BM)
+    top, left = row * SH - PH, position * SW - PW
     source = x + (model * images + image) * (in_height * in_width * C)
     start = after.to(tl.int64) * in_height * in_width * C
     kernels = weight + model * (OUT * K)
@@ -168,8 +168,8 @@ def depthwise(
     exists = column < OUT
     channel = column // (OUT // C)
     count = images * out_height * out_width
-    image, after, row, place, live = _pixels(first, count, out_height, out_width, BM)
-    top, left = row * SH - PH, place * SW - PW
+    image, after, row, position, live = _pixels(first, count, out_height, out_width, BM)
+    top, left = row * SH - PH, position * SW - PW
     origin = (model * 0 if SHARED else model * images) + image
     source = x + origin * (in_height * in_width * C)
     start = after.to(tl.int64) * in_height * in_width * C
@@ -210,8 +210,8 @@ def tiles(channels: int, kernel, itemsize: int, shared: bool, models: int) -> li
 
     BK follows from the layer alone, so all of them give the same bits. In half precision the tensor cores of compute
     capability 9 take 64 rows and four warps at least, which all shapes have, so they issue one kind of instruction.
-    With 16 channels a block of 64 holds four of nine places, and a quarter of the products are of zeros: three rounds
-    of loads instead of five or nine, where tensor cores wait for memory anyway.
+    With 16 channels a block of 64 holds four of nine positions, and a quarter of the products are of zeros: three
+    rounds of loads instead of five or nine, where tensor cores wait for memory anyway.
     """
     outputs, kh, kw = kernel
     depth = kh * kw * channels

@@ -1,15 +1,15 @@
 """Triton kernels of model_conv2d_backward: gradients of M dense convolutions as implicit GEMMs.
 
 Input: ``dx[pixel, c] = sum over (u, v, o) of dy[where (u, v) sends the pixel, o] weight[o, u, v, c]``. With a stride
-the input's pixels fall into stride x stride classes; those of a class meet the same kernel places (u, v), in a launch
-of their own, so no product with the zeros between output pixels is taken. The weights are read as they lie.
+the input's pixels fall into stride x stride classes; those of a class meet the same kernel positions (u, v), in a
+launch of their own, so no product with the zeros between output pixels is taken. The weights are read as they lie.
 
 Weight: ``dw[o, (u, v, c)] = sum over output pixels of dy[pixel, o] x[pixel seen by (u, v), c]``, with one more column
 of ones for the bias. The pixels of a model are cut into parts by a rule of the layer's shape alone; each leaves a
 partial sum, and a second kernel adds them in their order. No atomics, so a model's bits do not depend on the models
 beside it.
 
-Products go to the tensor cores in half precision and are exact in float32; sums are float32. Places of one model's
+Products go to the tensor cores in half precision and are exact in float32; sums are float32. Positions of one model's
 pixels are 32-bit, which the op checks for the output; addresses of images and models are 64-bit.
 """
 
@@ -31,7 +31,7 @@ def input_gradient(
     PRECISION: tl.constexpr, INTERPRET: tl.constexpr, ROUND: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Pixels ``(A + SH i, B + SW j)``: their ``NU x NV`` places ``(U0 + US t, V0 + VS s)`` of the kernel, which see
+    """Pixels ``(A + SH i, B + SW j)``: their ``NU x NV`` positions ``(U0 + US t, V0 + VS s)`` of the kernel, which see
     them from output pixel ``(i + I0 - IS t, j + J0 - JS s)``."""
     ACROSS: tl.constexpr = (C + BN - 1) // BN
     BLOCKS: tl.constexpr = (OUT + BK - 1) // BK
@@ -50,9 +50,9 @@ def input_gradient(
 
     acc = tl.zeros([BM, BN], tl.float32)
     for k in tl.range(0, NU * NV * BLOCKS, num_stages=STAGES):
-        place = k // BLOCKS
-        t = place // NV
-        s = place - t * NV
+        position = k // BLOCKS
+        t = position // NV
+        s = position - t * NV
         output = k % BLOCKS * BK + lane
         i, j = row + I0 - IS * t, column + J0 - JS * s
         inside = live & (i >= 0) & (i < out_height) & (j >= 0) & (j < out_width)
@@ -102,9 +102,9 @@ def weight_gradient(
         pixel = first + lane
         live = pixel < end
         image = pixel // size
-        place = pixel - image * size
-        row = place // out_width
-        top, left = row * SH - PH, (place - row * out_width) * SW - PW
+        position = pixel - image * size
+        row = position // out_width
+        top, left = row * SH - PH, (position - row * out_width) * SW - PW
         at = (model * count + pixel)[:, None] * OUT + output[None, :]
         a = tl.load(grad + at, mask=live[:, None] & (output < OUT)[None, :], other=0.0)
         i, j = top[:, None] + (u * DH)[None, :], left[:, None] + (v * DW)[None, :]
@@ -161,14 +161,14 @@ def weight_tile(columns: int, outputs: int, itemsize: int) -> dict:
 
 
 def classes(size: int, kernel: int, stride: int, padding: int, dilation: int) -> list[tuple[int, ...]]:
-    """Of one axis, for each class of its pixels: (class, pixels, first place, step, first output, step, places)."""
+    """Of each class of an axis's pixels: (class, pixels, first position, step, first output, step, positions)."""
     table = []
     for a in range(min(stride, size)):
-        places = [u for u in range(kernel) if (a + padding - u * dilation) % stride == 0]
-        step = places[1] - places[0] if len(places) > 1 else 1
-        first = places[0] if places else 0
-        origin = (a + padding - first * dilation) // stride if places else 0
-        table.append((a, -(-(size - a) // stride), first, step, origin, step * dilation // stride, len(places)))
+        positions = [u for u in range(kernel) if (a + padding - u * dilation) % stride == 0]
+        step = positions[1] - positions[0] if len(positions) > 1 else 1
+        first = positions[0] if positions else 0
+        origin = (a + padding - first * dilation) // stride if positions else 0
+        table.append((a, -(-(size - a) // stride), first, step, origin, step * dilation // stride, len(positions)))
     return table
 
 

@@ -1,7 +1,7 @@
 """Triton kernel of model_sgd: 20 bytes a weight, one launch for all parameters of all models.
 
 A program takes BLOCK numbers of one parameter; a table made once per layout says which. The model of a number is its
-place in the parameter's stack divided by the parameter's size.
+position in the parameter's stack divided by the parameter's size.
 """
 
 import torch

@@ -27,8 +27,8 @@ def _moved(old, new, inverse_t):
 def _top(x, columns, top, first, C: tl.constexpr):
     """Row max and the lowest class that holds it, after one more block of classes."""
     here = tl.max(x, axis=1)
-    place = tl.min(tl.where(x == here[:, None], columns[None, :], C), axis=1)
-    return tl.maximum(top, here), tl.where(here > top, place, first)
+    column = tl.min(tl.where(x == here[:, None], columns[None, :], C), axis=1)
+    return tl.maximum(top, here), tl.where(here > top, column, first)
 
 
 @triton.jit

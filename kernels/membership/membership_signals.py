@@ -15,10 +15,10 @@ from kr_fast.kernels.distillation.distillation_loss import tile as loss_tile
 def _top_two(z, columns, top, first, second, C: tl.constexpr):
     """Largest logit, lowest class that holds it, and largest of the other classes, after one more block of classes."""
     here = tl.max(z, axis=1)
-    place = tl.min(tl.where(z == here[:, None], columns[None, :], C), axis=1)
-    runner = tl.max(tl.where(columns[None, :] == place[:, None], float("-inf"), z), axis=1)
+    column = tl.min(tl.where(z == here[:, None], columns[None, :], C), axis=1)
+    runner = tl.max(tl.where(columns[None, :] == column[:, None], float("-inf"), z), axis=1)
     second = tl.maximum(tl.maximum(second, runner), tl.minimum(top, here))
-    return tl.maximum(top, here), tl.where(here > top, place, first), second
+    return tl.maximum(top, here), tl.where(here > top, column, first), second
 
 
 @triton.jit

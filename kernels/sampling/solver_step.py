@@ -31,10 +31,10 @@ def step(
     mask = live[:, None] & (elements < numel)[None, :]
     base = rows[:, None] * numel
     at = base + elements[None, :]
-    place = at
+    offset = at
     if CHANNELS > 1:
-        place = base + (elements % pixels * CHANNELS + elements // pixels)[None, :]
-    seen = place if LAST else at
+        offset = base + (elements % pixels * CHANNELS + elements // pixels)[None, :]
+    seen = offset if LAST else at
     value = tl.load(x + at, mask=mask, other=0.0)
     e = tl.load(cond + seen, mask=mask, other=0.0).to(tl.float32)
     if uncond is not None:
@@ -68,10 +68,10 @@ def step(
     if y is not None:
         tl.store(y + at, out, mask=mask)
     if image is not None:
-        tl.store(image + place, to_byte(out), mask=mask)
+        tl.store(image + offset, to_byte(out), mask=mask)
     if input is not None:
         for copy in tl.static_range(COPIES):
-            target = copy * batch.to(tl.int64) * numel + place
+            target = copy * batch.to(tl.int64) * numel + offset
             store(input, target, out * next_input, mask, input.dtype.element_ty == tl.bfloat16)
 
 

@@ -20,7 +20,7 @@ class AugmentParams:
     """The random numbers of :meth:`Augment.draw`, one row per image; None for a kind that is off.
 
     ``flip``: bool ``[N]``; ``move``: int64 ``[N, 2]`` whole pixels (rows, columns); ``matrix``: float32 ``[N, 2, 3]``,
-    the affine map from places of the new image to places of the old one.
+    the affine map from positions of the new image to positions of the old one.
     """
 
     flip: Tensor | None = None
@@ -120,7 +120,7 @@ def gather_augmented(pool: Tensor, index: Tensor, params: AugmentParams) -> Tens
 
 
 def resample(images: Tensor, matrix: Tensor) -> Tensor:
-    """float ``[N, C, H, W]`` at the places that ``matrix`` ``[N, 2, 3]`` sends the grid to, bilinear, same borders."""
+    """float ``[N, C, H, W]`` where ``matrix`` ``[N, 2, 3]`` sends the grid to, bilinear, same borders."""
     grid = torch.nn.functional.affine_grid(matrix.to(images), list(images.shape), align_corners=False)
     return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 

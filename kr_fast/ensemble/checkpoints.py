@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kr_fast.ensemble.networks import an, own_words, plain
+from kr_fast.ensemble.networks import an, error_text, plain
 from kr_fast.runtime.array_files import other_format, regular_file
 from kr_fast.runtime.errors import UserError, first_line
 from kr_fast.runtime.inputs import described
@@ -39,8 +39,8 @@ def load_weights(model: nn.Module, path: Path, where: str) -> None:
     content, expected = read(path, where), model.state_dict()
     if not isinstance(content, Mapping):
         raise UserError(f"{where} must hold a state dict, got {an(type(content).__name__)} in {path} ({HINT})")
-    place = _place(content, expected, path, where)
-    state = {name: place.tensors.get(place.prefix + name, value) for name, value in expected.items()}
+    candidate = _candidate(content, expected, path, where)
+    state = {name: candidate.tensors.get(candidate.prefix + name, value) for name, value in expected.items()}
     for name, value in state.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
@@ -51,8 +51,8 @@ def load_weights(model: nn.Module, path: Path, where: str) -> None:
     try:
         model.load_state_dict(state)
     except Exception as error:  # hooks of the user's own
-        raise UserError(f"{where} must fit the network, got the error {own_words(error)} for {path}") from error
-    if said := place.said():
+        raise UserError(f"{where} must fit the network, got the error {error_text(error)} for {path}") from error
+    if said := candidate.said():
         logger.info("%s: weights found %s, in %s", where, said, path)
 
 
@@ -109,7 +109,7 @@ def _other_format(start: bytes, path: Path) -> str | None:
     return None
 
 
-class _Place(NamedTuple):
+class _Candidate(NamedTuple):
     """A mapping in a file whose names are the network's behind ``prefix``."""
 
     keys: tuple[str, ...]
@@ -123,12 +123,12 @@ class _Place(NamedTuple):
         return " ".join(filter(None, (under, removed)))
 
 
-def _place(content: Mapping, expected: Mapping[str, Any], path: Path, where: str) -> _Place:
+def _candidate(content: Mapping, expected: Mapping[str, Any], path: Path, where: str) -> _Candidate:
     """The one place whose tensors are the network's."""
     mappings = {id(each): (keys, each) for keys, each in reversed(list(_mappings(content)))}  # one under two keys once
-    places = [_Place(keys, _prefix(each, expected), each) for keys, each in reversed(mappings.values())]
-    named = [place for place in places if _differences(place, expected) == ([], [])]
-    right = [place for place in named if _misfit(place, expected) is None]
+    candidates = [_Candidate(keys, _prefix(each, expected), each) for keys, each in reversed(mappings.values())]
+    named = [candidate for candidate in candidates if _differences(candidate, expected) == ([], [])]
+    right = [candidate for candidate in named if _misfit(candidate, expected) is None]
     if len(right) > 1:
         both = " and ".join(each.said() or "at the top" for each in right)
         hint = 'torch.save(torch.load(FILE, weights_only=True)["NAME"], OTHER) writes one of them'
@@ -137,15 +137,15 @@ def _place(content: Mapping, expected: Mapping[str, Any], path: Path, where: str
         return right[0]
     if named:
         raise UserError(f"{where} must hold {_misfit(named[0], expected)} in {path}")
-    place = max(places, key=lambda each: _shared(each, expected))
-    if not _shared(place, expected):
+    candidate = max(candidates, key=lambda each: _shared(each, expected))
+    if not _shared(candidate, expected):
         keys = ", ".join(str(key) for key in list(content)[:5]) + (", ..." if len(content) > 5 else "")
         first = next(iter(expected), "no tensor")
         raise UserError(f"{where} must hold the network's tensors ({first}, ...), got {keys or 'nothing'} in {path}")
-    missing, unexpected = _differences(place, expected)
+    missing, unexpected = _differences(candidate, expected)
     parts = {"missing": missing, "unexpected": unexpected}.items()
     got = [f"{len(names)} {what} ({names[0]} first)" for what, names in parts if names]
-    at = f" {place.said()}" if place.said() else ""
+    at = f" {candidate.said()}" if candidate.said() else ""
     raise UserError(f"{where} must hold the network's {len(expected)} tensors, got {' and '.join(got)}{at} in {path}")
 
 
@@ -171,21 +171,21 @@ def _prefix(tensors: Mapping, expected: Mapping[str, Any]) -> str:
     return votes.most_common(1)[0][0]
 
 
-def _shared(place: _Place, expected: Mapping[str, Any]) -> int:
-    return sum(place.prefix + name in place.tensors for name in expected)
+def _shared(candidate: _Candidate, expected: Mapping[str, Any]) -> int:
+    return sum(candidate.prefix + name in candidate.tensors for name in expected)
 
 
-def _differences(place: _Place, expected: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _differences(candidate: _Candidate, expected: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(names of the network that are missing, names in the file that the network has not)."""
-    missing = [n for n in expected if place.prefix + n not in place.tensors and n.rpartition(".")[2] != COUNTER]
-    names = {place.prefix + name for name in expected}
-    return missing, [str(name) for name in place.tensors if name not in names]
+    missing = [n for n in expected if candidate.prefix + n not in candidate.tensors and n.rpartition(".")[2] != COUNTER]
+    names = {candidate.prefix + name for name in expected}
+    return missing, [str(name) for name in candidate.tensors if name not in names]
 
 
-def _misfit(place: _Place, expected: Mapping[str, Any]) -> str | None:
+def _misfit(candidate: _Candidate, expected: Mapping[str, Any]) -> str | None:
     """The first tensor of another shape or kind of numbers: ``NAME of shape ..., got ...``."""
     for name, value in expected.items():
-        given = place.tensors.get(place.prefix + name, value)
+        given = candidate.tensors.get(candidate.prefix + name, value)
         if not isinstance(value, Tensor):
             continue
         if not isinstance(given, Tensor):

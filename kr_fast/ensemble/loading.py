@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.ensemble.checkpoints import load_weights
-from kr_fast.ensemble.networks import an, own_words, takes_logits
+from kr_fast.ensemble.networks import an, error_text, takes_logits
 from kr_fast.models import CLASSIFIERS, classifier
 from kr_fast.runtime.errors import UserError, fail
 
@@ -38,7 +38,7 @@ def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[]
     try:
         make = operator.attrgetter(attribute)(importlib.import_module(module))
     except (Exception, SystemExit) as error:
-        why = own_words(error)
+        why = error_text(error)
         if isinstance(error, SystemExit):
             why = 'its import ends the program; put what a script does under if __name__ == "__main__"'
         elif module.endswith(".py") or os.sep in module:

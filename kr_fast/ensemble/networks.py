@@ -59,7 +59,7 @@ def plain(model: nn.Module) -> nn.Module:
     return model.network if isinstance(model, LogitsOf) else model
 
 
-def own_words(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """What a user's code says of its failure, in one line, with the type unless that says nothing more."""
     text = first_line(error)
     if text.startswith(TORCHSCRIPT):
@@ -79,7 +79,7 @@ def made(where: str, argument: str, make: Callable[[], Any], rule: str = "return
     try:
         model = make()
     except (Exception, SystemExit) as error:
-        raise UserError(f"{where}: {argument} must {rule}, got the error {own_words(error)}") from error
+        raise UserError(f"{where}: {argument} must {rule}, got the error {error_text(error)}") from error
     if isinstance(model, type) and issubclass(model, nn.Module):
         fail(where, argument, rule, f"the class {model.__name__} and not an object of it")
     if not isinstance(model, nn.Module):
@@ -163,7 +163,7 @@ def failures(where: str, argument: str, rule: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{where}: {argument} must {rule}, got the error {own_words(error)}") from error
+        raise UserError(f"{where}: {argument} must {rule}, got the error {error_text(error)}") from error
 
 
 def checked(where: str, argument: str, output: Any, x: Tensor, classes: int | None = None) -> Tensor:

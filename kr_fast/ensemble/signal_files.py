@@ -98,11 +98,11 @@ class SignalFiles:
             offset = os.fstat(handle).st_size - 4 * queries * count * models
             rows = np.ascontiguousarray(values[name].numpy(), dtype="<f4")
             for a in range(queries):
-                place = offset + 4 * models * (a * count + start)
+                at = offset + 4 * models * (a * count + start)
                 data = memoryview(rows[a].reshape(-1).view(np.uint8))
                 while data:
-                    written = os.pwrite(handle, data, place)
-                    data, place = data[written:], place + written
+                    written = os.pwrite(handle, data, at)
+                    data, at = data[written:], at + written
             os.fsync(handle)
         self.done = stop
         self.journal.finish(STAGE, time.monotonic() - self.started, {"rows": stop})

@@ -18,7 +18,7 @@ DARK |= dict.fromkeys(("xtick.color", "ytick.color"), "#bbbbbb")
 DARK |= {"axes.edgecolor": "#888888", "legend.edgecolor": "#666666", "grid.color": "#666666"}
 
 
-def both(draw: Callable[..., bytes], *arguments: Any) -> tuple[bytes, bytes]:
+def in_both_themes(draw: Callable[..., bytes], *arguments: Any) -> tuple[bytes, bytes]:
     """The figure for light and for dark pages."""
     import matplotlib
 
@@ -72,15 +72,15 @@ def intervals(audit: dict[str, dict[str, Any]], order: list[str], titles: dict[s
     axis, colours = figure.subplots(), _colours()
     for k, name in enumerate(order):
         colour = colours[k % len(colours)]
-        places = [r + 0.7 * ((k + 0.5) / len(order) - 0.5) for r, attack in enumerate(rows) if attack in audit[name]]
+        positions = [r + 0.7 * ((k + 0.5) / len(order) - 0.5) for r, attack in enumerate(rows) if attack in audit[name]]
         results = [audit[name][attack] for attack in rows if attack in audit[name]]
         auc = np.array([row["auc"] for row in results])
         low, high = np.array([row["auc_ci"] for row in results]).T
         style = {"fmt": "o", "ms": 4, "capsize": 2, "lw": 1.3}
-        axis.errorbar(auc, places, xerr=[auc - low, high - auc], color=colour, label=name, **style)
-        for place, row, value in zip(places, results, auc, strict=True):
+        axis.errorbar(auc, positions, xerr=[auc - low, high - auc], color=colour, label=name, **style)
+        for position, row, value in zip(positions, results, auc, strict=True):
             if row["role"] == "primary":
-                axis.plot(value, place, "o", ms=9, mfc="none", mec=colour)
+                axis.plot(value, position, "o", ms=9, mfc="none", mec=colour)
     axis.axvline(0.5, color="#888888", lw=1)
     axis.set_yticks(range(len(rows)), [titles.get(attack, attack) for attack in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -122,8 +122,8 @@ def gallery(images: np.ndarray, captions: list[str]) -> bytes:
     axis.set_axis_off()
     for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
         top, left = (k // columns) * (height + line) + line, (k % columns) * (width + gap)
-        place = sheet[top : top + height, left : left + width]
-        place[..., :3], place[..., 3] = image, 255
+        tile = sheet[top : top + height, left : left + width]
+        tile[..., :3], tile[..., 3] = image, 255
         axis.text(left + width / 2 - 0.5, top - 0.2 * line - 0.5, caption, ha="center", va="bottom", fontsize=7)
     axis.imshow(sheet, interpolation="nearest")
     return plots.png(figure)
@@ -149,7 +149,7 @@ def all_figures(
     drawn: dict[str, tuple[bytes, str, bytes]] = {}
 
     def add(name: str, text: str, draw: Callable[..., bytes], *arguments: Any) -> None:
-        light, dark = both(draw, *arguments)
+        light, dark = in_both_themes(draw, *arguments)
         drawn[name] = (light, text, dark)
 
     setting = audit["setting"]

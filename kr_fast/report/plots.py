@@ -158,16 +158,16 @@ def throughput(result: dict[str, Any]) -> bytes:
     names = list(result["providers"])
     figure = new_figure(7, 1.2 + 0.6 * len(names))
     axis = figure.subplots()
-    places = np.arange(len(names))[::-1].astype(float)
+    positions = np.arange(len(names))[::-1].astype(float)
     bars = [("sampling", STUDENT, [result["providers"][n]["images_per_second"] for n in names])]
     if all("sink" in result["providers"][n] for n in names):
         rates = [result["providers"][n]["sink"]["images_per_second"] for n in names]
         bars.append(("into files", TEACHER, rates))
     height = 0.8 / len(bars)
     for k, (label, colour, rates) in enumerate(bars):
-        drawn = axis.barh(places + height * (0.5 * (len(bars) - 1) - k), rates, height, label=label, color=colour)
+        drawn = axis.barh(positions + height * (0.5 * (len(bars) - 1) - k), rates, height, label=label, color=colour)
         axis.bar_label(drawn, fmt="%.0f", padding=3)
-    axis.set_yticks(places, names)
+    axis.set_yticks(positions, names)
     axis.set_xlabel("images / s")
     axis.margins(x=0.12)
     case = result["case"]

@@ -5,26 +5,26 @@ from typing import Any
 
 import torch
 
-REHEARSALS = 2  # calls before a capture, in which libraries choose algorithms, compile and allocate workspaces
+WARMUPS = 2  # calls before a capture, in which libraries choose algorithms, compile and allocate workspaces
 
 
 def capture(
     run: Callable[[], Any], *, prepare: Callable[[], Any] | None = None, pool: Any = None, compact: bool = False
 ) -> torch.cuda.CUDAGraph:
-    """``run`` as a graph of the current device; rehearsed on another stream, as a capture demands.
+    """``run`` as a graph of the current device; warmed up on another stream, as a capture demands.
 
     Args:
         run: launches alone: no wait for the device, no memory that is taken otherwise than from torch's allocator.
-        prepare: called before every rehearsal and before the capture, outside the graph; sets what ``run`` changes.
+        prepare: called before every warm-up and before the capture, outside the graph; sets what ``run`` changes.
         pool: of :func:`torch.cuda.graph_pool_handle`, for graphs that share their memory.
-        compact: give what the rehearsals took back to the device, since a graph takes memory of its own.
+        compact: give what the warm-ups took back to the device, since a graph takes memory of its own.
     Raises: RuntimeError where ``run`` does what a capture forbids; the current stream is then the one from before.
     """
     prepare = prepare or (lambda: None)
     current, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(current)
     with torch.cuda.stream(side):
-        for _ in range(REHEARSALS):
+        for _ in range(WARMUPS):
             prepare()
             run()
     current.wait_stream(side)

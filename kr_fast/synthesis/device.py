@@ -91,9 +91,9 @@ class DeviceShards:
         images, device = self._empty(len(ids)), self.sampler.device
         number = ids // self.layout.size
         for shard in number.unique().tolist():
-            place = (number == shard).nonzero()[:, 0].to(device)
+            position = (number == shard).nonzero()[:, 0].to(device)
             row = (ids[number == shard] - self.layout.of(shard).start).to(device)
-            images[place] = self.shard(shard).images[row]
+            images[position] = self.shard(shard).images[row]
         return Batch(ids.to(device), self.plan.labels(ids).to(device), images)
 
     def __iter__(self) -> Iterator[Batch]:

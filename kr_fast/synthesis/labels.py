@@ -57,8 +57,8 @@ class LabelPlan(ShortRepr):
         labels = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         # The j-th of n_c images stands at (j + 1/2) / n_c; ties by class.
         start = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-        place = (torch.arange(len(labels)) - start + 0.5).double() / sizes[labels]
-        return cls(labels[torch.sort(place, stable=True).indices], len(sizes), count)
+        position = (torch.arange(len(labels)) - start + 0.5).double() / sizes[labels]
+        return cls(labels[torch.sort(position, stable=True).indices], len(sizes), count)
 
     @classmethod
     def explicit(cls, labels: Tensor) -> "LabelPlan":

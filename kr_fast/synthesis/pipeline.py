@@ -92,7 +92,7 @@ def synthesize(
         _check_room(Path(out), len(layout.ids) * math.prod(sampler.output_shape))
     sampler.checked_labels(plan.pattern)
     first = torch.tensor([layout.ids.start])
-    sampler.rehearse(first, plan.labels(first))
+    sampler.preflight(first, plan.labels(first))
     start = time.monotonic()
     shards = Shards(out, _manifest(sampler, plan, layout, sink, name), layout, sink)
     try:

@@ -189,7 +189,7 @@ class Sampler:
         # Joined outside inference mode, so that the caller gets a tensor like any other.
         return torch.cat(self._parts(ids.to(self.device), labels.to(self.device)))
 
-    def rehearse(self, ids: Tensor, labels: Tensor) -> None:
+    def preflight(self, ids: Tensor, labels: Tensor) -> None:
         """One call of the network (and of the autoencoder) for the first of ``ids``, before anything is written.
 
         Raises: UserError for what :meth:`__call__` would refuse in its first step.

@@ -289,7 +289,7 @@ def test_worker_that_dies_is_reported(tmp_path, monkeypatch):
         "def make():\n    return Sequential(Flatten(), Linear(64, 3)) if parent else os._exit(7)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    words = r"^train_shadows: every worker must live to the end, got code 7 from that of model \d$"
+    words = r"^train_shadows: every worker must run to the end, got code 7 from that of model \d$"
     with pytest.raises(UserError, match=words):
         small(2, tmp_path / "out", make=importlib.import_module("fatal").make)
 

@@ -11,7 +11,7 @@ from kr_fast.runtime.cuda_graph import capture
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_order_of_calls(fails, monkeypatch):
-    """Rehearsals run on the side stream, the capture on torch's own, and the caller's stream is set again."""
+    """Warm-ups run on the side stream, the capture on torch's own, and the caller's stream is set again."""
     calls = []
 
     class Stream:
@@ -41,8 +41,8 @@ def test_order_of_calls(fails, monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
     with pytest.raises(RuntimeError, match="not permitted") if fails else contextlib.nullcontext():
         capture(run, prepare=lambda: calls.append("prepare"))
-    rehearsals = ["side", "prepare", "run", "prepare", "run", "end", "prepare", "graph", "run"]
-    assert calls == [*rehearsals, *([] if fails else ["end"]), own]
+    warmups = ["side", "prepare", "run", "prepare", "run", "end", "prepare", "graph", "run"]
+    assert calls == [*warmups, *([] if fails else ["end"]), own]
 
 
 @pytest.mark.gpu

@@ -340,11 +340,11 @@ def test_sets_that_do_not_fit(tmp_path, options, text):
     assert not (tmp_path / "data").exists()
 
 
-def test_a_rehearsal_changes_no_image():
+def test_a_preflight_changes_no_image():
     unet, plan = make_unet(), LabelPlan.balanced(2)
     unet.train()
     sampler = make_sampler(unet, diffusers.DDIMScheduler(**MILD), guidance_scale=2.0, quality="fast")
-    sampler.rehearse(IDS, LABELS)
+    sampler.preflight(IDS, LABELS)
     assert unet.training
     expected = make_sampler(unet, diffusers.DDIMScheduler(**MILD), guidance_scale=2.0, quality="fast")(
         IDS, plan.labels(IDS)

@@ -1,7 +1,7 @@
 // LiRA's arithmetic for one (query, example), shared by host and device. Carlini et al., "Membership Inference Attacks
 // From First Principles", S&P 2022; what each variance is stands in kr_fast/membership/attacks/scores.py.
 //
-// Leaving one value out moves a median by at most one place, so the three order statistics in the middle serve every
+// Leaving one value out moves a median by at most one rank, so the three order statistics in the middle serve every
 // target, and sums are brought up to date in O(1).
 #pragma once
 #include <cmath>

@@ -44,7 +44,7 @@ KR_FN f32v normal_radius(u32v x) {
 
 // cos and sin of 2 pi x / 2^32: exact reduction to an eighth of a turn in integers, then Cephes' minimax polynomials.
 KR_FN void normal_angle(u32v x, f32v& c, f32v& s) {
-    u32v turn = x + splat_u(0x20000000u);  // the top two bits are the quarter, the others the place in it
+    u32v turn = x + splat_u(0x20000000u);  // the top two bits are the quarter, the others the position in it
     f32v t = mul(to_float_i((i32v)((turn & splat_u(0x3FFFFFFFu)) - splat_u(0x20000000u))),
                  splat(1.46291807926715969e-9f));  // pi / 2^31
     f32v z = mul(t, t);

@@ -7,7 +7,7 @@
 
 constexpr int64_t kLaneClasses = 128;  // two arrays of kLanes x 128 floats stay in L1
 
-// What the sums over the classes come to, for one row or kLanes of them. `first` is the place of `top`.
+// What the sums over the classes come to, for one row or kLanes of them. `first` is the index of `top`.
 struct RowParts {
     f32v z_y, top, second;
     f32v rest;      // sum of w_j, j != first

@@ -158,9 +158,9 @@ void rmia_vote(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t n
     // Each thread takes a share of the x's and builds every block's tables for itself: their cost is Z A a thread.
     parallel_for(num_x, 256, threads, [&](int64_t first, int64_t last) {
         std::vector<VoteTable> tables((size_t)queries);
-        std::vector<std::vector<uint16_t>> place((size_t)queries);
+        std::vector<std::vector<uint16_t>> block_rank((size_t)queries);
         std::vector<std::pair<uint32_t, uint32_t>> order;
-        for (int64_t a = 0; a < queries; ++a) place[a].resize((size_t)distinct[a] + 1);
+        for (int64_t a = 0; a < queries; ++a) block_rank[a].resize((size_t)distinct[a] + 1);
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t start = block * kBlockBits, width = std::min<int64_t>(kBlockBits, num_z - start);
             for (int64_t a = 0; a < queries; ++a) {
@@ -168,17 +168,17 @@ void rmia_vote(const T* x, const T* z, int64_t queries, int64_t num_x, int64_t n
                 for (int64_t i = 0; i < width; ++i) order.emplace_back(rank[a * num_z + start + i], (uint32_t)i);
                 std::sort(order.begin(), order.end());
                 tables[a].build(order);
-                // place[c]: how many of the block's ranks are below c.
+                // block_rank[c]: how many of the block's ranks are below c.
                 for (int64_t c = 0, i = 0; c <= distinct[a]; ++c) {
                     while (i < width && (int64_t)order[i].first < c) ++i;
-                    place[a][c] = (uint16_t)i;
+                    block_rank[a][c] = (uint16_t)i;
                 }
             }
-            std::vector<const uint16_t*> places;
+            std::vector<const uint16_t*> block_ranks;
             std::vector<const uint64_t*> bits;
             for (int64_t a = 0; a < queries; ++a)
-                places.push_back(place[a].data()), bits.push_back(tables[a].bits.data());
-            KR_DISPATCH(count_votes, below.data(), first, last, queries, places.data(), bits.data(), count);
+                block_ranks.push_back(block_rank[a].data()), bits.push_back(tables[a].bits.data());
+            KR_DISPATCH(count_votes, below.data(), first, last, queries, block_ranks.data(), bits.data(), count);
         }
     });
 }

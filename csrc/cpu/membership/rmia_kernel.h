@@ -6,7 +6,7 @@ constexpr int kParts = (int)(kBlockBits / 32) / kLanes;  // vectors of a bit set
 // The bits are added by full adders into planes (plane p is worth 2^p). The planes start at 2^k - 1 - queries / 2, so
 // that a count above queries / 2 is one that reaches plane k: no comparison at the end.
 static void count_votes(const uint32_t* below, int64_t first, int64_t last, int64_t queries,
-                        const uint16_t* const* place, const uint64_t* const* bits, int64_t* count) {
+                        const uint16_t* const* block_rank, const uint64_t* const* bits, int64_t* count) {
     int top = 1;
     while ((int64_t{1} << top) < queries + 1) ++top;
     const int64_t start = (int64_t{1} << top) - 1 - queries / 2;  // + votes >= 2^top iff votes >= queries / 2 + 1
@@ -14,7 +14,7 @@ static void count_votes(const uint32_t* below, int64_t first, int64_t last, int6
         i32v plane[16][kParts];
         for (int p = 0; p <= top; ++p)
             for (int v = 0; v < kParts; ++v) plane[p][v] = splat_i((start >> p & 1) ? -1 : 0);
-        auto row = [&](int64_t a) { return bits[a] + (int64_t)place[a][below[n * queries + a]] * kWords; };
+        auto row = [&](int64_t a) { return bits[a] + (int64_t)block_rank[a][below[n * queries + a]] * kWords; };
         int64_t a = 0;
         for (; a + 2 <= queries; a += 2) {
             // Two votes and plane 0: their sum is in plane 0, their carry goes on.

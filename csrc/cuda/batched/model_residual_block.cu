@@ -5,8 +5,8 @@
 // convolutions. Its warps hold all sums of a convolution in registers, so that the result takes the place of its own
 // input. A warp computes kRows rows of two octets (8 adjacent pixels of a row, of one image or of two) and kColumns
 // channels: 64 sums a thread. A row of two octets is read once for the three rows of the kernel: a product of 16 x 16
-// by 16 x 8 takes about 128 bytes of shared memory, one cycle's worth, where reading for each place would take half as
-// much again, and for 16 channels twice as much.
+// by 16 x 8 takes about 128 bytes of shared memory, one cycle's worth, where reading for each position would take half
+// as much again, and for 16 channels twice as much.
 //
 // In shared memory 8 channels of a pixel are 16 bytes; pixels of 8 channels are adjacent, with a border of zeros around
 // each image, so a tap of the kernel is a constant offset and 8 pixels of a row are read without bank conflicts. The
@@ -132,11 +132,11 @@ KR_FN void transpose(uint32_t (&word)[4], int q) {
 // different banks, and 64 bytes of each.
 template <int C>
 KR_FN void copy_weights(uint4* to, const void* weight, int model, int thread) {
-    constexpr int kPlaces = 9 * Shape<C>::kOctets, kSquares = (kPlaces + 3) / 4 * Shape<C>::kOctets;
+    constexpr int kPositions = 9 * Shape<C>::kOctets, kSquares = (kPositions + 3) / 4 * Shape<C>::kOctets;
     const uint4* from = static_cast<const uint4*>(weight) + (int64_t)model * Shape<C>::kWeights;
     for (int i = thread; i < 32 * kSquares; i += (int)blockDim.x) {
-        const int n = i / 32 % Shape<C>::kOctets * 8 + i % 8, place = i / 32 / Shape<C>::kOctets * 4 + i % 32 / 8;
-        if (place < kPlaces) copy_async(to + place * C + n, from + n * kPlaces + place);
+        const int n = i / 32 % Shape<C>::kOctets * 8 + i % 8, position = i / 32 / Shape<C>::kOctets * 4 + i % 32 / 8;
+        if (position < kPositions) copy_async(to + position * C + n, from + n * kPositions + position);
     }
 }
 

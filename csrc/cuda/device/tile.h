@@ -22,7 +22,7 @@ struct Tile {
           classes(classes),
           length(classes | 1),
           inverse(0xFFFFFFFFu / (unsigned)classes + 1) {}
-    KR_INLINE int place(int element, int& column) const {
+    KR_INLINE int offset(int element, int& column) const {
         const int row = (int)__umulhi((unsigned)element, inverse);
         column = element - row * classes;
         return row * length + column;
@@ -42,17 +42,17 @@ KR_FN void copy_in(const Tile<THREADS>& tile, const void* base, int64_t stride, 
             float x[kEach];
             read_words<16>(from + at * E::size, 16, 0u, words);
             E::expand(words, x);
-            int place = tile.place(at, column);
+            int offset = tile.offset(at, column);
 #pragma unroll
             for (int k = 0; k < kEach; ++k) {
-                to[place++] = x[k];
-                if (++column == tile.classes) column = 0, place += tile.length - tile.classes;
+                to[offset++] = x[k];
+                if (++column == tile.classes) column = 0, offset += tile.length - tile.classes;
             }
         }
     }
     for (int at = start + (int)threadIdx.x; at < total; at += THREADS) {
-        const int place = tile.place(at, column), row = (at - column) / tile.classes;
-        to[place] = E::one(base, (tile.first + row) * stride + column);
+        const int offset = tile.offset(at, column), row = (at - column) / tile.classes;
+        to[offset] = E::one(base, (tile.first + row) * stride + column);
     }
 }
 
@@ -67,19 +67,19 @@ KR_FN void copy_out(const Tile<THREADS>& tile, const float* from, void* base) {
         for (int at = (int)threadIdx.x * kEach; at < start; at += THREADS * kEach) {
             uint32_t words[4];
             float x[kEach];
-            int place = tile.place(at, column);
+            int offset = tile.offset(at, column);
 #pragma unroll
             for (int k = 0; k < kEach; ++k) {
-                x[k] = from[place++];
-                if (++column == tile.classes) column = 0, place += tile.length - tile.classes;
+                x[k] = from[offset++];
+                if (++column == tile.classes) column = 0, offset += tile.length - tile.classes;
             }
             E::pack(x, words);
             write_words<16>(to + at * E::size, 16, words);
         }
     }
     for (int at = start + (int)threadIdx.x; at < total; at += THREADS) {
-        const int place = tile.place(at, column);
-        E::set_one(base, tile.first * tile.classes + at, from[place]);
+        const int offset = tile.offset(at, column);
+        E::set_one(base, tile.first * tile.classes + at, from[offset]);
     }
 }
 

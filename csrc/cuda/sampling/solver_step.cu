@@ -123,10 +123,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) step(SolverStep call) {
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
                 if (k >= count) continue;
-                const int64_t place = interleaved(k);
-                if (call.image) call.image[place] = to_byte(out[k]);
+                const int64_t offset = interleaved(k);
+                if (call.image) call.image[offset] = to_byte(out[k]);
                 for (int copy = 0; call.input && copy < call.copies; ++copy)
-                    write_element(call.input, call.input_dtype, copy * call.batch * numel + place,
+                    write_element(call.input, call.input_dtype, copy * call.batch * numel + offset,
                                   mul(out[k], row.next_input));
             }
         }

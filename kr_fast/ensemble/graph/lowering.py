@@ -258,7 +258,7 @@ class _Builder:
         if user is not None and kinds.activation(user, self.modules) == kinds.RELU:
             self.layers[moved].activation = kinds.RELU
             self.replace(user, moved)
-        self.layers[moved].in_place = self.dies_here(other, moved)
+        self.layers[moved].in_place = self.is_last_use(other, moved)
 
     def mark_winograd(self) -> None:
         for node, layer in list(self.layers.items()):
@@ -293,27 +293,27 @@ class _Builder:
         """Whether the node's result is no view of what it reads, which it leaves as it is."""
         return node in self.layers or isinstance(self.module(node), kinds.POOLS)
 
-    def unread_until(self, node: fx.Node, place: fx.Node) -> bool:
-        """Nothing between ``node`` and ``place`` may write into ``node``'s input, so that it can be computed later."""
-        order = {each: place for place, each in enumerate(self.graph.nodes)}
+    def unread_until(self, node: fx.Node, end: fx.Node) -> bool:
+        """Nothing between ``node`` and ``end`` may write into ``node``'s input, so that it can be computed later."""
+        order = {each: position for position, each in enumerate(self.graph.nodes)}
         return all(
             self.makes_memory(user) or user.target is operator.getitem
             for user in node.args[0].users
-            if order[node] < order[user] < order[place]
+            if order[node] < order[user] < order[end]
         )
 
-    def dies_here(self, node: fx.Node, at: fx.Node) -> bool:
+    def is_last_use(self, node: fx.Node, at: fx.Node) -> bool:
         """``node`` is memory of its own, no view of it exists, and nobody reads it after ``at``."""
         if not self.makes_memory(node) or at.args[0] is node:
             return False
-        order = {each: place for place, each in enumerate(self.graph.nodes)}
+        order = {each: position for position, each in enumerate(self.graph.nodes)}
         return all(user is at or (order[user] < order[at] and self.makes_memory(user)) for user in node.users)
 
 
 def _seen(before: int, after: int, taps: int, stride: int, padding: int, step: int) -> list[int]:
-    """Along one axis, the taps of a filter that see a pixel at any place."""
-    places = range(after)
-    return [t for t in range(taps) if any(0 <= place * stride - padding + t * step < before for place in places)]
+    """Along one axis, the taps of a filter that see a pixel at any position."""
+    pixels = range(after)
+    return [t for t in range(taps) if any(0 <= pixel * stride - padding + t * step < before for pixel in pixels)]
 
 
 def _trimmed(seen: list[int], before: int, after: int, taps: int, stride: int, padding: int, step: int):

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.fx.proxy import ParameterProxy
 
-from kr_fast.ensemble.networks import own_words
+from kr_fast.ensemble.networks import error_text
 
 CONSTANT = "_constant_"  # begins the names of tensors that a forward makes
 TABLES = ("_parameters", "_buffers", "_modules")
@@ -62,7 +62,7 @@ def trace(model: nn.Module) -> Traced:
     try:
         return _traced(model, buffers=False)
     except Exception as error:
-        raise Unsupported(f"torch.fx cannot trace it ({own_words(error)})") from None
+        raise Unsupported(f"torch.fx cannot trace it ({error_text(error)})") from None
 
 
 def _traced(model: nn.Module, buffers: bool) -> Traced:
@@ -84,7 +84,7 @@ def shapes(traced: Traced, example: Tensor) -> None:
     try:
         _Shapes(traced).run(example)
     except Exception as error:  # of a user's forward, on tensors that lie otherwise than in it
-        raise Unsupported(f"its trace does not run ({own_words(error)})") from None
+        raise Unsupported(f"its trace does not run ({error_text(error)})") from None
 
 
 def attribute(model: nn.Module, path: str) -> Any:

@@ -19,7 +19,7 @@ from kr_fast.ensemble.graph.trace import Unsupported
 from kr_fast.ensemble.inference import residual_blocks
 from kr_fast.ensemble.inference.batched_layers import BatchedLayer, ImageBatch
 from kr_fast.ensemble.inference.layers import bind
-from kr_fast.ensemble.networks import own_words
+from kr_fast.ensemble.networks import error_text
 from kr_fast.runtime.log import logger
 
 
@@ -68,7 +68,7 @@ class BatchedProgram(NetworkGraph):
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise Unsupported(f"a step cannot take several models ({own_words(error)})") from None
+            raise Unsupported(f"a step cannot take several models ({error_text(error)})") from None
 
     def only(self, kernels: dict[str, str]) -> dict[str, str]:
         """``kernels`` where this program has them, and else what is expected best."""

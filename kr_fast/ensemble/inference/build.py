@@ -16,7 +16,7 @@ from kr_fast.ensemble.inference.queries import Query
 from kr_fast.ensemble.inference.runner import ArrayOptions, Runner
 from kr_fast.ensemble.inference.tiled_runner import TiledRunner
 from kr_fast.ensemble.inference.verify import Probe, is_close, own_answer, probe_images
-from kr_fast.ensemble.networks import own_words
+from kr_fast.ensemble.networks import error_text
 from kr_fast.runtime import memory
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
@@ -76,7 +76,7 @@ def _traced(
     except (Unsupported, UserError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # of a forward that runs, in its own order, on tensors that lie otherwise
-        raise Unsupported(f"its trace does not run ({own_words(error)})") from None
+        raise Unsupported(f"its trace does not run ({error_text(error)})") from None
     if why is not None:
         logger.warning("ModelArray: models run one after the other: %s", why)
     return program

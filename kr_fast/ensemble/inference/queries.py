@@ -1,4 +1,4 @@
-"""Queries of an attack as index arithmetic: which source pixel stands at each place of the image that a model sees."""
+"""Queries of an attack as index arithmetic: which source pixel stands at each pixel of the image that a model sees."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence

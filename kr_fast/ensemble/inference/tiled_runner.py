@@ -108,7 +108,7 @@ class TiledRunner:
         views = [self.preprocessing.index(query, size) for query in request.queries]
         resident = request.images[rows.start : rows.stop].to(self.program.device)  # once for all groups and queries
         steps = [self._step(group, request.want) for group in self.groups]
-        self.bad.fill_(False)  # what the rehearsals of a capture saw was no image
+        self.bad.fill_(False)  # what the warm-ups of a capture saw was no image
         for group, (step, results) in zip(self.groups, steps, strict=True):
             for start in range(rows.start, rows.stop, self.chunk):
                 stop = min(start + self.chunk, rows.stop)

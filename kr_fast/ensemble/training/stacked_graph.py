@@ -78,7 +78,7 @@ class StackedGraph:
 
     def _out_of_place(self) -> None:
         """In-place functions become plain ones; who reads their input later reads their result."""
-        order = {node: place for place, node in enumerate(self.graph.nodes)}
+        order = {node: index for index, node in enumerate(self.graph.nodes)}
         for node in self.graph.nodes:
             part, changes = self.part(node), False
             if node.op == "call_function" and node.target in IN_PLACE:

@@ -57,9 +57,9 @@ class TrainingState:
         return stacked(torch.stack([value.detach() for value in values]), name in self.graph.channels_last)
 
     def _view(self, flat: Tensor, name: str, shape: Sequence[int]) -> Tensor:
-        place = self.names.index(name)
-        start = self.count * sum(self.sizes[:place])
-        return flat[start : start + self.count * self.sizes[place]].view(self.count, *shape)
+        index = self.names.index(name)
+        start = self.count * sum(self.sizes[:index])
+        return flat[start : start + self.count * self.sizes[index]].view(self.count, *shape)
 
     def leaves(self) -> list[Tensor]:
         """The parameters that learn, ``[M, ...]`` each, sharing memory with ``weight``."""
@@ -83,9 +83,9 @@ class TrainingState:
         for name, value in model.named_parameters():
             if name in self.names:
                 self.tensors[name][m] = self._one(name, value)
-        for name, place in self.slices.items():
+        for name, columns in self.slices.items():
             part = model.get_submodule(name)
-            self.statistics[0, m, place], self.statistics[1, m, place] = part.running_mean, part.running_var
+            self.statistics[0, m, columns], self.statistics[1, m, columns] = part.running_mean, part.running_var
 
     def _one(self, name: str, value: Tensor) -> Tensor:
         return stacked(value.detach()[None], name in self.graph.channels_last)[0].to(self.device)
@@ -99,10 +99,10 @@ class TrainingState:
         for name, value in model.named_parameters():
             if name in self.names:
                 value.copy_(self._back(name, self.tensors[name][m]))
-        for name, place in self.slices.items():
+        for name, columns in self.slices.items():
             part = model.get_submodule(name)
-            part.running_mean.copy_(self.statistics[0, m, place])
-            part.running_var.copy_(self.statistics[1, m, place])
+            part.running_mean.copy_(self.statistics[0, m, columns])
+            part.running_var.copy_(self.statistics[1, m, columns])
             part.num_batches_tracked.fill_(steps)
 
     def saved(self, m: int, epoch: int) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class TrainingState:
             "epoch": epoch,
             "weights": {name: self._back(name, self.tensors[name][m]).cpu() for name in self.names},
             "velocities": {name: self._back(name, velocities[name][m]).cpu() for name in self.names},
-            "buffers": {name: self.statistics[:, m, place].cpu() for name, place in self.slices.items()},
+            "buffers": {name: self.statistics[:, m, columns].cpu() for name, columns in self.slices.items()},
         }
 
     @torch.no_grad()
@@ -121,8 +121,8 @@ class TrainingState:
         for name in self.names:
             self.tensors[name][m] = self._one(name, saved.weights[name])
             self._view(self.velocity, name, self.tensors[name].shape[1:])[m] = self._one(name, saved.velocities[name])
-        for name, place in self.slices.items():
-            self.statistics[:, m, place] = saved.buffers[name].to(self.device)
+        for name, columns in self.slices.items():
+            self.statistics[:, m, columns] = saved.buffers[name].to(self.device)
 
 
 def _slices(sizes: Sequence[int]) -> list[slice]:

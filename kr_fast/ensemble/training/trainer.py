@@ -183,7 +183,7 @@ class GroupTrainer:
                 fail("train_shadows", "loss", "be finite", f"{loss / steps} for model {index} in epoch {number}")
 
     def captured(self) -> Callable[[], None]:
-        """The step as a CUDA graph. Rehearsals take the tables' last row, which moves no model."""
+        """The step as a CUDA graph. Warm-ups take the tables' last row, which moves no model."""
         last = max(self.schedules.steps)
         graph = capture(self.step, prepare=lambda: self.clock.fill_(last), compact=True)
         self.clock.zero_()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kr_fast.backends import registry
 from kr_fast.ensemble.graph.trace import Unsupported
-from kr_fast.ensemble.networks import own_words
+from kr_fast.ensemble.networks import error_text
 from kr_fast.ensemble.training.layer_ops import stacked, unstacked
 from kr_fast.ensemble.training.stacked_graph import StackedGraph
 
@@ -37,7 +37,7 @@ def check(model: nn.Module, graph: StackedGraph, images: Tensor, classes: int) -
     except Unsupported:
         raise
     except Exception as error:
-        raise Unsupported(f"it cannot run for several models ({own_words(error)})") from None
+        raise Unsupported(f"it cannot run for several models ({error_text(error)})") from None
     for name, grad in zip(trained, grads, strict=True):
         own = model.get_parameter(name).grad
         if grad is None or own is None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from kr_fast.data import Split
 from kr_fast.ensemble.checkpoints import load_weights
-from kr_fast.ensemble.networks import made, own_words
+from kr_fast.ensemble.networks import error_text, made
 from kr_fast.ensemble.training.recipe import TrainConfig, fit_for
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError, fail
@@ -151,7 +151,7 @@ def _feed(
         if not line:
             code = process.wait()
             why = " (killed, as for want of memory)" if code < 0 else ""
-            fail(where, "every worker", "live to the end", f"code {code} from that of model {index}{why}")
+            fail(where, "every worker", "run to the end", f"code {code} from that of model {index}{why}")
         answer = json.loads(line)
         if answer.get("lost"):
             fail(where, argument, IMPORTABLE, answer["lost"])
@@ -176,7 +176,7 @@ def work(file: str) -> None:
     try:
         job: Trains = pickle.loads(Path(file).read_bytes())
     except Exception as error:  # of importing a user's module, or of a name that only the parent's main script has
-        print(json.dumps({"lost": own_words(error)}), file=answers, flush=True)
+        print(json.dumps({"lost": error_text(error)}), file=answers, flush=True)
         while True:  # until the parent ends this process
             given.get()
     while True:

@@ -63,17 +63,17 @@ def shadow_network(
         network = MLPClassifier((64,), max_iter=60, early_stopping=True, random_state=seed)
         return make_pipeline(StandardScaler(), network).fit(rows[chosen], held[chosen])
 
-    def judge(model, rows: Tensor) -> Tensor:
+    def predict(model, rows: Tensor) -> Tensor:
         p = model.predict_proba(rows.double().numpy())[:, 1].clip(1e-12, 1 - 1e-12)
         return torch.from_numpy(np.log(p) - np.log1p(-p))
 
     models = torch.arange(keep.shape[0])
     if target is not None:
         network = fit(models)
-        return torch.stack([judge(network, target[:, k]) for k in range(target.shape[1])])
+        return torch.stack([predict(network, target[:, k]) for k in range(target.shape[1])])
     scored = range(len(models)) if targets is None else targets
     without = [None] * len(models) if partner is None else partner
-    return torch.stack([judge(fit(models[models != k], without[k]), features[:, k]) for k in scored])
+    return torch.stack([predict(fit(models[models != k], without[k]), features[:, k]) for k in scored])
 
 
 def quantile_regression(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from kr_fast.membership.inputs.answers import as_numbers
-from kr_fast.membership.inputs.shadow_sets import Shadowed, by_model, population_of, taken
+from kr_fast.membership.inputs.shadow_sets import ShadowStatistics, by_model, population_of, taken
 from kr_fast.membership.statistics import balanced
 from kr_fast.ops.membership import lira as ops_lira
 from kr_fast.ops.membership.attack_r import attack_r as ops_attack_r
@@ -185,7 +185,8 @@ def rmia(
         sizes = (len(phi), target.shape[2], population.shape[1])
         target_population = population_of("rmia", "target_population", target_population, *sizes)
     partner = _partner_of("rmia", keep, partner, target)
-    data = Shadowed(log_likelihood(phi).exp(), keep, None if target is None else log_likelihood(target).exp(), partner)
+    p_target = None if target is None else log_likelihood(target).exp()
+    data = ShadowStatistics(log_likelihood(phi).exp(), keep, p_target, partner)
     p_z = log_likelihood(population).exp()
     total_z, models, size = p_z.sum(2), p_z.shape[2], p_z.shape[1]
     own_z = by_model(p_z if target is None else log_likelihood(target_population).exp())
@@ -233,7 +234,7 @@ def base(
         fail("base", "variant", f"be one of {', '.join(ops_lira.VARIANTS)}", variant)
     partner = _partner_of("base", keep, partner, target)
     log_p = log_likelihood(phi)
-    data = Shadowed(log_p.exp(), keep, None if target is None else log_likelihood(target).exp(), partner)
+    data = ShadowStatistics(log_p.exp(), keep, None if target is None else log_likelihood(target).exp(), partner)
     rows = []
     for k in range(data.targets):
         mean = data.mean_all(k) if variant == "online" else data.means(k)[1]
@@ -307,7 +308,7 @@ def label_only(correct: Tensor, keep: Tensor, *, target: Tensor | None = None, p
     """
     correct, keep, target = taken("label_only", correct, keep, target)
     partner = _partner_of("label_only", keep, partner, target)
-    data = Shadowed(correct.double(), keep, None if target is None else target.double(), partner)
+    data = ShadowStatistics(correct.double(), keep, None if target is None else target.double(), partner)
     rows = [(data.value(k) - data.means(k)[1]).nan_to_num(nan=NO_EVIDENCE).mean(0) for k in range(data.targets)]
     return torch.stack(rows)
 

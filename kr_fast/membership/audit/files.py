@@ -21,9 +21,9 @@ def write(report: Any, out: Path, details: dict[str, Any], show_real_images: boo
     images = None if report.data.images is None or not show_real_images else report.data.images.numpy()
     members = None if report.data.members is None else report.data.members.numpy()
     scores = {n: {a: value.numpy() for a, value in each.items()} for n, each in report.scores.items()}
-    place = folder.pages(show_real_images or show_records)
+    pages = folder.pages(show_real_images or show_records)
     figures["exposed"] = exposed
-    return documents.write_audit(place, figures, _lines(report), scores, members, images, show_records)
+    return documents.write_audit(pages, figures, _lines(report), scores, members, images, show_records)
 
 
 def _lines(report: Any) -> dict[str, dict[str, dict[str, np.ndarray]]]:

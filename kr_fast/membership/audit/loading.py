@@ -18,7 +18,7 @@ from kr_fast.membership.audit.api import CONTROL
 from kr_fast.membership.audit.choices import Target
 from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.membership.audit.examples import Examples, read_examples
-from kr_fast.membership.audit.rehearsal import rehearse, rehearsed
+from kr_fast.membership.audit.preflight import check_attacks, random_data
 from kr_fast.membership.inputs.answers import as_user_error, check_answers
 from kr_fast.membership.inputs.copies import refuse_equal_weights
 from kr_fast.membership.inputs.data import RESERVED, check_images
@@ -69,7 +69,7 @@ def load(config: AuditConfig) -> Loaded:
         kind = "transfer" if transfer and not targets else None  # of the first; others are transfer in any case
         targets[name] = Target(model, kind, accuracy=_accuracy(name, model, examples))
     _check_training(config, examples, make, models, shadows)
-    _rehearse(config, examples, shadows, synthetic)
+    _check_attacks(config, examples, shadows, synthetic)
     return Loaded(examples, make, targets, shadows, synthetic)
 
 
@@ -179,11 +179,11 @@ def _check_training(
             check_answers(logits, f"shadow {index}")
 
 
-def _rehearse(config: AuditConfig, examples: Examples, shadows: Shadows | None, synthetic: Tensor | None) -> None:
+def _check_attacks(config: AuditConfig, examples: Examples, shadows: Shadows | None, synthetic: Tensor | None) -> None:
     """Refuse attacks that this keep matrix does not allow, and images that no attack can tell apart."""
     seed = seeds.derive(config.seed, "shadows")
     keep = keep_matrix(config.num_shadows, len(examples.index), seed) if shadows is None else shadows.keep
-    data = rehearsed(keep, examples.members, examples.labels, examples.images, examples.population)
+    data = random_data(keep, examples.members, examples.labels, examples.images, examples.population)
     if synthetic is not None:
         data = dataclasses.replace(data, synthetic={"synthetic": synthetic})
-    rehearse(data, config.choices())
+    check_attacks(data, config.choices())

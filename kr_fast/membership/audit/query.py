@@ -50,15 +50,15 @@ def query(inputs: Inputs, choices: Choices, path: Path | None = None) -> AuditDa
     pool = pool[~torch.isin(pool, z)] if split else pool
     if reference is None and z is not None:
         reference = inputs.images[z] if split else z[0]
-    asker = _Asker(inputs, pool, choices, path)
+    answers_of = _ModelQueries(inputs, pool, choices, path)
     shadows = {}
     for name, each in inputs.shadows.items():
-        signals, population, answers = asker(each.array, name if name == "shadows" else f"shadows-{name}")
+        signals, population, answers = answers_of(each.array, name if name == "shadows" else f"shadows-{name}")
         z_keep = each.keep[:, z] if split else None
         shadows[name] = ShadowSignals(each.keep[:, pool], signals, population, z_keep, answers)
     targets = {}
     for name, model in inputs.models.items():
-        signals, population, answers = asker(model, f"target-{name}")
+        signals, population, answers = answers_of(model, f"target-{name}")
         signals = {signal: value[:, :, 0] for signal, value in signals.items()}
         population = None if population is None else population[:, :, 0]
         answers = None if answers is None else answers[:, 0]
@@ -81,7 +81,7 @@ def query(inputs: Inputs, choices: Choices, path: Path | None = None) -> AuditDa
     )
 
 
-class _Asker:
+class _ModelQueries:
     """``(array, name) -> (signals [A, N, M], phi of the population [A, Z, M] or None, answers [N, M, T] or None)``."""
 
     def __init__(self, inputs: Inputs, pool: Tensor, choices: Choices, path: Path | None):
@@ -106,21 +106,21 @@ class _Asker:
             signals = {signal: value[:, self.pool] for signal, value in signals.items()}
             answers = None if answers is None else answers[self.pool]
         elif z is not None and self.population:
-            place, words = f"{name}-population", f"population of {name}"
-            population = self.signals(array, place, words, z, self.augment, ("phi",))["phi"]
+            folder, words = f"{name}-population", f"population of {name}"
+            population = self.signals(array, folder, words, z, self.augment, ("phi",))["phi"]
         return signals, population, answers
 
     def signals(
         self,
         array: ModelArray,
-        place: str,
+        folder: str,
         words: str,
         examples: tuple[Tensor, Tensor],
         augment: str | list[Query],
         want: tuple[str, ...],
     ) -> dict[str, Tensor]:
-        """name -> ``[A, N, M]``, kept in the folder ``place``."""
-        path = None if self.path is None else self.path / place
+        """name -> ``[A, N, M]``, kept in ``folder``."""
+        path = None if self.path is None else self.path / folder
         with as_user_error(words):
             return dict(array.signals(*examples, augment=augment, want=want, path=path, description=words))
 

@@ -47,7 +47,7 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
             if main:
                 manifest.open_run(config.out, config.record(), "audit")
                 _check_kept(config)
-        if loaded is not None and (data := ask_models(config, loaded)) is not None:
+        if loaded is not None and (data := query_models(config, loaded)) is not None:
             report = score(config, data)
         return None if report is None else (report, write(config, report))
     finally:
@@ -71,7 +71,7 @@ def load_saved(config: AuditConfig) -> AuditData:
     return data
 
 
-def ask_models(config: AuditConfig, loaded: Loaded) -> AuditData | None:
+def query_models(config: AuditConfig, loaded: Loaded) -> AuditData | None:
     """Train what is missing and ask all models about the pool; None on other ranks than 0."""
     runtime, folder, examples = state.current(), Folder(config.out), loaded.examples
     images, labels, shadows = examples.images, examples.labels, loaded.shadows

@@ -44,7 +44,7 @@ def by_model(values: Tensor) -> Tensor:
     return values.permute(2, 0, 1).contiguous()
 
 
-class Shadowed:
+class ShadowStatistics:
     """Means over the shadows of each side, the target left out in O(1), and with it its partner where there are any.
 
     Args:

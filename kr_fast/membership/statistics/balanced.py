@@ -46,14 +46,14 @@ def partners(keep: Tensor, seed: int = 0) -> Tensor:
     share = float(inside.double().mean()) / models
     if float(inside.double().var(correction=0)) >= 0.25 * models * share * (1 - share):
         return torch.full(keep.shape, -1)
-    outside, place = models - inside, torch.arange(models)[None]
+    outside, index = models - inside, torch.arange(models)[None]
     # The order follows from who held the example, so that it does not matter where an example stands.
     weights = torch.randint(1 << 62, (models,), generator=seeds.generator(seed, "partners"))
     patterns = (held * weights).sum(1) & ((1 << 62) - 1)
     keys = philox_normal(patterns, (models,), seed=seeds.derive(seed, "partners")).double()
     order = torch.where(held, 1e3, -1e3).add(keys).argsort(1)  # first those that did not hold the example
-    of_out, of_in = outside + place % inside.clamp_min(1), (place - outside) % outside.clamp_min(1)
-    other = torch.where(place < outside, of_out, of_in).clamp_max(models - 1)
+    of_out, of_in = outside + index % inside.clamp_min(1), (index - outside) % outside.clamp_min(1)
+    other = torch.where(index < outside, of_out, of_in).clamp_max(models - 1)
     partner = torch.empty_like(order).scatter_(1, order, order.gather(1, other))
     return torch.where((inside == 0) | (outside == 0), -1, partner).T.contiguous()
 
@@ -84,10 +84,10 @@ class Side:
         rank = order.argsort(2).gather(2, self.lost)
         self.rank = torch.where(self.loses, rank, values.shape[2])
 
-    def at(self, place: Tensor) -> Tensor:
-        """The order statistic at ``place`` (from 0) of what is left."""
-        place = place.clamp_min(0).expand_as(self.rank)
-        return self.ordered.gather(2, (place + (place >= self.rank)).clamp_max(self.values.shape[2] - 1))
+    def at(self, index: Tensor) -> Tensor:
+        """The order statistic at ``index`` (from 0) of what is left."""
+        index = index.clamp_min(0).expand_as(self.rank)
+        return self.ordered.gather(2, (index + (index >= self.rank)).clamp_max(self.values.shape[2] - 1))
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(median, mean, population variance, sum of squares about the median); any number where nothing is left."""
@@ -190,7 +190,7 @@ def attack_r(phi: Tensor, keep: Tensor, partner: Tensor) -> Tensor:
     scores = torch.empty(keep.shape, dtype=torch.float64)
     for at, x, _, out in sides(phi.detach(), keep, partner):
         at_most = torch.searchsorted(out.ordered, x.contiguous(), right=True)
-        at_most = torch.minimum(at_most, out.held.sum(1, keepdim=True))  # infinity fills the other side's places
+        at_most = torch.minimum(at_most, out.held.sum(1, keepdim=True))  # infinity fills the other side's part
         at_most -= (out.loses & (x.gather(2, out.lost) <= x)).long()
         share = at_most.double() / out.left.clamp_min(1)
         scores[:, at] = torch.where(out.left > 0, share, 0.0).mean(0).T

@@ -114,9 +114,9 @@ def solver_step(step: SolverStep) -> None:
 def solver_step_at(call: SolverTableStep) -> None:
     """The step that ``step`` names, by gathers and scatters, so that nothing is read back from the device."""
     step, samples, kept = call.step.view(1), call.samples, call.kept
-    row, places = call.rows.index_select(0, step)[0], call.slots.index_select(0, step)[0].long()
+    row, slots = call.rows.index_select(0, step)[0], call.slots.index_select(0, step)[0].long()
     x0_sample, x0_model, clip, c_sample, c_model, c_x0, c_noise, next_input = row[:8]
-    x = samples.index_select(0, places[:1])[0]
+    x = samples.index_select(0, slots[:1])[0]
     e = call.model_output.float()
     if call.uncond_output is not None:
         e = call.uncond_output + call.guidance * (e - call.uncond_output.float())
@@ -125,19 +125,19 @@ def solver_step_at(call: SolverTableStep) -> None:
     clean = clean if call.limits is None else clean / limit
     y = c_sample * x + c_model * e + torch.where(c_x0 != 0, c_x0 * clean, 0.0)
     for k in range(4):
-        place = places[4 + k : 5 + k]
-        h = samples.index_select(0, (-1 - place).clamp(min=0))[0]
+        slot = slots[4 + k : 5 + k]
+        h = samples.index_select(0, (-1 - slot).clamp(min=0))[0]
         if len(kept):
-            h = torch.where(place >= 0, kept.index_select(0, place.clamp(min=0))[0], h)
+            h = torch.where(slot >= 0, kept.index_select(0, slot.clamp(min=0))[0], h)
         y = y + torch.where(row[15] > k, row[11 + k] * h, 0.0)
     if call.ids is not None:
         noise = philox_normal(call.ids, math.prod(x.shape[1:]), seed=call.seed, stream=call.stream + call.step)
         y = y + c_noise * noise.view(x.shape).to(x.dtype)
     if len(kept):
-        into = places[2:3].clamp(min=0)
+        into = slots[2:3].clamp(min=0)
         value = row[8] * x + row[9] * e + torch.where(row[10] != 0, row[10] * clean, 0.0)
-        kept.index_copy_(0, into, torch.where(places[2] >= 0, value, kept.index_select(0, into)[0])[None])
-    samples.index_copy_(0, places[1:2], y[None])
+        kept.index_copy_(0, into, torch.where(slots[2] >= 0, value, kept.index_select(0, into)[0])[None])
+    samples.index_copy_(0, slots[1:2], y[None])
     if call.input is not None:
         call.input.copy_((next_input * y).repeat(call.copies, 1, 1, 1))
     if call.image is not None:

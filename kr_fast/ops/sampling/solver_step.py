@@ -225,8 +225,8 @@ def limits_of(quantile: float, x0_sample, x0_model, clip, sample: Tensor, m: Ten
     e = m.to(sample.dtype) if u is None else u.to(sample.dtype) + guidance * (m.to(sample.dtype) - u.to(sample.dtype))
     clean = (x0_sample * sample + x0_model * e).flatten(1).abs()
     # torch.quantile refuses long rows and sorts; two order statistics give its linear interpolation.
-    place = quantile * (clean.shape[1] - 1)
-    low = int(place)
+    position = quantile * (clean.shape[1] - 1)
+    low = int(position)
     first = clean.kthvalue(low + 1, dim=1).values
     second = clean.kthvalue(min(low + 2, clean.shape[1]), dim=1).values
-    return torch.lerp(first, second, place - low).clamp(min=1.0).clamp(max=clip)
+    return torch.lerp(first, second, position - low).clamp(min=1.0).clamp(max=clip)

@@ -59,7 +59,7 @@ class DeviceTable:
         clamped = {row.quantile for row in rows if row.needs_clean(row.keep is not None)}
         if len(clamped) > 1:
             _check.fail(op, "rows", "threshold at one quantile, or none of them", sorted(clamped))
-        samples, kept, places = _Ring(), _Ring(), []
+        samples, kept, slots = _Ring(), _Ring(), []
         x = samples.take((0, "sample"))
         for i, keys in enumerate(sources):
             samples.free(lambda key, i=i: last.get(key, key[0]) < i)
@@ -71,13 +71,13 @@ class DeviceTable:
             else:
                 y = samples.take((i + 1, "sample"))
             into = kept.take((i, "kept")) if (i, "kept") in last else -1
-            places.append([x, y, into, 0, *history, *[0] * (MAX_HISTORY - len(history))])
+            slots.append([x, y, into, 0, *history, *[0] * (MAX_HISTORY - len(history))])
             x = y
         padding = [[0.0] * (MAX_HISTORY - len(row.history)) for row in rows]
         numbers = [[*row.numbers(), *zeros, len(row.history)] for row, zeros in zip(rows, padding, strict=True)]
         return cls(
             rows=torch.tensor(numbers, dtype=torch.float32, device=device),
-            slots=torch.tensor(places, dtype=torch.int32, device=device),
+            slots=torch.tensor(slots, dtype=torch.int32, device=device),
             sample_slots=samples.size,
             kept_slots=kept.size,
             last=x,

@@ -85,7 +85,7 @@ class Folder:
 
     def made(self) -> list[Path]:
         """The folders that a command makes here, outermost first."""
-        inside = [place / name for place in (self.release, self.private) for name in ("synthetic", "figures")]
+        inside = [side / name for side in (self.release, self.private) for name in ("synthetic", "figures")]
         inside += [self.generators, self.shadows, self.shadow_students, self.state]
         return [self.out, self.release, self.private, *inside, self.shared]
 

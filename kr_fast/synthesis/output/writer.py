@@ -25,7 +25,7 @@ class _Slot:
         self.arrived = torch.cuda.Event()
 
 
-class _Parcel(NamedTuple):
+class _QueuedBatch(NamedTuple):
     ids: Tensor
     labels: Tensor
     images: Tensor
@@ -68,7 +68,7 @@ class ShardThread:
     def put(self, batch: Batch) -> None:
         """The next batch, on any device."""
         if batch.images.device.type != "cuda":
-            self._put(_Parcel(batch.ids, batch.labels, batch.images.contiguous(), None))
+            self._put(_QueuedBatch(batch.ids, batch.labels, batch.images.contiguous(), None))
             return
         slot, count, device = self._slot(batch.images), len(batch.images), batch.images.device
         self._stream = self._stream or torch.cuda.Stream(device)
@@ -77,7 +77,7 @@ class ShardThread:
             slot.images[:count].copy_(batch.images, non_blocking=True)
             slot.arrived.record(self._stream)
         batch.images.record_stream(self._stream)  # its memory is not given to others before the copy
-        self._put(_Parcel(batch.ids.cpu(), batch.labels.cpu(), slot.images[:count], slot))
+        self._put(_QueuedBatch(batch.ids.cpu(), batch.labels.cpu(), slot.images[:count], slot))
 
     def flush(self) -> None:
         """Wait until all shards that were put are done."""
@@ -123,7 +123,7 @@ class ShardThread:
             item = self._take()
             if isinstance(item, threading.Event):
                 item.set()
-            elif isinstance(item, _Parcel):
+            elif isinstance(item, _QueuedBatch):
                 self._give_back(item)
 
     def _take(self) -> Any:
@@ -131,27 +131,27 @@ class ShardThread:
         self._ended = item is None
         return item
 
-    def _give_back(self, parcel: _Parcel) -> None:
-        if parcel.slot is not None:
-            self._free.put(parcel.slot)
+    def _give_back(self, queued: _QueuedBatch) -> None:
+        if queued.slot is not None:
+            self._free.put(queued.slot)
 
     def _write(self, shard: int) -> None:
         self._shard, count = shard, len(self._shards.layout.of(shard))
         with self._shards.writing(shard) as outputs:
             done, writer = 0, None
             while done < count:
-                parcel = self._take()
-                if parcel is None:
+                queued = self._take()
+                if queued is None:
                     raise _Stopped
-                if parcel.slot is not None:
-                    parcel.slot.arrived.synchronize()
+                if queued.slot is not None:
+                    queued.slot.arrived.synchronize()
                 if writer is None:
-                    shape = tuple(parcel.images.shape[1:])
+                    shape = tuple(queued.images.shape[1:])
                     writer = self._shards.sink.writer(outputs, count, shape, self._classes)
-                writer.write(parcel.ids, parcel.labels, parcel.images)
-                self._give_back(parcel)
-                done += len(parcel.ids)
-                self._progress.update(len(parcel.ids))
+                writer.write(queued.ids, queued.labels, queued.images)
+                self._give_back(queued)
+                done += len(queued.ids)
+                self._progress.update(len(queued.ids))
             writer.close()
         self._shards.claims.free(shard)
         self.written += count

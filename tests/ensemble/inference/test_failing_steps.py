@@ -23,7 +23,7 @@ def only_runner(array):
 
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_capture_does_not_forget_what_was_not_finite(broken, monkeypatch):
-    """Every group's step is captured, by two rehearsals, before images of any are judged."""
+    """Every group's step is captured, by two warm-ups, before images of any are judged."""
     monkeypatch.setattr(build, "BATCHED_DEVICES", ("cpu",))
     monkeypatch.setattr(build, "tiles", lambda *_: [Tile(1, 8)])
     models, images, labels = models_of("resnet8", 2), images_of(5), torch.arange(5) % 5

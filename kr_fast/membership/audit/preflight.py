@@ -16,14 +16,14 @@ from kr_fast.runtime.errors import fail
 EXAMPLES = 64  # of members and of non-members
 
 
-def rehearsed(keep: Tensor, members: Tensor, labels: Tensor, images: Tensor, population: Any) -> AuditData:
+def random_data(keep: Tensor, members: Tensor, labels: Tensor, images: Tensor, population: Any) -> AuditData:
     """The audit's data of a part of the examples, with random numbers for signals.
 
     Args:
         keep: ``[M, N]``; members: bool ``[N]``; labels: ``[N]``; images: ``[N, H, W, C]``.
         population: None, (images, labels), or a share of the non-members, which were not kept out of the shadows.
     """
-    generator = seeds.generator(0, "rehearsal")
+    generator = seeds.generator(0, "preflight")
     at, apart, z_keep = _part(keep, members), None, None
     if isinstance(population, float):
         outside = at[~members[at]]
@@ -55,7 +55,7 @@ def _part(keep: Tensor, members: Tensor) -> Tensor:
     return torch.cat([*parts, torch.stack([held.argmax(), held.argmin()])]).unique()
 
 
-def rehearse(data: AuditData, choices: Choices) -> None:
+def check_attacks(data: AuditData, choices: Choices) -> None:
     """Run the attacks that an audit of such data would run. Raises: UserError of the first that cannot be."""
     chosen, _ = choose(data, choices)
     if choices.primary is not None and choices.primary not in (names := [attack.name for attack in chosen]):
