@@ -24,16 +24,9 @@ KR_FN f32v vec_exp(f32v a) {
 #endif
 }
 
-// 2^(a b) for a <= 0 and b > 0, with a b as if exact; 0 far below 2^-126; NaN passes. With b = log2(e) / T this is
-// e^(a / T) for fewer operations than vec_exp needs. Degree 6, largest relative error on [-0.5, 0.5] 2e-9.
-KR_FN f32v vec_exp_scaled(f32v a, f32v b) {
-    const f32v low = splat(KR_LANES == 16 ? -200.0f : -126.0f) / b, x = max(low, a);
-#if KR_LANES == 16
-    const f32v n = (f32v)_mm512_roundscale_ps((__m512)(x * b), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-    const f32v n = fma(x, b, splat(12582912.0f)) - splat(12582912.0f);
-#endif
-    const f32v r = fma(x, b, -n);
+// 2^(n + r) for an integer n in [-200, 127] (from -126 on without AVX-512) and r in [-0.5, 0.5]. Degree 6, largest
+// relative error 2e-9.
+KR_FN f32v exp2_of_parts(f32v n, f32v r) {
     f32v p = splat(1.535334741e-04f);
     p = fma(p, r, splat(1.339888899e-03f));
     p = fma(p, r, splat(9.618437849e-03f));
@@ -44,9 +37,38 @@ KR_FN f32v vec_exp_scaled(f32v a, f32v b) {
 #if KR_LANES == 16
     return (f32v)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-    const f32v out = p * as_f((i32v)((u32v)as_i(n + splat(12582912.0f + 127.0f)) << 23));
-    return a < low ? splat(0.0f) : out;
+    return p * as_f((i32v)((u32v)as_i(n + splat(12582912.0f + 127.0f)) << 23));
 #endif
+}
+
+constexpr float kLeastExponent = KR_LANES == 16 ? -200.0f : -126.0f;
+
+#if KR_LANES == 16
+KR_FN f32v round_to_integer(f32v a) {
+    return (f32v)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#else
+KR_FN f32v round_to_integer(f32v a) { return a + splat(12582912.0f) - splat(12582912.0f); }
+#endif
+
+// 2^a for a <= 127; 0 far below 2^-126; NaN passes.
+KR_FN f32v vec_exp2(f32v a) {
+    const f32v low = splat(kLeastExponent), x = max(low, a), n = round_to_integer(x);
+    const f32v out = exp2_of_parts(n, x - n);
+    return KR_LANES == 16 ? out : a < low ? splat(0.0f) : out;
+}
+
+// 2^(a b) for a <= 0 and b > 0, with a b as if exact; 0 far below 2^-126; NaN passes. With b = log2(e) / T this is
+// e^(a / T) for fewer operations than vec_exp needs.
+KR_FN f32v vec_exp_scaled(f32v a, f32v b) {
+    const f32v low = splat(kLeastExponent) / b, x = max(low, a);
+#if KR_LANES == 16
+    const f32v n = round_to_integer(x * b);
+#else
+    const f32v n = fma(x, b, splat(12582912.0f)) - splat(12582912.0f);
+#endif
+    const f32v out = exp2_of_parts(n, fma(x, b, -n));
+    return KR_LANES == 16 ? out : a < low ? splat(0.0f) : out;
 }
 
 // ln a for normal a > 0, and a itself where it is inf or NaN: a row gone wrong must not look like a number. Cephes'

@@ -80,13 +80,13 @@ static void attend_backward(const HeadRows& head, const float* logsumexp, int64_
     f32v lse[V], delta[V], one[V];
     KR_UNROLL for (int v = 0; v < V; ++v) {
         const int left = count - v * kLanes;
-        lse[v] = load_part(logsumexp + t + v * kLanes, left < kLanes ? left : kLanes, logsumexp[t]);
+        lse[v] = load_part(logsumexp + t + v * kLanes, left < kLanes ? left : kLanes, logsumexp[t]) * splat(kLog2E);
         delta[v] = splat(0.0f), one[v] = splat(1.0f);
         for (int c = v * D; c < (v + 1) * D; ++c)
             delta[v] = fma(load(grad_out + c * kLanes), load(grad + c * kLanes), delta[v]);
     }
     for (int c = 0; c < V * D; ++c) store(grad + c * kLanes, splat(0.0f));
-    const f32v scale = splat(1.0f / __builtin_sqrtf((float)D));
+    const f32v scale = splat(kLog2E / __builtin_sqrtf((float)D));
     constexpr int width = D * kShare<D>;
     for (int64_t s = 0; s < tokens; s += kKeys) {
         const int n = (int)(tokens - s < kKeys ? tokens - s : kKeys), whole = (n + 7) / 8 * 8;
@@ -94,7 +94,7 @@ static void attend_backward(const HeadRows& head, const float* logsumexp, int64_
         tile_scores<D, V>(grad_out, head.v + s * D, n, ds);
         for (int j = 0; j < whole; ++j) KR_UNROLL for (int v = 0; v < V; ++v) {
                 const int at = (j * V + v) * kLanes;
-                const f32v weight = vec_exp_scaled(fma(load(p + at), scale, -lse[v]), splat(kLog2E));
+                const f32v weight = vec_exp2(fma(load(p + at), scale, -lse[v]));
                 store(p + at, weight);
                 store(ds + at, weight * (load(ds + at) - delta[v]));
             }
@@ -111,12 +111,6 @@ static void attend_backward_head(const T* qkv, const T* out, const T* grad_out, 
     constexpr int share = kShare<D>;
     const int64_t width = heads * D, room = (tokens + kKeys - 1) / kKeys * kKeys * D;
     const auto take = [&](int64_t times) { return (scratch += times * room) - times * room; };
-    const auto gather = [&](const T* from, int64_t step) {
-        float* to = take(1);
-        gather_rows<D>(from, step, tokens, to);
-        for (int64_t i = tokens * D; i < room; ++i) to[i] = 0.0f;
-        return to;
-    };
     const auto zeros = [&] {
         float* to = take(share);
         for (int64_t i = 0; i < share * room; i += kLanes) store(to + i, splat(0.0f));
@@ -129,11 +123,12 @@ static void attend_backward_head(const T* qkv, const T* out, const T* grad_out, 
         return to;
     };
     HeadRows head;
-    head.q = gather(qkv, 3 * width);
-    head.k = gather(qkv + width, 3 * width);
-    head.v = gather(qkv + 2 * width, 3 * width);
-    head.out = gather(out, width);
-    head.grad_out = gather(grad_out, width);
+    head.q = take(1), head.k = take(1), head.v = take(1), head.out = take(1), head.grad_out = take(1);
+    gather_rows<D, 3>(qkv, 3 * width, width, tokens, head.q, room);
+    gather_rows<D, 1>(out, width, 0, tokens, head.out, room);
+    gather_rows<D, 1>(grad_out, width, 0, tokens, head.grad_out, room);
+    for (float* rows : {head.q, head.k, head.v, head.out, head.grad_out})
+        for (int64_t i = tokens * D; i < room; ++i) rows[i] = 0.0f;
     head.shared_q = shared(head.q), head.shared_grad_out = shared(head.grad_out);
     head.grad_k = zeros(), head.grad_v = zeros();
     for (int64_t t = 0; t < tokens;) {

@@ -54,14 +54,17 @@ KR_FN void add_rows(const float* weights, const float* rows, int n, const f32v* 
     }
 }
 
-// D numbers of each of the rows `step` apart, as adjacent rows of floats.
-template <int D, class T>
-KR_FN void gather_rows(const T* from, int64_t step, int64_t rows, float* to) {
-    for (int64_t r = 0; r < rows; ++r) {
-        int c = 0;
-        for (; c + kLanes <= D; c += kLanes) store(to + r * D + c, load_as(from + r * step + c));
-        for (; c < D; ++c) to[r * D + c] = to_float(from[r * step + c]);  // half a vector of AVX-512
-    }
+// Rows of D numbers, `step` apart, as adjacent rows of floats; P parts of a token, `width` apart, to tables `room`
+// apart. The parts are read together because they share pages.
+template <int D, int P, class T>
+KR_FN void gather_rows(const T* from, int64_t step, int64_t width, int64_t rows, float* to, int64_t room) {
+    for (int64_t r = 0; r < rows; ++r) KR_UNROLL for (int p = 0; p < P; ++p) {
+            const T* row = from + r * step + p * width;
+            float* into = to + p * room + r * D;
+            int c = 0;
+            for (; c + kLanes <= D; c += kLanes) store(into + c, load_as(row + c));
+            for (; c < D; ++c) into[c] = to_float(row[c]);  // half a vector of AVX-512
+        }
 }
 
 // The way back, times `scale`.
@@ -115,20 +118,18 @@ static void attend(const float* queries, const float* keys, const float* values,
     for (int64_t s = 0; s < tokens; s += kKeys) {
         const int n = (int)(tokens - s < kKeys ? tokens - s : kKeys);
         tile_scores<D, V>(q, keys + s * D, n, scores);
-        KR_UNROLL for (int v = 0; v < V; ++v) {
-            float* column = scores + v * kLanes;
-            f32v next = top[v];
-            for (int j = 0; j < n; ++j) next = max(next, load(column + j * V * kLanes));
-            old[v] = vec_exp_scaled(top[v] - next, scale);
-            top[v] = next;
-            f32v sum = splat(0.0f);
-            for (int j = 0; j < n; ++j) {
-                const f32v p = vec_exp_scaled(load(column + j * V * kLanes) - next, scale);
-                sum = sum + p;
-                store(column + j * V * kLanes, p);
+        f32v next[V], sum[V];
+        KR_UNROLL for (int v = 0; v < V; ++v) next[v] = top[v], sum[v] = splat(0.0f);
+        for (int j = 0; j < n; ++j)
+            KR_UNROLL for (int v = 0; v < V; ++v) next[v] = max(next[v], load(scores + (j * V + v) * kLanes));
+        KR_UNROLL for (int v = 0; v < V; ++v) old[v] = vec_exp_scaled(top[v] - next[v], scale), top[v] = next[v];
+        for (int j = 0; j < n; ++j) KR_UNROLL for (int v = 0; v < V; ++v) {
+                float* score = scores + (j * V + v) * kLanes;
+                const f32v p = vec_exp_scaled(load(score) - next[v], scale);
+                sum[v] = sum[v] + p;
+                store(score, p);
             }
-            total[v] = fma(total[v], old[v], sum);
-        }
+        KR_UNROLL for (int v = 0; v < V; ++v) total[v] = fma(total[v], old[v], sum[v]);
         add_rows<D, V>(scores, values + s * D, n, old, out);
     }
     for (int v = 0; v < V; ++v) {
@@ -148,9 +149,7 @@ template <int D, class T>
 static void attend_head(const T* qkv, int64_t tokens, int64_t heads, T* out, float* logsumexp, float* scratch) {
     const int64_t width = heads * D, step = 3 * width, room = (tokens + kKeys - 1) / kKeys * kKeys;
     float *queries = scratch, *keys = queries + room * D, *values = keys + room * D;
-    gather_rows<D>(qkv, step, tokens, queries);
-    gather_rows<D>(qkv + width, step, tokens, keys);
-    gather_rows<D>(qkv + 2 * width, step, tokens, values);
+    gather_rows<D, 3>(qkv, step, width, tokens, queries, room * D);
     for (int64_t i = tokens * D; i < room * D; ++i) keys[i] = 0.0f;
     for (int64_t t = 0; t < tokens;) {
         const int64_t left = tokens - t;
