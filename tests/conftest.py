@@ -14,6 +14,7 @@ import torch
 from kr_fast.backends import registry
 from kr_fast.runtime import progress
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.storage import manifest
 
 # The same examples in every run: a search for new ones (HYPOTHESIS_PROFILE=search) is not what a change is judged by.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -130,6 +131,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def released_run():
+    """The folder of a run that the test has opened is free for the next one."""
+    yield
+    manifest.release()
 
 
 @pytest.fixture

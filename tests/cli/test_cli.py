@@ -12,13 +12,8 @@ import torch
 import kr_fast
 from kr_fast.backends import registry
 from kr_fast.cli import main, run
-from kr_fast.runtime.storage import manifest
 
-
-@pytest.fixture(autouse=True)
-def _released():
-    yield
-    manifest.release()
+pytestmark = pytest.mark.usefixtures("released_run")
 
 
 def refused(capsys, *arguments):

@@ -20,15 +20,11 @@ from kr_fast.recycling.presets import preset
 from kr_fast.recycling.stages import dataset, teacher
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError
-from kr_fast.runtime.storage import files, manifest
+from kr_fast.runtime.storage import files
 from kr_fast.runtime.storage.journal import Journal
 from kr_fast.runtime.text import duration
 
-
-@pytest.fixture(autouse=True)
-def _released():
-    yield
-    manifest.release()
+pytestmark = pytest.mark.usefixtures("released_run")
 
 
 def npz(path, counts=(20, 10, 10), classes=2, side=8, channels=1, inside=False):

@@ -29,10 +29,7 @@ def damaged(request):
     return lambda path: path.write_bytes(DAMAGES[request.param](path.read_bytes()))
 
 
-@pytest.fixture(autouse=True)
-def _released():
-    yield
-    manifest.release()
+pytestmark = pytest.mark.usefixtures("released_run")
 
 
 def told(path, call, *arguments):

@@ -14,11 +14,7 @@ from kr_fast.runtime.storage.journal import Journal
 
 CONFIG = {"seed": 0, "widths": [32, 64], "data": "digits"}
 
-
-@pytest.fixture(autouse=True)
-def _released():
-    yield
-    manifest.release()
+pytestmark = pytest.mark.usefixtures("released_run")
 
 
 def test_journal_outlives_the_process(tmp_path):

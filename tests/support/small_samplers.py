@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kr_fast.synthesis import Sampler
 
@@ -66,3 +67,15 @@ def start(scheduler, steps):
         scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
     else:
         scheduler.set_timesteps(steps)
+
+
+class Ops(TorchDispatchMode):
+    """Names of the ops of torch that run in its block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__.split(".")[0])
+        return function(*args, **(kwargs or {}))

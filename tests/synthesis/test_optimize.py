@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from small_samplers import Ops
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import kr_fast
 from kr_fast.backends import native, registry
@@ -154,18 +154,6 @@ def test_fewer_images_than_classes():
     model = network(num_class_embeds=1000)
     x, t, _ = inputs(model)
     check(model, (x, t, torch.tensor([0, 999, 500])))
-
-
-class Ops(TorchDispatchMode):
-    """Names of all ops that run, and of those that touch a tensor of four dimensions out of layout."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.__name__.split(".")[0])
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("batch", [63, 64])

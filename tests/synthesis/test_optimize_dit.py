@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from small_samplers import Ops
 
 import kr_fast
 from kr_fast.backends import registry
@@ -41,16 +41,6 @@ def inputs(batch=7, dtype=torch.float32):
 @torch.inference_mode()
 def run(model, arguments, **more):
     return model(*arguments, **more).sample
-
-
-class Ops(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.__name__.split(".")[0])
-        return function(*args, **(kwargs or {}))
 
 
 # Fewer images than class embeddings, as many, more: the rows are by image or by class.
