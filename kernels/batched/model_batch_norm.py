@@ -84,19 +84,35 @@ def merge_moments(means, squares, mean, var, rows, span, C: tl.constexpr, BC: tl
 
 
 @triton.jit
-def normalize(
-    x, weight, bias, residual, mean, var, y, rows, span, eps,
-    C: tl.constexpr, RELU: tl.constexpr, ROUND: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    model, first, end, _, channel, exists = _chunk(rows, span, C, BC)
-    vector = model * C + channel
-    centre = _load(mean, vector, exists)
+def _factors(weight, bias, mean, var, vector, exists, eps, BC: tl.constexpr):
+    """Mean, scale and offset of ``y = (x - mean) scale + offset``."""
     scale = 1.0 / tl.sqrt(tl.load(var + vector, mask=exists, other=1.0) + eps)
     if weight is not None:
         scale *= _load(weight, vector, exists)
     offset = tl.zeros([BC], tl.float32)
     if bias is not None:
         offset = _load(bias, vector, exists)
+    return _load(mean, vector, exists), scale, offset
+
+
+@triton.jit
+def _behind_relu(g, y, value, scale, offset, at, live):
+    """``g`` where what stood before the ReLU was above 0: ``y`` tells, or ``value = x - mean``."""
+    if y is not None:
+        before = _load(y, at, live)
+    else:
+        before = value * scale[None, :] + offset[None, :]
+    return tl.where(before <= 0, 0.0, g)  # NaN passes
+
+
+@triton.jit
+def normalize(
+    x, weight, bias, residual, mean, var, y, rows, span, eps,
+    C: tl.constexpr, RELU: tl.constexpr, ROUND: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    model, first, end, _, channel, exists = _chunk(rows, span, C, BC)
+    vector = model * C + channel
+    centre, scale, offset = _factors(weight, bias, mean, var, vector, exists, eps, BC)
     base = model * rows * C
     for start in tl.range(first, end, P):
         at, live = _tile(base, start, end, channel, exists, C, P)
@@ -111,22 +127,22 @@ def normalize(
 
 @triton.jit
 def sums(
-    grad, x, y, mean, plain, centred, passed, rows, span,
+    grad, x, y, weight, bias, mean, var, plain, centred, passed, rows, span, eps,
     C: tl.constexpr, RELU: tl.constexpr, ROUND: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Of each chunk: sums of g and of g (x - mean), g being ``grad`` behind the ReLU, written to ``passed``."""
     model, first, end, part, channel, exists = _chunk(rows, span, C, BC)
-    centre = _load(mean, model * C + channel, exists)
+    centre, scale, offset = _factors(weight, bias, mean, var, model * C + channel, exists, eps, BC)
     base = model * rows * C
     one, two = tl.zeros([BC], tl.float32), tl.zeros([BC], tl.float32)
     for start in tl.range(first, end, P):
         at, live = _tile(base, start, end, channel, exists, C, P)
         g = _load(grad, at, live)
+        value = _load(x, at, live) - centre[None, :]
         if RELU:
-            g = tl.where(_load(y, at, live) <= 0, 0.0, g)
+            g = _behind_relu(g, y, value, scale, offset, at, live)
         if passed is not None:
             store(passed, at, g, live, ROUND)
-        value = _load(x, at, live) - centre[None, :]
         one += tl.sum(g, axis=0)
         two += tl.sum(tl.where(live, g * value, 0.0), axis=0)
     at = part.to(tl.int64) * C + channel
@@ -154,26 +170,23 @@ def merge_sums(plain, centred, var, grad_weight, grad_bias, parts, eps, C: tl.co
 
 @triton.jit
 def input_gradient(
-    grad, x, y, weight, mean, var, grad_weight, grad_bias, out, rows, span, eps,
+    grad, x, y, weight, bias, mean, var, grad_weight, grad_bias, out, rows, span, eps,
     C: tl.constexpr, RELU: tl.constexpr, ROUND: tl.constexpr, P: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """``w r (g - mean(g) - n mean(g n))`` with ``r = 1 / sqrt(var + eps)`` and ``n = (x - mean) r``."""
     model, first, end, _, channel, exists = _chunk(rows, span, C, BC)
     vector = model * C + channel
-    centre = _load(mean, vector, exists)
+    centre, scale, offset = _factors(weight, bias, mean, var, vector, exists, eps, BC)
     inverse = 1.0 / tl.sqrt(tl.load(var + vector, mask=exists, other=1.0) + eps)
-    scale = inverse
-    if weight is not None:
-        scale *= _load(weight, vector, exists)
     level = _load(grad_bias, vector, exists) / rows
     slope = inverse * _load(grad_weight, vector, exists) / rows
     base = model * rows * C
     for start in tl.range(first, end, P):
         at, live = _tile(base, start, end, channel, exists, C, P)
         g = _load(grad, at, live)
-        if RELU:
-            g = tl.where(_load(y, at, live) <= 0, 0.0, g)
         value = _load(x, at, live) - centre[None, :]
+        if RELU:
+            g = _behind_relu(g, y, value, scale, offset, at, live)
         value = scale[None, :] * (g - level[None, :] - value * slope[None, :])
         store(out, at, value, live, ROUND)
 
@@ -207,8 +220,11 @@ def forward(call):
     return y, mean, var
 
 
-def backward(call):
-    """The gradients of x, weight, bias and, where asked for behind a ReLU, of the residual (else an empty tensor)."""
+def backward(call, bias=None):
+    """The gradients of x, weight, bias and, where asked for behind a ReLU, of the residual (else an empty tensor).
+
+    Without ``y``, ``x`` and ``bias`` tell where the ReLU let it pass.
+    """
     grad, x, y, weight, mean, var, relu, residual, eps = call
     models, channels = len(x), x.shape[-1]
     rows = x[0].numel() // channels
@@ -221,10 +237,11 @@ def backward(call):
     grid, few = _grid(models, rows, span, channels, tile), (models * triton.cdiv(channels, tile["BC"]),)
     options = {"C": channels, "BC": tile["BC"]}
     wide = {"P": tile["P"], "ROUND": _rounds(x), "num_warps": warps, **options}
-    sums[grid](grad, x, y, mean, plain, centred, passed, rows, span, RELU=relu, **wide)
+    affine = (None, None) if y is not None else (weight, bias)
+    sums[grid](grad, x, y, *affine, mean, var, plain, centred, passed, rows, span, eps, RELU=relu, **wide)
     merge_sums[few](plain, centred, var, grad_weight, grad_bias, parts, eps, num_warps=1, **options)
     behind, g = relu and passed is None, grad if passed is None else passed
-    tensors = (g, x, y if behind else None, weight, mean, var, grad_weight, grad_bias, out)
+    tensors = (g, x, y if behind else None, weight, bias, mean, var, grad_weight, grad_bias, out)
     input_gradient[grid](*tensors, rows, span, eps, RELU=behind, **wide)
     return out, grad_weight, grad_bias, x.new_empty(0) if passed is None else passed
 

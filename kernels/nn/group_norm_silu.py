@@ -46,7 +46,7 @@ def _finish(value, scale, offset, SILU: tl.constexpr):
 
 @triton.jit
 def norm_kernel(
-    x, skip, shift, weight, bias, y, pixels, x_channels, skip_channels, shift_stride, eps,
+    x, skip, shift, weight, bias, y, means, rstds, pixels, x_channels, skip_channels, shift_stride, eps,
     SIZE: tl.constexpr, SPAN: tl.constexpr, GROUPS: tl.constexpr, ALL: tl.constexpr, P: tl.constexpr,
     WHOLE: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_SHIFT: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
@@ -87,8 +87,12 @@ def norm_kernel(
     d = moved - centre
     spread = tl.where(exists, squares + size * d * d, 0.0)
     variance = tl.sum(tl.reshape(spread, (GROUPS, SPAN)), axis=1) / (size * SIZE)
-    variance = tl.reshape(tl.broadcast_to(variance[:, None], (GROUPS, SPAN)), (GROUPS * SPAN,))
-    scale = 1.0 / tl.sqrt(variance + eps)
+    inverse = 1.0 / tl.sqrt(variance + eps)
+    scale = tl.reshape(tl.broadcast_to(inverse[:, None], (GROUPS, SPAN)), (GROUPS * SPAN,))
+    if means is not None:  # one lane of each group writes
+        at = sample * ALL + first + lane // SPAN
+        tl.store(means + at, centre, mask=exists & (lane % SPAN == 0))
+        tl.store(rstds + at, scale, mask=exists & (lane % SPAN == 0))
     if HAS_WEIGHT:
         scale *= tl.load(weight + channel, mask=exists, other=0.0).to(tl.float32)
     offset = (add - centre) * scale
@@ -110,18 +114,18 @@ def norm_kernel(
             tl.store(base + place, out.to(y.dtype.element_ty), mask=live)
 
 
-def tile(pixels: int, size: int, groups: int, element_size: int) -> tuple[int, int, int, bool, int]:
-    """(span of a group, groups, pixels, whether the sample fits, warps) of a program."""
+def tile(pixels: int, size: int, groups: int, element_size: int, most: int = WHOLE) -> tuple[int, int, int, bool, int]:
+    """(span of a group, groups, pixels, whether the sample fits ``most`` elements, warps) of a program."""
     span = triton.next_power_of_2(size)
     together = max(1, min(triton.next_power_of_2(groups), ROW_BYTES // element_size // span))
     rows = triton.next_power_of_2(max(pixels, 1))
-    whole = rows * span * together <= WHOLE
+    whole = rows * span * together <= most
     if not whole:
-        rows = max(1, TILE // (span * together))
+        rows = max(1, min(TILE, most) // (span * together))
     return span, together, rows, whole, 8 if rows * span * together >= 4096 else 4
 
 
-def group_norm_silu(call, y: torch.Tensor) -> None:
+def group_norm_silu(call, y: torch.Tensor, mean: torch.Tensor | None, rstd: torch.Tensor | None) -> None:
     """See kr_fast.ops.nn.group_norm_silu; arguments are checked there. ``y`` is channels_last and not empty."""
     x, skip, shift = call.x, call.skip, call.shift
     batch, channels, height, width = x.shape
@@ -132,5 +136,14 @@ def group_norm_silu(call, y: torch.Tensor) -> None:
     constants = {f"HAS_{name.upper()}": value is not None for name, value in tensors.items() if name != "x"}
     constants |= {"SIZE": size, "SPAN": span, "GROUPS": together, "ALL": call.groups, "P": rows, "WHOLE": whole}
     norm_kernel[(batch, triton.cdiv(call.groups, together))](
-        *tensors.values(), y, *sizes, call.eps, **constants, SILU=call.silu, num_warps=warps, enable_fp_fusion=True
+        *tensors.values(),
+        y,
+        mean,
+        rstd,
+        *sizes,
+        call.eps,
+        **constants,
+        SILU=call.silu,
+        num_warps=warps,
+        enable_fp_fusion=True,
     )

@@ -52,11 +52,10 @@ def _backward_empty(norm: GroupNormGradient) -> tuple[Tensor, ...]:
     return torch.empty_like(x), skip, shift, torch.empty(channels, **exact), torch.empty(channels, **exact)
 
 
-def _run_backward(norm: GroupNormGradient) -> tuple[Tensor, ...]:
+def _run_backward(norm: GroupNormGradient) -> tuple[Tensor | None, ...]:
     if not norm.grad.numel():
         return tuple(each.zero_() for each in _backward_empty(norm))
-    found = _kernels(norm.x, trains=True).backward(norm)
-    return tuple(norm.x.new_empty(0) if each is None else each for each in found)
+    return _kernels(norm.x, trains=True).backward(norm)
 
 
 def _gradients(ctx, grad: Tensor, inputs: list[Tensor | None], mean: Tensor, rstd: Tensor) -> tuple[Tensor | None, ...]:
@@ -67,7 +66,7 @@ def _gradients(ctx, grad: Tensor, inputs: list[Tensor | None], mean: Tensor, rst
     op = torch.ops.kr_fast.group_norm_silu_backward
     found = op(*norm) if wants_dispatcher(grad) else _run_backward(norm)
     return tuple(
-        each.to(value.dtype) if needed and value is not None else None
+        None if value is None or not needed else each if each.dtype == value.dtype else each.to(value.dtype)
         for each, value, needed in zip(found, inputs, ctx.needs_input_grad, strict=False)
     )
 
@@ -145,7 +144,8 @@ def _forward(*arguments):
     fake=lambda *arguments: _backward_empty(GroupNormGradient(*arguments)),
 )
 def _backward(*arguments):
-    return _run_backward(GroupNormGradient(*arguments))
+    norm = GroupNormGradient(*arguments)
+    return tuple(norm.x.new_empty(0) if each is None else each for each in _run_backward(norm))
 
 
 def group_norm_silu(

@@ -64,7 +64,7 @@ def no_worse(result, torchs, expected, dtype=torch.float32):
         assert error <= 3 * max(limit, last_place), (error, limit)
 
 
-@on_backends("group_norm_silu", "reference", "cpu")
+@on_backends("group_norm_silu", "reference", "cpu", "triton")
 @pytest.mark.parametrize(("shape", "groups"), CASES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_against_float64(backend, shape, groups, dtype):
@@ -80,7 +80,7 @@ def test_against_float64(backend, shape, groups, dtype):
             assert was is None or torch.equal(each, was)
 
 
-@on_backends("group_norm_silu", "reference", "cpu")
+@on_backends("group_norm_silu", "reference", "cpu", "triton")
 def test_a_mean_far_from_zero(backend):
     inputs, grad = draw((3, 16, 16, 9, 9), offset=1e3)
     inputs[1] = inputs[1] + 1e3
