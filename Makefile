@@ -9,7 +9,8 @@ PYTHON ?= python3
 SYSTEM_SITE ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Of ten thousand files a tenth is ever imported: Python compiles each of those when it first is.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --no-compile -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 CPP := $(shell find csrc tests/support/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SOURCES := setup.py pyproject.toml $(filter csrc/%,$(CPP))
@@ -20,10 +21,13 @@ demo: $(VENV)/built
 	$(BIN)/kr-fast run --preset digits --out runs/digits
 
 # A thread that waits sleeps: two test processes share the processors. Triton's interpreter needs one of its own.
-PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2
+# Each takes half of the tests in their order, so that neighbours share what they build, and what the other leaves.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist worksteal
+# Some hundred processes import the package and the tests: they are compiled once, whatever the environment asks for.
+export PYTHONDONTWRITEBYTECODE :=
 
 test: $(VENV)/built lint
-	$(PYTEST) --dist loadgroup -m "not interpreter and not nightly"
+	$(PYTEST) -m "not interpreter and not nightly"
 	TRITON_INTERPRET=1 $(PYTEST) -m interpreter
 
 nightly: $(VENV)/built
@@ -41,17 +45,18 @@ lint: $(VENV)/built
 
 venv: $(VENV)/built
 
-# torch comes first and alone: a build that is already there, or a CPU build that pip can find, is then kept, where an
-# unpinned requirement of another package would fetch gigabytes of GPU libraries.
+# torch comes apart: a build that is already there, or a CPU build that pip can find, is then kept, where an unpinned
+# requirement of another package would fetch gigabytes of GPU libraries. One processor unpacks it, the other compiles.
 $(VENV)/ready: constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kr_fast needs Python 3.10 or newer: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH)
-	$(PIP) install -c constraints.txt setuptools wheel pybind11
+	$(INSTALL) 'setuptools>=77' wheel pybind11
 	touch $@
 
 $(VENV)/built: $(VENV)/ready $(SOURCES)
-	$(PIP) install --no-build-isolation -c constraints.txt -e '.[test]'
+	{ $(BIN)/python -c 'import torch' 2>/dev/null || $(INSTALL) $(TORCH); } & torch=$$!; \
+	$(INSTALL) --no-build-isolation --no-deps -e .; built=$$?; wait $$torch && exit $$built
+	$(INSTALL) 'kr-fast[test]'
 	touch $@
 
 clean:

@@ -19,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 CPU_FLAGS = ["-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 CPU_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # GCC 12 warns inside its own AVX-512 header
+CPU_FLAGS += os.environ.get("CXXFLAGS", "").split()  # after ours, which they may change
 # Real machine code for the two generations in wide use, PTX for what comes after them.
 DEFAULT_ARCHS = ["8.0", "9.0+PTX"]
 

@@ -26,6 +26,14 @@ def pytest_addoption(parser):
     parser.addoption("--one-case", action="store_true", help="of each test only the first case on each backend")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """To import all files takes as long as a fifth of the interpreter's tests, which few of them hold."""
+    if config.getoption("markexpr") == "interpreter" and collection_path.name.startswith("test_"):
+        text = collection_path.read_text()
+        return None if "interpreter" in text or "on_backends" in text else True
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--one-case"):
