@@ -4,6 +4,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 
 def build(
@@ -35,14 +36,37 @@ def build(
 
 def spilled_bytes(built) -> int:
     """Stack bytes a thread: register spills and nothing else, for kernels without arrays."""
-    import triton
-
-    tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(built.asm["cubin"])
-        text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"STACK:(\d+)", text).group(1))
+        (kernel,) = resource_usage(path)
+    return kernel.stack
+
+
+class Usage(NamedTuple):
+    """What a thread of a kernel holds, in machine code for one generation of GPUs."""
+
+    capability: int
+    source: str  # path of the CUDA source, empty for a cubin
+    name: str  # mangled
+    registers: int
+    stack: int  # bytes
+
+
+def resource_usage(binary: Path) -> list[Usage]:
+    """Of every kernel in a cubin, or in a library that nvcc made, by the cuobjdump of Triton's wheel."""
+    import triton
+
+    tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
+    text = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    capability, source, found = 0, "", []
+    for arch, path, name, registers, stack in re.findall(
+        r"^arch = sm_(\d+)|^identifier = (.+)|Function (\S+):\s+REG:(\d+) STACK:(\d+)", text, re.MULTILINE
+    ):
+        capability, source = int(arch or capability), path or source
+        if name:
+            found.append(Usage(capability, source, name, int(registers), int(stack)))
+    return found
 
 
 def widest_load(built) -> int:
