@@ -68,7 +68,7 @@ def test_batch_norm_act(benchmark, threads, case, residual, part, provider):
     _, exact = runs("eager_nchw", [None if each is None else each.double() for each in inputs], grad.double())
     forward, both = runs(provider, inputs, grad)
     error = mean_error(both(), exact())
-    assert error < 1e-5
+    assert error < 1e-3  # torch's in channels_last: 3e-4
     size = grad.numel() * 4
     # Forward reads x twice and writes y; backward reads g and x twice and writes dx. A residual is read, and the
     # gradient behind the ReLU is made of y and written once.

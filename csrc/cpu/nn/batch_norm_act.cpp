@@ -33,13 +33,14 @@ static inline NormChunk norm_chunk(const NormLines& of, int64_t i) {
 namespace kr {
 
 static constexpr int64_t kGrain = 4;  // chunks worth a thread
+static constexpr int64_t kRun = 8;    // chunks that the second sweep takes in the order of memory, for the prefetcher
 
 template <class T>
 static std::unique_ptr<T[]> memory(int64_t count) {
     return std::unique_ptr<T[]>(new T[count]);
 }
 
-// The second sweep goes backwards: what the first read last is still in the cache.
+// The second sweep goes backwards, run by run: what the first read last is still in the cache.
 template <class First, class Second>
 static void two_sweeps(const NormLines& cut, int64_t arrays, int threads, const First& first, const Second& second) {
     const auto partial = memory<float>(arrays * cut.room * cut.chunks);
@@ -50,7 +51,10 @@ static void two_sweeps(const NormLines& cut, int64_t arrays, int threads, const 
     const auto sums = memory<double>(2 * cut.room);
     second.merge(partial.get(), sums.get(), factors.get());
     parallel_for(cut.chunks, kGrain, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = end; i-- > begin;) second.sweep(norm_chunk(cut, i), factors.get());
+        for (int64_t last = end; last > begin; last -= kRun) {
+            const int64_t start = last - kRun > begin ? last - kRun : begin;
+            for (int64_t i = start; i < last; ++i) second.sweep(norm_chunk(cut, i), factors.get());
+        }
     });
 }
 
