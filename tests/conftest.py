@@ -89,10 +89,8 @@ def _products_in_order(request, monkeypatch):
 
 def _matmul(a, b, dtype=None):
     """``a @ b`` summed in the order of the inner axis, in float64."""
-    total = np.zeros(1)
-    for k in range(a.shape[-1]):
-        total = total + a[..., :, k, None].astype(np.float64) * b[..., None, k, :].astype(np.float64)
-    return total.astype(np.result_type(a, b) if dtype is None else dtype)
+    a64, b64 = (np.ascontiguousarray(each, np.float64) for each in (a, b))
+    return np.einsum("...mk,...kn->...mn", a64, b64).astype(np.result_type(a, b) if dtype is None else dtype)
 
 
 @pytest.fixture

@@ -58,6 +58,8 @@ def check(case, dtype, backend):
 @pytest.mark.parametrize("case", DENSE, ids=str)
 @pytest.mark.parametrize("dtype", UNITS, ids=str)
 def test_values(backend, case, dtype):
+    if case is STRIDED[-1] and dtype != torch.bfloat16:
+        pytest.skip("pixels are dealt out to parts alike in every dtype")
     check(case, dtype, backend)
 
 

@@ -60,6 +60,8 @@ def no_worse(got, torchs, exact, dtype=torch.float32, times=3):
 @pytest.mark.parametrize("shape", CASES, ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_values_and_gradients(backend, shape, dtype, activation, residual):
+    if backend.id == "triton-interpreter" and shape == (2, 64, 31, 29) and residual != (activation is not None):
+        pytest.skip("several chunks, which take a second with everything and with nothing")
     *inputs, grad = draw(shape, residual, dtype=dtype)
     before = [None if each is None else each.clone() for each in (*inputs, grad)]
     got = everything(ours, inputs, grad, activation, device=backend.device)
