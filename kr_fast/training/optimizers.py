@@ -23,14 +23,15 @@ class _OnePass(torch.optim.Optimizer):
     """What :class:`SGD` and :class:`AdamW` share. Groups, schedulers, hooks and saved states are torch's own.
 
     Attributes:
-        grad_norm: of the last step, before clipping; not finite where that step wrote nothing.
+        grad_norm: of the last step, before clipping; not finite where that step wrote nothing. On a GPU a tensor, and
+            only where there is a ``max_grad_norm``; steps are taken whatever it is.
         ema: the :class:`EMA` of the weights, or None.
     """
 
     plain: type[torch.optim.Optimizer]  # torch's class
     unsupported: tuple[str, ...]  # options of a group, which only a loaded state can set, that must be off
 
-    grad_norm: float = 0.0
+    grad_norm: float | Tensor = 0.0
     ema: EMA | None = None
     _max_grad_norm: float = math.inf
     _state: OptimizerState | None = None
@@ -83,10 +84,18 @@ class _OnePass(torch.optim.Optimizer):
             ema.optimization_step += 1
         return True
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step wrote nothing, since its gradients were not finite."""
+        return isinstance(self.grad_norm, float) and not math.isfinite(self.grad_norm)
+
     def _step_by_torch(self) -> None:
         parameters = self._parameters()
-        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
-        if math.isfinite(self.grad_norm):
+        if parameters[0].device.type == "cpu":
+            self.grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
+        elif self._max_grad_norm < math.inf:  # a tensor: nothing here waits for a GPU
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
+        if not self.skipped:
             inspect.unwrap(self.plain.step)(self)  # without the hooks, which this class's own step has run
             if self.ema is not None:
                 self.ema.step()

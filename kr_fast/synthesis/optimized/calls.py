@@ -12,10 +12,13 @@ _OP = "optimize"
 
 def check_call(model: Any, class_labels: Tensor | None, step: Tensor | None) -> None:
     """What a patched network asks of a call, before anything is computed."""
-    if torch.is_grad_enabled() and next(model.parameters()).requires_grad:
+    trained = hasattr(model, "_kr_fast_shifted")
+    if trained and torch.is_autocast_enabled(next(model.parameters()).device.type):
+        raise UserError(f"{_OP}: model must be called without autocast once optimized for training, got autocast")
+    if not trained and torch.is_grad_enabled() and next(model.parameters()).requires_grad:
         raise UserError(
             f"{_OP}: model must be called under torch.no_grad() or torch.inference_mode(), got grad mode; "
-            "restore() gives back the network that can be trained"
+            "optimize(model, training=True) takes gradients"
         )
     embedding = getattr(model, "class_embedding", model)  # a DiT always has one
     if (class_labels is None) != (embedding is None):

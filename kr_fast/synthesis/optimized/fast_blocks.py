@@ -3,18 +3,20 @@
 Each takes the module whose forward it replaces and is called as that is; activations are channels_last throughout.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kr_fast.backends.cpu.nn import winograd_trains_faster
 from kr_fast.ops.nn.group_norm_silu import group_norm_silu
 from kr_fast.ops.nn.qkv_attention import qkv_attention
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
+from kr_fast.runtime.errors import fail
 from kr_fast.synthesis.optimized.calls import check_call
-
-LAST = torch.channels_last
+from kr_fast.training.layout import nhwc
 
 
 class Shifts(NamedTuple):
@@ -23,15 +25,9 @@ class Shifts(NamedTuple):
     rows: Tensor
 
 
-def nhwc(x: Tensor) -> Tensor:
-    x = x.contiguous(memory_format=LAST)
-    if x.shape[1] == 1:  # both layouts at once, which convolutions take for NCHW unless the strides say otherwise
-        h, w = x.shape[2:]
-        x = x.as_strided(x.shape, (h * w, 1, w, 1))
-    return x
-
-
 def norm(module: nn.GroupNorm, x: Tensor, activation: str | None = "silu", **more: Any) -> Tensor:
+    if x.numel() == module.num_groups and torch.is_grad_enabled() and more.get("skip") is None:
+        fail("optimize", "sample", "have more than 1 value per channel of a group in training", list(x.shape))
     return group_norm_silu(
         x, module.num_groups, module.weight, module.bias, eps=module.eps, activation=activation, **more
     )
@@ -45,9 +41,15 @@ def conv3x3(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
     """A 3x3 ``Conv2d`` of stride 1 and padding 1, plus ``residual``; in float32 on a CPU by Winograd's algorithm."""
     n, _, h, w = input.shape
     few = n * -(-h // 4) * -(-w // 4) < FEWEST_TILES
-    packed = self._kr_fast_winograd  # follows the module to other devices and dtypes
-    if few or input.device.type != "cpu" or not input.dtype == packed.dtype == torch.float32:
+    packed = getattr(self, "_kr_fast_winograd", None)  # follows the module to other devices and dtypes
+    weight = self.weight if packed is None else packed
+    if packed is None and not winograd_trains_faster(input.shape, self.out_channels):
+        few = True
+    if few or input.device.type != "cpu" or not input.dtype == weight.dtype == torch.float32:
         y = nhwc(self._conv_forward(input, self.weight, self.bias))
+        return y if residual is None else y.add_(residual)
+    if packed is None:  # in training, where the sum is an op of its own
+        y = winograd_conv2d(nhwc(input), weight, bias=self.bias)
         return y if residual is None else y.add_(residual)
     residual = None if residual is None else nhwc(residual)
     return winograd_conv2d(nhwc(input), packed, self.out_channels, bias=self.bias, residual=residual)
@@ -83,7 +85,7 @@ def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: 
         weight, bias = self.conv_shortcut.weight, self.conv_shortcut.bias
         other = F.conv2d(x, nhwc(weight[:, : x.shape[1]]), bias)
         other.add_(F.conv2d(skip, nhwc(weight[:, x.shape[1] :])))
-    if hasattr(self.conv2, "_kr_fast_winograd"):
+    if "forward" in vars(self.conv2):
         h = conv3x3(self.conv2, h, other)
     else:
         h = nhwc(self.conv2(h)).add_(other)
@@ -151,21 +153,50 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
+def join_qkv(attention: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight ``[outputs, inputs, 1, 1]`` and bias of one projection to q, k and v."""
+    layers = (attention.to_q, attention.to_k, attention.to_v)
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return torch.cat([layer.weight for layer in layers])[:, :, None, None], bias
+
+
+def _qkv(self: Any) -> tuple[Tensor, Tensor | None]:
+    """The joined weights, made once for inference and at every call in training."""
+    made = hasattr(self, "_kr_fast_qkv_weight")
+    return (self._kr_fast_qkv_weight, self._kr_fast_qkv_bias) if made else join_qkv(self)
+
+
 def attention(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Self-attention over pixels: ``Attention`` with a group norm and a residual, as UNets without text have it."""
     x = nhwc(hidden_states)
     n, c, h, w = x.shape
+    weight, bias = _qkv(self)
     if x.device.type == "cpu":  # oneDNN's convolutions know AVX-512 on every CPU that has it; MKL's products do not
-        qkv = F.conv2d(norm(self.group_norm, x, activation=None), self._kr_fast_qkv_weight, self._kr_fast_qkv_bias)
+        qkv = F.conv2d(norm(self.group_norm, x, activation=None), weight, bias)
         tokens = attend(nhwc(qkv).permute(0, 2, 3, 1).reshape(n, h * w, -1), self.heads)
         out = self.to_out[0]
         y = F.conv2d(tokens.view(n, h, w, -1).permute(0, 3, 1, 2), out.weight[:, :, None, None], out.bias)
     else:
         tokens = norm(self.group_norm, x, activation=None).permute(0, 2, 3, 1).view(n, h * w, c)
-        qkv = F.linear(tokens, self._kr_fast_qkv_weight.flatten(1), self._kr_fast_qkv_bias)
+        qkv = F.linear(tokens, weight.flatten(1), bias)
         y = self.to_out[0](attend(qkv, self.heads)).view(n, h, w, c).permute(0, 3, 1, 2)
     y = nhwc(y).add_(x)
     return y if self.rescale_output_factor == 1 else y.div_(self.rescale_output_factor)
+
+
+def join_projections(blocks: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one projection of the embedding to the shifts of all residual blocks."""
+    layers = [block.time_emb_proj for block in blocks]
+    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+
+
+def _project(self: Any, embedding: Tensor) -> Tensor:
+    """Every block's projection of the embedding; the joined weights as in :func:`_qkv`."""
+    made = hasattr(self, "_kr_fast_proj_weight")
+    weight, bias = (
+        (self._kr_fast_proj_weight, self._kr_fast_proj_bias) if made else join_projections(self._kr_fast_shifted)
+    )
+    return F.linear(F.silu(embedding), weight, bias)
 
 
 def all_shifts(self: Any, timestep: Tensor) -> Tensor:
@@ -173,7 +204,7 @@ def all_shifts(self: Any, timestep: Tensor) -> Tensor:
     embedding = self.time_embedding(self.time_proj(timestep.reshape(1)).to(self.dtype))
     if self.class_embedding is not None:
         embedding = embedding + self.class_embedding.weight.to(self.dtype)
-    return F.linear(F.silu(embedding), self._kr_fast_proj_weight, self._kr_fast_proj_bias)
+    return _project(self, embedding)
 
 
 def unet_shifts(self: Any, count: int, timestep: Tensor, class_labels: Tensor | None, step: Tensor | None) -> Shifts:
@@ -193,7 +224,7 @@ def unet_shifts(self: Any, count: int, timestep: Tensor, class_labels: Tensor | 
     if class_labels is not None:
         labels = self.time_proj(class_labels) if self.config.class_embed_type == "timestep" else class_labels
         embedding = embedding + self.class_embedding(labels).to(self.dtype)
-    return Shifts(F.linear(F.silu(embedding), self._kr_fast_proj_weight, self._kr_fast_proj_bias))
+    return Shifts(_project(self, embedding))
 
 
 def unet(

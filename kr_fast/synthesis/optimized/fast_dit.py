@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kr_fast.synthesis.optimized.calls import check_call
-from kr_fast.synthesis.optimized.fast_blocks import attend, linear
+from kr_fast.synthesis.optimized.fast_blocks import attend, join_qkv, linear
 
 
 def modulated(x: Tensor, eps: float, shift: Tensor, scale: Tensor) -> Tensor:
@@ -68,6 +68,19 @@ def block(self: Any, x: Tensor, row: Tensor) -> Tensor:
     x = torch.addcmul(x, gate[:, None], through(self.attn1.to_out, h))
     h = through(self.ff.net, modulated(x, self.norm3.eps, shift_mlp, scale_mlp))
     return torch.addcmul(x, gate_mlp[:, None], h)
+
+
+def attention_alone(self: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any):
+    """``Attention`` of a block of a DiT over its own tokens, as it is in training."""
+    if encoder_hidden_states is not None or args or any(value is not None for value in kwargs.values()):
+        return type(self).forward(self, hidden_states, encoder_hidden_states, *args, **kwargs)
+    weight, bias = join_qkv(self)
+    return through(self.to_out, attend(linear(hidden_states, weight[:, :, 0, 0], bias), self.heads))
+
+
+def product(self: Any, input: Tensor) -> Tensor:
+    """A ``Linear`` by :func:`linear`."""
+    return linear(input, self.weight, self.bias) if input.ndim == 3 else F.linear(input, self.weight, self.bias)
 
 
 def dit(

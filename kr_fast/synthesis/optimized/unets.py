@@ -1,0 +1,110 @@
+"""What :func:`kr_fast.optimize` patches of diffusers' UNets, and which of them it takes."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from kr_fast.backends.cpu.nn import winograd_is_faster
+from kr_fast.ops.nn.winograd_pack import winograd_pack
+from kr_fast.synthesis.optimized import fast_blocks
+from kr_fast.training.patches import Patches
+
+
+def refusal(model: Any) -> tuple[str, str] | None:
+    """(rule, what was found) where a ``UNet2DModel`` has a block of another kind."""
+    from diffusers.models.unets import unet_2d_blocks as blocks
+
+    known = (blocks.DownBlock2D, blocks.AttnDownBlock2D, blocks.UpBlock2D, blocks.AttnUpBlock2D)
+    for block in [*model.down_blocks, *model.up_blocks]:
+        if type(block) not in known:
+            return f"have blocks of {', '.join(k.__name__ for k in known)}", type(block).__name__
+    if model.mid_block is not None and type(model.mid_block) is not blocks.UNetMidBlock2D:
+        return "have a mid block of UNetMidBlock2D", type(model.mid_block).__name__
+    for module in model.modules():
+        why = _resnet_refusal(module) if type(module).__name__.startswith("ResnetBlock") else None
+        if why is not None:
+            return "have residual blocks of ResnetBlock2D with SiLU and a time embedding", why
+    return None
+
+
+def _resnet_refusal(module: Any) -> str | None:
+    """Why a residual block cannot be patched."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    if type(module) is not ResnetBlock2D:
+        return type(module).__name__
+    if not isinstance(module.nonlinearity, nn.SiLU):
+        return type(module.nonlinearity).__name__
+    if module.time_embedding_norm not in ("default", "scale_shift"):
+        return f"time_embedding_norm={module.time_embedding_norm!r}"
+    if module.time_emb_proj is None and module.time_embedding_norm == "scale_shift":
+        return "scale_shift without a time embedding"
+    return None
+
+
+def attends_to_pixels(module: Any) -> bool:
+    """An ``Attention`` as UNet2DModel builds it: over pixels, with a group norm, biases and a residual."""
+    plain = ("spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
+    return (
+        type(module.processor).__name__ in ("AttnProcessor", "AttnProcessor2_0")
+        and module.group_norm is not None
+        and module.residual_connection
+        and not module.is_cross_attention
+        and all(getattr(module, name, None) is None or getattr(module, name) is False for name in plain)
+        and all(type(layer) is nn.Linear for layer in (module.to_q, module.to_k, module.to_v, module.to_out[0]))
+        and module.to_q.weight.shape == module.to_k.weight.shape == module.to_v.weight.shape
+    )
+
+
+def patch_blocks(handle: Patches, model: nn.Module, *, whole: bool, training: bool = False) -> None:
+    """Patch the blocks of a UNet; ``whole`` where activations are channels_last from end to end.
+
+    In training weights are joined and transformed at every call, so that they get their gradients.
+    """
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.unets import unet_2d_blocks as blocks
+    from diffusers.models.upsampling import Upsample2D
+
+    for module in model.modules():
+        kind = type(module)
+        if kind is nn.Conv2d:
+            handle.channels_last(module.weight)
+            plain = module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
+            if plain and whole and winograd_is_faster(module, module.stride, module.padding):
+                if not training:
+                    handle.set(module, "_kr_fast_winograd", winograd_pack(module.weight))
+                handle.forward(module, fast_blocks.conv3x3)
+        elif kind is ResnetBlock2D and _resnet_refusal(module) is None:
+            handle.forward(module, fast_blocks.resnet)
+        elif kind is Upsample2D and module.norm is None and not module.use_conv_transpose and module.interpolate:
+            handle.forward(module, fast_blocks.upsample)
+        elif whole and kind in (blocks.UpBlock2D, blocks.AttnUpBlock2D):
+            handle.forward(module, fast_blocks.up_block)
+        elif whole and kind is Attention and attends_to_pixels(module):
+            if not training:
+                weight, bias = fast_blocks.join_qkv(module)
+                handle.set(module, "_kr_fast_qkv_weight", weight)
+                handle.set(module, "_kr_fast_qkv_bias", bias)
+            handle.forward(module, fast_blocks.attention)
+
+
+def patch(handle: Patches, model: Any, *, training: bool = False) -> None:
+    """Patch a ``UNet2DModel`` as a whole, after its blocks."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    shifted, start = [], 0
+    for module in model.modules():
+        if type(module) is ResnetBlock2D and module.time_emb_proj is not None:
+            shifted.append(module)
+            stop = start + len(module.time_emb_proj.weight)
+            handle.set(module, "_kr_fast_columns", (start, stop))
+            start = stop
+    if training:
+        handle.set(model, "_kr_fast_shifted", tuple(shifted))
+    else:
+        weight, bias = fast_blocks.join_projections(shifted)
+        handle.set(model, "_kr_fast_proj_weight", weight)
+        handle.set(model, "_kr_fast_proj_bias", bias)
+    handle.forward(model, fast_blocks.unet)

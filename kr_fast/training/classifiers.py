@@ -1,0 +1,153 @@
+"""The forwards that ``kr_fast.optimize(model, training=True)`` gives to classifiers of convolutions and BatchNorm.
+
+Each takes the module whose forward it replaces and computes what that computes, with the gradient. Whatever a fused op
+does not take (another dtype or device, autocast, a frozen BatchNorm, a hook on a module inside) is computed by the
+modules themselves, call by call.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from kr_fast.backends.cpu.nn import winograd_is_faster, winograd_trains_faster
+from kr_fast.ops.nn.batch_norm_act import batch_norm_act
+from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
+from kr_fast.training.layout import nhwc
+from kr_fast.training.patches import Patches
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def plain(x: Tensor) -> bool:
+    """Whether the fused ops compute on ``x`` as the modules would."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def hooked(*modules: nn.Module) -> bool:
+    own = any(getattr(module, name) for module in modules for name in _HOOKS)
+    return own or torch_module._has_any_global_hook()
+
+
+def conv(self: Any, input: Tensor) -> Tensor:
+    """A ``Conv2d`` in channels_last; one of 3x3 and stride 1 by Winograd's algorithm where that is faster."""
+    if not plain(input):
+        return self._conv_forward(input, self.weight, self.bias)
+    input = nhwc(input)
+    if winograd_is_faster(self, self.stride, self.padding) and winograd_trains_faster(input.shape, self.out_channels):
+        return winograd_conv2d(input, self.weight, bias=self.bias)
+    return self._conv_forward(input, self.weight, self.bias)
+
+
+def norm_act(norm: Any, x: Tensor, activation: Callable | None = None, residual: Tensor | None = None) -> Tensor:
+    """``activation(norm(x) + residual)``, one op where batch statistics are taken; ``activation`` is a ReLU or None."""
+    modules = (norm, activation) if isinstance(activation, nn.Module) else (norm,)
+    if norm.training and plain(x) and not hooked(*modules):
+        return _batch_norm_act(norm, x, activation, residual)
+    y = norm(x)
+    y = y if residual is None else y + residual
+    return y if activation is None else activation(y)
+
+
+def _batch_norm_act(norm: Any, x: Tensor, activation: Callable | None, residual: Tensor | None) -> Tensor:
+    norm.num_batches_tracked.add_(1)
+    return batch_norm_act(
+        nhwc(x),
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        residual=None if residual is None else nhwc(residual),
+        momentum=norm.momentum,
+        eps=norm.eps,
+        activation=None if activation is None else "relu",
+    )
+
+
+def batch_norm(self: Any, input: Tensor) -> Tensor:
+    """A ``BatchNorm2d`` that nothing follows."""
+    if self.training and plain(input):
+        return _batch_norm_act(self, input, None, None)
+    return nn.BatchNorm2d.forward(self, input)
+
+
+def sequential(self: Any, input: Tensor) -> Tensor:
+    """A ``Sequential``: a ReLU that follows a BatchNorm is part of it."""
+    modules = list(self)
+    for index, module in enumerate(modules):
+        before = modules[index - 1] if index else None
+        following = modules[index + 1] if index + 1 < len(modules) else None
+        if _is_norm(module) and type(following) is nn.ReLU:
+            input = norm_act(module, input, following)
+        elif not (type(module) is nn.ReLU and _is_norm(before)):
+            input = module(input)
+    return input
+
+
+def block(self: Any, x: Tensor) -> Tensor:
+    """:class:`kr_fast.models.resnet.Block`."""
+    y = norm_act(self.bn1, self.conv1(x), torch.relu)
+    return norm_act(self.bn2, self.conv2(y), torch.relu, self.shortcut(x[:, :, :: self.stride, :: self.stride]))
+
+
+def basic_block(self: Any, x: Tensor) -> Tensor:
+    """torchvision's ``BasicBlock``."""
+    y = norm_act(self.bn1, self.conv1(x), self.relu)
+    return norm_act(self.bn2, self.conv2(y), self.relu, x if self.downsample is None else self.downsample(x))
+
+
+def bottleneck(self: Any, x: Tensor) -> Tensor:
+    """torchvision's ``Bottleneck``."""
+    y = norm_act(self.bn1, self.conv1(x), self.relu)
+    y = norm_act(self.bn2, self.conv2(y), self.relu)
+    return norm_act(self.bn3, self.conv3(y), self.relu, x if self.downsample is None else self.downsample(x))
+
+
+def resnet(self: Any, x: Tensor) -> Tensor:
+    """torchvision's ``ResNet``."""
+    x = self.maxpool(norm_act(self.bn1, self.conv1(x), self.relu))
+    for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+        x = layer(x)
+    return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+# By qualified name: torchvision is not imported.
+_BLOCKS = {
+    "kr_fast.models.resnet.Block": block,
+    "torchvision.models.resnet.BasicBlock": basic_block,
+    "torchvision.models.resnet.Bottleneck": bottleneck,
+    "torchvision.models.resnet.ResNet": resnet,
+}
+
+
+def _is_norm(module: Any) -> bool:
+    """A BatchNorm of float32 that :func:`norm_act` can take."""
+    return (
+        type(module) is nn.BatchNorm2d
+        and module.affine
+        and module.track_running_stats
+        and module.momentum is not None
+        and module.weight.dtype == torch.float32
+    )
+
+
+def fuse(patches: Patches, model: nn.Module) -> None:
+    """Patch what is fused of ``model``: convolutions, BatchNorm, and the blocks that hold them."""
+    for module in list(model.modules()):
+        kind = type(module)
+        forward = _BLOCKS.get(f"{kind.__module__}.{kind.__qualname__}")
+        if "forward" in vars(module):
+            continue  # of the user's own
+        if forward is not None and all(
+            _is_norm(norm) for name, norm in vars(module)["_modules"].items() if name[:2] == "bn"
+        ):
+            patches.forward(module, forward)
+        elif kind is nn.Conv2d:
+            patches.channels_last(module.weight)
+            patches.forward(module, conv)
+        elif kind is nn.Sequential and any(_is_norm(each) for each in module):
+            patches.forward(module, sequential)
+        elif _is_norm(module):
+            patches.forward(module, batch_norm)

@@ -1,0 +1,180 @@
+"""optimize(training=True) of classifiers: a step's gradients beside torch's, what is left unfused, restore."""
+
+import copy
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import kr_fast
+from kr_fast.models import classifier
+
+
+def resnet(size=12):
+    """Convolutions of 16 inputs and more at 12, 6 and 3 px: those that fill tiles, and those that are torch's."""
+    torch.manual_seed(0)
+    return classifier("resnet8", num_classes=5, in_channels=1, width=16, image_size=size).train()
+
+
+def step(model, x, labels):
+    """Loss, gradients by name, buffers by name."""
+    model.zero_grad()
+    loss = F.cross_entropy(model(x), labels)
+    loss.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), grads, {name: b.clone() for name, b in model.named_buffers()}
+
+
+def compare(model, x=None, labels=None, relative=1e-4):
+    """A step of ``model`` patched and not: gradients within ``relative`` of the largest of each, the same buffers."""
+    torch.manual_seed(1)
+    x = torch.randn(6, 1, 12, 12) if x is None else x
+    labels = torch.arange(len(x)) % 5 if labels is None else labels
+    exact = step(copy.deepcopy(model).double(), x.double(), labels)
+    before = copy.deepcopy(model.state_dict())
+    with kr_fast.optimize(model, training=True) as handle:
+        got = step(model, x, labels)
+    assert torch.allclose(got[0].double(), exact[0], rtol=relative / 10)
+    assert got[1].keys() == exact[1].keys()
+    for name, grad in exact[1].items():
+        error = float((got[1][name].double() - grad).norm() / grad.norm())
+        assert error < relative, (name, error)
+    for name, buffer in exact[2].items():
+        assert torch.allclose(got[2][name].double(), buffer.double(), rtol=relative / 10, atol=1e-6), name
+    model.load_state_dict(before)
+    return handle
+
+
+def test_a_step_has_torchs_gradients_and_statistics():
+    handle = compare(resnet())
+    assert handle.patched["Block"] == 3
+    assert handle.patched["Sequential"] == 3
+
+
+def test_torchvisions_resnets():
+    resnets = pytest.importorskip("torchvision.models.resnet")
+    torch.manual_seed(0)
+    for make, blocks in ((resnets.resnet18, "BasicBlock"), (resnets.resnet50, "Bottleneck")):
+        model = make(num_classes=5).train()
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+        # A rounding that moves one activation over the corner of a ReLU changes gradients by percents, torch's as well.
+        handle = compare(model, torch.randn(8, 3, 16, 16), relative=0.1)
+        assert handle.patched[blocks] >= 8
+        assert handle.patched["ResNet"] == 1
+
+
+def test_restore_gives_bits_and_layouts_back():
+    model, x, labels = resnet(), torch.randn(4, 1, 12, 12), torch.arange(4)
+    strides = {name: p.stride() for name, p in model.named_parameters()}
+    first, buffers = step(model, x, labels), copy.deepcopy(model.state_dict())
+    handle = kr_fast.optimize(model, training=True)
+    step(model, x, labels)
+    handle.restore()
+    handle.restore()
+    model.load_state_dict({name: torch.zeros_like(v) if "running" in name else v for name, v in buffers.items()})
+    for name, value in model.named_buffers():
+        value.fill_(1 if "var" in name else 0)
+    again = step(model, x, labels)
+    assert all(torch.equal(again[1][name], grad) for name, grad in first[1].items())
+    assert {name: p.stride() for name, p in model.named_parameters()} == strides
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_copy_trains_by_itself_and_state_dicts_are_as_before():
+    model = resnet()
+    names = list(model.state_dict())
+    with kr_fast.optimize(model, training=True):
+        other = copy.deepcopy(model)
+        assert list(other.state_dict()) == names
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.zero_()
+        x = torch.randn(4, 1, 12, 12)
+        assert float(other(x).detach().abs().max()) == 0
+        assert float(model(x).detach().abs().max()) > 0
+
+
+def test_the_ops_have_the_same_bits_for_one_thread_and_two():
+    model, x, labels = resnet(), torch.randn(16, 1, 12, 12), torch.arange(16) % 5
+    steps, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            trained = copy.deepcopy(model)
+            kr_fast.optimize(trained, training=True)
+            steps.append(step(trained, x, labels))
+    finally:
+        torch.set_num_threads(before)
+    ours = [name for name in steps[0][1] if "bn" in name or name.endswith("conv2.weight")]  # others are torch's
+    assert len(ours) == 15
+    for name in ours:
+        assert torch.equal(steps[0][1][name], steps[1][1][name]), name
+
+
+def test_hooks_run_whenever_they_were_added():
+    model, calls = resnet(), []
+    block = model.stages[0]
+    block.bn1.register_forward_hook(lambda *_: calls.append("before"))
+    with kr_fast.optimize(model, training=True):
+        block.bn2.register_forward_pre_hook(lambda *_: calls.append("after"))
+        block.conv1.register_forward_hook(lambda *_: calls.append("conv"))
+        compared = step(model, torch.randn(4, 1, 12, 12), torch.arange(4))
+    assert sorted(calls) == ["after", "before", "conv"]
+    assert torch.isfinite(compared[0])
+
+
+@pytest.mark.parametrize("change", ["frozen norm", "frozen weights", "shared norm", "eval"])
+def test_other_modes_compute_the_same(change):
+    model = resnet()
+    if change == "frozen norm":  # running statistics, which stay as they are
+        model.stages[1].bn1.eval()
+    elif change == "frozen weights":
+        for parameter in model.stages[0].parameters():
+            parameter.requires_grad_(False)
+    elif change == "shared norm":
+        model.stages[0].bn2 = model.stages[0].bn1
+    else:
+        model.eval()
+    compare(model)
+
+
+def test_one_value_a_channel_is_an_error():
+    model = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU())
+    with kr_fast.optimize(model, training=True), pytest.raises(ValueError, match="at least 2 numbers of each channel"):
+        model(torch.randn(1, 1, 1, 1))
+
+
+def test_no_image_is_no_gradient():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1))
+    with kr_fast.optimize(model, training=True):
+        model(torch.randn(0, 16, 8, 8)).sum().backward()
+    assert float(model[0].weight.grad.abs().max()) == 0
+
+
+def test_autocast_computes_as_without_us():
+    model, x = resnet(), torch.randn(4, 1, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = copy.deepcopy(model)(x)
+        kr_fast.optimize(model, training=True)
+        got = model(x)
+    assert got.dtype == want.dtype
+    assert torch.allclose(got.float(), want.float(), atol=0.05)
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 3), resnet().double()], ids=["linear", "float64"])
+def test_what_is_not_taken_stays_as_it_is_and_is_told(model, caplog):
+    model = nn.Sequential(model)  # of a name that no other test has told of
+    model.__class__ = type(f"Told{type(model[0]).__name__}", (nn.Sequential,), {})
+    with caplog.at_level(logging.INFO, "kr_fast"):
+        for _ in range(2):
+            handle = kr_fast.optimize(model, training=True)
+    assert handle.patched == {}
+    assert len(caplog.records) == 1
+    assert "trains as it is" in caplog.text
+
+
+def test_a_model_is_a_module():
+    with pytest.raises(ValueError, match="^optimize: model must be a torch module, got int$"):
+        kr_fast.optimize(3, training=True)
