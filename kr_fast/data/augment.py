@@ -1,11 +1,12 @@
 """Standard augmentation in two steps: tables of random numbers, one row per image, and their batched application.
 
-Tables are drawn for a whole epoch at a time, so that a training step params nothing. Flips and whole-pixel shifts are
+Tables are drawn for a whole epoch at a time, so that a training step draws nothing. Flips and whole-pixel shifts are
 index arithmetic on uint8 images; rotation, scale and fractional shifts are one affine resampling of the batch.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,8 +42,17 @@ class AugmentParams:
     @staticmethod
     def stack(parts: "list[AugmentParams]") -> "AugmentParams":
         """Tables of several draws of equal length, ``[len(parts), N, ...]``."""
-        columns = zip(*((part.flip, part.move, part.matrix) for part in parts), strict=True)
-        return AugmentParams(*(None if column[0] is None else torch.stack(column) for column in columns))
+        return _joined(parts, torch.stack)
+
+    @staticmethod
+    def cat(parts: "list[AugmentParams]") -> "AugmentParams":
+        """Tables of several draws, one after the other."""
+        return _joined(parts, torch.cat)
+
+
+def _joined(parts: list[AugmentParams], join: Callable[[list[Tensor]], Tensor]) -> AugmentParams:
+    columns = zip(*((part.flip, part.move, part.matrix) for part in parts), strict=True)
+    return AugmentParams(*(None if column[0] is None else join(column) for column in columns))
 
 
 @dataclasses.dataclass(frozen=True)

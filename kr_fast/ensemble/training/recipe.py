@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 from kr_fast.runtime.options import check, option
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
+from kr_fast.training import SGD
+from kr_fast.training.fused import fused
 
 WARM_UP = 0.2  # share of the steps in which the rate rises
 
@@ -81,13 +84,13 @@ def accuracy(model: nn.Module, split: Split, batch_size: int = 1024) -> float:
 
 
 def make_optimizer(
-    model: nn.Module, config: TrainConfig, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    model: nn.Module, config: TrainConfig, steps: int, max_grad_norm: float | None = None
+) -> tuple[SGD, torch.optim.lr_scheduler.LRScheduler]:
     """The optimizer and schedule of a recipe over ``steps`` steps; no weight decay on biases and norms."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    optimizer = SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True, max_grad_norm=max_grad_norm)
     # torch divides by the length of the warm-up, which begins at step 0 and is none for 5 steps in all.
     warm_up = WARM_UP if WARM_UP * steps != 1 else WARM_UP - 1e-9
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -183,7 +186,11 @@ def fit_for(
             best_accuracy = state["best_accuracy"]
     model.train()
     forked = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=forked), bar(config.epochs, description, "epoch", first) as progress:
+    with (
+        fused(model),
+        torch.random.fork_rng(devices=forked),
+        bar(config.epochs, description, "epoch", first) as progress,
+    ):
         for epoch in range(first, config.epochs):
             torch.manual_seed(seeds.derive(seed, "dropout", epoch))
             order, draws = epoch_draws(config, count, size, seed, epoch)
@@ -199,6 +206,12 @@ def fit_for(
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
+                    if optimizer.skipped:
+                        value = float(loss.detach())
+                        if math.isfinite(value):
+                            got = f"norm {optimizer.grad_norm} at loss {value}{which} in step {step} of epoch {epoch}"
+                            fail(where, "gradients", "be finite", got)
+                        fail(where, "loss", "be finite", f"{value}{which} in epoch {epoch}")
                 schedule.step()
                 total += loss.detach()
             history.train_loss.append(float(total) / steps.per_epoch)

@@ -228,6 +228,8 @@ def denoising(context: Context) -> Callable[[int], int]:
     """``run(count)``: STEPS steps of the generator on batches of ``count``; returns the number of images."""
     c, device = context.config, context.runtime.device
     network = make_generator(context).to(device, memory_format=torch.channels_last).train()
+    if context.runtime.mixed_precision == "no":
+        optimize(network, training=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     split = _split(context, min(len(context.data.train), 256))
     images = generator.padded(split.images, len(c.generator_widths)).to(device)

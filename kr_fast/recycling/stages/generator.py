@@ -21,6 +21,8 @@ from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
+from kr_fast.synthesis.optimized.optimize import optimize
+from kr_fast.training import AdamW
 
 WARM_UP = 50
 LOG_EVERY = 20
@@ -93,8 +95,6 @@ def train(
         seed: of the weights, the batches and the noise.
         single_process: only this process trains; otherwise all ranks train together.
     """
-    from diffusers.training_utils import EMAModel
-
     c, runtime = context.config, context.runtime
     rank, world_size = (0, 1) if single_process else (runtime.rank, runtime.world_size)
     height, width, channels = context.data.image_shape
@@ -103,13 +103,15 @@ def train(
         network = unet(
             height, width, channels, context.data.num_classes, widths=c.generator_widths, layers=c.generator_layers
         )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=c.generator_learning_rate, weight_decay=1e-4)
     network = network.to(memory_format=torch.channels_last)
+    if runtime.mixed_precision == "no":
+        optimize(network, training=True)
+    adam = {"lr": c.generator_learning_rate, "weight_decay": 1e-4}
+    own = AdamW(network.parameters(), **adam, max_grad_norm=1.0, ema_decay=c.generator_ema)
+    ema = own.ema
     trainer = _SingleProcess(context) if single_process else _accelerator(context)
-    network, optimizer = trainer.prepare(network, optimizer)
+    network, optimizer = trainer.prepare(network, own)
     plain = trainer.unwrap_model(network)
-    ema = EMAModel(plain.parameters(), decay=c.generator_ema)
-    ema.to(runtime.device)
     first, losses, window = 0, [], torch.zeros((), device=runtime.device)
     with files.continuing(state_path) as state:
         if state is not None:
@@ -128,9 +130,10 @@ def train(
                 loss = batch_loss(context, network, images, labels, step, seed, share)
             optimizer.zero_grad()
             trainer.backward(loss)
-            trainer.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            ema.step(plain.parameters())
+            if own.skipped:
+                got = f"{float(loss.detach())} with gradients of norm {own.grad_norm} before step {step + 1}"
+                raise UserError(f"run: generator loss must be finite, got {got}")
             window += loss.detach()
             done = step + 1
             progress.update()
@@ -181,9 +184,6 @@ class _SingleProcess:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def clip_grad_norm_(self, parameters: Any, norm: float) -> None:
-        torch.nn.utils.clip_grad_norm_(parameters, norm)
-
 
 def _rate_factor(step: int, steps: int) -> float:
     """Linear warm-up, then half a cosine to zero."""
@@ -233,14 +233,10 @@ def _save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) 
     if path.exists():
         return
     with files.atomic_folder(path) as folder:
-        ema.store(network.parameters())
-        ema.copy_to(network.parameters())
-        try:
+        with ema.applied():
             network.save_config(folder / "unet")
             # Not by save_pretrained, which hides a full disk in its own error.
             files.save_tensors(folder / "unet" / WEIGHTS, network.state_dict(), {"format": "pt"})
-        finally:
-            ema.restore(network.parameters())
         make_scheduler(context.config.generator_objective).save_pretrained(folder / "scheduler")
         # The shape of images before padding, which the network's configuration does not hold.
         counts = torch.bincount(labels, minlength=context.data.num_classes)

@@ -6,14 +6,14 @@ augmented batch as the Student. Runs on rank 0.
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import Split, to_float
+from kr_fast.data import AugmentParams, Split, augmented, to_float
 from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.networks import answer
 from kr_fast.ensemble.training.recipe import make_optimizer
@@ -27,6 +27,11 @@ from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis import LabelPlan, Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
+from kr_fast.training.fused import fused
+
+MAX_GRAD_NORM = 5.0  # T^2 times the divergence has large gradients at the start
+# Images that are augmented and shown to the Teacher at a time: more are slower, as their activations leave the cache.
+PREPARED, PREPARED_BYTES = 256, 8 << 20
 
 # Period -> ids, labels and images (uint8 [n, H, W, C]) of its synthetic set.
 Draw = Callable[[int], tuple[Tensor, Tensor, Tensor]]
@@ -138,36 +143,37 @@ def distil(
         state_path: file to continue from, saved every period; removed at the end.
     """
     device = context.runtime.device
-    training = _Training(context, teacher_model, student, schedule, seed)
     empty = torch.empty(0, dtype=torch.int64)
     done = Distilled([], [], [], 0, empty, empty, empty)
     best, first = None, 0
-    with files.continuing(state_path) as state:
-        if state is not None:
-            training.load_state(state)
-            best, first = state["best"], state["period"]
-            done.loss, done.val_accuracy, done.confident = state["loss"], state["val_accuracy"], state["kept"]
-            done.best_period = state["best_period"]
-    with bar(schedule.periods, description, "period", first) as progress:
-        for period in range(first, schedule.periods):
-            ids, labels, images = draw(period)
-            weight = _confident(teacher_model, images, labels.to(device), confidence)
-            done.confident.append(float(weight.float().mean()))
-            if done.confident[-1] == 0:
-                logger.warning("no image of period %d reaches the Teacher confidence %g", period, confidence)
-            done.ids, done.labels, done.images = ids, labels, images
-            done.loss.append(training.period(period, Split(images, labels.to(device)), weight))
-            if not done.loss[-1] < float("inf"):
-                raise UserError(f"run: distillation loss must be finite, got {done.loss[-1]} in period {period}")
-            done.val_accuracy.append(accuracy(student, context.data.val))
-            if best is None or done.val_accuracy[-1] >= done.val_accuracy[done.best_period]:
-                done.best_period, best = period, copy.deepcopy(student.state_dict())
-            progress.set(loss=f"{done.loss[-1]:.3f}", val=f"{done.val_accuracy[-1]:.3f}")
-            progress.update()
-            if state_path and period + 1 < schedule.periods:
-                curves = {"loss": done.loss, "val_accuracy": done.val_accuracy, "kept": done.confident}
-                position = {"best_period": done.best_period, "best": best, "period": period + 1}
-                files.save_state(state_path, {**training.state(), **curves, **position})
+    with fused(teacher_model), fused(student):
+        training = _Training(context, teacher_model, student, schedule, seed)
+        with files.continuing(state_path) as state:
+            if state is not None:
+                training.load_state(state)
+                best, first = state["best"], state["period"]
+                done.loss, done.val_accuracy, done.confident = state["loss"], state["val_accuracy"], state["kept"]
+                done.best_period = state["best_period"]
+        with bar(schedule.periods, description, "period", first) as progress:
+            for period in range(first, schedule.periods):
+                ids, labels, images = draw(period)
+                weight = _confident(teacher_model, images, labels.to(device), confidence)
+                done.confident.append(float(weight.float().mean()))
+                if done.confident[-1] == 0:
+                    logger.warning("no image of period %d reaches the Teacher confidence %g", period, confidence)
+                done.ids, done.labels, done.images = ids, labels, images
+                done.loss.append(training.period(period, Split(images, labels.to(device)), weight))
+                if not done.loss[-1] < float("inf"):
+                    raise UserError(f"run: distillation loss must be finite, got {done.loss[-1]} in period {period}")
+                done.val_accuracy.append(accuracy(student, context.data.val))
+                if best is None or done.val_accuracy[-1] >= done.val_accuracy[done.best_period]:
+                    done.best_period, best = period, copy.deepcopy(student.state_dict())
+                progress.set(loss=f"{done.loss[-1]:.3f}", val=f"{done.val_accuracy[-1]:.3f}")
+                progress.update()
+                if state_path and period + 1 < schedule.periods:
+                    curves = {"loss": done.loss, "val_accuracy": done.val_accuracy, "kept": done.confident}
+                    position = {"best_period": done.best_period, "best": best, "period": period + 1}
+                    files.save_state(state_path, {**training.state(), **curves, **position})
     student.load_state_dict(best)
     student.eval()
     if state_path:
@@ -184,7 +190,7 @@ class _Training:
         self.batch = min(self.recipe.batch_size, schedule.images)
         self.per_epoch = schedule.images // self.batch
         steps = schedule.periods * schedule.epochs * self.per_epoch
-        self.optimizer, self.rate = make_optimizer(student, self.recipe, steps)
+        self.optimizer, self.rate = make_optimizer(student, self.recipe, steps, MAX_GRAD_NORM)
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load_state` continues from."""
@@ -205,22 +211,38 @@ class _Training:
         for epoch in range(self.epochs):
             random = seeds.generator(self.seed, "gkd", period, epoch)
             order = torch.randperm(len(synthetic), generator=random).to(synthetic.labels.device)
-            for index in order.split(self.batch)[: len(synthetic) // self.batch]:
-                loss = self._loss(synthetic.images[index], synthetic.labels[index], weight[index], random)
+            for index, x, soft in self._batches(synthetic, order[: self.per_epoch * self.batch], random):
+                loss = self._loss(x, soft, synthetic.labels[index], weight[index])
                 self.optimizer.zero_grad()
                 loss.backward()
-                # T^2 times the divergence has large gradients at the start.
-                torch.nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
                 self.optimizer.step()
+                if self.optimizer.skipped:
+                    got = f"{float(loss.detach())} with gradients of norm {self.optimizer.grad_norm} in period {period}"
+                    raise UserError(f"run: distillation loss must be finite, got {got}")
                 self.rate.step()
                 total += loss.detach()
         self.student.eval()
         return float(total) / (self.epochs * self.per_epoch)
 
-    def _loss(self, images: Tensor, labels: Tensor, weight: Tensor, random: torch.Generator) -> Tensor:
-        c, x = self.config, self.recipe.augment(to_float(images), random)
-        with torch.no_grad():
-            soft = answer("run", "teacher", self.teacher_model, x)
+    def _batches(
+        self, synthetic: Split, order: Tensor, random: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(indices, augmented images, the Teacher's logits of them) of each step of an epoch.
+
+        Many steps are prepared at a time: the Teacher is faster on more images than a step has.
+        """
+        height, width, channels = synthetic.images.shape[1:]
+        most = min(PREPARED, PREPARED_BYTES // (4 * channels * height * width))
+        steps = max(most // self.batch, 1)
+        for part in order.split(steps * self.batch):
+            draw = [self.recipe.augment.draw(self.batch, (height, width), random) for _ in part.split(self.batch)]
+            x = augmented(synthetic.images, part, AugmentParams.cat(draw).to(part.device))
+            with torch.no_grad():
+                soft = answer("run", "teacher", self.teacher_model, x)
+            yield from zip(*(each.split(self.batch) for each in (part, x, soft)), strict=True)
+
+    def _loss(self, x: Tensor, soft: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        c = self.config
         weights = {"soft_weight": c.soft_weight, "hard_weight": c.hard_weight, "sample_weight": weight}
         return distillation_loss(self.student(x), soft, labels, temperature=c.temperature, **weights)
 
