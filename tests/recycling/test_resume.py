@@ -28,9 +28,11 @@ def instead(import_, function):
     return INSTEAD.format(import_=import_, function=function)
 
 
-# The run dies at these points, each after something was saved and before its stage was finished.
-POINTS = {
+# Runs die at these points one after the other, each after something was saved and before its stage was finished.
+TEACHER = {
     "teacher, between epochs": after("save_state", 'path.name == "teacher.pt"'),
+}
+STAGES = {
     "generator, after a checkpoint": after("save_state", 'path.name == "generator.pt"'),
     "generator, while a checkpoint is written": instead("from diffusers import UNet2DModel", "UNet2DModel.save_config"),
     # Two trials of checkpoints, then one of tuning's own.
@@ -42,28 +44,29 @@ POINTS = {
     "shadow Students, between the periods of the second model": after(
         "save_state", 'path.name == "shadow-student-001.pt"'
     ),
-    "whole audit, while a generator is retrained": EARLIER
-    + after("save_state", 'path.name == "shadow-generator-002.pt"'),
-    "whole audit, while the control trains": after("save_state", 'path.name == "control.pt"'),
     "report": instead("from kr_fast.report import document", "document.write_markdown"),
+}
+WHOLE = {
+    "while a generator is retrained": EARLIER + after("save_state", 'path.name == "shadow-generator-002.pt"'),
+    "while the control trains": after("save_state", 'path.name == "control.pt"'),
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_run_continues_to_the_same_figures(tmp_path, finished, audited, point):
-    flags = ["--teacher-epochs", "12"] if point.startswith("teacher") else []
-    whole = point.startswith("whole audit")
-    expected = metrics((audited if whole else finished)[0])
-    if whole:
-        flags = WHOLE_AUDIT
-    elif flags:
-        toy(tmp_path / "whole", *flags, "--num-shadows", "0")
-        flags += ["--num-shadows", "0"]
-        expected = metrics(tmp_path / "whole")
-    toy(tmp_path / "run", *flags, before=POINTS[point], check=-signal.SIGKILL)
-    assert not (tmp_path / "run" / "release" / "metrics.json").exists() or point == "report"
+@pytest.mark.parametrize(
+    ("points", "flags"),
+    [(TEACHER, ["--teacher-epochs", "12", "--num-shadows", "0"]), (STAGES, []), (WHOLE, WHOLE_AUDIT)],
+    ids=["teacher", "stages", "whole audit"],
+)
+def test_killed_run_continues_to_the_same_figures(tmp_path, finished, audited, points, flags):
+    expected = (audited if points is WHOLE else finished)[0]
+    if points is TEACHER:
+        expected = tmp_path / "whole"
+        toy(expected, *flags)
+    for point, before in points.items():
+        toy(tmp_path / "run", *flags, before=before, check=-signal.SIGKILL)
+        assert not (tmp_path / "run" / "release" / "metrics.json").exists() or point == "report", point
     toy(tmp_path / "run", *flags)
-    assert without_seconds(metrics(tmp_path / "run")) == without_seconds(expected)
+    assert without_seconds(metrics(tmp_path / "run")) == without_seconds(metrics(expected))
     leftovers = [path.name for path in (tmp_path / "run").rglob("*.pt")]
     assert leftovers == []
     assert [path.name for path in (tmp_path / "run" / "private" / "state").iterdir()] == ["trials.json"]
