@@ -203,8 +203,9 @@ def test_model_batch_norm(build, dtype, channels):
     for name in ("moments", "merge_moments", "normalize", "sums", "merge_sums", "input_gradient"):
         signature = batched(dtype) | {"weight": "*fp32"}
         build(getattr(kernels, name), signature, constants, warps=1 if "merge" in name else warps)
-    for name in ("sums", "input_gradient"):  # the sign before the ReLU from x, as in batch_norm_act
-        build(getattr(kernels, name), signature, constants | {"y": None, "passed": None}, warps=warps)
+    # The sign before the ReLU from x, as in batch_norm_act: on 8.0 and 10.0 in float32 two registers too many.
+    for name in ("sums", "input_gradient"):
+        build(getattr(kernels, name), signature, constants | {"y": None, "passed": None}, warps=warps, spills=8)
 
 
 def test_model_sgd(build):
