@@ -14,9 +14,15 @@ import kr_fast
 LAST = torch.channels_last
 # N, inputs, outputs, side: the stages of ResNet-20, of an airbench-like network, and of a UNet at 16 px.
 CASES = [
-    (32, 16, 16, 32), (32, 32, 32, 16), (32, 64, 64, 8), (32, 24, 64, 31), (32, 64, 64, 15), (32, 64, 256, 15),
-    (32, 256, 256, 7), (8, 320, 320, 16),
-]  # fmt: skip
+    (32, 16, 16, 32),
+    (32, 32, 32, 16),
+    (32, 64, 64, 8),
+    (32, 24, 64, 31),
+    (32, 64, 64, 15),
+    (32, 64, 256, 15),
+    (32, 256, 256, 7),
+    (8, 320, 320, 16),
+]
 
 
 def ours(weight, bias, shape):
@@ -42,8 +48,12 @@ def compiled(weight, bias, shape):
 
 
 PROVIDERS = {
-    "kr_fast": ours, "onednn": onednn, "onednn_bf16": onednn, "channels_last": channels_last, "compile": compiled,
-}  # fmt: skip
+    "kr_fast": ours,
+    "onednn": onednn,
+    "onednn_bf16": onednn,
+    "channels_last": channels_last,
+    "compile": compiled,
+}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -74,9 +84,16 @@ def test_winograd_conv2d(benchmark, case, provider):
 
 # N, inputs, outputs, side: stages of ResNet-14 and of UNets at 28 and 8 px.
 TRAINING = [
-    (64, 16, 16, 28), (64, 32, 32, 14), (64, 64, 64, 7), (64, 32, 32, 28), (64, 64, 64, 28), (64, 128, 64, 28),
-    (64, 64, 64, 14), (128, 32, 32, 8), (128, 64, 64, 4),
-]  # fmt: skip
+    (64, 16, 16, 28),
+    (64, 32, 32, 14),
+    (64, 64, 64, 7),
+    (64, 32, 32, 28),
+    (64, 64, 64, 28),
+    (64, 128, 64, 28),
+    (64, 64, 64, 14),
+    (128, 32, 32, 8),
+    (128, 64, 64, 4),
+]
 
 
 def training_step(function, layout):

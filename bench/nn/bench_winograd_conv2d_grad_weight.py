@@ -12,9 +12,16 @@ from kr_fast.ops.nn.winograd_conv2d_grad_weight import winograd_conv2d_grad_weig
 LAST = torch.channels_last
 # N, inputs, outputs, side: stages of ResNet-14 and of UNets at 28 and 8 px.
 CASES = [
-    (64, 16, 16, 28), (64, 32, 32, 14), (64, 64, 64, 7), (64, 32, 32, 28), (64, 64, 64, 28), (64, 128, 64, 28),
-    (64, 64, 64, 14), (128, 32, 32, 8), (128, 64, 64, 4),
-]  # fmt: skip
+    (64, 16, 16, 28),
+    (64, 32, 32, 14),
+    (64, 64, 64, 7),
+    (64, 32, 32, 28),
+    (64, 64, 64, 28),
+    (64, 128, 64, 28),
+    (64, 64, 64, 14),
+    (128, 32, 32, 8),
+    (128, 64, 64, 4),
+]
 GEOMETRY = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
 
 

@@ -151,10 +151,10 @@ class _OnePass(torch.optim.Optimizer):
 
 
 def _at_least_one(where: str, params: Iterable[Any]) -> list[Any]:
-    found = list(params)
-    if not found:
-        fail(where, "params", "hold at least one parameter", found)
-    return found
+    parameters = list(params)
+    if not parameters:
+        fail(where, "params", "hold at least one parameter", parameters)
+    return parameters
 
 
 class SGD(_OnePass, torch.optim.SGD):

@@ -65,39 +65,47 @@ def changed(name, at, value):
 SAVED = {
     "keep all True": ({"keep": np.ones((12, 80), bool)}, [], "lira: keep must give some example 2 shadows out of it"),
     "keep all False": (
-        {"keep": np.zeros((12, 80), bool)}, ["--attacks", "lira"],
+        {"keep": np.zeros((12, 80), bool)},
+        ["--attacks", "lira"],
         "audit: attacks must be possible with what was given: lira needs shadows that held some of the examples",
     ),
     "an example in every shadow": (
-        changed("keep", (slice(None), 3), True), ["--attacks", "lira_carlini2021_online"],
+        changed("keep", (slice(None), 3), True),
+        ["--attacks", "lira_carlini2021_online"],
         "lira_carlini2021: keep must leave every example a shadow on each side",
     ),
     "one class": ({"members": np.ones(80, bool)}, [], "audit: members must hold members and non-members, got 80 of 80"),
     "+inf": (changed("logits", (3, 4, 1), np.inf), [], "audit: logits must not hold +inf (a number that overflowed"),
     "NaN": (changed("target/t/logits", (4, 1), np.nan), [], "audit: target/t/logits must not hold NaN, got 1 NaN in"),
     "accuracy": (
-        {"about": np.array(json.dumps({"targets": {"t": {"accuracy": "NaN"}}}))}, [],
+        {"about": np.array(json.dumps({"targets": {"t": {"accuracy": "NaN"}}}))},
+        [],
         "audit: accuracy must be in [0, 1], got 'NaN' in",
     ),
     "no shadows": ({"keep": None}, [], "audit: signals must hold the key keep"),
     "one shadow": ({"keep": np.ones((1, 80)), "logits": arrays()["logits"][:1]}, [], "audit: shadows must be at least"),
     "rounded": (
-        {"logits": np.round(logits_of()[0][:-1].softmax(-1).numpy(), 2)}, [],
+        {"logits": np.round(logits_of()[0][:-1].softmax(-1).numpy(), 2)},
+        [],
         "audit: logits must be logits, from before the softmax (probabilities=True takes the logarithm where nothing",
     ),
     "a target among its shadows": (
-        {"target/t/logits": logits_of()[0][5].numpy()}, [], "audit: target t must not be among its shadows",
+        {"target/t/logits": logits_of()[0][5].numpy()},
+        [],
+        "audit: target t must not be among its shadows",
     ),
     "a target alone": (
-        {"keep": None, "logits": None}, ["--attacks", "lira"],
+        {"keep": None, "logits": None},
+        ["--attacks", "lira"],
         "audit: attacks must be possible with what was given: lira needs shadow models",
     ),
     "coins": ({"members": np.arange(80) < 9}, ["--random-members"], "audit: members must be about half of the"),
     "every shadow": (
         {"keep": (np.arange(3)[:, None] + np.arange(80)) % 2, "logits": arrays()["logits"][:3]},
-        ["--every-shadow", "--attacks", "lira_per_example"], "lira: keep must give some example 3 shadows",
+        ["--every-shadow", "--attacks", "lira_per_example"],
+        "lira: keep must give some example 3 shadows",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SAVED)
@@ -152,15 +160,18 @@ def world(tmp_path_factory):
 MODELS = {
     "NaN weights": (["--checkpoint", "nan.pt"], "audit: "),
     "NaN for one image": (
-        ["--model", "oddnets:odd", "--checkpoint", "inner.pt", "--data", "odd.npz"], "audit: the answers of target: ",
+        ["--model", "oddnets:odd", "--checkpoint", "inner.pt", "--data", "odd.npz"],
+        "audit: the answers of target: ",
     ),
     "a population under attack": (["--data", "copies.npz"], "audit: population must be further examples, not among"),
     "too few shadows to leave one out": (
-        ["--attacks", "lira_per_example", "--every-shadow", "--num-shadows", "4"], "lira: keep must give some example",
+        ["--attacks", "lira_per_example", "--every-shadow", "--num-shadows", "4"],
+        "lira: keep must give some example",
     ),
     "no shadow without an example": (["--shadows", "all"], "lira: keep must give some example 2 shadows out of it"),
     "the target among the shadows": (
-        ["--shadows", "own"], "audit: target target must not be among its shadows (leave that shadow out), got shadow",
+        ["--shadows", "own"],
+        "audit: target target must not be among its shadows (leave that shadow out), got shadow",
     ),
     "a broken shadow": (["--shadows", "broken", "--no-control"], "model must hold finite weights"),
     "not to be trained": (["--model", "oddnets:untrained", "--checkpoint", "inner.pt"], "KeyError: 'no training'"),
@@ -177,7 +188,7 @@ MODELS = {
     "a primary that is not run": (["--attacks", "loss", "--primary", "lira"], "audit: primary must be one of the"),
     "too many shadows": (["--num-shadows", "100000000"], "audit: num_shadows must be in [4, 10000], got 100000000"),
     "two columns": (["--members", "two.csv"], "audit: members must be a file of one column"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -227,11 +238,32 @@ def built(options):
         return None, str(error)
 
 
-@pytest.mark.parametrize("name", [
-    "width", "cut", "val_fraction", "test_fraction", "num_shadows", "epochs", "batch_size", "learning_rate",
-    "weight_decay", "label_smoothing", "shift", "rotate", "scale", "level", "delta", "rmia_gamma", "rmia_offline_a",
-    "seed", "mean", "std", "priors",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "width",
+        "cut",
+        "val_fraction",
+        "test_fraction",
+        "num_shadows",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "label_smoothing",
+        "shift",
+        "rotate",
+        "scale",
+        "level",
+        "delta",
+        "rmia_gamma",
+        "rmia_offline_a",
+        "seed",
+        "mean",
+        "std",
+        "priors",
+    ],
+)
 def test_every_number_has_a_range(name):
     """Taken as a finite number of its type, or refused by name; what no model or recipe can be is among the refused."""
     given = {"model": "m:m", "checkpoint": ("a.pt",), "data": "digits", "mean": (0.5,), "std": (0.5,), "cut": 0}

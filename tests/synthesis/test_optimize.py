@@ -31,9 +31,16 @@ def network(kind="attention", **change):
     """16 and 32 channels in 8 groups: 2 a group, 6 over a skip connection; heads of 8 channels."""
     torch.manual_seed(0)
     options = {
-        "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (16, 32), "layers_per_block": 1,
-        "norm_num_groups": 8, "num_class_embeds": 5, **BLOCKS[kind], **change,
-    }  # fmt: skip
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "num_class_embeds": 5,
+        **BLOCKS[kind],
+        **change,
+    }
     model = diffusers.UNet2DModel(**options).eval()
     for parameter in model.parameters():  # diffusers' zeros and ones would hide a missing weight or bias
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -211,8 +218,13 @@ def test_restore_undoes_everything():
     assert model.conv_in.weight.shape == before["conv_in.weight"][0].shape
     assert set(model.state_dict()) == set(before)
     assert {name: count for name, count in handle.patched.items() if name != "Conv2d"} == {
-        "UNet2DModel": 1, "ResnetBlock2D": 8, "Attention": 4, "AttnUpBlock2D": 1, "UpBlock2D": 1, "Upsample2D": 1,
-    }  # fmt: skip
+        "UNet2DModel": 1,
+        "ResnetBlock2D": 8,
+        "Attention": 4,
+        "AttnUpBlock2D": 1,
+        "UpBlock2D": 1,
+        "Upsample2D": 1,
+    }
     handle.prepare_steps([1, 2])
     handle.restore()
     handle.restore()
@@ -300,10 +312,17 @@ def test_sampler_makes_the_same_images(guidance):
 def test_conditional_unet_keeps_its_values():
     torch.manual_seed(0)
     model = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-        norm_num_groups=8, cross_attention_dim=12, attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=12,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
     arguments = torch.randn(2, 4, 8, 8), 37, torch.randn(2, 5, 12)
     want = run(model, arguments)
     with kr_fast.optimize(model) as handle:

@@ -48,7 +48,7 @@ def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     else:
         out, grad_weight, grad_bias, passed = _kernels(x).backward(norm)
     gradients = out, grad_weight, grad_bias, passed if passes else grad
-    return tuple(each if wanted else None for each, wanted in zip(gradients, needed, strict=False))
+    return tuple(each if needs else None for each, needs in zip(gradients, needed, strict=False))
 
 
 def _gradient(ctx, grad, *_):

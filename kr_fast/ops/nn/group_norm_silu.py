@@ -34,10 +34,10 @@ def _forward_empty(norm: GroupNorm) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _run_forward(norm: GroupNorm) -> tuple[Tensor, Tensor, Tensor]:
-    found = _forward_empty(norm)
-    if found[0].numel():
-        _kernels(norm.x, trains=True).forward(norm, *found)
-    return found
+    result = _forward_empty(norm)
+    if result[0].numel():
+        _kernels(norm.x, trains=True).forward(norm, *result)
+    return result
 
 
 # ---------------------------------------------------------------- gradients
@@ -64,10 +64,10 @@ def _gradients(ctx, grad: Tensor, inputs: list[Tensor | None], mean: Tensor, rst
     groups, _, silu = ctx.options
     norm = GroupNormGradient(grad, *inputs, mean, rstd, groups, silu)
     op = torch.ops.kr_fast.group_norm_silu_backward
-    found = op(*norm) if wants_dispatcher(grad) else _run_backward(norm)
+    result = op(*norm) if wants_dispatcher(grad) else _run_backward(norm)
     return tuple(
         None if value is None or not needed else each if each.dtype == value.dtype else each.to(value.dtype)
-        for each, value, needed in zip(found, inputs, ctx.needs_input_grad, strict=False)
+        for each, value, needed in zip(result, inputs, ctx.needs_input_grad, strict=False)
     )
 
 
@@ -102,9 +102,9 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        found = _run_forward(GroupNorm(*arguments))
-        _forward_setup_context(ctx, arguments, found)
-        return found
+        result = _run_forward(GroupNorm(*arguments))
+        _forward_setup_context(ctx, arguments, result)
+        return result
 
     @staticmethod
     def backward(ctx, *grads):

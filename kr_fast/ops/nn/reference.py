@@ -72,7 +72,7 @@ def _heads(x: Tensor, parts: int, heads: int) -> Tensor:
 
 def _attention_forward(qkv: Tensor, heads: int, *, logsumexp: bool) -> tuple[Tensor, Tensor | None]:
     """Softmax attention of each head, in float32 at least, and the logsumexp ``[N, heads, T]`` of each row of scores
-    if that is wanted."""
+    if that is asked for."""
     q, k, v = _heads(qkv, 3, heads)
     scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
     out = (scores.softmax(3) @ v).transpose(1, 2).flatten(2).to(qkv.dtype)
@@ -154,10 +154,10 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
 
 def _polynomial(roots: tuple[float, ...] | list[float]) -> Tensor:
     """Coefficients of ``prod (x - root)``, the constant one first."""
-    found = torch.ones(1, dtype=torch.float64)
+    result = torch.ones(1, dtype=torch.float64)
     for root in roots:
-        found = torch.cat([found.new_zeros(1), found]) - root * torch.cat([found, found.new_zeros(1)])
-    return found
+        result = torch.cat([result.new_zeros(1), result]) - root * torch.cat([result, result.new_zeros(1)])
+    return result
 
 
 def block_of(outputs: int) -> int:
@@ -200,15 +200,15 @@ def winograd_conv2d(call: WinogradConv, y: Tensor) -> None:
     v = (into @ tiles @ into.T).flatten(4)
     u = call.weight.transpose(1, 2).flatten(2)[:, : x.shape[1], : call.outputs]
     m = torch.einsum("nctup,pco->notup", v, u).unflatten(4, (6, 6))
-    found = (back @ m @ back.T).permute(0, 1, 2, 4, 3, 5).flatten(2, 3).flatten(3)[:, :, :height, :width]
-    found = F.max_pool2d(found, 2) if call.pool else found
+    result = (back @ m @ back.T).permute(0, 1, 2, 4, 3, 5).flatten(2, 3).flatten(3)[:, :, :height, :width]
+    result = F.max_pool2d(result, 2) if call.pool else result
     if call.scale is not None:
-        found = found * call.scale[:, None, None]
+        result = result * call.scale[:, None, None]
     if call.bias is not None:
-        found = found + call.bias[:, None, None]
+        result = result + call.bias[:, None, None]
     if call.residual is not None:
-        found = found + call.residual
-    y.copy_(_ACTIVATIONS[call.activation](found))
+        result = result + call.residual
+    y.copy_(_ACTIVATIONS[call.activation](result))
 
 
 @kernel("winograd_conv2d_grad_weight", "reference", refuses=never)

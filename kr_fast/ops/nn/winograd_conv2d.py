@@ -52,12 +52,12 @@ def _backward(ctx, grad_output):
     return grad_x, grad_weight, None, None, grad_bias, None, None, None
 
 
-def _gradients(ctx, grad_output, wanted: tuple[bool, bool, bool], *, direct: bool) -> tuple[Tensor | None, ...]:
+def _gradients(ctx, grad_output, needed: tuple[bool, bool, bool], *, direct: bool) -> tuple[Tensor | None, ...]:
     """By x, weight and bias; ``direct`` goes past the dispatcher."""
     if torch._C._functorch.is_legacy_batchedtensor(grad_output):
         raise RuntimeError(f"{_OP}: upstream gradients must not be batched (is_grads_batched, vectorize)")
     x, weight = saved(ctx)
-    by_x, by_weight, by_bias = wanted
+    by_x, by_weight, by_bias = needed
     grad_output = grad_output.contiguous(memory_format=torch.channels_last)
     grad_input_of, grad_weight_of = torch.ops.kr_fast.winograd_conv2d_grad_input.default, grad_weight_op.unchecked
     if direct:

@@ -186,8 +186,11 @@ def arguments(**change):
         ({"bias": torch.zeros(16)[::2]}, ValueError, "bias must be contiguous"),
         ({"running_mean": torch.zeros(8)}, ValueError, "running_var must be given where the other .* got None"),
         ({"running_var": torch.zeros(8)}, ValueError, "running_mean must be given where the other .* got None"),
-        ({"running_mean": torch.zeros(8, requires_grad=True), "running_var": torch.zeros(8)}, ValueError,
-         "running_mean must not require grad"),
+        (
+            {"running_mean": torch.zeros(8, requires_grad=True), "running_var": torch.zeros(8)},
+            ValueError,
+            "running_mean must not require grad",
+        ),
         ({"residual": torch.zeros(2, 8, 3, 3)}, ValueError, "residual must be channels_last"),
         ({"residual": torch.zeros(2, 8, 1, 1)}, ValueError, r"residual must match x \(float32 \[2, 8, 3, 3\] on cpu\)"),
         ({"residual": torch.zeros(2, 8, 3, 3).double()}, TypeError, "residual must be float32, got float64"),
@@ -196,7 +199,7 @@ def arguments(**change):
         ({"eps": -1e-5}, ValueError, "eps must be at least 0"),
         ({"activation": "silu"}, ValueError, "activation must be 'relu' or None, got 'silu'"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_named(change, error, text):
     with pytest.raises(error, match="batch_norm_act: " + text):
         kr_fast.batch_norm_act(**arguments(**change))

@@ -189,9 +189,14 @@ def test_bits_do_not_depend_on_threads_neighbours_or_alignment(isa, shape, group
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 3), st.integers(1, 6), st.integers(1, 12), st.tuples(st.integers(0, 9), st.integers(1, 9)),
-    st.integers(0, 40), st.sampled_from(TYPES), st.booleans(),
-)  # fmt: skip
+    st.integers(0, 3),
+    st.integers(1, 6),
+    st.integers(1, 12),
+    st.tuples(st.integers(0, 9), st.integers(1, 9)),
+    st.integers(0, 40),
+    st.sampled_from(TYPES),
+    st.booleans(),
+)
 def test_any_shape(batch, groups, size, pixels, cut, dtype, shifted):
     channels = groups * size
     u, weight, bias, shift = draw((batch, channels, *pixels), dtype=dtype)

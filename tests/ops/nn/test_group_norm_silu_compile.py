@@ -21,14 +21,27 @@ def test_compiles_for_gpus_without_spills(capability, dtype, skip, pixels, chann
     pointers |= {"means": "*fp32", "rstds": "*fp32"}
     integers = dict.fromkeys(("pixels", "x_channels", "skip_channels", "shift_stride"), "i32")
     constants = {
-        "SIZE": size, "SPAN": span, "GROUPS": together, "ALL": groups, "P": rows, "WHOLE": whole, "HAS_SKIP": skip,
-        "HAS_SHIFT": True, "HAS_WEIGHT": True, "HAS_BIAS": True, "SILU": True,
-    }  # fmt: skip
+        "SIZE": size,
+        "SPAN": span,
+        "GROUPS": together,
+        "ALL": groups,
+        "P": rows,
+        "WHOLE": whole,
+        "HAS_SKIP": skip,
+        "HAS_SHIFT": True,
+        "HAS_WEIGHT": True,
+        "HAS_BIAS": True,
+        "SILU": True,
+    }
     constants |= {"means": None, "rstds": None} if skip else {"skip": None}  # without skip as in training
     built = build(
-        kernels.norm_kernel, {**pointers, **integers, "eps": "fp32"}, constants, capability=capability, warps=warps,
+        kernels.norm_kernel,
+        {**pointers, **integers, "eps": "fp32"},
+        constants,
+        capability=capability,
+        warps=warps,
         aligned=("x_channels", "skip_channels", "shift_stride", "pixels"),
-    )  # fmt: skip
+    )
     assert spilled_bytes(built) == 0
     if size == span and size * groups * (2 if dtype == "bf16" else 4) >= 64:
         assert widest_load(built) >= 8
@@ -49,12 +62,22 @@ def test_gradient_compiles_without_spills(capability, dtype, skip, pixels, chann
     signature |= dict.fromkeys(("means", "rstds", "grad_shift", "partial"), "*fp32")
     integers = ("pixels", "x_channels", "skip_channels", "shift_stride")
     constants = {
-        "SIZE": size, "SPAN": span, "GROUPS": together, "ALL": groups, "P": rows, "WHOLE": whole, "SILU": True,
+        "SIZE": size,
+        "SPAN": span,
+        "GROUPS": together,
+        "ALL": groups,
+        "P": rows,
+        "WHOLE": whole,
+        "SILU": True,
         "ROUND": False,
-    }  # fmt: skip
+    }
     constants |= {} if skip else {"skip": None, "skip_out": None}
     built = build(
-        kernels.gradient_kernel, signature | dict.fromkeys(integers, "i32"), constants, capability=capability,
-        warps=warps, aligned=integers,
-    )  # fmt: skip
+        kernels.gradient_kernel,
+        signature | dict.fromkeys(integers, "i32"),
+        constants,
+        capability=capability,
+        warps=warps,
+        aligned=integers,
+    )
     assert spilled_bytes(built) == 0

@@ -17,9 +17,16 @@ LAST = torch.channels_last
 # one, of blocks of 32 and of more than are transformed back together (64); tiles fewer than a product has rows, as
 # many as a block has (42), and more.
 CASES = [
-    (1, 1, 1, 1, 1), (1, 3, 16, 4, 4), (2, 16, 5, 5, 6), (1, 17, 33, 7, 9), (3, 40, 64, 8, 8), (1, 8, 70, 12, 3),
-    (1, 16, 130, 24, 28), (1, 5, 16, 25, 29), (43, 33, 16, 3, 2),
-]  # fmt: skip
+    (1, 1, 1, 1, 1),
+    (1, 3, 16, 4, 4),
+    (2, 16, 5, 5, 6),
+    (1, 17, 33, 7, 9),
+    (3, 40, 64, 8, 8),
+    (1, 8, 70, 12, 3),
+    (1, 16, 130, 24, 28),
+    (1, 5, 16, 25, 29),
+    (43, 33, 16, 3, 2),
+]
 ACTIVATIONS = {None: lambda y: y, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
 
 
@@ -166,9 +173,14 @@ def test_transforms_are_the_minimal_filtering():
 
 
 @given(
-    n=st.integers(1, 3), inputs=st.integers(1, 35), outputs=st.integers(1, 70), height=st.integers(1, 13),
-    width=st.integers(1, 13), activation=st.sampled_from(list(ACTIVATIONS)), pool=st.booleans(),
-)  # fmt: skip
+    n=st.integers(1, 3),
+    inputs=st.integers(1, 35),
+    outputs=st.integers(1, 70),
+    height=st.integers(1, 13),
+    width=st.integers(1, 13),
+    activation=st.sampled_from(list(ACTIVATIONS)),
+    pool=st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
 def test_any_shape(n, inputs, outputs, height, width, activation, pool):
     x, weight = draw((n, inputs, outputs, height, width))
@@ -215,9 +227,11 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_arguments(message):
     arguments = {
-        "x": torch.zeros(1, 16, 4, 4).contiguous(memory_format=LAST), "weight": torch.zeros(36, 1, 16, 32),
-        "outputs": 20, **BAD[message],
-    }  # fmt: skip
+        "x": torch.zeros(1, 16, 4, 4).contiguous(memory_format=LAST),
+        "weight": torch.zeros(36, 1, 16, 32),
+        "outputs": 20,
+        **BAD[message],
+    }
     with pytest.raises((TypeError, ValueError), match=f"winograd_conv2d: {message}.*, got"):
         kr_fast.winograd_conv2d(**arguments)
 
