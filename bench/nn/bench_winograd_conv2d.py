@@ -8,6 +8,7 @@ same under torch.compile. Everyone reads and writes channels_last. One thread: M
 import pytest
 import torch
 import torch.nn.functional as F
+from training_cases import TRAINING
 
 import kr_fast
 
@@ -80,20 +81,6 @@ def test_winograd_conv2d(benchmark, case, provider):
     benchmark.extra_info.update(error=error, flop=flop)
     if benchmark.stats:  # not under --benchmark-disable
         benchmark.extra_info.update(gflop_per_second=1e-9 * flop / benchmark.stats.stats.min)
-
-
-# N, inputs, outputs, side: stages of ResNet-14 and of UNets at 28 and 8 px.
-TRAINING = [
-    (64, 16, 16, 28),
-    (64, 32, 32, 14),
-    (64, 64, 64, 7),
-    (64, 32, 32, 28),
-    (64, 64, 64, 28),
-    (64, 128, 64, 28),
-    (64, 64, 64, 14),
-    (128, 32, 32, 8),
-    (128, 64, 64, 4),
-]
 
 
 def training_step(function, layout):

@@ -5,23 +5,12 @@
 
 import pytest
 import torch
+from training_cases import TRAINING
 
 import kr_fast.ops  # noqa: F401  (registers the op)
 from kr_fast.ops.nn.winograd_conv2d_grad_weight import winograd_conv2d_grad_weight
 
 LAST = torch.channels_last
-# N, inputs, outputs, side: stages of ResNet-14 and of UNets at 28 and 8 px.
-CASES = [
-    (64, 16, 16, 28),
-    (64, 32, 32, 14),
-    (64, 64, 64, 7),
-    (64, 32, 32, 28),
-    (64, 64, 64, 28),
-    (64, 128, 64, 28),
-    (64, 64, 64, 14),
-    (128, 32, 32, 8),
-    (128, 64, 64, 4),
-]
 GEOMETRY = [1, 1], [1, 1], [1, 1], False, [0, 0], 1
 
 
@@ -38,7 +27,7 @@ PROVIDERS = {"kr_fast": (ours, LAST), "nchw": (torchs, torch.contiguous_format),
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", TRAINING, ids=str)
 @torch.inference_mode()
 def test_winograd_conv2d_grad_weight(benchmark, case, provider, threads):
     benchmark.group = f"winograd_conv2d_grad_weight {case} {threads} threads"
