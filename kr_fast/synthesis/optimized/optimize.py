@@ -63,10 +63,10 @@ def optimize(model: nn.Module, *, training: bool = False) -> Optimized:
     Returns: an :class:`Optimized`, whose ``restore()`` undoes everything.
     Raises: UserError naming what was found for another model, block or activation (inference).
     """
-    from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
-
     if training:
         return optimize_training(Optimized(model))
+    from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+
     if not isinstance(model, (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel)):
         rule = "be diffusers' UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel"
         fail(_OP, "model", rule, type(model).__name__)
