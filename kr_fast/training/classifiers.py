@@ -32,13 +32,15 @@ def hooked(*modules: nn.Module) -> bool:
 
 
 def conv(self: Any, input: Tensor) -> Tensor:
-    """A ``Conv2d`` in channels_last; one of 3x3 and stride 1 by Winograd's algorithm where that is faster."""
-    if not plain(input):
-        return self._conv_forward(input, self.weight, self.bias)
-    input = nhwc(input)
-    if winograd_is_faster(self, self.stride, self.padding) and winograd_trains_faster(input.shape, self.out_channels):
-        return winograd_conv2d(input, self.weight, bias=self.bias)
-    return self._conv_forward(input, self.weight, self.bias)
+    """A ``Conv2d`` in channels_last."""
+    return self._conv_forward(nhwc(input) if plain(input) else input, self.weight, self.bias)
+
+
+def conv3x3(self: Any, input: Tensor) -> Tensor:
+    """A ``Conv2d`` of 3x3, stride 1 and padding 1, by Winograd's algorithm where that is faster."""
+    if plain(input) and winograd_trains_faster(input.shape, self.out_channels):
+        return winograd_conv2d(nhwc(input), self.weight, bias=self.bias)
+    return conv(self, input)
 
 
 def norm_act(norm: Any, x: Tensor, activation: Callable | None = None, residual: Tensor | None = None) -> Tensor:
@@ -146,7 +148,8 @@ def fuse(patches: Patches, model: nn.Module) -> None:
             patches.forward(module, forward)
         elif kind is nn.Conv2d:
             patches.channels_last(module.weight)
-            patches.forward(module, conv)
+            fits = winograd_is_faster(module, module.stride, module.padding)
+            patches.forward(module, conv3x3 if fits else conv)
         elif kind is nn.Sequential and any(_is_norm(each) for each in module):
             patches.forward(module, sequential)
         elif _is_norm(module):

@@ -40,19 +40,18 @@ FEWEST_TILES = 28
 def conv3x3(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
     """A 3x3 ``Conv2d`` of stride 1 and padding 1, plus ``residual``; in float32 on a CPU by Winograd's algorithm."""
     n, _, h, w = input.shape
-    few = n * -(-h // 4) * -(-w // 4) < FEWEST_TILES
+    fast = n * -(-h // 4) * -(-w // 4) >= FEWEST_TILES
     packed = getattr(self, "_kr_fast_winograd", None)  # follows the module to other devices and dtypes
     weight = self.weight if packed is None else packed
-    if packed is None and not winograd_trains_faster(input.shape, self.out_channels):
-        few = True
-    if few or input.device.type != "cpu" or not input.dtype == weight.dtype == torch.float32:
-        y = nhwc(self._conv_forward(input, self.weight, self.bias))
-        return y if residual is None else y.add_(residual)
-    if packed is None:  # in training, where the sum is an op of its own
+    fast = fast and input.device.type == "cpu" and input.dtype == weight.dtype == torch.float32
+    if fast and packed is not None:
+        residual = None if residual is None else nhwc(residual)
+        return winograd_conv2d(nhwc(input), packed, self.out_channels, bias=self.bias, residual=residual)
+    if fast and winograd_trains_faster(input.shape, self.out_channels):  # the sum is an op of its own in training
         y = winograd_conv2d(nhwc(input), weight, bias=self.bias)
-        return y if residual is None else y.add_(residual)
-    residual = None if residual is None else nhwc(residual)
-    return winograd_conv2d(nhwc(input), packed, self.out_channels, bias=self.bias, residual=residual)
+    else:
+        y = nhwc(self._conv_forward(input, self.weight, self.bias))
+    return y if residual is None else y.add_(residual)
 
 
 def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: Tensor | None = None, **kwargs: Any):
