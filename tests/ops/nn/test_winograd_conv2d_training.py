@@ -90,14 +90,14 @@ def test_expanded_upstream_gradient():
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
-def test_only_the_gradients_that_are_wanted(wanted):
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
+def test_only_the_gradients_that_are_needed(needed):
     tensors, upstream = draw((2, 3, 20, 5, 6))
     want = gradients(ours, tensors, upstream)[1:]
-    leaves = [each.requires_grad_(which in wanted) for which, each in enumerate(tensors)]
+    leaves = [each.requires_grad_(which in needed) for which, each in enumerate(tensors)]
     ours(*leaves).backward(upstream)
     for which, (leaf, expected) in enumerate(zip(leaves, want, strict=True)):
-        if which in wanted:
+        if which in needed:
             torch.testing.assert_close(leaf.grad, expected)
         else:
             assert leaf.grad is None
