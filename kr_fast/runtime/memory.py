@@ -1,6 +1,8 @@
-"""How much memory can still be allocated."""
+"""How much memory can still be allocated, and what becomes of memory that is freed."""
 
 import contextlib
+import ctypes
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,9 @@ from pathlib import Path
 import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
+
+# Of glibc's malloc.h. Blocks above the size still go back at once: they are data sets, not activations.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_KEPT = -1, -3, 256 << 20
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
@@ -48,3 +53,19 @@ def available_in(folder: Path, most: int) -> int:
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             return max(0, left + int(stat.get(cache, 0)))
     return most
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 2 GiB of what it frees, for its next allocations; whether that was set.
+
+    A training step allocates the same activations again and again. By default glibc returns blocks of this size to the
+    system when they are freed and takes them again, cleared, page by page: an eighth to a fifth of the time of a step.
+    Nothing is set where the user has set malloc's thresholds, nor for other C libraries.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))

@@ -6,6 +6,7 @@ from torch import nn
 
 from kr_fast.backends import native
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.memory import keep_freed_memory
 from kr_fast.training import classifiers
 from kr_fast.training.patches import Patches
 
@@ -20,6 +21,7 @@ def fused(model: nn.Module, patches: Patches | None = None) -> Patches:
     patches = Patches(model) if patches is None else patches
     why = unsupported(model)
     if why is None:
+        keep_freed_memory()
         classifiers.fuse(patches, model)
         why = None if patches.patched else "it has no convolution or norm that a kernel here takes"
     tell(patches, why)

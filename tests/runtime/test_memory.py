@@ -1,6 +1,9 @@
 """Free memory is what the machine has, and no more than the control groups of a container or batch job allow."""
 
+import resource
+
 import pytest
+import torch
 
 from kr_fast.runtime import memory
 
@@ -44,3 +47,14 @@ def test_limits_of_version_1(left, tmp_path):
 
 def test_this_machine_has_some():
     assert 0 < memory.free_memory() < 1 << 50
+
+
+def test_freed_memory_is_kept():
+    if not memory.keep_freed_memory():
+        pytest.skip("the thresholds are the user's, or there is no mallopt")
+    count = 40 << 18  # 40 MB: more than glibc ever keeps by itself
+    torch.ones(count)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(count)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2_000  # of 10,240 each, where taken anew

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.memory import keep_freed_memory
 from kr_fast.synthesis.optimized import fast_dit, unets
 from kr_fast.training.classifiers import hooked
 from kr_fast.training.fused import fused, tell, unsupported
@@ -20,7 +21,10 @@ def optimize_training(handle: Patches) -> Patches:
         if not type(model).__module__.startswith("diffusers."):
             return fused(model, handle)
         why = unsupported(model)
-        tell(handle, _patch(handle, model) if why is None else why)
+        why = _patch(handle, model) if why is None else why
+        if why is None:
+            keep_freed_memory()
+        tell(handle, why)
     except BaseException:
         handle.restore()
         raise
