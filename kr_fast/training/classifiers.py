@@ -1,8 +1,9 @@
 """The forwards that ``kr_fast.optimize(model, training=True)`` gives to classifiers of convolutions and BatchNorm.
 
-Each takes the module whose forward it replaces and computes what that computes, with the gradient. Whatever a fused op
-does not take (another dtype or device, autocast, a frozen BatchNorm, a hook on a module inside) is computed by the
-modules themselves, call by call.
+Each takes the module whose forward it replaces and computes what that computes, with the gradient. Under bfloat16
+autocast convolutions and products are torch's in channels_last and the norms are fused. Whatever a fused op does not
+take (another dtype or device, a frozen BatchNorm, a hook on a module inside) is computed by the modules themselves,
+call by call.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,14 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def plain(x: Tensor) -> bool:
-    """Whether the fused ops compute on ``x`` as the modules would."""
+    """Whether the fused ops compute on ``x`` as the modules would, in float32."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def mixed(x: Tensor) -> bool:
+    """Whether ``x`` is of a step in mixed precision: autocast to bfloat16, weights in float32."""
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return autocast and x.dtype in (torch.bfloat16, torch.float32) and x.device.type == "cpu"
 
 
 def hooked(*modules: nn.Module) -> bool:
@@ -33,7 +40,7 @@ def hooked(*modules: nn.Module) -> bool:
 
 def conv(self: Any, input: Tensor) -> Tensor:
     """A ``Conv2d`` in channels_last."""
-    return self._conv_forward(nhwc(input) if plain(input) else input, self.weight, self.bias)
+    return self._conv_forward(nhwc(input) if plain(input) or mixed(input) else input, self.weight, self.bias)
 
 
 def conv3x3(self: Any, input: Tensor) -> Tensor:
@@ -46,7 +53,8 @@ def conv3x3(self: Any, input: Tensor) -> Tensor:
 def norm_act(norm: Any, x: Tensor, activation: Callable | None = None, residual: Tensor | None = None) -> Tensor:
     """``activation(norm(x) + residual)``, one op where batch statistics are taken; ``activation`` is a ReLU or None."""
     modules = (norm, activation) if isinstance(activation, nn.Module) else (norm,)
-    if norm.training and plain(x) and not hooked(*modules):
+    alike = residual is None or residual.dtype == x.dtype
+    if norm.training and alike and (plain(x) or mixed(x)) and not hooked(*modules):
         return _batch_norm_act(norm, x, activation, residual)
     y = norm(x)
     y = y if residual is None else y + residual
@@ -70,7 +78,7 @@ def _batch_norm_act(norm: Any, x: Tensor, activation: Callable | None, residual:
 
 def batch_norm(self: Any, input: Tensor) -> Tensor:
     """A ``BatchNorm2d`` that nothing follows."""
-    if self.training and plain(input):
+    if self.training and (plain(input) or mixed(input)):
         return _batch_norm_act(self, input, None, None)
     return nn.BatchNorm2d.forward(self, input)
 
@@ -88,10 +96,15 @@ def sequential(self: Any, input: Tensor) -> Tensor:
     return input
 
 
+def strided(x: Tensor, stride: int) -> Tensor:
+    """``x[:, :, ::stride, ::stride]`` of channels_last, and so its gradient, which that slice would get in NCHW."""
+    return x if stride == 1 else x.permute(0, 2, 3, 1)[:, ::stride, ::stride].permute(0, 3, 1, 2)
+
+
 def block(self: Any, x: Tensor) -> Tensor:
     """:class:`kr_fast.models.resnet.Block`."""
     y = norm_act(self.bn1, self.conv1(x), torch.relu)
-    return norm_act(self.bn2, self.conv2(y), torch.relu, self.shortcut(x[:, :, :: self.stride, :: self.stride]))
+    return norm_act(self.bn2, self.conv2(y), torch.relu, self.shortcut(strided(x, self.stride)))
 
 
 def basic_block(self: Any, x: Tensor) -> Tensor:

@@ -153,14 +153,43 @@ def test_no_image_is_no_gradient():
     assert float(model[0].weight.grad.abs().max()) == 0
 
 
-def test_autocast_computes_as_without_us():
-    model, x = resnet(), torch.randn(4, 1, 12, 12)
-    with torch.autocast("cpu", torch.bfloat16):
-        want = copy.deepcopy(model)(x)
-        kr_fast.optimize(model, training=True)
-        got = model(x)
-    assert got.dtype == want.dtype
-    assert torch.allclose(got.float(), want.float(), atol=0.05)
+def mixed_errors(model, x, dtype):
+    """Relative error of each gradient of a step under autocast, patched and not, against float64; logits' dtypes."""
+    labels = torch.arange(len(x)) % 5
+    exact = step(copy.deepcopy(model).double(), x.double(), labels)
+    errors, dtypes = [], []
+    for patch in (True, False):
+        each = copy.deepcopy(model)
+        if patch:
+            kr_fast.optimize(each, training=True)
+        with torch.autocast("cpu", dtype):
+            dtypes.append(each(x).dtype)
+        each.load_state_dict(model.state_dict())
+        with torch.autocast("cpu", dtype):
+            loss = F.cross_entropy(each(x), labels)
+        loss.backward()
+        pairs = [(p.grad.double(), exact[1][name]) for name, p in each.named_parameters()]
+        assert all(p.grad.dtype == torch.float32 for p in each.parameters())
+        errors.append([float((got - want).norm() / want.norm()) for got, want in pairs])
+        for name, buffer in each.named_buffers():
+            assert torch.allclose(buffer.double(), exact[2][name].double(), rtol=0.03, atol=0.03), name
+    return *errors, dtypes
+
+
+@pytest.mark.parametrize("change", [None, "hook", "float32 residual", "float16"])
+def test_a_step_in_mixed_precision_errs_as_torchs(change):
+    """Under autocast, fused or not: each gradient is at most twice as far from float64 as torch's, plus 0.01."""
+    model = resnet()
+    if change == "hook":
+        model.stages[1].bn2.register_forward_hook(lambda *_: None)
+    elif change == "float32 residual":  # a sum of two dtypes, which is float32
+        model.stages[0].shortcut = nn.BatchNorm2d(16)
+        model.stages[0].shortcut.register_forward_hook(lambda module, args, y: y.float())
+    torch.manual_seed(1)
+    dtype = torch.float16 if change == "float16" else torch.bfloat16
+    ours, torchs, dtypes = mixed_errors(model, torch.randn(32, 1, 12, 12), dtype)
+    assert dtypes[0] == dtypes[1]
+    assert max(a / (2 * b + 0.01) for a, b in zip(ours, torchs, strict=True)) < 1, (ours, torchs)
 
 
 @pytest.mark.parametrize("model", [nn.Linear(3, 3), resnet().double()], ids=["linear", "float64"])
