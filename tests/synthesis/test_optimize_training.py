@@ -75,8 +75,25 @@ def test_checkpoints_hooks_and_dropout_stay_as_they_are():
         assert kr_fast.optimize(model, training=True).patched == {}
 
 
-def test_autocast_is_refused():
+def test_a_step_in_mixed_precision_errs_as_torchs():
+    """Under bfloat16 autocast: each gradient is at most twice as far from float64 as torch's, plus 0.01."""
+    model, arguments = network(), batch(count=32)
+    double = [v.double() if v.is_floating_point() else v for v in arguments]
+    exact = step(copy.deepcopy(model).double(), *double)[1]
+    errors = []
+    for patch in (True, False):
+        each = copy.deepcopy(model)
+        if patch:
+            kr_fast.optimize(each, training=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            grads = step(each, *arguments)[1]
+        assert {grad.dtype for grad in grads.values()} == {torch.float32}
+        errors.append([float((grads[name] - want).norm() / want.norm()) for name, want in exact.items()])
+    assert max(ours / (2 * torchs + 0.01) for ours, torchs in zip(*errors, strict=True)) < 1, errors
+
+
+def test_autocast_to_another_dtype_is_refused():
     model, (x, time, labels, _) = network(), batch()
     kr_fast.optimize(model, training=True)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserError, match="without autocast"):
+    with torch.autocast("cpu", torch.float16), pytest.raises(UserError, match="bfloat16, .* got autocast to float16"):
         model(x, time, class_labels=labels)

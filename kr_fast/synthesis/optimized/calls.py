@@ -12,9 +12,10 @@ _OP = "optimize"
 
 def check_call(model: Any, class_labels: Tensor | None, step: Tensor | None) -> None:
     """What a patched network asks of a call, before anything is computed."""
-    trained = hasattr(model, "_kr_fast_shifted")
-    if trained and torch.is_autocast_enabled(next(model.parameters()).device.type):
-        raise UserError(f"{_OP}: model must be called without autocast once optimized for training, got autocast")
+    trained, device = hasattr(model, "_kr_fast_shifted"), next(model.parameters()).device.type
+    if trained and torch.is_autocast_enabled(device) and (dtype := torch.get_autocast_dtype(device)) != torch.bfloat16:
+        rule = "be called without autocast, or under that to bfloat16, once optimized for training"
+        fail(_OP, "model", rule, f"autocast to {str(dtype).removeprefix('torch.')}")
     if not trained and torch.is_grad_enabled() and next(model.parameters()).requires_grad:
         raise UserError(
             f"{_OP}: model must be called under torch.no_grad() or torch.inference_mode(), got grad mode; "

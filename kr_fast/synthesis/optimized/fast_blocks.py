@@ -40,7 +40,7 @@ FEWEST_TILES = 28
 def conv3x3(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
     """A 3x3 ``Conv2d`` of stride 1 and padding 1, plus ``residual``; in float32 on a CPU by Winograd's algorithm."""
     n, _, h, w = input.shape
-    fast = n * -(-h // 4) * -(-w // 4) >= FEWEST_TILES
+    fast = n * -(-h // 4) * -(-w // 4) >= FEWEST_TILES and not torch.is_autocast_enabled("cpu")
     packed = getattr(self, "_kr_fast_winograd", None)  # follows the module to other devices and dtypes
     weight = self.weight if packed is None else packed
     fast = fast and input.device.type == "cpu" and input.dtype == weight.dtype == torch.float32
