@@ -11,8 +11,8 @@ import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
 
-# Of glibc's malloc.h. Blocks above the size still go back at once: they are data sets, not activations.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_KEPT = -1, -3, 256 << 20
+# Of glibc's malloc.h. Blocks above the size still go back at once; it is the most that glibc sets by itself.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_KEPT = -1, -3, 32 << 20
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
