@@ -27,6 +27,7 @@ from kr_fast.membership.statistics.bounds import epsilon_of_mu
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.epsilon import epsilon_clopper_pearson, epsilon_one_run, gaussian_mu
 from kr_fast.membership.statistics.intervals import bootstrap
+from kr_fast.membership.statistics.records import RecordRisk, record_risk
 from kr_fast.membership.statistics.summaries import aop, operating_point, shadow_threshold
 from kr_fast.ops.membership.rmia import rmia
 
@@ -38,6 +39,7 @@ __all__ = [
     "Auxiliary",
     "Choices",
     "Curve",
+    "RecordRisk",
     "ShadowSignals",
     "Target",
     "TargetSignals",
@@ -68,6 +70,7 @@ __all__ = [
     "overfitted_recipe",
     "partners",
     "quantile_regression",
+    "record_risk",
     "rmia",
     "rmia_attack",
     "roc",

@@ -25,8 +25,8 @@ def write_audit(
     """Write ``audit.html`` into ``out``.
 
     Args:
-        audit: what ``audit.json`` holds: figures by target and attack, comparison, leave_one_out, setting, exposed,
-            details (title, command, versions, config).
+        audit: what ``audit.json`` holds: figures by target and attack, comparison, leave_one_out, records, setting,
+            exposed, details (title, command, versions, config).
         lines: target -> attack -> fpr, tpr, and low and high of the TPR on a grid of FPR.
         scores: target -> attack -> ``[N]``.
         members: bool ``[N]``, or None without targets.
@@ -63,6 +63,11 @@ def blocks(audit: dict[str, Any], figures: Figures) -> Iterator[Block]:
         yield "table", tables.leave_one_out(audit, name)
         if rows := tables.recipes(audit, name):
             yield "text", "Mean AUC of the first set less that of this one, in pairs of models with the same members:"
+            yield "table", rows
+    for name in audit["records"]:
+        yield "heading", tables.records_title(audit, name, labels)
+        yield "text", tables.records_words(audit, name)
+        for rows in tables.records(audit, name):
             yield "table", rows
     for name in tables.names(audit):
         yield from _target(audit, name, figures)

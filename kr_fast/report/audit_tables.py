@@ -153,6 +153,55 @@ def recipes(audit: Audit, name: str) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
+def records_title(audit: Audit, name: str, labels: Mapping[str, str] | None = None) -> str:
+    """Heading of the section on single records."""
+    return f"Single records, by models {maker(audit, name, labels)}"
+
+
+def records_words(audit: Audit, name: str) -> str:
+    """How many records are found, how few could have been, and how that was tested."""
+    row = audit["records"][name]
+    if not row["tested"]:
+        return f"None of {row['records']:,} records has the 4 shadows on each side that a test of it takes."
+    inside, outside = row["shadows"]
+    words = (
+        f"{row['found']:,} of {row['tested']:,} records are found at a false discovery rate of {percent(row['rate'])} "
+        f"(Benjamini-Hochberg), {row['found_holm']:,} if not one may be found falsely (Holm). Each record is tested by "
+        f"itself: {inside} models that were trained on it against {outside} that were not, by the exact rank test of "
+        "their answers to it. Its advantage is how much more often the first answer more surely than the second, less "
+        "the reverse: 0 is no trace, 1 is certainty; the largest here is "
+        f"{number(row['largest_advantage'], 2)}. "
+    )
+    if row["least_advantage"] is None:
+        words += "So few models cannot find a single record, however exposed it is: train more shadows. "
+    else:
+        words += (
+            f"With so many models, one exposed record is found with probability {row['power']:g} from an advantage of "
+            f"{number(row['least_advantage'], 2)} on. "
+        )
+    if row["untested"]:
+        words += f"{row['untested']:,} records have fewer than 4 shadows on a side and were not tested. "
+    return words.strip()
+
+
+def records(audit: Audit, name: str) -> list[list[list[str]]]:
+    """Tables of the risk by class and by group, those that there are."""
+    row, found = audit["records"][name], []
+    head = ["records", "tested", "found", "mean advantage", "largest"]
+    for kind, each in (("class", row["classes"]), ("group", row["groups"])):
+        if each:
+            found.append([[kind, *head], *(_label(label) for label in each["rows"])])
+    return found
+
+
+def _label(row: dict[str, Any]) -> list[str]:
+    cells = [str(row["label"]), f"{row['records']:,}", f"{row['tested']:,}", f"{row['found']:,}"]
+    if row["mean_advantage"] is None:
+        return [*cells, "", ""]
+    ends = "" if row["interval"] is None else f" {interval(row['interval'])}"
+    return [*cells, f"{number(row['mean_advantage'])}{ends}", number(row["largest"], 2)]
+
+
 def leave_one_out_skipped(audit: Audit) -> list[list[str]]:
     """Attacks by which the shadows were not attacked from each other, and why; nothing where there are none."""
     rows = [

@@ -94,6 +94,19 @@ def as_images(where: str, name: str, value: Any, shape: tuple[int, ...] | None =
     return images
 
 
+def as_groups(where: str, name: str, value: Any, count: int) -> np.ndarray:
+    """``[count]`` texts, from texts or integers: a list, a numpy array or a tensor; ``[count, 1]`` is taken too.
+
+    Raises: UserError naming the argument.
+    """
+    array = value.cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    kinds = {type(each) for each in array.ravel().tolist()}
+    if array.shape != (count,) or len(kinds) > 1 or not kinds <= {str, int}:
+        fail(where, name, f"be texts or integers [{count}]", described(value))
+    return array.astype(str)
+
+
 def as_integer(where: str, name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """A Python integer from any integer, numpy's and a tensor of one too; no bool, no fraction.
 

@@ -207,7 +207,7 @@ def test_colour_images_of_an_odd_size_from_a_folder(tmp_path):
     assert np.load(tmp_path / "run" / "release" / "synthetic" / "images.npy").shape == (128, 11, 9, 3)
     result = metrics(tmp_path / "run")
     assert result["dataset"]["class_names"] == ["a", "b", "c"]
-    assert set(result["audit"]) == {"teacher", "student", "comparison", "leave_one_out", "setting"}
+    assert set(result["audit"]) == {"teacher", "student", "comparison", "leave_one_out", "records", "setting"}
     text = (tmp_path / "run" / "release" / "report.md").read_text()
     assert "shadows of the Teacher's training only (a transfer attack), a lower bound" in text
     assert "The generator and the synthetic images were not attacked." in text

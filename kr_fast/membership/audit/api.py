@@ -20,7 +20,7 @@ from kr_fast.membership.inputs.pool import pool_of
 from kr_fast.membership.statistics.epsilon import check_fair_coins
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_labels, as_mask, described
+from kr_fast.runtime.inputs import as_groups, as_labels, as_mask, described
 
 CONTROL = "control"
 Model = nn.Module | ModelArray
@@ -35,6 +35,7 @@ def audit(
     *,
     non_members: Any = None,
     control: Model | None = None,
+    groups: Any = None,
     auxiliary: Auxiliary = Auxiliary(),  # noqa: B008 (it is frozen)
     choices: Choices = Choices(),  # noqa: B008
     path: str | Path | None = None,
@@ -54,13 +55,15 @@ def audit(
         members: bool ``[N]`` (or 0 and 1), True for the examples that the targets' training used, or their indices.
         non_members: likewise; None for all others. Examples in neither are left out.
         control: a positive control, see :func:`kr_fast.membership.overfitted`.
+        groups: ``[N]`` texts or integers, what each image belongs to (a patient, a site): the risk of records is then
+            also told by group.
         auxiliary: a population, released synthetic images: see :class:`kr_fast.membership.Auxiliary`.
         choices: attacks, queries, levels, seed: see :class:`kr_fast.membership.Choices`.
         path: folder for the signals; a call that was interrupted continues there.
     Raises: UserError naming the argument; so is a target (or control) that is among its shadows, and shadows that are
         one model.
     """
-    inputs = checked(target, shadows, images, labels, members, non_members, control, auxiliary, choices)
+    inputs = checked(target, shadows, images, labels, members, non_members, control, groups, auxiliary, choices)
     return audit_signals(query(inputs, choices, None if path is None else Path(path)), choices)
 
 
@@ -72,6 +75,7 @@ def checked(
     members: Any,
     non_members: Any,
     control: Any,
+    groups: Any,
     auxiliary: Auxiliary,
     choices: Choices,
 ) -> Inputs:
@@ -86,6 +90,7 @@ def checked(
     synthetic = {name: check_images(f"synthetic {name}", value, shape) for name, value in synthetic.items()}
     reference = None if auxiliary.reference is None else check_images("reference", auxiliary.reference, shape)
     labels = as_labels("audit", "labels", labels, count)
+    groups = None if groups is None else as_groups("audit", "groups", groups, count)
     targets = _targets(target, control)
     check_names(targets, synthetic)
     models = _models(targets)
@@ -104,6 +109,7 @@ def checked(
         refuse_equal_weights({n: m.models[0] for n, m in models.items() if set_of[n] == name}, each.array.models)
     if index is not None:
         images, labels = images[index], labels[index]
+        groups = None if groups is None else groups[index.numpy()]
         sets = {name: Shadows(each.array, each.keep[:, index]) for name, each in sets.items()}
     given = {
         "in": all(bool(sets[name].keep.any()) for name in set(set_of.values()) or sets),
@@ -131,7 +137,7 @@ def checked(
         for name, each in targets.items()
     }
     index = torch.arange(count) if index is None else index
-    return Inputs(models, facts, sets, images, labels, mask, index, population, synthetic, reference)
+    return Inputs(models, facts, sets, images, labels, mask, index, population, synthetic, reference, groups)
 
 
 def _targets(target: Any, control: Any) -> dict[str, Target]:

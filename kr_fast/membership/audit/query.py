@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,8 @@ class Inputs:
         models: name -> one classifier under attack, the control among them.
         facts: name -> shadows, kind, shared, accuracy and control of :class:`TargetSignals`.
         shadows: name -> shadows, whose keep is of the pool.
-        images, labels: the pool; members: bool ``[N]``, None without models; index: its numbers in all examples.
+        images, labels: the pool; members: bool ``[N]``, None without models; index: its numbers in all examples;
+            groups: what they belong to, or None.
         population: None, (images, labels), or indices of the pool that are split off and not attacked.
     """
 
@@ -40,6 +42,7 @@ class Inputs:
     population: tuple[Tensor, Tensor] | Tensor | None
     synthetic: dict[str, Tensor]
     reference: Tensor | None
+    groups: np.ndarray | None
 
 
 def query(inputs: Inputs, choices: Choices, path: Path | None = None) -> AuditData:
@@ -78,6 +81,7 @@ def query(inputs: Inputs, choices: Choices, path: Path | None = None) -> AuditDa
         choices.augment if isinstance(choices.augment, str) else f"{len(choices.augment)} given",
         tuple(notes),
         inputs.index[pool],
+        None if inputs.groups is None else inputs.groups[pool.numpy()],
     )
 
 

@@ -15,6 +15,7 @@ from kr_fast.membership.audit.figures import exposed, of_attack
 from kr_fast.membership.audit.files import write
 from kr_fast.membership.audit.notes import notes_of, of_control, warnings_of
 from kr_fast.membership.audit.recipe import recipes
+from kr_fast.membership.audit.record_table import RecordTable, record_tables
 from kr_fast.membership.audit.scores import choose, leave_one_out, scores_of
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals
 from kr_fast.membership.statistics.auc_intervals import delong_variances, t_interval
@@ -36,7 +37,8 @@ class AuditReport:
     """What was found, and everything that must be said beside it.
 
     ``curves[target][attack]``, ``scores[target][attack]`` (float64 ``[N]``) and ``figures[target][attack]`` (plain
-    values) are of each target, the positive control and each released synthetic set. ``setting`` says what was run.
+    values) are of each target, the positive control and each released synthetic set. ``records[shadows]`` is the risk
+    of each record under the recipe of a set of shadows. ``setting`` says what was run.
     """
 
     curves: dict[str, dict[str, Curve]]
@@ -44,6 +46,7 @@ class AuditReport:
     figures: dict[str, dict[str, dict[str, Any]]]
     comparison: dict[str, dict[str, dict[str, Any]]]
     leave_one_out: dict[str, dict[str, dict[str, Any]]]
+    records: dict[str, RecordTable]
     setting: dict[str, Any]
     warnings: tuple[str, ...]
     data: AuditData
@@ -90,13 +93,14 @@ class AuditReport:
         return self.setting["lira_variance"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Strict JSON: {target: {attack: figures}, "comparison", "leave_one_out", "setting"}.
+        """Strict JSON: {target: {attack: figures}, "comparison", "leave_one_out", "records", "setting"}.
 
         Figures are auc, auc_ci, auc_ci_corrected, tpr_at_fpr, balanced_accuracy, advantage, role, epsilon,
         operating_points, and aop where the accuracy was given: see docs/audit.md. It goes into files that may leave,
         so the operating points have no threshold here: that is the score of one record.
         """
-        rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out, "setting": self.setting}
+        rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out}
+        rest |= {"records": {name: table.figures() for name, table in self.records.items()}, "setting": self.setting}
         figures = {name: {a: _without_threshold(row) for a, row in each.items()} for name, each in self.figures.items()}
         return files.strict({**figures, **rest})
 
@@ -111,7 +115,8 @@ class AuditReport:
         """Write the files of an audit into ``out``; returns the path of the page.
 
         ``release/audit.html`` (self-contained) and ``release/audit.json`` hold figures; ``private/audit.npz`` the
-        scores of every record, ``private/exposed.json`` the most exposed ones; ``README.txt`` says so.
+        scores of every record, ``private/exposed.json`` the most exposed ones, ``private/records.csv`` (or
+        ``records-SHADOWS.csv`` of several sets) the risk of each record; ``README.txt`` says so.
 
         Args:
             details: title, command, versions, config: printed as they are.
@@ -193,6 +198,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
     figures = _figures(data, choices, scores, curves, lone, facts)
     enough = {name: each for name, each in lone.items() if asked or len(data.shadows[name].keep) >= LEAST_SHADOWS}
     loo = recipes(enough, primary, level)
+    records = record_tables(data, scores, facts, level, seeds.derive(seed, "records"))
     control = of_control(data, figures)
     warnings = warnings_of(data, figures, facts, control, level)
     first_set = next(iter(data.shadows.values()), None)
@@ -219,7 +225,8 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
     }
     for line in warnings:
         logger.warning("audit: %s", line)
-    return AuditReport(curves, scores, figures, _comparison(data, scores, primary, level), loo, setting, warnings, data)
+    comparison = _comparison(data, scores, primary, level)
+    return AuditReport(curves, scores, figures, comparison, loo, records, setting, warnings, data)
 
 
 def _figures(

@@ -92,7 +92,7 @@ def query_models(config: AuditConfig, loaded: Loaded) -> AuditData | None:
         _keep(config, "control", start, folder.control)
     files.remove_leftovers(folder.private)
     choices, auxiliary = config.choices(), Auxiliary(examples.population, loaded.synthetic)
-    inputs = checked(loaded.targets, shadows, images, labels, examples.members, None, control, auxiliary, choices)
+    inputs = checked(loaded.targets, shadows, images, labels, examples.members, None, control, None, auxiliary, choices)
     data = query(inputs, choices, folder.signals)
     return dataclasses.replace(data, index=examples.index[data.index])  # numbers in the user's data, not in the pool
 

@@ -4,17 +4,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from kr_fast.membership.inputs.answers import as_numbers, check_accuracy, read_logits, refuse_nan
 from kr_fast.membership.inputs.copies import refuse_equal_shadows, refuse_shadow_as_target
 from kr_fast.membership.inputs.pool import check_members, pool_of
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_images, as_labels, as_mask, as_tensor, described
+from kr_fast.runtime.inputs import as_groups, as_images, as_labels, as_mask, as_tensor, described
 from kr_fast.runtime.reprs import ShortRepr
 
 KINDS = ("full", "transfer")
-RESERVED = ("setting", "comparison", "leave_one_out", "exposed", "details")
+RESERVED = ("setting", "comparison", "leave_one_out", "records", "exposed", "details")
 PROBABILITIES = "logits were read from probabilities: those that had underflowed to 0 count as ruled out"
 
 
@@ -129,6 +130,8 @@ class AuditData(ShortRepr):
         augment: what the queries were, in words.
         notes: what a reader has to know about the signals, as sentences.
         index: int64 ``[N]``, number of each example where the pool is part of a larger set; None: its position.
+        groups: ``[N]`` texts or integers, what each example belongs to (a patient, a site), or None: the risk of
+            records is then also told by group, and its intervals take the examples of a group together.
     Raises: UserError naming the argument, and for a target that is one of its shadows.
     """
 
@@ -142,6 +145,7 @@ class AuditData(ShortRepr):
     augment: str = "none"
     notes: tuple[str, ...] = ()
     index: Tensor | None = None
+    groups: np.ndarray | None = None
 
     def __post_init__(self):
         if not self.shadows and not self.targets:
@@ -174,6 +178,8 @@ class AuditData(ShortRepr):
         _set(self, synthetic={name.removeprefix("synthetic "): value for name, value in given.items()})
         if self.index is not None:
             _set(self, index=as_labels("audit", "index", self.index, self.count).cpu())
+        if self.groups is not None:
+            _set(self, groups=as_groups("audit", "groups", self.groups, self.count))
 
     @property
     def count(self) -> int:
@@ -218,6 +224,7 @@ def from_logits(
     population: tuple[Tensor | None, Mapping[str, Tensor] | Tensor | None, Tensor] | None = None,
     probabilities: bool = False,
     images: Tensor | None = None,
+    groups: Any = None,
 ) -> AuditData:
     """An audit's data from saved logits: tensors, numpy arrays or lists.
 
@@ -230,6 +237,7 @@ def from_logits(
         members, non_members: see :func:`kr_fast.membership.inputs.pool.pool_of`.
         population: (logits of the shadows ``[M, Z, (A,) C]`` or None without any, of the target as above, labels
             ``[Z]``).
+        groups: ``[N]``, see :class:`AuditData`.
         probabilities: the numbers are probabilities of all classes, and their logarithm is taken. What underflowed to
             0 is lost: in float32 phi above about 103 reads as certainty, in float16 above about 17.
     Raises: UserError naming the argument, and for probabilities and hard labels where logits are asked for.
@@ -243,11 +251,13 @@ def from_logits(
         logits, keep = as_numbers("audit", "logits of the shadows", logits), as_mask("audit", "keep", keep, 2)
     images = None if images is None else as_tensor("audit", "images", images)
     labels = _check_lengths(logits, keep, labels, targets, images)
+    groups = None if groups is None else as_groups("audit", "groups", groups, len(labels))
     mask, index = (None, None) if not targets else pool_of(members, non_members, len(labels))
     if index is not None:
         labels, targets = labels[index], {name: value[index] for name, value in targets.items()}
         logits, keep = (None, None) if logits is None else (logits[:, index], keep[:, index])
         images = None if images is None else images[index]
+        groups = None if groups is None else groups[index.numpy()]
     z_logits, z_targets, z_labels = (None, None, None) if population is None else _population(population)
     shadows, z_found = {}, {}
     if logits is not None:
@@ -269,7 +279,9 @@ def from_logits(
             kind="transfer" if position and shadows else "full",
         )
     notes = (PROBABILITIES,) if probabilities else ()
-    return AuditData(shadows, attacked, mask, labels, images, augment="as given", notes=notes, index=index)
+    return AuditData(
+        shadows, attacked, mask, labels, images, augment="as given", notes=notes, index=index, groups=groups
+    )
 
 
 def _population(given: Any) -> tuple[Any, dict[str, Any], Any]:

@@ -16,13 +16,13 @@ from kr_fast.membership.inputs.data import PROBABILITIES, AuditData, ShadowSigna
 from kr_fast.membership.inputs.pool import pool_of
 from kr_fast.runtime.array_files import open_npz
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.inputs import as_labels, as_mask
+from kr_fast.runtime.inputs import as_groups, as_labels, as_mask
 from kr_fast.runtime.storage import files
 
 ABOUT = "about"
 ABOUT_TARGET = ("kind", "shared", "accuracy", "control")
 OF_SHADOWS = re.compile(rf"(population/)?({'|'.join(SIGNALS)}|logits|answers|keep)$")
-PLAIN = ("keep", "labels", "members", "non_members", "images", "reference", "logits", *SIGNALS)
+PLAIN = ("keep", "labels", "members", "non_members", "images", "reference", "groups", "logits", *SIGNALS)
 
 
 def save_npz(path: str | Path, data: AuditData) -> None:
@@ -42,6 +42,8 @@ def save_npz(path: str | Path, data: AuditData) -> None:
     targets = {name: {key: getattr(each, key) for key in ABOUT_TARGET} for name, each in data.targets.items()}
     about = {"shadows": next(iter(data.shadows), "shadows")}
     about |= {"augment": data.augment, "notes": list(data.notes), "targets": targets}
+    if data.groups is not None:
+        content["groups"] = data.groups
     content[ABOUT] = np.array(json.dumps(about))
     with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **content)
@@ -54,8 +56,9 @@ def load_npz(path: str | Path, *, probabilities: bool = False) -> AuditData:
     ``[M, N, A, C]``, or signals ``phi``, ``entropy``, ... ``[A, N, M]`` or ``[N, M]``; ``labels`` ``[N]``; for each
     target ``target/NAME/logits`` ``[N, C]`` or ``[N, A, C]``, or ``target/NAME/phi`` ``[A, N]`` or ``[N]``; ``members``
     (a mask or indices), ``non_members``; ``population/logits`` with ``population/labels``, or ``population/phi``, and
-    the same under ``target/NAME/``; ``images``, ``reference``, ``synthetic/NAME``. Without a target every shadow is
-    one; a target without shadows (no ``keep``) can be attacked by what needs none.
+    the same under ``target/NAME/``; ``groups`` ``[N]``, texts or integers; ``images``, ``reference``,
+    ``synthetic/NAME``. Without a target every shadow is one; a target without shadows (no ``keep``) can be attacked by
+    what needs none.
 
     ``about`` is a string, JSON, in which :func:`save_npz` keeps what is no array: ``{"shadows": name of the set,
     "augment": ..., "notes": [...], "targets": {NAME: {"kind", "shared", "accuracy", "control"}}}``, targets in order;
@@ -85,13 +88,14 @@ def naming(path: Any) -> Iterator[None]:
 
 
 def _data(arrays: dict[str, np.ndarray], probabilities: bool) -> AuditData:
-    about = _about(arrays.pop(ABOUT, None))
+    about, groups = _about(arrays.pop(ABOUT, None)), arrays.pop("groups", None)
     given = {key: _tensor(key, value) for key, value in arrays.items()}
     names = list(dict.fromkeys(key.split("/")[1] for key in given if key.startswith("target/")))
     if "keep" not in given and (not names or any(map(OF_SHADOWS.match, given))):
         rule = "hold the key keep (or a target alone, for attacks that need no shadow)"
         fail("audit", "signals", rule, ", ".join(given) or "nothing")
     count = _examples(given)
+    groups = None if groups is None else as_groups("audit", "groups", groups, count)
     labels = None if "labels" not in given else as_labels("audit", "labels", given["labels"])
     kinds = ["full", *("transfer" if "keep" in given else "full" for _ in names[1:])]
     facts = about.get("targets") or {name: {"kind": kind} for name, kind in zip(names, kinds, strict=False)}
@@ -100,6 +104,8 @@ def _data(arrays: dict[str, np.ndarray], probabilities: bool) -> AuditData:
     label = about.get("shadows", "shadows")
     mask, index = (None, None) if not names else pool_of(given.get("members"), given.get("non_members"), count)
     at = slice(None) if index is None else index
+    if groups is not None and index is not None:
+        groups = groups[index.numpy()]
     z_labels, shadows, targets = given.get("population/labels"), {}, {}
     if "keep" in given:
         signals, answers = _side(given, "", labels, at, probabilities)
@@ -123,6 +129,7 @@ def _data(arrays: dict[str, np.ndarray], probabilities: bool) -> AuditData:
         augment=about.get("augment", "as given"),
         notes=(*about.get("notes", ()), *((PROBABILITIES,) if probabilities else ())),
         index=index,
+        groups=groups,
     )
 
 

@@ -53,12 +53,34 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     Ascending, the i-th (from 0) of m times ``m - i``, at least the one before, at most 1. None is no test.
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979.
     """
-    order = sorted((i for i, value in enumerate(p) if value is not None), key=lambda i: p[i])
-    corrected: list[float | None] = [None] * len(p)
-    least = 0.0
-    for rank, i in enumerate(order):
-        least = corrected[i] = min(1.0, max(least, (len(order) - rank) * p[i]))
+    values = np.array([np.nan if each is None else each for each in p], dtype=np.float64)
+    return [None if np.isnan(each) else float(each) for each in holm_of_array(values)]
+
+
+def holm_of_array(p: np.ndarray) -> np.ndarray:
+    """:func:`holm` of float64 ``[N]``, where NaN is no test."""
+    order = _ascending(p)
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return corrected
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """p-values corrected for their number: of those at most ``q``, a share of at most ``q`` is false on average.
+
+    Ascending, the i-th (from 1) of m times ``m / i``, at most the next one; NaN is no test. For independent tests, and
+    for positively dependent ones. Source: Benjamini and Hochberg, JRSS B 57 (1995).
+    """
+    order = _ascending(p)
+    corrected = np.full(len(p), np.nan)
+    scaled = p[order] * len(order) / np.arange(1, len(order) + 1)
+    corrected[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return corrected
+
+
+def _ascending(p: np.ndarray) -> np.ndarray:
+    """Positions of the numbers, from low to high."""
+    return np.argsort(p, kind="stable")[: int((~np.isnan(p)).sum())]
 
 
 def bootstrap(

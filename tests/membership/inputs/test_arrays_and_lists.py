@@ -104,6 +104,10 @@ CALLS = {
         lambda p, k, f, t: membership.quantile_regression(p, k, f, target=t),
         (PHI, KEEP, FEATURES[:, 0], TARGET),
     ),
+    "record_risk": (
+        lambda s, k: {name: value.tolist() for name, value in vars(membership.record_risk(s, k)).items()},
+        (PHI[0].T, KEEP),
+    ),
     "rmia": (membership.rmia, (RATIOS, Z_RATIOS)),
     "rmia_attack": (
         lambda p, k, z, t, tz: membership.rmia_attack(p, k, z, target=t, target_population=tz),
