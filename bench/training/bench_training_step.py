@@ -1,8 +1,8 @@
 """A whole training step (forward, backward, clipping, optimizer) with this package's kernels against torch's.
 
-``eager`` is torch in either layout, ``compile`` is torch.compile of the network in channels_last, ``amx`` the
-same under bfloat16 autocast, where the processor has AMX. Everyone takes the same steps from the same weights on the
-same batch; before the clock starts the gradients of the first step are compared.
+``eager`` is torch in either layout, ``compile`` is torch.compile of the network in channels_last; with ``bf16`` under
+autocast, where the processor multiplies bfloat16 (meant for AMX). Everyone takes the same steps from the same weights
+on the same batch; before the clock starts the gradients of the first step are compared.
 """
 
 import copy
@@ -16,6 +16,7 @@ from kr_fast.models import classifier, unet
 from kr_fast.training import SGD, AdamW
 
 LAST = torch.channels_last
+PROVIDERS = ("kr_fast", "kr_fast_bf16", "eager_nchw", "eager_nhwc", "eager_nhwc_bf16", "compile", "compile_bf16")
 
 
 def resnet14(size):
@@ -46,16 +47,16 @@ class Step:
         self.x, self.target = (torch.randn(shape, generator=draw) for _ in range(2))
         self.labels, self.time = torch.arange(shape[0]) % 10, torch.rand(shape[0], generator=draw) * 1000
         self.diffusion = hasattr(model, "time_embedding")
-        self.model, self.autocast = model.train(), provider == "amx"
+        self.model, self.autocast = model.train(), provider.endswith("_bf16")
         if provider != "eager_nchw":
             model.to(memory_format=LAST)
             self.x = self.x.contiguous(memory_format=LAST)
-        if provider == "kr_fast":
+        ours = provider.startswith("kr_fast")
+        if ours:
             kr_fast.optimize(model, training=True)
-        if provider in ("compile", "amx"):
+        if provider.startswith("compile"):
             torch._dynamo.reset()
             self.model = torch.compile(model, dynamic=False)
-        ours = provider == "kr_fast"
         if self.diffusion:
             options = {"max_grad_norm": 1.0} if ours else {"fused": True}
             self.optimizer = (AdamW if ours else torch.optim.AdamW)(model.parameters(), lr=1e-4, **options)
@@ -84,11 +85,11 @@ class Step:
         return torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
 
 
-@pytest.mark.parametrize("provider", ["kr_fast", "eager_nchw", "eager_nhwc", "compile", "amx"])
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("case", CASES)
 def test_training_step(benchmark, threads, case, provider):
-    if provider == "amx" and not torch.cpu._is_amx_tile_supported():
-        pytest.skip("needs AMX")
+    if provider.endswith("_bf16") and not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("needs a processor that multiplies bfloat16")
     benchmark.group = f"training step {case} {threads} threads"
     torch.manual_seed(0)
     model, shape = CASES[case]()
@@ -96,6 +97,6 @@ def test_training_step(benchmark, threads, case, provider):
     run = Step(model, shape, provider)
     error = float((run.gradients() - want).norm() / want.norm())
     # Roundings that move activations over the corner of a ReLU: torch's two layouts differ by as much.
-    assert error < (0.1 if provider == "amx" else 1e-4 if run.diffusion else 0.02), error
+    assert error < (0.3 if run.autocast else 1e-4 if run.diffusion else 0.02), error
     benchmark.extra_info.update(error=error)
     benchmark.pedantic(run, rounds=8 if "28 px" in case else 30, warmup_rounds=2)

@@ -39,6 +39,9 @@ def collect() -> dict[str, Any]:
     import torch
 
     from kr_fast.backends import native, registry
+    from kr_fast.recycling.config import RecycleConfig
+    from kr_fast.recycling.precision import decide
+    from kr_fast.recycling.presets import preset
     from kr_fast.runtime.versions import versions
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -47,6 +50,7 @@ def collect() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": ", ".join(gpus) or "none",
         "cuda module": f"built with CUDA {native.cuda.cuda_version}" if native.cuda else "not built",
+        "training on the CPU": str(decide(RecycleConfig(**preset("small")), (28, 28, 1), 10)),
     }
     environment = {key: value for key, value in sorted(os.environ.items()) if key.startswith("KR_FAST_")}
     return {

@@ -26,6 +26,7 @@ from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.reprs import ShortRepr
 from kr_fast.runtime.storage import files
+from kr_fast.training.precision import check_precision
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -87,8 +88,9 @@ def train_shadows(
         batched: whether models are trained many at once: None for yes on a GPU and no on a CPU; True for groups of as
             many models as fit the memory; a number for groups of at most so many. Models that draw random numbers
             (dropout) or cannot be traced are trained one after the other all the same, and a log line says why.
-        precision: of activations and products in models trained at once, "float32" or "bfloat16"; None for bfloat16
-            on a GPU that has it, else float32. Weights, their gradients and the sums of BatchNorm are float32.
+        precision: of activations and products, "float32" or "bfloat16"; None for bfloat16 in models trained at once on
+            a GPU that has it, else float32. Weights, their gradients and the sums of BatchNorm are float32. Models
+            trained at once on a CPU compute in float32.
         save_every: epochs between two states of a group in ``out``.
     Raises: UserError for another configuration in ``out``, a loss that is not finite (naming the model), models of
         different architecture, a group that does not fit (with the size that would), any failure of the models' own
@@ -117,15 +119,15 @@ def train_shadows(
     _check_options(batched, save_every, workers)
     if workers > 1:
         sent("train_shadows", "make_model", make_model, make_model)
-    job = Job(make_model, images, labels, keep, config, seed, out)
+    if precision is not None:
+        check_precision("train_shadows", precision)
+    job = Job(make_model, images, labels, keep, config, seed, out, precision or "float32")
     _check_models(job, runtime.device)
     stacked = runtime.device.type == "cuda" if batched is None else bool(batched)
-    dtype = trainer.compute_dtype(precision, runtime.device)
+    dtype = trainer.compute_dtype(precision, runtime.device) if stacked else None
     graph = trainer.supported(job) if stacked else None
-    if graph is None and precision == "bfloat16":
-        fail("train_shadows", "precision", "be 'float32' where models are trained one after the other", precision)
     if out is not None and runtime.is_main:
-        _claim(job, "float32" if graph is None else str(dtype).removeprefix("torch."))
+        _claim(job, job.precision if graph is None else str(dtype).removeprefix("torch."))
         files.save_array(out / "keep.npy", keep.numpy())
     runtime.barrier()
     mine = runtime.shard(num_models)

@@ -32,6 +32,11 @@ class RecycleConfig:
     out: str = option("runs/digits", "folder of the run; the same command continues a run that was stopped")
     data: str = option("digits", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
     seed: int = option(0, "decides everything that is random", least=0)
+    precision: str = option(
+        "auto",
+        "of training on a CPU: float32, bfloat16 (mixed precision), or auto for the faster on a processor with AMX",
+        choices=("auto", "float32", "bfloat16"),
+    )
     val_fraction: float = option(
         VAL_FRACTION, "share of training images for validation, where the data has no such split", above=0, below=1
     )

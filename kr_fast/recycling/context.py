@@ -21,6 +21,20 @@ from kr_fast.runtime.storage.journal import Journal
 from kr_fast.runtime.storage.layout import Folder
 
 
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """What classifiers and the generator are trained in, "float32" or "bfloat16", and why."""
+
+    classifiers: str = "float32"
+    generator: str = "float32"
+    reason: str = "the default"
+
+    def __str__(self) -> str:
+        if self.classifiers == self.generator:
+            return f"{self.classifiers}: {self.reason}"
+        return f"classifiers {self.classifiers}, generator {self.generator}: {self.reason}"
+
+
 @dataclasses.dataclass
 class Context:
     """The run so far. ``journal.done(stage)`` holds the results of finished stages."""
@@ -31,6 +45,7 @@ class Context:
     data: Dataset
     journal: Journal
     notes: list[str] = dataclasses.field(default_factory=list)  # of the checks before the first stage
+    precision: Precision = Precision()
 
     @property
     def folder(self) -> Folder:

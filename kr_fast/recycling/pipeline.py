@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast import data
-from kr_fast.recycling import preflight, stage_progress
+from kr_fast.recycling import precision, preflight, stage_progress
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import (
@@ -102,6 +102,8 @@ def recycle(config: RecycleConfig) -> Result:
                 for note in context.notes:
                     logger.warning("run: %s", note)
         context.journal.reload()
+        context.precision = precision.of_run(context)
+        logger.info("run: trains in %s", context.precision)
         progress = stage_progress.of_run(context, [name for name, _, _ in STAGES])
         for stage in STAGES:
             _stage(context, stage, start, progress)
@@ -118,7 +120,9 @@ def dry_run(config: RecycleConfig) -> str:
     :func:`recycle`, but for a folder in use.
     """
     context = _load(config)
-    return preflight.describe(context, preflight.check(context))
+    notes = preflight.check(context)
+    context.precision = precision.of_run(context)
+    return preflight.describe(context, notes)
 
 
 def _load(config: RecycleConfig) -> Context:

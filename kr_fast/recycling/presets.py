@@ -35,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The shortest run that goes through every stage; its figures mean nothing.
     "toy": {
         "out": "runs/toy",
+        "precision": "float32",  # nothing to gain
         "teacher_arch": "resnet8",
         "teacher_width": 4,
         "teacher_epochs": 2,

@@ -18,6 +18,7 @@ from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
 from kr_fast.training import SGD
 from kr_fast.training.fused import fused
+from kr_fast.training.precision import autocast, check_precision
 
 WARM_UP = 0.2  # share of the steps in which the rate rises
 
@@ -133,6 +134,7 @@ def fit(
     val: Split | None = None,
     state_path: str | Path | None = None,
     save_every: int = 10,
+    precision: str = "float32",
     description: str | None = None,
 ) -> History:
     """Train ``model`` in place on ``split`` with cross-entropy.
@@ -147,10 +149,12 @@ def fit(
         seed: of shuffles and augmentation (the caller seeds the weights).
         val: where given, the weights of the epoch with the best accuracy on it (the latest of equals) are kept.
         state_path: file to continue from and to save to every ``save_every`` epochs (1 or more); removed at the end.
+        precision: of activations and products in training, "float32" or "bfloat16"; accuracies are float32's.
         description: shows a progress bar under this name.
     Raises: UserError naming the argument; for any failure of the model's own code; if the loss is not finite.
     """
-    options = {"seed": seed, "val": val, "state_path": state_path, "save_every": save_every, "description": description}
+    options = {"seed": seed, "val": val, "state_path": state_path, "save_every": save_every}
+    options |= {"precision": precision, "description": description}
     return fit_for("fit", model, split, config, **options)
 
 
@@ -164,6 +168,7 @@ def fit_for(
     val: Split | None = None,
     state_path: str | Path | None = None,
     save_every: int = 10,
+    precision: str = "float32",
     description: str | None = None,
     which: str = "",
 ) -> History:
@@ -171,6 +176,7 @@ def fit_for(
     if not isinstance(config, TrainConfig):
         fail(where, "config", "be a TrainConfig", described(config))
     seed, save_every = as_integer(where, "seed", seed), as_integer(where, "save_every", save_every, 1)
+    check_precision(where, precision)
     split, val, device = _checked(where, model, split, val)
     images, labels = split.images.to(device), split.labels.to(device)
     count, rule = len(labels), answers_rule((0, *split.images.shape[3:], *split.images.shape[1:3]))
@@ -201,8 +207,9 @@ def fit_for(
                 batch = order[rows]
                 x = augmented(images, batch, draws[rows])
                 with failures(where, "model", rule):
-                    logits = checked(where, "model", model(x), x)
-                    loss = nn.functional.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
+                    with autocast(device, precision):
+                        logits, smoothing = checked(where, "model", model(x), x), config.label_smoothing
+                        loss = nn.functional.cross_entropy(logits, labels[batch], label_smoothing=smoothing)
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()

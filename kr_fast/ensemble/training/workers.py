@@ -45,6 +45,7 @@ class Job:
     config: TrainConfig
     seed: int
     out: Path | None
+    precision: str = "float32"  # of models that are trained one after the other
 
     def path(self, index: int) -> Path:
         """The file of model ``index``."""
@@ -66,7 +67,8 @@ class Job:
         """Train model ``index`` on its half, and save it."""
         model, half = self.fresh(index).to(device), self.keep[index]
         split, seed = Split(self.images[half], self.labels[half]), seeds.derive(self.seed, "shadow", index)
-        fit_for("train_shadows", model, split, self.config, seed=seed, which=f" for model {index}")
+        options = {"precision": self.precision, "which": f" for model {index}"}
+        fit_for("train_shadows", model, split, self.config, seed=seed, **options)
         if self.out is not None:
             files.save_tensors(self.path(index), model.state_dict())
         return model

@@ -40,6 +40,7 @@ def overfitted(
     seed: int,
     device: torch.device | str = "cpu",
     path: str | Path | None = None,
+    precision: str = "float32",
     description: str | None = "positive control",
 ) -> nn.Module:
     """Train the positive control on the members: pass it to :func:`kr_fast.audit` as ``control``.
@@ -55,6 +56,7 @@ def overfitted(
         seed: of weights and shuffles.
         path: ``.safetensors`` file; if it exists the model is read from it, and a training that was stopped goes on.
             A ``.json`` beside it records what the model was trained from.
+        precision: of its training, as of :func:`kr_fast.ensemble.fit`.
     Returns: the model in eval mode.
     Raises: UserError naming the argument; for any failure of the model's own code; if ``path`` holds the control of
         other data, members, recipe, seed or architecture.
@@ -74,7 +76,8 @@ def overfitted(
     as_labels("overfitted", "labels", labels, classes=logits.shape[1])
     path = None if path is None else Path(path)
     if path is not None:
-        _claim(path, model, images, labels, members, seed, overfitted_recipe(like))
+        recipe = {**dataclasses.asdict(overfitted_recipe(like)), "precision": precision}
+        _claim(path, model, images, labels, members, seed, recipe)
     if path is not None and path.exists():
         load_weights(model, path, "overfitted: control")
         return model.eval()
@@ -85,6 +88,7 @@ def overfitted(
         overfitted_recipe(like),
         seed=seeds.derive(seed, "control"),
         state_path=None if path is None else path.with_suffix(".pt"),
+        precision=precision,
         description=description,
     )
     if path is not None:
@@ -93,14 +97,14 @@ def overfitted(
 
 
 def _claim(
-    path: Path, model: nn.Module, images: Tensor, labels: Tensor, members: Tensor, seed: int, recipe: TrainConfig
+    path: Path, model: nn.Module, images: Tensor, labels: Tensor, members: Tensor, seed: int, recipe: dict
 ) -> None:
     """The file belongs to one training; another one is refused, naming what differs."""
     record = {
         "data": data_digest(images.cpu(), labels.cpu()),
         "members": hashlib.sha256(members.cpu().contiguous().numpy().tobytes()).hexdigest(),
         "seed": seed,
-        **dataclasses.asdict(recipe),
+        **recipe,
         "architecture": {name: list(value.shape) for name, value in model.state_dict().items()},
     }
     beside = path.with_suffix(".json")
@@ -109,7 +113,7 @@ def _claim(
             fail("overfitted", "path", f"have {beside.name} beside it, which says what it was trained from", path)
         files.write_json(beside, record)
         return
-    recorded = files.read_json(beside, dict)
+    recorded = {"precision": "float32", **files.read_json(beside, dict)}
     for key, value in record.items():
         if recorded.get(key) != value:
             before, now = recorded.get(key), value

@@ -35,6 +35,8 @@ def check(context: Context) -> list[str]:
 def options(context: Context) -> None:
     """Refuse options that do not fit the images or the number of processes."""
     c, world_size = context.config, context.runtime.world_size
+    if c.precision != "auto" and (device := context.runtime.device.type) != "cpu":
+        fail("run", "precision", f"be auto on a {device} device, which trains in what it is fastest in", c.precision)
     height, width, _ = context.data.image_shape
     if len(c.generator_widths) > (most := most_levels(height, width)):
         rule = f"be at most {most} widths for images of {height} x {width}, as each but the first halves them"

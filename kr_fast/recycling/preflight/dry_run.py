@@ -35,6 +35,7 @@ def describe(context: Context, notes: Sequence[str]) -> str:
         f"data: {data.name}, images of {height} x {width} x {channels}: {splits}; {data.num_classes} classes",
         *(f"data: {note}" for note in data.notes),
         *(f"{name}: {words}, {count:,} parameters" for name, words, count in models),
+        f"training: {context.precision}",
         *(f"note: {note}" for note in notes),
         "",
         *_table(context, sizes),

@@ -21,6 +21,7 @@ from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.stages import generator, gkd, shadows, teacher
 from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
+from kr_fast.training.precision import autocast
 
 BUDGET = 0.3  # seconds of one measurement, approximately
 STEPS = 3  # of a training at a time
@@ -202,7 +203,8 @@ def _split(context: Context, count: int) -> Split:
 def _training(context: Context, arch: tuple[str, int], recipe: Any) -> Callable[[int], int]:
     def run(count: int) -> int:
         split = _split(context, STEPS * count)
-        fit(_network(context, *arch), split, dataclasses.replace(recipe, epochs=1, batch_size=count), seed=0)
+        options = {"seed": 0, "precision": context.precision.classifiers}
+        fit(_network(context, *arch), split, dataclasses.replace(recipe, epochs=1, batch_size=count), **options)
         return len(split)
 
     return run
@@ -228,7 +230,8 @@ def denoising(context: Context) -> Callable[[int], int]:
     """``run(count)``: STEPS steps of the generator on batches of ``count``; returns the number of images."""
     c, device = context.config, context.runtime.device
     network = make_generator(context).to(device, memory_format=torch.channels_last).train()
-    if context.runtime.mixed_precision == "no":
+    precision = context.precision.generator
+    if device.type == "cpu" or precision == "float32":
         optimize(network, training=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     split = _split(context, min(len(context.data.train), 256))
@@ -239,7 +242,7 @@ def denoising(context: Context) -> Callable[[int], int]:
         config = dataclasses.replace(c, generator_batch_size=count)
         changed = dataclasses.replace(context, config=config)
         for step in range(STEPS):
-            with torch.autocast(device.type, torch.bfloat16, enabled=context.runtime.mixed_precision == "bf16"):
+            with autocast(device, precision):
                 loss = generator.batch_loss(changed, network, images, labels, step, 0, torch.arange(count))
             optimizer.zero_grad()
             loss.backward()

@@ -59,6 +59,7 @@ def run(context: Context) -> dict[str, Any]:
         make_model = context.make_network(c.teacher_arch, c.teacher_width)
         options = {"like": teacher.recipe(context), "seed": seeds.derive(c.seed, "control")}
         options |= {"device": context.runtime.device, "path": context.folder.control}
+        options["precision"] = context.precision.classifiers
         control = overfitted(make_model, images, labels, members, **options)
     if c.audit_released:
         released[RELEASED] = torch.from_numpy(np.load(context.folder.images))

@@ -1,5 +1,6 @@
 """The data: sizes of the splits and their fingerprint, so that a run never continues with other images."""
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -14,11 +15,12 @@ TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Sizes, classes and SHA-256 of the splits, how images were read, and the notes of the checks before the run."""
+    """Sizes, classes and SHA-256 of the splits, how images were read, the precision, and the notes of the checks."""
     data = context.data
     sizes = {name: len(getattr(data, name)) for name in SPLITS}
     notes = [*data.notes, *context.notes]
-    return {**sizes, "class_names": list(data.class_names), "notes": notes, "sha256": fingerprint(data)}
+    facts = {"class_names": list(data.class_names), "notes": notes, "sha256": fingerprint(data)}
+    return {**sizes, **facts, "precision": dataclasses.asdict(context.precision)}
 
 
 def fingerprint(data: Dataset) -> str:

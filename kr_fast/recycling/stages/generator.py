@@ -4,7 +4,6 @@
 ``epsilon`` and ``v_prediction``: DDPM on a cosine schedule (Ho et al., 2020; Salimans and Ho, 2022).
 """
 
-import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training import AdamW
+from kr_fast.training.precision import autocast
 
 WARM_UP = 50
 LOG_EVERY = 20
@@ -104,12 +104,13 @@ def train(
             height, width, channels, context.data.num_classes, widths=c.generator_widths, layers=c.generator_layers
         )
     network = network.to(memory_format=torch.channels_last)
-    if runtime.mixed_precision == "no":
+    precision = context.precision.generator
+    if runtime.device.type == "cpu" or precision == "float32":
         optimize(network, training=True)
     adam = {"lr": c.generator_learning_rate, "weight_decay": 1e-4}
     own = AdamW(network.parameters(), **adam, max_grad_norm=1.0, ema_decay=c.generator_ema)
     ema = own.ema
-    trainer = _SingleProcess(context) if single_process else _accelerator(context)
+    trainer = _SingleProcess(context) if single_process else _accelerator()
     network, optimizer = trainer.prepare(network, own)
     plain = trainer.unwrap_model(network)
     first, losses, window = 0, [], torch.zeros((), device=runtime.device)
@@ -126,7 +127,7 @@ def train(
         for step in range(first, last):
             _set_rate(optimizer, c.generator_learning_rate * _rate_factor(step, c.generator_steps))
             share = torch.arange(rank, c.generator_batch_size, world_size)
-            with trainer.autocast():
+            with autocast(runtime.device, precision):
                 loss = batch_loss(context, network, images, labels, step, seed, share)
             optimizer.zero_grad()
             trainer.backward(loss)
@@ -160,26 +161,23 @@ def train(
     }
 
 
-def _accelerator(context: Context) -> Any:
+def _accelerator() -> Any:
     from accelerate import Accelerator
 
-    return Accelerator(mixed_precision=context.runtime.mixed_precision)
+    return Accelerator(mixed_precision="no")  # the loss is computed under autocast here
 
 
 class _SingleProcess:
     """The methods of an Accelerator that :func:`train` calls, for one process that trains without the others."""
 
     def __init__(self, context: Context):
-        self._device, self._precision = context.runtime.device, context.runtime.mixed_precision
+        self._device = context.runtime.device
 
     def prepare(self, network: Any, optimizer: Any) -> tuple[Any, Any]:
         return network.to(self._device), optimizer
 
     def unwrap_model(self, network: Any) -> Any:
         return network
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -28,6 +28,7 @@ from kr_fast.runtime.storage import files
 from kr_fast.synthesis import LabelPlan, Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training.fused import fused
+from kr_fast.training.precision import autocast
 
 MAX_GRAD_NORM = 5.0  # T^2 times the divergence has large gradients at the start
 # Images that are augmented and shown to the Teacher at a time: more are slower, as their activations leave the cache.
@@ -186,6 +187,7 @@ class _Training:
 
     def __init__(self, context: Context, teacher_model: nn.Module, student: nn.Module, schedule: Schedule, seed: int):
         self.config, self.recipe = context.config, context.config.recipe("student")
+        self.device, self.precision = context.runtime.device, context.precision.classifiers
         self.teacher_model, self.student, self.epochs, self.seed = teacher_model, student, schedule.epochs, seed
         self.batch = min(self.recipe.batch_size, schedule.images)
         self.per_epoch = schedule.images // self.batch
@@ -244,7 +246,9 @@ class _Training:
     def _loss(self, x: Tensor, soft: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         c = self.config
         weights = {"soft_weight": c.soft_weight, "hard_weight": c.hard_weight, "sample_weight": weight}
-        return distillation_loss(self.student(x), soft, labels, temperature=c.temperature, **weights)
+        with autocast(self.device, self.precision):
+            logits = self.student(x)
+        return distillation_loss(logits.float(), soft, labels, temperature=c.temperature, **weights)
 
 
 @torch.inference_mode()

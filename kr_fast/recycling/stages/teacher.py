@@ -39,6 +39,7 @@ def run(context: Context) -> dict[str, Any]:
             seed=seeds.derive(c.seed, "teacher"),
             val=context.data.val,
             state_path=context.folder.state / "teacher.pt",
+            precision=context.precision.classifiers,
             description="teacher",
         )
         curves = {

@@ -5,6 +5,7 @@ import errno
 import functools
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -218,12 +219,17 @@ def test_models_of_different_architecture():
         shadows(make, batched=True)
 
 
-@pytest.mark.parametrize("batched_", [False, True])
-def test_bfloat16_is_refused_where_models_train_in_float32(batched_, monkeypatch):
-    """Not at once, and with dropout, which cannot be: on a GPU, which is the only device that takes bfloat16."""
-    monkeypatch.setattr("kr_fast.ensemble.training.trainer.compute_dtype", lambda *_: torch.bfloat16)
-    with pytest.raises(UserError, match="precision must be 'float32' where models are trained one after the other"):
-        shadows(with_dropout, batched=batched_, precision="bfloat16")
+def test_models_train_one_after_the_other_in_bfloat16(tmp_path):
+    """Weights near those of float32, the same in each process, and recorded as another recipe's."""
+    exact, result = shadows(num_models=2), shadows(num_models=2, out=tmp_path, precision="bfloat16")
+    assert files.read_json(tmp_path / "shadows.json")["precision"] == "bfloat16"
+    assert not same(states(exact), states(result))
+    for a, b in zip(states(exact), states(result), strict=True):
+        for name, value in a.items():
+            assert b[name].dtype == value.dtype
+            assert float((b[name].double() - value.double()).norm() / value.double().norm().clamp(min=1)) < 0.05, name
+    job = pickle.loads(pickle.dumps(Job(make_small, *data(), result.keep, CONFIG, 9, None, "bfloat16")))  # to a worker
+    assert same([job.train(1, torch.device("cpu")).state_dict()], states(result)[1:])
 
 
 @pytest.mark.parametrize(
@@ -234,7 +240,10 @@ def test_bfloat16_is_refused_where_models_train_in_float32(batched_, monkeypatch
         ({"batched": 2.0}, "batched must be"),
         ({"save_every": 0}, "save_every must be an integer, at least 1, got 0"),
         ({"precision": "float16"}, "precision must be 'float32' or 'bfloat16'"),
-        ({"precision": "bfloat16", "batched": True}, "precision must be 'float32' on a cpu"),
+        (
+            {"precision": "bfloat16", "batched": True},
+            "precision must be 'float32' where models are trained at once on a cpu",
+        ),
     ],
 )
 def test_options(options, words):
