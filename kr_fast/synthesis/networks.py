@@ -6,6 +6,7 @@ A subclass of :class:`Network` is taken as it is.
 """
 
 import hashlib
+import threading
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from kr_fast.runtime.errors import UserError, fail, first_line
 
 # Blocks that halve the side, so that each but the last needs an even one.
 _HALVING = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+
+_PREPARING = threading.Lock()  # of threads that call one sampler, the first prepares the network
 
 
 class Network:
@@ -63,9 +66,10 @@ class Network:
         if not self.optimized or not plain or getattr(config, "time_embedding_type", None) == "fourier":
             return None
         # Noted at the model and not here: another sampler of the same model may have prepared other timesteps since.
-        if self.model._kr_fast_table is None or getattr(self.model, "_kr_fast_timesteps", None) != timesteps:
-            self.model.prepare_steps(torch.tensor(timesteps, device=self.device))
-            self.model._kr_fast_timesteps = timesteps
+        with _PREPARING:
+            if self.model._kr_fast_table is None or getattr(self.model, "_kr_fast_timesteps", None) != timesteps:
+                self.model.prepare_steps(torch.tensor(timesteps, device=self.device))
+                self.model._kr_fast_timesteps = timesteps
         return torch.arange(len(timesteps), device=self.device)
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, step: Tensor | None = None) -> Tensor:

@@ -38,8 +38,8 @@ STAGES = {
     # Two trials of checkpoints, then one of tuning's own.
     "tuning, after the first trial": after("write_json", 'path.name == "trials.json" and len(rest[0]) == 3'),
     "gkd, after a period": after("save_state", 'path.name == "student.pt"'),
+    "gkd, while a set is kept for shadow Students": after("save_array", 'path.name == "period-0002.labels.npy"'),
     "shadows, after a model": after("save_tensors", 'path.parent.name == "shadows"'),
-    "shadow Students, after some of the shared images": after("save_array", 'path.name == "period-0002.labels.npy"'),
     "shadow Students, after a model": after("save_tensors", 'path.parent.name == "shadow_students"'),
     "shadow Students, between the periods of the second model": after(
         "save_state", 'path.name == "shadow-student-001.pt"'

@@ -55,12 +55,11 @@ def test_number_of_shadow_students():
 def test_shared_images_are_those_that_the_student_saw(finished, tmp_path):
     run = context_of(finished[0])
     job = shadow_students.Job(Context(run.config, tmp_path, run.runtime, run.data, run.journal))
-    ids, labels, images = gkd.drawn(run, job.sampling, run.config.images)(2)
-    for name, result in (("ids", ids), ("labels", labels), ("images", images)):
-        assert np.array_equal(result.numpy(), np.load(getattr(run.folder, name))), name
-    job.save_shared(2, ids, labels, images)
-    for kept, result in zip(job.shared(2), (ids, labels, images), strict=True):
-        assert torch.equal(kept, result)
+    result = gkd.drawn(run, job.sampling, run.config.images, kept=job.shared)(2)
+    for name, values in zip(("ids", "labels", "images"), result, strict=True):
+        assert np.array_equal(values.numpy(), np.load(getattr(run.folder, name))), name
+    for kept, values in zip(job.shared.load(2), result, strict=True):
+        assert torch.equal(kept, values)
 
 
 def test_the_full_audit_is_lira_on_the_shadow_students(finished):

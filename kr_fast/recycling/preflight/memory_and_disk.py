@@ -38,13 +38,14 @@ def memory_needs(context: Context, sizes: Sizes) -> list[Need]:
     c, train = context.config, len(context.data.train)
     pool, workers = train + len(context.data.test), shadows.workers(context)
     guided = 2 if any(scale != 1 for scale in (c.guidance_scale, *c.tune_guidance_scale)) else 1
-    call = 2 * guided * c.micro_batch * sizes.generator.widest
+    drawers = min(2, workers)
+    call = drawers * 2 * guided * c.micro_batch * sizes.generator.widest
     needs = [] if c.teacher else _training("teacher", "teacher", sizes.teacher, min(c.teacher_batch_size, train))
     share = c.generator_batch_size // context.runtime.world_size
     needs += _generating("generator", context, sizes.generator, share, train)
     for stage, images in (("tuning", "trial_images"), ("gkd", "images")):
         needs += _distilling(stage, context, sizes.student, images)
-        needs.append(Need(stage, "the images of a network call", "micro_batch", call))
+        needs.append(Need(stage, "the images of network calls", "micro_batch", call))
     if not c.num_shadows:
         return needs
     half = max(pool // 2, 1)

@@ -134,7 +134,6 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
             if c.audit_generator == "retrained":
                 each += c.generator_steps * c.generator_batch_size * rates.generator + drawings
             students = start + _turns(c.num_students, world, workers) * each
-            students += drawings / world if c.audit_generator == "shared" else 0.0
         seconds["shadow_students"] = students
         models = c.num_shadows + c.num_students + 3
         seconds["audit"] = ATTACKS + models * pool * len(AUGMENTS[c.audit_augment]) * rates.evaluated

@@ -6,7 +6,7 @@ augmented batch as the Student. Runs on rank 0.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from kr_fast.ensemble.networks import answer
 from kr_fast.ensemble.training.recipe import make_optimizer
 from kr_fast.ops.distillation.distillation_loss import distillation_loss
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead
 from kr_fast.recycling.stages import generator, teacher
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
@@ -33,9 +34,6 @@ from kr_fast.training.precision import autocast
 MAX_GRAD_NORM = 5.0  # T^2 times the divergence has large gradients at the start
 # Images that are augmented and shown to the Teacher at a time: more are slower, as their activations leave the cache.
 PREPARED, PREPARED_BYTES = 256, 8 << 20
-
-# Period -> ids, labels and images (uint8 [n, H, W, C]) of its synthetic set.
-Draw = Callable[[int], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,8 @@ def drawn(
     checkpoint: Path | None = None,
     real: Tensor | None = None,
     seed: int | None = None,
-) -> Draw:
+    kept: KeptSets | None = None,
+) -> Drawing:
     """Draw ``images`` per period with ``sampling``; an id addresses one image of (generator, seed) and is used once.
 
     Args:
@@ -93,6 +92,7 @@ def drawn(
         real: labels that the generator was trained on; None for those of the training split. Classes are as frequent
             as in them, unless ``label_plan`` is balanced.
         seed: of the images; None for this run's.
+        kept: where sets are written, and read from if they are there.
     """
     c = context.config
     network, scheduler, _ = generator.load(
@@ -113,13 +113,15 @@ def drawn(
     classes = context.data.num_classes
     counts = torch.bincount(context.data.train.labels if real is None else real, minlength=classes)
     plan = LabelPlan.balanced(classes) if c.label_plan == "balanced" else LabelPlan.counts(counts.tolist())
+    return Drawing(sampler, plan, images, kept)
 
-    def draw(period: int) -> tuple[Tensor, Tensor, Tensor]:
-        ids = torch.arange(period * images, (period + 1) * images)
-        labels = plan.labels(ids)
-        return ids, labels, sampler(ids, labels)
 
-    return draw
+def shared_sets(context: Context, sampling: Sampling) -> KeptSets | None:
+    """Where the Student's sets are kept for the shadow Students, which learn from the same ones; None if none do."""
+    if not context.config.num_students or context.config.audit_generator != "shared":
+        return None
+    made_from = {"made_from": context.journal.digest("generator"), **dataclasses.asdict(sampling)}
+    return KeptSets(context.folder.shared, made_from, context.runtime.device)
 
 
 def distil(
@@ -155,9 +157,11 @@ def distil(
                 best, first = state["best"], state["period"]
                 done.loss, done.val_accuracy, done.confident = state["loss"], state["val_accuracy"], state["kept"]
                 done.best_period = state["best_period"]
-        with bar(schedule.periods, description, "period", first) as progress:
-            for period in range(first, schedule.periods):
-                ids, labels, images = draw(period)
+        with (
+            bar(schedule.periods, description, "period", first) as progress,
+            ahead(draw, range(first, schedule.periods)) as sets,
+        ):
+            for period, (ids, labels, images) in enumerate(sets, first):
                 weight = _confident(teacher_model, images, labels.to(device), confidence)
                 done.confident.append(float(weight.float().mean()))
                 if done.confident[-1] == 0:
@@ -276,11 +280,13 @@ def run(context: Context) -> dict[str, Any]:
     teacher_model = teacher.load(context)
     sampling = Sampling(**context.result("tuning")["sampling"])
     student = context.seeded(c.student_arch, c.student_width, "student")
+    if (kept := shared_sets(context, sampling)) is not None:
+        kept.discard_outdated()
     done = distil(
         context,
         teacher_model,
         student,
-        drawn(context, sampling, c.images),
+        drawn(context, sampling, c.images, kept=kept),
         Schedule(c.periods, c.images, c.student_epochs),
         confidence=sampling.confidence,
         seed=seeds.derive(c.seed, "student"),

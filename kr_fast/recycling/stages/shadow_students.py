@@ -17,15 +17,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from kr_fast.data import Split
 from kr_fast.ensemble import Shadows, load_shadows
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.ensemble.training.workers import train
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
 from kr_fast.recycling.stages import generator, gkd, shadows
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
@@ -48,23 +47,12 @@ class Job:
         """As it was tuned for the run."""
         return gkd.Sampling(**self.context.result("tuning")["sampling"])
 
-    def period(self, period: int) -> Path:
-        """File of the shared images of ``period``; their ids and labels lie beside it."""
-        return self.context.folder.shared / f"period-{period:04d}.npy"
+    @property
+    def shared(self) -> KeptSets | None:
+        """The sets that all shadow Students learn from; None where each has its own."""
+        return gkd.shared_sets(self.context, self.sampling)
 
-    def save_shared(self, period: int, ids: Tensor, labels: Tensor, images: Tensor) -> None:
-        """Write the shared images of ``period``."""
-        for name, values in (("ids", ids), ("labels", labels)):
-            files.save_array(self.period(period).with_suffix(f".{name}.npy"), values.cpu().numpy())
-        files.save_array(self.period(period), images.cpu().numpy())  # last: it marks the period as complete
-
-    def shared(self, period: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`save_shared` wrote."""
-        path, device = self.period(period), self.context.runtime.device
-        ids, labels = (torch.from_numpy(np.load(path.with_suffix(f".{name}.npy"))) for name in ("ids", "labels"))
-        return ids, labels, torch.from_numpy(np.load(path)).to(device)
-
-    def retrained(self, index: int) -> gkd.Draw:
+    def retrained(self, index: int) -> Drawing:
         """Images of the generator of split ``index``, which is trained first."""
         context, step = self.context, self.sampling.checkpoint
         seed = seeds.derive(context.config.seed, "shadow generator", index)
@@ -97,7 +85,7 @@ class Job:
             context,
             shadows.load_one(context, index),
             student,
-            self.shared if c.audit_generator == "shared" else self.retrained(index),
+            self.retrained(index) if (shared := self.shared) is None else shared.load,
             gkd.Schedule(c.periods, c.images, c.student_epochs),
             confidence=self.sampling.confidence,
             seed=seeds.derive(c.seed, "shadow student", index),
@@ -111,13 +99,11 @@ def discard_outdated(job: Job) -> None:
     record = {"made_from": job.context.journal.digest("generator", "shadows"), **dataclasses.asdict(job.sampling)}
     path = job.folder / "made_from.json"
     if path.exists() and files.read_json(path) != record:
-        for left in (
-            *job.folder.glob("model-*.safetensors"),
-            *job.folder.glob("generator-*"),
-            job.context.folder.shared,
-        ):
+        for left in (*job.folder.glob("model-*.safetensors"), *job.folder.glob("generator-*")):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     files.write_json(path, record)
+    if (shared := job.shared) is not None:
+        shared.discard_outdated()
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -128,13 +114,15 @@ def run(context: Context) -> dict[str, Any]:
             discard_outdated(job)
     mine = [index for index in runtime.shard(c.num_students) if not shadows.file(job.folder, index).exists()]
     left = runtime.broadcast(len(list(job.folder.glob("model-*.safetensors"))) < c.num_students)
-    if left and c.audit_generator == "shared":
-        periods = [period for period in runtime.shard(c.periods) if not job.period(period).exists()]
-        draw = gkd.drawn(context, job.sampling, c.images) if periods else None
-        with bar(len(periods), "shared images" if periods else None, "period") as progress:
-            for period in periods:
-                job.save_shared(period, *draw(period))
-                progress.update()
+    if left and (kept := job.shared) is not None:  # what the Student's training left, and what it did not
+        periods = [period for period in runtime.shard(c.periods) if period not in kept]
+        if periods:
+            with (
+                bar(len(periods), "shared images", "period") as progress,
+                ahead(gkd.drawn(context, job.sampling, c.images, kept=kept), periods) as sets,
+            ):
+                for _ in sets:
+                    progress.update()
         runtime.barrier()
     share = len(runtime.shard(c.num_students))
     with bar(share, "shadow students" if share else None, "model", share - len(mine)) as progress:
