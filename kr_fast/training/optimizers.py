@@ -1,7 +1,9 @@
 """torch's SGD and AdamW with gradient clipping and the moving average of the weights, all of it in one pass."""
 
+import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +19,19 @@ from kr_fast.runtime.log import logger
 from kr_fast.training.ema import EMA, like_parameter
 
 _OP = "optimizer_step"
+
+
+def _untraced(method: Callable) -> Callable:
+    """torch's ``method`` of an optimizer without its decorator, unless torch's compiler is imported.
+
+    The decorator keeps the method out of compiled code, for which it imports the compiler: 1 s at the first call.
+    """
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (method if "torch._dynamo" in sys.modules else inspect.unwrap(method))(self, *args, **kwargs)
+
+    return call
 
 
 class _OnePass(torch.optim.Optimizer):
@@ -134,11 +149,15 @@ class _OnePass(torch.optim.Optimizer):
             return "each parameter must fill memory of its own, got overlapping or strided ones"
         return None
 
+    zero_grad = _untraced(torch.optim.Optimizer.zero_grad)
+    state_dict = _untraced(torch.optim.Optimizer.state_dict)
+    load_state_dict = _untraced(torch.optim.Optimizer.load_state_dict)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; not after an average has been started."""
         if self.ema is not None:
             fail(type(self).__name__, "param_group", "be given before there is a moving average", "one more")
-        super().add_param_group(param_group)
+        _untraced(torch.optim.Optimizer.add_param_group)(self, param_group)
         self._state = self._refused = None
 
     def __getstate__(self) -> dict[str, Any]:
