@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from toy_runs import metrics, toy
+from toy_runs import metrics
 
 from kr_fast import data, report
 from kr_fast.ensemble.shadows import data_digest
@@ -183,14 +183,23 @@ def test_a_generator_trained_alone_is_the_runs(finished, tmp_path):
         assert torch.equal(result[name], value), name
 
 
-def test_worker_processes_train_the_same_models(tmp_path, finished):
-    """Two threads: two workers of one thread each, as the run had; two models are missing, and the images too."""
+def test_worker_processes_train_the_same_models(tmp_path, finished, audited):
+    """Two threads: two workers of one thread each, as the runs had. Two models are missing, and the images too.
+
+    Beside them the workers train the positive control, which the second run trained in its audit.
+    """
     out = tmp_path / "run"
     gone = tuple(f"private/shadow_students/model-{index:03d}.safetensors" for index in (1, 3))
     without(finished[0], out, ("shadow_students", "audit", "report"), *gone)
     kept = (out / "private" / "shadow_students" / "model-000.safetensors").stat().st_mtime_ns
-    toy(out, env={"OMP_NUM_THREADS": "2"})
+    run, threads = context_of(out), torch.get_num_threads()
+    run.config = dataclasses.replace(run.config, audit_control=True)
+    torch.set_num_threads(2)
+    try:
+        shadow_students.run(run)
+    finally:
+        torch.set_num_threads(threads)
     assert (out / "private" / "shadow_students" / "model-000.safetensors").stat().st_mtime_ns == kept
-    for name in gone:
-        assert (out / name).read_bytes() == (finished[0] / name).read_bytes()
+    for name, expected in (*((name, finished) for name in gone), ("private/control.safetensors", audited)):
+        assert (out / name).read_bytes() == (expected[0] / name).read_bytes(), name
     assert os.listdir(out / "private" / "state") == ["trials.json"]

@@ -138,7 +138,9 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         models = c.num_shadows + c.num_students + 3
         seconds["audit"] = ATTACKS + models * pool * len(AUGMENTS[c.audit_augment]) * rates.evaluated
         if c.audit_control:
-            seconds["audit"] += trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control)
+            beside = workers > 1 and c.num_students > 0  # the shadow Students
+            control = trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control)
+            seconds["shadow_students" if beside else "audit"] += control / (workers if beside else 1)
     seconds["report"] = REPORT
     return seconds
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kr_fast.membership import Auxiliary, Choices, Target, audit, overfitted
+from kr_fast.membership import Auxiliary, Choices, Target, audit
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import dataset, gkd, reporting, shadow_students, shadows, teacher
+from kr_fast.recycling.stages import control, dataset, gkd, reporting, shadow_students, shadows, teacher
 from kr_fast.report import without_folders
 from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.report.sentences import OF_RUN
@@ -55,18 +55,14 @@ def run(context: Context) -> dict[str, Any]:
     if c.num_students:
         sets[FULL] = shadow_students.load(context)
         targets[FULL] = Target(student, kind, SHARES[c.audit_generator], of_student)
-    control, released, further = None, {}, dataset.population(context)
+    model, released, further = None, {}, dataset.population(context)
     if c.audit_control:
-        make_model = context.make_network(c.teacher_arch, c.teacher_width)
-        options = {"like": teacher.recipe(context), "seed": seeds.derive(c.seed, "control")}
-        options |= {"device": context.runtime.device, "path": context.folder.control}
-        options["precision"] = context.precision.classifiers
-        control = overfitted(make_model, images, labels, members, **options)
+        model = control.train(context, context.runtime.device, "positive control")
     if c.audit_released:
         released[RELEASED] = torch.from_numpy(np.load(context.folder.images))
     auxiliary = Auxiliary((further.images.cpu(), further.labels.cpu()) if len(further) else None, released)
     choices = Choices(augment=c.audit_augment, seed=seeds.derive(c.seed, "audit"))
-    options = {"control": control, "auxiliary": auxiliary, "choices": choices}
+    options = {"control": model, "auxiliary": auxiliary, "choices": choices}
     report = audit(targets, sets, images, labels, members, **options)
     results = report.to_dict()
     if c.audit_page:

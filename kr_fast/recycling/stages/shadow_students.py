@@ -25,7 +25,7 @@ from kr_fast.ensemble.shadows import data_digest
 from kr_fast.ensemble.training.workers import train
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
-from kr_fast.recycling.stages import generator, gkd, shadows
+from kr_fast.recycling.stages import control, generator, gkd, shadows
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
@@ -78,8 +78,11 @@ class Job:
         return self.context.folder.state / f"{name}.pt"
 
     def train(self, index: int, device: torch.device) -> None:
-        """Train shadow Student ``index``, and save it."""
+        """Train shadow Student ``index``, and save it; the index behind the last is the audit's positive control."""
         context, c = self.context, self.context.config
+        if index == c.num_students:
+            control.train(context, device)
+            return
         student = context.seeded(c.student_arch, c.student_width, "shadow student", index)
         gkd.distil(
             context,
@@ -124,9 +127,11 @@ def run(context: Context) -> dict[str, Any]:
                 for _ in sets:
                     progress.update()
         runtime.barrier()
-    share = len(runtime.shard(c.num_students))
+    share, workers = len(runtime.shard(c.num_students)), shadows.workers(context)
+    if workers > 1 and mine and runtime.is_main and c.audit_control and not context.folder.control.exists():
+        mine, share = [c.num_students, *mine], share + 1  # first, as it trains longest
     with bar(share, "shadow students" if share else None, "model", share - len(mine)) as progress:
-        if (workers := shadows.workers(context)) > 1 and mine:
+        if workers > 1 and mine:
             train(job, mine, workers, progress.update, "run", "context")
         else:
             for index in mine:
