@@ -9,6 +9,7 @@ from kr_fast.ensemble.inference.queries import AUGMENTS
 from kr_fast.models import CLASSIFIERS
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option, option_like
+from kr_fast.runtime.text import seconds
 
 MOST, IMAGES, WIDEST = 1_000_000, 1_000_000_000, 4096  # of counts, of images per period, of channels
 RATES = {"above": None, "least": 1e-6, "most": 10}  # of learning rates
@@ -36,6 +37,11 @@ class RecycleConfig:
         "auto",
         "of training on a CPU: float32, bfloat16 (mixed precision), or auto for the faster on a processor with AMX",
         choices=("auto", "float32", "bfloat16"),
+    )
+    budget: str = option(
+        "",
+        "time for the run, such as 90s, 30m or 1h30m, which is divided by what each stage is measured to cost: "
+        "the numbers of generator_steps, checkpoints, trial_*, periods and student_epochs then follow from it",
     )
     val_fraction: float = option(
         VAL_FRACTION, "share of training images for validation, where the data has no such split", above=0, below=1
@@ -150,6 +156,8 @@ class RecycleConfig:
         for name in ("out", "data"):
             if not (given := getattr(self, name)) or "\0" in given:
                 fail("run", name, "be the name of a folder" + ("" if name == "out" else " or file"), repr(given))
+        if self.budget and not seconds(self.budget):
+            fail("run", "budget", "be a time above 0 such as 90s, 30m or 1h30m", repr(self.budget))
         if self.num_shadows % 2 or self.num_shadows == 2:
             fail("run", "num_shadows", "be 0, or even and at least 4", self.num_shadows)
         if self.student_shadows > 0 and not self.num_shadows:

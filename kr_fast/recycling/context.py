@@ -12,6 +12,7 @@ from torch import nn
 
 from kr_fast.data import Dataset
 from kr_fast.models import classifier
+from kr_fast.recycling.budget.ledger import Ledger
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
@@ -46,6 +47,7 @@ class Context:
     journal: Journal
     notes: list[str] = dataclasses.field(default_factory=list)  # of the checks before the first stage
     precision: Precision = Precision()
+    ledger: Ledger | None = None  # of a run with a budget
 
     @property
     def folder(self) -> Folder:

@@ -12,13 +12,14 @@ from typing import Any
 
 from kr_fast import data
 from kr_fast.recycling import precision, preflight, stage_progress
+from kr_fast.recycling.budget.ledger import NAME, Ledger
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import (
     auditing,
     checkpoints,
     dataset,
-    generator,
+    generator_rounds,
     gkd,
     reporting,
     shadow_students,
@@ -28,6 +29,7 @@ from kr_fast.recycling.stages import (
     tuning,
 )
 from kr_fast.runtime import state
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files, manifest
 from kr_fast.runtime.storage.journal import Journal, refuse
@@ -37,7 +39,7 @@ Stage = tuple[str, Callable[[Context], dict], bool]
 STAGES: tuple[Stage, ...] = (
     ("data", dataset.run, False),
     ("teacher", teacher.run, False),
-    ("generator", generator.run, True),
+    ("generator", generator_rounds.run, True),
     ("checkpoints", checkpoints.run, False),
     ("tuning", tuning.run, False),
     ("gkd", gkd.run, False),
@@ -58,7 +60,9 @@ FILES: dict[str, Callable[[Context], list[Path]]] = {
     "report": reporting.left,
 }
 REPEATABLE = ("audit", "report")  # stages that are quick to repeat where a file of theirs was changed
-MOVABLE = ("data",)  # options whose files are identified by their SHA-256
+MOVABLE = ("data", "budget")  # options that may change: files are identified by their SHA-256, a budget may grow
+# Stages that go on, or are made again, with a larger budget. The shadow Teachers stay.
+EXTENDED = ("generator", "checkpoints", "tuning", "gkd", "student", "shadow_students", "audit", "report")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -95,15 +99,20 @@ def recycle(config: RecycleConfig) -> Result:
     try:
         with runtime.main_first() as main:
             if main:
-                context.notes = preflight.check(context) if _unfinished(context) else []
+                larger = preflight.larger(context)
+                context.notes = preflight.check(context) if larger or _unfinished(context) else []
                 manifest.open_run(out, config.record(), "run", MOVABLE)
                 context.journal.reload()
+                if context.ledger is not None:
+                    _open_ledger(context, larger, start)
                 check_files(context, REPEATABLE)
                 for note in context.notes:
                     logger.warning("run: %s", note)
         context.journal.reload()
         context.precision = precision.of_run(context)
         logger.info("run: trains in %s", context.precision)
+        if config.budget and not runtime.is_main:
+            context.ledger = Ledger.read(context.folder.state / NAME)
         progress = stage_progress.of_run(context, [name for name, _, _ in STAGES])
         for stage in STAGES:
             _stage(context, stage, start, progress)
@@ -139,7 +148,23 @@ def _load(config: RecycleConfig) -> Context:
     context = Context(config, out, state.current(), loaded, journal)
     if begun:
         dataset.check(context)
+        if bool(before := manifest.read_config(context.folder.config)["budget"]) != bool(config.budget):
+            rule = f"equal {before!r} of the run in {out}"
+            fail("run", "budget", rule, f"{config.budget!r}; choose another --out to start a new run")
     return context
+
+
+def _open_ledger(context: Context, larger: float | None, start: float) -> None:
+    """Write the ledger down; with a ``larger`` budget the stages that it extends are unfinished again."""
+    ledger = context.ledger
+    ledger.since = start
+    if larger is None:
+        ledger.save()
+        return
+    again = [stage for stage in EXTENDED if context.journal.done(stage) is not None]
+    for stage in again:
+        context.journal.forget(stage)
+    ledger.reopen(again, larger)
 
 
 def _unfinished(context: Context) -> bool:
@@ -178,6 +203,7 @@ def _stage(context: Context, stage: Stage, start: float, progress: stage_progres
                 check_files(context)
                 result = run(context)
             left = FILES[name](context) if name in FILES else []
-            context.journal.finish(name, time.perf_counter() - start, result, left)
+            seconds = time.perf_counter() - start if context.ledger is None else context.ledger.finish(name)
+            context.journal.finish(name, seconds, result, left)
     runtime.barrier()
     context.journal.reload()

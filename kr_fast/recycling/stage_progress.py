@@ -27,7 +27,7 @@ class StageProgress:
 
 def of_run(context: Context, names: Sequence[str]) -> StageProgress:
     """Progress of the run of ``context``: stages are compared by the operations of their networks."""
-    return StageProgress(names, lambda: preflight.work(context))
+    return StageProgress(names, lambda: preflight.work(preflight.planned(context)))
 
 
 def line(names: Sequence[str], name: str, work: Mapping[str, float], seconds: Mapping[str, float]) -> str:

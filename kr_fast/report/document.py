@@ -42,6 +42,8 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     yield "heading", "Time"
     if summary.get("stages"):
         yield "table", tables.stages(summary)
+        if summary.get("budget"):
+            yield "text", run_audit.more_time(summary)
         yield figure("stages", figures)
     yield "heading", "What was run"
     data = summary["dataset"]

@@ -161,6 +161,18 @@ def verdict(summary: Summary) -> str:
     return f"{text} {sentences.verdict(audit, sentences.OF_RUN)}"
 
 
+def more_time(summary: Summary) -> str:
+    """What a larger budget would have helped, by what was still improving when its share of the time ended."""
+    budget = summary["budget"]
+    names = {"generator": "the generator", "gkd": "the Student"}
+    improving = " and ".join(names[stage] for stage in budget["still_improving"])
+    if improving:
+        text = f"More time would have helped {improving}: the same command with a larger --budget continues."
+    else:
+        text = "Neither generator nor Student was still improving when it ended: more time would have helped little."
+    return " ".join([text, *(f"{note}." for note in budget["notes"])])
+
+
 def caveats(summary: Summary) -> list[str]:
     """What the figures do not say, by what was run."""
     lines = [

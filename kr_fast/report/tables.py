@@ -69,10 +69,19 @@ def trials(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def stages(summary: dict[str, Any]) -> list[list[str]]:
-    """Seconds of each stage and their sum."""
-    spent = summary["stages"]
+    """Seconds of each stage and their sum; of a run with a budget, also those that were planned at first."""
+    spent, budget = summary["stages"], summary.get("budget")
     rows = [["stage", "seconds"], *([name, f"{seconds:.1f}"] for name, seconds in spent.items())]
-    return [*rows, ["sum", f"{sum(spent.values()):.1f}"]]
+    rows.append(["sum", f"{sum(spent.values()):.1f}"])
+    if budget:
+        planned = budget["planned"]
+        cells = [
+            "planned",
+            *(f"{planned[name]:.1f}" if name in planned else "" for name in spent),
+            str(budget["seconds"]),
+        ]
+        rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
+    return rows
 
 
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:
@@ -80,4 +89,5 @@ def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     keep = ("test_accuracy", "val_accuracy", "parameters")
     models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
     rest = ("cas_gap", "audit", "aop", "stages", "config", "seed", "versions", "dataset", "checkpoints", "tuning")
+    rest += ("budget",) if "budget" in summary else ()
     return files.strict({**models, **{key: summary.get(key) for key in rest}})

@@ -1,5 +1,6 @@
 """Amounts and tables as text for people."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -9,6 +10,14 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def seconds(text: str) -> int | None:
+    """Seconds of ``90s``, ``30m``, ``2h`` or ``1h30m``; None for anything else, and for nothing at all."""
+    found = re.fullmatch(r"(?=.)(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?", text)
+    return (
+        sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else None
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:

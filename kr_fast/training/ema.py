@@ -83,6 +83,26 @@ class EMA:
             average.copy_(value)
 
 
+class PowerEMA(EMA):
+    """A moving average whose memory is a fixed share of all steps so far, so that training may end after any of them:
+
+    ``d_t = (1 - 1 / t)^(power + 1)``, which weighs step ``s`` by about ``s^power``; the default has a relative width
+    (sigma_rel) of 0.1.
+
+    Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024, section 3.1.
+    """
+
+    def __init__(self, parameters: list[Tensor], power: float = 6.94):
+        if not 0 <= power < float("inf"):
+            fail("PowerEMA", "power", "be at least 0", power)
+        super().__init__(parameters, 1.0)
+        self.power = float(power)
+
+    def next_decay(self) -> float:
+        """``d_t`` of the step that comes next."""
+        return (1 - 1 / (self.optimization_step + 1)) ** (self.power + 1)
+
+
 def like_parameter(value: Tensor, p: Tensor) -> Tensor:
     """``value`` itself if it has the parameter's device, dtype and strides, else a copy that has them."""
     if value.device == p.device and value.dtype == p.dtype and value.stride() == p.stride():

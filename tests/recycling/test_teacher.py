@@ -116,7 +116,7 @@ def test_a_teacher_that_fails_while_a_student_is_distilled(context):
                 FewOnly(),
                 run.seeded("resnet8", 4, "student"),
                 lambda _: (torch.arange(16), torch.zeros(16, dtype=torch.int64), images),
-                gkd.Schedule(1, 16, 1),
+                gkd.Schedule((1,), 16, 1),
                 confidence=confidence,
                 seed=0,
             )

@@ -8,7 +8,7 @@ from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.models import most_levels
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.preflight import memory_and_disk, networks
+from kr_fast.recycling.preflight import division, memory_and_disk, networks
 from kr_fast.recycling.stages import dataset, teacher
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
@@ -26,7 +26,9 @@ def check(context: Context) -> list[str]:
     options(context)
     notes = splits(context)
     sizes = networks.sizes(context)
-    memory_and_disk.check(context, sizes)
+    if context.config.budget:
+        context.ledger = division.ledger(context)
+    memory_and_disk.check(division.planned(context), sizes)
     if context.config.teacher:
         notes += _given_teacher(context)
     return notes

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import yaml
 
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.preflight import memory_and_disk, networks, time_estimate
+from kr_fast.recycling.preflight import division, memory_and_disk, networks, time_estimate
 from kr_fast.recycling.preflight.memory_and_disk import amount, disk_needs, free_disk, memory_needs
 from kr_fast.recycling.stages import teacher
 from kr_fast.runtime.memory import free_memory
@@ -37,6 +37,7 @@ def describe(context: Context, notes: Sequence[str]) -> str:
         *(f"{name}: {words}, {count:,} parameters" for name, words, count in models),
         f"training: {context.precision}",
         *(f"note: {note}" for note in notes),
+        *(division.describe(context.ledger) if context.ledger else ()),
         "",
         *_table(context, sizes),
     ]
@@ -46,7 +47,10 @@ def describe(context: Context, notes: Sequence[str]) -> str:
 
 def _table(context: Context, sizes: networks.Sizes) -> list[str]:
     """Stages with their estimates; those that are finished are left out."""
-    times = time_estimate.stages(context, time_estimate.measure(context))
+    if context.ledger is None:
+        times = time_estimate.stages(context, time_estimate.measure(context))
+    else:
+        times, context = context.ledger.ahead_by_stage(), division.planned(context)
     memory, disk = (
         memory_and_disk.stages(needs) for needs in (memory_needs(context, sizes), disk_needs(context, sizes))
     )

@@ -14,13 +14,17 @@ from kr_fast.ensemble import accuracy, fit
 from kr_fast.ensemble.inference.queries import AUGMENTS
 from kr_fast.ensemble.training.recipe import Steps
 from kr_fast.membership.attacks.control import overfitted_recipe
+from kr_fast.recycling.budget.ledger import DIVIDED
+from kr_fast.recycling.budget.planner import Costs, Sizes
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks
 from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.stages import generator, gkd, shadows, teacher
+from kr_fast.recycling.stages.tuning import TUNED_PARAMETERS
 from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
+from kr_fast.training import AdamW
 from kr_fast.training.precision import autocast
 
 BUDGET = 0.3  # seconds of one measurement, approximately
@@ -145,6 +149,36 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
     return seconds
 
 
+def costs(context: Context, rates: Rates) -> tuple[Costs, dict[str, float]]:
+    """What a budget is divided by, and seconds of the stages that it does not change."""
+    c, world = context.config, context.runtime.world_size
+    seconds = stages(context, rates)
+    validation = len(context.data.val) * rates.evaluated
+    turns = _turns(c.num_students, world, shadows.workers(context))
+    retrained = turns if c.audit_generator == "retrained" else 0
+    students = turns * rates.shadow_student / rates.student
+    return Costs(
+        step=c.generator_batch_size // world * rates.generator,
+        image=c.num_inference_steps * (1 if c.guidance_scale == 1 else 2) * rates.sampled,
+        trained=rates.student,
+        trial=rates.setup + validation,
+        period=validation,
+        generators=1.0 + retrained * world,
+        drawings=1.0 + (retrained or (1 / world if c.num_students else 0)),
+        students=1.0 + students,
+    ), {stage: seconds[stage] for stage in seconds if stage not in DIVIDED}
+
+
+def asked(context: Context) -> Sizes:
+    """What the data and the configuration ask of a budget."""
+    c, data = context.config, context.data
+    batch = min(c.student_batch_size, c.images)
+    tried = [(getattr(c, name), getattr(c, f"tune_{name}")) for name in TUNED_PARAMETERS]
+    tuned = sum(value != usual for usual, values in tried for value in values)
+    steps = -(-len(data.train) // c.generator_batch_size)
+    return Sizes(steps, max(c.trial_images, batch), c.images, batch, tuned, len(data.val))
+
+
 def _unguided(c: RecycleConfig) -> bool:
     return all(scale == 1 for scale in (c.guidance_scale, *c.tune_guidance_scale))
 
@@ -220,7 +254,7 @@ def _distilling(context: Context, teacher_model: nn.Module) -> Callable[[int], i
         synthetic = (torch.arange(len(split)), split.labels, split.images.to(context.runtime.device))
         student = _network(context, c.student_arch, c.student_width)
         changed = dataclasses.replace(without_validation, config=dataclasses.replace(c, student_batch_size=count))
-        schedule = gkd.Schedule(1, len(split), 1)
+        schedule = gkd.Schedule((1,), len(split), 1)
         gkd.distil(changed, teacher_model, student, lambda _: synthetic, schedule, confidence=0.0, seed=0)
         return len(split)
 
@@ -234,7 +268,7 @@ def denoising(context: Context) -> Callable[[int], int]:
     precision = context.precision.generator
     if device.type == "cpu" or precision == "float32":
         optimize(network, training=True)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    optimizer = AdamW(network.parameters(), lr=1e-4, max_grad_norm=1.0, ema_decay=c.generator_ema)
     split = _split(context, min(len(context.data.train), 256))
     images = generator.padded(split.images, len(c.generator_widths)).to(device)
     labels = split.labels.to(device)

@@ -4,16 +4,34 @@ import functools
 from dataclasses import asdict
 from typing import Any
 
+from kr_fast.recycling.budget import planner
 from kr_fast.recycling.context import Context, Trials
 from kr_fast.recycling.stages import gkd, teacher
 from kr_fast.runtime.progress import bar
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Validation accuracy of a short Student per checkpoint; the latest of equally good ones is chosen."""
-    teacher_model = teacher.load(context)
-    steps = context.result("generator")["checkpoints"]
+    """Validation accuracy of a short Student per checkpoint; the latest of equally good ones is chosen.
+
+    In a run with a budget the Students are those of the generator's rounds, and equally good means within a standard
+    error.
+    """
     trials = Trials(context)
+    if context.ledger is None:
+        rows = _rows(context, trials)
+        best = max(rows, key=lambda row: (row["val_accuracy"], row["step"]))
+    else:
+        rows = [{"step": each["end"], "val_accuracy": each["val_accuracy"]} for each in context.ledger.rounds]
+        best = rows[planner.latest_of_best([row["val_accuracy"] for row in rows], len(context.data.val))]
+        sampling = gkd.default_sampling(context, best["step"])  # tuning begins with the same short Student
+        trials.get(lambda: best["val_accuracy"], **asdict(sampling))
+    for row in rows:
+        row["chosen"] = row is best
+    return {"chosen": best["step"], "rows": rows}
+
+
+def _rows(context: Context, trials: Trials) -> list[dict[str, Any]]:
+    teacher_model, steps = teacher.load(context), context.result("generator")["checkpoints"]
     rows = []
     with bar(len(steps), "checkpoints", "checkpoint") as progress:
         for step in steps:
@@ -21,7 +39,4 @@ def run(context: Context) -> dict[str, Any]:
             train = functools.partial(gkd.trial, context, teacher_model, sampling)
             rows.append({"step": step, "val_accuracy": trials.get(train, **asdict(sampling))})
             progress.update()
-    best = max(rows, key=lambda row: (row["val_accuracy"], row["step"]))
-    for row in rows:
-        row["chosen"] = row is best
-    return {"chosen": best["step"], "rows": rows}
+    return rows

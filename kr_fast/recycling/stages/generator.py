@@ -2,6 +2,8 @@
 
 ``flow``: ``x_s = (1 - s) x + s n``, the network learns ``n - x`` (Liu et al., "Flow Straight and Fast", ICLR 2023);
 ``epsilon`` and ``v_prediction``: DDPM on a cosine schedule (Ho et al., 2020; Salimans and Ho, 2022).
+The rate falls by a cosine to the last step. In a run with a budget, whose last step is not known when training begins,
+it stays, and the average of the weights remembers a share of the steps so far (:class:`PowerEMA`).
 """
 
 import math
@@ -21,12 +23,13 @@ from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis.optimized.optimize import optimize
-from kr_fast.training import AdamW
+from kr_fast.training import AdamW, PowerEMA
 from kr_fast.training.precision import autocast
 
 WARM_UP = 50
 LOG_EVERY = 20
 SAVE_EVERY = 200
+VALIDATION = 8  # batches of the validation loss
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
 
 
@@ -86,6 +89,7 @@ def train(
     seed: int,
     state_path: Path,
     single_process: bool = False,
+    keep_state: bool = False,
     description: str | None = None,
 ) -> dict[str, Any]:
     """Train a generator on ``split`` by the run's recipe, up to the last of ``saved_steps``.
@@ -94,6 +98,7 @@ def train(
         folder_of: step -> folder of that step's checkpoint.
         seed: of the weights, the batches and the noise.
         single_process: only this process trains; otherwise all ranks train together.
+        keep_state: leave the file from which a further call continues beyond the last step.
     """
     c, runtime = context.config, context.runtime
     rank, world_size = (0, 1) if single_process else (runtime.rank, runtime.world_size)
@@ -109,6 +114,8 @@ def train(
         optimize(network, training=True)
     adam = {"lr": c.generator_learning_rate, "weight_decay": 1e-4}
     own = AdamW(network.parameters(), **adam, max_grad_norm=1.0, ema_decay=c.generator_ema)
+    if c.budget:
+        own.ema = PowerEMA(list(network.parameters()))
     ema = own.ema
     trainer = _SingleProcess(context) if single_process else _accelerator()
     network, optimizer = trainer.prepare(network, own)
@@ -125,7 +132,7 @@ def train(
     network.train()
     with bar(last, description, "step", first) as progress:
         for step in range(first, last):
-            _set_rate(optimizer, c.generator_learning_rate * _rate_factor(step, c.generator_steps))
+            _set_rate(optimizer, c.generator_learning_rate * _rate_factor(step, 0 if c.budget else c.generator_steps))
             share = torch.arange(rank, c.generator_batch_size, world_size)
             with autocast(runtime.device, precision):
                 loss = batch_loss(context, network, images, labels, step, seed, share)
@@ -147,12 +154,12 @@ def train(
                 progress.set(loss=f"{mean:.4f}")
             if rank == 0 and done in saved_steps:
                 _save(context, plain, ema, folder_of(done), split.labels)
-            if rank == 0 and (done in saved_steps or done % SAVE_EVERY == 0) and done < last:
+            if rank == 0 and (done in saved_steps or done % SAVE_EVERY == 0) and (keep_state or done < last):
                 training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
                 files.save_state(state_path, {**training, "step": done, "losses": losses, "window": window})
     if not single_process:
         runtime.barrier()
-    if rank == 0:
+    if rank == 0 and not keep_state:
         state_path.unlink(missing_ok=True)
     return {
         "checkpoints": saved_steps,
@@ -184,8 +191,8 @@ class _SingleProcess:
 
 
 def _rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    """Linear warm-up, then half a cosine to zero over ``steps``; constant where they are 0, which is not known."""
+    return min(1.0, (step + 1) / WARM_UP) * (0.5 * (1 + math.cos(math.pi * step / steps)) if steps else 1.0)
 
 
 def _set_rate(optimizer: Any, rate: float) -> None:
@@ -220,6 +227,17 @@ def batch_loss(
         target = noise if c.generator_objective == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * x
     noisy = noisy.contiguous(memory_format=torch.channels_last)
     return torch.nn.functional.mse_loss(network(noisy, time, class_labels=y).sample.float(), target)
+
+
+@torch.no_grad()
+def validation_loss(context: Context, path: Path) -> float:
+    """Mean loss of the checkpoint in ``path`` on validation images, with the same noise at each call."""
+    val, device = context.data.val, context.runtime.device
+    network, _, _ = load(path, device)
+    images, labels = padded(val.images, len(context.config.generator_widths)).to(device), val.labels.to(device)
+    share, seed = torch.arange(context.config.generator_batch_size), seeds.derive(context.config.seed, "validation")
+    losses = [batch_loss(context, network, images, labels, batch, seed, share) for batch in range(VALIDATION)]
+    return float(torch.stack(losses).mean())
 
 
 def _alphas(device: torch.device) -> Tensor:

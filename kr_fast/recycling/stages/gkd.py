@@ -6,7 +6,8 @@ augmented batch as the Student. Runs on rank 0.
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.networks import answer
 from kr_fast.ensemble.training.recipe import make_optimizer
 from kr_fast.ops.distillation.distillation_loss import distillation_loss
+from kr_fast.recycling.budget.ledger import Ledger
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead
 from kr_fast.recycling.stages import generator, teacher
@@ -49,11 +51,28 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long a Student trains."""
+    """How long a Student trains: ``cycles`` one-cycle schedules one after the other, each of so many periods.
 
-    periods: int
+    Each but the first is a warm restart (Loshchilov and Hutter, "SGDR", ICLR 2017), so training can end after any.
+    """
+
+    cycles: tuple[int, ...]
     images: int
     epochs: int
+
+    @property
+    def periods(self) -> int:
+        """Periods of all cycles."""
+        return sum(self.cycles)
+
+    def cycle(self, period: int) -> tuple[int, int]:
+        """(first period, periods) of the cycle that ``period`` is in."""
+        first = 0
+        for count in self.cycles:
+            if period < first + count:
+                break
+            first += count
+        return first, count
 
 
 @dataclasses.dataclass
@@ -135,6 +154,7 @@ def distil(
     seed: int,
     description: str | None = None,
     state_path: Path | None = None,
+    keep_state: bool = False,
 ) -> Distilled:
     """Train ``student`` in place; its weights at the end are those of the period best on real validation images.
 
@@ -143,7 +163,8 @@ def distil(
         draw: gives the synthetic set of each period.
         confidence: least probability that the Teacher gives an image's label; images below it have weight 0.
         seed: of shuffles and augmentation.
-        state_path: file to continue from, saved every period; removed at the end.
+        state_path: file to continue from, saved every period; removed at the end unless ``keep_state``, with which
+            a schedule of further cycles continues from it.
     """
     device = context.runtime.device
     empty = torch.empty(0, dtype=torch.int64)
@@ -161,6 +182,8 @@ def distil(
             bar(schedule.periods, description, "period", first) as progress,
             ahead(draw, range(first, schedule.periods)) as sets,
         ):
+            if first == schedule.periods:  # a whole training that was killed before its results were written
+                done.ids, done.labels, done.images = draw(first - 1)
             for period, (ids, labels, images) in enumerate(sets, first):
                 weight = _confident(teacher_model, images, labels.to(device), confidence)
                 done.confident.append(float(weight.float().mean()))
@@ -175,13 +198,13 @@ def distil(
                     done.best_period, best = period, copy.deepcopy(student.state_dict())
                 progress.set(loss=f"{done.loss[-1]:.3f}", val=f"{done.val_accuracy[-1]:.3f}")
                 progress.update()
-                if state_path and period + 1 < schedule.periods:
+                if state_path and (keep_state or period + 1 < schedule.periods):
                     curves = {"loss": done.loss, "val_accuracy": done.val_accuracy, "kept": done.confident}
                     position = {"best_period": done.best_period, "best": best, "period": period + 1}
                     files.save_state(state_path, {**training.state(), **curves, **position})
     student.load_state_dict(best)
     student.eval()
-    if state_path:
+    if state_path and not keep_state:
         state_path.unlink(missing_ok=True)
     return done
 
@@ -192,11 +215,14 @@ class _Training:
     def __init__(self, context: Context, teacher_model: nn.Module, student: nn.Module, schedule: Schedule, seed: int):
         self.config, self.recipe = context.config, context.config.recipe("student")
         self.device, self.precision = context.runtime.device, context.precision.classifiers
-        self.teacher_model, self.student, self.epochs, self.seed = teacher_model, student, schedule.epochs, seed
+        self.teacher_model, self.student, self.schedule, self.seed = teacher_model, student, schedule, seed
         self.batch = min(self.recipe.batch_size, schedule.images)
         self.per_epoch = schedule.images // self.batch
-        steps = schedule.periods * schedule.epochs * self.per_epoch
-        self.optimizer, self.rate = make_optimizer(student, self.recipe, steps, MAX_GRAD_NORM)
+        self._begin_cycle(0)
+
+    def _begin_cycle(self, period: int) -> None:
+        steps = self.schedule.cycle(period)[1] * self.schedule.epochs * self.per_epoch
+        self.optimizer, self.rate = make_optimizer(self.student, self.recipe, steps, MAX_GRAD_NORM)
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load_state` continues from."""
@@ -204,6 +230,7 @@ class _Training:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state`."""
+        self._begin_cycle(state["period"] - 1)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
 
@@ -212,9 +239,11 @@ class _Training:
 
     def period(self, period: int, synthetic: Split, weight: Tensor) -> float:
         """Train on the set of ``period``; returns the mean loss of its steps."""
+        if period and self.schedule.cycle(period)[0] == period:
+            self._begin_cycle(period)
         self.student.train()
         total = torch.zeros((), device=synthetic.labels.device)
-        for epoch in range(self.epochs):
+        for epoch in range(self.schedule.epochs):
             random = seeds.generator(self.seed, "gkd", period, epoch)
             order = torch.randperm(len(synthetic), generator=random).to(synthetic.labels.device)
             for index, x, soft in self._batches(synthetic, order[: self.per_epoch * self.batch], random):
@@ -228,7 +257,7 @@ class _Training:
                 self.rate.step()
                 total += loss.detach()
         self.student.eval()
-        return float(total) / (self.epochs * self.per_epoch)
+        return float(total) / (self.schedule.epochs * self.per_epoch)
 
     def _batches(
         self, synthetic: Split, order: Tensor, random: torch.Generator
@@ -266,9 +295,11 @@ def _confident(teacher_model: nn.Module, images: Tensor, labels: Tensor, thresho
 
 def trial(context: Context, teacher_model: nn.Module, sampling: Sampling) -> float:
     """Best validation accuracy of a short Student with ``sampling``: the criterion of checkpoint choice and tuning."""
-    c = context.config
+    c, ledger = context.config, context.ledger
     student = context.seeded(c.student_arch, c.student_width, "trial")
-    schedule = Schedule(c.trial_periods, c.trial_images, c.trial_epochs)
+    schedule = Schedule((c.trial_periods,), c.trial_images, c.trial_epochs)
+    if ledger is not None:
+        schedule = Schedule((1,), ledger.trial_images, ledger.passes)
     draw, seed = drawn(context, sampling, schedule.images), seeds.derive(c.seed, "trial")
     done = distil(context, teacher_model, student, draw, schedule, confidence=sampling.confidence, seed=seed)
     return done.val_accuracy[done.best_period]
@@ -282,17 +313,22 @@ def run(context: Context) -> dict[str, Any]:
     student = context.seeded(c.student_arch, c.student_width, "student")
     if (kept := shared_sets(context, sampling)) is not None:
         kept.discard_outdated()
-    done = distil(
+    train = functools.partial(
+        distil,
         context,
         teacher_model,
         student,
         drawn(context, sampling, c.images, kept=kept),
-        Schedule(c.periods, c.images, c.student_epochs),
         confidence=sampling.confidence,
         seed=seeds.derive(c.seed, "student"),
         description="student",
         state_path=context.folder.state / "student.pt",
     )
+    if context.ledger is None:
+        schedule = Schedule((c.periods,), c.images, c.student_epochs)
+        done = train(schedule)
+    else:
+        schedule, done = _in_cycles(context, context.ledger, sampling, train)
     files.save_tensors(context.folder.student, student.state_dict(), teacher.metadata(context, c.student_arch))
     folder = context.folder
     for path, values in ((folder.images, done.images), (folder.labels, done.labels), (folder.ids, done.ids)):
@@ -303,11 +339,45 @@ def run(context: Context) -> dict[str, Any]:
         "kept": done.confident,
         "parameters": sum(p.numel() for p in student.parameters()),
         "curves": {
-            "period": list(range(1, c.periods + 1)),
+            "period": list(range(1, schedule.periods + 1)),
             "loss": done.loss,
             "val_accuracy": done.val_accuracy,
         },
+        **({} if context.ledger is None else {"schedule": dataclasses.asdict(schedule)}),
     }
+
+
+def _in_cycles(
+    context: Context, ledger: Ledger, sampling: Sampling, train: Callable[..., Distilled]
+) -> tuple[Schedule, Distilled]:
+    """Train a Student for as long as its ledger has a next cycle."""
+    c, before = context.config, default_sampling(context, sampling.checkpoint)
+    cost = _network_calls(sampling) / _network_calls(before)
+    ledger.begin_student(dataclasses.asdict(sampling), context.folder.state / "student.pt", cost)
+    ledger.spend("gkd")
+    done = None
+    while cycles := ledger.next_cycle():
+        schedule = Schedule(tuple(cycles), c.images, ledger.student["passes"])
+        done = train(schedule, keep_state=True)
+        ledger.finish_cycle(ledger.spend("gkd"), max(done.val_accuracy[-cycles[-1] :]))
+    if done is None:  # it was killed after its last cycle
+        schedule = Schedule(tuple(each["periods"] for each in ledger.cycles), c.images, ledger.student["passes"])
+        done = train(schedule, keep_state=True)
+    return schedule, done
+
+
+def _network_calls(sampling: Sampling) -> int:
+    """Evaluations of the generator for an image."""
+    return sampling.num_inference_steps * (1 if sampling.guidance_scale == 1 else 2)
+
+
+def student_schedule(context: Context) -> Schedule:
+    """How long the Student was trained, and every shadow of it is."""
+    c = context.config
+    if context.ledger is None:
+        return Schedule((c.periods,), c.images, c.student_epochs)
+    values = context.result("gkd")["schedule"]
+    return Schedule(tuple(values["cycles"]), values["images"], values["epochs"])
 
 
 def load(context: Context) -> nn.Module:

@@ -56,6 +56,7 @@ def summary(context: Context) -> dict[str, Any]:
             for row in context.result("tuning")["rows"]
         ],
         "notes": _notes(context, audited["audit"]),
+        **({} if context.ledger is None else {"budget": context.ledger.summary(models["teacher"]["val_accuracy"])}),
     }
 
 

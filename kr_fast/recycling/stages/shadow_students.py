@@ -89,7 +89,7 @@ class Job:
             shadows.load_one(context, index),
             student,
             self.retrained(index) if (shared := self.shared) is None else shared.load,
-            gkd.Schedule(c.periods, c.images, c.student_epochs),
+            gkd.student_schedule(context),
             confidence=self.sampling.confidence,
             seed=seeds.derive(c.seed, "shadow student", index),
             state_path=self.state(f"shadow-student-{index:03d}"),
@@ -100,6 +100,8 @@ class Job:
 def discard_outdated(job: Job) -> None:
     """Delete shadow Students that were made from other files than those of this run now."""
     record = {"made_from": job.context.journal.digest("generator", "shadows"), **dataclasses.asdict(job.sampling)}
+    if job.context.ledger is not None:  # without a budget its length is that of the configuration
+        record["cycles"] = list(gkd.student_schedule(job.context).cycles)
     path = job.folder / "made_from.json"
     if path.exists() and files.read_json(path) != record:
         for left in (*job.folder.glob("model-*.safetensors"), *job.folder.glob("generator-*")):
@@ -118,7 +120,7 @@ def run(context: Context) -> dict[str, Any]:
     mine = [index for index in runtime.shard(c.num_students) if not shadows.file(job.folder, index).exists()]
     left = runtime.broadcast(len(list(job.folder.glob("model-*.safetensors"))) < c.num_students)
     if left and (kept := job.shared) is not None:  # what the Student's training left, and what it did not
-        periods = [period for period in runtime.shard(c.periods) if period not in kept]
+        periods = [period for period in runtime.shard(gkd.student_schedule(context).periods) if period not in kept]
         if periods:
             with (
                 bar(len(periods), "shared images", "period") as progress,

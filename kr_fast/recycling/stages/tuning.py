@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from kr_fast.recycling.budget import planner
 from kr_fast.recycling.context import Context, Trials
 from kr_fast.recycling.stages import gkd, teacher
 from kr_fast.runtime.progress import bar
@@ -11,7 +12,10 @@ TUNED_PARAMETERS = ("noise_scale", "guidance_scale", "num_inference_steps", "con
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Coordinate search: a value replaces the one in use where its short Student is strictly better."""
+    """Coordinate search: a value replaces the one in use where its short Student is strictly better.
+
+    In a run with a budget it has to be better by more than a standard error.
+    """
     c = context.config
     teacher_model = teacher.load(context)
     trials = Trials(context)  # the chosen checkpoint's trial is the first one here
@@ -25,6 +29,9 @@ def run(context: Context) -> dict[str, Any]:
         progress.update()
         return accuracy
 
+    def noise(accuracy: float) -> float:
+        return planner.standard_error(accuracy, len(context.data.val))
+
     total = 1 + sum(len(getattr(c, f"tune_{name}")) for name in TUNED_PARAMETERS)
     with bar(total, "tuning", "trial") as progress:
         best_score = score(best)
@@ -35,7 +42,7 @@ def run(context: Context) -> dict[str, Any]:
                     continue
                 candidate = dataclasses.replace(best, **{name: value})
                 candidate_score = score(candidate)
-                if candidate_score > best_score:
+                if candidate_score > best_score + (0.0 if context.ledger is None else noise(best_score)):
                     best, best_score = candidate, candidate_score
     chosen = dataclasses.asdict(best)
     for row in rows:

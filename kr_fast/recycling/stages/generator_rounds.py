@@ -1,0 +1,45 @@
+"""The generator of a run with a budget: rounds of training, each judged by a short Student, for as long as they help.
+
+That is Checkpoint Optimisation merged into the training: every round leaves a checkpoint. Training ends where its share
+of the time does, or when two rounds have brought nothing; what is left then goes to the Student.
+"""
+
+from typing import Any
+
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import generator, gkd, teacher
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train on every rank: as configured, or in rounds where there is a budget."""
+    if context.ledger is None:
+        return generator.run(context)
+    result, ledger, runtime = None, context.ledger, context.runtime
+    while end := runtime.broadcast(ledger.next_round() if runtime.is_main else None):
+        ledger.spend("generator")
+        result = _train(context, end)
+        seconds = ledger.spend("generator")
+        with runtime.main_first() as main:
+            if main:
+                loss = generator.validation_loss(context, context.folder.generator(end))
+                ledger.spend("generator")
+                accuracy = gkd.trial(context, teacher.load(context), gkd.default_sampling(context, end))
+                ledger.finish_round(seconds, ledger.spend("generator"), loss, accuracy)
+    ends = runtime.broadcast([each["end"] for each in ledger.rounds])
+    if result is None:  # it was killed after its last round
+        result = _train(context, ends[-1])
+    return {**result, "checkpoints": ends}
+
+
+def _train(context: Context, end: int) -> dict[str, Any]:
+    """Continue the training up to step ``end``."""
+    return generator.train(
+        context,
+        context.data.train,
+        [end],
+        context.folder.generator,
+        seed=context.config.seed,
+        state_path=context.folder.state / "generator.pt",
+        keep_state=True,
+        description="generator",
+    )
