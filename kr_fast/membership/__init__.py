@@ -1,8 +1,10 @@
 """Membership inference: attacks, exact statistics with intervals, and the audit that runs them."""
 
+from kr_fast.membership.attacks.blind import blind
 from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT
 from kr_fast.membership.attacks.control import overfitted, overfitted_recipe
 from kr_fast.membership.attacks.learned import quantile_regression, shadow_network
+from kr_fast.membership.attacks.negative_controls import negative_controls
 from kr_fast.membership.attacks.released import generated_density, nearest_synthetic
 from kr_fast.membership.attacks.scores import (
     attack_p,
@@ -50,6 +52,7 @@ __all__ = [
     "audit",
     "audit_signals",
     "base",
+    "blind",
     "bootstrap",
     "delong_test",
     "epsilon_clopper_pearson",
@@ -65,6 +68,7 @@ __all__ = [
     "load_npz",
     "load_privacy_meter",
     "nearest_synthetic",
+    "negative_controls",
     "operating_point",
     "overfitted",
     "overfitted_recipe",

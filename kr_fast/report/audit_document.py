@@ -54,6 +54,10 @@ def blocks(audit: dict[str, Any], figures: Figures) -> Iterator[Block]:
         yield "text", f"Intervals are {level}: score intervals of AUC; those of a TPR account for the chosen threshold."
     yield "heading", "What these figures do not say"
     yield "note", tables.caveats(audit)
+    if rows := tables.negative_controls(audit):
+        yield "heading", "Negative controls"
+        yield "text", "Attacks that must not succeed. Where one does, the two sides differ without any leakage."
+        yield "table", rows
     if setting["targets"]:
         yield "heading", "All attacks"
         yield figure("intervals", figures)

@@ -153,6 +153,23 @@ def recipes(audit: Audit, name: str) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
+def negative_controls(audit: Audit) -> list[list[str]]:
+    """Attacks that must not succeed, and whether they did; nothing without members."""
+    controls = audit["setting"]["negative_controls"]
+    if controls is None:
+        return []
+    rows = [["control", "AUC", "passed"]]
+    named = [("members against the others by the images alone", controls["blind"])]
+    for name, sides in controls["targets"].items():
+        named += [
+            (f"half of the {side.replace('_', '-')} against the other, {name}", row) for side, row in sides.items()
+        ]
+    for words, row in named:
+        if row is not None:
+            rows.append([words, f"{number(row['auc'])} {interval(row['interval'])}", "yes" if row["passed"] else "NO"])
+    return rows if len(rows) > 1 else []
+
+
 def records_title(audit: Audit, name: str, labels: Mapping[str, str] | None = None) -> str:
     """Heading of the section on single records."""
     return f"Single records, by models {maker(audit, name, labels)}"

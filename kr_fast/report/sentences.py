@@ -61,7 +61,7 @@ def verdict(audit: Audit, labels: Mapping[str, str] | None = None) -> str:
         labels: name of a target -> what it is called, where that is another word.
     """
     labels = labels or {}
-    sentences = [*_recipes(audit, labels), *_models(audit, labels), *_tests(audit, labels)]
+    sentences = [*_negative_controls(audit), *_recipes(audit, labels), *_models(audit, labels), *_tests(audit, labels)]
     sentences += [of_images(audit, name, labels) for name in names(audit, ("released",))]
     return " ".join([*sentences, *filter(None, [of_control(audit)])])
 
@@ -127,6 +127,22 @@ def _compared(
         return f"{second[0].upper()}{second[1:]} {verb} a {word} AUC than {first}, and neither is seen above chance"
     verb, word = "leak" if several else "leaks", "less" if is_less else "more"
     return f"{second[0].upper()}{second[1:]} {verb} {word} than {first}"
+
+
+def _negative_controls(audit: Audit) -> list[str]:
+    """Where a negative control failed that stands first: the figures after it decide nothing by themselves."""
+    controls = audit["setting"]["negative_controls"]
+    if controls is None:
+        return []
+    failed, blind = [], controls["blind"]
+    if blind and not blind["passed"]:
+        failed.append(f"the images alone tell members from the others (AUC {number(blind['auc'])})")
+    for name, sides in controls["targets"].items():
+        halves = [side.replace("_", "-") for side, row in sides.items() if row and not row["passed"]]
+        failed += [f"the attack on {name} tells one half of the {side} from the other" for side in halves]
+    if not failed:
+        return []
+    return [f"A negative control failed, so what follows is not decided: {'; '.join(failed)}."]
 
 
 def _p(p: float | None) -> str:

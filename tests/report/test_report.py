@@ -47,6 +47,7 @@ def whole_audit(full=True, control=True, released=True, recipes=True):
         "student": {"lira": attack(0.51, 0.48, 0.54), "loss": attack(0.5, 0.47, 0.53, **loss)},
         "comparison": {"student": {"lira": paired(0.09, 0.004), "loss": paired(0.05, 0.03, True)}},
         "leave_one_out": {},
+        "records": {},
     }
     targets = {
         "teacher": {"kind": "full", "shadows": "teacher", "shared": "", "control": False, "primary": "lira"},
@@ -79,7 +80,7 @@ def whole_audit(full=True, control=True, released=True, recipes=True):
     setting = {"members": 900, "non_members": 500, "num_shadows": 16, "augment": "none", "lira_variance": "fixed"}
     setting |= {"warnings": [], "level": 0.95, "targets": targets, "shadow_sets": sets}
     setting["attacks"] = {name: {"title": title, "assumes": ""} for name, title in titles.items()}
-    return {**actual, "setting": {**setting, "control": detected if control else None}}
+    return {**actual, "setting": {**setting, "control": detected if control else None, "negative_controls": None}}
 
 
 def summary(**changes):

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from kr_fast.membership.attacks.catalog import CATALOG, auto_variance, sides
+from kr_fast.membership.attacks.negative_controls import failures_of, negative_controls
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.audit.figures import exposed, of_attack
 from kr_fast.membership.audit.files import write
@@ -200,7 +201,14 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
     loo = recipes(enough, primary, level)
     records = record_tables(data, scores, facts, level, seeds.derive(seed, "records"))
     control = of_control(data, figures)
-    warnings = warnings_of(data, figures, facts, control, level)
+    negative = None
+    if data.members is not None:
+        primaries = {
+            name: scores[name][facts[name]["primary"]] for name, each in data.targets.items() if not each.control
+        }
+        options = {"level": level, "seed": seeds.derive(seed, "negative controls")}
+        negative = negative_controls(data.images, data.members, primaries, **options)
+    warnings = (*failures_of(negative), *warnings_of(data, figures, facts, control, level))
     first_set = next(iter(data.shadows.values()), None)
     setting = {
         "num_shadows": 0 if first_set is None else len(first_set.keep),
@@ -217,6 +225,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         "targets": facts,
         "shadow_sets": {name: _shadow_facts(each) for name, each in data.shadows.items()},
         "control": control,
+        "negative_controls": negative,
         "attacks": {a.name: {"title": a.title, "assumes": a.assumes} for a in chosen},
         "skipped": skipped,
         "leave_one_out_skipped": not_alone,

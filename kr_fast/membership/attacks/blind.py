@@ -1,0 +1,95 @@
+"""The blind attack: tell members from non-members by the images alone, without any model.
+
+Where it succeeds the two sides differ by themselves (another scanner, year, hospital), and what an attack on a model
+finds may be that difference and no leakage.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kr_fast.runtime import seeds
+from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_images, as_integer, as_mask
+
+SIDE = 8  # pixels of the small image among the features
+FEWEST = 10  # examples on a side
+MOST = 20_000  # examples; of more, as many are drawn
+PENALTIES = 10.0 ** np.arange(-3, 5)  # of the ridge regression, in units of the features' mean variance
+
+
+def blind(images: Tensor, members: Tensor, *, folds: int = 5, seed: int = 0) -> Tensor:
+    """Scores of membership from the pixels alone, each from a classifier that never saw the example.
+
+    Ridge regression of membership on features of an image: a small copy of 8 x 8 pixels, the histogram of its 256
+    levels (square roots) and the mean absolute differences of neighbours, by channel; standardised. The penalty is
+    chosen by generalised cross-validation on the training folds. Examples of fold k are scored by the regression on
+    the other folds, so an AUC above 0.5 is a difference between the two sides and no fit to their noise.
+
+    Args:
+        images: uint8 ``[N, H, W, C]``; members: bool ``[N]``.
+        folds: at least 2; seed: of the folds, and of the 20,000 examples that are taken of more.
+    Returns: float64 ``[N]``, higher for members; NaN for examples that were not taken.
+    Raises: UserError naming the argument, and with fewer than 10 examples on a side.
+    Source: Das, Zhang and Tramer, "Blind Baselines Beat Membership Inference Attacks for Foundation Models", 2024;
+        the penalty: Golub, Heath and Wahba, Technometrics 21 (1979).
+    """
+    images, members = as_images("blind", "images", images), as_mask("blind", "members", members, 1)
+    folds = as_integer("blind", "folds", folds, 2)
+    if len(members) != len(images):
+        fail("blind", "members", f"have shape [{len(images)}]", list(members.shape))
+    inside = int(members.sum())
+    if min(inside, len(members) - inside) < FEWEST:
+        rule = f"hold at least {FEWEST} members and as many others"
+        fail("blind", "members", rule, f"{inside} and {len(members) - inside}")
+    pixels = images.cpu().numpy().reshape(len(images), -1)
+    # By content, so that where a record stands does not show in a digit.
+    content = sorted(range(len(images)), key=lambda index: (pixels[index].tobytes(), bool(members[index])))
+    order = torch.tensor(content)[torch.randperm(len(images), generator=seeds.generator(seed, "blind"))[:MOST]]
+    # Sides take turns, so that each fold has its share of both.
+    order = order[members[order].long().argsort(stable=True)]
+    fold = torch.arange(len(order)) % folds
+    x, y = _features(images[order]), members[order].double().numpy()
+    scores = np.full(len(images), np.nan)
+    for k in range(folds):
+        mine = (fold == k).numpy()
+        scores[order[mine]] = _ridge(x[~mine], y[~mine], x[mine])
+    return torch.from_numpy(scores)
+
+
+def _features(images: Tensor) -> np.ndarray:
+    """float64 ``[N, F]``."""
+    count, height, width, channels = images.shape
+    x = images.permute(0, 3, 1, 2).double() / 255
+    small = torch.nn.functional.adaptive_avg_pool2d(x, (min(SIDE, height), min(SIDE, width)))
+    levels = images.reshape(count, height * width, channels).permute(0, 2, 1).long()
+    levels = levels + 256 * torch.arange(count * channels).view(count, channels, 1)
+    histogram = torch.bincount(levels.flatten(), minlength=256 * count * channels).view(count, -1).double()
+    parts = [small.flatten(1), (histogram / (height * width)).sqrt()]
+    parts += [x.diff(dim=axis).abs().mean((2, 3)) for axis in (2, 3) if x.shape[axis] > 1]
+    return torch.cat(parts, 1).numpy()
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Scores of ``others`` by the ridge regression of y on x, by the smaller of the two Gram matrices."""
+    mean, spread = x.mean(0), x.std(0)
+    varies = spread > 1e-9
+    a, b = ((each[:, varies] - mean[varies]) / spread[varies] for each in (x, others))
+    centred = y - y.mean()
+    if not varies.any():
+        return np.zeros(len(others))
+    wide = a.shape[1] > len(a)
+    values, vectors = np.linalg.eigh(a @ a.T if wide else a.T @ a)
+    keep = values > 1e-10 * values[-1]
+    values, vectors = values[keep], vectors[:, keep]
+    left = vectors if wide else a @ vectors / np.sqrt(values)  # singular vectors of a
+    along, rest = left.T @ centred, float(centred @ centred)
+    scale, best = values.sum() / len(values), (np.inf, 0.0)
+    for penalty in PENALTIES * scale:
+        shrink = values / (values + penalty)
+        residual = rest - float((shrink * (2 - shrink)) @ along**2)
+        freedom = len(y) - float(shrink.sum())
+        best = min(best, (residual / freedom**2, penalty))
+    weights = along * np.sqrt(values) / (values + best[1])
+    right = a.T @ vectors / np.sqrt(values) if wide else vectors
+    return b @ (right @ weights)

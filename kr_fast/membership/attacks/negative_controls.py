@@ -1,0 +1,69 @@
+"""Negative controls: attacks that must not succeed. Where one does, the two sides differ without any leakage."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kr_fast.membership.attacks.blind import FEWEST, blind
+from kr_fast.membership.statistics.curve import Curve, roc
+from kr_fast.runtime import seeds
+
+
+def negative_controls(
+    images: Tensor | None, members: Tensor, scores: Mapping[str, Tensor], *, level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """The AUC of each control with its interval, and whether it passed.
+
+    - ``blind``: membership from the images alone, :func:`kr_fast.membership.blind`. It passes if its interval does not
+      lie above 0.5, and is None without images or with fewer than 10 examples on a side.
+    - ``members`` and ``non_members`` of each target: one half of a side, drawn by chance, against the other half by
+      the very scores of the attack. It passes if 0.5 lies in its interval; None with fewer than 4 examples.
+
+    Args:
+        images: uint8 ``[N, H, W, C]`` or None; members: bool ``[N]``; scores: target -> ``[N]`` of its primary attack.
+    Returns: {"blind": {"auc", "interval", "passed"}, "targets": {name: {"members": {...}, "non_members": {...}}}}.
+    """
+    inside = int(members.sum())
+    controls: dict[str, Any] = {"blind": None, "targets": {}}
+    if images is not None and min(inside, len(members) - inside) >= FEWEST:
+        value = blind(images, members, seed=seed)
+        taken = ~value.isnan()
+        controls["blind"] = _figures(roc(value[taken], members[taken]), level, one_sided=True)
+    for name, value in scores.items():
+        sides = {}
+        for side, mask in (("members", members), ("non_members", ~members)):
+            order = torch.randperm(int(mask.sum()), generator=seeds.generator(seed, "negative control", side))
+            half = order < len(order) // 2
+            # By score, so that where a record stands does not show in a digit.
+            sides[side] = None if len(order) < 4 else _figures(roc(value[mask].sort().values, half), level)
+        controls["targets"][name] = sides
+    return controls
+
+
+def _figures(curve: Curve, level: float, one_sided: bool = False) -> dict[str, Any]:
+    low, high = curve.auc_interval(level)
+    return {"auc": curve.auc, "interval": [low, high], "passed": low <= 0.5 and (one_sided or high >= 0.5)}
+
+
+def failures_of(controls: Mapping[str, Any] | None) -> list[str]:
+    """What has to be said of controls that did not pass, as clauses."""
+    if controls is None:
+        return []
+    words = []
+    if controls["blind"] and not controls["blind"]["passed"]:
+        words.append(
+            "an attack that sees no model tells members from the others by the images alone (AUC "
+            f"{controls['blind']['auc']:.3f}): the two sides differ by themselves, and so much of any attack's AUC may "
+            "be that difference and no leakage"
+        )
+    for name, sides in controls["targets"].items():
+        for side, row in sides.items():
+            if row and not row["passed"]:
+                which = "members" if side == "members" else "non-members"
+                words.append(
+                    f"the attack on {name} tells one half of the {which} from the other (AUC {row['auc']:.3f}), which "
+                    "chance does rarely"
+                )
+    return words

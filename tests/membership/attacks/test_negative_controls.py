@@ -1,0 +1,93 @@
+"""The blind attack and the controls of an audit: they succeed where the sides differ, and by chance only elsewhere."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from audit_cases import data
+
+from kr_fast.membership import Choices, audit_signals, blind, negative_controls, roc
+from kr_fast.membership.attacks.blind import MOST
+from kr_fast.report import sentences
+from kr_fast.runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from sklearn.datasets import load_digits
+
+    return torch.from_numpy((load_digits().images * (255 / 16)).astype(np.uint8))[..., None]
+
+
+def brightened(images, members):
+    changed = images.clone()
+    changed[members] = (images[members] * 1.1).round().clamp(max=255).to(torch.uint8)
+    return changed
+
+
+def test_the_blind_attack_finds_a_brighter_side_and_nothing_in_a_random_cut(digits):
+    members = torch.rand(len(digits), generator=torch.Generator().manual_seed(0)) < 0.5
+    assert roc(blind(brightened(digits, members), members), members).auc >= 0.9
+    low, high = roc(blind(digits, members), members).auc_interval()
+    assert low <= 0.5 <= high
+
+
+def test_negative_controls_pass_on_null_data(digits):
+    """Stated are 95 %: of 40 cuts more than 6 fail with a probability of 0.3 %."""
+    generator, failed = torch.Generator().manual_seed(1), torch.zeros(3)
+    for seed in range(40):
+        members = torch.rand(200, generator=generator) < 0.5
+        scores = {"target": torch.randn(200, generator=generator)}
+        found = negative_controls(digits[:200], members, scores, seed=seed)
+        rows = (found["blind"], *found["targets"]["target"].values())
+        failed += torch.tensor([float(not row["passed"]) for row in rows])
+    assert float(failed.max()) <= 6
+
+
+def test_an_audit_says_first_that_a_control_failed(digits, tmp_path):
+    whole = data(effect=0.0)
+    images = digits[:600]
+    report = audit_signals(dataclasses.replace(whole, images=images), Choices(attacks=("lira",)))
+    controls = report.setting["negative_controls"]
+    assert controls["blind"]["passed"]
+    assert list(controls["targets"]) == ["target"]
+    assert "negative control failed" not in sentences.verdict(report.to_dict())
+    other = dataclasses.replace(whole, images=brightened(images, whole.members))
+    report = audit_signals(other, Choices(attacks=("lira",)))
+    assert not report.setting["negative_controls"]["blind"]["passed"]
+    assert sentences.verdict(report.to_dict()).startswith("A negative control failed, so what follows is not decided")
+    assert report.warnings[0].startswith("an attack that sees no model tells members from the others")
+    page = report.write(tmp_path).read_text()
+    assert "members against the others by the images alone" in page
+    assert audit_signals(whole, Choices(attacks=("lira",))).setting["negative_controls"]["blind"] is None
+
+
+def test_more_than_it_takes_are_drawn_from(digits):
+    images = digits[:, ::4, ::4][torch.arange(MOST + 40) % len(digits)]
+    scores = blind(images, torch.arange(len(images)) % 2 == 0, folds=2)
+    assert int(scores.isnan().sum()) == 40
+
+
+def test_equal_images_score_the_same():
+    images, members = torch.zeros(40, 4, 4, 1, dtype=torch.uint8), torch.arange(40) < 20
+    assert bool((blind(images, members) == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"members": torch.arange(40) < 9},
+            "blind: members must hold at least 10 members and as many others, got 9 and 31",
+        ),
+        ({"members": torch.arange(39) < 20}, "blind: members must have shape [40], got [39]"),
+        ({"folds": 1}, "blind: folds must be an integer, at least 2, got 1"),
+        ({"images": torch.zeros(40, 4, 4, 1)}, "blind: images must be uint8 [N, H, W, C], got float32 [40, 4, 4, 1]"),
+    ],
+)
+def test_arguments(changes, message):
+    given = {"images": torch.zeros(40, 4, 4, 1, dtype=torch.uint8), "members": torch.arange(40) < 20, **changes}
+    with pytest.raises(UserError) as error:
+        blind(given.pop("images"), given.pop("members"), **given)
+    assert str(error.value).startswith(message)
