@@ -6,6 +6,7 @@
 #include "bindings_common.h"
 #include "cpu/membership/attack_r.h"
 #include "cpu/nn/batch_norm_act.h"
+#include "cpu/nn/direct_conv2d.h"
 #include "cpu/membership/bootstrap_auc.h"
 #include "cpu/distillation/distillation_loss.h"
 #include "cpu/distillation/distillation_metrics.h"
@@ -54,6 +55,21 @@ KR_FIELDS(GroupNormStatistics, KR_FIELD(mean), KR_FIELD(rstd))
 
 KR_FIELDS(GroupNormGradient, KR_FIELD(grad), KR_FIELD(mean), KR_FIELD(rstd), KR_FIELD(out), KR_FIELD(skip_out),
           KR_FIELD(grad_shift), KR_FIELD(grad_weight), KR_FIELD(grad_bias))
+
+KR_FIELDS(DirectConvShape, KR_FIELD(height), KR_FIELD(width), KR_FIELD(inputs), KR_FIELD(output_height),
+          KR_FIELD(output_width), KR_FIELD(outputs), KR_FIELD(kernel_height), KR_FIELD(kernel_width),
+          KR_FIELD(stride_y), KR_FIELD(stride_x), KR_FIELD(pad_y), KR_FIELD(pad_x))
+
+KR_FIELDS(DirectConvSteps, KR_FIELD(output), KR_FIELD(input), KR_FIELD(tap))
+
+inline void assign(DirectConvShape& to, PyObject* from) { to = from_dict<DirectConvShape>(from); }
+inline void assign(DirectConvSteps& to, PyObject* from) { to = from_dict<DirectConvSteps>(from); }
+
+KR_FIELDS(DirectConv, KR_FIELD(shape), KR_FIELD(batch), KR_FIELD(x), KR_FIELD(weight), KR_FIELD(steps), KR_FIELD(bias),
+          KR_FIELD(y))
+
+KR_FIELDS(DirectConvBackward, KR_FIELD(shape), KR_FIELD(batch), KR_FIELD(x), KR_FIELD(weight), KR_FIELD(steps),
+          KR_FIELD(grad_y), KR_FIELD(grad_x), KR_FIELD(grad_weight), KR_FIELD(grad_steps), KR_FIELD(grad_bias))
 
 KR_FIELDS(BatchNormAct, KR_FIELD(x), KR_FIELD(residual), KR_FIELD(rows), KR_FIELD(channels), KR_FIELD(dtype),
           KR_FIELD(weight), KR_FIELD(bias), KR_FIELD(eps), KR_FIELD(relu), KR_FIELD(y), KR_FIELD(mean), KR_FIELD(var))
@@ -146,6 +162,10 @@ PYBIND11_MODULE(_cpu, m) {
     // batch_norm_act
     m.def("batch_norm_act", &kr::batch_norm_act, release());
     m.def("batch_norm_act_backward", &kr::batch_norm_act_backward, release());
+
+    // direct_conv2d
+    m.def("direct_conv2d", &kr::direct_conv2d, release());
+    m.def("direct_conv2d_backward", &kr::direct_conv2d_backward, release());
 
     // optimizer_step
     m.def("optimizer_step", &kr::optimizer_step, release());

@@ -35,6 +35,7 @@ _PUBLIC = {
     "philox_normal": "kr_fast.ops.sampling.philox_normal",
     "qkv_attention": "kr_fast.ops.nn.qkv_attention",
     "solver_step": "kr_fast.ops.sampling.solver_step",
+    "direct_conv2d": "kr_fast.ops.nn.direct_conv2d",
     "winograd_conv2d": "kr_fast.ops.nn.winograd_conv2d",
     "winograd_pack": "kr_fast.ops.nn.winograd_pack",
 }

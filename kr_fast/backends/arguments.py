@@ -170,6 +170,29 @@ class BatchNormActGradient(NamedTuple):
     eps: float
 
 
+class DirectConv(NamedTuple):
+    """Of direct_conv2d; pairs are vertical and horizontal."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+class DirectConvGradient(NamedTuple):
+    """Of the gradient of direct_conv2d, and which of its inputs are asked for."""
+
+    grad_output: Tensor
+    x: Tensor
+    weight: Tensor
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    by_x: bool
+    by_weight: bool
+    by_bias: bool
+
+
 class WinogradConv(NamedTuple):
     """Of winograd_conv2d."""
 

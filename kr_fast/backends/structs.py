@@ -12,6 +12,8 @@ from kr_fast.backends.arguments import (
     AdamWRule,
     BatchNormAct,
     BatchNormActGradient,
+    DirectConv,
+    DirectConvGradient,
     GroupNorm,
     GroupNormGradient,
     LossOptions,
@@ -220,6 +222,56 @@ def batch_norm_act_backward(
 def _rows(x: Tensor) -> Struct:
     batch, channels, height, width = x.shape
     return {"rows": batch * height * width, "channels": channels, "dtype": DTYPES[x.dtype]}
+
+
+def direct_conv(call: DirectConv, weight: Tensor, y: Tensor) -> Struct:
+    """``kr::DirectConv`` that writes into ``y``; the taps of ``weight``, the call's, lie equally far apart."""
+    return {
+        "shape": _conv_shape(call.x.shape, weight.shape, y.shape, call.stride, call.padding),
+        "batch": len(y),
+        "x": call.x.data_ptr(),
+        "weight": weight.data_ptr(),
+        "steps": _steps(weight),
+        "bias": address(call.bias),
+        "y": y.data_ptr(),
+    }
+
+
+def direct_conv_gradient(
+    call: DirectConvGradient,
+    weight: Tensor,
+    grad_x: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> Struct:
+    """``kr::DirectConvBackward`` that writes into the last three; ``weight`` as for :func:`direct_conv`."""
+    grad_y, x = call.grad_output, call.x
+    return {
+        "shape": _conv_shape(x.shape, weight.shape, grad_y.shape, call.stride, call.padding),
+        "batch": len(x),
+        "x": x.data_ptr(),
+        "weight": weight.data_ptr(),
+        "steps": _steps(weight),
+        "grad_y": grad_y.data_ptr(),
+        "grad_x": address(grad_x),
+        "grad_weight": address(grad_weight),
+        "grad_steps": _steps(weight if grad_weight is None else grad_weight),
+        "grad_bias": address(grad_bias),
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def _conv_shape(x: torch.Size, weight: torch.Size, y: torch.Size, stride, padding) -> Struct:
+    sizes = {"height": x[2], "width": x[3], "inputs": x[1]}
+    sizes |= {"output_height": y[2], "output_width": y[3], "outputs": y[1]}
+    sizes |= {"kernel_height": weight[2], "kernel_width": weight[3]}
+    sizes |= {"stride_y": stride[0], "stride_x": stride[1], "pad_y": padding[0], "pad_x": padding[1]}
+    return sizes
+
+
+def _steps(weight: Tensor) -> Struct:
+    output, inputs, down, across = weight.stride()
+    return {"output": output, "input": inputs, "tap": across if weight.shape[3] > 1 else down}
 
 
 def winograd_conv(call: WinogradConv, y: Tensor) -> Struct:

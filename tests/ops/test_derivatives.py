@@ -29,6 +29,7 @@ from kr_fast.ops.membership.membership_signals import membership_signals
 from kr_fast.ops.membership.rmia import rmia
 from kr_fast.ops.membership.roc import roc
 from kr_fast.ops.nn.batch_norm_act import batch_norm_act
+from kr_fast.ops.nn.direct_conv2d import direct_conv2d
 from kr_fast.ops.nn.group_norm_silu import group_norm_silu
 from kr_fast.ops.nn.qkv_attention import qkv_attention
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
@@ -95,6 +96,10 @@ ONCE: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
     "group_norm_silu, norm alone": (lambda x: group_norm_silu(last(x), 2, None, None, activation=None), [(1, 4, 2, 2)]),
     "batch_norm_act, no residual": (lambda x, w, b: batch_norm_act(last(x), w, b), [(2, 3, 2, 2), (3,), (3,)]),
     "model_batch_norm, relu": (lambda x, r: model_batch_norm(x, residual=r, relu=True)[0], [(2, 2, 1, 2, 2)] * 2),
+    "direct_conv2d": (
+        lambda x, w, b: direct_conv2d(last(x), w, bias=b, stride=2, padding=1),
+        [(1, 2, 3, 2), (2, 2, 3, 3), (2,)],
+    ),
     "winograd_conv2d, filters": (
         lambda x, w, b: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, bias=b),
         [(1, 2, 3, 2), (2, 2, 3, 3), (2,)],

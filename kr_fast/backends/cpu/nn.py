@@ -7,6 +7,8 @@ from kr_fast.backends import codes, native, registry, structs
 from kr_fast.backends.arguments import (
     BatchNormAct,
     BatchNormActGradient,
+    DirectConv,
+    DirectConvGradient,
     GroupNorm,
     GroupNormGradient,
     OptimizerStep,
@@ -63,6 +65,36 @@ registry.differentiable(
     "cpu",
     registry.Differentiable(_batch_norm, _batch_norm_backward),
     refuses=native.cpu_tensors(*codes.DTYPES),
+)
+
+
+def _with_even_taps(weight: Tensor) -> Tensor:
+    """``weight``, copied where its taps do not lie equally far apart."""
+    _, _, height, width = weight.shape
+    even = height == 1 or width == 1 or weight.stride(2) == width * weight.stride(3)
+    return weight if even else weight.contiguous()
+
+
+def _direct_conv2d(call: DirectConv, y: Tensor) -> None:
+    weight = _with_even_taps(call.weight)  # alive until the kernel has read it
+    native.cpu.direct_conv2d(structs.direct_conv(call, weight, y), torch.get_num_threads())
+
+
+def _direct_conv2d_backward(call: DirectConvGradient) -> tuple[Tensor | None, ...]:
+    weight = _with_even_taps(call.weight)
+    grad_x = torch.empty_like(call.x) if call.by_x else None
+    grad_weight = torch.empty_like(weight) if call.by_weight else None
+    grad_bias = torch.empty(len(weight)) if call.by_bias else None
+    fields = structs.direct_conv_gradient(call, weight, grad_x, grad_weight, grad_bias)
+    native.cpu.direct_conv2d_backward(fields, torch.get_num_threads())
+    return grad_x, grad_weight, grad_bias
+
+
+registry.differentiable(
+    "direct_conv2d",
+    "cpu",
+    registry.Differentiable(_direct_conv2d, _direct_conv2d_backward),
+    refuses=native.cpu_tensors(torch.float32),
 )
 
 
@@ -159,6 +191,30 @@ def winograd_trains_faster(shape: tuple[int, int, int, int], outputs: int) -> bo
     if not fits or batch * tiles < max(16, inputs // 4, outputs // 4) or native.isa() in (None, "scalar"):
         return False
     return registry.runs_preferred("winograd_conv2d", Call("cpu", torch.float32))
+
+
+# Sides of the kernels that were measured, images that keep some threads busy, and the largest product of inputs and
+# outputs of a 1x1 convolution of stride 1, which is one matrix product: oneDNN's is as fast where it fits the caches,
+# and faster beyond them.
+LARGEST_KERNEL, FEWEST_IMAGES, LARGEST_PRODUCT = 3, 8, 2048
+
+
+def direct_trains_faster(conv: nn.Conv2d, shape: tuple[int, ...]) -> bool:
+    """Whether a forward and backward pass of direct_conv2d for ``conv`` on ``x`` of ``shape`` is faster than the
+    library's.
+
+    Both run near the processor's peak on large images. What is gained is what the library spends around the products:
+    1.5 to 2.5 times as fast at 8 px and below, 1.2 to 1.9 for strided kernels of 16 to 256 channels, 1.5 to 5 with one
+    input or output channel, 1.0 to 1.1 with three (AVX-512, one and two threads; see docs/design/nn.md). Try
+    winograd_trains_faster first.
+    """
+    form = (conv.padding_mode, conv.dilation, conv.groups, isinstance(conv.padding, str))
+    if form != ("zeros", (1, 1), 1, False) or max(conv.kernel_size) > LARGEST_KERNEL or shape[0] < FEWEST_IMAGES:
+        return False
+    product = conv.kernel_size == conv.stride == (1, 1) and conv.in_channels * conv.out_channels > LARGEST_PRODUCT
+    if product or native.isa() in (None, "scalar"):
+        return False
+    return registry.runs_preferred("direct_conv2d", Call("cpu", torch.float32))
 
 
 def winograd_batch_size(count: int, images: int) -> int:

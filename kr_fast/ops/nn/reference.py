@@ -11,6 +11,8 @@ from kr_fast.backends.arguments import (
     AdamWRule,
     BatchNormAct,
     BatchNormActGradient,
+    DirectConv,
+    DirectConvGradient,
     GroupNorm,
     GroupNormGradient,
     OptimizerStep,
@@ -127,6 +129,22 @@ def _batch_norm_backward(call: BatchNormActGradient) -> tuple[Tensor, Tensor, Te
 
 
 differentiable("batch_norm_act", "reference", Differentiable(_batch_norm, _batch_norm_backward), refuses=never)
+
+
+def _direct_conv2d(call: DirectConv, y: Tensor) -> None:
+    y.copy_(F.conv2d(call.x.contiguous(), *call[1:]))
+
+
+def _direct_conv2d_backward(call: DirectConvGradient) -> tuple[Tensor | None, ...]:
+    """In NCHW: with few channels oneDNN's weight gradient of a strided 1x1 convolution is wrong in channels_last."""
+    g, x, weight = (each.contiguous() for each in call[:3])
+    grad_x = torch.nn.grad.conv2d_input(x.shape, weight, g, *call[3:5]) if call.by_x else None
+    grad_weight = torch.nn.grad.conv2d_weight(x, weight.shape, g, *call[3:5]) if call.by_weight else None
+    grads = (None if grad_x is None else _as(call.x, grad_x)), grad_weight
+    return *grads, g.sum((0, 2, 3)) if call.by_bias else None
+
+
+differentiable("direct_conv2d", "reference", Differentiable(_direct_conv2d, _direct_conv2d_backward), refuses=never)
 
 
 INPUTS = 16  # inputs of a packed weight are rounded up to a multiple of it

@@ -1,0 +1,135 @@
+// Included once per instruction set, by direct_conv2d_kernel.h: filters to the layout of the products, and sums to
+// filters.
+
+#if KR_LANES > 1
+// Lanes of a and b in turn: the lower halves, the upper halves.
+KR_FN f32v interleave_lower(f32v a, f32v b) {
+#if KR_LANES == 16
+    const __m512i at = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return (f32v)_mm512_permutex2var_ps((__m512)a, at, (__m512)b);
+#else
+    return (f32v)_mm256_permute2f128_ps(_mm256_unpacklo_ps((__m256)a, (__m256)b),
+                                        _mm256_unpackhi_ps((__m256)a, (__m256)b), 0x20);
+#endif
+}
+KR_FN f32v interleave_upper(f32v a, f32v b) {
+#if KR_LANES == 16
+    const __m512i at = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return (f32v)_mm512_permutex2var_ps((__m512)a, at, (__m512)b);
+#else
+    return (f32v)_mm256_permute2f128_ps(_mm256_unpacklo_ps((__m256)a, (__m256)b),
+                                        _mm256_unpackhi_ps((__m256)a, (__m256)b), 0x31);
+#endif
+}
+#endif
+
+// m[i][j] and m[j][i] change places. Interleaving row r with row r + lanes / 2 turns the bits of a place (row, lane)
+// by one; after as many times as a lane has bits, row and lane have changed places.
+#if KR_LANES > 1
+KR_FN void transpose(f32v (&m)[kLanes]) {
+    KR_UNROLL for (int bits = 1; bits < kLanes; bits *= 2) {
+        f32v turned[kLanes];
+        KR_UNROLL for (int r = 0; r < kLanes / 2; ++r) {
+            turned[2 * r] = interleave_lower(m[r], m[r + kLanes / 2]);
+            turned[2 * r + 1] = interleave_upper(m[r], m[r + kLanes / 2]);
+        }
+        KR_UNROLL for (int r = 0; r < kLanes; ++r) m[r] = turned[r];
+    }
+}
+#else
+KR_FN void transpose(f32v (&)[1]) {}
+#endif
+
+// Lane r of the result is the sum of the lanes of m[r], which is overwritten.
+KR_FN f32v sum_rows(f32v (&m)[kLanes]) {
+#if KR_LANES > 1
+    KR_UNROLL for (int half = kLanes / 2; half > 0; half /= 2) KR_UNROLL for (int r = 0; r < half; ++r) m[r] =
+        interleave_lower(m[r], m[r + half]) + interleave_upper(m[r], m[r + half]);
+#endif
+    return m[0];
+}
+
+// Outputs [first, first + block) of one tap: to[channel][block] of from[channel channel_step + output output_step],
+// zeros beyond `live`.
+static void pack_tap(const float* from, int64_t channel_step, int64_t output_step, int64_t channels, int64_t live,
+                     int64_t block, float* to) {
+    for (int64_t o = 0; o < block; o += kLanes) {
+        const int64_t left = live - o;
+        const int count = left < 0 ? 0 : left < kLanes ? (int)left : kLanes;
+        int64_t c = 0;
+        if (output_step == 1) {
+            for (; c < channels; ++c)
+                store(to + c * block + o, load_part(from + c * channel_step + (count ? o : 0), count, 0.0f));
+            continue;
+        }
+        if (channel_step == 1) {
+            for (; c + kLanes <= channels; c += kLanes) {
+                f32v m[kLanes];
+                KR_UNROLL for (int r = 0; r < kLanes; ++r) m[r] =
+                    r < count ? load(from + c + (o + r) * output_step) : splat(0.0f);
+                transpose(m);
+                KR_UNROLL for (int r = 0; r < kLanes; ++r) store(to + (c + r) * block + o, m[r]);
+            }
+        }
+        for (; c < channels; ++c)
+            for (int r = 0; r < kLanes; ++r)
+                to[c * block + o + r] = r < count ? from[c * channel_step + (o + r) * output_step] : 0.0f;
+    }
+}
+
+// Filters of one pass: a tap is `down` and `across` floats from the next.
+static void direct_pack_pass(const DirectPass& pass, const float* weight, int64_t down, int64_t across,
+                             int64_t channel_step, int64_t output_step, float* packed) {
+    if (has_few_outputs(pass)) {
+        for (int64_t o = 0; o < pass.to_channels; ++o)
+            for (int64_t k = 0; k < pass.taps_y; ++k)
+                for (int64_t l = 0; l < pass.taps_x; ++l)
+                    for (int64_t c = 0; c < pass.channels; ++c)
+                        *packed++ = weight[o * output_step + k * down + l * across + c * channel_step];
+        return;
+    }
+    for (int64_t first = 0; first < pass.to_channels;) {
+        const int64_t left = pass.to_channels - first, block = left > 16 ? 32 : 16, live = left < block ? left : block;
+        for (int64_t k = 0; k < pass.taps_y; ++k)
+            for (int64_t l = 0; l < pass.taps_x; ++l, packed += pass.channels * block)
+                pack_tap(weight + k * down + l * across + first * output_step, channel_step, output_step, pass.channels,
+                         live, block, packed);
+        first += block;
+    }
+}
+
+// The gradient of taps [from, to): `chunks` sums [taps][inputs][columns] added in their order.
+static void direct_grad_filters(const DirectConvShape& s, const float* sums, int64_t chunks, int64_t chunk_step,
+                                float* grad_weight, const DirectConvSteps& steps, int64_t from, int64_t to) {
+    const int64_t columns = direct_columns(s);
+    for (int64_t tap = from; tap < to; ++tap) {
+        const int64_t row = tap / s.kernel_width * direct_rows(s) + tap % s.kernel_width * s.inputs;
+        for (int64_t o = 0; o < s.outputs; o += kLanes) {
+            const int live = s.outputs - o < kLanes ? (int)(s.outputs - o) : kLanes;
+            for (int64_t i = 0; i < s.inputs; i += kLanes) {
+                const int high = s.inputs - i < kLanes ? (int)(s.inputs - i) : kLanes;
+                f32v m[kLanes];
+                KR_UNROLL for (int r = 0; r < kLanes; ++r) {
+                    m[r] = splat(0.0f);
+                    if (r >= high) continue;
+                    const float* at = sums + (row + i + r) * columns + o;
+                    m[r] = load(at);
+                    for (int64_t chunk = 1; chunk < chunks; ++chunk) m[r] = m[r] + load(at + chunk * chunk_step);
+                }
+                float* out = grad_weight + tap * steps.tap + i * steps.input + o * steps.output;
+                if (steps.input == 1) {
+                    transpose(m);
+                    KR_UNROLL for (int r = 0; r < kLanes; ++r) if (r < live)
+                        store_part(out + r * steps.output, m[r], high);
+                    continue;
+                }
+                KR_UNROLL for (int r = 0; r < kLanes; ++r) {
+                    alignas(64) float lanes[kLanes];
+                    store(lanes, m[r]);
+                    for (int lane = 0; r < high && lane < live; ++lane)
+                        out[r * steps.input + lane * steps.output] = lanes[lane];
+                }
+            }
+        }
+    }
+}
