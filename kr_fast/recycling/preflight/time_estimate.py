@@ -29,7 +29,7 @@ from kr_fast.training.precision import autocast
 
 BUDGET = 0.3  # seconds of one measurement, approximately
 STEPS = 3  # of a training at a time
-ATTACKS, REPORT, WORKER = 1.0, 2.0, 4.0  # seconds of the attacks, the report, and the start of a worker process
+ATTACKS, REPORT, WORKER = 1.0, 2.0, 1.5  # seconds of the attacks, the report, and the start of a worker process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +142,8 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         models = c.num_shadows + c.num_students + 3
         seconds["audit"] = ATTACKS + models * pool * len(AUGMENTS[c.audit_augment]) * rates.evaluated
         if c.audit_control:
-            beside = workers > 1 and c.num_students > 0  # the shadow Students
-            control = trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control)
-            seconds["shadow_students" if beside else "audit"] += control / (workers if beside else 1)
+            beside = workers if c.num_students else 1  # shadow Students: its time counts as the audit's all the same
+            seconds["audit"] += trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control) / beside
     seconds["report"] = REPORT
     return seconds
 
@@ -164,7 +163,7 @@ def costs(context: Context, rates: Rates) -> tuple[Costs, dict[str, float]]:
         trial=rates.setup + validation,
         period=validation,
         generators=1.0 + retrained * world,
-        drawings=1.0 + (retrained or (1 / world if c.num_students else 0)),
+        drawings=1.0 + retrained,  # shadow Students that share images learn from the Student's own
         students=1.0 + students,
     ), {stage: seconds[stage] for stage in seconds if stage not in DIVIDED}
 
