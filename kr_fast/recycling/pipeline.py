@@ -104,15 +104,17 @@ def recycle(config: RecycleConfig) -> Result:
                 manifest.open_run(out, config.record(), "run", MOVABLE)
                 context.journal.reload()
                 if context.ledger is not None:
-                    _open_ledger(context, larger, start)
+                    _open_ledger(context.ledger, context.journal, larger)
                 check_files(context, REPEATABLE)
                 for note in context.notes:
                     logger.warning("run: %s", note)
         context.journal.reload()
         context.precision = precision.of_run(context)
         logger.info("run: trains in %s", context.precision)
-        if config.budget and not runtime.is_main:
+        if config.budget and context.ledger is None:  # on other ranks, and where nothing but the report is left to do
             context.ledger = Ledger.read(context.folder.state / NAME)
+        if context.ledger is not None:
+            context.ledger.since = start
         progress = stage_progress.of_run(context, [name for name, _, _ in STAGES])
         for stage in STAGES:
             _stage(context, stage, start, progress)
@@ -154,16 +156,14 @@ def _load(config: RecycleConfig) -> Context:
     return context
 
 
-def _open_ledger(context: Context, larger: float | None, start: float) -> None:
+def _open_ledger(ledger: Ledger, journal: Journal, larger: float | None) -> None:
     """Write the ledger down; with a ``larger`` budget the stages that it extends are unfinished again."""
-    ledger = context.ledger
-    ledger.since = start
     if larger is None:
         ledger.save()
         return
-    again = [stage for stage in EXTENDED if context.journal.done(stage) is not None]
+    again = [stage for stage in EXTENDED if journal.done(stage) is not None]
     for stage in again:
-        context.journal.forget(stage)
+        journal.forget(stage)
     ledger.reopen(again, larger)
 
 

@@ -124,6 +124,10 @@ class Ledger:
         spent = sum(each.get("seconds", 0.0) for each in self.rounds)
         left = planner.GENERATOR * self.free() / self.costs.generators - spent
         last = done + max(int(left / self.costs.step), 0 if done else self.sizes.pass_steps)
+        # A Student that is there learns anew from a better generator, which has to leave it as much time as it had.
+        again = sum(each["periods"] for each in self.cycles) * self._period() if self.cycles else 0.0
+        if again and self.left() - (last - done) * self.costs.step * self.costs.generators < again:
+            return ()
         return planner.rounds(done, last, self.sizes.pass_steps)
 
     def next_round(self) -> int | None:

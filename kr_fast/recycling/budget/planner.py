@@ -155,7 +155,7 @@ def next_cycle(done: Sequence[int], left: int, steps: int) -> int:
     if not done:
         return cycles(max(left, 1), steps)[0]
     following = 2 * done[-1]
-    if left < done[-1]:
+    if 2 * left < done[-1]:
         return 0
     return following if left >= 3 * following else left
 

@@ -9,12 +9,17 @@ from typing import Any
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import generator, gkd, teacher
 
+STATE = "generator.pt"
+
 
 def run(context: Context) -> dict[str, Any]:
     """Train on every rank: as configured, or in rounds where there is a budget."""
     if context.ledger is None:
         return generator.run(context)
     result, ledger, runtime = None, context.ledger, context.runtime
+    with runtime.main_first() as main:
+        if main and not ledger.rounds:  # its record was deleted, to plan anew
+            (context.folder.state / STATE).unlink(missing_ok=True)
     while end := runtime.broadcast(ledger.next_round() if runtime.is_main else None):
         ledger.spend("generator")
         result = _train(context, end)
@@ -39,7 +44,7 @@ def _train(context: Context, end: int) -> dict[str, Any]:
         [end],
         context.folder.generator,
         seed=context.config.seed,
-        state_path=context.folder.state / "generator.pt",
+        state_path=context.folder.state / STATE,
         keep_state=True,
         description="generator",
     )
