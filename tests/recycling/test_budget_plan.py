@@ -110,15 +110,18 @@ def test_student_improves_until_two_cycles_bring_nothing():
 
 
 def test_costs_follow_what_work_took():
-    slower, pace = planner.revised(COSTS, "student", 1.4, False)
+    slower, pace = planner.revised(COSTS, "student", 100.0, 140.0, 1000.0, False)
     assert (pace, slower.step) == (1.0, COSTS.step)
     assert (slower.image, slower.trained, slower.trial, slower.period) == pytest.approx((0.0028, 0.00028, 0.42, 0.14))
     # Twice as long as such work took before: the machine is slower, and all work is.
-    slower, pace = planner.revised(COSTS, "generator", 2.0, False)
+    slower, pace = planner.revised(COSTS, "generator", 100.0, 200.0, 1000.0, False)
     assert (pace, slower.step, slower.image) == pytest.approx((2.0, 0.4, 0.004))
     # The first time it says only that the short measurement was wrong.
-    slower, pace = planner.revised(COSTS, "generator", 2.0, True)
+    slower, pace = planner.revised(COSTS, "generator", 100.0, 200.0, 1000.0, True)
     assert (pace, slower.step, slower.image) == pytest.approx((1.0, 0.4, 0.002))
+    # Half a second in a quarter of an hour says nothing.
+    slower, pace = planner.revised(COSTS, "generator", 0.1, 0.6, 1000.0, False)
+    assert (pace, slower.step, slower.image) == pytest.approx((1.0, 0.3, 0.002))
 
 
 class Machine:
@@ -178,8 +181,8 @@ def test_run_on_a_steady_machine_is_the_plan(tmp_path, monkeypatch, shadows):
 
 
 def test_machine_that_slows_down_has_its_plan_revised_and_told(tmp_path, monkeypatch, caplog):
-    """Half as fast from the first third on: fewer steps, the time is kept, and a sentence says so."""
-    machine = Machine(monkeypatch, lambda now: 1.0 if now < 600 else 2.0)
+    """Half as fast from the first sixth on: fewer steps, the time is kept, and a sentence says so."""
+    machine = Machine(monkeypatch, lambda now: 1.0 if now < 300 else 2.0)
     plan, ledger = ledger_of(tmp_path, 1800)
     run_on(machine, ledger)
     assert ledger.rounds[-1]["end"] < 0.9 * plan.rounds[-1]

@@ -198,7 +198,7 @@ class Ledger:
         if self.resumed:
             self.resumed = False
             return
-        self.costs, pace = planner.revised(self.costs, kind, took / planned, first)
+        self.costs, pace = planner.revised(self.costs, kind, planned, took, self.budget, first)
         if pace != 1:
             self.ahead = {stage: seconds * pace for stage, seconds in self.ahead.items()}
             words = f"{what} took {duration(took)} and not {duration(planned)}: the time that is left was divided anew"

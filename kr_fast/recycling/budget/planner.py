@@ -16,6 +16,7 @@ MOST_TRIAL_IMAGES = 4096
 CYCLES, CYCLE_STEPS = 4, 300  # of the Student at first: at most so many, the shortest of at least so many steps
 GAIN = 0.002  # relative decrease of the generator's validation loss that counts as one
 PACE = 1.5  # work that takes so many times as long as such work took before, or as short, changes all costs
+NOTICE = 0.01  # of the budget: the least difference that is taken for a change of the machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,11 +215,15 @@ def latest_of_best(accuracies: Sequence[float], validation: int) -> int:
     return max(index for index, value in enumerate(accuracies) if value >= least_of_best)
 
 
-def revised(costs: Costs, kind: str, ratio: float, first: bool) -> tuple[Costs, float]:
-    """Costs after work of a ``kind``, generator or student, took ``ratio`` times what was planned, and the pace.
+def revised(costs: Costs, kind: str, planned: float, took: float, budget: float, first: bool) -> tuple[Costs, float]:
+    """Costs after work of a ``kind``, generator or student, ``took`` other seconds than planned, and the pace.
 
     The pace is 1 unless such work, which had been timed before (not ``first``), took longer by ``PACE`` or shorter:
-    then the machine has become slower or faster, and all costs change with it.
+    then the machine has become slower or faster, and all costs change with it. A difference below ``NOTICE`` of the
+    budget may be an accident of a short piece of work: it changes costs by ``PACE`` at most.
     """
+    ratio = took / planned
+    if abs(took - planned) < NOTICE * budget:
+        ratio, first = min(max(ratio, 1 / PACE), PACE), True
     pace = ratio if not first and not 1 / PACE <= ratio <= PACE else 1.0
     return costs.scaled(*((ratio if each == kind else pace) for each in ("generator", "student"))), pace
