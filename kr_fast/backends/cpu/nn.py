@@ -193,26 +193,25 @@ def winograd_trains_faster(shape: tuple[int, int, int, int], outputs: int) -> bo
     return registry.runs_preferred("winograd_conv2d", Call("cpu", torch.float32))
 
 
-# Sides of the kernels that were measured, images that keep some threads busy, and the largest product of inputs and
-# outputs of a 1x1 convolution of stride 1, which is one matrix product: oneDNN's is as fast where it fits the caches,
-# and faster beyond them.
-LARGEST_KERNEL, FEWEST_IMAGES, LARGEST_PRODUCT = 3, 8, 2048
+# Sides of the kernels that were measured; images that keep some threads busy; inputs by outputs of a 1x1 convolution,
+# which is one product of matrices: as fast by the library, and faster on two threads where it was a million.
+LARGEST_KERNEL, FEWEST_IMAGES, LARGEST_PRODUCT = 3, 8, 2**19
 
 
 def direct_trains_faster(conv: nn.Conv2d, shape: tuple[int, ...]) -> bool:
     """Whether a forward and backward pass of direct_conv2d for ``conv`` on ``x`` of ``shape`` is faster than the
-    library's.
+    library's, or as fast and with bits that do not depend on the number of threads.
 
-    Both run near the processor's peak on large images. What is gained is what the library spends around the products:
-    1.5 to 2.5 times as fast at 8 px and below, 1.2 to 1.9 for strided kernels of 16 to 256 channels, 1.5 to 5 with one
-    input or output channel, 1.0 to 1.1 with three (AVX-512, one and two threads; see docs/design/nn.md). Try
-    winograd_trains_faster first.
+    Where channels fill vectors both run near the processor's peak, and what is gained is what the library spends
+    around that: 1.5 to 2.6 times as long at 8 px and below, 1.2 to 1.9 for strided kernels, 1.3 to 5 with one input or
+    output, 1.0 to 1.1 with three inputs and for 1x1 kernels of stride 1 (AVX-512, one and two threads). 3x3 kernels of
+    stride 1 are faster still where winograd_trains_faster says so.
     """
     form = (conv.padding_mode, conv.dilation, conv.groups, isinstance(conv.padding, str))
     if form != ("zeros", (1, 1), 1, False) or max(conv.kernel_size) > LARGEST_KERNEL or shape[0] < FEWEST_IMAGES:
         return False
-    product = conv.kernel_size == conv.stride == (1, 1) and conv.in_channels * conv.out_channels > LARGEST_PRODUCT
-    if product or native.isa() in (None, "scalar"):
+    large = conv.kernel_size == (1, 1) and conv.in_channels * conv.out_channels > LARGEST_PRODUCT
+    if large or native.isa() in (None, "scalar"):
         return False
     return registry.runs_preferred("direct_conv2d", Call("cpu", torch.float32))
 

@@ -208,7 +208,7 @@ def test_bad_arguments(message):
         (nn.Conv2d(64, 64, 3, padding=1), (64, 64, 2, 2), True),
         (nn.Conv2d(16, 32, 1), (64, 16, 14, 14), True),
         (nn.Conv2d(128, 64, 1, 2), (64, 128, 14, 14), True),
-        (nn.Conv2d(128, 64, 1), (64, 128, 14, 14), False),  # one product of matrices
+        (nn.Conv2d(512, 2048, 1), (64, 512, 4, 4), False),  # a large product of matrices
         (nn.Conv2d(16, 32, 3, 2, 1), (4, 16, 28, 28), False),  # images for a few threads only
         (nn.Conv2d(3, 16, 7, 2, 3), (64, 3, 28, 28), False),  # not measured
         (nn.Conv2d(16, 32, 3, padding="same"), (64, 16, 28, 28), False),  # what the op does not compute
