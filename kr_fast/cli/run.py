@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kr_fast.recycling.config import RecycleConfig
     from kr_fast.recycling.pipeline import dry_run, recycle
     from kr_fast.recycling.presets import preset
+    from kr_fast.report import run_audit
     from kr_fast.runtime import state
 
     config = options.config_from(arguments, RecycleConfig, "run", preset)
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     result = recycle(config)
     if state.current().is_main:
         print(table(result.metrics))
+        if "budget" in result.metrics:
+            print(run_audit.more_time(result.metrics))
         print(f"report: {result.report}")
     return 0
 

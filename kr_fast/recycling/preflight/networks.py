@@ -1,11 +1,12 @@
 """Sizes of a run's networks, from passes on the meta device, which computes and allocates nothing."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kr_fast.models import padded_size, unet
@@ -46,12 +47,12 @@ def sizes(context: Context) -> Sizes:
     height, width, channels = context.data.image_shape
     pixels = (channels, height, width)
     made = {"teacher": (c.teacher_arch, c.teacher_width), "student": (c.student_arch, c.student_width)}
-    classifiers = {name: _size(context.make_network(*of), nn.Module.__call__, pixels, 2) for name, of in made.items()}
+    classifiers = {name: _size(_key(context.make_network(*of)), _classify, pixels, 2) for name, of in made.items()}
     levels = len(c.generator_widths)
     padded = (channels, padded_size(height, levels), padded_size(width, levels))
     least = min(c.generator_batch_size // context.runtime.world_size, c.micro_batch, 2)
     try:
-        generator = _size(lambda: make_generator(context), _denoise, padded, least)
+        generator = _size(_key(_generator(context)), _denoise, padded, least)
     except ValueError as error:
         rule = f"make a UNet for images of {height} x {width} in batches of {least} (generator_batch_size, micro_batch)"
         got = f"{list(c.generator_widths)} ({first_line(error)})"
@@ -61,9 +62,22 @@ def sizes(context: Context) -> Sizes:
 
 def make_generator(context: Context) -> Any:
     """A fresh generator of this run's configuration."""
-    c = context.config
-    height, width, channels = context.data.image_shape
-    return unet(height, width, channels, context.data.num_classes, widths=c.generator_widths, layers=c.generator_layers)
+    return _generator(context)()
+
+
+def _generator(context: Context) -> functools.partial:
+    c, data = context.config, context.data
+    return functools.partial(
+        unet, *data.image_shape, data.num_classes, widths=c.generator_widths, layers=c.generator_layers
+    )
+
+
+def _key(make: functools.partial) -> tuple:
+    return make.func, make.args, tuple(make.keywords.items())
+
+
+def _classify(network: Any, x: Tensor) -> Tensor:
+    return network(x)
 
 
 def _denoise(network: Any, x: Tensor) -> Tensor:
@@ -71,9 +85,11 @@ def _denoise(network: Any, x: Tensor) -> Tensor:
     return network(x, torch.zeros(len(x), device=x.device), class_labels=labels).sample
 
 
-def _size(make: Callable[[], nn.Module], run: Callable, shape: tuple[int, ...], least: int) -> Size:
+@functools.lru_cache(maxsize=16)  # asked for several times before a run, and a second is needed each time
+def _size(key: tuple, run: Callable, shape: tuple[int, ...], least: int) -> Size:
+    make, arguments, options = key
     with META:
-        model = make().train()
+        model = make(*arguments, **dict(options)).train()
     weights = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers())}
     saved = {}
     for count in (least, least + 1):
