@@ -22,6 +22,7 @@
 #include "cpu/membership/rmia.h"
 #include "cpu/membership/roc.h"
 #include "cpu/sampling/solver_step.h"
+#include "cpu/nn/residual_block.h"
 #include "cpu/nn/winograd_conv2d.h"
 
 namespace py = pybind11;
@@ -88,6 +89,14 @@ KR_FIELDS(WinogradPack, KR_FIELD(weight), KR_FIELD(outputs), KR_FIELD(inputs), K
 KR_FIELDS(WinogradGradWeight, KR_FIELD(x), KR_FIELD(grad_output), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width),
           KR_FIELD(inputs), KR_FIELD(outputs), KR_FIELD(grad_weight), KR_FIELD(input_step), KR_FIELD(tap_step),
           KR_FIELD(grad_bias))
+
+KR_FIELDS(ResidualBlock, KR_FIELD(x), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width), KR_FIELD(inputs),
+          KR_FIELD(outputs), KR_FIELD(stride), KR_FIELD(projection), KR_FIELD(winograd), KR_FIELD(weight),
+          KR_FIELD(input_step), KR_FIELD(tap_step), KR_FIELD(transform), KR_FIELD(norm_weight), KR_FIELD(norm_bias),
+          KR_FIELD(running_mean), KR_FIELD(running_var), KR_FIELD(momentum), KR_FIELD(eps), KR_FIELD(convolved),
+          KR_FIELD(statistics), KR_FIELD(positive), KR_FIELD(y))
+
+KR_FIELDS(ResidualBlockGradient, KR_FIELD(grad), KR_FIELD(grad_x), KR_FIELD(grad_weight), KR_FIELD(grad_norm))
 
 KR_FIELDS(OptimizerStep, KR_FIELD(tensors), KR_FIELD(table), KR_FIELD(grads), KR_FIELD(groups), KR_FIELD(adamw),
           KR_FIELD(max_norm), KR_FIELD(average_weight))
@@ -166,6 +175,11 @@ PYBIND11_MODULE(_cpu, m) {
     // direct_conv2d
     m.def("direct_conv2d", &kr::direct_conv2d, release());
     m.def("direct_conv2d_backward", &kr::direct_conv2d_backward, release());
+
+    // residual_block
+    m.def("residual_block", &kr::residual_block, release());
+    m.def("residual_block_inference", &kr::residual_block_inference, release());
+    m.def("residual_block_backward", &kr::residual_block_backward, release());
 
     // optimizer_step
     m.def("optimizer_step", &kr::optimizer_step, release());

@@ -34,6 +34,8 @@ _PUBLIC = {
     "pack_uint8": "kr_fast.ops.sampling.pack_uint8",
     "philox_normal": "kr_fast.ops.sampling.philox_normal",
     "qkv_attention": "kr_fast.ops.nn.qkv_attention",
+    "residual_block": "kr_fast.ops.nn.residual_block",
+    "ResidualLayer": "kr_fast.ops.nn.residual_block",
     "solver_step": "kr_fast.ops.sampling.solver_step",
     "direct_conv2d": "kr_fast.ops.nn.direct_conv2d",
     "winograd_conv2d": "kr_fast.ops.nn.winograd_conv2d",

@@ -193,6 +193,33 @@ class DirectConvGradient(NamedTuple):
     by_bias: bool
 
 
+class BlockLayers(NamedTuple):
+    """Of residual_block, a list element for each of conv1, conv2 and, if it is a convolution, the shortcut.
+
+    ``norms`` holds weight and bias of each, ``running`` its running mean and variance, which a kernel updates; empty
+    where there are none. Weights are contiguous or channels_last.
+    """
+
+    weights: Sequence[Tensor]
+    norms: Sequence[Tensor | None]
+    stride: int
+    eps: Sequence[float]
+    running: Sequence[Tensor | None] = ()
+    momentum: Sequence[float] = ()
+
+
+class BlockState(NamedTuple):
+    """Of residual_block: what its forward keeps for backward.
+
+    ``convolved`` ``[layers, N, H', W', O]`` stands before the norms; ``statistics`` ``[layers, 2, O]`` are mean and
+    biased variance; ``positive`` uint8 ``[N, H', W', O / 8]`` has a bit for each number that passed the last ReLU.
+    """
+
+    convolved: Tensor
+    statistics: Tensor
+    positive: Tensor
+
+
 class WinogradConv(NamedTuple):
     """Of winograd_conv2d."""
 
@@ -294,7 +321,7 @@ class ConvOptions(NamedTuple):
         return "dense" if self.groups == 1 else "depthwise" if self.groups == channels else "grouped"
 
 
-class ResidualBlock(NamedTuple):
+class ModelResidualBlock(NamedTuple):
     """Of model_residual_block."""
 
     x: Tensor

@@ -6,36 +6,21 @@ take (another dtype or device, a frozen BatchNorm, a hook on a module inside) is
 call by call.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from kr_fast.backends.cpu.nn import winograd_is_faster, winograd_trains_faster
 from kr_fast.ops.nn.batch_norm_act import batch_norm_act
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
+from kr_fast.training import residual_blocks
+from kr_fast.training.conditions import hooked, is_norm, mixed, plain
 from kr_fast.training.layout import nhwc
 from kr_fast.training.patches import Patches
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def plain(x: Tensor) -> bool:
-    """Whether the fused ops compute on ``x`` as the modules would, in float32."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-
-
-def mixed(x: Tensor) -> bool:
-    """Whether ``x`` is of a step in mixed precision: autocast to bfloat16, weights in float32."""
-    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return autocast and x.dtype in (torch.bfloat16, torch.float32) and x.device.type == "cpu"
-
-
-def hooked(*modules: nn.Module) -> bool:
-    own = any(getattr(module, name) for module in modules for name in _HOOKS)
-    return own or torch_module._has_any_global_hook()
+from kr_fast.training.residual_blocks import BlockModules
 
 
 def conv(self: Any, input: Tensor) -> Tensor:
@@ -89,9 +74,9 @@ def sequential(self: Any, input: Tensor) -> Tensor:
     for index, module in enumerate(modules):
         before = modules[index - 1] if index else None
         following = modules[index + 1] if index + 1 < len(modules) else None
-        if _is_norm(module) and type(following) is nn.ReLU:
+        if is_norm(module) and type(following) is nn.ReLU:
             input = norm_act(module, input, following)
-        elif not (type(module) is nn.ReLU and _is_norm(before)):
+        elif not (type(module) is nn.ReLU and is_norm(before)):
             input = module(input)
     return input
 
@@ -101,14 +86,18 @@ def strided(x: Tensor, stride: int) -> Tensor:
     return x if stride == 1 else x.permute(0, 2, 3, 1)[:, ::stride, ::stride].permute(0, 3, 1, 2)
 
 
-def block(self: Any, x: Tensor) -> Tensor:
-    """:class:`kr_fast.models.resnet.Block`."""
+def block(self: Any, x: Tensor, *, modules: BlockModules | None = None) -> Tensor:
+    """:class:`kr_fast.models.resnet.Block`, one op where it is made of ``modules``."""
+    if modules is not None and (y := residual_blocks.compute(self, modules, x)) is not None:
+        return y
     y = norm_act(self.bn1, self.conv1(x), torch.relu)
     return norm_act(self.bn2, self.conv2(y), torch.relu, self.shortcut(strided(x, self.stride)))
 
 
-def basic_block(self: Any, x: Tensor) -> Tensor:
-    """torchvision's ``BasicBlock``."""
+def basic_block(self: Any, x: Tensor, *, modules: BlockModules | None = None) -> Tensor:
+    """torchvision's ``BasicBlock``, one op where it is made of ``modules``."""
+    if modules is not None and (y := residual_blocks.compute(self, modules, x)) is not None:
+        return y
     y = norm_act(self.bn1, self.conv1(x), self.relu)
     return norm_act(self.bn2, self.conv2(y), self.relu, x if self.downsample is None else self.downsample(x))
 
@@ -137,17 +126,6 @@ _BLOCKS = {
 }
 
 
-def _is_norm(module: Any) -> bool:
-    """A BatchNorm of float32 that :func:`norm_act` can take."""
-    return (
-        type(module) is nn.BatchNorm2d
-        and module.affine
-        and module.track_running_stats
-        and module.momentum is not None
-        and module.weight.dtype == torch.float32
-    )
-
-
 def fuse(patches: Patches, model: nn.Module) -> None:
     """Patch what is fused of ``model``: convolutions, BatchNorm, and the blocks that hold them."""
     for module in list(model.modules()):
@@ -156,14 +134,15 @@ def fuse(patches: Patches, model: nn.Module) -> None:
         if "forward" in vars(module):
             continue  # of the user's own
         if forward is not None and all(
-            _is_norm(norm) for name, norm in vars(module)["_modules"].items() if name[:2] == "bn"
+            is_norm(norm) for name, norm in vars(module)["_modules"].items() if name[:2] == "bn"
         ):
-            patches.forward(module, forward)
+            fused = forward in (block, basic_block) and residual_blocks.find(module)
+            patches.forward(module, functools.partial(forward, modules=fused) if fused else forward)
         elif kind is nn.Conv2d:
             patches.channels_last(module.weight)
             fits = winograd_is_faster(module, module.stride, module.padding)
             patches.forward(module, conv3x3 if fits else conv)
-        elif kind is nn.Sequential and any(_is_norm(each) for each in module):
+        elif kind is nn.Sequential and any(is_norm(each) for each in module):
             patches.forward(module, sequential)
-        elif _is_norm(module):
+        elif is_norm(module):
             patches.forward(module, batch_norm)

@@ -32,6 +32,7 @@ from kr_fast.ops.nn.batch_norm_act import batch_norm_act
 from kr_fast.ops.nn.direct_conv2d import direct_conv2d
 from kr_fast.ops.nn.group_norm_silu import group_norm_silu
 from kr_fast.ops.nn.qkv_attention import qkv_attention
+from kr_fast.ops.nn.residual_block import ResidualLayer, residual_block
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
 from kr_fast.ops.nn.winograd_conv2d_grad_weight import winograd_conv2d_grad_weight
 from kr_fast.ops.nn.winograd_pack import winograd_pack
@@ -100,6 +101,13 @@ ONCE: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
         lambda x, w, b: direct_conv2d(last(x), w, bias=b, stride=2, padding=1),
         [(1, 2, 3, 2), (2, 2, 3, 3), (2,)],
     ),
+    "residual_block": (  # of 16 channels that repeat two
+        lambda x, v, w, n, b: residual_block(
+            last(x.repeat(1, 8, 1, 1)),
+            *(ResidualLayer(each.repeat(8, 8, 1, 1), n.repeat(8), b.repeat(8)) for each in (v, w)),
+        ),
+        [(2, 2, 2, 2), (2, 2, 3, 3), (2, 2, 3, 3), (2,), (2,)],
+    ),
     "winograd_conv2d, filters": (
         lambda x, w, b: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, bias=b),
         [(1, 2, 3, 2), (2, 2, 3, 3), (2,)],
@@ -122,6 +130,14 @@ NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
     "winograd_conv2d_grad_weight": (
         lambda x, g: winograd_conv2d_grad_weight(*(v.contiguous(memory_format=torch.channels_last) for v in (x, g))),
         [(1, 2, 4, 4), (1, 2, 4, 4)],
+    ),
+    "residual_block_inference": (
+        lambda x: residual_block(
+            last(x.repeat(1, 8, 1, 1)),
+            *[ResidualLayer(x.new_ones(16, 16, 3, 3), None, None, x.new_zeros(16), x.new_ones(16))] * 2,
+            training=False,
+        ),
+        [(2, 2, 2, 2)],
     ),
     "model_residual_block": (
         lambda x, v, w: model_residual_block(x, v, None, w, None),

@@ -107,8 +107,8 @@ def test_the_ops_have_the_same_bits_for_one_thread_and_two():
             steps.append(step(trained, x, labels))
     finally:
         torch.set_num_threads(before)
-    ours = [name for name in steps[0][1] if "bn" in name or name.endswith("conv2.weight")]  # others are torch's
-    assert len(ours) == 15
+    ours = [name for name in steps[0][1] if name.startswith("stages.")]  # the stem's convolution is torch's
+    assert len(ours) == 24
     for name in ours:
         assert torch.equal(steps[0][1][name], steps[1][1][name]), name
 
@@ -125,7 +125,7 @@ def test_hooks_run_whenever_they_were_added():
     assert torch.isfinite(compared[0])
 
 
-@pytest.mark.parametrize("change", ["frozen norm", "frozen weights", "shared norm", "eval"])
+@pytest.mark.parametrize("change", ["frozen norm", "frozen weights", "shared norm", "eval", "other norm", "other conv"])
 def test_other_modes_compute_the_same(change):
     model = resnet()
     if change == "frozen norm":  # running statistics, which stay as they are
@@ -135,9 +135,21 @@ def test_other_modes_compute_the_same(change):
             parameter.requires_grad_(False)
     elif change == "shared norm":
         model.stages[0].bn2 = model.stages[0].bn1
+    elif change == "other norm":  # of no weights
+        model.stages[1].bn2 = nn.BatchNorm2d(32, affine=False)
+    elif change == "other conv":
+        model.stages[2].conv1 = nn.Conv2d(32, 64, 3, 2, 1, padding_mode="reflect", bias=False)
     else:
         model.eval()
     compare(model)
+
+
+def test_a_norm_replaced_later_is_used():
+    model, x = resnet(), torch.randn(4, 1, 12, 12)
+    with kr_fast.optimize(model, training=True), torch.no_grad():
+        model.stages[1].bn2 = nn.BatchNorm2d(32, eps=0.5)
+        got = model(x)
+    torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_one_value_a_channel_is_an_error():

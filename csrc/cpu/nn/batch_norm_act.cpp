@@ -25,6 +25,12 @@ static inline NormChunk norm_chunk(const NormLines& of, int64_t i) {
     return {line * of.width, left < of.chunk_lines ? left : of.chunk_lines, of.width};
 }
 
+// Groups of rows: how each but the last is cut, and the last.
+struct NormGroups {
+    NormLines each, last;
+    int64_t count;
+};
+
 }  // namespace kr
 
 #define KR_KERNEL "cpu/nn/kernels/batch_norm_act_kernel.h"
@@ -73,7 +79,7 @@ void batch_norm_act(const BatchNormAct& call, int threads) {
         [&](const NormChunk& chunk, float* partial) { KR_DISPATCH(norm_moments, call, cut, chunk, partial); },
         Second{
             [&](const float* partial, double* sums, float* factors) {
-                KR_DISPATCH(norm_merge_moments, call, cut, partial, sums, factors);
+                KR_DISPATCH(norm_merge_moments, call, NormGroups{cut, cut, 1}, partial, sums, factors);
             },
             [&](const NormChunk& chunk, const float* factors) { KR_DISPATCH(norm_apply, call, cut, chunk, factors); }});
 }
@@ -88,11 +94,66 @@ void batch_norm_act_backward(const BatchNormActGradient& call, int threads) {
             KR_DISPATCH(norm_sums, call, cut, chunk, before.get(), partial);
         },
         Second{[&](const float* partial, double* sums, float* factors) {
-                   KR_DISPATCH(norm_merge_sums, call, cut, partial, sums, factors);
+                   KR_DISPATCH(norm_merge_sums, call, NormGroups{cut, cut, 1}, partial, sums, factors);
                },
                [&](const NormChunk& chunk, const float* factors) {
                    KR_DISPATCH(norm_input_gradient, call, cut, chunk, factors);
                }});
+}
+
+NormSteps::NormSteps(int64_t rows, int64_t total_rows, int64_t channels) : groups_(new NormGroups), rows_(rows) {
+    groups_->count = (total_rows + rows - 1) / rows;
+    groups_->each = KR_DISPATCH(norm_lines, rows, channels);
+    groups_->last = KR_DISPATCH(norm_lines, total_rows - (groups_->count - 1) * rows, channels);
+}
+NormSteps::~NormSteps() = default;
+
+int64_t NormSteps::factors() const { return 5 * groups_->each.room; }
+int64_t NormSteps::partials() const { return kMoments * groups_->each.room * groups_->each.chunks * groups_->count; }
+
+const NormLines& NormSteps::cut(int64_t rows) const { return rows == rows_ ? groups_->each : groups_->last; }
+
+void NormSteps::moments(const BatchNormAct& call, int64_t group, float* partials) const {
+    const NormLines& lines = cut(call.rows);
+    float* partial = partials + kMoments * lines.room * groups_->each.chunks * group;
+    for (int64_t i = 0; i < lines.chunks; ++i, partial += kMoments * lines.room)
+        KR_DISPATCH(norm_moments, call, lines, norm_chunk(lines, i), partial);
+}
+
+void NormSteps::merge_moments(const BatchNormAct& all, const float* partials, float* factors) const {
+    const auto sums = memory<double>(2 * groups_->each.room);
+    KR_DISPATCH(norm_merge_moments, all, *groups_, partials, sums.get(), factors);
+}
+
+void NormSteps::given_moments(const BatchNormActGradient& all, float* factors) const {
+    KR_DISPATCH(norm_factors, all, groups_->each, factors);
+}
+
+void NormSteps::apply(const BatchNormAct& call, const float* factors) const {
+    const NormLines& lines = cut(call.rows);
+    for (int64_t i = 0; i < lines.chunks; ++i) KR_DISPATCH(norm_apply, call, lines, norm_chunk(lines, i), factors);
+}
+
+void NormSteps::sums(const BatchNormActGradient& call, int64_t group, const float* factors, float* partials) const {
+    const NormLines& lines = cut(call.rows);
+    float* partial = partials + kSums * lines.room * groups_->each.chunks * group;
+    for (int64_t i = 0; i < lines.chunks; ++i, partial += kSums * lines.room)
+        KR_DISPATCH(norm_sums, call, lines, norm_chunk(lines, i), factors, partial);
+}
+
+void NormSteps::merge_sums(const BatchNormActGradient& all, const float* partials, float* factors) const {
+    const auto sums = memory<double>(2 * groups_->each.room);
+    KR_DISPATCH(norm_merge_sums, all, *groups_, partials, sums.get(), factors);
+}
+
+void NormSteps::input_gradient(const BatchNormActGradient& call, const float* factors) const {
+    const NormLines& lines = cut(call.rows);
+    for (int64_t i = 0; i < lines.chunks; ++i)
+        KR_DISPATCH(norm_input_gradient, call, lines, norm_chunk(lines, i), factors);
+}
+
+void masked_gradient(const float* grad, const uint8_t* positive, int64_t count, float* out) {
+    KR_DISPATCH(norm_masked, grad, positive, count, out);
 }
 
 }  // namespace kr

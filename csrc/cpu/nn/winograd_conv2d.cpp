@@ -1,29 +1,39 @@
 #include "cpu/nn/winograd_conv2d.h"
 
-#include <memory>
-
 #include "cpu/simd/parallel.h"
+#include "cpu/simd/aligned_floats.h"
 
 #define KR_KERNEL "cpu/nn/kernels/winograd_conv2d_kernel.h"
 #include "cpu/simd/foreach_isa.h"
 
 namespace kr {
 
+int64_t winograd_scratch(int64_t inputs, int64_t outputs) {
+    const int64_t transformed = 36 * winograd_step(inputs), empty = (6 * inputs + 31) / 16 * 16;
+    return transformed + 36 * kWinogradTiles * kWinogradPart * winograd_block(outputs) + empty;
+}
+
+// Tiles [begin, end).
+static void winograd_tiles(const WinogradConv& call, int64_t begin, int64_t end, float* scratch) {
+    float* m = scratch + 36 * winograd_step(call.inputs);
+    float* zeros = m + 36 * kWinogradTiles * kWinogradPart * winograd_block(call.outputs);
+    for (int64_t i = 0; i < 6 * call.inputs + 16; ++i) zeros[i] = 0.0f;
+    for (int64_t b = begin; b < end; b += kWinogradTiles)
+        KR_DISPATCH(winograd_block_of_tiles, call, {(call.height + 3) / 4, (call.width + 3) / 4}, b,
+                    b + kWinogradTiles < end ? b + kWinogradTiles : end, scratch, m, zeros);
+}
+
+void winograd_conv2d_within(const WinogradConv& call, float* scratch) {
+    winograd_tiles(call, 0, call.batch * ((call.height + 3) / 4) * ((call.width + 3) / 4), scratch);
+}
+
 void winograd_conv2d(const WinogradConv& call, int threads) {
-    const int64_t down = (call.height + 3) / 4, across = (call.width + 3) / 4, count = call.batch * down * across;
-    const int64_t block = winograd_block(call.outputs), empty = 6 * call.inputs + 16;
-    const int64_t transformed = 36 * winograd_step(call.inputs);
-    const int64_t products = 36 * kWinogradTiles * kWinogradPart * block;
-    const int64_t rows = block == 16 ? 21 : 14;  // tiles of the widest product: threads share whole ones
+    const int64_t count = call.batch * ((call.height + 3) / 4) * ((call.width + 3) / 4);
+    const int64_t rows =
+        winograd_block(call.outputs) == 16 ? 21 : 14;  // tiles of the widest product: threads share whole ones
     parallel_for((count + rows - 1) / rows, 1, threads, [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<float[]> memory(new float[transformed + products + empty + 16]);
-        float* v = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) % 64 / 4;
-        float *m = v + transformed, *zeros = m + products;
-        for (int64_t i = 0; i < empty; ++i) zeros[i] = 0.0f;
-        const int64_t last = end * rows < count ? end * rows : count;
-        for (int64_t b = begin * rows; b < last; b += kWinogradTiles)
-            KR_DISPATCH(winograd_block_of_tiles, call, {down, across}, b,
-                        b + kWinogradTiles < last ? b + kWinogradTiles : last, v, m, zeros);
+        const AlignedFloats memory(winograd_scratch(call.inputs, call.outputs));
+        winograd_tiles(call, begin * rows, end * rows < count ? end * rows : count, memory.floats);
     });
 }
 

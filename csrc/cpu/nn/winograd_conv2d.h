@@ -17,6 +17,7 @@ struct WinogradConv {
     bool pool;
     float* y;  // [batch, height, width, outputs], or [batch, height / 2, width / 2, outputs]; may be the residual
     int64_t outputs;
+    const uint8_t* residual_bits;  // null, or a bit of each number of the residual: whether it counts. 16 n outputs
 };
 
 // Outputs of a block of the transformed weight.
@@ -31,6 +32,10 @@ inline int64_t winograd_step(int64_t inputs) { return ((inputs + 15) / 16 * kWin
 
 void winograd_conv2d(const WinogradConv& call, int threads);
 
+// The same by one thread, in `scratch` of so many floats, at a multiple of 64 bytes.
+int64_t winograd_scratch(int64_t inputs, int64_t outputs);
+void winograd_conv2d_within(const WinogradConv& call, float* scratch);
+
 // The gradient of the filters of such a convolution, and of its bias.
 struct WinogradGradWeight {
     const float* x;            // [batch, height, width, inputs]
@@ -42,6 +47,14 @@ struct WinogradGradWeight {
 };
 
 void winograd_conv2d_grad_weight(const WinogradGradWeight& call, int threads);
+
+// The same in steps: one thread adds the images of a call to the sums of a chunk, of which the first call finds none,
+// and at the end the sums of all chunks become the gradient of the filters. There is no gradient of a bias.
+int64_t winograd_grad_sums(int64_t inputs, int64_t outputs);  // floats of a chunk, at a multiple of 64 bytes
+int64_t winograd_grad_scratch(int64_t inputs, int64_t outputs);
+int64_t winograd_grad_chunks(int64_t inputs, int64_t outputs, int64_t tiles);  // that pay, for so many tiles
+void winograd_grad_add(const WinogradGradWeight& call, bool first, float* sums, float* scratch);
+void winograd_grad_finish(const WinogradGradWeight& call, const float* sums, int64_t chunks, int threads);
 
 // U = G (scale g) G^T in double of filters g, as WinogradConv::weight.
 struct WinogradPack {

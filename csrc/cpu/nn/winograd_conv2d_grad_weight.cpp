@@ -1,6 +1,5 @@
-#include <memory>
-
 #include "cpu/simd/parallel.h"
+#include "cpu/simd/aligned_floats.h"
 #include "cpu/nn/winograd_conv2d.h"
 
 namespace kr {
@@ -29,55 +28,109 @@ constexpr int64_t kMostChunks = 16, kFewestTiles = 128, kMostSums = 640 * 1024;
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-float* aligned(float* memory) { return memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64 / 4; }
+// How the channels of a gradient are cut into parts.
+struct Parts {
+    Parts(int64_t inputs, int64_t outputs)
+        : inputs(inputs),
+          outputs(outputs),
+          across((outputs + kPart - 1) / kPart),
+          count((inputs + kPart - 1) / kPart * across),
+          high(smaller(round_up(inputs, 16), kPart)),
+          wide(smaller(round_up(outputs, 16), kPart)),
+          size(36 * high * wide) {}
+    WinogradGradPart at(int64_t number) const {
+        const int64_t input = number / across * kPart, output = number % across * kPart;
+        return {input, smaller(inputs - input, kPart), output, smaller(outputs - output, kPart)};
+    }
+    const int64_t inputs, outputs, across, count, high, wide, size;  // size: floats of the sums of a part
+};
+
+int64_t zero_pixels(const WinogradGradWeight& call) {
+    return round_up(6 * (call.inputs > call.outputs ? call.inputs : call.outputs) + 16, 16);
+}
+
+// Tiles [from, to), in blocks of equal size, added to `sums` and `bias`, of which the first finds none.
+void add_tiles(const WinogradGradWeight& call, const Parts& parts, const WinogradGradPart& part, int64_t from,
+               int64_t to, bool first, float* scratch, float* sums, float* bias) {
+    float *v = scratch, *w = v + 36 * winograd_step(parts.high), *block_bias = w + 36 * winograd_step(parts.wide);
+    float* zeros = block_bias + kPart;
+    for (int64_t i = 0; i < zero_pixels(call); ++i) zeros[i] = 0.0f;
+    const int64_t blocks = (to - from + kWinogradTiles - 1) / kWinogradTiles;
+    for (int64_t block = 0; block < blocks; ++block)
+        KR_DISPATCH(winograd_grad_block, call, part, from + (to - from) * block / blocks,
+                    from + (to - from) * (block + 1) / blocks, first && block == 0, {v, w, zeros, block_bias}, sums,
+                    bias);
+}
+
+int64_t scratch_size(const WinogradGradWeight& call, const Parts& parts) {
+    return 36 * (winograd_step(parts.high) + winograd_step(parts.wide)) + kPart + zero_pixels(call);
+}
+
+int64_t tiles_of(const WinogradGradWeight& call) {
+    return call.batch * ((call.height + 3) / 4) * ((call.width + 3) / 4);
+}
 
 }  // namespace
 
-void winograd_conv2d_grad_weight(const WinogradGradWeight& call, int threads) {
-    const int64_t tiles = call.batch * ((call.height + 3) / 4) * ((call.width + 3) / 4);
-    const int64_t down = (call.inputs + kPart - 1) / kPart, across = (call.outputs + kPart - 1) / kPart;
-    const int64_t high = smaller(round_up(call.inputs, 16), kPart), wide = smaller(round_up(call.outputs, 16), kPart);
-    const int64_t size = 36 * high * wide, parts = down * across;
+int64_t winograd_grad_chunks(int64_t inputs, int64_t outputs, int64_t tiles) {
+    const Parts parts(inputs, outputs);
     int64_t chunks = tiles >= kFewestTiles ? 2 : 1;
-    while (2 * chunks <= kMostChunks && 2 * chunks * parts * size <= kMostSums && tiles >= 2 * chunks * kFewestTiles)
+    while (2 * chunks <= kMostChunks && 2 * chunks * parts.count * parts.size <= kMostSums &&
+           tiles >= 2 * chunks * kFewestTiles)
         chunks *= 2;
-    const auto part_at = [&](int64_t number) {
-        const int64_t input = number / across * kPart, output = number % across * kPart;
-        return WinogradGradPart{input, smaller(call.inputs - input, kPart), output,
-                                smaller(call.outputs - output, kPart)};
-    };
-    const std::unique_ptr<float[]> memory(new float[chunks * (parts * size + across * kPart) + 16]);
-    float *sums = aligned(memory.get()), *bias = sums + chunks * parts * size;  // [chunks][across][kPart]
-    parallel_for(chunks * parts, 1, threads, [&](int64_t begin, int64_t end) {
-        const int64_t empty = 6 * (call.inputs > call.outputs ? call.inputs : call.outputs) + 16;
-        const int64_t v_size = 36 * winograd_step(high), w_size = 36 * winograd_step(wide);
-        const std::unique_ptr<float[]> own(new float[v_size + w_size + empty + 2 * kPart + 16]);
-        float *v = aligned(own.get()), *w = v + v_size, *block_bias = w + w_size, *zeros = block_bias + 2 * kPart;
-        for (int64_t i = 0; i < empty; ++i) zeros[i] = 0.0f;
-        for (int64_t task = begin; task < end; ++task) {
-            const int64_t chunk = task / parts, number = task % parts;
-            const WinogradGradPart part = part_at(number);
-            float* to_bias = number < across ? bias + (chunk * across + number) * kPart : block_bias + kPart;
-            const int64_t from = tiles * chunk / chunks, to = tiles * (chunk + 1) / chunks;
-            const int64_t blocks = (to - from + kWinogradTiles - 1) / kWinogradTiles;
-            for (int64_t block = 0; block < blocks; ++block)  // of equal size
-                KR_DISPATCH(winograd_grad_block, call, part, from + (to - from) * block / blocks,
-                            from + (to - from) * (block + 1) / blocks, block == 0, {v, w, zeros, block_bias},
-                            sums + task * size, to_bias);
-        }
-    });
+    return chunks;
+}
+
+int64_t winograd_grad_sums(int64_t inputs, int64_t outputs) {
+    const Parts parts(inputs, outputs);
+    return parts.count * parts.size;
+}
+
+int64_t winograd_grad_scratch(int64_t inputs, int64_t outputs) {
+    WinogradGradWeight call = {};
+    call.inputs = inputs, call.outputs = outputs;
+    return scratch_size(call, Parts(inputs, outputs)) + kPart;
+}
+
+void winograd_grad_add(const WinogradGradWeight& call, bool first, float* sums, float* scratch) {
+    const Parts parts(call.inputs, call.outputs);
+    float* bias = scratch + scratch_size(call, parts);
+    for (int64_t number = 0; number < parts.count; ++number)
+        add_tiles(call, parts, parts.at(number), 0, tiles_of(call), first, scratch, sums + number * parts.size, bias);
+}
+
+void winograd_grad_finish(const WinogradGradWeight& call, const float* sums, int64_t chunks, int threads) {
+    const Parts parts(call.inputs, call.outputs);
     parallel_for(call.inputs, 4, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t number = 0; number < parts; ++number) {
-            const WinogradGradPart part = part_at(number);
+        for (int64_t number = 0; number < parts.count; ++number) {
+            const WinogradGradPart part = parts.at(number);
             const int64_t low = begin - part.first_input, last = end - part.first_input;
             KR_DISPATCH(winograd_grad_filters, call, part, low > 0 ? low : 0, smaller(last, part.inputs),
-                        sums + number * size, chunks, parts * size);
+                        sums + number * parts.size, chunks, parts.count * parts.size);
         }
     });
+}
+
+void winograd_conv2d_grad_weight(const WinogradGradWeight& call, int threads) {
+    const Parts parts(call.inputs, call.outputs);
+    const int64_t tiles = tiles_of(call), chunks = winograd_grad_chunks(call.inputs, call.outputs, tiles);
+    const AlignedFloats memory(chunks * (parts.count * parts.size + parts.across * kPart));
+    float *sums = memory.floats, *bias = sums + chunks * parts.count * parts.size;  // [chunks][across][kPart]
+    parallel_for(chunks * parts.count, 1, threads, [&](int64_t begin, int64_t end) {
+        const AlignedFloats own(scratch_size(call, parts) + kPart);
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t chunk = task / parts.count, number = task % parts.count;
+            float* to_bias = number < parts.across ? bias + (chunk * parts.across + number) * kPart
+                                                   : own.floats + scratch_size(call, parts);
+            add_tiles(call, parts, parts.at(number), tiles * chunk / chunks, tiles * (chunk + 1) / chunks, true,
+                      own.floats, sums + task * parts.size, to_bias);
+        }
+    });
+    winograd_grad_finish(call, sums, chunks, threads);
     if (call.grad_bias == nullptr) return;
     for (int64_t o = 0; o < call.outputs; ++o) {
         float sum = 0.0f;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += bias[chunk * across * kPart + o];
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += bias[chunk * parts.across * kPart + o];
         call.grad_bias[o] = sum;
     }
 }

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from kr_fast.backends import codes, native, registry, structs
+from kr_fast.backends import codes, conv_structs, native, registry, structs
 from kr_fast.backends.arguments import (
     BatchNormAct,
     BatchNormActGradient,
+    BlockLayers,
+    BlockState,
     DirectConv,
     DirectConvGradient,
     GroupNorm,
@@ -77,7 +79,7 @@ def _with_even_taps(weight: Tensor) -> Tensor:
 
 def _direct_conv2d(call: DirectConv, y: Tensor) -> None:
     weight = _with_even_taps(call.weight)  # alive until the kernel has read it
-    native.cpu.direct_conv2d(structs.direct_conv(call, weight, y), torch.get_num_threads())
+    native.cpu.direct_conv2d(conv_structs.direct_conv(call, weight, y), torch.get_num_threads())
 
 
 def _direct_conv2d_backward(call: DirectConvGradient) -> tuple[Tensor | None, ...]:
@@ -85,7 +87,7 @@ def _direct_conv2d_backward(call: DirectConvGradient) -> tuple[Tensor | None, ..
     grad_x = torch.empty_like(call.x) if call.by_x else None
     grad_weight = torch.empty_like(weight) if call.by_weight else None
     grad_bias = torch.empty(len(weight)) if call.by_bias else None
-    fields = structs.direct_conv_gradient(call, weight, grad_x, grad_weight, grad_bias)
+    fields = conv_structs.direct_conv_gradient(call, weight, grad_x, grad_weight, grad_bias)
     native.cpu.direct_conv2d_backward(fields, torch.get_num_threads())
     return grad_x, grad_weight, grad_bias
 
@@ -94,6 +96,41 @@ registry.differentiable(
     "direct_conv2d",
     "cpu",
     registry.Differentiable(_direct_conv2d, _direct_conv2d_backward),
+    refuses=native.cpu_tensors(torch.float32),
+)
+
+
+def _by_winograd(x: Tensor, layers: BlockLayers, shape: torch.Size) -> list[bool]:
+    outputs = shape[1]
+    second = winograd_trains_faster(shape, outputs)
+    first = second if x.shape == shape else layers.stride == 1 and winograd_trains_faster(x.shape, outputs)
+    return [first, second, False]
+
+
+def _residual_block(x: Tensor, layers: BlockLayers, transform: Tensor, y: Tensor, state: BlockState | None) -> None:
+    fields = conv_structs.residual_block(x, layers, state, _by_winograd(x, layers, y.shape), transform, y)
+    run = native.cpu.residual_block_inference if state is None else native.cpu.residual_block
+    run(fields, torch.get_num_threads())
+
+
+def _residual_block_backward(
+    grad: Tensor, x: Tensor, layers: BlockLayers, transform: Tensor, state: BlockState, needs_x: bool
+) -> tuple[Tensor | None, list[Tensor], Tensor]:
+    grad_x = torch.empty_like(x) if needs_x else None
+    grad_weights, grad_norm = [torch.empty_like(each) for each in layers.weights], torch.empty_like(state.statistics)
+    winograd = _by_winograd(x, layers, grad.shape)
+    native.cpu.residual_block_backward(
+        conv_structs.residual_block(x, layers, state, winograd, transform, None),
+        conv_structs.residual_block_gradient(grad, grad_x, grad_weights, grad_norm),
+        torch.get_num_threads(),
+    )
+    return grad_x, grad_weights, grad_norm
+
+
+registry.differentiable(
+    "residual_block",
+    "cpu",
+    registry.Differentiable(_residual_block, _residual_block_backward),
     refuses=native.cpu_tensors(torch.float32),
 )
 
@@ -107,17 +144,19 @@ def _refuses_attention(call: AttentionCall) -> str | None:
 @registry.kernel("winograd_pack", "cpu", refuses=native.cpu_tensors(torch.float32))
 def winograd_pack(weight: Tensor, scale: Tensor | None, turned: bool, transform: Tensor, packed: Tensor) -> None:
     weight = weight if weight.stride(2) == 3 * weight.stride(3) else weight.contiguous()
-    native.cpu.winograd_pack(structs.winograd_pack(weight, scale, turned, transform, packed), torch.get_num_threads())
+    native.cpu.winograd_pack(
+        conv_structs.winograd_pack(weight, scale, turned, transform, packed), torch.get_num_threads()
+    )
 
 
 @registry.kernel("winograd_conv2d", "cpu", refuses=native.cpu_tensors(torch.float32))
 def winograd_conv2d(call: WinogradConv, y: Tensor) -> None:
-    native.cpu.winograd_conv2d(structs.winograd_conv(call, y), torch.get_num_threads())
+    native.cpu.winograd_conv2d(conv_structs.winograd_conv(call, y), torch.get_num_threads())
 
 
 @registry.kernel("winograd_conv2d_grad_weight", "cpu", refuses=native.cpu_tensors(torch.float32))
 def winograd_conv2d_grad_weight(call: WinogradGradWeight) -> None:
-    native.cpu.winograd_conv2d_grad_weight(structs.winograd_grad_weight(call), torch.get_num_threads())
+    native.cpu.winograd_conv2d_grad_weight(conv_structs.winograd_grad_weight(call), torch.get_num_threads())
 
 
 def _attention_forward(qkv: Tensor, heads: int, *, logsumexp: bool) -> tuple[Tensor, Tensor | None]:

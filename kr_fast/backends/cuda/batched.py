@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import native, registry, structs
-from kr_fast.backends.arguments import ResidualBlock
+from kr_fast.backends.arguments import ModelResidualBlock
 from kr_fast.backends.calls import ResidualBlockCall
 
 
@@ -20,11 +20,11 @@ def _refuses_residual_block(call: ResidualBlockCall) -> str | None:
 
 
 @registry.kernel("model_residual_block", "cuda", refuses=_refuses_residual_block)
-def model_residual_block(call: ResidualBlock) -> Tensor:
+def model_residual_block(call: ModelResidualBlock) -> Tensor:
     # Addresses of a GPU's own blocks of memory are multiples of 16, those of views need not be.
     halves = {"x": call.x, "weight1": call.weight1, "weight2": call.weight2}
     call = call._replace(**{name: value.clone() for name, value in halves.items() if value.data_ptr() % 16})
     y = torch.empty_like(call.x)
     with native.on(y):
-        native.cuda.model_residual_block(structs.residual_block(call, y), native.stream(y))
+        native.cuda.model_residual_block(structs.model_residual_block(call, y), native.stream(y))
     return y

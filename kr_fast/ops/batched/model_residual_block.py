@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import registry
-from kr_fast.backends.arguments import ResidualBlock
+from kr_fast.backends.arguments import ModelResidualBlock
 from kr_fast.backends.calls import ResidualBlockCall
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
@@ -26,7 +26,7 @@ def _impl(x, weight1, bias1, weight2, bias2, scale, shift, relu):
     if x.numel() == 0:
         return torch.empty_like(x)
     run = registry.resolve(_OP, ResidualBlockCall(x.device.type, x.dtype, x.shape[4], x.shape[2], x.shape[3]))
-    return run(ResidualBlock(x, weight1, bias1, weight2, bias2, scale, shift, relu))
+    return run(ModelResidualBlock(x, weight1, bias1, weight2, bias2, scale, shift, relu))
 
 
 def model_residual_block(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kr_fast.backends.arguments import BatchNorm, BatchNormGradient, ConvOptions, ResidualBlock, Sgd
+from kr_fast.backends.arguments import BatchNorm, BatchNormGradient, ConvOptions, ModelResidualBlock, Sgd
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
 _ACTIVATIONS = {"relu": torch.relu, "swish": F.silu, "hardswish": F.hardswish, "sigmoid": torch.sigmoid}
@@ -34,7 +34,7 @@ def model_conv2d(x, weight, bias, residual, view, options: ConvOptions) -> Tenso
 
 
 @kernel("model_residual_block", "reference", refuses=never)
-def model_residual_block(call: ResidualBlock) -> Tensor:
+def model_residual_block(call: ModelResidualBlock) -> Tensor:
     """Its layers one after the other: what one hands to the next is rounded."""
     x, inner, scale, shift = call.x, call.x, call.scale, call.shift
     if scale is not None:

@@ -11,6 +11,8 @@ from kr_fast.backends.arguments import (
     AdamWRule,
     BatchNormAct,
     BatchNormActGradient,
+    BlockLayers,
+    BlockState,
     DirectConv,
     DirectConvGradient,
     GroupNorm,
@@ -145,6 +147,73 @@ def _direct_conv2d_backward(call: DirectConvGradient) -> tuple[Tensor | None, ..
 
 
 differentiable("direct_conv2d", "reference", Differentiable(_direct_conv2d, _direct_conv2d_backward), refuses=never)
+
+
+def _block(
+    x: Tensor, layers: BlockLayers, given: bool = False
+) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """The block layer by layer: the result, what stands before the norms, and variance and mean of each, which are the
+    running ones if ``given``."""
+
+    def layer(index: int, x: Tensor, stride: int) -> Tensor:
+        weight = layers.weights[index]
+        y = F.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2)
+        convolved.append(y)
+        if given:
+            mean, var = layers.running[2 * index : 2 * index + 2]
+        else:
+            var, mean = torch.var_mean(y, (0, 2, 3), correction=0)
+            moments.append((var, mean))
+        return _affine(_normalized(y, mean, var, layers.eps[index]), *layers.norms[2 * index : 2 * index + 2])
+
+    convolved, moments = [], []
+    y = layer(1, layer(0, x, layers.stride).relu(), 1)
+    return (y + (layer(2, x, layers.stride) if len(layers.weights) == 3 else x)).relu(), convolved, moments
+
+
+def _residual_block(x: Tensor, layers: BlockLayers, transform: Tensor, y: Tensor, state: BlockState | None) -> None:
+    result, convolved, moments = _block(x, layers, given=state is None)
+    y.copy_(result)
+    if state is None:
+        return
+    for index, (var, mean) in enumerate(moments):
+        state.convolved[index].copy_(convolved[index].permute(0, 2, 3, 1))
+        torch.stack([mean, var], out=state.statistics[index])
+        if layers.running and layers.running[2 * index] is not None:
+            update_running(*layers.running[2 * index : 2 * index + 2], mean, var, layers.momentum[index], y)
+    bits = (y.permute(0, 2, 3, 1) > 0).unflatten(3, (-1, 8)) << torch.arange(8, device=y.device)
+    state.positive.copy_(bits.sum(4))
+
+
+def update_running(mean: Tensor, var: Tensor, new_mean: Tensor, new_var: Tensor, momentum: float, y: Tensor) -> None:
+    """As BatchNorm does from a batch whose norm has the shape of ``y``."""
+    rows = y.numel() // len(mean)
+    mean.lerp_(new_mean, momentum)
+    var.mul_(1 - momentum).add_(new_var, alpha=momentum * rows / (rows - 1))
+
+
+def _residual_block_backward(
+    grad: Tensor, x: Tensor, layers: BlockLayers, transform: Tensor, state: BlockState, needs_x: bool
+) -> tuple[Tensor | None, list[Tensor], Tensor]:
+    """By autograd through the layers."""
+    moments = state.statistics
+    one, zero = torch.ones_like(moments[0, 0]), torch.zeros_like(moments[0, 0])
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        weights = [each.detach().requires_grad_() for each in layers.weights]
+        defaults = [one, zero] * len(weights)
+        norms = [
+            (default if each is None else each).detach().clone().requires_grad_()
+            for each, default in zip(layers.norms, defaults, strict=True)
+        ]
+        y = _block(x, layers._replace(weights=weights, norms=norms))[0]
+        grad_x, *grads = torch.autograd.grad(y, [x, *weights, *norms], grad)
+    count = len(weights)
+    grad_weights = [torch.empty_like(each).copy_(g) for each, g in zip(layers.weights, grads[:count], strict=True)]
+    return _as(x, grad_x) if needs_x else None, grad_weights, torch.stack(grads[count:]).view_as(moments)
+
+
+differentiable("residual_block", "reference", Differentiable(_residual_block, _residual_block_backward), refuses=never)
 
 
 INPUTS = 16  # inputs of a packed weight are rounded up to a multiple of it

@@ -6,6 +6,7 @@
 #include "cpu/simd/lanes_io.h"
 
 #include "cpu/nn/kernels/column_blocks.h"
+#include "cpu/nn/kernels/positive_bits.h"
 
 constexpr int64_t kChunk = 4096;                       // numbers: 16 KB of float32
 constexpr int64_t kFewestLines = 16, kMostLines = 64;  // so that merging costs little, and for the error of their sum
@@ -56,10 +57,10 @@ struct Moments {
     }
 };
 
-template <bool kRelu, bool kResidual, class T>
+template <bool kRelu, bool kResidual, bool kBits, class T>
 struct Apply {
     template <int V>
-    KR_FN void run(const T* x, const T* residual, T* y, int64_t step, int64_t lines, const float* mean,
+    KR_FN void run(const T* x, const T* residual, T* y, uint8_t* bits, int64_t step, int64_t lines, const float* mean,
                    const float* scale, const float* offset, int64_t c, int live) {
         f32v m[V], a[V], b[V];
         KR_UNROLL for (int v = 0; v < V; ++v) {
@@ -71,6 +72,7 @@ struct Apply {
                 const int64_t at = p * step + c + v * kLanes;
                 f32v out = fma(read(x + at, live) - m[v], a[v], b[v]);
                 if (kResidual) out = out + read(residual + at, live);
+                if (kBits) write_bits(bits, at, out);
                 if (kRelu) out = max(splat(0.0f), out);  // its second operand where that is NaN
                 write(y + at, out, live);
             }
@@ -79,18 +81,19 @@ struct Apply {
 };
 
 // Where the sign of what stood before the ReLU comes from.
-enum class Mask { none, from_y, from_x };
+enum class Mask { none, from_y, from_x, from_bits };
 
 template <Mask kMask>
 KR_FN f32v masked(f32v grad, f32v y) {
-    return kMask == Mask::none ? grad : y <= splat(0.0f) ? splat(0.0f) : grad;
+    return kMask == Mask::none || kMask == Mask::from_bits ? grad : y <= splat(0.0f) ? splat(0.0f) : grad;
 }
 
 template <Mask kMask, bool kPass, class T>
 struct Sums {
     template <int V>
-    KR_FN void run(const T* grad, const T* x, const T* y, T* passed, int64_t step, int64_t lines, const float* mean,
-                   const float* scale, const float* offset, float* plain, float* centred, int64_t c, int live) {
+    KR_FN void run(const T* grad, const T* x, const T* y, const uint8_t* bits, T* passed, int64_t step, int64_t lines,
+                   const float* mean, const float* scale, const float* offset, float* plain, float* centred, int64_t c,
+                   int live) {
         f32v one[V] = {}, two[V] = {}, m[V], a[V], b[V];
         KR_UNROLL for (int v = 0; v < V; ++v) {
             const int64_t at = c + v * kLanes;
@@ -103,7 +106,8 @@ struct Sums {
                 const f32v out = kMask == Mask::from_y   ? read(y + at, live)
                                  : kMask == Mask::from_x ? fma(d, a[v], b[v])
                                                          : d;
-                const f32v g = masked<kMask>(read(grad + at, live), out);
+                f32v g = masked<kMask>(read(grad + at, live), out);
+                if (kMask == Mask::from_bits) g = where_bits(bits, at, g);
                 if (kPass) write(passed + at, g, live);
                 one[v] = one[v] + g;
                 two[v] = fma(g, d, two[v]);
@@ -119,9 +123,9 @@ struct Sums {
 template <Mask kMask, class T>
 struct InputGradient {
     template <int V>
-    KR_FN void run(const T* grad, const T* x, const T* y, T* out, int64_t step, int64_t lines, const float* mean,
-                   const float* scale, const float* offset, const float* slope, const float* level, int64_t c,
-                   int live) {
+    KR_FN void run(const T* grad, const T* x, const T* y, const uint8_t* bits, T* out, int64_t step, int64_t lines,
+                   const float* mean, const float* scale, const float* offset, const float* slope, const float* level,
+                   int64_t c, int live) {
         f32v m[V], a[V], b[V], s[V], l[V];
         KR_UNROLL for (int v = 0; v < V; ++v) {
             const int64_t at = c + v * kLanes;
@@ -135,7 +139,8 @@ struct InputGradient {
                 const f32v before = kMask == Mask::from_y   ? read(y + at, live)
                                     : kMask == Mask::from_x ? fma(d, a[v], b[v])
                                                             : d;
-                const f32v g = masked<kMask>(read(grad + at, live), before);
+                f32v g = masked<kMask>(read(grad + at, live), before);
+                if (kMask == Mask::from_bits) g = where_bits(bits, at, g);
                 write(out + at, fma(g, a[v], fma(d, s[v], l[v])), live);
             }
         }
@@ -155,6 +160,15 @@ static void repeat(const NormLines& cut, float* factor) {
     for (int64_t c = cut.channels; c < cut.width; ++c) factor[c] = factor[c - cut.channels];
 }
 
+// Every chunk of all groups, and its number among the partial sums.
+template <class F>
+static void each_chunk(const NormGroups& groups, const F& each) {
+    for (int64_t group = 0; group < groups.count; ++group) {
+        const NormLines& cut = group + 1 < groups.count ? groups.each : groups.last;
+        for (int64_t i = 0; i < cut.chunks; ++i) each(norm_chunk(cut, i), group * groups.each.chunks + i);
+    }
+}
+
 // Mean, scale and offset of y = scale (x - mean) + offset, [3, room]. Forward and backward must agree to the bit.
 template <class Call>
 static void affine(const Call& call, const NormLines& cut, float* factors) {
@@ -172,29 +186,28 @@ static void norm_factors(const BatchNormActGradient& call, const NormLines& cut,
     affine(call, cut, factors);
 }
 
-static void norm_merge_moments(const BatchNormAct& call, const NormLines& cut, const float* partial, double* sums,
+static void norm_merge_moments(const BatchNormAct& call, const NormGroups& groups, const float* partial, double* sums,
                                float* factors) {
+    const NormLines& cut = groups.each;
     const int64_t rows = call.rows;
     double* squares = sums + cut.room;
     for (int64_t c = 0; c < cut.width; ++c) sums[c] = squares[c] = 0.0;
-    for (int64_t i = 0; i < cut.chunks; ++i) {
-        const NormChunk chunk = norm_chunk(cut, i);
+    each_chunk(groups, [&](const NormChunk& chunk, int64_t i) {
         const float *mean = partial + kMoments * cut.room * i, *first = mean + cut.room;
         const double lines = (double)chunk.lines;
         for (int64_t c = 0; c < chunk.width; ++c) sums[c] += lines * (double)mean[c] + (double)first[c];
-    }
+    });
     fold(cut, sums);
     for (int64_t c = 0; c < cut.channels; ++c) sums[c] /= (double)rows;
     for (int64_t c = cut.channels; c < cut.width; ++c) sums[c] = sums[c - cut.channels];
-    for (int64_t i = 0; i < cut.chunks; ++i) {
-        const NormChunk chunk = norm_chunk(cut, i);
+    each_chunk(groups, [&](const NormChunk& chunk, int64_t i) {
         const float *mean = partial + kMoments * cut.room * i, *first = mean + cut.room, *square = first + cut.room;
         const double lines = (double)chunk.lines;
         for (int64_t c = 0; c < chunk.width; ++c) {
             const double d = (double)mean[c] - sums[c];  // sum (x - m + d)^2
             squares[c] += (double)square[c] + d * (2.0 * (double)first[c] + lines * d);
         }
-    }
+    });
     fold(cut, squares);
     for (int64_t c = 0; c < cut.channels; ++c) {
         call.mean[c] = (float)sums[c];
@@ -204,15 +217,15 @@ static void norm_merge_moments(const BatchNormAct& call, const NormLines& cut, c
 }
 
 // Of w r (g - mean(g) - n mean(g n)) with n = (x - mean) r as scale g + slope (x - mean) + level: [5, room].
-static void norm_merge_sums(const BatchNormActGradient& call, const NormLines& cut, const float* partial, double* sums,
-                            float* factors) {
+static void norm_merge_sums(const BatchNormActGradient& call, const NormGroups& groups, const float* partial,
+                            double* sums, float* factors) {
+    const NormLines& cut = groups.each;
     double* centred = sums + cut.room;
     for (int64_t c = 0; c < cut.width; ++c) sums[c] = centred[c] = 0.0;
-    for (int64_t i = 0; i < cut.chunks; ++i) {
-        const NormChunk chunk = norm_chunk(cut, i);
+    each_chunk(groups, [&](const NormChunk& chunk, int64_t i) {
         const float *one = partial + kSums * cut.room * i, *two = one + cut.room;
         for (int64_t c = 0; c < chunk.width; ++c) sums[c] += (double)one[c], centred[c] += (double)two[c];
-    }
+    });
     fold(cut, sums), fold(cut, centred);
     affine(call, cut, factors);
     const float* scale = factors + cut.room;
@@ -242,19 +255,22 @@ static void apply_to(const BatchNormAct& call, const NormLines& cut, const NormC
     const T* residual = call.residual ? static_cast<const T*>(call.residual) + chunk.offset : nullptr;
     T* y = static_cast<T*>(call.y) + chunk.offset;
     const float *scale = factors + cut.room, *offset = scale + cut.room;
-#define KR_APPLY(relu, more)                                                                                     \
-    each_block<Apply<relu, more, T>, kWideVectors>(chunk.width, x, residual, y, cut.width, chunk.lines, factors, \
-                                                   scale, offset)
-    if (call.relu) {
+    uint8_t* bits = call.positive ? call.positive + chunk.offset / 8 : nullptr;
+#define KR_APPLY(relu, more, bit)                                                                                  \
+    each_block<Apply<relu, more, bit, T>, kWideVectors>(chunk.width, x, residual, y, bits, cut.width, chunk.lines, \
+                                                        factors, scale, offset)
+    if (bits) {
+        KR_APPLY(true, true, true);
+    } else if (call.relu) {
         if (residual)
-            KR_APPLY(true, true);
+            KR_APPLY(true, true, false);
         else
-            KR_APPLY(true, false);
+            KR_APPLY(true, false, false);
     } else {
         if (residual)
-            KR_APPLY(false, true);
+            KR_APPLY(false, true, false);
         else
-            KR_APPLY(false, false);
+            KR_APPLY(false, false, false);
     }
 #undef KR_APPLY
 }
@@ -266,10 +282,13 @@ static void sums_of(const BatchNormActGradient& call, const NormLines& cut, cons
     const T* y = call.y ? static_cast<const T*>(call.y) + chunk.offset : nullptr;
     T* passed = call.passed ? static_cast<T*>(call.passed) + chunk.offset : nullptr;
     const float *scale = factors + cut.room, *offset = scale + cut.room;
-#define KR_SUMS(mask, pass)                                                                                         \
-    each_block<Sums<mask, pass, T>, kWideVectors>(chunk.width, grad, x, y, passed, cut.width, chunk.lines, factors, \
-                                                  scale, offset, partial, partial + cut.room)
-    if (!call.relu)
+    const uint8_t* bits = call.positive ? call.positive + chunk.offset / 8 : nullptr;
+#define KR_SUMS(mask, pass)                                                                                      \
+    each_block<Sums<mask, pass, T>, kWideVectors>(chunk.width, grad, x, y, bits, passed, cut.width, chunk.lines, \
+                                                  factors, scale, offset, partial, partial + cut.room)
+    if (bits)
+        KR_SUMS(Mask::from_bits, false);
+    else if (!call.relu)
         KR_SUMS(Mask::none, false);
     else if (!y)
         KR_SUMS(Mask::from_x, false);
@@ -288,10 +307,13 @@ static void input_gradient_of(const BatchNormActGradient& call, const NormLines&
     const T* y = call.y ? static_cast<const T*>(call.y) + chunk.offset : nullptr;
     T* out = static_cast<T*>(call.out) + chunk.offset;
     const float *scale = factors + cut.room, *offset = scale + cut.room, *slope = offset + cut.room;
-#define KR_GRADIENT(mask)                                                                                           \
-    each_block<InputGradient<mask, T>, kWideVectors>(chunk.width, grad, x, y, out, cut.width, chunk.lines, factors, \
-                                                     scale, offset, slope, slope + cut.room)
-    if (!call.relu || call.passed)
+    const uint8_t* bits = call.positive ? call.positive + chunk.offset / 8 : nullptr;
+#define KR_GRADIENT(mask)                                                                                        \
+    each_block<InputGradient<mask, T>, kWideVectors>(chunk.width, grad, x, y, bits, out, cut.width, chunk.lines, \
+                                                     factors, scale, offset, slope, slope + cut.room)
+    if (bits)
+        KR_GRADIENT(Mask::from_bits);
+    else if (!call.relu || call.passed)
         KR_GRADIENT(Mask::none);
     else if (!y)
         KR_GRADIENT(Mask::from_x);
@@ -323,3 +345,8 @@ static void norm_input_gradient(const BatchNormActGradient& call, const NormLine
     KR_EACH_DTYPE(input_gradient_of, call, cut, chunk, factors);
 }
 #undef KR_EACH_DTYPE
+
+// out = grad where its bit is set, else 0; a multiple of 16 numbers.
+static void norm_masked(const float* grad, const uint8_t* bits, int64_t count, float* out) {
+    for (int64_t at = 0; at < count; at += kLanes) store(out + at, where_bits(bits, at, load(grad + at)));
+}

@@ -6,7 +6,7 @@
 #include "cpu/simd/row_io.h"
 #include "cpu/simd/vec_math.h"
 
-#include "cpu/nn/activations.h"
+#include "cpu/nn/kernels/activations.h"
 
 constexpr int64_t kChunkElements = 4096;
 

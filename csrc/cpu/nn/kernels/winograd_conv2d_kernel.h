@@ -6,7 +6,8 @@
 // of tiles by inputs with inputs by outputs (M), and M is transformed back, with all that follows the convolution.
 #include "cpu/simd/vec_math.h"
 
-#include "cpu/nn/activations.h"
+#include "cpu/nn/kernels/activations.h"
+#include "cpu/nn/kernels/positive_bits.h"
 #include "cpu/nn/kernels/winograd_tiles.h"
 
 #define KR_UNROLL_ROWS _Pragma("GCC unroll 32")
@@ -113,7 +114,9 @@ KR_FN void finish(const WinogradConv& call, const Place& place, int row, int mos
         f32v a = fma(pixels[j], place.scale, place.bias);
         if (call.residual) {
             const float* other = call.residual + at;
-            a = a + (full ? load(other) : load_part(other, place.live, 0.0f));
+            f32v more = full ? load(other) : load_part(other, place.live, 0.0f);
+            if (call.residual_bits) more = where_bits(call.residual_bits, at, more);
+            a = a + more;
         }
         a = activate<kind>(a);
         if (full)
