@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kr_fast.backends import registry
-from kr_fast.training import EMA, SGD, AdamW
+from kr_fast.training import EMA, SGD, AdamW, PowerEMA
 
 LAST = torch.channels_last
 DECAY = 0.9
@@ -141,6 +141,30 @@ def test_average_is_that_of_diffusers():
     with optimizer.ema.applied():
         assert all(map(torch.equal, model.parameters(), optimizer.ema.averages))
     assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_power_average_weighs_steps_by_a_power_of_their_number():
+    """In closed form and float64; saved and loaded on the way."""
+    model, power, count = network(), 6.94, 200
+    optimizer = AdamW(model.parameters(), 1e-2)
+    optimizer.ema = PowerEMA(list(model.parameters()), power)
+    values = []
+    for step in range(count):
+        train(model, optimizer, [step])
+        values.append(torch.cat([p.detach().double().flatten() for p in model.parameters()]))
+        if step == 20:
+            loaded = PowerEMA(list(model.parameters()), power)
+            loaded.load_state_dict(copy.deepcopy(optimizer.ema.state_dict()))
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer.ema = loaded
+    steps = torch.arange(1, count + 1, dtype=torch.float64)
+    weights = (steps ** (power + 1) - (steps - 1) ** (power + 1)) / count ** (power + 1)
+    expected = (weights[:, None] * torch.stack(values)).sum(0)
+    average = torch.cat([each.double().flatten() for each in optimizer.ema.averages])
+    torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-6)
+    assert float(weights.sum()) == pytest.approx(1)
+    mean = float((weights * steps).sum())
+    assert float((weights * (steps - mean) ** 2).sum().sqrt()) / count == pytest.approx(0.1, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +302,7 @@ def test_the_kernel_runs():
     [
         (lambda p: SGD([], 0.1), "SGD: params must hold at least one parameter, got \\[\\]"),
         (lambda p: AdamW([p], max_grad_norm=0), "AdamW: max_grad_norm must be above 0, got 0"),
+        (lambda p: PowerEMA([p], -1), "PowerEMA: power must be at least 0, got -1"),
         (lambda p: AdamW([p], ema_decay=1.5), r"EMA: decay must be in \[0, 1\], got 1.5"),
         (
             lambda p: AdamW([p], ema_decay=0.9).add_param_group({"params": [p]}),
