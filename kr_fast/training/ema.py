@@ -86,8 +86,8 @@ class EMA:
 class PowerEMA(EMA):
     """A moving average whose memory is a fixed share of all steps so far, so that training may end after any of them:
 
-    ``d_t = (1 - 1 / t)^(power + 1)``, by which the weight of step ``s`` is the integral of ``tau^power`` over [s - 1, s]
-    as a share of that over [0, t]. The default has a standard deviation of 0.1 t (sigma_rel).
+    ``d_t = (1 - 1 / t)^(power + 1)``. The weight of step ``s`` is thereby the integral of ``tau^power`` over
+    [s - 1, s], as a share of that over [0, t]. The default has a standard deviation of 0.1 t (sigma_rel).
 
     Source: Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024, section 3.1.
     """

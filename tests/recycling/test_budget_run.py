@@ -27,8 +27,8 @@ class Stopped(BaseException):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """``perf_counter`` that shows the work done so far, which takes twice as long from ``clock["slow_from"]`` on."""
-    state = {"now": 0.0, "slow_from": float("inf")}
+    """``perf_counter`` that shows the work done so far, times ``clock["slowness"]``."""
+    state = {"now": 0.0, "slowness": 1}
 
     def reading():
         state["now"] += 1e-4
@@ -38,7 +38,7 @@ def clock(monkeypatch):
         whole = getattr(kind, name)
 
         def method(self, *args, **options):
-            state["now"] += SECONDS[kind] * (2 if state["now"] > state["slow_from"] else 1)
+            state["now"] += SECONDS[kind] * state["slowness"]
             return whole(self, *args, **options)
 
         monkeypatch.setattr(kind, name, method)
@@ -103,9 +103,16 @@ def test_killed_run_continues_to_the_same_weights(tmp_path, monkeypatch, clock):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def test_run_keeps_its_budget_and_continues_with_a_larger_one(tmp_path, clock, caplog):
+def test_run_keeps_its_budget_and_continues_with_a_larger_one(tmp_path, monkeypatch, clock, caplog):
     """With shadows, which are trained as long as the Student, on a machine that becomes half as fast after a round."""
-    clock["slow_from"] = 6.0
+    whole = files.write_json
+
+    def write_and_slow_down(path, value):
+        whole(path, value)
+        if noted("rounds", "val_loss")(path, value):
+            clock["slowness"] = 2
+
+    monkeypatch.setattr(files, "write_json", write_and_slow_down)
     out, shadows = tmp_path / "run", {"num_shadows": 4, "student_shadows": 4}
     result = recycle(config(out, "16s", **shadows))
     first = ledger(out)
@@ -143,7 +150,7 @@ def test_budget_too_short_for_a_pass_is_refused_with_the_least_that_does(tmp_pat
     assert not (tmp_path / "run").exists()
     least = str(caught.value).split("at least ")[1].split(",")[0]
     plan = dry_run(config(tmp_path / "run", least))
-    for words in (f"budget: {least}", "# plan: generator up to", "# plan: Student of"):
+    for words in (f"budget: {least}", "# plan: generator in rounds up to step", "# plan: Student of"):
         assert words in plan
     assert not (tmp_path / "run").exists()
 

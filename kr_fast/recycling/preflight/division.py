@@ -56,14 +56,14 @@ def larger(context: Context) -> float | None:
 def describe(ledger: Ledger) -> list[str]:
     """The plan in lines for a reader."""
     plan, sizes, c = ledger.plan(), ledger.sizes, ledger.costs
-    steps, trials = plan.rounds[-1], len(plan.rounds) + sizes.tuned
+    trials = len(plan.rounds) + sizes.tuned
     measured = (("step of the generator", c.step), ("synthetic image", c.image), ("Student's pass over one", c.trained))
     ends = ", ".join(f"{end:,}" for end in plan.rounds)
     cycles = " + ".join(f"{count:,}" for count in plan.cycles)
     return [
         f"budget: {duration(ledger.budget)}; measured: "
         + ", ".join(f"a {what} {1e3 * cost:.3g} ms" for what, cost in measured),
-        f"plan: generator up to {steps:,} steps, in rounds to {ends}; it ends before where rounds bring nothing",
+        f"plan: generator in rounds up to step {ends}, or fewer where rounds bring nothing",
         f"plan: {trials} short Students (rounds and tuning) of {plan.trial_images:,} images, {plan.passes} passes each",
         f"plan: Student of {cycles} periods of {sizes.images:,} images, {plan.passes} passes each",
     ]
