@@ -98,9 +98,10 @@ def test_generator_improves_while_loss_or_accuracy_does_beyond_noise(losses, acc
     assert planner.improving(losses, accuracies, 600) is expected
 
 
-def test_latest_round_within_a_standard_error_of_the_best_is_chosen():
-    assert planner.latest_of_best([0.5, 0.91, 0.90, 0.85], 600) == 2
-    assert planner.latest_of_best([1.0, 0.999], 600) == 0
+def test_round_of_the_lowest_loss_within_a_standard_error_of_the_best_is_chosen():
+    assert planner.best_round([0.4, 0.3, 0.2, 0.1], [0.5, 0.91, 0.90, 0.85], 600) == 2
+    assert planner.best_round([0.2, 0.1, 0.15], [0.90, 0.90, 0.91], 600) == 1
+    assert planner.best_round([0.2, 0.1], [1.0, 0.999], 600) == 0
 
 
 def test_student_improves_until_two_cycles_bring_nothing():

@@ -208,11 +208,13 @@ def student_improves(accuracies: Sequence[float]) -> bool:
     return len(accuracies) < 3 or max(accuracies[-2:]) > max(accuracies[:-2])
 
 
-def latest_of_best(accuracies: Sequence[float], validation: int) -> int:
-    """The last of the rounds that are within a standard error of the best one: the generator only gets better."""
-    best = max(accuracies)
-    least_of_best = best - standard_error(best, validation)
-    return max(index for index, value in enumerate(accuracies) if value >= least_of_best)
+def best_round(losses: Sequence[float], accuracies: Sequence[float], validation: int) -> int:
+    """The round of the lowest validation loss among those whose short Student is within a standard error of the best.
+
+    The loss tells apart what an accuracy on few images cannot, and rises where a generator repeats training images.
+    """
+    least = max(accuracies) - standard_error(max(accuracies), validation)
+    return min((loss, index) for index, loss in enumerate(losses) if accuracies[index] >= least)[1]
 
 
 def revised(costs: Costs, kind: str, planned: float, took: float, budget: float, first: bool) -> tuple[Costs, float]:

@@ -13,8 +13,8 @@ from kr_fast.runtime.progress import bar
 def run(context: Context) -> dict[str, Any]:
     """Validation accuracy of a short Student per checkpoint; the latest of equally good ones is chosen.
 
-    In a run with a budget the Students are those of the generator's rounds, and equally good means within a standard
-    error.
+    In a run with a budget the Students are those of the generator's rounds, and the validation loss decides among those
+    within a standard error of the best.
     """
     trials = Trials(context)
     if context.ledger is None:
@@ -22,7 +22,8 @@ def run(context: Context) -> dict[str, Any]:
         best = max(rows, key=lambda row: (row["val_accuracy"], row["step"]))
     else:
         rows = [{"step": each["end"], "val_accuracy": each["val_accuracy"]} for each in context.ledger.rounds]
-        best = rows[planner.latest_of_best([row["val_accuracy"] for row in rows], len(context.data.val))]
+        losses = [each["val_loss"] for each in context.ledger.rounds]
+        best = rows[planner.best_round(losses, [row["val_accuracy"] for row in rows], len(context.data.val))]
         sampling = gkd.default_sampling(context, best["step"])  # tuning begins with the same short Student
         trials.get(lambda: best["val_accuracy"], **asdict(sampling))
     for row in rows:
