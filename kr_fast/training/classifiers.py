@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.backends.cpu.nn import direct_trains_faster, winograd_is_faster, winograd_trains_faster
+from kr_fast.backends.cpu.nn import FEWEST_IMAGES, direct_trains_faster, winograd_is_faster, winograd_trains_faster
 from kr_fast.ops.nn.batch_norm_act import batch_norm_act
 from kr_fast.ops.nn.direct_conv2d import direct_conv2d
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
@@ -29,6 +29,13 @@ def conv(self: Any, input: Tensor) -> Tensor:
     if plain(input) and direct_trains_faster(self, input.shape):
         return direct_conv2d(nhwc(input), self.weight, bias=self.bias, stride=self.stride, padding=self.padding)
     return self._conv_forward(nhwc(input) if plain(input) or mixed(input) else input, self.weight, self.bias)
+
+
+def linear(self: Any, input: Tensor) -> Tensor:
+    """A ``Linear`` as a 1x1 convolution: its weight gradient has the same bits for any number of threads."""
+    if input.ndim != 2 or len(input) < FEWEST_IMAGES or not plain(input):
+        return nn.Linear.forward(self, input)
+    return direct_conv2d(input.contiguous()[:, :, None, None], self.weight[:, :, None, None], bias=self.bias).flatten(1)
 
 
 def conv3x3(self: Any, input: Tensor) -> Tensor:
@@ -131,6 +138,7 @@ _BLOCKS = {
 
 def fuse(patches: Patches, model: nn.Module) -> None:
     """Patch what is fused of ``model``: convolutions, BatchNorm, and the blocks that hold them."""
+    convolutional = any(type(module) is nn.Conv2d for module in model.modules())
     for module in list(model.modules()):
         kind = type(module)
         forward = _BLOCKS.get(f"{kind.__module__}.{kind.__qualname__}")
@@ -145,6 +153,8 @@ def fuse(patches: Patches, model: nn.Module) -> None:
             patches.channels_last(module.weight)
             fits = winograd_is_faster(module, module.stride, module.padding)
             patches.forward(module, conv3x3 if fits else conv)
+        elif kind is nn.Linear and convolutional:
+            patches.forward(module, linear)
         elif kind is nn.Sequential and any(is_norm(each) for each in module):
             patches.forward(module, sequential)
         elif is_norm(module):
