@@ -56,25 +56,11 @@ constexpr int64_t kBlockFloats = 16 * 1024;
 constexpr int64_t kBlockPixels = 96;  // at least: registers are added to the sums after so many
 // Chunks of images, whose number depends on the shape only: a sum costs as much as some ten pixels.
 constexpr int64_t kMostChunks = 16, kFewestPixels = 1024, kFewestOfFew = 256;
+
 DirectPass forward_pass(const DirectConvShape& s) {
-    return {s.height,
-            s.width,
-            s.inputs,
-            s.kernel_height,
-            s.kernel_width,
-            s.stride_y,
-            s.stride_x,
-            -s.pad_y,
-            -s.pad_x,
-            s.output_height,
-            s.output_width,
-            s.output_height,
-            s.output_width,
-            s.outputs,
-            0,
-            0,
-            1,
-            1};
+    const int64_t down = s.output_height, across = s.output_width;
+    return {s.height, s.width, s.inputs, s.kernel_height, s.kernel_width, s.stride_y, s.stride_x, -s.pad_y, -s.pad_x,
+            down,     across,  down,     across,          s.outputs,      0,          0,          1,        1};
 }
 
 // Pixels residue, residue + stride, ... of an axis of the input: the first tap that reaches them, their number of taps,

@@ -17,7 +17,7 @@ struct DirectConvSteps {
     int64_t output, input, tap;
 };
 
-// Every function below but the three with `threads` runs on the calling thread, allocates nothing and works on images
+// Every function below but the two with `threads` runs on the calling thread, allocates nothing and works on images
 // [begin, end) of the batch, so that a caller can go through a network group by group. What it computes for an image
 // has the same bits whatever the range. Packed filters, sums and scratch should lie on 64 bytes.
 

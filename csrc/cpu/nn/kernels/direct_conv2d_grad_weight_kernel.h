@@ -3,15 +3,9 @@
 // The gradient of the filters, dw[tap][i][o] = sum over pixels x[pixel moved by tap][i] dy[pixel][o]. A tap has the
 // pixels of dy whose place in x is inside: lines of them, so that nothing is spent on borders. Inputs by outputs of one
 // tap are summed in registers over all lines of a block of pixels. Where inputs are no multiple of four (one or three
-// colours), patches are gathered first, and taps by inputs are the inputs of a 1x1 convolution.
+// colours), x is padded, and the taps of a line by inputs are the inputs of a product.
 
-#if KR_LANES == 16
-constexpr int kHigh = 12, kWide = 2;
-#elif KR_LANES == 8
-constexpr int kHigh = 4, kWide = 2;
-#else
-constexpr int kHigh = 4, kWide = 2;
-#endif
+constexpr int kHigh = KR_LANES == 16 ? 12 : 4, kWide = 2;  // inputs and vectors of outputs that the registers hold
 
 // Memory that the next block reads, asked for bit by bit while this one is summed.
 struct Ahead {
@@ -132,7 +126,8 @@ static void direct_grad_lines(const DirectConvShape& s, const float* x, const fl
     }
 }
 
-// Few inputs, taps of `length` numbers of three lines of padded x, and one vector of outputs: all taps at once.
+// Few inputs and 3x3 taps: `length` numbers of each of three lines of padded x, `line` floats apart. All taps at once;
+// `rows` lie between the sums of two lines.
 template <int length, int wide, bool full>
 static KR_APART void sum_three_lines(const Lines& lines, int64_t line, int64_t rows, int64_t output, int live,
                                      float* sums, int64_t step, bool add) {
