@@ -55,6 +55,9 @@ int64_t BlockConv::images_of_group(int64_t batch) const {
     return best;
 }
 
+// Waking a thread costs as much as the filters of 64 by 64 channels.
+int BlockConv::workers(int threads) const { return shape_.inputs * shape_.outputs > 64 * 64 ? threads : 1; }
+
 int64_t BlockConv::packed_size(bool turned) const {
     if (!winograd_) return direct_conv2d_packed_size(shape_, turned);
     const int64_t outputs = turned ? shape_.inputs : shape_.outputs, inputs = turned ? shape_.outputs : shape_.inputs;
@@ -73,7 +76,7 @@ void BlockConv::pack(bool turned, float* packed, int threads) const {
         call.output_step = steps_.input, call.input_step = steps_.output;
     }
     call.transform = transform_, call.packed = packed;
-    winograd_pack(call, threads);
+    winograd_pack(call, workers(threads));
 }
 
 int64_t BlockConv::scratch() const { return winograd_ ? winograd_scratch(shape_.inputs, shape_.outputs) : 0; }
@@ -128,7 +131,7 @@ void BlockConv::finish(const float* sums, int64_t chunks, int64_t step, float* g
     if (!winograd_) return direct_conv2d_grad_weight_finish(shape_, sums, chunks, step, grad_weight, steps_, nullptr);
     WinogradGradWeight call = winograd_grad(shape_);
     call.grad_weight = grad_weight, call.input_step = steps_.input, call.tap_step = steps_.tap;
-    winograd_grad_finish(call, sums, chunks, threads);
+    winograd_grad_finish(call, sums, chunks, workers(threads));
 }
 
 }  // namespace kr

@@ -30,6 +30,7 @@ class BlockConv {
     void finish(const float* sums, int64_t chunks, int64_t step, float* grad_weight, int threads) const;
 
   private:
+    int workers(int threads) const;
     bool winograd_;
     DirectConvShape shape_;
     const float* weight_;
