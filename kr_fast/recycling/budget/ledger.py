@@ -187,7 +187,8 @@ class Ledger:
         """Note what the cycle under way took, and its best accuracy on validation."""
         count = self.cycles[-1]["periods"]
         self.cycles[-1]["val_accuracy"] = val_accuracy
-        self._revise("student", f"a Student's {count} periods", count * self._period(own=True), seconds, False)
+        planned = count * self._period(own=True)
+        self._revise("student", f"the Student's cycle of {count} periods", planned, seconds, False)
         self.save()
 
     def _period(self, *, own: bool = False) -> float:
