@@ -143,6 +143,20 @@ def test_other_modes_compute_the_same(change):
     compare(model)
 
 
+@pytest.mark.parametrize("size", [12, 28])
+def test_logits_by_running_statistics_are_torchs(size):
+    model, x = resnet(size), torch.randn(5, 1, size, size)
+    with torch.no_grad():
+        for _ in range(2):
+            model(x)
+        model.eval()
+        expected, before = copy.deepcopy(model).double()(x.double()), copy.deepcopy(model.state_dict())
+        with kr_fast.optimize(model, training=True):
+            got = model(x)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_norm_replaced_later_is_used():
     model, x = resnet(), torch.randn(4, 1, 12, 12)
     with kr_fast.optimize(model, training=True), torch.no_grad():
