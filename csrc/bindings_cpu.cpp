@@ -6,6 +6,7 @@
 #include "bindings_common.h"
 #include "cpu/membership/attack_r.h"
 #include "cpu/nn/batch_norm_act.h"
+#include "cpu/nn/block/preactivation_block.h"
 #include "cpu/nn/direct_conv2d.h"
 #include "cpu/membership/bootstrap_auc.h"
 #include "cpu/distillation/distillation_loss.h"
@@ -22,7 +23,7 @@
 #include "cpu/membership/rmia.h"
 #include "cpu/membership/roc.h"
 #include "cpu/sampling/solver_step.h"
-#include "cpu/nn/residual_block.h"
+#include "cpu/nn/block/residual_block.h"
 #include "cpu/nn/winograd_conv2d.h"
 
 namespace py = pybind11;
@@ -71,6 +72,15 @@ KR_FIELDS(DirectConv, KR_FIELD(shape), KR_FIELD(batch), KR_FIELD(x), KR_FIELD(we
 
 KR_FIELDS(DirectConvBackward, KR_FIELD(shape), KR_FIELD(batch), KR_FIELD(x), KR_FIELD(weight), KR_FIELD(steps),
           KR_FIELD(grad_y), KR_FIELD(grad_x), KR_FIELD(grad_weight), KR_FIELD(grad_steps), KR_FIELD(grad_bias))
+
+KR_FIELDS(PreactivationBlock, KR_FIELD(x), KR_FIELD(skip), KR_FIELD(batch), KR_FIELD(height), KR_FIELD(width),
+          KR_FIELD(x_channels), KR_FIELD(skip_channels), KR_FIELD(outputs), KR_FIELD(norm_weight), KR_FIELD(norm_bias),
+          KR_FIELD(groups), KR_FIELD(eps), KR_FIELD(shift), KR_FIELD(shift_stride), KR_FIELD(projection),
+          KR_FIELD(weight), KR_FIELD(input_step), KR_FIELD(tap_step), KR_FIELD(bias), KR_FIELD(transform),
+          KR_FIELD(first), KR_FIELD(second), KR_FIELD(convolved), KR_FIELD(statistics), KR_FIELD(y))
+
+KR_FIELDS(PreactivationBlockGradient, KR_FIELD(grad), KR_FIELD(grad_x), KR_FIELD(grad_skip), KR_FIELD(grad_shift),
+          KR_FIELD(grad_weight), KR_FIELD(grad_bias), KR_FIELD(grad_norm_weight), KR_FIELD(grad_norm_bias))
 
 KR_FIELDS(BatchNormAct, KR_FIELD(x), KR_FIELD(residual), KR_FIELD(rows), KR_FIELD(channels), KR_FIELD(dtype),
           KR_FIELD(weight), KR_FIELD(bias), KR_FIELD(eps), KR_FIELD(relu), KR_FIELD(y), KR_FIELD(mean), KR_FIELD(var))
@@ -180,6 +190,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("residual_block", &kr::residual_block, release());
     m.def("residual_block_inference", &kr::residual_block_inference, release());
     m.def("residual_block_backward", &kr::residual_block_backward, release());
+
+    // preactivation_block
+    m.def("preactivation_block", &kr::preactivation_block, release());
+    m.def("preactivation_block_backward", &kr::preactivation_block_backward, release());
 
     // optimizer_step
     m.def("optimizer_step", &kr::optimizer_step, release());

@@ -38,6 +38,7 @@ _PUBLIC = {
     "ResidualLayer": "kr_fast.ops.nn.residual_block",
     "solver_step": "kr_fast.ops.sampling.solver_step",
     "direct_conv2d": "kr_fast.ops.nn.direct_conv2d",
+    "preactivation_block": "kr_fast.ops.nn.preactivation_block",
     "winograd_conv2d": "kr_fast.ops.nn.winograd_conv2d",
     "winograd_pack": "kr_fast.ops.nn.winograd_pack",
 }

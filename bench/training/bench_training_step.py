@@ -46,7 +46,7 @@ class Step:
         draw = torch.Generator().manual_seed(0)
         self.x, self.target = (torch.randn(shape, generator=draw) for _ in range(2))
         self.labels, self.time = torch.arange(shape[0]) % 10, torch.rand(shape[0], generator=draw) * 1000
-        self.diffusion = hasattr(model, "time_embedding")
+        self.diffusion = type(model).__module__.startswith("diffusers.")
         self.model, self.autocast = model.train(), provider.endswith("_bf16")
         if provider != "eager_nchw":
             model.to(memory_format=LAST)

@@ -220,6 +220,26 @@ class BlockState(NamedTuple):
     positive: Tensor
 
 
+class PreactivationBlock(NamedTuple):
+    """Of preactivation_block; ``groups`` and ``eps`` are of the two norms."""
+
+    x: Tensor
+    skip: Tensor | None
+    shift: Tensor | None
+    norm1_weight: Tensor
+    norm1_bias: Tensor
+    conv1_weight: Tensor
+    conv1_bias: Tensor | None
+    norm2_weight: Tensor
+    norm2_bias: Tensor
+    conv2_weight: Tensor
+    conv2_bias: Tensor | None
+    shortcut_weight: Tensor | None
+    shortcut_bias: Tensor | None
+    groups: Sequence[int]
+    eps: Sequence[float]
+
+
 class WinogradConv(NamedTuple):
     """Of winograd_conv2d."""
 

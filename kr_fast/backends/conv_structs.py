@@ -1,6 +1,7 @@
 """Convolutions and residual blocks as the structs of ``csrc``, as :mod:`.structs` has the other ops."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from kr_fast.backends.arguments import (
     BlockState,
     DirectConv,
     DirectConvGradient,
+    PreactivationBlock,
     WinogradConv,
     WinogradGradWeight,
 )
@@ -168,4 +170,55 @@ def winograd_pack(weight: Tensor, scale: Tensor | None, turned: bool, transform:
         "scale": address(scale),
         "transform": transform.data_ptr(),
         "packed": packed.data_ptr(),
+    }
+
+
+def preactivation_block(
+    call: PreactivationBlock, state: Sequence[Tensor], transform: Tensor, y: Tensor | None
+) -> Struct:
+    """``kr::PreactivationBlock``; without ``y`` for backward."""
+    (batch, channels, height, width), (first, second, convolved, statistics) = call.x.shape, state
+    weights = (call.conv1_weight, call.conv2_weight, call.shortcut_weight)
+    strides = [weight.stride() for weight in weights if weight is not None]
+    return {
+        "x": call.x.data_ptr(),
+        "skip": address(call.skip),
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "x_channels": channels,
+        "skip_channels": 0 if call.skip is None else call.skip.shape[1],
+        "outputs": len(call.conv1_weight),
+        "norm_weight": [call.norm1_weight.data_ptr(), call.norm2_weight.data_ptr()],
+        "norm_bias": [call.norm1_bias.data_ptr(), call.norm2_bias.data_ptr()],
+        "groups": list(call.groups),
+        "eps": list(call.eps),
+        "shift": address(call.shift),
+        "shift_stride": 0 if call.shift is None else call.shift.stride(0),
+        "projection": call.shortcut_weight is not None,
+        "weight": [address(weight) for weight in weights],
+        "input_step": [stride[1] for stride in strides],
+        "tap_step": [stride[3] for stride in strides],
+        "bias": [address(call.conv1_bias), address(call.conv2_bias), address(call.shortcut_bias)],
+        "transform": transform.data_ptr(),
+        "first": first.data_ptr(),
+        "second": second.data_ptr(),
+        "convolved": convolved.data_ptr(),
+        "statistics": statistics.data_ptr(),
+        "y": address(y),
+    }
+
+
+def preactivation_block_gradient(grad: Tensor, out: Sequence[Tensor | None]) -> Struct:
+    """``kr::PreactivationBlockGradient`` that writes into ``out``, in the order of the call's tensors."""
+    grad_x, skip, shift, weight1, bias1, filters1, to1, weight2, bias2, filters2, to2, filters3, to3 = map(address, out)
+    return {
+        "grad": grad.data_ptr(),
+        "grad_x": grad_x,
+        "grad_skip": skip,
+        "grad_shift": shift,
+        "grad_weight": [filters1, filters2, filters3],
+        "grad_bias": [to1, to2, to3],
+        "grad_norm_weight": [weight1, weight2],
+        "grad_norm_bias": [bias1, bias2],
     }

@@ -202,7 +202,7 @@ def test_info_names_every_op_and_backend(capsys):
     ops += " model_residual_block model_sgd group_norm_silu qkv_attention winograd_conv2d distillation_loss encode_png"
     ops += " distillation_metrics membership_signals pack_uint8 philox_normal solver_step solver_step_at winograd_pack"
     ops += " winograd_conv2d_grad_weight batch_norm_act optimizer_step direct_conv2d"
-    ops += " residual_block"
+    ops += " residual_block preactivation_block"
     assert set(facts["ops"]) == set(ops.split())
     for cells in facts["ops"].values():
         assert cells["reference"] == "available"

@@ -31,6 +31,7 @@ from kr_fast.ops.membership.roc import roc
 from kr_fast.ops.nn.batch_norm_act import batch_norm_act
 from kr_fast.ops.nn.direct_conv2d import direct_conv2d
 from kr_fast.ops.nn.group_norm_silu import group_norm_silu
+from kr_fast.ops.nn.preactivation_block import preactivation_block
 from kr_fast.ops.nn.qkv_attention import qkv_attention
 from kr_fast.ops.nn.residual_block import ResidualLayer, residual_block
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
@@ -108,10 +109,11 @@ ONCE: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
         ),
         [(2, 2, 2, 2), (2, 2, 3, 3), (2, 2, 3, 3), (2,), (2,)],
     ),
-    "winograd_conv2d, filters": (
-        lambda x, w, b: winograd_conv2d(x.contiguous(memory_format=torch.channels_last), w, bias=b),
-        [(1, 2, 3, 2), (2, 2, 3, 3), (2,)],
+    "preactivation_block": (
+        lambda x, s, t, w, b, f: preactivation_block(last(x), [(3, w, b, 1)] * 2, [(f, b)] * 2, skip=last(s), shift=t),
+        [(1, 2, 3, 2), (1, 1, 3, 2), (1, 3), (3,), (3,), (3, 3, 3, 3)],
     ),
+    "winograd_conv2d, train": (lambda x, w, b: winograd_conv2d(last(x), w, bias=b), [(1, 2, 3, 2), (2, 2, 3, 3), (2,)]),
 }
 NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
     "membership_signals": (lambda z: membership_signals(z, Y, validate_args=False)["phi"], [(3, 4)]),

@@ -1,6 +1,6 @@
 // One pass over the activations for each dependency of a BatchNorm on the whole batch: within a pass a group of images
 // goes through all that does not wait for statistics while it is in the second cache.
-#include "cpu/nn/residual_block.h"
+#include "cpu/nn/block/residual_block.h"
 
 #include <cstring>
 #include <vector>

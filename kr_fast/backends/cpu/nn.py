@@ -1,5 +1,7 @@
 """Kernels of the family ``nn`` in ``kr_fast._cpu``."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from kr_fast.backends.arguments import (
     GroupNorm,
     GroupNormGradient,
     OptimizerStep,
+    PreactivationBlock,
     WinogradConv,
     WinogradGradWeight,
 )
@@ -135,6 +138,32 @@ registry.differentiable(
 )
 
 
+def _preactivation_block(call: PreactivationBlock, transform: Tensor, y: Tensor, state: Sequence[Tensor]) -> None:
+    native.cpu.preactivation_block(conv_structs.preactivation_block(call, state, transform, y), torch.get_num_threads())
+
+
+def _preactivation_block_backward(
+    call: PreactivationBlock, transform: Tensor, grad: Tensor, state: Sequence[Tensor]
+) -> list[Tensor | None]:
+    out = [None if each is None else torch.empty_like(each) for each in call[:13]]
+    batch, outputs = grad.shape[:2]
+    out[2] = torch.empty(batch, outputs)  # whether it is asked for or not: the first bias is its sum
+    for index in (6, 10, *(() if call.shortcut_weight is None else (12,))):
+        out[index] = torch.empty(outputs)
+    fields = conv_structs.preactivation_block_gradient(grad, out)
+    block = conv_structs.preactivation_block(call, state, transform, None)
+    native.cpu.preactivation_block_backward(block, fields, torch.get_num_threads())
+    return [None if each is None else grad for each, grad in zip(call[:13], out, strict=True)]
+
+
+registry.differentiable(
+    "preactivation_block",
+    "cpu",
+    registry.Differentiable(_preactivation_block, _preactivation_block_backward),
+    refuses=native.cpu_tensors(torch.float32),
+)
+
+
 def _refuses_attention(call: AttentionCall) -> str | None:
     if call.head_channels not in (8, 16, 32, 64, None):
         return f"heads must have 8, 16, 32 or 64 channels, got {call.head_channels}"
@@ -250,9 +279,13 @@ def direct_trains_faster(conv: nn.Conv2d, shape: tuple[int, ...]) -> bool:
     if form != ("zeros", (1, 1), 1, False) or max(conv.kernel_size) > LARGEST_KERNEL or shape[0] < FEWEST_IMAGES:
         return False
     large = conv.kernel_size == (1, 1) and conv.in_channels * conv.out_channels > LARGEST_PRODUCT
-    if large or native.isa() in (None, "scalar"):
-        return False
-    return registry.runs_preferred("direct_conv2d", Call("cpu", torch.float32))
+    return not large and direct_trains()
+
+
+def direct_trains() -> bool:
+    """Whether direct_conv2d runs here, and by vectors."""
+    runs = native.isa() not in (None, "scalar")
+    return runs and registry.runs_preferred("direct_conv2d", Call("cpu", torch.float32))
 
 
 def winograd_batch_size(count: int, images: int) -> int:

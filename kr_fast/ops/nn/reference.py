@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from kr_fast.backends.arguments import (
     GroupNorm,
     GroupNormGradient,
     OptimizerStep,
+    PreactivationBlock,
     SGDRule,
     WinogradConv,
     WinogradGradWeight,
@@ -66,6 +68,43 @@ def _group_norm_backward(call: GroupNormGradient) -> tuple[Tensor | None, ...]:
 
 
 differentiable("group_norm_silu", "reference", Differentiable(_group_norm, _group_norm_backward), refuses=never)
+
+
+def _preactivation(call: PreactivationBlock) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The block layer by layer: the result, and what the convolutions read and the first of them makes."""
+    u = call.x if call.skip is None else torch.cat([call.x, call.skip], 1)
+    first = F.silu(F.group_norm(u, call.groups[0], call.norm1_weight, call.norm1_bias, call.eps[0]))
+    convolved = F.conv2d(first, call.conv1_weight, call.conv1_bias, padding=1)
+    shifted = convolved if call.shift is None else convolved + call.shift[:, :, None, None]
+    second = F.silu(F.group_norm(shifted, call.groups[1], call.norm2_weight, call.norm2_bias, call.eps[1]))
+    shortcut = u if call.shortcut_weight is None else F.conv2d(u, call.shortcut_weight, call.shortcut_bias)
+    return F.conv2d(second, call.conv2_weight, call.conv2_bias, padding=1) + shortcut, first, second, convolved
+
+
+def _preactivation_block(call: PreactivationBlock, transform: Tensor, y: Tensor, state: Sequence[Tensor]) -> None:
+    """The statistics are left as they are: the gradient here does not read them."""
+    for to, each in zip((y, *state[:3]), _preactivation(call), strict=True):
+        to.copy_(each)
+    state[3].zero_()
+
+
+def _preactivation_block_backward(
+    call: PreactivationBlock, transform: Tensor, grad: Tensor, state: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """By autograd through the layers."""
+    with torch.enable_grad():
+        tensors = [None if each is None else each.detach().clone().requires_grad_() for each in call[:13]]
+        y = _preactivation(PreactivationBlock(*tensors, *call[13:]))[0]
+    grads = iter(torch.autograd.grad(y, [each for each in tensors if each is not None], grad))
+    return [None if each is None else torch.empty_like(each).copy_(next(grads)) for each in call[:13]]
+
+
+differentiable(
+    "preactivation_block",
+    "reference",
+    Differentiable(_preactivation_block, _preactivation_block_backward),
+    refuses=never,
+)
 
 
 def _heads(x: Tensor, parts: int, heads: int) -> Tensor:

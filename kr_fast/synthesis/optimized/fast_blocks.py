@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kr_fast.backends.cpu.nn import winograd_trains_faster
+from kr_fast.backends.cpu.nn import direct_trains, winograd_trains_faster
+from kr_fast.ops.nn.direct_conv2d import direct_conv2d
 from kr_fast.ops.nn.group_norm_silu import group_norm_silu
+from kr_fast.ops.nn.preactivation_block import unchecked as preactivation_block
 from kr_fast.ops.nn.qkv_attention import qkv_attention
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
 from kr_fast.runtime.errors import fail
@@ -50,14 +52,34 @@ def conv3x3(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
     if fast and winograd_trains_faster(input.shape, self.out_channels):  # the sum is an op of its own in training
         y = winograd_conv2d(nhwc(input), weight, bias=self.bias)
     else:
-        y = nhwc(self._conv_forward(input, self.weight, self.bias))
+        y = convolve(input, self.weight, self.bias, self.stride, self.padding)
     return y if residual is None else y.add_(residual)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """A convolution that Winograd's algorithm does not take; in training by this package's sums.
+
+    These are faster for small images and have the same bits for any number of threads, as the library's have not.
+    """
+    trains = torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if trains and not torch.is_autocast_enabled("cpu") and direct_trains():
+        return direct_conv2d(nhwc(x), weight, bias=bias, stride=stride, padding=padding)
+    return nhwc(F.conv2d(x, weight, bias, stride, padding))
+
+
+def conv(self: Any, input: Tensor) -> Tensor:
+    """Any other plain ``Conv2d``."""
+    return convolve(input, self.weight, self.bias, self.stride, self.padding)
 
 
 def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: Tensor | None = None, **kwargs: Any):
     """``ResnetBlock2D``; with ``skip``, of ``cat([input_tensor, skip], 1)``, which is not stored."""
     x = nhwc(input_tensor)
     skip = None if skip is None else nhwc(skip)
+    if getattr(self, "_kr_fast_fuses", False) and torch.is_grad_enabled() and _fuses(self, x, skip, temb):
+        return fused_resnet(self, x, skip, temb)
     h = norm(self.norm1, x, skip=skip)
     for resample in (self.upsample, self.downsample):
         if resample is not None:
@@ -89,6 +111,50 @@ def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: 
     else:
         h = nhwc(self.conv2(h)).add_(other)
     return h if self.output_scale_factor == 1 else h.div_(self.output_scale_factor)
+
+
+def fusible(self: Any) -> bool:
+    """Whether a ``ResnetBlock2D`` has the layers of ``preactivation_block``."""
+    forms = [(self.conv1, (3, 3), (1, 1)), (self.conv2, (3, 3), (1, 1))]
+    forms += [] if self.conv_shortcut is None else [(self.conv_shortcut, (1, 1), (0, 0))]
+    return (
+        self.upsample is self.downsample is None
+        and self.time_embedding_norm == "default"
+        and self.output_scale_factor == 1
+        and all(type(each) is nn.GroupNorm and each.affine for each in (self.norm1, self.norm2))
+        and all(
+            type(conv) is nn.Conv2d
+            and (conv.kernel_size, conv.padding, conv.stride) == (kernel, padding, (1, 1))
+            and (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
+            for conv, kernel, padding in forms
+        )
+    )
+
+
+def _fuses(self: Any, x: Tensor, skip: Tensor | None, temb: Any) -> bool:
+    """Whether this call of a fusible block is one of ``preactivation_block``, and faster so."""
+    outputs = self.conv2.out_channels
+    channels = x.shape[1] + (0 if skip is None else skip.shape[1])
+    return (
+        x.device.type == "cpu"
+        and x.dtype == self.conv1.weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not (self.training and self.dropout.p > 0)
+        and (temb is None or isinstance(temb, Shifts))
+        and winograd_trains_faster((len(x), channels, *x.shape[2:]), outputs)
+        and winograd_trains_faster((len(x), outputs, *x.shape[2:]), outputs)
+    )
+
+
+def fused_resnet(self: Any, x: Tensor, skip: Tensor | None, temb: Any) -> Tensor:
+    """:func:`resnet` as one op, forward and backward."""
+    shift = temb.rows[:, slice(*self._kr_fast_columns)] if temb is not None and self.time_emb_proj is not None else None
+    layers = [
+        parameter for each in (self.norm1, self.conv1, self.norm2, self.conv2) for parameter in (each.weight, each.bias)
+    ]
+    shortcut = (None, None) if self.conv_shortcut is None else (self.conv_shortcut.weight, self.conv_shortcut.bias)
+    groups, eps = [self.norm1.num_groups, self.norm2.num_groups], [self.norm1.eps, self.norm2.eps]
+    return preactivation_block(x, skip, shift, *layers, *shortcut, groups, eps)
 
 
 def up_block(
@@ -171,10 +237,10 @@ def attention(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Te
     n, c, h, w = x.shape
     weight, bias = _qkv(self)
     if x.device.type == "cpu":  # oneDNN's convolutions know AVX-512 on every CPU that has it; MKL's products do not
-        qkv = F.conv2d(norm(self.group_norm, x, activation=None), weight, bias)
-        tokens = attend(nhwc(qkv).permute(0, 2, 3, 1).reshape(n, h * w, -1), self.heads)
+        qkv = convolve(norm(self.group_norm, x, activation=None), weight, bias)
+        tokens = attend(qkv.permute(0, 2, 3, 1).reshape(n, h * w, -1), self.heads)
         out = self.to_out[0]
-        y = F.conv2d(tokens.view(n, h, w, -1).permute(0, 3, 1, 2), out.weight[:, :, None, None], out.bias)
+        y = convolve(tokens.view(n, h, w, -1).permute(0, 3, 1, 2), out.weight[:, :, None, None], out.bias)
     else:
         tokens = norm(self.group_norm, x, activation=None).permute(0, 2, 3, 1).view(n, h * w, c)
         qkv = F.linear(tokens, weight.flatten(1), bias)

@@ -48,7 +48,8 @@ def optimize(model: nn.Module, *, training: bool = False) -> Optimized:
     ``torch.inference_mode()``. Some weights are joined when this is called: call ``restore()`` and :func:`optimize`
     again after changing weights.
 
-    **Training**, in float32 on a CPU. Convolutions, their gradients, group norm and attention run by the same ops;
+    **Training**, in float32 on a CPU. Convolutions, their gradients, group norm and attention run by the same
+    ops, a UNet's residual blocks whole (:func:`kr_fast.preactivation_block`);
     ``BatchNorm2d``, the residual sum and ReLU are one (:func:`kr_fast.batch_norm_act`). It takes this package's
     ResNets, torchvision's ``ResNet``, ``UNet2DModel``, ``DiTTransformer2DModel`` (its attention and products), and the
     convolutions and norms of any other network; what it cannot take stays as it is, and the logger says so once.

@@ -57,6 +57,10 @@ def attends_to_pixels(module: Any) -> bool:
     )
 
 
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros") and isinstance(conv.padding, tuple)
+
+
 def patch_blocks(handle: Patches, model: nn.Module, *, whole: bool, training: bool = False) -> None:
     """Patch the blocks of a UNet; ``whole`` where activations are channels_last from end to end.
 
@@ -76,8 +80,12 @@ def patch_blocks(handle: Patches, model: nn.Module, *, whole: bool, training: bo
                 if not training:
                     handle.set(module, "_kr_fast_winograd", winograd_pack(module.weight))
                 handle.forward(module, fast_blocks.conv3x3)
+            elif training and _is_plain(module):
+                handle.forward(module, fast_blocks.conv)
         elif kind is ResnetBlock2D and _resnet_refusal(module) is None:
             handle.forward(module, fast_blocks.resnet)
+            if training:
+                handle.set(module, "_kr_fast_fuses", fast_blocks.fusible(module))
         elif kind is Upsample2D and module.norm is None and not module.use_conv_transpose and module.interpolate:
             handle.forward(module, fast_blocks.upsample)
         elif whole and kind in (blocks.UpBlock2D, blocks.AttnUpBlock2D):

@@ -1,7 +1,7 @@
 // A convolution of a residual block by Winograd's algorithm or by the definition, for groups of images.
 #pragma once
 #include "cpu/nn/direct_conv2d.h"
-#include "cpu/nn/residual_block.h"
+#include "cpu/nn/block/residual_block.h"
 
 namespace kr {
 
