@@ -241,6 +241,8 @@ def test_pending_work_is_read_back_as_it_was_written(tmp_path):
     again.spent["teacher"] = 1000.0
     assert again.next_round() == end
     assert dataclasses.asdict(Ledger.read(ledger.path)) == dataclasses.asdict(ledger)
+    again.finish_round(0.1, 0.1, 1.0, 0.5)  # since the restart, not since the round began
+    assert again.rounds[-1]["seconds"] == pytest.approx(end * COSTS.step)
 
 
 def test_damaged_record_is_named(tmp_path):

@@ -146,6 +146,8 @@ class Ledger:
         """Note what the round and its short Student took, and what they brought."""
         first, end = len(self.rounds) == 1, self.rounds[-1]["end"]
         planned = (end - (0 if first else self.rounds[-2]["end"])) * self.costs.step
+        if self.resumed:  # the seconds of the process that was killed are not known
+            seconds = max(seconds, planned)
         self.rounds[-1] |= {"seconds": seconds, "val_loss": val_loss, "val_accuracy": val_accuracy}
         self._revise("generator", f"the generator's training up to step {end}", planned, seconds, first)
         planned = planner.trial_seconds(self.costs, Plan((), self.trial_images, self.passes, ()))
