@@ -27,8 +27,12 @@ class Stopped(BaseException):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """``perf_counter`` that shows the work done so far, times ``clock["slowness"]``."""
-    state = {"now": 0.0, "slowness": 1}
+    """``perf_counter`` that shows the work done so far, times ``clock["slowness"]``.
+
+    On one thread, for it does not see what worker processes do.
+    """
+    state, threads = {"now": 0.0, "slowness": 1}, torch.get_num_threads()
+    torch.set_num_threads(1)
 
     def reading():
         state["now"] += 1e-4
@@ -47,7 +51,8 @@ def clock(monkeypatch):
     for kind in (AdamW, SGD):
         counted(kind, "step")
     counted(Sampler, "__call__")
-    return state
+    yield state
+    torch.set_num_threads(threads)
 
 
 def config(out, budget, **options):

@@ -88,7 +88,9 @@ def test_generator_and_student_train_in_it(tmp_path):
         torch.manual_seed(0)
         teacher_model, student = (run.network("resnet8", 4) for _ in range(2))
         drawn, options = (torch.arange(64), split.labels, split.images), {"confidence": 0.0, "seed": 0}
-        distilled = gkd.distil(run, teacher_model.eval(), student, lambda _: drawn, gkd.Schedule(1, 64, 1), **options)
+        distilled = gkd.distil(
+            run, teacher_model.eval(), student, lambda _: drawn, gkd.Schedule((1,), 64, 1), **options
+        )
         return [done["curves"]["loss"][-1], *distilled.loss]
 
     exact, rounded = losses("float32", Precision()), losses("bfloat16", BFLOAT16)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kr_fast.membership.audit.record_table import as_csv
 from kr_fast.runtime.storage import files
 from kr_fast.runtime.storage.layout import Folder
 
@@ -17,8 +18,7 @@ def write(report: Any, out: Path, details: dict[str, Any], show_real_images: boo
     figures = files.strict({**report.to_dict(), "details": details})
     files.save_arrays(folder.audit_arrays, report.arrays())
     files.write_json(folder.exposed, exposed)
-    for name, table in report.records.items():
-        files.write_text(folder.records(name if len(report.records) > 1 else None), table.csv())
+    files.write_text(folder.records, as_csv(report.records))
     files.write_json(folder.audit_figures, figures)
     images = None if report.data.images is None or not show_real_images else report.data.images.numpy()
     members = None if report.data.members is None else report.data.members.numpy()

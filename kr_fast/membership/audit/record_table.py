@@ -57,14 +57,6 @@ class RecordTable(ShortRepr):
         rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
         return [{name: None if each != each else each for name, each in row.items()} for row in rows]  # NaN
 
-    def csv(self) -> str:
-        """The rows as text."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        return text.getvalue()
-
     def figures(self) -> dict[str, Any]:
         """What names no record: totals, and classes and groups of at least :data:`LEAST_GROUP` records by name."""
         values = summary(self.risk)
@@ -79,6 +71,16 @@ class RecordTable(ShortRepr):
                 rows = by_label(self.risk, named, **options)
                 values[name] = {"count": len(sizes), "with_found": with_found, "rows": rows}
         return values
+
+
+def as_csv(tables: Mapping[str, RecordTable]) -> str:
+    """The rows of all tables as text; the first column names the set of shadows."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ("shadows", *COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    for name, table in tables.items():
+        writer.writerows({"shadows": name, **row} for row in table.rows())
+    return text.getvalue()
 
 
 def record_tables(

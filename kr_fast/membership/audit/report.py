@@ -116,8 +116,8 @@ class AuditReport:
         """Write the files of an audit into ``out``; returns the path of the page.
 
         ``release/audit.html`` (self-contained) and ``release/audit.json`` hold figures; ``private/audit.npz`` the
-        scores of every record, ``private/exposed.json`` the most exposed ones, ``private/records.csv`` (or
-        ``records-SHADOWS.csv`` of several sets) the risk of each record; ``README.txt`` says so.
+        scores of every record, ``private/exposed.json`` the most exposed ones, ``private/records.csv`` the
+        risk of each record; ``README.txt`` says so.
 
         Args:
             details: title, command, versions, config: printed as they are.

@@ -37,8 +37,7 @@ def left(context: Context) -> list[Path]:
     folder, c = context.folder, context.config
     pages = folder.pages(c.show_real_images or c.show_records) / "audit.html"
     control = (folder.control, folder.control.with_suffix(".json"))
-    records = sorted(folder.private.glob("records*.csv"))
-    return [folder.audit_arrays, *control, folder.exposed, *records, folder.audit_figures, pages]
+    return [folder.audit_arrays, *control, folder.exposed, folder.records, folder.audit_figures, pages]
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -39,7 +39,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         "signals/": "answers of the networks for every record",
         "audit.npz": "for every record: whether it is a member, its number, and its score in every attack",
         "exposed.json": "the members that the attacks identify most surely, by number",
-        "records.csv": "the risk of each record, by number (records-SHADOWS.csv of several sets of shadow models)",
+        "records.csv": "the risk of each record, by number",
         "report.html": "the report with real images, where it was asked for by name (--show-real-images)",
         "report.md": "the same report as text",
         "figures/": "the figures of report.md",
@@ -76,13 +76,10 @@ class Folder:
         self.ids = self.private / "synthetic" / "ids.npy"
         self.shadows, self.shadow_students = self.private / "shadows", self.private / "shadow_students"
         self.control, self.signals = self.private / "control.safetensors", self.private / "signals"
+        self.records = self.private / "records.csv"
         self.audit_arrays, self.exposed = self.private / "audit.npz", self.private / "exposed.json"
         self.state = self.private / "state"
         self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
-
-    def records(self, shadows: str | None) -> Path:
-        """The risk of each record, under the recipe of the named set of shadow models or of the only one."""
-        return self.private / ("records.csv" if shadows is None else f"records-{shadows}.csv")
 
     def generator(self, step: int) -> Path:
         """Checkpoint ``step`` in diffusers' format: ``unet/`` and ``scheduler/``."""
