@@ -149,17 +149,17 @@ def print_curves(kind):
     )
 
 
-def main(wanted):
+def main(parts):
     for name in NETWORKS:
         for each, show in (("gradients", print_gradients), ("bits", print_bits)):
-            if each in wanted:
+            if each in parts:
                 try:
                     show(name)
                 except BaseException as error:  # torchvision is not there
                     if type(error).__name__ != "Skipped":
                         raise
                     print(f"{each:10} {name:22} skipped: {error}")
-    if "curves" in wanted:
+    if "curves" in parts:
         for kind in ("resnet14 digits", "unet digits"):
             print_curves(kind)
 
