@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -57,6 +58,7 @@ class RecordTable(ShortRepr):
         rows = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
         return [{name: None if each != each else each for name, each in row.items()} for row in rows]  # NaN
 
+    @functools.cached_property
     def figures(self) -> dict[str, Any]:
         """What names no record: totals, and classes and groups of at least :data:`LEAST_GROUP` records by name."""
         values = summary(self.risk)
@@ -66,7 +68,7 @@ class RecordTable(ShortRepr):
             values[name] = None
             if each is not None:
                 named, at, sizes = np.unique(each, return_inverse=True, return_counts=True)
-                named = np.where(sizes < LEAST_GROUP, OTHERS, named.astype(object))[at]
+                named = np.where(sizes < LEAST_GROUP, OTHERS, named.astype(str))[at]
                 with_found = int(np.bincount(at, found).astype(bool).sum())
                 rows = by_label(self.risk, named, **options)
                 values[name] = {"count": len(sizes), "with_found": with_found, "rows": rows}

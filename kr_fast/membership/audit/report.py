@@ -101,7 +101,7 @@ class AuditReport:
         so the operating points have no threshold here: that is the score of one record.
         """
         rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out}
-        rest |= {"records": {name: table.figures() for name, table in self.records.items()}, "setting": self.setting}
+        rest |= {"records": {name: table.figures for name, table in self.records.items()}, "setting": self.setting}
         figures = {name: {a: _without_threshold(row) for a, row in each.items()} for name, each in self.figures.items()}
         return files.strict({**figures, **rest})
 

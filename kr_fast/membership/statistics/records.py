@@ -119,10 +119,10 @@ def _tails(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], np.ndarray
     Mathematical Statistics 26 (1955)).
     """
     tails = {(m, n): _normal_tail(m, n) for m, n in sizes if m * n > MOST_PAIRS}
-    wanted = [pair for pair in sizes if pair not in tails]
-    if not wanted:
+    exact = [pair for pair in sizes if pair not in tails]
+    if not exact:
         return tails
-    widest, most = max(n for _, n in wanted), max(m for m, _ in wanted)
+    widest, most = max(n for _, n in exact), max(m for m, _ in exact)
     rows = [np.ones(1)] * (widest + 1)  # of m = 0: U is 0
     for m in range(1, most + 1):
         before, rows = rows, [np.ones(1)]
@@ -131,7 +131,7 @@ def _tails(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], np.ndarray
             each[n:] = m / (m + n) * before[n]
             each[: m * (n - 1) + 1] += n / (m + n) * rows[n - 1]
             rows.append(each)
-        for pair in wanted:
+        for pair in exact:
             if pair[0] == m:
                 tails[pair] = np.minimum(rows[pair[1]][::-1].cumsum()[::-1], 1.0)
     return tails
@@ -214,8 +214,7 @@ def by_label(
         order of the labels; figures of a label without a tested record are None.
     """
     rows, found = [], risk.found(rate)
-    given = np.asarray(labels)
-    values, at = np.unique(given.astype(str) if given.dtype == object else given, return_inverse=True)
+    values, at = np.unique(np.asarray(labels), return_inverse=True)
     belongs = np.arange(len(at)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     for number, value in enumerate(values):
         mine = at == number
