@@ -53,11 +53,15 @@ def _gradients(block: PreactivationBlock, grad: Tensor, state: Sequence[Tensor])
     return [None if each is None else torch.zeros_like(each) for each in block[:_TENSORS]]
 
 
-def _setup_context(ctx, inputs, output):
-    ctx.mark_non_differentiable(*output[1:])
+def _keep(ctx, inputs, state):
     ctx.set_materialize_grads(False)
     ctx.options = inputs[_TENSORS:]
-    save(ctx, *inputs[:_TENSORS], *output[1:])
+    save(ctx, *inputs[:_TENSORS], *state)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.mark_non_differentiable(*output[1:])
+    _keep(ctx, inputs, output[1:])
 
 
 def _backward(ctx, grad, *_):
@@ -103,11 +107,9 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        result = _run(PreactivationBlock(*arguments))
-        ctx.set_materialize_grads(False)
-        ctx.options = arguments[_TENSORS:]
-        save(ctx, *arguments[:_TENSORS], *result[1:])
-        return result[0]
+        y, *state = _run(PreactivationBlock(*arguments))
+        _keep(ctx, arguments, state)
+        return y
 
     backward = staticmethod(_backward)
 

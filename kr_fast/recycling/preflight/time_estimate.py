@@ -158,7 +158,7 @@ def costs(context: Context, rates: Rates) -> tuple[Costs, dict[str, float]]:
     students = turns * rates.shadow_student / rates.student
     return Costs(
         step=c.generator_batch_size // world * rates.generator,
-        image=c.num_inference_steps * (1 if c.guidance_scale == 1 else 2) * rates.sampled,
+        image=gkd.network_calls(gkd.default_sampling(context, 0)) * rates.sampled,
         trained=rates.student,
         trial=rates.setup + validation,
         period=validation,

@@ -325,7 +325,7 @@ def run(context: Context) -> dict[str, Any]:
         state_path=context.folder.state / "student.pt",
     )
     if context.ledger is None:
-        schedule = Schedule((c.periods,), c.images, c.student_epochs)
+        schedule = student_schedule(context)
         done = train(schedule)
     else:
         schedule, done = _in_cycles(context, context.ledger, sampling, train)
@@ -352,7 +352,7 @@ def _in_cycles(
 ) -> tuple[Schedule, Distilled]:
     """Train a Student for as long as its ledger has a next cycle."""
     c, before = context.config, default_sampling(context, sampling.checkpoint)
-    cost = _network_calls(sampling) / _network_calls(before)
+    cost = network_calls(sampling) / network_calls(before)
     ledger.begin_student(dataclasses.asdict(sampling), context.folder.state / "student.pt", cost)
     ledger.spend("gkd")
     done = None
@@ -366,7 +366,7 @@ def _in_cycles(
     return schedule, done
 
 
-def _network_calls(sampling: Sampling) -> int:
+def network_calls(sampling: Sampling) -> int:
     """Evaluations of the generator for an image."""
     return sampling.num_inference_steps * (1 if sampling.guidance_scale == 1 else 2)
 

@@ -18,6 +18,7 @@ from kr_fast.ops.nn.qkv_attention import qkv_attention
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
 from kr_fast.runtime.errors import fail
 from kr_fast.synthesis.optimized.calls import check_call
+from kr_fast.training.conditions import plain
 from kr_fast.training.layout import nhwc
 
 
@@ -42,10 +43,9 @@ FEWEST_TILES = 28
 def conv3x3(self: Any, input: Tensor, residual: Tensor | None = None) -> Tensor:
     """A 3x3 ``Conv2d`` of stride 1 and padding 1, plus ``residual``; in float32 on a CPU by Winograd's algorithm."""
     n, _, h, w = input.shape
-    fast = n * -(-h // 4) * -(-w // 4) >= FEWEST_TILES and not torch.is_autocast_enabled("cpu")
     packed = getattr(self, "_kr_fast_winograd", None)  # follows the module to other devices and dtypes
     weight = self.weight if packed is None else packed
-    fast = fast and input.device.type == "cpu" and input.dtype == weight.dtype == torch.float32
+    fast = n * -(-h // 4) * -(-w // 4) >= FEWEST_TILES and plain(input) and weight.dtype == torch.float32
     if fast and packed is not None:
         residual = None if residual is None else nhwc(residual)
         return winograd_conv2d(nhwc(input), packed, self.out_channels, bias=self.bias, residual=residual)
@@ -63,8 +63,7 @@ def convolve(
 
     These are faster for small images and have the same bits for any number of threads, as the library's have not.
     """
-    trains = torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if trains and not torch.is_autocast_enabled("cpu") and direct_trains():
+    if torch.is_grad_enabled() and plain(x) and weight.dtype == torch.float32 and direct_trains():
         return direct_conv2d(nhwc(x), weight, bias=bias, stride=stride, padding=padding)
     return nhwc(F.conv2d(x, weight, bias, stride, padding))
 
@@ -136,9 +135,8 @@ def _fuses(self: Any, x: Tensor, skip: Tensor | None, temb: Any) -> bool:
     outputs = self.conv2.out_channels
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
     return (
-        x.device.type == "cpu"
-        and x.dtype == self.conv1.weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
+        plain(x)
+        and self.conv1.weight.dtype == torch.float32
         and not (self.training and self.dropout.p > 0)
         and (temb is None or isinstance(temb, Shifts))
         and winograd_trains_faster((len(x), channels, *x.shape[2:]), outputs)
