@@ -34,15 +34,18 @@ def test_the_blind_attack_finds_a_brighter_side_and_nothing_in_a_random_cut(digi
 
 
 def test_negative_controls_pass_on_null_data(digits):
-    """Stated are 95 %: of 40 cuts more than 6 fail with a probability of 0.3 %."""
-    generator, failed = torch.Generator().manual_seed(1), torch.zeros(3)
-    for seed in range(40):
+    """All pass in 95 % of audits of three targets: of 60 cuts more than 8 fail with a probability of 0.2 %.
+
+    Tested each at 95 % by itself, the seven controls would fail in 18 of them.
+    """
+    generator, failed = torch.Generator().manual_seed(1), 0
+    for seed in range(60):
         members = torch.rand(200, generator=generator) < 0.5
-        scores = {"target": torch.randn(200, generator=generator)}
-        found = negative_controls(digits[:200], members, scores, seed=seed)
-        rows = (found["blind"], *found["targets"]["target"].values())
-        failed += torch.tensor([float(not row["passed"]) for row in rows])
-    assert float(failed.max()) <= 6
+        scores = {name: torch.randn(200, generator=generator) for name in "abc"}
+        controls = negative_controls(digits[:200], members, scores, seed=seed)
+        rows = [controls["blind"], *(row for sides in controls["targets"].values() for row in sides.values())]
+        failed += not all(row["passed"] for row in rows)
+    assert failed <= 8
 
 
 def test_an_audit_says_first_that_a_control_failed(digits, tmp_path):
