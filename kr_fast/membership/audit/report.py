@@ -39,7 +39,8 @@ class AuditReport:
 
     ``curves[target][attack]``, ``scores[target][attack]`` (float64 ``[N]``) and ``figures[target][attack]`` (plain
     values) are of each target, the positive control and each released synthetic set. ``records[shadows]`` is the risk
-    of each record under the recipe of a set of shadows. ``setting`` says what was run.
+    of each record under the recipe of a set of shadows. ``setting`` says what was run. ``parts`` holds the plain
+    figures of what was measured beside these attacks, by the key that each has in the JSON.
     """
 
     curves: dict[str, dict[str, Curve]]
@@ -51,6 +52,7 @@ class AuditReport:
     setting: dict[str, Any]
     warnings: tuple[str, ...]
     data: AuditData
+    parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         rows = [
@@ -94,7 +96,7 @@ class AuditReport:
         return self.setting["lira_variance"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Strict JSON: {target: {attack: figures}, "comparison", "leave_one_out", "records", "setting"}.
+        """Strict JSON: {target: {attack: figures}, "comparison", "leave_one_out", "records", "setting"} and the parts.
 
         Figures are auc, auc_ci, auc_ci_corrected, tpr_at_fpr, balanced_accuracy, advantage, role, epsilon,
         operating_points, and aop where the accuracy was given: see docs/audit.md. It goes into files that may leave,
@@ -102,6 +104,7 @@ class AuditReport:
         """
         rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out}
         rest |= {"records": {name: table.figures for name, table in self.records.items()}, "setting": self.setting}
+        rest |= self.parts
         figures = {name: {a: _without_threshold(row) for a, row in each.items()} for name, each in self.figures.items()}
         return files.strict({**figures, **rest})
 

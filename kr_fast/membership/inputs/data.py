@@ -16,6 +16,7 @@ from kr_fast.runtime.reprs import ShortRepr
 
 KINDS = ("full", "transfer")
 RESERVED = ("setting", "comparison", "leave_one_out", "records", "exposed", "details")
+RESERVED += ("canaries", "generator", "released_tests", "verdict")
 PROBABILITIES = "logits were read from probabilities: those that had underflowed to 0 count as ruled out"
 
 
