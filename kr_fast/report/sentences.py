@@ -4,6 +4,7 @@
 alike: those of one model change with its seed and its processor.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,9 +62,9 @@ def verdict(audit: Audit, labels: Mapping[str, str] | None = None) -> str:
         labels: name of a target -> what it is called, where that is another word.
     """
     labels = labels or {}
-    sentences = [*_negative_controls(audit), *_recipes(audit, labels), *_models(audit, labels), *_tests(audit, labels)]
-    sentences += [of_images(audit, name, labels) for name in names(audit, ("released",))]
-    return " ".join([*sentences, *filter(None, [of_control(audit)])])
+    parts = [part(audit, labels) for part in (_negative_controls, _recipes, _models, _tests)]
+    parts.append([of_images(audit, name, labels) for name in names(audit, ("released",))])
+    return " ".join(filter(None, [*itertools.chain(*parts), of_control(audit)]))
 
 
 def maker(audit: Audit, shadows: str, labels: Mapping[str, str] | None = None) -> str:
@@ -84,7 +85,7 @@ def primary_of(audit: Audit, shadows: str) -> str:
 def _label(audit: Audit, name: str, labels: Mapping[str, str] | None) -> str:
     if audit["setting"]["targets"][name]["control"]:
         return "the positive control"
-    return (labels or {}).get(name, name)
+    return audit["setting"]["targets"][name].get("title") or (labels or {}).get(name, name)
 
 
 def _recipes(audit: Audit, labels: Mapping[str, str]) -> list[str]:
@@ -129,7 +130,7 @@ def _compared(
     return f"{second[0].upper()}{second[1:]} {verb} {word} than {first}"
 
 
-def _negative_controls(audit: Audit) -> list[str]:
+def _negative_controls(audit: Audit, labels: Mapping[str, str]) -> list[str]:
     """Where a negative control failed that stands first: the figures after it decide nothing by themselves."""
     controls = audit["setting"]["negative_controls"]
     if controls is None:
@@ -138,8 +139,10 @@ def _negative_controls(audit: Audit) -> list[str]:
     if blind and not blind["passed"]:
         failed.append(f"the images alone tell members from the others (AUC {number(blind['auc'])})")
     for name, sides in controls["targets"].items():
-        halves = [side.replace("_", "-") for side, row in sides.items() if row and not row["passed"]]
-        failed += [f"the attack on {name} tells one half of the {side} from the other" for side in halves]
+        label, halves = _label(audit, name, labels), [side for side, row in sides.items() if row and not row["passed"]]
+        failed += [
+            f"the attack on {label} tells one half of the {side.replace('_', '-')} from the other" for side in halves
+        ]
     if not failed:
         return []
     return [f"A negative control failed, so what follows is not decided: {'; '.join(failed)}."]

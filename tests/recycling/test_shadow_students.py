@@ -124,8 +124,9 @@ def test_a_teacher_that_was_given_is_a_transfer(finished, tmp_path):
     run.config = dataclasses.replace(run.config, teacher=str(finished[0] / "private" / "teacher.safetensors"))
     audit, notes = auditing.run(run)["audit"], "is attacked with shadows that were not made as it was (transfer)"
     for name in ("teacher", "student", "student_full"):
-        assert audit["setting"]["targets"][name]["kind"] == "transfer"
-        assert any(line.startswith(f"{name} {notes}") for line in audit["setting"]["notes"])
+        facts = audit["setting"]["targets"][name]
+        assert facts["kind"] == "transfer"
+        assert any(line.startswith(f"{facts['title']} {notes}") for line in audit["setting"]["notes"])
 
 
 def test_control_and_page(finished, audited):

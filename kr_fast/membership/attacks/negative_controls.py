@@ -57,8 +57,8 @@ def _figures(curve: Curve, level: float, one_sided: bool = False) -> dict[str, A
     return {"auc": curve.auc, "interval": [low, high], "passed": low <= 0.5 and (one_sided or high >= 0.5)}
 
 
-def failures_of(controls: Mapping[str, Any] | None) -> list[str]:
-    """What has to be said of controls that did not pass, as clauses."""
+def failures_of(controls: Mapping[str, Any] | None, titles: Mapping[str, str]) -> list[str]:
+    """What has to be said of controls that did not pass, as clauses. ``titles``: target -> what it is called."""
     if controls is None:
         return []
     words = []
@@ -73,7 +73,7 @@ def failures_of(controls: Mapping[str, Any] | None) -> list[str]:
             if row and not row["passed"]:
                 which = "members" if side == "members" else "non-members"
                 words.append(
-                    f"the attack on {name} tells one half of the {which} from the other (AUC {row['auc']:.3f}), which "
-                    "chance does rarely"
+                    f"the attack on {titles[name]} tells one half of the {which} from the other (AUC {row['auc']:.3f})"
+                    ", which chance does rarely"
                 )
     return words

@@ -133,6 +133,7 @@ def checked(
             "shared": each.shared,
             "accuracy": each.accuracy,
             "control": name == CONTROL and control is not None,
+            "title": each.title,
         }
         for name, each in targets.items()
     }

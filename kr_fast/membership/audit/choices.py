@@ -96,6 +96,7 @@ class Target:
             bound on what it leaks. None: see :func:`kr_fast.audit`.
         shared: what its full shadow pipelines share with its own ("the generator").
         accuracy: in [0, 1], on examples that played no part, for the accuracy over privacy.
+        title: what sentences call it ("the Student"); "" for its name.
     Raises: UserError naming the field.
     """
 
@@ -103,12 +104,14 @@ class Target:
     kind: str | None = None
     shared: str = ""
     accuracy: float | None = None
+    title: str = ""
 
     def __post_init__(self):
         if self.kind is not None:
             check_kind("kind", self.kind)
-        if not isinstance(self.shared, str):
-            fail("audit", "shared of a target", "be of type str", repr(self.shared))
+        for name in ("shared", "title"):
+            if not isinstance(getattr(self, name), str):
+                fail("audit", f"{name} of a target", "be of type str", repr(getattr(self, name)))
         if self.accuracy is not None:
             object.__setattr__(self, "accuracy", check_accuracy("accuracy", self.accuracy))
 

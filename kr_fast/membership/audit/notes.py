@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kr_fast.membership.attacks.catalog import sides
+from kr_fast.membership.attacks.catalog import CATALOG, sides
 from kr_fast.membership.inputs.copies import images_on_both_sides, population_under_attack, shadow_but_for_rounding
 from kr_fast.membership.inputs.data import AuditData
 from kr_fast.membership.statistics.auc_intervals import chance_range
@@ -14,6 +14,19 @@ FEW_SHADOWS = 8  # on a side
 FEW_EXAMPLES = 30  # members, or non-members
 SIZE_RATIO_WARNING = 1.1  # ratio of training set sizes above which there is a note
 AT_CHANCE = "nothing was learned, or rows and labels are in different orders, and a low AUC shows little"
+
+
+def called(data: AuditData) -> dict[str, str]:
+    """Name of a target, a released set or a set of shadows -> what sentences call it."""
+    attacked = {name: target for name, target in data.targets.items() if not target.control}
+    titles = {name: target.title or name for name, target in attacked.items()}
+    titles |= dict.fromkeys(data.targets.keys() - attacked.keys(), "the positive control")
+    for name in data.synthetic:
+        titles[name] = "the released images" + (f" {name}" if len(data.synthetic) > 1 else "")
+    for name, target in attacked.items():
+        if target.kind == "full" and data.shadows:
+            titles.setdefault(target.shadows, titles[name])
+    return {name: titles.get(name, name) for name in (*data.shadows, *titles)}
 
 
 def few_examples(members: int, non_members: int, level: float = 0.95) -> list[str]:
@@ -48,12 +61,13 @@ def warnings_of(
     data: AuditData, figures: Mapping, facts: Mapping, control: dict | None, level: float
 ) -> tuple[str, ...]:
     """What makes these figures weak."""
+    titles = called(data)
     warnings = [*filter(None, (images_on_both_sides(data.images, data.members),))]
     if data.members is not None:
         inside = int(data.members.sum())
         warnings += few_examples(inside, data.count - inside, level)
     for name, shadows in data.shadows.items():
-        which, least = "" if len(data.shadows) == 1 else f" of {name}", sides(shadows.keep)
+        which, least = "" if len(data.shadows) == 1 else f" of {titles[name]}", sides(shadows.keep)
         if least < FEW_SHADOWS:
             warnings.append(f"only {least} shadows{which} on a side: LiRA is weak with so few, a low AUC shows little")
         one_sided = (
@@ -77,34 +91,37 @@ def warnings_of(
             )
     for name, target in data.targets.items():
         if not target.control and _at_chance(_of_one(target.signals.get("correct")), data.labels):
-            warnings.append(f"{name} answers no better than chance: {AT_CHANCE}")
+            warnings.append(f"{titles[name]} answers no better than chance: {AT_CHANCE}")
         shadows = data.shadows_of(target)
         if shadows and (at := shadow_but_for_rounding(target.signals["phi"], shadows.signals["phi"])) is not None:
             warnings.append(
-                f"{name} answers as shadow {at} does but for rounding: if it is that model, leave that shadow out"
+                f"{titles[name]} answers as shadow {at} does but for rounding: if it is that model, leave that shadow "
+                "out"
             )
     for name, each in figures.items():
         flat = [attack for attack, row in each.items() if row["auc_ci"][1] - row["auc_ci"][0] < 1e-6]
         if flat:
-            warnings.append(f"{', '.join(flat)} gave every example of {name} the same score: no evidence either way")
+            words = ", ".join(CATALOG[attack].title for attack in flat)
+            warnings.append(f"{words} gave every example of {titles[name]} the same score: no evidence either way")
     attacked = [name for name in figures if name in data.targets and not facts[name]["control"]]
     if control is not None and not control["found"]:
         warnings.append("no attack finds the positive control, an overfitted model: this audit has no power")
     elif control is not None and not control["by_primary"]:
-        warnings.append(f"the primary attack does not find the positive control, only {', '.join(control['by'])} does")
+        words = ", ".join(CATALOG[attack].title for attack in control["by"])
+        warnings.append(f"the primary attack does not find the positive control, only {words} does")
     elif control is None and attacked:
         first = figures[attacked[0]]
         if all(each["auc_ci_corrected"][0] <= 0.5 for each in first.values()):
             warnings.append(
-                f"no attack finds {attacked[0]} and there is no positive control: whether this audit has power is "
-                "not known"
+                f"no attack finds {titles[attacked[0]]} and there is no positive control: whether this audit has power "
+                "is not known"
             )
     return tuple(warnings)
 
 
 def notes_of(data: AuditData, random_members: bool) -> list[str]:
     """What the figures assume, beside what the data say of themselves."""
-    notes = list(data.notes)
+    notes, titles = list(data.notes), called(data)
     if random_members and data.members is not None:
         notes.append(
             f"the one-run bounds take each of these {data.count} examples to have become a member by a fair coin of "
@@ -113,17 +130,17 @@ def notes_of(data: AuditData, random_members: bool) -> list[str]:
     for name, target in data.targets.items():
         if target.kind == "transfer" and data.shadows:
             words = "is attacked with shadows that were not made as it was (transfer): a lower bound on what it leaks"
-            notes.append(f"{name} {words}")
+            notes.append(f"{titles[name]} {words}")
         elif target.shared:
-            notes.append(f"the shadow pipelines of {name} share {target.shared} with its own")
+            notes.append(f"the shadow pipelines of {titles[name]} share {target.shared} with its own")
     if data.members is not None:
         inside = int(data.members.sum())
         for name, shadows in data.shadows.items():
             each = float(shadows.keep.sum(1).double().mean())
             if each and not 1 / SIZE_RATIO_WARNING < inside / each < SIZE_RATIO_WARNING:
                 notes.append(
-                    f"each shadow of {name} was trained on {each:.0f} of these examples on average, the targets on "
-                    f"{inside}: they imitate them less well, and thresholds from shadows fit them less well"
+                    f"each shadow of {titles[name]} was trained on {each:.0f} of these examples on average, the "
+                    f"targets on {inside}: they imitate them less well, and thresholds from shadows fit them less well"
                 )
     return notes
 

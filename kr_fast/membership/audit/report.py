@@ -14,7 +14,7 @@ from kr_fast.membership.attacks.negative_controls import failures_of, negative_c
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.audit.figures import exposed, of_attack
 from kr_fast.membership.audit.files import write
-from kr_fast.membership.audit.notes import notes_of, of_control, warnings_of
+from kr_fast.membership.audit.notes import called, notes_of, of_control, warnings_of
 from kr_fast.membership.audit.recipe import recipes
 from kr_fast.membership.audit.record_table import RecordTable, record_tables
 from kr_fast.membership.audit.scores import choose, leave_one_out, scores_of
@@ -211,7 +211,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         }
         options = {"level": level, "seed": seeds.derive(seed, "negative controls")}
         negative = negative_controls(data.images, data.members, primaries, **options)
-    warnings = (*failures_of(negative), *warnings_of(data, figures, facts, control, level))
+    warnings = (*failures_of(negative, called(data)), *warnings_of(data, figures, facts, control, level))
     first_set = next(iter(data.shadows.values()), None)
     setting = {
         "num_shadows": 0 if first_set is None else len(first_set.keep),
@@ -289,6 +289,7 @@ def _facts(data: AuditData, name: str, primary: str) -> dict[str, Any]:
         "accuracy": target.accuracy,
         "primary": primary,
         "control": target.control,
+        "title": target.title,
     }
 
 

@@ -84,6 +84,7 @@ class TargetSignals(ShortRepr):
         shared: what full shadow pipelines share with the target's own ("the generator"), "" for nothing.
         accuracy: in [0, 1], on examples that played no part, for the accuracy over privacy; or None.
         control: it is the positive control.
+        title: what sentences call it ("the Student"), "" for its name.
     Raises: UserError naming the argument.
     """
 
@@ -95,6 +96,7 @@ class TargetSignals(ShortRepr):
     shared: str = ""
     accuracy: float | None = None
     control: bool = False
+    title: str = ""
 
     def __post_init__(self):
         _set(self, signals=_checked_signals("target", self.signals, 2))
@@ -107,7 +109,7 @@ class TargetSignals(ShortRepr):
         if self.answers is not None:
             _set(self, answers=_answers("answers of the target", self.answers, (count,)))
         check_kind("kind", self.kind)
-        for name, kind in (("shadows", str), ("shared", str), ("control", bool)):
+        for name, kind in (("shadows", str), ("shared", str), ("control", bool), ("title", str)):
             if not isinstance(getattr(self, name), kind):
                 fail("audit", f"{name} of a target", f"be of type {kind.__name__}", repr(getattr(self, name)))
         if self.accuracy is not None:

@@ -49,11 +49,11 @@ def run(context: Context) -> dict[str, Any]:
     tested, student = context.result("student")["test_accuracy"], gkd.load(context)
     kind, of_student = "transfer" if c.teacher else None, tested["student"]
     sets = {TEACHER: shadows.load(context)}
-    targets = {TEACHER: Target(teacher.load(context), kind, accuracy=tested["teacher"])}
-    targets[TRANSFER] = Target(student, kind, accuracy=of_student)
+    targets = {TEACHER: Target(teacher.load(context), kind, accuracy=tested["teacher"], title=OF_RUN[TEACHER])}
+    targets[TRANSFER] = Target(student, kind, accuracy=of_student, title=OF_RUN[TRANSFER])
     if c.num_students:
         sets[FULL] = shadow_students.load(context)
-        targets[FULL] = Target(student, kind, SHARES[c.audit_generator], of_student)
+        targets[FULL] = Target(student, kind, SHARES[c.audit_generator], of_student, OF_RUN[FULL])
     model, released, further = None, {}, dataset.population(context)
     if c.audit_control:
         model = control.train(context, context.runtime.device, "positive control")

@@ -146,13 +146,18 @@ def test_every_attack_runs_on_models(scene):
 def test_full_shadows_and_what_they_share(scene):
     images, labels, members, target, stranger, shadows = scene
     few = Shadows(ModelArray(shadows.array.models[:8]), shadows.keep[:8])
-    targets = {"teacher": target, "student": Target(stranger, shared="the generator"), "other": stranger}
+    targets = {
+        "teacher": target,
+        "student": Target(stranger, shared="the generator", title="the Student"),
+        "other": stranger,
+    }
     sets = {"teacher": shadows, "student": few}
     report = audit(targets, sets, images, labels, members, attacks=("lira", "loss"))
     facts = report.setting["targets"]
     assert [facts[name]["kind"] for name in ("teacher", "student", "other")] == ["full", "full", "transfer"]
+    assert [facts[name]["title"] for name in ("teacher", "student", "other")] == ["", "the Student", ""]
     assert [facts[name]["shadows"] for name in ("teacher", "student", "other")] == ["teacher", "student", "teacher"]
-    assert "the shadow pipelines of student share the generator with its own" in report.setting["notes"]
+    assert "the shadow pipelines of the Student share the generator with its own" in report.setting["notes"]
     assert not torch.equal(report.scores["student"]["lira"], report.scores["other"]["lira"])
     assert report.setting["shadow_sets"]["student"]["models"] == 8
 

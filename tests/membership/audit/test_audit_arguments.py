@@ -85,6 +85,7 @@ def test_arguments(scene, change, words):
     [
         ({"accuracy": 99.5}, r"accuracy must be in \[0, 1\], got 99.5"),
         ({"shared": True}, "shared of a target must be of type str, got True"),
+        ({"title": None}, "title of a target must be of type str, got None"),
         ({"kind": "part"}, "kind must be full or transfer, got part"),
         ({"kind": ["full"]}, "kind must be full or transfer"),
     ],

@@ -79,7 +79,7 @@ def test_npz_keeps_what_is_said_of_targets(tmp_path):
     }
     facts = {
         "teacher": {"kind": "full", "accuracy": 0.75},
-        "student": {"kind": "transfer", "shared": "the generator"},
+        "student": {"kind": "transfer", "shared": "the generator", "title": "the Student"},
         "control": {"kind": "full", "control": True},
     }
     before = dataclasses.replace(
