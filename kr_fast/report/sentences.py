@@ -71,7 +71,7 @@ def maker(audit: Audit, shadows: str, labels: Mapping[str, str] | None = None) -
     """ "made as the Teacher was": how the models of a set of shadows were made."""
     for name, facts in audit["setting"]["targets"].items():
         if facts["kind"] == "full" and not facts["control"] and facts["shadows"] == shadows:
-            return f"made as {_label(audit, name, labels)} was"
+            return f"made as {target_title(audit, name, labels)} was"
     only = len(audit["setting"]["shadow_sets"]) == 1
     return "made as the shadows were" if only else f"made as the shadows of {shadows} were"
 
@@ -82,7 +82,8 @@ def primary_of(audit: Audit, shadows: str) -> str:
     return next((attack for attack, row in each.items() if row["role"] == "primary"), next(iter(each)))
 
 
-def _label(audit: Audit, name: str, labels: Mapping[str, str] | None) -> str:
+def target_title(audit: Audit, name: str, labels: Mapping[str, str] | None = None) -> str:
+    """What sentences call a target."""
     if audit["setting"]["targets"][name]["control"]:
         return "the positive control"
     return audit["setting"]["targets"][name].get("title") or (labels or {}).get(name, name)
@@ -133,19 +134,30 @@ def _compared(
 def _negative_controls(audit: Audit, labels: Mapping[str, str]) -> list[str]:
     """Where a negative control failed that stands first: the figures after it decide nothing by themselves."""
     controls = audit["setting"]["negative_controls"]
+    called = {name: target_title(audit, name, labels) for name in audit["setting"]["targets"]}
+    failed = failed_controls(controls, called)
+    return [f"A negative control failed, so what follows is not decided: {'; '.join(failed)}."] if failed else []
+
+
+def failed_controls(controls: dict[str, Any] | None, called: Mapping[str, str]) -> list[str]:
+    """What has to be said of negative controls that did not pass, as clauses; ``called``: target -> its title."""
     if controls is None:
         return []
-    failed, blind = [], controls["blind"]
+    clauses, blind = [], controls["blind"]
     if blind and not blind["passed"]:
-        failed.append(f"the images alone tell members from the others (AUC {number(blind['auc'])})")
+        clauses.append(
+            "an attack that sees no model tells members from the others by the images alone (AUC "
+            f"{number(blind['auc'])}): the two sides differ by themselves, and so much of any attack's AUC may be that "
+            "difference and no leakage"
+        )
     for name, sides in controls["targets"].items():
-        label, halves = _label(audit, name, labels), [side for side, row in sides.items() if row and not row["passed"]]
-        failed += [
-            f"the attack on {label} tells one half of the {side.replace('_', '-')} from the other" for side in halves
+        clauses += [
+            f"the attack on {called[name]} tells one half of the {side.replace('_', '-')} from the other (AUC "
+            f"{number(row['auc'])}), which chance does rarely"
+            for side, row in sides.items()
+            if row and not row["passed"]
         ]
-    if not failed:
-        return []
-    return [f"A negative control failed, so what follows is not decided: {'; '.join(failed)}."]
+    return clauses
 
 
 def _p(p: float | None) -> str:
@@ -161,7 +173,7 @@ def _models(audit: Audit, labels: Mapping[str, str]) -> list[str]:
             continue
         row, words = audit[name][facts["primary"]], title(audit, facts["primary"])
         sentences.append(
-            f"{words[0].upper()}{words[1:]} {outcome(row['auc_ci'])} on {_label(audit, name, labels)}{itself} "
+            f"{words[0].upper()}{words[1:]} {outcome(row['auc_ci'])} on {target_title(audit, name, labels)}{itself} "
             f"(AUC {number(row['auc'])}, {level} interval {interval(row['auc_ci'])})."
         )
     return sentences
@@ -175,7 +187,7 @@ def _tests(audit: Audit, labels: Mapping[str, str]) -> list[str]:
         for attack, row in audit["comparison"][name].items():
             if row["role"] != "primary":
                 continue
-            first, second = (_label(audit, which, labels) for which in (row["first"], name))
+            first, second = (target_title(audit, which, labels) for which in (row["first"], name))
             pairs = [audit[which][attack]["auc_ci"] for which in (row["first"], name)]
             words = _compared(audit, row, f"{second} itself", f"{first} itself", pairs)
             sentences.append(f"{words} (paired test, {_p(row['p'])}).")

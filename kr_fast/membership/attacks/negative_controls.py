@@ -55,25 +55,3 @@ def negative_controls(
 def _figures(curve: Curve, level: float, one_sided: bool = False) -> dict[str, Any]:
     low, high = curve.auc_interval(level)
     return {"auc": curve.auc, "interval": [low, high], "passed": low <= 0.5 and (one_sided or high >= 0.5)}
-
-
-def failures_of(controls: Mapping[str, Any] | None, titles: Mapping[str, str]) -> list[str]:
-    """What has to be said of controls that did not pass, as clauses. ``titles``: target -> what it is called."""
-    if controls is None:
-        return []
-    words = []
-    if controls["blind"] and not controls["blind"]["passed"]:
-        words.append(
-            "an attack that sees no model tells members from the others by the images alone (AUC "
-            f"{controls['blind']['auc']:.3f}): the two sides differ by themselves, and so much of any attack's AUC may "
-            "be that difference and no leakage"
-        )
-    for name, sides in controls["targets"].items():
-        for side, row in sides.items():
-            if row and not row["passed"]:
-                which = "members" if side == "members" else "non-members"
-                words.append(
-                    f"the attack on {titles[name]} tells one half of the {which} from the other (AUC {row['auc']:.3f})"
-                    ", which chance does rarely"
-                )
-    return words

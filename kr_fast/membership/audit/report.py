@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from kr_fast.membership.attacks.catalog import CATALOG, auto_variance, sides
-from kr_fast.membership.attacks.negative_controls import failures_of, negative_controls
+from kr_fast.membership.attacks.negative_controls import negative_controls
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.audit.figures import exposed, of_attack
 from kr_fast.membership.audit.files import write
@@ -23,6 +23,7 @@ from kr_fast.membership.statistics.auc_intervals import delong_variances, t_inte
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.epsilon import check_fair_coins, epsilon_one_run
 from kr_fast.membership.statistics.intervals import holm
+from kr_fast.report.sentences import failed_controls
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import described
@@ -211,7 +212,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         }
         options = {"level": level, "seed": seeds.derive(seed, "negative controls")}
         negative = negative_controls(data.images, data.members, primaries, **options)
-    warnings = (*failures_of(negative, called(data)), *warnings_of(data, figures, facts, control, level))
+    warnings = (*failed_controls(negative, called(data)), *warnings_of(data, figures, facts, control, level))
     first_set = next(iter(data.shadows.values()), None)
     setting = {
         "num_shadows": 0 if first_set is None else len(first_set.keep),
