@@ -62,6 +62,9 @@ def table(metrics: dict) -> str:
             rows += run_audit.of_attack(audit, list(titles), best, attack)
         aop = [metrics["aop"][name] for name in titles]
         rows.append(["AOP", *(f"{each:.4f}" for each in aop), f"{aop[0] - metrics['aop'][best]:+.4f}"])
+        for name in ("teacher", "student"):
+            if row := (audit.get("canaries") or {}).get(name):
+                rows.append([f"canaries of the {name.capitalize()}", f"LiRA online AUC {run_audit.auc(row)}"])
         for name, title in ((run_audit.CONTROL, "positive control"), (run_audit.RELEASED, "released images")):
             for attack in audit.get(name, {}):
                 if name == run_audit.RELEASED or attack == "lira":

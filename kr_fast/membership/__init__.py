@@ -1,6 +1,7 @@
 """Membership inference: attacks, exact statistics with intervals, and the audit that runs them."""
 
 from kr_fast.membership.attacks.blind import blind
+from kr_fast.membership.attacks.canaries import attack_canaries, draw_canaries
 from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT
 from kr_fast.membership.attacks.control import overfitted, overfitted_recipe
 from kr_fast.membership.attacks.learned import quantile_regression, shadow_network
@@ -47,6 +48,7 @@ __all__ = [
     "TargetSignals",
     "across_targets",
     "aop",
+    "attack_canaries",
     "attack_p",
     "attack_r",
     "audit",
@@ -55,6 +57,7 @@ __all__ = [
     "blind",
     "bootstrap",
     "delong_test",
+    "draw_canaries",
     "epsilon_clopper_pearson",
     "epsilon_of_mu",
     "epsilon_one_run",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.inference.queries import AUGMENTS
+from kr_fast.membership.attacks.canaries import LEAST as LEAST_CANARIES
 from kr_fast.models import CLASSIFIERS
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option, option_like
@@ -141,6 +142,13 @@ class RecycleConfig:
         choices=("shared", "retrained"),
     )
     audit_control: bool = option(True, "train an overfitted model, which the attacks have to detect")
+    audit_canaries: int = option(
+        0,
+        "training images that get a wrong label in twins of the Teacher and the Student, one twin for each shadow: how "
+        "well the attacks find these canaries proves their power; even, at least 10; 0 for none",
+        least=0,
+        most=MOST,
+    )
     audit_released: bool = option(True, "attack the synthetic images of the last period by themselves")
     audit_page: bool = option(True, "write audit.html: every attack with all of its figures")
     show_real_images: bool = option(False, "show real images in report.html and audit.html, which then say so")
@@ -165,6 +173,13 @@ class RecycleConfig:
         if self.student_shadows not in (-1, 0, *range(4, self.num_shadows + 1, 2)):
             rule = f"be 0, -1, or even and from 4 to num_shadows, {self.num_shadows}"
             fail("run", "student_shadows", rule, self.student_shadows)
+        if k := self.audit_canaries:
+            if k % 2 or k < LEAST_CANARIES:
+                fail("run", "audit_canaries", f"be 0, or even and at least {LEAST_CANARIES}", k)
+            if not self.num_shadows:
+                fail("run", "audit_canaries", "be 0 without an audit (num_shadows 0)", k)
+            if self.teacher:
+                fail("run", "audit_canaries", "be 0 with teacher, a given one, which cannot be trained again", k)
         if not self.generator_widths:
             fail("run", "generator_widths", "hold channel counts above 0", list(self.generator_widths))
         if self.checkpoints > (most := max(self.generator_steps // 2, 1)):
@@ -195,6 +210,11 @@ class RecycleConfig:
     def num_students(self) -> int:
         """Shadow Students to train."""
         return self.num_shadows if self.student_shadows == -1 else self.student_shadows
+
+    @property
+    def keeps_sets(self) -> bool:
+        """Whether the Student's synthetic sets are kept for further Students that learn from them."""
+        return bool(self.num_students) and (self.audit_generator == "shared" or bool(self.audit_canaries))
 
     def record(self) -> dict[str, Any]:
         """The configuration as plain values, without ``out``: what makes two runs the same run."""

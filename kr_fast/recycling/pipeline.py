@@ -17,6 +17,7 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import (
     auditing,
+    canaries,
     checkpoints,
     dataset,
     generator_rounds,
@@ -45,6 +46,8 @@ STAGES: tuple[Stage, ...] = (
     ("gkd", gkd.run, False),
     ("student", student.run, False),
     ("shadows", shadows.run, True),
+    ("canaries", canaries.run_teachers, True),
+    ("canary_students", canaries.run_students, True),
     ("shadow_students", shadow_students.run, True),
     ("audit", auditing.run, False),
     ("report", reporting.run, False),
@@ -55,14 +58,17 @@ FILES: dict[str, Callable[[Context], list[Path]]] = {
     "generator": lambda context: [context.folder.generators],
     "gkd": lambda context: [context.folder.student, context.folder.images, context.folder.labels, context.folder.ids],
     "shadows": lambda context: [context.folder.shadows],
+    "canaries": lambda context: [context.folder.twin_teachers, context.folder.canaries / "canaries.json"],
+    "canary_students": lambda context: [context.folder.twin_students],
     "shadow_students": lambda context: [context.folder.shadow_students],
     "audit": auditing.left,
     "report": reporting.left,
 }
 REPEATABLE = ("audit", "report")  # stages that are quick to repeat where a file of theirs was changed
 MOVABLE = ("data", "budget")  # options that may change: files are identified by their SHA-256, a budget may grow
-# Stages that go on, or are made again, with a larger budget. The shadow Teachers stay.
-EXTENDED = ("generator", "checkpoints", "tuning", "gkd", "student", "shadow_students", "audit", "report")
+# Stages that go on, or are made again, with a larger budget. Shadow and twin Teachers stay.
+EXTENDED = ("generator", "checkpoints", "tuning", "gkd", "student", "canary_students", "shadow_students")
+EXTENDED += ("audit", "report")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -115,8 +121,8 @@ def recycle(config: RecycleConfig) -> Result:
             context.ledger = Ledger.read(context.folder.state / NAME)
         if context.ledger is not None:
             context.ledger.since = start
-        progress = stage_progress.of_run(context, [name for name, _, _ in STAGES])
-        for stage in STAGES:
+        progress = stage_progress.of_run(context, [name for name, _, _ in stages_of(config)])
+        for stage in stages_of(config):
             _stage(context, stage, start, progress)
             start = time.perf_counter()
         return Result(files.read_json(context.folder.metrics), out, reporting.pages(context) / "report.html")
@@ -168,7 +174,12 @@ def _open_ledger(ledger: Ledger, journal: Journal, larger: float | None) -> None
 
 
 def _unfinished(context: Context) -> bool:
-    return any(context.journal.done(name) is None for name, _, _ in STAGES)
+    return any(context.journal.done(name) is None for name, _, _ in stages_of(context.config))
+
+
+def stages_of(config: RecycleConfig) -> list[Stage]:
+    """The stages of a run, in order: those of canaries where it has some."""
+    return [stage for stage in STAGES if config.audit_canaries or stage[0] not in ("canaries", "canary_students")]
 
 
 def check_files(context: Context, repeatable: tuple[str, ...] = ()) -> None:

@@ -11,6 +11,7 @@ from kr_fast.report import audit_plots, render
 from kr_fast.report import audit_tables as tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
+from kr_fast.report.sections import canaries
 
 
 def write_audit(
@@ -58,6 +59,7 @@ def blocks(audit: dict[str, Any], figures: Figures) -> Iterator[Block]:
         yield "heading", "Negative controls"
         yield "text", "Attacks that must not succeed. Where one does, the two sides differ without any leakage."
         yield "table", rows
+    yield from canaries.blocks(audit)
     if setting["targets"]:
         yield "heading", "All attacks"
         yield figure("intervals", figures)

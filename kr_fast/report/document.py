@@ -8,6 +8,7 @@ from typing import Any
 from kr_fast.report import audit_tables, render, run_audit, tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
+from kr_fast.report.sections import canaries
 
 
 def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
@@ -91,6 +92,7 @@ def _audit(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
         "the threshold whose true FPR is the stated one; below 10 false positives only the interval is quoted.",
     )
     yield figure("roc", figures)
+    yield from canaries.blocks(summary["audit"])
 
 
 def write_html(out: Path, summary: dict[str, Any], figures: Figures) -> Path:

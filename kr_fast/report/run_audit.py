@@ -182,7 +182,7 @@ def caveats(summary: Summary) -> list[str]:
     audit = summary.get("audit")
     if audit:
         lines += [_of_student(summary), _of_images(summary)]
-        if CONTROL not in audit:
+        if CONTROL not in audit and not audit.get("canaries"):
             lines.append("There was no positive control: whether these attacks have power here is not shown.")
     lines.append(
         "Every choice (epoch, checkpoint, sampling) was made on the validation split, which is private data too; the "

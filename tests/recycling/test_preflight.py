@@ -8,20 +8,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from toy_runs import new_context as context
 
 from kr_fast.cli import main
-from kr_fast.data import Dataset, Split
+from kr_fast.data import Split
 from kr_fast.models import classifier
 from kr_fast.recycling import preflight
 from kr_fast.recycling.config import RecycleConfig
-from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import checks, memory_and_disk, networks, time_estimate
 from kr_fast.recycling.presets import preset
 from kr_fast.recycling.stages import dataset, teacher
-from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
-from kr_fast.runtime.storage.journal import Journal
 from kr_fast.runtime.text import duration
 
 pytestmark = pytest.mark.usefixtures("released_run")
@@ -39,21 +37,6 @@ def npz(path, counts=(20, 10, 10), classes=2, side=8, channels=1, inside=False):
         result |= {f"val_{what}": result[f"train_{what}"][: counts[1]] for what in ("images", "labels")}
     np.savez(path, **result)
     return path
-
-
-def context(tmp_path, counts=(20, 10, 10), classes=2, side=8, channels=1, **options):
-    """A run of the toy preset that has not begun."""
-    draw = torch.Generator().manual_seed(0)
-    splits = [
-        Split(
-            torch.randint(0, 256, (count, side, side, channels), generator=draw, dtype=torch.uint8),
-            torch.arange(count) % classes,
-        )
-        for count in counts
-    ]
-    config = RecycleConfig(**{**preset("toy"), "out": str(tmp_path / "run"), **options})
-    data = Dataset("made", tuple(map(str, range(classes))), *splits)
-    return Context(config, tmp_path / "run", state.current(), data, Journal(tmp_path / "run"))
 
 
 BAD = {

@@ -9,29 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from toy_runs import metrics
+from toy_runs import context_of, metrics
 
-from kr_fast import data, report
+from kr_fast import report
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.membership import lira, roc
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import auditing, generator, gkd, reporting, shadow_students, shadows
-from kr_fast.runtime import state
 from kr_fast.runtime.storage import files, layout
-from kr_fast.runtime.storage.journal import Journal
 
 pytestmark = pytest.mark.pipeline
-
-
-def context_of(out: Path) -> Context:
-    """What the stages of a finished run were given."""
-    values = yaml.safe_load((out / "config.yaml").read_text())
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    c = RecycleConfig(out=str(out), **values)
-    loaded = data.load(c.data, seed=c.seed, val_fraction=c.val_fraction, test_fraction=c.test_fraction)
-    return Context(c, out, state.current(), loaded, Journal(out))
 
 
 def without(source: Path, out: Path, stages: tuple[str, ...], *names: str) -> None:

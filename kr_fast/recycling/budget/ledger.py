@@ -17,7 +17,8 @@ from kr_fast.runtime.storage import files
 from kr_fast.runtime.text import duration
 
 NAME = "budget.json"
-DIVIDED = ("generator", "checkpoints", "tuning", "gkd", "shadow_students")  # stages whose lengths are planned
+# Stages whose lengths are planned.
+DIVIDED = ("generator", "checkpoints", "tuning", "gkd", "canary_students", "shadow_students")
 
 
 @dataclasses.dataclass

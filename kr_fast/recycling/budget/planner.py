@@ -30,6 +30,7 @@ class Costs:
         trial, period: of a short Student, and of a period of a Student, besides images and passes.
         generators, drawings, students: what run and shadows pay together for ``step``, ``image`` and ``trained``, as
             multiples of what the run alone pays.
+        twins: the part of ``students`` that twin Students pay, which learn from canaries' Teachers.
     """
 
     step: float
@@ -40,6 +41,7 @@ class Costs:
     generators: float = 1.0
     drawings: float = 1.0
     students: float = 1.0
+    twins: float = 0.0
 
     def scaled(self, generator: float, student: float) -> "Costs":
         """With other seconds for a step of the generator, and for all that Students do."""
@@ -171,11 +173,13 @@ def stages(costs: Costs, sizes: Sizes, plan: Plan) -> dict[str, float]:
     steps, trial = plan.rounds[-1] if plan.rounds else 0, trial_seconds(costs, plan)
     periods = sum(plan.cycles)
     own = period_seconds(costs, sizes, plan.passes, own=True)
-    of_shadows = period_seconds(costs, sizes, plan.passes) - own
+    of_twins = costs.twins * (sizes.images * plan.passes * costs.trained + costs.period)
+    of_shadows = period_seconds(costs, sizes, plan.passes) - own - of_twins
     return {
         "generator": steps * costs.step + len(plan.rounds) * trial,
         "tuning": sizes.tuned * trial,
         "gkd": periods * own,
+        **({"canary_students": periods * of_twins} if of_twins else {}),
         "shadow_students": periods * of_shadows + (costs.generators - 1) * steps * costs.step,
     }
 

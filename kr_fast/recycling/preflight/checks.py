@@ -6,6 +6,7 @@ import torch
 
 from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.shadows import keep_matrix
+from kr_fast.membership.attacks.canaries import MOST_SHARE
 from kr_fast.models import most_levels
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import division, memory_and_disk, networks
@@ -46,6 +47,12 @@ def options(context: Context) -> None:
     for name in ("teacher_shift", "student_shift"):
         if getattr(c, name) >= min(height, width):
             fail("run", name, f"be below the shorter side of the images, {min(height, width)}", getattr(c, name))
+    if c.audit_canaries:
+        count, classes = len(context.data.train), context.data.num_classes
+        if c.audit_canaries > (most := int(MOST_SHARE * count)):
+            fail("run", "audit_canaries", f"be at most {most}, a tenth of {count} training images", c.audit_canaries)
+        if classes < 2:
+            fail("run", "audit_canaries", "be 0 where there is no other class to be labelled with", c.audit_canaries)
     if c.generator_batch_size % world_size:
         fail("run", "generator_batch_size", f"be a multiple of {world_size} processes", c.generator_batch_size)
 

@@ -53,11 +53,18 @@ def memory_needs(context: Context, sizes: Sizes) -> list[Need]:
     students = _distilling("shadow_students", context, sizes.student, "images")
     if c.audit_generator == "retrained":
         students += _generating("shadow_students", context, sizes.generator, c.generator_batch_size, half)
+    twins = []
+    if c.audit_canaries:
+        twins = _training("canaries", "teacher", sizes.teacher, min(c.teacher_batch_size, train))
+        twins = _times(min(workers, c.num_shadows), twins)
+        each = _distilling("canary_students", context, sizes.student, "images")
+        twins += _times(min(workers, c.num_students), each)
     models = c.num_shadows * sizes.teacher.state + c.num_students * sizes.student.state
     signals = 4 * SIGNALS * len(AUGMENTS[c.audit_augment]) * pool * (c.num_shadows + c.num_students)
     return [
         *needs,
         *_times(min(workers, c.num_shadows), trained),
+        *twins,
         *_times(min(workers, c.num_students), students),
         Need("audit", "shadow models", "num_shadows", models),
         Need("audit", "the signals of shadow models", "num_shadows", signals),
@@ -119,10 +126,13 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
             Need("shadow_students", "shadow Students", "student_shadows", students * (sizes.student.state + pool)),
             Need("audit", "signals and scores", "num_shadows", 8 * pool * (c.num_shadows + students)),
         ]
-    if students and c.audit_generator == "shared":
+    if c.keeps_sets:
         needs.append(Need("shadow_students", "shared images", "periods", c.periods * c.images * image))
-    elif students:
+    if students and c.audit_generator == "retrained":
         needs.append(Need("shadow_students", "generators", "student_shadows", students * sizes.generator.state))
+    if c.audit_canaries:
+        needs.append(Need("canaries", "twin Teachers", "num_shadows", c.num_shadows * sizes.teacher.state))
+        needs.append(Need("canary_students", "twin Students", "student_shadows", students * sizes.student.state))
     if c.num_shadows and c.audit_control:
         needs.append(Need("audit", "the positive control", "teacher_width", sizes.teacher.state))
     return needs

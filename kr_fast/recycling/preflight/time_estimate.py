@@ -132,9 +132,14 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
     if c.num_shadows:
         turns, start = _turns(c.num_shadows, world, workers), WORKER if workers > 1 else 0.0
         seconds["shadows"] = start + turns * trained(pool // 2, c.teacher_epochs, rates.shadow)
-        students = 0.0
+        student, students = distilled(c.periods, c.images, c.student_epochs, rates.shadow_student), 0.0
+        if c.audit_canaries:
+            each = trained(len(data.train) - c.audit_canaries // 2, c.teacher_epochs, rates.shadow)
+            seconds["canaries"] = start + turns * (each + c.teacher_epochs * validation)
+            twins = _turns(c.num_students, world, workers)
+            seconds["canary_students"] = start * bool(twins) + twins * student
         if c.num_students:
-            each = distilled(c.periods, c.images, c.student_epochs, rates.shadow_student)
+            each = student
             if c.audit_generator == "retrained":
                 each += c.generator_steps * c.generator_batch_size * rates.generator + drawings
             students = start + _turns(c.num_students, world, workers) * each
@@ -156,6 +161,7 @@ def costs(context: Context, rates: Rates) -> tuple[Costs, dict[str, float]]:
     turns = _turns(c.num_students, world, shadows.workers(context))
     retrained = turns if c.audit_generator == "retrained" else 0
     students = turns * rates.shadow_student / rates.student
+    twins = students if c.audit_canaries else 0.0
     return Costs(
         step=c.generator_batch_size // world * rates.generator,
         image=gkd.network_calls(gkd.default_sampling(context, 0)) * rates.sampled,
@@ -164,7 +170,8 @@ def costs(context: Context, rates: Rates) -> tuple[Costs, dict[str, float]]:
         period=validation,
         generators=1.0 + retrained * world,
         drawings=1.0 + retrained,  # shadow Students that share images learn from the Student's own
-        students=1.0 + students,
+        students=1.0 + students + twins,
+        twins=twins,
     ), {stage: seconds[stage] for stage in seconds if stage not in DIVIDED}
 
 

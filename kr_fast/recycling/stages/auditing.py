@@ -13,6 +13,7 @@ Validation images, on which no model was trained, are the population and the ref
 further non-members; those that occur among the images under attack are left out.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from kr_fast.membership import Auxiliary, Choices, Target, audit
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import control, dataset, gkd, reporting, shadow_students, shadows, teacher
+from kr_fast.recycling.stages import canaries, control, dataset, gkd, reporting, shadow_students, shadows, teacher
 from kr_fast.report import without_folders
 from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.report.sentences import OF_RUN
@@ -63,6 +64,11 @@ def run(context: Context) -> dict[str, Any]:
     choices = Choices(augment=c.audit_augment, seed=seeds.derive(c.seed, "audit"))
     options = {"control": model, "auxiliary": auxiliary, "choices": choices}
     report = audit(targets, sets, images, labels, members, **options)
+    if c.audit_canaries:
+        found = canaries.attack(context, report.to_dict())
+        warnings = (*report.warnings, *canaries.warnings_of(found))
+        setting, parts = {**report.setting, "warnings": list(warnings)}, {**report.parts, "canaries": found}
+        report = dataclasses.replace(report, setting=setting, warnings=warnings, parts=parts)
     results = report.to_dict()
     if c.audit_page:
         details = {

@@ -136,8 +136,8 @@ def drawn(
 
 
 def shared_sets(context: Context, sampling: Sampling) -> KeptSets | None:
-    """Where the Student's sets are kept for the shadow Students, which learn from the same ones; None if none do."""
-    if not context.config.num_students or context.config.audit_generator != "shared":
+    """Where the Student's sets are kept for shadow and twin Students that learn from the same ones; None if none do."""
+    if not context.config.keeps_sets:
         return None
     made_from = {"made_from": context.journal.digest("generator"), **dataclasses.asdict(sampling)}
     return KeptSets(context.folder.shared, made_from, context.runtime.device)

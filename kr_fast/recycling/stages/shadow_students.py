@@ -50,7 +50,8 @@ class Job:
     @property
     def shared(self) -> KeptSets | None:
         """The sets that all shadow Students learn from; None where each has its own."""
-        return gkd.shared_sets(self.context, self.sampling)
+        retrained = self.context.config.audit_generator == "retrained"
+        return None if retrained else gkd.shared_sets(self.context, self.sampling)
 
     def retrained(self, index: int) -> Drawing:
         """Images of the generator of split ``index``, which is trained first."""
@@ -97,18 +98,35 @@ class Job:
         files.save_tensors(shadows.file(self.folder, index), student.state_dict())
 
 
-def discard_outdated(job: Job) -> None:
-    """Delete shadow Students that were made from other files than those of this run now."""
-    record = {"made_from": job.context.journal.digest("generator", "shadows"), **dataclasses.asdict(job.sampling)}
-    if job.context.ledger is not None:  # without a budget its length is that of the configuration
-        record["cycles"] = list(gkd.student_schedule(job.context).cycles)
-    path = job.folder / "made_from.json"
+def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
+    """Delete Students in ``folder`` that were made from other files, or other ``teachers``, than those of this run."""
+    sampling = context.result("tuning")["sampling"]
+    record = {"made_from": context.journal.digest("generator", teachers), **sampling}
+    if context.ledger is not None:  # without a budget its length is that of the configuration
+        record["cycles"] = list(gkd.student_schedule(context).cycles)
+    path = folder / "made_from.json"
     if path.exists() and files.read_json(path) != record:
-        for left in (*job.folder.glob("model-*.safetensors"), *job.folder.glob("generator-*")):
+        for left in (*folder.glob("model-*.safetensors"), *folder.glob("generator-*")):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     files.write_json(path, record)
-    if (shared := job.shared) is not None:
-        shared.discard_outdated()
+
+
+def complete(context: Context, kept: KeptSets) -> None:
+    """Draw the sets that the Student's training did not leave, on every rank."""
+    runtime, schedule = context.runtime, gkd.student_schedule(context)
+    with runtime.main_first() as main:
+        if main:
+            kept.discard_outdated()
+    periods = [period for period in runtime.shard(schedule.periods) if period not in kept]
+    if periods:
+        sampling = gkd.Sampling(**context.result("tuning")["sampling"])
+        with (
+            bar(len(periods), "shared images", "period") as progress,
+            ahead(gkd.drawn(context, sampling, context.config.images, kept=kept), periods) as sets,
+        ):
+            for _ in sets:
+                progress.update()
+    runtime.barrier()
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -116,19 +134,11 @@ def run(context: Context) -> dict[str, Any]:
     c, runtime, job = context.config, context.runtime, Job(context)
     with runtime.main_first() as main:
         if main and c.num_students:
-            discard_outdated(job)
+            discard_outdated(context, job.folder, "shadows")
     mine = [index for index in runtime.shard(c.num_students) if not shadows.file(job.folder, index).exists()]
     left = runtime.broadcast(len(list(job.folder.glob("model-*.safetensors"))) < c.num_students)
-    if left and (kept := job.shared) is not None:  # what the Student's training left, and what it did not
-        periods = [period for period in runtime.shard(gkd.student_schedule(context).periods) if period not in kept]
-        if periods:
-            with (
-                bar(len(periods), "shared images", "period") as progress,
-                ahead(gkd.drawn(context, job.sampling, c.images, kept=kept), periods) as sets,
-            ):
-                for _ in sets:
-                    progress.update()
-        runtime.barrier()
+    if left and (kept := job.shared) is not None:
+        complete(context, kept)
     share, workers = len(runtime.shard(c.num_students)), shadows.workers(context)
     if workers > 1 and mine and runtime.is_main and c.audit_control and not context.folder.control.exists():
         mine, share = [c.num_students, *mine], share + 1  # first, as it trains longest

@@ -33,6 +33,8 @@ ENTRIES: dict[str, dict[str, str]] = {
         "shadows/": "networks for the attacks, trained on halves of the real images; keep.npy says by record which of "
         "them saw it",
         "shadow_students/": "the same for the Student, and generators that were trained on halves of the real images",
+        "canaries/": "twins of Teacher and Student, some of whose training images had a wrong label; canaries.json "
+        "says which images, keep.npy which twin saw them",
         "control.safetensors": "the positive control: a network that has memorised the real images on purpose",
         "control.json": "what the positive control was trained from",
         "synthetic/": "ids.npy: with the generator, an id draws its image again",
@@ -75,6 +77,8 @@ class Folder:
         self.teacher, self.generators = self.private / "teacher.safetensors", self.private / "generator"
         self.ids = self.private / "synthetic" / "ids.npy"
         self.shadows, self.shadow_students = self.private / "shadows", self.private / "shadow_students"
+        self.canaries = self.private / "canaries"
+        self.twin_teachers, self.twin_students = self.canaries / "teachers", self.canaries / "students"
         self.control, self.signals = self.private / "control.safetensors", self.private / "signals"
         self.records = self.private / "records.csv"
         self.audit_arrays, self.exposed = self.private / "audit.npz", self.private / "exposed.json"
@@ -89,6 +93,7 @@ class Folder:
         """The folders that a command makes here, outermost first."""
         inside = [side / name for side in (self.release, self.private) for name in ("synthetic", "figures")]
         inside += [self.generators, self.shadows, self.shadow_students, self.state]
+        inside += [self.canaries, self.twin_teachers, self.twin_students]
         return [self.out, self.release, self.private, *inside, self.shared]
 
     def pages(self, shows_private: bool) -> Path:
