@@ -140,6 +140,7 @@ ParallelCompile(default=jobs()).install()
 setup(
     packages=packages("kr_fast", "kr_fast") + packages("kernels", "kr_fast.kernels"),
     package_dir={"kr_fast": "kr_fast", "kr_fast.kernels": "kernels"},
+    package_data={"kr_fast.report": ["templates/*"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
 )

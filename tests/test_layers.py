@@ -108,7 +108,7 @@ import sys, torch
 before = set(sys.modules)
 import kr_fast, kr_fast.cli, kr_fast.training
 kr_fast.distillation_loss
-print({"diffusers", "accelerate", "triton", "matplotlib"} & (set(sys.modules) - before))
+print({"diffusers", "accelerate", "triton", "matplotlib", "jinja2"} & (set(sys.modules) - before))
 optimizer = kr_fast.training.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
 optimizer.zero_grad()
 optimizer.param_groups[0]["params"][0].sum().backward()

@@ -1,7 +1,7 @@
 """The report of an audit as one page."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from kr_fast.report import audit_plots, render
 from kr_fast.report import audit_tables as tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
-from kr_fast.report.sections import canaries
+from kr_fast.report.sections import attacks, cards, measured, reading, verdict
 
 
 def write_audit(
@@ -27,7 +27,7 @@ def write_audit(
 
     Args:
         audit: what ``audit.json`` holds: figures by target and attack, comparison, leave_one_out, records, setting,
-            exposed, details (title, command, versions, config).
+            verdict where there is one, exposed, details (title, command, versions, config).
         lines: target -> attack -> fpr, tpr, and low and high of the TPR on a grid of FPR.
         scores: target -> attack -> ``[N]``.
         members: bool ``[N]``, or None without targets.
@@ -43,61 +43,50 @@ def write_audit(
 
 
 def blocks(audit: dict[str, Any], figures: Figures) -> Iterator[Block]:
-    """The sections, in the order in which a reader wants them."""
-    setting = audit["setting"]
-    level = tables.percent_of_level(setting["level"])
-    if words := banner(audit["show_real_images"], audit["show_records"]):
-        yield "banner", words
-    labels = audit["details"].get("labels")
-    yield "text", tables.verdict(audit, labels)
-    if setting["targets"] or audit["leave_one_out"]:
-        yield "table", tables.headline(audit, labels)
-        yield "text", f"Intervals are {level}: score intervals of AUC; those of a TPR account for the chosen threshold."
+    """The sections, in the order in which a reader wants them: what follows from the cards is folded."""
+    labels, decided = audit["details"].get("labels"), audit.get("verdict")
+    words = tables.verdict(audit, labels)
+    if private := banner(audit["show_real_images"], audit["show_records"]):
+        yield "banner", private
+    yield verdict.block(decided, words)
+    yield cards.of_audit(audit, labels)
+    yield from reading.blocks(audit, labels)
     yield "heading", "What these figures do not say"
     yield "note", tables.caveats(audit)
-    if rows := tables.negative_controls(audit):
-        yield "heading", "Negative controls"
-        yield "text", "Attacks that must not succeed. Where one does, the two sides differ without any leakage."
-        yield "table", rows
-    yield from canaries.blocks(audit)
-    if setting["targets"]:
-        yield "heading", "All attacks"
-        yield figure("intervals", figures)
-    for name in audit["leave_one_out"]:
-        yield "heading", f"Every shadow as a target: {name}"
-        yield "text", tables.RECIPES
-        yield "table", tables.leave_one_out(audit, name)
-        if rows := tables.recipes(audit, name):
-            yield "text", "Mean AUC of the first set less that of this one, in pairs of models with the same members:"
-            yield "table", rows
-    for name in audit["records"]:
-        yield "heading", tables.records_title(audit, name, labels)
-        yield "text", tables.records_words(audit, name)
-        for rows in tables.records(audit, name):
-            yield "table", rows
-    for name in tables.names(audit):
-        yield from _target(audit, name, figures)
-    for other in audit["comparison"]:
-        first = next(iter(audit["comparison"][other].values()))["first"]
-        yield "heading", f"{first} against {other}"
-        yield (
-            "text",
-            f"Paired test on the same examples: AUC on {first} minus AUC on {other}. The exploratory attacks "
-            "share one error: their corrected p is Holm's, their corrected interval Bonferroni's.",
-        )
-        yield "table", tables.comparison(audit, other)
+    yield "heading", "Details"
+    yield from render.folded(_details(audit, words if decided else None, labels, figures))
+
+
+def _details(
+    audit: dict[str, Any], words: str | None, labels: Mapping[str, str] | None, figures: Figures
+) -> Iterator[Block]:
+    setting = audit["setting"]
+    yield from verdict.rules(audit.get("verdict"))
+    if setting["targets"] or audit["leave_one_out"]:
+        level = tables.percent_of_level(setting["level"])
+        yield "heading", "All targets side by side"
+        if words:
+            yield "text", words
+        yield "table", tables.headline(audit, labels)
+        yield "text", f"Intervals are {level}: score intervals of AUC; those of a TPR account for the chosen threshold."
+        if setting["targets"]:
+            yield figure("intervals", figures)
+    yield from measured.blocks(audit, labels)
+    yield from attacks.recipes(audit, labels)
+    yield from attacks.targets(audit, labels, figures)
+    yield from attacks.comparisons(audit, labels)
     yield "heading", "What was run"
     members = "" if setting["members"] is None else f"{setting['members']} members, {setting['non_members']} others; "
     yield "text", f"{members}queries: {setting['augment']}; delta of the epsilon bounds: {setting['delta']:g}."
     if setting["targets"]:
-        yield "table", tables.targets(audit)
+        yield "table", tables.targets(audit, labels)
     yield "table", tables.assumptions(audit)
-    if words := tables.rmia(audit):
-        yield "text", words
+    if said := tables.rmia(audit):
+        yield "text", said
     if setting["skipped"]:
-        words = "; ".join(f"{name} (needs {lacks})" for name, lacks in setting["skipped"].items())
-        yield "text", f"Not run for lack of something: {words}."
-    if skipped := tables.leave_one_out_skipped(audit):
+        said = "; ".join(f"{name} (needs {lacks})" for name, lacks in setting["skipped"].items())
+        yield "text", f"Not run for lack of something: {said}."
+    if skipped := tables.leave_one_out_skipped(audit, labels):
         yield (
             "text",
             "By these attacks no shadow was attacked from the others, so they have no thresholds from shadows:",
@@ -110,32 +99,3 @@ def blocks(audit: dict[str, Any], figures: Figures) -> Iterator[Block]:
         yield "table", [["package", "version"], *([key, value] for key, value in details["versions"].items())]
     if details.get("config"):
         yield "code", json.dumps(details["config"], indent=1)
-
-
-def _target(audit: dict[str, Any], name: str, figures: Figures) -> Iterator[Block]:
-    facts = audit["setting"]["targets"][name]
-    start = "Released images" if facts["kind"] == "released" else "Target"
-    yield "heading", "Positive control" if facts["control"] else f"{start}: {name}"
-    yield "table", tables.attacks(audit, name)
-    yield figure(f"roc {name}", figures)
-    yield "table", tables.low_fpr(audit, name)
-    yield (
-        "text",
-        "A TPR is taken at the largest realised FPR that is at most the stated one. Its interval covers the TPR at the "
-        "threshold whose true FPR is the stated one; below 10 false positives only the interval is quoted.",
-    )
-    yield figure(f"scores {name}", figures)
-    points = tables.operating_points(audit, name)
-    if len(points) > 1:
-        yield (
-            "text",
-            "Thresholds that never saw this target: chosen on the shadows, each attacked from the others. PPV is the "
-            "share of members among the flagged (false positives in brackets).",
-        )
-        yield "table", points
-    if audit["exposed"].get(name) and not facts["control"] and (audit["show_records"] or audit["show_real_images"]):
-        yield "text", "The most exposed members, by the primary attack:"
-        if f"exposed {name}" in figures:
-            yield "figure", f"exposed {name}"
-        if audit["show_records"]:
-            yield "table", tables.exposed(audit, name)

@@ -5,33 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from kr_fast.report import plots
+from kr_fast.report import plots, sentences
+from kr_fast.report.plots import in_both_themes
 
 # Okabe and Ito; the primary attack is always drawn in the first.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A7F00", "#777777")
 BRIGHT = ("#FF8533", "#4DB2FF", "#2FD6A3", "#E6A3CC", "#FFC24D", "#9FDCFF", "#C9BE3A", "#AAAAAA")  # on dark pages
 STYLES = ("-", "--", ":", "-.")
 MOST_LINES = 10
-DARK = dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor", "legend.facecolor"), "none")
-DARK |= dict.fromkeys(("text.color", "axes.labelcolor"), "#dddddd")
-DARK |= dict.fromkeys(("xtick.color", "ytick.color"), "#bbbbbb")
-DARK |= {"axes.edgecolor": "#888888", "legend.edgecolor": "#666666", "grid.color": "#666666"}
-
-
-def in_both_themes(draw: Callable[..., bytes], *arguments: Any) -> tuple[bytes, bytes]:
-    """The figure for light and for dark pages."""
-    import matplotlib
-
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        light = draw(*arguments)
-        with matplotlib.rc_context(DARK):
-            return light, draw(*arguments)
 
 
 def _colours() -> tuple[str, ...]:
     import matplotlib
 
-    return BRIGHT if matplotlib.rcParams["text.color"] == DARK["text.color"] else COLOURS
+    return BRIGHT if matplotlib.rcParams["text.color"] == plots.DARK["text.color"] else COLOURS
 
 
 def roc(
@@ -68,7 +55,7 @@ def roc(
 def intervals(audit: dict[str, dict[str, Any]], order: list[str], titles: dict[str, str]) -> bytes:
     """AUC of every attack with its interval, the targets side by side in colours."""
     rows = list(dict.fromkeys(attack for name in order for attack in audit[name]))
-    figure = plots.new_figure(8.6, 0.9 + 0.16 * len(rows) * max(len(order), 2))
+    figure = plots.new_figure(8.6, 0.9 + 0.09 * len(order) + 0.16 * len(rows) * max(len(order), 2))
     axis, colours = figure.subplots(), _colours()
     for k, name in enumerate(order):
         colour = colours[k % len(colours)]
@@ -77,7 +64,7 @@ def intervals(audit: dict[str, dict[str, Any]], order: list[str], titles: dict[s
         auc = np.array([row["auc"] for row in results])
         low, high = np.array([row["auc_ci"] for row in results]).T
         style = {"fmt": "o", "ms": 4, "capsize": 2, "lw": 1.3}
-        axis.errorbar(auc, positions, xerr=[auc - low, high - auc], color=colour, label=name, **style)
+        axis.errorbar(auc, positions, xerr=[auc - low, high - auc], color=colour, label=plots.literal(name), **style)
         for position, row, value in zip(positions, results, auc, strict=True):
             if row["role"] == "primary":
                 axis.plot(value, position, "o", ms=9, mfc="none", mec=colour)
@@ -86,7 +73,7 @@ def intervals(audit: dict[str, dict[str, Any]], order: list[str], titles: dict[s
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("AUC (ring: primary attack; line: chance)")
     axis.grid(True, axis="x", alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right upper")
+    figure.legend(fontsize=8, loc="outside lower left", ncols=2)
     return plots.png(figure)
 
 
@@ -124,7 +111,9 @@ def gallery(images: np.ndarray, captions: list[str]) -> bytes:
         top, left = (k // columns) * (height + line) + line, (k % columns) * (width + gap)
         tile = sheet[top : top + height, left : left + width]
         tile[..., :3], tile[..., 3] = image, 255
-        axis.text(left + width / 2 - 0.5, top - 0.2 * line - 0.5, caption, ha="center", va="bottom", fontsize=7)
+        axis.text(
+            left + width / 2 - 0.5, top - 0.2 * line - 0.5, plots.literal(caption), ha="center", va="bottom", fontsize=7
+        )
     axis.imshow(sheet, interpolation="nearest")
     return plots.png(figure)
 
@@ -152,20 +141,21 @@ def all_figures(
         light, dark = in_both_themes(draw, *arguments)
         drawn[name] = (light, text, dark)
 
-    setting = audit["setting"]
+    setting, labels = audit["setting"], audit["details"].get("labels")
     titles = {name: attack["title"] for name, attack in setting["attacks"].items()}
     if setting["targets"]:
         order = sorted(setting["targets"], key=lambda name: bool(setting["targets"][name]["control"]))
-        means = {f"mean of the models of {name}": _means(each) for name, each in audit["leave_one_out"].items()}
-        rows = {**means, **{name: audit[name] for name in order}}
+        means = {name: _means(each) for name, each in audit["leave_one_out"].items()}
+        rows = {f"mean of models {sentences.maker(audit, n, labels)}": each for n, each in means.items() if each}
+        rows |= {sentences.target_title(audit, name, labels): audit[name] for name in order}
         text = "AUC of every attack, averaged over shadows and on every target, with its interval"
         add("intervals", text, intervals, rows, list(rows), titles)
     for name, facts in setting["targets"].items():
-        primary = facts["primary"]
-        text = f"ROC curves of the attacks on {name} on logarithmic axes, with the chance line"
+        primary, called = facts["primary"], sentences.target_title(audit, name, labels)
+        text = f"ROC curves of the attacks on {called} on logarithmic axes, with the chance line"
         add(f"roc {name}", text, roc, lines[name], primary, titles, setting["non_members"], setting["level"])
         label = f"score of {titles.get(primary, primary)}"
-        text = f"Scores of members and of non-members of {name}"
+        text = f"Scores of members and of non-members of {called}"
         add(f"scores {name}", text, histogram, scores[name][primary], members, label)
         rows = audit["exposed"].get(name)
         if images is not None and rows and not facts["control"]:
@@ -173,5 +163,5 @@ def all_figures(
             if audit["show_records"]:
                 captions = [f"#{row['index']}" + ("" if row["label"] is None else f" · {row['label']}") for row in rows]
             shown = images[[row["position"] for row in rows]]
-            add(f"exposed {name}", f"The most exposed members of {name}", gallery, shown, captions)
+            add(f"exposed {name}", f"The most exposed members of {called}", gallery, shown, captions)
     return drawn

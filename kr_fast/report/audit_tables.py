@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kr_fast.report.sentences import maker, names, percent_of_level, primary_of, title, verdict
+from kr_fast.report import sentences
+from kr_fast.report.sentences import maker, names, percent_of_level, target_title, title, verdict
 from kr_fast.report.tables import interval, number, percent, tpr
 
 __all__ = ["names", "percent_of_level", "title", "verdict"]
@@ -38,7 +39,7 @@ def headline(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list
     rows = [["under attack", "attack", "AUC", "TPR at 1 % FPR", "epsilon at least", "accuracy over privacy"]]
     setting = audit["setting"]
     for name in audit["leave_one_out"]:
-        attack = primary_of(audit, name)
+        attack = sentences.primary_of(audit, name)
         row = audit["leave_one_out"][name][attack]
         words = f"mean of {row['targets']} models {maker(audit, name, labels)}"
         rows.append([words, title(audit, attack), averaged(row["auc"]), averaged(row["tpr_at_fpr"]["0.01"]), "", ""])
@@ -48,7 +49,7 @@ def headline(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list
             row = audit[name][attack]
             rows.append(
                 [
-                    "positive control" if facts["control"] else (labels or {}).get(name, name),
+                    target_title(audit, name, labels),
                     title(audit, attack),
                     f"{number(row['auc'])} {interval(row['auc_ci'])}",
                     tpr(row["tpr_at_fpr"]["0.01"]),
@@ -153,20 +154,25 @@ def recipes(audit: Audit, name: str) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
-def negative_controls(audit: Audit) -> list[list[str]]:
-    """Attacks that must not succeed, and whether they did; nothing without members."""
-    controls = audit["setting"]["negative_controls"]
+def negative_rows(audit: Audit, labels: Mapping[str, str] | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """What each negative control sets against each other, and its figures; nothing without members."""
+    controls = audit["setting"].get("negative_controls")
     if controls is None:
         return []
-    rows = [["control", "AUC", "passed"]]
     named = [("members against the others by the images alone", controls["blind"])]
     for name, sides in controls["targets"].items():
+        called = target_title(audit, name, labels)
         named += [
-            (f"half of the {side.replace('_', '-')} against the other, {name}", row) for side, row in sides.items()
+            (f"half of the {side.replace('_', '-')} against the other, {called}", row) for side, row in sides.items()
         ]
-    for words, row in named:
-        if row is not None:
-            rows.append([words, f"{number(row['auc'])} {interval(row['interval'])}", "yes" if row["passed"] else "NO"])
+    return [(words, row) for words, row in named if row is not None]
+
+
+def negative_controls(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list[str]]:
+    """Attacks that must not succeed, and whether they did; nothing without members."""
+    rows = [["control", "AUC", "passed"]]
+    for words, row in negative_rows(audit, labels):
+        rows.append([words, f"{number(row['auc'])} {interval(row['interval'])}", "yes" if row["passed"] else "NO"])
     return rows if len(rows) > 1 else []
 
 
@@ -190,7 +196,7 @@ def records_words(audit: Audit, name: str) -> str:
         f"{number(row['largest_advantage'], 2)}. "
     )
     if row["least_advantage"] is None:
-        words += "So few models cannot find a single record, however exposed it is: train more shadows. "
+        words += "So few models cannot find one record alone, however exposed it is: train more shadows. "
     else:
         words += (
             f"With so many models, one exposed record is found with probability {row['power']:g} from an advantage of "
@@ -207,11 +213,11 @@ def records(audit: Audit, name: str) -> list[list[list[str]]]:
     head = ["records", "tested", "found", "mean advantage", "largest"]
     for kind, each in (("class", row["classes"]), ("group", row["groups"])):
         if each:
-            found.append([[kind, *head], *(_label(label) for label in each["rows"])])
+            found.append([[kind, *head], *(_risk(at) for at in each["rows"])])
     return found
 
 
-def _label(row: dict[str, Any]) -> list[str]:
+def _risk(row: dict[str, Any]) -> list[str]:
     cells = [str(row["label"]), f"{row['records']:,}", f"{row['tested']:,}", f"{row['found']:,}"]
     if row["mean_advantage"] is None:
         return [*cells, "", ""]
@@ -219,10 +225,10 @@ def _label(row: dict[str, Any]) -> list[str]:
     return [*cells, f"{number(row['mean_advantage'])}{ends}", number(row["largest"], 2)]
 
 
-def leave_one_out_skipped(audit: Audit) -> list[list[str]]:
+def leave_one_out_skipped(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list[str]]:
     """Attacks by which the shadows were not attacked from each other, and why; nothing where there are none."""
     rows = [
-        [name, title(audit, attack), why]
+        [sentences.shadows_title(audit, name, labels), title(audit, attack), why]
         for name, each in audit["setting"]["leave_one_out_skipped"].items()
         for attack, why in each.items()
     ]
@@ -239,12 +245,12 @@ def exposed(audit: Audit, target: str) -> list[list[str]]:
     rows = [["index", "class", "score", "non-members that score as high"]]
     total = audit["setting"]["non_members"]
     for row in audit["exposed"][target]:
-        label = "" if row["label"] is None else str(row["label"])
-        rows.append([str(row["index"]), label, number(row["score"]), f"{row['non_members_above']} of {total}"])
+        shown = "" if row["label"] is None else str(row["label"])
+        rows.append([str(row["index"]), shown, number(row["score"]), f"{row['non_members_above']} of {total}"])
     return rows
 
 
-def targets(audit: Audit) -> list[list[str]]:
+def targets(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list[str]]:
     """What each target was attacked with."""
     rows = [["target", "how", "shadows", "on the smaller side", "shared with the target's own making"]]
     setting = audit["setting"]
@@ -255,15 +261,23 @@ def targets(audit: Audit) -> list[list[str]]:
     }
     for name, facts in setting["targets"].items():
         if facts["kind"] == "released":
-            rows.append([name, how["released"], "", "", f"{facts['images']} images"])
+            rows.append([target_title(audit, name, labels), how["released"], "", "", f"{facts['images']} images"])
             continue
         if facts["shadows"] is None:
-            rows.append([name, "attacks that need no shadow", "0", "", ""])
+            rows.append([target_title(audit, name, labels), "attacks that need no shadow", "0", "", ""])
             continue
         shadows = setting["shadow_sets"][facts["shadows"]]
         words = "positive control: overfitted on the members" if facts["control"] else how[facts["kind"]]
         shared = facts["shared"] or ("nothing" if facts["kind"] == "full" and not facts["control"] else "")
-        rows.append([name, words, str(shadows["models"]), str(shadows["on_the_smaller_side"]), shared])
+        rows.append(
+            [
+                target_title(audit, name, labels),
+                words,
+                str(shadows["models"]),
+                str(shadows["on_the_smaller_side"]),
+                shared,
+            ]
+        )
     return rows
 
 

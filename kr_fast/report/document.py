@@ -8,28 +8,45 @@ from typing import Any
 from kr_fast.report import audit_tables, render, run_audit, tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
-from kr_fast.report.sections import canaries
+from kr_fast.report.sections import cards, measured, reading, verdict
+from kr_fast.report.sentences import OF_RUN
 
 
 def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
-    """The sections of the report, in the order in which a reader wants them."""
-    if words := banner(summary.get("shows_real_images", False), False):
-        yield "banner", words
-    yield "text", run_audit.verdict(summary)
+    """The sections of the report, in the order in which a reader wants them: what follows from the cards is folded."""
+    audit, words = summary.get("audit"), run_audit.verdict(summary)
+    decided = summary.get("verdict") or (audit or {}).get("verdict")
+    if private := banner(summary.get("shows_real_images", False), False):
+        yield "banner", private
+    yield verdict.block(decided, words)
+    yield cards.of_run(summary, run_audit.strongest(summary))
+    if audit:
+        yield from reading.blocks(audit, OF_RUN, reading.OF_RUN)
+    yield "heading", "What these figures do not say"
+    yield "note", run_audit.caveats(summary)
+    yield "heading", "Real and synthetic images" if summary.get("shows_real_images") else "Synthetic images"
+    yield figure("images", figures)
+    yield "heading", "Details"
+    yield from render.folded(_details(summary, words if decided else None, figures))
+
+
+def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> Iterator[Block]:
+    yield from verdict.rules(summary.get("verdict") or (summary.get("audit") or {}).get("verdict"))
+    yield "heading", "Teacher and Student side by side"
+    if words:
+        yield "text", words
     yield "table", run_audit.headline(summary)
     yield (
         "text",
         "Intervals are 95 %: Wilson for accuracies, score intervals of AUC, paired ones of differences of AUC. CAS: "
         "Classification Accuracy Score.",
     )
-    yield "heading", "What these figures do not say"
-    yield "note", run_audit.caveats(summary)
-    yield "heading", "Real and synthetic images" if summary.get("shows_real_images") else "Synthetic images"
-    yield figure("images", figures)
-    yield "heading", "Membership attacks"
     if summary.get("audit"):
-        yield from _audit(summary, figures)
+        yield from measured.blocks(summary["audit"], OF_RUN)
+        yield "heading", "Membership attacks"
+        yield from _attacks(summary, figures)
     else:
+        yield "heading", "Membership attacks"
         yield "missing", "No audit was run."
     yield "heading", "Training"
     yield figure("curves", figures)
@@ -61,7 +78,7 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     yield "code", json.dumps(summary["config"], indent=1)
 
 
-def _audit(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
+def _attacks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     setting = summary["audit"]["setting"]
     yield (
         "text",
@@ -92,7 +109,6 @@ def _audit(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
         "the threshold whose true FPR is the stated one; below 10 false positives only the interval is quoted.",
     )
     yield figure("roc", figures)
-    yield from canaries.blocks(summary["audit"])
 
 
 def write_html(out: Path, summary: dict[str, Any], figures: Figures) -> Path:

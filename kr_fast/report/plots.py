@@ -1,9 +1,12 @@
 """Figures of a run as PNG bytes. Colours are those of Okabe and Ito, which colour-blind readers can tell apart."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from kr_fast.report import tables
 
 TEACHER, STUDENT, GENERATOR, GREY = "#D55E00", "#0072B2", "#009E73", "#777777"
 # Of each target in the ROC; the full audit of the Student has a colour of its own.
@@ -14,8 +17,14 @@ TARGETS = {
     "released": GENERATOR,
     "control": "#000000",
 }
+TITLES = {"teacher": "Teacher", "student": "Student", "student_full": "Student"}
+TITLES |= {"released": "released images", "control": "positive control"}
 STYLES = {"lira": "-", "lira_offline": "--", "loss": ":", "nearest_synthetic": "-", "generated_density": ":"}
 MOST_CLASSES = 20  # rows of the image grid
+DARK = dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor", "legend.facecolor"), "none")
+DARK |= dict.fromkeys(("text.color", "axes.labelcolor"), "#dddddd")
+DARK |= dict.fromkeys(("xtick.color", "ytick.color"), "#bbbbbb")
+DARK |= {"axes.edgecolor": "#888888", "legend.edgecolor": "#666666", "grid.color": "#666666"}
 
 
 def new_figure(width: float, height: float):
@@ -35,6 +44,21 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+def in_both_themes(draw: Callable[..., bytes], *arguments: Any) -> tuple[bytes, bytes]:
+    """The figure for light and for dark pages."""
+    import matplotlib
+
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        light = draw(*arguments)
+        with matplotlib.rc_context(DARK):
+            return light, draw(*arguments)
+
+
+def literal(text: str) -> str:
+    """A name from outside as it stands: between dollar signs matplotlib would read mathematics."""
+    return text.replace("$", r"\$")
+
+
 def grid(synthetic: np.ndarray, class_names: list[str], real: np.ndarray | None = None) -> bytes:
     """Synthetic images, one class per row, uint8 ``[K, n, H, W, C]``; real ones of that shape beside them if given."""
     rows = min(len(synthetic), MOST_CLASSES)
@@ -44,16 +68,13 @@ def grid(synthetic: np.ndarray, class_names: list[str], real: np.ndarray | None 
     tile = 3.7 / synthetic.shape[1]  # inches per column; rows keep the images' proportions
     figure = new_figure(4.5 * len(panels), rows * tile * (synthetic.shape[2] + 1) / (synthetic.shape[3] + 1) + 0.5)
     for axis, (title, images) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        classes, count, height, width, channels = images[:rows].shape
-        sheet = np.full((classes, count, height + 1, width + 1, channels), 255, dtype=np.uint8)
-        sheet[:, :, :height, :width] = images[:rows]
-        sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(classes * (height + 1), count * (width + 1), channels)
-        if channels == 1:
-            axis.imshow(sheet[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        else:
-            axis.imshow(sheet, interpolation="nearest")
+        classes, count, height, width = images[:rows].shape[:4]
+        sheet = np.zeros((classes, count, height + 1, width + 1, 4), dtype=np.uint8)  # transparent between images
+        sheet[:, :, :height, :width, :3], sheet[:, :, :height, :width, 3] = images[:rows], 255
+        sheet = sheet.transpose(0, 2, 1, 3, 4).reshape(classes * (height + 1), count * (width + 1), 4)
+        axis.imshow(sheet, interpolation="nearest")
         axis.set_xticks([])
-        names = [name if len(name) <= 16 else name[:15] + "…" for name in class_names[:rows]]
+        names = [literal(name if len(name) <= 16 else name[:15] + "…") for name in class_names[:rows]]
         axis.set_yticks([(k + 0.5) * (height + 1) - 1 for k in range(classes)], names, fontsize=8)
         axis.set_title(title if rows == len(images) else f"{title}, {rows} of {len(images)} classes", fontsize=10)
         for spine in axis.spines.values():
@@ -84,16 +105,17 @@ def curves(training: dict[str, dict[str, list]]) -> bytes:
     return png(figure)
 
 
-def roc(curves: dict[str, dict[str, np.ndarray]], negatives: int | None = None) -> bytes:
-    """ROC of every attack and target on logarithmic axes, with the chance line."""
+def roc(
+    curves: dict[str, dict[str, np.ndarray]], negatives: int | None = None, attacks: dict[str, str] | None = None
+) -> bytes:
+    """ROC of every attack and target on logarithmic axes, with the chance line; ``attacks``: name -> title."""
     figure = new_figure(7, 5.5)
     axis = figure.subplots()
     least = 0.5 / negatives if negatives else 1e-3
     for name, points in curves.items():
         model, _, attack = name.partition("/")
-        colour, label = TARGETS.get(model, STUDENT), f"{model}: {attack}".replace("_", " ")
-        if name == "student/lira":
-            label = "student transfer: lira"
+        model_title = "Student, transfer" if name == "student/lira" else TITLES.get(model, model)
+        colour, label = TARGETS.get(model, STUDENT), f"{model_title}: {(attacks or {}).get(attack, attack)}"
         fpr, tpr = np.maximum(points["fpr"], least), np.maximum(points["tpr"], least)
         axis.plot(fpr, tpr, STYLES.get(attack, "-"), color=colour, drawstyle="steps-post", label=label, lw=1.6)
     axis.plot([least, 1], [least, 1], color=GREY, lw=1, label="chance")
@@ -124,27 +146,28 @@ def stages(seconds: dict[str, float]) -> bytes:
     """Seconds of each stage as bars."""
     figure = new_figure(7, 0.32 * len(seconds) + 0.7)
     axis = figure.subplots()
-    names = list(seconds)
-    axis.barh(names, [seconds[name] for name in names], color=STUDENT)
+    names = [tables.stage_title(name) for name in seconds]
+    axis.barh(names, list(seconds.values()), color=STUDENT)
     axis.invert_yaxis()
     axis.set_xlabel("seconds")
-    for index, name in enumerate(names):
-        axis.text(seconds[name], index, f" {seconds[name]:.0f}", va="center", fontsize=8)
+    for index, value in enumerate(seconds.values()):
+        axis.text(value, index, f" {value:.0f}", va="center", fontsize=8)
     axis.margins(x=0.12)
     return png(figure)
 
 
-def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tuple[bytes, str]]:
-    """Name -> (PNG, alternative text) of every figure whose data is there."""
-    figures: dict[str, tuple[bytes, str]] = {}
+def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tuple]:
+    """Name -> (PNG, alternative text) of every figure whose data is there; of images also a PNG for dark pages."""
+    figures: dict[str, tuple] = {}
     if arrays.get("synthetic_grid") is not None:
         real = arrays.get("real_grid")
-        image = grid(arrays["synthetic_grid"], summary["dataset"]["class_names"], real)
+        light, dark = in_both_themes(grid, arrays["synthetic_grid"], summary["dataset"]["class_names"], real)
         start = "Synthetic images" if real is None else "Real training images beside synthetic images"
-        figures["images"] = (image, f"{start}, one row for each class")
+        figures["images"] = (light, f"{start}, one row for each class", dark)
     if arrays.get("roc"):
-        negatives = ((summary.get("audit") or {}).get("setting") or {}).get("non_members")
-        image = roc(arrays["roc"], negatives)
+        setting = (summary.get("audit") or {}).get("setting") or {}
+        titles = {name: attack["title"] for name, attack in setting.get("attacks", {}).items()}
+        image = roc(arrays["roc"], setting.get("non_members"), titles)
         figures["roc"] = (image, "ROC curves of the membership attacks on logarithmic axes, with the chance line")
     if arrays.get("curves"):
         figures["curves"] = (curves(arrays["curves"]), "Training curves of Teacher, generator and Student")

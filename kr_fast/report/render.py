@@ -1,36 +1,99 @@
-"""Blocks of a report (headings, texts, tables, figures) as one self-contained HTML page, and as Markdown."""
+"""Blocks of a report as one self-contained HTML page (by the templates in ``templates/``), and as Markdown.
+
+A block is (kind, content):
+
+==========  =======================================================================================================
+banner      text above everything that says what must not leave
+verdict     :class:`Verdict`
+cards       list of :class:`Card`
+chart       :class:`Chart`
+terms       list of (term, what it means)
+heading     text
+text        text; so is any other kind, such as ``missing``
+note        list of texts
+table       rows of cells, the first the header
+figure      name of one of the figures
+code        text, printed as it is
+details     :class:`Details`: a title and the blocks that are folded under it
+==========  =======================================================================================================
+"""
 
 import base64
-import html
+import functools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kr_fast.report import tables
 from kr_fast.runtime.storage import files
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid #8886; padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; }
-th, td.short { white-space: nowrap; }
-td.long { min-width: 22rem; }
-img { max-width: 100%; background: #fff; border-radius: 4px; }
-.table { overflow-x: auto; }
-picture img { background: none; }
-pre { overflow-x: auto; padding: .8rem; background: #8882; border-radius: 4px; font-size: 13px; }
-.banner { border: 3px solid #D55E00; border-radius: 4px; padding: .6rem 1rem; font-weight: 600; }
-.note { border-left: 4px solid #D55E00; padding-left: 1.6rem; }
-@media print { body { max-width: none; } details > * { display: block; } }
-"""
 SHORT = 48  # letters of a cell that is not broken, so that a narrow page scrolls: two numbers with their intervals
-# (kind, content): "banner", "heading", "text", "note" (list), "table", "figure" (name), "code", "missing".
+# An interval with the number before it, or a percentage, and what closes after it: never broken over two lines.
+UNBROKEN = re.compile(
+    r"(?:[+-]?\d[\d.,]*(?: %)? )?\[[^\[\]&<>]{1,40}, [^\[\]&<>]{1,40}\](?: %)?[).,;:]*|\d[\d.,]* %[).,;:]*"
+)
 Block = tuple[str, Any]
 # Name -> (PNG, alternative text), or (PNG, alternative text, PNG for dark pages).
 Figures = dict[str, tuple]
+# A figure of a card, as it is written, and the keys that lead to it in the JSON.
+Cited = tuple[str, tuple[str | int, ...]]
+
+
+class Verdict(NamedTuple):
+    """``state``: good, bad, unknown or plain; ``decision``: "" where there is none, but the reasons are shown."""
+
+    state: str
+    decision: str
+    reasons: Sequence[str]
+    chance: str = ""
+
+
+class Track(NamedTuple):
+    """A value and its interval on an axis, all in percent of the axis."""
+
+    low: float
+    value: float
+    high: float
+    chance: float
+
+
+class Card(NamedTuple):
+    """One figure that a reader sees first. ``cited`` holds every number of its text."""
+
+    title: str
+    state: str
+    value: str
+    interval: str
+    lines: Sequence[str]
+    cited: Sequence[Cited]
+    track: Track | None = None
+
+
+class Row(NamedTuple):
+    """One row of a chart."""
+
+    label: str
+    words: str
+    state: str
+    text: str
+    track: Track
+
+
+class Chart(NamedTuple):
+    """Values with their intervals beside each other. ``ticks``: (percent of the axis, words)."""
+
+    title: str
+    rows: Sequence[Row]
+    ticks: Sequence[tuple[float, str]]
+
+
+class Details(NamedTuple):
+    """Blocks that a page folds under a title; open in print."""
+
+    title: str
+    blocks: Sequence[Block]
 
 
 def figure(name: str, figures: Figures) -> Block:
@@ -38,85 +101,108 @@ def figure(name: str, figures: Figures) -> Block:
     return ("figure", name) if name in figures else ("missing", f"No data for the figure: {name}.")
 
 
+def folded(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Each heading with what follows it as details; blocks before the first heading as they are."""
+    title, inside = None, []
+    for block in (*blocks, ("heading", None)):
+        if block[0] != "heading":
+            inside.append(block)
+            continue
+        if title is None:
+            yield from inside
+        else:
+            yield "details", Details(title, inside)
+        title, inside = block[1], []
+
+
 def write_html(path: Path, title: str, blocks: Iterable[Block], figures: Figures) -> Path:
     """Write one file: no script, nothing loaded from elsewhere."""
-    title = html.escape(title)
-    head = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><h1>{title}</h1>',
-    ]
-    files.write_text(path, "\n".join([*head, fragment(blocks, figures), "</body></html>"]))
+    files.write_text(path, _rendered("page.html", title=title, blocks=list(blocks), figures=figures))
     return path
 
 
 def fragment(blocks: Iterable[Block], figures: Figures | None = None) -> str:
     """The blocks without a page around them, as a notebook shows them."""
-    parts = []
-    for kind, content in blocks:
-        if kind == "heading":
-            parts.append(f"<h2>{html.escape(content)}</h2>")
-        elif kind == "table":
-            parts.append(_html_table(content))
-        elif kind == "figure":
-            parts.append(f"<p>{_html_image(*figures[content])}</p>")
-        elif kind == "banner":
-            parts.append(f'<p class="banner" role="alert">{html.escape(content)}</p>')
-        elif kind == "code":
-            parts.append(f"<pre>{html.escape(content)}</pre>")
-        elif kind == "note":
-            parts.append(f'<ul class="note">{"".join(f"<li>{html.escape(line)}</li>" for line in content)}</ul>')
-        else:
-            parts.append(f"<p>{html.escape(content)}</p>")
-    return "\n".join(parts)
+    return _rendered("fragment.html", blocks=list(blocks), figures=figures or {}).strip()
 
 
-def _html_image(image: bytes, text: str, dark: bytes | None = None) -> str:
-    light = f'<img alt="{html.escape(text)}" src="{_data(image)}">'
-    if dark is None:
-        return light
-    return f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">{light}</picture>'
+def _rendered(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(**values)
 
 
-def _data(image: bytes) -> str:
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    loader = jinja2.PackageLoader("kr_fast.report")
+    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=loader, **options)
+    environment.globals["short"] = SHORT
+    environment.filters |= {"unbroken": _unbroken, "data_url": _data_url}
+    return environment
+
+
+def _unbroken(value: Any) -> Any:
+    """The text escaped, each interval and percentage in it marked as one that is not broken over lines."""
+    import markupsafe
+
+    text = str(markupsafe.escape(str(value)))
+    return markupsafe.Markup(UNBROKEN.sub(r'<span class="unbroken">\g<0></span>', text))
+
+
+def _data_url(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
-
-
-def _html_table(rows: list[list[str]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(str(cell))}</th>' for cell in rows[0])
-    body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows[1:])
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _html_cell(cell: str) -> str:
-    text = str(cell)
-    return f'<td class="{"short" if len(text) <= SHORT else "long"}">{html.escape(text)}</td>'
 
 
 def write_markdown(path: Path, title: str, blocks: Iterable[Block], figures: Figures) -> Path:
     """Write the text, and its figures under ``figures/`` beside it."""
-    lines = [f"# {_plain(title)}", ""]
     for name, (image, *_) in figures.items():
         files.write_bytes(path.parent / "figures" / f"{name}.png", image)
+    lines = [f"# {_plain(title)}", "", *_markdown(blocks, figures, "##")]
+    files.write_text(path, os.linesep.join(lines))
+    return path
+
+
+def _markdown(blocks: Iterable[Block], figures: Figures, mark: str) -> Iterator[str]:
     for kind, content in blocks:
         if kind == "heading":
-            lines.append(f"## {_plain(content)}")
+            yield f"{mark} {_plain(content)}"
         elif kind == "table":
-            lines.append(tables.markdown_table([[_plain(str(cell)) for cell in row] for row in content]))
+            yield tables.markdown_table([[_plain(str(cell)) for cell in row] for row in content])
         elif kind == "figure":
-            lines.append(f"![{figures[content][1]}](figures/{content}.png)")
+            yield f"![{figures[content][1]}](figures/{content}.png)"
         elif kind == "banner":
-            lines.append(f"> **{_plain(content)}**")
+            yield f"> **{_plain(content)}**"
         elif kind == "code":
             longest = max(map(len, re.findall("`+", content)), default=0)
             fence = "`" * max(3, longest + 1)  # longer than any in the text
-            lines.append(f"{fence}\n{content}\n{fence}")
+            yield f"{fence}\n{content}\n{fence}"
         elif kind == "note":
-            lines.append("\n".join(f"- {_plain(line)}" for line in content))
+            yield _bullets(content)
+        elif kind == "verdict":
+            yield from (f"**Verdict: {_plain(content.decision)}**", "") if content.decision else ()
+            yield _bullets(content.reasons) if len(content.reasons) > 1 else _plain(content.reasons[0])
+            yield from ("", _plain(content.chance)) if content.chance else ()
+        elif kind == "cards":
+            rows = [[card.title, f"{card.value} {card.interval}".rstrip(), " ".join(card.lines)] for card in content]
+            yield tables.markdown_table([["", "", ""], *([_plain(cell) for cell in row] for row in rows)])
+        elif kind == "chart":
+            rows = [[row.label, row.words, row.text] for row in content.rows]
+            yield tables.markdown_table([[content.title, "", ""], *([_plain(cell) for cell in row] for row in rows)])
+        elif kind == "terms":
+            yield "\n".join(f"- **{_plain(term)}**: {_plain(words)}" for term, words in content)
+        elif kind == "details":
+            yield f"{mark} {_plain(content.title)}"
+            yield ""
+            yield from _markdown(content.blocks, figures, f"{mark}#")
+            continue
         else:
-            lines.append(_plain(content))
-        lines.append("")
-    files.write_text(path, os.linesep.join(lines))
-    return path
+            yield _plain(content)
+        yield ""
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {_plain(line)}" for line in lines)
 
 
 def _plain(text: str) -> str:

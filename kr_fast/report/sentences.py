@@ -69,11 +69,24 @@ def verdict(audit: Audit, labels: Mapping[str, str] | None = None) -> str:
 
 def maker(audit: Audit, shadows: str, labels: Mapping[str, str] | None = None) -> str:
     """ "made as the Teacher was": how the models of a set of shadows were made."""
-    for name, facts in audit["setting"]["targets"].items():
-        if facts["kind"] == "full" and not facts["control"] and facts["shadows"] == shadows:
+    for name in audit["setting"]["targets"]:
+        if own_shadows(audit, name) == shadows:
             return f"made as {target_title(audit, name, labels)} was"
     only = len(audit["setting"]["shadow_sets"]) == 1
     return "made as the shadows were" if only else f"made as the shadows of {shadows} were"
+
+
+def own_shadows(audit: Audit, name: str) -> str | None:
+    """The shadows that were made as the target was, or None."""
+    facts = audit["setting"]["targets"][name]
+    return facts.get("shadows") if facts["kind"] == "full" and not facts["control"] else None
+
+
+def shadows_title(audit: Audit, shadows: str, labels: Mapping[str, str] | None = None) -> str:
+    """The title of the target that was made as these shadows were; where it has none, their own name."""
+    names = [name for name in audit["setting"]["targets"] if own_shadows(audit, name) == shadows]
+    titles = (target_title(audit, name, labels) for name in names)
+    return next((words for name, words in zip(names, titles, strict=True) if words != name), shadows)
 
 
 def primary_of(audit: Audit, shadows: str) -> str:

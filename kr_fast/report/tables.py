@@ -68,10 +68,15 @@ def trials(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     return table
 
 
+def stage_title(name: str) -> str:
+    """What a stage is called."""
+    return "distillation" if name == "gkd" else name.replace("_", " ")
+
+
 def stages(summary: dict[str, Any]) -> list[list[str]]:
     """Seconds of each stage and their sum; of a run with a budget, also those that were planned at first."""
     spent, budget = summary["stages"], summary.get("budget")
-    rows = [["stage", "seconds"], *([name, f"{seconds:.1f}"] for name, seconds in spent.items())]
+    rows = [["stage", "seconds"], *([stage_title(name), f"{seconds:.1f}"] for name, seconds in spent.items())]
     rows.append(["sum", f"{sum(spent.values()):.1f}"])
     if budget:
         planned = budget["planned"]

@@ -14,6 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.packaging
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = list((ROOT / "kr_fast" / "report" / "templates").iterdir())
 OUTSIDE = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "KR_FAST", "TRITON"))}
 
 
@@ -66,7 +67,7 @@ def test_sdist_holds_all_sources(sdist):
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("csrc", "kernels", "kr_fast"):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".h", ".cpp", ".cu"):
+            if path.suffix in (".py", ".h", ".cpp", ".cu", ".html", ".css"):
                 assert str(path.relative_to(ROOT)) in names
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "constraints.txt"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
@@ -78,6 +79,7 @@ def test_wheel_holds_the_package_only(wheel):
     assert any(name.startswith("kr_fast/_cpu.") and name.endswith(".so") for name in names)
     assert any(name.startswith("kr_fast/_cuda.") for name in names) == (shutil.which("nvcc") is not None)
     assert "kr_fast/kernels/distillation/distillation_loss.py" in names
+    assert {f"kr_fast/report/templates/{path.name}" for path in TEMPLATES} <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"kr_fast"}
     assert wheel.stat().st_size < 20e6

@@ -132,7 +132,7 @@ def test_report_is_one_file_that_loads_nothing(finished):
     assert "<script" not in text
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert "url(" not in text
-    assert text.count("data:image/png;base64,") == 4  # images, ROC, curves, seconds
+    assert text.count("data:image/png;base64,") == 5  # images for light and dark pages, ROC, curves, seconds
     for words in ("not differential privacy", "Teacher (real images)", "LiRA online", "Checkpoint Optimisation"):
         assert words in text
     markdown = (finished[0] / "release" / "report.md").read_text()

@@ -47,7 +47,7 @@ def test_page_is_one_safe_file(page):
     sources = re.findall(r'(?:src|srcset)="([^"]{0,30})', text)
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert len(re.findall("prefers-color-scheme: dark", text)) == len(sources) / 2
+    assert len(re.findall(r'media="\(prefers-color-scheme: dark', text)) == len(sources) / 2
 
 
 def test_page_says_what_was_found(page):

@@ -138,7 +138,7 @@ def test_both_documents_are_written(tmp_path):
         assert words in markdown.read_text(), words
     assert "tells members from non-members better than chance on the Teacher itself (AUC 0.600" in text
     words = "is not seen to tell members from non-members better than chance on the Student with shadows of the Teacher"
-    assert f"{words}&#x27;s training (transfer)" in text
+    assert f"{words}&#39;s training (transfer)" in text
     assert "mean AUC" in text
     assert "so that scores without information have an AUC of 0.5" in text
     assert "only 3 false positives: no point claim" in text
@@ -241,7 +241,7 @@ def test_report_and_audit_say_the_same():
     audit["setting"] |= {"skipped": {}, "leave_one_out_skipped": {}, "notes": [], "delta": 1e-5, "priors": [0.5]}
     whole = {**audit, "details": {"labels": sentences.OF_RUN}, "exposed": {}}
     actual = {"show_real_images": False, "show_records": False, **whole}
-    verdict = next(content for kind, content in audit_document.blocks(actual, {}) if kind == "text")
+    (verdict,) = next(content for kind, content in audit_document.blocks(actual, {}) if kind == "verdict").reasons
     assert run_audit.verdict(summary(audit=audit)).endswith(verdict)
     assert "by themselves leak membership (attacks above chance: density of the released images)." in verdict
     listed = [row[0] for row in run_audit.released(summary(audit=audit))[1:]]
