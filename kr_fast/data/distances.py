@@ -1,0 +1,138 @@
+"""Euclidean distances between many images, a block at a time; exact where pixels are whole numbers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+MOST_BYTES = 32 << 20  # of a block of distances
+PIECE = 1024  # values of a product: 1,024 x 128 x 128 = 2^24, up to which float32 holds every whole number
+SAMPLE = 2048  # images by which a spacing is estimated, and a direction chosen
+ROUNDS = 8  # of the power iteration
+
+
+class Rows:
+    """Images as rows, with their squared norms; the distances of whole numbers are exact.
+
+    Pixels less 128 are whole numbers of at most 7 bits and a sign, so the product of two rows of 1,024 of them is exact
+    in float32, and so is a squared distance of up to 2^24. Longer rows stay bytes and are multiplied in pieces of that
+    many, added up in float64, which is exact throughout. What is no uint8 (features) is taken in float64.
+
+    Args:
+        values: ``[N, ...]``.
+    """
+
+    def __init__(self, values: Tensor):
+        self.values = values.flatten(1)
+        if values.dtype != torch.uint8:
+            self.values = self.values.double()
+        elif self.width <= PIECE:
+            self.values = _centred(self.values)
+        self.squares = torch.cat([_numbers(part).square().sum(1) for part in self.values.split(SAMPLE)])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Tensor | slice) -> "Rows":
+        part = object.__new__(Rows)
+        part.values, part.squares = self.values[index], self.squares[index]
+        return part
+
+    @property
+    def width(self) -> int:
+        """Values of a row."""
+        return self.values.shape[1]
+
+    def squared_distances(self, others: "Rows") -> Tensor:
+        """``[n, m]``: ``|x|^2 + |y|^2 - 2 x y``, at least 0; 0 exactly for equal images."""
+        if self.values.dtype == torch.uint8:
+            block = torch.zeros(len(self), len(others), dtype=torch.float64)
+            for pieces in zip(self.values.split(PIECE, 1), others.values.split(PIECE, 1), strict=True):
+                x, y = map(_centred, pieces)
+                block += x @ y.T
+        else:
+            block = self.values @ others.values.T
+        kind = block.dtype
+        return block.mul_(-2).add_(others.squares.to(kind)).add_(self.squares.to(kind)[:, None]).clamp_min_(0)
+
+    def blocks(self, columns: int) -> Iterator[tuple[int, "Rows"]]:
+        """(first row, rows) of blocks whose distances to ``columns`` others fit into :data:`MOST_BYTES`."""
+        size = max(1, MOST_BYTES // (8 * columns))
+        for first in range(0, len(self), size):
+            yield first, self[first : first + size]
+
+
+def spacing(images: Tensor) -> float:
+    """Median distance of an image to the nearest other one: root mean square difference of values, in grey levels.
+
+    Of more than 2,048 images as many are asked, spread evenly along the direction in which the images differ most.
+
+    Args:
+        images: ``[N, ...]`` with N > 1.
+    """
+    rows = Rows(images)
+    order = _along(rows, _direction(rows)).argsort()
+    asked, nearest = order[:: -(-len(rows) // SAMPLE)], []
+    for first, part in rows[asked].blocks(len(rows)):
+        block = part.squared_distances(rows)
+        block[torch.arange(len(part)), asked[first : first + len(part)]] = torch.inf
+        nearest.append(block.min(1).values)
+    return float((torch.cat(nearest).double() / rows.width).sqrt().median())
+
+
+def within(images: Tensor, others: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Which of ``images`` lie within ``threshold`` of one of ``others``, and which of ``others`` within it of these.
+
+    The distance is the root mean square difference of values. All pairs are decided exactly, and few are computed:
+    along one direction two images are no farther apart than in all of them, so each block of images, sorted along the
+    direction in which they differ most, meets only those others that are near enough there.
+
+    Args:
+        images: ``[N, ...]``; others: ``[M, ...]``, of the same trailing shape and dtype.
+    Returns: bool ``[N]``, bool ``[M]``.
+    """
+    x, y = Rows(images), Rows(others)
+    near_x, near_y = torch.zeros(len(x), dtype=torch.bool), torch.zeros(len(y), dtype=torch.bool)
+    if len(x) == 0 or len(y) == 0:
+        return near_x, near_y
+    direction, most = _direction(x), threshold**2 * x.width
+    (along_x, order_x), (along_y, order_y) = (_along(each, direction).sort() for each in (x, y))
+    x, y = x[order_x], y[order_y]
+    reach = most**0.5 + 1e-3  # the projections are rounded in the last digits of float64
+    for first, part in x.blocks(SAMPLE):
+        ends = along_x[[first, first + len(part) - 1]] + torch.tensor([-reach, reach])
+        low, high = int(torch.searchsorted(along_y, ends[0])), int(torch.searchsorted(along_y, ends[1], right=True))
+        for start in range(low, high, SAMPLE):
+            stop = min(start + SAMPLE, high)
+            hits = part.squared_distances(y[start:stop]) <= most
+            near_x[order_x[first : first + len(part)]] |= hits.any(1)
+            near_y[order_y[start:stop]] |= hits.any(0)
+    return near_x, near_y
+
+
+def _centred(pixels: Tensor) -> Tensor:
+    """Bytes less 128, in float32 unless a setting of torch rounds its products."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return pixels.to(torch.float32 if exact else torch.float64) - 128
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """In float64, as they are multiplied."""
+    return values.double() - 128 if values.dtype == torch.uint8 else values.double()
+
+
+def _direction(rows: Rows) -> Tensor:
+    """A unit vector, float64 ``[D]``, near the first principal component of some rows, spread evenly."""
+    some = _numbers(rows.values[:: -(-len(rows) // SAMPLE)])
+    some = some - some.mean(0)
+    vector = some.abs().mean(0) + 1e-9
+    for _ in range(ROUNDS):
+        vector = vector / vector.norm()
+        turned = some.T @ (some @ vector)
+        vector = turned if float(turned.norm()) > 0 else vector
+    return vector / vector.norm()
+
+
+def _along(rows: Rows, direction: Tensor) -> Tensor:
+    """float64 ``[N]``: where each row lies along a direction."""
+    return torch.cat([_numbers(part) @ direction for part in rows.values.split(SAMPLE)])
