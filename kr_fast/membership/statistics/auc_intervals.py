@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kr_fast.membership.inputs.pool import scored
 from kr_fast.membership.statistics.intervals import check_share, normal_quantile
+from kr_fast.membership.statistics.permutation import upper_tail
 
 PRIOR = 10  # degrees of freedom that the model's variance counts as, by simulation: docs/audit_statistics.md
 HALVINGS = 50
@@ -104,19 +105,10 @@ def chance_above(inside: np.ndarray, outside: np.ndarray, auc: float) -> float:
     mean, variance and skewness (Pearson III). Source of both: Mielke and Berry, "Permutation Methods" (2007); the half
     (mid-p): Lancaster, JASA 56 (1961).
     """
-    from scipy.special import gammainc, gammaincc, ndtr
-
     if (exact := _exact_above(inside, outside)) is not None:
         return exact
     _, deviation, skewness = chance_moments(inside, outside)
-    if deviation == 0:
-        return 0.5
-    z = (auc - 0.5) / deviation
-    if abs(skewness) < 1e-2:  # there the shape would be beyond 4e4; Cornish and Fisher's first term is as exact
-        return float(ndtr(-z + skewness * (z * z - 1) / 6))
-    shape = 4 / skewness**2
-    at = max(0.0, shape + abs(z) * shape**0.5 * (1 if (z > 0) == (skewness > 0) else -1))
-    return float(gammaincc(shape, at) if skewness > 0 else gammainc(shape, at))
+    return 0.5 if deviation == 0 else upper_tail((auc - 0.5) / deviation, skewness)
 
 
 def _exact_above(inside: np.ndarray, outside: np.ndarray) -> float | None:
