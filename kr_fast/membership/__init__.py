@@ -7,6 +7,7 @@ from kr_fast.membership.attacks.control import overfitted, overfitted_recipe
 from kr_fast.membership.attacks.learned import quantile_regression, shadow_network
 from kr_fast.membership.attacks.negative_controls import negative_controls
 from kr_fast.membership.attacks.released import generated_density, nearest_synthetic
+from kr_fast.membership.attacks.released_tests import ReleasedTests, released_tests
 from kr_fast.membership.attacks.scores import (
     attack_p,
     attack_r,
@@ -22,6 +23,7 @@ from kr_fast.membership.audit.choices import Auxiliary, Choices, Target
 from kr_fast.membership.audit.recipe import across_targets
 from kr_fast.membership.audit.report import AuditReport, audit_signals
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals, from_logits
+from kr_fast.membership.inputs.duplicates import Duplicates, duplicates_across
 from kr_fast.membership.inputs.loading import load_npz, save_npz
 from kr_fast.membership.inputs.other_tools import load_lira_tree, load_privacy_meter
 from kr_fast.membership.statistics.auc_intervals import delong_test
@@ -42,7 +44,9 @@ __all__ = [
     "Auxiliary",
     "Choices",
     "Curve",
+    "Duplicates",
     "RecordRisk",
+    "ReleasedTests",
     "ShadowSignals",
     "Target",
     "TargetSignals",
@@ -58,6 +62,7 @@ __all__ = [
     "bootstrap",
     "delong_test",
     "draw_canaries",
+    "duplicates_across",
     "epsilon_clopper_pearson",
     "epsilon_of_mu",
     "epsilon_one_run",
@@ -78,6 +83,7 @@ __all__ = [
     "partners",
     "quantile_regression",
     "record_risk",
+    "released_tests",
     "rmia",
     "rmia_attack",
     "roc",

@@ -151,6 +151,9 @@ class RecycleConfig:
     )
     audit_released: bool = option(True, "attack the synthetic images of the last period by themselves")
     audit_page: bool = option(True, "write audit.html: every attack with all of its figures")
+    leave_out_duplicates: bool = option(
+        False, "attack no training or test image that has a near-duplicate in the other split"
+    )
     show_real_images: bool = option(False, "show real images in report.html and audit.html, which then say so")
     show_records: bool = option(False, "name the most exposed members by index in audit.html, which then says so")
     audit_augment: str = option(

@@ -36,8 +36,9 @@ def write_audit(
     members: Any,
     images: Any = None,
     show_records: bool = False,
+    synthetic: Any = None,
 ) -> Path:
     """Write ``audit.html`` into ``out``: see :func:`kr_fast.report.audit_document.write_audit`."""
     from kr_fast.report import audit_document
 
-    return audit_document.write_audit(Path(out), audit, lines, scores, members, images, show_records)
+    return audit_document.write_audit(Path(out), audit, lines, scores, members, images, show_records, synthetic)

@@ -11,7 +11,7 @@ from kr_fast.report import audit_plots, render
 from kr_fast.report import audit_tables as tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
-from kr_fast.report.sections import attacks, cards, measured, reading, verdict
+from kr_fast.report.sections import attacks, cards, measured, reading, released, verdict
 
 
 def write_audit(
@@ -22,6 +22,7 @@ def write_audit(
     members: np.ndarray | None,
     images: np.ndarray | None = None,
     show_records: bool = False,
+    synthetic: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write ``audit.html`` into ``out``.
 
@@ -33,11 +34,14 @@ def write_audit(
         members: bool ``[N]``, or None without targets.
         images: uint8 ``[N, H, W, C]``, where real images may be shown, or None.
         show_records: whether the index, class and score of the most exposed members may be shown.
+        synthetic: released set -> uint8 ``[S, H, W, C]``, shown beside the members nearest to it with ``images``.
 
     A page that shows real images or records says so in a banner.
     """
     audit = {**audit, "show_records": show_records, "show_real_images": images is not None}
     figures = audit_plots.all_figures(audit, lines, scores, members, images)
+    if images is not None:
+        figures |= released.figures(audit, images, synthetic or {})
     title = audit["details"].get("title") or "Membership audit"
     return render.write_html(out / "audit.html", title, blocks(audit, figures), figures)
 
@@ -71,7 +75,7 @@ def _details(
         yield "text", f"Intervals are {level}: score intervals of AUC; those of a TPR account for the chosen threshold."
         if setting["targets"]:
             yield figure("intervals", figures)
-    yield from measured.blocks(audit, labels)
+    yield from measured.blocks(audit, labels, figures)
     yield from attacks.recipes(audit, labels)
     yield from attacks.targets(audit, labels, figures)
     yield from attacks.comparisons(audit, labels)

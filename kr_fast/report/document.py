@@ -42,7 +42,7 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
         "Classification Accuracy Score.",
     )
     if summary.get("audit"):
-        yield from measured.blocks(summary["audit"], OF_RUN)
+        yield from measured.blocks(summary["audit"], OF_RUN, figures)
         yield "heading", "Membership attacks"
         yield from _attacks(summary, figures)
     else:

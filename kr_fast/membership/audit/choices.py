@@ -40,6 +40,8 @@ class Choices:
         rmia_gamma: of RMIA, how clearly an example has to dominate one of the population; above 0.
         rmia_offline_a: ``a`` of RMIA's offline form, in [0, 1].
         rmia_predicate: when an example dominates another one, see :func:`kr_fast.membership.rmia`.
+        leave_out_duplicates: members and non-members that are near-duplicates of each other are not attacked, see
+            :func:`kr_fast.membership.duplicates_across`; they are counted in any case.
         seed: of splits and ties.
     Raises: UserError naming the field.
     """
@@ -59,6 +61,9 @@ class Choices:
     )
     rmia_offline_a: float = option(0.33, "of rmia_offline: its scale a", least=0, most=1)
     rmia_predicate: str = option("ratio", "of RMIA: when one dominates another", choices=PREDICATES)
+    leave_out_duplicates: bool = option(
+        False, "attack no image that has a near-duplicate on the other side, among members or non-members"
+    )
     seed: int = option(0, "of splits and ties", least=0)
 
     def __post_init__(self):
@@ -75,6 +80,9 @@ class Choices:
         if self.targets not in TARGETS:
             fail("audit", "targets", f"be {' or '.join(TARGETS)}", self.targets)
         check(self, "audit")
+        if self.leave_out_duplicates and self.random_members:
+            rule = "be left out with random_members: what remains would not have become members by coins of its own"
+            fail("audit", "leave_out_duplicates", rule, True)
         for field, readers in RMIA.items():
             value = getattr(self, field)
             if value != getattr(Choices, field) and not set(readers) & set(names):

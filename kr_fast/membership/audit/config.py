@@ -17,6 +17,7 @@ SOURCES = {
 }
 # Fields of Choices that are options of the same name and meaning.
 SHARED = ("level", "delta", "priors", "random_members", "rmia_gamma", "rmia_offline_a", "rmia_predicate", "seed")
+SHARED += ("leave_out_duplicates",)
 OF_ALL = ("out", "attacks", "primary", "every_shadow", "show_real_images", "show_records", *SHARED)
 
 
@@ -112,6 +113,7 @@ class AuditConfig:
     rmia_gamma: float = option_of(Choices, "rmia_gamma")
     rmia_offline_a: float = option_of(Choices, "rmia_offline_a")
     rmia_predicate: str = option_of(Choices, "rmia_predicate")
+    leave_out_duplicates: bool = option_of(Choices, "leave_out_duplicates")
     seed: int = option_of(Choices, "seed", "of shadows, control and splits")
     show_real_images: bool = option(False, "show the images of the most exposed members; the page then says so")
     show_records: bool = option(False, "name the most exposed members by index and score; the page then says so")

@@ -14,18 +14,21 @@ def write(report: Any, out: Path, details: dict[str, Any], show_real_images: boo
     """See ``AuditReport.write``, of which ``report`` is one."""
     from kr_fast import report as documents
 
-    folder, exposed = Folder(out).make(), files.strict(report.exposed())
+    folder, exposed, pairs = Folder(out).make(), files.strict(report.exposed()), files.strict(report.closest_pairs())
     figures = files.strict({**report.to_dict(), "details": details})
     files.save_arrays(folder.audit_arrays, report.arrays())
     files.write_json(folder.exposed, exposed)
+    if pairs:
+        files.write_json(folder.closest_pairs, pairs)
     files.write_text(folder.records, as_csv(report.records))
     files.write_json(folder.audit_figures, figures)
     images = None if report.data.images is None or not show_real_images else report.data.images.numpy()
     members = None if report.data.members is None else report.data.members.numpy()
     scores = {n: {a: value.numpy() for a, value in each.items()} for n, each in report.scores.items()}
     pages = folder.pages(show_real_images or show_records)
-    figures["exposed"] = exposed
-    return documents.write_audit(pages, figures, _lines(report), scores, members, images, show_records)
+    figures |= {"exposed": exposed, "closest_pairs": pairs}
+    synthetic = {name: each.numpy() for name, each in report.data.synthetic.items()}
+    return documents.write_audit(pages, figures, _lines(report), scores, members, images, show_records, synthetic)
 
 
 def _lines(report: Any) -> dict[str, dict[str, dict[str, np.ndarray]]]:

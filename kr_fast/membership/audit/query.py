@@ -15,6 +15,7 @@ from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.inputs.answers import ANSWERS, SIGNALS, as_user_error
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.inputs.features import penultimate
 
 LABEL_ONLY = "lira"  # queries of "label_only" where the audit itself makes one
 
@@ -70,6 +71,13 @@ def query(inputs: Inputs, choices: Choices, path: Path | None = None) -> AuditDa
     # Data sets repeat images, so some overlap is noted and not refused.
     if isinstance(z, tuple) and (both := int(shared_images(z[0], inputs.images).sum())):
         notes.append(f"{both} images of the population are among those under attack too: some may be members")
+    features, made = None, {}
+    # Of a shadow: the features of a target tell its own members from others, whatever was released.
+    if inputs.synthetic and inputs.models:
+        array = next(iter(inputs.shadows.values())).array
+        features = penultimate(array, inputs.images[pool])
+        if features is not None:
+            made = {name: penultimate(array, images) for name, images in inputs.synthetic.items()}
     return AuditData(
         shadows,
         targets,
@@ -82,6 +90,8 @@ def query(inputs: Inputs, choices: Choices, path: Path | None = None) -> AuditDa
         tuple(notes),
         inputs.index[pool],
         None if inputs.groups is None else inputs.groups[pool.numpy()],
+        features,
+        made,
     )
 
 

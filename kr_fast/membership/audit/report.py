@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kr_fast.membership.attacks.catalog import CATALOG, auto_variance, sides
 from kr_fast.membership.attacks.negative_controls import negative_controls
+from kr_fast.membership.attacks.released_tests import ReleasedTests, compare_released
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.audit.figures import exposed, of_attack
 from kr_fast.membership.audit.files import write
@@ -19,6 +20,7 @@ from kr_fast.membership.audit.recipe import recipes
 from kr_fast.membership.audit.record_table import RecordTable, record_tables
 from kr_fast.membership.audit.scores import choose, leave_one_out, scores_of
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals
+from kr_fast.membership.inputs.duplicates import apart, warnings_of_duplicates
 from kr_fast.membership.statistics.auc_intervals import delong_variances, t_interval
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.epsilon import check_fair_coins, epsilon_one_run
@@ -41,7 +43,8 @@ class AuditReport:
     ``curves[target][attack]``, ``scores[target][attack]`` (float64 ``[N]``) and ``figures[target][attack]`` (plain
     values) are of each target, the positive control and each released synthetic set. ``records[shadows]`` is the risk
     of each record under the recipe of a set of shadows. ``setting`` says what was run. ``parts`` holds the plain
-    figures of what was measured beside these attacks, by the key that each has in the JSON.
+    figures of what was measured beside these attacks, by the key that each has in the JSON. ``released[name]`` holds
+    the distances of each record to a released set.
     """
 
     curves: dict[str, dict[str, Curve]]
@@ -54,6 +57,7 @@ class AuditReport:
     warnings: tuple[str, ...]
     data: AuditData
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    released: Mapping[str, ReleasedTests] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         rows = [
@@ -121,12 +125,14 @@ class AuditReport:
 
         ``release/audit.html`` (self-contained) and ``release/audit.json`` hold figures; ``private/audit.npz`` the
         scores of every record, ``private/exposed.json`` the most exposed ones, ``private/records.csv`` the
-        risk of each record; ``README.txt`` says so.
+        risk of each record, ``private/closest_pairs.json`` the members nearest to released images; ``README.txt`` says
+        so.
 
         Args:
             details: title, command, versions, config: printed as they are.
-            show_real_images: show the images of the most exposed members, where the data hold images.
-            show_records: name the most exposed members, by index, class and score, in the page.
+            show_real_images: show the images of the most exposed members, and of those nearest to released images,
+                where the data hold images.
+            show_records: name these members, by index, class and score, in the page.
 
         A page that shows either says so in a banner, and lies in ``private/``.
         """
@@ -141,12 +147,27 @@ class AuditReport:
         for name, scores in self.scores.items():
             attack = self.setting["targets"][name]["primary"]
             rows = exposed(scores[attack], self.data.members, count)
-            for row in rows:
-                at = row["position"]
-                row["index"] = at if self.data.index is None else int(self.data.index[at])
-                row["label"] = None if self.data.labels is None else int(self.data.labels[at])
-            members[name] = rows
+            members[name] = [row | self._named(row["position"]) for row in rows]
         return members
+
+    def closest_pairs(self, count: int = MOST_EXPOSED) -> dict[str, list[dict[str, Any]]]:
+        """Released set -> the members that a released image comes closest to: index, position, label, ratio, ...
+
+        ``synthetic`` is the number of that released image, ``distance`` the root mean square difference of the two, and
+        ``ratio`` its distance as a share of that image's distance to the nearest held-out image.
+        """
+        return {
+            name: [row | self._named(row["position"]) for row in tests.closest(self.data.members, count)]
+            for name, tests in self.released.items()
+        }
+
+    def _named(self, at: int) -> dict[str, int | None]:
+        """What a row of the pool is in the user's data."""
+        index, labels = self.data.index, self.data.labels
+        return {
+            "index": at if index is None else int(index[at]),
+            "label": None if labels is None else int(labels[at]),
+        }
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What ``audit.npz`` holds: members, labels, index, keep, and scores, tp, fp and thresholds of every attack."""
@@ -177,6 +198,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
     if not isinstance(choices, Choices):
         fail("audit_signals", "choices", "be of type Choices", described(choices))
     level, seed = choices.level, choices.seed
+    data, duplicates = apart(data, choices.leave_out_duplicates)
     if choices.random_members and data.members is not None:
         check_fair_coins("audit", data.members)
     if not data.targets and choices.targets == "given":
@@ -212,7 +234,8 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         }
         options = {"level": level, "seed": seeds.derive(seed, "negative controls")}
         negative = negative_controls(data.images, data.members, primaries, **options)
-    warnings = (*failed_controls(negative, called(data)), *warnings_of(data, figures, facts, control, level))
+    warnings = (*failed_controls(negative, called(data)), *warnings_of_duplicates(duplicates))
+    warnings += warnings_of(data, figures, facts, control, level)
     first_set = next(iter(data.shadows.values()), None)
     setting = {
         "num_shadows": 0 if first_set is None else len(first_set.keep),
@@ -230,6 +253,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         "shadow_sets": {name: _shadow_facts(each) for name, each in data.shadows.items()},
         "control": control,
         "negative_controls": negative,
+        "duplicates": duplicates,
         "attacks": {a.name: {"title": a.title, "assumes": a.assumes} for a in chosen},
         "skipped": skipped,
         "leave_one_out_skipped": not_alone,
@@ -239,7 +263,9 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
     for line in warnings:
         logger.warning("audit: %s", line)
     comparison = _comparison(data, scores, primary, level)
-    return AuditReport(curves, scores, figures, comparison, loo, records, setting, warnings, data)
+    parts = {"released_tests": None}
+    parts["released_tests"], tests = compare_released(data, level=level, seed=seeds.derive(seed, "released tests"))
+    return AuditReport(curves, scores, figures, comparison, loo, records, setting, warnings, data, parts, tests)
 
 
 def _figures(

@@ -16,7 +16,7 @@ from kr_fast.runtime.reprs import ShortRepr
 
 KINDS = ("full", "transfer")
 RESERVED = ("setting", "comparison", "leave_one_out", "records", "exposed", "details")
-RESERVED += ("canaries", "generator", "released_tests", "verdict")
+RESERVED += ("canaries", "generator", "released_tests", "closest_pairs", "verdict")
 PROBABILITIES = "logits were read from probabilities: those that had underflowed to 0 count as ruled out"
 
 
@@ -135,6 +135,9 @@ class AuditData(ShortRepr):
         index: int64 ``[N]``, number of each example where the pool is part of a larger set; None: its position.
         groups: ``[N]`` texts or integers, what each example belongs to (a patient, a site), or None: the risk of
             records is then also told by group, and its intervals take the examples of a group together.
+        features: float ``[N, F]`` of the pool by a model that does not know its members (a shadow), or None; with those
+            of the released images the tests on these are made in their space too.
+        synthetic_features: name -> float ``[S, F]``.
     Raises: UserError naming the argument, and for a target that is one of its shadows.
     """
 
@@ -149,6 +152,8 @@ class AuditData(ShortRepr):
     notes: tuple[str, ...] = ()
     index: Tensor | None = None
     groups: np.ndarray | None = None
+    features: Tensor | None = None
+    synthetic_features: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not self.shadows and not self.targets:
@@ -183,6 +188,8 @@ class AuditData(ShortRepr):
             _set(self, index=as_labels("audit", "index", self.index, self.count).cpu())
         if self.groups is not None:
             _set(self, groups=as_groups("audit", "groups", self.groups, self.count))
+        if self.features is not None and (self.features.ndim != 2 or len(self.features) != self.count):
+            fail("audit", "features", f"have shape [{self.count}, F]", described(self.features))
 
     @property
     def count(self) -> int:

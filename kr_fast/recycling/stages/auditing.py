@@ -38,7 +38,8 @@ def left(context: Context) -> list[Path]:
     folder, c = context.folder, context.config
     pages = folder.pages(c.show_real_images or c.show_records) / "audit.html"
     control = (folder.control, folder.control.with_suffix(".json"))
-    return [folder.audit_arrays, *control, folder.exposed, folder.records, folder.audit_figures, pages]
+    private = (folder.exposed, folder.records, folder.closest_pairs)
+    return [folder.audit_arrays, *control, *private, folder.audit_figures, pages]
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -61,7 +62,8 @@ def run(context: Context) -> dict[str, Any]:
     if c.audit_released:
         released[RELEASED] = torch.from_numpy(np.load(context.folder.images))
     auxiliary = Auxiliary((further.images.cpu(), further.labels.cpu()) if len(further) else None, released)
-    choices = Choices(augment=c.audit_augment, seed=seeds.derive(c.seed, "audit"))
+    options = {"augment": c.audit_augment, "leave_out_duplicates": c.leave_out_duplicates}
+    choices = Choices(**options, seed=seeds.derive(c.seed, "audit"))
     options = {"control": model, "auxiliary": auxiliary, "choices": choices}
     report = audit(targets, sets, images, labels, members, **options)
     if c.audit_canaries:

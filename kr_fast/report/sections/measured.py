@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kr_fast.report.render import Block
-from kr_fast.report.sections import canaries, controls, records
+from kr_fast.report.render import Block, Figures
+from kr_fast.report.sections import canaries, controls, duplicates, records, released
 
 
-def blocks(audit: Mapping[str, Any], labels: Mapping[str, str] | None) -> Iterator[Block]:
+def blocks(audit: Mapping[str, Any], labels: Mapping[str, str] | None, figures: Figures) -> Iterator[Block]:
     """Each heading starts a part that the page folds."""
     yield from records.blocks(audit, labels)
     yield from controls.blocks(audit, labels)
+    yield from duplicates.blocks(audit)
     yield from canaries.blocks(audit)
+    yield from released.blocks(audit, figures, labels)

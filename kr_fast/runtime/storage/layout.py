@@ -41,6 +41,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         "signals/": "answers of the networks for every record",
         "audit.npz": "for every record: whether it is a member, its number, and its score in every attack",
         "exposed.json": "the members that the attacks identify most surely, by number",
+        "closest_pairs.json": "the members that released images come closest to, by number",
         "records.csv": "the risk of each record, by number",
         "report.html": "the report with real images, where it was asked for by name (--show-real-images)",
         "report.md": "the same report as text",
@@ -81,6 +82,7 @@ class Folder:
         self.twin_teachers, self.twin_students = self.canaries / "teachers", self.canaries / "students"
         self.control, self.signals = self.private / "control.safetensors", self.private / "signals"
         self.records = self.private / "records.csv"
+        self.closest_pairs = self.private / "closest_pairs.json"
         self.audit_arrays, self.exposed = self.private / "audit.npz", self.private / "exposed.json"
         self.state = self.private / "state"
         self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
