@@ -10,6 +10,7 @@ from kr_fast.data import shared_images
 from kr_fast.data.distances import spacing, within
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.inputs import as_images, as_mask
 
 SHARE = 0.25  # of the spacing of one side, below which two images are near-duplicates
 
@@ -44,9 +45,15 @@ def duplicates_across(images: Tensor, members: Tensor) -> Duplicates:
 
     Args:
         images: uint8 ``[N, H, W, C]``; members: bool ``[N]``, of which some are and some are not.
+    Raises: UserError naming the argument.
     Source: of the danger: Barz and Denzler, "Do We Train on Test Data?", Journal of Imaging 6 (2020). The threshold is
         this package's: docs/audit_statistics.md says what it finds.
     """
+    images = as_images("duplicates_across", "images", images).cpu()
+    members = as_mask("duplicates_across", "members", members, 1).cpu()
+    if len(members) != len(images) or not 0 < int(members.sum()) < len(members):
+        rule = f"be bool [{len(images)}] with members and others"
+        fail("duplicates_across", "members", rule, f"{int(members.sum())} of {len(members)}")
     sides = {True: images[members], False: images[~members]}
     exact, near = torch.zeros_like(members), torch.zeros_like(members)
     larger = sides[len(sides[True]) >= len(sides[False])]

@@ -87,6 +87,7 @@ CALLS = {
     "base": (lambda p, k, t: membership.base(p, k, target=t), (PHI, KEEP, TARGET)),
     "blind": (lambda i, m: membership.blind(i, m, folds=2), (IMAGES, MEMBERS)),
     "delong_test": (membership.delong_test, (SCORES, OTHER, MEMBERS)),
+    "duplicates_across": (lambda i, m: vars(membership.duplicates_across(i, m)), (IMAGES, MEMBERS)),
     "epsilon_clopper_pearson": (membership.epsilon_clopper_pearson, (SCORES + 9 * MEMBERS, MEMBERS)),
     "epsilon_one_run": (membership.epsilon_one_run, (SCORES + 9 * MEMBERS, MEMBERS)),
     "from_logits": (
@@ -109,6 +110,7 @@ CALLS = {
         lambda s, k: {name: value.tolist() for name, value in vars(membership.record_risk(s, k)).items()},
         (PHI[0].T, KEEP),
     ),
+    "released_tests": (lambda i, m, s: vars(membership.released_tests(i, m, s)), (IMAGES, MEMBERS, MADE)),
     "rmia": (membership.rmia, (RATIOS, Z_RATIOS)),
     "rmia_attack": (
         lambda p, k, z, t, tz: membership.rmia_attack(p, k, z, target=t, target_population=tz),

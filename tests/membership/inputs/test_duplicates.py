@@ -84,6 +84,10 @@ def test_without_images_nothing_is_counted_and_nothing_left_out(digits):
         audit_signals(data, choices)
     with pytest.raises(UserError, match="be left out with random_members"):
         Choices(random_members=True, leave_out_duplicates=True)
+    with pytest.raises(
+        UserError, match=r"^duplicates_across: members must be bool \[9\] with members and others, got 9 of 9"
+    ):
+        duplicates_across(digits[:9], torch.ones(9, dtype=torch.bool))
     same = dataclasses.replace(data, images=digits[:1].expand(600, 8, 8, 1).clone())
     with pytest.raises(UserError, match="must leave some members"):
         audit_signals(same, choices)
