@@ -21,7 +21,9 @@ RECIPES = (
 
 def caveats(audit: Audit) -> list[str]:
     """What the figures do not say."""
-    lines = [
+    setting = audit["setting"]
+    lines = [f"Warning: {line}." for line in setting["warnings"]]
+    lines += [
         "What is measured here is empirical. It is not differential privacy and carries no guarantee: it says how far "
         "the attacks named below got, and a stronger attack may get further.",
         "Each target has one primary attack, which was named beforehand. The other attacks are exploratory: their "
@@ -29,9 +31,7 @@ def caveats(audit: Audit) -> list[str]:
         "A lower bound of epsilon is read off one trained model. It takes the examples of that model as independent, "
         "which they are not quite, and 0 means that this attack found nothing, not that there is privacy.",
     ]
-    setting = audit["setting"]
-    lines += [f"{note[0].upper()}{note[1:]}." for note in setting["notes"]]
-    return [*lines, *(f"Warning: {line}." for line in setting["warnings"])]
+    return [*lines, *(f"{note[0].upper()}{note[1:]}." for note in setting["notes"])]
 
 
 def headline(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list[str]]:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from kr_fast.report import tables
 from kr_fast.runtime.storage import files
 
-SHORT = 48  # letters of a cell that is not broken, so that a narrow page scrolls: two numbers with their intervals
+SHORT = 32  # letters of a cell that is not broken, so that a narrow page scrolls: a number with its interval
 # An interval with the number before it, or a percentage, and what closes after it: never broken over two lines.
 UNBROKEN = re.compile(
     r"(?:[+-]?\d[\d.,]*(?: %)? )?\[[^\[\]&<>]{1,40}, [^\[\]&<>]{1,40}\](?: %)?[).,;:]*|\d[\d.,]* %[).,;:]*"

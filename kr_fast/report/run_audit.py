@@ -175,10 +175,11 @@ def more_time(summary: Summary) -> str:
 
 def caveats(summary: Summary) -> list[str]:
     """What the figures do not say, by what was run."""
-    lines = [
+    lines = [f"Note: {note}." for note in summary.get("notes", [])]
+    lines.append(
         "The protection measured here is empirical. It is not differential privacy and carries no guarantee: it says "
         "how far the attacks named above got, and a stronger attack may get further."
-    ]
+    )
     audit = summary.get("audit")
     if audit:
         lines += [_of_student(summary), _of_images(summary)]
@@ -188,7 +189,7 @@ def caveats(summary: Summary) -> list[str]:
         "Every choice (epoch, checkpoint, sampling) was made on the validation split, which is private data too; the "
         "test split was read once, at the end."
     )
-    return [*lines, *(f"Note: {note}." for note in summary.get("notes", []))]
+    return lines
 
 
 def _of_student(summary: Summary) -> str:

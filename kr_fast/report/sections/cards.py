@@ -128,7 +128,8 @@ def _records(title: str, figures: Figures, audit: Values, start: tuple, labels: 
         lines.append(f"Of {tested}, by models {maker}" if each == first else f"{_capital(maker)}: {count} of {tested}")
     row = audit["records"][first]
     if row["least_advantage"] is None:
-        lines.insert(1, "So few models cannot find one record alone.")
+        together = "They are found together: so" if row["found"] else "So"
+        lines.insert(1, f"{together} few models cannot find one record alone.")
     known = row["least_advantage"] is not None
     state = "bad" if row["found"] else "good" if known else "unknown"
     return Card(title, state, figures.cited[0][0], "", lines, figures.cited)
