@@ -2,6 +2,7 @@
 
 from kr_fast.ensemble.inference.model_array import ModelArray
 from kr_fast.ensemble.inference.queries import Query
+from kr_fast.ensemble.made_by import recipe_of
 from kr_fast.ensemble.networks import LogitsOf
 from kr_fast.ensemble.shadows import Shadows, load_shadows, train_shadows
 from kr_fast.ensemble.training.recipe import History, TrainConfig, accuracy, fit
@@ -16,5 +17,6 @@ __all__ = [
     "accuracy",
     "fit",
     "load_shadows",
+    "recipe_of",
     "train_shadows",
 ]

@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from kr_fast.data import to_float
 from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.graph.architecture import Comparison
 from kr_fast.ensemble.inference.model_array import ModelArray
+from kr_fast.ensemble.made_by import recipe_digest, recipe_of
 from kr_fast.ensemble.networks import ask, check_fresh, check_saved, made
 from kr_fast.ensemble.training import trainer
 from kr_fast.ensemble.training.recipe import TrainConfig
 from kr_fast.ensemble.training.workers import Job, sent, train
 from kr_fast.runtime import seeds, state
 from kr_fast.runtime.array_files import read_npy
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, as_mask, described
 from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
@@ -31,10 +32,14 @@ from kr_fast.training.precision import check_precision
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Shadows(ShortRepr):
-    """``array``: the M models; ``keep``: bool ``[M, N]``, True where example n was in model m's training set."""
+    """``array``: the M models; ``keep``: bool ``[M, N]``, True where example n was in model m's training set.
+
+    ``recipe``: what they were made by (:func:`kr_fast.ensemble.recipe_of`), or None where that is not known.
+    """
 
     array: ModelArray
     keep: Tensor
+    recipe: dict[str, Any] | None = None
 
 
 def keep_matrix(num_models: int, count: int, seed: int) -> Tensor:
@@ -154,7 +159,8 @@ def train_shadows(
     for index in range(num_models):
         if index not in models:  # trained before, or by another process
             models[index] = job.load(index, runtime.device)
-    return Shadows(ModelArray([models[index] for index in range(num_models)]), keep)
+    recipe = recipe_of(job.fresh(0), config)
+    return Shadows(ModelArray([models[index] for index in range(num_models)]), keep, recipe)
 
 
 def load_shadows(
@@ -176,7 +182,27 @@ def load_shadows(
         model = made("load_shadows", "make_model", make_model)
         load_weights(model, path, "load_shadows: model")
         models.append(model.to(device).eval())
-    return Shadows(ModelArray(models), keep)
+    return Shadows(ModelArray(models), keep, recorded_recipe(folder))
+
+
+def recorded_recipe(folder: Path) -> dict[str, Any] | None:
+    """What ``shadows.json`` in ``folder`` says that the models were made by; None where it does not.
+
+    Raises: UserError if the record was changed.
+    """
+    path = folder / "shadows.json"
+    record = files.read_json(path, dict) if path.exists() else {}
+    recipe = record.get("recipe")
+    if recipe is not None and (not isinstance(recipe, dict) or record.get("recipe_sha256") != recipe_digest(recipe)):
+        raise UserError(f"{path} must hold a recipe with its SHA-256 in recipe_sha256, got another one")
+    return recipe
+
+
+def recipe_record(recipe: dict[str, Any], keep: Tensor) -> dict[str, Any]:
+    """What ``shadows.json`` says of a recipe, and of the sizes of the training sets (the least and the largest)."""
+    sizes = keep.sum(1)
+    spread = [int(sizes.min()), int(sizes.max())]
+    return {"recipe": recipe, "recipe_sha256": recipe_digest(recipe), "training_sizes": spread}
 
 
 def data_digest(images: Tensor, labels: Tensor) -> str:
@@ -209,18 +235,18 @@ def _check_models(job: Job, device: torch.device) -> None:
 
 def _claim(job: Job, precision: str) -> None:
     """The folder belongs to one data set and recipe; another one is refused, naming what differs."""
-    digest = data_digest(job.images, job.labels)
-    shapes = {name: list(value.shape) for name, value in job.fresh(0).state_dict().items()}
-    architecture = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
+    digest, recipe = data_digest(job.images, job.labels), recipe_of(job.fresh(0), job.config)
     manifest = {"data": digest, "num_models": len(job.keep), "seed": job.seed, **dataclasses.asdict(job.config)}
-    manifest["architecture"] = architecture  # of parameter names and shapes
+    manifest["architecture"] = recipe["architecture"]
     manifest["precision"] = precision
+    added = recipe_record(recipe, job.keep)
     path = job.out / "shadows.json"
     if path.exists():
         written = files.read_json(path, dict)
         written.setdefault("precision", "float32")
+        manifest |= {key: value for key, value in added.items() if key in written}  # older folders lack them
         for key in manifest:
             if (value := written.get(key)) != manifest[key]:
                 fail("train_shadows", key, f"equal {value!r} of the shadows in {job.out}", repr(manifest[key]))
     else:
-        files.write_json(path, manifest)
+        files.write_json(path, {**manifest, **added})

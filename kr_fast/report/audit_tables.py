@@ -268,6 +268,7 @@ def targets(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list[
             continue
         shadows = setting["shadow_sets"][facts["shadows"]]
         words = "positive control: overfitted on the members" if facts["control"] else how[facts["kind"]]
+        words += making(facts, shadows)
         shared = facts["shared"] or ("nothing" if facts["kind"] == "full" and not facts["control"] else "")
         rows.append(
             [
@@ -279,6 +280,15 @@ def targets(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list[
             ]
         )
     return rows
+
+
+def making(facts: dict[str, Any], shadows: dict[str, Any]) -> str:
+    """How far a target and its shadows were made alike: recipes, and sizes of their training sets; "" if not known."""
+    if "training_size" not in facts:  # a file of an older version
+        return ""
+    words = "" if facts["control"] else f"; recipe: {facts['recipe']}"
+    own, others = facts["training_size"], shadows["training_size"]
+    return f"{words}; trained on {own:,} of these examples, a shadow on {others:,.0f}"
 
 
 def rmia(audit: Audit) -> str:

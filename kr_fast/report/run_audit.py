@@ -95,7 +95,7 @@ def what_was_run(summary: Summary) -> list[list[str]]:
         shadows = setting["shadow_sets"][facts["shadows"]]
         kind = "shadow Students" if facts["shadows"] == FULL else "shadow Teachers"
         least = shadows["on_the_smaller_side"]
-        audited = "control" if facts["control"] else facts["kind"]
+        audited = ("control" if facts["control"] else facts["kind"]) + audit_tables.making(facts, shadows)
         cells = [f"{shadows['models']} {kind}, {least} on a side of an example", facts["shared"]]
         rows.append([named.get(name, name), audited, *cells])
     return rows

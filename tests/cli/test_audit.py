@@ -163,6 +163,7 @@ def test_members_from_files_and_given_shadows(world, tmp_path, capsys, monkeypat
     assert first["setting"]["targets"]["target"]["kind"] == "full"
     assert second["setting"]["targets"]["target"]["kind"] == "transfer"  # nothing says how these shadows were made
     assert first["target"] == second["target"]
+    assert all(each["setting"]["targets"]["target"]["recipe"] == "equal" for each in (first, second))
     assert (first["setting"]["members"], first["setting"]["non_members"]) == (90, 60)
     three = base(world, "--out", tmp_path / "c", *flags, "--members", tmp_path / "mask.npy", "--population", "0.5")
     assert main(three) == 0

@@ -97,6 +97,11 @@ def test_setting_says_what_was_run(finished, audited):
         assert targets["student_full"]["shared"] == shared
         assert targets["released"]["images"] == result["config"]["images"]
         assert result["audit"]["setting"]["shadow_sets"]["student_full"]["models"] == 4
+        assert [targets[name]["recipe"] for name in ("teacher", "student", "student_full")] == [
+            "equal",
+            "unknown",
+            "equal",
+        ]
         paired = result["audit"]["comparison"]
         assert set(paired) == {"student", "student_full"}
         gap = result["audit"]["teacher"]["lira"]["auc"] - result["audit"]["student_full"]["lira"]["auc"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kr_fast.data import Augment, Split, to_float
 from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.checkpoints import load_weights
+from kr_fast.ensemble.made_by import recipe_digest, recipe_of
 from kr_fast.ensemble.networks import ask, made
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.ensemble.training.recipe import fit_for
@@ -77,6 +78,7 @@ def overfitted(
     path = None if path is None else Path(path)
     if path is not None:
         recipe = {**dataclasses.asdict(overfitted_recipe(like)), "precision": precision}
+        recipe["recipe_sha256"] = recipe_digest(recipe_of(model, overfitted_recipe(like)))
         _claim(path, model, images, labels, members, seed, recipe)
     if path is not None and path.exists():
         load_weights(model, path, "overfitted: control")
@@ -104,8 +106,9 @@ def _claim(
         "data": data_digest(images.cpu(), labels.cpu()),
         "members": hashlib.sha256(members.cpu().contiguous().numpy().tobytes()).hexdigest(),
         "seed": seed,
-        **recipe,
+        **{key: value for key, value in recipe.items() if key != "recipe_sha256"},
         "architecture": {name: list(value.shape) for name, value in model.state_dict().items()},
+        "recipe_sha256": recipe["recipe_sha256"],  # last: what differs is named by its value
     }
     beside = path.with_suffix(".json")
     if not beside.exists():
@@ -114,6 +117,8 @@ def _claim(
         files.write_json(beside, record)
         return
     recorded = {"precision": "float32", **files.read_json(beside, dict)}
+    if "recipe_sha256" not in recorded:  # of an older version, which recorded the values alone
+        del record["recipe_sha256"]
     for key, value in record.items():
         if recorded.get(key) != value:
             before, now = recorded.get(key), value

@@ -1,5 +1,6 @@
 """The audit: attack target models with one set of shadow statistics and report what leaks, with intervals."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from torch import Tensor, nn
 
 from kr_fast.data import shared_images
 from kr_fast.ensemble import ModelArray, Shadows
+from kr_fast.ensemble.made_by import difference
 from kr_fast.membership.attacks.catalog import check_given
 from kr_fast.membership.audit.choices import Auxiliary, Choices, Target
 from kr_fast.membership.audit.query import Inputs, query
 from kr_fast.membership.audit.report import AuditReport, audit_signals
 from kr_fast.membership.inputs.answers import check_answers
 from kr_fast.membership.inputs.copies import refuse_equal_weights
-from kr_fast.membership.inputs.data import check_images, check_name, check_names
+from kr_fast.membership.inputs.data import EQUAL, check_images, check_name, check_names
 from kr_fast.membership.inputs.pool import pool_of
 from kr_fast.membership.statistics.epsilon import check_fair_coins
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_groups, as_labels, as_mask, described
+from kr_fast.runtime.log import logger
 
 CONTROL = "control"
 Model = nn.Module | ModelArray
@@ -110,7 +113,7 @@ def checked(
     if index is not None:
         images, labels = images[index], labels[index]
         groups = None if groups is None else groups[index.numpy()]
-        sets = {name: Shadows(each.array, each.keep[:, index]) for name, each in sets.items()}
+        sets = {name: dataclasses.replace(each, keep=each.keep[:, index]) for name, each in sets.items()}
     given = {
         "in": all(bool(sets[name].keep.any()) for name in set(set_of.values()) or sets),
         "population": auxiliary.population is not None,
@@ -134,11 +137,23 @@ def checked(
             "accuracy": each.accuracy,
             "control": name == CONTROL and control is not None,
             "title": each.title,
+            "recipe": _recipe(each, sets[set_of[name]]),
         }
         for name, each in targets.items()
     }
+    for name, row in facts.items():
+        if row["kind"] == "full" and row["recipe"] not in ("", EQUAL):
+            logger.warning("audit: %s was made by another recipe than its shadows: %s", name, row["recipe"])
+            row["kind"] = "transfer"
     index = torch.arange(count) if index is None else index
     return Inputs(models, facts, sets, images, labels, mask, index, population, synthetic, reference, groups)
+
+
+def _recipe(target: Target, shadows: Shadows) -> str:
+    """How the recipe of a target differs from that of its shadows; :data:`EQUAL`, or "" where one is not known."""
+    if target.recipe is None or shadows.recipe is None:
+        return ""
+    return difference(target.recipe, shadows.recipe) or EQUAL
 
 
 def _targets(target: Any, control: Any) -> dict[str, Target]:
@@ -177,7 +192,7 @@ def _sets(shadows: Any, count: int) -> dict[str, Shadows]:
         fail("audit", "shadows", "hold at least one set", 0)
     for name in sets:
         check_name("shadows", name)
-    sets = {name: Shadows(each.array, as_mask("audit", "keep", each.keep, 2)) for name, each in sets.items()}
+    sets = {n: dataclasses.replace(each, keep=as_mask("audit", "keep", each.keep, 2)) for n, each in sets.items()}
     for name, each in sets.items():
         if each.keep.shape != (len(each.array), count):
             got = f"{list(each.keep.shape)} in {name}" if len(sets) > 1 else list(each.keep.shape)

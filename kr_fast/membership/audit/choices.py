@@ -105,6 +105,8 @@ class Target:
         shared: what its full shadow pipelines share with its own ("the generator").
         accuracy: in [0, 1], on examples that played no part, for the accuracy over privacy.
         title: what sentences call it ("the Student"); "" for its name.
+        recipe: what it was made by, :func:`kr_fast.ensemble.recipe_of`; with shadows that were made by another recipe
+            the target is "transfer", whatever ``kind`` says. None where it is not known.
     Raises: UserError naming the field.
     """
 
@@ -113,6 +115,7 @@ class Target:
     shared: str = ""
     accuracy: float | None = None
     title: str = ""
+    recipe: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         if self.kind is not None:
@@ -120,6 +123,8 @@ class Target:
         for name in ("shared", "title"):
             if not isinstance(getattr(self, name), str):
                 fail("audit", f"{name} of a target", "be of type str", repr(getattr(self, name)))
+        if self.recipe is not None and not isinstance(self.recipe, Mapping):
+            fail("audit", "recipe of a target", "be a recipe (of recipe_of), or None", repr(self.recipe))
         if self.accuracy is not None:
             object.__setattr__(self, "accuracy", check_accuracy("accuracy", self.accuracy))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.data import to_float
-from kr_fast.ensemble import ModelArray, Shadows, load_shadows
+from kr_fast.ensemble import ModelArray, Shadows, TrainConfig, load_shadows, recipe_of
 from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.loading import FACTORY, model_factory
 from kr_fast.ensemble.networks import ask, fitted, made
@@ -67,7 +67,10 @@ def load(config: AuditConfig) -> Loaded:
     targets = {}
     for name, model in models.items():
         kind = "transfer" if transfer and not targets else None  # of the first; others are transfer in any case
-        targets[name] = Target(model, kind, accuracy=_accuracy(name, model, examples))
+        recipe = None
+        if not targets and config.recipe() != TrainConfig():  # the options of the recipe were given
+            recipe = recipe_of(model.models[0], config.recipe())
+        targets[name] = Target(model, kind, accuracy=_accuracy(name, model, examples), recipe=recipe)
     _check_training(config, examples, make, models, shadows)
     _check_attacks(config, examples, shadows, synthetic)
     return Loaded(examples, make, targets, shadows, synthetic)
@@ -142,7 +145,7 @@ def _shadows(config: AuditConfig, examples: Examples, make: Callable[[], nn.Modu
     elif files.read_json(path, dict).get("data") != data_digest(*digest):
         rule = "be of these examples: members and non-members in the order of the data"
         fail("audit", "shadows", rule, f"those of other images in {config.shadows}")
-    return shadows if of_pool else Shadows(shadows.array, shadows.keep[:, index])
+    return shadows if of_pool else dataclasses.replace(shadows, keep=shadows.keep[:, index])
 
 
 def _synthetic(config: AuditConfig, shape: Shape) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kr_fast.membership.attacks.catalog import CATALOG, sides
 from kr_fast.membership.inputs.copies import images_on_both_sides, population_under_attack, shadow_but_for_rounding
-from kr_fast.membership.inputs.data import AuditData
+from kr_fast.membership.inputs.data import EQUAL, AuditData
 from kr_fast.membership.statistics.auc_intervals import chance_range
 
 FEW_SHADOWS = 8  # on a side
@@ -129,7 +129,8 @@ def notes_of(data: AuditData, random_members: bool) -> list[str]:
         )
     for name, target in data.targets.items():
         if target.kind == "transfer" and data.shadows:
-            words = "is attacked with shadows that were not made as it was (transfer): a lower bound on what it leaks"
+            kind = "transfer" if target.recipe in ("", EQUAL) else f"transfer: {target.recipe}"
+            words = f"is attacked with shadows that were not made as it was ({kind}): a lower bound on what it leaks"
             notes.append(f"{titles[name]} {words}")
         elif target.shared:
             notes.append(f"the shadow pipelines of {titles[name]} share {target.shared} with its own")

@@ -26,7 +26,7 @@ class Inputs:
 
     Args:
         models: name -> one classifier under attack, the control among them.
-        facts: name -> shadows, kind, shared, accuracy, control and title of :class:`TargetSignals`.
+        facts: name -> shadows, kind, shared, accuracy, control, title and recipe of :class:`TargetSignals`.
         shadows: name -> shadows, whose keep is of the pool.
         images, labels: the pool; members: bool ``[N]``, None without models; index: its numbers in all examples;
             groups: what they belong to, or None.

@@ -317,6 +317,8 @@ def _facts(data: AuditData, name: str, primary: str) -> dict[str, Any]:
         "primary": primary,
         "control": target.control,
         "title": target.title,
+        "recipe": target.recipe or "unknown",
+        "training_size": int(data.members.sum()),
     }
 
 
@@ -324,6 +326,7 @@ def _shadow_facts(shadows: ShadowSignals) -> dict[str, Any]:
     keep = shadows.keep
     return {
         "models": len(keep),
+        "training_size": float(keep.sum(1).double().mean()),
         "on_the_smaller_side": sides(keep),
         "examples_in_every_shadow": int(keep.all(0).sum()),
         "examples_in_no_shadow": int((~keep).all(0).sum()),

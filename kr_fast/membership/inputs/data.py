@@ -15,6 +15,7 @@ from kr_fast.runtime.inputs import as_groups, as_images, as_labels, as_mask, as_
 from kr_fast.runtime.reprs import ShortRepr
 
 KINDS = ("full", "transfer")
+EQUAL = "equal"  # the recipes of a target and of its shadows
 RESERVED = ("setting", "comparison", "leave_one_out", "records", "exposed", "details")
 RESERVED += ("canaries", "generator", "released_tests", "closest_pairs", "verdict")
 PROBABILITIES = "logits were read from probabilities: those that had underflowed to 0 count as ruled out"
@@ -85,6 +86,7 @@ class TargetSignals(ShortRepr):
         accuracy: in [0, 1], on examples that played no part, for the accuracy over privacy; or None.
         control: it is the positive control.
         title: what sentences call it ("the Student"), "" for its name.
+        recipe: "equal" to that of its shadows, in which value it differs, or "" where that is not known.
     Raises: UserError naming the argument.
     """
 
@@ -97,6 +99,7 @@ class TargetSignals(ShortRepr):
     accuracy: float | None = None
     control: bool = False
     title: str = ""
+    recipe: str = ""
 
     def __post_init__(self):
         _set(self, signals=_checked_signals("target", self.signals, 2))
@@ -109,7 +112,7 @@ class TargetSignals(ShortRepr):
         if self.answers is not None:
             _set(self, answers=_answers("answers of the target", self.answers, (count,)))
         check_kind("kind", self.kind)
-        for name, kind in (("shadows", str), ("shared", str), ("control", bool), ("title", str)):
+        for name, kind in (("shadows", str), ("shared", str), ("control", bool), ("title", str), ("recipe", str)):
             if not isinstance(getattr(self, name), kind):
                 fail("audit", f"{name} of a target", f"be of type {kind.__name__}", repr(getattr(self, name)))
         if self.accuracy is not None:

@@ -20,7 +20,7 @@ from kr_fast.runtime.inputs import as_groups, as_labels, as_mask
 from kr_fast.runtime.storage import files
 
 ABOUT = "about"
-ABOUT_TARGET = ("kind", "shared", "accuracy", "control", "title")
+ABOUT_TARGET = ("kind", "shared", "accuracy", "control", "title", "recipe")
 OF_SHADOWS = re.compile(rf"(population/)?({'|'.join(SIGNALS)}|logits|answers|keep)$")
 PLAIN = ("keep", "labels", "members", "non_members", "images", "reference", "groups", "logits", *SIGNALS)
 

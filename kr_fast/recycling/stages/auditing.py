@@ -23,6 +23,7 @@ import torch
 from kr_fast.membership import Auxiliary, Choices, Target, audit
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import canaries, control, dataset, gkd, reporting, shadow_students, shadows, teacher
+from kr_fast.recycling.stages import student as student_stage
 from kr_fast.report import without_folders
 from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.report.sentences import OF_RUN
@@ -51,11 +52,14 @@ def run(context: Context) -> dict[str, Any]:
     tested, student = context.result("student")["test_accuracy"], gkd.load(context)
     kind, of_student = "transfer" if c.teacher else None, tested["student"]
     sets = {TEACHER: shadows.load(context)}
-    targets = {TEACHER: Target(teacher.load(context), kind, accuracy=tested["teacher"], title=OF_RUN[TEACHER])}
+    known = {} if c.teacher else {"recipe": teacher.made_by(context)}
+    options = {"accuracy": tested["teacher"], "title": OF_RUN[TEACHER], **known}
+    targets = {TEACHER: Target(teacher.load(context), kind, **options)}
     targets[TRANSFER] = Target(student, kind, accuracy=of_student, title=OF_RUN[TRANSFER])
     if c.num_students:
         sets[FULL] = shadow_students.load(context)
-        targets[FULL] = Target(student, kind, SHARES[c.audit_generator], of_student, OF_RUN[FULL])
+        made_by = student_stage.recipe(context)
+        targets[FULL] = Target(student, kind, SHARES[c.audit_generator], of_student, OF_RUN[FULL], made_by)
     model, released, further = None, {}, dataset.population(context)
     if c.audit_control:
         model = control.train(context, context.runtime.device, "positive control")

@@ -21,11 +21,11 @@ import torch
 
 from kr_fast.data import Split
 from kr_fast.ensemble import Shadows, load_shadows
-from kr_fast.ensemble.shadows import data_digest
+from kr_fast.ensemble.shadows import data_digest, recipe_record
 from kr_fast.ensemble.training.workers import train
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
-from kr_fast.recycling.stages import control, generator, gkd, shadows
+from kr_fast.recycling.stages import control, generator, gkd, shadows, student
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
@@ -84,18 +84,18 @@ class Job:
         if index == c.num_students:
             control.train(context, device)
             return
-        student = context.seeded(c.student_arch, c.student_width, "shadow student", index)
+        model = context.seeded(c.student_arch, c.student_width, "shadow student", index)
         gkd.distil(
             context,
             shadows.load_one(context, index),
-            student,
+            model,
             self.retrained(index) if (shared := self.shared) is None else shared.load,
             gkd.student_schedule(context),
             confidence=self.sampling.confidence,
             seed=seeds.derive(c.seed, "shadow student", index),
             state_path=self.state(f"shadow-student-{index:03d}"),
         )
-        files.save_tensors(shadows.file(self.folder, index), student.state_dict())
+        files.save_tensors(shadows.file(self.folder, index), model.state_dict())
 
 
 def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
@@ -152,9 +152,11 @@ def run(context: Context) -> dict[str, Any]:
     runtime.barrier()
     if runtime.is_main and c.num_students:
         images, labels, _ = shadows.pool(context)
+        keep = shadows.keep(context)[: c.num_students]
         record = {"data": data_digest(images, labels), "num_models": c.num_students, "generator": c.audit_generator}
+        record |= recipe_record(student.recipe(context), keep)
         files.write_json(job.folder / "shadows.json", record)  # read by kr-fast audit --shadows
-        files.save_array(job.folder / "keep.npy", shadows.keep(context)[: c.num_students].numpy())
+        files.save_array(job.folder / "keep.npy", keep.numpy())
     if runtime.is_main:
         shutil.rmtree(context.folder.shared, ignore_errors=True)
     return {"models": c.num_students, "generator": c.audit_generator}

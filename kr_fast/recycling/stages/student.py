@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kr_fast.ensemble import accuracy
+from kr_fast.ensemble import accuracy, recipe_of
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import gkd, teacher
 
@@ -11,3 +11,13 @@ def run(context: Context) -> dict[str, Any]:
     """Test accuracy of Teacher and Student."""
     models = {"teacher": teacher.load(context), "student": gkd.load(context)}
     return {"test_accuracy": {name: accuracy(model, context.data.test) for name, model in models.items()}}
+
+
+def recipe(context: Context) -> dict[str, Any]:
+    """What the Student, and every shadow of it, is made by."""
+    c, schedule = context.config, gkd.student_schedule(context)
+    names = ("temperature", "soft_weight", "hard_weight")
+    further = {name: getattr(c, name) for name in names}
+    further["confidence"] = context.result("tuning")["sampling"]["confidence"]
+    further |= {"periods": list(schedule.cycles), "images": schedule.images, "passes": schedule.epochs}
+    return recipe_of(context.network(c.student_arch, c.student_width), c.recipe("student"), "distillation", **further)

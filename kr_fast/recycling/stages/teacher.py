@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from kr_fast.data import Split, to_float
-from kr_fast.ensemble import TrainConfig, accuracy, fit
+from kr_fast.ensemble import TrainConfig, accuracy, fit, recipe_of
 from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.loading import FACTORY, model_factory
 from kr_fast.ensemble.networks import ask, check_saved, made, plain
@@ -21,6 +21,11 @@ ASKED = 64  # images on which a given Teacher is evaluated before anything begin
 def recipe(context: Context) -> TrainConfig:
     """How the Teacher, and every shadow of it, is trained."""
     return context.config.recipe("teacher")
+
+
+def made_by(context: Context) -> dict[str, Any]:
+    """What a Teacher that was trained here, and every shadow of it, is made by."""
+    return recipe_of(context.network(context.config.teacher_arch, context.config.teacher_width), recipe(context))
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -81,12 +81,17 @@ def control(images, labels, members):
 CALLS = {
     "AuditData": (of_signals, (PHI, KEEP, TARGET[:, :, 0], MEMBERS, LABELS, Z_PHI, Z_TARGET[:, :, 0], IMAGES)),
     "across_targets": (membership.across_targets, (PHI[0].T, KEEP)),
+    "attack_canaries": (membership.attack_canaries, (PHI, KEEP)),
     "attack_p": (membership.attack_p, (TARGET, Z_TARGET)),
     "attack_r": (lambda p, k, t: membership.attack_r(p, k, target=t), (PHI, KEEP, TARGET)),
     "audit": (audited, (IMAGES, LABELS, MEMBERS, MADE, REAL, REAL, LABELS[:15], KEEP)),
     "base": (lambda p, k, t: membership.base(p, k, target=t), (PHI, KEEP, TARGET)),
     "blind": (lambda i, m: membership.blind(i, m, folds=2), (IMAGES, MEMBERS)),
     "delong_test": (membership.delong_test, (SCORES, OTHER, MEMBERS)),
+    "draw_canaries": (
+        lambda labels: vars(membership.draw_canaries(labels, 10, models=4, classes=3, seed=0)),
+        (LABELS.repeat(10),),
+    ),
     "duplicates_across": (lambda i, m: vars(membership.duplicates_across(i, m)), (IMAGES, MEMBERS)),
     "epsilon_clopper_pearson": (membership.epsilon_clopper_pearson, (SCORES + 9 * MEMBERS, MEMBERS)),
     "epsilon_one_run": (membership.epsilon_one_run, (SCORES + 9 * MEMBERS, MEMBERS)),
