@@ -66,6 +66,23 @@ def test_a_step_has_torchs_gradients(make, size):
     assert all(torch.equal(again[1][name], grad) for name, grad in theirs[1].items())
 
 
+@pytest.mark.parametrize(("make", "size"), [(network, 16), (dit, 8)])
+def test_a_step_has_the_same_bits_for_one_thread_and_two(make, size):
+    """Of 64 images: the library shares the sums of a smaller batch's weight gradients out in the same way."""
+    steps, before, arguments = [], torch.get_num_threads(), batch(size, 64)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            model = make()
+            kr_fast.optimize(model, training=True)
+            steps.append(step(model, *arguments))
+    finally:
+        torch.set_num_threads(before)
+    (loss, one), (other, two) = steps
+    assert torch.equal(loss, other)
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+
+
 def test_checkpoints_hooks_and_dropout_stay_as_they_are():
     checkpointed, hooked, dropping = network(), network(), network()
     checkpointed.enable_gradient_checkpointing()

@@ -199,13 +199,14 @@ def upsample(self: Any, hidden_states: Tensor, output_size: Any = None, *args: A
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` of ``[N, T, K]``; in float32 on a CPU as a 1x1 convolution.
 
-    oneDNN's convolutions use AVX-512 on every CPU that has it; MKL's products in float32 do not.
+    oneDNN's convolutions use AVX-512 on every CPU that has it; MKL's products in float32 do not. In training it is this
+    package's, whose gradients have the same bits for any number of threads.
     """
     n, t, k = x.shape
     if x.device.type != "cpu" or x.dtype != torch.float32 or n < 2 or t < 2:
         return F.linear(x, weight, bias)
     pixels = x.contiguous().as_strided((n, k, t, 1), (t * k, 1, k, k))
-    return nhwc(F.conv2d(pixels, weight[:, :, None, None], bias)).permute(0, 2, 3, 1).reshape(n, t, -1)
+    return convolve(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(n, t, -1)
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
