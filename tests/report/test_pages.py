@@ -72,7 +72,7 @@ def audit_values():
     targets = {NAME: dataclasses.replace(whole.targets["target"], accuracy=0.75), "student_full": other}
     whole = dataclasses.replace(whole, targets=targets, labels=torch.arange(COUNT) % 3, groups=groups)
     values = audit_signals(whole, Choices(attacks=("lira", "loss"), targets="shadows")).to_dict()
-    details = {"command": "kr-fast audit", "versions": {"torch": "2"}, "config": {"data": NAME}}
+    details = {"command": "kr-fast audit", "versions": {"torch": "2"}, "config": {"data": 20 * NAME}}
     return values | {"exposed": {}, "show_records": False, "show_real_images": False, "details": details}
 
 
@@ -101,6 +101,8 @@ const shown = document.body.cloneNode(true);
 shown.querySelectorAll("script, style, pre").forEach(each => each.remove());
 const texts = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walk.nextNode()) texts.push(walk.currentNode);
+const folded = all("details > .inside").map(each => each.checkVisibility({contentVisibilityAuto: true}));
+all("details").forEach(each => each.open = true);  // whatever follows holds with all of them open
 parent.postMessage({
   name: NAME,
   result: {
@@ -115,7 +117,7 @@ parent.postMessage({
       !(each.src || each.srcset || each.href || "").startsWith("data:image/png;base64,")).map(each => each.outerHTML),
     scripts: document.scripts.length - 1,
     tags: all("#outside").length,
-    folded: all("details > .inside").map(each => each.checkVisibility({contentVisibilityAuto: true})),
+    folded,
     background: getComputedStyle(document.body).backgroundColor,
     text: shown.textContent,
   }
