@@ -109,6 +109,7 @@ def test_classifier_to_report_and_again(world, tmp_path, capsys, monkeypatch):
     assert list(setting["targets"]) == ["teacher", "student", "control", "synthetic"]
     assert result["teacher"]["lira"]["auc_ci"][0] > 0.5  # overfitted
     assert result["synthetic"]["nearest_synthetic"]["auc_ci"][0] > 0.5  # copies
+    assert result["released_tests"]["synthetic"]["pixels"]["memorised"]["copies"] == {"members": 40, "held_out": 0}
     assert setting["control"]["found"]
     assert 0 < result["teacher"]["rmia"]["aop"] < 1
     assert result["leave_one_out"]["shadows"]["loss"]["targets"] == 4

@@ -102,6 +102,9 @@ def test_setting_says_what_was_run(finished, audited):
             "unknown",
             "equal",
         ]
+        made = result["audit"]["released_tests"]["released"]
+        assert made["pixels"]["synthetic"] == made["features"]["synthetic"] == result["config"]["images"]
+        assert "Tests of the released images" in (out / "release" / "report.md").read_text()
         paired = result["audit"]["comparison"]
         assert set(paired) == {"student", "student_full"}
         gap = result["audit"]["teacher"]["lira"]["auc"] - result["audit"]["student_full"]["lira"]["auc"]
@@ -114,12 +117,14 @@ def test_a_teacher_that_was_given_is_a_transfer(finished, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
     run = context_of(out)
-    run.config = dataclasses.replace(run.config, teacher=str(finished[0] / "private" / "teacher.safetensors"))
+    changed = {"teacher": str(finished[0] / "private" / "teacher.safetensors"), "leave_out_duplicates": True}
+    run.config = dataclasses.replace(run.config, **changed)
     audit, notes = auditing.run(run)["audit"], "is attacked with shadows that were not made as it was (transfer)"
     for name in ("teacher", "student", "student_full"):
         facts = audit["setting"]["targets"][name]
         assert facts["kind"] == "transfer"
         assert any(line.startswith(f"{facts['title']} {notes}") for line in audit["setting"]["notes"])
+    assert audit["setting"]["duplicates"]["left_out"]
 
 
 def test_control_and_page(finished, audited):

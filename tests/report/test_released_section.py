@@ -41,7 +41,7 @@ def test_every_statement_is_a_figure_of_the_json(report, tmp_path):
     assert pixels["members"] + pixels["held_out"] == 600
     low, high = pixels["nearer"]["interval"]
     for words in (
-        "Tests of the released images <i>made",
+        "Tests of released images: <i>made",
         f"Beside {pixels['held_out']} images that the generator never saw, the {pixels['members']} members are nearer",
         f"to the 80 released images (smallest corrected p = {row['p']:.2g}).",
         f"{pixels['nearer']['auc']:.3f} [{low:.3f}, {high:.3f}]",

@@ -263,8 +263,8 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
     for line in warnings:
         logger.warning("audit: %s", line)
     comparison = _comparison(data, scores, primary, level)
-    parts = {"released_tests": None}
-    parts["released_tests"], tests = compare_released(data, level=level, seed=seeds.derive(seed, "released tests"))
+    made, tests = compare_released(data, level=level, seed=seeds.derive(seed, "released tests"))
+    parts = {"released_tests": made} if made else {}
     return AuditReport(curves, scores, figures, comparison, loo, records, setting, warnings, data, parts, tests)
 
 

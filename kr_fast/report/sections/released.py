@@ -24,7 +24,8 @@ FEATURES = (
 def blocks(audit: Audit, figures: Figures, labels: Mapping[str, str] | None = None) -> Iterator[Block]:
     """For each released set: the result, the tests, the distances, and the closest pairs if they may be shown."""
     for name, row in (audit.get("released_tests") or {}).items():
-        yield "heading", f"Tests of {(labels or {}).get(name, f'the released images {name}')}"
+        label = (labels or {}).get(name, name)
+        yield "heading", f"Tests of {label}" if label.startswith("the ") else f"Tests of released images: {label}"
         yield "text", words(row, audit["setting"]["level"])
         yield "table", tests(row)
         yield "text", LIMITS + (f" {FEATURES}" if row["features"] else "")
