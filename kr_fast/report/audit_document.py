@@ -53,7 +53,7 @@ def blocks(audit: dict[str, Any], figures: Figures) -> Iterator[Block]:
     if private := banner(audit["show_real_images"], audit["show_records"]):
         yield "banner", private
     yield verdict.block(decided, words)
-    yield cards.of_audit(audit, labels)
+    yield cards.of_audit(audit, labels, decided)
     yield from reading.blocks(audit, labels)
     yield "heading", "What these figures do not say"
     yield "note", tables.caveats(audit)

@@ -19,7 +19,7 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     if private := banner(summary.get("shows_real_images", False), False):
         yield "banner", private
     yield verdict.block(decided, words)
-    yield cards.of_run(summary, run_audit.strongest(summary))
+    yield cards.of_run(summary, run_audit.strongest(summary), decided)
     if audit:
         yield from reading.blocks(audit, OF_RUN, reading.OF_RUN)
     yield "heading", "What these figures do not say"

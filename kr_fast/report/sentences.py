@@ -72,8 +72,9 @@ def maker(audit: Audit, shadows: str, labels: Mapping[str, str] | None = None) -
     for name in audit["setting"]["targets"]:
         if own_shadows(audit, name) == shadows:
             return f"made as {target_title(audit, name, labels)} was"
-    only = len(audit["setting"]["shadow_sets"]) == 1
-    return "made as the shadows were" if only else f"made as the shadows of {shadows} were"
+    if len(audit["setting"]["shadow_sets"]) == 1:
+        return "made as the shadows were"
+    return f"made as the shadows of {shadows_title(audit, shadows, labels)} were"
 
 
 def own_shadows(audit: Audit, name: str) -> str | None:
@@ -83,8 +84,9 @@ def own_shadows(audit: Audit, name: str) -> str | None:
 
 
 def shadows_title(audit: Audit, shadows: str, labels: Mapping[str, str] | None = None) -> str:
-    """The title of the target that was made as these shadows were; where it has none, their own name."""
-    names = [name for name in audit["setting"]["targets"] if own_shadows(audit, name) == shadows]
+    """The title of the target that these shadows were made for; where it has none, their own name."""
+    targets = audit["setting"]["targets"]
+    names = [name for name in targets if shadows in (own_shadows(audit, name), name)]
     titles = (target_title(audit, name, labels) for name in names)
     return next((words for name, words in zip(names, titles, strict=True) if words != name), shadows)
 

@@ -40,7 +40,8 @@ def test_page_is_one_safe_file(page):
     private = {f"private/{name}" for name in ("audit.npz", "exposed.json", "records.csv")}
     assert result == {"README.txt", *release, *private}
     assert "<script" not in text
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
     assert "<b>t" not in text
     assert "<i>x" not in text
     assert "Audit of &lt;i&gt;x&lt;/i&gt;" in text

@@ -127,6 +127,16 @@ def test_words_follow_the_audits_that_were_run():
     assert "On average" not in bare
 
 
+def test_shadows_of_a_teacher_that_was_given_have_titles():
+    """None of the targets was made as they were: they are called by whom they were made for."""
+    audit = whole_audit()
+    for name in ("teacher", "student_full"):
+        audit["setting"]["targets"][name]["kind"] = "transfer"
+    text = words(audit=audit)
+    assert "On average over 16 models made as the shadows of the Student were" in text
+    assert "student_full" not in text
+
+
 def test_report_and_audit_say_the_same():
     """One paragraph in both pages, and of released images the same attacks."""
     audit = whole_audit()

@@ -75,6 +75,7 @@ def _row(label: str, words: str, auc: float, pair: list[float], control: bool = 
     above = pair[0] > 0.5
     # Of the control it is good news to be found.
     state = ("good" if above else "bad") if control else ("bad" if above else "plain")
-    title = label.removeprefix("the ")
     text = f"{number(auc)} {interval(pair)}"
-    return Row(f"{title[0].upper()}{title[1:]}", words, state, text, track(auc, pair))
+    if label.startswith("the "):  # a title of this package; the name that a user gave stays as it is
+        label = f"{label[4].upper()}{label[5:]}"
+    return Row(label, words, state, text, track(auc, pair))
