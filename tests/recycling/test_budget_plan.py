@@ -37,6 +37,18 @@ def test_plan_fills_the_time_and_gives_each_stage_its_least(c, s, times):
         assert given_seconds - planner.total(c, s, plan) < planner.period_seconds(c, s, plan.passes) * (1 + 1e-6)
 
 
+def test_twins_take_their_part_of_what_students_cost():
+    """Six Students besides the run's own, two of them twins: the same plan and total, a third for their stage."""
+    plain, twins = (dataclasses.replace(COSTS, students=7.0, twins=count) for count in (0.0, 2.0))
+    plan = planner.divide(plain, SIZES, 500)
+    assert planner.divide(twins, SIZES, 500) == plan
+    before, now = planner.stages(plain, SIZES, plan), planner.stages(twins, SIZES, plan)
+    assert "canary_students" not in before
+    assert now["canary_students"] == pytest.approx(before["shadow_students"] / 3)
+    assert now["canary_students"] + now["shadow_students"] == pytest.approx(before["shadow_students"])
+    assert planner.total(twins, SIZES, plan) == pytest.approx(planner.total(plain, SIZES, plan))
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**5), st.integers(1, 10**5), st.integers(1, 3000))
 def test_rounds_grow_up_to_the_last_step(done, last, pass_steps):
