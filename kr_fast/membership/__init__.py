@@ -4,6 +4,7 @@ from kr_fast.membership.attacks.blind import blind
 from kr_fast.membership.attacks.canaries import attack_canaries, draw_canaries
 from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT
 from kr_fast.membership.attacks.control import overfitted, overfitted_recipe
+from kr_fast.membership.attacks.denoising import denoising_attack, denoising_errors
 from kr_fast.membership.attacks.learned import quantile_regression, shadow_network
 from kr_fast.membership.attacks.negative_controls import negative_controls
 from kr_fast.membership.attacks.released import generated_density, nearest_synthetic
@@ -61,6 +62,8 @@ __all__ = [
     "blind",
     "bootstrap",
     "delong_test",
+    "denoising_attack",
+    "denoising_errors",
     "draw_canaries",
     "duplicates_across",
     "epsilon_clopper_pearson",

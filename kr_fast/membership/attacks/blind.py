@@ -49,15 +49,15 @@ def blind(images: Tensor, members: Tensor, *, folds: int = 5, seed: int = 0) -> 
     # Sides take turns, so that each fold has its share of both.
     order = order[members[order].long().argsort(stable=True)]
     fold = torch.arange(len(order)) % folds
-    x, y = _features(images[order]), members[order].double().numpy()
+    x, y = image_features(images[order]), members[order].double().numpy()
     scores = np.full(len(images), np.nan)
     for k in range(folds):
         mine = (fold == k).numpy()
-        scores[order[mine]] = _ridge(x[~mine], y[~mine], x[mine])
+        scores[order[mine]] = ridge(x[~mine], y[~mine], x[mine])
     return torch.from_numpy(scores)
 
 
-def _features(images: Tensor) -> np.ndarray:
+def image_features(images: Tensor) -> np.ndarray:
     """float64 ``[N, F]``."""
     count, height, width, channels = images.shape
     x = images.permute(0, 3, 1, 2).double() / 255
@@ -70,7 +70,7 @@ def _features(images: Tensor) -> np.ndarray:
     return torch.cat(parts, 1).numpy()
 
 
-def _ridge(x: np.ndarray, y: np.ndarray, others: np.ndarray) -> np.ndarray:
+def ridge(x: np.ndarray, y: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Scores of ``others`` by the ridge regression of y on x, by the smaller of the two Gram matrices."""
     mean, spread = x.mean(0), x.std(0)
     varies = spread > 1e-9
