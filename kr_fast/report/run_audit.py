@@ -215,11 +215,15 @@ def _of_student(summary: Summary) -> str:
 
 
 def _of_images(summary: Summary) -> str:
-    rest = "Whoever is given the generator can attack it directly, and more images leak more."
-    if RELEASED not in summary["audit"]:
+    audit, rest = summary["audit"], "Whoever is given the generator can attack it directly, and more images leak more."
+    of_weights = "The attack on the generator's weights stands by itself, as the run does not release them."
+    if RELEASED not in audit:
+        if audit.get("generator"):
+            return f"The synthetic images were not attacked. {of_weights} {rest}"
         return f"The generator and the synthetic images were not attacked. {rest}"
-    count = summary["audit"]["setting"]["targets"][RELEASED]["images"]
+    count, weights = audit["setting"]["targets"][RELEASED]["images"], " and the generator's weights"
+    said = f" {of_weights}" if audit.get("generator") else ""
     return (
-        f"Released images are the {count} of the last period, which lie in synthetic/; those of earlier periods and "
-        f"the generator's weights were not attacked. {rest}"
+        f"Released images are the {count} of the last period, which lie in synthetic/; those of earlier periods"
+        f"{'' if said else weights} were not attacked.{said} {rest}"
     )
