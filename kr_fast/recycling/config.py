@@ -150,6 +150,9 @@ class RecycleConfig:
         most=MOST,
     )
     audit_released: bool = option(True, "attack the synthetic images of the last period by themselves")
+    audit_generator_weights: bool = option(
+        True, "attack the generator's weights by how well they take noise off each image"
+    )
     audit_page: bool = option(True, "write audit.html: every attack with all of its figures")
     leave_out_duplicates: bool = option(
         False, "attack no training or test image that has a near-duplicate in the other split"
@@ -218,6 +221,16 @@ class RecycleConfig:
     def keeps_sets(self) -> bool:
         """Whether the Student's synthetic sets are kept for further Students that learn from them."""
         return bool(self.num_students) and (self.audit_generator == "shared" or bool(self.audit_canaries))
+
+    @property
+    def retrains_generators(self) -> bool:
+        """Whether each shadow Student has a generator of its own."""
+        return bool(self.num_students) and self.audit_generator == "retrained"
+
+    @property
+    def attacks_generator(self) -> bool:
+        """Whether the generator's weights are attacked."""
+        return bool(self.num_shadows) and self.audit_generator_weights
 
     def record(self) -> dict[str, Any]:
         """The configuration as plain values, without ``out``: what makes two runs the same run."""

@@ -59,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student_epochs": 1,
         "num_shadows": 4,
         "audit_control": False,
+        "audit_generator_weights": False,
         "audit_page": False,
     },
 }

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_runs import context_of, metrics
+from toy_runs import context_of, metrics, new_context
 
 from kr_fast import report
 from kr_fast.ensemble.shadows import data_digest
-from kr_fast.membership import lira, roc
+from kr_fast.membership import denoising_attack, lira, roc
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import auditing, generator, gkd, reporting, shadow_students, shadows
+from kr_fast.recycling.preflight import memory_and_disk, networks, time_estimate
+from kr_fast.recycling.stages import auditing, generator, generator_attack, gkd, reporting, shadow_students, shadows
+from kr_fast.report.tables import interval, number
+from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files, layout
 
 pytestmark = pytest.mark.pipeline
@@ -164,6 +167,84 @@ def test_generators_are_retrained_on_the_halves(audited):
     for first in range(4):
         for second in range(first):
             assert not torch.equal(weights[first], weights[second])
+
+
+def test_the_weights_are_attacked_against_retrained_generators(audited):
+    """Errors of one of them and the scores recomputed from the files; the page tells the figures of the JSON."""
+    run = context_of(audited[0])
+    folder, (_, _, members) = run.folder, shadows.pool(run)
+    errors = [np.load(generator_attack.shadow_file(run, index)) for index in range(4)]
+    again = generator_attack.errors_of(run, folder.shadow_students / "generator-002")
+    np.testing.assert_allclose(errors[2], again, rtol=1e-5)
+    with np.load(folder.denoising) as archive:
+        arrays = dict(archive)
+    assert arrays["index"].tolist() == list(range(len(members)))
+    calibration = {"shadows": torch.from_numpy(np.stack(errors)), "keep": shadows.keep(run)}
+    scores = denoising_attack(torch.from_numpy(arrays["errors"]), **calibration)
+    np.testing.assert_allclose(arrays["scores"], scores, rtol=1e-12)
+    figures, curve = metrics(audited[0])["audit"]["generator"], roc(scores, members)
+    assert figures["calibration"] == "retrained"
+    assert figures["generators"] == figures["recipe"]["targets"] == 4
+    assert (figures["auc"], figures["auc_ci"]) == (curve.auc, list(curve.auc_interval()))
+    assert (figures["members"], figures["non_members"]) == (curve.positives, curve.negatives)
+    assert files.read_json(folder.audit_figures)["generator"] == figures
+    for page in ("report.html", "report.md", "audit.html"):
+        assert f"{number(curve.auc)} {interval(figures['auc_ci'])}" in (folder.release / page).read_text(), page
+
+
+@pytest.mark.parametrize(("chosen", "calibration"), [(9, "image"), (12, "early checkpoint")])
+def test_the_weights_are_attacked_without_retrained_generators(finished, monkeypatch, chosen, calibration):
+    """An earlier checkpoint calibrates where there is one (here of steps 9 and 12); 40 records of a side are drawn."""
+    run = context_of(finished[0])
+    run.config = dataclasses.replace(run.config, audit_generator_weights=True)
+    results = {stage: run.result(stage) for stage in ("generator", "tuning")}
+    assert results["generator"]["checkpoints"] == [9, 12]
+    results["tuning"] = {"sampling": {**results["tuning"]["sampling"], "checkpoint": chosen}}
+    monkeypatch.setattr(run, "result", results.get)
+    monkeypatch.setattr(generator_attack, "MOST", 40)
+    members = shadows.pool(run)[2]
+    figures, arrays = generator_attack.run(run, torch.arange(len(members)))
+    assert (figures["members"], figures["non_members"], figures["calibration"]) == (40, 40, calibration)
+    arrays = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    assert torch.equal(arrays["members"], members[arrays["index"]])
+    options = {"images": shadows.pool(run)[0][arrays["index"]], "seed": seeds.derive(0, "generator attack")}
+    for columns, row in ((slice(None), figures), (slice(1, 2), figures["by_level"][1])):
+        early = {"early": arrays["early"][:, columns]} if chosen == 12 else {}
+        scores = denoising_attack(arrays["errors"][:, columns], **early, **options)
+        assert row["auc"] == roc(scores, arrays["members"]).auc
+    left = arrays["index"][5:]  # five members were left out as near-duplicates
+    figures, fewer = generator_attack.run(run, left)
+    assert (figures["members"], figures["non_members"]) == (35, 40)
+    assert np.array_equal(fewer["errors"], arrays["errors"][5:])
+
+
+def test_the_attack_on_the_weights_is_planned(tmp_path):
+    """A checkpoint at a quarter of the training, time at one second an image, and a file more."""
+    c = RecycleConfig()
+    assert generator.early_step(c) == [125]
+    assert generator.early_step(dataclasses.replace(c, audit_generator="retrained")) == []
+    assert generator.early_step(dataclasses.replace(c, audit_generator_weights=False)) == []
+    assert generator.early_step(dataclasses.replace(c, num_shadows=0)) == []
+    assert generator.early_step(dataclasses.replace(c, generator_steps=2, checkpoints=1)) == [1]
+    assert generator.early_step(dataclasses.replace(c, generator_steps=1, checkpoints=1)) == []
+    one = time_estimate.Rates(*[1.0] * len(dataclasses.fields(time_estimate.Rates)))
+    for kind, audit, students in (("shared", 2, 0), ("retrained", 1, 2)):
+        with_it, without = (
+            new_context(tmp_path, (100, 9, 10), audit_generator=kind, audit_generator_weights=value)
+            for value in (True, False)
+        )
+        (new, more), (old, less) = (
+            (time_estimate.stages(each, one), memory_and_disk.disk_needs(each, networks.sizes(each)))
+            for each in (with_it, without)
+        )
+        calls, turns = 110 * 16, 4 // min(torch.get_num_threads(), 4)
+        assert new["audit"] - old["audit"] == audit * calls
+        assert new["shadow_students"] - old["shadow_students"] == (turns * calls if students else 0)
+        sizes = networks.sizes(with_it).generator.state
+        assert sum(need.size for need in more) - sum(need.size for need in less) == (sizes if kind == "shared" else 0)
+        costs = [time_estimate.costs(each, one)[1] for each in (with_it, without)]
+        spared = costs[0].get("shadow_students", 0) - costs[1].get("shadow_students", 0)
+        assert spared == (turns * calls if students else 0)
 
 
 def test_a_generator_trained_alone_is_the_runs(finished, tmp_path):

@@ -15,6 +15,7 @@ from kr_fast.models import padded_size
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight.networks import Size, Sizes
 from kr_fast.recycling.stages import shadows
+from kr_fast.recycling.stages.generator import early_step
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.memory import free_memory
 
@@ -112,10 +113,10 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
     """Files of the run, also those that a stage removes at its end."""
     c, data = context.config, context.data
     image, pool = _image(context), len(data.train) + len(data.test)
-    students = c.num_students
+    students, saved = c.num_students, c.checkpoints + len(early_step(c))
     needs = [
         Need("teacher", "weights", "teacher_width", sizes.teacher.state),
-        Need("generator", "checkpoints", "checkpoints", c.checkpoints * sizes.generator.state),
+        Need("generator", "checkpoints", "checkpoints", saved * sizes.generator.state),
         Need("generator", POSITION, "generator_widths", 2 * 4 * sizes.generator.state),
         Need("gkd", "weights", "student_width", sizes.student.state),
         Need("gkd", "synthetic images", "images", c.images * image),

@@ -20,7 +20,7 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks
 from kr_fast.recycling.preflight.networks import make_generator
-from kr_fast.recycling.stages import generator, gkd, shadows, teacher
+from kr_fast.recycling.stages import generator, generator_attack, gkd, shadows, teacher
 from kr_fast.recycling.stages.tuning import TUNED_PARAMETERS
 from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
@@ -132,6 +132,7 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
     if c.num_shadows:
         turns, start = _turns(c.num_shadows, world, workers), WORKER if workers > 1 else 0.0
         seconds["shadows"] = start + turns * trained(pool // 2, c.teacher_epochs, rates.shadow)
+        denoised = _denoised(context, rates)
         student, students = distilled(c.periods, c.images, c.student_epochs, rates.shadow_student), 0.0
         if c.audit_canaries:
             each = trained(len(data.train) - c.audit_canaries // 2, c.teacher_epochs, rates.shadow)
@@ -140,12 +141,13 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
             seconds["canary_students"] = start * bool(twins) + twins * student
         if c.num_students:
             each = student
-            if c.audit_generator == "retrained":
-                each += c.generator_steps * c.generator_batch_size * rates.generator + drawings
+            if c.retrains_generators:
+                each += c.generator_steps * c.generator_batch_size * rates.generator + drawings + denoised
             students = start + _turns(c.num_students, world, workers) * each
         seconds["shadow_students"] = students
         models = c.num_shadows + c.num_students + 3
         seconds["audit"] = ATTACKS + models * pool * len(AUGMENTS[c.audit_augment]) * rates.evaluated
+        seconds["audit"] += denoised * (1 if c.retrains_generators else 2)  # of an early checkpoint too
         if c.audit_control:
             beside = workers if c.num_students else 1  # shadow Students: its time counts as the audit's all the same
             seconds["audit"] += trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control) / beside
@@ -162,6 +164,9 @@ def costs(context: Context, rates: Rates) -> tuple[Costs, dict[str, float]]:
     retrained = turns if c.audit_generator == "retrained" else 0
     students = turns * rates.shadow_student / rates.student
     twins = students if c.audit_canaries else 0.0
+    fixed = {stage: value for stage, value in seconds.items() if stage not in DIVIDED}
+    if retrained:  # the rest of that stage is divided
+        fixed["shadow_students"] = turns * _denoised(context, rates)
     return Costs(
         step=c.generator_batch_size // world * rates.generator,
         image=gkd.network_calls(gkd.default_sampling(context, 0)) * rates.sampled,
@@ -172,7 +177,7 @@ def costs(context: Context, rates: Rates) -> tuple[Costs, dict[str, float]]:
         drawings=1.0 + retrained,  # shadow Students that share images learn from the Student's own
         students=1.0 + students + twins,
         twins=twins,
-    ), {stage: seconds[stage] for stage in seconds if stage not in DIVIDED}
+    ), fixed
 
 
 def asked(context: Context) -> Sizes:
@@ -183,6 +188,11 @@ def asked(context: Context) -> Sizes:
     tuned = sum(value != usual for usual, values in tried for value in values)
     steps = -(-len(data.train) // c.generator_batch_size)
     return Sizes(steps, max(c.trial_images, batch), c.images, batch, tuned, len(data.val))
+
+
+def _denoised(context: Context, rates: Rates) -> float:
+    """Of one checkpoint, for the attack on the generator's weights."""
+    return generator_attack.network_calls(context) * rates.sampled if context.config.attacks_generator else 0.0
 
 
 def _unguided(c: RecycleConfig) -> bool:

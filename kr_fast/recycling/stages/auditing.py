@@ -4,6 +4,7 @@
 - ``student``: with the same shadow Teachers (transfer: a lower bound).
 - ``student_full``: the Student with shadow Students, see :mod:`kr_fast.recycling.stages.shadow_students`.
 - ``released``: the synthetic images of the last period, which the run leaves in ``synthetic/``, by themselves.
+- ``generator``: the generator's weights, see :mod:`kr_fast.recycling.stages.generator_attack`.
 - ``control``: an overfitted model of the Teacher's architecture, which the attacks have to detect.
 
 A Teacher that was given (the option ``teacher``) was not made by this package's recipe, as all shadows were: it and
@@ -22,7 +23,17 @@ import torch
 
 from kr_fast.membership import Auxiliary, Choices, Target, audit
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import canaries, control, dataset, gkd, reporting, shadow_students, shadows, teacher
+from kr_fast.recycling.stages import (
+    canaries,
+    control,
+    dataset,
+    generator_attack,
+    gkd,
+    reporting,
+    shadow_students,
+    shadows,
+    teacher,
+)
 from kr_fast.recycling.stages import student as student_stage
 from kr_fast.report import without_folders
 from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
@@ -39,7 +50,7 @@ def left(context: Context) -> list[Path]:
     folder, c = context.folder, context.config
     pages = folder.pages(c.show_real_images or c.show_records) / "audit.html"
     control = (folder.control, folder.control.with_suffix(".json"))
-    private = (folder.exposed, folder.records, folder.closest_pairs)
+    private = (folder.denoising, folder.exposed, folder.records, folder.closest_pairs)
     return [folder.audit_arrays, *control, *private, folder.audit_figures, pages]
 
 
@@ -75,6 +86,10 @@ def run(context: Context) -> dict[str, Any]:
         warnings = (*report.warnings, *canaries.warnings_of(found))
         setting, parts = {**report.setting, "warnings": list(warnings)}, {**report.parts, "canaries": found}
         report = dataclasses.replace(report, setting=setting, warnings=warnings, parts=parts)
+    if c.attacks_generator:
+        figures, arrays = generator_attack.run(context, report.data.index)
+        report = dataclasses.replace(report, parts={**report.parts, "generator": figures})
+        files.save_arrays(context.folder.denoising, arrays)
     results = report.to_dict()
     if c.audit_page:
         details = {

@@ -17,6 +17,7 @@ from torch import Tensor
 from kr_fast.data import Split, to_float
 from kr_fast.models import padded_size, unet
 from kr_fast.ops.sampling.philox_normal import philox_normal
+from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
@@ -29,6 +30,7 @@ from kr_fast.training.precision import autocast
 WARM_UP = 50
 LOG_EVERY = 20
 SAVE_EVERY = 200
+EARLY = 0.25  # of the training
 VALIDATION = 8  # batches of the validation loss
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
 
@@ -47,6 +49,14 @@ def make_scheduler(objective: str) -> Any:
 def checkpoint_steps(steps: int, count: int) -> list[int]:
     """``count`` steps, evenly over the second half of the training; the last is the last step."""
     return sorted({math.ceil(steps / 2 + steps / 2 * (k + 1) / count) for k in range(count)})
+
+
+def early_step(c: RecycleConfig) -> list[int]:
+    """The step of a checkpoint that no image is drawn from: the attack on the weights compares later ones with it."""
+    if not c.attacks_generator or c.retrains_generators:
+        return []
+    step = math.ceil(EARLY * c.generator_steps)
+    return [step] if step < checkpoint_steps(c.generator_steps, c.checkpoints)[0] else []
 
 
 def load(path: Path, device: torch.device) -> tuple[Any, Any, str]:
@@ -69,15 +79,17 @@ def padded(images: Tensor, levels: int) -> Tensor:
 def run(context: Context) -> dict[str, Any]:
     """Train the generator on every rank, save EMA checkpoints, return their steps and the loss curve."""
     c = context.config
-    return train(
+    saved, early = checkpoint_steps(c.generator_steps, c.checkpoints), early_step(c)
+    result = train(
         context,
         context.data.train,
-        checkpoint_steps(c.generator_steps, c.checkpoints),
+        sorted({*saved, *early}),
         context.folder.generator,
         seed=c.seed,
         state_path=context.folder.state / "generator.pt",
         description="generator",
     )
+    return {**result, "checkpoints": saved, "early": early}
 
 
 def train(

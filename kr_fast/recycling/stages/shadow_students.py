@@ -6,7 +6,7 @@ Shadow Student ``k`` learns the soft labels of shadow Teacher ``k`` by the Stude
   generator was trained on all members, so no shadow Student shows what it leaks of a member: the audit then covers the
   path through the labels only.
 - ``retrained``: a generator trained on shadow Teacher ``k``'s half by the run's recipe, as long as the chosen
-  checkpoint was.
+  checkpoint was. How well it takes noise off each image is kept for the attack on the generator's weights.
 
 Sampling is as it was tuned for the run; the period is chosen on the validation split, as the Student's. Models are
 shared out over the ranks, and on a CPU over processes of one thread each.
@@ -25,7 +25,7 @@ from kr_fast.ensemble.shadows import data_digest, recipe_record
 from kr_fast.ensemble.training.workers import train
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
-from kr_fast.recycling.stages import control, generator, gkd, shadows, student
+from kr_fast.recycling.stages import control, generator, generator_attack, gkd, shadows, student
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
@@ -70,6 +70,8 @@ class Job:
                 state_path=self.state(f"shadow-generator-{index:03d}"),
                 single_process=True,
             )
+        if context.config.attacks_generator:
+            generator_attack.keep_errors(context, index, checkpoint)
         return gkd.drawn(
             context, self.sampling, context.config.images, checkpoint=checkpoint, real=labels[members], seed=seed
         )
@@ -106,7 +108,8 @@ def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
         record["cycles"] = list(gkd.student_schedule(context).cycles)
     path = folder / "made_from.json"
     if path.exists() and files.read_json(path) != record:
-        for left in (*folder.glob("model-*.safetensors"), *folder.glob("generator-*")):
+        names = ("model-*.safetensors", "generator-*", "denoising-*.npy")
+        for left in (path for name in names for path in folder.glob(name)):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     files.write_json(path, record)
 

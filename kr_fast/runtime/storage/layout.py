@@ -32,7 +32,8 @@ ENTRIES: dict[str, dict[str, str]] = {
         "generator/": "the generator. Its weights were trained on the real images, some of which it may draw again",
         "shadows/": "networks for the attacks, trained on halves of the real images; keep.npy says by record which of "
         "them saw it",
-        "shadow_students/": "the same for the Student, and generators that were trained on halves of the real images",
+        "shadow_students/": "the same for the Student, and generators that were trained on halves of the real images; "
+        "denoising-*.npy says how well they take noise off every record",
         "canaries/": "twins of Teacher and Student, some of whose training images had a wrong label; canaries.json "
         "says which images, keep.npy which twin saw them",
         "control.safetensors": "the positive control: a network that has memorised the real images on purpose",
@@ -40,6 +41,8 @@ ENTRIES: dict[str, dict[str, str]] = {
         "synthetic/": "ids.npy: with the generator, an id draws its image again",
         "signals/": "answers of the networks for every record",
         "audit.npz": "for every record: whether it is a member, its number, and its score in every attack",
+        "denoising.npz": "for every record: how well the generator takes noise off it, and its score in the attack on "
+        "the generator's weights",
         "exposed.json": "the members that the attacks identify most surely, by number",
         "closest_pairs.json": "the members that released images come closest to, by number",
         "records.csv": "the risk of each record, by number",
@@ -84,6 +87,7 @@ class Folder:
         self.records = self.private / "records.csv"
         self.closest_pairs = self.private / "closest_pairs.json"
         self.audit_arrays, self.exposed = self.private / "audit.npz", self.private / "exposed.json"
+        self.denoising = self.private / "denoising.npz"
         self.state = self.private / "state"
         self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
 
