@@ -302,7 +302,7 @@ def rmia(audit: Audit) -> str:
 
 def assumptions(audit: Audit) -> list[list[str]]:
     """What each attack assumes the attacker to have."""
-    rows = [["attack", "name", "the attacker has"]]
+    rows = [["attack", "name in the JSON", "the attacker has"]]
     for name, attack in audit["setting"]["attacks"].items():
         rows.append([attack["title"], name, attack["assumes"]])
     return rows

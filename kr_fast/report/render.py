@@ -30,9 +30,10 @@ from kr_fast.report import tables
 from kr_fast.runtime.storage import files
 
 SHORT = 32  # letters of a cell that is not broken, so that a narrow page scrolls: a number with its interval
-# An interval with the number before it, or a percentage, and what closes after it: never broken over two lines.
+# Never broken over lines, with what closes after it: an interval with the number before it, a percentage, a p.
 UNBROKEN = re.compile(
-    r"(?:[+-]?\d[\d.,]*(?: %)? )?\[[^\[\]&<>]{1,40}, [^\[\]&<>]{1,40}\](?: %)?[).,;:]*|\d[\d.,]* %[).,;:]*"
+    r"(?:(?:[+-]?\d[\d.,]*(?: %)? )?\[[^\[\]&<>]{1,40}, [^\[\]&<>]{1,40}\](?: %)?"
+    r"|\d[\d.,]* %|p = [\d.]+(?:e-\d+)?|[\d.]+e-\d+)[).,;:]*"
 )
 Block = tuple[str, Any]
 # Name -> (PNG, alternative text), or (PNG, alternative text, PNG for dark pages).

@@ -110,7 +110,7 @@ parent.postMessage({
     verdict: [box(".verdict").bottom, innerHeight],
     cards: all(".card").map(each => Math.round(each.getBoundingClientRect().top)),
     broken: all(".unbroken").filter(each => rows(each) > 1).map(each => each.textContent),
-    loose: texts.filter(each => /\\[[-\\d.]+, [-\\d.]+\\]/.test(each.data)
+    loose: texts.filter(each => /\\[[-\\d.]+, [-\\d.]+\\]|\\d %|\\de-\\d/.test(each.data)
       && !each.parentNode.closest(".unbroken, pre")).map(each => each.data),
     images: all("img").map(each => [each.alt, each.naturalWidth]),
     outside: all("[src], [href], [srcset], link, iframe, object, embed").filter(each =>
