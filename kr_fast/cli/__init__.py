@@ -13,8 +13,8 @@ from kr_fast.runtime.errors import UserError, first_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0; 2 for bad input; 1 for an error of this package; 130 after an interrupt. An error is one line, with
-    ``--debug`` its traceback.
+    0; 2 for bad input; 3 where a figure is above its limit of ``--fail-above``, or was not computed; 1 for an error of
+    this package; 130 after an interrupt. An error is one line, with ``--debug`` its traceback.
     """
     from kr_fast import __version__
     from kr_fast.backends import registry

@@ -21,15 +21,20 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build the configuration, run, print the table."""
+    """Build the configuration, run, print the verdict and the table; returns the exit code."""
     from kr_fast.membership.audit.run import AuditConfig, run_audit
+    from kr_fast.membership.verdict.decision import GATE, fails
+    from kr_fast.report.sentences import decision
 
     done = run_audit(options.config_from(arguments, AuditConfig, "audit"))
-    if done is not None:
-        report, page = done
-        print(table(report.to_dict()))
-        print(f"report: {page}")
-    return 0
+    if done is None:  # on another rank than the first
+        return 0
+    report, page = done
+    print("\n".join(decision(report.verdict)))
+    print()
+    print(table(report.to_dict()))
+    print(f"report: {page}")
+    return GATE if fails(report.verdict) else 0
 
 
 def table(audit: dict[str, Any]) -> str:

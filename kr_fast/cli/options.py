@@ -43,6 +43,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is tuple:
             options |= {"type": _READERS[typing.get_args(kind)[0]], "nargs": "*", "metavar": "X"}
+            options |= {"action": "extend"} if field.metadata.get("repeated") else {}
         else:
             options |= {"type": _READERS[kind], "metavar": metavar}
         group.add_argument(f"--{field.name.replace('_', '-')}", **options)

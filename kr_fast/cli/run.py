@@ -26,11 +26,13 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build the configuration, run, print the table."""
+    """Build the configuration, run, print the verdict and the table; returns the exit code."""
+    from kr_fast.membership.verdict.decision import GATE, fails
     from kr_fast.recycling.config import RecycleConfig
     from kr_fast.recycling.pipeline import dry_run, recycle
     from kr_fast.recycling.presets import preset
     from kr_fast.report import run_audit
+    from kr_fast.report.sentences import decision
     from kr_fast.runtime import state
 
     config = options.config_from(arguments, RecycleConfig, "run", preset)
@@ -40,12 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
             print(text)
         return 0
     result = recycle(config)
-    if state.current().is_main:
-        print(table(result.metrics))
-        if "budget" in result.metrics:
-            print(run_audit.more_time(result.metrics))
-        print(f"report: {result.report}")
-    return 0
+    if not state.current().is_main:
+        return 0
+    print("\n".join(decision(result.metrics["verdict"])))
+    print()
+    print(table(result.metrics))
+    if "budget" in result.metrics:
+        print(run_audit.more_time(result.metrics))
+    print(f"report: {result.report}")
+    return GATE if fails(result.metrics["verdict"]) else 0
 
 
 def table(metrics: dict) -> str:

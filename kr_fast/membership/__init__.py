@@ -35,6 +35,7 @@ from kr_fast.membership.statistics.epsilon import epsilon_clopper_pearson, epsil
 from kr_fast.membership.statistics.intervals import bootstrap
 from kr_fast.membership.statistics.records import RecordRisk, record_risk
 from kr_fast.membership.statistics.summaries import aop, operating_point, shadow_threshold
+from kr_fast.membership.verdict.limits import Limits
 from kr_fast.ops.membership.rmia import rmia
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Choices",
     "Curve",
     "Duplicates",
+    "Limits",
     "RecordRisk",
     "ReleasedTests",
     "ShadowSignals",

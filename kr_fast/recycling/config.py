@@ -7,14 +7,22 @@ from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.inference.queries import AUGMENTS
 from kr_fast.membership.attacks.canaries import LEAST as LEAST_CANARIES
+from kr_fast.membership.attacks.catalog import DEFAULT
+from kr_fast.membership.audit.choices import Choices
+from kr_fast.membership.verdict.limits import Limits
+from kr_fast.membership.verdict.paths import Names, check_paths
 from kr_fast.models import CLASSIFIERS
+from kr_fast.report.run_audit import CONTROL, FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.options import check, option, option_like
+from kr_fast.runtime.options import check, option, option_like, option_of
 from kr_fast.runtime.text import seconds
 
 MOST, IMAGES, WIDEST = 1_000_000, 1_000_000_000, 4096  # of counts, of images per period, of channels
 RATES = {"above": None, "least": 1e-6, "most": 10}  # of learning rates
 LEAST_WEIGHT = 1e-3  # of the terms of the loss together; a much smaller one vanishes in float32
+# What the figures of a run can be of.
+TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "shadows", "shadow_students")
+NAMES = Names((TEACHER, TRANSFER, FULL, CONTROL, RELEASED), (TEACHER, FULL), DEFAULT, Choices.priors, (*TIMED, "audit"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +37,7 @@ class RecycleConfig:
         "tune_noise_scale": "checkpoint choice and tuning",
         "student_arch": "Student",
         "num_shadows": "audit",
+        "fail_above": "verdict: a finished run with other limits is not computed again",
     }
 
     out: str = option("runs/digits", "folder of the run; the same command continues a run that was stopped")
@@ -165,8 +174,17 @@ class RecycleConfig:
         choices=tuple(AUGMENTS),
     )
 
+    fail_above: tuple[str, ...] = option_of(Limits, "fail_above")
+    verdict_auc: float = option_of(Limits, "auc")
+    verdict_records: int = option_of(Limits, "records")
+    verdict_controls: bool = option_of(Limits, "controls")
+    verdict_gap: float = option(
+        5.0, "verdict: largest gap of test accuracy between Teacher and Student, in points", least=0, most=100
+    )
+
     def __post_init__(self):
         check(self, "run")
+        check_paths("run", self.fail_above, NAMES)
         for name in ("out", "data"):
             if not (given := getattr(self, name)) or "\0" in given:
                 fail("run", name, "be the name of a folder" + ("" if name == "out" else " or file"), repr(given))

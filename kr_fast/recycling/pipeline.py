@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast import data
+from kr_fast.membership.verdict.limits import MOVABLE as OF_VERDICT
 from kr_fast.recycling import precision, preflight, stage_progress
 from kr_fast.recycling.budget.ledger import NAME, Ledger
 from kr_fast.recycling.config import RecycleConfig
@@ -65,7 +66,8 @@ FILES: dict[str, Callable[[Context], list[Path]]] = {
     "report": reporting.left,
 }
 REPEATABLE = ("audit", "report")  # stages that are quick to repeat where a file of theirs was changed
-MOVABLE = ("data", "budget")  # options that may change: files are identified by their SHA-256, a budget may grow
+# Options that may change: files are identified by their SHA-256, a budget may grow, a verdict is made of the figures.
+MOVABLE = ("data", "budget", *OF_VERDICT)
 # Stages that go on, or are made again, with a larger budget. Shadow and twin Teachers stay.
 EXTENDED = ("generator", "checkpoints", "tuning", "gkd", "student", "canary_students", "shadow_students")
 EXTENDED += ("audit", "report")
@@ -86,8 +88,13 @@ class Result:
     def _repr_html_(self) -> str:
         """For notebooks: the verdict and the first table of the report."""
         from kr_fast.report import render, run_audit
+        from kr_fast.report.sentences import decision
 
-        blocks = [("table", run_audit.headline(self.metrics)), ("text", run_audit.verdict(self.metrics))]
+        blocks = [
+            ("note", decision(self.metrics["verdict"])),
+            ("table", run_audit.headline(self.metrics)),
+            ("text", run_audit.verdict(self.metrics)),
+        ]
         return render.fragment([*blocks, ("text", f"Report: {self.report}")])
 
 
@@ -112,6 +119,8 @@ def recycle(config: RecycleConfig) -> Result:
                 if context.ledger is not None:
                     _open_ledger(context.ledger, context.journal, larger)
                 check_files(context, REPEATABLE)
+                if (done := context.journal.done("report")) and done.get("limits") != reporting.limits(context):
+                    context.journal.forget("report")  # its verdict is by other limits
                 for note in context.notes:
                     logger.warning("run: %s", note)
         context.journal.reload()

@@ -95,4 +95,4 @@ def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
     rest = ("cas_gap", "audit", "aop", "stages", "config", "seed", "versions", "dataset", "checkpoints", "tuning")
     rest += ("budget",) if "budget" in summary else ()
-    return files.strict({**models, **{key: summary.get(key) for key in rest}})
+    return files.strict({"verdict": summary.get("verdict"), **models, **{key: summary.get(key) for key in rest}})

@@ -26,13 +26,16 @@ def option(
     most: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
+    repeated: bool = False,
 ) -> Any:
     """A field with its help text and its range; in a field that is a tuple every value has to lie in it.
 
-    Numbers are finite whatever the range. ``choices``: of a string.
+    Numbers are finite whatever the range. ``choices``: of a string. ``repeated``: a flag that may be given several
+    times, each adding to a tuple; otherwise the last one counts.
     """
     limits = {"least": least, "above": above, "most": most, "below": below}
-    return dataclasses.field(default=default, metadata={"help": text, "limits": limits, "choices": choices})
+    metadata = {"help": text, "limits": limits, "choices": choices, "repeated": repeated}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def option_of(config: type, name: str, text: str | None = None) -> Any:

@@ -106,6 +106,7 @@ def checked(
     mask, index = (None, None) if not models else pool_of(members, non_members, count)
     if choices.random_members and mask is not None:
         check_fair_coins("audit", mask)
+    choices.check_paths((*targets, *synthetic), sets)
     first = next(iter(sets))
     set_of = {name: name if name in sets else first for name in models}
     for name, each in sets.items():

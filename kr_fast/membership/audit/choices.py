@@ -1,7 +1,7 @@
 """What a user decides of an audit: its choices, what is known of a target, and the data that the attacker has."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from kr_fast.ensemble import ModelArray, Query
 from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT
 from kr_fast.membership.inputs.answers import check_accuracy
 from kr_fast.membership.inputs.data import check_kind
+from kr_fast.membership.verdict.limits import Limits
+from kr_fast.membership.verdict.paths import Names, check_paths
 from kr_fast.ops.membership.rmia import PREDICATES
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option
@@ -43,6 +45,7 @@ class Choices:
         leave_out_duplicates: members and non-members that are near-duplicates of each other are not attacked, see
             :func:`kr_fast.membership.duplicates_across`; they are counted in any case.
         seed: of splits and ties.
+        limits: of the verdict, see :class:`kr_fast.membership.Limits`.
     Raises: UserError naming the field.
     """
 
@@ -65,6 +68,7 @@ class Choices:
         False, "attack no image that has a near-duplicate on the other side, among members or non-members"
     )
     seed: int = option(0, "of splits and ties", least=0)
+    limits: Limits = Limits()  # noqa: RUF009 (it is frozen)
 
     def __post_init__(self):
         if isinstance(self.attacks, str):
@@ -87,6 +91,11 @@ class Choices:
             value = getattr(self, field)
             if value != getattr(Choices, field) and not set(readers) & set(names):
                 fail("audit", field, f"be left out without {' or '.join(readers)}, where it does nothing", value)
+
+    def check_paths(self, targets: Iterable[str], sets: Iterable[str]) -> None:
+        """Refuse limits on figures that an audit of these targets and sets of shadows cannot have, by their paths."""
+        attacks = DEFAULT if self.attacks is None else self.attacks
+        check_paths("audit", self.limits.fail_above, Names(tuple(targets), tuple(sets), tuple(attacks), self.priors))
 
     @property
     def rmia(self) -> dict[str, Any]:

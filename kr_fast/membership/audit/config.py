@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
 from kr_fast.membership.audit.choices import Choices
+from kr_fast.membership.verdict.limits import MOVABLE, Limits, limits_of
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option, option_of
 
@@ -18,7 +19,7 @@ SOURCES = {
 # Fields of Choices that are options of the same name and meaning.
 SHARED = ("level", "delta", "priors", "random_members", "rmia_gamma", "rmia_offline_a", "rmia_predicate", "seed")
 SHARED += ("leave_out_duplicates",)
-OF_ALL = ("out", "attacks", "primary", "every_shadow", "show_real_images", "show_records", *SHARED)
+OF_ALL = ("out", "attacks", "primary", "every_shadow", "show_real_images", "show_records", *SHARED, *MOVABLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class AuditConfig:
         "shadows": "shadow models",
         "signals": "saved signals in place of models",
         "attacks": "attacks and figures",
+        "fail_above": "verdict: the same command with other limits takes the figures that there are",
     }
 
     out: str = option("runs/audit", "folder of the audit; the same command continues one that was stopped")
@@ -118,6 +120,11 @@ class AuditConfig:
     show_real_images: bool = option(False, "show the images of the most exposed members; the page then says so")
     show_records: bool = option(False, "name the most exposed members by index and score; the page then says so")
 
+    fail_above: tuple[str, ...] = option_of(Limits, "fail_above")
+    verdict_auc: float = option_of(Limits, "auc")
+    verdict_records: int = option_of(Limits, "records")
+    verdict_controls: bool = option_of(Limits, "controls")
+
     def __post_init__(self):
         check(self, "audit")
         given = [name for name in ("signals", "lira_tree", "privacy_meter") if getattr(self, name)]
@@ -170,6 +177,7 @@ class AuditConfig:
             primary=self.primary or None,
             targets="shadows" if self.every_shadow else "given",
             augment=self.augment,
+            limits=limits_of(self),
             **{name: getattr(self, name) for name in SHARED},
         )
 

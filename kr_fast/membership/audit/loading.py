@@ -71,6 +71,8 @@ def load(config: AuditConfig) -> Loaded:
         if not targets and config.recipe() != TrainConfig():  # the options of the recipe were given
             recipe = recipe_of(model.models[0], config.recipe())
         targets[name] = Target(model, kind, accuracy=_accuracy(name, model, examples), recipe=recipe)
+    also = [name for name, there in ((CONTROL, config.control), ("synthetic", config.synthetic)) if there]
+    config.choices().check_paths((*targets, *also), ("shadows",))
     _check_training(config, examples, make, models, shadows)
     _check_attacks(config, examples, shadows, synthetic)
     return Loaded(examples, make, targets, shadows, synthetic)

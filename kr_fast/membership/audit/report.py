@@ -25,7 +25,9 @@ from kr_fast.membership.statistics.auc_intervals import delong_variances, t_inte
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.epsilon import check_fair_coins, epsilon_one_run
 from kr_fast.membership.statistics.intervals import holm
-from kr_fast.report.sentences import failed_controls
+from kr_fast.membership.verdict.decision import verdict_of
+from kr_fast.membership.verdict.limits import Limits
+from kr_fast.report.sentences import decision, failed_controls
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import described
@@ -56,6 +58,7 @@ class AuditReport:
     setting: dict[str, Any]
     warnings: tuple[str, ...]
     data: AuditData
+    limits: Limits = Limits()  # noqa: RUF009 (it is frozen)
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     released: Mapping[str, ReleasedTests] = dataclasses.field(default_factory=dict)
 
@@ -67,13 +70,18 @@ class AuditReport:
         return f"AuditReport({'; '.join(rows) or 'every shadow as a target'}; {self.num_shadows} shadows)"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the first table of the page, and the warnings."""
+        """What a notebook shows: the verdict, the first table of the page, and the warnings."""
         from kr_fast.report import audit_tables, render
 
         values = self.to_dict()
         blocks = [("text", audit_tables.verdict(values)), ("note", [f"Warning: {line}." for line in self.warnings])]
         table = [("table", audit_tables.headline(values))] if self.curves else []
-        return render.fragment([*table, *blocks])
+        return render.fragment([("note", decision(self.verdict)), *table, *blocks])
+
+    @functools.cached_property
+    def verdict(self) -> dict[str, Any]:
+        """Share, do not share or not decided: {"decision", "reasons", "chance", "rules"}, see docs/audit.md."""
+        return verdict_of(self._plain(), self.limits)
 
     @property
     def num_shadows(self) -> int:
@@ -101,12 +109,16 @@ class AuditReport:
         return self.setting["lira_variance"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Strict JSON: {target: {attack: figures}, "comparison", "leave_one_out", "records", "setting"} and the parts.
+        """Strict JSON: {"verdict", target: {attack: figures}, "comparison", "leave_one_out", "records", "setting"}.
 
-        Figures are auc, auc_ci, auc_ci_corrected, tpr_at_fpr, balanced_accuracy, advantage, role, epsilon,
-        operating_points, and aop where the accuracy was given: see docs/audit.md. It goes into files that may leave,
-        so the operating points have no threshold here: that is the score of one record.
+        Beside them stand the parts. Figures are auc, auc_ci, auc_ci_corrected, tpr_at_fpr, balanced_accuracy,
+        advantage, role, epsilon, operating_points, and aop where the accuracy was given: see docs/audit.md. It goes
+        into files that may leave, so the operating points have no threshold here: that is the score of one record.
         """
+        return {"verdict": self.verdict, **self._plain()}
+
+    def _plain(self) -> dict[str, Any]:
+        """:meth:`to_dict` without the verdict."""
         rest = {"comparison": self.comparison, "leave_one_out": self.leave_one_out}
         rest |= {"records": {name: table.figures for name, table in self.records.items()}, "setting": self.setting}
         rest |= self.parts
@@ -198,6 +210,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
     if not isinstance(choices, Choices):
         fail("audit_signals", "choices", "be of type Choices", described(choices))
     level, seed = choices.level, choices.seed
+    choices.check_paths((*data.targets, *data.synthetic), data.shadows)
     data, duplicates = apart(data, choices.leave_out_duplicates)
     if choices.random_members and data.members is not None:
         check_fair_coins("audit", data.members)
@@ -264,8 +277,8 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         logger.warning("audit: %s", line)
     comparison = _comparison(data, scores, primary, level)
     made, tests = compare_released(data, level=level, seed=seeds.derive(seed, "released tests"))
-    parts = {"released_tests": made} if made else {}
-    return AuditReport(curves, scores, figures, comparison, loo, records, setting, warnings, data, parts, tests)
+    rest = (choices.limits, {"released_tests": made} if made else {}, tests)
+    return AuditReport(curves, scores, figures, comparison, loo, records, setting, warnings, data, *rest)
 
 
 def _figures(

@@ -19,6 +19,7 @@ from kr_fast.membership.audit.scores import missing_of
 from kr_fast.membership.inputs.data import AuditData
 from kr_fast.membership.inputs.loading import load_npz
 from kr_fast.membership.inputs.other_tools import load_lira_tree, load_privacy_meter
+from kr_fast.membership.verdict.limits import MOVABLE
 from kr_fast.report import repeated, without_folders
 from kr_fast.runtime import seeds, state
 from kr_fast.runtime.errors import fail
@@ -36,7 +37,7 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
     """
     runtime = state.current()
     manifest.refuse_inside(config.out, config.data, "audit")
-    manifest.check_run(config.out, config.record(), "audit")  # before data that take long
+    manifest.check_run(config.out, config.record(), "audit", MOVABLE)  # before data that take long
     data, loaded = (load_saved(config), None) if config.saved else (None, load(config))
     report = None
     try:
@@ -45,7 +46,7 @@ def run_audit(config: AuditConfig) -> tuple[AuditReport, Path] | None:
             if main and data is not None:
                 report = score(config, data)
             if main:
-                manifest.open_run(config.out, config.record(), "audit")
+                manifest.open_run(config.out, config.record(), "audit", MOVABLE)
                 _check_kept(config)
         if loaded is not None and (data := query_models(config, loaded)) is not None:
             report = score(config, data)

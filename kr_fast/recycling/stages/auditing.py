@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from kr_fast.membership import Auxiliary, Choices, Target, audit
+from kr_fast.membership.audit.files import write_private
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import (
     canaries,
@@ -29,29 +30,25 @@ from kr_fast.recycling.stages import (
     dataset,
     generator_attack,
     gkd,
-    reporting,
     shadow_students,
     shadows,
     teacher,
 )
 from kr_fast.recycling.stages import student as student_stage
-from kr_fast.report import without_folders
 from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.report.sentences import OF_RUN
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
-from kr_fast.runtime.versions import versions
 
 SHARES = {"shared": "the generator (trained on all members) and its images", "retrained": "the tuned sampling"}
 
 
 def left(context: Context) -> list[Path]:
-    """The files of the audit: scores, the positive control, and its pages."""
-    folder, c = context.folder, context.config
-    pages = folder.pages(c.show_real_images or c.show_records) / "audit.html"
+    """The files of the audit: scores and the positive control. Its pages hold the verdict and are of the report."""
+    folder = context.folder
     control = (folder.control, folder.control.with_suffix(".json"))
     private = (folder.denoising, folder.exposed, folder.records, folder.closest_pairs)
-    return [folder.audit_arrays, *control, *private, folder.audit_figures, pages]
+    return [folder.audit_arrays, *control, *private]
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -91,15 +88,9 @@ def run(context: Context) -> dict[str, Any]:
         report = dataclasses.replace(report, parts={**report.parts, "generator": figures})
         files.save_arrays(context.folder.denoising, arrays)
     results = report.to_dict()
+    del results["verdict"]  # on all targets: that on the Student is of the report
     if c.audit_page:
-        details = {
-            "title": f"Membership audit of Knowledge Recycling on {context.data.name}",
-            "command": reporting.command(context),
-            "versions": versions(*reporting.PACKAGES),
-            "config": without_folders(c.record()),
-            "labels": OF_RUN,
-        }
-        report.write(context.out, details, show_real_images=c.show_real_images, show_records=c.show_records)
+        write_private(report, context.out)
     else:
         files.save_arrays(context.folder.audit_arrays, report.arrays())
     return {"audit": results, "aop": {name: results[name]["lira"]["aop"] for name in targets}}

@@ -1,4 +1,4 @@
-"""The report: metrics.json, report.html and report.md from what the stages recorded. Runs on rank 0."""
+"""The report: pages and figures of run and audit, with the verdict, from what the stages recorded. Runs on rank 0."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 
 from kr_fast import report
+from kr_fast.membership.audit.files import write_pages
+from kr_fast.membership.verdict.limits import MOVABLE
+from kr_fast.recycling import verdict
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import shadows
+from kr_fast.report.run_audit import RELEASED
+from kr_fast.report.sentences import OF_RUN
 from kr_fast.runtime.storage import files
 from kr_fast.runtime.versions import versions
 
@@ -27,7 +33,7 @@ def summary(context: Context) -> dict[str, Any]:
     for name, stage in (("teacher", "teacher"), ("student", "gkd")):
         models[name] = {key: value for key, value in context.result(stage).items() if key not in HIDDEN}
         models[name]["test_accuracy"] = tested[name]
-    return {
+    facts = {
         "title": f"Knowledge Recycling on {data.name}",
         "command": command(context),
         "config": report.without_folders(context.config.record()),
@@ -58,6 +64,7 @@ def summary(context: Context) -> dict[str, Any]:
         "notes": _notes(context, audited["audit"]),
         **({} if context.ledger is None else {"budget": context.ledger.summary(models["teacher"]["val_accuracy"])}),
     }
+    return {"verdict": verdict.of_run(context.config, report.metrics(facts)), **facts}
 
 
 def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
@@ -127,12 +134,36 @@ def pages(context: Context) -> Path:
 def left(context: Context) -> list[Path]:
     """The files of the report."""
     folder = pages(context)
-    return [context.folder.metrics, *(folder / name for name in ("report.html", "report.md", "figures"))]
+    audit = (context.folder.audit_figures, _of_audit(context) / "audit.html")
+    return [context.folder.metrics, *(folder / name for name in ("report.html", "report.md", "figures")), *audit]
+
+
+def _of_audit(context: Context) -> Path:
+    """Folder of audit.html."""
+    return context.folder.pages(context.config.show_real_images or context.config.show_records)
+
+
+def limits(context: Context) -> dict[str, Any]:
+    """The options that the verdict follows from, beside the figures."""
+    return {name: value for name, value in context.config.record().items() if name in MOVABLE}
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Write the three files; returns where they are."""
-    facts = summary(context)
+    """Write the pages and the figures of run and audit; returns where they are, and by which limits the verdict is."""
+    facts, c = summary(context), context.config
     files.write_json(context.folder.metrics, report.metrics(facts))
     html, markdown = report.write(pages(context), facts, arrays(context))
-    return {"html": html.name, "markdown": markdown.name}
+    if facts["audit"] and c.audit_page:
+        details = {
+            "title": f"Membership audit of Knowledge Recycling on {context.data.name}",
+            "labels": OF_RUN,
+            **{name: facts[name] for name in ("command", "versions", "config")},
+        }
+        images = None
+        if c.show_real_images:
+            with np.load(context.folder.audit_arrays) as archive:
+                images = shadows.pool(context)[0].numpy()[archive["index"]]
+        released = {RELEASED: np.load(context.folder.images)} if c.audit_released else {}
+        figures = {"verdict": facts["verdict"], **facts["audit"], "details": details}
+        write_pages(context.out, figures, images, c.show_records, released)
+    return {"html": html.name, "markdown": markdown.name, "limits": limits(context)}

@@ -1,0 +1,230 @@
+"""Figures of the JSON by their path: which there are before anything is run, and their values afterwards.
+
+A path is the keys of ``audit.json`` (of a run: of ``metrics.json``, whose ``audit.`` may be left out) with points in
+between, the elements of a list by number: ``target.lira.auc_ci.1``. What is asked for most has a short one.
+"""
+
+import dataclasses
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from kr_fast.membership.audit.notes import FEW_SHADOWS
+from kr_fast.membership.statistics.curve import FPRS
+from kr_fast.membership.verdict.limits import gates
+from kr_fast.report.sentences import primary_of
+from kr_fast.runtime.errors import fail
+
+Audit = Mapping[str, Any]
+NEAREST = 3
+
+
+def own_set(audit: Audit, name: str) -> str | None:
+    """The shadows that were made as the target ``name`` was; of a set of shadows without a target, itself."""
+    facts = audit["setting"]["targets"].get(name)
+    if facts is None:
+        return name
+    return facts["shadows"] if facts["kind"] == "full" and not facts["control"] else None
+
+
+def largest_seen(rows: Iterable[tuple[Sequence[float] | None, float]]) -> float:
+    """The largest upper end among (interval, AUC) whose interval lies above 0.5; 0.5 if none does."""
+    seen = [auc if pair is None else pair[1] for pair, auc in rows if (auc if pair is None else pair[0]) > 0.5]
+    return max(seen, default=0.5)
+
+
+def _others(audit: Audit, name: str) -> float | None:
+    rows = [row for row in audit.get(name, {}).values() if row["role"] != "primary"]
+    return largest_seen((row["auc_ci_corrected"], row["auc"]) for row in rows) if rows else None
+
+
+def _recipe_others(audit: Audit, name: str) -> float | None:
+    rows = audit["leave_one_out"].get(own_set(audit, name), {}).values()
+    rows = [row["auc"] for row in rows if row["role"] != "primary"]
+    return largest_seen((row["interval_corrected"], row["mean"]) for row in rows) if rows else None
+
+
+def _shadows_missing(audit: Audit, name: str) -> float | None:
+    facts = audit["setting"]["shadow_sets"].get(own_set(audit, name))
+    return None if facts is None else max(0, FEW_SHADOWS - facts["on_the_smaller_side"])
+
+
+def _controls_failed(audit: Audit) -> int | None:
+    controls = audit["setting"]["negative_controls"]
+    if controls is None:
+        return None
+    rows = [controls["blind"], *(row for sides in controls["targets"].values() for row in sides.values())]
+    rows = [row for row in rows if row is not None]
+    return sum(not row["passed"] for row in rows) if rows else None
+
+
+def _controls_missed(audit: Audit) -> int | None:
+    control = audit["setting"]["control"]
+    return None if control is None else int(not control["by_primary"])
+
+
+def _accuracy_gap(metrics: Mapping[str, Any]) -> float | None:
+    return None if metrics["cas_gap"] is None else 100 * metrics["cas_gap"]
+
+
+# Short name -> what it is, and where it lies or how it is computed. {target}: the name before the point; {primary}: its
+# attack that was named beforehand; {set}: the shadows that were made as it was; {recipe}: the same attack on those.
+SHORT: dict[str, tuple[str, str | Callable[[Audit, str], float | None]]] = {
+    "auc": ("AUC of the attack named beforehand", "{target}.{primary}.auc"),
+    "auc_low": ("lower end of its interval", "{target}.{primary}.auc_ci.0"),
+    "auc_high": ("upper end of its interval", "{target}.{primary}.auc_ci.1"),
+    "others_auc_high": ("largest upper end of the other attacks that are seen above chance, 0.5 if none is", _others),
+    "recipe_auc": ("mean AUC over the models made as it was", "leave_one_out.{set}.{recipe}.auc.mean"),
+    "recipe_auc_low": ("lower end of its interval", "leave_one_out.{set}.{recipe}.auc.interval.0"),
+    "recipe_auc_high": ("upper end of its interval", "leave_one_out.{set}.{recipe}.auc.interval.1"),
+    "recipe_others_auc_high": ("as others_auc_high, over the models made as it was", _recipe_others),
+    "tpr_0.1": ("TPR at 10 % FPR", "{target}.{primary}.tpr_at_fpr.0.1.tpr"),
+    "tpr_0.1_high": ("upper end of its interval", "{target}.{primary}.tpr_at_fpr.0.1.interval.1"),
+    "tpr_0.01": ("TPR at 1 % FPR", "{target}.{primary}.tpr_at_fpr.0.01.tpr"),
+    "tpr_0.01_high": ("upper end of its interval", "{target}.{primary}.tpr_at_fpr.0.01.interval.1"),
+    "tpr_0.001": ("TPR at 0.1 % FPR", "{target}.{primary}.tpr_at_fpr.0.001.tpr"),
+    "tpr_0.001_high": ("upper end of its interval", "{target}.{primary}.tpr_at_fpr.0.001.interval.1"),
+    "epsilon": ("lower bound of epsilon", "{target}.{primary}.epsilon.clopper_pearson"),
+    "advantage": ("largest TPR less FPR", "{target}.{primary}.advantage"),
+    "records": ("single records found", "records.{set}.found"),
+    "largest_advantage": ("advantage of the most exposed record", "records.{set}.largest_advantage"),
+    "shadows_missing": (f"shadows that lack of {FEW_SHADOWS} on a side of a record", _shadows_missing),
+}
+# Short paths that are of no target.
+OF_AUDIT = {
+    "negative_controls_failed": ("negative controls that did not pass", _controls_failed),
+    "positive_controls_missed": (
+        "positive controls that the attack named beforehand does not detect",
+        _controls_missed,
+    ),
+}
+OF_RUN = {"accuracy_gap": ("points of test accuracy by which the Student is below the Teacher", _accuracy_gap)}
+
+PAIR = "interval.0,interval.1"
+ATTACK = (
+    "{auc,auc_ci.0,auc_ci.1,auc_ci_corrected.0,auc_ci_corrected.1,balanced_accuracy,advantage,aop}",
+    f"tpr_at_fpr.{{fpr}}.{{tpr,fpr,false_positives,{PAIR}}}",
+    "epsilon.{delta,level,clopper_pearson,gaussian_mu,gaussian,one_run}",
+    "operating_points.{point}.{tpr,tpr_interval.0,tpr_interval.1,fpr,fpr_interval.0,fpr_interval.1,false_positives}",
+    f"operating_points.{{point}}.ppv.{{prior}}.{{ppv,{PAIR}}}",
+)
+TEST = f"difference,z,p,p_corrected,targets,{PAIR},interval_corrected.0,interval_corrected.1"
+RECIPE = (
+    "targets",
+    f"auc.{{mean,sd,each.#,{PAIR},interval_corrected.0,interval_corrected.1}}",
+    "balanced_accuracy.{mean,sd,each.#}",
+    f"tpr_at_fpr.{{fpr}}.{{mean,sd,each.#,{PAIR}}}",
+    f"difference.{{{TEST}}}",
+)
+AUDIT = (
+    *(f"{{target}}.{{attack}}.{each}" for each in ATTACK),
+    f"comparison.{{target}}.{{attack}}.{{{TEST}}}",
+    *(f"leave_one_out.{{set}}.{{attack}}.{each}" for each in RECIPE),
+    "records.{set}.{rate,power,records,tested,untested,found,share,found_holm,largest_advantage,smallest_p}",
+    "records.{set}.{shadows.0,shadows.1,least_advantage}",
+    "records.{set}.{classes,groups}.{count,with_found}",
+    f"records.{{set}}.{{classes,groups}}.rows.#.{{records,tested,found,mean_advantage,largest,{PAIR}}}",
+    "setting.{num_shadows,members,non_members,level,delta,priors.#,rmia.gamma,rmia.offline_a}",
+    "setting.targets.{target}.{accuracy,images}",
+    "setting.shadow_sets.{set}.{models,on_the_smaller_side,examples_in_every_shadow,examples_in_no_shadow,population}",
+    f"setting.negative_controls.blind.{{auc,{PAIR}}}",
+    f"setting.negative_controls.targets.{{target}}.{{members,non_members}}.{{auc,{PAIR}}}",
+)
+# In metrics.json, beside the audit.
+RUN = (
+    "{teacher,student}.{test_accuracy,val_accuracy,parameters}",
+    "{cas_gap,seed}",
+    "aop.{target}",
+    "stages.{stage}",
+    "dataset.{num_classes,train,val,test,height,width,channels}",
+    "checkpoints.#.{step,val_accuracy}",
+    "tuning.#.{num_inference_steps,guidance_scale,sigma,confidence,val_accuracy}",
+    "budget.seconds",
+    "budget.planned.{stage}",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What the parts of paths may be called in one audit; ``stages``: of a run, whose JSON is ``metrics.json``."""
+
+    targets: Sequence[str]
+    sets: Sequence[str]
+    attacks: Sequence[str]
+    priors: Sequence[float]
+    stages: Sequence[str] = ()
+
+
+def known(names: Names) -> Iterator[str]:
+    """Every path of such an audit, the short ones first; # is the number of an element of a list of any length."""
+    named = list(dict.fromkeys((*names.targets, *names.sets)))
+    yield from (f"{name}.{short}" for name in named for short in SHORT)
+    yield from OF_AUDIT
+    options = {"target": names.targets, "set": names.sets, "attack": names.attacks, "stage": names.stages}
+    options |= {"fpr": tuple(map(str, FPRS)), "point": ("0.1", "0.01", "0.001"), "prior": [*map(str, names.priors)]}
+    for pattern in AUDIT:
+        yield from _expanded(pattern, options)
+    if names.stages:
+        yield from OF_RUN
+        for pattern in RUN:
+            yield from _expanded(pattern, options)
+
+
+def _expanded(pattern: str, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """ "a.{set}.{b,c}" with each of the names of ``set``, and each of the words between commas."""
+    parts = re.split(r"[{}]", pattern)
+    choices = [[part] if at % 2 == 0 else names.get(part, part.split(",")) for at, part in enumerate(parts)]
+    return map("".join, itertools.product(*choices))
+
+
+def check_paths(where: str, fail_above: Sequence[str], names: Names) -> None:
+    """Refuse the first path that no figure of such an audit has, and name the nearest ones."""
+    if not (asked := gates(where, fail_above)):
+        return
+    paths = list(known(names))
+    there = set(paths)
+    for gate in asked:
+        path = gate.path.removeprefix("audit.") if names.stages else gate.path
+        numbers = re.finditer(r"(?<=\.)\d+(?=\.|$)", path)
+        if path in there or any(f"{path[: at.start()]}#{path[at.end() :]}" in there for at in numbers):
+            continue
+        near = difflib.get_close_matches(path, paths, NEAREST)
+        hint = f" (nearest: {', '.join(near)})" if near else ""
+        fail(where, "fail_above", "name figures of the JSON (docs/audit.md)", f"{gate.path}{hint}")
+
+
+def figures(audit: Audit | None, metrics: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Path -> value of every number that was computed; of a run with those of ``metrics.json`` beside the audit."""
+    values: dict[str, float] = {}
+    if metrics is not None:
+        values |= dict(_flat({key: each for key, each in metrics.items() if key not in ("audit", "verdict")}))
+        values |= {name: value for name, (_, of) in OF_RUN.items() if (value := of(metrics)) is not None}
+    if audit is None:
+        return values
+    values |= dict(_flat({key: each for key, each in audit.items() if key not in ("details", "verdict")}))
+    values |= {name: value for name, (_, of) in OF_AUDIT.items() if (value := of(audit)) is not None}
+    for name in dict.fromkeys((*audit["setting"]["targets"], *audit["setting"]["shadow_sets"])):
+        for short, (_, of) in SHORT.items():
+            value = values.get(_path(audit, name, of)) if isinstance(of, str) else of(audit, name)
+            if value is not None:
+                values[f"{name}.{short}"] = value
+    return values
+
+
+def _path(audit: Audit, name: str, pattern: str) -> str:
+    """The path that a short one of the target stands for."""
+    own = own_set(audit, name) or ""  # which no set is called
+    facts = audit["setting"]["targets"].get(name, {})
+    recipe = primary_of(audit, own) if own in audit["leave_one_out"] else ""
+    return pattern.format(target=name, primary=facts.get("primary", ""), set=own, recipe=recipe)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, each in items:
+            yield from _flat(each, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value
