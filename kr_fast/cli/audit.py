@@ -24,13 +24,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Build the configuration, run, print the verdict and the table; returns the exit code."""
     from kr_fast.membership.audit.run import AuditConfig, run_audit
     from kr_fast.membership.verdict.decision import GATE, fails
-    from kr_fast.report.sentences import decision
+    from kr_fast.report.sections import verdict
 
     done = run_audit(options.config_from(arguments, AuditConfig, "audit"))
     if done is None:  # on another rank than the first
         return 0
     report, page = done
-    print("\n".join(decision(report.verdict)))
+    print("\n".join(verdict.lines(report.verdict)))
     print()
     print(table(report.to_dict()))
     print(f"report: {page}")

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kr_fast.recycling.pipeline import dry_run, recycle
     from kr_fast.recycling.presets import preset
     from kr_fast.report import run_audit
-    from kr_fast.report.sentences import decision
+    from kr_fast.report.sections import verdict
     from kr_fast.runtime import state
 
     config = options.config_from(arguments, RecycleConfig, "run", preset)
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = recycle(config)
     if not state.current().is_main:
         return 0
-    print("\n".join(decision(result.metrics["verdict"])))
+    print("\n".join(verdict.lines(result.metrics["verdict"])))
     print()
     print(table(result.metrics))
     if "budget" in result.metrics:

@@ -21,8 +21,9 @@ MOST, IMAGES, WIDEST = 1_000_000, 1_000_000_000, 4096  # of counts, of images pe
 RATES = {"above": None, "least": 1e-6, "most": 10}  # of learning rates
 LEAST_WEIGHT = 1e-3  # of the terms of the loss together; a much smaller one vanishes in float32
 # What the figures of a run can be of.
-TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "shadows", "shadow_students")
-NAMES = Names((TEACHER, TRANSFER, FULL, CONTROL, RELEASED), (TEACHER, FULL), DEFAULT, Choices.priors, (*TIMED, "audit"))
+TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "shadows", "canaries")
+TIMED += ("canary_students", "shadow_students", "audit")
+NAMES = Names((TEACHER, TRANSFER, FULL, CONTROL, RELEASED), (TEACHER, FULL), DEFAULT, Choices.priors, TIMED)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,13 +88,10 @@ class Result:
     def _repr_html_(self) -> str:
         """For notebooks: the verdict and the first table of the report."""
         from kr_fast.report import render, run_audit
-        from kr_fast.report.sentences import decision
+        from kr_fast.report.sections import verdict
 
-        blocks = [
-            ("note", decision(self.metrics["verdict"])),
-            ("table", run_audit.headline(self.metrics)),
-            ("text", run_audit.verdict(self.metrics)),
-        ]
+        blocks = [("note", verdict.lines(self.metrics["verdict"])), ("table", run_audit.headline(self.metrics))]
+        blocks.append(("text", run_audit.verdict(self.metrics)))
         return render.fragment([*blocks, ("text", f"Report: {self.report}")])
 
 

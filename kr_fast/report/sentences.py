@@ -19,7 +19,6 @@ OF_RUN = {
     "released": "the released images",
 }
 
-EMPIRICAL = "What is measured is empirical and no guarantee, as differential privacy would be."
 NOTHING = "gives every example the same score and shows nothing either way"
 
 
@@ -66,13 +65,6 @@ def verdict(audit: Audit, labels: Mapping[str, str] | None = None) -> str:
     parts = [part(audit, labels) for part in (_negative_controls, _recipes, _models, _tests)]
     parts.append([of_images(audit, name, labels) for name in names(audit, ("released",))])
     return " ".join(filter(None, [*itertools.chain(*parts), of_control(audit)]))
-
-
-def decision(result: Mapping[str, Any]) -> list[str]:
-    """The lines with which a screen begins: the verdict, its reasons, and how often chance alone gives the worst."""
-    share = f"{100 * result['chance']:.3g} %"
-    by_chance = f"Where nothing leaks, chance alone leads to do not share in at most {share} of audits."
-    return [f"verdict: {result['decision']}", *result["reasons"], f"{by_chance} {EMPIRICAL}"]
 
 
 def maker(audit: Audit, shadows: str, labels: Mapping[str, str] | None = None) -> str:

@@ -217,9 +217,11 @@ def test_tables_stand_the_audits_side_by_side():
 def test_a_result_shows_itself_in_a_notebook(tmp_path):
     from kr_fast.recycling.pipeline import Result
 
-    result = Result(report.metrics(summary()), tmp_path, tmp_path / "report.html")
+    verdict = {"decision": "share", "reasons": ["Nothing leaks."], "chance": 0.2, "rules": []}
+    result = Result(report.metrics(summary(verdict=verdict)), tmp_path, tmp_path / "report.html")
     assert repr(result) == f"Result(test accuracy: teacher 0.9700, student 0.9500; report: {tmp_path / 'report.html'})"
     assert "0.600 [0.570, 0.630]" in result._repr_html_()
+    assert result._repr_html_().startswith('<ul class="note"><li>verdict: share</li><li>Nothing leaks.</li>')
     assert "<script" not in result._repr_html_()
 
 

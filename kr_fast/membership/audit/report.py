@@ -27,7 +27,7 @@ from kr_fast.membership.statistics.epsilon import check_fair_coins, epsilon_one_
 from kr_fast.membership.statistics.intervals import holm
 from kr_fast.membership.verdict.decision import verdict_of
 from kr_fast.membership.verdict.limits import Limits
-from kr_fast.report.sentences import decision, failed_controls
+from kr_fast.report.sentences import failed_controls
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import described
@@ -72,11 +72,12 @@ class AuditReport:
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, the first table of the page, and the warnings."""
         from kr_fast.report import audit_tables, render
+        from kr_fast.report.sections import verdict
 
         values = self.to_dict()
-        blocks = [("text", audit_tables.verdict(values)), ("note", [f"Warning: {line}." for line in self.warnings])]
+        words, warnings = audit_tables.verdict(values), [f"Warning: {line}." for line in self.warnings]
         table = [("table", audit_tables.headline(values))] if self.curves else []
-        return render.fragment([("note", decision(self.verdict)), *table, *blocks])
+        return render.fragment([("note", verdict.lines(self.verdict)), *table, ("text", words), ("note", warnings)])
 
     @functools.cached_property
     def verdict(self) -> dict[str, Any]:

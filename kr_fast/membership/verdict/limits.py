@@ -32,7 +32,7 @@ class Limits:
     """
 
     auc: float = option(0.55, "verdict: largest upper end of the interval of an AUC", least=0.5, most=1)
-    records: int = option(0, "verdict: single records that may be found", least=0)
+    records: int = option(0, "verdict: single records that may be found", least=0, most=1_000_000_000)
     controls: bool = option(
         True, "verdict: share only if negative controls passed and the positive control is detected"
     )

@@ -14,7 +14,7 @@ from typing import Any
 from kr_fast.membership.audit.notes import FEW_SHADOWS
 from kr_fast.membership.statistics.curve import FPRS
 from kr_fast.membership.verdict.limits import gates
-from kr_fast.report.sentences import primary_of
+from kr_fast.report.sentences import own_shadows, primary_of
 from kr_fast.runtime.errors import fail
 
 Audit = Mapping[str, Any]
@@ -23,10 +23,7 @@ NEAREST = 3
 
 def own_set(audit: Audit, name: str) -> str | None:
     """The shadows that were made as the target ``name`` was; of a set of shadows without a target, itself."""
-    facts = audit["setting"]["targets"].get(name)
-    if facts is None:
-        return name
-    return facts["shadows"] if facts["kind"] == "full" and not facts["control"] else None
+    return own_shadows(audit, name) if name in audit["setting"]["targets"] else name
 
 
 def largest_seen(rows: Iterable[tuple[Sequence[float] | None, float]]) -> float:
@@ -61,6 +58,8 @@ def _controls_failed(audit: Audit) -> int | None:
 
 
 def _controls_missed(audit: Audit) -> int | None:
+    if audit.get("canaries"):  # which an attack with any power detects, as it may not an overfitted model
+        return int(not audit["canaries"]["power"])
     control = audit["setting"]["control"]
     return None if control is None else int(not control["by_primary"])
 
@@ -132,8 +131,11 @@ AUDIT = (
     f"setting.negative_controls.blind.{{auc,{PAIR}}}",
     f"setting.negative_controls.targets.{{target}}.{{members,non_members}}.{{auc,{PAIR}}}",
 )
-# In metrics.json, beside the audit.
+# Of a run: in metrics.json, beside the audit or in it.
 RUN = (
+    "canaries.{count,level}",
+    "canaries.{teacher,student}.{models,sd,auc,auc_ci.0,auc_ci.1,own.auc,own.auc_ci.0,own.auc_ci.1}",
+    f"canaries.{{teacher,student}}.tpr_at_fpr.{{0.1,0.01}}.{{tpr,fpr,false_positives,{PAIR}}}",
     "{teacher,student}.{test_accuracy,val_accuracy,parameters}",
     "{cas_gap,seed}",
     "aop.{target}",

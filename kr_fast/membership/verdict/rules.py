@@ -231,7 +231,14 @@ def _negative_controls(audit: Audit, values: Mapping[str, float]) -> Rule:
 
 def _positive_control(audit: Audit, values: Mapping[str, float]) -> Rule:
     path = "positive_controls_missed"
-    value, control = values.get(path), audit["setting"]["control"]
+    value, control, canaries = values.get(path), audit["setting"]["control"], audit.get("canaries")
+    if canaries:
+        row = canaries["teacher"]
+        text = f"AUC {number(row['auc'])} {interval(row['auc_ci'])}, own members {interval(row['own']['auc_ci'])}"
+        which = "are found above" if not value else "are not found above"
+        rest = "" if not value else ": no proof that these attacks have power"
+        words = f"Mislabelled canaries in twins of the Teacher {which} its own members{rest} ({text})."
+        return Rule(path, 0, value, not value, words)
     if value is None:
         words = "There was no positive control: whether these attacks have power is not known."
         return Rule(path, 0, None, None, words)

@@ -7,7 +7,7 @@ from kr_fast.report.render import Block, Verdict
 from kr_fast.report.tables import number
 
 STATES = {"share": "good", "do not share": "bad", "not decided": "unknown"}
-PASSED = {True: "yes", False: "NO", None: "not computed"}
+PASSED = {True: "yes", False: "NO", None: "decides nothing"}
 
 
 def block(verdict: Mapping[str, Any] | None, sentences: str) -> Block:
@@ -18,6 +18,12 @@ def block(verdict: Mapping[str, Any] | None, sentences: str) -> Block:
     return "verdict", Verdict(
         STATES[decision], f"{decision[0].upper()}{decision[1:]}", verdict["reasons"], chance(verdict)
     )
+
+
+def lines(verdict: Mapping[str, Any]) -> list[str]:
+    """The lines with which a screen begins."""
+    last = "What is measured is empirical and no guarantee, as differential privacy would be."
+    return [f"verdict: {verdict['decision']}", *verdict["reasons"], " ".join(filter(None, (chance(verdict), last)))]
 
 
 def chance(verdict: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def test_results_are_short(report):
 
 def test_a_notebook_shows_tables_and_words(report):
     text = report._repr_html_()
-    assert text.startswith('<div class="table"><table>')
+    assert text.startswith('<ul class="note"><li>verdict: do not share</li><li>LiRA online on target tells')
     for words in (f"{report.curves['target']['lira'].auc:.3f} [", "Warning: ", "LiRA online"):
         assert words in text
 

@@ -84,7 +84,7 @@ def test_a_text_of_another_form_is_refused(gate):
 def test_limits_out_of_range_and_a_path_twice_are_refused():
     for limits, words in (
         ({"auc": 0.4}, r"audit: auc must be in \[0.5, 1\], got 0.4"),
-        ({"records": -1}, "audit: records must be at least 0, got -1"),
+        ({"records": -1}, "audit: records must be in \\[0, 1000000000\\], got -1"),
         ({"fail_above": ("a=1", "a=2")}, "audit: fail_above must hold each path once, got a"),
     ):
         with pytest.raises(ValueError, match=words):

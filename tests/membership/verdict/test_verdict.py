@@ -90,6 +90,18 @@ def test_each_rule_decides(case):
     assert all(rule["source"] == "default" for rule in result["rules"])
 
 
+def test_canaries_prove_power_in_place_of_an_overfitted_model():
+    row = {"auc": 0.9, "auc_ci": [0.8, 0.95], "own": {"auc": 0.5, "auc_ci": INSIDE}}
+    audit = put(f"{CONTROL}/by_primary", False)
+    for power, decision, words in (
+        (True, "share", "are found above its own members"),
+        (False, "not decided", "no proof that these"),
+    ):
+        result = verdict_of({**audit, "canaries": {"power": power, "teacher": row}}, Limits())
+        assert result["decision"] == decision
+        assert any(words in reason for reason in result["reasons"])
+
+
 def test_limits_are_what_was_given():
     """Each makes another decision of the same figures."""
     leaks = put("target/lira", attack(SHOWN))

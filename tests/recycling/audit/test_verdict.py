@@ -6,7 +6,6 @@ import shutil
 import pytest
 from toy_runs import WHOLE_AUDIT, metrics
 
-import kr_fast
 from kr_fast.cli import main
 from kr_fast.membership.verdict.paths import check_paths, figures
 from kr_fast.recycling import pipeline, verdict
@@ -101,8 +100,3 @@ def test_a_shared_generator_and_a_transfer_only_bound_from_below(audited):
     rules = of(result, (0.9, 0.9))["rules"]
     assert "student.auc_high" in [rule["path"] for rule in rules]
     assert {rule["passed"] for rule in rules if rule["path"] == "student.shadows_missing"} == {None}
-
-
-def test_a_notebook_shows_the_verdict_first(audited):
-    result = kr_fast.recycling.pipeline.Result(metrics(audited[0]), audited[0], audited[0] / "release" / "report.html")
-    assert result.metrics["verdict"]["decision"] in result._repr_html_().partition("<table")[0]
