@@ -89,7 +89,7 @@ SHORT: dict[str, tuple[str, str | Callable[[Audit, str], float | None]]] = {
     "advantage": ("largest TPR less FPR", "{target}.{primary}.advantage"),
     "records": ("single records found", "records.{set}.found"),
     "largest_advantage": ("advantage of the most exposed record", "records.{set}.largest_advantage"),
-    "shadows_missing": (f"shadows that lack of {FEW_SHADOWS} on a side of a record", _shadows_missing),
+    "shadows_missing": (f"how many of {FEW_SHADOWS} own shadows on a side of a record are missing", _shadows_missing),
 }
 # Short paths that are of no target.
 OF_AUDIT = {
