@@ -48,6 +48,11 @@ def _shadows_missing(audit: Audit, name: str) -> float | None:
     return None if facts is None else max(0, FEW_SHADOWS - facts["on_the_smaller_side"])
 
 
+def _nearer(audit: Audit, name: str) -> float | None:
+    row = (audit.get("released_tests") or {}).get(name)
+    return None if row is None else 1 - row["p"]
+
+
 def _controls_failed(audit: Audit) -> int | None:
     controls = audit["setting"]["negative_controls"]
     if controls is None:
@@ -89,6 +94,7 @@ SHORT: dict[str, tuple[str, str | Callable[[Audit, str], float | None]]] = {
     "advantage": ("largest TPR less FPR", "{target}.{primary}.advantage"),
     "records": ("single records found", "records.{set}.found"),
     "largest_advantage": ("advantage of the most exposed record", "records.{set}.largest_advantage"),
+    "nearer": ("of released images: 1 - p, corrected, of the tests that they are nearer to members", _nearer),
     "shadows_missing": (f"how many of {FEW_SHADOWS} own shadows on a side of a record are missing", _shadows_missing),
 }
 # Short paths that are of no target.
@@ -126,11 +132,25 @@ AUDIT = (
     "records.{set}.{classes,groups}.{count,with_found}",
     f"records.{{set}}.{{classes,groups}}.rows.#.{{records,tested,found,mean_advantage,largest,{PAIR}}}",
     "setting.{num_shadows,members,non_members,level,delta,priors.#,rmia.gamma,rmia.offline_a}",
-    "setting.targets.{target}.{accuracy,images}",
+    "setting.targets.{target}.{accuracy,images,training_size}",
     "setting.shadow_sets.{set}.{models,on_the_smaller_side,examples_in_every_shadow,examples_in_no_shadow,population}",
+    "setting.shadow_sets.{set}.training_size",
+    "setting.duplicates.{exact.members,exact.non_members,near.members,near.non_members,threshold,spacing}",
     f"setting.negative_controls.blind.{{auc,{PAIR}}}",
     f"setting.negative_controls.targets.{{target}}.{{members,non_members}}.{{auc,{PAIR}}}",
 )
+AUDIT += tuple(
+    f"released_tests.{{target}}.{{pixels,features}}.{each}"
+    for each in (
+        "{members,held_out,synthetic,matched}",
+        f"nearer.{{auc,{PAIR},p,p_corrected}}",
+        "{dcr,nndr}.{members,held_out}.{median,low}",
+        "dcr.{share,expected,p,p_corrected}",
+        f"medoids.{{clusters,auc,{PAIR},p,p_corrected,radius,coverage,hits.members,hits.held_out}}",
+        "memorised.{count,expected,rank,p,p_corrected,copies.members,copies.held_out}",
+    )
+)
+AUDIT += ("released_tests.{target}.p",)
 # Of a run: in metrics.json, beside the audit or in it.
 RUN = (
     "canaries.{count,level}",

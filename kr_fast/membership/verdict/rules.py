@@ -6,6 +6,7 @@ from typing import Any
 
 from kr_fast.membership.verdict.limits import Limits
 from kr_fast.membership.verdict.paths import FEW_SHADOWS, Audit, figures, largest_seen, own_set
+from kr_fast.report.sections import released
 from kr_fast.report.sentences import (
     failed_controls,
     maker,
@@ -59,7 +60,9 @@ def default_rules(
         yield _positive_control(audit, values)
     for name in names:
         yield from _of_model(audit, limits, name)
-        if audit["setting"]["targets"].get(name, {}).get("kind") != "released":
+        if audit["setting"]["targets"].get(name, {}).get("kind") == "released":
+            yield from _of_images(audit, values, name)
+        else:
             yield from _of_recipe(audit, limits, name)
             yield _of_records(audit, limits, name)
             yield _of_shadows(audit, values, name, (bounds or {}).get(name))
@@ -89,6 +92,15 @@ def _of_model(audit: Audit, limits: Limits, name: str) -> Iterator[Rule]:
     }
     if others:
         yield _others(audit, f"{name}.others_auc_high", limits.auc, f" on {label}", others)
+
+
+def _of_images(audit: Audit, values: Mapping[str, float], name: str) -> Iterator[Rule]:
+    """The tests of released images, where they could be run."""
+    path, level = f"{name}.nearer", audit["setting"]["level"]
+    if path in values:
+        sentence = released.words(audit["released_tests"][name], level)
+        kept = values[path] <= level
+        yield Rule(path, level, values[path], kept, sentence, not kept, 1 - level)
 
 
 def _of_recipe(audit: Audit, limits: Limits, name: str) -> Iterator[Rule]:
@@ -245,7 +257,6 @@ def _positive_control(audit: Audit, values: Mapping[str, float]) -> Rule:
     if not value:
         words = "The positive control, an overfitted model, is detected by the attack named beforehand."
         return Rule(path, 0, value, True, words)
-    words = "is detected by no attack"
-    if control["by"]:
-        words = f"is detected by {', '.join(title(audit, each) for each in control['by'])} only"
-    return Rule(path, 0, value, False, f"The positive control, an overfitted model, {words}: these attacks lack power.")
+    by = f"only by {', '.join(title(audit, each) for each in control['by'])}" if control["by"] else "by no attack"
+    words = f"The positive control, an overfitted model, is detected {by}: the attack named beforehand lacks power."
+    return Rule(path, 0, value, False, words)

@@ -70,7 +70,7 @@ CASES = {
     "records untested": (f"{RECORDS}/tested", 0, "not decided", "none has 4 shadows on each side"),
     "negative control": (FAILED, False, "not decided", "A negative control failed: an attack that sees no model"),
     "no positive control": (CONTROL, None, "not decided", "There was no positive control"),
-    "missed": (f"{CONTROL}/by_primary", False, "not decided", "is detected by LiRA only: these attacks lack power"),
+    "missed": (f"{CONTROL}/by_primary", False, "not decided", "is detected only by LiRA: the attack named before"),
     "few shadows": ("setting/shadow_sets/shadows/on_the_smaller_side", 7, "not decided", "A record has 7 shadows"),
     "transfer": ("setting/targets/target/kind", "transfer", "not decided", "bound its leakage from below"),
     "without shadows": ("setting/targets/target/shadows", None, "not decided", "without shadow models"),
@@ -88,6 +88,19 @@ def test_each_rule_decides(case):
     if broken:  # and nothing that was passed is a reason
         assert result["reasons"] == [rule["words"] for rule in broken]
     assert all(rule["source"] == "default" for rule in result["rules"])
+
+
+def test_released_images_that_are_nearer_to_members_decide():
+    """In ``kr-fast audit`` they are under attack too; shadows say nothing of them."""
+    pixels = {"held_out": 40, "members": 50, "synthetic": 30, "memorised": {"copies": None}}
+    for p, decision in ((0.04, "do not share"), (0.06, "share")):
+        audit = put("setting/targets/images", {"kind": "released", "control": False, "primary": "loss", "title": ""})
+        audit |= {"images": {"loss": attack(INSIDE)}, "released_tests": {"images": {"pixels": pixels, "p": p}}}
+        result = verdict_of(audit, Limits())
+        assert result["decision"] == decision
+        assert result["rules"][-1]["path"] == "images.nearer"
+        assert result["rules"][-1]["value"] == pytest.approx(1 - p)
+        assert result["chance"] == pytest.approx(0.2 + 0.025 + 0.05)
 
 
 def test_canaries_prove_power_in_place_of_an_overfitted_model():
