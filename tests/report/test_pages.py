@@ -15,12 +15,13 @@ import pytest
 import torch
 from audit_cases import COUNT, data
 from PIL import Image
-from report_cases import summary, whole_audit
+from report_cases import attack, summary, whole_audit
 
 from kr_fast import report
 from kr_fast.membership import Choices, TargetSignals, audit_signals
 from kr_fast.report import audit_document, document, render
-from kr_fast.report.sections import verdict
+from kr_fast.report.sections import reading, verdict
+from kr_fast.report.sentences import OF_RUN
 
 NAME = "<b id=outside>\"&'"  # of a class, a group, a target and a data set
 VERDICT = {
@@ -320,6 +321,26 @@ def test_controls_that_do_not_prove_power_are_told(change, state, words):
     card = next(content for kind, content in document.blocks(values, {}) if kind == "cards")[3]
     assert card.state == "bad"
     assert "members against the others by the images alone" in card.lines[1]
+
+
+def test_the_chart_holds_each_auc_beside_chance():
+    """Of models the mean first; what has to be found is good news; places are percent of the axis from 0.4 to 1."""
+    audit = run_summary()["audit"]
+    audit["canaries"] = {"power": True, "teacher": attack(0.9, 0.85, 0.94)}
+    audit["generator"] = attack(0.51, 0.48, 0.54)
+    (chart,) = (content for kind, content in reading.blocks(audit, OF_RUN) if kind == "chart")
+    assert [(row.label, row.text, row.state) for row in chart.rows] == [
+        ("Teacher", "0.580 [0.565, 0.595]", "bad"),
+        ("Teacher", "0.600 [0.570, 0.630]", "bad"),
+        ("Student with shadows of the Teacher's training (transfer)", "0.510 [0.480, 0.540]", "plain"),
+        ("Student", "0.520 [0.505, 0.535]", "bad"),
+        ("Student", "0.570 [0.540, 0.600]", "bad"),
+        ("Released images", "0.530 [0.500, 0.560]", "plain"),
+        ("Positive control", "0.800 [0.780, 0.820]", "good"),
+        ("Mislabelled canaries", "0.900 [0.850, 0.940]", "good"),
+        ("Generator's weights", "0.510 [0.480, 0.540]", "plain"),
+    ]
+    assert chart.rows[1].track == pytest.approx((28.33, 33.33, 38.33, 16.67))
 
 
 def test_what_the_limits_allow_is_no_alarm():

@@ -58,6 +58,11 @@ def _rows(audit: Audit, labels: Mapping[str, str] | None) -> Iterator[Row]:
             row, words = audit[name][attack], sentences.title(audit, attack)
             words += "" if facts["kind"] == "released" or facts["control"] else ", this model"
             yield _row(sentences.target_title(audit, name, labels), words, row["auc"], row["auc_ci"], facts["control"])
+    if canaries := audit.get("canaries"):
+        row = canaries["teacher"]
+        yield _row("the mislabelled canaries", "in twins of the Teacher", row["auc"], row["auc_ci"], True)
+    if row := audit.get("generator"):
+        yield _row("the generator's weights", "denoising errors; not released", row["auc"], row["auc_ci"])
 
 
 def _mean(audit: Audit, shadows: str, labels: Mapping[str, str] | None) -> Iterator[Row]:
