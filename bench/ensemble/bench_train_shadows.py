@@ -54,7 +54,7 @@ def one_after_the_other(job, dtype, compiled):
         steps = Steps.of(job.config, len(kept))
         optimizer, schedule = make_optimizer(model, job.config, job.config.epochs * steps.per_epoch)
         seed = seeds.derive(job.seed, "shadow", index)
-        order, draws = epoch_draws(job.config, len(kept), images.shape[1:3], seed, 0)
+        order, draws, _ = epoch_draws(job.config, len(kept), images.shape[1:3], seed, 0)
         order, draws = kept[order].to(DEVICE), draws.to(DEVICE)
         for step in range(STEPS):
             rows = slice(step * steps.batch, (step + 1) * steps.batch)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.inference.queries import AUGMENTS
+from kr_fast.ensemble.training.recipe import CHOICES, LEAST_MIXUP
 from kr_fast.membership.attacks.canaries import LEAST as LEAST_CANARIES
 from kr_fast.membership.attacks.catalog import DEFAULT
 from kr_fast.membership.audit.choices import Choices
@@ -19,6 +20,7 @@ from kr_fast.runtime.text import seconds
 
 MOST, IMAGES, WIDEST = 1_000_000, 1_000_000_000, 4096  # of counts, of images per period, of channels
 RATES = {"above": None, "least": 1e-6, "most": 10}  # of learning rates
+LABELS = ("soft", "top1", "class")
 LEAST_WEIGHT = 1e-3  # of the terms of the loss together; a much smaller one vanishes in float32
 # What the figures of a run can be of.
 TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "shadows", "canaries")
@@ -70,6 +72,13 @@ class RecycleConfig:
         TrainConfig, "learning_rate", "peak of the one-cycle schedule of Teacher and shadows", **RATES
     )
     teacher_weight_decay: float = option_like(TrainConfig, "weight_decay", "of Teacher and shadows", most=1)
+    teacher_label_smoothing: float = option_like(
+        TrainConfig, "label_smoothing", "share of each label that goes to all classes"
+    )
+    teacher_mixup: float = option_like(
+        TrainConfig, "mixup", "alpha of mixup, which mixes pairs of images and their labels"
+    )
+    teacher_choose: str = option("accuracy", "the Teacher's epoch by accuracy or loss on validation", choices=CHOICES)
     teacher_shift: int = option_like(Augment, "shift", "augmentation on real images: largest shift in pixels")
     teacher_flip: bool = option_like(Augment, "flip", "augmentation on real images: mirror half of them")
     teacher_rotate: float = option_like(Augment, "rotate", "augmentation on real images: largest angle in degrees", 5.0)
@@ -127,6 +136,12 @@ class RecycleConfig:
     student_batch_size: int = option_like(TrainConfig, "batch_size", "batch size of the Student")
     student_learning_rate: float = option_like(TrainConfig, "learning_rate", "peak of the one-cycle schedule", **RATES)
     student_weight_decay: float = option_like(TrainConfig, "weight_decay", "weight decay of the Student", most=1)
+    labels: str = option(
+        "soft",
+        "what the Student learns of an image: soft (the Teacher's probabilities), top1 (the class that the Teacher "
+        "gives most) or class (the one that it was drawn for, without the Teacher)",
+        choices=LABELS,
+    )
     temperature: float = option(4.0, "of the soft labels", least=0.01, most=1000)
     soft_weight: float = option(1.0, "weight of T^2 KL(teacher || student)", least=0, most=1000)
     hard_weight: float = option(0.0, "weight of the cross-entropy with the generator's class label", least=0, most=1000)
@@ -218,6 +233,13 @@ class RecycleConfig:
         if self.soft_weight + self.hard_weight < LEAST_WEIGHT:
             rule = f"be at least {LEAST_WEIGHT:g} in all, or nothing is learnt"
             fail("run", "soft_weight and hard_weight", rule, f"{self.soft_weight:g} and {self.hard_weight:g}")
+        if 0 < self.teacher_mixup < LEAST_MIXUP:
+            fail("run", "teacher_mixup", f"be 0 or at least {LEAST_MIXUP}", self.teacher_mixup)
+        if self.labels != "soft":
+            for name in ("temperature", "soft_weight", "hard_weight"):
+                value, usual = getattr(self, name), self.__dataclass_fields__[name].default
+                if value != usual:
+                    fail("run", name, f"be left out with labels {self.labels}, where it does nothing", value)
         guided = [scale for scale in (self.guidance_scale, *self.tune_guidance_scale) if scale != 1]
         if guided and not self.label_dropout:
             rule = "be above 0, which trains the null class, unless guidance_scale and tune_guidance_scale are 1"

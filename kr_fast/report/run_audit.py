@@ -10,6 +10,7 @@ from kr_fast.report.tables import interval, number, percent, share, tpr
 
 Summary = dict[str, Any]
 HEADLINE = ("lira", "lira_offline", "loss")
+LABELS = {"soft": "the Teacher's soft labels", "top1": "the Teacher's top classes", "class": "their class labels"}
 TEACHER, TRANSFER, FULL, RELEASED, CONTROL = "teacher", "student", "student_full", "released", "control"
 
 
@@ -153,8 +154,9 @@ def verdict(summary: Summary) -> str:
     data, audit = summary["dataset"], summary.get("audit")
     text = (
         f"A Teacher trained on {data['train']} real images of {data['name']} classifies {percent(teacher)} of "
-        f"{data['test']} real test images correctly. A Student that saw only synthetic images and the Teacher's soft "
-        f"labels classifies {percent(student)}: a gap of {100 * summary['cas_gap']:.2f} points."
+        f"{data['test']} real test images correctly. A Student that saw only synthetic images and "
+        f"{LABELS[summary['config'].get('labels', 'soft')]} classifies {percent(student)}: a gap of "
+        f"{100 * summary['cas_gap']:.2f} points."
     )
     if not audit:
         return text + " No membership attack was run."

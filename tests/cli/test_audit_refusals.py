@@ -251,6 +251,7 @@ def built(options):
         "learning_rate",
         "weight_decay",
         "label_smoothing",
+        "mixup",
         "shift",
         "rotate",
         "scale",

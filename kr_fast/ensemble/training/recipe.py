@@ -5,6 +5,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ from kr_fast.training import SGD
 from kr_fast.training.fused import fused
 from kr_fast.training.precision import autocast, check_precision
 
+CHOICES = ("accuracy", "loss")  # by which the best epoch is chosen
+LEAST_MIXUP = 0.01
 WARM_UP = 0.2  # share of the steps in which the rate rises
 
 
@@ -35,10 +38,15 @@ class TrainConfig:
     learning_rate: float = option(0.1, "peak of the one-cycle schedule", above=0)
     weight_decay: float = option(5e-4, "of weights, not of biases and norms", least=0)
     label_smoothing: float = option(0.0, "share of each label that goes to all classes", least=0, below=1)
+    mixup: float = option(
+        0.0, "alpha of mixup, which mixes pairs of images and their labels; 0 for none", least=0, most=100
+    )
     augment: Augment = dataclasses.field(default_factory=Augment)
 
     def __post_init__(self):
         check(self, "TrainConfig")
+        if 0 < self.mixup < LEAST_MIXUP:  # of which next to no pair is mixed, and shares are lost to rounding
+            fail("TrainConfig", "mixup", f"be 0 or at least {LEAST_MIXUP}", self.mixup)
 
 
 @dataclasses.dataclass
@@ -47,6 +55,7 @@ class History:
 
     train_loss: list[float] = dataclasses.field(default_factory=list)
     val_accuracy: list[float] = dataclasses.field(default_factory=list)
+    val_loss: list[float] = dataclasses.field(default_factory=list)
     best_epoch: int = 0
 
 
@@ -66,22 +75,29 @@ def examples(
     return Split(images, labels)
 
 
-@torch.inference_mode()
 def accuracy(model: nn.Module, split: Split, batch_size: int = 1024) -> float:
     """Share of ``split`` that the model, in eval mode, classifies correctly.
 
     Raises: UserError naming the argument, and for any failure of the model's own code.
     """
+    return accuracy_and_loss(model, split, batch_size)[0]
+
+
+@torch.inference_mode()
+def accuracy_and_loss(model: nn.Module, split: Split, batch_size: int = 1024) -> tuple[float, float]:
+    """:func:`accuracy`, and the mean cross-entropy."""
     if not isinstance(model, nn.Module):
         fail("accuracy", "model", "be a torch module", described(model))
     split, batch_size = examples("accuracy", split), as_integer("accuracy", "batch_size", batch_size, 1)
-    device, hits = device_of(model), 0
+    device, hits, loss = device_of(model), 0, 0.0
     with mode(model, False):
         for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
             logits = answer("accuracy", "model", model, to_float(images.to(device)))
             as_labels("accuracy", "labels of split", labels, classes=logits.shape[1])
-            hits += int((logits.argmax(1) == labels.to(device)).sum())
-    return hits / len(split)
+            labels = labels.to(device)
+            hits += int((logits.argmax(1) == labels).sum())
+            loss += float(nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
+    return hits / len(split), loss / len(split)
 
 
 def make_optimizer(
@@ -115,14 +131,42 @@ class Steps:
 
 def epoch_draws(
     config: TrainConfig, count: int, size: tuple[int, int], seed: int, epoch: int
-) -> tuple[Tensor, AugmentParams]:
-    """The shuffle and the augmentation of one epoch: indices in [0, count) and as many draws, on the CPU.
+) -> tuple[Tensor, AugmentParams, Tensor | None]:
+    """What is random in one epoch, on the CPU: the shuffle (indices in [0, count)), as many draws of the augmentation,
+    and each image's own share in mixup (float32; one of a batch), None without mixup.
 
     Whoever trains with ``seed``, alone or among others, sees these.
     """
     generator, steps = seeds.generator(seed, "fit", epoch), Steps.of(config, count)
     used = steps.batch * steps.per_epoch
-    return torch.randperm(count, generator=generator)[:used], config.augment.draw(used, size, generator)
+    order, draws = torch.randperm(count, generator=generator)[:used], config.augment.draw(used, size, generator)
+    if not config.mixup:
+        return order, draws, None
+    shares = np.random.default_rng(seeds.derive(seed, "mixup", epoch)).beta(config.mixup, config.mixup, steps.per_epoch)
+    return order, draws, torch.from_numpy(shares).float().repeat_interleave(steps.batch)
+
+
+def mixed(x: Tensor, share: Tensor | None) -> Tensor:
+    """``share x_i + (1 - share) x_j``, where j is i's partner: the images of a batch (the third axis from the end of
+    the pixels) in the reverse order, which is random as the shuffle is.
+
+    Args:
+        x: ``[..., B, C, H, W]``; share: ``[..., B]`` or None.
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+    """
+    return x if share is None else torch.lerp(x.flip(-4), x, share[..., None, None, None].to(x.dtype))
+
+
+def mixed_loss(logits: Tensor, labels: Tensor, share: Tensor | None, smoothing: float) -> Tensor:
+    """The cross-entropy of each of ``[..., B]`` images; with mixup ``share l(y_i) + (1 - share) l(y_j)``."""
+
+    def loss(of: Tensor) -> Tensor:
+        flat = nn.functional.cross_entropy(
+            logits.flatten(0, -2), of.flatten(), reduction="none", label_smoothing=smoothing
+        )
+        return flat.view(labels.shape)
+
+    return loss(labels) if share is None else torch.lerp(loss(labels.flip(-1)), loss(labels), share)
 
 
 def fit(
@@ -134,6 +178,7 @@ def fit(
     val: Split | None = None,
     state_path: str | Path | None = None,
     save_every: int = 10,
+    choose: str = "accuracy",
     precision: str = "float32",
     description: str | None = None,
 ) -> History:
@@ -147,14 +192,16 @@ def fit(
         split: training images, uint8 ``[N, H, W, C]``, and labels, integers ``[N]`` below the number of logits.
         config: the recipe.
         seed: of shuffles and augmentation (the caller seeds the weights).
-        val: where given, the weights of the epoch with the best accuracy on it (the latest of equals) are kept.
+        val: where given, the weights of the epoch that is best on it (the latest of equals) are kept.
         state_path: file to continue from and to save to every ``save_every`` epochs (1 or more); removed at the end.
+        choose: the best epoch by "accuracy" or by "loss", the mean cross-entropy, which also sees how sure a model
+            is: a model that is sure of its own training images is easier to attack.
         precision: of activations and products in training, "float32" or "bfloat16"; accuracies are float32's.
         description: shows a progress bar under this name.
     Raises: UserError naming the argument; for any failure of the model's own code; if the loss is not finite.
     """
     options = {"seed": seed, "val": val, "state_path": state_path, "save_every": save_every}
-    options |= {"precision": precision, "description": description}
+    options |= {"choose": choose, "precision": precision, "description": description}
     return fit_for("fit", model, split, config, **options)
 
 
@@ -168,6 +215,7 @@ def fit_for(
     val: Split | None = None,
     state_path: str | Path | None = None,
     save_every: int = 10,
+    choose: str = "accuracy",
     precision: str = "float32",
     description: str | None = None,
     which: str = "",
@@ -177,19 +225,21 @@ def fit_for(
         fail(where, "config", "be a TrainConfig", described(config))
     seed, save_every = as_integer(where, "seed", seed), as_integer(where, "save_every", save_every, 1)
     check_precision(where, precision)
+    if choose not in CHOICES:
+        fail(where, "choose", f"be one of {', '.join(CHOICES)}", repr(choose))
     split, val, device = _checked(where, model, split, val)
     images, labels = split.images.to(device), split.labels.to(device)
     count, rule = len(labels), answers_rule((0, *split.images.shape[3:], *split.images.shape[1:3]))
     steps, size = Steps.of(config, count), tuple(images.shape[1:3])
     optimizer, schedule = make_optimizer(model, config, config.epochs * steps.per_epoch)
-    history, best, best_accuracy, first = History(), None, -1.0, 0
+    history, best, best_value, first = History(), None, -math.inf, 0
     with files.continuing(state_path) as state:
         if state is not None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
             history, best, first = History(**state["history"]), state["best"], state["epoch"]
-            best_accuracy = state["best_accuracy"]
+            best_value = state["best_value"]
     model.train()
     forked = [device] if device.type == "cuda" else []
     with (
@@ -199,17 +249,17 @@ def fit_for(
     ):
         for epoch in range(first, config.epochs):
             torch.manual_seed(seeds.derive(seed, "dropout", epoch))
-            order, draws = epoch_draws(config, count, size, seed, epoch)
-            order, draws = order.to(device), draws.to(device)
+            order, draws, shares = epoch_draws(config, count, size, seed, epoch)
+            order, draws, shares = order.to(device), draws.to(device), None if shares is None else shares.to(device)
             total = torch.zeros((), device=device)
             for step in range(steps.per_epoch):
                 rows = slice(step * steps.batch, (step + 1) * steps.batch)
-                batch = order[rows]
-                x = augmented(images, batch, draws[rows])
+                batch, share = order[rows], None if shares is None else shares[rows]
+                x = mixed(augmented(images, batch, draws[rows]), share)
                 with failures(where, "model", rule):
                     with autocast(device, precision):
-                        logits, smoothing = checked(where, "model", model(x), x), config.label_smoothing
-                        loss = nn.functional.cross_entropy(logits, labels[batch], label_smoothing=smoothing)
+                        logits = checked(where, "model", model(x), x)
+                        loss = mixed_loss(logits, labels[batch], share, config.label_smoothing).mean()
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -225,9 +275,12 @@ def fit_for(
             if not history.train_loss[-1] < float("inf"):
                 fail(where, "loss", "be finite", f"{history.train_loss[-1]}{which} in epoch {epoch}")
             if val is not None:
-                history.val_accuracy.append(accuracy(model, val))
-                if history.val_accuracy[-1] >= best_accuracy:
-                    best_accuracy, history.best_epoch = history.val_accuracy[-1], epoch
+                share_right, val_loss = accuracy_and_loss(model, val)
+                history.val_accuracy.append(share_right)
+                history.val_loss.append(val_loss)
+                value = share_right if choose == "accuracy" else -val_loss
+                if value >= best_value:
+                    best_value, history.best_epoch = value, epoch
                     best = copy.deepcopy(model.state_dict())
                 progress.set(loss=f"{history.train_loss[-1]:.3f}", val=f"{history.val_accuracy[-1]:.3f}")
             else:
@@ -242,7 +295,7 @@ def fit_for(
                         "schedule": schedule.state_dict(),
                         "history": dataclasses.asdict(history),
                         "best": best,
-                        "best_accuracy": best_accuracy,
+                        "best_value": best_value,
                         "epoch": epoch + 1,
                     },
                 )

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kr_fast.data import AugmentParams, augmented
 from kr_fast.ensemble.graph.architecture import Comparison
 from kr_fast.ensemble.graph.trace import Unsupported
-from kr_fast.ensemble.training.recipe import Steps, TrainConfig, epoch_draws, make_optimizer
+from kr_fast.ensemble.training.recipe import Steps, TrainConfig, epoch_draws, make_optimizer, mixed, mixed_loss
 from kr_fast.ensemble.training.stacked_graph import StackedGraph
 from kr_fast.ensemble.training.state import ModelState, TrainingState
 from kr_fast.ensemble.training.verify import check
@@ -124,14 +123,16 @@ class GroupTrainer:
     def draw(self, epoch: int) -> dict[str, Tensor]:
         """Everything random of one epoch and its schedule, ``[steps + 1, M, ...]``, on the CPU."""
         config, size, most = self.job.config, tuple(self.job.images.shape[1:3]), max(self.schedules.steps)
-        orders, draws = [], []
+        orders, draws, shares = [], [], []
         for half, seed, steps in zip(self.halves, self.seeds, self.schedules.steps, strict=True):
-            order, draw = epoch_draws(config, len(half), size, seed, epoch)
+            order, draw, share = epoch_draws(config, len(half), size, seed, epoch)
             rows = torch.arange((most + 1) * self.schedules.batch)
             rows[steps * self.schedules.batch :] = 0  # of a model that is through
             orders.append(half[order[rows]])
             draws.append(draw[rows])
+            shares.append(None if share is None else share[rows])
         drawn = dataclasses.asdict(AugmentParams.stack(draws)) | {"order": torch.stack(orders)}
+        drawn["share"] = torch.stack(shares) if config.mixup else None
         tables = {
             name: value.unflatten(1, (most + 1, self.schedules.batch)).transpose(0, 1).contiguous()
             for name, value in drawn.items()
@@ -158,11 +159,10 @@ class GroupTrainer:
             lambda each: each.flatten(0, 1)
         )
         index = row["order"].flatten()
-        x = augmented(self.images, index, draws).to(self.dtype).unflatten(0, (models, batch))
-        logits, seen = self.graph(self.state.tensors, x)
-        options = {"reduction": "none", "label_smoothing": self.job.config.label_smoothing}
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), self.labels[index], **options)
-        losses = losses.view(models, batch).mean(1)
+        x = augmented(self.images, index, draws).unflatten(0, (models, batch))
+        share, smoothing = row.get("share"), self.job.config.label_smoothing
+        logits, seen = self.graph(self.state.tensors, mixed(x, share).to(self.dtype))
+        losses = mixed_loss(logits.float(), self.labels[row["order"]], share, smoothing).mean(1)
         grads = torch.autograd.grad(losses.sum(), self.state.leaves())
         self.state.update(grads, seen, row["rate"], row["momentum"])
         self.loss += torch.where(row["rate"] == 0, 0, losses.detach())

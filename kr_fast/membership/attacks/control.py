@@ -22,13 +22,13 @@ from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 from kr_fast.runtime.storage import files
 
 LEAST_EPOCHS = 60
-RECIPE = "no augmentation, weight decay or label smoothing; three times the epochs, at least 60"
+RECIPE = "no augmentation, mixup, weight decay or label smoothing; three times the epochs, at least 60"
 
 
 def overfitted_recipe(like: TrainConfig) -> TrainConfig:
     """The recipe ``like``, made to memorise: :data:`RECIPE`."""
     epochs = max(3 * like.epochs, LEAST_EPOCHS)
-    return dataclasses.replace(like, epochs=epochs, weight_decay=0.0, label_smoothing=0.0, augment=Augment())
+    return dataclasses.replace(like, epochs=epochs, weight_decay=0.0, label_smoothing=0.0, mixup=0.0, augment=Augment())
 
 
 def overfitted(

@@ -82,6 +82,7 @@ class AuditConfig:
     )
     weight_decay: float = option(TrainConfig.weight_decay, "of a shadow", least=0, most=1)
     label_smoothing: float = option_of(TrainConfig, "label_smoothing", "of a shadow")
+    mixup: float = option_of(TrainConfig, "mixup", "alpha of a shadow's mixup, which mixes pairs of images; 0 for none")
     shift: int = option(0, "augmentation of a shadow: largest shift in pixels", least=0, most=224)
     flip: bool = option(False, "augmentation of a shadow: mirror half of the images")
     rotate: float = option(0.0, "augmentation of a shadow: largest angle in degrees", least=0, most=180)
@@ -183,6 +184,6 @@ class AuditConfig:
 
     def recipe(self) -> TrainConfig:
         """How shadows are trained."""
-        names = ("epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing")
+        names = ("epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "mixup")
         augment = Augment(self.shift, self.flip, self.rotate, self.scale)
         return TrainConfig(**{name: getattr(self, name) for name in names}, augment=augment)

@@ -68,6 +68,7 @@ class Teachers:
             seed=seeds.derive(c.seed, "twin teacher", index),
             val=context.data.val,
             state_path=context.folder.state / f"twin-teacher-{index:03d}.pt",
+            choose=c.teacher_choose,
             precision=context.precision.classifiers,
         )
         files.save_tensors(shadows.file(self.folder, index), model.state_dict())

@@ -33,6 +33,7 @@ from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training.fused import fused
 from kr_fast.training.precision import autocast
 
+HARD = {"soft_weight": 0.0, "hard_weight": 1.0}  # the cross-entropy with one class
 MAX_GRAD_NORM = 5.0  # T^2 times the divergence has large gradients at the start
 # Images that are augmented and shown to the Teacher at a time: more are slower, as their activations leave the cache.
 PREPARED, PREPARED_BYTES = 256, 8 << 20
@@ -261,7 +262,7 @@ class _Training:
 
     def _batches(
         self, synthetic: Split, order: Tensor, random: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """(indices, augmented images, the Teacher's logits of them) of each step of an epoch.
 
         Many steps are prepared at a time: the Teacher is faster on more images than a step has.
@@ -272,16 +273,20 @@ class _Training:
         for part in order.split(steps * self.batch):
             draw = [self.recipe.augment.draw(self.batch, (height, width), random) for _ in part.split(self.batch)]
             x = augmented(synthetic.images, part, AugmentParams.cat(draw).to(part.device))
-            with torch.no_grad():
-                soft = answer("run", "teacher", self.teacher_model, x)
-            yield from zip(*(each.split(self.batch) for each in (part, x, soft)), strict=True)
+            soft = [None] * len(part.split(self.batch))
+            if self.config.labels != "class":  # which no Teacher is asked for
+                with torch.no_grad():
+                    soft = answer("run", "teacher", self.teacher_model, x).split(self.batch)
+            yield from zip(part.split(self.batch), x.split(self.batch), soft, strict=True)
 
-    def _loss(self, x: Tensor, soft: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-        c = self.config
-        weights = {"soft_weight": c.soft_weight, "hard_weight": c.hard_weight, "sample_weight": weight}
+    def _loss(self, x: Tensor, soft: Tensor | None, labels: Tensor, weight: Tensor) -> Tensor:
+        c, soft_labels = self.config, self.config.labels == "soft"
         with autocast(self.device, self.precision):
-            logits = self.student(x)
-        return distillation_loss(logits.float(), soft, labels, temperature=c.temperature, **weights)
+            logits = self.student(x).float()
+        labels = soft.argmax(1) if c.labels == "top1" else labels
+        soft = logits.detach() if soft is None else soft
+        weights = {"soft_weight": c.soft_weight, "hard_weight": c.hard_weight} if soft_labels else HARD
+        return distillation_loss(logits, soft, labels, temperature=c.temperature, **weights, sample_weight=weight)
 
 
 @torch.inference_mode()

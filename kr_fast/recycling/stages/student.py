@@ -16,7 +16,7 @@ def run(context: Context) -> dict[str, Any]:
 def recipe(context: Context) -> dict[str, Any]:
     """What the Student, and every shadow of it, is made by."""
     c, schedule = context.config, gkd.student_schedule(context)
-    names = ("temperature", "soft_weight", "hard_weight")
+    names = ("labels",) if c.labels != "soft" else ("labels", "temperature", "soft_weight", "hard_weight")
     further = {name: getattr(c, name) for name in names}
     further["confidence"] = context.result("tuning")["sampling"]["confidence"]
     further |= {"periods": list(schedule.cycles), "images": schedule.images, "passes": schedule.epochs}

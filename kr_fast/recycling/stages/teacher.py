@@ -44,6 +44,7 @@ def run(context: Context) -> dict[str, Any]:
             seed=seeds.derive(c.seed, "teacher"),
             val=context.data.val,
             state_path=context.folder.state / "teacher.pt",
+            choose=c.teacher_choose,
             precision=context.precision.classifiers,
             description="teacher",
         )
@@ -51,6 +52,7 @@ def run(context: Context) -> dict[str, Any]:
             "epoch": list(range(1, c.teacher_epochs + 1)),
             "train_loss": history.train_loss,
             "val_accuracy": history.val_accuracy,
+            "val_loss": history.val_loss,
         }
         best = history.best_epoch + 1
     val_accuracy = accuracy(model, context.data.val)

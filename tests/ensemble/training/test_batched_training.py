@@ -67,10 +67,10 @@ def one_line(caplog, words):
 AUGMENTS = [Augment(), Augment(shift=1, flip=True), Augment(1, True, 10, 0.1)]
 
 
-@pytest.mark.parametrize("augment", AUGMENTS, ids=str)
-def test_as_one_after_the_other(augment):
+@pytest.mark.parametrize(("augment", "mixup"), [(AUGMENTS[0], 0.0), (AUGMENTS[1], 0.4), (AUGMENTS[2], 0.0)], ids=str)
+def test_as_one_after_the_other(augment, mixup):
     """61 examples: halves of 26 to 37, so three steps an epoch for two models and four for the others."""
-    config = TrainConfig(epochs=4, batch_size=8, learning_rate=0.05, label_smoothing=0.1, augment=augment)
+    config = TrainConfig(epochs=4, batch_size=8, learning_rate=0.05, label_smoothing=0.1, mixup=mixup, augment=augment)
     alone, together = shadows(resnet, config=config), shadows(resnet, config=config, batched=True)
     assert torch.equal(alone.keep, together.keep)
     assert sorted({int(each) // 8 for each in alone.keep.sum(1)}) == [3, 4]

@@ -1,15 +1,28 @@
-"""Sets drawn ahead by a second thread: the same images in the same order, one set ahead at most, errors told."""
+"""What a Student learns from: sets drawn ahead by a second thread (the same images in the same order, one set ahead at
+most, errors told), and of each image the Teacher's probabilities, its top class, or the image's own class."""
 
+import copy
 import threading
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from toy_sampler import plan, sampler
 
+from kr_fast.data import Dataset, Split, to_float
+from kr_fast.recycling.config import RecycleConfig
+from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
+from kr_fast.recycling.presets import preset
+from kr_fast.recycling.stages import gkd
+from kr_fast.runtime import state
+from kr_fast.runtime.storage.journal import Journal
 
 IMAGES = 20  # two micro-batches of 8 and a part of one
+COUNT, CLASSES = 32, 4
+PLAIN = {"student_shift": 0, "student_flip": False, "student_rotate": 0.0, "student_scale": 0.0}
 
 
 @pytest.fixture
@@ -101,3 +114,40 @@ def test_kept_sets_are_read_and_those_of_others_are_not(threads, tmp_path):
     kept("b").discard_outdated()
     assert 0 not in kept("b")
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["made_from.json"]
+
+
+class Linear(nn.Module):
+    """A Teacher whose top class is seldom the class that an image was drawn for."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.head, self.calls = nn.Linear(64, CLASSES), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize("labels", ["soft", "top1", "class"])
+def test_loss_of_the_first_step(labels, tmp_path):
+    """Without augmentation the loss of a step on all images is that of the definition, in float64."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (COUNT, 8, 8, 1), generator=draw, dtype=torch.uint8)
+    split = Split(images, torch.arange(COUNT) % CLASSES)
+    config = RecycleConfig(**{**preset("toy"), **PLAIN, "out": str(tmp_path), "labels": labels})
+    data = Dataset("made", tuple("abcd"), split, split, split)
+    run = Context(config, tmp_path, state.current(), data, Journal(tmp_path))
+    teacher, student = Linear().eval(), run.seeded("resnet8", 4, "student")
+    z = copy.deepcopy(student).double().train()(to_float(images).double())
+    with torch.no_grad():
+        soft = teacher.head.double()(to_float(images).double().flatten(1))
+    teacher.head.float()
+    t, target = config.temperature, split.labels if labels == "class" else soft.argmax(1)
+    divergence = F.kl_div((z / t).log_softmax(1), (soft / t).softmax(1), reduction="batchmean")
+    expected = t * t * divergence if labels == "soft" else F.cross_entropy(z, target)
+    assert not torch.equal(soft.argmax(1), split.labels)
+    sets, schedule = (torch.arange(COUNT), split.labels, images), gkd.Schedule((1,), COUNT, 1)
+    done = gkd.distil(run, teacher, student, lambda _: sets, schedule, confidence=0.0, seed=0)
+    assert done.loss[0] == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert teacher.calls == (0 if labels == "class" else 1)
