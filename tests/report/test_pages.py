@@ -290,6 +290,7 @@ def test_the_cards_are_of_the_student(pages):
 
 def test_the_verdict_is_that_of_the_json(pages):
     (words,) = Sections(pages["run"][0]).of("verdict")
+    assert pages["run"][1]["verdict"] == VERDICT
     reasons = " ".join(VERDICT["reasons"])
     assert words == f"Verdict Do not share {reasons} {verdict.chance(VERDICT)}"
     assert f"in at most {100 * VERDICT['chance']:g} % of audits" in words
@@ -344,12 +345,16 @@ def test_the_chart_holds_each_auc_beside_chance():
 
 
 def test_what_the_limits_allow_is_no_alarm():
-    """An AUC above chance and records that are found, where the verdict is to share all the same."""
+    """An AUC above chance and records that are found, where the verdict is to share; a gap that is not allowed is."""
     values = run_summary()
     for decision, states in (("do not share", {"bad"}), ("share", {"unknown"})):
         values["verdict"] = {**VERDICT, "decision": decision}
         _, leakage, records, _ = next(content for kind, content in document.blocks(values, {}) if kind == "cards")
         assert {leakage.state, records.state} == states
+    for passed, state in ((True, "plain"), (False, "bad")):
+        values["verdict"] = {**VERDICT, "rules": [{**VERDICT["rules"][0], "path": "accuracy_gap", "passed": passed}]}
+        accuracy = next(content for kind, content in document.blocks(values, {}) if kind == "cards")[0]
+        assert accuracy.state == state
 
 
 def test_text_can_be_read_on_every_ground():

@@ -64,7 +64,9 @@ def of_run(summary: Values, best: str, decided: Values | None) -> Block:
         f"{cite('teacher', 'test_accuracy', form=percent)}"
     ]
     value = cite("student", "test_accuracy", form=percent)
-    first = Card("Accuracy of the Student", "plain", value, "", lines, cite.cited)
+    rules = {} if decided is None else {rule["path"]: rule["passed"] for rule in decided["rules"]}
+    state = "bad" if rules.get("accuracy_gap") is False else "plain"
+    first = Card("Accuracy of the Student", state, value, "", lines, cite.cited)
     if not summary.get("audit"):
         rest = [Card(title, "unknown", "not measured", "", ["No audit was run."], []) for title in TITLES]
     else:
