@@ -65,7 +65,7 @@ def run_summary():
 
 
 def audit_values():
-    """An audit by the command line: two targets, groups with names from outside, no verdict."""
+    """An audit by the command line: two targets, groups with names from outside."""
     whole = data()
     phi = data(1, 0.0).targets["target"].signals["phi"]
     other = TargetSignals({"phi": phi}, kind="transfer", title="the Student")
@@ -289,6 +289,8 @@ def test_the_cards_are_of_the_student(pages):
 
 
 def test_the_verdict_is_that_of_the_json(pages):
+    (words,) = Sections(pages["audit"][0]).of("verdict")
+    assert words.startswith(f"Verdict {pages['audit'][1]['verdict']['decision'].capitalize()} ")
     (words,) = Sections(pages["run"][0]).of("verdict")
     assert pages["run"][1]["verdict"] == VERDICT
     reasons = " ".join(VERDICT["reasons"])
@@ -299,7 +301,9 @@ def test_the_verdict_is_that_of_the_json(pages):
 
 def test_without_a_verdict_the_page_begins_with_the_sentences(pages):
     """A file of an older version: the result in one paragraph, as it was."""
-    (words,) = Sections(pages["audit"][0]).of("verdict")
+    older = {key: value for key, value in pages["audit"][1].items() if key != "verdict"}
+    blocks = [block for block in audit_document.blocks(older, {}) if block[0] == "verdict"]
+    (words,) = Sections(render.fragment(blocks)).of("verdict")
     assert "Verdict" not in words
     assert words.startswith("On average over 12 models")
 
