@@ -77,8 +77,9 @@ def attack_canaries(phi: Tensor, keep: Tensor, *, level: float = 0.95, seed: int
     The AUC is the mean over models, its interval over other models and other canaries (:func:`across_targets`). A
     TPR is that of all M x K scores together at the largest realised FPR that is at most the stated one; its interval
     is of the pigeonhole bootstrap (Owen, Annals of Applied Statistics 1 (2007)): models and canaries are resampled
-    apart, each time with a threshold of its own. Where an interval would have no width, as all canaries are told
-    apart, it is that of one model (AUC), or of Clopper and Pearson with the canaries as trials (TPR).
+    apart, each time with a threshold of its own. Near 0 and 1 both would be too narrow, as few canaries are not told
+    apart: each interval is widened to Clopper and Pearson's with the K canaries as trials. That holds for any mean of
+    K independent shares, since none varies more than a trial does.
 
     Args:
         phi: float ``[A, K, M]``, signals of the models with the wrong labels.
@@ -92,17 +93,21 @@ def attack_canaries(phi: Tensor, keep: Tensor, *, level: float = 0.95, seed: int
     phi, keep = as_numbers("attack_canaries", "phi", phi), as_mask("attack_canaries", "keep", keep, 2).cpu()
     scores = lira(phi, keep, variance=auto_variance(keep), partner=partners(keep, seed)).cpu()
     auc = across_targets(scores, keep, (), level)["auc"]
-    ends = auc["interval"] or list(roc(scores[0], keep[0]).auc_interval(level))
+    ends = _widened(auc["interval"], auc["mean"], len(keep[0]), level)
     tprs = {str(fpr): _tpr(scores, keep, fpr, level, seed) for fpr in FPRS}
     return {"models": len(keep), "auc": auc["mean"], "auc_ci": ends, "sd": auc["sd"], "tpr_at_fpr": tprs}
 
 
+def _widened(ends: Sequence[float] | None, share: float, trials: int, level: float) -> list[float]:
+    exact = [float(end) for end in clopper_pearson(np.array(share * trials), trials, (1 - level) / 2)]
+    return exact if ends is None else [min(ends[0], exact[0]), max(ends[1], exact[1])]
+
+
 def _tpr(scores: Tensor, keep: Tensor, fpr: float, level: float, seed: int) -> dict[str, Any]:
     point = roc(scores.flatten(), keep.flatten()).tpr_at(fpr, level)
-    error, trials = (1 - level) / 2, scores.shape[1]
+    error = (1 - level) / 2
     ends = np.quantile(_resampled(scores.numpy(), keep.numpy(), fpr, seed), [error, 1 - error]).tolist()
-    if ends[0] == ends[1]:
-        ends = [float(end) for end in clopper_pearson(np.array(round(point["tpr"] * trials)), trials, error)]
+    ends = _widened(ends, point["tpr"], scores.shape[1], level)
     return point | {"tpr": point["tpr"] if point["point_claim"] else None, "interval": ends}
 
 

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 
-from kr_fast.membership import attack_canaries, draw_canaries, partners
+from kr_fast.membership import across_targets, attack_canaries, draw_canaries, partners
 from kr_fast.membership.attacks.canaries import power
 from kr_fast.report.sections import canaries as section
 from kr_fast.runtime.errors import UserError
@@ -95,8 +96,21 @@ def test_scores_are_lira_by_its_definition():
     assert point["false_positives"] == 3
     assert point["tpr"] is None
     rates = resampled(scores, keep.numpy(), 0.1)
-    assert point["interval"] == pytest.approx(np.quantile(rates, [0.025, 0.975]), abs=0.06)  # of 1,000 draws
+    low, high = np.quantile(rates, [0.025, 0.975])
+    exact = exact_interval((scores[keep.numpy()] > outside[3]).mean(), 10)
+    ends = min(low, exact[0]), max(high, exact[1])
+    assert point["interval"] == pytest.approx(ends, abs=0.06)  # of 1,000 draws
+    exact = exact_interval(np.mean(pairs), 10)
+    between = across_targets(torch.from_numpy(scores), keep)["auc"]["interval"]
+    ends = min(between[0], exact[0]), max(between[1], exact[1])
+    assert found["auc_ci"] == pytest.approx(ends, abs=1e-12)
     assert rates.min() < (scores[keep.numpy()] > outside[3]).mean() < rates.max()
+
+
+def exact_interval(share, trials):
+    """Clopper and Pearson's, 95 %, as quantiles of beta distributions."""
+    hits = share * trials
+    return beta.ppf(0.025, hits, trials - hits + 1), beta.ppf(0.975, hits + 1, trials - hits)
 
 
 def resampled(scores, keep, fpr, draws=1000):
@@ -128,7 +142,7 @@ def test_canaries_that_are_all_told_apart_have_an_interval_too():
     keep = draw().keep
     found = attack_canaries(signals(keep, 50.0), keep)
     assert found["auc"] == 1
-    assert 0.8 < found["auc_ci"][0] < found["auc_ci"][1] == 1  # of one model with 20 canaries on a side
+    assert found["auc_ci"] == [pytest.approx(0.025 ** (1 / 40)), 1]  # 40 trials of 40
     point = found["tpr_at_fpr"]["0.1"]
     assert (point["tpr"], point["false_positives"]) == (1, 32)
     assert point["interval"] == [pytest.approx(0.025 ** (1 / 40)), 1]
