@@ -7,22 +7,24 @@ from kr_fast.runtime import seeds
 
 ROUNDS = 20
 BATCH = 1024
+MOST = 16_384
 
 
-def cluster_medoids(synthetic: Tensor, clusters: int, *, seed: int = 0) -> Tensor:
+def cluster_medoids(synthetic: Tensor, clusters: int | None = None, *, seed: int = 0) -> Tensor:
     """Indices of the medoids of k-means clusters, int64 ``[k]``: one for each cluster that holds an image.
 
     Lloyd's algorithm from ``clusters`` images drawn by chance. A medoid is the image with the least sum of squared
-    distances to its cluster, which is the one nearest to the mean.
+    distances to its cluster, which is the one nearest to the mean. Of more than 16,384 images as many are drawn first.
 
     Args:
-        synthetic: ``[S, ...]``, bytes or floats; clusters: at most S are made.
-        seed: of the draw.
+        synthetic: ``[S, ...]``, bytes or floats.
+        clusters: at most as many are made; None for the square root of the number of images.
+        seed: of the draws.
     Source: Mustaqim, Kotal and Yi, "When Privacy Isn't Synthetic" (2025), whose attack looks around such medoids.
     """
-    flat = synthetic.flatten(1)
-    drawn = torch.randperm(len(flat), generator=seeds.generator(seed, "medoids"))[:clusters]
-    centres, before = flat[drawn].double(), None
+    taken = torch.randperm(len(synthetic), generator=seeds.generator(seed, "medoids"))[:MOST]
+    flat = synthetic.flatten(1)[taken]
+    centres, before = flat[: round(len(flat) ** 0.5) if clusters is None else clusters].double(), None
     for _ in range(ROUNDS):
         nearest, _ = _assigned(flat, centres)
         if before is not None and torch.equal(nearest, before):
@@ -36,7 +38,7 @@ def cluster_medoids(synthetic: Tensor, clusters: int, *, seed: int = 0) -> Tenso
     order = gaps.argsort(stable=True)
     first = torch.full((len(centres),), len(flat))
     first.scatter_reduce_(0, nearest[order], torch.arange(len(flat)), "amin")
-    return order[first[first < len(flat)]]
+    return taken[order[first[first < len(flat)]]]
 
 
 def _assigned(flat: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,9 +82,9 @@ def released_tests(
       test would take the released images as independent, and many share a closest record.)
     - ``nndr``, nearest neighbour distance ratio: of each released image the distance to the nearest record over that to
       the second nearest, of equally many on both sides.
-    - ``medoids``: the Mann-Whitney test of the distance to the nearest of ``sqrt(S)`` cluster medoids; "coverage", the
-      share of members within the radius that holds 5 % of the held-out images, and "hits", the share of medoids with a
-      member (a held-out image) of equally many within it.
+    - ``medoids``: the Mann-Whitney test of the distance to the nearest of ``sqrt(S)`` (at most 128) cluster medoids;
+      "coverage", the share of members within the radius that holds 5 % of the held-out images, and "hits", the share of
+      medoids with a member (a held-out image) of equally many within it.
     - ``memorised``: for each image x of the pool ``r(x) = min_s d(s, x) / d(s, H)``, where H are the held-out images
       (but x). "count" members have a smaller r than the k-th smallest of the held-out images, ``k = ceil(n / 100)``;
       by chance that are at most "expected" ``= k m / (n + 1)``, and p is that of as many members before the k-th
@@ -122,7 +122,7 @@ def released_tests(
     figures["nearer"] = _rank_test(found.of_real, mask, level)
     figures["dcr"] = _dcr(found, mask, width)
     figures["nndr"] = {side: _quantiles(_ratio(*two.T)) for side, two in found.two.items()}
-    chosen = synthetic[cluster_medoids(synthetic, max(1, round(len(synthetic) ** 0.5)), seed=seed)]
+    chosen = synthetic[cluster_medoids(synthetic, seed=seed)]
     figures["medoids"] = _medoids(Rows(chosen).squared_distances(real), mask, matched, width, level)
     figures["memorised"] = _memorised(found, mask, exact=images.dtype == torch.uint8)
     back = order.argsort()
