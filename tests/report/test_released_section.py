@@ -32,7 +32,7 @@ def test_every_statement_is_a_figure_of_the_json(report, tmp_path):
     text = " ".join(html.unescape(re.sub("<[^<>]*>", " ", path.read_text())).split())
     values = json.loads((tmp_path / "release" / "audit.json").read_text())
     row = values["released_tests"]["<i>made"]
-    assert list(row) == ["pixels", "features", "p"]
+    assert list(row) == ["pixels", "features", "p", "by_group"]
     tests = [row[space][test] for space in ("pixels", "features") for test in TESTS]
     assert row["p"] == min(each["p_corrected"] for each in tests) < 1e-6
     # Holm's correction of eight tests.

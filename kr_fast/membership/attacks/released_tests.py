@@ -257,20 +257,35 @@ def compare_released(
     """(name of a released set -> figures, name -> its tests in pixels) of an audit's data.
 
     Figures: "pixels" and "features" (None without features of both sides) of :func:`released_tests`, each p with
-    "p_corrected" (Holm, over the tests of the set in both spaces), and "p", the smallest of these. Nothing without
-    images of the pool or with fewer than 2 members or others.
+    "p_corrected" (Holm, over the tests of the set in both spaces), "p", the smallest of these, and "by_group". With
+    groups (the images of a patient) one image of each, drawn by chance, is tested: several of one are no chance of
+    their own. Nothing without images of the pool, or with fewer than 2 members or others to test.
     """
-    if data.images is None or data.members is None or not LEAST <= int(data.members.sum()) <= data.count - LEAST:
+    if data.images is None or data.members is None:
+        return {}, {}
+    at = torch.arange(data.count) if data.groups is None else _one_of_each(data.groups, data.members, seed)
+    members = data.members[at]
+    if not LEAST <= int(members.sum()) <= len(at) - LEAST:
         return {}, {}
     figures, tests = {}, {}
     for name, synthetic in data.synthetic.items():
         options = {"level": level, "seed": seeds.derive(seed, name), "description": f"distances to {name}"}
         tests[name] = released_tests(data.images, data.members, synthetic, **options)
-        spaces, made = {"pixels": tests[name].figures, "features": None}, data.synthetic_features.get(name)
-        if data.features is not None and made is not None:
-            spaces["features"] = released_tests(data.features, data.members, made, **options).figures
+        spaces: dict[str, Any] = {"pixels": tests[name].figures, "features": None}
+        if data.groups is not None:
+            spaces["pixels"] = released_tests(data.images[at], members, synthetic, **options).figures
+        if data.features is not None and (made := data.synthetic_features.get(name)) is not None:
+            spaces["features"] = released_tests(data.features[at], members, made, **options).figures
         rows = [space[test] for space in spaces.values() if space for test in TESTS]
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_corrected"] = p
-        figures[name] = {**spaces, "p": min(row["p_corrected"] for row in rows)}
+        smallest = min(row["p_corrected"] for row in rows)
+        figures[name] = {**spaces, "p": smallest, "by_group": data.groups is not None}
     return figures, tests
+
+
+def _one_of_each(groups: np.ndarray, members: Tensor, seed: int) -> Tensor:
+    """Indices of one image of each group on each side."""
+    order = torch.randperm(len(members), generator=seeds.generator(seed, "one of each group")).numpy()
+    sides = np.char.add(groups.astype(str), np.where(members.numpy(), "+", "-"))
+    return torch.from_numpy(np.sort(order[np.unique(sides[order], return_index=True)[1]]))

@@ -45,8 +45,11 @@ def blocks(audit: Audit, figures: Figures, labels: Mapping[str, str] | None = No
 
 def words(row: dict[str, Any], level: float) -> str:
     """The result of all tests of one set in plain words."""
-    pixels = row["pixels"]
-    start = f"Beside {pixels['held_out']:,} images that the generator never saw, the {pixels['members']:,} members are"
+    pixels, groups = row["pixels"], "Of each group of images one was drawn. " if row.get("by_group") else ""
+    start = (
+        f"{groups}Beside {pixels['held_out']:,} images that the generator never saw, the {pixels['members']:,} members "
+        "are"
+    )
     seen = "" if row["p"] < 1 - level else "not seen to be "
     end = f"nearer to the {pixels['synthetic']:,} released images (smallest corrected p = {row['p']:.2g})."
     copies = pixels["memorised"]["copies"]

@@ -9,9 +9,9 @@ from torch import nn
 
 from kr_fast.data import load_uncut
 from kr_fast.ensemble import ModelArray
-from kr_fast.membership import released_tests
+from kr_fast.membership import AuditData, TargetSignals, released_tests
 from kr_fast.membership.attacks.medoids import cluster_medoids
-from kr_fast.membership.attacks.released_tests import TESTS
+from kr_fast.membership.attacks.released_tests import TESTS, compare_released
 from kr_fast.membership.inputs.features import penultimate
 from kr_fast.models import classifier
 from kr_fast.runtime.errors import UserError
@@ -122,6 +122,30 @@ def test_p_values_are_uniform_where_nothing_leaks(digits):
     assert rejected["nearer"] >= 2  # a test that never rejects would pass too: less than 2 once in 2,000
     # The count is geometric, of standard deviation 1.9: the mean of 200 lies within four errors below what is expected.
     assert np.mean(expected) - 4 * 1.9 / 200**0.5 <= np.mean(counts) <= np.mean(expected) + 3 * 1.9 / 200**0.5
+
+
+def test_one_image_of_each_group_is_tested(digits):
+    """Members in 25 copies beside single others: as images they reject too often, as groups they do not.
+
+    With nothing to find the smallest corrected p of 20 audits is below 0.05 in one, in 5 or more once in 400.
+    """
+    rejected = {True: 0, False: 0}
+    for seed in range(20):
+        order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
+        pool = torch.cat([noisy(digits[order[:12]].repeat(25, 1, 1, 1), 4, seed), digits[order[12:112]]])
+        members, groups = torch.arange(400) < 300, np.concatenate([np.tile(np.arange(12), 25), np.arange(12, 112)])
+        shared = {"images": pool, "synthetic": {"made": noisy(digits[order[160:310]], 15, seed)}}
+        for grouped in (True, False):
+            target = TargetSignals({"phi": torch.zeros(1, 400)})
+            data = AuditData({}, {"t": target}, members, groups=groups if grouped else None, **shared)
+            figures, tests = compare_released(data, seed=seed)
+            made = figures["made"]
+            rejected[grouped] += made["p"] <= 0.05
+            assert made["by_group"] == grouped
+            assert (made["pixels"]["members"], made["pixels"]["held_out"]) == ((12, 100) if grouped else (300, 100))
+            assert len(tests["made"].ratio) == 400  # the closest pairs are those of all images
+    assert rejected[True] <= 4
+    assert rejected[False] >= 5
 
 
 def test_medoids_are_the_images_nearest_to_their_cluster():
