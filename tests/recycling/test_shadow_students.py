@@ -237,7 +237,7 @@ def test_the_attack_on_the_weights_is_planned(tmp_path):
             (time_estimate.stages(each, one), memory_and_disk.disk_needs(each, networks.sizes(each)))
             for each in (with_it, without)
         )
-        calls, turns = 110 * 16, 4 // min(torch.get_num_threads(), 4)
+        calls, turns = 110 * 12, 4 // min(torch.get_num_threads(), 4)
         assert new["audit"] - old["audit"] == audit * calls
         assert new["shadow_students"] - old["shadow_students"] == (turns * calls if students else 0)
         sizes = networks.sizes(with_it).generator.state

@@ -18,7 +18,7 @@ from kr_fast.runtime.inputs import as_images, as_integer, as_labels, as_mask, as
 from kr_fast.runtime.progress import bar
 
 OBJECTIVES = ("flow", "epsilon", "v_prediction")
-LEVELS, DRAWS = (0.1, 0.2, 0.3, 0.4), 4
+LEVELS, DRAWS = (0.1, 0.2, 0.3), 4
 FLOW_STEPS = 1000  # training timesteps of diffusers' flow-matching schedulers
 FOLDS = 5
 
