@@ -48,6 +48,11 @@ def _shadows_missing(audit: Audit, name: str) -> float | None:
     return None if facts is None else max(0, FEW_SHADOWS - facts["on_the_smaller_side"])
 
 
+def _records(audit: Audit, name: str) -> float | None:
+    facts = audit["records"].get(own_set(audit, name))
+    return facts["found"] if facts and facts["tested"] else None  # of none that was tested none could be found
+
+
 def _nearer(audit: Audit, name: str) -> float | None:
     row = (audit.get("released_tests") or {}).get(name)
     return None if row is None else 1 - row["p"]
@@ -92,7 +97,7 @@ SHORT: dict[str, tuple[str, str | Callable[[Audit, str], float | None]]] = {
     "tpr_0.001_high": ("upper end of its interval", "{target}.{primary}.tpr_at_fpr.0.001.interval.1"),
     "epsilon": ("lower bound of epsilon", "{target}.{primary}.epsilon.clopper_pearson"),
     "advantage": ("largest TPR less FPR", "{target}.{primary}.advantage"),
-    "records": ("single records found", "records.{set}.found"),
+    "records": ("single records found", _records),
     "largest_advantage": ("advantage of the most exposed record", "records.{set}.largest_advantage"),
     "nearer": ("of released images: 1 - p, corrected, of the tests that they are nearer to members", _nearer),
     "shadows_missing": (f"how many of {FEW_SHADOWS} own shadows on a side of a record are missing", _shadows_missing),

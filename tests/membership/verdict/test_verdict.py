@@ -170,6 +170,12 @@ def test_rules_that_are_asked_for(gate, value, passed):
     assert not fails(verdict_of(put("target/lira", attack(SHOWN)), Limits()))  # nobody asked
 
 
+def test_records_that_were_not_tested_pass_no_limit():
+    result = verdict_of(put(f"{RECORDS}/tested", 0), Limits(fail_above=("target.records=0",)))
+    assert result["rules"][-1]["value"] is None
+    assert fails(result)
+
+
 def simulated(seed, count, models, shift=0.0):
     """An audit of models that know nothing of their records, but for the first: ``shift`` higher where it was held."""
     generator = torch.Generator().manual_seed(seed)
