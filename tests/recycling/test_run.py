@@ -142,7 +142,9 @@ def test_report_is_one_file_that_loads_nothing(finished):
 
 
 def test_last_screen(finished):
-    lines = finished[1].strip().splitlines()
+    verdict_lines, _, screen = finished[1].strip().partition("\n\n")
+    assert verdict_lines.startswith(f"verdict: {metrics(finished[0])['verdict']['decision']}\n")
+    lines = screen.splitlines()
     assert lines[0].split("  ")[-1] == "Teacher - Student, full"
     attacks = [f"{attack} AUC" for attack in ("LiRA online", "LiRA offline", "loss threshold")]
     rows = [f"{attack}, {which}" for attack in attacks for which in ("mean of 4 made alike", "this one")]
