@@ -46,12 +46,17 @@ def recipe_digest(recipe: Mapping[str, Any]) -> str:
 
 
 def difference(recipe: Mapping[str, Any], of_shadows: Mapping[str, Any]) -> str:
-    """The first values in which two recipes differ, in words; "" where they do not."""
-    if recipe_digest(recipe) == recipe_digest(of_shadows):
-        return ""
-    own, others = _flat(recipe), _flat(of_shadows)
+    """The first value in which two recipes differ, in words; "" where they do not.
+
+    An option of the training that an older version did not have counts as its default, which does nothing.
+    """
+    default = _flat(dataclasses.asdict(TrainConfig()))
+    own, others = ({**default, **_flat(each)} for each in (recipe, of_shadows))
     # The architecture first, then the loss: whatever follows them may depend on them.
-    key = next(key for key in {**own, **others} if own.get(key) != others.get(key))
+    keys = ("architecture", "loss", *own, *others)
+    key = next((key for key in keys if own.get(key) != others.get(key)), None)
+    if key is None:
+        return ""
     if key == "architecture":
         return "another architecture"
     return f"{key} is {own.get(key, 'nothing')}, of the shadows {others.get(key, 'nothing')}"

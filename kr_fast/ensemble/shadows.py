@@ -243,8 +243,8 @@ def _claim(job: Job, precision: str) -> None:
     path = job.out / "shadows.json"
     if path.exists():
         written = files.read_json(path, dict)
-        written.setdefault("precision", "float32")
-        manifest |= {key: value for key, value in added.items() if key in written}  # older folders lack them
+        # What an older version did not record was not there to be chosen: it is what does nothing.
+        written = {**dataclasses.asdict(TrainConfig()), "precision": "float32", **written}
         for key in manifest:
             if (value := written.get(key)) != manifest[key]:
                 fail("train_shadows", key, f"equal {value!r} of the shadows in {job.out}", repr(manifest[key]))

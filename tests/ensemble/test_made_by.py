@@ -77,6 +77,11 @@ def test_folders_hold_it(tmp_path):
     files.write_json(path, {**record, "recipe": {**made.recipe, "epochs": 7}})
     with pytest.raises(UserError, match="shadows.json must hold a recipe with its SHA-256"):
         load_shadows(net, tmp_path / "out")
+    older = {key: value for key, value in made.recipe.items() if key != "mixup"}  # of before there was one
+    record_of_older = {key: value for key, value in record.items() if key != "mixup"}
+    files.write_json(path, {**record_of_older, "recipe": older, "recipe_sha256": recipe_digest(older)})
+    assert difference(made.recipe, load_shadows(net, tmp_path / "out").recipe) == ""
+    shadows(tmp_path / "out")
     added = ("recipe", "recipe_sha256", "training_sizes")
     files.write_json(path, {key: value for key, value in record.items() if key not in added})
     assert load_shadows(net, tmp_path / "out").recipe is None

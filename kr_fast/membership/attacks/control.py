@@ -77,9 +77,7 @@ def overfitted(
     as_labels("overfitted", "labels", labels, classes=logits.shape[1])
     path = None if path is None else Path(path)
     if path is not None:
-        recipe = {**dataclasses.asdict(overfitted_recipe(like)), "precision": precision}
-        recipe["recipe_sha256"] = recipe_digest(recipe_of(model, overfitted_recipe(like)))
-        _claim(path, model, images, labels, members, seed, recipe)
+        _claim(path, model, images, labels, members, seed, overfitted_recipe(like), precision)
     if path is not None and path.exists():
         load_weights(model, path, "overfitted: control")
         return model.eval()
@@ -99,26 +97,32 @@ def overfitted(
 
 
 def _claim(
-    path: Path, model: nn.Module, images: Tensor, labels: Tensor, members: Tensor, seed: int, recipe: dict
+    path: Path,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    members: Tensor,
+    seed: int,
+    config: TrainConfig,
+    precision: str,
 ) -> None:
     """The file belongs to one training; another one is refused, naming what differs."""
     record = {
         "data": data_digest(images.cpu(), labels.cpu()),
         "members": hashlib.sha256(members.cpu().contiguous().numpy().tobytes()).hexdigest(),
         "seed": seed,
-        **{key: value for key, value in recipe.items() if key != "recipe_sha256"},
+        **dataclasses.asdict(config),
+        "precision": precision,
         "architecture": {name: list(value.shape) for name, value in model.state_dict().items()},
-        "recipe_sha256": recipe["recipe_sha256"],  # last: what differs is named by its value
     }
     beside = path.with_suffix(".json")
     if not beside.exists():
         if path.exists() or path.with_suffix(".pt").exists():
             fail("overfitted", "path", f"have {beside.name} beside it, which says what it was trained from", path)
-        files.write_json(beside, record)
+        files.write_json(beside, {**record, "recipe_sha256": recipe_digest(recipe_of(model, config))})
         return
-    recorded = {"precision": "float32", **files.read_json(beside, dict)}
-    if "recipe_sha256" not in recorded:  # of an older version, which recorded the values alone
-        del record["recipe_sha256"]
+    # What an older version did not record was not there to be chosen: it is what does nothing.
+    recorded = {**dataclasses.asdict(TrainConfig()), "precision": "float32", **files.read_json(beside, dict)}
     for key, value in record.items():
         if recorded.get(key) != value:
             before, now = recorded.get(key), value
