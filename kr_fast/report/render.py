@@ -30,10 +30,12 @@ from kr_fast.report import tables
 from kr_fast.runtime.storage import files
 
 SHORT = 32  # letters of a cell that is not broken, so that a narrow page scrolls: a number with its interval
-# Never broken over lines, with what closes after it: an interval with the number before it, a percentage, a p.
+# Never broken over lines, with what closes after it: an interval with the number before it, a percentage, a p. Names
+# from outside may look like them: what is not broken is short.
+END = r"(?:[+-]?[\d.,]{1,12}(?:e[+-]?\d{1,3})?|-?inf|\?)"
 UNBROKEN = re.compile(
-    r"(?:(?:[+-]?\d[\d.,]*(?: %)? )?\[[^\[\]&<>]{1,40}, [^\[\]&<>]{1,40}\](?: %)?"
-    r"|\d[\d.,]* %|p = [\d.]+(?:e-\d+)?|[\d.]+e-\d+)[).,;:]*"
+    rf"(?:(?:[+-]?(?<!\d)\d[\d.,]{{0,11}}(?: %)? )?\[{END}, {END}\](?: %)?"
+    rf"|(?<!\d)\d[\d.,]{{0,11}} %|(?:p = )?(?<!\d)\d[\d.]{{0,5}}e-\d{{1,3}}|p = [\d.]{{1,9}})[).,;:]{{0,3}}"
 )
 Block = tuple[str, Any]
 # Name -> (PNG, alternative text), or (PNG, alternative text, PNG for dark pages).

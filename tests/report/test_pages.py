@@ -24,6 +24,7 @@ from kr_fast.report.sections import reading, verdict
 from kr_fast.report.sentences import OF_RUN
 
 NAME = "<b id=outside>\"&'"  # of a class, a group, a target and a data set
+LIKE_AN_INTERVAL = f"[{60 * 'x'}, {60 * '9'} %] {60 * '9'} % p = {60 * '9'} {60 * '9'}e-9"  # but as wide as a window
 VERDICT = {
     "decision": "do not share",
     "reasons": [
@@ -60,7 +61,7 @@ def run_summary():
     blind = {"auc": 0.512, "interval": [0.47, 0.554], "passed": True}
     audit["setting"]["negative_controls"] = {"blind": blind, "targets": {"teacher": sides, "student_full": sides}}
     values = summary(audit=audit, verdict=VERDICT, title=f"Knowledge Recycling on {NAME}")
-    values["dataset"] |= {"name": NAME, "class_names": [NAME, "$\\frac{$"]}
+    values["dataset"] |= {"name": f"{NAME} {LIKE_AN_INTERVAL}", "class_names": [NAME, "$\\frac{$"]}
     return values
 
 
@@ -111,7 +112,7 @@ parent.postMessage({
     verdict: [box(".verdict").bottom, innerHeight],
     cards: all(".card").map(each => Math.round(each.getBoundingClientRect().top)),
     broken: all(".unbroken").filter(each => rows(each) > 1).map(each => each.textContent),
-    loose: texts.filter(each => /\\[[-\\d.]+, [-\\d.]+\\]|\\d %|\\de-\\d/.test(each.data)
+    loose: texts.filter(each => /\\[[-\\d.]+, [-\\d.]+\\]|\\d %|\\de-\\d/.test(each.data.replaceAll("9".repeat(60), ""))
       && !each.parentNode.closest(".unbroken, pre")).map(each => each.data),
     images: all("img").map(each => [each.alt, each.naturalWidth]),
     outside: all("[src], [href], [srcset], link, iframe, object, embed").filter(each =>
