@@ -1,6 +1,7 @@
 """Figures of a recipe: their intervals by definition and by simulation, and differences of two recipes in pairs."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_few_members_are_said_with_their_numbers(tmp_path):
     report = audit_signals(dataclasses.replace(whole, members=members), Choices(attacks=("lira", "loss")))
     words = "12 members: an AUC between 0.33 and 0.67 is what chance gives with so few, in 95 % of cases"
     assert any(f"{words}; one of them is 8.33 % of the TPR" in line for line in report.warnings)
-    assert words in report.write(tmp_path).read_text()
+    assert words in re.sub("<[^<>]*>", "", report.write(tmp_path).read_text())
     assert not any("what chance gives" in line for line in audit_signals(whole, Choices(attacks=("lira",))).warnings)
     assert few_examples(29, 30)[0].startswith("29 members")
     assert few_examples(30, 1)[0].startswith("1 non-member: an AUC between 0.00 and 1.00")
