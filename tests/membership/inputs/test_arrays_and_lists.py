@@ -37,6 +37,11 @@ def make():
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
 
+def denoised(z, time, class_labels):
+    """Knows the class, and no more."""
+    return z * class_labels.view(-1, 1, 1, 1)
+
+
 def networks():
     torch.manual_seed(1)
     return [nn.Sequential(nn.Flatten(), nn.Linear(16, 3)) for _ in range(M + 1)]
@@ -88,6 +93,14 @@ CALLS = {
     "base": (lambda p, k, t: membership.base(p, k, target=t), (PHI, KEEP, TARGET)),
     "blind": (lambda i, m: membership.blind(i, m, folds=2), (IMAGES, MEMBERS)),
     "delong_test": (membership.delong_test, (SCORES, OTHER, MEMBERS)),
+    "denoising_attack": (
+        lambda errors, shadows, keep: membership.denoising_attack(errors, shadows=shadows, keep=keep),
+        (RATIOS[:, None].repeat(1, 2), PHI.permute(2, 1, 0).exp(), KEEP),
+    ),
+    "denoising_errors": (
+        lambda x, y: membership.denoising_errors(denoised, x, y, objective="flow", levels=(0.5,), draws=1),
+        (FEATURES[:, :, :, None], LABELS),
+    ),
     "draw_canaries": (
         lambda labels: vars(membership.draw_canaries(labels, 10, models=4, classes=3, seed=0)),
         (LABELS.repeat(10),),
