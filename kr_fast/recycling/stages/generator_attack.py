@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kr_fast.membership import across_targets, denoising_attack, denoising_errors, lira, partners, roc
+from kr_fast.membership import Choices, across_targets, denoising_attack, denoising_errors, lira, partners, roc
 from kr_fast.membership.attacks.denoising import DRAWS, LEVELS, shadow_phi
 from kr_fast.membership.audit.figures import describe
 from kr_fast.recycling.context import Context
@@ -22,7 +22,7 @@ from kr_fast.runtime.storage import files
 from kr_fast.synthesis.optimized.optimize import optimize
 
 MOST = 2000  # members, and as many non-members, that are attacked: a bound on the time
-LEVEL = 0.95  # of the intervals
+LEVEL = Choices.level  # of the intervals, as in the rest of the audit
 
 
 def attacked(context: Context) -> Tensor:

@@ -28,7 +28,7 @@ def result(audit: Mapping[str, Any]) -> str:
     figures, level = audit["generator"], f"{100 * audit['setting']['level']:g} %"
     pairs = f"names the member in {100 * figures['auc']:.0f} of 100 pairs of a member and a non-member, 50 being chance"
     words = (
-        "The generator is not shared: it lies in private/, and only images that it drew are released. Whoever were "
+        "The generator is not shared: it lies in private/, and only images that it drew are released. Anyone "
         f"given its weights could attack them directly. That attack {outcome(figures['auc_ci'])} (AUC "
         f"{number(figures['auc'])}, {level} interval {interval(figures['auc_ci'])}; it {pairs})"
     )
@@ -41,10 +41,10 @@ def result(audit: Mapping[str, Any]) -> str:
         )
     if recipe := figures.get("recipe"):
         row = recipe["auc"]
+        mean = f"{number(row['mean'])} {interval(row['interval'])}".rstrip()
         words += (
             f" On average over {recipe['targets']} generators made as it was, each attacked from the others, the AUC "
-            f"is {number(row['mean'])} {interval(row['interval'])}".rstrip()
-            + "."
+            f"is {mean}."
         )
     blind = (audit["setting"].get("negative_controls") or {}).get("blind")
     if blind and not blind["passed"]:
