@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.data.distances import Rows
+from kr_fast.data.duplicates import digests
 from kr_fast.membership.attacks.medoids import cluster_medoids
 from kr_fast.membership.inputs.data import AuditData
 from kr_fast.membership.statistics.auc_intervals import chance_above
@@ -25,6 +26,7 @@ from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_integer, as_mask, as_tensor, described
 from kr_fast.runtime.progress import bar
 
+PIECE = 16_384  # released images that are held as numbers at a time
 LEAST = 2  # images on a side: one of them is compared with the others
 CLOSEST = 0.01  # share of held-out images that are closer to a released image than the threshold of memorised pairs
 LOW = 0.05  # the percentile that is reported beside a median
@@ -105,17 +107,17 @@ def released_tests(
     check_share("released_tests", "level", level)
     seed = as_integer("released_tests", "seed", seed, 0)
     # By content, so that where a record stands does not show in a digit.
-    flat = images.flatten(1).numpy()
-    content = torch.tensor(sorted(range(len(flat)), key=lambda index: flat[index].tobytes()))
+    content = torch.tensor(sorted(range(len(images)), key=digests(images).__getitem__))
     order = content[torch.randperm(len(content), generator=seeds.generator(seed, "released tests"))]
     order = torch.cat([order[members[order]], order[~members[order]]])
     inside = int(members.sum())
     matched = min(inside, len(order) - inside)
     real, found = Rows(images[order]), _Nearest(len(synthetic), inside, len(order) - inside, matched)
     with bar(len(synthetic), description, "image") as progress:
-        for first, part in Rows(synthetic).blocks(len(real)):
-            found.add(first, part.squared_distances(real))
-            progress.update(len(part))
+        for start in range(0, len(synthetic), PIECE):
+            for first, part in Rows(synthetic[start : start + PIECE]).blocks(len(real)):
+                found.add(start + first, part.squared_distances(real))
+                progress.update(len(part))
     mask = torch.arange(len(order)) < inside
     width = real.width
     figures = {"members": inside, "held_out": len(order) - inside, "synthetic": len(synthetic), "matched": matched}
