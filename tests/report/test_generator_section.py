@@ -63,6 +63,7 @@ def test_what_is_said_follows_from_the_figures():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({}, "--audit-generator retrained"),
         ({"calibration": "image"}, "what its pixels predict"),
         (
             {

@@ -85,10 +85,10 @@ def calibration(figures: dict[str, Any]) -> str:
             "of which were trained on the image (LiRA)."
         )
     pixels = "what its pixels predict by a regression on other images is taken off"
-    if figures["calibration"] == "image":
-        return f"Some images are easier than others: {pixels}."
-    return (
-        f"Some images are easier than others: of each error that of the same training's checkpoint of step "
-        f"{figures['early']} is taken off, and of the difference {pixels}. Who has the final weights only lacks that "
-        "checkpoint, so this is rather more than a recipient could do."
-    )
+    words = f"Some images are easier than others: {pixels}."
+    if figures["calibration"] == "early checkpoint":
+        words = (
+            "Some images are easier than others: of each error that of the same training's checkpoint of step "
+            f"{figures['early']} is taken off, and of the difference {pixels}."
+        )
+    return f"{words} An attacker who trains generators of the same recipe gets further (--audit-generator retrained)."
