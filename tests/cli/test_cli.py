@@ -75,7 +75,7 @@ def test_bad_data_leaves_nothing(tmp_path, capsys):
         (["--teacher-arch", "vgg"], "must be one of"),
         (["--teacher", "no.such.module:make"], "run: teacher must name an importable pkg.mod:factory"),
         (["--teacher", "absent.safetensors"], "run: teacher must be pkg.mod:factory or a file, got absent.safetensors"),
-        (["--preset", "huge"], "run: preset must be one of digits, small, toy, got huge"),
+        (["--preset", "huge"], "preset must be one of digits, small, private, toy, or several with commas, got huge"),
         (["--config", "absent.yaml"], "absent.yaml"),
     ],
 )
@@ -189,10 +189,15 @@ def test_options_become_the_configuration(tmp_path, monkeypatch):
 
 def test_presets_are_valid():
     from kr_fast.cli import options
-    from kr_fast.recycling.presets import PRESETS
+    from kr_fast.recycling.presets import PRESETS, preset
 
     for name, values in PRESETS.items():
         assert options.build(kr_fast.RecycleConfig, values, where="run").out == f"runs/{name}"
+    both = preset("small, private")
+    assert both == {**PRESETS["small"], **PRESETS["private"]}  # whose Teacher is augmented as the Student already
+    assert (both["generator_steps"], both["labels"]) == (800, "top1")
+    config = kr_fast.RecycleConfig(**preset("private"))
+    assert config.recipe("teacher").augment == config.recipe("student").augment
 
 
 def test_info_names_every_op_and_backend(capsys):

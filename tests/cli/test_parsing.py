@@ -135,8 +135,8 @@ def test_what_is_shown_may_be_said_before_the_command(capsys, monkeypatch):
     [
         ("temprature: 3", "run: config must hold known keys only, got temprature (did you mean temperature?)"),
         ("epochs: 3", "got epochs (did you mean teacher_epochs or trial_epochs or student_epochs?)"),
-        ("preset: huge", "run: preset must be one of digits, small, toy, got huge"),
-        ("preset: [toy]", "run: preset must be one of digits, small, toy, got ['toy']"),
+        ("preset: huge", "preset must be one of digits, small, private, toy, or several with commas, got huge"),
+        ("preset: [toy]", "preset must be one of digits, small, private, toy, or several with commas, got ['toy']"),
         ("seed: 1\nseed: 2", "the key seed stands twice"),
         ("teacher-flip: true\nteacher_flip: false", "hold each key once, with dashes or underscores"),
         ("seed: 1e-3", "run: seed must be of type int, got '1e-3'"),
