@@ -21,6 +21,7 @@ from kr_fast import report
 from kr_fast.membership import Choices, TargetSignals, audit_signals
 from kr_fast.report import audit_document, document, render
 from kr_fast.report.sections import reading, verdict
+from kr_fast.report.sections.cards import of_audit
 from kr_fast.report.sentences import OF_RUN
 
 NAME = "<b id=outside>\"&'"  # of a class, a group, a target and a data set
@@ -287,6 +288,14 @@ def test_the_cards_are_of_the_student(pages):
     assert "So few models cannot find one record alone" in records.replace("so few", "So few")
     assert "Made as the Teacher was: 176 of 1,000" in records
     assert controls.startswith("Controls passed An overfitted model is found (AUC 0.800 [0.780, 0.820]).")
+
+
+def test_the_cards_of_an_audit_are_of_the_target_that_the_verdict_is_about():
+    audit = run_summary()["audit"] | {"details": {}, "show_real_images": False, "show_records": False}
+    for decided, expected in ((None, "teacher"), (VERDICT, "student_full")):
+        _, leakage, *_ = of_audit(audit, None, decided)[1]
+        assert leakage.value == f"{audit[expected]['lira']['auc']:.3f}"
+    assert audit["teacher"]["lira"]["auc"] != audit["student_full"]["lira"]["auc"]
 
 
 def test_the_verdict_is_that_of_the_json(pages):

@@ -75,9 +75,12 @@ def of_run(summary: Values, best: str, decided: Values | None) -> Block:
 
 
 def of_audit(audit: Values, labels: Labels, decided: Values | None) -> Block:
-    """Accuracy, leakage and records of the first target, controls; without a target, of the models of the shadows."""
+    """Accuracy, leakage and records of the first target that the verdict is about, of the first one without a verdict,
+    of the models of the shadows without a target; and controls."""
     models = [name for name in sentences.names(audit, ("full", "transfer")) if not _facts(audit, name)["control"]]
-    name = next(iter([*models, *sentences.names(audit, ("released",))]), None)
+    rules = [] if decided is None else [rule["path"] for rule in decided["rules"] if rule["source"] == "default"]
+    about = [name for name in models if any(path.startswith(f"{name}.") for path in rules)]
+    name = next(iter([*about, *models, *sentences.names(audit, ("released",))]), None)
     cite = Citations(audit)
     if models and _facts(audit, name).get("accuracy") is not None:
         value = cite("setting", "targets", name, "accuracy", form=percent)
