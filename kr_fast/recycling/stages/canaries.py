@@ -12,48 +12,29 @@ out over the ranks, and on a CPU over processes of one thread each.
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from kr_fast.data import Split
 from kr_fast.ensemble import fit, load_shadows
-from kr_fast.ensemble.training.workers import train
+from kr_fast.ensemble.training.workers import Trains
 from kr_fast.membership.attacks.canaries import Canaries, attack_canaries, draw_canaries, power
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import gkd, shadow_students, shadows, teacher
 from kr_fast.report.run_audit import FULL, TEACHER
 from kr_fast.runtime import seeds
 from kr_fast.runtime.log import logger
-from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
 
 ATTACK = "lira"
 
 
-class Job(Protocol):
-    """The training of twins, as worker processes receive it."""
-
-    context: Context
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the models."""
-
-    def train(self, index: int, device: torch.device) -> None:
-        """Train twin ``index``, and save it."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Teachers:
-    """The training of twin Teachers."""
+    """The training of twin Teachers, as worker processes receive it."""
 
     context: Context
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the models."""
-        return self.context.folder.twin_teachers
 
     def train(self, index: int, device: torch.device) -> None:
         """Train twin Teacher ``index``, and save it."""
@@ -71,30 +52,23 @@ class Teachers:
             choose=c.teacher_choose,
             precision=context.precision.classifiers,
         )
-        files.save_tensors(shadows.file(self.folder, index), model.state_dict())
+        files.save_tensors(shadows.file(context.folder.twin_teachers, index), model.state_dict())
 
 
 @dataclasses.dataclass(frozen=True)
 class Students:
-    """The training of twin Students."""
+    """The training of twin Students, as worker processes receive it."""
 
     context: Context
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the models."""
-        return self.context.folder.twin_students
 
     def train(self, index: int, device: torch.device) -> None:
         """Train twin Student ``index``, and save it."""
         context, c = self.context, self.context.config
-        sampling = gkd.Sampling(**context.result("tuning")["sampling"])
-        twin = context.network(c.teacher_arch, c.teacher_width)
-        twin.load_state_dict(files.load_tensors(shadows.file(context.folder.twin_teachers, index)))
+        sampling = gkd.tuned_sampling(context)
         student = context.seeded(c.student_arch, c.student_width, "twin student", index)
         gkd.distil(
             context,
-            twin.to(context.runtime.device).eval().requires_grad_(False),
+            shadows.load_one(context, context.folder.twin_teachers, index),
             student,
             gkd.shared_sets(context, sampling).load,
             gkd.student_schedule(context),
@@ -102,7 +76,7 @@ class Students:
             seed=seeds.derive(c.seed, "twin student", index),
             state_path=context.folder.state / f"twin-student-{index:03d}.pt",
         )
-        files.save_tensors(shadows.file(self.folder, index), student.state_dict())
+        files.save_tensors(shadows.file(context.folder.twin_students, index), student.state_dict())
 
 
 def drawn(context: Context) -> Canaries:
@@ -116,7 +90,7 @@ def drawn(context: Context) -> Canaries:
 def run_teachers(context: Context) -> dict[str, Any]:
     """Train what is missing of the twin Teachers, on every rank."""
     c = context.config
-    _train(Teachers(context), c.num_shadows, "twin teachers")
+    _train(context, Teachers(context), context.folder.twin_teachers, c.num_shadows, "twin teachers")
     if context.runtime.is_main:
         canaries = drawn(context)
         record = {"index": canaries.index.tolist(), "labels": canaries.labels.tolist()}
@@ -133,9 +107,8 @@ def run_students(context: Context) -> dict[str, Any]:
             if main:
                 shadow_students.discard_outdated(context, folder, "canaries")
         if runtime.broadcast(len(list(folder.glob("model-*.safetensors"))) < c.num_students):
-            sampling = gkd.Sampling(**context.result("tuning")["sampling"])
-            shadow_students.complete(context, gkd.shared_sets(context, sampling))
-        _train(Students(context), c.num_students, "twin students")
+            shadow_students.complete(context, gkd.shared_sets(context, gkd.tuned_sampling(context)))
+        _train(context, Students(context), folder, c.num_students, "twin students")
         if runtime.is_main:
             files.save_array(folder / "keep.npy", drawn(context).keep[: c.num_students].numpy())
             if context.journal.done("shadow_students") is not None:  # which else uses the sets, and removes them
@@ -143,18 +116,9 @@ def run_students(context: Context) -> dict[str, Any]:
     return {"models": c.num_students}
 
 
-def _train(job: Job, count: int, words: str) -> None:
-    context, runtime = job.context, job.context.runtime
-    mine = [index for index in runtime.shard(count) if not shadows.file(job.folder, index).exists()]
-    share, workers = len(runtime.shard(count)), shadows.workers(context)
-    with bar(share, words if share else None, "model", share - len(mine)) as progress:
-        if workers > 1 and mine:
-            train(job, mine, workers, progress.update, "run", "context")
-        else:
-            for index in mine:
-                job.train(index, runtime.device)
-                progress.update()
-    runtime.barrier()
+def _train(context: Context, job: Trains, folder: Path, count: int, words: str) -> None:
+    mine = shadows.missing(context, folder, count)
+    shadows.train_missing(context, job, mine, len(context.runtime.shard(count)), words)
 
 
 def attack(context: Context, audit: dict[str, Any]) -> dict[str, Any]:

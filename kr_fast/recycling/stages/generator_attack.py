@@ -16,7 +16,7 @@ from kr_fast.membership import Choices, across_targets, denoising_attack, denois
 from kr_fast.membership.attacks.denoising import DRAWS, LEVELS, shadow_phi
 from kr_fast.membership.audit.figures import describe
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import generator, shadows
+from kr_fast.recycling.stages import generator, gkd, shadows
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis.optimized.optimize import optimize
@@ -77,7 +77,7 @@ def run(context: Context, index: Tensor) -> tuple[dict[str, Any], dict[str, np.n
     """
     c, at, (images, _, members) = context.config, attacked(context), shadows.pool(context)
     kept = torch.isin(at, index)
-    at, chosen = at[kept], context.result("tuning")["sampling"]["checkpoint"]
+    at, chosen = at[kept], gkd.tuned_sampling(context).checkpoint
     members = members[at]
     errors = errors_of(context, context.folder.generator(chosen), "generator's weights")[kept]
     arrays, figures, calibration = {"index": at, "members": members, "errors": errors}, {}, {}

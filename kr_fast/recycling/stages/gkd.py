@@ -136,6 +136,11 @@ def drawn(
     return Drawing(sampler, plan, images, kept)
 
 
+def tuned_sampling(context: Context) -> Sampling:
+    """As it was chosen for the run."""
+    return Sampling(**context.result("tuning")["sampling"])
+
+
 def shared_sets(context: Context, sampling: Sampling) -> KeptSets | None:
     """Where the Student's sets are kept for shadow and twin Students that learn from the same ones; None if none do."""
     if not context.config.keeps_sets:
@@ -314,7 +319,7 @@ def run(context: Context) -> dict[str, Any]:
     """Train and save the Student, with the chosen sampling."""
     c = context.config
     teacher_model = teacher.load(context)
-    sampling = Sampling(**context.result("tuning")["sampling"])
+    sampling = tuned_sampling(context)
     student = context.seeded(c.student_arch, c.student_width, "student")
     if (kept := shared_sets(context, sampling)) is not None:
         kept.discard_outdated()

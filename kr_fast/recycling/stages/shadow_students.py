@@ -22,7 +22,6 @@ import torch
 from kr_fast.data import Split
 from kr_fast.ensemble import Shadows, load_shadows
 from kr_fast.ensemble.shadows import data_digest, recipe_record
-from kr_fast.ensemble.training.workers import train
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
 from kr_fast.recycling.stages import control, generator, generator_attack, gkd, shadows, student
@@ -45,7 +44,7 @@ class Job:
     @property
     def sampling(self) -> gkd.Sampling:
         """As it was tuned for the run."""
-        return gkd.Sampling(**self.context.result("tuning")["sampling"])
+        return gkd.tuned_sampling(self.context)
 
     @property
     def shared(self) -> KeptSets | None:
@@ -89,7 +88,7 @@ class Job:
         model = context.seeded(c.student_arch, c.student_width, "shadow student", index)
         gkd.distil(
             context,
-            shadows.load_one(context, index),
+            shadows.load_one(context, context.folder.shadows, index),
             model,
             self.retrained(index) if (shared := self.shared) is None else shared.load,
             gkd.student_schedule(context),
@@ -102,7 +101,7 @@ class Job:
 
 def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
     """Delete Students in ``folder`` that were made from other files, or other ``teachers``, than those of this run."""
-    sampling = context.result("tuning")["sampling"]
+    sampling = dataclasses.asdict(gkd.tuned_sampling(context))
     record = {"made_from": context.journal.digest("generator", teachers), **sampling}
     if context.ledger is not None:  # without a budget its length is that of the configuration
         record["cycles"] = list(gkd.student_schedule(context).cycles)
@@ -122,7 +121,7 @@ def complete(context: Context, kept: KeptSets) -> None:
             kept.discard_outdated()
     periods = [period for period in runtime.shard(schedule.periods) if period not in kept]
     if periods:
-        sampling = gkd.Sampling(**context.result("tuning")["sampling"])
+        sampling = gkd.tuned_sampling(context)
         with (
             bar(len(periods), "shared images", "period") as progress,
             ahead(gkd.drawn(context, sampling, context.config.images, kept=kept), periods) as sets,
@@ -138,21 +137,14 @@ def run(context: Context) -> dict[str, Any]:
     with runtime.main_first() as main:
         if main and c.num_students:
             discard_outdated(context, job.folder, "shadows")
-    mine = [index for index in runtime.shard(c.num_students) if not shadows.file(job.folder, index).exists()]
+    mine = shadows.missing(context, job.folder, c.num_students)
     left = runtime.broadcast(len(list(job.folder.glob("model-*.safetensors"))) < c.num_students)
     if left and (kept := job.shared) is not None:
         complete(context, kept)
     share, workers = len(runtime.shard(c.num_students)), shadows.workers(context)
     if workers > 1 and mine and runtime.is_main and c.audit_control and not context.folder.control.exists():
         mine, share = [c.num_students, *mine], share + 1  # first, as it trains longest
-    with bar(share, "shadow students" if share else None, "model", share - len(mine)) as progress:
-        if workers > 1 and mine:
-            train(job, mine, workers, progress.update, "run", "context")
-        else:
-            for index in mine:
-                job.train(index, runtime.device)
-                progress.update()
-    runtime.barrier()
+    shadows.train_missing(context, job, mine, share, "shadow students")
     if runtime.is_main and c.num_students:
         images, labels, _ = shadows.pool(context)
         keep = shadows.keep(context)[: c.num_students]

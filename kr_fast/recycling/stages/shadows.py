@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.ensemble import Shadows, load_shadows, train_shadows
+from kr_fast.ensemble.training.workers import Trains, train
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import teacher
 from kr_fast.runtime import seeds
+from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
 
 
@@ -54,10 +56,32 @@ def file(folder: Path, index: int) -> Path:
     return folder / f"model-{index:03d}.safetensors"
 
 
-def load_one(context: Context, index: int) -> nn.Module:
-    """Shadow Teacher ``index``, in eval mode, without gradients."""
+def missing(context: Context, folder: Path, count: int) -> list[int]:
+    """Which of ``count`` models this rank has still to train: its share of them, but for those whose file is there."""
+    return [index for index in context.runtime.shard(count) if not file(folder, index).exists()]
+
+
+def train_missing(context: Context, job: Trains, indices: list[int], share: int, words: str) -> None:
+    """Train ``indices``, on a CPU over processes of one thread each; returns on every rank when all have done so.
+
+    Args:
+        share: how many models are this rank's, those included that were there; words: of its progress bar.
+    """
+    at_a_time = workers(context)
+    with bar(share, words if share else None, "model", share - len(indices)) as progress:
+        if at_a_time > 1 and indices:
+            train(job, indices, at_a_time, progress.update, "run", "context")
+        else:
+            for index in indices:
+                job.train(index, context.runtime.device)
+                progress.update()
+    context.runtime.barrier()
+
+
+def load_one(context: Context, folder: Path, index: int) -> nn.Module:
+    """Model ``index`` of the Teacher's architecture in a folder of shadows, in eval mode, without gradients."""
     model = context.network(context.config.teacher_arch, context.config.teacher_width)
-    model.load_state_dict(files.load_tensors(file(context.folder.shadows, index)))
+    model.load_state_dict(files.load_tensors(file(folder, index)))
     return model.to(context.runtime.device).eval().requires_grad_(False)
 
 

@@ -18,6 +18,6 @@ def recipe(context: Context) -> dict[str, Any]:
     c, schedule = context.config, gkd.student_schedule(context)
     names = ("labels",) if c.labels != "soft" else ("labels", "temperature", "soft_weight", "hard_weight")
     further = {name: getattr(c, name) for name in names}
-    further["confidence"] = context.result("tuning")["sampling"]["confidence"]
+    further["confidence"] = gkd.tuned_sampling(context).confidence
     further |= {"periods": list(schedule.cycles), "images": schedule.images, "passes": schedule.epochs}
     return recipe_of(context.network(c.student_arch, c.student_width), c.recipe("student"), "distillation", **further)
