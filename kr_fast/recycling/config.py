@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.inference.queries import AUGMENTS
-from kr_fast.ensemble.training.recipe import CHOICES, LEAST_MIXUP
+from kr_fast.ensemble.training.recipe import BEST_BY, LEAST_MIXUP
 from kr_fast.membership.attacks.canaries import LEAST as LEAST_CANARIES
 from kr_fast.membership.attacks.catalog import DEFAULT
 from kr_fast.membership.audit.choices import Choices
@@ -78,7 +78,7 @@ class RecycleConfig:
     teacher_mixup: float = option_like(
         TrainConfig, "mixup", "alpha of mixup, which mixes pairs of images and their labels"
     )
-    teacher_choose: str = option("accuracy", "the Teacher's epoch by accuracy or loss on validation", choices=CHOICES)
+    teacher_choose: str = option("accuracy", "the Teacher's epoch by accuracy or loss on validation", choices=BEST_BY)
     teacher_shift: int = option_like(Augment, "shift", "augmentation on real images: largest shift in pixels")
     teacher_flip: bool = option_like(Augment, "flip", "augmentation on real images: mirror half of them")
     teacher_rotate: float = option_like(Augment, "rotate", "augmentation on real images: largest angle in degrees", 5.0)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from kr_fast.training import SGD
 from kr_fast.training.fused import fused
 from kr_fast.training.precision import autocast, check_precision
 
-CHOICES = ("accuracy", "loss")  # by which the best epoch is chosen
+BEST_BY = ("accuracy", "loss")  # what the best epoch is chosen by
 LEAST_MIXUP = 0.01
 WARM_UP = 0.2  # share of the steps in which the rate rises
 
@@ -75,29 +76,40 @@ def examples(
     return Split(images, labels)
 
 
+@torch.inference_mode()
 def accuracy(model: nn.Module, split: Split, batch_size: int = 1024) -> float:
     """Share of ``split`` that the model, in eval mode, classifies correctly.
 
     Raises: UserError naming the argument, and for any failure of the model's own code.
     """
-    return accuracy_and_loss(model, split, batch_size)[0]
+    return sum(_hits(*pair) for pair in _answers(model, split, batch_size)) / len(split)
 
 
 @torch.inference_mode()
 def accuracy_and_loss(model: nn.Module, split: Split, batch_size: int = 1024) -> tuple[float, float]:
     """:func:`accuracy`, and the mean cross-entropy."""
+    hits, loss = 0, 0.0
+    for logits, labels in _answers(model, split, batch_size):
+        hits += _hits(logits, labels)
+        loss += float(nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
+    return hits / len(split), loss / len(split)
+
+
+def _hits(logits: Tensor, labels: Tensor) -> int:
+    return int((logits.argmax(1) == labels).sum())
+
+
+def _answers(model: nn.Module, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, labels) of each batch, on the model's device."""
     if not isinstance(model, nn.Module):
         fail("accuracy", "model", "be a torch module", described(model))
     split, batch_size = examples("accuracy", split), as_integer("accuracy", "batch_size", batch_size, 1)
-    device, hits, loss = device_of(model), 0, 0.0
+    device = device_of(model)
     with mode(model, False):
         for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
             logits = answer("accuracy", "model", model, to_float(images.to(device)))
             as_labels("accuracy", "labels of split", labels, classes=logits.shape[1])
-            labels = labels.to(device)
-            hits += int((logits.argmax(1) == labels).sum())
-            loss += float(nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
-    return hits / len(split), loss / len(split)
+            yield logits, labels.to(device)
 
 
 def make_optimizer(
@@ -147,8 +159,9 @@ def epoch_draws(
 
 
 def mixed(x: Tensor, share: Tensor | None) -> Tensor:
-    """``share x_i + (1 - share) x_j``, where j is i's partner: the images of a batch (the third axis from the end of
-    the pixels) in the reverse order, which is random as the shuffle is.
+    """``share x_i + (1 - share) x_j``, where image j stands as far from the end of the batch as i from its beginning.
+
+    As batches are shuffled, pairs are random.
 
     Args:
         x: ``[..., B, C, H, W]``; share: ``[..., B]`` or None.
@@ -225,8 +238,8 @@ def fit_for(
         fail(where, "config", "be a TrainConfig", described(config))
     seed, save_every = as_integer(where, "seed", seed), as_integer(where, "save_every", save_every, 1)
     check_precision(where, precision)
-    if choose not in CHOICES:
-        fail(where, "choose", f"be one of {', '.join(CHOICES)}", repr(choose))
+    if choose not in BEST_BY:
+        fail(where, "choose", f"be one of {', '.join(BEST_BY)}", repr(choose))
     split, val, device = _checked(where, model, split, val)
     images, labels = split.images.to(device), split.labels.to(device)
     count, rule = len(labels), answers_rule((0, *split.images.shape[3:], *split.images.shape[1:3]))

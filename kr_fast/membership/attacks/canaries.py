@@ -1,4 +1,4 @@
-"""Mislabelled canaries: a positive control with teeth.
+"""Mislabelled canaries: a positive control that an attack detects wherever a training memorises.
 
 A model can give a wrong label of a single image only by having memorised it, so an attack with any power finds the
 canaries of a model whose training memorises at all. What it finds of ordinary records then means what it says.
