@@ -140,6 +140,12 @@ def one_thread():
 
 
 @pytest.fixture
+def no_progress(monkeypatch):
+    """No bars among what a command prints."""
+    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
+
+
+@pytest.fixture
 def released_run():
     """The folder of a run that the test has opened is free for the next one."""
     yield

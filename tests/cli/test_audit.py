@@ -45,14 +45,8 @@ RECIPE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # shadows are then trained here and not in workers, which take seconds to start
-    yield
-    torch.set_num_threads(before)
-    manifest.release()
+# One thread: shadows are then trained here and not in workers, which take seconds to start.
+pytestmark = pytest.mark.usefixtures("no_progress", "released_run", "one_thread")
 
 
 @pytest.fixture(scope="module")

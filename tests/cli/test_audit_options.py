@@ -16,11 +16,7 @@ from kr_fast.runtime.storage import manifest
 MODELS = ["--model", "mynet:make", "--checkpoint", "net.pt", "--data", "data.npz"]
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
-    yield
-    manifest.release()
+pytestmark = pytest.mark.usefixtures("no_progress", "released_run")
 
 
 def test_options_of_rmia(tmp_path):

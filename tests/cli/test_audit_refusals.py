@@ -13,7 +13,7 @@ from torch import nn
 
 from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.runtime.errors import UserError
-from kr_fast.runtime.storage import files, manifest
+from kr_fast.runtime.storage import files
 
 FACTORY = """
 import torch
@@ -43,11 +43,7 @@ def binary(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
 refused = functools.partial(cli_cases.refused, aside="is missing")
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
-    yield
-    manifest.release()
+pytestmark = pytest.mark.usefixtures("no_progress", "released_run")
 
 
 def arrays(**changes):

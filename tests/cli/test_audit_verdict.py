@@ -11,12 +11,7 @@ from kr_fast.cli import main
 from kr_fast.membership import save_npz
 from kr_fast.runtime.storage import manifest
 
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
-    yield
-    manifest.release()
+pytestmark = pytest.mark.usefixtures("no_progress", "released_run")
 
 
 @pytest.fixture

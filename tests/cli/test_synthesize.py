@@ -13,9 +13,7 @@ from kr_fast.cli import main
 FLAGS = ["--count", "40", "--shard-size", "16", "--micro-batch", "8", "--num-inference-steps", "2"]
 
 
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch):
-    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
+pytestmark = pytest.mark.usefixtures("no_progress")
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,7 @@ from kr_fast.recycling.presets import preset
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files, manifest
 
-pytestmark = pytest.mark.pipeline
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch, one_thread):
-    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
-    yield
-    manifest.release()
+pytestmark = [pytest.mark.pipeline, pytest.mark.usefixtures("no_progress", "released_run", "one_thread")]
 
 
 def config(out, **changes):
