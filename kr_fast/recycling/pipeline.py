@@ -16,20 +16,9 @@ from kr_fast.recycling import precision, preflight, stage_progress
 from kr_fast.recycling.budget.ledger import NAME, Ledger
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import (
-    auditing,
-    canaries,
-    checkpoints,
-    dataset,
-    generator_rounds,
-    gkd,
-    reporting,
-    shadow_students,
-    shadows,
-    student,
-    teacher,
-    tuning,
-)
+from kr_fast.recycling.stages import auditing, canaries, dataset, reporting, shadows, teacher
+from kr_fast.recycling.stages.distillation import gkd, shadow_students, student
+from kr_fast.recycling.stages.generation import checkpoints, generator_rounds, tuning
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from kr_fast.recycling.config import RecycleConfig
-from kr_fast.recycling.stages import generator
+from kr_fast.recycling.stages.generation import generator
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.storage import files, manifest
 from kr_fast.runtime.storage.journal import Journal

@@ -92,7 +92,7 @@ def test_killed_run_continues_to_the_same_weights(tmp_path, monkeypatch, clock):
     """Within a round of the generator and within a cycle of the Student; the step it goes on to is not planned anew."""
     made = config(tmp_path / "run", "12s")
     steps = [("rounds", "end", "val_loss", "generator.pt"), ("cycles", "periods", "val_accuracy", "student.pt")]
-    monkeypatch.setattr("kr_fast.recycling.stages.generator.SAVE_EVERY", 5)
+    monkeypatch.setattr("kr_fast.recycling.stages.generation.generator.SAVE_EVERY", 5)
     for what, begun, over, state in steps:
         run_until(monkeypatch, made, "write_json", noted(what, begun))
         expected = ledger(tmp_path / "run")[what]

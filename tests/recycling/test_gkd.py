@@ -16,7 +16,8 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
 from kr_fast.recycling.presets import preset
-from kr_fast.recycling.stages import gkd
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.distillation.student_training import Schedule
 from kr_fast.runtime import state
 from kr_fast.runtime.storage.journal import Journal
 
@@ -147,7 +148,7 @@ def test_loss_of_the_first_step(labels, tmp_path):
     divergence = F.kl_div((z / t).log_softmax(1), (soft / t).softmax(1), reduction="batchmean")
     expected = t * t * divergence if labels == "soft" else F.cross_entropy(z, target)
     assert not torch.equal(soft.argmax(1), split.labels)
-    sets, schedule = (torch.arange(COUNT), split.labels, images), gkd.Schedule((1,), COUNT, 1)
+    sets, schedule = (torch.arange(COUNT), split.labels, images), Schedule((1,), COUNT, 1)
     done = gkd.distil(run, teacher, student, lambda _: sets, schedule, confidence=0.0, seed=0)
     assert done.loss[0] == pytest.approx(float(expected.detach()), rel=1e-5)
     assert teacher.calls == (0 if labels == "class" else 1)

@@ -10,7 +10,10 @@ from kr_fast.recycling import precision
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context, Precision
 from kr_fast.recycling.presets import preset
-from kr_fast.recycling.stages import dataset, generator, gkd
+from kr_fast.recycling.stages import dataset
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.distillation.student_training import Schedule
+from kr_fast.recycling.stages.generation import generator
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage.journal import Journal
@@ -88,9 +91,7 @@ def test_generator_and_student_train_in_it(tmp_path):
         torch.manual_seed(0)
         teacher_model, student = (run.network("resnet8", 4) for _ in range(2))
         drawn, options = (torch.arange(64), split.labels, split.images), {"confidence": 0.0, "seed": 0}
-        distilled = gkd.distil(
-            run, teacher_model.eval(), student, lambda _: drawn, gkd.Schedule((1,), 64, 1), **options
-        )
+        distilled = gkd.distil(run, teacher_model.eval(), student, lambda _: drawn, Schedule((1,), 64, 1), **options)
         return [done["curves"]["loss"][-1], *distilled.loss]
 
     exact, rounded = losses("float32", Precision()), losses("bfloat16", BFLOAT16)

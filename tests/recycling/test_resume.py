@@ -16,7 +16,7 @@ def write_and_die(path, *rest):
     if {when}: os.kill(os.getpid(), signal.SIGKILL)
 files.{write} = write_and_die
 """
-EARLIER = "from kr_fast.recycling.stages import generator\ngenerator.SAVE_EVERY = 5\n"
+EARLIER = "from kr_fast.recycling.stages.generation import generator\ngenerator.SAVE_EVERY = 5\n"
 INSTEAD = "import os, signal\n{import_}\n{function} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
 
 

@@ -17,7 +17,9 @@ from kr_fast.membership import denoising_attack, lira, roc
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import memory_and_disk, networks, time_estimate
-from kr_fast.recycling.stages import auditing, generator, generator_attack, gkd, reporting, shadow_students, shadows
+from kr_fast.recycling.stages import auditing, reporting, shadows
+from kr_fast.recycling.stages.distillation import gkd, shadow_students
+from kr_fast.recycling.stages.generation import generator, generator_attack
 from kr_fast.report.tables import interval, number
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files, layout

@@ -9,7 +9,9 @@ from kr_fast import data
 from kr_fast.models import classifier
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import gkd, teacher
+from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.distillation.student_training import Schedule
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
@@ -116,7 +118,7 @@ def test_a_teacher_that_fails_while_a_student_is_distilled(context):
                 FewOnly(),
                 run.seeded("resnet8", 4, "student"),
                 lambda _: (torch.arange(16), torch.zeros(16, dtype=torch.int64), images),
-                gkd.Schedule((1,), 16, 1),
+                Schedule((1,), 16, 1),
                 confidence=confidence,
                 seed=0,
             )

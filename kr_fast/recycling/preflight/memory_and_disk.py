@@ -15,7 +15,7 @@ from kr_fast.models import padded_size
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight.networks import Size, Sizes
 from kr_fast.recycling.stages import shadows
-from kr_fast.recycling.stages.generator import early_step
+from kr_fast.recycling.stages.generation.generator import early_step
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.memory import free_memory
 

@@ -20,8 +20,12 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks
 from kr_fast.recycling.preflight.networks import make_generator
-from kr_fast.recycling.stages import generator, generator_attack, gkd, shadows, teacher
-from kr_fast.recycling.stages.tuning import TUNED_PARAMETERS
+from kr_fast.recycling.stages import shadows, teacher
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.distillation.student_training import Schedule
+from kr_fast.recycling.stages.generation import generator, generator_attack
+from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
+from kr_fast.recycling.stages.generation.tuning import TUNED_PARAMETERS
 from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training import AdamW
@@ -271,7 +275,7 @@ def _distilling(context: Context, teacher_model: nn.Module) -> Callable[[int], i
         synthetic = (torch.arange(len(split)), split.labels, split.images.to(context.runtime.device))
         student = _network(context, c.student_arch, c.student_width)
         changed = dataclasses.replace(without_validation, config=dataclasses.replace(c, student_batch_size=count))
-        schedule = gkd.Schedule((1,), len(split), 1)
+        schedule = Schedule((1,), len(split), 1)
         gkd.distil(changed, teacher_model, student, lambda _: synthetic, schedule, confidence=0.0, seed=0)
         return len(split)
 
@@ -287,7 +291,7 @@ def denoising(context: Context) -> Callable[[int], int]:
         optimize(network, training=True)
     optimizer = AdamW(network.parameters(), lr=1e-4, max_grad_norm=1.0, ema_decay=c.generator_ema)
     split = _split(context, min(len(context.data.train), 256))
-    images = generator.padded(split.images, len(c.generator_widths)).to(device)
+    images = padded(split.images, len(c.generator_widths)).to(device)
     labels = split.labels.to(device)
 
     def run(count: int) -> int:
@@ -295,7 +299,7 @@ def denoising(context: Context) -> Callable[[int], int]:
         changed = dataclasses.replace(context, config=config)
         for step in range(STEPS):
             with autocast(device, precision):
-                loss = generator.batch_loss(changed, network, images, labels, step, 0, torch.arange(count))
+                loss = batch_loss(changed, network, images, labels, step, 0, torch.arange(count))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -309,7 +313,7 @@ def sampling(context: Context) -> Callable[[int], int]:
     c = context.config
     network = make_generator(context).to(context.runtime.device).eval()
     optimize(network)
-    scheduler = generator.make_scheduler(c.generator_objective)
+    scheduler = make_scheduler(c.generator_objective)
 
     def run(count: int) -> int:
         sampler = Sampler(network, scheduler, 2, seed=0, micro_batch=count, crop=context.data.image_shape[:2])

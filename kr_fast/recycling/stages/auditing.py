@@ -2,9 +2,9 @@
 
 - ``teacher``: with shadow Teachers, which were made as it was.
 - ``student``: with the same shadow Teachers (transfer: a lower bound).
-- ``student_full``: the Student with shadow Students, see :mod:`kr_fast.recycling.stages.shadow_students`.
+- ``student_full``: the Student with shadow Students, see :mod:`kr_fast.recycling.stages.distillation.shadow_students`.
 - ``released``: the synthetic images of the last period, which the run leaves in ``synthetic/``, by themselves.
-- ``generator``: the generator's weights, see :mod:`kr_fast.recycling.stages.generator_attack`.
+- ``generator``: the generator's weights, see :mod:`kr_fast.recycling.stages.generation.generator_attack`.
 - ``control``: an overfitted model of the Teacher's architecture, which the attacks have to detect.
 
 A Teacher that was given (the option ``teacher``) was not made by this package's recipe, as all shadows were: it and
@@ -24,17 +24,10 @@ import torch
 from kr_fast.membership import Auxiliary, Choices, Target, audit
 from kr_fast.membership.audit.files import write_private
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import (
-    canaries,
-    control,
-    dataset,
-    generator_attack,
-    gkd,
-    shadow_students,
-    shadows,
-    teacher,
-)
-from kr_fast.recycling.stages import student as student_stage
+from kr_fast.recycling.stages import canaries, control, dataset, shadows, teacher
+from kr_fast.recycling.stages.distillation import gkd, shadow_students
+from kr_fast.recycling.stages.distillation import student as student_stage
+from kr_fast.recycling.stages.generation import generator_attack
 from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.report.sentences import OF_RUN
 from kr_fast.runtime import seeds

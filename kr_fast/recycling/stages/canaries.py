@@ -21,7 +21,8 @@ from kr_fast.ensemble import fit, load_shadows
 from kr_fast.ensemble.training.workers import Trains
 from kr_fast.membership.attacks.canaries import Canaries, attack_canaries, draw_canaries, power
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import gkd, shadow_students, shadows, teacher
+from kr_fast.recycling.stages import shadows, teacher
+from kr_fast.recycling.stages.distillation import gkd, shadow_students
 from kr_fast.report.run_audit import FULL, TEACHER
 from kr_fast.runtime import seeds
 from kr_fast.runtime.log import logger

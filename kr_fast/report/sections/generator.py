@@ -13,7 +13,7 @@ def blocks(audit: Mapping[str, Any]) -> Iterator[Block]:
 
     Args:
         audit: the dictionary of ``audit.json``; its ``generator`` holds the figures of
-            :mod:`kr_fast.recycling.stages.generator_attack`.
+            :mod:`kr_fast.recycling.stages.generation.generator_attack`.
     """
     if not (figures := audit.get("generator")):
         return

@@ -5,7 +5,8 @@ from typing import Any
 
 from kr_fast.recycling.budget import planner
 from kr_fast.recycling.context import Context, Trials
-from kr_fast.recycling.stages import gkd, teacher
+from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.runtime.progress import bar
 
 TUNED_PARAMETERS = ("noise_scale", "guidance_scale", "num_inference_steps", "confidence")

@@ -7,22 +7,21 @@ augmented batch as the Student. Runs on rank 0.
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import AugmentParams, Split, augmented, to_float
+from kr_fast.data import Split
 from kr_fast.ensemble import accuracy
-from kr_fast.ensemble.networks import answer
-from kr_fast.ensemble.training.recipe import make_optimizer
-from kr_fast.ops.distillation.distillation_loss import distillation_loss
 from kr_fast.recycling.budget.ledger import Ledger
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead
-from kr_fast.recycling.stages import generator, teacher
+from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.distillation.student_training import Schedule, StudentTraining, confident
+from kr_fast.recycling.stages.generation import generator
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.log import logger
@@ -31,12 +30,6 @@ from kr_fast.runtime.storage import files
 from kr_fast.synthesis import LabelPlan, Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training.fused import fused
-from kr_fast.training.precision import autocast
-
-HARD = {"soft_weight": 0.0, "hard_weight": 1.0}  # the cross-entropy with one class
-MAX_GRAD_NORM = 5.0  # T^2 times the divergence has large gradients at the start
-# Images that are augmented and shown to the Teacher at a time: more are slower, as their activations leave the cache.
-PREPARED, PREPARED_BYTES = 256, 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,32 +41,6 @@ class Sampling:
     guidance_scale: float
     noise_scale: float
     confidence: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """How long a Student trains: ``cycles`` one-cycle schedules one after the other, each of so many periods.
-
-    Each but the first is a warm restart (Loshchilov and Hutter, "SGDR", ICLR 2017), so training can end after any.
-    """
-
-    cycles: tuple[int, ...]
-    images: int
-    epochs: int
-
-    @property
-    def periods(self) -> int:
-        """Periods of all cycles."""
-        return sum(self.cycles)
-
-    def cycle(self, period: int) -> tuple[int, int]:
-        """(first period, periods) of the cycle that ``period`` is in."""
-        first = 0
-        for count in self.cycles:
-            if period < first + count:
-                break
-            first += count
-        return first, count
 
 
 @dataclasses.dataclass
@@ -177,7 +144,7 @@ def distil(
     done = Distilled([], [], [], 0, empty, empty, empty)
     best, first = None, 0
     with fused(teacher_model), fused(student):
-        training = _Training(context, teacher_model, student, schedule, seed)
+        training = StudentTraining(context, teacher_model, student, schedule, seed)
         with files.continuing(state_path) as state:
             if state is not None:
                 training.load_state(state)
@@ -191,7 +158,7 @@ def distil(
             if first == schedule.periods:  # a whole training that was killed before its results were written
                 done.ids, done.labels, done.images = draw(first - 1)
             for period, (ids, labels, images) in enumerate(sets, first):
-                weight = _confident(teacher_model, images, labels.to(device), confidence)
+                weight = confident(teacher_model, images, labels.to(device), confidence)
                 done.confident.append(float(weight.float().mean()))
                 if done.confident[-1] == 0:
                     logger.warning("no image of period %d reaches the Teacher confidence %g", period, confidence)
@@ -213,94 +180,6 @@ def distil(
     if state_path and not keep_state:
         state_path.unlink(missing_ok=True)
     return done
-
-
-class _Training:
-    """A Student's optimizer and schedule, and its training for a period."""
-
-    def __init__(self, context: Context, teacher_model: nn.Module, student: nn.Module, schedule: Schedule, seed: int):
-        self.config, self.recipe = context.config, context.config.recipe("student")
-        self.device, self.precision = context.runtime.device, context.precision.classifiers
-        self.teacher_model, self.student, self.schedule, self.seed = teacher_model, student, schedule, seed
-        self.batch = min(self.recipe.batch_size, schedule.images)
-        self.per_epoch = schedule.images // self.batch
-        self._begin_cycle(0)
-
-    def _begin_cycle(self, period: int) -> None:
-        steps = self.schedule.cycle(period)[1] * self.schedule.epochs * self.per_epoch
-        self.optimizer, self.rate = make_optimizer(self.student, self.recipe, steps, MAX_GRAD_NORM)
-
-    def state(self) -> dict[str, Any]:
-        """What :meth:`load_state` continues from."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state`."""
-        self._begin_cycle(state["period"] - 1)
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
-        return {"student": self.student, "optimizer": self.optimizer, "rate": self.rate}
-
-    def period(self, period: int, synthetic: Split, weight: Tensor) -> float:
-        """Train on the set of ``period``; returns the mean loss of its steps."""
-        if period and self.schedule.cycle(period)[0] == period:
-            self._begin_cycle(period)
-        self.student.train()
-        total = torch.zeros((), device=synthetic.labels.device)
-        for epoch in range(self.schedule.epochs):
-            random = seeds.generator(self.seed, "gkd", period, epoch)
-            order = torch.randperm(len(synthetic), generator=random).to(synthetic.labels.device)
-            for index, x, soft in self._batches(synthetic, order[: self.per_epoch * self.batch], random):
-                loss = self._loss(x, soft, synthetic.labels[index], weight[index])
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
-                if self.optimizer.skipped:
-                    got = f"{float(loss.detach())} with gradients of norm {self.optimizer.grad_norm} in period {period}"
-                    raise UserError(f"run: distillation loss must be finite, got {got}")
-                self.rate.step()
-                total += loss.detach()
-        self.student.eval()
-        return float(total) / (self.schedule.epochs * self.per_epoch)
-
-    def _batches(
-        self, synthetic: Split, order: Tensor, random: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """(indices, augmented images, the Teacher's logits of them) of each step of an epoch.
-
-        Many steps are prepared at a time: the Teacher is faster on more images than a step has.
-        """
-        height, width, channels = synthetic.images.shape[1:]
-        most = min(PREPARED, PREPARED_BYTES // (4 * channels * height * width))
-        steps = max(most // self.batch, 1)
-        for part in order.split(steps * self.batch):
-            draw = [self.recipe.augment.draw(self.batch, (height, width), random) for _ in part.split(self.batch)]
-            x = augmented(synthetic.images, part, AugmentParams.cat(draw).to(part.device))
-            soft = [None] * len(part.split(self.batch))
-            if self.config.labels != "class":  # which no Teacher is asked for
-                with torch.no_grad():
-                    soft = answer("run", "teacher", self.teacher_model, x).split(self.batch)
-            yield from zip(part.split(self.batch), x.split(self.batch), soft, strict=True)
-
-    def _loss(self, x: Tensor, soft: Tensor | None, labels: Tensor, weight: Tensor) -> Tensor:
-        c, soft_labels = self.config, self.config.labels == "soft"
-        with autocast(self.device, self.precision):
-            logits = self.student(x).float()
-        labels = soft.argmax(1) if c.labels == "top1" else labels
-        soft = logits.detach() if soft is None else soft
-        weights = {"soft_weight": c.soft_weight, "hard_weight": c.hard_weight} if soft_labels else HARD
-        return distillation_loss(logits, soft, labels, temperature=c.temperature, **weights, sample_weight=weight)
-
-
-@torch.inference_mode()
-def _confident(teacher_model: nn.Module, images: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """bool ``[N]``: the Teacher gives the image's label at least this probability; others get weight 0."""
-    if threshold == 0:
-        return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-    parts = [answer("run", "teacher", teacher_model, to_float(part)).float().softmax(1) for part in images.split(1024)]
-    return torch.cat(parts).gather(1, labels[:, None])[:, 0] >= threshold
 
 
 def trial(context: Context, teacher_model: nn.Module, sampling: Sampling) -> float:

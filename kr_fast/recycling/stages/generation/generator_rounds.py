@@ -7,7 +7,9 @@ of the time does, or when two rounds have brought nothing; what is left then goe
 from typing import Any
 
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import generator, gkd, teacher
+from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.generation import generator
 
 STATE = "generator.pt"
 

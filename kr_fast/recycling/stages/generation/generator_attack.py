@@ -16,7 +16,10 @@ from kr_fast.membership import Choices, across_targets, denoising_attack, denois
 from kr_fast.membership.attacks.denoising import DRAWS, LEVELS, shadow_phi
 from kr_fast.membership.audit.figures import describe
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import generator, gkd, shadows
+from kr_fast.recycling.stages import shadows
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.generation import generator
+from kr_fast.recycling.stages.generation.generator_loss import padded
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis.optimized.optimize import optimize
@@ -48,7 +51,7 @@ def errors_of(context: Context, checkpoint: Path, description: str | None = None
     at, (images, labels, _) = attacked(context), shadows.pool(context)
     return denoising_errors(
         network,
-        generator.padded(images[at], len(context.config.generator_widths)),
+        padded(images[at], len(context.config.generator_widths)),
         labels[at],
         objective=objective,
         alphas_cumprod=None if objective == "flow" else scheduler.alphas_cumprod,

@@ -4,7 +4,8 @@ from typing import Any
 
 from kr_fast.ensemble import accuracy, recipe_of
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import gkd, teacher
+from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.distillation import gkd
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from kr_fast.recycling.budget import planner
 from kr_fast.recycling.context import Context, Trials
-from kr_fast.recycling.stages import gkd, teacher
+from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.runtime.progress import bar
 
 

@@ -24,7 +24,9 @@ from kr_fast.ensemble import Shadows, load_shadows
 from kr_fast.ensemble.shadows import data_digest, recipe_record
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
-from kr_fast.recycling.stages import control, generator, generator_attack, gkd, shadows, student
+from kr_fast.recycling.stages import control, shadows
+from kr_fast.recycling.stages.distillation import gkd, student
+from kr_fast.recycling.stages.generation import generator, generator_attack
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files

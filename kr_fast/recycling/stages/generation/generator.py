@@ -1,7 +1,5 @@
 """The generator: class-conditional diffusion on diffusers' ``UNet2DModel``, data-parallel under Accelerate.
 
-``flow``: ``x_s = (1 - s) x + s n``, the network learns ``n - x`` (Liu et al., "Flow Straight and Fast", ICLR 2023);
-``epsilon`` and ``v_prediction``: DDPM on a cosine schedule (Ho et al., 2020; Salimans and Ho, 2022).
 The rate falls by a cosine to the last step. In a run with a budget, whose last step is not known when training begins,
 it stays, and the average of the weights remembers a share of the steps so far (:class:`PowerEMA`).
 """
@@ -14,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kr_fast.data import Split, to_float
-from kr_fast.models import padded_size, unet
-from kr_fast.ops.sampling.philox_normal import philox_normal
+from kr_fast.data import Split
+from kr_fast.models import unet
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.progress import bar
@@ -33,17 +31,6 @@ SAVE_EVERY = 200
 EARLY = 0.25  # of the training
 VALIDATION = 8  # batches of the validation loss
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers looks for
-
-
-def make_scheduler(objective: str) -> Any:
-    """The sampling scheduler that belongs to a training objective."""
-    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-
-    if objective == "flow":
-        return FlowMatchEulerDiscreteScheduler()
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type=objective, clip_sample=True, timestep_spacing="trailing"
-    )
 
 
 def checkpoint_steps(steps: int, count: int) -> list[int]:
@@ -66,14 +53,6 @@ def load(path: Path, device: torch.device) -> tuple[Any, Any, str]:
     objective = files.read_json(path / "objective.json")["objective"]
     network = UNet2DModel.from_pretrained(path / "unet", local_files_only=True).to(device).eval()
     return network, make_scheduler(objective), objective
-
-
-def padded(images: Tensor, levels: int) -> Tensor:
-    """uint8 images in [-1, 1], padded by reflection at the bottom and right to what a UNet of ``levels`` can halve."""
-    images = to_float(images)
-    height, width = images.shape[2:]
-    bottom, right = padded_size(height, levels) - height, padded_size(width, levels) - width
-    return torch.nn.functional.pad(images, (0, right, 0, bottom), mode="reflect") if bottom or right else images
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -212,35 +191,6 @@ def _set_rate(optimizer: Any, rate: float) -> None:
         group["lr"] = rate
 
 
-def batch_loss(
-    context: Context, network: Any, images: Tensor, labels: Tensor, step: int, seed: int, share: Tensor
-) -> Tensor:
-    """The loss of this rank's share of a batch that is a function of (seed, step), whatever the number of ranks."""
-    c = context.config
-    generator = seeds.generator(seed, "generator", step)
-    count = c.generator_batch_size
-    index = torch.randint(len(images), (count,), generator=generator)
-    level = torch.rand(count, generator=generator)
-    dropped = torch.rand(count, generator=generator) < c.label_dropout
-    mirrored = torch.rand(count, generator=generator) < 0.5
-    index, level, dropped, mirrored = (v[share].to(images.device) for v in (index, level, dropped, mirrored))
-    x, y = images[index], labels[index].masked_fill(dropped, context.data.num_classes)
-    if c.generator_flip:
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-    ids = (step * count + share).to(images.device)
-    noise = philox_normal(ids, x.shape[1:], seed=seeds.derive(seed, "generator noise"))
-    if c.generator_objective == "flow":
-        sigma = level[:, None, None, None]
-        noisy, time, target = (1 - sigma) * x + sigma * noise, level * 1000, noise - x
-    else:
-        time = (level * 1000).long()
-        alpha = _alphas(images.device)[time][:, None, None, None]
-        noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
-        target = noise if c.generator_objective == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * x
-    noisy = noisy.contiguous(memory_format=torch.channels_last)
-    return torch.nn.functional.mse_loss(network(noisy, time, class_labels=y).sample.float(), target)
-
-
 @torch.no_grad()
 def validation_loss(context: Context, path: Path) -> float:
     """Mean loss of the checkpoint in ``path`` on validation images, with the same noise at each call."""
@@ -250,10 +200,6 @@ def validation_loss(context: Context, path: Path) -> float:
     share, seed = torch.arange(context.config.generator_batch_size), seeds.derive(context.config.seed, "validation")
     losses = [batch_loss(context, network, images, labels, batch, seed, share) for batch in range(VALIDATION)]
     return float(torch.stack(losses).mean())
-
-
-def _alphas(device: torch.device) -> Tensor:
-    return make_scheduler("epsilon").alphas_cumprod.to(device)
 
 
 def _save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) -> None:

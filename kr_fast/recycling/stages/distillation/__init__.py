@@ -1,0 +1,1 @@
+"""The Student and its shadows, which learn from synthetic images."""

@@ -1,0 +1,1 @@
+"""The generator: training, choice of a checkpoint and of how images are sampled, attack on its weights."""

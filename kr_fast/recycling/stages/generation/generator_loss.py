@@ -1,0 +1,68 @@
+"""The generator's loss.
+
+``flow``: ``x_s = (1 - s) x + s n``, the network learns ``n - x`` (Liu et al., "Flow Straight and Fast", ICLR 2023);
+``epsilon`` and ``v_prediction``: DDPM on a cosine schedule (Ho et al., 2020; Salimans and Ho, 2022).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kr_fast.data import to_float
+from kr_fast.models import padded_size
+from kr_fast.ops.sampling.philox_normal import philox_normal
+from kr_fast.recycling.context import Context
+from kr_fast.runtime import seeds
+
+
+def make_scheduler(objective: str) -> Any:
+    """The sampling scheduler that belongs to a training objective."""
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    if objective == "flow":
+        return FlowMatchEulerDiscreteScheduler()
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type=objective, clip_sample=True, timestep_spacing="trailing"
+    )
+
+
+def padded(images: Tensor, levels: int) -> Tensor:
+    """uint8 images in [-1, 1], padded by reflection at the bottom and right to what a UNet of ``levels`` can halve."""
+    images = to_float(images)
+    height, width = images.shape[2:]
+    bottom, right = padded_size(height, levels) - height, padded_size(width, levels) - width
+    return torch.nn.functional.pad(images, (0, right, 0, bottom), mode="reflect") if bottom or right else images
+
+
+def batch_loss(
+    context: Context, network: Any, images: Tensor, labels: Tensor, step: int, seed: int, share: Tensor
+) -> Tensor:
+    """The loss of this rank's share of a batch that is a function of (seed, step), whatever the number of ranks."""
+    c = context.config
+    generator = seeds.generator(seed, "generator", step)
+    count = c.generator_batch_size
+    index = torch.randint(len(images), (count,), generator=generator)
+    level = torch.rand(count, generator=generator)
+    dropped = torch.rand(count, generator=generator) < c.label_dropout
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    index, level, dropped, mirrored = (v[share].to(images.device) for v in (index, level, dropped, mirrored))
+    x, y = images[index], labels[index].masked_fill(dropped, context.data.num_classes)
+    if c.generator_flip:
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    ids = (step * count + share).to(images.device)
+    noise = philox_normal(ids, x.shape[1:], seed=seeds.derive(seed, "generator noise"))
+    if c.generator_objective == "flow":
+        sigma = level[:, None, None, None]
+        noisy, time, target = (1 - sigma) * x + sigma * noise, level * 1000, noise - x
+    else:
+        time = (level * 1000).long()
+        alpha = _alphas(images.device)[time][:, None, None, None]
+        noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+        target = noise if c.generator_objective == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * x
+    noisy = noisy.contiguous(memory_format=torch.channels_last)
+    return torch.nn.functional.mse_loss(network(noisy, time, class_labels=y).sample.float(), target)
+
+
+def _alphas(device: torch.device) -> Tensor:
+    return make_scheduler("epsilon").alphas_cumprod.to(device)
