@@ -98,6 +98,19 @@ class RecycleConfig:
     generator_learning_rate: float = option(2e-3, "peak of the cosine schedule", least=1e-7, most=1)
     generator_ema: float = option(0.995, "decay of the weights' moving average", least=0, below=1)
     generator_flip: bool = option(False, "mirror half of the generator's training images")
+    generator_augment: float = option(
+        0.0,
+        "probability of each of generator_rotate, generator_scale and generator_shift on a training image; the network "
+        "is told how much, and sampled without",
+        least=0,
+        most=1,
+    )
+    generator_shift: int = option_like(Augment, "shift", "generator_augment: largest shift in pixels", 1)
+    generator_rotate: float = option_like(Augment, "rotate", "generator_augment: largest angle in degrees", 15.0)
+    generator_scale: float = option_like(Augment, "scale", "generator_augment: largest relative change of size", 0.15)
+    generator_classes: str = option(
+        "train", "classes in training batches: train (as the training split) or balanced", choices=("train", "balanced")
+    )
     label_dropout: float = option(
         0.1, "share of training labels replaced by the null class (for guidance)", least=0, below=1
     )
@@ -222,6 +235,9 @@ class RecycleConfig:
                 fail("run", "audit_canaries", "be 0 with teacher, a given one, which cannot be trained again", k)
         if not self.generator_widths:
             fail("run", "generator_widths", "hold channel counts above 0", list(self.generator_widths))
+        if self.generator_augment and not (self.generator_shift or self.generator_rotate or self.generator_scale):
+            rule = "be 0 unless generator_shift, generator_rotate or generator_scale is above 0"
+            fail("run", "generator_augment", rule, self.generator_augment)
         if self.checkpoints > (most := max(self.generator_steps // 2, 1)):
             rule = f"be at most {most}, the steps in the second half of generator_steps"
             fail("run", "checkpoints", rule, self.checkpoints)

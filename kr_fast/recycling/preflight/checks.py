@@ -44,7 +44,7 @@ def options(context: Context) -> None:
     if len(c.generator_widths) > (most := most_levels(height, width)):
         rule = f"be at most {most} widths for images of {height} x {width}, as each but the first halves them"
         fail("run", "generator_widths", rule, f"{len(c.generator_widths)}: {list(c.generator_widths)}")
-    for name in ("teacher_shift", "student_shift"):
+    for name in ("teacher_shift", "generator_shift", "student_shift"):
         if getattr(c, name) >= min(height, width):
             fail("run", name, f"be below the shorter side of the images, {min(height, width)}", getattr(c, name))
     if c.audit_canaries:

@@ -24,6 +24,7 @@ from kr_fast.recycling.stages import shadows, teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.distillation.student_training import Schedule
 from kr_fast.recycling.stages.generation import generator, generator_attack
+from kr_fast.recycling.stages.generation.augmentation import condition
 from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
 from kr_fast.recycling.stages.generation.tuning import TUNED_PARAMETERS
 from kr_fast.synthesis import Sampler
@@ -285,7 +286,9 @@ def _distilling(context: Context, teacher_model: nn.Module) -> Callable[[int], i
 def denoising(context: Context) -> Callable[[int], int]:
     """``run(count)``: STEPS steps of the generator on batches of ``count``; returns the number of images."""
     c, device = context.config, context.runtime.device
-    network = make_generator(context).to(device, memory_format=torch.channels_last).train()
+    network = make_generator(context)
+    condition(network, c)
+    network = network.to(device, memory_format=torch.channels_last).train()
     precision = context.precision.generator
     if device.type == "cpu" or precision == "float32":
         optimize(network, training=True)

@@ -16,6 +16,7 @@ from kr_fast.data import Split
 from kr_fast.models import unet
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages.generation.augmentation import condition, plain_state
 from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
@@ -99,6 +100,7 @@ def train(
         network = unet(
             height, width, channels, context.data.num_classes, widths=c.generator_widths, layers=c.generator_layers
         )
+    condition(network, c)
     network = network.to(memory_format=torch.channels_last)
     precision = context.precision.generator
     if runtime.device.type == "cpu" or precision == "float32":
@@ -154,7 +156,7 @@ def train(
         state_path.unlink(missing_ok=True)
     return {
         "checkpoints": saved_steps,
-        "parameters": sum(p.numel() for p in plain.parameters()),
+        "parameters": sum(value.numel() for value in plain_state(dict(plain.named_parameters())).values()),
         "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},
     }
 
@@ -210,7 +212,7 @@ def _save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) 
         with ema.applied():
             network.save_config(folder / "unet")
             # Not by save_pretrained, which hides a full disk in its own error.
-            files.save_tensors(folder / "unet" / WEIGHTS, network.state_dict(), {"format": "pt"})
+            files.save_tensors(folder / "unet" / WEIGHTS, plain_state(network.state_dict()), {"format": "pt"})
         make_scheduler(context.config.generator_objective).save_pretrained(folder / "scheduler")
         # The shape of images before padding, which the network's configuration does not hold.
         counts = torch.bincount(labels, minlength=context.data.num_classes)

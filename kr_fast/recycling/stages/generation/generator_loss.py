@@ -13,6 +13,7 @@ from kr_fast.data import to_float
 from kr_fast.models import padded_size
 from kr_fast.ops.sampling.philox_normal import philox_normal
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages.generation.augmentation import augmented, batch_index
 from kr_fast.runtime import seeds
 
 
@@ -42,7 +43,7 @@ def batch_loss(
     c = context.config
     generator = seeds.generator(seed, "generator", step)
     count = c.generator_batch_size
-    index = torch.randint(len(images), (count,), generator=generator)
+    index = batch_index(c, labels, count, generator)
     level = torch.rand(count, generator=generator)
     dropped = torch.rand(count, generator=generator) < c.label_dropout
     mirrored = torch.rand(count, generator=generator) < 0.5
@@ -50,6 +51,7 @@ def batch_loss(
     x, y = images[index], labels[index].masked_fill(dropped, context.data.num_classes)
     if c.generator_flip:
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    x = augmented(network, c, x, share, generator)
     ids = (step * count + share).to(images.device)
     noise = philox_normal(ids, x.shape[1:], seed=seeds.derive(seed, "generator noise"))
     if c.generator_objective == "flow":
