@@ -16,6 +16,7 @@ LAYERS = {
     "ensemble": 3,
     "membership": 3,
     "training": 2.5,  # the step of a training loop: made of ops, and used by synthesis, ensemble and recycling alike
+    "metrics": 2.5,  # of logits and features: ensemble chooses by them, recycling reports them
     "ops": 2,
     "data": 2,
     "models": 2,

@@ -5,7 +5,8 @@ from kr_fast.ensemble.inference.queries import Query
 from kr_fast.ensemble.made_by import recipe_of
 from kr_fast.ensemble.networks import LogitsOf
 from kr_fast.ensemble.shadows import Shadows, load_shadows, train_shadows
-from kr_fast.ensemble.training.recipe import History, TrainConfig, accuracy, fit
+from kr_fast.ensemble.training.evaluation import accuracy, score
+from kr_fast.ensemble.training.recipe import History, TrainConfig, fit
 
 __all__ = [
     "History",
@@ -18,5 +19,6 @@ __all__ = [
     "fit",
     "load_shadows",
     "recipe_of",
+    "score",
     "train_shadows",
 ]

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
 from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.inference.queries import AUGMENTS
-from kr_fast.ensemble.training.recipe import BEST_BY, LEAST_MIXUP
+from kr_fast.ensemble.training.evaluation import SCORES
+from kr_fast.ensemble.training.recipe import LEAST_MIXUP
 from kr_fast.membership.attacks.canaries import LEAST as LEAST_CANARIES
 from kr_fast.membership.attacks.catalog import DEFAULT
 from kr_fast.membership.audit.choices import Choices
@@ -78,7 +79,7 @@ class RecycleConfig:
     teacher_mixup: float = option_like(
         TrainConfig, "mixup", "alpha of mixup, which mixes pairs of images and their labels"
     )
-    teacher_choose: str = option("accuracy", "the Teacher's epoch by accuracy or loss on validation", choices=BEST_BY)
+    teacher_choose: str = option("accuracy", "what the Teacher's epoch is chosen by on validation", choices=SCORES)
     teacher_shift: int = option_like(Augment, "shift", "augmentation on real images: largest shift in pixels")
     teacher_flip: bool = option_like(Augment, "flip", "augmentation on real images: mirror half of them")
     teacher_rotate: float = option_like(Augment, "rotate", "augmentation on real images: largest angle in degrees", 5.0)
@@ -158,6 +159,11 @@ class RecycleConfig:
     temperature: float = option(4.0, "of the soft labels", least=0.01, most=1000)
     soft_weight: float = option(1.0, "weight of T^2 KL(teacher || student)", least=0, most=1000)
     hard_weight: float = option(0.0, "weight of the cross-entropy with the generator's class label", least=0, most=1000)
+    student_choose: str = option(
+        "accuracy",
+        "what the Student's period, the checkpoint and the sampling are chosen by on validation",
+        choices=("accuracy", "auc"),
+    )
     student_shift: int = option_like(Augment, "shift", "augmentation on synthetic images: largest shift in pixels", 1)
     student_flip: bool = option_like(Augment, "flip", "augmentation on synthetic images: mirror half of them")
     student_rotate: float = option_like(
@@ -219,6 +225,9 @@ class RecycleConfig:
                 fail("run", name, "be the name of a folder" + ("" if name == "out" else " or file"), repr(given))
         if self.budget and not seconds(self.budget):
             fail("run", "budget", "be a time above 0 such as 90s, 30m or 1h30m", repr(self.budget))
+        if self.budget and self.student_choose != "accuracy":
+            rule = "be accuracy with a budget, which compares Students by the standard error of their accuracies"
+            fail("run", "student_choose", rule, self.student_choose)
         if self.num_shadows % 2 or self.num_shadows == 2:
             fail("run", "num_shadows", "be 0, or even and at least 4", self.num_shadows)
         if self.student_shadows > 0 and not self.num_shadows:

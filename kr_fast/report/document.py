@@ -53,7 +53,8 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
     for title, key in (("Checkpoint Optimisation", "checkpoints"), ("Tuning", "tuning")):
         yield "heading", title
         if summary.get(key):
-            yield "text", "Accuracy of a short Student on real validation images."
+            by = "AUC" if "val_auc" in summary[key][0] else "Accuracy"
+            yield "text", f"{by} of a short Student on real validation images."
             yield "table", tables.trials(summary[key])
         else:
             yield "missing", f"{title} was not run."

@@ -14,7 +14,8 @@ from torch import nn
 from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, TrainConfig, train_shadows
 from kr_fast.ensemble.shadows import keep_matrix
-from kr_fast.ensemble.training.recipe import accuracy, fit, fit_for, make_optimizer
+from kr_fast.ensemble.training.evaluation import accuracy
+from kr_fast.ensemble.training.recipe import fit, fit_for, make_optimizer
 from kr_fast.ensemble.training.workers import Job, train
 from kr_fast.models import classifier
 from kr_fast.runtime.errors import UserError

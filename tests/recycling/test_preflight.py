@@ -64,6 +64,13 @@ BAD = {
 }
 
 
+def test_validation_images_of_one_class_have_no_auc(tmp_path):
+    run = context(tmp_path, data=npz(tmp_path / "set.npz"), teacher_choose="auc")
+    one = dataclasses.replace(run.data, val=Split(run.data.val.images, torch.zeros_like(run.data.val.labels)))
+    with pytest.raises(UserError, match="run: teacher_choose must be accuracy where all validation images are of one"):
+        checks.splits(dataclasses.replace(run, data=one))
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, capsys, name):
     flags, words = BAD[name]

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.data import Augment, AugmentParams, Split, augmented, to_float
-from kr_fast.ensemble.networks import answer, answers_rule, ask, check_sizes, checked, device_of, failures, mode
+from kr_fast.ensemble.networks import answers_rule, ask, check_sizes, checked, device_of, failures
+from kr_fast.ensemble.training.evaluation import SCORES, examples, scores
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
+from kr_fast.runtime.inputs import as_integer, described
 from kr_fast.runtime.options import check, option
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
@@ -22,7 +22,6 @@ from kr_fast.training import SGD
 from kr_fast.training.fused import fused
 from kr_fast.training.precision import autocast, check_precision
 
-BEST_BY = ("accuracy", "loss")  # what the best epoch is chosen by
 LEAST_MIXUP = 0.01
 WARM_UP = 0.2  # share of the steps in which the rate rises
 
@@ -57,59 +56,8 @@ class History:
     train_loss: list[float] = dataclasses.field(default_factory=list)
     val_accuracy: list[float] = dataclasses.field(default_factory=list)
     val_loss: list[float] = dataclasses.field(default_factory=list)
+    val_auc: list[float] = dataclasses.field(default_factory=list)  # where the epoch is chosen by it
     best_epoch: int = 0
-
-
-def examples(
-    where: str, split: Split, classes: int | None = None, shape: tuple[int, ...] | None = None, name: str = "split"
-) -> Split:
-    """``split`` as tensors, uint8 ``[N, H, W, C]`` and int64 ``[N]`` in [0, classes), of at least one example.
-
-    Raises: UserError naming the argument.
-    """
-    if not isinstance(split, Split):
-        fail(where, name, "be a Split of images and labels", described(split))
-    images = as_images(where, f"images of {name}", split.images, shape)
-    labels = as_labels(where, f"labels of {name}", split.labels, len(images), classes)
-    if len(labels) == 0:
-        fail(where, name, "hold at least one example", described(split.images))
-    return Split(images, labels)
-
-
-@torch.inference_mode()
-def accuracy(model: nn.Module, split: Split, batch_size: int = 1024) -> float:
-    """Share of ``split`` that the model, in eval mode, classifies correctly.
-
-    Raises: UserError naming the argument, and for any failure of the model's own code.
-    """
-    return sum(_hits(*pair) for pair in _answers(model, split, batch_size)) / len(split)
-
-
-@torch.inference_mode()
-def accuracy_and_loss(model: nn.Module, split: Split, batch_size: int = 1024) -> tuple[float, float]:
-    """:func:`accuracy`, and the mean cross-entropy."""
-    hits, loss = 0, 0.0
-    for logits, labels in _answers(model, split, batch_size):
-        hits += _hits(logits, labels)
-        loss += float(nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
-    return hits / len(split), loss / len(split)
-
-
-def _hits(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(1) == labels).sum())
-
-
-def _answers(model: nn.Module, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits, labels) of each batch, on the model's device."""
-    if not isinstance(model, nn.Module):
-        fail("accuracy", "model", "be a torch module", described(model))
-    split, batch_size = examples("accuracy", split), as_integer("accuracy", "batch_size", batch_size, 1)
-    device = device_of(model)
-    with mode(model, False):
-        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-            logits = answer("accuracy", "model", model, to_float(images.to(device)))
-            as_labels("accuracy", "labels of split", labels, classes=logits.shape[1])
-            yield logits, labels.to(device)
 
 
 def make_optimizer(
@@ -207,8 +155,9 @@ def fit(
         seed: of shuffles and augmentation (the caller seeds the weights).
         val: where given, the weights of the epoch that is best on it (the latest of equals) are kept.
         state_path: file to continue from and to save to every ``save_every`` epochs (1 or more); removed at the end.
-        choose: the best epoch by "accuracy" or by "loss", the mean cross-entropy, which also sees how sure a model
-            is: a model that is sure of its own training images is easier to attack.
+        choose: the best epoch by "accuracy", by "loss", the mean cross-entropy, which also sees how sure a model is (a
+            model that is sure of its own training images is easier to attack), or by "auc", see
+            :func:`kr_fast.metrics.macro_auc`.
         precision: of activations and products in training, "float32" or "bfloat16"; accuracies are float32's.
         description: shows a progress bar under this name.
     Raises: UserError naming the argument; for any failure of the model's own code; if the loss is not finite.
@@ -238,9 +187,11 @@ def fit_for(
         fail(where, "config", "be a TrainConfig", described(config))
     seed, save_every = as_integer(where, "seed", seed), as_integer(where, "save_every", save_every, 1)
     check_precision(where, precision)
-    if choose not in BEST_BY:
-        fail(where, "choose", f"be one of {', '.join(BEST_BY)}", repr(choose))
+    if choose not in SCORES:
+        fail(where, "choose", f"be one of {', '.join(SCORES)}", repr(choose))
     split, val, device = _checked(where, model, split, val)
+    if val is not None and choose == "auc" and len(val.labels.unique()) < 2:
+        fail(where, "val", "hold at least two classes to choose by auc", 1)
     images, labels = split.images.to(device), split.labels.to(device)
     count, rule = len(labels), answers_rule((0, *split.images.shape[3:], *split.images.shape[1:3]))
     steps, size = Steps.of(config, count), tuple(images.shape[1:3])
@@ -288,12 +239,13 @@ def fit_for(
             if not history.train_loss[-1] < float("inf"):
                 fail(where, "loss", "be finite", f"{history.train_loss[-1]}{which} in epoch {epoch}")
             if val is not None:
-                share_right, val_loss = accuracy_and_loss(model, val)
-                history.val_accuracy.append(share_right)
-                history.val_loss.append(val_loss)
-                value = share_right if choose == "accuracy" else -val_loss
-                if value >= best_value:
-                    best_value, history.best_epoch = value, epoch
+                of_val = scores(model, val, choose)
+                history.val_accuracy.append(of_val.accuracy)
+                history.val_loss.append(of_val.loss)
+                if choose == "auc":
+                    history.val_auc.append(of_val.value)
+                if of_val.value >= best_value:
+                    best_value, history.best_epoch = of_val.value, epoch
                     best = copy.deepcopy(model.state_dict())
                 progress.set(loss=f"{history.train_loss[-1]:.3f}", val=f"{history.val_accuracy[-1]:.3f}")
             else:

@@ -171,8 +171,8 @@ RUN = (
     "aop.{target}",
     "stages.{stage}",
     "dataset.{num_classes,train,val,test,height,width,channels}",
-    "checkpoints.#.{step,val_accuracy}",
-    "tuning.#.{num_inference_steps,guidance_scale,sigma,confidence,val_accuracy}",
+    "checkpoints.#.{step,val_accuracy,val_auc}",
+    "tuning.#.{num_inference_steps,guidance_scale,sigma,confidence,val_accuracy,val_auc}",
     "budget.seconds",
     "budget.planned.{stage}",
 )

@@ -69,6 +69,10 @@ def splits(context: Context) -> list[str]:
             fail("run", "num_shadows", rule, f"{c.num_shadows}, of which one has {least}")
     if c.teacher_batch_size > len(data.train) and not c.teacher:
         notes.append(f"teacher_batch_size is {c.teacher_batch_size}: each step takes all {len(data.train)} images")
+    for whose in ("teacher", "student"):
+        if getattr(c, f"{whose}_choose") == "auc" and len(data.val.labels.unique()) < 2:
+            rule = "be accuracy where all validation images are of one class, which has no AUC"
+            fail("run", f"{whose}_choose", rule, "auc")
     for name in ("val", "test"):
         counts = torch.bincount(getattr(data, name).labels, minlength=data.num_classes)
         if missing := torch.nonzero(counts == 0)[:, 0].tolist():

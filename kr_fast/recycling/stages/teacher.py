@@ -53,6 +53,7 @@ def run(context: Context) -> dict[str, Any]:
             "train_loss": history.train_loss,
             "val_accuracy": history.val_accuracy,
             "val_loss": history.val_loss,
+            **({"val_auc": history.val_auc} if history.val_auc else {}),
         }
         best = history.best_epoch + 1
     val_accuracy = accuracy(model, context.data.val)

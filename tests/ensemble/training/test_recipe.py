@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from kr_fast.data import Augment, Split
-from kr_fast.ensemble import TrainConfig, fit
-from kr_fast.ensemble.training.recipe import accuracy_and_loss, epoch_draws, mixed, mixed_loss
+from kr_fast.ensemble import TrainConfig, fit, score
+from kr_fast.ensemble.training.evaluation import scores
+from kr_fast.ensemble.training.recipe import epoch_draws, mixed, mixed_loss
 from kr_fast.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,26 +56,33 @@ def test_shares_are_of_the_beta_distribution_one_for_a_batch():
     assert torch.equal(plain[0], epoch_draws(config, 16_000, (6, 6), 3, 0)[0])
 
 
-def test_the_epoch_is_kept_that_is_best_by_accuracy_or_by_loss():
+def test_the_epoch_is_kept_that_is_best_by_what_was_asked_for():
     """A network that learns few images by heart grows surer than it is right: its loss is least early."""
     draw = torch.Generator().manual_seed(5)
     train, val = digits(24), digits(96)
     val = Split(val.images, torch.where(torch.rand(96, generator=draw) < 0.4, (val.labels + 1) % 3, val.labels))
     config, kept = TrainConfig(epochs=30, batch_size=8, learning_rate=0.3, weight_decay=0.0, augment=Augment()), {}
-    for choose in ("accuracy", "loss"):
+    for choose in ("accuracy", "loss", "auc"):
         model = network()
         history = fit(model, train, config, seed=0, val=val, choose=choose)
-        curve = torch.tensor(history.val_accuracy if choose == "accuracy" else history.val_loss)
-        best = curve.max() if choose == "accuracy" else curve.min()
+        assert bool(history.val_auc) == (choose == "auc")
+        curve = torch.tensor(getattr(history, f"val_{choose}"), dtype=torch.float64)
+        best = curve.min() if choose == "loss" else curve.max()
         assert history.best_epoch == int((curve == best).nonzero()[-1])
-        assert accuracy_and_loss(model, val) == (
-            history.val_accuracy[history.best_epoch],
-            pytest.approx(history.val_loss[history.best_epoch], rel=1e-6),
-        )
+        of_val = scores(model, val, choose)
+        assert of_val.accuracy == history.val_accuracy[history.best_epoch]
+        assert of_val.loss == pytest.approx(history.val_loss[history.best_epoch], rel=1e-6)
+        assert of_val.value == pytest.approx(float(-best if choose == "loss" else best), rel=1e-6)
+        assert score(model, val, choose) == of_val.value
         kept[choose] = history.best_epoch
-    assert kept["loss"] != kept["accuracy"]
-    with pytest.raises(UserError, match="fit: choose must be one of accuracy, loss, got 'auc'"):
-        fit(network(), train, config, seed=0, val=val, choose="auc")
+    assert kept["loss"] not in (kept["accuracy"], kept["auc"])
+    with pytest.raises(UserError, match="fit: choose must be one of accuracy, loss, auc, got 'recall'"):
+        fit(network(), train, config, seed=0, val=val, choose="recall")
+    alike = Split(val.images, torch.zeros_like(val.labels))
+    with pytest.raises(UserError, match="fit: val must hold at least two classes to choose by auc, got 1"):
+        fit(network(), train, config, seed=0, val=alike, choose="auc")
+    with pytest.raises(UserError, match="score: by must be one of accuracy, loss, auc, got 'recall'"):
+        score(network(), val, "recall")
 
 
 def test_the_loss_is_the_mean_cross_entropy():
@@ -82,4 +90,4 @@ def test_the_loss_is_the_mean_cross_entropy():
     x = split.images.permute(0, 3, 1, 2).double() / 127.5 - 1
     expected = nn.functional.cross_entropy(model.double()(x), split.labels)
     model.float()
-    assert accuracy_and_loss(model, split, 10)[1] == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert scores(model, split, batch_size=10).loss == pytest.approx(float(expected.detach()), rel=1e-6)

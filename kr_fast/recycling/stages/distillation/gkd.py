@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.data import Split
-from kr_fast.ensemble import accuracy
+from kr_fast.ensemble.training.evaluation import scores
 from kr_fast.recycling.budget.ledger import Ledger
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead
@@ -45,10 +45,14 @@ class Sampling:
 
 @dataclasses.dataclass
 class Distilled:
-    """A trained Student's curves by period, and its last synthetic set; ``confident``: share of images that count."""
+    """A trained Student's curves by period, and its last synthetic set; ``confident``: share of images that count.
+
+    ``val_score``: what the best period was chosen by, the accuracy or the option ``student_choose``.
+    """
 
     loss: list[float]
     val_accuracy: list[float]
+    val_score: list[float]
     confident: list[float]
     best_period: int
     ids: Tensor
@@ -141,7 +145,7 @@ def distil(
     """
     device = context.runtime.device
     empty = torch.empty(0, dtype=torch.int64)
-    done = Distilled([], [], [], 0, empty, empty, empty)
+    done = Distilled([], [], [], [], 0, empty, empty, empty)
     best, first = None, 0
     with fused(teacher_model), fused(student):
         training = StudentTraining(context, teacher_model, student, schedule, seed)
@@ -150,7 +154,7 @@ def distil(
                 training.load_state(state)
                 best, first = state["best"], state["period"]
                 done.loss, done.val_accuracy, done.confident = state["loss"], state["val_accuracy"], state["kept"]
-                done.best_period = state["best_period"]
+                done.val_score, done.best_period = state["val_score"], state["best_period"]
         with (
             bar(schedule.periods, description, "period", first) as progress,
             ahead(draw, range(first, schedule.periods)) as sets,
@@ -166,13 +170,16 @@ def distil(
                 done.loss.append(training.period(period, Split(images, labels.to(device)), weight))
                 if not done.loss[-1] < float("inf"):
                     raise UserError(f"run: distillation loss must be finite, got {done.loss[-1]} in period {period}")
-                done.val_accuracy.append(accuracy(student, context.data.val))
-                if best is None or done.val_accuracy[-1] >= done.val_accuracy[done.best_period]:
+                of_val = scores(student, context.data.val, context.config.student_choose)
+                done.val_accuracy.append(of_val.accuracy)
+                done.val_score.append(of_val.value)
+                if best is None or of_val.value >= done.val_score[done.best_period]:
                     done.best_period, best = period, copy.deepcopy(student.state_dict())
                 progress.set(loss=f"{done.loss[-1]:.3f}", val=f"{done.val_accuracy[-1]:.3f}")
                 progress.update()
                 if state_path and (keep_state or period + 1 < schedule.periods):
                     curves = {"loss": done.loss, "val_accuracy": done.val_accuracy, "kept": done.confident}
+                    curves["val_score"] = done.val_score
                     position = {"best_period": done.best_period, "best": best, "period": period + 1}
                     files.save_state(state_path, {**training.state(), **curves, **position})
     student.load_state_dict(best)
@@ -183,7 +190,10 @@ def distil(
 
 
 def trial(context: Context, teacher_model: nn.Module, sampling: Sampling) -> float:
-    """Best validation accuracy of a short Student with ``sampling``: the criterion of checkpoint choice and tuning."""
+    """Best score on validation (option ``student_choose``) of a short Student with ``sampling``.
+
+    It is the criterion of checkpoint choice and tuning.
+    """
     c, ledger = context.config, context.ledger
     student = context.seeded(c.student_arch, c.student_width, "trial")
     schedule = Schedule((c.trial_periods,), c.trial_images, c.trial_epochs)
@@ -191,7 +201,7 @@ def trial(context: Context, teacher_model: nn.Module, sampling: Sampling) -> flo
         schedule = Schedule((1,), ledger.trial_images, ledger.passes)
     draw, seed = drawn(context, sampling, schedule.images), seeds.derive(c.seed, "trial")
     done = distil(context, teacher_model, student, draw, schedule, confidence=sampling.confidence, seed=seed)
-    return done.val_accuracy[done.best_period]
+    return done.val_score[done.best_period]
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -231,6 +241,7 @@ def run(context: Context) -> dict[str, Any]:
             "period": list(range(1, schedule.periods + 1)),
             "loss": done.loss,
             "val_accuracy": done.val_accuracy,
+            **({} if c.student_choose == "accuracy" else {f"val_{c.student_choose}": done.val_score}),
         },
         **({} if context.ledger is None else {"schedule": dataclasses.asdict(schedule)}),
     }

@@ -12,15 +12,15 @@ from kr_fast.runtime.progress import bar
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Validation accuracy of a short Student per checkpoint; the latest of equally good ones is chosen.
+    """Validation score of a short Student per checkpoint; the latest of equally good ones is chosen.
 
     In a run with a budget the Students are those of the generator's rounds, and the validation loss decides among those
     within a standard error of the best.
     """
-    trials = Trials(context)
+    trials, by = Trials(context), f"val_{context.config.student_choose}"
     if context.ledger is None:
-        rows = _rows(context, trials)
-        best = max(rows, key=lambda row: (row["val_accuracy"], row["step"]))
+        rows = _rows(context, trials, by)
+        best = max(rows, key=lambda row: (row[by], row["step"]))
     else:
         rows = [{"step": each["end"], "val_accuracy": each["val_accuracy"]} for each in context.ledger.rounds]
         losses = [each["val_loss"] for each in context.ledger.rounds]
@@ -32,13 +32,13 @@ def run(context: Context) -> dict[str, Any]:
     return {"chosen": best["step"], "rows": rows}
 
 
-def _rows(context: Context, trials: Trials) -> list[dict[str, Any]]:
+def _rows(context: Context, trials: Trials, by: str) -> list[dict[str, Any]]:
     teacher_model, steps = teacher.load(context), context.result("generator")["checkpoints"]
     rows = []
     with bar(len(steps), "checkpoints", "checkpoint") as progress:
         for step in steps:
             sampling = gkd.default_sampling(context, step)
             train = functools.partial(gkd.trial, context, teacher_model, sampling)
-            rows.append({"step": step, "val_accuracy": trials.get(train, **asdict(sampling))})
+            rows.append({"step": step, by: trials.get(train, **asdict(sampling))})
             progress.update()
     return rows

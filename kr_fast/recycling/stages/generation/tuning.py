@@ -25,10 +25,10 @@ def run(context: Context) -> dict[str, Any]:
 
     def score(sampling: gkd.Sampling) -> float:
         values = dataclasses.asdict(sampling)
-        accuracy = trials.get(lambda: gkd.trial(context, teacher_model, sampling), **values)
-        rows.append({**values, "val_accuracy": accuracy})
+        value = trials.get(lambda: gkd.trial(context, teacher_model, sampling), **values)
+        rows.append({**values, f"val_{c.student_choose}": value})
         progress.update()
-        return accuracy
+        return value
 
     def noise(accuracy: float) -> float:
         return planner.standard_error(accuracy, len(context.data.val))
