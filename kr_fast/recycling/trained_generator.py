@@ -6,13 +6,14 @@ import torch
 
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.stages.generation import generator
+from kr_fast.recycling.stages.generation.generator_loss import make_scheduler
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.storage import files, manifest
 from kr_fast.runtime.storage.journal import Journal
 from kr_fast.runtime.storage.layout import Folder
 from kr_fast.synthesis.job import TrainedGenerator
 
-SAMPLING = ("num_inference_steps", "guidance_scale", "noise_scale")
+SAMPLING = ("num_inference_steps", "guidance_scale", "noise_scale", "guidance_interval")
 
 
 def is_run(folder: Path) -> bool:
@@ -39,10 +40,10 @@ def open_generator(run: Path, device: torch.device, step: int = 0) -> TrainedGen
     facts = files.read_json(path / "objective.json", dict)
     if "image_shape" not in facts:
         fail("synthesize", "model", "be a run of this version of kr-fast, which notes the shape of images", run)
-    network, scheduler, _ = generator.load(path, device)
+    network, _, objective = generator.load(path, device)
     return TrainedGenerator(
         network,
-        scheduler,
+        make_scheduler(objective, tuned.get("solver", config["solver"])),
         chosen,
         crop=tuple(facts["image_shape"][:2]),
         class_counts=tuple(facts["class_counts"]),

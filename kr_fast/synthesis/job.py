@@ -61,7 +61,8 @@ class TrainedGenerator:
     """The generator of a finished run.
 
     ``step``: of its checkpoint; ``crop``: height and width of the images; ``class_counts``: of the training set;
-    ``label_plan``: "train" or "balanced"; ``sampling``: num_inference_steps, guidance_scale and noise_scale.
+    ``label_plan``: "train" or "balanced"; ``sampling``: arguments of the Sampler, num_inference_steps,
+    guidance_scale, noise_scale and guidance_interval.
     """
 
     network: Any
@@ -95,11 +96,15 @@ def prepare(
         scheduler = make_scheduler(config.scheduler, trained.scheduler, config.model)
         model = Model(trained.network.to(dtype), scheduler)
         used["checkpoint"] = trained.step
-    sampling = {name: getattr(config, name) or value for name, value in sampling.items()}
+    sampling = {name: getattr(config, name, None) or value for name, value in sampling.items()}
     if counts and config.num_classes not in (0, len(counts)):
         fail("synthesize", "num_classes", f"be {len(counts)}, as the run says, or 0", config.num_classes)
     classes = len(counts) or model.classes(config.num_classes, sampling["guidance_scale"] != 1)
-    used |= sampling | {"labels": labels, "scheduler": type(model.scheduler).__name__, "num_classes": classes}
+    used |= {name: value for name, value in sampling.items() if name in used} | {
+        "labels": labels,
+        "scheduler": type(model.scheduler).__name__,
+        "num_classes": classes,
+    }
     sampler = Sampler(
         model.network,
         model.scheduler,

@@ -16,7 +16,6 @@ from kr_fast.ensemble.training.recipe import Steps
 from kr_fast.membership.attacks.control import overfitted_recipe
 from kr_fast.recycling.budget.ledger import DIVIDED
 from kr_fast.recycling.budget.planner import Costs, Sizes
-from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks
 from kr_fast.recycling.preflight.networks import make_generator
@@ -26,7 +25,8 @@ from kr_fast.recycling.stages.distillation.student_training import Schedule
 from kr_fast.recycling.stages.generation import generator, generator_attack
 from kr_fast.recycling.stages.generation.augmentation import condition
 from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
-from kr_fast.recycling.stages.generation.tuning import TUNED_PARAMETERS
+from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, network_calls
+from kr_fast.recycling.stages.generation.search_space import costliest, one_at_a_time
 from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training import AdamW
@@ -106,31 +106,28 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         steps = Steps.of(recipe, count)
         return epochs * steps.batch * steps.per_epoch * rate
 
-    def drawn(count: int, steps: int, guidance: float) -> float:
+    def drawn(count: int, sampling: Sampling) -> float:
         whole = -(-count // c.micro_batch) * c.micro_batch
-        return whole * steps * (1 if guidance == 1 else 2) * rates.sampled
+        return whole * network_calls(sampling) * rates.sampled
 
     def distilled(periods: int, count: int, epochs: int, rate: float) -> float:
         batch = min(c.student_batch_size, count)
         return periods * (epochs * (count // batch) * batch * rate + validation)
 
-    def short(steps: int, guidance: float) -> float:
-        images = c.trial_periods * drawn(c.trial_images, steps, guidance)
-        return rates.setup + images + distilled(c.trial_periods, c.trial_images, c.trial_epochs, rates.student)
+    def short(sampling: Sampling) -> float:
+        whole = Schedule((c.trial_periods,), c.trial_images, c.trial_epochs)
+        each = whole.resized(sampling.images, sampling.passes, c.student_batch_size)
+        images = each.periods * drawn(each.images, sampling)
+        return rates.setup + images + distilled(each.periods, each.images, each.epochs, rates.student)
 
-    usual = (c.num_inference_steps, c.guidance_scale)
-    tried = [usual] * len([v for v in c.tune_noise_scale if v != c.noise_scale])
-    tried += [(usual[0], v) for v in c.tune_guidance_scale if v != c.guidance_scale]
-    tried += [(v, usual[1]) for v in c.tune_num_inference_steps if v != c.num_inference_steps]
-    tried += [usual] * len([v for v in c.tune_confidence if v != c.confidence])
-    costliest = (max(usual[0], *c.tune_num_inference_steps, 1), 1 if _unguided(c) else 2)
-    drawings = c.periods * (drawn(c.images, *usual) + drawn(c.images, *costliest)) / 2
+    usual = default_sampling(context, 0)
+    drawings = c.periods * (drawn(c.images, usual) + drawn(c.images, costliest(c, usual))) / 2
     training = trained(len(data.train), c.teacher_epochs, rates.teacher) + c.teacher_epochs * validation
     seconds = {
         "teacher": validation if c.teacher else training,
         "generator": c.generator_steps * (c.generator_batch_size // world) * rates.generator,
-        "checkpoints": len(generator.checkpoint_steps(c.generator_steps, c.checkpoints)) * short(*usual),
-        "tuning": sum(short(*each) for each in tried),
+        "checkpoints": len(generator.checkpoint_steps(c.generator_steps, c.checkpoints)) * short(usual),
+        "tuning": sum(short(each) for each in one_at_a_time(c, usual)),
         "gkd": drawings + distilled(c.periods, c.images, c.student_epochs, rates.student),
         "student": 2 * len(data.test) * rates.evaluated,
     }
@@ -174,7 +171,7 @@ def costs(context: Context, rates: Rates) -> tuple[Costs, dict[str, float]]:
         fixed["shadow_students"] = turns * _denoised(context, rates)
     return Costs(
         step=c.generator_batch_size // world * rates.generator,
-        image=gkd.network_calls(gkd.default_sampling(context, 0)) * rates.sampled,
+        image=network_calls(default_sampling(context, 0)) * rates.sampled,
         trained=rates.student,
         trial=rates.setup + validation,
         period=validation,
@@ -189,8 +186,7 @@ def asked(context: Context) -> Sizes:
     """What the data and the configuration ask of a budget."""
     c, data = context.config, context.data
     batch = min(c.student_batch_size, c.images)
-    tried = [(getattr(c, name), getattr(c, f"tune_{name}")) for name in TUNED_PARAMETERS]
-    tuned = sum(value != usual for usual, values in tried for value in values)
+    tuned = len(one_at_a_time(c, default_sampling(context, 0)))
     steps = -(-len(data.train) // c.generator_batch_size)
     return Sizes(steps, max(c.trial_images, batch), c.images, batch, tuned, len(data.val))
 
@@ -198,10 +194,6 @@ def asked(context: Context) -> Sizes:
 def _denoised(context: Context, rates: Rates) -> float:
     """Of one checkpoint, for the attack on the generator's weights."""
     return generator_attack.network_calls(context) * rates.sampled if context.config.attacks_generator else 0.0
-
-
-def _unguided(c: RecycleConfig) -> bool:
-    return all(scale == 1 for scale in (c.guidance_scale, *c.tune_guidance_scale))
 
 
 def _turns(models: int, world: int, workers: int) -> int:

@@ -22,6 +22,7 @@ from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation.student_training import Schedule, StudentTraining, confident
 from kr_fast.recycling.stages.generation import generator
+from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, network_calls, tuned_sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.log import logger
@@ -30,17 +31,6 @@ from kr_fast.runtime.storage import files
 from kr_fast.synthesis import LabelPlan, Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training.fused import fused
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How synthetic images are drawn: what checkpoint choice and tuning decide."""
-
-    checkpoint: int
-    num_inference_steps: int
-    guidance_scale: float
-    noise_scale: float
-    confidence: float
 
 
 @dataclasses.dataclass
@@ -58,12 +48,6 @@ class Distilled:
     ids: Tensor
     labels: Tensor
     images: Tensor
-
-
-def default_sampling(context: Context, step: int) -> Sampling:
-    """The configured sampling, from checkpoint ``step``."""
-    c = context.config
-    return Sampling(step, c.num_inference_steps, c.guidance_scale, c.noise_scale, c.confidence)
 
 
 def drawn(
@@ -86,17 +70,18 @@ def drawn(
         kept: where sets are written, and read from if they are there.
     """
     c = context.config
-    network, scheduler, _ = generator.load(
+    network, _, objective = generator.load(
         context.folder.generator(sampling.checkpoint) if checkpoint is None else checkpoint, context.runtime.device
     )
     optimize(network)
     sampler = Sampler(
         network,
-        scheduler,
+        sampling.scheduler(objective),
         sampling.num_inference_steps,
         seed=seeds.derive(c.seed if seed is None else seed, "sampling"),
         guidance_scale=sampling.guidance_scale,
         num_classes=context.data.num_classes,
+        guidance_interval=sampling.guidance_interval,
         noise_scale=sampling.noise_scale,
         micro_batch=c.micro_batch,
         crop=context.data.image_shape[:2],
@@ -107,16 +92,11 @@ def drawn(
     return Drawing(sampler, plan, images, kept)
 
 
-def tuned_sampling(context: Context) -> Sampling:
-    """As it was chosen for the run."""
-    return Sampling(**context.result("tuning")["sampling"])
-
-
 def shared_sets(context: Context, sampling: Sampling) -> KeptSets | None:
     """Where the Student's sets are kept for shadow and twin Students that learn from the same ones; None if none do."""
     if not context.config.keeps_sets:
         return None
-    made_from = {"made_from": context.journal.digest("generator"), **dataclasses.asdict(sampling)}
+    made_from = {"made_from": context.journal.digest("generator"), **sampling.values()}
     return KeptSets(context.folder.shared, made_from, context.runtime.device)
 
 
@@ -199,6 +179,7 @@ def trial(context: Context, teacher_model: nn.Module, sampling: Sampling) -> flo
     schedule = Schedule((c.trial_periods,), c.trial_images, c.trial_epochs)
     if ledger is not None:
         schedule = Schedule((1,), ledger.trial_images, ledger.passes)
+    schedule = schedule.resized(sampling.images, sampling.passes, c.student_batch_size)
     draw, seed = drawn(context, sampling, schedule.images), seeds.derive(c.seed, "trial")
     done = distil(context, teacher_model, student, draw, schedule, confidence=sampling.confidence, seed=seed)
     return done.val_score[done.best_period]
@@ -212,19 +193,19 @@ def run(context: Context) -> dict[str, Any]:
     student = context.seeded(c.student_arch, c.student_width, "student")
     if (kept := shared_sets(context, sampling)) is not None:
         kept.discard_outdated()
+    schedule = student_schedule(context) if context.ledger is None else None
     train = functools.partial(
         distil,
         context,
         teacher_model,
         student,
-        drawn(context, sampling, c.images, kept=kept),
+        drawn(context, sampling, c.images if schedule is None else schedule.images, kept=kept),
         confidence=sampling.confidence,
         seed=seeds.derive(c.seed, "student"),
         description="student",
         state_path=context.folder.state / "student.pt",
     )
-    if context.ledger is None:
-        schedule = student_schedule(context)
+    if schedule is not None:
         done = train(schedule)
     else:
         schedule, done = _in_cycles(context, context.ledger, sampling, train)
@@ -253,7 +234,7 @@ def _in_cycles(
     """Train a Student for as long as its ledger has a next cycle."""
     c, before = context.config, default_sampling(context, sampling.checkpoint)
     cost = network_calls(sampling) / network_calls(before)
-    ledger.begin_student(dataclasses.asdict(sampling), context.folder.state / "student.pt", cost)
+    ledger.begin_student(sampling.values(), context.folder.state / "student.pt", cost)
     ledger.spend("gkd")
     done = None
     while cycles := ledger.next_cycle():
@@ -266,16 +247,13 @@ def _in_cycles(
     return schedule, done
 
 
-def network_calls(sampling: Sampling) -> int:
-    """Evaluations of the generator for an image."""
-    return sampling.num_inference_steps * (1 if sampling.guidance_scale == 1 else 2)
-
-
 def student_schedule(context: Context) -> Schedule:
     """How long the Student was trained, and every shadow of it is."""
     c = context.config
     if context.ledger is None:
-        return Schedule((c.periods,), c.images, c.student_epochs)
+        sampling = tuned_sampling(context)
+        whole = Schedule((c.periods,), c.images, c.student_epochs)
+        return whole.resized(sampling.images, sampling.passes, c.student_batch_size)
     values = context.result("gkd")["schedule"]
     return Schedule(tuple(values["cycles"]), values["images"], values["epochs"])
 

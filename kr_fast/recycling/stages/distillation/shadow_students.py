@@ -73,9 +73,8 @@ class Job:
             )
         if context.config.attacks_generator:
             generator_attack.keep_errors(context, index, checkpoint)
-        return gkd.drawn(
-            context, self.sampling, context.config.images, checkpoint=checkpoint, real=labels[members], seed=seed
-        )
+        count = gkd.student_schedule(context).images
+        return gkd.drawn(context, self.sampling, count, checkpoint=checkpoint, real=labels[members], seed=seed)
 
     def state(self, name: str) -> Path:
         """File of an unfinished training's state."""
@@ -103,7 +102,7 @@ class Job:
 
 def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
     """Delete Students in ``folder`` that were made from other files, or other ``teachers``, than those of this run."""
-    sampling = dataclasses.asdict(gkd.tuned_sampling(context))
+    sampling = gkd.tuned_sampling(context).values()
     record = {"made_from": context.journal.digest("generator", teachers), **sampling}
     if context.ledger is not None:  # without a budget its length is that of the configuration
         record["cycles"] = list(gkd.student_schedule(context).cycles)
@@ -126,7 +125,7 @@ def complete(context: Context, kept: KeptSets) -> None:
         sampling = gkd.tuned_sampling(context)
         with (
             bar(len(periods), "shared images", "period") as progress,
-            ahead(gkd.drawn(context, sampling, context.config.images, kept=kept), periods) as sets,
+            ahead(gkd.drawn(context, sampling, schedule.images, kept=kept), periods) as sets,
         ):
             for _ in sets:
                 progress.update()

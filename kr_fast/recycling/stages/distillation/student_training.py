@@ -47,6 +47,18 @@ class Schedule:
             first += count
         return first, count
 
+    def resized(self, images: int, passes: int, batch: int) -> "Schedule":
+        """One cycle of about as many steps of ``batch`` images, on sets of another size; 0 for as many as here.
+
+        A set on which one period would take more steps than that has fewer images.
+        """
+        if not images and not passes:
+            return self
+        steps = self.periods * self.epochs * max(self.images // batch, 1)
+        passes = min(passes or self.epochs, steps)
+        images = min(images or self.images, steps // passes * batch)
+        return Schedule((max(round(steps / (passes * max(images // batch, 1))), 1),), images, passes)
+
 
 class StudentTraining:
     """A Student's optimizer and schedule, and its training for a period."""

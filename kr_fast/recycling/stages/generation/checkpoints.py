@@ -1,7 +1,6 @@
 """Checkpoint Optimisation: a short Student for each generator checkpoint; the best on validation stays."""
 
 import functools
-from dataclasses import asdict
 from typing import Any
 
 from kr_fast.recycling.budget import planner
@@ -26,7 +25,7 @@ def run(context: Context) -> dict[str, Any]:
         losses = [each["val_loss"] for each in context.ledger.rounds]
         best = rows[planner.best_round(losses, [row["val_accuracy"] for row in rows], len(context.data.val))]
         sampling = gkd.default_sampling(context, best["step"])  # tuning begins with the same short Student
-        trials.get(lambda: best["val_accuracy"], **asdict(sampling))
+        trials.get(lambda: best["val_accuracy"], **sampling.values())
     for row in rows:
         row["chosen"] = row is best
     return {"chosen": best["step"], "rows": rows}
@@ -39,6 +38,6 @@ def _rows(context: Context, trials: Trials, by: str) -> list[dict[str, Any]]:
         for step in steps:
             sampling = gkd.default_sampling(context, step)
             train = functools.partial(gkd.trial, context, teacher_model, sampling)
-            rows.append({"step": step, by: trials.get(train, **asdict(sampling))})
+            rows.append({"step": step, by: trials.get(train, **sampling.values())})
             progress.update()
     return rows

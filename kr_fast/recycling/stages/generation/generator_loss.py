@@ -17,15 +17,28 @@ from kr_fast.recycling.stages.generation.augmentation import augmented, batch_in
 from kr_fast.runtime import seeds
 
 
-def make_scheduler(objective: str) -> Any:
-    """The sampling scheduler that belongs to a training objective."""
-    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+def make_scheduler(objective: str, solver: str = "euler") -> Any:
+    """The scheduler that samples a generator of a training objective.
+
+    ``euler``: Euler's method, which is DDIM for ``epsilon`` and ``v_prediction``; ``heun``: Heun's, for ``flow``;
+    ``dpm++``: DPM-Solver++ of second order, multistep (Lu et al., 2022).
+    """
+    from diffusers import (
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchHeunDiscreteScheduler,
+    )
 
     if objective == "flow":
-        return FlowMatchEulerDiscreteScheduler()
-    return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type=objective, clip_sample=True, timestep_spacing="trailing"
-    )
+        if solver == "dpm++":
+            options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
+            return DPMSolverMultistepScheduler(**options)
+        return FlowMatchHeunDiscreteScheduler() if solver == "heun" else FlowMatchEulerDiscreteScheduler()
+    options = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": objective, "timestep_spacing": "trailing"}
+    if solver == "dpm++":
+        return DPMSolverMultistepScheduler(**options)
+    return DDIMScheduler(**options, clip_sample=True)
 
 
 def padded(images: Tensor, levels: int) -> Tensor:

@@ -1,15 +1,14 @@
 """Tuning on validation: noise scale, guidance, solver steps and confidence filter, one after the other."""
 
-import dataclasses
 from typing import Any
 
 from kr_fast.recycling.budget import planner
 from kr_fast.recycling.context import Context, Trials
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling
+from kr_fast.recycling.stages.generation.search_space import PARAMETERS, row, tried, with_value
 from kr_fast.runtime.progress import bar
-
-TUNED_PARAMETERS = ("noise_scale", "guidance_scale", "num_inference_steps", "confidence")
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -20,32 +19,28 @@ def run(context: Context) -> dict[str, Any]:
     c = context.config
     teacher_model = teacher.load(context)
     trials = Trials(context)  # the chosen checkpoint's trial is the first one here
-    best = gkd.default_sampling(context, context.result("checkpoints")["chosen"])
-    rows: list[dict[str, Any]] = []
+    best = default_sampling(context, context.result("checkpoints")["chosen"])
+    rows: list[tuple[Sampling, float]] = []
 
-    def score(sampling: gkd.Sampling) -> float:
-        values = dataclasses.asdict(sampling)
-        value = trials.get(lambda: gkd.trial(context, teacher_model, sampling), **values)
-        rows.append({**values, f"val_{c.student_choose}": value})
+    def score(sampling: Sampling) -> float:
+        value = trials.get(lambda: gkd.trial(context, teacher_model, sampling), **sampling.values())
+        rows.append((sampling, value))
         progress.update()
         return value
 
     def noise(accuracy: float) -> float:
         return planner.standard_error(accuracy, len(context.data.val))
 
-    total = 1 + sum(len(getattr(c, f"tune_{name}")) for name in TUNED_PARAMETERS)
+    total = 1 + sum(len(tried(c, name)) for name in PARAMETERS)
     with bar(total, "tuning", "trial") as progress:
         best_score = score(best)
-        for name in TUNED_PARAMETERS:
-            for value in getattr(c, f"tune_{name}"):
-                if value == getattr(best, name):
-                    progress.update()
-                    continue
-                candidate = dataclasses.replace(best, **{name: value})
+        for name in PARAMETERS:
+            for value in tried(c, name):
+                candidate = with_value(c, best, name, value)
                 candidate_score = score(candidate)
                 if candidate_score > best_score + (0.0 if context.ledger is None else noise(best_score)):
                     best, best_score = candidate, candidate_score
-    chosen = dataclasses.asdict(best)
-    for row in rows:
-        row["chosen"] = all(row[key] == value for key, value in chosen.items())
-    return {"sampling": chosen, "rows": rows}
+    return {
+        "sampling": best.values(),
+        "rows": [{**row(c, each), f"val_{c.student_choose}": value, "chosen": each == best} for each, value in rows],
+    }

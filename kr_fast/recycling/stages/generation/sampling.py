@@ -1,0 +1,56 @@
+"""How synthetic images are drawn: what the choice of a checkpoint and tuning decide."""
+
+import dataclasses
+from typing import Any
+
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.search_options import WHOLE
+from kr_fast.recycling.stages.generation.generator_loss import make_scheduler
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How synthetic images are drawn, and how long a Student learns from each set.
+
+    ``images``, ``passes``: of a period; 0 for as many as the configuration has.
+    """
+
+    checkpoint: int
+    num_inference_steps: int
+    guidance_scale: float
+    noise_scale: float
+    confidence: float
+    guidance_interval: tuple[float, float] = WHOLE
+    solver: str = "euler"
+    images: int = 0
+    passes: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))  # a list where read from JSON
+
+    def values(self) -> dict[str, Any]:
+        """The fields as plain values, equal to themselves once written as JSON and read."""
+        return {**dataclasses.asdict(self), "guidance_interval": list(self.guidance_interval)}
+
+    def scheduler(self, objective: str) -> Any:
+        """diffusers' scheduler of the solver for a generator of this training objective."""
+        return make_scheduler(objective, self.solver)
+
+
+def default_sampling(context: Context, step: int) -> Sampling:
+    """The configured sampling, from checkpoint ``step``."""
+    c = context.config
+    usual = (c.num_inference_steps, c.guidance_scale, c.noise_scale, c.confidence)
+    return Sampling(step, *usual, c.guidance_interval, c.solver)
+
+
+def tuned_sampling(context: Context) -> Sampling:
+    """As it was chosen for the run."""
+    return Sampling(**context.result("tuning")["sampling"])
+
+
+def network_calls(sampling: Sampling) -> int:
+    """Evaluations of the generator for an image: a guided solver step takes two, one of Heun's method too."""
+    calls = 2 * sampling.num_inference_steps - 1 if sampling.solver == "heun" else sampling.num_inference_steps
+    first, last = sampling.guidance_interval
+    return calls + sum(sampling.guidance_scale != 1 and first <= call / calls < last for call in range(calls))
