@@ -23,6 +23,7 @@ from kr_fast.runtime.text import seconds
 MOST, IMAGES, WIDEST = 1_000_000, 1_000_000_000, 4096  # of counts, of images per period, of channels
 RATES = {"above": None, "least": 1e-6, "most": 10}  # of learning rates
 LABELS = ("soft", "top1", "class")
+OF_SOFT_LABELS = ("temperature", "soft_weight", "hard_weight", "loss", "dkd_alpha", "dkd_beta", "standardize_logits")
 LEAST_WEIGHT = 1e-3  # of the terms of the loss together; a much smaller one vanishes in float32
 # What the figures of a run can be of.
 TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "shadows", "canaries")
@@ -182,6 +183,27 @@ class RecycleConfig:
         "what the Student's period, the checkpoint and the sampling are chosen by on validation",
         choices=("accuracy", "auc"),
     )
+    loss: str = option(
+        "kl",
+        "of soft labels: kl, the divergence over all classes, or dkd, which weighs that of the image's class against "
+        "the others and that among the others apart",
+        choices=("kl", "dkd"),
+    )
+    dkd_alpha: float = option(1.0, "with dkd: weight of the image's class against the others", least=0, most=1000)
+    dkd_beta: float = option(8.0, "with dkd: weight of the divergence among the others", least=0, most=1000)
+    standardize_logits: bool = option(
+        False, "divide the logits of an image, less their mean, by their standard deviation before the temperature"
+    )
+    student_mixup: float = option_like(
+        TrainConfig, "mixup", "alpha of mixup, which mixes pairs of synthetic images; the Teacher is asked on the mixed"
+    )
+    student_cutmix: float = option(
+        0.0,
+        "alpha of CutMix, which puts a part of another synthetic image in; with student_mixup, half of the batches",
+        least=0,
+        most=100,
+    )
+    fixed_images: bool = option(False, "learn from the first period's synthetic set in all periods")
     student_shift: int = option_like(Augment, "shift", "augmentation on synthetic images: largest shift in pixels", 1)
     student_flip: bool = option_like(Augment, "flip", "augmentation on synthetic images: mirror half of them")
     student_rotate: float = option_like(
@@ -273,21 +295,33 @@ class RecycleConfig:
             if rate * decay >= 1:  # a step of such a decay overshoots zero, and momentum lets it grow
                 rule = f"be below 1 / {name}_learning_rate, {1 / rate:g}"
                 fail("run", f"{name}_weight_decay", rule, decay)
-        if self.soft_weight + self.hard_weight < LEAST_WEIGHT:
-            rule = f"be at least {LEAST_WEIGHT:g} in all, or nothing is learnt"
-            fail("run", "soft_weight and hard_weight", rule, f"{self.soft_weight:g} and {self.hard_weight:g}")
-        if 0 < self.teacher_mixup < LEAST_MIXUP:
-            fail("run", "teacher_mixup", f"be 0 or at least {LEAST_MIXUP}", self.teacher_mixup)
-        if self.labels != "soft":
-            for name in ("temperature", "soft_weight", "hard_weight"):
-                value, usual = getattr(self, name), self.__dataclass_fields__[name].default
-                if value != usual:
-                    fail("run", name, f"be left out with labels {self.labels}, where it does nothing", value)
+        for name in ("teacher_mixup", "student_mixup", "student_cutmix"):
+            if 0 < (alpha := getattr(self, name)) < LEAST_MIXUP:
+                fail("run", name, f"be 0 or at least {LEAST_MIXUP}", alpha)
+        self._check_loss()
+        if self.fixed_images and self.budget:
+            fail("run", "fixed_images", "be left out with budget, which shares the time out between sets", True)
         check_search(self)
         guided = [scale for scale in (self.guidance_scale, *self.tune_guidance_scale) if scale != 1]
         if guided and not self.label_dropout:
             rule = "be above 0, which trains the null class, unless guidance_scale and tune_guidance_scale are 1"
             fail("run", "label_dropout", rule, f"0.0 beside {guided[0]:g}")
+
+    def _check_loss(self) -> None:
+        """Refuse options of the Student's loss that do nothing beside others, and weights that are too small."""
+        idle = (
+            {"soft_weight": "loss dkd"} if self.loss == "dkd" else dict.fromkeys(("dkd_alpha", "dkd_beta"), "loss kl")
+        )
+        if self.labels != "soft":
+            idle = dict.fromkeys(OF_SOFT_LABELS, f"labels {self.labels}")
+        for name, beside in idle.items():
+            if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
+                fail("run", name, f"be left out with {beside}, where it does nothing", value)
+        names = ("dkd_alpha", "dkd_beta") if self.loss == "dkd" else ("soft_weight",)
+        values = {name: getattr(self, name) for name in (*names, "hard_weight")}
+        if sum(values.values()) < LEAST_WEIGHT:
+            rule = f"be at least {LEAST_WEIGHT:g} in all, or nothing is learnt"
+            fail("run", " and ".join(values), rule, " and ".join(f"{value:g}" for value in values.values()))
 
     def recipe(self, whose: str) -> TrainConfig:
         """How the ``teacher`` and its shadows, or the ``student``, are trained: the options of that name."""

@@ -6,6 +6,7 @@ An image is a function of its id, so which thread draws it, and when, changes no
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import shutil
 import threading
@@ -80,6 +81,12 @@ class Drawing:
     def __call__(self, period: int) -> Set:
         with ahead(self, [period]) as sets:
             return next(sets)
+
+
+def fixed(draw: Draw) -> Draw:
+    """The set of period 0 for every period; it is drawn once, when the first is asked for."""
+    once = functools.cache(lambda: draw(0))
+    return lambda period: once()
 
 
 @contextlib.contextmanager

@@ -178,6 +178,24 @@ def apply(
     return _TwoPass.apply(kernels, input, target, indices, labels, weight, options)
 
 
+def apply_standardized(student: Tensor, teacher: Tensor, *tensors: Tensor | None) -> Tensor:
+    """:func:`apply`, with the divergence of standardised logits; the hard term is of the logits as they are."""
+    *others, options = tensors
+    divergence = options._replace(hard_weight=0.0)
+    loss = apply(_standardized(student), _standardized(teacher), *others, divergence)
+    if options.hard_weight:
+        loss = loss + apply(student, teacher, *others, options._replace(divergence="kl", soft_weight=0.0))
+    return loss
+
+
+def _standardized(logits: Tensor) -> Tensor:
+    """``(z - mean) / (std + 1e-7)`` by row, unbiased std; a constant row becomes 0 with a zero gradient."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    centred = logits - logits.mean(1, keepdim=True)
+    variance = centred.square().sum(1, keepdim=True) / (logits.shape[1] - 1)
+    return centred / (variance.clamp_min(1e-30).sqrt() + 1e-7)
+
+
 def loss_and_grad(input: Tensor, target: Tensor, *arguments) -> tuple[Tensor, Tensor]:
     """(loss, its gradient), without autograd; the arguments are those of :func:`apply`."""
     *tensors, options = input, target, *arguments

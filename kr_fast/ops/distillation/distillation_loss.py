@@ -68,19 +68,7 @@ def distillation_loss(
         return autograd.apply(*tensors, options)
     if target_type != "logits":
         _check.fail(op, "target_type", "be logits with standardize", target_type)
-    student, teacher, *others = tensors
-    loss = autograd.apply(_standardized(student), _standardized(teacher), *others, options._replace(hard_weight=0.0))
-    if options.hard_weight:  # of the logits as they are
-        loss = loss + autograd.apply(*tensors, options._replace(soft_weight=0.0))
-    return loss
-
-
-def _standardized(logits: Tensor) -> Tensor:
-    """``(z - mean) / (std + 1e-7)`` by row, unbiased std; a constant row becomes 0 with a zero gradient."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    centred = logits - logits.mean(1, keepdim=True)
-    variance = centred.square().sum(1, keepdim=True) / (logits.shape[1] - 1)
-    return centred / (variance.clamp_min(1e-30).sqrt() + 1e-7)
+    return autograd.apply_standardized(*tensors, options)
 
 
 def soft_cross_entropy(

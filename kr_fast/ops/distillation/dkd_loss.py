@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kr_fast.ops.distillation.autograd import apply
+from kr_fast.ops.distillation.autograd import apply, apply_standardized
 from kr_fast.ops.distillation.checks import loss_options, loss_tensors
 
 
@@ -17,6 +17,7 @@ def dkd_loss(
     hard_weight: float = 0.0,
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
+    standardize: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
     """Decoupled knowledge distillation of student logits against teacher logits.
@@ -30,11 +31,12 @@ def dkd_loss(
         input, target: student and teacher logits, ``[N, C]``, C >= 2, as for :func:`distillation_loss`.
         labels: ``[N]`` integers in [0, C), or ``ignore_index`` for a row that does not count.
         alpha, beta: >= 0, weights of the target-class and of the non-target-class divergence.
-        temperature, hard_weight, ignore_index, sample_weight, reduction: as for :func:`distillation_loss`.
+        temperature, hard_weight, ignore_index, sample_weight, standardize, reduction: as for :func:`distillation_loss`.
     Returns, Raises: as :func:`distillation_loss`.
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equations 5 to 7, with T^2 as in their code.
     """
     op = "dkd_loss"
     numbers = {"alpha": alpha, "beta": beta, "hard_weight": hard_weight, "ignore_index": ignore_index}
     options = loss_options(op, temperature, divergence="decoupled", reduction=reduction, **numbers)
-    return apply(*loss_tensors(op, input, target, labels, sample_weight, options), options)
+    tensors = loss_tensors(op, input, target, labels, sample_weight, options)
+    return (apply_standardized if standardize else apply)(*tensors, options)

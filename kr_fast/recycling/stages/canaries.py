@@ -71,7 +71,7 @@ class Students:
             context,
             shadows.load_one(context, context.folder.twin_teachers, index),
             student,
-            gkd.shared_sets(context, sampling).load,
+            gkd.shared_draw(context, sampling),
             gkd.student_schedule(context),
             confidence=sampling.confidence,
             seed=seeds.derive(c.seed, "twin student", index),

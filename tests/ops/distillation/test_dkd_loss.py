@@ -119,6 +119,20 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda z: dkd_loss(z, t, y, hard_weight=0.3), z)
 
 
+def test_standardize_against_its_definition():
+    """The divergences of (z - mean) / std of each row; the cross-entropy of the logits as they are."""
+    z, t = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), 9 * torch.randn(6, 5, dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, 3, 4, 0])
+
+    def norm(x):
+        return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7)
+
+    result = dkd_loss(z, t, y, temperature=2.0, hard_weight=0.4, standardize=True)
+    expected = oracle(norm(z), norm(t), y, 1.0, 8.0, 2.0).mean() + 0.4 * F.cross_entropy(z, y)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(torch.autograd.grad(result, z)[0], torch.autograd.grad(expected, z)[0])
+
+
 def test_full_graph_compile():
     z, t, y = torch.randn(5, 10), torch.randn(5, 10), torch.randint(0, 10, (5,))
     compiled = torch.compile(lambda z: dkd_loss(2 * z, t, y), fullgraph=True, backend="aot_eager")

@@ -18,7 +18,7 @@ from kr_fast.data import Split
 from kr_fast.ensemble.training.evaluation import scores
 from kr_fast.recycling.budget.ledger import Ledger
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead
+from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead, fixed
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation.student_training import Schedule, StudentTraining, confident
 from kr_fast.recycling.stages.generation import generator
@@ -59,8 +59,10 @@ def drawn(
     real: Tensor | None = None,
     seed: int | None = None,
     kept: KeptSets | None = None,
-) -> Drawing:
+) -> Draw:
     """Draw ``images`` per period with ``sampling``; an id addresses one image of (generator, seed) and is used once.
+
+    With ``fixed_images`` every period has the images of the first.
 
     Args:
         checkpoint: folder of the generator; None for this run's of ``sampling.checkpoint``.
@@ -89,7 +91,8 @@ def drawn(
     classes = context.data.num_classes
     counts = torch.bincount(context.data.train.labels if real is None else real, minlength=classes)
     plan = LabelPlan.balanced(classes) if c.label_plan == "balanced" else LabelPlan.counts(counts.tolist())
-    return Drawing(sampler, plan, images, kept)
+    drawing = Drawing(sampler, plan, images, kept)
+    return fixed(drawing) if c.fixed_images else drawing
 
 
 def shared_sets(context: Context, sampling: Sampling) -> KeptSets | None:
@@ -98,6 +101,12 @@ def shared_sets(context: Context, sampling: Sampling) -> KeptSets | None:
         return None
     made_from = {"made_from": context.journal.digest("generator"), **sampling.values()}
     return KeptSets(context.folder.shared, made_from, context.runtime.device)
+
+
+def shared_draw(context: Context, sampling: Sampling) -> Draw:
+    """The Student's sets, which its training or :func:`shadow_students.complete` has left."""
+    load = shared_sets(context, sampling).load
+    return fixed(load) if context.config.fixed_images else load
 
 
 def distil(

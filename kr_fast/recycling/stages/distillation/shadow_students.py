@@ -23,7 +23,7 @@ from kr_fast.data import Split
 from kr_fast.ensemble import Shadows, load_shadows
 from kr_fast.ensemble.shadows import data_digest, recipe_record
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
+from kr_fast.recycling.drawing import Draw, KeptSets, ahead
 from kr_fast.recycling.stages import control, shadows
 from kr_fast.recycling.stages.distillation import gkd, student
 from kr_fast.recycling.stages.generation import generator, generator_attack
@@ -54,7 +54,7 @@ class Job:
         retrained = self.context.config.audit_generator == "retrained"
         return None if retrained else gkd.shared_sets(self.context, self.sampling)
 
-    def retrained(self, index: int) -> Drawing:
+    def retrained(self, index: int) -> Draw:
         """Images of the generator of split ``index``, which is trained first."""
         context, step = self.context, self.sampling.checkpoint
         seed = seeds.derive(context.config.seed, "shadow generator", index)
@@ -91,7 +91,7 @@ class Job:
             context,
             shadows.load_one(context, context.folder.shadows, index),
             model,
-            self.retrained(index) if (shared := self.shared) is None else shared.load,
+            self.retrained(index) if self.shared is None else gkd.shared_draw(context, self.sampling),
             gkd.student_schedule(context),
             confidence=self.sampling.confidence,
             seed=seeds.derive(c.seed, "shadow student", index),
@@ -120,7 +120,8 @@ def complete(context: Context, kept: KeptSets) -> None:
     with runtime.main_first() as main:
         if main:
             kept.discard_outdated()
-    periods = [period for period in runtime.shard(schedule.periods) if period not in kept]
+    sets = 1 if context.config.fixed_images else schedule.periods
+    periods = [period for period in runtime.shard(sets) if period not in kept]
     if periods:
         sampling = gkd.tuned_sampling(context)
         with (

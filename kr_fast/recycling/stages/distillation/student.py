@@ -17,8 +17,14 @@ def run(context: Context) -> dict[str, Any]:
 def recipe(context: Context) -> dict[str, Any]:
     """What the Student, and every shadow of it, is made by."""
     c, schedule = context.config, gkd.student_schedule(context)
-    names = ("labels",) if c.labels != "soft" else ("labels", "temperature", "soft_weight", "hard_weight")
-    further = {name: getattr(c, name) for name in names}
+    further = {"labels": c.labels}
+    if c.labels == "soft":
+        weights = ("dkd_alpha", "dkd_beta", "hard_weight") if c.loss == "dkd" else ("soft_weight", "hard_weight")
+        further |= {name: getattr(c, name) for name in ("temperature", *weights)}
+    # Options that earlier versions did not have stand here where they are used, as recipes are compared.
+    new = {"standardize_logits": c.standardize_logits, "cutmix": c.student_cutmix, "fixed_images": c.fixed_images}
+    further |= {name: value for name, value in new.items() if value}
+    loss = "decoupled distillation" if c.loss == "dkd" else "distillation"
     further["confidence"] = gkd.tuned_sampling(context).confidence
     further |= {"periods": list(schedule.cycles), "images": schedule.images, "passes": schedule.epochs}
-    return recipe_of(context.network(c.student_arch, c.student_width), c.recipe("student"), "distillation", **further)
+    return recipe_of(context.network(c.student_arch, c.student_width), c.recipe("student"), loss, **further)

@@ -1,8 +1,14 @@
-"""A Student's training on synthetic sets: schedule, batches with the Teacher's logits, loss, optimizer."""
+"""A Student's training on synthetic sets: schedule, batches with the Teacher's logits, loss, optimizer.
+
+The loss of a mixed image (:mod:`kr_fast.recycling.stages.distillation.mixing`) is ``share`` of that with label and
+weight of image i, and ``1 - share`` of that with those of image j. For soft labels the Teacher is asked on the mixed
+image itself (function matching: Beyer et al., "Knowledge Distillation: A Good Teacher Is Patient and Consistent",
+CVPR 2022), for its top class on each of the two.
+"""
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +17,9 @@ from kr_fast.data import AugmentParams, Split, augmented, to_float
 from kr_fast.ensemble.networks import answer
 from kr_fast.ensemble.training.recipe import make_optimizer
 from kr_fast.ops.distillation.distillation_loss import distillation_loss
+from kr_fast.ops.distillation.dkd_loss import dkd_loss
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages.distillation.mixing import Mixture, draw_mixtures
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
 from kr_fast.training.precision import autocast
@@ -60,6 +68,17 @@ class Schedule:
         return Schedule((max(round(steps / (passes * max(images // batch, 1))), 1),), images, passes)
 
 
+class Batch(NamedTuple):
+    """Of a step: indices of its images, these augmented and mixed, the Teacher's logits (of the mixed images for soft
+    labels, of the images before that for top classes, None for class labels) and the mixture.
+    """
+
+    index: Tensor
+    x: Tensor
+    teacher: Tensor | None
+    mix: Mixture | None
+
+
 class StudentTraining:
     """A Student's optimizer and schedule, and its training for a period."""
 
@@ -95,10 +114,8 @@ class StudentTraining:
         self.student.train()
         total = torch.zeros((), device=synthetic.labels.device)
         for epoch in range(self.schedule.epochs):
-            random = seeds.generator(self.seed, "gkd", period, epoch)
-            order = torch.randperm(len(synthetic), generator=random).to(synthetic.labels.device)
-            for index, x, soft in self._batches(synthetic, order[: self.per_epoch * self.batch], random):
-                loss = self._loss(x, soft, synthetic.labels[index], weight[index])
+            for batch in self._batches(synthetic, period, epoch):
+                loss = self._loss(batch, synthetic.labels[batch.index], weight[batch.index])
                 self.optimizer.zero_grad()
                 loss.backward()
                 self.optimizer.step()
@@ -110,33 +127,60 @@ class StudentTraining:
         self.student.eval()
         return float(total) / (self.schedule.epochs * self.per_epoch)
 
-    def _batches(
-        self, synthetic: Split, order: Tensor, random: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """(indices, augmented images, the Teacher's logits of them) of each step of an epoch.
+    def _batches(self, synthetic: Split, period: int, epoch: int) -> Iterator[Batch]:
+        """The batch of each step of an epoch.
 
         Many steps are prepared at a time: the Teacher is faster on more images than a step has.
         """
-        height, width, channels = synthetic.images.shape[1:]
+        c, (height, width, channels) = self.config, synthetic.images.shape[1:]
+        names = ("gkd", period, epoch)
+        random = seeds.generator(self.seed, *names)
+        order = torch.randperm(len(synthetic), generator=random).to(synthetic.labels.device)
+        mixes = draw_mixtures(
+            c.student_mixup, c.student_cutmix, self.per_epoch, (height, width), self.seed, "mixtures", *names
+        )
         most = min(PREPARED, PREPARED_BYTES // (4 * channels * height * width))
         steps = max(most // self.batch, 1)
-        for part in order.split(steps * self.batch):
-            draw = [self.recipe.augment.draw(self.batch, (height, width), random) for _ in part.split(self.batch)]
+        for first in range(0, self.per_epoch, steps):
+            mix = mixes[first : first + steps]
+            part = order[first * self.batch : (first + len(mix)) * self.batch]
+            draw = [self.recipe.augment.draw(self.batch, (height, width), random) for _ in mix]
             x = augmented(synthetic.images, part, AugmentParams.cat(draw).to(part.device))
-            soft = [None] * len(part.split(self.batch))
-            if self.config.labels != "class":  # which no Teacher is asked for
-                with torch.no_grad():
-                    soft = answer("run", "teacher", self.teacher_model, x).split(self.batch)
-            yield from zip(part.split(self.batch), x.split(self.batch), soft, strict=True)
+            teacher: tuple[Tensor | None, ...] = (None,) * len(mix)  # which class labels do not need
+            if c.labels == "top1":
+                teacher = self._answers(x)
+            if mix[0] is not None:
+                x = torch.cat([each.images(images) for each, images in zip(mix, x.split(self.batch), strict=True)])
+            if c.labels == "soft":
+                teacher = self._answers(x)
+            yield from map(Batch, part.split(self.batch), x.split(self.batch), teacher, mix)
 
-    def _loss(self, x: Tensor, soft: Tensor | None, labels: Tensor, weight: Tensor) -> Tensor:
-        c, soft_labels = self.config, self.config.labels == "soft"
+    @torch.no_grad()
+    def _answers(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The Teacher's logits, batch by batch."""
+        return answer("run", "teacher", self.teacher_model, x).split(self.batch)
+
+    def _loss(self, batch: Batch, labels: Tensor, weight: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
-            logits = self.student(x).float()
-        labels = soft.argmax(1) if c.labels == "top1" else labels
-        soft = logits.detach() if soft is None else soft
-        weights = {"soft_weight": c.soft_weight, "hard_weight": c.hard_weight} if soft_labels else HARD
-        return distillation_loss(logits, soft, labels, temperature=c.temperature, **weights, sample_weight=weight)
+            logits = self.student(batch.x).float()
+        teacher = logits.detach() if batch.teacher is None else batch.teacher
+        labels = teacher.argmax(1) if self.config.labels == "top1" else labels
+        if (mix := batch.mix) is None:
+            return self._loss_with(logits, teacher, labels, weight)
+        own = self._loss_with(logits, teacher, labels, weight)
+        other = self._loss_with(logits, teacher, labels.flip(0), weight.flip(0))
+        return mix.share * own + (1 - mix.share) * other  # both are divided by the sum of the same weights
+
+    def _loss_with(self, logits: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        """The mean loss of images with these ``labels`` and weights, beside the Teacher's logits."""
+        c = self.config
+        if c.labels != "soft":
+            return distillation_loss(logits, teacher, labels, **HARD, sample_weight=weight)
+        options = {"temperature": c.temperature, "hard_weight": c.hard_weight, "standardize": c.standardize_logits}
+        if c.loss == "dkd":
+            options |= {"alpha": c.dkd_alpha, "beta": c.dkd_beta}
+            return dkd_loss(logits, teacher, labels, **options, sample_weight=weight)
+        return distillation_loss(logits, teacher, labels, soft_weight=c.soft_weight, **options, sample_weight=weight)
 
 
 @torch.inference_mode()
