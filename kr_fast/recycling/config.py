@@ -26,7 +26,7 @@ LABELS = ("soft", "top1", "class")
 OF_SOFT_LABELS = ("temperature", "soft_weight", "hard_weight", "loss", "dkd_alpha", "dkd_beta", "standardize_logits")
 LEAST_WEIGHT = 1e-3  # of the terms of the loss together; a much smaller one vanishes in float32
 # What the figures of a run can be of.
-TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "shadows", "canaries")
+TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "ablation", "shadows", "canaries")
 TIMED += ("canary_students", "shadow_students", "audit")
 NAMES = Names((TEACHER, TRANSFER, FULL, CONTROL, RELEASED), (TEACHER, FULL), DEFAULT, Choices.priors, TIMED)
 
@@ -204,6 +204,11 @@ class RecycleConfig:
         most=100,
     )
     fixed_images: bool = option(False, "learn from the first period's synthetic set in all periods")
+    ablation: bool = option(
+        False,
+        "train three further Students, to compare class labels with those of the option labels, and one synthetic set "
+        "with a new one each period, in all four pairs",
+    )
     student_shift: int = option_like(Augment, "shift", "augmentation on synthetic images: largest shift in pixels", 1)
     student_flip: bool = option_like(Augment, "flip", "augmentation on synthetic images: mirror half of them")
     student_rotate: float = option_like(
@@ -299,6 +304,10 @@ class RecycleConfig:
             if 0 < (alpha := getattr(self, name)) < LEAST_MIXUP:
                 fail("run", name, f"be 0 or at least {LEAST_MIXUP}", alpha)
         self._check_loss()
+        if self.ablation and self.labels == "class":
+            fail("run", "ablation", "be left out with labels class, which it compares with others", True)
+        if self.ablation and self.budget:
+            fail("run", "ablation", "be left out with budget, in which three further Students have no share", True)
         if self.fixed_images and self.budget:
             fail("run", "fixed_images", "be left out with budget, which shares the time out between sets", True)
         check_search(self)
@@ -339,7 +348,8 @@ class RecycleConfig:
     @property
     def keeps_sets(self) -> bool:
         """Whether the Student's synthetic sets are kept for further Students that learn from them."""
-        return bool(self.num_students) and (self.audit_generator == "shared" or bool(self.audit_canaries))
+        shared = self.audit_generator == "shared" or bool(self.audit_canaries)
+        return self.ablation or (bool(self.num_students) and shared)
 
     @property
     def retrains_generators(self) -> bool:

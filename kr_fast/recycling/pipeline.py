@@ -17,7 +17,7 @@ from kr_fast.recycling.budget.ledger import NAME, Ledger
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import auditing, canaries, dataset, reporting, shadows, teacher
-from kr_fast.recycling.stages.distillation import gkd, shadow_students, student
+from kr_fast.recycling.stages.distillation import ablation, gkd, shadow_students, student
 from kr_fast.recycling.stages.generation import checkpoints, generator_rounds, tuning
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import fail
@@ -35,6 +35,7 @@ STAGES: tuple[Stage, ...] = (
     ("tuning", tuning.run, False),
     ("gkd", gkd.run, False),
     ("student", student.run, False),
+    ("ablation", ablation.run, False),
     ("shadows", shadows.run, True),
     ("canaries", canaries.run_teachers, True),
     ("canary_students", canaries.run_students, True),
@@ -47,6 +48,7 @@ FILES: dict[str, Callable[[Context], list[Path]]] = {
     "teacher": lambda context: [context.folder.teacher],
     "generator": lambda context: [context.folder.generators],
     "gkd": lambda context: [context.folder.student, context.folder.images, context.folder.labels, context.folder.ids],
+    "ablation": lambda context: [context.folder.ablation],
     "shadows": lambda context: [context.folder.shadows],
     "canaries": lambda context: [context.folder.twin_teachers, context.folder.canaries / "canaries.json"],
     "canary_students": lambda context: [context.folder.twin_students],
@@ -173,8 +175,10 @@ def _unfinished(context: Context) -> bool:
 
 
 def stages_of(config: RecycleConfig) -> list[Stage]:
-    """The stages of a run, in order: those of canaries where it has some."""
-    return [stage for stage in STAGES if config.audit_canaries or stage[0] not in ("canaries", "canary_students")]
+    """The stages of a run, in order: those of canaries and the ablation where it has them."""
+    absent = () if config.audit_canaries else ("canaries", "canary_students")
+    absent += () if config.ablation else ("ablation",)
+    return [stage for stage in STAGES if stage[0] not in absent]
 
 
 def check_files(context: Context, repeatable: tuple[str, ...] = ()) -> None:

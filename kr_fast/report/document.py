@@ -8,7 +8,7 @@ from typing import Any
 from kr_fast.report import audit_tables, render, run_audit, tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
-from kr_fast.report.sections import cards, measured, reading, verdict
+from kr_fast.report.sections import ablation, cards, measured, reading, verdict
 from kr_fast.report.sentences import OF_RUN
 
 
@@ -58,6 +58,7 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
             yield "table", tables.trials(summary[key])
         else:
             yield "missing", f"{title} was not run."
+    yield from ablation.blocks(summary)
     yield "heading", "Time"
     if summary.get("stages"):
         yield "table", tables.stages(summary)

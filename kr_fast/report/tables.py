@@ -94,5 +94,5 @@ def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     keep = ("test_accuracy", "val_accuracy", "parameters")
     models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
     rest = ("cas_gap", "audit", "aop", "stages", "config", "seed", "versions", "dataset", "checkpoints", "tuning")
-    rest += ("budget",) if "budget" in summary else ()
+    rest += tuple(name for name in ("ablation", "budget") if name in summary)
     return files.strict({"verdict": summary.get("verdict"), **models, **{key: summary.get(key) for key in rest}})

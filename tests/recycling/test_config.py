@@ -98,6 +98,8 @@ def test_every_number_of_a_run_has_both_ends():
         ({"dkd_beta": 2}, "dkd_beta must be left out with loss kl, where it does nothing, got 2.0"),
         ({"loss": "dkd", "dkd_alpha": 0, "dkd_beta": 0}, "dkd_alpha and dkd_beta and hard_weight must be at least 0.0"),
         ({"student_cutmix": 0.001}, "student_cutmix must be 0 or at least 0.01, got 0.001"),
+        ({"ablation": True, "labels": "class"}, "ablation must be left out with labels class, which it compares"),
+        ({"ablation": True, "budget": "1h"}, "ablation must be left out with budget, in which three further Students"),
         ({"fixed_images": True, "budget": "1h"}, "fixed_images must be left out with budget, which shares the time"),
         ({"teacher_mixup": 0.001}, "teacher_mixup must be 0 or at least 0.01, got 0.001"),
         ({"label_dropout": 0}, "label_dropout must be above 0, which trains the null class, unless guidance_scale"),

@@ -172,6 +172,7 @@ RUN = (
     "stages.{stage}",
     "dataset.{num_classes,train,val,test,height,width,channels}",
     "checkpoints.#.{step,val_accuracy,val_auc}",
+    "ablation.#.{val_accuracy,test_accuracy}",
     "tuning.#.{num_inference_steps,guidance_scale,sigma,confidence,val_accuracy,val_auc}",
     "budget.seconds",
     "budget.planned.{stage}",

@@ -128,7 +128,10 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
             Need("audit", "signals and scores", "num_shadows", 8 * pool * (c.num_shadows + students)),
         ]
     if c.keeps_sets:
-        needs.append(Need("shadow_students", "shared images", "periods", c.periods * c.images * image))
+        sets = 1 if c.fixed_images and not c.ablation else c.periods
+        needs.append(Need("shadow_students", "shared images", "periods", sets * c.images * image))
+    if c.ablation:
+        needs.append(Need("ablation", "weights", "student_width", 3 * sizes.student.state))
     if students and c.audit_generator == "retrained":
         needs.append(Need("shadow_students", "generators", "student_shadows", students * sizes.generator.state))
     if c.audit_canaries:

@@ -117,11 +117,12 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
     def short(sampling: Sampling) -> float:
         whole = Schedule((c.trial_periods,), c.trial_images, c.trial_epochs)
         each = whole.resized(sampling.images, sampling.passes, c.student_batch_size)
-        images = each.periods * drawn(each.images, sampling)
+        images = (1 if c.fixed_images else each.periods) * drawn(each.images, sampling)
         return rates.setup + images + distilled(each.periods, each.images, each.epochs, rates.student)
 
     usual = default_sampling(context, 0)
-    drawings = c.periods * (drawn(c.images, usual) + drawn(c.images, costliest(c, usual))) / 2
+    drawing = (drawn(c.images, usual) + drawn(c.images, costliest(c, usual))) / 2
+    drawings = (1 if c.fixed_images else c.periods) * drawing
     training = trained(len(data.train), c.teacher_epochs, rates.teacher) + c.teacher_epochs * validation
     seconds = {
         "teacher": validation if c.teacher else training,
@@ -131,6 +132,9 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         "gkd": drawings + distilled(c.periods, c.images, c.student_epochs, rates.student),
         "student": 2 * len(data.test) * rates.evaluated,
     }
+    if c.ablation:  # the run's Student leaves its sets, which are all or one
+        seconds["ablation"] = 3 * distilled(c.periods, c.images, c.student_epochs, rates.student)
+        seconds["ablation"] += c.periods * drawing - drawings + 4 * (len(data.val) + len(data.test)) * rates.evaluated
     if c.num_shadows:
         turns, start = _turns(c.num_shadows, world, workers), WORKER if workers > 1 else 0.0
         seconds["shadows"] = start + turns * trained(pool // 2, c.teacher_epochs, rates.shadow)

@@ -106,7 +106,7 @@ def run_students(context: Context) -> dict[str, Any]:
     if c.num_students:
         with runtime.main_first() as main:
             if main:
-                shadow_students.discard_outdated(context, folder, "canaries")
+                gkd.discard_outdated(context, folder, "canaries")
         if runtime.broadcast(len(list(folder.glob("model-*.safetensors"))) < c.num_students):
             shadow_students.complete(context, gkd.shared_sets(context, gkd.tuned_sampling(context)))
         _train(context, Students(context), folder, c.num_students, "twin students")

@@ -61,6 +61,7 @@ def summary(context: Context) -> dict[str, Any]:
             {"sigma" if key == "noise_scale" else key: value for key, value in row.items() if key != "checkpoint"}
             for row in context.result("tuning")["rows"]
         ],
+        **({"ablation": context.result("ablation")["rows"]} if context.config.ablation else {}),
         "notes": _notes(context, audited["audit"]),
         **({} if context.ledger is None else {"budget": context.ledger.summary(models["teacher"]["val_accuracy"])}),
     }

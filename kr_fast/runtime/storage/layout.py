@@ -34,6 +34,8 @@ ENTRIES: dict[str, dict[str, str]] = {
         "them saw it",
         "shadow_students/": "the same for the Student, and generators that were trained on halves of the real images; "
         "denoising-*.npy says how well they take noise off every record",
+        "ablation/": "Students that learned from other labels or images than the one that may be released, to be "
+        "compared with it",
         "canaries/": "twins of Teacher and Student, some of whose training images had a wrong label; canaries.json "
         "says which images, keep.npy which twin saw them",
         "control.safetensors": "the positive control: a network that has memorised the real images on purpose",
@@ -81,6 +83,7 @@ class Folder:
         self.teacher, self.generators = self.private / "teacher.safetensors", self.private / "generator"
         self.ids = self.private / "synthetic" / "ids.npy"
         self.shadows, self.shadow_students = self.private / "shadows", self.private / "shadow_students"
+        self.ablation = self.private / "ablation"  # further Students
         self.canaries = self.private / "canaries"
         self.twin_teachers, self.twin_students = self.canaries / "teachers", self.canaries / "students"
         self.control, self.signals = self.private / "control.safetensors", self.private / "signals"
@@ -98,7 +101,7 @@ class Folder:
     def made(self) -> list[Path]:
         """The folders that a command makes here, outermost first."""
         inside = [side / name for side in (self.release, self.private) for name in ("synthetic", "figures")]
-        inside += [self.generators, self.shadows, self.shadow_students, self.state]
+        inside += [self.generators, self.ablation, self.shadows, self.shadow_students, self.state]
         inside += [self.canaries, self.twin_teachers, self.twin_students]
         return [self.out, self.release, self.private, *inside, self.shared]
 

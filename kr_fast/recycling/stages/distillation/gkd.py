@@ -7,6 +7,7 @@ augmented batch as the Student. Runs on rank 0.
 import copy
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,20 @@ def shared_sets(context: Context, sampling: Sampling) -> KeptSets | None:
         return None
     made_from = {"made_from": context.journal.digest("generator"), **sampling.values()}
     return KeptSets(context.folder.shared, made_from, context.runtime.device)
+
+
+def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
+    """Delete Students in ``folder`` that were made from other files, or other ``teachers``, than those of this run."""
+    sampling = tuned_sampling(context).values()
+    record = {"made_from": context.journal.digest("generator", teachers), **sampling}
+    if context.ledger is not None:  # without a budget its length is that of the configuration
+        record["cycles"] = list(student_schedule(context).cycles)
+    path = folder / "made_from.json"
+    if path.exists() and files.read_json(path) != record:
+        names = ("model-*.safetensors", "generator-*", "denoising-*.npy")
+        for left in (path for name in names for path in folder.glob(name)):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    files.write_json(path, record)
 
 
 def shared_draw(context: Context, sampling: Sampling) -> Draw:

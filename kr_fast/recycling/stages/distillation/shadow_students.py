@@ -100,28 +100,14 @@ class Job:
         files.save_tensors(shadows.file(self.folder, index), model.state_dict())
 
 
-def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
-    """Delete Students in ``folder`` that were made from other files, or other ``teachers``, than those of this run."""
-    sampling = gkd.tuned_sampling(context).values()
-    record = {"made_from": context.journal.digest("generator", teachers), **sampling}
-    if context.ledger is not None:  # without a budget its length is that of the configuration
-        record["cycles"] = list(gkd.student_schedule(context).cycles)
-    path = folder / "made_from.json"
-    if path.exists() and files.read_json(path) != record:
-        names = ("model-*.safetensors", "generator-*", "denoising-*.npy")
-        for left in (path for name in names for path in folder.glob(name)):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    files.write_json(path, record)
-
-
 def complete(context: Context, kept: KeptSets) -> None:
     """Draw the sets that the Student's training did not leave, on every rank."""
     runtime, schedule = context.runtime, gkd.student_schedule(context)
     with runtime.main_first() as main:
         if main:
             kept.discard_outdated()
-    sets = 1 if context.config.fixed_images else schedule.periods
-    periods = [period for period in runtime.shard(sets) if period not in kept]
+    count = 1 if context.config.fixed_images else schedule.periods
+    periods = [period for period in runtime.shard(count) if period not in kept]
     if periods:
         sampling = gkd.tuned_sampling(context)
         with (
@@ -138,7 +124,7 @@ def run(context: Context) -> dict[str, Any]:
     c, runtime, job = context.config, context.runtime, Job(context)
     with runtime.main_first() as main:
         if main and c.num_students:
-            discard_outdated(context, job.folder, "shadows")
+            gkd.discard_outdated(context, job.folder, "shadows")
     mine = shadows.missing(context, job.folder, c.num_students)
     left = runtime.broadcast(len(list(job.folder.glob("model-*.safetensors"))) < c.num_students)
     if left and (kept := job.shared) is not None:

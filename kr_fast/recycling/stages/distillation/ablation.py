@@ -1,0 +1,94 @@
+"""The 2x2 ablation: class labels or the run's own, one fixed synthetic set or a new one each period.
+
+The run's Student is one of the four. The other three differ from it in these two alone: first weights, shuffles,
+augmentation, mixtures, schedule, sampling and the Teacher's filter are the same. The period of each is chosen on the
+validation split; nothing is chosen on the test split. Runs on rank 0.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kr_fast.ensemble import accuracy
+from kr_fast.recycling.config import OF_SOFT_LABELS, RecycleConfig
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.runtime import seeds
+from kr_fast.runtime.storage import files
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What a Student learns: ``labels`` as the option of that name; ``regenerated``: a new set each period."""
+
+    labels: str
+    regenerated: bool
+
+    @classmethod
+    def of_run(cls, config: RecycleConfig) -> "Variant":
+        """That of the run's own Student."""
+        return cls(config.labels, not config.fixed_images)
+
+    def file(self, folder: Path) -> Path:
+        """Its weights."""
+        return folder / f"model-{self.labels}-{'regenerated' if self.regenerated else 'fixed'}.safetensors"
+
+    def context(self, context: Context) -> Context:
+        """The run as if it were of this kind."""
+        c, options = context.config, {"labels": self.labels, "fixed_images": not self.regenerated, "ablation": False}
+        if self.labels == "class":
+            options |= {name: c.__dataclass_fields__[name].default for name in OF_SOFT_LABELS}
+        return dataclasses.replace(context, config=dataclasses.replace(c, **options))
+
+
+def variants(config: RecycleConfig) -> list[Variant]:
+    """All four, the run's own among them."""
+    return [Variant(labels, regenerated) for labels in ("class", config.labels) for regenerated in (False, True)]
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train what is missing of the three further Students; accuracies of all four on validation and test.
+
+    Returns: {"rows": [{"labels", "regenerated", "of_run", "val_accuracy", "test_accuracy"}]}.
+    """
+    c, folder, rows = context.config, context.folder.ablation, []
+    gkd.discard_outdated(context, folder, "teacher")
+    gkd.shared_sets(context, gkd.tuned_sampling(context)).discard_outdated()
+    for variant in variants(c):
+        of_run = variant == Variant.of_run(c)
+        if not of_run and not variant.file(folder).exists():
+            _train(context, variant)
+        model = gkd.load(context) if of_run else load(context, variant)
+        of_splits = {f"{name}_accuracy": accuracy(model, getattr(context.data, name)) for name in ("val", "test")}
+        rows.append({**dataclasses.asdict(variant), "of_run": of_run, **of_splits})
+    return {"rows": rows}
+
+
+def load(context: Context, variant: Variant) -> nn.Module:
+    """A finished Student of the ablation, in eval mode."""
+    model = context.network(context.config.student_arch, context.config.student_width)
+    model.load_state_dict(files.load_tensors(variant.file(context.folder.ablation)))
+    return model.to(context.runtime.device).eval()
+
+
+def _train(context: Context, variant: Variant) -> None:
+    """Train and save the Student of ``variant``, on the sets that the run's Student saw where it needs these."""
+    c, changed, file = context.config, variant.context(context), variant.file(context.folder.ablation)
+    sampling, schedule = gkd.tuned_sampling(context), gkd.student_schedule(context)
+    student = context.seeded(c.student_arch, c.student_width, "student")
+    kept = gkd.shared_sets(context, sampling)
+    gkd.distil(
+        changed,
+        teacher.load(context),
+        student,
+        gkd.drawn(changed, sampling, schedule.images, kept=kept),
+        schedule,
+        confidence=sampling.confidence,
+        seed=seeds.derive(c.seed, "student"),
+        description=f"student with {variant.labels} labels, {'new' if variant.regenerated else 'fixed'} images",
+        state_path=context.folder.state / f"{file.stem}.pt",
+    )
+    files.save_tensors(file, student.state_dict(), teacher.metadata(context, c.student_arch))
