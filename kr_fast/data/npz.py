@@ -41,6 +41,34 @@ def read(path: Path) -> SourceContent:
     return SourceContent(parts, tuple(map(str, range(classes))), notes, warnings)
 
 
+def read_labelled(path: Path, where: str, argument: str) -> tuple[np.ndarray, np.ndarray]:
+    """One set without splits: uint8 ``[N, H, W, C]`` and int64 ``[N]``, from ``images`` and ``labels``.
+
+    Other usual names are taken too, and ``arr_0`` and ``arr_1``, as ``kr-fast synthesize --format npz`` writes them.
+
+    Args:
+        where, argument: for errors, ``where: argument must ...``.
+    Raises: UserError naming the argument or the key.
+    """
+    with open_npz(path, where, argument) as archive:
+        unnamed = {"images": "arr_0", "labels": "arr_1"}
+        keys = {
+            what: next((key for key in (*names, unnamed[what]) if key in archive), None)
+            for what, names in SYNONYMS.items()
+        }
+        if None in keys.values():
+            got = f"{printable(path)} with {listed('', archive.keys, 8)}"
+            fail(where, argument, "hold the keys images and labels", got)
+        named = {what: f"{argument} {key}" for what, key in keys.items()}
+        labels = _labels(archive.read(keys["labels"]), named["labels"])
+        images = _with_channel(archive.read(keys["images"]), named["images"], len(labels))
+        _check_count(labels, len(images), named["labels"])
+    pixels, _, warnings = to_uint8({named["images"]: images})
+    for warning in warnings:
+        logger.warning("%s: %s", where, warning)
+    return pixels[named["images"]], labels
+
+
 def _keys(archive: Npz, path: Path) -> dict[str, dict[str, str]]:
     """split -> {"images": key, "labels": key}; ``val`` may be missing, or be called ``valid`` or ``validation``."""
     keys = {}

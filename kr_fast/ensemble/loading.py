@@ -19,7 +19,7 @@ from kr_fast.runtime.errors import UserError, fail
 
 FACTORY = "name a factory that returns a torch module"
 
-__all__ = ["FACTORY", "factory", "load_weights", "model_factory"]
+__all__ = ["FACTORY", "factory", "imported", "load_weights", "model_factory"]
 
 
 def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[], Any]:
@@ -31,19 +31,7 @@ def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[]
     Raises: UserError where it cannot be imported, with the words of whatever its code raises, or needs more than is
         offered.
     """
-    module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    rule = "name an importable pkg.mod:factory"
-    try:
-        make = operator.attrgetter(attribute)(importlib.import_module(module))
-    except (Exception, SystemExit) as error:
-        why = error_text(error)
-        if isinstance(error, SystemExit):
-            why = 'its import ends the program; put what a script does under if __name__ == "__main__"'
-        elif module.endswith(".py") or os.sep in module:
-            why = f"{why}; a module is named as in an import, not as a file"
-        raise UserError(f"{where}: {argument} must {rule}, got {name} ({why})") from error
+    make = imported(where, argument, name, "factory")
     if isinstance(make, nn.Module) or not callable(make):
         kind = "the network itself" if isinstance(make, nn.Module) else an(type(make).__name__)
         fail(where, argument, "name a function or class that makes a network", f"{name}, which is {kind}")
@@ -57,6 +45,22 @@ def factory(where: str, argument: str, name: str, **offered: int) -> Callable[[]
         rule = "name a factory that can be called with num_classes and in_channels, or less"
         raise UserError(f"{where}: {argument} must {rule}, got {name} ({error})") from error
     return functools.partial(make, **keywords)
+
+
+def imported(where: str, argument: str, name: str, what: str) -> Any:
+    """The object ``pkg.mod:name``, found as :func:`factory` says; ``what``: its kind in words, for the error."""
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except (Exception, SystemExit) as error:
+        why = error_text(error)
+        if isinstance(error, SystemExit):
+            why = 'its import ends the program; put what a script does under if __name__ == "__main__"'
+        elif module.endswith(".py") or os.sep in module:
+            why = f"{why}; a module is named as in an import, not as a file"
+        raise UserError(f"{where}: {argument} must name an importable pkg.mod:{what}, got {name} ({why})") from error
 
 
 def _passed_on(make: Callable[..., Any], offered: dict[str, int], unsure: set[str]) -> dict[str, int]:

@@ -38,7 +38,7 @@ class RecycleConfig:
     GROUPS: ClassVar[dict[str, str]] = {
         "out": "folder and data",
         "teacher": "Teacher and its shadow models",
-        "generator_objective": "generator",
+        "generator": "generator",
         "num_inference_steps": "sampling",
         "tune_noise_scale": "checkpoint choice and tuning",
         "student_arch": "Student",
@@ -89,6 +89,11 @@ class RecycleConfig:
         Augment, "scale", "augmentation on real images: largest relative change of size", 0.05
     )
 
+    generator: str = option(
+        "",
+        "in place of training one: the folder of a run or of a class-conditional diffusers model, ready images (a "
+        "folder class/image.png, or .npz), or pkg.mod:function of labels that returns images",
+    )
     generator_objective: str = option(
         "flow", "flow (rectified flow), epsilon or v_prediction (DDIM)", choices=("flow", "epsilon", "v_prediction")
     )
@@ -287,6 +292,11 @@ class RecycleConfig:
                 fail("run", "audit_canaries", "be 0 without an audit (num_shadows 0)", k)
             if self.teacher:
                 fail("run", "audit_canaries", "be 0 with teacher, a given one, which cannot be trained again", k)
+        if self.generator and self.budget:
+            fail("run", "budget", "be left out with generator, a given one, which no time is divided with", self.budget)
+        if self.generator and self.audit_generator == "retrained":
+            rule = "be shared with generator, a given one, which cannot be trained again"
+            fail("run", "audit_generator", rule, self.audit_generator)
         if not self.generator_widths:
             fail("run", "generator_widths", "hold channel counts above 0", list(self.generator_widths))
         if self.generator_augment and not (self.generator_shift or self.generator_rotate or self.generator_scale):

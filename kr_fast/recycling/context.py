@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kr_fast.data import Dataset
 from kr_fast.models import classifier
@@ -20,6 +20,7 @@ from kr_fast.runtime.state import Runtime
 from kr_fast.runtime.storage import files
 from kr_fast.runtime.storage.journal import Journal
 from kr_fast.runtime.storage.layout import Folder
+from kr_fast.synthesis import LabelPlan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,14 @@ class Context:
         if result is None:
             raise RuntimeError(f"recycle: stage {stage} must be finished first")
         return result
+
+    def label_plan(self, real: Tensor | None = None) -> LabelPlan:
+        """Classes of synthetic images: as frequent as in the labels ``real`` (None: the training split's), or alike."""
+        classes = self.data.num_classes
+        if self.config.label_plan == "balanced":
+            return LabelPlan.balanced(classes)
+        counts = torch.bincount(self.data.train.labels if real is None else real, minlength=classes)
+        return LabelPlan.counts(counts.tolist())
 
     def make_network(self, arch: str, width: int) -> Callable[[], nn.Module]:
         """A factory of classifiers for these data."""

@@ -66,6 +66,16 @@ class KeptSets:
         return ids, labels, torch.from_numpy(np.load(path)).to(self.device)
 
 
+def drawn_once(kept: KeptSets | None, period: int, draw: Draw) -> Set:
+    """The set of ``period``: as it was kept, or drawn now and kept."""
+    if kept is not None and period in kept:
+        return kept.load(period)
+    result = draw(period)
+    if kept is not None:
+        kept.save(period, *result)
+    return result
+
+
 @dataclasses.dataclass(frozen=True)
 class Drawing:
     """Draws ``images`` per period; period ``p`` has the ids from ``p * images`` on, which no other has.

@@ -12,7 +12,7 @@ from typing import Any
 
 from kr_fast import data
 from kr_fast.membership.verdict.limits import MOVABLE as OF_VERDICT
-from kr_fast.recycling import precision, preflight, stage_progress
+from kr_fast.recycling import given, precision, preflight, stage_progress
 from kr_fast.recycling.budget.ledger import NAME, Ledger
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
@@ -150,7 +150,8 @@ def _load(config: RecycleConfig) -> Context:
     loaded = data.load(
         config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
     )
-    context = Context(config, out, state.current(), loaded, journal)
+    device = state.current().device
+    context = Context(given.applied(config, loaded, device), out, state.current(), loaded, journal)
     if begun:
         dataset.check(context)
         if bool(before := manifest.read_config(context.folder.config)["budget"]) != bool(config.budget):

@@ -21,25 +21,33 @@ def is_run(folder: Path) -> bool:
     return Folder(folder).config.exists() and Folder(folder).journal.exists()
 
 
-def open_generator(run: Path, device: torch.device, step: int = 0) -> TrainedGenerator:
-    """The generator of a run's folder, of checkpoint ``step``; 0 for the chosen, else the latest one."""
-    folder = Folder(run).check("synthesize", "model")
+def open_generator(
+    run: Path, device: torch.device, step: int = 0, asked: tuple[str, str] = ("synthesize", "model")
+) -> TrainedGenerator:
+    """The generator of a run's folder, of checkpoint ``step``; 0 for the chosen, else the latest one.
+
+    Args:
+        asked: command and option that the folder was given by, for errors.
+    """
+    folder = Folder(run).check(*asked)
     journal, config = Journal(run), manifest.read_config(folder.config)
     for key in RecycleConfig().record():
         if key not in config:  # a file that was cut, whose last value may be cut too
-            raise UserError(f"synthesize: {folder.config} must hold every option of a run, got no {key}")
+            raise UserError(f"{asked[0]}: {folder.config} must hold every option of a run, got no {key}")
     trained = journal.done("generator")
+    if trained is not None and "given" in trained:
+        fail(*asked, "be a run that trained its generator", f"{run}, whose generator was given")
     if trained is None:
-        fail("synthesize", "model", "be a run whose generator is trained", run)
+        fail(*asked, "be a run whose generator is trained", run)
     steps, tuned = trained["checkpoints"], (journal.done("tuning") or {}).get("sampling", {})
     chosen = step or tuned.get("checkpoint") or (journal.done("checkpoints") or {}).get("chosen") or steps[-1]
     if chosen not in steps:
-        fail("synthesize", "checkpoint", f"be one of {', '.join(map(str, steps))}", chosen)
+        fail(asked[0], "checkpoint", f"be one of {', '.join(map(str, steps))}", chosen)
     path = folder.generator(chosen)
-    journal.check("generator", "synthesize", path)
+    journal.check("generator", asked[0], path)
     facts = files.read_json(path / "objective.json", dict)
     if "image_shape" not in facts:
-        fail("synthesize", "model", "be a run of this version of kr-fast, which notes the shape of images", run)
+        fail(*asked, "be a run of this version of kr-fast, which notes the shape of images", run)
     network, _, objective = generator.load(path, device)
     return TrainedGenerator(
         network,

@@ -14,6 +14,10 @@ SHARED = (
     "The shadow Students learned from images of this run's own generator, so what the Student leaks through these "
     "images is not measured: --audit-generator retrained does."
 )
+GIVEN = (
+    "The shadow Students learned from images of the generator that was given, so what the Student leaks through these "
+    "images, if that generator was trained on members, is not measured."
+)
 LEVEL = 0.95  # of the interval of the difference of accuracies
 
 
@@ -31,7 +35,9 @@ def of_run(config: RecycleConfig, metrics: dict[str, Any]) -> dict[str, Any]:
         words = "No membership attack was run, so nothing is known of what the Student leaks."
         rules = [Rule(f"{FULL}.auc_high", limits.auc, None, None, words)]
     else:
-        bounds = {FULL: SHARED} if config.audit_generator == "shared" else {}
+        bounds = {}
+        if config.audit_generator == "shared":
+            bounds[FULL] = GIVEN if config.generator else SHARED
         rules = list(default_rules(audit, limits, [FULL if FULL in audit else TRANSFER], bounds))
     rules.append(_accuracy(metrics, config.verdict_gap))
     return decide([*rules, *asked_rules(gates("run", config.fail_above), figures(audit, metrics))])

@@ -202,6 +202,12 @@ def _of_student(summary: Summary) -> str:
             f"on what it leaks. {known}"
         )
     count = summary["audit"]["setting"]["shadow_sets"][FULL]["models"]
+    if summary["config"].get("generator"):
+        return (
+            f"The {count} shadow Students learn from images of the generator that the run was given, which the "
+            "attacker is given too. If it was trained on members, no shadow shows what a member's part in it gives "
+            f"away: the full audit then bounds from below what leaks through the soft labels. {known}"
+        )
     if summary["config"]["audit_generator"] == "shared":
         return (
             f"The {count} shadow Students learn from images of this run's own generator. The attacker is thereby given "

@@ -8,6 +8,7 @@ from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.membership.attacks.canaries import MOST_SHARE
 from kr_fast.models import most_levels
+from kr_fast.recycling import given
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import division, memory_and_disk, networks
 from kr_fast.recycling.stages import dataset, teacher
@@ -32,6 +33,8 @@ def check(context: Context) -> list[str]:
     memory_and_disk.check(division.planned(context), sizes)
     if context.config.teacher:
         notes += _given_teacher(context)
+    if context.config.generator:
+        notes += given.check(context)
     return notes
 
 
@@ -41,7 +44,7 @@ def options(context: Context) -> None:
     if c.precision != "auto" and (device := context.runtime.device.type) != "cpu":
         fail("run", "precision", f"be auto on a {device} device, which trains in what it is fastest in", c.precision)
     height, width, _ = context.data.image_shape
-    if len(c.generator_widths) > (most := most_levels(height, width)):
+    if not c.generator and len(c.generator_widths) > (most := most_levels(height, width)):
         rule = f"be at most {most} widths for images of {height} x {width}, as each but the first halves them"
         fail("run", "generator_widths", rule, f"{len(c.generator_widths)}: {list(c.generator_widths)}")
     for name in ("teacher_shift", "generator_shift", "student_shift"):
@@ -53,7 +56,7 @@ def options(context: Context) -> None:
             fail("run", "audit_canaries", f"be at most {most}, a tenth of {count} training images", c.audit_canaries)
         if classes < 2:
             fail("run", "audit_canaries", "be 0 where there is no other class to be labelled with", c.audit_canaries)
-    if c.generator_batch_size % world_size:
+    if not c.generator and c.generator_batch_size % world_size:
         fail("run", "generator_batch_size", f"be a multiple of {world_size} processes", c.generator_batch_size)
 
 

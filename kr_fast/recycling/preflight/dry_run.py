@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from kr_fast.recycling import given
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import division, memory_and_disk, networks, time_estimate
 from kr_fast.recycling.preflight.memory_and_disk import amount, disk_needs, free_disk, memory_needs
@@ -26,9 +27,11 @@ def describe(context: Context, notes: Sequence[str]) -> str:
         ("Student", f"{c.student_arch} of width {c.student_width}", sizes.student.parameters),
         ("generator", f"UNet2DModel of widths {' '.join(map(str, c.generator_widths))}", sizes.generator.parameters),
     ]
+    if c.generator:
+        models[-1] = ("generator", c.generator, given.opened(c, data, context.runtime.device).parameters)
     if c.teacher:
-        given = sum(value.numel() for value in teacher.build(context).parameters())
-        models = [("Teacher", c.teacher, given), ("its shadows", models[0][1], trained), *models[1:]]
+        parameters = sum(value.numel() for value in teacher.build(context).parameters())
+        models = [("Teacher", c.teacher, parameters), ("its shadows", models[0][1], trained), *models[1:]]
     lines = [
         "A dry run of kr-fast run: nothing was trained, and nothing was written.",
         "",

@@ -43,7 +43,8 @@ def memory_needs(context: Context, sizes: Sizes) -> list[Need]:
     call = drawers * 2 * guided * c.micro_batch * sizes.generator.widest
     needs = [] if c.teacher else _training("teacher", "teacher", sizes.teacher, min(c.teacher_batch_size, train))
     share = c.generator_batch_size // context.runtime.world_size
-    needs += _generating("generator", context, sizes.generator, share, train)
+    if not c.generator:
+        needs += _generating("generator", context, sizes.generator, share, train)
     for stage, images in (("tuning", "trial_images"), ("gkd", "images")):
         needs += _distilling(stage, context, sizes.student, images)
         needs.append(Need(stage, "the images of network calls", "micro_batch", call))
@@ -116,11 +117,14 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
     students, saved = c.num_students, c.checkpoints + len(early_step(c))
     needs = [
         Need("teacher", "weights", "teacher_width", sizes.teacher.state),
-        Need("generator", "checkpoints", "checkpoints", saved * sizes.generator.state),
-        Need("generator", POSITION, "generator_widths", 2 * 4 * sizes.generator.state),
         Need("gkd", "weights", "student_width", sizes.student.state),
         Need("gkd", "synthetic images", "images", c.images * image),
     ]
+    if not c.generator:
+        needs += [
+            Need("generator", "checkpoints", "checkpoints", saved * sizes.generator.state),
+            Need("generator", POSITION, "generator_widths", 2 * 4 * sizes.generator.state),
+        ]
     if c.num_shadows:
         needs += [
             Need("shadows", "shadow Teachers", "num_shadows", c.num_shadows * (sizes.teacher.state + pool)),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kr_fast.models import padded_size, unet
+from kr_fast.recycling import given
 from kr_fast.recycling.context import Context
 from kr_fast.runtime.errors import UserError, first_line
 
@@ -48,6 +49,9 @@ def sizes(context: Context) -> Sizes:
     pixels = (channels, height, width)
     made = {"teacher": (c.teacher_arch, c.teacher_width), "student": (c.student_arch, c.student_width)}
     classifiers = {name: _size(_key(context.make_network(*of)), _classify, pixels, 2) for name, of in made.items()}
+    if c.generator:  # of which no more is known than its parameters
+        parameters = given.opened(c, context.data, context.runtime.device).parameters
+        return Sizes(**classifiers, generator=Size(parameters, 4 * parameters, 0, 0, 0))
     levels = len(c.generator_widths)
     padded = (channels, padded_size(height, levels), padded_size(width, levels))
     least = min(c.generator_batch_size // context.runtime.world_size, c.micro_batch, 2)

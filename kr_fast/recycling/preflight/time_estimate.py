@@ -14,6 +14,7 @@ from kr_fast.ensemble import accuracy, fit
 from kr_fast.ensemble.inference.queries import AUGMENTS
 from kr_fast.ensemble.training.recipe import Steps
 from kr_fast.membership.attacks.control import overfitted_recipe
+from kr_fast.recycling import given
 from kr_fast.recycling.budget.ledger import DIVIDED
 from kr_fast.recycling.budget.planner import Costs, Sizes
 from kr_fast.recycling.context import Context
@@ -62,16 +63,16 @@ def measure(context: Context) -> Rates:
         recipe, half = teacher.recipe(context), max((len(context.data.train) + len(context.data.test)) // 2, 1)
         of_train, of_half = (Steps.of(recipe, count).batch for count in (len(context.data.train), half))
         threads = 1 if shadows.workers(context) > 1 else torch.get_num_threads()
-        batch = min(c.student_batch_size, c.images)
+        batch, share = min(c.student_batch_size, c.images), c.generator_batch_size // context.runtime.world_size
         start = time.perf_counter()
-        sample = sampling(context)
+        sample = given.work(context) if c.generator else sampling(context)
         sample(1)
         setup = time.perf_counter() - start
         rates = {
             "teacher": _rate(_training(context, arch, recipe), of_train),
             "control": _rate(_training(context, arch, overfitted_recipe(recipe)), of_train),
             "student": _rate(_distilling(context, teacher_model), batch),
-            "generator": _rate(denoising(context), c.generator_batch_size // context.runtime.world_size),
+            "generator": 0.0 if c.generator else _rate(denoising(context), share),
             "sampled": _rate(sample, c.micro_batch),
             "evaluated": _rate(lambda count: accuracy(teacher_model, _split(context, count)), 1024),
         }

@@ -33,6 +33,7 @@ from kr_fast.report.sentences import OF_RUN
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
 
+GIVEN = "the generator that was given and its images"
 SHARES = {"shared": "the generator (trained on all members) and its images", "retrained": "the tuned sampling"}
 
 
@@ -60,7 +61,9 @@ def run(context: Context) -> dict[str, Any]:
     if c.num_students:
         sets[FULL] = shadow_students.load(context)
         made_by = student_stage.recipe(context)
-        targets[FULL] = Target(student, kind, SHARES[c.audit_generator], of_student, OF_RUN[FULL], made_by)
+        targets[FULL] = Target(
+            student, kind, GIVEN if c.generator else SHARES[c.audit_generator], of_student, OF_RUN[FULL], made_by
+        )
     model, released, further = None, {}, dataset.population(context)
     if c.audit_control:
         model = control.train(context, context.runtime.device, "positive control")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kr_fast.data import Split
 from kr_fast.ensemble.training.evaluation import scores
+from kr_fast.recycling import given
 from kr_fast.recycling.budget.ledger import Ledger
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead, fixed
@@ -29,7 +30,7 @@ from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
-from kr_fast.synthesis import LabelPlan, Sampler
+from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training.fused import fused
 
@@ -72,7 +73,11 @@ def drawn(
         seed: of the images; None for this run's.
         kept: where sets are written, and read from if they are there.
     """
-    c = context.config
+    c, plan = context.config, context.label_plan(real)
+    if c.generator:
+        source = given.opened(c, context.data, context.runtime.device)
+        drawing = source.draw(sampling, plan, images, c.seed, kept)
+        return fixed(drawing) if c.fixed_images else drawing
     network, _, objective = generator.load(
         context.folder.generator(sampling.checkpoint) if checkpoint is None else checkpoint, context.runtime.device
     )
@@ -89,9 +94,6 @@ def drawn(
         micro_batch=c.micro_batch,
         crop=context.data.image_shape[:2],
     )
-    classes = context.data.num_classes
-    counts = torch.bincount(context.data.train.labels if real is None else real, minlength=classes)
-    plan = LabelPlan.balanced(classes) if c.label_plan == "balanced" else LabelPlan.counts(counts.tolist())
     drawing = Drawing(sampler, plan, images, kept)
     return fixed(drawing) if c.fixed_images else drawing
 

@@ -6,6 +6,7 @@ of the time does, or when two rounds have brought nothing; what is left then goe
 
 from typing import Any
 
+from kr_fast.recycling import given
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
@@ -15,7 +16,9 @@ STATE = "generator.pt"
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Train on every rank: as configured, or in rounds where there is a budget."""
+    """Train on every rank: as configured, or in rounds where there is a budget; a given generator is not trained."""
+    if context.config.generator:
+        return given.run(context)
     if context.ledger is None:
         return generator.run(context)
     result, ledger, runtime = None, context.ledger, context.runtime
