@@ -8,7 +8,7 @@ from typing import Any
 from kr_fast.report import audit_tables, render, run_audit, tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
-from kr_fast.report.sections import ablation, cards, measured, reading, verdict
+from kr_fast.report.sections import ablation, cards, measured, quality, reading, verdict
 from kr_fast.report.sentences import OF_RUN
 
 
@@ -38,9 +38,10 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
     yield "table", run_audit.headline(summary)
     yield (
         "text",
-        "Intervals are 95 %: Wilson for accuracies, score intervals of AUC, paired ones of differences of AUC. CAS: "
-        "Classification Accuracy Score.",
+        "Intervals are 95 %: Wilson for accuracies, bootstrap over test images for the other figures on them, score "
+        "intervals of attacks' AUC, paired ones of differences of AUC. CAS: Classification Accuracy Score.",
     )
+    yield from quality.blocks(summary)
     if summary.get("audit"):
         yield from measured.blocks(summary["audit"], OF_RUN, figures)
         yield "heading", "Membership attacks"

@@ -6,6 +6,7 @@ All functions read the run's summary; its ``audit`` is the dictionary of ``audit
 from typing import Any
 
 from kr_fast.report import audit_tables, sentences
+from kr_fast.report.sections import quality
 from kr_fast.report.tables import interval, number, percent, share, tpr
 
 Summary = dict[str, Any]
@@ -39,6 +40,7 @@ def headline(summary: Summary) -> list[list[str]]:
     tested = [summary["teacher" if name == TEACHER else "student"].get("test_accuracy") for name in titles]
     count = summary["dataset"]["test"]
     rows.append(["test accuracy (Student: CAS)", *(share(each, count) for each in tested), percent(summary["cas_gap"])])
+    rows += quality.rows(summary, list(titles))
     for attack in HEADLINE if audit else ():
         rows += of_attack(audit, list(titles), best, attack)
     if summary.get("aop"):

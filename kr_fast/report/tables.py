@@ -91,8 +91,9 @@ def stages(summary: dict[str, Any]) -> list[list[str]]:
 
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """The dictionary of ``metrics.json``; what was not measured is None."""
-    keep = ("test_accuracy", "val_accuracy", "parameters")
+    keep = ("test_accuracy", "val_accuracy", "parameters", "test_accuracy_ci", "test_without_duplicates")
+    keep += ("auc", "auc_ci", "balanced_accuracy", "balanced_accuracy_ci", "ece", "ece_ci", "recall", "absent_classes")
     models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
-    rest = ("cas_gap", "audit", "aop", "stages", "config", "seed", "versions", "dataset", "checkpoints", "tuning")
-    rest += tuple(name for name in ("ablation", "budget") if name in summary)
+    rest = ("cas_gap", "student_minus_teacher", "synthetic", "audit", "aop", "stages", "config", "seed", "versions")
+    rest += ("dataset", "checkpoints", "tuning", *(name for name in ("ablation", "budget") if name in summary))
     return files.strict({"verdict": summary.get("verdict"), **models, **{key: summary.get(key) for key in rest}})

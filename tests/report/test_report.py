@@ -11,6 +11,7 @@ from scipy import stats
 
 from kr_fast import report
 from kr_fast.report import audit_document, audit_tables, plots, run_audit, sentences, tables
+from kr_fast.report.sections import quality
 
 
 def test_both_documents_are_written(tmp_path):
@@ -176,14 +177,15 @@ def test_tables_stand_the_audits_side_by_side():
         "Student, full (shared generator)",
         "Teacher - Student, full (shared generator)",
     ]
-    assert head[2] == [
+    assert head[2][1:] == ["0.990 [0.980, 1.000]", *["0.980 [0.970, 0.990]"] * 2, "+0.010 [-0.004, 0.020]"]
+    assert head[5] == [
         "LiRA online AUC, mean of 16 made alike",
         "0.580 [0.565, 0.595]",
         "",
         "0.520 [0.505, 0.535]",
         "+0.060 [0.020, 0.100], p = 0.001",
     ]
-    assert head[3][1:] == [
+    assert head[6][1:] == [
         "0.600 [0.570, 0.630]",
         "0.510 [0.480, 0.540]",
         "0.570 [0.540, 0.600]",
@@ -210,8 +212,8 @@ def test_tables_stand_the_audits_side_by_side():
     ]
     assert rows[4][-1] == "+0.030 [-0.020, 0.080], p = 0.04 (corrected)"
     transfer = summary(audit=whole_audit(full=False, recipes=False), aop={"teacher": 0.67, "student": 0.91})
-    assert run_audit.headline(transfer)[2][-1] == "+0.090 [0.050, 0.130], p = 0.004"
-    assert run_audit.headline(transfer)[3][-1] == "+0.050 [0.000, 0.100], p = 0.06 (corrected)"
+    assert run_audit.headline(transfer)[5][-1] == "+0.090 [0.050, 0.130], p = 0.004"
+    assert run_audit.headline(transfer)[6][-1] == "+0.050 [0.000, 0.100], p = 0.06 (corrected)"
 
 
 def test_a_result_shows_itself_in_a_notebook(tmp_path):
@@ -290,3 +292,23 @@ def test_a_comparison_says_no_more_than_its_interval():
 def test_the_command_names_no_folder_above_its_own(tmp_path):
     out = tmp_path / "Dr. A" / "x y"
     assert report.repeated("run", out / "config.yaml") == "kr-fast run --config 'x y/config.yaml' --out 'x y'"
+
+
+def test_quality_of_models_and_images_is_told_in_the_report():
+    """Classes without test images by name; nothing of what was not measured."""
+    content = list(quality.blocks(summary()))
+    assert [each for kind, each in content if kind == "heading"] == [
+        "Classes of the test images",
+        "Test images without near-duplicates in training",
+        "Quality of the synthetic images",
+    ]
+    texts, tables = ([each for kind, each in content if kind == name] for name in ("text", "table"))
+    assert texts[0].endswith("Without test images, and in no mean: b|c.")
+    assert tables[0][1:] == [["<i>a", "50.00 %", "50.00 %"], ["b|c", "not measured", "not measured"]]
+    assert texts[1].startswith("10 of 500 test images have a near-duplicate")
+    assert "On the other 490: Teacher 96.00 %, AUC 0.890; Student 96.00 %, AUC 0.880." in texts[1]
+    assert tables[1][1][1:] == ["0.1200 (sd 0.0300)", "0.0100 (sd 0.0300)"]
+    assert tables[1][-1] == ["coverage", "0.500", "0.500"]
+    bare = {"test_accuracy": 0.9}
+    assert list(quality.blocks(summary(teacher=bare, student=bare, synthetic=None))) == []
+    assert quality.rows(summary(teacher=bare, student=bare), ["teacher", "student"]) == []

@@ -74,6 +74,20 @@ def whole_audit(full=True, control=True, released=True, recipes=True):
     return {**actual, "setting": {**setting, "control": detected if control else None, "negative_controls": None}}
 
 
+def tested(auc, apart):
+    """What is measured of a model on test images beside its accuracy; class "b|c" has none."""
+    figures = {name: auc - 0.02 * at for at, name in enumerate(("auc", "balanced_accuracy", "ece"))}
+    intervals = {f"{name}_ci": [value - 0.01, value + 0.01] for name, value in figures.items()}
+    few = {"images": apart, "accuracy": 0.96, "auc": auc - 0.1}
+    return {**figures, **intervals, "recall": [0.5, None], "absent_classes": [1], "test_without_duplicates": few}
+
+
+def generated(kid):
+    """What is measured of generated images."""
+    facts = {"mean": kid, "sd": 0.03, "subsets": 50, "subset_size": 64}
+    return {"kid": facts, "precision": 0.7, "recall": 0.6, "density": 0.8, "coverage": 0.5}
+
+
 def summary(**changes):
     dataset = {"name": "<script>alert(1)</script>", "num_classes": 2, "class_names": ["<i>a", "b|c"]}
     dataset |= {"train": 900, "val": 100, "test": 500, "height": 8, "width": 8, "channels": 1}
@@ -86,9 +100,14 @@ def summary(**changes):
         "versions": {"torch": "2.13.0"},
         "stages": {"teacher": 3.0, "gkd": 4.5},
         "dataset": dataset,
-        "teacher": {"test_accuracy": 0.97, "val_accuracy": 0.98, "parameters": 10},
-        "student": {"test_accuracy": 0.95, "val_accuracy": 0.96, "parameters": 10},
+        "teacher": {"test_accuracy": 0.97, "val_accuracy": 0.98, "parameters": 10, **tested(0.99, 490)},
+        "student": {"test_accuracy": 0.95, "val_accuracy": 0.96, "parameters": 10, **tested(0.98, 490)},
         "cas_gap": 0.02,
+        "student_minus_teacher": {
+            name: {"difference": -0.01, "interval": [-0.02, 0.004]}
+            for name in ("accuracy", "auc", "balanced_accuracy", "ece")
+        },
+        "synthetic": {"images": 128, "test_images": 500, "features": 16, **generated(0.12), "real": generated(0.01)},
         "audit": whole_audit(),
         "aop": {"teacher": 0.67, "student": 0.91, "student_full": 0.8},
         "checkpoints": [{"step": 9, "val_accuracy": 0.5, "chosen": True}],

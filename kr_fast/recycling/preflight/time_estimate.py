@@ -131,7 +131,7 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         "checkpoints": len(generator.checkpoint_steps(c.generator_steps, c.checkpoints)) * short(usual),
         "tuning": sum(short(each) for each in one_at_a_time(c, usual)),
         "gkd": drawings + distilled(c.periods, c.images, c.student_epochs, rates.student),
-        "student": 2 * len(data.test) * rates.evaluated,
+        "student": (3 * len(data.test) + 2 * min(c.images, len(data.train))) * rates.evaluated,  # and features
     }
     if c.ablation:  # the run's Student leaves its sets, which are all or one
         seconds["ablation"] = 3 * distilled(c.periods, c.images, c.student_epochs, rates.student)

@@ -28,11 +28,11 @@ def summary(context: Context) -> dict[str, Any]:
     """Everything about the run in plain values."""
     data, journal = context.data, context.journal
     height, width, channels = data.image_shape
-    audited, tested = context.result("audit"), context.result("student")["test_accuracy"]
+    audited, tested = context.result("audit"), context.result("student")
     models = {}
     for name, stage in (("teacher", "teacher"), ("student", "gkd")):
         models[name] = {key: value for key, value in context.result(stage).items() if key not in HIDDEN}
-        models[name]["test_accuracy"] = tested[name]
+        models[name] |= tested[name]
     facts = {
         "title": f"Knowledge Recycling on {data.name}",
         "command": command(context),
@@ -54,6 +54,8 @@ def summary(context: Context) -> dict[str, Any]:
         },
         **models,
         "cas_gap": models["teacher"]["test_accuracy"] - models["student"]["test_accuracy"],
+        "student_minus_teacher": tested["student_minus_teacher"],
+        "synthetic": tested["synthetic"],
         "audit": audited["audit"],
         "aop": audited["aop"],
         "checkpoints": context.result("checkpoints")["rows"],

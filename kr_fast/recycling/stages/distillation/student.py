@@ -1,17 +1,25 @@
-"""Accuracy on the real test images, which are read only here; the Student's is the Classification Accuracy Score."""
+"""Figures on the real test images, which are read only here.
+
+The Student's accuracy is the Classification Accuracy Score (CAS).
+"""
 
 from typing import Any
 
-from kr_fast.ensemble import accuracy, recipe_of
+from kr_fast.ensemble import recipe_of
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import teacher
-from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.distillation import gkd, quality
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Test accuracy of Teacher and Student."""
-    models = {"teacher": teacher.load(context), "student": gkd.load(context)}
-    return {"test_accuracy": {name: accuracy(model, context.data.test) for name, model in models.items()}}
+    """Test figures of Teacher and Student, and of the synthetic images of the last period.
+
+    Returns: {"test_accuracy": {"teacher", "student"}, "synthetic"} and what :func:`quality.classification` returns.
+    """
+    teacher_model = teacher.load(context)
+    rows = quality.classification(context, teacher_model, gkd.load(context))
+    tested = {name: rows[name]["test_accuracy"] for name in ("teacher", "student")}
+    return {"test_accuracy": tested, **rows, "synthetic": quality.synthetic(context, teacher_model)}
 
 
 def recipe(context: Context) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The figures on test images of a run: with and without near-duplicates, and of synthetic images."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_runs import new_context
+
+from kr_fast.data import Split, to_float
+from kr_fast.ensemble import accuracy
+from kr_fast.metrics import neighbourhood_figures
+from kr_fast.recycling.stages.distillation import quality
+from kr_fast.runtime.storage import files
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+def test_near_duplicates_of_other_splits_are_left_out_of_some_figures(tmp_path):
+    run = new_context(tmp_path, (60, 20, 40), classes=3)
+    test, data = run.data.test, run.data
+    images = test.images.clone()
+    images[3] = data.train.images[7]
+    images[10] = (data.val.images[5].int() + 1).clamp(0, 255).byte()
+    run.data = dataclasses.replace(data, test=Split(images, test.labels))
+    teacher, student = network(0), network(1)
+    result = quality.classification(run, teacher, student)
+    apart = torch.ones(40, dtype=torch.bool)
+    apart[[3, 10]] = False
+    for name, model in (("teacher", teacher), ("student", student)):
+        row, few = result[name], result[name]["test_without_duplicates"]
+        assert row["test_accuracy"] == accuracy(model, run.data.test)
+        assert few["images"] == 38
+        assert few["accuracy"] == accuracy(model, Split(images[apart], test.labels[apart]))
+        assert 0 < few["auc"] < 1
+        assert row["auc_ci"][0] <= row["auc"] <= row["auc_ci"][1]
+    gap = result["student"]["auc"] - result["teacher"]["auc"]
+    assert result["student_minus_teacher"]["auc"]["difference"] == gap
+    run.data = data  # random images, of which none is near another
+    assert quality.classification(run, teacher, student)["student"]["test_without_duplicates"] is None
+
+
+def test_synthetic_images_are_compared_in_the_features_of_the_teacher(tmp_path):
+    """As many of them as training images, all here, and all test images: in whatever order, so figures are the same."""
+    run, teacher = new_context(tmp_path, (60, 20, 40), classes=3), network(0)
+    synthetic = torch.randint(0, 200, (60, 8, 8, 1), generator=torch.Generator().manual_seed(1)).byte()
+    files.save_array(run.folder.images, synthetic.numpy())
+    result = quality.synthetic(run, teacher)
+    assert (result["images"], result["test_images"], result["features"]) == (60, 40, 8)
+    with torch.no_grad():
+        test, made, real = (
+            teacher[:3](to_float(each)) for each in (run.data.test.images, synthetic, run.data.train.images)
+        )
+    for row, features in ((result, made), (result["real"], real)):
+        expected = neighbourhood_figures(test, features)
+        assert {name: row[name] for name in expected} == pytest.approx(expected)
+        assert row["kid"]["subset_size"] == 20
+    assert result["kid"]["mean"] > result["real"]["kid"]["mean"]
+    assert quality.synthetic(run, nn.Sequential(teacher, nn.Identity())) is not None
+    assert quality.synthetic(run, nn.Sequential(teacher, nn.Softmax(1))) is None
+    files.save_array(run.folder.images, np.zeros((5, 8, 8, 1), np.uint8))
+    assert quality.synthetic(run, teacher) is None
