@@ -52,7 +52,7 @@ FILES: dict[str, Callable[[Context], list[Path]]] = {
     "shadows": lambda context: [context.folder.shadows],
     "canaries": lambda context: [context.folder.twin_teachers, context.folder.canaries / "canaries.json"],
     "canary_students": lambda context: [context.folder.twin_students],
-    "shadow_students": lambda context: [context.folder.shadow_students],
+    "shadow_students": lambda context: [context.folder.shadow_students, context.folder.ablation_students],
     "audit": auditing.left,
     "report": reporting.left,
 }

@@ -47,6 +47,9 @@ STAGES = {
     "report": instead("from kr_fast.report import document", "document.write_markdown"),
 }
 WHOLE = {
+    "ablation, between the periods of the second Student": after(
+        "save_state", 'path.name == "model-class-regenerated.pt"'
+    ),
     "after a generator's errors": after("save_array", 'path.name == "denoising-001.npy"'),
     "while a generator is retrained": EARLIER + after("save_state", 'path.name == "shadow-generator-002.pt"'),
     "while the control trains": after("save_state", 'path.name == "control.pt"'),

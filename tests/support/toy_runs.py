@@ -18,7 +18,7 @@ from kr_fast.runtime import state
 from kr_fast.runtime.storage.journal import Journal
 
 WHOLE_AUDIT = ["--audit-generator", "retrained", "--audit-control", "--audit-page"]
-WHOLE_AUDIT += ["--audit-generator-weights"]
+WHOLE_AUDIT += ["--audit-generator-weights", "--ablation", "--student-width", "6"]
 QUIET = {"KR_FAST_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
 
 

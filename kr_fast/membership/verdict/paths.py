@@ -179,6 +179,7 @@ RUN = (
     "dataset.{num_classes,train,val,test,height,width,channels}",
     "checkpoints.#.{step,val_accuracy,val_auc}",
     "ablation.#.{val_accuracy,test_accuracy}",
+    f"ablation.#.leakage.{{attack}}.{{mean,sd,{PAIR}}}",
     "tuning.#.{num_inference_steps,guidance_scale,sigma,confidence,val_accuracy,val_auc}",
     "budget.seconds",
     "budget.planned.{stage}",

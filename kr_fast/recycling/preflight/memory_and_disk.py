@@ -136,6 +136,8 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
         needs.append(Need("shadow_students", "shared images", "periods", sets * c.images * image))
     if c.ablation:
         needs.append(Need("ablation", "weights", "student_width", 3 * sizes.student.state))
+        further = students * (sizes.student.state + pool)
+        needs.append(Need("shadow_students", "the ablation's shadow Students", "student_shadows", further))
     if students and c.audit_generator == "retrained":
         needs.append(Need("shadow_students", "generators", "student_shadows", students * sizes.generator.state))
     if c.audit_canaries:

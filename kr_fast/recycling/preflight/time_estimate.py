@@ -150,9 +150,11 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
             each = student
             if c.retrains_generators:
                 each += c.generator_steps * c.generator_batch_size * rates.generator + drawings + denoised
+            if c.ablation:  # on sets that are there, or drawn by the same retrained generators
+                each += student + c.retrains_generators * (c.periods if c.fixed_images else 1) * drawing
             students = start + _turns(c.num_students, world, workers) * each
         seconds["shadow_students"] = students
-        models = c.num_shadows + c.num_students + 3
+        models = c.num_shadows + (2 if c.ablation else 1) * c.num_students + 3
         seconds["audit"] = ATTACKS + models * pool * len(AUGMENTS[c.audit_augment]) * rates.evaluated
         seconds["audit"] += denoised * (1 if c.retrains_generators else 2)  # of an early checkpoint too
         if c.audit_control:

@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kr_fast.membership import Auxiliary, Choices, Target, audit
 from kr_fast.membership.audit.files import write_private
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import canaries, control, dataset, shadows, teacher
-from kr_fast.recycling.stages.distillation import gkd, shadow_students
+from kr_fast.recycling.stages.distillation import ablation, gkd, shadow_students
 from kr_fast.recycling.stages.distillation import student as student_stage
 from kr_fast.recycling.stages.generation import generator_attack
 from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
@@ -89,4 +90,26 @@ def run(context: Context) -> dict[str, Any]:
         write_private(report, context.out)
     else:
         files.save_arrays(context.folder.audit_arrays, report.arrays())
-    return {"audit": results, "aop": {name: results[name]["lira"]["aop"] for name in targets}}
+    rest = {}
+    if c.ablation and c.num_students:
+        pool, alone = (images, labels, members), dataclasses.replace(auxiliary, synthetic=None)
+        of_other = _of_ablation(context, pool, {"auxiliary": alone, "choices": choices})
+        rest["ablation"] = {"own": _leakage(results["leave_one_out"][FULL]), "other_images": of_other}
+    return {"audit": results, "aop": {name: results[name]["lira"]["aop"] for name in targets}, **rest}
+
+
+def _of_ablation(
+    context: Context, pool: tuple[Tensor, Tensor, Tensor], options: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What the ablation's Student with other images leaks, by its shadow Students: an audit of its own."""
+    c, name = context.config, "ablation"
+    options["choices"] = dataclasses.replace(options["choices"], attacks=ablation.ATTACKS)
+    targets = {name: Target(ablation.load(context, ablation.other_images(c)), shared=SHARES[c.audit_generator])}
+    report = audit(targets, {name: shadow_students.load(context, of_ablation=True)}, *pool, **options)
+    return _leakage(report.to_dict()["leave_one_out"][name])
+
+
+def _leakage(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Attack -> mean AUC over the models of a recipe, its interval and the spread of models."""
+    kept = ("mean", "sd", "interval")
+    return {name: {key: recipe[name]["auc"][key] for key in kept} for name in ablation.ATTACKS if name in recipe}

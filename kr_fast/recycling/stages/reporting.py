@@ -11,6 +11,7 @@ from kr_fast.membership.verdict.limits import MOVABLE
 from kr_fast.recycling import verdict
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import shadows
+from kr_fast.recycling.stages.distillation import ablation
 from kr_fast.report.run_audit import RELEASED
 from kr_fast.report.sentences import OF_RUN
 from kr_fast.runtime.storage import files
@@ -63,7 +64,7 @@ def summary(context: Context) -> dict[str, Any]:
             {"sigma" if key == "noise_scale" else key: value for key, value in row.items() if key != "checkpoint"}
             for row in context.result("tuning")["rows"]
         ],
-        **({"ablation": context.result("ablation")["rows"]} if context.config.ablation else {}),
+        **({"ablation": ablation.figures(context)} if context.config.ablation else {}),
         "notes": _notes(context, audited["audit"]),
         **({} if context.ledger is None else {"budget": context.ledger.summary(models["teacher"]["val_accuracy"])}),
     }

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+from kr_fast.report.audit_tables import averaged
 from kr_fast.report.render import Block
 from kr_fast.report.tables import share
 
 LABELS = {"soft": "the Teacher's probabilities", "top1": "the Teacher's top classes", "class": "class labels"}
+ATTACKS = {"lira": "LiRA online", "lira_offline": "LiRA offline", "rmia": "RMIA"}
 IMAGES = {False: "one fixed set", True: "a new set each period"}
 
 
@@ -27,6 +29,13 @@ def blocks(summary: dict[str, Any]) -> Iterator[Block]:
     )
     yield "table", table(rows, summary["dataset"])
     yield "text", effects(rows)
+    if "leakage" in rows[0]:
+        yield (
+            "text",
+            "What each way leaks: the mean AUC over shadow Students that were trained in it, each attacked from the "
+            "others. Both sets of them learn from the same shadow Teachers.",
+        )
+        yield "table", leakage(rows)
 
 
 def table(rows: list[dict[str, Any]], dataset: dict[str, Any]) -> list[list[str]]:
@@ -36,6 +45,16 @@ def table(rows: list[dict[str, Any]], dataset: dict[str, Any]) -> list[list[str]
         of_splits = [share(row[f"{name}_accuracy"], dataset[name]) for name in ("val", "test")]
         own = "the Student of this run" if row["of_run"] else ""
         cells.append([LABELS[row["labels"]], IMAGES[row["regenerated"]], *of_splits, own])
+    return cells
+
+
+def leakage(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """AUC of each attack over the shadow Students of each kind, or why there are none."""
+    cells = [["labels", "images", *(f"AUC, {words}" for words in ATTACKS.values()), ""]]
+    for row in rows:
+        aucs = row["leakage"] or {}
+        of_attacks = [averaged(aucs[name]) if name in aucs else "" for name in ATTACKS]
+        cells.append([LABELS[row["labels"]], IMAGES[row["regenerated"]], *of_attacks, row["not_attacked"]])
     return cells
 
 

@@ -36,6 +36,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         "denoising-*.npy says how well they take noise off every record",
         "ablation/": "Students that learned from other labels or images than the one that may be released, to be "
         "compared with it",
+        "ablation_students/": "as shadow_students/, for one of the Students in ablation/",
         "canaries/": "twins of Teacher and Student, some of whose training images had a wrong label; canaries.json "
         "says which images, keep.npy which twin saw them",
         "control.safetensors": "the positive control: a network that has memorised the real images on purpose",
@@ -83,7 +84,7 @@ class Folder:
         self.teacher, self.generators = self.private / "teacher.safetensors", self.private / "generator"
         self.ids = self.private / "synthetic" / "ids.npy"
         self.shadows, self.shadow_students = self.private / "shadows", self.private / "shadow_students"
-        self.ablation = self.private / "ablation"  # further Students
+        self.ablation, self.ablation_students = self.private / "ablation", self.private / "ablation_students"
         self.canaries = self.private / "canaries"
         self.twin_teachers, self.twin_students = self.canaries / "teachers", self.canaries / "students"
         self.control, self.signals = self.private / "control.safetensors", self.private / "signals"
@@ -101,7 +102,8 @@ class Folder:
     def made(self) -> list[Path]:
         """The folders that a command makes here, outermost first."""
         inside = [side / name for side in (self.release, self.private) for name in ("synthetic", "figures")]
-        inside += [self.generators, self.ablation, self.shadows, self.shadow_students, self.state]
+        inside += [self.generators, self.shadows, self.shadow_students, self.state]
+        inside += [self.ablation, self.ablation_students]
         inside += [self.canaries, self.twin_teachers, self.twin_students]
         return [self.out, self.release, self.private, *inside, self.shared]
 

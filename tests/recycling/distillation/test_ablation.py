@@ -1,87 +1,91 @@
-"""The 2x2 ablation of a run that was killed in it, with a Student of another architecture than the Teacher's."""
+"""The 2x2 ablation, of a run whose Student is of another width than its Teacher, with retrained generators."""
 
 import dataclasses
-import signal
 
 import pytest
 import torch
-from toy_runs import context_of, metrics, toy
+from toy_runs import context_of, metrics
 
 from kr_fast.ensemble import accuracy
-from kr_fast.membership.verdict.paths import check_paths, figures
-from kr_fast.recycling.config import NAMES
-from kr_fast.recycling.stages import teacher
-from kr_fast.recycling.stages.distillation import ablation, gkd
+from kr_fast.membership import lira, roc
+from kr_fast.membership.statistics.balanced import partners
+from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import shadows, teacher
+from kr_fast.recycling.stages.distillation import ablation, gkd, shadow_students
 from kr_fast.runtime import seeds
+from kr_fast.runtime.storage import files
 
 pytestmark = pytest.mark.pipeline
-# Mixtures, a filter that drops some images, and two periods of eight steps.
-FLAGS = ["--ablation", "--student-arch", "resnet14", "--student-mixup", "1", "--confidence", "0.05", "--images", "64"]
-FLAGS += ["--periods", "2", "--student-batch-size", "16", "--student-epochs", "2", "--num-shadows", "0"]
-# The first Student is there, and the second has one period behind it.
-KILL = """
-import os, signal
-from kr_fast.runtime.storage import files
-save = files.save_state
-def save_and_die(path, *rest):
-    save(path, *rest)
-    if path.name == "model-class-regenerated.pt": os.kill(os.getpid(), signal.SIGKILL)
-files.save_state = save_and_die
-"""
+WAYS = [("class", False), ("class", True), ("soft", False), ("soft", True)]  # labels, and whether sets are drawn again
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("ablation") / "run"
-    toy(out, *FLAGS, before=KILL, check=-signal.SIGKILL)
-    assert [path.name for path in (out / "private" / "ablation").glob("model-*")] == ["model-class-fixed.safetensors"]
-    toy(out, *FLAGS)
-    return out
-
-
-def test_each_student_is_that_of_its_own_options(run):
-    """Trained here without a kill, on sets that are drawn anew; the run's own is as without an ablation."""
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the run: the number decides the last bits."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the run: the number decides the last bits
-    context, rows = context_of(run), metrics(run)["ablation"]
-    sampling, students = gkd.tuned_sampling(context), []
-    for labels, fixed in (("class", True), ("class", False), ("soft", True), ("soft", False)):
-        config = dataclasses.replace(context.config, labels=labels, fixed_images=fixed, ablation=False)
-        changed = dataclasses.replace(context, config=config)
-        model = context.seeded("resnet14", 4, "student")
-        draw, schedule = gkd.drawn(changed, sampling, config.images), gkd.student_schedule(changed)
-        options = {"confidence": sampling.confidence, "seed": seeds.derive(config.seed, "student")}
-        gkd.distil(changed, teacher.load(context), model, draw, schedule, **options)
-        students.append(model)
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(threads)
-    assert [(row["labels"], row["regenerated"]) for row in rows] == [
-        ("class", False),
-        ("class", True),
-        ("soft", False),
-        ("soft", True),
-    ]
+
+
+def changed(context: Context, labels: str, regenerated: bool) -> Context:
+    options = {"labels": labels, "fixed_images": not regenerated, "ablation": False}
+    return dataclasses.replace(context, config=dataclasses.replace(context.config, **options))
+
+
+def trained(run, teacher_model, draw, *names):
+    c, sampling = run.config, gkd.tuned_sampling(run)
+    model = run.seeded(c.student_arch, c.student_width, *names)
+    options = {"confidence": sampling.confidence, "seed": seeds.derive(c.seed, *names)}
+    return model, gkd.distil(run, teacher_model, model, draw, gkd.student_schedule(run), **options)
+
+
+def assert_equal(model, path):
+    for name, value in files.load_tensors(path).items():
+        assert torch.equal(value, model.state_dict()[name]), (path.name, name)
+
+
+def test_each_student_is_that_of_its_own_options(audited):
+    """Trained here on sets that are drawn anew; the run's own is as without an ablation."""
+    context, rows, losses = context_of(audited[0]), metrics(audited[0])["ablation"], []
+    assert [(row["labels"], row["regenerated"]) for row in rows] == WAYS
     assert [row["of_run"] for row in rows] == [False, False, False, True]
-    for row, model in zip(rows, students, strict=True):
-        variant = ablation.Variant(row["labels"], row["regenerated"])
-        saved = gkd.load(context) if row["of_run"] else ablation.load(context, variant)
-        for name, value in saved.state_dict().items():
-            assert torch.equal(value, model.state_dict()[name]), (row["labels"], row["regenerated"], name)
+    for row, way in zip(rows, WAYS, strict=True):
+        run = changed(context, *way)
+        draw = gkd.drawn(run, gkd.tuned_sampling(run), run.config.images)
+        model, done = trained(run, teacher.load(context), draw, "student")
+        file = ablation.Variant(*way).file(context.folder.ablation)
+        assert_equal(model, context.folder.student if row["of_run"] else file)
         assert row["val_accuracy"] == accuracy(model, context.data.val)
         assert row["test_accuracy"] == accuracy(model, context.data.test)
-    weights = [torch.cat([p.flatten() for p in model.parameters()]) for model in students]
-    assert all(not torch.equal(weights[i], weights[j]) for i in range(4) for j in range(i))
+        losses.append(done.loss)
+    assert losses[0][0] == losses[1][0] != losses[2][0] == losses[3][0]  # the first period's set is the same
+    assert len({loss[1] for loss in losses}) == 4
 
 
-def test_what_the_run_says_of_it(run):
-    result = metrics(run)
-    rows = result["ablation"]
-    assert rows[3]["test_accuracy"] == result["student"]["test_accuracy"]
-    assert rows[3]["val_accuracy"] == result["student"]["val_accuracy"]
-    assert result["stages"]["ablation"] > 0
-    paths = [path for path in figures(None, {**result, "config": {}, "versions": {}}) if path.startswith("ablation")]
-    assert len(paths) == 8
-    check_paths("run", [f"{path}=1" for path in paths], NAMES)
-    text = (run / "release" / "report.md").read_text()
+def test_shadow_students_with_fixed_images_and_what_they_leak(audited):
+    context, rows = context_of(audited[0]), metrics(audited[0])["ablation"]
+    run, result = changed(context, "soft", False), shadow_students.load(context, of_ablation=True)
+    draw = shadow_students.Job(run).retrained(1)
+    assert all(map(torch.equal, draw(0), draw(2)))
+    model, _ = trained(run, shadows.load_one(context, context.folder.shadows, 1), draw, "shadow student", 1)
+    assert_equal(model, shadows.file(context.folder.ablation_students, 1))
+
+    images, labels, _ = shadows.pool(context)
+    seed = seeds.derive(seeds.derive(context.config.seed, "audit"), "leave one out")
+    for of_kind, row in ((result, rows[2]), (shadow_students.load(context), rows[3])):
+        phi, keep = of_kind.array.signals(images, labels)["phi"], of_kind.keep
+        scores = lira(phi, keep, variance="fixed", partner=partners(keep, seed))
+        aucs = [roc(of_model, members).auc for of_model, members in zip(scores, keep, strict=True)]
+        assert row["leakage"]["lira"]["mean"] == pytest.approx(sum(aucs) / len(aucs), abs=1e-9)
+        assert row["leakage"].keys() == {"lira", "lira_offline", "rmia"}
+    assert [(row["leakage"], row["not_attacked"]) for row in rows[:2]] == [
+        (None, "no shadow Students of this kind were trained")
+    ] * 2
+
+
+def test_what_the_report_says(audited):
+    rows, text = metrics(audited[0])["ablation"], (audited[0] / "release" / "report.md").read_text()
     brought = 100 * (rows[3]["test_accuracy"] - rows[0]["test_accuracy"])
     assert f"both together bring {brought:+.2f}" in text
-    assert not (run / "private" / "state" / "shadow_students").exists()
+    assert f"| {rows[2]['leakage']['rmia']['mean']:.3f} [" in text

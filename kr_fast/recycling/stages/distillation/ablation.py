@@ -19,6 +19,8 @@ from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
 
+ATTACKS = ("lira", "lira_offline", "rmia")  # on Students that have shadow Students
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -49,6 +51,11 @@ def variants(config: RecycleConfig) -> list[Variant]:
     return [Variant(labels, regenerated) for labels in ("class", config.labels) for regenerated in (False, True)]
 
 
+def other_images(config: RecycleConfig) -> Variant:
+    """The one with the labels of the run's Student and the other images: it has shadow Students too."""
+    return Variant(config.labels, config.fixed_images)
+
+
 def run(context: Context) -> dict[str, Any]:
     """Train what is missing of the three further Students; accuracies of all four on validation and test.
 
@@ -65,6 +72,27 @@ def run(context: Context) -> dict[str, Any]:
         of_splits = {f"{name}_accuracy": accuracy(model, getattr(context.data, name)) for name in ("val", "test")}
         rows.append({**dataclasses.asdict(variant), "of_run": of_run, **of_splits})
     return {"rows": rows}
+
+
+def figures(context: Context) -> list[dict[str, Any]]:
+    """The rows of :func:`run`, with what each Student's recipe leaks where there are shadow Students.
+
+    ``leakage``: attack -> {"mean", "sd", "interval"} of the AUC over shadow Students, each attacked from the others;
+    None for class labels, with the reason in ``not_attacked``.
+    """
+    c, rows = context.config, context.result("ablation")["rows"]
+    if not c.num_students:
+        return rows
+    why = "no shadow Students of this kind were trained"
+    if c.audit_generator == "shared":
+        why = "labels and images of every shadow Student would be the same, whichever half its Teacher was trained on"
+        why += "; only its Teacher's filter would differ" if gkd.tuned_sampling(context).confidence else ""
+    measured, keys = context.result("audit")["ablation"], {Variant.of_run(c): "own", other_images(c): "other_images"}
+    of_rows = [measured.get(keys.get(Variant(row["labels"], row["regenerated"]))) for row in rows]
+    return [
+        {**row, "leakage": leakage, "not_attacked": why if leakage is None else ""}
+        for row, leakage in zip(rows, of_rows, strict=True)
+    ]
 
 
 def load(context: Context, variant: Variant) -> nn.Module:

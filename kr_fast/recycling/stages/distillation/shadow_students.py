@@ -8,6 +8,10 @@ Shadow Student ``k`` learns the soft labels of shadow Teacher ``k`` by the Stude
 - ``retrained``: a generator trained on shadow Teacher ``k``'s half by the run's recipe, as long as the chosen
   checkpoint was. How well it takes noise off each image is kept for the attack on the generator's weights.
 
+With an ablation there is a second set of them, which differ in that alone in which the ablation's Student with the
+run's labels differs from the Student: one synthetic set for all periods, or a new one each. Weights, shuffles, Teachers
+and retrained generators are the same.
+
 Sampling is as it was tuned for the run; the period is chosen on the validation split, as the Student's. Models are
 shared out over the ranks, and on a CPU over processes of one thread each.
 """
@@ -25,7 +29,7 @@ from kr_fast.ensemble.shadows import data_digest, recipe_record
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, KeptSets, ahead
 from kr_fast.recycling.stages import control, shadows
-from kr_fast.recycling.stages.distillation import gkd, student
+from kr_fast.recycling.stages.distillation import ablation, gkd, student
 from kr_fast.recycling.stages.generation import generator, generator_attack
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
@@ -37,11 +41,13 @@ class Job:
     """The training of shadow Students, as worker processes receive it."""
 
     context: Context
+    of_ablation: bool = False
 
     @property
     def folder(self) -> Path:
         """Folder of the models."""
-        return self.context.folder.shadow_students
+        folder = self.context.folder
+        return folder.ablation_students if self.of_ablation else folder.shadow_students
 
     @property
     def sampling(self) -> gkd.Sampling:
@@ -60,7 +66,7 @@ class Job:
         seed = seeds.derive(context.config.seed, "shadow generator", index)
         images, labels, _ = shadows.pool(context)
         members = shadows.keep(context)[index]
-        checkpoint = self.folder / f"generator-{index:03d}"
+        checkpoint = context.folder.shadow_students / f"generator-{index:03d}"
         if not checkpoint.exists():
             generator.train(
                 context,
@@ -95,7 +101,7 @@ class Job:
             gkd.student_schedule(context),
             confidence=self.sampling.confidence,
             seed=seeds.derive(c.seed, "shadow student", index),
-            state_path=self.state(f"shadow-student-{index:03d}"),
+            state_path=self.state(f"{'ablation' if self.of_ablation else 'shadow'}-student-{index:03d}"),
         )
         files.save_tensors(shadows.file(self.folder, index), model.state_dict())
 
@@ -121,7 +127,20 @@ def complete(context: Context, kept: KeptSets) -> None:
 
 def run(context: Context) -> dict[str, Any]:
     """Train what is missing of the shadow Students, on every rank."""
-    c, runtime, job = context.config, context.runtime, Job(context)
+    c, runtime = context.config, context.runtime
+    jobs = [Job(context)]
+    if c.ablation and c.num_students:
+        jobs.append(Job(ablation.other_images(c).context(context), of_ablation=True))
+    for job in jobs:
+        _train(job.context, job)
+    if runtime.is_main:
+        shutil.rmtree(context.folder.shared, ignore_errors=True)
+    return {"models": c.num_students, "generator": c.audit_generator}
+
+
+def _train(context: Context, job: Job) -> None:
+    """Train what is missing of one set of shadow Students, and write what they are."""
+    c, runtime = context.config, context.runtime
     with runtime.main_first() as main:
         if main and c.num_students:
             gkd.discard_outdated(context, job.folder, "shadows")
@@ -132,7 +151,7 @@ def run(context: Context) -> dict[str, Any]:
     share, workers = len(runtime.shard(c.num_students)), shadows.workers(context)
     if workers > 1 and mine and runtime.is_main and c.audit_control and not context.folder.control.exists():
         mine, share = [c.num_students, *mine], share + 1  # first, as it trains longest
-    shadows.train_missing(context, job, mine, share, "shadow students")
+    shadows.train_missing(context, job, mine, share, "ablation's students" if job.of_ablation else "shadow students")
     if runtime.is_main and c.num_students:
         images, labels, _ = shadows.pool(context)
         keep = shadows.keep(context)[: c.num_students]
@@ -140,12 +159,9 @@ def run(context: Context) -> dict[str, Any]:
         record |= recipe_record(student.recipe(context), keep)
         files.write_json(job.folder / "shadows.json", record)  # read by kr-fast audit --shadows
         files.save_array(job.folder / "keep.npy", keep.numpy())
-    if runtime.is_main:
-        shutil.rmtree(context.folder.shared, ignore_errors=True)
-    return {"models": c.num_students, "generator": c.audit_generator}
 
 
-def load(context: Context) -> Shadows:
-    """All shadow Students, with the examples that their Teachers were trained on."""
+def load(context: Context, of_ablation: bool = False) -> Shadows:
+    """All shadow Students, or those of the ablation, with the examples that their Teachers were trained on."""
     make_model = context.make_network(context.config.student_arch, context.config.student_width)
-    return load_shadows(make_model, context.folder.shadow_students, device=context.runtime.device)
+    return load_shadows(make_model, Job(context, of_ablation).folder, device=context.runtime.device)
