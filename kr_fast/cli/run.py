@@ -81,5 +81,9 @@ def table(metrics: dict) -> str:
                 if name == run_audit.RELEASED or attack == "lira":
                     words = audit["setting"]["attacks"][attack]["title"]
                     rows.append([title, f"{words} AUC {run_audit.auc(audit[name][attack])}"])
+        if calibrated := audit.get("released_calibrated"):
+            for name, words in (("all_periods", "all periods"), ("last_period", "the last period")):
+                cell = f"calibrated by other pipelines AUC {run_audit.auc(calibrated[name]['offline'])}"
+                rows.append([f"released images, {words}", cell])
     rows.append(["seconds", f"{sum(metrics['stages'].values()):.0f}"])
     return "\n".join(aligned(rows))

@@ -62,6 +62,14 @@ class Rows:
             yield first, self[first : first + size]
 
 
+def nearest(rows: Rows, others: Tensor) -> Tensor:
+    """float64 ``[N]``: Euclidean distance of each row to the nearest of ``others`` ``[M, ...]``, M > 0."""
+    least = torch.full((len(rows),), torch.inf, dtype=torch.float64)
+    for _, part in Rows(others).blocks(len(rows)):
+        torch.minimum(least, part.squared_distances(rows).min(0).values.double(), out=least)
+    return least.sqrt()
+
+
 def spacing(images: Tensor) -> float:
     """Median distance of an image to the nearest other one: root mean square difference of values, in grey levels.
 

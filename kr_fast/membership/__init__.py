@@ -1,6 +1,7 @@
 """Membership inference: attacks, exact statistics with intervals, and the audit that runs them."""
 
 from kr_fast.membership.attacks.blind import blind
+from kr_fast.membership.attacks.calibrated import calibrated_nearest
 from kr_fast.membership.attacks.canaries import attack_canaries, draw_canaries
 from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT
 from kr_fast.membership.attacks.control import overfitted, overfitted_recipe
@@ -63,6 +64,7 @@ __all__ = [
     "base",
     "blind",
     "bootstrap",
+    "calibrated_nearest",
     "delong_test",
     "denoising_attack",
     "denoising_errors",

@@ -80,13 +80,14 @@ def drawn_once(kept: KeptSets | None, period: int, draw: Draw) -> Set:
 class Drawing:
     """Draws ``images`` per period; period ``p`` has the ids from ``p * images`` on, which no other has.
 
-    ``kept``: where sets are written, and read from if they are there.
+    ``kept``: where sets are written, and read from if they are there; ``seen``: called with each period and its images.
     """
 
     sampler: Sampler
     plan: LabelPlan
     images: int
     kept: KeptSets | None = None
+    seen: Callable[[int, Tensor], None] | None = None
 
     def __call__(self, period: int) -> Set:
         with ahead(self, [period]) as sets:
@@ -178,10 +179,13 @@ class _Parts:
         """The whole set; what was not drawn yet is drawn now."""
         kept = self.drawing.kept
         if self.kept:
-            return kept.load(self.period)
-        for index, (ids, labels) in self.waiting:
-            self.images[index] = self.drawing.sampler(ids, labels)
-        result = self.ids, self.labels, torch.cat(self.images)
-        if kept is not None:
-            kept.save(self.period, *result)
+            result = kept.load(self.period)
+        else:
+            for index, (ids, labels) in self.waiting:
+                self.images[index] = self.drawing.sampler(ids, labels)
+            result = self.ids, self.labels, torch.cat(self.images)
+            if kept is not None:
+                kept.save(self.period, *result)
+        if self.drawing.seen is not None:
+            self.drawing.seen(self.period, result[2])
         return result

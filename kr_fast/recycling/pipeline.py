@@ -47,7 +47,7 @@ STAGES: tuple[Stage, ...] = (
 FILES: dict[str, Callable[[Context], list[Path]]] = {
     "teacher": lambda context: [context.folder.teacher],
     "generator": lambda context: [context.folder.generators],
-    "gkd": lambda context: [context.folder.student, context.folder.images, context.folder.labels, context.folder.ids],
+    "gkd": gkd.left,
     "ablation": lambda context: [context.folder.ablation],
     "shadows": lambda context: [context.folder.shadows],
     "canaries": lambda context: [context.folder.twin_teachers, context.folder.canaries / "canaries.json"],

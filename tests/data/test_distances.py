@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kr_fast.data.distances import Rows, spacing, within
+from kr_fast.data import distances
+from kr_fast.data.distances import Rows, nearest, spacing, within
 
 # A row of one product in float32; the longest such one; two pieces, the second of one value.
 WIDTHS = {"short": (8, 8, 1), "one piece": (32, 32, 1), "pieces": (5, 41, 5)}
@@ -20,6 +21,13 @@ def drawn(shape, count=90, others=70, seed=0):
 
 def squares(x, y):
     return (x.flatten(1).long()[:, None] - y.flatten(1).long()[None]).square().sum(2)
+
+
+def test_nearest_is_the_least_of_all_pairs(monkeypatch):
+    """Over five blocks, of 16 others each."""
+    x, y = drawn((8, 8, 1))
+    monkeypatch.setattr(distances, "MOST_BYTES", 8 * len(x) * 16)
+    assert torch.equal(nearest(Rows(x), y), squares(x, y).min(1).values.double().sqrt())
 
 
 @pytest.mark.parametrize("shape", WIDTHS.values(), ids=WIDTHS)

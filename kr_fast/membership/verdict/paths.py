@@ -173,6 +173,15 @@ RUN = (
     "synthetic.{images,test_images,features,precision,recall,density,coverage}",
     "synthetic.real.{precision,recall,density,coverage}",
     "synthetic.{kid,real.kid}.{mean,sd,subsets,subset_size}",
+    "released_calibrated.{pipelines,level}",
+    *(
+        f"released_calibrated.{{all_periods,last_period}}.{{offline,online,uncalibrated}}.{each}"
+        for each in (
+            "{auc,auc_ci.0,auc_ci.1,auc_ci_corrected.0,auc_ci_corrected.1,balanced_accuracy,advantage}",
+            f"tpr_at_fpr.{{fpr}}.{{tpr,fpr,false_positives,{PAIR}}}",
+            f"recipe.{{targets,auc.mean,auc.sd,auc.each.#,auc.{PAIR.replace(',', ',auc.')}}}",
+        )
+    ),
     "{cas_gap,seed}",
     "aop.{target}",
     "stages.{stage}",

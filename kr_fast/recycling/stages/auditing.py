@@ -4,6 +4,8 @@
 - ``student``: with the same shadow Teachers (transfer: a lower bound).
 - ``student_full``: the Student with shadow Students, see :mod:`kr_fast.recycling.stages.distillation.shadow_students`.
 - ``released``: the synthetic images of the last period, which the run leaves in ``synthetic/``, by themselves.
+- ``released_calibrated``: the images of all periods, and the released ones, by those of shadow pipelines with
+  generators of their own, see :mod:`kr_fast.recycling.stages.distillation.nearest_images`.
 - ``generator``: the generator's weights, see :mod:`kr_fast.recycling.stages.generation.generator_attack`.
 - ``control``: an overfitted model of the Teacher's architecture, which the attacks have to detect.
 
@@ -26,7 +28,7 @@ from kr_fast.membership import Auxiliary, Choices, Target, audit
 from kr_fast.membership.audit.files import write_private
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import canaries, control, dataset, shadows, teacher
-from kr_fast.recycling.stages.distillation import ablation, gkd, shadow_students
+from kr_fast.recycling.stages.distillation import ablation, gkd, nearest_images, shadow_students
 from kr_fast.recycling.stages.distillation import student as student_stage
 from kr_fast.recycling.stages.generation import generator_attack
 from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
@@ -84,6 +86,8 @@ def run(context: Context) -> dict[str, Any]:
         figures, arrays = generator_attack.run(context, report.data.index)
         report = dataclasses.replace(report, parts={**report.parts, "generator": figures})
         files.save_arrays(context.folder.denoising, arrays)
+    if c.retrains_generators and (calibrated := nearest_images.run(context, report.data.index)) is not None:
+        report = dataclasses.replace(report, parts={**report.parts, "released_calibrated": calibrated})
     results = report.to_dict()
     del results["verdict"]  # on all targets: that on the Student is of the report
     if c.audit_page:

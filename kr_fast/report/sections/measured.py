@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kr_fast.report.render import Block, Figures
-from kr_fast.report.sections import canaries, controls, duplicates, generator, records, released
+from kr_fast.report.sections import calibrated, canaries, controls, duplicates, generator, records, released
 
 
 def blocks(audit: Mapping[str, Any], labels: Mapping[str, str] | None, figures: Figures) -> Iterator[Block]:
@@ -14,4 +14,5 @@ def blocks(audit: Mapping[str, Any], labels: Mapping[str, str] | None, figures: 
     yield from duplicates.blocks(audit)
     yield from canaries.blocks(audit)
     yield from released.blocks(audit, figures, labels)
+    yield from calibrated.blocks(audit)
     yield from generator.blocks(audit)

@@ -61,6 +61,10 @@ def _rows(audit: Audit, labels: Mapping[str, str] | None) -> Iterator[Row]:
     if canaries := audit.get("canaries"):
         row = canaries["teacher"]
         yield _row("the mislabelled canaries", "in twins of the Teacher", row["auc"], row["auc_ci"], True)
+    if calibrated := audit.get("released_calibrated"):
+        for name, words in (("all_periods", "images of all periods"), ("last_period", "released images")):
+            row = calibrated[name]["offline"]
+            yield _row(f"the {words}", "nearest, calibrated by other pipelines", row["auc"], row["auc_ci"])
     if row := audit.get("generator"):
         yield _row("the generator's weights", "denoising errors; not released", row["auc"], row["auc_ci"])
 

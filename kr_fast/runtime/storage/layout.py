@@ -33,7 +33,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         "shadows/": "networks for the attacks, trained on halves of the real images; keep.npy says by record which of "
         "them saw it",
         "shadow_students/": "the same for the Student, and generators that were trained on halves of the real images; "
-        "denoising-*.npy says how well they take noise off every record",
+        "denoising-*.npy says how well they take noise off every record, nearest-*.npy how near their images come",
         "ablation/": "Students that learned from other labels or images than the one that may be released, to be "
         "compared with it",
         "ablation_students/": "as shadow_students/, for one of the Students in ablation/",
@@ -46,6 +46,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         "audit.npz": "for every record: whether it is a member, its number, and its score in every attack",
         "denoising.npz": "for every record: how well the generator takes noise off it, and its score in the attack on "
         "the generator's weights",
+        "nearest.npy": "for every record: how near the synthetic images come to it, those of all periods and the last",
         "exposed.json": "the members that the attacks identify most surely, by number",
         "closest_pairs.json": "the members that released images come closest to, by number",
         "records.csv": "the risk of each record, by number",
@@ -92,6 +93,7 @@ class Folder:
         self.closest_pairs = self.private / "closest_pairs.json"
         self.audit_arrays, self.exposed = self.private / "audit.npz", self.private / "exposed.json"
         self.denoising = self.private / "denoising.npz"
+        self.nearest = self.private / "nearest.npy"
         self.state = self.private / "state"
         self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
 

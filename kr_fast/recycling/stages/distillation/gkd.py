@@ -22,6 +22,7 @@ from kr_fast.recycling.budget.ledger import Ledger
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead, fixed
 from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.distillation import nearest_images
 from kr_fast.recycling.stages.distillation.student_training import Schedule, StudentTraining, confident
 from kr_fast.recycling.stages.generation import generator
 from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, network_calls, tuned_sampling
@@ -61,6 +62,7 @@ def drawn(
     real: Tensor | None = None,
     seed: int | None = None,
     kept: KeptSets | None = None,
+    seen: Callable[[int, Tensor], None] | None = None,
 ) -> Draw:
     """Draw ``images`` per period with ``sampling``; an id addresses one image of (generator, seed) and is used once.
 
@@ -72,6 +74,7 @@ def drawn(
             as in them, unless ``label_plan`` is balanced.
         seed: of the images; None for this run's.
         kept: where sets are written, and read from if they are there.
+        seen: called with each period and its images.
     """
     c, plan = context.config, context.label_plan(real)
     if c.generator:
@@ -94,7 +97,7 @@ def drawn(
         micro_batch=c.micro_batch,
         crop=context.data.image_shape[:2],
     )
-    drawing = Drawing(sampler, plan, images, kept)
+    drawing = Drawing(sampler, plan, images, kept, seen)
     return fixed(drawing) if c.fixed_images else drawing
 
 
@@ -114,7 +117,7 @@ def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
         record["cycles"] = list(student_schedule(context).cycles)
     path = folder / "made_from.json"
     if path.exists() and files.read_json(path) != record:
-        names = ("model-*.safetensors", "generator-*", "denoising-*.npy")
+        names = ("model-*.safetensors", "generator-*", "denoising-*.npy", "nearest-*.npy")
         for left in (path for name in names for path in folder.glob(name)):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     files.write_json(path, record)
@@ -211,6 +214,13 @@ def trial(context: Context, teacher_model: nn.Module, sampling: Sampling) -> flo
     return done.val_score[done.best_period]
 
 
+def left(context: Context) -> list[Path]:
+    """The files of the Student and of its last set."""
+    folder = context.folder
+    paths = [folder.student, folder.images, folder.labels, folder.ids]
+    return [*paths, folder.nearest] if folder.nearest.exists() else paths
+
+
 def run(context: Context) -> dict[str, Any]:
     """Train and save the Student, with the chosen sampling."""
     c = context.config
@@ -219,13 +229,14 @@ def run(context: Context) -> dict[str, Any]:
     student = context.seeded(c.student_arch, c.student_width, "student")
     if (kept := shared_sets(context, sampling)) is not None:
         kept.discard_outdated()
+    seen = nearest_images.keeping(context, context.folder.nearest)
     schedule = student_schedule(context) if context.ledger is None else None
     train = functools.partial(
         distil,
         context,
         teacher_model,
         student,
-        drawn(context, sampling, c.images if schedule is None else schedule.images, kept=kept),
+        drawn(context, sampling, c.images if schedule is None else schedule.images, kept=kept, seen=seen),
         confidence=sampling.confidence,
         seed=seeds.derive(c.seed, "student"),
         description="student",

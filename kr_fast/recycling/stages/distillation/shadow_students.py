@@ -6,7 +6,8 @@ Shadow Student ``k`` learns the soft labels of shadow Teacher ``k`` by the Stude
   generator was trained on all members, so no shadow Student shows what it leaks of a member: the audit then covers the
   path through the labels only.
 - ``retrained``: a generator trained on shadow Teacher ``k``'s half by the run's recipe, as long as the chosen
-  checkpoint was. How well it takes noise off each image is kept for the attack on the generator's weights.
+  checkpoint was. How well it takes noise off each image is kept for the attack on the generator's weights, and how near
+  its images come to each record for the one on the released images.
 
 With an ablation there is a second set of them, which differ in that alone in which the ablation's Student with the
 run's labels differs from the Student: one synthetic set for all periods, or a new one each. Weights, shuffles, Teachers
@@ -29,7 +30,7 @@ from kr_fast.ensemble.shadows import data_digest, recipe_record
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, KeptSets, ahead
 from kr_fast.recycling.stages import control, shadows
-from kr_fast.recycling.stages.distillation import ablation, gkd, student
+from kr_fast.recycling.stages.distillation import ablation, gkd, nearest_images, student
 from kr_fast.recycling.stages.generation import generator, generator_attack
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
@@ -79,8 +80,11 @@ class Job:
             )
         if context.config.attacks_generator:
             generator_attack.keep_errors(context, index, checkpoint)
-        count = gkd.student_schedule(context).images
-        return gkd.drawn(context, self.sampling, count, checkpoint=checkpoint, real=labels[members], seed=seed)
+        options = {"checkpoint": checkpoint, "real": labels[members], "seed": seed}
+        # Those of the ablation are drawn by the same generator.
+        path = nearest_images.shadow_file(context, index)
+        seen = None if self.of_ablation else nearest_images.keeping(context, path)
+        return gkd.drawn(context, self.sampling, gkd.student_schedule(context).images, **options, seen=seen)
 
     def state(self, name: str) -> Path:
         """File of an unfinished training's state."""
