@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kr_fast.recycling.config import RecycleConfig
     from kr_fast.recycling.pipeline import dry_run, recycle
     from kr_fast.recycling.presets import preset
-    from kr_fast.report import run_audit
+    from kr_fast.report import run_audit, tables
     from kr_fast.report.sections import verdict
     from kr_fast.runtime import state
 
@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     print("\n".join(verdict.lines(result.metrics["verdict"])))
     print()
     print(table(result.metrics))
+    if rates := tables.throughput(result.metrics):
+        print(rates)
     if "budget" in result.metrics:
         print(run_audit.more_time(result.metrics))
     print(f"report: {result.report}")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kr_fast.recycling.throughput import SynthesisClock
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis import LabelPlan, Sampler
 
@@ -80,7 +81,8 @@ def drawn_once(kept: KeptSets | None, period: int, draw: Draw) -> Set:
 class Drawing:
     """Draws ``images`` per period; period ``p`` has the ids from ``p * images`` on, which no other has.
 
-    ``kept``: where sets are written, and read from if they are there; ``seen``: called with each period and its images.
+    ``kept``: where sets are written, and read from if they are there; ``seen``: called with each period and its images;
+    ``clock``: times the drawing.
     """
 
     sampler: Sampler
@@ -88,6 +90,7 @@ class Drawing:
     images: int
     kept: KeptSets | None = None
     seen: Callable[[int, Tensor], None] | None = None
+    clock: SynthesisClock = dataclasses.field(default_factory=SynthesisClock, compare=False)
 
     def __call__(self, period: int) -> Set:
         with ahead(self, [period]) as sets:
@@ -114,7 +117,7 @@ def ahead(draw: Draw, periods: Sequence[int]) -> Iterator[Iterator[Set]]:
     if not isinstance(draw, Drawing):
         yield map(draw, periods)
     elif draw.sampler.device.type != "cpu" or threads < 2:
-        yield (_Parts(draw, period).finished() for period in periods)
+        yield (_finished(draw, period) for period in periods)
     else:
         stop = threading.Event()
         try:
@@ -127,6 +130,12 @@ def ahead(draw: Draw, periods: Sequence[int]) -> Iterator[Iterator[Set]]:
             torch.set_num_threads(threads)
 
 
+def _finished(draw: Drawing, period: int) -> Set:
+    """The set of ``period``, for which its user waits."""
+    with draw.clock.waiting():
+        return _Parts(draw, period).finished()
+
+
 def _overlapped(
     draw: Drawing, periods: Sequence[int], pool: ThreadPoolExecutor, stop: threading.Event, threads: int
 ) -> Iterator[Set]:
@@ -134,17 +143,19 @@ def _overlapped(
 
     def begin(period: int) -> tuple[_Parts, Future]:
         parts = _Parts(draw, period)
-        return parts, pool.submit(parts.draw, others, stop)
+        return parts, pool.submit(parts.draw, others, stop, others / threads)
 
     following = begin(periods[0]) if periods else None
     for period in itertools.islice(itertools.chain(periods, [None]), 1, None):
-        parts, helper = following
-        parts.draw(threads - others, stop)
-        helper.result()
-        following = None if period is None else begin(period)
-        if following is None:
-            torch.set_num_threads(threads)
-        yield parts.finished()
+        with draw.clock.waiting():
+            parts, helper = following
+            parts.draw(threads - others, stop, 1 - others / threads)
+            helper.result()
+            following = None if period is None else begin(period)
+            if following is None:
+                torch.set_num_threads(threads)
+            result = parts.finished()
+        yield result
 
 
 class _Parts:
@@ -160,8 +171,8 @@ class _Parts:
         self.waiting = collections.deque(() if self.kept else enumerate(parts))
         self.images: list[Tensor | None] = [None] * len(self.waiting)
 
-    def draw(self, threads: int, stop: threading.Event) -> None:
-        """Draw what no thread has begun, with ``threads`` of torch's threads."""
+    def draw(self, threads: int, stop: threading.Event, share: float) -> None:
+        """Draw what no thread has begun, with ``threads`` of torch's threads, this share of them all."""
         torch.get_num_threads()  # makes this thread take the common number now, and not at its first operator
         torch.set_num_threads(threads)
         while not stop.is_set():
@@ -170,7 +181,8 @@ class _Parts:
             except IndexError:
                 return
             try:
-                self.images[index] = self.drawing.sampler(ids, labels)
+                with self.drawing.clock.drawing(len(ids), share):
+                    self.images[index] = self.drawing.sampler(ids, labels)
             except BaseException:
                 self.waiting.clear()  # for the other thread
                 raise
@@ -181,11 +193,21 @@ class _Parts:
         if self.kept:
             result = kept.load(self.period)
         else:
-            for index, (ids, labels) in self.waiting:
-                self.images[index] = self.drawing.sampler(ids, labels)
+            self._draw_rest()
             result = self.ids, self.labels, torch.cat(self.images)
             if kept is not None:
                 kept.save(self.period, *result)
         if self.drawing.seen is not None:
             self.drawing.seen(self.period, result[2])
         return result
+
+    def _draw_rest(self) -> None:
+        """With all threads, or on a GPU, which is waited for so that the time is that of the drawing."""
+        left = sum(len(ids) for _, (ids, _) in self.waiting)
+        if not left:
+            return
+        with self.drawing.clock.drawing(left):
+            for index, (ids, labels) in self.waiting:
+                self.images[index] = self.drawing.sampler(ids, labels)
+            if self.drawing.sampler.device.type == "cuda":
+                torch.cuda.synchronize(self.drawing.sampler.device)

@@ -63,6 +63,8 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
     yield "heading", "Time"
     if summary.get("stages"):
         yield "table", tables.stages(summary)
+        if rates := tables.throughput(summary):
+            yield "text", f"{rates[0].upper()}{rates[1:]}. The Student trains while the next set is drawn on a CPU."
         if summary.get("budget"):
             yield "text", run_audit.more_time(summary)
         yield figure("stages", figures)

@@ -89,11 +89,27 @@ def stages(summary: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+THROUGHPUT = {"generator": "generator training", "synthesis": "synthesis", "distillation": "distillation"}
+
+
+def throughput(summary: dict[str, Any]) -> str:
+    """Images a second of what takes most of a run, and how much of the synthesis cost no time of its own."""
+    figures = summary.get("throughput") or {}
+    parts = [f"{words} {figures[name]:,.0f}" for name, words in THROUGHPUT.items() if figures.get(name)]
+    if not parts:
+        return ""
+    text = f"images/s: {', '.join(parts)}"
+    if figures.get("hidden") is not None:
+        text += f"; {percent(figures['hidden'])} of the synthesis hidden behind the Student's training"
+    return text
+
+
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """The dictionary of ``metrics.json``; what was not measured is None."""
     keep = ("test_accuracy", "val_accuracy", "parameters", "test_accuracy_ci", "test_without_duplicates")
     keep += ("auc", "auc_ci", "balanced_accuracy", "balanced_accuracy_ci", "ece", "ece_ci", "recall", "absent_classes")
     models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
     rest = ("cas_gap", "student_minus_teacher", "synthetic", "audit", "aop", "stages", "config", "seed", "versions")
-    rest += ("dataset", "checkpoints", "tuning", *(name for name in ("ablation", "budget") if name in summary))
+    rest += ("dataset", "checkpoints", "tuning")
+    rest += tuple(name for name in ("ablation", "throughput", "budget") if name in summary)
     return files.strict({"verdict": summary.get("verdict"), **models, **{key: summary.get(key) for key in rest}})

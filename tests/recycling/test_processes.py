@@ -4,8 +4,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from toy_runs import QUIET, metrics
+import torch
+from toy_runs import QUIET, context_of, metrics
+
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.runtime.storage import files
 
 pytestmark = pytest.mark.pipeline
 
@@ -27,6 +32,19 @@ def test_two_processes_do_the_run_of_one(tmp_path, finished):
     # generator's gradients are summed in another order, so what follows from it may differ.
     assert result["teacher"] == alone["teacher"]
     assert result["audit"]["teacher"] == alone["audit"]["teacher"]
+    # So the weights are those of one process but for rounding, and so are the images that follow, and the Student.
+    step = max(path.name for path in (finished[0] / "private" / "generator").iterdir())
+    weights = [
+        files.load_tensors(out / "private" / "generator" / step / "unet" / "diffusion_pytorch_model.safetensors")
+        for out in (tmp_path / "run", finished[0])
+    ]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-3, msg=name)
+    assert result["student"]["test_accuracy"] == pytest.approx(alone["student"]["test_accuracy"], abs=0.05)
+    # And this process draws the bytes that two have drawn.
+    run = context_of(tmp_path / "run")
+    images = gkd.drawn(run, gkd.tuned_sampling(run), run.config.images)(run.config.periods - 1)[2]
+    assert np.array_equal(images.numpy(), np.load(run.folder.images))
     for folder in ("shadows", "shadow_students"):
         assert len(list((tmp_path / "run" / "private" / folder).glob("*.safetensors"))) == 4
     assert result["audit"]["student_full"].keys() == alone["audit"]["student_full"].keys()

@@ -37,7 +37,7 @@ def metrics(out: Path) -> dict:
 
 
 def without_seconds(result: dict) -> dict:
-    return {key: value for key, value in result.items() if key != "stages"}
+    return {key: value for key, value in result.items() if key not in ("stages", "throughput")}
 
 
 def context_of(out: Path) -> Context:

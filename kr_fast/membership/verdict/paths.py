@@ -185,6 +185,7 @@ RUN = (
     "{cas_gap,seed}",
     "aop.{target}",
     "stages.{stage}",
+    "throughput.{generator,synthesis,distillation,hidden}",
     "dataset.{num_classes,train,val,test,height,width,channels}",
     "checkpoints.#.{step,val_accuracy,val_auc}",
     "ablation.#.{val_accuracy,test_accuracy}",

@@ -18,7 +18,7 @@ from kr_fast.runtime.storage import files
 from kr_fast.runtime.versions import versions
 
 PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "scipy", "scikit-learn")  # that the figures depend on
-HIDDEN = ("curves", "kept", "notes")  # of a stage's results, which are elsewhere in the summary
+HIDDEN = ("curves", "kept", "notes", "throughput")  # of a stage's results, which are elsewhere in the summary
 EXAMPLES = 8  # images of each class in the grid
 # Of the ROC; audit.html shows all. The loss attack on the Student is the same with any shadows.
 CURVES = ("teacher/lira", "teacher/loss", "student/lira", "student/loss", "student_full/lira", "control/lira")
@@ -54,6 +54,11 @@ def summary(context: Context) -> dict[str, Any]:
             "notes": list(data.notes),
         },
         **models,
+        "throughput": {
+            "generator": context.result("generator").get("images_per_second"),  # of an older version: None
+            **dict.fromkeys(("synthesis", "distillation", "hidden")),
+            **context.result("gkd").get("throughput", {}),
+        },
         "cas_gap": models["teacher"]["test_accuracy"] - models["student"]["test_accuracy"],
         "student_minus_teacher": tested["student_minus_teacher"],
         "synthetic": tested["synthetic"],

@@ -26,6 +26,7 @@ from kr_fast.recycling.stages.distillation import nearest_images
 from kr_fast.recycling.stages.distillation.student_training import Schedule, StudentTraining, confident
 from kr_fast.recycling.stages.generation import generator
 from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, network_calls, tuned_sampling
+from kr_fast.recycling.throughput import SynthesisClock
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.log import logger
@@ -40,7 +41,8 @@ from kr_fast.training.fused import fused
 class Distilled:
     """A trained Student's curves by period, and its last synthetic set; ``confident``: share of images that count.
 
-    ``val_score``: what the best period was chosen by, the accuracy or the option ``student_choose``.
+    ``val_score``: what the best period was chosen by, the accuracy or the option ``student_choose``; ``rate``: images a
+    second that the Student was trained on since the last start, None if it was finished then.
     """
 
     loss: list[float]
@@ -51,6 +53,7 @@ class Distilled:
     ids: Tensor
     labels: Tensor
     images: Tensor
+    rate: float | None = None
 
 
 def drawn(
@@ -63,6 +66,7 @@ def drawn(
     seed: int | None = None,
     kept: KeptSets | None = None,
     seen: Callable[[int, Tensor], None] | None = None,
+    clock: SynthesisClock | None = None,
 ) -> Draw:
     """Draw ``images`` per period with ``sampling``; an id addresses one image of (generator, seed) and is used once.
 
@@ -75,6 +79,7 @@ def drawn(
         seed: of the images; None for this run's.
         kept: where sets are written, and read from if they are there.
         seen: called with each period and its images.
+        clock: times the drawing.
     """
     c, plan = context.config, context.label_plan(real)
     if c.generator:
@@ -97,7 +102,7 @@ def drawn(
         micro_batch=c.micro_batch,
         crop=context.data.image_shape[:2],
     )
-    drawing = Drawing(sampler, plan, images, kept, seen)
+    drawing = Drawing(sampler, plan, images, kept, seen, clock or SynthesisClock())
     return fixed(drawing) if c.fixed_images else drawing
 
 
@@ -193,6 +198,7 @@ def distil(
                     files.save_state(state_path, {**training.state(), **curves, **position})
     student.load_state_dict(best)
     student.eval()
+    done.rate = training.images / training.seconds if training.seconds else None
     if state_path and not keep_state:
         state_path.unlink(missing_ok=True)
     return done
@@ -229,14 +235,15 @@ def run(context: Context) -> dict[str, Any]:
     student = context.seeded(c.student_arch, c.student_width, "student")
     if (kept := shared_sets(context, sampling)) is not None:
         kept.discard_outdated()
-    seen = nearest_images.keeping(context, context.folder.nearest)
     schedule = student_schedule(context) if context.ledger is None else None
+    seen, clock = nearest_images.keeping(context, context.folder.nearest), SynthesisClock()
+    count = c.images if schedule is None else schedule.images
     train = functools.partial(
         distil,
         context,
         teacher_model,
         student,
-        drawn(context, sampling, c.images if schedule is None else schedule.images, kept=kept, seen=seen),
+        drawn(context, sampling, count, kept=kept, seen=seen, clock=clock),
         confidence=sampling.confidence,
         seed=seeds.derive(c.seed, "student"),
         description="student",
@@ -255,6 +262,7 @@ def run(context: Context) -> dict[str, Any]:
         "best_period": done.best_period + 1,
         "kept": done.confident,
         "parameters": sum(p.numel() for p in student.parameters()),
+        "throughput": {"distillation": done.rate, **clock.figures()},
         "curves": {
             "period": list(range(1, schedule.periods + 1)),
             "loss": done.loss,

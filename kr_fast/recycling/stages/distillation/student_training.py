@@ -7,6 +7,7 @@ CVPR 2022), for its top class on each of the two.
 """
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -88,6 +89,7 @@ class StudentTraining:
         self.teacher_model, self.student, self.schedule, self.seed = teacher_model, student, schedule, seed
         self.batch = min(self.recipe.batch_size, schedule.images)
         self.per_epoch = schedule.images // self.batch
+        self.images, self.seconds = 0, 0.0  # that this process has trained on
         self._begin_cycle(0)
 
     def _begin_cycle(self, period: int) -> None:
@@ -112,6 +114,7 @@ class StudentTraining:
         if period and self.schedule.cycle(period)[0] == period:
             self._begin_cycle(period)
         self.student.train()
+        start = time.perf_counter()
         total = torch.zeros((), device=synthetic.labels.device)
         for epoch in range(self.schedule.epochs):
             for batch in self._batches(synthetic, period, epoch):
@@ -125,7 +128,10 @@ class StudentTraining:
                 self.rate.step()
                 total += loss.detach()
         self.student.eval()
-        return float(total) / (self.schedule.epochs * self.per_epoch)
+        mean = float(total) / (self.schedule.epochs * self.per_epoch)  # of a GPU it waits for all of its steps
+        self.images += self.schedule.epochs * self.per_epoch * self.batch
+        self.seconds += time.perf_counter() - start
+        return mean
 
     def _batches(self, synthetic: Split, period: int, epoch: int) -> Iterator[Batch]:
         """The batch of each step of an epoch.

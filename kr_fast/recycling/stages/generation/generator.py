@@ -5,6 +5,7 @@ it stays, and the average of the weights remembers a share of the steps so far (
 """
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def train(
     images = padded(split.images, len(c.generator_widths)).to(runtime.device)
     labels, last = split.labels.to(runtime.device), saved_steps[-1]
     network.train()
+    start = time.perf_counter()
     with bar(last, description, "step", first) as progress:
         for step in range(first, last):
             _set_rate(optimizer, c.generator_learning_rate * _rate_factor(step, 0 if c.budget else c.generator_steps))
@@ -150,12 +152,14 @@ def train(
             if rank == 0 and (done in saved_steps or done % SAVE_EVERY == 0) and (keep_state or done < last):
                 training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
                 files.save_state(state_path, {**training, "step": done, "losses": losses, "window": window})
+    seconds, trained = time.perf_counter() - start, (last - first) * c.generator_batch_size
     if not single_process:
         runtime.barrier()
     if rank == 0 and not keep_state:
         state_path.unlink(missing_ok=True)
     return {
         "checkpoints": saved_steps,
+        "images_per_second": trained / seconds if trained > 0 else None,  # since the last start
         "parameters": sum(value.numel() for value in plain_state(dict(plain.named_parameters())).values()),
         "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},
     }
