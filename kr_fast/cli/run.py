@@ -1,6 +1,7 @@
 """``kr-fast run``: the whole pipeline."""
 
 import argparse
+from typing import Any
 
 from kr_fast.cli import options
 from kr_fast.runtime.text import aligned
@@ -19,6 +20,8 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "digits, small (28 px on a small machine) or toy; with private, for a Student that leaks less: small,private"
     )
     parser.add_argument("--preset", default=None, help=words)
+    words = "runs, of so many seeds from --seed on, in OUT/seed-SEED, and a summary of their spread in OUT/release"
+    parser.add_argument("--seeds", type=int, default=None, metavar="COUNT", help=words)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -43,7 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
         text = dry_run(config)
         if state.current().is_main:
             print(text)
+            if arguments.seeds is not None:
+                print(f"# {arguments.seeds} runs such as this one, with seeds from {config.seed} on")
         return 0
+    if arguments.seeds is not None:
+        return of_seeds(config, arguments.seeds)
     result = recycle(config)
     if not state.current().is_main:
         return 0
@@ -56,6 +63,27 @@ def run(arguments: argparse.Namespace) -> int:
         print(run_audit.more_time(result.metrics))
     print(f"report: {result.report}")
     return GATE if fails(result.metrics["verdict"]) else 0
+
+
+def of_seeds(config: Any, count: int) -> int:
+    """Run each seed, print a line of each and the table of all; returns the exit code."""
+    from kr_fast.membership.verdict.decision import GATE, fails
+    from kr_fast.recycling.several_seeds import recycle_seeds
+    from kr_fast.report import seeds_document
+    from kr_fast.runtime import state
+
+    main = state.current().is_main
+
+    def tell(seed: int, result: Any) -> None:
+        if main:
+            print(f"seed {seed}: {result.metrics['verdict']['decision']}; report: {result.report}", flush=True)
+
+    done = recycle_seeds(config, count, tell)
+    if not main:
+        return 0
+    print("\n".join(aligned(seeds_document.table(done.summary))))
+    print(f"summary: {done.report}")
+    return GATE if any(fails(result.metrics["verdict"]) for result in done.results) else 0
 
 
 def table(metrics: dict) -> str:

@@ -2,7 +2,17 @@
 
 from kr_fast.data.augment import Augment, AugmentParams, augmented
 from kr_fast.data.duplicates import shared_images
-from kr_fast.data.sources import TEST_FRACTION, VAL_FRACTION, Dataset, Split, load, load_uncut, to_float
+from kr_fast.data.sources import (
+    TEST_FRACTION,
+    VAL_FRACTION,
+    Dataset,
+    Source,
+    Split,
+    load,
+    load_uncut,
+    read,
+    to_float,
+)
 
-__all__ = ["TEST_FRACTION", "VAL_FRACTION", "Augment", "AugmentParams", "Dataset", "Split", "augmented", "load"]
-__all__ += ["load_uncut", "shared_images", "to_float"]
+__all__ = ["TEST_FRACTION", "VAL_FRACTION", "Augment", "AugmentParams", "Dataset", "Source", "Split", "augmented"]
+__all__ += ["load", "load_uncut", "read", "shared_images", "to_float"]

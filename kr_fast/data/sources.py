@@ -1,6 +1,8 @@
 """Where images come from: scikit-learn's digits, a MedMNIST-layout ``.npz``, or a folder ``class/image.png``."""
 
 import dataclasses
+import functools
+import hashlib
 import numbers
 import os
 from collections import Counter
@@ -64,6 +66,16 @@ class Dataset(ShortRepr):
         """(height, width, channels)."""
         return tuple(self.train.images.shape[1:])
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over images and labels of all splits."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.val, self.test):
+            digest.update(str(tuple(split.images.shape)).encode())
+            digest.update(split.images.contiguous().numpy().data)
+            digest.update(split.labels.numpy().data)
+        return digest.hexdigest()
+
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 ``[N, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1], channels_last in memory."""
@@ -89,14 +101,43 @@ def load(
             fail("data", name, "be in (0, 1)", value)
     if not isinstance(seed, numbers.Integral) or seed < 0:
         fail("data", "seed", "be an integer of at least 0", seed)
+    return read(source).dataset(seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+
+
+class Source:
+    """A source that was read, once for as many cuts as are wanted."""
+
+    def __init__(self, name: str, content: SourceContent):
+        self.name, self.content, self._whole = name, content, None
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether nothing is cut, so that every seed has the same splits."""
+        return {"train", "val", "test"} <= self.content.parts.keys()
+
+    def dataset(
+        self, *, seed: int = 0, val_fraction: float = VAL_FRACTION, test_fraction: float = TEST_FRACTION
+    ) -> Dataset:
+        """As :func:`load`; the same object again where nothing depends on the arguments."""
+        if self._whole is not None:
+            return self._whole
+        lists = {name: list(getattr(self.content, name)) for name in ("notes", "warnings")}
+        content = dataclasses.replace(self.content, parts=dict(self.content.parts), **lists)
+        cut(content, val_fraction, test_fraction, seed)
+        splits = [Split(*map(torch.from_numpy, content.parts[which])) for which in ("train", "val", "test")]
+        dataset = Dataset(self.name, content.class_names, *splits)
+        _validate(dataset)
+        content.warnings += _repeated(dataset)
+        dataset = dataclasses.replace(dataset, notes=_report(content, dataset.image_shape))
+        self._whole = dataset if self.has_splits else None
+        return dataset
+
+
+def read(source: str | Path) -> Source:
+    """Read ``source`` without cutting it: as :func:`load`, for several seeds."""
     name, content = _read(source, SIZES)
     _check_classes(content)
-    cut(content, val_fraction, test_fraction, seed)
-    splits = [Split(*map(torch.from_numpy, content.parts[which])) for which in ("train", "val", "test")]
-    dataset = Dataset(name, content.class_names, *splits)
-    _validate(dataset)
-    content.warnings += _repeated(dataset)
-    return dataclasses.replace(dataset, notes=_report(content, dataset.image_shape))
+    return Source(name, content)
 
 
 def load_uncut(source: str | Path) -> tuple[str, tuple[str, ...], dict[str, Split]]:

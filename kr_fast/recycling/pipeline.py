@@ -86,16 +86,18 @@ class Result:
         return render.fragment([*blocks, ("text", f"Report: {self.report}")])
 
 
-def recycle(config: RecycleConfig) -> Result:
+def recycle(config: RecycleConfig, *, source: data.Source | None = None) -> Result:
     """Run Knowledge Recycling, or continue the run in ``config.out``.
 
+    Args:
+        source: what :func:`kr_fast.data.read` returned of ``config.data``, where several runs share it; None reads it.
     Returns: the metrics and the path of the report; see docs/method.md for the stages and the files.
     Raises: UserError for bad input, before anything is written; FileNotFoundError for missing data.
     Source: Lomurno and Matteucci, "Synthetic Image Learning: Preserving Performance and Preventing Membership
         Inference Attacks", Pattern Recognition Letters 190, 2025.
     """
     start = time.perf_counter()
-    context = _load(config)
+    context = _load(config, source)
     out, runtime = context.out, context.runtime
     try:
         with runtime.main_first() as main:
@@ -139,7 +141,7 @@ def dry_run(config: RecycleConfig) -> str:
     return preflight.describe(context, notes)
 
 
-def _load(config: RecycleConfig) -> Context:
+def _load(config: RecycleConfig, source: data.Source | None = None) -> Context:
     """The run that ``config`` describes, checked against what is in its folder."""
     manifest.refuse_inside(config.out, config.data, "run")
     out = Path(config.out)
@@ -147,9 +149,9 @@ def _load(config: RecycleConfig) -> Context:
         manifest.check_run(out, config.record(), "run", MOVABLE),
         Journal(out),
     )  # before the data are read, which takes long
-    loaded = data.load(
-        config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
-    )
+    source = data.read(config.data) if source is None else source
+    fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
+    loaded = source.dataset(seed=config.seed, **fractions)
     device = state.current().device
     context = Context(given.applied(config, loaded, device), out, state.current(), loaded, journal)
     if begun:

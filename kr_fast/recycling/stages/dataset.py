@@ -1,12 +1,11 @@
 """The data: sizes of the splits and their fingerprint, so that a run never continues with other images."""
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import torch
 
-from kr_fast.data import Dataset, Split, shared_images
+from kr_fast.data import Split, shared_images
 from kr_fast.recycling.context import Context
 from kr_fast.runtime.errors import fail
 
@@ -19,19 +18,8 @@ def run(context: Context) -> dict[str, Any]:
     data = context.data
     sizes = {name: len(getattr(data, name)) for name in SPLITS}
     notes = [*data.notes, *context.notes]
-    facts = {"class_names": list(data.class_names), "notes": notes, "sha256": fingerprint(data)}
+    facts = {"class_names": list(data.class_names), "notes": notes, "sha256": data.fingerprint}
     return {**sizes, **facts, "precision": dataclasses.asdict(context.precision)}
-
-
-def fingerprint(data: Dataset) -> str:
-    """SHA-256 over images and labels of all splits."""
-    digest = hashlib.sha256()
-    for name in SPLITS:
-        split = getattr(data, name)
-        digest.update(str(tuple(split.images.shape)).encode())
-        digest.update(split.images.contiguous().numpy().data)
-        digest.update(split.labels.numpy().data)
-    return digest.hexdigest()
 
 
 def population(context: Context) -> Split:
@@ -50,6 +38,6 @@ def thinned(split: Split, most: int) -> Split:
 def check(context: Context) -> None:
     """Refuse to continue a run whose data have changed since it was started."""
     before = context.journal.done("data")
-    if before is not None and before["sha256"] != (now := fingerprint(context.data)):
+    if before is not None and before["sha256"] != (now := context.data.fingerprint):
         rule = f"be those that the run in {context.out} was started with (SHA-256 {before['sha256'][:12]})"
         fail("run", "data", rule, f"others in {context.config.data} ({now[:12]})")
