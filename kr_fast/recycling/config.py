@@ -82,11 +82,14 @@ class RecycleConfig:
         TrainConfig, "mixup", "alpha of mixup, which mixes pairs of images and their labels"
     )
     teacher_choose: str = option("accuracy", "what the Teacher's epoch is chosen by on validation", choices=SCORES)
-    teacher_shift: int = option_like(Augment, "shift", "augmentation on real images: largest shift in pixels")
+    # As the Student's: a Teacher that augments less is easier to attack and, of the digits, no more accurate.
+    teacher_shift: int = option_like(Augment, "shift", "augmentation on real images: largest shift in pixels", 1)
     teacher_flip: bool = option_like(Augment, "flip", "augmentation on real images: mirror half of them")
-    teacher_rotate: float = option_like(Augment, "rotate", "augmentation on real images: largest angle in degrees", 5.0)
+    teacher_rotate: float = option_like(
+        Augment, "rotate", "augmentation on real images: largest angle in degrees", 15.0
+    )
     teacher_scale: float = option_like(
-        Augment, "scale", "augmentation on real images: largest relative change of size", 0.05
+        Augment, "scale", "augmentation on real images: largest relative change of size", 0.15
     )
 
     generator: str = option(

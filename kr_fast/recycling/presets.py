@@ -1,11 +1,10 @@
-"""Named starting points. A preset only lists what differs from the defaults of :class:`RecycleConfig`.
+"""Named starting points. A preset only lists what differs from the defaults of ``RecycleConfig``.
 
 ``digits``, ``small`` and ``toy`` are for kinds of images, ``private`` is a method that goes with each of them.
 """
 
 from typing import Any
 
-from kr_fast.recycling.config import RecycleConfig
 from kr_fast.runtime.errors import fail
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -37,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_shadows": 8,
     },
     # A Student that knows less of single training images: a Teacher that is less sure of its own, and only its top
-    # class. Mixup needs the augmentation: with a weak one it makes a Teacher easier to attack (docs/measured.md).
+    # class. Mixup needs a strong augmentation, or it makes a Teacher easier to attack (docs/measured.md).
     "private": {"out": "runs/private", "teacher_mixup": 1.0, "teacher_choose": "loss", "labels": "top1"},
     # The shortest run that goes through every stage; its figures mean nothing.
     "toy": {
@@ -75,8 +74,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(names: str) -> dict[str, Any]:
     """The values of a preset, or of several with commas between, the last of which counts: ``small,private``.
 
-    With ``private`` real images are augmented as the Student's are, whatever the others say.
-
     Raises: UserError listing the known names for an unknown one.
     """
     values: dict[str, Any] = {}
@@ -85,8 +82,4 @@ def preset(names: str) -> dict[str, Any]:
         if not isinstance(name, str) or name not in PRESETS:
             fail("run", "preset", f"be one of {', '.join(PRESETS)}, or several with commas", name)
         values |= PRESETS[name]
-    if "private" in chosen:
-        fields = RecycleConfig.__dataclass_fields__
-        for name in ("shift", "flip", "rotate", "scale"):
-            values[f"teacher_{name}"] = values.get(f"student_{name}", fields[f"student_{name}"].default)
     return values
