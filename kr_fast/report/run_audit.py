@@ -233,6 +233,9 @@ def _of_images(summary: Summary) -> str:
         return f"The generator and the synthetic images were not attacked. {rest}"
     count, weights = audit["setting"]["targets"][RELEASED]["images"], " and the generator's weights"
     said = f" {of_weights}" if audit.get("generator") else ""
+    if summary["config"].get("fixed_images"):
+        without = "" if said else " The generator's weights were not attacked."
+        return f"Released images are the {count} of all periods, which lie in synthetic/.{without}{said} {rest}"
     return (
         f"Released images are the {count} of the last period, which lie in synthetic/; those of earlier periods"
         f"{'' if said else weights} were not attacked.{said} {rest}"

@@ -188,7 +188,7 @@ RUN = (
     "throughput.{generator,synthesis,distillation,hidden}",
     "dataset.{num_classes,train,val,test,height,width,channels}",
     "checkpoints.#.{step,val_accuracy,val_auc}",
-    "ablation.#.{val_accuracy,test_accuracy}",
+    "ablation.#.{val_accuracy,test_accuracy,auc}",
     f"ablation.#.leakage.{{attack}}.{{mean,sd,{PAIR}}}",
     "tuning.#.{num_inference_steps,guidance_scale,sigma,confidence,val_accuracy,val_auc}",
     "budget.seconds",

@@ -5,7 +5,7 @@ from typing import Any
 
 from kr_fast.report.audit_tables import averaged
 from kr_fast.report.render import Block
-from kr_fast.report.tables import share
+from kr_fast.report.tables import number, share
 
 LABELS = {"soft": "the Teacher's probabilities", "top1": "the Teacher's top classes", "class": "class labels"}
 ATTACKS = {"lira": "LiRA online", "lira_offline": "LiRA offline", "rmia": "RMIA"}
@@ -40,11 +40,11 @@ def blocks(summary: dict[str, Any]) -> Iterator[Block]:
 
 def table(rows: list[dict[str, Any]], dataset: dict[str, Any]) -> list[list[str]]:
     """Accuracy on validation and test of each Student."""
-    cells = [["labels", "images", "validation accuracy", "test accuracy", ""]]
+    cells = [["labels", "images", "validation accuracy", "test accuracy", "test AUC", ""]]
     for row in rows:
         of_splits = [share(row[f"{name}_accuracy"], dataset[name]) for name in ("val", "test")]
         own = "the Student of this run" if row["of_run"] else ""
-        cells.append([LABELS[row["labels"]], IMAGES[row["regenerated"]], *of_splits, own])
+        cells.append([LABELS[row["labels"]], IMAGES[row["regenerated"]], *of_splits, number(row["auc"]), own])
     return cells
 
 
