@@ -164,9 +164,9 @@ def row_of(run: Run, name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         rows = metrics.get("ablation") or ()
         model = next((row for row in rows if (row["labels"], row["regenerated"]) == ABLATION[name]), {})
     row: dict[str, Any] = {"dataset": run.dataset, "variant": name, "seed": run.seed}
-    row |= {"accuracy": model.get("test_accuracy"), "auc": model.get("auc")}
+    row |= {"accuracy": model.get("test_accuracy"), "auc": model.get("test_auc")}
     row["without_duplicates"] = model.get("test_without_duplicates")
-    row |= {"teacher_accuracy": teacher["test_accuracy"], "teacher_auc": teacher.get("auc"), "cas_gap": None}
+    row |= {"teacher_accuracy": teacher["test_accuracy"], "teacher_auc": teacher.get("test_auc"), "cas_gap": None}
     if of_teacher:
         why["cas_gap"] = "a Teacher has none"
     elif row["accuracy"] is not None:

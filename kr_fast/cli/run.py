@@ -95,8 +95,8 @@ def table(metrics: dict) -> str:
     accuracy = [metrics["teacher" if name == "teacher" else "student"]["test_accuracy"] for name in titles]
     rows = [["", *titles.values(), "Teacher - Student" + (", full" if best == run_audit.FULL else "")]]
     rows.append(["test accuracy", *(f"{each:.4f}" for each in accuracy), f"{metrics['cas_gap']:+.4f}"])
-    if metrics["teacher"].get("auc") is not None:
-        auc = [metrics["teacher" if name == "teacher" else "student"]["auc"] for name in titles]
+    if metrics["teacher"].get("test_auc") is not None:
+        auc = [metrics["teacher" if name == "teacher" else "student"]["test_auc"] for name in titles]
         rows.append(["test AUC", *(f"{each:.4f}" for each in auc), f"{auc[0] - auc[-1]:+.4f}"])
     if audit:
         for attack in run_audit.HEADLINE:

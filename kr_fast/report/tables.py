@@ -106,8 +106,9 @@ def throughput(summary: dict[str, Any]) -> str:
 
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """The dictionary of ``metrics.json``; what was not measured is None."""
-    keep = ("test_accuracy", "val_accuracy", "parameters", "test_accuracy_ci", "test_without_duplicates")
-    keep += ("auc", "auc_ci", "balanced_accuracy", "balanced_accuracy_ci", "ece", "ece_ci", "recall", "absent_classes")
+    keep = ("test_accuracy", "val_accuracy", "parameters", "test_accuracy_ci", "test_auc", "test_auc_ci")
+    keep += ("test_balanced_accuracy", "test_balanced_accuracy_ci", "test_ece", "test_ece_ci")
+    keep += ("test_recall", "test_absent_classes", "test_without_duplicates")
     models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
     rest = ("cas_gap", "student_minus_teacher", "synthetic", "audit", "aop", "stages", "config", "seed", "versions")
     rest += ("dataset", "checkpoints", "tuning")

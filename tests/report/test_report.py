@@ -177,7 +177,7 @@ def test_tables_stand_the_audits_side_by_side():
         "Student, full (shared generator)",
         "Teacher - Student, full (shared generator)",
     ]
-    assert head[2][1:] == ["0.990 [0.980, 1.000]", *["0.980 [0.970, 0.990]"] * 2, "+0.010 [-0.004, 0.020]"]
+    assert head[2][1:] == ["0.9900 [0.9800, 1.0000]", *["0.9800 [0.9700, 0.9900]"] * 2, "+0.0100 [-0.0040, 0.0200]"]
     assert head[5] == [
         "LiRA online AUC, mean of 16 made alike",
         "0.580 [0.565, 0.595]",

@@ -77,9 +77,16 @@ def whole_audit(full=True, control=True, released=True, recipes=True):
 def tested(auc, apart):
     """What is measured of a model on test images beside its accuracy; class "b|c" has none."""
     figures = {name: auc - 0.02 * at for at, name in enumerate(("auc", "balanced_accuracy", "ece"))}
-    intervals = {f"{name}_ci": [value - 0.01, value + 0.01] for name, value in figures.items()}
+    intervals = {f"test_{name}_ci": [value - 0.01, value + 0.01] for name, value in figures.items()}
+    figures = {f"test_{name}": value for name, value in figures.items()}
     few = {"images": apart, "accuracy": 0.96, "auc": auc - 0.1}
-    return {**figures, **intervals, "recall": [0.5, None], "absent_classes": [1], "test_without_duplicates": few}
+    return {
+        **figures,
+        **intervals,
+        "test_recall": [0.5, None],
+        "test_absent_classes": [1],
+        "test_without_duplicates": few,
+    }
 
 
 def generated(kid):

@@ -78,6 +78,11 @@ def _accuracy_gap(metrics: Mapping[str, Any]) -> float | None:
     return None if metrics["cas_gap"] is None else 100 * metrics["cas_gap"]
 
 
+def _auc_gap(metrics: Mapping[str, Any]) -> float | None:
+    of_auc = (metrics.get("student_minus_teacher") or {}).get("auc")
+    return None if of_auc is None else -of_auc["difference"]
+
+
 # Short name -> what it is, and where it lies or how it is computed. {target}: the name before the point; {primary}: its
 # attack that was named beforehand; {set}: the shadows that were made as it was; {recipe}: the same attack on those.
 SHORT: dict[str, tuple[str, str | Callable[[Audit, str], float | None]]] = {
@@ -110,7 +115,10 @@ OF_AUDIT = {
         _controls_missed,
     ),
 }
-OF_RUN = {"accuracy_gap": ("points of test accuracy by which the Student is below the Teacher", _accuracy_gap)}
+OF_RUN = {
+    "accuracy_gap": ("points of test accuracy by which the Student is below the Teacher", _accuracy_gap),
+    "auc_gap": ("test AUC by which the Student is below the Teacher", _auc_gap),
+}
 
 PAIR = "interval.0,interval.1"
 ATTACK = (
@@ -166,8 +174,9 @@ RUN = (
     f"generator.tpr_at_fpr.{{fpr}}.{{tpr,fpr,false_positives,{PAIR}}}",
     "generator.by_level.#.{level,auc,auc_ci_corrected.0,auc_ci_corrected.1}",
     f"generator.recipe.{{targets,auc.mean,auc.sd,auc.each.#,auc.{PAIR.replace(',', ',auc.')}}}",
-    "{teacher,student}.{test_accuracy,val_accuracy,parameters,auc,balanced_accuracy,ece,recall.#,absent_classes.#}",
-    "{teacher,student}.{test_accuracy_ci,auc_ci,balanced_accuracy_ci,ece_ci}.{0,1}",
+    "{teacher,student}.{val_accuracy,parameters,test_accuracy,test_auc,test_balanced_accuracy,test_ece}",
+    "{teacher,student}.{test_accuracy_ci,test_auc_ci,test_balanced_accuracy_ci,test_ece_ci}.{0,1}",
+    "{teacher,student}.{test_recall.#,test_absent_classes.#}",
     "{teacher,student}.test_without_duplicates.{images,accuracy,auc}",
     f"student_minus_teacher.{{accuracy,auc,balanced_accuracy,ece}}.{{difference,{PAIR}}}",
     "synthetic.{images,test_images,features,precision,recall,density,coverage}",

@@ -63,8 +63,8 @@ def of_run(summary: Values, best: str, decided: Values | None) -> Block:
         f"Student, on {cite('dataset', 'test', form=_count)} test images. The Teacher, which saw the real images: "
         f"{cite('teacher', 'test_accuracy', form=percent)}"
     ]
-    if summary["student"].get("auc") is not None:
-        aucs = (f"{cite(model, 'auc')} {cite.pair(model, 'auc_ci')}" for model in ("student", "teacher"))
+    if summary["student"].get("test_auc") is not None:
+        aucs = (f"{cite(model, 'test_auc')} {cite.pair(model, 'test_auc_ci')}" for model in ("student", "teacher"))
         lines.append("Test AUC: {}. The Teacher: {}".format(*aucs))
     value = cite("student", "test_accuracy", form=percent)
     rules = {} if decided is None else {rule["path"]: rule["passed"] for rule in decided["rules"]}

@@ -18,22 +18,22 @@ def rows(summary: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
     """Rows beside the test accuracy, of the models of the columns ``names``; none of figures that were not measured."""
     table, gaps = [], summary.get("student_minus_teacher") or {}
     for key, title in FIGURES.items():
-        if summary["teacher"].get(key) is None:
+        if summary["teacher"].get(f"test_{key}") is None:
             continue
-        cells = [_cell(summary["teacher" if name == "teacher" else "student"], key) for name in names]
+        cells = [_cell(summary["teacher" if name == "teacher" else "student"], f"test_{key}") for name in names]
         low, high = gaps[key]["interval"]
-        gap = f"{-gaps[key]['difference']:+.3f} {interval([-high, -low])}"
+        gap = f"{-gaps[key]['difference']:+.4f} {interval([-high, -low], 4)}"
         table.append([title, *cells, gap])
     return table
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
-    return f"{number(row[key])} {interval(row[f'{key}_ci'])}"
+    return f"{number(row[key], 4)} {interval(row[f'{key}_ci'], 4)}"
 
 
 def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
     """Recall by class, accuracy without near-duplicates, and the figures of synthetic images, where measured."""
-    if summary["teacher"].get("recall"):
+    if summary["teacher"].get("test_recall"):
         yield "heading", "Classes of the test images"
         yield "text", _classes(summary)
         yield "table", _recalls(summary)
@@ -47,7 +47,7 @@ def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _classes(summary: Mapping[str, Any]) -> str:
-    absent = summary["teacher"]["absent_classes"]
+    absent = summary["teacher"]["test_absent_classes"]
     words = "Recall: the share of a class's test images that is classified correctly."
     if not absent:
         return words
@@ -57,7 +57,7 @@ def _classes(summary: Mapping[str, Any]) -> str:
 
 def _recalls(summary: Mapping[str, Any]) -> list[list[str]]:
     table = [["class", "Teacher", "Student"]]
-    recalls = (summary[model]["recall"] for model in MODELS)
+    recalls = (summary[model]["test_recall"] for model in MODELS)
     for name, *values in zip(summary["dataset"]["class_names"], *recalls, strict=True):
         table.append([name, *(percent(value) for value in values)])
     return table

@@ -39,8 +39,8 @@ def test_near_duplicates_of_other_splits_are_left_out_of_some_figures(tmp_path):
         assert few["images"] == 38
         assert few["accuracy"] == accuracy(model, Split(images[apart], test.labels[apart]))
         assert 0 < few["auc"] < 1
-        assert row["auc_ci"][0] <= row["auc"] <= row["auc_ci"][1]
-    gap = result["student"]["auc"] - result["teacher"]["auc"]
+        assert row["test_auc_ci"][0] <= row["test_auc"] <= row["test_auc_ci"][1]
+    gap = result["student"]["test_auc"] - result["teacher"]["test_auc"]
     assert result["student_minus_teacher"]["auc"]["difference"] == gap
     run.data = data  # random images, of which none is near another
     assert quality.classification(run, teacher, student)["student"]["test_without_duplicates"] is None

@@ -21,9 +21,10 @@ MOST = 10_000  # images of a side in the figures of synthetic images
 def classification(context: Context, teacher_model: nn.Module, student: nn.Module) -> dict[str, Any]:
     """{"teacher", "student": figures, "student_minus_teacher": {figure: {"difference", "interval"}}}.
 
-    Figures: "test_accuracy", "auc", "balanced_accuracy" and "ece" of :func:`kr_fast.metrics.evaluate`, each with its
-    "_ci"; "recall" by class, "absent_classes", and "test_without_duplicates": {"images", "accuracy", "auc"} on the test
-    images without a near-duplicate among training and validation images, None where all or none have one.
+    Figures: "test_accuracy", "test_auc", "test_balanced_accuracy" and "test_ece" of :func:`kr_fast.metrics.evaluate`,
+    each with its "_ci"; "test_recall" by class, "test_absent_classes", and "test_without_duplicates": {"images",
+    "accuracy", "auc"} on the test images without a near-duplicate among training and validation images, None where all
+    or none have one.
     """
     test = context.data.test
     apart = _without_duplicates(context)
@@ -42,9 +43,8 @@ def classification(context: Context, teacher_model: nn.Module, student: nn.Modul
 def _row(evaluation: Evaluation) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, value in evaluation.values.items():
-        key = "test_accuracy" if name == "accuracy" else name
-        row |= {key: value, f"{key}_ci": evaluation.interval(name)}
-    return {**row, "recall": evaluation.recall, "absent_classes": evaluation.absent}
+        row |= {f"test_{name}": value, f"test_{name}_ci": evaluation.interval(name)}
+    return {**row, "test_recall": evaluation.recall, "test_absent_classes": evaluation.absent}
 
 
 def _without_duplicates(context: Context) -> Tensor | None:
