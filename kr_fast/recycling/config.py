@@ -26,8 +26,8 @@ LABELS = ("soft", "top1", "class")
 OF_SOFT_LABELS = ("temperature", "soft_weight", "hard_weight", "loss", "dkd_alpha", "dkd_beta", "standardize_logits")
 LEAST_WEIGHT = 1e-3  # of the terms of the loss together; a much smaller one vanishes in float32
 # What the figures of a run can be of.
-TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "gkd", "student", "ablation", "shadows", "canaries")
-TIMED += ("canary_students", "shadow_students", "audit")
+TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "few_step", "gkd", "student", "ablation", "shadows")
+TIMED += ("canaries", "canary_students", "shadow_students", "audit")
 NAMES = Names((TEACHER, TRANSFER, FULL, CONTROL, RELEASED), (TEACHER, FULL), DEFAULT, Choices.priors, TIMED)
 
 
@@ -128,6 +128,14 @@ class RecycleConfig:
     checkpoints: int = option(
         3, "EMA checkpoints saved, evenly over the second half of the training", least=1, most=MOST
     )
+    few_steps: int = option(
+        0,
+        "solver steps, 1 to 4, of a generator that is made from the chosen one, with its guidance in it, and that the "
+        "Student's images are drawn from; 0 for none",
+        least=0,
+        most=4,
+    )
+    few_step_training: int = option(400, "optimizer steps of the few-step generator", least=1, most=10 * MOST)
 
     num_inference_steps: int = option(5, "solver steps before tuning", least=1, most=1000)
     guidance_scale: float = option(1.0, "classifier-free guidance before tuning; 1 is none", least=0, most=100)
@@ -308,6 +316,13 @@ class RecycleConfig:
         if self.checkpoints > (most := max(self.generator_steps // 2, 1)):
             rule = f"be at most {most}, the steps in the second half of generator_steps"
             fail("run", "checkpoints", rule, self.checkpoints)
+        if self.few_steps and self.budget:
+            fail("run", "few_steps", "be 0 with budget, which keeps no share for its training", self.few_steps)
+        if self.few_steps and self.generator:
+            fail("run", "few_steps", "be 0 with generator, a given one, which is not trained", self.few_steps)
+        if self.few_steps and self.generator_objective == "epsilon":  # the noise is known there, and the image is not
+            rule = "be 0 with generator_objective epsilon, by which a network says nothing of an image in pure noise"
+            fail("run", "few_steps", rule, self.few_steps)
         for name in ("teacher", "student"):
             rate, decay = getattr(self, f"{name}_learning_rate"), getattr(self, f"{name}_weight_decay")
             if rate * decay >= 1:  # a step of such a decay overshoots zero, and momentum lets it grow

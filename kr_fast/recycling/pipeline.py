@@ -18,7 +18,7 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import auditing, canaries, dataset, reporting, shadows, teacher
 from kr_fast.recycling.stages.distillation import ablation, gkd, shadow_students, student
-from kr_fast.recycling.stages.generation import checkpoints, generator_rounds, tuning
+from kr_fast.recycling.stages.generation import checkpoints, few_step, generator_rounds, tuning
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
@@ -33,6 +33,7 @@ STAGES: tuple[Stage, ...] = (
     ("generator", generator_rounds.run, True),
     ("checkpoints", checkpoints.run, False),
     ("tuning", tuning.run, False),
+    ("few_step", few_step.run, False),
     ("gkd", gkd.run, False),
     ("student", student.run, False),
     ("ablation", ablation.run, False),
@@ -47,6 +48,7 @@ STAGES: tuple[Stage, ...] = (
 FILES: dict[str, Callable[[Context], list[Path]]] = {
     "teacher": lambda context: [context.folder.teacher],
     "generator": lambda context: [context.folder.generators],
+    "few_step": lambda context: [context.folder.few_step],
     "gkd": gkd.left,
     "ablation": lambda context: [context.folder.ablation],
     "shadows": lambda context: [context.folder.shadows],
@@ -178,9 +180,10 @@ def _unfinished(context: Context) -> bool:
 
 
 def stages_of(config: RecycleConfig) -> list[Stage]:
-    """The stages of a run, in order: those of canaries and the ablation where it has them."""
+    """The stages of a run, in order: those of a few-step generator, canaries and the ablation where it has them."""
     absent = () if config.audit_canaries else ("canaries", "canary_students")
     absent += () if config.ablation else ("ablation",)
+    absent += () if config.few_steps else ("few_step",)
     return [stage for stage in STAGES if stage[0] not in absent]
 
 

@@ -22,12 +22,17 @@ def is_run(folder: Path) -> bool:
 
 
 def open_generator(
-    run: Path, device: torch.device, step: int = 0, asked: tuple[str, str] = ("synthesize", "model")
+    run: Path,
+    device: torch.device,
+    step: int = 0,
+    asked: tuple[str, str] = ("synthesize", "model"),
+    few_step: bool = True,
 ) -> TrainedGenerator:
-    """The generator of a run's folder, of checkpoint ``step``; 0 for the chosen, else the latest one.
+    """The generator of a run's folder, of checkpoint ``step``; 0 for that of few steps, the chosen or the latest one.
 
     Args:
         asked: command and option that the folder was given by, for errors.
+        few_step: whether that of few steps may be taken, which is sampled in one way alone.
     """
     folder = Folder(run).check(*asked)
     journal, config = Journal(run), manifest.read_config(folder.config)
@@ -43,18 +48,24 @@ def open_generator(
     chosen = step or tuned.get("checkpoint") or (journal.done("checkpoints") or {}).get("chosen") or steps[-1]
     if chosen not in steps:
         fail(asked[0], "checkpoint", f"be one of {', '.join(map(str, steps))}", chosen)
-    path = folder.generator(chosen)
-    journal.check("generator", asked[0], path)
+    few = config["few_steps"] if few_step and not step and journal.done("few_step") is not None else 0
+    path = folder.few_step if few else folder.generator(chosen)
+    journal.check("few_step" if few else "generator", asked[0], path)
     facts = files.read_json(path / "objective.json", dict)
     if "image_shape" not in facts:
         fail(*asked, "be a run of this version of kr-fast, which notes the shape of images", run)
+    sampling = {name: tuned.get(name, config[name]) for name in SAMPLING}
+    solver = tuned.get("solver", config["solver"])
+    if few:  # guidance and noise scale are in the network
+        sampling, solver = {"num_inference_steps": few, "guidance_scale": 1.0, "noise_scale": 1.0}, "euler"
     network, _, objective = generator.load(path, device)
     return TrainedGenerator(
         network,
-        make_scheduler(objective, tuned.get("solver", config["solver"])),
+        make_scheduler(objective, solver),
         chosen,
         crop=tuple(facts["image_shape"][:2]),
         class_counts=tuple(facts["class_counts"]),
         label_plan=config["label_plan"],
-        sampling={name: tuned.get(name, config[name]) for name in SAMPLING},
+        sampling=sampling,
+        few_step=bool(few),
     )

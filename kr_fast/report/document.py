@@ -8,7 +8,7 @@ from typing import Any
 from kr_fast.report import audit_tables, render, run_audit, tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
-from kr_fast.report.sections import ablation, cards, measured, quality, reading, verdict
+from kr_fast.report.sections import ablation, cards, few_step, measured, quality, reading, verdict
 from kr_fast.report.sentences import OF_RUN
 
 
@@ -59,6 +59,7 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
             yield "table", tables.trials(summary[key])
         else:
             yield "missing", f"{title} was not run."
+    yield from few_step.blocks(summary)
     yield from ablation.blocks(summary)
     yield "heading", "Time"
     if summary.get("stages"):

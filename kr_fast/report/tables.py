@@ -112,5 +112,5 @@ def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
     rest = ("cas_gap", "student_minus_teacher", "synthetic", "audit", "aop", "stages", "config", "seed", "versions")
     rest += ("dataset", "checkpoints", "tuning")
-    rest += tuple(name for name in ("ablation", "throughput", "budget") if name in summary)
+    rest += tuple(name for name in ("few_step", "ablation", "throughput", "budget") if name in summary)
     return files.strict({"verdict": summary.get("verdict"), **models, **{key: summary.get(key) for key in rest}})

@@ -61,8 +61,8 @@ class TrainedGenerator:
     """The generator of a finished run.
 
     ``step``: of its checkpoint; ``crop``: height and width of the images; ``class_counts``: of the training set;
-    ``label_plan``: "train" or "balanced"; ``sampling``: arguments of the Sampler, num_inference_steps,
-    guidance_scale, noise_scale and guidance_interval.
+    ``label_plan``: "train" or "balanced"; ``sampling``: num_inference_steps, guidance_scale, noise_scale and
+    guidance_interval; ``few_step``: it was made for this sampling and takes no other.
     """
 
     network: Any
@@ -72,6 +72,7 @@ class TrainedGenerator:
     class_counts: tuple[int, ...]
     label_plan: str
     sampling: dict[str, Any]
+    few_step: bool = False
 
 
 def prepare(
@@ -94,6 +95,8 @@ def prepare(
         sampling, crop, counts = trained.sampling, trained.crop, list(trained.class_counts)
         labels = config.labels or ("balanced" if trained.label_plan == "balanced" else "train")
         scheduler = make_scheduler(config.scheduler, trained.scheduler, config.model)
+        if trained.few_step:
+            _check_few_step(config, trained)
         model = Model(trained.network.to(dtype), scheduler)
         used["checkpoint"] = trained.step
     sampling = {name: getattr(config, name, None) or value for name, value in sampling.items()}
@@ -120,6 +123,15 @@ def prepare(
     if plan.num_classes > classes:
         fail("synthesize", "labels", f"be below the model's {classes} classes", plan.num_classes - 1)
     return sampler, plan, used
+
+
+def _check_few_step(config: SynthesizeConfig, trained: TrainedGenerator) -> None:
+    """Refuse another sampling than the one that the generator was made for."""
+    own = {**trained.sampling, "scheduler": type(trained.scheduler).__name__}
+    for name, value in own.items():
+        if (given := getattr(config, name, None)) and given != value:
+            rule = f"be {value} or left out for a few-step generator (with checkpoint {trained.step} it may be another)"
+            fail("synthesize", name, rule, given)
 
 
 def label_plan(labels: str, classes: int) -> LabelPlan:

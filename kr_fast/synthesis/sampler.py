@@ -227,13 +227,41 @@ class Sampler:
             yield
 
     def _parts(self, ids: Tensor, labels: Tensor) -> list[Tensor]:
+        with self._ready():
+            return [self._images(*batch)[:count] for *batch, count in self._batches(ids, labels)]
+
+    def _batches(self, ids: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Batches of ``micro_batch`` images, and how many of each are no copies."""
+        for start in range(0, len(ids), self.micro_batch):
+            fill = torch.arange(start, start + self.micro_batch, device=self.device).clamp_(max=len(ids) - 1)
+            yield ids[fill], labels[fill], min(self.micro_batch, len(ids) - start)
+
+    def trajectories(self, ids: Tensor, labels: Tensor, *, every: int = 1) -> Tensor:
+        """The samples before every ``every``-th step and after the last: float32 ``[steps / every + 1, B, C, H, W]``.
+
+        They begin with the noise and end with the images before they are decoded, cropped and packed.
+
+        Raises: as :meth:`__call__`; UserError for a scheduler without table, ``every`` that does not divide the steps.
+        """
+        if self.table is None:
+            rule = "be one that compiles to a step table, and quality not exact, for trajectories"
+            fail("Sampler", "scheduler", rule, type(self._runner.scheduler).__name__)
+        ids, labels = self._checked(ids, labels)
+        if every < 1 or len(self.table) % every:
+            fail("Sampler", "every", f"divide the {len(self.table)} steps", every)
+        if len(ids) == 0:
+            return torch.empty(len(self.table) // every + 1, 0, *self.image_shape, device=self.device)
+        advance = TableTrajectory(self.network, self.trajectory.settings, self.table)
         parts = []
         with self._ready():
-            for start in range(0, len(ids), self.micro_batch):
-                count = min(self.micro_batch, len(ids) - start)
-                fill = torch.arange(start, start + self.micro_batch, device=self.device).clamp_(max=len(ids) - 1)
-                parts.append(self._images(ids[fill], labels[fill])[:count])
-        return parts
+            for *batch, count in self._batches(ids.to(self.device), labels.to(self.device)):
+                samples: list[Tensor] = []
+                keep = lambda step, x, samples=samples: step % every or samples.append(x.clone())  # noqa: E731
+                last, finite = advance(*batch, visit=keep)
+                if not bool(finite.all()):
+                    self._explain(*batch, ~finite)
+                parts.append(torch.stack([*samples, last])[:, :count])
+        return torch.cat(parts, 1)  # outside inference mode: a tensor like any other
 
     def stream(self, plan: LabelPlan, ids: Iterable[int] | Tensor) -> Iterator[Batch]:
         """Batches of at most ``micro_batch`` images, in the order of ``ids``, labelled by ``plan``."""

@@ -1,6 +1,7 @@
 """From ids and labels to the last sample of a trajectory: by a step table, or by the scheduler's own code."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -83,8 +84,14 @@ class TableTrajectory(Trajectory):
         # A tensor, because diffusers' networks cut a Python float down to an integer.
         self.timesteps = torch.tensor(table.timesteps, device=network.device)
 
-    def __call__(self, ids: Tensor, labels: Tensor, watch: bool = False) -> tuple[Tensor, Tensor]:
-        """The last sample, and by image whether all that the network returned on the way was finite."""
+    def __call__(
+        self, ids: Tensor, labels: Tensor, watch: bool = False, visit: Callable[[int, Tensor], object] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The last sample, and by image whether all that the network returned on the way was finite.
+
+        Args:
+            visit: called with each step and the sample before it, which the step writes over.
+        """
         table, s, steps = self.table, self.settings, len(self.table)
         guided = [s.guided(step, steps) for step in range(steps)]
         x, labels = self.start(ids, table.init_noise_sigma), self.labels(labels)
@@ -93,6 +100,8 @@ class TableTrajectory(Trajectory):
         finite = torch.ones(len(ids), dtype=torch.bool, device=x.device)
         history, numbers = History(table), self.network.prepare(table.timesteps)
         for step, (row, t) in enumerate(zip(table.rows, self.timesteps, strict=True)):
+            if visit is not None:
+                visit(step, x)
             inputs, number = buffer[: len(x) * (1 + guided[step])], None if numbers is None else numbers[step]
             cond, uncond = self.outputs(inputs, t, labels, guided[step], number)
             note_finite(finite, cond, uncond, step, watch)

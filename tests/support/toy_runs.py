@@ -19,6 +19,7 @@ from kr_fast.runtime.storage.journal import Journal
 
 WHOLE_AUDIT = ["--audit-generator", "retrained", "--audit-control", "--audit-page"]
 WHOLE_AUDIT += ["--audit-generator-weights", "--ablation", "--student-width", "6"]
+WHOLE_AUDIT += ["--few-steps", "2", "--few-step-training", "6"]
 QUIET = {"KR_FAST_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
 
 
@@ -37,7 +38,12 @@ def metrics(out: Path) -> dict:
 
 
 def without_seconds(result: dict) -> dict:
-    return {key: value for key, value in result.items() if key not in ("stages", "throughput")}
+    kept = {key: value for key, value in result.items() if key not in ("stages", "throughput")}
+    return kept | ({"few_step": _accuracies(kept["few_step"])} if "few_step" in kept else {})
+
+
+def _accuracies(few_step: dict) -> list[float]:
+    return [few_step["val_accuracy"], few_step["many_step"]["val_accuracy"]]
 
 
 def context_of(out: Path) -> Context:

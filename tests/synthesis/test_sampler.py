@@ -43,6 +43,21 @@ def test_an_image_depends_on_its_id_and_label_alone(unet, setup):
     assert torch.equal(images[2:4], sampler(company, company % CLASSES)[5:])
 
 
+def test_trajectories_lead_from_the_noise_to_the_images(unet):
+    sampler = make_sampler(unet, guidance_scale=2.0, noise_scale=1.3, steps=6)
+    ids = torch.arange(20, 29)
+    samples = sampler.trajectories(ids, ids % CLASSES)
+    assert samples.shape == (7, 9, 3, 8, 8)
+    torch.testing.assert_close(samples[0], 1.3 * kr_fast.philox_normal(ids, (3, 8, 8), seed=sampler.seed))
+    assert torch.equal(kr_fast.pack_uint8(samples[-1]), sampler(ids, ids % CLASSES))
+    assert torch.equal(sampler.trajectories(ids, ids % CLASSES, every=3), samples[::3])
+    assert sampler.trajectories(ids[:0], ids[:0], every=6).shape == (2, 0, 3, 8, 8)
+    with pytest.raises(UserError, match="Sampler: every must divide the 6 steps, got 4"):
+        sampler.trajectories(ids, ids % CLASSES, every=4)
+    with pytest.raises(UserError, match="Sampler: scheduler must be one that compiles to a step table, .*got DDIM"):
+        make_sampler(unet, quality="exact").trajectories(ids, ids % CLASSES)
+
+
 def test_every_part_of_the_address_counts(unet):
     ids, labels = torch.arange(4), torch.zeros(4, dtype=torch.int64)
     images = make_sampler(unet)(ids, labels)

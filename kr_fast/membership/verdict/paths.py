@@ -200,6 +200,8 @@ RUN = (
     "ablation.#.{val_accuracy,test_accuracy,auc}",
     f"ablation.#.leakage.{{attack}}.{{mean,sd,{PAIR}}}",
     "tuning.#.{num_inference_steps,guidance_scale,sigma,confidence,val_accuracy,val_auc}",
+    "few_step.{steps,val_accuracy,val_auc,images_per_second,speedup}",
+    "few_step.many_step.{num_inference_steps,network_calls,val_accuracy,val_auc,images_per_second}",
     "budget.seconds",
     "budget.planned.{stage}",
 )

@@ -58,7 +58,7 @@ class NetworkSource:
     ) -> "NetworkSource":
         """Read and check the network, and draw :data:`TRIED` images."""
         if trained_generator.is_run(path):
-            found = trained_generator.open_generator(path, device, asked=ASKED)
+            found = trained_generator.open_generator(path, device, asked=ASKED, few_step=False)
             model, shape = Model(found.network, found.scheduler), found.crop
         else:
             model = load_model(str(path), device=device, dtype=torch.float32, asked=ASKED)

@@ -15,6 +15,7 @@ from kr_fast.models import padded_size
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight.networks import Size, Sizes
 from kr_fast.recycling.stages import shadows
+from kr_fast.recycling.stages.generation import few_step
 from kr_fast.recycling.stages.generation.generator import early_step
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.memory import free_memory
@@ -45,6 +46,8 @@ def memory_needs(context: Context, sizes: Sizes) -> list[Need]:
     share = c.generator_batch_size // context.runtime.world_size
     if not c.generator:
         needs += _generating("generator", context, sizes.generator, share, train)
+    if c.few_steps:
+        needs += _few_step("few_step", context, sizes.generator)
     for stage, images in (("tuning", "trial_images"), ("gkd", "images")):
         needs += _distilling(stage, context, sizes.student, images)
         needs.append(Need(stage, "the images of network calls", "micro_batch", call))
@@ -54,7 +57,10 @@ def memory_needs(context: Context, sizes: Sizes) -> list[Need]:
     trained = _training("shadows", "teacher", sizes.teacher, min(c.teacher_batch_size, half))
     students = _distilling("shadow_students", context, sizes.student, "images")
     if c.audit_generator == "retrained":
-        students += _generating("shadow_students", context, sizes.generator, c.generator_batch_size, half)
+        # The few-step one is made when the training of the many-step one has ended.
+        made = [_generating("shadow_students", context, sizes.generator, c.generator_batch_size, half)]
+        made += [_few_step("shadow_students", context, sizes.generator)] if c.few_steps else []
+        students += max(made, key=lambda needs: sum(need.size for need in needs))
     twins = []
     if c.audit_canaries:
         twins = _training("canaries", "teacher", sizes.teacher, min(c.teacher_batch_size, train))
@@ -98,6 +104,14 @@ def _generating(stage: str, context: Context, size: Size, batch: int, images: in
     ]
 
 
+def _few_step(stage: str, context: Context, size: Size) -> list[Need]:
+    """As of a generator's training, on as many trajectories as are drawn at a time."""
+    c = context.config
+    batch, samples = c.generator_batch_size, few_step.DRAWN * c.generator_batch_size * (c.few_steps + 1)
+    *needs, floats = _generating(stage, context, size, batch, samples)
+    return [*needs, dataclasses.replace(floats, what="trajectories", option="generator_batch_size")]
+
+
 def _distilling(stage: str, context: Context, size: Size, option: str) -> list[Need]:
     """A Student's training on a period of as many images as the option says."""
     count = getattr(context.config, option)
@@ -114,9 +128,11 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
     """Files of the run, also those that a stage removes at its end."""
     c, data = context.config, context.data
     image, pool = _image(context), len(data.train) + len(data.test)
+    generators = 2 if c.few_steps else 1  # of each shadow Student
     students, saved = c.num_students, c.checkpoints + len(early_step(c))
     needs = [
         Need("teacher", "weights", "teacher_width", sizes.teacher.state),
+        *([Need("few_step", "weights", "generator_widths", sizes.generator.state)] if c.few_steps else []),
         Need("gkd", "weights", "student_width", sizes.student.state),
         Need("gkd", "synthetic images", "images", c.images * image),
     ]
@@ -139,7 +155,9 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
         further = students * (sizes.student.state + pool)
         needs.append(Need("shadow_students", "the ablation's shadow Students", "student_shadows", further))
     if students and c.audit_generator == "retrained":
-        needs.append(Need("shadow_students", "generators", "student_shadows", students * sizes.generator.state))
+        needs.append(
+            Need("shadow_students", "generators", "student_shadows", students * generators * sizes.generator.state)
+        )
     if c.audit_canaries:
         needs.append(Need("canaries", "twin Teachers", "num_shadows", c.num_shadows * sizes.teacher.state))
         needs.append(Need("canary_students", "twin Students", "student_shadows", students * sizes.student.state))

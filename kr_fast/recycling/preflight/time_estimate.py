@@ -23,10 +23,11 @@ from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.stages import shadows, teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.distillation.student_training import Schedule
+from kr_fast.recycling.stages.generation import few_step as few_steps
 from kr_fast.recycling.stages.generation import generator, generator_attack
 from kr_fast.recycling.stages.generation.augmentation import condition
 from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
-from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, network_calls
+from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, few_step_sampling, network_calls
 from kr_fast.recycling.stages.generation.search_space import costliest, one_at_a_time
 from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
@@ -122,7 +123,14 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         return rates.setup + images + distilled(each.periods, each.images, each.epochs, rates.student)
 
     usual = default_sampling(context, 0)
-    drawing = (drawn(c.images, usual) + drawn(c.images, costliest(c, usual))) / 2
+    most, few_step = costliest(c, usual), 0.0
+    drawing = (drawn(c.images, usual) + drawn(c.images, most)) / 2
+    if c.few_steps:  # its images cost the same whatever tuning decides
+        few = few_step_sampling(usual, c.few_steps)
+        drawing = drawn(c.images, few)
+        calls = [network_calls(few_steps.many_step(each, c.few_steps)) for each in (usual, most)]
+        few_step = c.few_step_training * c.generator_batch_size * rates.generator
+        few_step += few_steps.drawn_images(c) * sum(calls) / 2 * rates.sampled
     drawings = (1 if c.fixed_images else c.periods) * drawing
     training = trained(len(data.train), c.teacher_epochs, rates.teacher) + c.teacher_epochs * validation
     seconds = {
@@ -130,6 +138,7 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         "generator": c.generator_steps * (c.generator_batch_size // world) * rates.generator,
         "checkpoints": len(generator.checkpoint_steps(c.generator_steps, c.checkpoints)) * short(usual),
         "tuning": sum(short(each) for each in one_at_a_time(c, usual)),
+        **({"few_step": few_step + 2 * rates.setup + short(few)} if c.few_steps else {}),
         "gkd": drawings + distilled(c.periods, c.images, c.student_epochs, rates.student),
         "student": (3 * len(data.test) + 2 * min(c.images, len(data.train))) * rates.evaluated,  # and features
     }
@@ -149,7 +158,7 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         if c.num_students:
             each = student
             if c.retrains_generators:
-                each += c.generator_steps * c.generator_batch_size * rates.generator + drawings + denoised
+                each += c.generator_steps * c.generator_batch_size * rates.generator + few_step + drawings + denoised
             if c.ablation:  # on sets that are there, or drawn by the same retrained generators
                 each += student + c.retrains_generators * (c.periods if c.fixed_images else 1) * drawing
             students = start + _turns(c.num_students, world, workers) * each

@@ -65,7 +65,7 @@ class Students:
     def train(self, index: int, device: torch.device) -> None:
         """Train twin Student ``index``, and save it."""
         context, c = self.context, self.context.config
-        sampling = gkd.tuned_sampling(context)
+        sampling = gkd.student_sampling(context)
         student = context.seeded(c.student_arch, c.student_width, "twin student", index)
         gkd.distil(
             context,
@@ -108,7 +108,7 @@ def run_students(context: Context) -> dict[str, Any]:
             if main:
                 gkd.discard_outdated(context, folder, "canaries")
         if runtime.broadcast(len(list(folder.glob("model-*.safetensors"))) < c.num_students):
-            shadow_students.complete(context, gkd.shared_sets(context, gkd.tuned_sampling(context)))
+            shadow_students.complete(context, gkd.shared_sets(context, gkd.student_sampling(context)))
         _train(context, Students(context), folder, c.num_students, "twin students")
         if runtime.is_main:
             files.save_array(folder / "keep.npy", drawn(context).keep[: c.num_students].numpy())

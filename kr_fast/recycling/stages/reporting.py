@@ -69,6 +69,7 @@ def summary(context: Context) -> dict[str, Any]:
             {"sigma" if key == "noise_scale" else key: value for key, value in row.items() if key != "checkpoint"}
             for row in context.result("tuning")["rows"]
         ],
+        **({"few_step": _few_step(context)} if context.config.few_steps else {}),
         **({"ablation": ablation.figures(context)} if context.config.ablation else {}),
         "notes": _notes(context, audited["audit"]),
         **({} if context.ledger is None else {"budget": context.ledger.summary(models["teacher"]["val_accuracy"])}),
@@ -76,10 +77,15 @@ def summary(context: Context) -> dict[str, Any]:
     return {"verdict": verdict.of_run(context.config, report.metrics(facts)), **facts}
 
 
+def _few_step(context: Context) -> dict[str, Any]:
+    return {key: value for key, value in context.result("few_step").items() if key not in HIDDEN}
+
+
 def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
     """Notes on this run, without those on how the images were read, which stand with the data."""
     notes = [note for stage in ("data", "teacher") for note in context.result(stage).get("notes", ())]
     notes = [note for note in notes if note not in context.data.notes]
+    notes += context.result("few_step")["notes"] if context.config.few_steps else []
     if audit is None:
         return notes
     notes += audit["setting"]["warnings"]

@@ -30,6 +30,7 @@ ENTRIES: dict[str, dict[str, str]] = {
     PRIVATE: {
         "teacher.safetensors": "the Teacher. Its weights were trained on the real images and can leak them",
         "generator/": "the generator. Its weights were trained on the real images, some of which it may draw again",
+        "few_step/": "the generator of few steps, which was made from images of the generator and leaks what they do",
         "shadows/": "networks for the attacks, trained on halves of the real images; keep.npy says by record which of "
         "them saw it",
         "shadow_students/": "the same for the Student, and generators that were trained on halves of the real images; "
@@ -83,6 +84,7 @@ class Folder:
         self.metrics = self.release / "metrics.json"
         self.audit_figures = self.release / "audit.json"
         self.teacher, self.generators = self.private / "teacher.safetensors", self.private / "generator"
+        self.few_step = self.private / "few_step"  # as a checkpoint of the generator
         self.ids = self.private / "synthetic" / "ids.npy"
         self.shadows, self.shadow_students = self.private / "shadows", self.private / "shadow_students"
         self.ablation, self.ablation_students = self.private / "ablation", self.private / "ablation_students"

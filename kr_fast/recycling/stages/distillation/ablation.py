@@ -66,7 +66,7 @@ def run(context: Context) -> dict[str, Any]:
     """
     c, folder, test, rows = context.config, context.folder.ablation, context.data.test, []
     gkd.discard_outdated(context, folder, "teacher")
-    gkd.shared_sets(context, gkd.tuned_sampling(context)).discard_outdated()
+    gkd.shared_sets(context, gkd.student_sampling(context)).discard_outdated()
     for variant in variants(c):
         of_run = variant == Variant.of_run(c)
         if not of_run and not variant.file(folder).exists():
@@ -109,7 +109,7 @@ def load(context: Context, variant: Variant) -> nn.Module:
 def _train(context: Context, variant: Variant) -> None:
     """Train and save the Student of ``variant``, on the sets that the run's Student saw where it needs these."""
     c, changed, file = context.config, variant.context(context), variant.file(context.folder.ablation)
-    sampling, schedule = gkd.tuned_sampling(context), gkd.student_schedule(context)
+    sampling, schedule = gkd.student_sampling(context), gkd.student_schedule(context)
     student = context.seeded(c.student_arch, c.student_width, "student")
     kept = gkd.shared_sets(context, sampling)
     gkd.distil(

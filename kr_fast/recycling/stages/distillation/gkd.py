@@ -25,7 +25,13 @@ from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import nearest_images
 from kr_fast.recycling.stages.distillation.student_training import Schedule, StudentTraining, confident
 from kr_fast.recycling.stages.generation import generator
-from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, network_calls, tuned_sampling
+from kr_fast.recycling.stages.generation.sampling import (
+    Sampling,
+    default_sampling,
+    network_calls,
+    student_sampling,
+    tuned_sampling,
+)
 from kr_fast.recycling.throughput import SynthesisClock
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
@@ -56,7 +62,7 @@ class Distilled:
     rate: float | None = None
 
 
-def drawn(
+def drawing(
     context: Context,
     sampling: Sampling,
     images: int,
@@ -67,13 +73,11 @@ def drawn(
     kept: KeptSets | None = None,
     seen: Callable[[int, Tensor], None] | None = None,
     clock: SynthesisClock | None = None,
-) -> Draw:
+) -> Drawing:
     """Draw ``images`` per period with ``sampling``; an id addresses one image of (generator, seed) and is used once.
 
-    With ``fixed_images`` every period has the images of the first.
-
     Args:
-        checkpoint: folder of the generator; None for this run's of ``sampling.checkpoint``.
+        checkpoint: folder of the generator; None for this run's that ``sampling`` names.
         real: labels that the generator was trained on; None for those of the training split. Classes are as frequent
             as in them, unless ``label_plan`` is balanced.
         seed: of the images; None for this run's.
@@ -82,13 +86,8 @@ def drawn(
         clock: times the drawing.
     """
     c, plan = context.config, context.label_plan(real)
-    if c.generator:
-        source = given.opened(c, context.data, context.runtime.device)
-        drawing = source.draw(sampling, plan, images, c.seed, kept)
-        return fixed(drawing) if c.fixed_images else drawing
-    network, _, objective = generator.load(
-        context.folder.generator(sampling.checkpoint) if checkpoint is None else checkpoint, context.runtime.device
-    )
+    own = context.folder.few_step if sampling.few_step else context.folder.generator(sampling.checkpoint)
+    network, _, objective = generator.load(own if checkpoint is None else checkpoint, context.runtime.device)
     optimize(network)
     sampler = Sampler(
         network,
@@ -102,27 +101,40 @@ def drawn(
         micro_batch=c.micro_batch,
         crop=context.data.image_shape[:2],
     )
-    drawing = Drawing(sampler, plan, images, kept, seen, clock or SynthesisClock())
-    return fixed(drawing) if c.fixed_images else drawing
+    return Drawing(sampler, plan, images, kept, seen, clock or SynthesisClock())
+
+
+def drawn(context: Context, sampling: Sampling, images: int, kept: KeptSets | None = None, **options: Any) -> Draw:
+    """As :func:`drawing`, for a Student: from the generator that was given, where one was.
+
+    With ``fixed_images`` every period has the images of the first.
+    """
+    c = context.config
+    if c.generator:
+        source = given.opened(c, context.data, context.runtime.device)
+        draw = source.draw(sampling, context.label_plan(), images, c.seed, kept)
+    else:
+        draw = drawing(context, sampling, images, kept=kept, **options)
+    return fixed(draw) if c.fixed_images else draw
 
 
 def shared_sets(context: Context, sampling: Sampling) -> KeptSets | None:
     """Where the Student's sets are kept for shadow and twin Students that learn from the same ones; None if none do."""
     if not context.config.keeps_sets:
         return None
-    made_from = {"made_from": context.journal.digest("generator"), **sampling.values()}
+    made_from = {"made_from": context.journal.digest("generator", "few_step"), **sampling.values()}
     return KeptSets(context.folder.shared, made_from, context.runtime.device)
 
 
 def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
     """Delete Students in ``folder`` that were made from other files, or other ``teachers``, than those of this run."""
-    sampling = tuned_sampling(context).values()
-    record = {"made_from": context.journal.digest("generator", teachers), **sampling}
+    sampling = student_sampling(context).values()
+    record = {"made_from": context.journal.digest("generator", "few_step", teachers), **sampling}
     if context.ledger is not None:  # without a budget its length is that of the configuration
         record["cycles"] = list(student_schedule(context).cycles)
     path = folder / "made_from.json"
     if path.exists() and files.read_json(path) != record:
-        names = ("model-*.safetensors", "generator-*", "denoising-*.npy", "nearest-*.npy")
+        names = ("model-*.safetensors", "generator-*", "few-step-*", "denoising-*.npy", "nearest-*.npy")
         for left in (path for name in names for path in folder.glob(name)):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     files.write_json(path, record)
@@ -231,7 +243,7 @@ def run(context: Context) -> dict[str, Any]:
     """Train and save the Student, with the chosen sampling."""
     c = context.config
     teacher_model = teacher.load(context)
-    sampling = tuned_sampling(context)
+    sampling = student_sampling(context)
     student = context.seeded(c.student_arch, c.student_width, "student")
     if (kept := shared_sets(context, sampling)) is not None:
         kept.discard_outdated()

@@ -6,8 +6,8 @@ Shadow Student ``k`` learns the soft labels of shadow Teacher ``k`` by the Stude
   generator was trained on all members, so no shadow Student shows what it leaks of a member: the audit then covers the
   path through the labels only.
 - ``retrained``: a generator trained on shadow Teacher ``k``'s half by the run's recipe, as long as the chosen
-  checkpoint was. How well it takes noise off each image is kept for the attack on the generator's weights, and how near
-  its images come to each record for the one on the released images.
+  checkpoint was, and made few-step where the run's is. How well it takes noise off each image is kept for the attack
+  on the generator's weights, and how near its images come to each record for the one on the released images.
 
 With an ablation there is a second set of them, which differ in that alone in which the ablation's Student with the
 run's labels differs from the Student: one synthetic set for all periods, or a new one each. Weights, shuffles, Teachers
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kr_fast.data import Split
 from kr_fast.ensemble import Shadows, load_shadows
@@ -31,7 +32,7 @@ from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, KeptSets, ahead
 from kr_fast.recycling.stages import control, shadows
 from kr_fast.recycling.stages.distillation import ablation, gkd, nearest_images, student
-from kr_fast.recycling.stages.generation import generator, generator_attack
+from kr_fast.recycling.stages.generation import few_step, generator, generator_attack
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
@@ -52,8 +53,8 @@ class Job:
 
     @property
     def sampling(self) -> gkd.Sampling:
-        """As it was tuned for the run."""
-        return gkd.tuned_sampling(self.context)
+        """As the Student's images are drawn."""
+        return gkd.student_sampling(self.context)
 
     @property
     def shared(self) -> KeptSets | None:
@@ -80,11 +81,21 @@ class Job:
             )
         if context.config.attacks_generator:
             generator_attack.keep_errors(context, index, checkpoint)
+        if context.config.few_steps:
+            checkpoint = self.few_step(index, checkpoint, labels[members], seed)
         options = {"checkpoint": checkpoint, "real": labels[members], "seed": seed}
         # Those of the ablation are drawn by the same generator.
         path = nearest_images.shadow_file(context, index)
         seen = None if self.of_ablation else nearest_images.keeping(context, path)
         return gkd.drawn(context, self.sampling, gkd.student_schedule(context).images, **options, seen=seen)
+
+    def few_step(self, index: int, source: Path, labels: Tensor, seed: int) -> Path:
+        """The generator of few steps that is made from ``source``, a generator trained on images of ``labels``."""
+        path = self.context.folder.shadow_students / f"few-step-{index:03d}"
+        if not path.exists():
+            tuned, state_path = gkd.tuned_sampling(self.context), self.state(f"shadow-few-step-{index:03d}")
+            few_step.train(self.context, source, path, tuned, labels=labels, seed=seed, state_path=state_path)
+        return path
 
     def state(self, name: str) -> Path:
         """File of an unfinished training's state."""
@@ -119,7 +130,7 @@ def complete(context: Context, kept: KeptSets) -> None:
     count = 1 if context.config.fixed_images else schedule.periods
     periods = [period for period in runtime.shard(count) if period not in kept]
     if periods:
-        sampling = gkd.tuned_sampling(context)
+        sampling = gkd.student_sampling(context)
         with (
             bar(len(periods), "shared images", "period") as progress,
             ahead(gkd.drawn(context, sampling, schedule.images, kept=kept), periods) as sets,

@@ -33,6 +33,6 @@ def recipe(context: Context) -> dict[str, Any]:
     new = {"standardize_logits": c.standardize_logits, "cutmix": c.student_cutmix, "fixed_images": c.fixed_images}
     further |= {name: value for name, value in new.items() if value}
     loss = "decoupled distillation" if c.loss == "dkd" else "distillation"
-    further["confidence"] = gkd.tuned_sampling(context).confidence
+    further["confidence"] = gkd.student_sampling(context).confidence
     further |= {"periods": list(schedule.cycles), "images": schedule.images, "passes": schedule.epochs}
     return recipe_of(context.network(c.student_arch, c.student_width), c.recipe("student"), loss, **further)

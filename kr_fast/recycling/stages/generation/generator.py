@@ -127,7 +127,7 @@ def train(
     start = time.perf_counter()
     with bar(last, description, "step", first) as progress:
         for step in range(first, last):
-            _set_rate(optimizer, c.generator_learning_rate * _rate_factor(step, 0 if c.budget else c.generator_steps))
+            set_rate(optimizer, c.generator_learning_rate * rate_factor(step, 0 if c.budget else c.generator_steps))
             share = torch.arange(rank, c.generator_batch_size, world_size)
             with autocast(runtime.device, precision):
                 loss = batch_loss(context, network, images, labels, step, seed, share)
@@ -148,7 +148,7 @@ def train(
                 window.zero_()
                 progress.set(loss=f"{mean:.4f}")
             if rank == 0 and done in saved_steps:
-                _save(context, plain, ema, folder_of(done), split.labels)
+                save(context, plain, ema, folder_of(done), split.labels)
             if rank == 0 and (done in saved_steps or done % SAVE_EVERY == 0) and (keep_state or done < last):
                 training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
                 files.save_state(state_path, {**training, "step": done, "losses": losses, "window": window})
@@ -187,12 +187,13 @@ class _SingleProcess:
         loss.backward()
 
 
-def _rate_factor(step: int, steps: int) -> float:
+def rate_factor(step: int, steps: int) -> float:
     """Linear warm-up, then half a cosine to zero over ``steps``; constant where they are 0, which is not known."""
     return min(1.0, (step + 1) / WARM_UP) * (0.5 * (1 + math.cos(math.pi * step / steps)) if steps else 1.0)
 
 
-def _set_rate(optimizer: Any, rate: float) -> None:
+def set_rate(optimizer: Any, rate: float) -> None:
+    """The learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
@@ -208,7 +209,7 @@ def validation_loss(context: Context, path: Path) -> float:
     return float(torch.stack(losses).mean())
 
 
-def _save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) -> None:
+def save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) -> None:
     """Save the EMA weights in diffusers' format, with the counts of the classes that it was trained on."""
     if path.exists():
         return

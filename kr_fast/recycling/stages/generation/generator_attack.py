@@ -3,6 +3,9 @@
 How well it takes noise off an image (:func:`kr_fast.membership.denoising_errors`) tells whether it was trained on it,
 once the difficulty of the image is taken off (:func:`kr_fast.membership.denoising_attack`): by generators retrained on
 halves of the pool where the run has them, else by an early checkpoint of the same training and by the pixels.
+
+Attacked is the checkpoint of many steps, also where images are drawn from one of few. That one is made from images of
+it alone, so it can leak no more, and it takes noise off at its own few levels only.
 """
 
 from pathlib import Path

@@ -12,7 +12,8 @@ from kr_fast.recycling.stages.generation.generator_loss import make_scheduler
 class Sampling:
     """How synthetic images are drawn, and how long a Student learns from each set.
 
-    ``images``, ``passes``: of a period; 0 for as many as the configuration has.
+    ``images``, ``passes``: of a period; 0 for as many as the configuration has. ``few_step``: from the generator of few
+    steps that was made from the checkpoint.
     """
 
     checkpoint: int
@@ -24,6 +25,7 @@ class Sampling:
     solver: str = "euler"
     images: int = 0
     passes: int = 0
+    few_step: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))  # a list where read from JSON
@@ -47,6 +49,18 @@ def default_sampling(context: Context, step: int) -> Sampling:
 def tuned_sampling(context: Context) -> Sampling:
     """As it was chosen for the run."""
     return Sampling(**context.result("tuning")["sampling"])
+
+
+def few_step_sampling(tuned: Sampling, steps: int) -> Sampling:
+    """Of the few-step generator made from one sampled by ``tuned``, whose guidance and noise scale it has learnt."""
+    options = {"images": tuned.images, "passes": tuned.passes, "few_step": True}
+    return Sampling(tuned.checkpoint, steps, 1.0, 1.0, tuned.confidence, **options)
+
+
+def student_sampling(context: Context) -> Sampling:
+    """How the Student's images are drawn: as tuned, or by the few-step generator where there is one."""
+    tuned, steps = tuned_sampling(context), context.config.few_steps
+    return few_step_sampling(tuned, steps) if steps else tuned
 
 
 def network_calls(sampling: Sampling) -> int:
