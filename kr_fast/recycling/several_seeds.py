@@ -35,8 +35,8 @@ FIGURES = {
     "test accuracy, Teacher": "teacher.test_accuracy",
     "test accuracy, Student (CAS)": "student.test_accuracy",
     "CAS gap": "cas_gap",
-    "macro AUC on the test images, Teacher": "teacher.auc",
-    "macro AUC on the test images, Student": "student.auc",
+    "macro AUC on the test images, Teacher": "teacher.test_auc",
+    "macro AUC on the test images, Student": "student.test_auc",
     **{
         f"{words} AUC, mean of {whose}s made alike": f"leave_one_out.{name}.{attack}.auc.mean"
         for attack, words in ATTACKS.items()

@@ -197,7 +197,7 @@ RUN = (
     "throughput.{generator,synthesis,distillation,hidden}",
     "dataset.{num_classes,train,val,test,height,width,channels}",
     "checkpoints.#.{step,val_accuracy,val_auc}",
-    "ablation.#.{val_accuracy,test_accuracy,auc}",
+    "ablation.#.{val_accuracy,test_accuracy,test_auc}",
     f"ablation.#.leakage.{{attack}}.{{mean,sd,{PAIR}}}",
     "tuning.#.{num_inference_steps,guidance_scale,sigma,confidence,val_accuracy,val_auc}",
     "few_step.{steps,val_accuracy,val_auc,images_per_second,speedup}",

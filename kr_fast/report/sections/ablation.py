@@ -44,7 +44,7 @@ def table(rows: list[dict[str, Any]], dataset: dict[str, Any]) -> list[list[str]
     for row in rows:
         of_splits = [share(row[f"{name}_accuracy"], dataset[name]) for name in ("val", "test")]
         own = "the Student of this run" if row["of_run"] else ""
-        cells.append([LABELS[row["labels"]], IMAGES[row["regenerated"]], *of_splits, number(row["auc"]), own])
+        cells.append([LABELS[row["labels"]], IMAGES[row["regenerated"]], *of_splits, number(row["test_auc"]), own])
     return cells
 
 

@@ -87,6 +87,6 @@ def test_shadow_students_with_fixed_images_and_what_they_leak(audited):
 def test_what_the_report_says(audited):
     rows, text = metrics(audited[0])["ablation"], (audited[0] / "release" / "report.md").read_text()
     brought = 100 * (rows[3]["test_accuracy"] - rows[0]["test_accuracy"])
-    assert rows[3]["auc"] == pytest.approx(metrics(audited[0])["student"]["auc"])
+    assert rows[3]["test_auc"] == pytest.approx(metrics(audited[0])["student"]["test_auc"])
     assert f"both together bring {brought:+.2f}" in text
     assert f"| {rows[2]['leakage']['rmia']['mean']:.3f} [" in text

@@ -61,7 +61,7 @@ def other_images(config: RecycleConfig) -> Variant:
 def run(context: Context) -> dict[str, Any]:
     """Train what is missing of the three further Students; figures of all four on validation and test.
 
-    Returns: {"rows": [{"labels", "regenerated", "of_run", "val_accuracy", "test_accuracy", "auc" (of the
+    Returns: {"rows": [{"labels", "regenerated", "of_run", "val_accuracy", "test_accuracy", "test_auc" (of the
         test: macro, one class against the others)}]}.
     """
     c, folder, test, rows = context.config, context.folder.ablation, context.data.test, []
@@ -74,7 +74,7 @@ def run(context: Context) -> dict[str, Any]:
         model = gkd.load(context) if of_run else load(context, variant)
         row = {**dataclasses.asdict(variant), "of_run": of_run, "val_accuracy": accuracy(model, context.data.val)}
         tested = evaluate(logits_of(model, test), test.labels, seed=0, replicates=1).values
-        rows.append({**row, "test_accuracy": tested["accuracy"], "auc": tested["auc"]})
+        rows.append({**row, "test_accuracy": tested["accuracy"], "test_auc": tested["auc"]})
     return {"rows": rows}
 
 
