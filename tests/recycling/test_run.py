@@ -148,7 +148,7 @@ def test_last_screen(finished):
     assert lines[0].split("  ")[-1] == "Teacher - Student, full"
     attacks = [f"{attack} AUC" for attack in ("LiRA online", "LiRA offline", "loss threshold")]
     rows = [f"{attack}, {which}" for attack in attacks for which in ("mean of 4 made alike", "this one")]
-    rows = ["test accuracy", *rows, "AOP", "released images", "released images", "seconds"]
+    rows = ["test accuracy", "test AUC", *rows, "AOP", "released images", "released images", "seconds"]
     assert [line.split("  ")[0] for line in lines[1:-2]] == rows
     assert lines[-2].startswith("images/s: generator training ")
     assert lines[-2] in (finished[0] / "release" / "report.md").read_text().replace("Images/s", "images/s")
