@@ -14,6 +14,7 @@ from kr_fast.ops.sampling.pack_uint8 import pack_uint8
 from kr_fast.ops.sampling.philox_normal import philox_normal
 from kr_fast.recycling import trained_generator
 from kr_fast.recycling.config import RecycleConfig
+from kr_fast.recycling.preflight import memory_and_disk, networks, time_estimate
 from kr_fast.recycling.presets import preset
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import few_step, generator
@@ -24,6 +25,7 @@ from kr_fast.runtime.storage import files
 from kr_fast.synthesis import StepTable
 from kr_fast.training import EMA
 
+NEEDS = (memory_and_disk.disk_needs, memory_and_disk.memory_needs)
 SAMPLING = Sampling(1, 5, 2.0, 1.2, 0.0)  # five steps: rounded up to a multiple of the few
 
 
@@ -158,6 +160,23 @@ def test_students_and_synthesize_draw_from_it(audited, tmp_path, monkeypatch, ca
     capsys.readouterr()
     assert main([*command, str(tmp_path / "other"), "--guidance-scale", "1.5"]) == 2
     assert "guidance_scale must be 1.0 or left out for a few-step generator" in capsys.readouterr().err
+
+
+def test_time_memory_and_disk_are_counted(tmp_path):
+    """Seconds where every rate is 1, by hand: 100 steps draw twice 16 batches, of 2 calls or, guided, of 4 an image."""
+    one = time_estimate.Rates(*[1.0] * len(dataclasses.fields(time_estimate.Rates)))
+    options = {"generator_batch_size": 8, "few_step_training": 100, "trial_images": 64, "student_batch_size": 32}
+    many = new_context(tmp_path, counts=(20, 9, 10), **options)
+    few = dataclasses.replace(many, config=dataclasses.replace(many.config, few_steps=1))
+    before, after = time_estimate.stages(many, one), time_estimate.stages(few, one)
+    short = 1 + 64 + (64 + 9)
+    assert after["few_step"] == 100 * 8 + 2 * 16 * 8 * 3 + 2 + short
+    assert before["gkd"] - after["gkd"] == 3 * 128 * (3 - 1)
+    sizes = networks.sizes(few)
+    disk, memory = (memory_and_disk.stages(needs(few, sizes)) for needs in NEEDS)
+    assert disk["few_step"] == sizes.generator.state
+    assert memory["few_step"] == 5 * sizes.generator.state + 8 * sizes.generator.saved + 4 * 64 * 16 * 8 * 2
+    assert "few_step" not in memory_and_disk.stages(memory_and_disk.memory_needs(many, sizes))
 
 
 @pytest.mark.parametrize(
