@@ -14,7 +14,7 @@ from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.verdict.limits import Limits
 from kr_fast.membership.verdict.paths import Names, check_paths
 from kr_fast.models import CLASSIFIERS
-from kr_fast.recycling.search_options import SOLVERS, WHOLE, check_search
+from kr_fast.recycling.search_options import Searched, check_search
 from kr_fast.report.run_audit import CONTROL, FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option, option_like, option_of
@@ -136,18 +136,13 @@ class RecycleConfig:
         most=4,
     )
     few_step_training: int = option(400, "optimizer steps of the few-step generator", least=1, most=10 * MOST)
+    ema_lengths: tuple[float, ...] = Searched.ema_lengths
+    checkpoint_halving: bool = Searched.checkpoint_halving
 
     num_inference_steps: int = option(5, "solver steps before tuning", least=1, most=1000)
     guidance_scale: float = option(1.0, "classifier-free guidance before tuning; 1 is none", least=0, most=100)
-    guidance_interval: tuple[float, ...] = option(
-        WHOLE, "first and last share of the solver steps in which guidance applies, before tuning", least=0, most=1
-    )
-    solver: str = option(
-        "euler",
-        "before tuning: euler (DDIM for epsilon and v_prediction), heun (two network calls a step, for flow) or dpm++ "
-        "(DPM-Solver++ of second order)",
-        choices=SOLVERS,
-    )
+    guidance_interval: tuple[float, ...] = Searched.guidance_interval
+    solver: str = Searched.solver
     noise_scale: float = option(
         1.0, "initial-noise scale sigma before tuning; above 1 is the Expansion Trick", least=0.01, most=100
     )
@@ -163,14 +158,11 @@ class RecycleConfig:
     tune_guidance_scale: tuple[float, ...] = option((1.5,), "values tried besides the default", least=0, most=100)
     tune_num_inference_steps: tuple[int, ...] = option((8,), "values tried besides the default", least=1, most=1000)
     tune_confidence: tuple[float, ...] = option((0.5,), "values tried besides the default", least=0, below=1)
-    tune_guidance_interval: tuple[float, ...] = option((), "an interval tried besides the default", least=0, most=1)
-    tune_solver: tuple[str, ...] = option((), "solvers tried besides the default", choices=SOLVERS)
-    tune_images: tuple[int, ...] = option(
-        (), "images per period tried besides the default, at equal steps of the Student", least=1, most=IMAGES
-    )
-    tune_student_epochs: tuple[int, ...] = option(
-        (), "passes over a period's images tried besides the default, at equal steps", least=1, most=MOST
-    )
+    tune_guidance_interval: tuple[float, ...] = Searched.tune_guidance_interval
+    tune_solver: tuple[str, ...] = Searched.tune_solver
+    tune_images: tuple[int, ...] = Searched.tune_images
+    tune_student_epochs: tuple[int, ...] = Searched.tune_student_epochs
+    tune_trials: int = Searched.tune_trials
     trial_images: int = option(
         1024, "synthetic images per period of a short Student (checkpoint choice, tuning)", least=1, most=IMAGES
     )

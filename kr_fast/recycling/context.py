@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,9 @@ class Context:
             return self.network(arch, width).to(self.runtime.device)
 
 
+MEASURED = ("score", "seconds")  # of a trial
+
+
 class Trials:
     """Results of short trainings by key, saved in a file, so that a stopped search continues.
 
@@ -96,14 +100,24 @@ class Trials:
     def __init__(self, context: Context):
         self.path = path = context.folder.state / "trials.json"
         self._made_from = context.journal.digest("teacher", "generator")
-        self._results: dict[str, float] = files.read_json(path, dict) if path.exists() else {}
-        if not all(isinstance(value, int | float) for value in self._results.values()):
-            raise UserError(f"{path} must hold a number for each trial, got something else; delete it to try again")
+        self._results: dict[str, dict[str, float]] = files.read_json(path, dict) if path.exists() else {}
+        for each in self._results.values():
+            if not isinstance(each, dict) or not all(isinstance(each.get(name), int | float) for name in MEASURED):
+                rule = "hold score and seconds of each trial"
+                raise UserError(f"{path} must {rule}, got something else; delete it to try again")
 
-    def get(self, run, **key: Any) -> float:
+    def get(self, run: Callable[[], float], **key: Any) -> float:
         """``run()``, or what it returned before for ``key``."""
-        name = json.dumps({**key, "made_from": self._made_from}, sort_keys=True)
+        name = self._name(key)
         if name not in self._results:
-            self._results[name] = run()
+            start = time.perf_counter()
+            self._results[name] = {"score": run(), "seconds": time.perf_counter() - start}
             files.write_json(self.path, self._results)
-        return self._results[name]
+        return self._results[name]["score"]
+
+    def seconds(self, **key: Any) -> float:
+        """What the trial of ``key`` took."""
+        return self._results[self._name(key)]["seconds"]
+
+    def _name(self, key: dict[str, Any]) -> str:
+        return json.dumps({**key, "made_from": self._made_from}, sort_keys=True)

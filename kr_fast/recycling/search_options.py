@@ -1,11 +1,54 @@
-"""What options of checkpoint choice, sampling and tuning may be together."""
+"""Options of checkpoint choice, sampling and tuning, and which of them may be together."""
 
 from typing import Any
 
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.options import option
 
+LEAST_LENGTH, MOST_LENGTH = 0.03, 0.2  # of averages that two kept ones make with an error below 5 %
 SOLVERS = ("euler", "heun", "dpm++")
 WHOLE = (0.0, 1.0)  # the interval of guidance that leaves no step out
+
+
+class Searched:
+    """Fields of a :class:`RecycleConfig`."""
+
+    ema_lengths = option(
+        (),
+        "further averages of the weights at each checkpoint, by the standard deviation of what they remember as a "
+        "share of the steps so far (sigma_rel)",
+        least=LEAST_LENGTH,
+        most=MOST_LENGTH,
+    )
+    checkpoint_halving = option(
+        False,
+        "choose among checkpoints and averages by successive halving: the better half is tried again by Students of "
+        "twice as many periods, until one is left",
+    )
+    guidance_interval = option(
+        WHOLE, "first and last share of the solver steps in which guidance applies, before tuning", least=0, most=1
+    )
+    solver = option(
+        "euler",
+        "before tuning: euler (DDIM for epsilon and v_prediction), heun (two network calls a step, for flow) or dpm++ "
+        "(DPM-Solver++ of second order)",
+        choices=SOLVERS,
+    )
+    tune_guidance_interval = option((), "an interval tried besides the default", least=0, most=1)
+    tune_solver = option((), "solvers tried besides the default", choices=SOLVERS)
+    tune_images = option(
+        (), "images per period tried besides the default, at equal steps of the Student", least=1, most=1_000_000_000
+    )
+    tune_student_epochs = option(
+        (), "passes over a period's images tried besides the default, at equal steps", least=1, most=1_000_000
+    )
+    tune_trials = option(
+        0,
+        "settings that are compared by successive halving: the default, and quasi-random ones between the default and "
+        "the values of tune_ options; 0 for these values one after the other",
+        least=0,
+        most=10_000,
+    )
 
 
 def check_search(config: Any) -> None:
@@ -16,7 +59,20 @@ def check_search(config: Any) -> None:
             fail("run", name, f"be {'empty or ' if none else ''}two rising shares in [0, 1]", list(value))
     if "heun" in (config.solver, *config.tune_solver) and config.generator_objective != "flow":
         fail("run", "solver", "be euler or dpm++ unless generator_objective is flow", "heun")
-    if config.budget:
-        for name in ("tune_images", "tune_student_epochs"):
-            if getattr(config, name):
-                fail("run", name, "be left out with a budget, which decides how long a Student trains", "some")
+    if config.tune_trials and (tried := config.tune_guidance_interval):
+        usual = config.guidance_interval
+        if not max(usual[0], tried[0]) < min(usual[1], tried[1]):
+            rule = f"begin and end inside guidance_interval, {list(usual)}, or around it, with tune_trials"
+            fail("run", "tune_guidance_interval", rule, list(tried))
+    length, rounds = "which decides how long a Student trains", "whose rounds choose the checkpoint"
+    untrained, names = "a given one, which has one checkpoint", ("checkpoint_halving", "ema_lengths")
+    refused = [(name, "budget", rounds) for name in names]
+    refused += [(name, "budget", length) for name in ("tune_images", "tune_student_epochs")]
+    refused += [(name, "generator", untrained) for name in names]
+    for name, beside, why in refused:
+        if (value := getattr(config, name)) and getattr(config, beside):
+            value = list(value) if isinstance(value, tuple) else value
+            fail("run", name, f"be left out with {beside}, {why}", value)
+    lengths = config.ema_lengths
+    if len({f"{length:g}" for length in lengths}) < len(lengths):
+        fail("run", "ema_lengths", "not repeat", list(lengths))

@@ -45,11 +45,13 @@ def open_generator(
     if trained is None:
         fail(*asked, "be a run whose generator is trained", run)
     steps, tuned = trained["checkpoints"], (journal.done("tuning") or {}).get("sampling", {})
-    chosen = step or tuned.get("checkpoint") or (journal.done("checkpoints") or {}).get("chosen") or steps[-1]
+    best = journal.done("checkpoints") or {"chosen": steps[-1]}
+    chosen = step or best["chosen"]
     if chosen not in steps:
         fail(asked[0], "checkpoint", f"be one of {', '.join(map(str, steps))}", chosen)
     few = config["few_steps"] if few_step and not step and journal.done("few_step") is not None else 0
-    path = folder.few_step if few else folder.generator(chosen)
+    length = best.get("ema_length", 0.0) if chosen == best["chosen"] else 0.0
+    path = folder.few_step if few else folder.generator(chosen, length)
     journal.check("few_step" if few else "generator", asked[0], path)
     facts = files.read_json(path / "objective.json", dict)
     if "image_shape" not in facts:

@@ -8,7 +8,7 @@ from typing import Any
 from kr_fast.report import audit_tables, render, run_audit, tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
-from kr_fast.report.sections import ablation, cards, few_step, measured, quality, reading, verdict
+from kr_fast.report.sections import ablation, cards, few_step, measured, quality, reading, search, verdict
 from kr_fast.report.sentences import OF_RUN
 
 
@@ -51,14 +51,7 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
         yield "missing", "No audit was run."
     yield "heading", "Training"
     yield figure("curves", figures)
-    for title, key in (("Checkpoint Optimisation", "checkpoints"), ("Tuning", "tuning")):
-        yield "heading", title
-        if summary.get(key):
-            by = "AUC" if "val_auc" in summary[key][0] else "Accuracy"
-            yield "text", f"{by} of a short Student on real validation images."
-            yield "table", tables.trials(summary[key])
-        else:
-            yield "missing", f"{title} was not run."
+    yield from search.blocks(summary, figures)
     yield from few_step.blocks(summary)
     yield from ablation.blocks(summary)
     yield "heading", "Time"

@@ -20,6 +20,7 @@ TARGETS = {
 TITLES = {"teacher": "Teacher", "student": "Student", "student_full": "Student"}
 TITLES |= {"released": "released images", "control": "positive control"}
 STYLES = {"lira": "-", "lira_offline": "--", "loss": ":", "nearest_synthetic": "-", "generated_density": ":"}
+ENDS = ((0, "first"), (1, "last"))  # of an interval
 MOST_CLASSES = 20  # rows of the image grid
 DARK = dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor", "legend.facecolor"), "none")
 DARK |= dict.fromkeys(("text.color", "axes.labelcolor"), "#dddddd")
@@ -142,6 +143,52 @@ def draw_roc(fpr: np.ndarray, tpr: np.ndarray, negatives: int, label: str, axes:
     return axes
 
 
+def trials(rows: list[dict[str, Any]]) -> bytes:
+    """Score on validation against each parameter that varies, by length of the Students; the chosen setting ringed."""
+    score = next(key for key in rows[0] if key.startswith("val_"))
+    about = ("round", "length", "repeat", "seconds", "chosen", score)
+    varied = [key for key in rows[0] if key not in about and len({str(row[key]) for row in rows}) > 1]
+    panels = []
+    for key in varied:
+        if isinstance(rows[0][key], list):  # an interval
+            panels += [(f"{key.replace('_', ' ')}: {end}", [row[key][at] for row in rows]) for at, end in ENDS]
+        else:
+            panels.append((key.replace("_", " "), [row[key] for row in rows]))
+    columns = min(len(panels), 4) or 1
+    lines = -(-len(panels) // columns) or 1
+    figure = new_figure(2.5 * columns + 0.5, 2.3 * lines + 0.4)
+    lengths = sorted({row["length"] for row in rows})
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis, (title, values) in zip(axes, panels, strict=False):
+        for at, length in enumerate(lengths):
+            shown = [i for i, row in enumerate(rows) if row["length"] == length]
+            shade = 0.25 + 0.75 * (at + 1) / len(lengths)
+            axis.scatter(
+                [values[i] for i in shown],
+                [rows[i][score] for i in shown],
+                s=18,
+                color=STUDENT,
+                alpha=shade,
+                label=f"length {length}",
+            )
+        chosen = [i for i, row in enumerate(rows) if row["chosen"]]
+        axis.scatter(
+            [values[i] for i in chosen],
+            [rows[i][score] for i in chosen],
+            s=70,
+            facecolors="none",
+            edgecolors=TEACHER,
+            label="chosen",
+        )
+        axis.set_xlabel(title, fontsize=9)
+        axis.tick_params(labelsize=8)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    axes[0].set_ylabel(score.replace("val_", "validation "), fontsize=9)
+    axes[0].legend(fontsize=7)
+    return png(figure)
+
+
 def stages(seconds: dict[str, float]) -> bytes:
     """Seconds of each stage as bars."""
     figure = new_figure(7, 0.32 * len(seconds) + 0.7)
@@ -171,6 +218,9 @@ def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tu
         figures["roc"] = (image, "ROC curves of the membership attacks on logarithmic axes, with the chance line")
     if arrays.get("curves"):
         figures["curves"] = (curves(arrays["curves"]), "Training curves of Teacher, generator and Student")
+    if summary.get("tuning") and "round" in summary["tuning"][0]:
+        words = "Score on validation of each trial of the tuning against each parameter, the chosen setting ringed"
+        figures["tuning"] = (trials(summary["tuning"]), words)
     if summary.get("stages"):
         figures["stages"] = (stages(summary["stages"]), "Seconds of each stage")
     return figures

@@ -104,6 +104,9 @@ def throughput(summary: dict[str, Any]) -> str:
     return text
 
 
+OPTIONAL = ("few_step", "ablation", "throughput", "budget", "tuning_decision")
+
+
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """The dictionary of ``metrics.json``; what was not measured is None."""
     keep = ("test_accuracy", "val_accuracy", "parameters", "test_accuracy_ci", "test_auc", "test_auc_ci")
@@ -112,5 +115,5 @@ def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
     rest = ("cas_gap", "student_minus_teacher", "synthetic", "audit", "aop", "stages", "config", "seed", "versions")
     rest += ("dataset", "checkpoints", "tuning")
-    rest += tuple(name for name in ("few_step", "ablation", "throughput", "budget") if name in summary)
+    rest += tuple(name for name in OPTIONAL if name in summary)
     return files.strict({"verdict": summary.get("verdict"), **models, **{key: summary.get(key) for key in rest}})

@@ -1,7 +1,7 @@
 """The moving average of the weights, by the rule of diffusers' ``EMAModel``, whose saved state it reads and writes."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -52,17 +52,9 @@ class EMA:
         self.optimization_step += 1
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], weight)
 
-    @contextlib.contextmanager
-    @torch.no_grad()
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> contextlib.AbstractContextManager[None]:
         """Within the ``with`` block the parameters have the values of their averages."""
-        parameters = [p.detach() for p in self.parameters]
-        before = [p.clone() for p in parameters]
-        torch._foreach_copy_(parameters, self.averages)
-        try:
-            yield
-        finally:
-            torch._foreach_copy_(parameters, before)
+        return replaced(self.parameters, self.averages)
 
     def state_dict(self) -> dict[str, Any]:
         """That of ``EMAModel``; the tensors are the averages themselves."""
@@ -101,6 +93,19 @@ class PowerEMA(EMA):
     def next_decay(self) -> float:
         """``d_t`` of the step that comes next."""
         return (1 - 1 / (self.optimization_step + 1)) ** (self.power + 1)
+
+
+@contextlib.contextmanager
+@torch.no_grad()
+def replaced(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> Iterator[None]:
+    """Within the ``with`` block the parameters have other values."""
+    parameters = [p.detach() for p in parameters]
+    before = [p.clone() for p in parameters]
+    torch._foreach_copy_(parameters, list(values))
+    try:
+        yield
+    finally:
+        torch._foreach_copy_(parameters, before)
 
 
 def like_parameter(value: Tensor, p: Tensor) -> Tensor:

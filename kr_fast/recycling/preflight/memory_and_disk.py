@@ -17,6 +17,7 @@ from kr_fast.recycling.preflight.networks import Size, Sizes
 from kr_fast.recycling.stages import shadows
 from kr_fast.recycling.stages.generation import few_step
 from kr_fast.recycling.stages.generation.generator import early_step
+from kr_fast.recycling.stages.generation.posthoc_ema import KEPT, SNAPSHOTS
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.memory import free_memory
 
@@ -93,12 +94,12 @@ def _training(stage: str, whose: str, size: Size, batch: int) -> list[Need]:
 
 
 def _generating(stage: str, context: Context, size: Size, batch: int, images: int) -> list[Need]:
-    """Weights, gradients, AdamW's two moments and the moving average; what a step saves; padded images."""
-    levels = len(context.config.generator_widths)
+    """Weights, gradients, AdamW's two moments and the moving averages; what a step saves; padded images."""
+    levels, averages = len(context.config.generator_widths), len(KEPT) if context.config.ema_lengths else 0
     height, width, channels = context.data.image_shape
     pixels = padded_size(height, levels) * padded_size(width, levels) * channels
     return [
-        Need(stage, "weights, gradients and optimizer", "generator_widths", 5 * size.state),
+        Need(stage, "weights, gradients and optimizer", "generator_widths", (5 + averages) * size.state),
         Need(stage, "the images of a step", "generator_batch_size", batch * size.saved),
         Need(stage, "the training images as floats", "data", 4 * pixels * images),
     ]
@@ -115,6 +116,8 @@ def _few_step(stage: str, context: Context, size: Size) -> list[Need]:
 def _distilling(stage: str, context: Context, size: Size, option: str) -> list[Need]:
     """A Student's training on a period of as many images as the option says."""
     count = getattr(context.config, option)
+    if option == "images":
+        count = max((count, *context.config.tune_images))
     period = Need(stage, "the images of a period", option, count * _image(context))
     return [*_training(stage, "student", size, min(context.config.student_batch_size, count)), period]
 
@@ -129,17 +132,20 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
     c, data = context.config, context.data
     image, pool = _image(context), len(data.train) + len(data.test)
     generators = 2 if c.few_steps else 1  # of each shadow Student
-    students, saved = c.num_students, c.checkpoints + len(early_step(c))
+    most_images = max((c.images, *c.tune_images))
+    students, saved = c.num_students, c.checkpoints * (1 + len(c.ema_lengths)) + len(early_step(c))
+    kept = len(KEPT) * (SNAPSHOTS + c.checkpoints + 1) * sizes.generator.state
     needs = [
         Need("teacher", "weights", "teacher_width", sizes.teacher.state),
         *([Need("few_step", "weights", "generator_widths", sizes.generator.state)] if c.few_steps else []),
         Need("gkd", "weights", "student_width", sizes.student.state),
-        Need("gkd", "synthetic images", "images", c.images * image),
+        Need("gkd", "synthetic images", "images", most_images * image),
     ]
     if not c.generator:
         needs += [
             Need("generator", "checkpoints", "checkpoints", saved * sizes.generator.state),
             Need("generator", POSITION, "generator_widths", 2 * 4 * sizes.generator.state),
+            *([Need("generator", "averages that are kept", "ema_lengths", kept)] if c.ema_lengths else []),
         ]
     if c.num_shadows:
         needs += [

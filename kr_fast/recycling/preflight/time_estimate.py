@@ -23,12 +23,12 @@ from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.stages import shadows, teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.distillation.student_training import Schedule
+from kr_fast.recycling.stages.generation import checkpoints, generator_attack, tuning
 from kr_fast.recycling.stages.generation import few_step as few_steps
-from kr_fast.recycling.stages.generation import generator, generator_attack
 from kr_fast.recycling.stages.generation.augmentation import condition
 from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
 from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, few_step_sampling, network_calls
-from kr_fast.recycling.stages.generation.search_space import costliest, one_at_a_time
+from kr_fast.recycling.stages.generation.search_space import costliest
 from kr_fast.synthesis import Sampler
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training import AdamW
@@ -116,9 +116,8 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         batch = min(c.student_batch_size, count)
         return periods * (epochs * (count // batch) * batch * rate + validation)
 
-    def short(sampling: Sampling) -> float:
-        whole = Schedule((c.trial_periods,), c.trial_images, c.trial_epochs)
-        each = whole.resized(sampling.images, sampling.passes, c.student_batch_size)
+    def short(sampling: Sampling, length: int = 1) -> float:
+        each = gkd.trial_schedule(c, sampling, length)
         images = (1 if c.fixed_images else each.periods) * drawn(each.images, sampling)
         return rates.setup + images + distilled(each.periods, each.images, each.epochs, rates.student)
 
@@ -136,8 +135,8 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
     seconds = {
         "teacher": validation if c.teacher else training,
         "generator": c.generator_steps * (c.generator_batch_size // world) * rates.generator,
-        "checkpoints": len(generator.checkpoint_steps(c.generator_steps, c.checkpoints)) * short(usual),
-        "tuning": sum(short(each) for each in one_at_a_time(c, usual)),
+        "checkpoints": sum(count * short(usual, length) for count, length in checkpoints.trials_of(c)),
+        "tuning": sum(short(each, length) * count for each, length, count in tuning.expected(c, usual)),
         **({"few_step": few_step + 2 * rates.setup + short(few)} if c.few_steps else {}),
         "gkd": drawings + distilled(c.periods, c.images, c.student_epochs, rates.student),
         "student": (3 * len(data.test) + 2 * min(c.images, len(data.train))) * rates.evaluated,  # and features
@@ -202,7 +201,7 @@ def asked(context: Context) -> Sizes:
     """What the data and the configuration ask of a budget."""
     c, data = context.config, context.data
     batch = min(c.student_batch_size, c.images)
-    tuned = len(one_at_a_time(c, default_sampling(context, 0)))
+    tuned = round(sum(length * count for _, length, count in tuning.expected(c, default_sampling(context, 0))))
     steps = -(-len(data.train) // c.generator_batch_size)
     return Sizes(steps, max(c.trial_images, batch), c.images, batch, tuned, len(data.val))
 

@@ -99,9 +99,9 @@ class Folder:
         self.state = self.private / "state"
         self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
 
-    def generator(self, step: int) -> Path:
-        """Checkpoint ``step`` in diffusers' format: ``unet/`` and ``scheduler/``."""
-        return self.generators / f"step-{step:06d}"
+    def generator(self, step: int, ema_length: float = 0.0) -> Path:
+        """Checkpoint ``step`` in diffusers' format: ``unet/`` and ``scheduler/``; 0 for the usual moving average."""
+        return self.generators / (f"step-{step:06d}" + (f"-ema-{ema_length:g}" if ema_length else ""))
 
     def made(self) -> list[Path]:
         """The folders that a command makes here, outermost first."""

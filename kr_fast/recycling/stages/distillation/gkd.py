@@ -19,6 +19,7 @@ from kr_fast.data import Split
 from kr_fast.ensemble.training.evaluation import scores
 from kr_fast.recycling import given
 from kr_fast.recycling.budget.ledger import Ledger
+from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, Drawing, KeptSets, ahead, fixed
 from kr_fast.recycling.stages import teacher
@@ -86,8 +87,8 @@ def drawing(
         clock: times the drawing.
     """
     c, plan = context.config, context.label_plan(real)
-    own = context.folder.few_step if sampling.few_step else context.folder.generator(sampling.checkpoint)
-    network, _, objective = generator.load(own if checkpoint is None else checkpoint, context.runtime.device)
+    own = sampling.folder(context) if checkpoint is None else checkpoint
+    network, _, objective = generator.load(own, context.runtime.device)
     optimize(network)
     sampler = Sampler(
         network,
@@ -216,20 +217,33 @@ def distil(
     return done
 
 
-def trial(context: Context, teacher_model: nn.Module, sampling: Sampling) -> float:
+def trial(context: Context, teacher_model: nn.Module, sampling: Sampling, length: int = 1, repeat: int = 0) -> float:
     """Best score on validation (option ``student_choose``) of a short Student with ``sampling``.
 
     It is the criterion of checkpoint choice and tuning.
+
+    Args:
+        length: times ``trial_periods``, in one cycle of the rate.
+        repeat: other weights, shuffles and images for each.
     """
     c, ledger = context.config, context.ledger
-    student = context.seeded(c.student_arch, c.student_width, "trial")
-    schedule = Schedule((c.trial_periods,), c.trial_images, c.trial_epochs)
-    if ledger is not None:
-        schedule = Schedule((1,), ledger.trial_images, ledger.passes)
-    schedule = schedule.resized(sampling.images, sampling.passes, c.student_batch_size)
-    draw, seed = drawn(context, sampling, schedule.images), seeds.derive(c.seed, "trial")
+    names = ("trial", repeat) if repeat else ("trial",)
+    student, seed = context.seeded(c.student_arch, c.student_width, *names), seeds.derive(c.seed, *names)
+    draw_seed = seeds.derive(c.seed, *names, "images") if repeat else None
+    if ledger is None:
+        schedule = trial_schedule(c, sampling, length)
+    else:
+        schedule = Schedule((length,), ledger.trial_images, ledger.passes)
+    draw = drawn(context, sampling, schedule.images, seed=draw_seed)
     done = distil(context, teacher_model, student, draw, schedule, confidence=sampling.confidence, seed=seed)
     return done.val_score[done.best_period]
+
+
+def trial_schedule(c: RecycleConfig, sampling: Sampling, length: int = 1) -> Schedule:
+    """How long a short Student trains: sets as large, and as many passes over them, beside the Student's as usual."""
+    whole = Schedule((length * c.trial_periods,), c.trial_images, c.trial_epochs)
+    images, passes = c.trial_images * sampling.images / c.images, c.trial_epochs * sampling.passes / c.student_epochs
+    return whole.resized(*(each and max(round(each), 1) for each in (images, passes)), c.student_batch_size)
 
 
 def left(context: Context) -> list[Path]:

@@ -78,6 +78,7 @@ class Job:
                 seed=seed,
                 state_path=self.state(f"shadow-generator-{index:03d}"),
                 single_process=True,
+                ema_length=self.sampling.ema_length,
             )
         if context.config.attacks_generator:
             generator_attack.keep_errors(context, index, checkpoint)

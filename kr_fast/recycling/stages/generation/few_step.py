@@ -63,7 +63,7 @@ def run(context: Context) -> dict[str, Any]:
     c, tuned = context.config, tuned_sampling(context)
     losses = train(
         context,
-        context.folder.generator(tuned.checkpoint),
+        tuned.folder(context),
         context.folder.few_step,
         tuned,
         labels=context.data.train.labels,

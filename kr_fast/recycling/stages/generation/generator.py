@@ -6,8 +6,9 @@ it stays, and the average of the weights remembers a share of the steps so far (
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages.generation.augmentation import condition, plain_state
 from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
+from kr_fast.recycling.stages.generation.posthoc_ema import Average, PosthocEMA
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training import AdamW, PowerEMA
+from kr_fast.training.ema_profiles import power_of
 from kr_fast.training.precision import autocast
 
 WARM_UP = 50
@@ -69,6 +72,7 @@ def run(context: Context) -> dict[str, Any]:
         seed=c.seed,
         state_path=context.folder.state / "generator.pt",
         description="generator",
+        lengths=dict.fromkeys(saved, c.ema_lengths) if c.ema_lengths else {},
     )
     return {**result, "checkpoints": saved, "early": early}
 
@@ -77,21 +81,25 @@ def train(
     context: Context,
     split: Split,
     saved_steps: list[int],
-    folder_of: Callable[[int], Path],
+    folder_of: Callable[..., Path],
     *,
     seed: int,
     state_path: Path,
     single_process: bool = False,
     keep_state: bool = False,
     description: str | None = None,
+    ema_length: float = 0.0,
+    lengths: Mapping[int, Sequence[float]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Train a generator on ``split`` by the run's recipe, up to the last of ``saved_steps``.
 
     Args:
-        folder_of: step -> folder of that step's checkpoint.
+        folder_of: step -> folder of that step's checkpoint; (step, length) -> of a further average's.
         seed: of the weights, the batches and the noise.
         single_process: only this process trains; otherwise all ranks train together.
         keep_state: leave the file from which a further call continues beyond the last step.
+        ema_length: of the average in checkpoints, as a share of the steps so far; 0 for that of ``generator_ema``.
+        lengths: step -> lengths of further averages, each of which is saved as a checkpoint of that step.
     """
     c, runtime = context.config, context.runtime
     rank, world_size = (0, 1) if single_process else (runtime.rank, runtime.world_size)
@@ -108,18 +116,23 @@ def train(
         optimize(network, training=True)
     adam = {"lr": c.generator_learning_rate, "weight_decay": 1e-4}
     own = AdamW(network.parameters(), **adam, max_grad_norm=1.0, ema_decay=c.generator_ema)
-    if c.budget:
+    if ema_length:
+        own.ema = PowerEMA(list(network.parameters()), power_of(ema_length))
+    elif c.budget:
         own.ema = PowerEMA(list(network.parameters()))
     ema = own.ema
     trainer = _SingleProcess(context) if single_process else _accelerator()
     network, optimizer = trainer.prepare(network, own)
     plain = trainer.unwrap_model(network)
+    posthoc = PosthocEMA(list(plain.parameters()), saved_steps[-1], state_path.with_suffix(".ema")) if lengths else None
     first, losses, window = 0, [], torch.zeros((), device=runtime.device)
     with files.continuing(state_path) as state:
         if state is not None:
             plain.load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimizer"])
             ema.load_state_dict(state["ema"])
+            if posthoc is not None:
+                posthoc.load_state_dict(state["posthoc"])
             first, losses, window = state["step"], state["losses"], state["window"].to(runtime.device)
     images = padded(split.images, len(c.generator_widths)).to(runtime.device)
     labels, last = split.labels.to(runtime.device), saved_steps[-1]
@@ -139,6 +152,8 @@ def train(
                 raise UserError(f"run: generator loss must be finite, got {got}")
             window += loss.detach()
             done = step + 1
+            if posthoc is not None:
+                posthoc.step()
             progress.update()
             if done % LOG_EVERY == 0 or done == last:
                 mean = float(window) / (LOG_EVERY if done % LOG_EVERY == 0 else done % LOG_EVERY)
@@ -149,14 +164,21 @@ def train(
                 progress.set(loss=f"{mean:.4f}")
             if rank == 0 and done in saved_steps:
                 save(context, plain, ema, folder_of(done), split.labels)
+            if rank == 0 and posthoc is not None:
+                posthoc.save(done, saved_steps)
+                for length in lengths.get(done, ()):
+                    save(context, plain, Average(posthoc, length, done), folder_of(done, length), split.labels)
             if rank == 0 and (done in saved_steps or done % SAVE_EVERY == 0) and (keep_state or done < last):
                 training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+                training |= {} if posthoc is None else {"posthoc": posthoc.state_dict()}
                 files.save_state(state_path, {**training, "step": done, "losses": losses, "window": window})
     seconds, trained = time.perf_counter() - start, (last - first) * c.generator_batch_size
     if not single_process:
         runtime.barrier()
     if rank == 0 and not keep_state:
         state_path.unlink(missing_ok=True)
+        if posthoc is not None:
+            posthoc.remove()
     return {
         "checkpoints": saved_steps,
         "images_per_second": trained / seconds if trained > 0 else None,  # since the last start

@@ -83,9 +83,10 @@ def run(context: Context, index: Tensor) -> tuple[dict[str, Any], dict[str, np.n
     """
     c, at, (images, _, members) = context.config, attacked(context), shadows.pool(context)
     kept = torch.isin(at, index)
-    at, chosen = at[kept], gkd.tuned_sampling(context).checkpoint
+    at, sampling = at[kept], gkd.tuned_sampling(context)
+    chosen = sampling.checkpoint
     members = members[at]
-    errors = errors_of(context, context.folder.generator(chosen), "generator's weights")[kept]
+    errors = errors_of(context, sampling.folder(context), "generator's weights")[kept]
     arrays, figures, calibration = {"index": at, "members": members, "errors": errors}, {}, {}
     if c.retrains_generators:
         rows = [np.load(shadow_file(context, index)) for index in range(c.num_students)]

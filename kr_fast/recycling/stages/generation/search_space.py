@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import torch
+
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.stages.generation.sampling import Sampling
 
@@ -11,6 +13,8 @@ from kr_fast.recycling.stages.generation.sampling import Sampling
 PARAMETERS = ("noise_scale", "guidance_scale", "num_inference_steps", "confidence")
 PARAMETERS += ("guidance_interval", "solver", "images", "passes")
 OPTIONS = {"passes": "student_epochs"}
+CHOICES = ("solver", "images", "passes")  # of which a value in between is not drawn
+DIGITS = 3  # behind the point of a drawn number
 ALWAYS = ("num_inference_steps", "guidance_scale", "noise_scale", "confidence")  # in every row of the report
 
 
@@ -56,3 +60,41 @@ def costliest(c: RecycleConfig, usual_sampling: Sampling) -> Sampling:
         solver="heun" if "heun" in solvers else solvers[0],
         guidance_interval=max(intervals, key=lambda pair: pair[1] - pair[0]),
     )
+
+
+def drawn_settings(c: RecycleConfig, usual_sampling: Sampling, count: int, seed: int) -> list[Sampling]:
+    """``count`` settings, or fewer where some are equal, without the usual one.
+
+    A scrambled Sobol sequence (Owen, 1998) over the parameters for which values are tried: numbers between the least
+    and the greatest of configured value and values tried (an interval's ends each by themselves), else one of them.
+    """
+    ranges: list[tuple[str, int, list[Any]]] = []
+    for name in PARAMETERS:
+        if others := tried(c, name):
+            values = [usual(c, name), *others]
+            parts = zip(*values, strict=True) if name == "guidance_interval" else [values]
+            ranges += [(name, at, list(part)) for at, part in enumerate(parts)]
+    if not ranges or not count:
+        return []
+    points = torch.quasirandom.SobolEngine(len(ranges), scramble=True, seed=seed % 2**31).draw(count)
+    settings = dict.fromkeys(_setting(c, usual_sampling, ranges, point) for point in points.tolist())
+    return [each for each in settings if each != usual_sampling]
+
+
+def _setting(
+    c: RecycleConfig, usual_sampling: Sampling, ranges: list[tuple[str, int, list[Any]]], point: list[float]
+) -> Sampling:
+    interval, setting = list(usual_sampling.guidance_interval), usual_sampling
+    for (name, at, values), share in zip(ranges, point, strict=True):
+        if name == "guidance_interval":
+            interval[at] = _between(values, share)
+        else:
+            choices = list(dict.fromkeys(values))
+            value = choices[int(share * len(choices))] if name in CHOICES else _between(values, share)
+            setting = with_value(c, setting, name, value)
+    return dataclasses.replace(setting, guidance_interval=tuple(interval))
+
+
+def _between(values: list[Any], share: float) -> Any:
+    low, high = min(values), max(values)
+    return low + int(share * (high - low + 1)) if isinstance(low, int) else round(low + share * (high - low), DIGITS)

@@ -1,46 +1,123 @@
-"""Tuning on validation: noise scale, guidance, solver steps and confidence filter, one after the other."""
+"""Tuning on validation of how images are drawn: one value after the other, or quasi-random settings (tune_trials)."""
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kr_fast.recycling.budget import planner
+from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context, Trials
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
-from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling
-from kr_fast.recycling.stages.generation.search_space import PARAMETERS, row, tried, with_value
+from kr_fast.recycling.stages.generation.halving import rounds, successive_halving
+from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, trial_key
+from kr_fast.recycling.stages.generation.search_space import (
+    PARAMETERS,
+    drawn_settings,
+    one_at_a_time,
+    row,
+    tried,
+    with_value,
+)
+from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
+
+REPEATS = 2  # short Students of other seeds, of the best setting and of the usual one
+
+# (setting, length, repeat) -> score on validation.
+Score = Callable[[Sampling, int, int], float]
 
 
 def run(context: Context) -> dict[str, Any]:
+    """The setting that stays, and every trial."""
+    c, checkpoint = context.config, context.result("checkpoints")
+    teacher_model, trials = (
+        teacher.load(context),
+        Trials(context),
+    )  # the chosen checkpoint's trial is the first one here
+    usual = default_sampling(context, checkpoint["chosen"], checkpoint.get("ema_length", 0.0))
+    rows: list[dict[str, Any]] = []
+
+    def score(sampling: Sampling, length: int = 1, repeat: int = 0) -> float:
+        key, train = trial_key(sampling, length, repeat), functools.partial(gkd.trial, context, teacher_model, sampling)
+        value = trials.get(functools.partial(train, length, repeat), **key)
+        further = {"round": length.bit_length(), "length": length, "repeat": repeat} if c.tune_trials else {}
+        seconds = {"seconds": trials.seconds(**key)} if c.tune_trials else {}
+        rows.append({**row(c, sampling), **further, f"val_{c.student_choose}": value, **seconds, "sampling": sampling})
+        progress.update()
+        return value
+
+    decision: dict[str, Any] = {}
+    with bar(sum(count for count, _ in trials_of(c, usual)), "tuning", "trial") as progress:
+        if c.tune_trials:
+            best, decision = _search(context, usual, score)
+        else:
+            best = _one_after_the_other(context, usual, score)
+    marked = [{**each, "chosen": each["sampling"] == best} for each in rows]
+    for each in marked:
+        del each["sampling"]
+    return {"sampling": best.values(), "rows": marked, **({"decision": decision} if decision else {})}
+
+
+def trials_of(c: RecycleConfig, usual: Sampling) -> list[tuple[int, int]]:
+    """(trials at most, their length) of each round."""
+    if not c.tune_trials:
+        return [(1 + len(one_at_a_time(c, usual)), 1)]
+    plan = rounds(len(candidates(c, usual)))
+    return [*plan, (2 * REPEATS, plan[-1][1])] if len(plan) > 1 or plan[0][0] > 1 else plan
+
+
+def expected(c: RecycleConfig, usual: Sampling) -> list[tuple[Sampling, int, float]]:
+    """(setting, length, how many trials of both) besides the first trial, before it is known which settings stay."""
+    if not c.tune_trials:
+        return [(each, 1, 1.0) for each in one_at_a_time(c, usual)]
+    settings = candidates(c, usual)
+    planned = [(each, length, count / len(settings)) for count, length in trials_of(c, usual) for each in settings]
+    return [*planned, (usual, 1, -1.0)]
+
+
+def _one_after_the_other(context: Context, best: Sampling, score: Score) -> Sampling:
     """Coordinate search: a value replaces the one in use where its short Student is strictly better.
 
     In a run with a budget it has to be better by more than a standard error.
     """
     c = context.config
-    teacher_model = teacher.load(context)
-    trials = Trials(context)  # the chosen checkpoint's trial is the first one here
-    best = default_sampling(context, context.result("checkpoints")["chosen"])
-    rows: list[tuple[Sampling, float]] = []
+    best_score = score(best)
+    for name in PARAMETERS:
+        for value in tried(c, name):
+            candidate = with_value(c, best, name, value)
+            candidate_score = score(candidate)
+            if candidate_score > best_score + (0.0 if context.ledger is None else noise(context, best_score)):
+                best, best_score = candidate, candidate_score
+    return best
 
-    def score(sampling: Sampling) -> float:
-        value = trials.get(lambda: gkd.trial(context, teacher_model, sampling), **sampling.values())
-        rows.append((sampling, value))
-        progress.update()
-        return value
 
-    def noise(accuracy: float) -> float:
-        return planner.standard_error(accuracy, len(context.data.val))
+def candidates(c: RecycleConfig, usual: Sampling) -> list[Sampling]:
+    """Drawn settings, and the usual one, which is last: of equal scores it is the better one."""
+    return [*drawn_settings(c, usual, c.tune_trials - 1, seeds.derive(c.seed, "tuning")), usual]
 
-    total = 1 + sum(len(tried(c, name)) for name in PARAMETERS)
-    with bar(total, "tuning", "trial") as progress:
-        best_score = score(best)
-        for name in PARAMETERS:
-            for value in tried(c, name):
-                candidate = with_value(c, best, name, value)
-                candidate_score = score(candidate)
-                if candidate_score > best_score + (0.0 if context.ledger is None else noise(best_score)):
-                    best, best_score = candidate, candidate_score
-    return {
-        "sampling": best.values(),
-        "rows": [{**row(c, each), f"val_{c.student_choose}": value, "chosen": each == best} for each, value in rows],
-    }
+
+def _search(context: Context, usual: Sampling, score: Score) -> tuple[Sampling, dict[str, Any]]:
+    """Successive halving; what is left replaces the usual setting if it is better beyond the noise in other trials."""
+    best, trials = successive_halving(candidates(context.config, usual), lambda each, length: score(each, length, 0))
+    if best == usual:
+        return usual, {}
+    means = {}
+    for name, setting in (("usual", usual), ("best", best)):
+        again = [score(setting, trials[-1].length, repeat) for repeat in range(1, REPEATS + 1)]
+        means[name] = sum(again) / REPEATS
+    limit = noise(context, means["usual"])
+    replaced = means["best"] > means["usual"] + limit
+    return best if replaced else usual, {**means, "noise": limit, "repeats": REPEATS, "replaced": replaced}
+
+
+def noise(context: Context, value: float) -> float:
+    """Standard error of a score on validation.
+
+    Of an AUC its bound ``sqrt(AUC (1 - AUC) / n)``, n images of the rarest class (Birnbaum and Klose, 1957).
+    """
+    count = len(context.data.val)
+    if context.config.student_choose == "auc":
+        sizes: Sequence[int] = context.data.val.labels.bincount().tolist()
+        count = min(min(size, count - size) for size in sizes if size)
+    return planner.standard_error(value, max(count, 1))
