@@ -93,12 +93,14 @@ def evaluate(logits: Any, labels: Any, *, seed: int, replicates: int = REPLICATE
     replicates: its interval describes the spread and need not hold the value.
 
     Args:
-        logits: ``[N, C]`` float; labels: integers ``[N]`` in [0, C).
+        logits: ``[N, C]`` float, finite; labels: integers ``[N]`` in [0, C).
     Raises: UserError naming the argument.
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3; Efron and Tibshirani, "An
         Introduction to the Bootstrap", 1993, ch. 13 (percentiles).
     """
     logits, labels = _checked("evaluate", "logits", logits, labels)
+    if not bool(logits.isfinite().all()):
+        fail("evaluate", "logits", "be finite", f"{int(logits.isinf().sum())} infinite")
     replicates = as_integer("evaluate", "replicates", replicates, 1)
     p, right = logits.double().softmax(1), logits.argmax(1) == labels
     figures = functools.partial(_figures, p, right, labels)

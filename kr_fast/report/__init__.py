@@ -14,8 +14,9 @@ def write(out: str | Path, summary: dict[str, Any], arrays: dict[str, Any]) -> t
 
     Args:
         out: folder.
-        summary: title, command, config, seed, versions, stages, dataset, teacher, student, cas_gap, audit, aop,
-            checkpoints, tuning, notes; a missing part is reported as missing.
+        summary: title, command, config, seed, versions, stages, dataset, teacher, student, cas_gap,
+            student_minus_teacher, synthetic, audit, aop, checkpoints, tuning, notes; a missing part is reported as
+            missing.
         arrays: synthetic_grid (uint8 ``[K, n, H, W, C]``), curves, roc (``"teacher/lira" -> fpr, tpr``), and real_grid
             where real images may be shown, which the page then states in a banner.
     Returns: the two paths. Each file appears whole or not at all.

@@ -120,3 +120,5 @@ def test_intervals_are_as_wide_as_theory_says_and_paired_ones_narrower():
 def test_what_is_no_scores_and_labels_is_refused(scores, labels, message):
     with pytest.raises(UserError, match=f"^macro_auc: {message}"):
         macro_auc(scores, labels)
+    with pytest.raises(UserError, match="^evaluate: logits must be finite, got 1 infinite"):
+        evaluate(torch.tensor([[0.0, torch.inf], [0.0, 1.0]]), [0, 1], seed=0)
