@@ -21,10 +21,20 @@ def most_levels(height: int, width: int) -> int:
     return levels
 
 
-def unet(height: int, width: int, channels: int, num_classes: int, *, widths: Sequence[int], layers: int = 1) -> Any:
+def unet(
+    height: int,
+    width: int,
+    channels: int,
+    num_classes: int,
+    *,
+    widths: Sequence[int],
+    layers: int = 1,
+    dropout: float = 0.0,
+) -> Any:
     """A ``UNet2DModel`` of ``len(widths)`` resolutions for images padded to :func:`padded_size`.
 
-    It has ``num_classes + 1`` class embeddings; the last is the null class of classifier-free guidance.
+    It has ``num_classes + 1`` class embeddings; the last is the null class of classifier-free guidance. ``dropout`` is
+    that of what the second convolution of a residual block reads.
     """
     from diffusers import UNet2DModel
 
@@ -38,6 +48,7 @@ def unet(height: int, width: int, channels: int, num_classes: int, *, widths: Se
         in_channels=channels,
         out_channels=channels,
         layers_per_block=layers,
+        dropout=dropout,
         block_out_channels=tuple(widths),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),

@@ -14,6 +14,7 @@ from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.verdict.limits import Limits
 from kr_fast.membership.verdict.paths import Names, check_paths
 from kr_fast.models import CLASSIFIERS
+from kr_fast.recycling.generator_options import check_generator
 from kr_fast.recycling.search_options import Searched, check_search
 from kr_fast.report.run_audit import CONTROL, FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.runtime.errors import fail
@@ -109,6 +110,7 @@ class RecycleConfig:
     generator_learning_rate: float = option(2e-3, "peak of the cosine schedule", least=1e-7, most=1)
     generator_ema: float = option(0.995, "decay of the weights' moving average", least=0, below=1)
     generator_flip: bool = option(False, "mirror half of the generator's training images")
+    generator_dropout: float = option(0.0, "dropout in the UNet's residual blocks, in training", least=0, most=0.9)
     generator_augment: float = option(
         0.0,
         "probability of each of generator_rotate, generator_scale and generator_shift on a training image; the network "
@@ -138,6 +140,14 @@ class RecycleConfig:
     few_step_training: int = option(400, "optimizer steps of the few-step generator", least=1, most=10 * MOST)
     ema_lengths: tuple[float, ...] = Searched.ema_lengths
     checkpoint_halving: bool = Searched.checkpoint_halving
+
+    generator_stop_above: float = option(
+        1.0,
+        "end the training at the first checkpoint of whose images a larger share is nearer to training than to "
+        "validation images, and leave it out; 0.5 is chance, 1 never ends it",
+        least=0.5,
+        most=1,
+    )
 
     num_inference_steps: int = option(5, "solver steps before tuning", least=1, most=1000)
     guidance_scale: float = option(1.0, "classifier-free guidance before tuning; 1 is none", least=0, most=100)
@@ -295,26 +305,7 @@ class RecycleConfig:
                 fail("run", "audit_canaries", "be 0 without an audit (num_shadows 0)", k)
             if self.teacher:
                 fail("run", "audit_canaries", "be 0 with teacher, a given one, which cannot be trained again", k)
-        if self.generator and self.budget:
-            fail("run", "budget", "be left out with generator, a given one, which no time is divided with", self.budget)
-        if self.generator and self.audit_generator == "retrained":
-            rule = "be shared with generator, a given one, which cannot be trained again"
-            fail("run", "audit_generator", rule, self.audit_generator)
-        if not self.generator_widths:
-            fail("run", "generator_widths", "hold channel counts above 0", list(self.generator_widths))
-        if self.generator_augment and not (self.generator_shift or self.generator_rotate or self.generator_scale):
-            rule = "be 0 unless generator_shift, generator_rotate or generator_scale is above 0"
-            fail("run", "generator_augment", rule, self.generator_augment)
-        if self.checkpoints > (most := max(self.generator_steps // 2, 1)):
-            rule = f"be at most {most}, the steps in the second half of generator_steps"
-            fail("run", "checkpoints", rule, self.checkpoints)
-        if self.few_steps and self.budget:
-            fail("run", "few_steps", "be 0 with budget, which keeps no share for its training", self.few_steps)
-        if self.few_steps and self.generator:
-            fail("run", "few_steps", "be 0 with generator, a given one, which is not trained", self.few_steps)
-        if self.few_steps and self.generator_objective == "epsilon":  # the noise is known there, and the image is not
-            rule = "be 0 with generator_objective epsilon, by which a network says nothing of an image in pure noise"
-            fail("run", "few_steps", rule, self.few_steps)
+        check_generator(self)
         for name in ("teacher", "student"):
             rate, decay = getattr(self, f"{name}_learning_rate"), getattr(self, f"{name}_weight_decay")
             if rate * decay >= 1:  # a step of such a decay overshoots zero, and momentum lets it grow

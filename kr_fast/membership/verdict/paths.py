@@ -198,6 +198,8 @@ RUN = (
     "dataset.{num_classes,train,val,test,height,width,channels}",
     "ablation.#.{val_accuracy,test_accuracy,test_auc}",
     f"ablation.#.leakage.{{attack}}.{{mean,sd,{PAIR}}}",
+    f"memorisation.rows.#.{{step,share,ratio,{PAIR}}}",
+    "memorisation.{images,compared,limit}",
     "few_step.{steps,val_accuracy,val_auc,images_per_second,speedup}",
     "few_step.many_step.{num_inference_steps,network_calls,val_accuracy,val_auc,images_per_second}",
     "checkpoints.#.{step,ema_length,round,length,seconds,val_accuracy,val_auc}",

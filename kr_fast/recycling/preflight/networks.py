@@ -72,7 +72,12 @@ def make_generator(context: Context) -> Any:
 def _generator(context: Context) -> functools.partial:
     c, data = context.config, context.data
     return functools.partial(
-        unet, *data.image_shape, data.num_classes, widths=c.generator_widths, layers=c.generator_layers
+        unet,
+        *data.image_shape,
+        data.num_classes,
+        widths=c.generator_widths,
+        layers=c.generator_layers,
+        dropout=c.generator_dropout,
     )
 
 

@@ -23,7 +23,7 @@ from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.stages import shadows, teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.distillation.student_training import Schedule
-from kr_fast.recycling.stages.generation import checkpoints, generator_attack, tuning
+from kr_fast.recycling.stages.generation import checkpoints, generator, generator_attack, memorisation, tuning
 from kr_fast.recycling.stages.generation import few_step as few_steps
 from kr_fast.recycling.stages.generation.augmentation import condition
 from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
@@ -132,9 +132,11 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         few_step += few_steps.drawn_images(c) * sum(calls) / 2 * rates.sampled
     drawings = (1 if c.fixed_images else c.periods) * drawing
     training = trained(len(data.train), c.teacher_epochs, rates.teacher) + c.teacher_epochs * validation
+    saved = generator.checkpoint_steps(c.generator_steps, c.checkpoints)
+    memorised = len(saved) * (rates.setup + drawn(memorisation.IMAGES, usual))
     seconds = {
         "teacher": validation if c.teacher else training,
-        "generator": c.generator_steps * (c.generator_batch_size // world) * rates.generator,
+        "generator": c.generator_steps * (c.generator_batch_size // world) * rates.generator + memorised,
         "checkpoints": sum(count * short(usual, length) for count, length in checkpoints.trials_of(c)),
         "tuning": sum(short(each, length) * count for each, length, count in tuning.expected(c, usual)),
         **({"few_step": few_step + 2 * rates.setup + short(few)} if c.few_steps else {}),

@@ -69,6 +69,7 @@ def summary(context: Context) -> dict[str, Any]:
             {"sigma" if key == "noise_scale" else key: value for key, value in row.items() if key != "checkpoint"}
             for row in context.result("tuning")["rows"]
         ],
+        **({"memorisation": memorised} if (memorised := context.result("generator").get("memorisation")) else {}),
         **({"few_step": _few_step(context)} if context.config.few_steps else {}),
         **({"ablation": ablation.figures(context)} if context.config.ablation else {}),
         "notes": _notes(context, audited["audit"]),
@@ -84,7 +85,7 @@ def _few_step(context: Context) -> dict[str, Any]:
 
 def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
     """Notes on this run, without those on how the images were read, which stand with the data."""
-    notes = [note for stage in ("data", "teacher") for note in context.result(stage).get("notes", ())]
+    notes = [note for stage in ("data", "teacher", "generator") for note in context.result(stage).get("notes", ())]
     notes = [note for note in notes if note not in context.data.notes]
     notes += context.result("few_step")["notes"] if context.config.few_steps else []
     if audit is None:

@@ -1,4 +1,4 @@
-"""Augmentation that the generator is told of, and batches of balanced classes: in training alone."""
+"""Augmentation that the generator is told of, dropout, and batches of balanced classes: in training alone."""
 
 import copy
 import dataclasses
@@ -9,6 +9,7 @@ from toy_runs import new_context
 
 from kr_fast.models import unet
 from kr_fast.recycling.config import RecycleConfig
+from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.stages.generation import augmentation, generator
 from kr_fast.recycling.stages.generation.generator_loss import batch_loss, padded
 from kr_fast.runtime import seeds
@@ -123,3 +124,31 @@ def test_training_goes_on_where_it_was_and_leaves_a_plain_network(tmp_path):
         assert generator.validation_loss(context, context.folder.generator(12)) > 0
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_dropout_is_a_function_of_seed_step_and_rank(tmp_path):
+    """Optimized as not, where masks lie in the same layout; in training alone; torch's own generator stays as it was."""
+    context = new_context(tmp_path, generator_dropout=0.5, generator_widths=(16, 16))
+    images, labels = padded(context.data.train.images, 2), context.data.train.labels
+    share = torch.arange(0, context.config.generator_batch_size, 2)
+
+    def losses(model, *calls):
+        return [float(batch_loss(context, model, images, labels, *call).detach()) for call in calls]
+
+    torch.manual_seed(0)
+    model = make_generator(context).train().to(memory_format=torch.channels_last)
+    before = torch.get_rng_state()
+    first, again, step, seed, rank = losses(
+        model, (3, 0, share), (3, 0, share), (4, 0, share), (3, 1, share), (3, 0, share + 1)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first == again
+    assert len({first, step, seed, rank}) == 4
+    kept = losses(model.eval(), (3, 0, share))[0]
+    assert kept != pytest.approx(first, rel=1e-3)
+    optimize(model.train(), training=True)
+    assert losses(model, (3, 0, share))[0] == pytest.approx(first, rel=1e-4)
+    assert losses(model, (3, 0, share)) == losses(model, (3, 0, share))
+    path = tmp_path / "unet"
+    model.save_config(path)
+    assert files.read_json(path / "config.json")["dropout"] == 0.5

@@ -60,8 +60,12 @@ def load(path: Path, device: torch.device) -> tuple[Any, Any, str]:
     return network, make_scheduler(objective), objective
 
 
-def run(context: Context) -> dict[str, Any]:
-    """Train the generator on every rank, save EMA checkpoints, return their steps and the loss curve."""
+def run(context: Context, after: Callable[[int], bool]) -> dict[str, Any]:
+    """Train the generator on every rank, save EMA checkpoints, return their steps and the loss curve.
+
+    Args:
+        after: of :func:`train`.
+    """
     c = context.config
     saved, early = checkpoint_steps(c.generator_steps, c.checkpoints), early_step(c)
     result = train(
@@ -73,8 +77,9 @@ def run(context: Context) -> dict[str, Any]:
         state_path=context.folder.state / "generator.pt",
         description="generator",
         lengths=dict.fromkeys(saved, c.ema_lengths) if c.ema_lengths else {},
+        after=after,
     )
-    return {**result, "checkpoints": saved, "early": early}
+    return {**result, "checkpoints": [step for step in saved if step in result["checkpoints"]], "early": early}
 
 
 def train(
@@ -90,6 +95,7 @@ def train(
     description: str | None = None,
     ema_length: float = 0.0,
     lengths: Mapping[int, Sequence[float]] = MappingProxyType({}),
+    after: Callable[[int], bool] | None = None,
 ) -> dict[str, Any]:
     """Train a generator on ``split`` by the run's recipe, up to the last of ``saved_steps``.
 
@@ -100,15 +106,15 @@ def train(
         keep_state: leave the file from which a further call continues beyond the last step.
         ema_length: of the average in checkpoints, as a share of the steps so far; 0 for that of ``generator_ema``.
         lengths: step -> lengths of further averages, each of which is saved as a checkpoint of that step.
+        after: called on every rank with the step of a checkpoint that was saved; whether training ends there.
     """
     c, runtime = context.config, context.runtime
     rank, world_size = (0, 1) if single_process else (runtime.rank, runtime.world_size)
     height, width, channels = context.data.image_shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.derive(seed, "weights", "generator"))
-        network = unet(
-            height, width, channels, context.data.num_classes, widths=c.generator_widths, layers=c.generator_layers
-        )
+        options = {"widths": c.generator_widths, "layers": c.generator_layers, "dropout": c.generator_dropout}
+        network = unet(height, width, channels, context.data.num_classes, **options)
     condition(network, c)
     network = network.to(memory_format=torch.channels_last)
     precision = context.precision.generator
@@ -137,9 +143,10 @@ def train(
     images = padded(split.images, len(c.generator_widths)).to(runtime.device)
     labels, last = split.labels.to(runtime.device), saved_steps[-1]
     network.train()
-    start = time.perf_counter()
+    start, done, measured = time.perf_counter(), first, 0.0
+    ended = after is not None and first in saved_steps and after(first)
     with bar(last, description, "step", first) as progress:
-        for step in range(first, last):
+        for step in range(first, first if ended else last):
             set_rate(optimizer, c.generator_learning_rate * rate_factor(step, 0 if c.budget else c.generator_steps))
             share = torch.arange(rank, c.generator_batch_size, world_size)
             with autocast(runtime.device, precision):
@@ -172,7 +179,13 @@ def train(
                 training = {"network": plain.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
                 training |= {} if posthoc is None else {"posthoc": posthoc.state_dict()}
                 files.save_state(state_path, {**training, "step": done, "losses": losses, "window": window})
-    seconds, trained = time.perf_counter() - start, (last - first) * c.generator_batch_size
+            if after is not None and done in saved_steps:
+                before = time.perf_counter()
+                ended = after(done)
+                measured += time.perf_counter() - before
+                if ended:
+                    break
+    seconds, trained = time.perf_counter() - start - measured, (done - first) * c.generator_batch_size
     if not single_process:
         runtime.barrier()
     if rank == 0 and not keep_state:
@@ -180,7 +193,7 @@ def train(
         if posthoc is not None:
             posthoc.remove()
     return {
-        "checkpoints": saved_steps,
+        "checkpoints": [step for step in saved_steps if step <= done],
         "images_per_second": trained / seconds if trained > 0 else None,  # since the last start
         "parameters": sum(value.numel() for value in plain_state(dict(plain.named_parameters())).values()),
         "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},

@@ -4,6 +4,8 @@
 ``epsilon`` and ``v_prediction``: DDPM on a cosine schedule (Ho et al., 2020; Salimans and Ho, 2022).
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from kr_fast.data import to_float
 from kr_fast.models import padded_size
 from kr_fast.ops.sampling.philox_normal import philox_normal
+from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages.generation.augmentation import augmented, batch_index
 from kr_fast.runtime import seeds
@@ -76,7 +79,20 @@ def batch_loss(
         noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
         target = noise if c.generator_objective == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * x
     noisy = noisy.contiguous(memory_format=torch.channels_last)
-    return torch.nn.functional.mse_loss(network(noisy, time, class_labels=y).sample.float(), target)
+    with dropout_of(c, images.device, seed, step, int(share[0])):
+        prediction = network(noisy, time, class_labels=y).sample.float()
+    return torch.nn.functional.mse_loss(prediction, target)
+
+
+@contextlib.contextmanager
+def dropout_of(config: RecycleConfig, device: torch.device, seed: int, step: int, rank: int) -> Iterator[None]:
+    """Dropout within is a function of (seed, step, rank): torch's generators are set, and put back."""
+    if not config.generator_dropout:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seeds.derive(seed, "dropout", step, rank))
+        yield
 
 
 def _alphas(device: torch.device) -> Tensor:

@@ -11,16 +11,25 @@ from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import generator
+from kr_fast.recycling.stages.generation.memorisation import Watch
 
 STATE = "generator.pt"
 
 
 def run(context: Context) -> dict[str, Any]:
     """Train on every rank: as configured, or in rounds where there is a budget; a given generator is not trained."""
-    if context.config.generator:
-        return given.run(context)
-    if context.ledger is None:
-        return generator.run(context)
+    c = context.config
+    watch = Watch(context, [] if c.generator or context.ledger else generator.early_step(c))
+    if c.generator:
+        trained = given.run(context)
+    elif context.ledger is None:
+        trained = generator.run(context, watch)
+    else:
+        trained = _in_rounds(context, watch)
+    return watch.results(trained)
+
+
+def _in_rounds(context: Context, watch: Watch) -> dict[str, Any]:
     result, ledger, runtime = None, context.ledger, context.runtime
     with runtime.main_first() as main:
         if main and not ledger.rounds:  # its record was deleted, to plan anew
@@ -34,6 +43,7 @@ def run(context: Context) -> dict[str, Any]:
                 loss = generator.validation_loss(context, context.folder.generator(end))
                 ledger.spend("generator")
                 accuracy = gkd.trial(context, teacher.load(context), gkd.default_sampling(context, end))
+                watch(end)
                 ledger.finish_round(seconds, ledger.spend("generator"), loss, accuracy)
     ends = runtime.broadcast([each["end"] for each in ledger.rounds])
     if result is None:  # it was killed after its last round
