@@ -127,7 +127,7 @@ def test_training_goes_on_where_it_was_and_leaves_a_plain_network(tmp_path):
 
 
 def test_dropout_is_a_function_of_seed_step_and_rank(tmp_path):
-    """Optimized as not, where masks lie in the same layout; in training alone; torch's own generator stays as it was."""
+    """Optimized as not, where masks lie in the same layout; in training alone; torch's own generator is put back."""
     context = new_context(tmp_path, generator_dropout=0.5, generator_widths=(16, 16))
     images, labels = padded(context.data.train.images, 2), context.data.train.labels
     share = torch.arange(0, context.config.generator_batch_size, 2)

@@ -33,6 +33,7 @@ from kr_fast.recycling.drawing import Drawing
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import generator
+from kr_fast.recycling.stages.generation.generator_loss import dropout_of
 from kr_fast.recycling.stages.generation.sampling import Sampling, network_calls, student_sampling, tuned_sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
@@ -162,7 +163,7 @@ def train(
             output = (samples[k + 1, image] - of_sample[k] * x) / of_output[k]
             generator.set_rate(own, c.generator_learning_rate * generator.rate_factor(step, last))
             x = x.contiguous(memory_format=torch.channels_last)
-            with autocast(device, precision):
+            with autocast(device, precision), dropout_of(c, device, seed, step, 0):
                 out = network(x, timesteps[k], class_labels=classes[image]).sample
                 loss = torch.nn.functional.mse_loss(out.float(), output)
             own.zero_grad()
