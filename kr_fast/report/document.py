@@ -8,7 +8,7 @@ from typing import Any
 from kr_fast.report import audit_tables, render, run_audit, tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
-from kr_fast.report.sections import ablation, cards, few_step, measured, memorisation, quality, reading, search, verdict
+from kr_fast.report.sections import ablation, cards, few_step, generator, measured, quality, reading, search, verdict
 from kr_fast.report.sentences import OF_RUN
 
 
@@ -49,7 +49,7 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
     else:
         yield "heading", "Membership attacks"
         yield "missing", "No audit was run."
-    yield from memorisation.blocks(summary)
+    yield from generator.memorised(summary)
     yield "heading", "Training"
     yield figure("curves", figures)
     yield from search.blocks(summary, figures)

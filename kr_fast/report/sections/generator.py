@@ -1,4 +1,4 @@
-"""The attack on the generator's weights: what handing the generator over would leak."""
+"""The generator: what it memorised, and what handing it over would leak, by the attack on its weights."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -92,3 +92,41 @@ def calibration(figures: dict[str, Any]) -> str:
             f"{figures['early']} is taken off, and of the difference {pixels}."
         )
     return f"{words} An attacker who trains generators of the same recipe gets further (--audit-generator retrained)."
+
+
+def memorised(summary: Mapping[str, Any]) -> Iterator[Block]:
+    """The section on memorisation during training; nothing for a run of a version that did not measure it.
+
+    Args:
+        summary: the run's; its ``memorisation`` holds the figures of
+            :mod:`kr_fast.recycling.stages.generation.memorisation`.
+    """
+    if not (figures := summary.get("memorisation")):
+        return
+    yield "heading", "What the generator memorised"
+    yield "text", memorisation(figures)
+    yield "table", by_checkpoint(figures)
+
+
+def memorisation(figures: Mapping[str, Any]) -> str:
+    """How it was measured, and what the last checkpoint shows."""
+    last, count = figures["rows"][-1], figures["compared"]
+    shown = "are" if last["interval"][0] > 0.5 else "are not"
+    text = (
+        f"{figures['images']} images of each checkpoint, by the sampling before tuning: the share that is nearer to "
+        f"the nearest of {count} training images than to that of {count} validation images, 0.5 being chance, with a "
+        f"95 % interval, and the ratio of the median distances. Images of the last one {shown} seen to be nearer to "
+        "training images. A few copies among many images are not seen in this, nor much where there are few validation "
+        "images."
+    )
+    if figures["limit"] < 1 and figures["rows"][-1]["share"] > figures["limit"]:
+        text += f" Training ended there, above the limit of {figures['limit']:g}; checkpoints above it are not used."
+    return text
+
+
+def by_checkpoint(figures: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each checkpoint."""
+    rows = [["step", "share nearer to training", "95 % interval", "ratio of medians"]]
+    for row in figures["rows"]:
+        rows.append([str(row["step"]), number(row["share"]), interval(row["interval"]), number(row["ratio"])])
+    return rows

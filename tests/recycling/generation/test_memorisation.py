@@ -8,7 +8,7 @@ from toy_runs import new_context
 
 from kr_fast.recycling.stages.generation import generator, generator_rounds
 from kr_fast.recycling.stages.generation.memorisation import Watch, nearer
-from kr_fast.report.sections import memorisation as section
+from kr_fast.report.sections import generator as section
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
 
@@ -89,7 +89,7 @@ def test_training_ends_at_the_limit(tmp_path):
     assert result["memorisation"]["rows"] == seen
     assert result["checkpoints"] == ([row["step"] for row in seen if row["share"] <= limit] or [9])
     assert bool(result["notes"]) == (above == 0)
-    text = section.words(result["memorisation"])
+    text = section.memorisation(result["memorisation"])
     assert ("Training ended there" in text) == (above is not None)
 
 
