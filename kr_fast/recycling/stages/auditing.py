@@ -96,8 +96,9 @@ def run(context: Context) -> dict[str, Any]:
         files.save_arrays(context.folder.audit_arrays, report.arrays())
     rest = {}
     if c.ablation and c.num_students:
-        pool, alone = (images, labels, members), dataclasses.replace(auxiliary, synthetic=None)
-        of_other = _of_ablation(context, pool, {"auxiliary": alone, "choices": choices})
+        options = {"auxiliary": dataclasses.replace(auxiliary, synthetic=None)}
+        options["choices"] = dataclasses.replace(choices, attacks=ablation.ATTACKS)
+        of_other = _of_ablation(context, (images, labels, members), options)
         rest["ablation"] = {"own": _leakage(results["leave_one_out"][FULL]), "other_images": of_other}
     return {"audit": results, "aop": {name: results[name]["lira"]["aop"] for name in targets}, **rest}
 
@@ -106,9 +107,8 @@ def _of_ablation(
     context: Context, pool: tuple[Tensor, Tensor, Tensor], options: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """What the ablation's Student with other images leaks, by its shadow Students: an audit of its own."""
-    c, name = context.config, "ablation"
-    options["choices"] = dataclasses.replace(options["choices"], attacks=ablation.ATTACKS)
-    targets = {name: Target(ablation.load(context, ablation.other_images(c)), shared=SHARES[c.audit_generator])}
+    name, other = "ablation", ablation.other_images(context.config)
+    targets = {name: Target(ablation.load(context, other))}
     report = audit(targets, {name: shadow_students.load(context, of_ablation=True)}, *pool, **options)
     return _leakage(report.to_dict()["leave_one_out"][name])
 
