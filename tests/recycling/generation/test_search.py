@@ -167,6 +167,13 @@ def test_halving_and_trials_are_in_the_time_estimate(tmp_path):
     seconds = time_estimate.stages(run, rates)
     assert seconds["checkpoints"] == 64 * (6 + 3 * 2 + 2 * 4)
     assert seconds["tuning"] == pytest.approx(64 * (8 + 4 * 2 + 2 * 4 + 4 * 4 - 1))
+    assert time_estimate.asked(run).tuned == 8 + 4 * 2 + 2 * 4 + 4 * 4 - 1  # short Students that a budget has to pay
+
+
+def test_noise_of_an_auc_is_that_of_its_rarest_class(tmp_path):
+    run = new_context(tmp_path, (20, 30, 10), classes=3, student_choose="auc")
+    run.data.val.labels[:] = torch.tensor([0] * 4 + [1] * 20 + [2] * 6)
+    assert tuning.noise(run, 0.8) == pytest.approx(math.sqrt(0.8 * 0.2 / 4))
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpm++"])
