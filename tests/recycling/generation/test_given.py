@@ -226,7 +226,11 @@ def test_a_run_of_ready_images(tmp_path, caplog):
     assert {row["num_inference_steps"] for row in result["tuning"]} == {1}
     assert len(result["tuning"]) == 2  # of the confidence alone
     assert "generator" not in result["audit"]  # there is no attack on weights
-    assert "the generator was given, 128 ready images" in (tmp_path / "run" / "release" / "report.md").read_text()
+    assert result["memorisation"]["compared"] == 20
+    assert [row["step"] for row in result["memorisation"]["rows"]] == [0]
+    report = (tmp_path / "run" / "release" / "report.md").read_text()
+    assert "the generator was given, 128 ready images" in report
+    assert "What the generator memorised" in report
     assert "128 ready images" in caplog.text
     drawn = np.load(tmp_path / "run" / "release" / "synthetic" / "images.npy")
     ids = np.load(tmp_path / "run" / "private" / "synthetic" / "ids.npy")
