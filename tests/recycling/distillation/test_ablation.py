@@ -34,7 +34,7 @@ def changed(context: Context, labels: str, regenerated: bool) -> Context:
 
 
 def trained(run, teacher_model, draw, *names):
-    c, sampling = run.config, gkd.tuned_sampling(run)
+    c, sampling = run.config, gkd.student_sampling(run)
     model = run.seeded(c.student_arch, c.student_width, *names)
     options = {"confidence": sampling.confidence, "seed": seeds.derive(c.seed, *names)}
     return model, gkd.distil(run, teacher_model, model, draw, gkd.student_schedule(run), **options)
@@ -52,7 +52,7 @@ def test_each_student_is_that_of_its_own_options(audited):
     assert [row["of_run"] for row in rows] == [False, False, False, True]
     for row, way in zip(rows, WAYS, strict=True):
         run = changed(context, *way)
-        draw = gkd.drawn(run, gkd.tuned_sampling(run), run.config.images)
+        draw = gkd.drawn(run, gkd.student_sampling(run), run.config.images)
         model, done = trained(run, teacher.load(context), draw, "student")
         file = ablation.Variant(*way).file(context.folder.ablation)
         assert_equal(model, context.folder.student if row["of_run"] else file)

@@ -23,7 +23,7 @@ def least(pool, images):
 def test_distances_are_those_of_every_period(audited):
     """Of the run and of a shadow pipeline, whose sets are drawn once more."""
     run = context_of(audited[0])
-    pool, sampling = shadows.pool(run)[0], gkd.tuned_sampling(run)
+    pool, sampling = shadows.pool(run)[0], gkd.student_sampling(run)
     job = shadow_students.Job(run)
     for draw, path in (
         (gkd.drawn(run, sampling, run.config.images), run.folder.nearest),
