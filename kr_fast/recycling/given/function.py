@@ -12,6 +12,7 @@ from torch import Tensor
 from kr_fast.ensemble.loading import imported
 from kr_fast.ensemble.networks import error_text
 from kr_fast.recycling.drawing import KeptSets, Set, drawn_once
+from kr_fast.recycling.given.data_facts import ASKED, DataFacts
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError, fail
@@ -19,7 +20,6 @@ from kr_fast.runtime.inputs import as_tensor, described
 from kr_fast.synthesis import LabelPlan
 from kr_fast.synthesis.networks import tensor_digest
 
-ASKED = ("run", "generator")
 TRIED = 16  # images that are drawn before anything begins
 ROUNDING = 1e-3  # by which floats may exceed [-1, 1]
 
@@ -47,9 +47,7 @@ class FunctionSource:
     def load(
         cls,
         name: str,
-        class_names: tuple[str, ...],
-        image_shape: tuple[int, int, int],
-        trained: tuple[int, ...],
+        facts: DataFacts,
         device: torch.device,
         micro_batch: int,
     ) -> "FunctionSource":
@@ -64,8 +62,8 @@ class FunctionSource:
             raise UserError(f"run: generator must {rule}, got {name} ({error})") from error
         every = any(each.kind is each.VAR_KEYWORD for each in parameters)
         takes = tuple(key for key in ("ids", "seed") if every or any(each.name == key for each in parameters))
-        source = cls(function, name, takes, image_shape, device, micro_batch)
-        ids, labels = torch.arange(TRIED), torch.tensor(trained)[torch.arange(TRIED) % len(trained)]
+        source = cls(function, name, takes, facts.image_shape, device, micro_batch)
+        ids, labels = torch.arange(TRIED), torch.tensor(facts.trained)[torch.arange(TRIED) % len(facts.trained)]
         first, again = (source.images(labels, ids, 0) for _ in range(2))
         notes = []
         if not torch.equal(first, again):

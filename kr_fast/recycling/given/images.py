@@ -10,12 +10,11 @@ from kr_fast.data import load_uncut
 from kr_fast.data.npz import read_labelled
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.recycling.drawing import KeptSets, Set, drawn_once
+from kr_fast.recycling.given.data_facts import ASKED, DataFacts
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.synthesis import LabelPlan
-
-ASKED = ("run", "generator")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,27 +33,26 @@ class ImageSource:
     def load(
         cls,
         path: Path,
-        class_names: tuple[str, ...],
-        image_shape: tuple[int, int, int],
-        trained: tuple[int, ...],
+        facts: DataFacts,
         device: torch.device,
     ) -> "ImageSource":
         """A folder ``class/image.png`` (with or without splits, which are joined), or an ``.npz`` of one set."""
         if path.is_dir():
             _, names, parts = load_uncut(path)
-            if sorted(names) != sorted(class_names):
-                fail(*ASKED, f"have a folder for each class, {_listed(class_names)}", f"{path} with {_listed(names)}")
-            number = torch.tensor([class_names.index(name) for name in names])
+            if sorted(names) != sorted(facts.class_names):
+                rule = f"have a folder for each class, {_listed(facts.class_names)}"
+                fail(*ASKED, rule, f"{path} with {_listed(names)}")
+            number = torch.tensor([facts.class_names.index(name) for name in names])
             images = torch.cat([part.images for part in parts.values()])
             labels = number[torch.cat([part.labels for part in parts.values()])]
         else:
             images, labels = map(torch.from_numpy, read_labelled(path, *ASKED))
-        if tuple(images.shape[1:]) != image_shape:
-            fail(*ASKED, f"hold images of the data's shape {list(image_shape)}", list(images.shape[1:]))
-        if len(labels) and int(labels.max()) >= len(class_names):
-            fail(*ASKED, f"have labels below {len(class_names)}, the number of classes", int(labels.max()))
-        if missing := sorted(set(trained) - set(labels.tolist())):
-            names = _listed(tuple(class_names[label] for label in missing))
+        if tuple(images.shape[1:]) != facts.image_shape:
+            fail(*ASKED, f"hold images of the data's shape {list(facts.image_shape)}", list(images.shape[1:]))
+        if len(labels) and int(labels.max()) >= len(facts.class_names):
+            fail(*ASKED, f"have labels below {len(facts.class_names)}, the number of classes", int(labels.max()))
+        if missing := sorted(set(facts.trained) - set(labels.tolist())):
+            names = _listed(tuple(facts.class_names[label] for label in missing))
             fail(*ASKED, "hold an image of every class of the training split", f"none of {names}")
         return cls(images, labels, device, f"{len(labels)} ready images")
 

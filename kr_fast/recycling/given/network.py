@@ -10,6 +10,7 @@ import torch
 from kr_fast.models import padded_size
 from kr_fast.recycling import trained_generator
 from kr_fast.recycling.drawing import Drawing, KeptSets
+from kr_fast.recycling.given.data_facts import ASKED, DataFacts
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
@@ -20,7 +21,6 @@ from kr_fast.synthesis.networks import weights_digest
 from kr_fast.synthesis.optimized import unets
 from kr_fast.synthesis.optimized.optimize import optimize
 
-ASKED = ("run", "generator")
 MARKS = ("model_index.json", "config.json", "unet", "transformer")  # one of them is in a folder of diffusers
 TRIED = 2  # images that are drawn before anything begins
 SHORTEST = Sampling(0, num_inference_steps=2, guidance_scale=1.0, noise_scale=1.0, confidence=0.0)
@@ -50,30 +50,28 @@ class NetworkSource:
     def load(
         cls,
         path: Path,
-        class_names: tuple[str, ...],
-        image_shape: tuple[int, int, int],
-        trained: tuple[int, ...],
+        facts: DataFacts,
         device: torch.device,
         micro_batch: int,
     ) -> "NetworkSource":
         """Read and check the network, and draw :data:`TRIED` images."""
         if trained_generator.is_run(path):
-            found = trained_generator.open_generator(path, device, asked=ASKED, few_step=False)
-            model, shape = Model(found.network, found.scheduler), found.crop
+            generator = trained_generator.open_generator(path, device, asked=ASKED, few_step=False)
+            model, shape = Model(generator.network, generator.scheduler), generator.crop
         else:
             model = load_model(str(path), device=device, dtype=torch.float32, asked=ASKED)
             # A checkpoint of a run has it beside the network; its images were padded.
-            facts = path / "objective.json"
-            shape = files.read_json(facts, dict).get("image_shape", [None, None])[:2] if facts.exists() else None
-        classes = len(class_names)
+            objective = path / "objective.json"
+            shape = files.read_json(objective, dict).get("image_shape") if objective.exists() else None
+        classes = len(facts.class_names)
         guided = _has_null_class(model.network, classes)
-        crop = _crop(model, shape, image_shape)
+        crop = _crop(model, shape, facts.image_shape)
         _optimize(model.network)
         source = cls(model, classes, crop, micro_batch, guided)
         sampler = source._sampler(SHORTEST, 0)
         channels, height, width = sampler.output_shape
-        if (height, width, channels) != image_shape:
-            rule = f"draw images of the data's {_words(image_shape)}"
+        if (height, width, channels) != facts.image_shape:
+            rule = f"draw images of the data's {_words(facts.image_shape)}"
             fail(*ASKED, rule, _words((height, width, channels)))
         sampler(torch.arange(TRIED), torch.tensor([0, classes - 1]))
         return source
@@ -126,11 +124,11 @@ def _crop(model: Model, shape: Any, image_shape: tuple[int, int, int]) -> tuple[
     """What is cut from images that were padded in training, as those of a run are; None for nothing."""
     size = getattr(model.network.config, "sample_size", None)
     sizes = (size, size) if isinstance(size, int) else size
-    if shape is None or model.vae is not None or sizes is None or tuple(shape) != image_shape[:2]:
+    if shape is None or model.vae is not None or sizes is None or tuple(shape[:2]) != image_shape[:2]:
         return None
     levels = len(getattr(model.network.config, "block_out_channels", [0]))
     padded = tuple(padded_size(side, levels) for side in image_shape[:2])
-    return tuple(shape) if tuple(sizes) == padded else None
+    return image_shape[:2] if tuple(sizes) == padded else None
 
 
 def _optimize(network: Any) -> None:

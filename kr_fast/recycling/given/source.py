@@ -19,6 +19,7 @@ from kr_fast.data import Dataset
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Draw, KeptSets
+from kr_fast.recycling.given.data_facts import ASKED, DataFacts
 from kr_fast.recycling.given.function import FunctionSource
 from kr_fast.recycling.given.images import ImageSource
 from kr_fast.recycling.given.network import NetworkSource, is_network
@@ -28,7 +29,6 @@ from kr_fast.runtime.errors import fail
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis import LabelPlan
 
-ASKED = ("run", "generator")  # command and option, for errors
 STEP = 0  # of the one checkpoint that a given generator counts as
 RECORD = "given.json"
 # Options that only a network which takes off noise has, and what they are without one.
@@ -67,21 +67,21 @@ class Source(Protocol):
 
 def opened(config: RecycleConfig, data: Dataset, device: torch.device) -> Source:
     """The given generator, checked against the data. Raises: UserError naming the option."""
-    facts = data.class_names, data.image_shape, tuple(data.train.labels.unique().tolist())
+    facts = DataFacts(data.class_names, data.image_shape, tuple(data.train.labels.unique().tolist()))
     return _opened(config.generator, facts, device, config.micro_batch)
 
 
 @functools.lru_cache(maxsize=1)  # several stages open it, and reading may take long
-def _opened(name: str, facts: tuple, device: torch.device, micro_batch: int) -> Source:
+def _opened(name: str, facts: DataFacts, device: torch.device, micro_batch: int) -> Source:
     path = Path(name).expanduser()
     if ":" in name and not path.exists():
-        return FunctionSource.load(name, *facts, device, micro_batch)
+        return FunctionSource.load(name, facts, device, micro_batch)
     if not path.exists():
         rule = "be the folder of a run or of a diffusers model, a folder or .npz of images, or pkg.mod:function"
         raise FileNotFoundError(f"run: generator must {rule}, got {name}, which is not there")
     if is_network(path):
-        return NetworkSource.load(path, *facts, device, micro_batch)
-    return ImageSource.load(path, *facts, device)
+        return NetworkSource.load(path, facts, device, micro_batch)
+    return ImageSource.load(path, facts, device)
 
 
 def applied(config: RecycleConfig, data: Dataset, device: torch.device) -> RecycleConfig:
