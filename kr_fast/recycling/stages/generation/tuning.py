@@ -31,10 +31,8 @@ Score = Callable[[Sampling, int, int], float]
 def run(context: Context) -> dict[str, Any]:
     """The setting that stays, and every trial."""
     c, checkpoint = context.config, context.result("checkpoints")
-    teacher_model, trials = (
-        teacher.load(context),
-        Trials(context),
-    )  # the chosen checkpoint's trial is the first one here
+    teacher_model = teacher.load(context)
+    trials = Trials(context)  # the chosen checkpoint's trial is the first one here
     usual = default_sampling(context, checkpoint["chosen"], checkpoint.get("ema_length", 0.0))
     rows: list[dict[str, Any]] = []
 
@@ -64,7 +62,7 @@ def trials_of(c: RecycleConfig, usual: Sampling) -> list[tuple[int, int]]:
     if not c.tune_trials:
         return [(1 + len(one_at_a_time(c, usual)), 1)]
     plan = rounds(len(candidates(c, usual)))
-    return [*plan, (2 * REPEATS, plan[-1][1])] if len(plan) > 1 or plan[0][0] > 1 else plan
+    return [*plan, (2 * REPEATS, plan[-1][1])] if plan[0][0] > 1 else plan
 
 
 def expected(c: RecycleConfig, usual: Sampling) -> list[tuple[Sampling, int, float]]:
