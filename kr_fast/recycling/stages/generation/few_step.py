@@ -34,7 +34,13 @@ from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import generator
 from kr_fast.recycling.stages.generation.generator_loss import dropout_of
-from kr_fast.recycling.stages.generation.sampling import Sampling, network_calls, student_sampling, tuned_sampling
+from kr_fast.recycling.stages.generation.sampling import (
+    Sampling,
+    network_calls,
+    student_sampling,
+    trial_key,
+    tuned_sampling,
+)
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.progress import bar
@@ -73,7 +79,7 @@ def run(context: Context) -> dict[str, Any]:
         description="few-step generator",
     )
     sampling, teacher_model = student_sampling(context), teacher.load(context)
-    before = Trials(context).get(lambda: gkd.trial(context, teacher_model, tuned), **tuned.values())
+    before = Trials(context).get(lambda: gkd.trial(context, teacher_model, tuned), **trial_key(tuned))
     after = gkd.trial(context, teacher_model, sampling)
     speed = images_per_second(gkd.drawing(context, sampling, c.micro_batch))
     usual = images_per_second(gkd.drawing(context, tuned, c.micro_batch))
