@@ -35,9 +35,7 @@ class SynthesizeConfig:
         least=0,
     )
     seed: int = option(0, "of all noise", least=0)
-    checkpoint: int = option(
-        0, "step of the run's checkpoint; 0 for its few-step one, else the chosen one", least=0
-    )
+    checkpoint: int = option(0, "step of the run's checkpoint; 0 for its few-step one, else the chosen one", least=0)
     scheduler: str = option("", "a scheduler class of diffusers in place of the model's own")
     num_inference_steps: int = option(0, "solver steps; 0 for those that the run tuned, else 20", least=0, most=10000)
     guidance_scale: float = option(

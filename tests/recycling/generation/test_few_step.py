@@ -54,9 +54,8 @@ def test_a_step_with_the_target_lands_on_the_next_sample(objective, steps):
 def many_step(tmp_path, monkeypatch):
     """(context, checkpoint of a network whose answers depend on noise, time and class, labels).
 
-    Trajectories are drawn 8 batches at a time for 32 steps, so that 48 steps need a second set.
+    Each set of trajectories is for 32 steps here, so that 48 steps need a second one.
     """
-    monkeypatch.setattr(few_step, "DRAWN", 8)
     monkeypatch.setattr(few_step, "USED", 32)
     options = {"few_steps": 2, "few_step_training": 48, "generator_learning_rate": 5e-3, "generator_ema": 0.9}
     context = new_context(tmp_path, **options)
@@ -163,19 +162,19 @@ def test_students_and_synthesize_draw_from_it(audited, tmp_path, monkeypatch, ca
 
 
 def test_time_memory_and_disk_are_counted(tmp_path):
-    """Seconds where every rate is 1, by hand: 100 steps draw twice 16 batches, of 2 calls or, guided, of 4 an image."""
+    """Seconds where every rate is 1, by hand: 100 steps draw twice 8 batches, of 2 calls or, guided, of 4 an image."""
     one = time_estimate.Rates(*[1.0] * len(dataclasses.fields(time_estimate.Rates)))
     options = {"generator_batch_size": 8, "few_step_training": 100, "trial_images": 64, "student_batch_size": 32}
     many = new_context(tmp_path, counts=(20, 9, 10), **options)
     few = dataclasses.replace(many, config=dataclasses.replace(many.config, few_steps=1))
     before, after = time_estimate.stages(many, one), time_estimate.stages(few, one)
     short = 1 + 64 + (64 + 9)
-    assert after["few_step"] == 100 * 8 + 2 * 16 * 8 * 3 + 2 + short
+    assert after["few_step"] == 100 * 8 + 2 * 8 * 8 * 3 + 2 + short
     assert before["gkd"] - after["gkd"] == 3 * 128 * (3 - 1)
     sizes = networks.sizes(few)
     disk, memory = (memory_and_disk.stages(needs(few, sizes)) for needs in NEEDS)
     assert disk["few_step"] == sizes.generator.state
-    assert memory["few_step"] == 5 * sizes.generator.state + 8 * sizes.generator.saved + 4 * 64 * 16 * 8 * 2
+    assert memory["few_step"] == 5 * sizes.generator.state + 8 * sizes.generator.saved + 4 * 64 * 8 * 8 * 2
     assert "few_step" not in memory_and_disk.stages(memory_and_disk.memory_needs(many, sizes))
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kr_fast.recycling.budget.planner import standard_error
 from kr_fast.recycling.config import RecycleConfig
@@ -33,7 +33,6 @@ from kr_fast.recycling.drawing import Drawing
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import generator
-from kr_fast.recycling.stages.generation.generator_loss import dropout_of
 from kr_fast.recycling.stages.generation.sampling import (
     Sampling,
     network_calls,
@@ -50,7 +49,7 @@ from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training import AdamW
 from kr_fast.training.precision import autocast
 
-DRAWN, USED = 16, 64  # batches of trajectories that are drawn at a time, and steps that learn from them
+DRAWN, USED = 8, 64  # batches of trajectories that are drawn at a time, and steps that learn from them
 TOLERANCE = 0.01  # of validation accuracy, by which it may be worse, besides a standard error, without a note
 TIMED = 2  # micro-batches
 
@@ -144,6 +143,9 @@ def train(
     timesteps = torch.tensor(table.timesteps, device=device)
     of_sample, of_output = (torch.tensor(values, device=device)[:, None, None, None] for values in linear(table))
     network = network.to(memory_format=torch.channels_last)
+    for part in network.modules():
+        if isinstance(part, nn.Dropout):  # against repeating real images, of which none is here
+            part.p = 0.0
     precision = context.precision.generator
     if device.type == "cpu" or precision == "float32":
         optimize(network, training=True)
@@ -169,7 +171,7 @@ def train(
             output = (samples[k + 1, image] - of_sample[k] * x) / of_output[k]
             generator.set_rate(own, c.generator_learning_rate * generator.rate_factor(step, last))
             x = x.contiguous(memory_format=torch.channels_last)
-            with autocast(device, precision), dropout_of(c, device, seed, step, 0):
+            with autocast(device, precision):
                 out = network(x, timesteps[k], class_labels=classes[image]).sample
                 loss = torch.nn.functional.mse_loss(out.float(), output)
             own.zero_grad()
