@@ -54,7 +54,7 @@ AUDIT = {
     "rmia_auc": ("leave_one_out.{set}.rmia.auc.mean", "no population: RMIA needs further non-members"),
     "rmia_auc_ci": ("leave_one_out.{set}.rmia.auc.interval", "no population: RMIA needs further non-members"),
     "tpr_at_1": ("leave_one_out.{set}.lira.tpr_at_fpr.0.01.mean", "fewer than 10 false positives of some model"),
-    "records": ("records.{set}.found", "too few shadows to find a single record"),
+    "records": ("{set}.records", "too few shadows to find a single record"),
     "canary_auc": ("canaries.{model}.auc", "no canaries"),
     "canary_auc_ci": ("canaries.{model}.auc_ci", "no canaries"),
 }

@@ -43,7 +43,7 @@ FIGURES = {
         for name, whose in WHOSE.items()
     },
     **{f"canaries, AUC in twins of the {name.capitalize()}": f"canaries.{name}.auc" for name in ("teacher", "student")},
-    **{f"records found, {whose}": f"records.{name}.found" for name, whose in WHOSE.items()},
+    **{f"records found, {whose}": f"{name}.records" for name, whose in WHOSE.items()},
     "released images, calibrated AUC, all periods": "released_calibrated.all_periods.offline.auc",
     "negative controls that did not pass": "negative_controls_failed",
 }

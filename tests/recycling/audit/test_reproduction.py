@@ -49,7 +49,8 @@ def test_rows_hold_the_figures_of_the_run(script, finished, audited):
     assert gkd["lira_auc_ci"] == of_all["lira"]["auc"]["interval"]
     assert gkd["rmia_auc"] == of_all["rmia"]["auc"]["mean"]
     assert gkd["released_auc"] == result["audit"]["released"]["nearest_synthetic"]["auc"]
-    assert gkd["canary_auc"] is None
+    assert gkd["records"] is gkd["canary_auc"] is None
+    assert gkd["why"]["records"] == "too few shadows to find a single record"
     assert gkd["why"]["canary_auc"] == "no canaries"
     teacher = rows["teacher"]
     assert teacher["lira_auc"] == result["audit"]["leave_one_out"]["teacher"]["lira"]["auc"]["mean"]
