@@ -66,7 +66,7 @@ def test_each_student_is_that_of_its_own_options(audited):
 def test_shadow_students_with_fixed_images_and_what_they_leak(audited):
     context, rows = context_of(audited[0]), metrics(audited[0])["ablation"]
     run, result = changed(context, "soft", False), shadow_students.load(context, of_ablation=True)
-    draw = shadow_students.Job(run).retrained(1)
+    draw = shadow_students.Job(run, of_ablation=True).retrained(1)  # which leaves the files of the run as they are
     assert all(map(torch.equal, draw(0), draw(2)))
     model, _ = trained(run, shadows.load_one(context, context.folder.shadows, 1), draw, "shadow student", 1)
     assert_equal(model, shadows.file(context.folder.ablation_students, 1))
