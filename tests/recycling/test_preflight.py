@@ -263,7 +263,7 @@ def test_time_is_counted_step_by_step(tmp_path):
     trial = 2 * (3 * 16 + 9)  # a short Student: periods x (epochs x one whole batch of 16 out of 20 + validation)
     result = time_estimate.stages(made, one)
     assert result["teacher"] == 5 * 16 + 5 * 9
-    assert result["generator"] == 6 * 32
+    assert result["generator"] == 6 * 32 + 3 * (1 + 256 * 2)  # of each checkpoint 256 images are drawn
     assert result["checkpoints"] == 3 * (
         1 + 2 * 32 * 2 + trial
     )  # two micro-batches of 16 for 20 images, two steps each
