@@ -65,7 +65,7 @@ def test_rows_hold_the_figures_of_the_run(script, finished, audited):
     assert soft["why"]["rmia_auc"] == soft["why"]["records"] == reproduce.NO_SHADOWS
     for row in rows.values():
         assert {name for name, value in row.items() if value is None} <= row["why"].keys()
-        assert row["options"] == "--preset digits --audit-canaries 40 --audit-generator retrained --ablation --seed 0"
+        assert row["options"] == "--preset digits --audit-canaries 40 --ablation --seed 0"
     calibrated = metrics(audited[0])
     (row,) = reproduce.rows_of(reproduce.Run("digits", "sizes-256", 0), calibrated, facts)
     assert row["released_auc"] == calibrated["audit"]["released_calibrated"]["last_period"]["offline"]["auc"]
