@@ -60,7 +60,8 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     near = [each for each in known if len(word) > 2 and word in plain[each]]
     if word not in (plain[each] for each in near):
         near += [each for each in known if plain[each] in difflib.get_close_matches(word, plain.values(), 3, 0.7)]
-    near = list(dict.fromkeys(near))
+    exact = [each for each in near if plain[each] == word]
+    near = exact or sorted(dict.fromkeys(near), key=lambda each: not plain[each].startswith(word))
     return f" (did you mean {' or '.join(near[:4])}?)" if near else ""
 
 

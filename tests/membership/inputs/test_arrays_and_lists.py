@@ -92,6 +92,10 @@ CALLS = {
     "audit": (audited, (IMAGES, LABELS, MEMBERS, MADE, REAL, REAL, LABELS[:15], KEEP)),
     "base": (lambda p, k, t: membership.base(p, k, target=t), (PHI, KEEP, TARGET)),
     "blind": (lambda i, m: membership.blind(i, m, folds=2), (IMAGES, MEMBERS)),
+    "calibrated_nearest": (
+        lambda d, k, t: membership.calibrated_nearest(d, k, target=t),
+        (PHI[0].T.exp(), KEEP, TARGET[0].T.exp()),
+    ),
     "delong_test": (membership.delong_test, (SCORES, OTHER, MEMBERS)),
     "denoising_attack": (
         lambda errors, shadows, keep: membership.denoising_attack(errors, shadows=shadows, keep=keep),
