@@ -38,12 +38,12 @@ def _in_rounds(context: Context, watch: Watch) -> dict[str, Any]:
         ledger.spend("generator")
         result = _train(context, end)
         seconds = ledger.spend("generator")
+        watch(end)  # on every rank, as in a training without a budget
         with runtime.main_first() as main:
             if main:
                 loss = generator.validation_loss(context, context.folder.generator(end))
                 ledger.spend("generator")
                 accuracy = gkd.trial(context, teacher.load(context), gkd.default_sampling(context, end))
-                watch(end)
                 ledger.finish_round(seconds, ledger.spend("generator"), loss, accuracy)
     ends = runtime.broadcast([each["end"] for each in ledger.rounds])
     if result is None:  # it was killed after its last round
