@@ -229,11 +229,13 @@ def test_dry_run_prints_and_writes_nothing(tmp_path, capsys):
     """Standard output is a YAML file that --config takes, and means the same run."""
     source = npz(tmp_path / "set.npz")
     flags = ["--preset", "toy", "--data", source, "--out", tmp_path / "run", "--teacher-epochs", "3"]
+    flags += ["--student-choose", "auc"]
     assert main(["run", *map(str, flags), "--dry-run", "--quiet"]) == 0
     text = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
     result = yaml.safe_load(text)
-    expected = RecycleConfig(**{**preset("toy"), "data": source, "out": tmp_path / "run", "teacher_epochs": 3})
+    options = {"data": source, "out": tmp_path / "run", "teacher_epochs": 3, "student_choose": "auc"}
+    expected = RecycleConfig(**{**preset("toy"), **options})
     assert RecycleConfig(**result) == expected
     for words in (
         "data: set, images of 8 x 8 x 1: 20 train, 10 val, 10 test; 2 classes",

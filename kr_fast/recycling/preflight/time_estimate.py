@@ -284,7 +284,8 @@ def _distilling(context: Context, teacher_model: nn.Module) -> Callable[[int], i
         split = _split(context, STEPS * count)
         synthetic = (torch.arange(len(split)), split.labels, split.images.to(context.runtime.device))
         student = _network(context, c.student_arch, c.student_width)
-        changed = dataclasses.replace(without_validation, config=dataclasses.replace(c, student_batch_size=count))
+        options = {"student_batch_size": count, "student_choose": "accuracy"}  # one image has no AUC
+        changed = dataclasses.replace(without_validation, config=dataclasses.replace(c, **options))
         schedule = Schedule((1,), len(split), 1)
         gkd.distil(changed, teacher_model, student, lambda _: synthetic, schedule, confidence=0.0, seed=0)
         return len(split)
