@@ -105,17 +105,28 @@ def drawing(
     return Drawing(sampler, plan, images, kept, seen, clock or SynthesisClock())
 
 
-def drawn(context: Context, sampling: Sampling, images: int, kept: KeptSets | None = None, **options: Any) -> Draw:
-    """As :func:`drawing`, for a Student: from the generator that was given, where one was.
+def drawn(
+    context: Context,
+    sampling: Sampling,
+    images: int,
+    *,
+    seed: int | None = None,
+    kept: KeptSets | None = None,
+    clock: SynthesisClock | None = None,
+    **options: Any,
+) -> Draw:
+    """As :func:`drawing`, for a Student: from the generator that was given, where one was (without other options).
 
     With ``fixed_images`` every period has the images of the first.
     """
     c = context.config
     if c.generator:
         source = given.opened(c, context.data, context.runtime.device)
-        draw = source.draw(sampling, context.label_plan(), images, c.seed, kept)
+        draw = source.draw(sampling, context.label_plan(), images, c.seed if seed is None else seed, kept)
+        if clock is not None and isinstance(draw, Drawing):
+            draw = dataclasses.replace(draw, clock=clock)
     else:
-        draw = drawing(context, sampling, images, kept=kept, **options)
+        draw = drawing(context, sampling, images, seed=seed, kept=kept, clock=clock, **options)
     return fixed(draw) if c.fixed_images else draw
 
 
