@@ -16,7 +16,8 @@ from kr_fast.runtime.inputs import as_images, as_mask
 SHARE = 0.25  # of the spacing of one side, below which two images are near-duplicates
 
 
-_LAST: dict[bytes, "Duplicates"] = {}  # of the last images asked for: several runs on one set compare them once
+MOST_KEPT = 4  # a run asks for two: test images against all others, and members against non-members
+_KEPT: dict[bytes, "Duplicates"] = {}  # by digest of the last images: several runs on one set compare them once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +62,11 @@ def duplicates_across(images: Tensor, members: Tensor) -> Duplicates:
     digest = hashlib.sha256(str(list(images.shape)).encode())
     digest.update(images.contiguous().numpy().data)
     digest.update(members.contiguous().numpy().data)
-    if (key := digest.digest()) not in _LAST:
-        _LAST.clear()
-        _LAST[key] = _across(images, members)
-    return _LAST[key]
+    if (key := digest.digest()) not in _KEPT:
+        if len(_KEPT) == MOST_KEPT:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = _across(images, members)
+    return _KEPT[key]
 
 
 def _across(images: Tensor, members: Tensor) -> Duplicates:
