@@ -13,7 +13,8 @@ from kr_fast.recycling.stages.generation.sampling import Sampling
 PARAMETERS = ("noise_scale", "guidance_scale", "num_inference_steps", "confidence")
 PARAMETERS += ("guidance_interval", "solver", "images", "passes")
 OPTIONS = {"passes": "student_epochs"}
-CHOICES = ("solver", "images", "passes")  # of which a value in between is not drawn
+OF_SETS = ("images", "passes")  # 0 in a Sampling for the configured value
+CHOICES = ("solver", *OF_SETS)  # of which a value in between is not drawn
 DIGITS = 3  # behind the point of a drawn number
 ALWAYS = ("num_inference_steps", "guidance_scale", "noise_scale", "confidence")  # in every row of the report
 
@@ -32,7 +33,7 @@ def tried(c: RecycleConfig, name: str) -> list[Any]:
 
 def with_value(c: RecycleConfig, sampling: Sampling, name: str, value: Any) -> Sampling:
     """``sampling`` with another value of one parameter."""
-    configured = name in ("images", "passes") and value == usual(c, name)
+    configured = name in OF_SETS and value == usual(c, name)
     return dataclasses.replace(sampling, **{name: 0 if configured else value})
 
 
@@ -40,7 +41,8 @@ def row(c: RecycleConfig, sampling: Sampling) -> dict[str, Any]:
     """The setting for the report: what it is drawn by, and the further parameters for which other values are tried."""
     values = sampling.values()
     names = (*ALWAYS, *(name for name in PARAMETERS if name not in ALWAYS and tried(c, name)))
-    return {"checkpoint": sampling.checkpoint, **{name: values[name] or usual(c, name) for name in names}}
+    values |= {name: values[name] or usual(c, name) for name in OF_SETS}
+    return {"checkpoint": sampling.checkpoint, **{name: values[name] for name in names}}
 
 
 def one_at_a_time(c: RecycleConfig, usual_sampling: Sampling) -> list[Sampling]:
