@@ -124,9 +124,9 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(many_step, tmp_
 
 
 def test_worse_by_more_than_the_tolerance_is_said():
-    """On 179 images of which 98 % are right, a standard error is 0.0105: the limit is 0.9595."""
-    assert few_step.note(0.98, 0.960, 179) == []
-    (words,) = few_step.note(0.98, 0.958, 179)
+    """With a standard error of 0.0105 the limit is 0.9595."""
+    assert few_step.note(0.98, 0.960, 0.0105) == []
+    (words,) = few_step.note(0.98, 0.958, 0.0105)
     assert "validation accuracy of 0.958 and not 0.980" in words
 
 

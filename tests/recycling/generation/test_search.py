@@ -12,10 +12,11 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.preflight import time_estimate
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.distillation.score_error import score_error
 from kr_fast.recycling.stages.distillation.student_training import Schedule
 from kr_fast.recycling.stages.generation import checkpoints, tuning
 from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, network_calls
-from kr_fast.recycling.stages.generation.search_space import drawn_settings
+from kr_fast.recycling.stages.generation.search_space import drawn_settings, row
 from kr_fast.runtime.errors import UserError
 from kr_fast.synthesis import Sampler
 
@@ -75,6 +76,13 @@ def test_settings_are_drawn_between_the_values(tmp_path):
         )
         == []
     )
+
+
+def test_a_row_holds_a_value_of_zero_and_the_configured_size(tmp_path):
+    options = {"confidence": 0.5, "tune_confidence": (0.0,), "tune_images": (64,)}
+    run = new_context(tmp_path, **options)
+    shown = row(run.config, dataclasses.replace(default_sampling(run, 12), confidence=0.0))
+    assert (shown["confidence"], shown["images"]) == (0.0, run.config.images)
 
 
 def test_a_better_setting_replaces_the_usual_one(tmp_path, monkeypatch):
@@ -173,7 +181,7 @@ def test_halving_and_trials_are_in_the_time_estimate(tmp_path):
 def test_noise_of_an_auc_is_that_of_its_rarest_class(tmp_path):
     run = new_context(tmp_path, (20, 30, 10), classes=3, student_choose="auc")
     run.data.val.labels[:] = torch.tensor([0] * 4 + [1] * 20 + [2] * 6)
-    assert tuning.noise(run, 0.8) == pytest.approx(math.sqrt(0.8 * 0.2 / 4))
+    assert score_error(run, 0.8) == pytest.approx(math.sqrt(0.8 * 0.2 / 4))
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpm++"])

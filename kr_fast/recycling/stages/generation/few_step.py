@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.recycling.budget.planner import standard_error
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context, Trials
 from kr_fast.recycling.drawing import Drawing
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.distillation.score_error import score_error
 from kr_fast.recycling.stages.generation import generator
 from kr_fast.recycling.stages.generation.sampling import (
     Sampling,
@@ -94,19 +94,19 @@ def run(context: Context) -> dict[str, Any]:
             by: before,
             "images_per_second": usual,
         },
-        "notes": note(before, after, len(context.data.val), c.student_choose),
+        "notes": note(before, after, score_error(context, before), c.student_choose),
         "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},
     }
 
 
-def note(before: float, after: float, count: int, by: str = "accuracy") -> list[str]:
-    """What has to be said where a short Student of the few-step generator is worse on ``count`` validation images.
+def note(before: float, after: float, error: float, by: str = "accuracy") -> list[str]:
+    """What has to be said where a short Student of the few-step generator is worse on validation.
 
     Args:
         before, after: of the many-step and the few-step one, the accuracy or the AUC that ``by`` names.
+        error: the standard error of ``before``.
     """
-    allowed = TOLERANCE + standard_error(before, count)
-    if after >= before - allowed:
+    if after >= before - TOLERANCE - error:
         return []
     return [
         f"a short Student of the few-step generator has a validation {by} of {after:.3f} and not {before:.3f}, which "

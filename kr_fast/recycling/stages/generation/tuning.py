@@ -1,14 +1,14 @@
 """Tuning on validation of how images are drawn: one value after the other, or quasi-random settings (tune_trials)."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from kr_fast.recycling.budget import planner
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context, Trials
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.distillation.score_error import score_error
 from kr_fast.recycling.stages.generation.halving import rounds, successive_halving
 from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, trial_key
 from kr_fast.recycling.stages.generation.search_space import (
@@ -85,7 +85,7 @@ def _one_after_the_other(context: Context, best: Sampling, score: Score) -> Samp
         for value in tried(c, name):
             candidate = with_value(c, best, name, value)
             candidate_score = score(candidate)
-            if candidate_score > best_score + (0.0 if context.ledger is None else noise(context, best_score)):
+            if candidate_score > best_score + (0.0 if context.ledger is None else score_error(context, best_score)):
                 best, best_score = candidate, candidate_score
     return best
 
@@ -104,18 +104,6 @@ def _search(context: Context, usual: Sampling, score: Score) -> tuple[Sampling, 
     for name, setting in (("usual", usual), ("best", best)):
         again = [score(setting, trials[-1].length, repeat) for repeat in range(1, REPEATS + 1)]
         means[name] = sum(again) / REPEATS
-    limit = noise(context, means["usual"])
+    limit = score_error(context, means["usual"])
     replaced = means["best"] > means["usual"] + limit
     return best if replaced else usual, {**means, "noise": limit, "repeats": REPEATS, "replaced": replaced}
-
-
-def noise(context: Context, value: float) -> float:
-    """Standard error of a score on validation.
-
-    Of an AUC its bound ``sqrt(AUC (1 - AUC) / n)``, n images of the rarest class (Birnbaum and Klose, 1957).
-    """
-    count = len(context.data.val)
-    if context.config.student_choose == "auc":
-        sizes: Sequence[int] = context.data.val.labels.bincount().tolist()
-        count = min(min(size, count - size) for size in sizes if size)
-    return planner.standard_error(value, max(count, 1))
