@@ -134,7 +134,10 @@ def test_what_is_shown_may_be_said_before_the_command(capsys, monkeypatch):
     ("text", "words"),
     [
         ("temprature: 3", "run: config must hold known keys only, got temprature (did you mean temperature?)"),
-        ("epochs: 3", "got epochs (did you mean teacher_epochs or tune_student_epochs or trial_epochs or student_epochs?)"),
+        (
+            "epochs: 3",
+            "got epochs (did you mean teacher_epochs or tune_student_epochs or trial_epochs or student_epochs?)",
+        ),
         ("preset: huge", "preset must be one of digits, small, private, toy, or several with commas, got huge"),
         ("preset: [toy]", "preset must be one of digits, small, private, toy, or several with commas, got ['toy']"),
         ("seed: 1\nseed: 2", "the key seed stands twice"),
