@@ -15,6 +15,7 @@ from kr_fast.models import padded_size
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight.networks import Size, Sizes
 from kr_fast.recycling.stages import shadows
+from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import few_step
 from kr_fast.recycling.stages.generation.generator import early_step
 from kr_fast.recycling.stages.generation.posthoc_ema import KEPT, SNAPSHOTS
@@ -132,14 +133,14 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
     c, data = context.config, context.data
     image, pool = _image(context), len(data.train) + len(data.test)
     generators = 2 if c.few_steps else 1  # of each shadow Student
-    most_images = max((c.images, *c.tune_images))
+    of_period = max((c.images, *c.tune_images))
     students, saved = c.num_students, c.checkpoints * (1 + len(c.ema_lengths)) + len(early_step(c))
     kept = len(KEPT) * (SNAPSHOTS + c.checkpoints + 1) * sizes.generator.state
     needs = [
         Need("teacher", "weights", "teacher_width", sizes.teacher.state),
         *([Need("few_step", "weights", "generator_widths", sizes.generator.state)] if c.few_steps else []),
         Need("gkd", "weights", "student_width", sizes.student.state),
-        Need("gkd", "synthetic images", "images", most_images * image),
+        Need("gkd", "synthetic images", "images", of_period * image),
     ]
     if not c.generator:
         needs += [
@@ -154,8 +155,8 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
             Need("audit", "signals and scores", "num_shadows", 8 * pool * (c.num_shadows + students)),
         ]
     if c.keeps_sets:
-        sets = 1 if c.fixed_images and not c.ablation else c.periods
-        needs.append(Need("shadow_students", "shared images", "periods", sets * c.images * image))
+        shared = of_period if c.fixed_images and not c.ablation else gkd.most_drawn(c)
+        needs.append(Need("shadow_students", "shared images", "periods", shared * image))
     if c.ablation:
         needs.append(Need("ablation", "weights", "student_width", 3 * sizes.student.state))
         further = students * (sizes.student.state + pool)

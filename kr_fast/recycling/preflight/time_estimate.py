@@ -123,10 +123,11 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
 
     usual = default_sampling(context, 0)
     most, few_step = costliest(c, usual), 0.0
-    drawing = (drawn(c.images, usual) + drawn(c.images, most)) / 2
-    if c.few_steps:  # its images cost the same whatever tuning decides
+    more = gkd.most_drawn(c) / (c.periods * c.images)  # where tuning may draw sets anew more often
+    drawing = (drawn(c.images, usual) + more * drawn(c.images, most)) / 2
+    if c.few_steps:  # an image of it costs the same whatever tuning decides
         few = few_step_sampling(usual, c.few_steps)
-        drawing = drawn(c.images, few)
+        drawing = (1 + more) / 2 * drawn(c.images, few)
         calls = [network_calls(few_steps.many_step(each, c.few_steps)) for each in (usual, most)]
         few_step = c.few_step_training * c.generator_batch_size * rates.generator
         few_step += few_steps.drawn_images(c) * sum(calls) / 2 * rates.sampled

@@ -178,6 +178,18 @@ def test_halving_and_trials_are_in_the_time_estimate(tmp_path):
     assert time_estimate.asked(run).tuned == 8 + 4 * 2 + 2 * 4 + 4 * 4 - 1  # short Students that a budget has to pay
 
 
+def test_fewer_passes_draw_more_images(tmp_path):
+    """One pass in place of three takes three times as many sets; the estimate is the mean of both."""
+    zero = dict.fromkeys((field.name for field in dataclasses.fields(time_estimate.Rates)), 0.0)
+    rates = time_estimate.Rates(**{**zero, "sampled": 1.0})
+    options = {"student_epochs": 3, "tune_guidance_scale": (), "tune_num_inference_steps": ()}
+    seconds = [
+        time_estimate.stages(new_context(tmp_path, **options, tune_student_epochs=tried), rates)["gkd"]
+        for tried in ((), (1,))
+    ]
+    assert seconds[1] == 2 * seconds[0] > 0
+
+
 def test_noise_of_an_auc_is_that_of_its_rarest_class(tmp_path):
     run = new_context(tmp_path, (20, 30, 10), classes=3, student_choose="auc")
     run.data.val.labels[:] = torch.tensor([0] * 4 + [1] * 20 + [2] * 6)

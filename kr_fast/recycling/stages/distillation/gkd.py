@@ -7,6 +7,7 @@ augmented batch as the Student. Runs on rank 0.
 import copy
 import dataclasses
 import functools
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,14 @@ def trial_schedule(c: RecycleConfig, sampling: Sampling, length: int = 1) -> Sch
     whole = Schedule((length * c.trial_periods,), c.trial_images, c.trial_epochs)
     images, passes = c.trial_images * sampling.images / c.images, c.trial_epochs * sampling.passes / c.student_epochs
     return whole.resized(*(each and max(round(each), 1) for each in (images, passes)), c.student_batch_size)
+
+
+def most_drawn(c: RecycleConfig) -> int:
+    """Images of all of the Student's periods, with that size of a set and those passes over it that need most."""
+    whole = Schedule((c.periods,), c.images, c.student_epochs)
+    pairs = itertools.product((0, *c.tune_images), (0, *c.tune_student_epochs))
+    schedules = [whole.resized(*pair, c.student_batch_size) for pair in pairs]
+    return max(each.periods * each.images for each in schedules)
 
 
 def left(context: Context) -> list[Path]:
