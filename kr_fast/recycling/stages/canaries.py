@@ -106,7 +106,7 @@ def run_students(context: Context) -> dict[str, Any]:
     if c.num_students:
         with runtime.main_first() as main:
             if main:
-                gkd.discard_outdated(context, folder, "canaries")
+                gkd.discard_outdated(context, folder, "canaries", "twin-student-*.pt")
         if runtime.broadcast(len(list(folder.glob("model-*.safetensors"))) < c.num_students):
             shadow_students.complete(context, gkd.shared_sets(context, gkd.student_sampling(context)))
         _train(context, Students(context), folder, c.num_students, "twin students")

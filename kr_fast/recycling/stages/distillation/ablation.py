@@ -65,7 +65,7 @@ def run(context: Context) -> dict[str, Any]:
         test: macro, one class against the others)}]}.
     """
     c, folder, test, rows = context.config, context.folder.ablation, context.data.test, []
-    gkd.discard_outdated(context, folder, "teacher")
+    gkd.discard_outdated(context, folder, "teacher", "model-*.pt")
     gkd.shared_sets(context, gkd.student_sampling(context)).discard_outdated()
     for variant in variants(c):
         of_run = variant == Variant.of_run(c)

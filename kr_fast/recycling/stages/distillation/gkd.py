@@ -139,8 +139,12 @@ def shared_sets(context: Context, sampling: Sampling) -> KeptSets | None:
     return KeptSets(context.folder.shared, made_from, context.runtime.device)
 
 
-def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
-    """Delete Students in ``folder`` that were made from other files, or other ``teachers``, than those of this run."""
+def discard_outdated(context: Context, folder: Path, teachers: str, unfinished: str) -> None:
+    """Delete Students in ``folder`` that were made from other files, or other ``teachers``, than those of this run.
+
+    Args:
+        unfinished: pattern of the files in ``state/`` from which their trainings would continue.
+    """
     sampling = student_sampling(context).values()
     record = {"made_from": context.journal.digest("generator", "few_step", teachers), **sampling}
     if context.ledger is not None:  # without a budget its length is that of the configuration
@@ -148,7 +152,8 @@ def discard_outdated(context: Context, folder: Path, teachers: str) -> None:
     path = folder / "made_from.json"
     if path.exists() and files.read_json(path) != record:
         names = ("model-*.safetensors", "generator-*", "few-step-*", "denoising-*.npy", "nearest-*.npy")
-        for left in (path for name in names for path in folder.glob(name)):
+        outdated = [path for name in names for path in folder.glob(name)]
+        for left in (*outdated, *context.folder.state.glob(unfinished)):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     files.write_json(path, record)
 

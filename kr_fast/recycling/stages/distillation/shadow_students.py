@@ -159,7 +159,8 @@ def _train(context: Context, job: Job) -> None:
     c, runtime = context.config, context.runtime
     with runtime.main_first() as main:
         if main and c.num_students:
-            gkd.discard_outdated(context, job.folder, "shadows")
+            unfinished = "ablation-student-*.pt" if job.of_ablation else "shadow-*.pt"
+            gkd.discard_outdated(context, job.folder, "shadows", unfinished)
     mine = shadows.missing(context, job.folder, c.num_students)
     left = runtime.broadcast(len(list(job.folder.glob("model-*.safetensors"))) < c.num_students)
     if left and (kept := job.shared) is not None:
