@@ -73,6 +73,10 @@ def check_search(config: Any) -> None:
         if (value := getattr(config, name)) and getattr(config, beside):
             value = list(value) if isinstance(value, tuple) else value
             fail("run", name, f"be left out with {beside}, {why}", value)
+    for name, usual in (("solver", "euler"), ("tune_solver", ())):
+        if config.generator and (value := getattr(config, name)) != usual:
+            value = list(value) if isinstance(value, tuple) else value
+            fail("run", name, "be left out with generator, a given one, which is sampled by its own scheduler", value)
     lengths = config.ema_lengths
     if len({f"{length:g}" for length in lengths}) < len(lengths):
         fail("run", "ema_lengths", "not repeat", list(lengths))

@@ -42,8 +42,8 @@ OF_NETWORKS: dict[str, Any] = {
     "tune_guidance_interval": (),
     "tune_noise_scale": (),
 }
-# What no given generator has: checkpoints to choose from, another solver than its own, an attack on its training.
-OFF: dict[str, Any] = {"checkpoints": 1, "solver": "euler", "tune_solver": (), "audit_generator_weights": False}
+# What no given generator has: checkpoints to choose from, an attack on its training.
+OFF: dict[str, Any] = {"checkpoints": 1, "audit_generator_weights": False}
 
 
 class Source(Protocol):

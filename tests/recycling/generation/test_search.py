@@ -257,6 +257,8 @@ def test_sets_of_other_sizes_take_as_many_steps(images, passes, expected):
         ({"budget": "1h", "checkpoint_halving": True}, "checkpoint_halving must be left out with budget"),
         ({"generator": "a", "ema_lengths": (0.1,)}, "ema_lengths must be left out with generator, a given one"),
         ({"budget": "1h", "tune_images": (64,)}, "tune_images must be left out with budget"),
+        ({"generator": "images", "solver": "dpm++"}, "solver must be left out with generator, a given one"),
+        ({"generator": "images", "tune_solver": ("heun",)}, "tune_solver must be left out with generator, a given one"),
     ],
 )
 def test_options_that_cannot_work_together(options, words):
