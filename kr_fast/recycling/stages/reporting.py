@@ -73,7 +73,7 @@ def summary(context: Context) -> dict[str, Any]:
         **({"few_step": _few_step(context)} if context.config.few_steps else {}),
         **({"ablation": ablation.figures(context)} if context.config.ablation else {}),
         "notes": _notes(context, audited["audit"]),
-        **({"tuning_decision": facts} if (facts := context.result("tuning").get("decision")) else {}),
+        **({"tuning_decision": decision} if (decision := context.result("tuning").get("decision")) else {}),
         **({} if context.ledger is None else {"budget": context.ledger.summary(models["teacher"]["val_accuracy"])}),
     }
     return {"verdict": verdict.of_run(context.config, report.metrics(facts)), **facts}

@@ -7,7 +7,7 @@ import torch
 from toy_runs import new_context
 
 from kr_fast.recycling.stages.generation import generator, generator_rounds
-from kr_fast.recycling.stages.generation.memorisation import Watch, nearer
+from kr_fast.recycling.stages.generation.memorisation import MemorisationMonitor, nearer
 from kr_fast.report.sections import generator as section
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
@@ -115,17 +115,17 @@ def test_a_checkpoint_is_measured_once(tmp_path):
     """The figure of a checkpoint that was measured before a stop is taken over, unless its weights are others."""
     context = prepared(tmp_path, "run")
     generator_rounds.run(context)
-    first = Watch(context)
+    first = MemorisationMonitor(context)
     first(12)
     record = files.read_json(first.path)
     record["12"]["share"] = 0.123
     files.write_json(first.path, record)
-    again = Watch(context)
+    again = MemorisationMonitor(context)
     again(12)
     assert again.rows[12]["share"] == 0.123
     path = context.folder.generator(12) / "objective.json"
     path.write_text(path.read_text() + " ")
-    other = Watch(context)
+    other = MemorisationMonitor(context)
     other(12)
     assert other.rows[12] == first.rows[12]
 

@@ -1,7 +1,8 @@
-"""The generator of a run with a budget: rounds of training, each judged by a short Student, for as long as they help.
+"""The stage ``generator``: a training as configured, rounds of one in a run with a budget, or a given generator.
 
-That is Checkpoint Optimisation merged into the training: every round leaves a checkpoint. Training ends where its share
-of the time does, or when two rounds have brought nothing; what is left then goes to the Student.
+Each round ends with a checkpoint and a short Student, and another one follows for as long as they help: Checkpoint
+Optimisation merged into the training. Training ends where its share of the time does, or when two rounds have brought
+nothing; what is left then goes to the Student.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import generator
-from kr_fast.recycling.stages.generation.memorisation import Watch
+from kr_fast.recycling.stages.generation.memorisation import MemorisationMonitor
 
 STATE = "generator.pt"
 
@@ -19,17 +20,17 @@ STATE = "generator.pt"
 def run(context: Context) -> dict[str, Any]:
     """Train on every rank: as configured, or in rounds where there is a budget; a given generator is not trained."""
     c = context.config
-    watch = Watch(context, [] if c.generator or context.ledger else generator.early_step(c))
+    monitor = MemorisationMonitor(context, [] if c.generator or context.ledger else generator.early_step(c))
     if c.generator:
         trained = given.run(context)
     elif context.ledger is None:
-        trained = generator.run(context, watch)
+        trained = generator.run(context, monitor)
     else:
-        trained = _in_rounds(context, watch)
-    return watch.results(trained)
+        trained = _in_rounds(context, monitor)
+    return monitor.results(trained)
 
 
-def _in_rounds(context: Context, watch: Watch) -> dict[str, Any]:
+def _in_rounds(context: Context, monitor: MemorisationMonitor) -> dict[str, Any]:
     result, ledger, runtime = None, context.ledger, context.runtime
     with runtime.main_first() as main:
         if main and not ledger.rounds:  # its record was deleted, to plan anew
@@ -38,7 +39,7 @@ def _in_rounds(context: Context, watch: Watch) -> dict[str, Any]:
         ledger.spend("generator")
         result = _train(context, end)
         seconds = ledger.spend("generator")
-        watch(end)  # on every rank, as in a training without a budget
+        monitor(end)  # on every rank, as in a training without a budget
         with runtime.main_first() as main:
             if main:
                 loss = generator.validation_loss(context, context.folder.generator(end))

@@ -72,7 +72,7 @@ def _none_among(total: int, drawn: int) -> Tensor:
     return none.masked_fill(left < drawn, 0.0)
 
 
-class Watch:
+class MemorisationMonitor:
     """Measures every checkpoint of the run's generator once, on rank 0, and says where training has to stop.
 
     Args:
