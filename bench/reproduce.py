@@ -203,7 +203,7 @@ def row_of(run: Run, name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     if name in ABLATION:
         why["without_duplicates"] = "not measured of the ablation's Students"
     elif not row["without_duplicates"]:
-        row["without_duplicates"], why["without_duplicates"] = None, "no test image has one in the training split"
+        row["without_duplicates"], why["without_duplicates"] = None, "no test image has one in training or validation"
     row["negative_control"] = values.get("negative_controls_failed")
     row["images_per_second"] = metrics.get("throughput")
     row["seconds"] = sum(metrics["stages"].values())

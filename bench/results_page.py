@@ -82,7 +82,7 @@ def models(rows: Sequence[Row]) -> str:
 
 
 def apart(rows: Sequence[Row]) -> list[str]:
-    """A table of what the test gives without the images that have a near-duplicate in the training split."""
+    """A table of what the test gives without the images that have a near-duplicate in training or validation."""
     table = [["", "seeds", "test images", "accuracy", "AUC"]]
     for variant, title in VARIANTS.items():
         mine = [row for row in rows if row["variant"] == variant and row["without_duplicates"]]
@@ -91,7 +91,7 @@ def apart(rows: Sequence[Row]) -> list[str]:
             counts = "/".join(sorted({str(part["images"]) for part in parts}))
             cells = [_mean(parts, "accuracy", _percent), _mean(parts, "auc", _number)]
             table.append([title, str(len(mine)), counts, *cells])
-    words = "Without the test images that have a near-duplicate in the training split:\n"
+    words = "Without the test images that have a near-duplicate in the training or validation split:\n"
     return [words, _table(table)] if len(table) > 1 else []
 
 

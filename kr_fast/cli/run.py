@@ -37,17 +37,19 @@ def run(arguments: argparse.Namespace) -> int:
     from kr_fast.recycling.config import RecycleConfig
     from kr_fast.recycling.pipeline import dry_run, recycle
     from kr_fast.recycling.presets import preset
+    from kr_fast.recycling.several_seeds import seeds_of
     from kr_fast.report import run_audit, tables
     from kr_fast.report.sections import verdict
     from kr_fast.runtime import state
 
     config = options.config_from(arguments, RecycleConfig, "run", preset)
     if arguments.dry_run:
+        seeds = None if arguments.seeds is None else seeds_of(config, arguments.seeds)
         text = dry_run(config)
         if state.current().is_main:
             print(text)
-            if arguments.seeds is not None:
-                print(f"# {arguments.seeds} runs such as this one, with seeds from {config.seed} on")
+            if seeds:
+                print(f"# {len(seeds)} runs such as this one, with seeds from {config.seed} on")
         return 0
     if arguments.seeds is not None:
         return of_seeds(config, arguments.seeds)

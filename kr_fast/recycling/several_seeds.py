@@ -58,6 +58,14 @@ class SeedsResult:
     report: Path
 
 
+def seeds_of(config: RecycleConfig, count: int) -> range:
+    """The seeds of :func:`recycle_seeds`. Raises: as it does, for ``count`` and ``config.out``."""
+    count = as_integer("run", "seeds", count, 2, MOST)
+    if Folder(Path(config.out)).config.exists():
+        fail("run", "out", "hold no run of a single seed where seeds is given", config.out)
+    return range(config.seed, config.seed + count)
+
+
 def recycle_seeds(config: RecycleConfig, count: int, done: Callable[[int, Result], None] | None = None) -> SeedsResult:
     """A run for each of the seeds ``config.seed`` to ``config.seed + count - 1``, in ``OUT/seed-SEED``, and a summary.
 
@@ -70,12 +78,8 @@ def recycle_seeds(config: RecycleConfig, count: int, done: Callable[[int, Result
         done: called with the seed and the result of each finished run.
     Raises: as :func:`kr_fast.recycle`; UserError if ``config.out`` holds a run itself.
     """
-    count = as_integer("run", "seeds", count, 2, MOST)
-    out = Path(config.out)
-    if Folder(out).config.exists():
-        fail("run", "out", "hold no run of a single seed where seeds is given", out)
+    seeds, out = seeds_of(config, count), Path(config.out)
     manifest.refuse_inside(config.out, config.data, "run")
-    seeds = range(config.seed, config.seed + count)
     source = data.read(config.data)
     if not source.has_splits:
         logger.info("run: the data have no splits of their own, so those of each seed are others")

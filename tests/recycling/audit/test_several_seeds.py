@@ -94,8 +94,9 @@ def test_what_is_refused(tmp_path, npz, capsys, finished):
         ),
         (["--seeds", "2", "--out", str(finished[0])], single),
     ):
-        assert main(["run", "--preset", "toy", "--data", npz, *flags]) == 2
-        assert words in capsys.readouterr().err
+        for dry in ([], ["--dry-run"]):
+            assert main(["run", "--preset", "toy", "--data", npz, *flags, *dry]) == 2
+            assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main(["run", "--preset", "toy", "--data", npz, "--seeds", "2", "--dry-run"]) == 0
     assert "# 2 runs such as this one, with seeds from 0 on" in capsys.readouterr().out

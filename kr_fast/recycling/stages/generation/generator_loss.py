@@ -55,7 +55,7 @@ def padded(images: Tensor, levels: int) -> Tensor:
 def batch_loss(
     context: Context, network: Any, images: Tensor, labels: Tensor, step: int, seed: int, share: Tensor
 ) -> Tensor:
-    """The loss of this rank's share of a batch that is a function of (seed, step), whatever the number of ranks."""
+    """The loss of this rank's share of a batch, a function of (seed, step) on any number of ranks but for dropout."""
     c = context.config
     generator = seeds.generator(seed, "generator", step)
     count = c.generator_batch_size
