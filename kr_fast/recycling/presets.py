@@ -1,6 +1,6 @@
 """Named starting points. A preset only lists what differs from the defaults of ``RecycleConfig``.
 
-``digits``, ``small`` and ``toy`` are for kinds of images, ``private`` is a method that goes with each of them.
+``digits``, ``small`` and ``toy`` are for kinds of images, ``private`` and ``accurate`` are methods that go with each.
 """
 
 from typing import Any
@@ -38,6 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A Student that knows less of single training images: a Teacher that is less sure of its own, and only its top
     # class. Mixup needs a strong augmentation, or it makes a Teacher easier to attack (docs/measured.md).
     "private": {"out": "runs/private", "teacher_mixup": 1.0, "teacher_choose": "loss", "labels": "top1"},
+    # A Student that learns for longer, from more images (docs/measured.md).
+    "accurate": {"out": "runs/accurate", "periods": 20},
     # The shortest run that goes through every stage; its figures mean nothing.
     "toy": {
         "out": "runs/toy",
