@@ -67,14 +67,19 @@ class KeptSets:
         return ids, labels, torch.from_numpy(np.load(path)).to(self.device)
 
 
-def drawn_once(kept: KeptSets | None, period: int, draw: Draw) -> Set:
-    """The set of ``period``: as it was kept, or drawn now and kept."""
-    if kept is not None and period in kept:
-        return kept.load(period)
-    result = draw(period)
-    if kept is not None:
+def keeping(draw: Draw, kept: KeptSets | None) -> Draw:
+    """``draw``, whose sets are kept, and read where they were kept before; ``draw`` itself where ``kept`` is None."""
+    if kept is None:
+        return draw
+
+    def once(period: int) -> Set:
+        if period in kept:
+            return kept.load(period)
+        result = draw(period)
         kept.save(period, *result)
-    return result
+        return result
+
+    return once
 
 
 @dataclasses.dataclass(frozen=True)

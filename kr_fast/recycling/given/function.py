@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kr_fast.ensemble.loading import imported
 from kr_fast.ensemble.networks import error_text
-from kr_fast.recycling.drawing import KeptSets, Set, drawn_once
+from kr_fast.recycling.drawing import Draw, KeptSets, Set, keeping
 from kr_fast.recycling.given.data_facts import ASKED, DataFacts
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime import seeds
@@ -98,9 +98,9 @@ class FunctionSource:
             images = images.clamp(-1, 1).add(1).mul(127.5).round_().to(torch.uint8)
         return images.permute(0, 2, 3, 1).contiguous().to(self.device)
 
-    def draw(self, sampling: Sampling, plan: LabelPlan, images: int, seed: int, kept: KeptSets | None) -> "Calls":
+    def draw(self, sampling: Sampling, plan: LabelPlan, images: int, seed: int, kept: KeptSets | None) -> Draw:
         """See :class:`Calls`."""
-        return Calls(self, plan, images, seeds.derive(seed, "sampling"), kept)
+        return keeping(Calls(self, plan, images, seeds.derive(seed, "sampling")), kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +111,8 @@ class Calls:
     plan: LabelPlan
     images: int
     seed: int
-    kept: KeptSets | None = None
 
     def __call__(self, period: int) -> Set:
-        return drawn_once(self.kept, period, self._draw)
-
-    def _draw(self, period: int) -> Set:
         ids = torch.arange(period * self.images, (period + 1) * self.images)
         labels, size = self.plan.labels(ids), self.source.micro_batch
         parts = zip(labels.split(size), ids.split(size), strict=True)

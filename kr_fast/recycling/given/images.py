@@ -9,7 +9,7 @@ from torch import Tensor
 from kr_fast.data import load_uncut
 from kr_fast.data.npz import read_labelled
 from kr_fast.ensemble.shadows import data_digest
-from kr_fast.recycling.drawing import KeptSets, Set, drawn_once
+from kr_fast.recycling.drawing import Draw, KeptSets, Set, keeping
 from kr_fast.recycling.given.data_facts import ASKED, DataFacts
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime import seeds
@@ -60,9 +60,9 @@ class ImageSource:
         """Of pixels and labels."""
         return data_digest(self.images, self.labels)
 
-    def draw(self, sampling: Sampling, plan: LabelPlan, images: int, seed: int, kept: KeptSets | None) -> "Subsets":
+    def draw(self, sampling: Sampling, plan: LabelPlan, images: int, seed: int, kept: KeptSets | None) -> Draw:
         """See :class:`Subsets`."""
-        return Subsets(self, plan, images, seed, kept)
+        return keeping(Subsets(self, plan, images, seed), kept)
 
     def shortage(self, plan: LabelPlan, images: int) -> list[str]:
         """A note if the first period asks for more images of a class than there are."""
@@ -89,12 +89,8 @@ class Subsets:
     plan: LabelPlan
     images: int
     seed: int
-    kept: KeptSets | None = None
 
     def __call__(self, period: int) -> Set:
-        return drawn_once(self.kept, period, self._draw)
-
-    def _draw(self, period: int) -> Set:
         labels = self.plan.labels(torch.arange(period * self.images, (period + 1) * self.images))
         ids = torch.empty_like(labels)
         for label in labels.unique().tolist():
