@@ -18,6 +18,7 @@ from kr_fast.recycling.config import OF_SOFT_LABELS, RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.generation.sampling import student_sampling, tuned_sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
 
@@ -66,7 +67,7 @@ def run(context: Context) -> dict[str, Any]:
     """
     c, folder, test, rows = context.config, context.folder.ablation, context.data.test, []
     gkd.discard_outdated(context, folder, "teacher", "model-*.pt")
-    gkd.shared_sets(context, gkd.student_sampling(context)).discard_outdated()
+    gkd.shared_sets(context, student_sampling(context)).discard_outdated()
     for variant in variants(c):
         of_run = variant == Variant.of_run(c)
         if not of_run and not variant.file(folder).exists():
@@ -90,7 +91,7 @@ def figures(context: Context) -> list[dict[str, Any]]:
     why = "no shadow Students of this kind were trained"
     if c.audit_generator == "shared":
         why = "labels and images of every shadow Student would be the same, whichever half its Teacher was trained on"
-        why += "; only its Teacher's filter would differ" if gkd.tuned_sampling(context).confidence else ""
+        why += "; only its Teacher's filter would differ" if tuned_sampling(context).confidence else ""
     measured, keys = context.result("audit")["ablation"], {Variant.of_run(c): "own", other_images(c): "other_images"}
     of_rows = [measured.get(keys.get(Variant(row["labels"], row["regenerated"]))) for row in rows]
     return [
@@ -101,15 +102,13 @@ def figures(context: Context) -> list[dict[str, Any]]:
 
 def load(context: Context, variant: Variant) -> nn.Module:
     """A finished Student of the ablation, in eval mode."""
-    model = context.network(context.config.student_arch, context.config.student_width)
-    model.load_state_dict(files.load_tensors(variant.file(context.folder.ablation)))
-    return model.to(context.runtime.device).eval()
+    return gkd.load(context, variant.file(context.folder.ablation))
 
 
 def _train(context: Context, variant: Variant) -> None:
     """Train and save the Student of ``variant``, on the sets that the run's Student saw where it needs these."""
     c, changed, file = context.config, variant.context(context), variant.file(context.folder.ablation)
-    sampling, schedule = gkd.student_sampling(context), gkd.student_schedule(context)
+    sampling, schedule = student_sampling(context), gkd.student_schedule(context)
     student = context.seeded(c.student_arch, c.student_width, "student")
     kept = gkd.shared_sets(context, sampling)
     gkd.distil(

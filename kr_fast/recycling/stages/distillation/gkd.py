@@ -354,8 +354,8 @@ def student_schedule(context: Context) -> Schedule:
     return Schedule(tuple(values["cycles"]), values["images"], values["epochs"])
 
 
-def load(context: Context) -> nn.Module:
-    """The finished Student, in eval mode."""
+def load(context: Context, path: Path | None = None) -> nn.Module:
+    """The finished Student, or one whose weights are in ``path``, in eval mode."""
     model = context.network(context.config.student_arch, context.config.student_width)
-    model.load_state_dict(files.load_tensors(context.folder.student))
+    model.load_state_dict(files.load_tensors(path or context.folder.student))
     return model.to(context.runtime.device).eval()
