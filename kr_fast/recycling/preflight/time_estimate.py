@@ -299,10 +299,7 @@ def denoising(context: Context) -> Callable[[int], int]:
     c, device = context.config, context.runtime.device
     network = make_generator(context)
     condition(network, c)
-    network = network.to(device, memory_format=torch.channels_last).train()
-    precision = context.precision.generator
-    if device.type == "cpu" or precision == "float32":
-        optimize(network, training=True)
+    network, precision = generator.for_training(context, network.to(device).train()), context.precision.generator
     optimizer = AdamW(network.parameters(), lr=1e-4, max_grad_norm=1.0, ema_decay=c.generator_ema)
     split = _split(context, min(len(context.data.train), 256))
     images = padded(split.images, len(c.generator_widths)).to(device)

@@ -45,7 +45,6 @@ from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis import StepTable
-from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training import AdamW
 from kr_fast.training.precision import autocast
 
@@ -142,13 +141,10 @@ def train(
     table = StepTable.compile(scheduler, count)
     timesteps = torch.tensor(table.timesteps, device=device)
     of_sample, of_output = (torch.tensor(values, device=device)[:, None, None, None] for values in linear(table))
-    network = network.to(memory_format=torch.channels_last)
     for part in network.modules():
         if isinstance(part, nn.Dropout):  # against repeating real images, of which none is here
             part.p = 0.0
-    precision = context.precision.generator
-    if device.type == "cpu" or precision == "float32":
-        optimize(network, training=True)
+    network, precision = generator.for_training(context, network), context.precision.generator
     rate = {"lr": c.generator_learning_rate, "weight_decay": 1e-4}
     own = AdamW(network.parameters(), **rate, max_grad_norm=1.0, ema_decay=c.generator_ema)
     parts, first, last = {"network": network, "optimizer": own, "ema": own.ema}, 0, c.few_step_training

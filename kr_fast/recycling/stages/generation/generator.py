@@ -116,10 +116,7 @@ def train(
         options = {"widths": c.generator_widths, "layers": c.generator_layers, "dropout": c.generator_dropout}
         network = unet(height, width, channels, context.data.num_classes, **options)
     condition(network, c)
-    network = network.to(memory_format=torch.channels_last)
-    precision = context.precision.generator
-    if runtime.device.type == "cpu" or precision == "float32":
-        optimize(network, training=True)
+    network, precision = for_training(context, network), context.precision.generator
     adam = {"lr": c.generator_learning_rate, "weight_decay": 1e-4}
     own = AdamW(network.parameters(), **adam, max_grad_norm=1.0, ema_decay=c.generator_ema)
     if ema_length:
@@ -198,6 +195,14 @@ def train(
         "parameters": sum(value.numel() for value in plain_state(dict(plain.named_parameters())).values()),
         "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},
     }
+
+
+def for_training(context: Context, network: Any) -> Any:
+    """``network`` in channels_last, trained by this package's kernels where these know the run's precision."""
+    network = network.to(memory_format=torch.channels_last)
+    if context.runtime.device.type == "cpu" or context.precision.generator == "float32":
+        optimize(network, training=True)
+    return network
 
 
 def _accelerator() -> Any:
