@@ -105,7 +105,7 @@ def load(
 
 
 class Source:
-    """A source that was read, once for as many cuts as are wanted."""
+    """A source that was read, once for any number of cuts."""
 
     def __init__(self, name: str, content: SourceContent):
         self.name, self.content, self._whole = name, content, None

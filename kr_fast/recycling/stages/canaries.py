@@ -23,6 +23,7 @@ from kr_fast.membership.attacks.canaries import Canaries, attack_canaries, draw_
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import shadows, teacher
 from kr_fast.recycling.stages.distillation import gkd, shadow_students
+from kr_fast.recycling.stages.generation.sampling import student_sampling
 from kr_fast.report.run_audit import FULL, TEACHER
 from kr_fast.runtime import seeds
 from kr_fast.runtime.log import logger
@@ -65,7 +66,7 @@ class Students:
     def train(self, index: int, device: torch.device) -> None:
         """Train twin Student ``index``, and save it."""
         context, c = self.context, self.context.config
-        sampling = gkd.student_sampling(context)
+        sampling = student_sampling(context)
         student = context.seeded(c.student_arch, c.student_width, "twin student", index)
         gkd.distil(
             context,
@@ -108,7 +109,7 @@ def run_students(context: Context) -> dict[str, Any]:
             if main:
                 gkd.discard_outdated(context, folder, "canaries", "twin-student-*.pt")
         if runtime.broadcast(len(list(folder.glob("model-*.safetensors"))) < c.num_students):
-            shadow_students.complete(context, gkd.shared_sets(context, gkd.student_sampling(context)))
+            shadow_students.complete(context, gkd.shared_sets(context, student_sampling(context)))
         _train(context, Students(context), folder, c.num_students, "twin students")
         if runtime.is_main:
             files.save_array(folder / "keep.npy", drawn(context).keep[: c.num_students].numpy())

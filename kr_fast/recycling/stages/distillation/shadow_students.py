@@ -33,6 +33,7 @@ from kr_fast.recycling.drawing import Draw, KeptSets, ahead
 from kr_fast.recycling.stages import control, shadows
 from kr_fast.recycling.stages.distillation import ablation, gkd, nearest_images, student
 from kr_fast.recycling.stages.generation import few_step, generator, generator_attack
+from kr_fast.recycling.stages.generation.sampling import Sampling, student_sampling, tuned_sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
@@ -52,9 +53,9 @@ class Job:
         return folder.ablation_students if self.of_ablation else folder.shadow_students
 
     @property
-    def sampling(self) -> gkd.Sampling:
+    def sampling(self) -> Sampling:
         """As the Student's images are drawn."""
-        return gkd.student_sampling(self.context)
+        return student_sampling(self.context)
 
     @property
     def shared(self) -> KeptSets | None:
@@ -94,7 +95,7 @@ class Job:
         """The generator of few steps that is made from ``source``, a generator trained on images of ``labels``."""
         path = self.context.folder.shadow_students / f"few-step-{index:03d}"
         if not path.exists():
-            tuned, state_path = gkd.tuned_sampling(self.context), self.state(f"shadow-few-step-{index:03d}")
+            tuned, state_path = tuned_sampling(self.context), self.state(f"shadow-few-step-{index:03d}")
             few_step.train(self.context, source, path, tuned, labels=labels, seed=seed, state_path=state_path)
         return path
 
@@ -131,7 +132,7 @@ def complete(context: Context, kept: KeptSets) -> None:
     count = 1 if context.config.fixed_images else schedule.periods
     periods = [period for period in runtime.shard(count) if period not in kept]
     if periods:
-        sampling = gkd.student_sampling(context)
+        sampling = student_sampling(context)
         with (
             bar(len(periods), "shared images", "period") as progress,
             ahead(gkd.drawn(context, sampling, schedule.images, kept=kept), periods) as sets,

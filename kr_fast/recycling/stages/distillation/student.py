@@ -9,6 +9,7 @@ from kr_fast.ensemble import recipe_of
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd, quality
+from kr_fast.recycling.stages.generation.sampling import student_sampling
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -33,6 +34,6 @@ def recipe(context: Context) -> dict[str, Any]:
     new = {"standardize_logits": c.standardize_logits, "cutmix": c.student_cutmix, "fixed_images": c.fixed_images}
     further |= {name: value for name, value in new.items() if value}
     loss = "decoupled distillation" if c.loss == "dkd" else "distillation"
-    further["confidence"] = gkd.student_sampling(context).confidence
+    further["confidence"] = student_sampling(context).confidence
     further |= {"periods": list(schedule.cycles), "images": schedule.images, "passes": schedule.epochs}
     return recipe_of(context.network(c.student_arch, c.student_width), c.recipe("student"), loss, **further)

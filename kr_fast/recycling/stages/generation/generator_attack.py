@@ -20,9 +20,9 @@ from kr_fast.membership.attacks.denoising import DRAWS, LEVELS, shadow_phi
 from kr_fast.membership.audit.figures import describe
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import shadows
-from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import generator
 from kr_fast.recycling.stages.generation.generator_loss import padded
+from kr_fast.recycling.stages.generation.sampling import tuned_sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
 from kr_fast.synthesis.optimized.optimize import optimize
@@ -83,7 +83,7 @@ def run(context: Context, index: Tensor) -> tuple[dict[str, Any], dict[str, np.n
     """
     c, at, (images, _, members) = context.config, attacked(context), shadows.pool(context)
     kept = torch.isin(at, index)
-    at, sampling = at[kept], gkd.tuned_sampling(context)
+    at, sampling = at[kept], tuned_sampling(context)
     chosen = sampling.checkpoint
     members = members[at]
     errors = errors_of(context, sampling.folder(context), "generator's weights")[kept]

@@ -13,6 +13,7 @@ from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import generator
 from kr_fast.recycling.stages.generation.memorisation import MemorisationMonitor
+from kr_fast.recycling.stages.generation.sampling import default_sampling
 
 STATE = "generator.pt"
 
@@ -44,7 +45,7 @@ def _in_rounds(context: Context, monitor: MemorisationMonitor) -> dict[str, Any]
             if main:
                 loss = generator.validation_loss(context, context.folder.generator(end))
                 ledger.spend("generator")
-                accuracy = gkd.trial(context, teacher.load(context), gkd.default_sampling(context, end))
+                accuracy = gkd.trial(context, teacher.load(context), default_sampling(context, end))
                 ledger.finish_round(seconds, ledger.spend("generator"), loss, accuracy)
     ends = runtime.broadcast([each["end"] for each in ledger.rounds])
     if result is None:  # it was killed after its last round
