@@ -93,10 +93,10 @@ class RecycleConfig:
         Augment, "scale", "augmentation on real images: largest relative change of size", 0.15
     )
 
-    generator: str = option(
-        "",
+    generator: tuple[str, ...] = option(
+        (),
         "in place of training one: the folder of a run or of a class-conditional diffusers model, ready images (a "
-        "folder class/image.png, or .npz), or pkg.mod:function of labels that returns images",
+        "folder class/image.png, or .npz), or pkg.mod:function of labels that returns images; several share a period",
     )
     generator_objective: str = option(
         "flow", "flow (rectified flow), epsilon or v_prediction (DDIM)", choices=("flow", "epsilon", "v_prediction")

@@ -69,11 +69,13 @@ def check(config: Any, where: str) -> None:
 def converted(where: str, name: str, value: Any, kind: Any) -> Any:
     """``value`` as ``kind``: bool, int, float, str, a tuple of one of them, or a dataclass; UserError where it is not.
 
-    A whole number is a float too, a fraction or a bool is no int.
+    A whole number is a float too, a fraction or a bool is no int; one string is a tuple of one, "" of none.
     """
     if typing.get_origin(kind) is tuple:
         if isinstance(value, np.ndarray):
             value = value.tolist()
+        if typing.get_args(kind)[0] is str and isinstance(value, str | os.PathLike):
+            value = (value,) if value else ()
         if not isinstance(value, list | tuple):
             fail(where, name, "be a list", _described(value))
         return tuple(converted(where, name, each, typing.get_args(kind)[0]) for each in value)

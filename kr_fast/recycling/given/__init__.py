@@ -1,4 +1,4 @@
-"""A generator of the user's in place of one that a run trains: a network, ready images or a function."""
+"""A generator of the user's in place of one that a run trains: networks, ready images or functions."""
 
 from kr_fast.recycling.given.source import Source, applied, check, opened, run, work
 

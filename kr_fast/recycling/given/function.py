@@ -12,7 +12,7 @@ from torch import Tensor
 from kr_fast.ensemble.loading import imported
 from kr_fast.ensemble.networks import error_text
 from kr_fast.recycling.drawing import Draw, KeptSets, Set, keeping
-from kr_fast.recycling.given.data_facts import ASKED, DataFacts
+from kr_fast.recycling.given.interface import ASKED, DataFacts
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError, fail

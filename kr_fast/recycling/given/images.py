@@ -10,7 +10,7 @@ from kr_fast.data import load_uncut
 from kr_fast.data.npz import read_labelled
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.recycling.drawing import Draw, KeptSets, Set, keeping
-from kr_fast.recycling.given.data_facts import ASKED, DataFacts
+from kr_fast.recycling.given.interface import ASKED, DataFacts
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail

@@ -10,7 +10,7 @@ import torch
 from kr_fast.models import padded_size
 from kr_fast.recycling import trained_generator
 from kr_fast.recycling.drawing import Drawing, KeptSets
-from kr_fast.recycling.given.data_facts import ASKED, DataFacts
+from kr_fast.recycling.given.interface import ASKED, DataFacts
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail

@@ -4,30 +4,30 @@
   (:mod:`kr_fast.recycling.given.network`);
 - ready images: a folder ``class/image.png``, or an ``.npz`` of images and labels
   (:mod:`kr_fast.recycling.given.images`);
-- a function ``pkg.mod:name`` of labels that returns images (:mod:`kr_fast.recycling.given.function`).
+- a function ``pkg.mod:name`` of labels that returns images (:mod:`kr_fast.recycling.given.function`);
+- several of them, each of which draws its part of a period (:mod:`kr_fast.recycling.given.several`).
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from kr_fast.data import Dataset
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.drawing import Draw, KeptSets
-from kr_fast.recycling.given.data_facts import ASKED, DataFacts
 from kr_fast.recycling.given.function import FunctionSource
 from kr_fast.recycling.given.images import ImageSource
+from kr_fast.recycling.given.interface import ASKED, DataFacts, Source
 from kr_fast.recycling.given.network import NetworkSource, is_network
+from kr_fast.recycling.given.several import SeveralSources
 from kr_fast.recycling.search_options import WHOLE
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.storage import files
-from kr_fast.synthesis import LabelPlan
 
 STEP = 0  # of the one checkpoint that a given generator counts as
 RECORD = "given.json"
@@ -46,25 +46,6 @@ OF_NETWORKS: dict[str, Any] = {
 OFF: dict[str, Any] = {"checkpoints": 1, "audit_generator_weights": False}
 
 
-class Source(Protocol):
-    """A given generator.
-
-    ``kind``: in words; ``parameters``: of a network, else 0; ``guided``: whether it has a null class, None where it is
-    no network; ``notes``: what a reader of the run has to know.
-    """
-
-    kind: str
-    parameters: int
-    guided: bool | None
-    notes: tuple[str, ...]
-
-    def digest(self) -> str:
-        """SHA-256 of what images follow from, as far as it can be seen."""
-
-    def draw(self, sampling: Sampling, plan: LabelPlan, images: int, seed: int, kept: KeptSets | None) -> Draw:
-        """Draws ``images`` of the ``plan`` per period, with the ``sampling`` of a run where it applies."""
-
-
 def opened(config: RecycleConfig, data: Dataset, device: torch.device) -> Source:
     """The given generator, checked against the data. Raises: UserError naming the option."""
     facts = DataFacts(data.class_names, data.image_shape, tuple(data.train.labels.unique().tolist()))
@@ -72,7 +53,12 @@ def opened(config: RecycleConfig, data: Dataset, device: torch.device) -> Source
 
 
 @functools.lru_cache(maxsize=1)  # several stages open it, and reading may take long
-def _opened(name: str, facts: DataFacts, device: torch.device, micro_batch: int) -> Source:
+def _opened(names: tuple[str, ...], facts: DataFacts, device: torch.device, micro_batch: int) -> Source:
+    sources = tuple(_source(name, facts, device, micro_batch) for name in names)
+    return sources[0] if len(sources) == 1 else SeveralSources(sources)
+
+
+def _source(name: str, facts: DataFacts, device: torch.device, micro_batch: int) -> Source:
     path = Path(name).expanduser()
     if ":" in name and not path.exists():
         return FunctionSource.load(name, facts, device, micro_batch)
@@ -108,10 +94,10 @@ def check(context: Context) -> list[str]:
         before, now = files.read_json(record)["sha256"], source.digest()
         if before != now:
             rule = f"be the one that the run in {context.out} was started with (SHA-256 {before[:12]})"
-            fail(*ASKED, rule, f"another one in {c.generator} ({now[:12]})")
+            fail(*ASKED, rule, f"another one in {', '.join(c.generator)} ({now[:12]})")
     off = "its weights are not attacked, and no shadow Student has a generator of its own"
     notes = [f"the generator was given, {source.kind}, which the run does not train: {off}", *source.notes]
-    if isinstance(source, ImageSource):
+    if isinstance(source, ImageSource | SeveralSources):
         notes += source.shortage(context.label_plan(), c.images)
     if source.guided is None:
         notes.append(

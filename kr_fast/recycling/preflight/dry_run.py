@@ -28,7 +28,7 @@ def describe(context: Context, notes: Sequence[str]) -> str:
         ("generator", f"UNet2DModel of widths {' '.join(map(str, c.generator_widths))}", sizes.generator.parameters),
     ]
     if c.generator:
-        models[-1] = ("generator", c.generator, given.opened(c, data, context.runtime.device).parameters)
+        models[-1] = ("generator", ", ".join(c.generator), given.opened(c, data, context.runtime.device).parameters)
     if c.teacher:
         parameters = sum(value.numel() for value in teacher.build(context).parameters())
         models = [("Teacher", c.teacher, parameters), ("its shadows", models[0][1], trained), *models[1:]]

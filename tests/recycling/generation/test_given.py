@@ -142,7 +142,7 @@ def test_a_network_draws_as_the_generator_of_a_run(tmp_path, finished):
     sampling = default_sampling(run, tuned_sampling(run).checkpoint)
     expected = gkd.drawn(run, sampling, 16)(3)
     for source in (out, run.folder.generator(sampling.checkpoint)):
-        config = type(run.config)(**{**vars(run.config), "generator": str(source)})
+        config = type(run.config)(**{**vars(run.config), "generator": (str(source),)})
         made = Context(given.applied(config, run.data, CPU), tmp_path, run.runtime, run.data, run.journal)
         assert made.config.tune_guidance_scale == run.config.tune_guidance_scale  # it has a null class
         assert all(torch.equal(*pair) for pair in zip(drawn(made, 16, 3), expected, strict=True))
@@ -246,3 +246,34 @@ def test_a_run_of_ready_images(tmp_path, caplog):
     config = context_of(tmp_path / "run").config
     with pytest.raises(UserError, match="generator must be the one that the run in .* was started with"):
         kr_fast.recycle(config)
+
+
+def test_several_generators_share_each_period(tmp_path, gan):
+    """11 images: 4, 4 and 3, each part as its generator alone draws it, of ids that no other image has."""
+    images = ready(tmp_path / "images", (30, 12))
+    sources = (str(images), f"{gan}:draw", str(images))
+    made = new_context(tmp_path, counts=(40, 10, 10), generator=sources)
+    made = Context(given.applied(made.config, made.data, CPU), made.out, made.runtime, made.data, made.journal)
+    ids, labels, pixels = drawn(made, 11, 1)
+    assert len(ids.unique()) == 11
+    assert torch.equal(pixels[:4, 0, 0, 0].long(), labels[:4])
+    assert torch.equal(pixels[:4, 2, 0, 0].long() + 30 * labels[:4], ids[:4] // 3)
+    alone = drawn(context(tmp_path, images), 4, 1)
+    assert torch.equal(ids[:4] // 3, alone[0])
+    function = sys.modules[gan].draw
+    seed = given.opened(made.config, made.data, CPU).draw(None, made.label_plan(), 11, 0, None).draws[1].seed
+    expected = function(labels[4:8], ids[4:8] // 3, seed).double().add(1).mul(127.5).round()
+    assert (ids[4:8] // 3).tolist() == [4, 5, 6, 7]
+    assert torch.equal(pixels[4:8, ..., 0].double(), expected[:, 0])
+    assert set((ids[8:] // 3).tolist()) != set((ids[:3] // 3).tolist())  # the same images, another seed
+    assert any("each of the 3 draws" in note for note in given.check(made))
+    assert made.config.num_inference_steps == 1  # none is a network
+
+
+def test_guidance_of_several_needs_a_null_class_in_each_network(tmp_path):
+    networks = [network(tmp_path / name, null=name == "a") for name in ("a", "b")]
+    made = new_context(tmp_path, generator=(str(networks[0]), str(ready(tmp_path / "images", (3, 3)))))
+    assert given.opened(made.config, made.data, CPU).guided is True
+    made = new_context(tmp_path, generator=tuple(map(str, networks)))
+    assert given.opened(made.config, made.data, CPU).guided is False
+    assert drawn(made, 5)[2].shape == (5, 8, 8, 1)
