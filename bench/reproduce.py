@@ -26,20 +26,22 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS, PAGE = ROOT / "bench" / "results" / "reproduction.json", ROOT / "docs" / "results.md"
 SEEDS = (0, 1, 2)
 
-# Data set -> its preset and further options of every run on it. "file": in --data-folder.
-MEDMNIST = "--num-shadows 16 --audit-canaries 40"
-DATASETS: dict[str, dict[str, str]] = {
-    "digits": {"preset": "digits", "options": "--audit-canaries 40"},
-    "retinamnist": {"preset": "small", "options": MEDMNIST, "file": "retinamnist.npz"},
-    "pneumoniamnist": {"preset": "small", "options": MEDMNIST, "file": "pneumoniamnist.npz"},
-    "breastmnist": {"preset": "small", "options": MEDMNIST, "file": "breastmnist.npz"},
+# Data set -> its preset, the options of its audits and the seeds that have one. "file": in --data-folder.
+MEDMNIST = {"preset": "small", "audit": "--num-shadows 16 --audit-canaries 40", "audited": (0,)}
+DATASETS: dict[str, dict[str, Any]] = {
+    "digits": {"preset": "digits", "audit": "--audit-canaries 40", "audited": SEEDS},
+    "retinamnist": {**MEDMNIST, "file": "retinamnist.npz"},
+    "pneumoniamnist": {**MEDMNIST, "file": "pneumoniamnist.npz"},
+    "breastmnist": {**MEDMNIST, "file": "breastmnist.npz"},
 }
 # Run -> options beside those of the data set, the data sets that it is made on (all without), and a preset added.
+# Where it takes the generator of another run of the seed, "generator_of": the same data, options and seed train it.
 # Retrained: the audit trains a generator on each half too, which adds what leaks through the images.
+# "generator_of": MedMNIST's runs take the generator of that run of the same seed, which theirs would equal bit for bit.
 # Sizes: as many steps of the Student for each size, whose epochs are whole numbers at 4 passes of 1,024 images.
 VARIANTS: dict[str, dict[str, str]] = {
     "default": {"options": "--ablation"},
-    "private": {"preset": "private"},
+    "private": {"preset": "private", "generator_of": "default"},
     "few-step": {"options": "--few-steps 1", "on": "digits retinamnist"},
     "retrained": {"options": "--audit-generator retrained", "on": "digits"},
     "private-retrained": {"preset": "private", "options": "--audit-generator retrained", "on": "digits"},
@@ -79,7 +81,8 @@ class Run(NamedTuple):
         """Of ``kr-fast run``, without folders."""
         data, variant = DATASETS[self.dataset], VARIANTS[self.variant]
         presets = ",".join(filter(None, (data["preset"], variant.get("preset"))))
-        parts = (f"--preset {presets}", data["options"], variant.get("options"), f"--seed {self.seed}")
+        audit = data["audit"] if self.seed in data["audited"] else "--num-shadows 0"
+        parts = (f"--preset {presets}", audit, variant.get("options"), f"--seed {self.seed}")
         return " ".join(filter(None, parts))
 
     @property
@@ -123,11 +126,21 @@ def data_of(run: Run, folder: Path | None) -> str:
     return str(folder / name)
 
 
+def folder_of(run: Run, work: Path) -> Path:
+    """Of a run; with other options it is another one."""
+    digest = hashlib.sha256(run.options.encode()).hexdigest()[:8]
+    return work / f"{run.dataset}-{run.variant}-{run.seed}-{digest}"
+
+
 def make(run: Run, folder: Path | None, work: Path) -> dict[str, Any]:
     """Run it, or continue it; returns its ``metrics.json``."""
-    digest = hashlib.sha256(run.options.encode()).hexdigest()[:8]
-    out = work / f"{run.dataset}-{run.variant}-{run.seed}-{digest}"
+    out = folder_of(run, work)
     flags = [*run.options.split(), "--data", data_of(run, folder), "--out", str(out)]
+    if (other := VARIANTS[run.variant].get("generator_of")) and "file" in DATASETS[run.dataset]:
+        source = folder_of(run._replace(variant=other), work)
+        if not source.exists():
+            raise SystemExit(f"reproduce: {run} needs the run {run._replace(variant=other)} in {work} before it")
+        flags += ["--generator", str(source)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     subprocess.run([sys.executable, "-m", "kr_fast", "run", *flags], check=True, env=environment)
     return json.loads((out / "release" / "metrics.json").read_text())

@@ -30,7 +30,7 @@ START = """# Results
 Written by `python bench/reproduce.py --write-docs` from [the rows](../bench/results/reproduction.json), which that
 script measures: every figure here is of a run of this package, mean and standard deviation over seeds. Each seed has
 other weights, batches and noise; of data without splits of their own (digits) also other training, validation and test
-images.
+images. "(of 1)": of so many of the seeds, as the others were not audited.
 
 - **accuracy**, **AUC** (macro one-vs-rest, as MedMNIST computes it): on the real test images. **CAS gap**: points of
   accuracy that the Student is below its run's Teacher.
@@ -126,17 +126,21 @@ def _accuracies(rows: Sequence[Row]) -> list[str]:
 def _leakage(rows: Sequence[Row]) -> list[str]:
     cells = [_mean(rows, name, _number) for name in ("lira_auc", "lira_offline_auc", "rmia_auc")]
     found = [row["records"] for row in rows if row["records"] is not None]
-    cells += [_mean(rows, "tpr_at_1", _percent), str(sum(found)) if len(found) == len(rows) else ""]
+    cells += [_mean(rows, "tpr_at_1", _percent), f"{sum(found)}{_of(found, rows)}" if found else ""]
     return [*cells, *(_mean(rows, name, _number) for name in ("canary_auc", "released_auc"))]
 
 
 def _mean(rows: Sequence[Row], name: str, words: Callable[[float], str]) -> str:
-    """Mean and standard deviation; empty where a row has none."""
-    values = [row[name] for row in rows]
-    if None in values:
+    """Mean and standard deviation over the rows that have the figure; of how many, where others have none."""
+    values = [row[name] for row in rows if row[name] is not None]
+    if not values:
         return ""
-    text = words(statistics.fmean(values))
-    return text if len(values) < 2 else f"{text} ± {words(statistics.stdev(values))}"
+    text = words(statistics.fmean(values)) + (f" ± {words(statistics.stdev(values))}" if len(values) > 1 else "")
+    return text + _of(values, rows)
+
+
+def _of(values: Sequence[Any], rows: Sequence[Row]) -> str:
+    return "" if len(values) == len(rows) else f" (of {len(values)})"
 
 
 def _percent(value: float) -> str:

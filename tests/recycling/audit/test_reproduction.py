@@ -81,10 +81,12 @@ def test_the_page_means_over_seeds(script):
     _, results_page = script
     rows = [row("digits", "gkd", k, accuracy=0.96 + 0.01 * k, cas_gap=0.01, seconds=60.0, records=k) for k in range(3)]
     rows += [row("digits", "sizes-256", 0, accuracy=0.9, seconds=120.0)]
+    rows[1] |= {"lira_auc": 0.525, "records": None}
     rows[2]["without_duplicates"] = {"images": 500, "accuracy": 0.955, "auc": 0.99}
     text = results_page.page(rows)
     assert "| Student: soft labels, regenerated (GKD) | 1 | 500 | 95.5 % | 0.990 |" in text
-    cells = "| Student: soft labels, regenerated (GKD) | 3 | 97.0 % ± 1.0 % |  | 1.00 ± 0.00 |  |  |  |  | 3 |  |  |"
+    cells = "| 3 | 97.0 % ± 1.0 % |  | 1.00 ± 0.00 | 0.525 (of 1) |  |  |  | 2 (of 2) |  |  |"
+    cells = f"| Student: soft labels, regenerated (GKD) {cells}"
     assert cells in text
     assert "| 256 | 1 | 90.0 % |" in text
     assert "Seeds 0, 1, 2; a kind, 2 threads, torch 2.13.0; 1.0 to 1.0 minutes a run; commit abc; 2026-11-28." in text
@@ -124,6 +126,28 @@ def test_what_is_done_is_kept(script, tmp_path, capsys, monkeypatch):
     assert len(reproduce.read_rows(path)) == 4
     with pytest.raises(SystemExit):
         reproduce.main(["--only", "mnist/*"])
+
+
+def test_a_private_run_of_medmnist_takes_the_generator_of_the_default_run(script, tmp_path, monkeypatch):
+    reproduce, _ = script
+    (tmp_path / "breastmnist.npz").touch()
+    run, commands = reproduce.Run("breastmnist", "private", 1), []
+
+    def command(words, **options):
+        commands.append(words)
+        release = Path(words[words.index("--out") + 1]) / "release"
+        release.mkdir(parents=True)
+        (release / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(reproduce.subprocess, "run", command)
+    with pytest.raises(SystemExit, match="breastmnist/private/1 needs the run breastmnist/default/1"):
+        reproduce.make(run, tmp_path, tmp_path)
+    for each in (run._replace(variant="default"), run, reproduce.Run("digits", "private", 0)):
+        reproduce.make(each, tmp_path, tmp_path)
+    default, private, digits = commands
+    assert private[private.index("--generator") + 1] == default[default.index("--out") + 1]
+    assert "--num-shadows 0" in " ".join(private)  # only seed 0 is audited
+    assert "--generator" not in digits
 
 
 def test_every_command_is_accepted(script):
