@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS, PAGE = ROOT / "bench" / "results" / "reproduction.json", ROOT / "docs" / "results.md"
 SEEDS = (0, 1, 2)
 
-# Data set -> its preset, the options of its audits and the seeds that have one. "file": in --data-folder.
+# Data set -> its preset and options, those of its audits and the seeds that have one. "file": in --data-folder.
 MEDMNIST = {"preset": "small", "audit": "--num-shadows 16 --audit-canaries 40", "audited": (0,)}
 DATASETS: dict[str, dict[str, Any]] = {
     "digits": {"preset": "digits", "audit": "--audit-canaries 40", "audited": SEEDS},
     "retinamnist": {**MEDMNIST, "file": "retinamnist.npz"},
-    "pneumoniamnist": {**MEDMNIST, "file": "pneumoniamnist.npz"},
-    "breastmnist": {**MEDMNIST, "file": "breastmnist.npz"},
+    "pneumoniamnist": {**MEDMNIST, "file": "pneumoniamnist.npz", "audit": "--num-shadows 8 --audit-canaries 40"},
+    "breastmnist": {**MEDMNIST, "file": "breastmnist.npz", "options": "--teacher-epochs 40"},
 }
 # Run -> options beside those of the data set, the data sets that it is made on (all without), and a preset added.
 # Where it takes the generator of another run of the seed, "generator_of": the same data, options and seed train it.
@@ -82,7 +82,7 @@ class Run(NamedTuple):
         data, variant = DATASETS[self.dataset], VARIANTS[self.variant]
         presets = ",".join(filter(None, (data["preset"], variant.get("preset"))))
         audit = data["audit"] if self.seed in data["audited"] else "--num-shadows 0"
-        parts = (f"--preset {presets}", audit, variant.get("options"), f"--seed {self.seed}")
+        parts = (f"--preset {presets}", audit, data.get("options"), variant.get("options"), f"--seed {self.seed}")
         return " ".join(filter(None, parts))
 
     @property
