@@ -20,13 +20,15 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
     """``--config``, a flag for each field, and the flags of every command.
 
     A flag that is not given leaves the value to ``--config``, the preset or the default. ``config.GROUPS`` names the
-    field that begins a group of the help, and its title.
+    field that begins a group of the help, and its title; the fields of its base classes come last.
     """
     parser.usage = "%(prog)s [options]"
     parser.add_argument("--config", default=None, metavar="FILE", help="YAML file with any of the options below")
     kinds, group = typing.get_type_hints(config), parser
     titles = getattr(config, "GROUPS", {})
-    for field in dataclasses.fields(config):
+    for field in sorted(
+        dataclasses.fields(config), key=lambda field: field.name not in vars(config)["__annotations__"]
+    ):
         group = parser.add_argument_group(titles[field.name]) if field.name in titles else group
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         facts = [] if default == "" else [f"default: {'none' if field.default == () else default}"]

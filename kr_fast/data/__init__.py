@@ -2,6 +2,7 @@
 
 from kr_fast.data.augment import Augment, AugmentParams, augmented
 from kr_fast.data.duplicates import shared_images
+from kr_fast.data.options import ReadOptions
 from kr_fast.data.sources import (
     TEST_FRACTION,
     VAL_FRACTION,
@@ -14,5 +15,5 @@ from kr_fast.data.sources import (
     to_float,
 )
 
-__all__ = ["TEST_FRACTION", "VAL_FRACTION", "Augment", "AugmentParams", "Dataset", "Source", "Split", "augmented"]
-__all__ += ["load", "load_uncut", "read", "shared_images", "to_float"]
+__all__ = ["TEST_FRACTION", "VAL_FRACTION", "Augment", "AugmentParams", "Dataset", "ReadOptions", "Source", "Split"]
+__all__ += ["augmented", "load", "load_uncut", "read", "shared_images", "to_float"]

@@ -5,6 +5,7 @@ Grey stays one channel, everything else becomes RGB. Alpha is composed on white,
 
 import contextlib
 import dataclasses
+import io
 import os
 import stat
 import struct
@@ -12,11 +13,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from kr_fast.data.packed import Packed
 from kr_fast.data.printable import counted, listed, printable
 from kr_fast.data.splits import check_size
 from kr_fast.runtime.array_files import DAMAGE
@@ -32,6 +34,7 @@ NOTES = {
     "frames": "the first frame alone read of {}",
     "deep": "the high byte read of {} of 16-bit colour",
 }
+ImageFile = Path | Packed
 # What Pillow raises on damaged files, beside a reader's usual errors.
 PILLOW_ERRORS = (*DAMAGE, MemoryError, LookupError, ArithmeticError, AttributeError, AssertionError, struct.error)
 
@@ -57,7 +60,7 @@ class _UnreadableError(Exception):
     """Why one file cannot be read."""
 
 
-def read(parts: dict[str, list[Path]], sizes: tuple[int, int] | None) -> tuple[dict[str, np.ndarray], list[str]]:
+def read(parts: dict[str, list[ImageFile]], sizes: tuple[int, int] | None) -> tuple[dict[str, np.ndarray], list[str]]:
     """Pixels ``[N, H, W, C]`` of the files of each split, all of one dtype; and notes, in numbers, on what was done.
 
     Args:
@@ -78,7 +81,7 @@ def read(parts: dict[str, list[Path]], sizes: tuple[int, int] | None) -> tuple[d
         rows = iter([row for images in pixels.values() for row in images])
         notes: Counter = Counter()
 
-        def fill(file: Path) -> None:
+        def fill(file: ImageFile) -> None:
             row = next(rows)
             row[...], done = decode(file, header)
             notes.update(done)
@@ -90,7 +93,7 @@ def read(parts: dict[str, list[Path]], sizes: tuple[int, int] | None) -> tuple[d
     return pixels, [text.format(counted(notes[key], "image")) for key, text in NOTES.items() if notes[key]]
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: ImageFile) -> Header:
     """Size and kind of the image in ``file``, of which no pixel is decoded."""
     with _opened(file) as image:
         width, height = image.size
@@ -101,7 +104,7 @@ def read_header(file: Path) -> Header:
         return Header(height, width, _kind(image))
 
 
-def decode(file: Path, header: Header) -> tuple[np.ndarray, list[str]]:
+def decode(file: ImageFile, header: Header) -> tuple[np.ndarray, list[str]]:
     """(pixels ``[H, W, C]``, keys of ``NOTES`` for what was done to them)."""
     notes = []
     with _opened(file) as image:
@@ -161,16 +164,14 @@ def _orientation(image: Image.Image) -> Any:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(file: ImageFile) -> Iterator[Image.Image]:
     """The image in ``file``. Raises: _UnreadableError for whatever goes wrong meanwhile."""
     try:
-        if not stat.S_ISREG(os.stat(file).st_mode):
-            raise ValueError("it is no regular file")
         # Of a path, Pillow maps uncompressed TIFFs into memory, and turned ones wrongly.
-        with open(file, "rb") as content, Image.open(content, formats=FORMATS) as image:
+        with _bytes(file) as content, Image.open(content, formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError as error:
-        why = "it is empty" if os.path.getsize(file) == 0 else f"it holds no {', '.join(FORMATS[:-1])} or PPM image"
+        why = "it is empty" if _is_empty(file) else f"it holds no {', '.join(FORMATS[:-1])} or PPM image"
         raise _UnreadableError(why) from error
     except Image.DecompressionBombError as error:
         raise _UnreadableError("its header claims more pixels than Pillow opens") from error
@@ -178,7 +179,23 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         raise _UnreadableError(getattr(error, "strerror", None) or first_line(error)) from error
 
 
-def _each(files: list[Path], function: Callable[[Path], Any]) -> list[Any]:
+def _bytes(file: ImageFile) -> BinaryIO:
+    if isinstance(file, Packed):
+        return io.BytesIO(file.content())
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError("it is no regular file")
+    return open(file, "rb")
+
+
+def _is_empty(file: ImageFile) -> bool:
+    return not file.content() if isinstance(file, Packed) else os.path.getsize(file) == 0
+
+
+def _short(file: ImageFile) -> str:
+    return printable(file if isinstance(file, Packed) else f"{file.parent.name}/{file.name}")
+
+
+def _each(files: list[ImageFile], function: Callable[[Path], Any]) -> list[Any]:
     """``function`` of all files. Raises: UserError naming those that cannot be read."""
     done, failed = [], []
     for file in files:
@@ -194,13 +211,13 @@ def _each(files: list[Path], function: Callable[[Path], Any]) -> list[Any]:
     return done
 
 
-def _common(files: list[Path], headers: list[Header]) -> Header:
+def _common(files: list[ImageFile], headers: list[Header]) -> Header:
     """The header that all have."""
     (usual, count), *others = Counter(headers).most_common()
     if others:
         parts = [f"{count} of {usual}"]
         for other, count in others[:3]:
-            names = [printable(f"{f.parent.name}/{f.name}") for f, h in zip(files, headers, strict=True) if h == other]
+            names = [_short(f) for f, h in zip(files, headers, strict=True) if h == other]
             parts.append(f"{count} of {other} ({listed('', names)})")
         if len(others) > 3:
             parts.append(f"{len(others) - 3} more")

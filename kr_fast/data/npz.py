@@ -6,7 +6,7 @@ import numpy as np
 
 from kr_fast.data.pixel_range import to_uint8
 from kr_fast.data.printable import counted, listed, printable
-from kr_fast.data.splits import CLASSES, SourceContent, splits_in, words
+from kr_fast.data.splits import CLASSES, Part, SourceContent, splits_in, words
 from kr_fast.runtime.array_files import Npz, open_npz
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
@@ -33,7 +33,7 @@ def read(path: Path) -> SourceContent:
             _check_count(labels[which], len(images[name]), keys[which]["labels"])
         unread = [key for key in archive.keys if not any(key in of.values() for of in keys.values())]
     pixels, notes, warnings = to_uint8(images)
-    parts = {which: (pixels[names[which]], labels[which]) for which in names}
+    parts = {which: Part(pixels[names[which]], labels[which]) for which in names}
     if unread:
         logger.info("data: keys not read: %s", listed("", unread, 8))
         notes.append(f"not read: {counted(len(unread), 'array')} of the file")

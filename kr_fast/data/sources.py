@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kr_fast.data import folders, npz
 from kr_fast.data.duplicates import digests
+from kr_fast.data.options import COLUMNS, ReadOptions
 from kr_fast.data.pixel_range import to_uint8
 from kr_fast.data.printable import counted, printable
 from kr_fast.data.splits import (
@@ -21,6 +22,7 @@ from kr_fast.data.splits import (
     SIZES,
     TEST_FRACTION,
     VAL_FRACTION,
+    Part,
     SourceContent,
     check_size,
     cut,
@@ -32,10 +34,14 @@ from kr_fast.runtime.reprs import ShortRepr
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Split(ShortRepr):
-    """``images``: uint8 ``[N, H, W, C]``; ``labels``: int64 ``[N]``."""
+    """``images``: uint8 ``[N, H, W, C]``; ``labels``: int64 ``[N]``.
+
+    ``groups``: int64 ``[N]``, the number of each image's group (a patient, a site), or None where none are known.
+    """
 
     images: Tensor
     labels: Tensor
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,12 +74,14 @@ class Dataset(ShortRepr):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over images and labels of all splits."""
+        """SHA-256 over images, labels and groups, where there are any, of all splits."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
             digest.update(str(tuple(split.images.shape)).encode())
             digest.update(split.images.contiguous().numpy().data)
             digest.update(split.labels.numpy().data)
+            if split.groups is not None:
+                digest.update(split.groups.numpy().data)
         return digest.hexdigest()
 
 
@@ -83,7 +91,12 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def load(
-    source: str | Path, *, seed: int = 0, val_fraction: float = VAL_FRACTION, test_fraction: float = TEST_FRACTION
+    source: str | Path,
+    *,
+    seed: int = 0,
+    val_fraction: float = VAL_FRACTION,
+    test_fraction: float = TEST_FRACTION,
+    options: ReadOptions | None = None,
 ) -> Dataset:
     """Read ``source`` and cut what it does not split itself, stratified by class. The rules stand in docs/data.md.
 
@@ -94,6 +107,7 @@ def load(
         seed: decides the cuts.
         val_fraction: share of the training images that becomes the validation split where the source has none.
         test_fraction: share of all images that becomes the test split where the source has none.
+        options: columns, the size of images and the like; None for the defaults.
     Raises: UserError naming the argument, its rule and the value; FileNotFoundError for a missing path.
     """
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
@@ -101,7 +115,7 @@ def load(
             fail("data", name, "be in (0, 1)", value)
     if not isinstance(seed, numbers.Integral) or seed < 0:
         fail("data", "seed", "be an integer of at least 0", seed)
-    return read(source).dataset(seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    return read(source, options=options).dataset(seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
 
 
 class Source:
@@ -124,7 +138,7 @@ class Source:
         lists = {name: list(getattr(self.content, name)) for name in ("notes", "warnings")}
         content = dataclasses.replace(self.content, parts=dict(self.content.parts), **lists)
         cut(content, val_fraction, test_fraction, seed)
-        splits = [Split(*map(torch.from_numpy, content.parts[which])) for which in ("train", "val", "test")]
+        splits = [_split(content.parts[which]) for which in ("train", "val", "test")]
         dataset = Dataset(self.name, content.class_names, *splits)
         _validate(dataset)
         content.warnings += _repeated(dataset)
@@ -133,20 +147,22 @@ class Source:
         return dataset
 
 
-def read(source: str | Path) -> Source:
+def read(source: str | Path, *, options: ReadOptions | None = None) -> Source:
     """Read ``source`` without cutting it: as :func:`load`, for several seeds."""
-    name, content = _read(source, SIZES)
+    name, content = _read(source, SIZES, options or ReadOptions())
     _check_classes(content)
     return Source(name, content)
 
 
-def load_uncut(source: str | Path) -> tuple[str, tuple[str, ...], dict[str, Split]]:
+def load_uncut(
+    source: str | Path, *, options: ReadOptions | None = None
+) -> tuple[str, tuple[str, ...], dict[str, Split]]:
     """(name, class names, split -> images in the order of the source): as :func:`load`, but nothing is cut.
 
     A source without splits has one, "all"; digits is one. Images may have any size. Raises: as :func:`load`.
     """
-    name, content = _read(source, None)
-    splits = {which: Split(*map(torch.from_numpy, part)) for which, part in content.parts.items()}
+    name, content = _read(source, None, options or ReadOptions())
+    splits = {which: _split(part) for which, part in content.parts.items()}
     first = next(iter(splits.values()))
     for which, split in splits.items():
         if split.images.shape[1:] != first.images.shape[1:]:
@@ -156,11 +172,15 @@ def load_uncut(source: str | Path) -> tuple[str, tuple[str, ...], dict[str, Spli
     return name, content.class_names, splits
 
 
+def _split(part: Part) -> Split:
+    return Split(*(None if array is None else torch.from_numpy(array) for array in part))
+
+
 def _report(content: SourceContent, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Log the set in one line, and the warnings; returns the notes and the warnings."""
     order = [which for which in ("all", "train", "val", "test") if which in content.parts]
-    sizes = ", ".join(f"{which} {len(content.parts[which][1])}" for which in order)
-    total = counted(sum(len(labels) for _, labels in content.parts.values()), "image")
+    sizes = ", ".join(f"{which} {len(content.parts[which].labels)}" for which in order)
+    total = counted(sum(len(part.labels) for part in content.parts.values()), "image")
     classes = counted(len(content.class_names), "class")
     size, notes = " x ".join(map(str, shape)), "; ".join(content.notes)
     logger.info("data: %s of %s (%s), %s; %s", total, classes, sizes, size, notes)
@@ -169,11 +189,12 @@ def _report(content: SourceContent, shape: tuple[int, ...]) -> tuple[str, ...]:
     return (*content.notes, *content.warnings)
 
 
-def _read(source: str | Path, sizes: tuple[int, int] | None) -> tuple[str, SourceContent]:
+def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOptions) -> tuple[str, SourceContent]:
     """(name, content of the source)."""
     if not isinstance(source, str | os.PathLike) or not str(source):
         fail("data", "source", "be digits, a .npz file or a folder of images", repr(source))
     if str(source) == "digits":
+        options.refuse(("table", *COLUMNS), "digits")
         return "digits", _digits()
     path = Path(os.path.expanduser(source))
     try:
@@ -185,8 +206,10 @@ def _read(source: str | Path, sizes: tuple[int, int] | None) -> tuple[str, Sourc
         why = getattr(error, "strerror", None) or error
         raise UserError(f"data: source must be a readable path, got {printable(source)} ({why})") from error
     if path.is_dir():
+        options.refuse(("table", *COLUMNS), "a folder class/image.png")
         return os.path.basename(os.path.abspath(path)), _folder(path, sizes)
     if path.suffix.lower() == ".npz":
+        options.refuse(("table", *COLUMNS), "an .npz file")
         return path.stem, npz.read(path)
     fail("data", "source", "be digits, a .npz file or a folder of images", printable(source))
 
@@ -196,7 +219,7 @@ def _digits() -> SourceContent:
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    parts = {"all": (images, bunch.target.astype(np.int64))}
+    parts = {"all": Part(images, bunch.target.astype(np.int64))}
     return SourceContent(parts, tuple(str(digit) for digit in range(10)), ["pixels in [0, 16], times 255 / 16"])
 
 
@@ -212,7 +235,7 @@ def _folder(path: Path, sizes: tuple[int, int] | None) -> SourceContent:
         which: np.repeat(np.arange(len(class_names), dtype=np.int64), list(map(len, classes)))
         for which, classes in files.items()
     }
-    parts = {which: (pixels[named[which]], labels[which]) for which in files}
+    parts = {which: Part(pixels[named[which]], labels[which]) for which in files}
     return SourceContent(parts, class_names, [*notes, *done, *unread], [*suspect, *warnings])
 
 
@@ -221,13 +244,13 @@ def _check_classes(content: SourceContent) -> None:
     names = content.class_names
     if not CLASSES[0] <= len(names) <= CLASSES[1]:
         fail("data", "number of classes", f"be {CLASSES[0]} to {CLASSES[1]}", len(names))
-    training = content.parts.get("train", content.parts.get("all"))[1]
+    training = content.parts.get("train", content.parts.get("all")).labels
     if len(training) == 0:
         fail("data", "train split", "hold at least one image", 0)
     empty = np.flatnonzero(np.bincount(training, minlength=len(names)) == 0).tolist()
     if not empty:
         return
-    anywhere = np.bincount(np.concatenate([labels for _, labels in content.parts.values()]), minlength=len(names))
+    anywhere = np.bincount(np.concatenate([part.labels for part in content.parts.values()]), minlength=len(names))
     got = f"none of {', '.join(names[index] for index in empty[:5])}{', ...' if len(empty) > 5 else ''}"
     if anywhere[0] == 0 and (anywhere[1:] > 0).all():
         got += f" (labels lie in [1, {len(names) - 1}]: subtract 1)"

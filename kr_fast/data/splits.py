@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,17 @@ VAL_FRACTION, TEST_FRACTION = 0.15, 1 / 3  # where a set has no such split: of t
 NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 NAMES |= {"test": "test", "testing": "test"}
 
-Part = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C], labels int64 [N]
+
+class Part(NamedTuple):
+    """``images``: uint8 ``[N, H, W, C]``; ``labels``: int64 ``[N]``; ``groups``: int64 ``[N]``, or None."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None = None
+
+    def rows(self, which: np.ndarray) -> "Part":
+        """The rows that ``which`` selects, a mask or indices."""
+        return Part(*(None if array is None else array[which] for array in self))
 
 
 @dataclasses.dataclass
@@ -57,7 +68,7 @@ def cut(content: SourceContent, val_fraction: float, test_fraction: float, seed:
     if "val" not in parts:
         parts["train"], parts["val"] = _stratified(parts["train"], val_fraction, seed)
     for which in ("test", "val"):
-        if which in missing and len(parts[which][1]) == 0:
+        if which in missing and len(parts[which].labels) == 0:
             fail("data", f"{which} split", "hold at least one image", "0 (no class has one for each split that is cut)")
 
 
@@ -66,7 +77,7 @@ def _stratified(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
 
     Where ``fraction`` of no class is an image, one of each class is cut.
     """
-    images, labels = part
+    labels = part.labels
     random = np.random.default_rng(seed)
     out = np.zeros(len(labels), dtype=bool)
     classes, counts = np.unique(labels, return_counts=True)
@@ -74,7 +85,7 @@ def _stratified(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
     for label in classes:
         members = random.permutation(np.flatnonzero(labels == label))
         out[members[: min(max(round(len(members) * fraction), least), len(members) - 1)]] = True
-    return (images[~out], labels[~out]), (images[out], labels[out])
+    return part.rows(~out), part.rows(out)
 
 
 def check_size(height: int, width: int, sizes: tuple[int, int] | None) -> None:

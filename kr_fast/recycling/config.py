@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
+from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment, ReadOptions
 from kr_fast.ensemble import TrainConfig
 from kr_fast.ensemble.inference.queries import AUGMENTS
 from kr_fast.ensemble.training.evaluation import SCORES
@@ -33,7 +33,7 @@ NAMES = Names((TEACHER, TRANSFER, FULL, CONTROL, RELEASED), (TEACHER, FULL), DEF
 
 
 @dataclasses.dataclass(frozen=True)
-class RecycleConfig:
+class RecycleConfig(ReadOptions):
     """Configuration of :func:`kr_fast.recycle`. The defaults are those of the preset ``digits``."""
 
     GROUPS: ClassVar[dict[str, str]] = {
@@ -45,6 +45,7 @@ class RecycleConfig:
         "student_arch": "Student",
         "num_shadows": "audit",
         "fail_above": "verdict: a finished run with other limits is not computed again",
+        "table": "how the data are read",
     }
 
     out: str = option("runs/digits", "folder of the run; the same command continues a run that was stopped")
@@ -282,6 +283,7 @@ class RecycleConfig:
 
     def __post_init__(self):
         check(self, "run")
+        self.check_reading("run")
         check_paths("run", self.fail_above, NAMES)
         for name in ("out", "data"):
             if not (given := getattr(self, name)) or "\0" in given:

@@ -60,7 +60,7 @@ FILES: dict[str, Callable[[Context], list[Path]]] = {
 }
 REPEATABLE = ("audit", "report")  # stages that are quick to repeat where a file of theirs was changed
 # Options that may change: files are identified by their SHA-256, a budget may grow, a verdict is made of the figures.
-MOVABLE = ("data", "budget", *OF_VERDICT)
+MOVABLE = ("data", "table", "budget", *OF_VERDICT)
 # Stages that go on, or are made again, with a larger budget. Shadow and twin Teachers stay.
 EXTENDED = ("generator", "checkpoints", "tuning", "gkd", "student", "canary_students", "shadow_students")
 EXTENDED += ("audit", "report")
@@ -151,7 +151,7 @@ def _load(config: RecycleConfig, source: data.Source | None = None) -> Context:
         manifest.check_run(out, config.record(), "run", MOVABLE),
         Journal(out),
     )  # before the data are read, which takes long
-    source = data.read(config.data) if source is None else source
+    source = data.read(config.data, options=config.reading) if source is None else source
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
     loaded = source.dataset(seed=config.seed, **fractions)
     device = state.current().device

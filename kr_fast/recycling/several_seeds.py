@@ -80,7 +80,7 @@ def recycle_seeds(config: RecycleConfig, count: int, done: Callable[[int, Result
     """
     seeds, out = seeds_of(config, count), Path(config.out)
     manifest.refuse_inside(config.out, config.data, "run")
-    source = data.read(config.data)
+    source = data.read(config.data, options=config.reading)
     if not source.has_splits:
         logger.info("run: the data have no splits of their own, so those of each seed are others")
     results = []

@@ -11,7 +11,7 @@ from data_cases import arrays, write_npz
 from PIL import Image
 
 from kr_fast import data
-from kr_fast.data.splits import SourceContent, cut
+from kr_fast.data.splits import Part, SourceContent, cut
 from kr_fast.runtime.errors import UserError
 
 REAL = Path(os.environ.get("KR_FAST_TEST_DATA", Path(__file__).resolve().parents[2] / ".." / "shared" / "data"))
@@ -63,11 +63,13 @@ def test_folder_with_its_own_splits_in_colour(tmp_path):
 
 def test_three_images_of_a_class_are_one_in_each_split():
     for count in (3, 2):
-        result = SourceContent({"all": (np.arange(2 * count, dtype=np.uint8), np.arange(2 * count) % 2)}, ("a", "b"))
+        result = SourceContent(
+            {"all": Part(np.arange(2 * count, dtype=np.uint8), np.arange(2 * count) % 2)}, ("a", "b")
+        )
         if count == 3:
             cut(result, data.VAL_FRACTION, data.TEST_FRACTION, seed=0)
-            assert [result.parts[which][1].tolist() for which in ("train", "val", "test")] == [[0, 1]] * 3
-            assert sorted(np.concatenate([images for images, _ in result.parts.values()])) == list(range(6))
+            assert [result.parts[which].labels.tolist() for which in ("train", "val", "test")] == [[0, 1]] * 3
+            assert sorted(np.concatenate([part.images for part in result.parts.values()])) == list(range(6))
         else:
             with pytest.raises(UserError, match=r"data: val split must hold .*, got 0 \(no class has one for"):
                 cut(result, data.VAL_FRACTION, data.TEST_FRACTION, seed=0)
@@ -223,3 +225,32 @@ def test_uncut_is_the_source_in_its_order(tmp_path):
     np.savez(tmp_path / "y.npz", **{**parts, "test_images": images[30:, :7]}, test_labels=np.arange(10) % 3)
     with pytest.raises(ValueError, match="test images must have the shape of the first split"):
         data.load_uncut(tmp_path / "y.npz")
+
+
+def test_groups_go_with_their_images():
+    """Each image holds its own number, and its group is that number modulo 7: also after a cut."""
+    numbers = np.arange(60, dtype=np.uint8)
+    images = np.broadcast_to(numbers[:, None, None, None], (60, 8, 8, 1)).copy()
+    part = Part(images, np.arange(60) % 2, np.arange(60) % 7)
+    result = data.Source("set", SourceContent({"all": part}, ("a", "b"))).dataset(seed=3)
+    for split in (result.train, result.val, result.test):
+        assert split.groups.tolist() == [number % 7 for number in split.images[:, 0, 0, 0].tolist()]
+    bare = data.Source("set", SourceContent({"all": Part(images, part.labels)}, ("a", "b"))).dataset(seed=3)
+    assert bare.train.groups is None
+    assert torch.equal(bare.train.images, result.train.images)
+    assert bare.fingerprint != result.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_column": "file"}, "image_column must be left out for digits, got 'file'"),
+        ({"table": "t.csv"}, "table must be left out for digits, got 't.csv'"),
+        ({"resize": "crop"}, "resize must be left out without image_size, got crop"),
+        ({"resize": "fit", "image_size": 8}, "resize must be one of , crop, pad, stretch, got fit"),
+        ({"image_size": 300}, r"image_size must be in \[0, 224\], got 300"),
+    ],
+)
+def test_options_that_do_nothing(options, words):
+    with pytest.raises(UserError, match=f"^data: {words}"):
+        data.load("digits", options=data.ReadOptions(**options))

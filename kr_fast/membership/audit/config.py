@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment
+from kr_fast.data import TEST_FRACTION, VAL_FRACTION, Augment, ReadOptions
 from kr_fast.ensemble import TrainConfig
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.verdict.limits import MOVABLE, Limits, limits_of
@@ -23,7 +23,7 @@ OF_ALL = ("out", "attacks", "primary", "every_shadow", "show_real_images", "show
 
 
 @dataclasses.dataclass(frozen=True)
-class AuditConfig:
+class AuditConfig(ReadOptions):
     """Configuration of ``kr-fast audit``."""
 
     GROUPS: ClassVar[dict[str, str]] = {
@@ -33,6 +33,7 @@ class AuditConfig:
         "signals": "saved signals in place of models",
         "attacks": "attacks and figures",
         "fail_above": "verdict: the same command with other limits takes the figures that there are",
+        "table": "how the data are read",
     }
 
     out: str = option("runs/audit", "folder of the audit; the same command continues one that was stopped")
@@ -128,6 +129,7 @@ class AuditConfig:
 
     def __post_init__(self):
         check(self, "audit")
+        self.check_reading("audit")
         given = [name for name in ("signals", "lira_tree", "privacy_meter") if getattr(self, name)]
         if len(given) > 1 or (given and (self.model or self.checkpoint or self.data)):
             rule = "be models (model, checkpoint, data) or one of signals, lira_tree, privacy_meter"

@@ -92,11 +92,11 @@ def _read(config: AuditConfig) -> tuple[Tensor, Tensor, Splits, int]:
     """(images, labels, splits, number of classes)."""
     if config.cut >= 0:
         fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-        cut = load(config.data, seed=config.cut, **fractions)
+        cut = load(config.data, seed=config.cut, **fractions, options=config.reading)
         parts = {name: getattr(cut, name) for name in ("train", "val", "test")}
         classes = cut.num_classes
     else:
-        _, names, parts = load_uncut(config.data)
+        _, names, parts = load_uncut(config.data, options=config.reading)
         classes = len(names)
     ends = np.cumsum([len(part) for part in parts.values()]).tolist()
     splits = dict(zip(parts, zip([0, *ends[:-1]], ends, strict=True), strict=True))
