@@ -25,7 +25,7 @@ class ReadOptions:
     image_size: int = option(
         0, "height and width that every image is brought to; 0: as it is", least=0, most=LARGEST_SIZE
     )
-    resize: str = option("", "with image_size: crop, pad or stretch images that are no squares", choices=("", *RESIZES))
+    resize: str = option("", "with image_size: crop, pad or stretch images that are no squares")
     skip_unreadable: bool = option(False, "leave out files that cannot be read, and count them, in place of refusing")
 
     def __post_init__(self):
@@ -34,6 +34,8 @@ class ReadOptions:
 
     def check_reading(self, where: str) -> None:
         """Refuse fields that do nothing beside others. Raises: UserError ``where: FIELD must ...``."""
+        if self.resize not in ("", *RESIZES):
+            fail(where, "resize", "be crop, pad or stretch", self.resize)
         if self.resize and not self.image_size:
             fail(where, "resize", "be left out without image_size", self.resize)
         for name in UNREADY:

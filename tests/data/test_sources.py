@@ -247,7 +247,7 @@ def test_groups_go_with_their_images():
         ({"image_column": "file"}, "image_column must be left out for digits, got 'file'"),
         ({"table": "t.csv"}, "table must be left out for digits, got 't.csv'"),
         ({"resize": "crop"}, "resize must be left out without image_size, got crop"),
-        ({"resize": "fit", "image_size": 8}, "resize must be one of , crop, pad, stretch, got fit"),
+        ({"resize": "fit", "image_size": 8}, "resize must be crop, pad or stretch, got fit"),
         ({"image_size": 300}, r"image_size must be in \[0, 224\], got 300"),
     ],
 )
