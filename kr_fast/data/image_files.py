@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from kr_fast.data.packed import Packed
+from kr_fast.data.packed import ImageFile, Packed
 from kr_fast.data.printable import counted, listed, printable
 from kr_fast.data.splits import check_size
 from kr_fast.runtime.array_files import DAMAGE
@@ -34,7 +34,6 @@ NOTES = {
     "frames": "the first frame alone read of {}",
     "deep": "the high byte read of {} of 16-bit colour",
 }
-ImageFile = Path | Packed
 # What Pillow raises on damaged files, beside a reader's usual errors.
 PILLOW_ERRORS = (*DAMAGE, MemoryError, LookupError, ArithmeticError, AttributeError, AssertionError, struct.error)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,3 +17,6 @@ class Packed:
 
     def __str__(self) -> str:
         return self.name
+
+
+ImageFile = Path | Packed

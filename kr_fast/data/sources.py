@@ -15,8 +15,8 @@ from torch import Tensor
 from kr_fast.data import folders, npz
 from kr_fast.data.duplicates import digests
 from kr_fast.data.options import COLUMNS, ReadOptions
-from kr_fast.data.pixel_range import to_uint8
 from kr_fast.data.printable import counted, printable
+from kr_fast.data.readers.decoding import decoded
 from kr_fast.data.splits import (
     CLASSES,
     SIZES,
@@ -207,7 +207,7 @@ def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOption
         raise UserError(f"data: source must be a readable path, got {printable(source)} ({why})") from error
     if path.is_dir():
         options.refuse(("table", *COLUMNS), "a folder class/image.png")
-        return os.path.basename(os.path.abspath(path)), _folder(path, sizes)
+        return os.path.basename(os.path.abspath(path)), _folder(path, sizes, options)
     if path.suffix.lower() == ".npz":
         options.refuse(("table", *COLUMNS), "an .npz file")
         return path.stem, npz.read(path)
@@ -223,20 +223,15 @@ def _digits() -> SourceContent:
     return SourceContent(parts, tuple(str(digit) for digit in range(10)), ["pixels in [0, 16], times 255 / 16"])
 
 
-def _folder(path: Path, sizes: tuple[int, int] | None) -> SourceContent:
-    from kr_fast.data import image_files  # loads Pillow
-
-    files, class_names, unread, suspect = folders.find(path)
-    named = {which: f"{which} images" if which != "all" else "images" for which in files}
-    every = {named[which]: [file for part in classes for file in part] for which, classes in files.items()}
-    images, done = image_files.read(every, sizes)
-    pixels, notes, warnings = to_uint8(images)
+def _folder(path: Path, sizes: tuple[int, int] | None, options: ReadOptions) -> SourceContent:
+    classes, class_names, unread, suspect = folders.find(path)
+    files = {which: [file for part in each for file in part] for which, each in classes.items()}
     labels = {
-        which: np.repeat(np.arange(len(class_names), dtype=np.int64), list(map(len, classes)))
-        for which, classes in files.items()
+        which: np.repeat(np.arange(len(class_names), dtype=np.int64), list(map(len, each)))
+        for which, each in classes.items()
     }
-    parts = {which: Part(pixels[named[which]], labels[which]) for which in files}
-    return SourceContent(parts, class_names, [*notes, *done, *unread], [*suspect, *warnings])
+    parts, notes, warnings = decoded(files, labels, None, sizes, options)
+    return SourceContent(parts, class_names, [*notes, *unread], [*suspect, *warnings])
 
 
 def _check_classes(content: SourceContent) -> None:

@@ -1,0 +1,1 @@
+"""Readers of further kinds of sources, each of which returns a ``SourceContent``."""
