@@ -9,6 +9,7 @@ MOST_BYTES = 32 << 20  # of a block of distances
 PIECE = 1024  # values of a product: 1,024 x 128 x 128 = 2^24, up to which float32 holds every whole number
 SAMPLE = 2048  # images by which a spacing is estimated, and a direction chosen
 ROUNDS = 8  # of the power iteration
+SHARE = 0.25  # of the spacing of a set, up to which two images are near-duplicates
 
 
 class Rows:
@@ -119,9 +120,13 @@ def within(images: Tensor, others: Tensor, threshold: float) -> tuple[Tensor, Te
 
 
 def _centred(pixels: Tensor) -> Tensor:
-    """Bytes less 128, in float32 unless a setting of torch rounds its products."""
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return pixels.to(torch.float32 if exact else torch.float64) - 128
+    """Bytes less 128."""
+    return pixels.to(product_dtype()) - 128
+
+
+def product_dtype() -> torch.dtype:
+    """float32 unless a setting of torch rounds the factors of its products, else float64."""
+    return torch.float32 if torch.get_float32_matmul_precision() == "highest" else torch.float64
 
 
 def _numbers(values: Tensor) -> Tensor:

@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 
 from kr_fast.data import shared_images
-from kr_fast.data.distances import spacing, within
+from kr_fast.data.distances import SHARE, spacing, within
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_mask
-
-SHARE = 0.25  # of the spacing of one side, below which two images are near-duplicates
-
 
 MOST_KEPT = 4  # a run asks for two: test images against all others, and members against non-members
 _KEPT: dict[bytes, "Duplicates"] = {}  # by digest of the last images: several runs on one set compare them once

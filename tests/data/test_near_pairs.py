@@ -1,0 +1,97 @@
+"""Near pairs are those of a comparison of all pairs at all shifts, whatever bounds left out."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kr_fast.data import near_pairs as module
+from kr_fast.data.near_pairs import near_pairs
+
+# Fewer pixels than directions; grey; means of 3 x 3 with pixels left over, in colour.
+SHAPES = {"few": (4, 4, 1), "grey": (9, 8, 1), "means": (13, 21, 3)}
+
+
+def drawn(shape, count=26, seed=0):
+    """Smooth random images, of which 5 to 9 are noisy copies and 10 to 14 shifted copies of others, 15 a mirrored."""
+    draw = np.random.default_rng(seed)
+    height, width, channels = shape
+    coarse = draw.integers(0, 256, (count, 3, 3, channels), dtype=np.uint8).squeeze(-1 if channels == 1 else ())
+    images = np.stack([np.asarray(Image.fromarray(each).resize((width, height), 2)) for each in coarse])
+    images = images.reshape(count, *shape)
+    noise = draw.integers(-2, 3, (5, *shape))
+    images[5:10] = (images[:5].astype(int) + noise).clip(0, 255)
+    images[10:15] = np.roll(images[:5], (1, -1), (1, 2))
+    images[15] = images[16, :, ::-1]
+    return torch.from_numpy(images)
+
+
+def expected_pairs(images, threshold):
+    """(first, second) -> (distance, whether it is of a shift), by numpy over all pairs and 9 shifts."""
+    x = images.numpy().astype(np.int64)
+    height, width = x.shape[1:3]
+    pairs = {}
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            a = x[:, max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)].reshape(len(x), -1)
+            b = x[:, max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)].reshape(len(x), -1)
+            squares = np.stack([np.square(each - b).sum(1) for each in a])
+            for i, j in np.argwhere(np.triu(squares <= threshold**2 * a.shape[1], 1)):
+                value = float(np.sqrt(squares[i, j] / a.shape[1])), (dy, dx) != (0, 0)
+                pairs[i, j] = min(pairs.get((i, j), value), value)
+    return pairs
+
+
+CASES = [(name, threshold, "highest") for name in SHAPES for threshold in (0.0, 4.0, 40.0)] + [("grey", 4.0, "medium")]
+
+
+@pytest.mark.parametrize(("shape", "threshold", "precision"), CASES)  # shifted copies alone; noisy too; many pairs
+def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, monkeypatch):
+    """Over several blocks of both sides, 16 x 8 images, and several parts of images."""
+    for name, value in (("ROWS", 16), ("COLUMNS", 8), ("WIDEST", 8), ("MOST_BYTES", 8 * 7 * np.prod(SHAPES[shape]))):
+        monkeypatch.setattr(module, name, int(value))
+    images = drawn(SHAPES[shape])
+    torch.set_float32_matmul_precision(precision)
+    try:
+        result = near_pairs(images, threshold)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    expected = expected_pairs(images, threshold)
+    assert list(zip(result.first.tolist(), result.second.tolist(), strict=True)) == sorted(expected)
+    assert result.distance.tolist() == pytest.approx([expected[key][0] for key in sorted(expected)])
+    assert result.shifted.tolist() == [expected[key][1] for key in sorted(expected)]
+    assert result.complete
+    assert len(result) >= (10 if threshold else 5)
+
+
+def test_planted_copies_are_near_and_mirrored_ones_are_not():
+    images = drawn((28, 28, 1), count=200)
+    again = []
+    for image in images[20:40]:
+        file = io.BytesIO()
+        Image.fromarray(image[..., 0].numpy()).save(file, "JPEG", quality=75)
+        again.append(torch.from_numpy(np.array(Image.open(file)))[..., None])
+    shifted = images[40:60].roll((-1, 1), (1, 2))
+    result = near_pairs(torch.cat([images, torch.stack(again), shifted, images[60:80].flip(2)]), 5.0)
+    pairs = set(zip(result.first.tolist(), result.second.tolist(), strict=True))
+    assert pairs == {
+        *((k, k + 5) for k in range(5)),
+        *((k, k + 10) for k in range(5)),
+        *((k + 5, k + 10) for k in range(5)),
+        *((k, k + 180) for k in range(20, 60)),
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_equal_images_are_pairs(count):
+    result = near_pairs(torch.full((count, 8, 8, 1), 7, dtype=torch.uint8), 0.0)
+    assert len(result) == count * (count - 1) // 2
+    assert not result.shifted.any()
+
+
+def test_more_pairs_than_are_kept(monkeypatch):
+    monkeypatch.setattr(module, "MOST_PAIRS", 10)
+    result = near_pairs(torch.zeros(20, 8, 8, 1, dtype=torch.uint8), 1.0)
+    assert not result.complete
