@@ -241,7 +241,12 @@ def _note(top: Folder, roots: list[Folder]) -> list[str]:
         unread["folder* beside the splits"] = len(top.folders) - len(roots)
         loose = len(top.images) + sum(len(root.images) for root in roots)
     unread["image* outside the class folders"] = loose
-    suffixes = Counter({key: count for key, count in unread.items() if _is_suffix(key)})
+    return unread_note(unread)
+
+
+def unread_note(unread: Counter) -> list[str]:
+    """A note on files that are not read, counted as in :class:`Folder`; none for none."""
+    suffixes = Counter({key: count for key, count in unread.items() if count and _is_suffix(key)})
     parts = []
     if suffixes:
         kinds = [key or "other" for key, _ in suffixes.most_common()]

@@ -16,6 +16,7 @@ from kr_fast.data import folders, npz
 from kr_fast.data.duplicates import digests
 from kr_fast.data.options import COLUMNS, ReadOptions
 from kr_fast.data.printable import counted, printable
+from kr_fast.data.readers import table
 from kr_fast.data.readers.decoding import decoded
 from kr_fast.data.splits import (
     CLASSES,
@@ -206,8 +207,7 @@ def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOption
         why = getattr(error, "strerror", None) or error
         raise UserError(f"data: source must be a readable path, got {printable(source)} ({why})") from error
     if path.is_dir():
-        options.refuse(("table", *COLUMNS), "a folder class/image.png")
-        return os.path.basename(os.path.abspath(path)), _folder(path, sizes, options)
+        return os.path.basename(os.path.abspath(path)), _directory(path, sizes, options)
     if path.suffix.lower() == ".npz":
         options.refuse(("table", *COLUMNS), "an .npz file")
         return path.stem, npz.read(path)
@@ -221,6 +221,13 @@ def _digits() -> SourceContent:
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     parts = {"all": Part(images, bunch.target.astype(np.int64))}
     return SourceContent(parts, tuple(str(digit) for digit in range(10)), ["pixels in [0, 16], times 255 / 16"])
+
+
+def _directory(path: Path, sizes: tuple[int, int] | None, options: ReadOptions) -> SourceContent:
+    if options.table:
+        return table.read(path, options, sizes)
+    options.refuse(COLUMNS, "a folder class/image.png without a table")
+    return _folder(path, sizes, options)
 
 
 def _folder(path: Path, sizes: tuple[int, int] | None, options: ReadOptions) -> SourceContent:
