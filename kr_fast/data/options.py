@@ -8,7 +8,6 @@ from kr_fast.runtime.options import check, option
 RESIZES = ("crop", "pad", "stretch")
 COLUMNS = ("image_column", "label_column", "split_column", "group_column")
 LARGEST_SIZE = 224
-UNREADY = ("image_size", "resize", "skip_unreadable")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,9 +37,6 @@ class ReadOptions:
             fail(where, "resize", "be crop, pad or stretch", self.resize)
         if self.resize and not self.image_size:
             fail(where, "resize", "be left out without image_size", self.resize)
-        for name in UNREADY:
-            if value := getattr(self, name):
-                fail(where, name, "be left out in this version", value)
 
     @property
     def reading(self) -> "ReadOptions":

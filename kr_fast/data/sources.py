@@ -17,7 +17,7 @@ from kr_fast.data.duplicates import digests
 from kr_fast.data.options import COLUMNS, ReadOptions
 from kr_fast.data.printable import counted, printable
 from kr_fast.data.readers import table
-from kr_fast.data.readers.decoding import decoded
+from kr_fast.data.readers.decoding import decoded, in_one_size
 from kr_fast.data.splits import (
     CLASSES,
     SIZES,
@@ -150,7 +150,9 @@ class Source:
 
 def read(source: str | Path, *, options: ReadOptions | None = None) -> Source:
     """Read ``source`` without cutting it: as :func:`load`, for several seeds."""
-    name, content = _read(source, SIZES, options or ReadOptions())
+    options = options or ReadOptions()
+    name, content = _read(source, SIZES, options)
+    in_one_size(content, options)
     _check_classes(content)
     return Source(name, content)
 
@@ -162,7 +164,9 @@ def load_uncut(
 
     A source without splits has one, "all"; digits is one. Images may have any size. Raises: as :func:`load`.
     """
-    name, content = _read(source, None, options or ReadOptions())
+    options = options or ReadOptions()
+    name, content = _read(source, None, options)
+    in_one_size(content, options)
     splits = {which: _split(part) for which, part in content.parts.items()}
     first = next(iter(splits.values()))
     for which, split in splits.items():
@@ -195,7 +199,7 @@ def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOption
     if not isinstance(source, str | os.PathLike) or not str(source):
         fail("data", "source", "be digits, a .npz file or a folder of images", repr(source))
     if str(source) == "digits":
-        options.refuse(("table", *COLUMNS), "digits")
+        options.refuse(("table", *COLUMNS, "skip_unreadable"), "digits")
         return "digits", _digits()
     path = Path(os.path.expanduser(source))
     try:
@@ -209,7 +213,7 @@ def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOption
     if path.is_dir():
         return os.path.basename(os.path.abspath(path)), _directory(path, sizes, options)
     if path.suffix.lower() == ".npz":
-        options.refuse(("table", *COLUMNS), "an .npz file")
+        options.refuse(("table", *COLUMNS, "skip_unreadable"), "an .npz file")
         return path.stem, npz.read(path)
     fail("data", "source", "be digits, a .npz file or a folder of images", printable(source))
 

@@ -13,6 +13,8 @@ from PIL import Image
 
 from kr_fast import data
 from kr_fast.data import image_files
+from kr_fast.data.pixels.decoding import NOTES
+from kr_fast.data.pixels.resizing import resize_images
 from kr_fast.runtime.errors import UserError
 
 SIDE = 8
@@ -22,6 +24,7 @@ BYTES = draw.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
 COLOUR = draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 ALPHA = draw.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
 DEEP = draw.integers(0, 65536, (SIDE, SIDE)).astype(np.uint16)
+LEVELS = np.rint(DEEP / 257)
 
 
 def png(width, height, depth, kind, rows, extra=b""):
@@ -46,14 +49,14 @@ def on_white(colour, alpha):
     return np.rint(colour.reshape(SIDE, SIDE, -1) * a + 255 * (1 - a))
 
 
-def read(tmp_path, *contents, sizes=LIMITS):
-    """(pixels, notes) of files with these contents."""
+def read(tmp_path, *contents, sizes=LIMITS, **options):
+    """(pixels, notes but for that on their range) of files with these contents."""
     files = []
     for index, content in enumerate(contents):
         files.append(tmp_path / f"{index}.png")
         files[-1].write_bytes(content)
-    result, notes = image_files.read({"images": files}, sizes)
-    return result["images"], notes
+    result = image_files.read({"images": files}, sizes, data.ReadOptions(**options))
+    return result.pixels["images"], result.notes[1:]
 
 
 PALETTE = Image.fromarray(BYTES % 4).convert("P")
@@ -86,15 +89,15 @@ CASES = {
         on_white(COLOUR, np.where((COLOUR[0, 0] == COLOUR).all(2), 0, 255)), ["alpha"]),
     "1 bit, clear": (
         saved(Image.fromarray(BYTES > 99), "PNG", transparency=0), np.full((SIDE, SIDE, 1), 255), ["alpha"]),
-    "16-bit png": (saved(Image.fromarray(DEEP), "PNG"), DEEP[..., None], []),
-    "16-bit tiff": (saved(Image.fromarray(DEEP), "TIFF"), DEEP[..., None], []),
-    "16-bit tiff, big-endian": (saved(Image.fromarray(DEEP.astype(">u2")), "TIFF"), DEEP[..., None], []),
-    "16-bit pgm": (saved(Image.fromarray(DEEP), "PPM"), DEEP[..., None], []),
-    "32-bit tiff": (saved(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), DEEP[..., None], []),
+    "16-bit png": (saved(Image.fromarray(DEEP), "PNG"), LEVELS[..., None], []),
+    "16-bit tiff": (saved(Image.fromarray(DEEP), "TIFF"), LEVELS[..., None], []),
+    "16-bit tiff, big-endian": (saved(Image.fromarray(DEEP.astype(">u2")), "TIFF"), LEVELS[..., None], []),
+    "16-bit pgm": (saved(Image.fromarray(DEEP), "PPM"), LEVELS[..., None], []),
+    "32-bit tiff": (saved(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), LEVELS[..., None], []),
     "16-bit png, clear": (
         saved(Image.fromarray(DEEP), "PNG", transparency=int(DEEP[0, 0])),
-        np.where(DEEP[0, 0] == DEEP, 65535, DEEP)[..., None], ["alpha"]),
-    "float tiff": (saved(Image.fromarray(DEEP.astype(np.float32)), "TIFF"), DEEP[..., None], []),
+        np.where(DEEP[0, 0] == DEEP, 255, LEVELS)[..., None], ["alpha"]),
+    "float tiff": (saved(Image.fromarray(DEEP.astype(np.float32) / 65535), "TIFF"), LEVELS[..., None], []),
     "16-bit colour": (png(SIDE, SIDE, 16, 2, COLOUR.reshape(SIDE, -1).astype(np.uint16) * 257), COLOUR, ["deep"]),
 }  # fmt: skip
 
@@ -106,7 +109,7 @@ def test_pixels_are_those_of_the_file(tmp_path, name):
     assert pixels.shape == (2, *expected.shape)
     assert np.array_equal(pixels[0], expected)
     assert np.array_equal(pixels[1], expected)
-    assert notes == [image_files.NOTES[key].format("2 images") for key in keys]
+    assert notes == [NOTES[key].format("2 images") for key in keys]
 
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF", "WEBP", "PNG"])
@@ -126,32 +129,37 @@ def test_orientation_is_applied_before_sizes_are_compared(tmp_path, format, orie
 
 
 def test_several_frames_are_told(tmp_path):
-    frames = [Image.new("L", (9, 9), level) for level in (1, 250)]
+    frames = [Image.new("L", (9, 9), level) for level in (2, 250)]
     for format in ("TIFF", "GIF"):
         pixels, notes = read(tmp_path, saved(frames[0], format, save_all=True, append_images=frames[1:]))
         assert notes == ["the first frame alone read of 1 image"]
         assert pixels.max() < 3
 
 
-def test_16_bit_folders_are_scaled_by_one_rule(tmp_path):
-    """Full 16 bits come down to 8; 12 bits are refused, grey or colour, and never almost black."""
-    for scale, ok in ((1, True), (16, False)):
-        root = tmp_path / str(scale)
-        for index, name in enumerate("aabbabab" * 2):
-            (root / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.roll(DEEP, index) // scale).save(root / name / f"{index}.png")
-        if ok:
-            result = data.load(root)
-            every = np.concatenate([split.images for split in (result.train, result.val, result.test)])
-            first = np.rint(DEEP / 257).astype(np.uint8)[..., None]
-            assert any(np.array_equal(each, first) for each in every)
-            assert result.notes[0] == f"int32 pixels, the largest {DEEP.max()}, divided by 257"
-        else:
-            with pytest.raises(UserError, match=r"^data: images must be integers .* white = 4095 for 12 bit"):
-                data.load(root)
+@pytest.mark.parametrize("most", [65535, 4095, 300])
+def test_16_bit_folders_are_scaled_by_one_rule(tmp_path, most):
+    """Full 16 bits come down to 8; of 9 to 15 bits the window is that of numpy's percentiles over all images."""
+    images = [np.random.default_rng(index).integers(0, most + 1, (SIDE, SIDE)).astype(np.uint16) for index in range(16)]
+    for index, (image, name) in enumerate(zip(images, "aabbabab" * 2, strict=True)):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / name / f"{index}.png")
+    result = data.load(tmp_path)
+    every = np.concatenate([split.images for split in (result.train, result.val, result.test)])[..., 0]
+    low, high = np.percentile(images, (0.5, 99.5), method="inverted_cdf") if most < 32768 else (0, 65535)
+    expected = [np.rint((image.astype(np.float64) - low) * 255 / (high - low)).clip(0, 255) for image in images]
+    assert sorted(each.tobytes() for each in every) == sorted(each.astype(np.uint8).tobytes() for each in expected)
+    done = "the largest" if most == 65535 else f"windowed to [{low}, {high}], their 0.5 and 99.5 percentiles"
+    assert done in result.notes[0]
+
+
+def test_16_bits_that_are_refused(tmp_path):
     dark = png(SIDE, SIDE, 16, 2, COLOUR.reshape(SIDE, -1).astype(np.uint16) * 16)
     with pytest.raises(UserError, match="^data: images of 16-bit colour must use their 16 bits"):
         read(tmp_path, dark)
+    with pytest.raises(UserError, match="^data: images must hold more values than 0 and 1"):
+        read(tmp_path, saved(Image.fromarray(DEEP % 2), "PNG"))
+    with pytest.raises(UserError, match="^data: every image must have one depth, got 2 of 16-bit grey, 1 of grey"):
+        read(tmp_path, *[saved(Image.fromarray(DEEP), "PNG")] * 2, saved(Image.fromarray(BYTES), "PNG"))
 
 
 def test_all_odd_files_are_counted_and_three_are_named(tmp_path):
@@ -162,12 +170,120 @@ def test_all_odd_files_are_counted_and_three_are_named(tmp_path):
     assert str(error.value).startswith("data: every image must have one size and one mode, got 9 of 9 x 9 grey, ")
     where = tmp_path.name
     assert f"5 of 10 x 10 grey ({where}/9.png, {where}/10.png, {where}/11.png and 2 more)" in str(error.value)
-    assert f"1 of 9 x 9 colour ({where}/14.png); bring them to one size" in str(error.value)
+    assert f"1 of 9 x 9 colour ({where}/14.png); image_size brings them to one size" in str(error.value)
     with pytest.raises(UserError, match=r"every image must be readable, got 4 that are not: .*0.png .*and 1 more"):
         read(tmp_path, *[b"text"] * 4, small)
     with pytest.raises(UserError, match="^data: image size must be 8 to 224 px on both sides, got 7 x 300"):
         read(tmp_path, saved(Image.new("L", (300, 7)), "PNG"))
     assert read(tmp_path, saved(Image.new("L", (300, 7)), "PNG"), sizes=None)[0].shape == (1, 7, 300, 1)
+
+
+def test_modes_of_8_bits_are_read_together(tmp_path):
+    pixels, notes = read(tmp_path, *(CASES[name][0] for name in ("grey png", "ppm", "rgba", "1 bit", "la")))
+    assert pixels.shape == (5, SIDE, SIDE, 3)
+    for row, name in enumerate(("grey png", "ppm", "rgba", "1 bit", "la")):
+        assert np.array_equal(pixels[row], np.broadcast_to(CASES[name][1], (SIDE, SIDE, 3)))
+    assert notes == ["alpha composed on white in 2 images", "3 images of grey read as RGB"]
+
+
+# Of each mode, at a size that is reduced, enlarged or both, and no square.
+@pytest.mark.parametrize("size", [(40, 20), (12, 9), (9, 60)])
+@pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
+def test_resized_images_are_those_of_a_triangle_filter_in_float64(tmp_path, size, how):
+    """Within the two roundings of Pillow, which resamples columns and then rows to 8 bits."""
+    width, height = size
+    colour = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    contents = [saved(Image.fromarray(colour[..., 0]), "PNG"), saved(Image.fromarray(colour), "PPM")]
+    pixels, notes = read(tmp_path, *contents, image_size=16, resize=how)
+    assert np.abs(pixels[0] - triangle(colour[..., :1], 16, how)).max() <= 1.01
+    assert np.abs(pixels[1] - triangle(colour, 16, how)).max() <= 1.01
+    assert notes[1] == f"2 images of {height} x {width} brought to one size by {how}" + (
+        ", 2 of them enlarged" if max(size) < 16 else ""
+    )
+    assert np.array_equal(resize_images(colour[None], 16, how)[0], pixels[1])
+
+
+def triangle(image, size, how):
+    height, width, _ = image.shape
+    scale = {"crop": (min(height, width) / size,) * 2, "pad": (max(height, width) / size,) * 2}.get(how)
+    inner = [size, size]
+    if how == "pad":
+        inner = [round(side / scale[0]) for side in (height, width)]
+    for axis, side in enumerate((height, width)):
+        start, ratio = 0.0, side / inner[axis]
+        if how == "crop":
+            start, ratio = (side - min(height, width)) / 2, scale[0]
+        centres = start + (np.arange(inner[axis]) + 0.5) * ratio
+        weights = 1 - np.abs(np.arange(side) + 0.5 - centres[:, None]) / max(ratio, 1)
+        weights = weights.clip(0)
+        image = np.moveaxis(np.tensordot(weights / weights.sum(1, keepdims=True), image, (1, axis)), 0, axis)
+    before = [(size - side) // 2 for side in inner]
+    return np.pad(image, [(at, size - side - at) for at, side in zip(before, inner, strict=True)] + [(0, 0)])
+
+
+def test_squares_need_no_way_of_resizing(tmp_path):
+    square, odd = (saved(Image.new("L", (side, 20), 99), "PNG") for side in (20, 30))
+    assert (read(tmp_path, square, image_size=8)[0] == 99).all()
+    with pytest.raises(UserError, match="^data: resize must be crop, pad or stretch .* got none for 2 of 3 .*20 x 30"):
+        read(tmp_path, square, odd, odd, image_size=8)
+
+
+NAMES = ["a b.png", "two\nlines.png", 'it\'s "quoted".png', "жжж.png", "b'\udcff.png", "-x.png", "%s {}.png"]
+
+
+def test_names_of_all_alphabets_are_read_and_named_in_one_line(tmp_path, caplog):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for index, name in enumerate(NAMES):
+            Image.fromarray(np.roll(BYTES, index)).save(tmp_path / folder / name, "PNG")
+    result = data.load(tmp_path)
+    assert sum(map(len, (result.train, result.val, result.test))) == 2 * len(NAMES)
+    for name in NAMES:
+        (tmp_path / "b" / name).write_bytes(b"")
+    Image.fromarray(BYTES).save(tmp_path / "b" / "good.png")
+    Image.fromarray(BYTES.T).save(tmp_path / "b" / "good too.png")
+    with pytest.raises(UserError, match="^data: every image must be readable, got 7 that are not") as error:
+        data.load(tmp_path)
+    assert "\n" not in str(error.value)
+    with caplog.at_level("WARNING", "kr_fast"):
+        _, _, splits = data.load_uncut(tmp_path, options=data.ReadOptions(skip_unreadable=True))
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(lines) == len(NAMES)
+    assert not any("\n" in line for line in lines)
+    assert splits["all"].labels.tolist() == [0] * 7 + [1] * 2
+    assert np.array_equal(splits["all"].images[-1, ..., 0], BYTES)
+
+
+def test_damaged_pixels_are_skipped_and_counted(tmp_path):
+    """One that is seen by its header, one that is seen when it is decoded, of 8 bits and of 16."""
+    for name in ("grey png", "16-bit png"):
+        good = CASES[name][0]
+        contents = [good, good[:20], good[:-40], good]
+        pixels, notes = read(tmp_path, *contents, skip_unreadable=True)
+        assert pixels.shape == (2, SIDE, SIDE, 1)
+        assert np.array_equal(pixels[1], CASES[name][1])
+        assert notes == ["left out as unreadable: 2 images"]
+    with pytest.raises(UserError, match="^data: source must hold an image that can be read, got none of 2"):
+        read(tmp_path, b"", b"", skip_unreadable=True)
+
+
+def test_large_files_are_refused_by_their_headers(tmp_path):
+    """A TIFF of 2 GiB (a file with a hole) and pictures of more pixels than are decoded, however small they become."""
+    tiff = saved(Image.fromarray(BYTES), "TIFF")
+    (at,) = struct.unpack("<I", tiff[4:8])
+    changed = bytearray(tiff)
+    for index in range(struct.unpack("<H", tiff[at : at + 2])[0]):
+        entry = at + 2 + 12 * index
+        if struct.unpack("<H", tiff[entry : entry + 2])[0] in (256, 257, 278):
+            changed[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, 46341)
+    file = tmp_path / "large.tif"
+    file.write_bytes(changed)
+    os.truncate(file, 2 << 30)
+    for image_size in (0, 64):
+        with pytest.raises(UserError, match=r"^data: image must be readable, got .*large.tif \(its header claims"):
+            image_files.read({"images": [file]}, LIMITS, data.ReadOptions(image_size=image_size))
+    with pytest.raises(UserError, match="its header claims 10000 x 10000 pixels, more than 67 million"):
+        read(tmp_path, png(10000, 10000, 8, 2, []), image_size=64)
 
 
 BOMB = png(50000, 50000, 8, 2, [])

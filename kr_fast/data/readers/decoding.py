@@ -4,8 +4,8 @@ import numpy as np
 
 from kr_fast.data.options import ReadOptions
 from kr_fast.data.packed import ImageFile
-from kr_fast.data.pixel_range import to_uint8
-from kr_fast.data.splits import Part
+from kr_fast.data.printable import counted
+from kr_fast.data.splits import Part, SourceContent
 
 
 def decoded(
@@ -20,15 +20,29 @@ def decoded(
     Args:
         files, labels, groups: of each split, or of ``all``, in one order.
         sizes: least and greatest height and width; None for any.
-        options: how images are brought to one size.
+        options: how images are brought to one size, and whether unreadable ones are skipped.
     Raises: UserError for files that cannot be read or do not fit together.
     """
     from kr_fast.data import image_files  # loads Pillow
 
     named = {which: f"{which} images" if which != "all" else "images" for which in files}
-    images, done = image_files.read({named[which]: files[which] for which in files}, sizes)
-    pixels, notes, warnings = to_uint8(images)
-    parts = {
-        which: Part(pixels[named[which]], labels[which], None if groups is None else groups[which]) for which in files
-    }
-    return parts, [*notes, *done], warnings
+    images = image_files.read({named[which]: files[which] for which in files}, sizes, options)
+    parts = {}
+    for which, name in named.items():
+        kept = images.kept[name]
+        parts[which] = Part(images.pixels[name], labels[which][kept], None if groups is None else groups[which][kept])
+    return parts, images.notes, images.warnings
+
+
+def in_one_size(content: SourceContent, options: ReadOptions) -> None:
+    """Bring images that did not come from files to the size of ``options``, as those of files are."""
+    if not options.image_size:
+        return
+    from kr_fast.data.pixels.resizing import resize_images  # loads Pillow
+
+    for which, part in content.parts.items():
+        images = resize_images(part.images, options.image_size, options.resize)
+        if images is not part.images:
+            size = f"{part.images.shape[1]} x {part.images.shape[2]}"
+            content.notes.append(f"{counted(len(images), 'image')} of {size} brought to one size")
+            content.parts[which] = part._replace(images=images)

@@ -1,0 +1,1 @@
+"""Pixels: images of files decoded, brought to 8 bit and to one size."""

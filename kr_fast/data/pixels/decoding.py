@@ -1,0 +1,207 @@
+"""One image file: its header, and its pixels as 8 bit of one size.
+
+Grey stays one channel, everything else becomes RGB. Alpha is composed on white, an EXIF orientation is applied.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kr_fast.data.packed import ImageFile, Packed
+from kr_fast.data.pixels.resizing import resized
+from kr_fast.runtime.array_files import DAMAGE
+from kr_fast.runtime.errors import first_line
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; EPS would start another program
+# Kind of an image -> dtype of its pixels as they are decoded. The deep ones become uint8 by one rule for all images.
+DTYPES = {"grey": np.uint8, "colour": np.uint8, "16-bit grey": np.int32, "16-bit colour": np.uint8, "float": np.float32}
+DEEP = ("16-bit grey", "float")
+ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
+MOST_PIXELS = 1 << 26  # of an image that is resized: 192 MiB in colour for each thread
+NOTES = {
+    "alpha": "alpha composed on white in {}",
+    "turned": "EXIF orientation applied to {}",
+    "frames": "the first frame alone read of {}",
+    "deep": "the high byte read of {} of 16-bit colour",
+    "coloured": "{} of grey read as RGB",
+}
+# What Pillow raises on damaged files, beside a reader's usual errors.
+PILLOW_ERRORS = (*DAMAGE, MemoryError, LookupError, ArithmeticError, AttributeError, AssertionError, struct.error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """Height, width and kind (of ``DTYPES``) of an image as it will be read."""
+
+    height: int
+    width: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width} {self.kind}"
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return self.height * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What all images of a set become: ``channels`` of them, and ``size`` by ``how`` where they are resized (not 0)."""
+
+    channels: int
+    size: int = 0
+    how: str = ""
+
+
+class UnreadableError(Exception):
+    """Why one file cannot be read."""
+
+
+def read_header(file: ImageFile, limit: int = 0) -> Header:
+    """Size and kind of the image in ``file``, of which no pixel is decoded.
+
+    Args:
+        limit: number of pixels above which it is refused; 0: none but Pillow's.
+    Raises: UnreadableError.
+    """
+    with _opened(file) as image:
+        width, height = image.size
+        if limit and width * height > limit:
+            raise ValueError(f"its header claims {height} x {width} pixels, more than {limit / 1e6:.0f} million")
+        # Pillow turns a TIFF itself, and would decode a PNG to look for an orientation behind its pixels.
+        known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        if known and _orientation(image) in (5, 6, 7, 8):
+            width, height = height, width
+        return Header(height, width, _kind(image))
+
+
+def decode_deep(file: ImageFile, header: Header) -> tuple[np.ndarray, list[str]]:
+    """(pixels ``[H, W, 1]`` of an image of 16 bits or floats, keys of ``NOTES``). Raises: UnreadableError."""
+    notes: list[str] = []
+    with _decoded(file, header, notes) as image:
+        pixels = _deep(image, header.kind, notes)
+    return pixels, notes
+
+
+def decode(file: ImageFile, header: Header, form: Form) -> tuple[np.ndarray, list[str]]:
+    """(uint8 ``[H, W, C]`` of an image of 8 bits, keys of ``NOTES`` for what was done). Raises: UnreadableError."""
+    notes: list[str] = []
+    with _decoded(file, header, notes) as image:
+        flat = _flat(image, header.kind, "RGB" if form.channels == 3 else "L", notes)
+        pixels = fitted(flat, form, notes)
+    if form.channels == 3 and header.kind == "grey":
+        notes.append("coloured")
+    return pixels, notes
+
+
+def fitted(image: Image.Image, form: Form, notes: list[str]) -> np.ndarray:
+    """uint8 ``[H, W, C]`` of an image of mode L or RGB, in the size of ``form``."""
+    if form.size and image.size != (form.size, form.size):
+        notes += ["resized", "enlarged"] if max(image.size) < form.size else ["resized"]
+        image = resized(image, form.size, form.how)
+    return np.asarray(image).reshape(image.height, image.width, form.channels)
+
+
+@contextlib.contextmanager
+def _decoded(file: ImageFile, header: Header, notes: list[str]) -> Iterator[Image.Image]:
+    """The upright image, decoded."""
+    with _opened(file) as image:
+        turned = image.format == "TIFF" and _orientation(image) != 1  # unknown once it is loaded
+        image.load()
+        upright = image
+        if turned or _orientation(image) != 1:
+            notes.append("turned")
+            upright = ImageOps.exif_transpose(image)
+        if (upright.height, upright.width) != (header.height, header.width):
+            raise ValueError(f"its header says {header}, its pixels are {upright.height} x {upright.width}")
+        yield upright
+        # Read last: Pillow seeks to the end and back, and forgets the pixels. MPO is a photo with its preview.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            notes.append("frames")
+
+
+def _kind(image: Image.Image) -> str:
+    if image.mode.startswith("I"):
+        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:
+            raise ValueError("it is a 16-bit TIFF whose white is 0, which is not read")
+        return "16-bit grey"
+    if image.mode == "F":
+        return "float"
+    if image.mode in ("1", "L", "LA", "La"):
+        return "grey"
+    return "16-bit colour" if ";16" in str(image.tile[:1]) else "colour"
+
+
+def _deep(image: Image.Image, kind: str, notes: list[str]) -> np.ndarray:
+    pixels = np.array(image, dtype=DTYPES[kind])[..., None]
+    clear = image.info.get("transparency")
+    if clear is not None and (pixels == clear).any():
+        notes.append("alpha")
+        pixels[pixels == clear] = 65535
+    return pixels
+
+
+def _flat(image: Image.Image, kind: str, mode: str, notes: list[str]) -> Image.Image:
+    """The image in ``mode`` (L or RGB), composed on white."""
+    alpha = None
+    if image.info.get("transparency") is None and image.mode not in ("LA", "La", "RGBA", "RGBa", "PA"):
+        flat = image if image.mode == mode else image.convert(mode)
+    else:
+        whole = np.asarray(image.convert(f"{mode}A"))
+        pixels, alpha = whole[..., :-1], whole[..., -1:].astype(np.int32)
+        if (alpha < 255).any():
+            notes.append("alpha")
+            # Rounded: 255 is odd, so there are no halves.
+            pixels = ((pixels * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        flat = Image.fromarray(np.ascontiguousarray(pixels if mode == "RGB" else pixels[..., 0]))
+    if kind == "16-bit colour":
+        notes += ["deep", "bright"] if _largest(image, mode) > 127 else ["deep"]
+    return flat
+
+
+def _largest(image: Image.Image, mode: str) -> int:
+    """The largest sample, alpha left out."""
+    return max(high for _, high in (image if image.mode == mode else image.convert(mode)).getextrema()[:3])
+
+
+def _orientation(image: Image.Image) -> Any:
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return orientation if orientation in range(2, 9) else 1
+
+
+@contextlib.contextmanager
+def _opened(file: ImageFile) -> Iterator[Image.Image]:
+    """The image in ``file``. Raises: UnreadableError for whatever goes wrong meanwhile."""
+    try:
+        # Of a path, Pillow maps uncompressed TIFFs into memory, and turned ones wrongly.
+        with _bytes(file) as content, Image.open(content, formats=FORMATS) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        why = "it is empty" if _is_empty(file) else f"it holds no {', '.join(FORMATS[:-1])} or PPM image"
+        raise UnreadableError(why) from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableError("its header claims more pixels than Pillow opens") from error
+    except PILLOW_ERRORS as error:
+        raise UnreadableError(getattr(error, "strerror", None) or first_line(error)) from error
+
+
+def _bytes(file: ImageFile) -> BinaryIO:
+    if isinstance(file, Packed):
+        return io.BytesIO(file.content())
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError("it is no regular file")
+    return open(file, "rb")
+
+
+def _is_empty(file: ImageFile) -> bool:
+    return not file.content() if isinstance(file, Packed) else os.path.getsize(file) == 0
