@@ -67,6 +67,9 @@ class RecycleConfig(ReadOptions):
     test_fraction: float = option(
         TEST_FRACTION, "share of all images for the test, where the data has no such split", above=0, below=1
     )
+    ordinal: bool = option(
+        False, "the classes are grades, in their order: adds the quadratic weighted kappa to the test figures"
+    )
 
     teacher: str = option("", "pkg.mod:factory or a .safetensors/.pt state dict, in place of training a Teacher")
     teacher_arch: str = option("resnet14", "Teacher's architecture", choices=tuple(CLASSIFIERS))

@@ -109,9 +109,10 @@ OPTIONAL = ("memorisation", "few_step", "ablation", "throughput", "budget", "tun
 
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """The dictionary of ``metrics.json``; what was not measured is None."""
-    keep = ("test_accuracy", "val_accuracy", "parameters", "test_accuracy_ci", "test_auc", "test_auc_ci")
-    keep += ("test_balanced_accuracy", "test_balanced_accuracy_ci", "test_ece", "test_ece_ci")
-    keep += ("test_recall", "test_absent_classes", "test_without_duplicates")
+    measured = ("accuracy", "auc", "balanced_accuracy", "ece", "kappa")
+    measured += ("recall", "precision", "class_auc", "class_ece", "confusion")
+    keep = ["val_accuracy", "parameters", "test_absent_classes", "test_without_duplicates", "test_groups"]
+    keep += [f"test_{name}{end}" for name in measured for end in ("", "_ci")]
     models = {model: {key: summary[model].get(key) for key in keep} for model in MODELS}
     rest = ("cas_gap", "student_minus_teacher", "synthetic", "audit", "aop", "stages", "config", "seed", "versions")
     rest += ("dataset", "checkpoints", "tuning")

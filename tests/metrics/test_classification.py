@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from kr_fast.metrics import evaluate, macro_auc
 from kr_fast.runtime.errors import UserError
@@ -40,6 +48,35 @@ def test_auc_and_balanced_accuracy_are_those_of_scikit_learn(classes, coarse):
     assert result.absent == []
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+def test_figures_of_classes_and_kappa_are_those_of_scikit_learn(classes):
+    """Of five classes one is never predicted, which has no precision, and one is absent."""
+    logits, labels = answers(400, classes, coarse=True)
+    if classes == 5:
+        logits[:, 2], labels[labels == 4] = -10.0, 3
+    result = evaluate(logits, labels, seed=0, replicates=2, ordinal=True)
+    y, said, p = labels.numpy(), logits.argmax(1).numpy(), logits.double().softmax(1).numpy()
+    every = {"labels": list(range(classes))}
+    assert result.confusion.tolist() == confusion_matrix(y, said, **every).tolist()
+    kappa = cohen_kappa_score(y, said, weights="quadratic", **every)
+    assert result.values["kappa"] == pytest.approx(kappa, rel=1e-12)
+    precisions = precision_score(y, said, average=None, zero_division=np.nan, **every)
+    for c in range(classes):
+        precision = None if np.isnan(precisions[c]) else pytest.approx(precisions[c], rel=1e-12)
+        assert result.classes["precision"][c] == precision
+        if c in result.absent:
+            assert result.classes["auc"][c] is result.classes["ece"][c] is None
+            continue
+        assert result.classes["auc"][c] == pytest.approx(roc_auc_score(y == c, p[:, c]), rel=1e-12)
+        share, mean = calibration_curve(y == c, p[:, c], n_bins=15)
+        counts = np.histogram(-p[:, c], -np.linspace(1, 0, 16))[0][::-1]  # bins that are closed above
+        error = (counts[counts > 0] / 400) @ abs(share - mean)
+        assert result.classes["ece"][c] == pytest.approx(error, rel=1e-9)
+    assert result.absent == ([4] if classes == 5 else [])
+    assert (result.classes["precision"][2 % classes] is None) == (classes == 5)
+    assert "kappa" not in evaluate(logits, labels, seed=0, replicates=1).values
+
+
 def test_the_calibration_error_is_that_of_its_bins():
     """Bins are closed above: a confidence of exactly 1/2 of two classes, 7.5 fifteenths, lies in bin 8 of 15."""
     logits, labels = answers(500, 4)
@@ -69,21 +106,64 @@ def test_classes_without_images_are_named_and_left_out():
     assert "auc" not in alone.minus(result)
 
 
+def same_as_drawn(result, b, logits, labels, images):
+    """Replicate ``b`` is what the figures of those images are."""
+    expected = evaluate(logits[images], labels[images], seed=0, replicates=1, ordinal=True)
+    for name, value in expected.values.items():
+        assert float(result.replicates[name][b]) == pytest.approx(value, rel=1e-12), name
+    for name, values in expected.classes.items():
+        actual = [None if value != value else value for value in result.class_replicates[name][b].tolist()]
+        assert actual == pytest.approx(values, rel=1e-12), name
+    shares = expected.confusion / expected.confusion.sum(1, keepdim=True)
+    assert torch.allclose(result.confusion_replicates[b], shares.double(), equal_nan=True)
+
+
 def test_replicates_are_figures_of_resampled_images():
     """Each is what the figures of the drawn images are; the draws are numpy's, in blocks of 128 replicates."""
     logits, labels = answers(60, 3, coarse=True)
-    result = evaluate(logits, labels, seed=11, replicates=130)
+    result = evaluate(logits, labels, seed=11, replicates=130, ordinal=True)
     rng = np.random.default_rng(11)
     drawn = np.concatenate([rng.integers(60, size=(size, 60)) for size in (128, 2)])
     for b in (0, 127, 129):
-        images = torch.from_numpy(drawn[b])
-        expected = evaluate(logits[images], labels[images], seed=0, replicates=1).values
-        for name, value in expected.items():
-            assert float(result.replicates[name][b]) == pytest.approx(value, rel=1e-12), name
-    again = evaluate(logits, labels, seed=11, replicates=130)
+        same_as_drawn(result, b, logits, labels, torch.from_numpy(drawn[b]))
+    again = evaluate(logits, labels, seed=11, replicates=130, ordinal=True)
     assert all(torch.equal(again.replicates[name], result.replicates[name]) for name in result.values)
     low, high = result.interval("accuracy", 0.9)
     assert (low, high) == pytest.approx(np.quantile(result.replicates["accuracy"].numpy(), [0.05, 0.95]))
+
+
+def test_with_groups_whole_groups_are_resampled():
+    """Groups of 1 to 7 images, named by texts; 20 groups that repeat one image each are no more than 20 images."""
+    logits, labels = answers(60, 3, coarse=True)
+    groups = np.random.default_rng(0).integers(15, size=60)
+    result = evaluate(logits, labels, seed=5, replicates=3, ordinal=True, groups=[f"patient {g:02}" for g in groups])
+    of_group = [torch.from_numpy(np.flatnonzero(groups == g)) for g in np.unique(groups)]
+    drawn = np.random.default_rng(5).integers(len(of_group), size=(3, len(of_group)))
+    for b in range(3):
+        same_as_drawn(result, b, logits, labels, torch.cat([of_group[g] for g in drawn[b]]))
+    logits, labels = answers(20, 2)
+    often = torch.arange(20).repeat_interleave(9)
+    alone, whole = evaluate(logits, labels, seed=3), evaluate(logits[often], labels[often], seed=3, groups=often + 10)
+    assert whole.interval("ece") == pytest.approx(alone.interval("ece"), rel=1e-12)
+    with pytest.raises(UserError, match="^evaluate: groups must be of at least two groups, got 1$"):
+        evaluate(logits, labels, seed=0, groups=[4] * 20)
+    with pytest.raises(UserError, match=r"^evaluate: groups must be texts or integers \[20\]"):
+        evaluate(logits, labels, seed=0, groups=[1, 2])
+
+
+def test_intervals_of_classes_are_percentiles():
+    """Of 21 classes the confusion matrix is counted, and not resampled."""
+    logits, labels = answers(90, 3)
+    labels[labels == 2] = 1
+    result = evaluate(logits, labels, seed=2, replicates=50)
+    replicates = result.class_replicates["precision"][:, 1].numpy()
+    assert result.class_intervals("precision")[1] == pytest.approx(np.quantile(replicates, [0.025, 0.975]))
+    assert result.class_intervals("recall", 0.5)[2] is result.confusion_intervals()[2] is None
+    shares = result.confusion_replicates[:, 0, 1].numpy()
+    assert result.confusion_intervals(0.8)[0][1] == pytest.approx(np.quantile(shares, [0.1, 0.9]))
+    many = evaluate(*answers(90, 21), seed=0, replicates=1)
+    assert many.confusion_intervals() is None
+    assert int(many.confusion.sum()) == 90
 
 
 def test_intervals_are_as_wide_as_theory_says_and_paired_ones_narrower():

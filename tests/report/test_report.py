@@ -304,11 +304,56 @@ def test_quality_of_models_and_images_is_told_in_the_report():
     ]
     texts, tables = ([each for kind, each in content if kind == name] for name in ("text", "table"))
     assert texts[0].endswith("Without test images, and in no mean: b|c.")
-    assert tables[0][1:] == [["<i>a", "50.00 %", "50.00 %"], ["b|c", "not measured", "not measured"]]
-    assert texts[1].startswith("10 of 500 test images have a near-duplicate")
-    assert "On the other 490: Teacher 96.00 %, AUC 0.890; Student 96.00 %, AUC 0.880." in texts[1]
-    assert tables[1][1][1:] == ["0.1200 (sd 0.0300)", "0.0100 (sd 0.0300)"]
-    assert tables[1][-1] == ["coverage", "0.500", "0.500"]
+    assert tables[0][0] == ["class", "model", "sensitivity (recall)", "precision", "AUC", "calibration error"]
+    cells = ["50.00 % [45.0, 55.1]", "100.00 % [100.0, 100.0]", "0.980 [0.970, 0.990]", "0.040 [0.030, 0.060]"]
+    assert tables[0][2] == ["<i>a", "Student", *cells]
+    assert tables[0][3] == ["b|c", "Teacher", "not measured", "0.00 % [0.0, 0.0]", "not measured", "not measured"]
+    assert tables[1] == [["", "<i>a", "b|c"], ["<i>a", "250 [45, 55]", "250 [45, 55]"], ["b|c", "0", "0"]]
+    assert texts[3].startswith("10 of 500 test images have a near-duplicate")
+    assert "On the other 490: Teacher 96.00 %, AUC 0.890; Student 96.00 %, AUC 0.880." in texts[3]
+    assert tables[3][1][1:] == ["0.1200 (sd 0.0300)", "0.0100 (sd 0.0300)"]
+    assert tables[3][-1] == ["coverage", "0.500", "0.500"]
     bare = {"test_accuracy": 0.9}
     assert list(quality.blocks(summary(teacher=bare, student=bare, synthetic=None))) == []
     assert quality.rows(summary(teacher=bare, student=bare), ["teacher", "student"]) == []
+    names = ("test_accuracy", "test_recall", "test_absent_classes", "test_without_duplicates")
+    older = {name: summary()["teacher"][name] for name in names}  # of a run of an earlier version
+    table = list(quality.blocks(summary(teacher=older, student=older)))[2][1]
+    assert table[:2] == [["class", "model", "sensitivity (recall)"], ["<i>a", "Teacher", "50.00 %"]]
+
+
+def test_groups_are_told_by_size_alone():
+    content = summary()
+    row = {"images": 30, "accuracy": 0.9, "accuracy_ci": [0.8, 1.0], "auc": None, "auc_ci": None}
+    for model in ("teacher", "student"):
+        content[model]["test_groups"] = {"groups": 12, "resampled": True, "rows": [row]}
+    blocks = list(quality.blocks(content))
+    at = blocks.index(("heading", "Groups of the test images"))
+    assert "12 groups drawn anew, each with all of its images" in blocks[at + 1][1]
+    assert "Of so few they are too narrow." in blocks[at + 1][1]
+    title = "test AUC (mean over classes, each against the rest)"
+    cells = ["0.900 [0.800, 1.000]", "not measured"]
+    assert blocks[at + 2][1] == [
+        ["test images", "model", "accuracy", title],
+        ["30", "Teacher", *cells],
+        ["30", "Student", *cells],
+    ]
+    for model in ("teacher", "student"):
+        content[model]["test_groups"] = {"groups": 1, "resampled": False, "rows": []}
+    blocks = list(quality.blocks(content))
+    assert "intervals are over images" in blocks[at + 1][1]
+    assert blocks[at + 2][0] == "heading"
+
+
+def test_kappa_of_grades_is_told_beside_the_other_figures():
+    """None of the Student's: then there is no difference."""
+    grades = summary()
+    grades["teacher"] |= {"test_kappa": 0.8, "test_kappa_ci": [0.7, 0.85]}
+    grades["student"] |= {"test_kappa": 0.75, "test_kappa_ci": [0.65, 0.8]}
+    grades["student_minus_teacher"]["kappa"] = {"difference": -0.05, "interval": [-0.1, 0.01]}
+    title, *cells = quality.rows(grades, ["teacher", "student"])[-1]
+    assert title == "quadratic weighted kappa of the grades"
+    assert cells == ["0.8000 [0.7000, 0.8500]", "0.7500 [0.6500, 0.8000]", "+0.0500 [-0.0100, 0.1000]"]
+    grades["student"] |= {"test_kappa": None, "test_kappa_ci": None}
+    del grades["student_minus_teacher"]["kappa"]
+    assert quality.rows(grades, ["teacher", "student"])[-1][2:] == ["not measured", ""]

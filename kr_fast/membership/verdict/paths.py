@@ -174,11 +174,16 @@ RUN = (
     f"generator.tpr_at_fpr.{{fpr}}.{{tpr,fpr,false_positives,{PAIR}}}",
     "generator.by_level.#.{level,auc,auc_ci_corrected.0,auc_ci_corrected.1}",
     f"generator.recipe.{{targets,auc.mean,auc.sd,auc.each.#,auc.{PAIR.replace(',', ',auc.')}}}",
-    "{teacher,student}.{val_accuracy,parameters,test_accuracy,test_auc,test_balanced_accuracy,test_ece}",
-    "{teacher,student}.{test_accuracy_ci,test_auc_ci,test_balanced_accuracy_ci,test_ece_ci}.{0,1}",
-    "{teacher,student}.{test_recall.#,test_absent_classes.#}",
+    "{teacher,student}.{val_accuracy,parameters,test_accuracy,test_auc,test_balanced_accuracy,test_ece,test_kappa}",
+    "{teacher,student}.{test_accuracy_ci,test_auc_ci,test_balanced_accuracy_ci,test_ece_ci,test_kappa_ci}.{0,1}",
+    "{teacher,student}.{test_recall.#,test_precision.#,test_class_auc.#,test_class_ece.#,test_absent_classes.#}",
+    "{teacher,student}.{test_recall_ci,test_precision_ci,test_class_auc_ci,test_class_ece_ci}.#.{0,1}",
+    "{teacher,student}.{test_confusion.#.#,test_confusion_ci.#.#.0,test_confusion_ci.#.#.1}",
     "{teacher,student}.test_without_duplicates.{images,accuracy,auc}",
-    f"student_minus_teacher.{{accuracy,auc,balanced_accuracy,ece}}.{{difference,{PAIR}}}",
+    "{teacher,student}.{test_groups.groups,test_groups.rows.#.images}",
+    "{teacher,student}.test_groups.rows.#.{accuracy,auc,balanced_accuracy,ece,kappa}",
+    "{teacher,student}.test_groups.rows.#.{accuracy_ci,auc_ci,balanced_accuracy_ci,ece_ci,kappa_ci}.{0,1}",
+    f"student_minus_teacher.{{accuracy,auc,balanced_accuracy,ece,kappa}}.{{difference,{PAIR}}}",
     "synthetic.{images,test_images,features,precision,recall,density,coverage}",
     "synthetic.real.{precision,recall,density,coverage}",
     "synthetic.{kid,real.kid}.{mean,sd,subsets,subset_size}",
@@ -250,10 +255,10 @@ def check_paths(where: str, fail_above: Sequence[str], names: Names) -> None:
         return
     paths = list(known(names))
     there = set(paths)
+    elements = re.compile("|".join(re.escape(each).replace(r"\#", r"\d+") for each in paths if "#" in each))
     for gate in asked:
         path = gate.path.removeprefix("audit.") if names.stages else gate.path
-        numbers = re.finditer(r"(?<=\.)\d+(?=\.|$)", path)
-        if path in there or any(f"{path[: at.start()]}#{path[at.end() :]}" in there for at in numbers):
+        if path in there or elements.fullmatch(path):
             continue
         near = difflib.get_close_matches(path, paths, NEAREST)
         hint = f" (nearest: {', '.join(near)})" if near else ""

@@ -11,6 +11,16 @@ FIGURES = {
     "auc": "test AUC (mean over classes, each against the rest)",
     "balanced_accuracy": "test balanced accuracy (mean recall)",
     "ece": "calibration error (15 bins)",
+    "kappa": "quadratic weighted kappa of the grades",
+}
+FEW_GROUPS = 20
+SHARES = "In brackets: the interval of their share of the class, in %."
+# Figures of a class, by their key: title, and how they are written.
+OF_CLASSES = {
+    "test_recall": ("sensitivity (recall)", percent),
+    "test_precision": ("precision", percent),
+    "test_class_auc": ("AUC", number),
+    "test_class_ece": ("calibration error", number),
 }
 
 
@@ -21,22 +31,35 @@ def rows(summary: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
         if summary["teacher"].get(f"test_{key}") is None:
             continue
         cells = [_cell(summary["teacher" if name == "teacher" else "student"], f"test_{key}") for name in names]
-        low, high = gaps[key]["interval"]
-        gap = f"{-gaps[key]['difference']:+.4f} {interval([-high, -low], 4)}"
-        table.append([title, *cells, gap])
+        table.append([title, *cells, _gap(gaps[key]) if key in gaps else ""])
     return table
 
 
+def _gap(row: Mapping[str, Any]) -> str:
+    """Of the Teacher less the Student."""
+    low, high = row["interval"]
+    return f"{-row['difference']:+.4f} {interval([-high, -low], 4)}"
+
+
 def _cell(row: Mapping[str, Any], key: str) -> str:
-    return f"{number(row[key], 4)} {interval(row[f'{key}_ci'], 4)}"
+    return f"{number(row[key], 4)} {interval(row[f'{key}_ci'], 4)}".rstrip()
 
 
 def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
-    """Recall by class, accuracy without near-duplicates, and the figures of synthetic images, where measured."""
+    """Figures by class, accuracy without near-duplicates, and the figures of synthetic images, where measured."""
     if summary["teacher"].get("test_recall"):
         yield "heading", "Classes of the test images"
         yield "text", _classes(summary)
-        yield "table", _recalls(summary)
+        yield "table", _by_class(summary)
+        for model in MODELS:
+            if summary[model].get("test_confusion"):
+                yield "text", f"{model.capitalize()}: images of each class (row) by prediction. {SHARES}"
+                yield "table", _confusion(summary, model)
+    if summary["teacher"].get("test_groups"):
+        yield "heading", "Groups of the test images"
+        yield "text", _groups(summary["teacher"]["test_groups"])
+        if table := _by_group(summary):
+            yield "table", table
     if summary["teacher"].get("test_without_duplicates"):
         yield "heading", "Test images without near-duplicates in training"
         yield "text", _apart(summary)
@@ -48,19 +71,73 @@ def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
 
 def _classes(summary: Mapping[str, Any]) -> str:
     absent = summary["teacher"]["test_absent_classes"]
-    words = "Recall: the share of a class's test images that is classified correctly."
-    if not absent:
-        return words
-    named = ", ".join(summary["dataset"]["class_names"][index] for index in absent)
-    return f"{words} Without test images, and in no mean: {named}."
+    words = ["Sensitivity: the share of a class's test images that is classified correctly."]
+    if summary["teacher"].get("test_precision"):
+        words.append(
+            "Precision: that share of the images that are predicted to be of it. AUC: of the class against the others. "
+            "Calibration error: between the class's probability and its share of the images (15 bins). Intervals are "
+            "bootstrap ones: of no width where every resampling has the same value, as where all images are right."
+        )
+    if absent:
+        named = ", ".join(summary["dataset"]["class_names"][index] for index in absent)
+        words.append(f"Without test images, and in no mean: {named}.")
+    return " ".join(words)
 
 
-def _recalls(summary: Mapping[str, Any]) -> list[list[str]]:
-    table = [["class", "Teacher", "Student"]]
-    recalls = (summary[model]["test_recall"] for model in MODELS)
-    for name, *values in zip(summary["dataset"]["class_names"], *recalls, strict=True):
-        table.append([name, *(percent(value) for value in values)])
+def _by_class(summary: Mapping[str, Any]) -> list[list[str]]:
+    keys = [key for key in OF_CLASSES if summary["teacher"].get(key)]
+    table = [["class", "model", *(OF_CLASSES[key][0] for key in keys)]]
+    for index, name in enumerate(summary["dataset"]["class_names"]):
+        for model in MODELS:
+            row = summary[model]
+            table.append([name, model.capitalize(), *(_of_class(row, key, index) for key in keys)])
     return table
+
+
+def _of_class(row: Mapping[str, Any], key: str, index: int) -> str:
+    value, intervals = row[key][index], row.get(f"{key}_ci")
+    written = OF_CLASSES[key][1](value)
+    if value is None or intervals is None:
+        return written
+    of_percent = OF_CLASSES[key][1] is percent
+    ends = [100 * end if of_percent else end for end in intervals[index]]
+    return f"{written} {interval(ends, 1 if of_percent else 3)}"
+
+
+def _confusion(summary: Mapping[str, Any], model: str) -> list[list[str]]:
+    names, row = summary["dataset"]["class_names"], summary[model]
+    table = [["", *names]]
+    for name, counts, intervals in zip(names, row["test_confusion"], row["test_confusion_ci"], strict=True):
+        cells = [str(count) for count in counts]
+        for index, pair in enumerate(intervals or ()):
+            if counts[index]:
+                cells[index] += f" {interval([100 * end for end in pair], 0)}"
+        table.append([name, *cells])
+    return table
+
+
+def _groups(facts: Mapping[str, Any]) -> str:
+    count = facts["groups"]
+    if not facts["resampled"]:
+        return "All test images are of one group: intervals are over images, as if these were independent."
+    few = " Of so few they are too narrow." if count < FEW_GROUPS else ""
+    return (
+        f"The test images are of {count:,} groups, such as patients or sites. Intervals of the other test figures are "
+        f"those of {count:,} groups drawn anew, each with all of its images; Wilson's of accuracy counts images.{few} "
+        "The largest groups, without their name and with intervals over their own images:"
+    )
+
+
+def _by_group(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Empty where no group is large enough."""
+    groups = [summary[model]["test_groups"]["rows"] for model in MODELS]
+    names = [name for name in ("accuracy", *FIGURES) if groups[0] and name in groups[0][0]]
+    table = [["test images", "model", *(FIGURES.get(name, name) for name in names)]]
+    for rows in zip(*groups, strict=True):
+        for model, row in zip(MODELS, rows, strict=True):
+            cells = (f"{number(row[name])} {interval(row[f'{name}_ci'])}".rstrip() for name in names)
+            table.append([f"{row['images']:,}", model.capitalize(), *cells])
+    return table if groups[0] else []
 
 
 def _apart(summary: Mapping[str, Any]) -> str:

@@ -10,8 +10,10 @@ from toy_runs import new_context
 
 from kr_fast.data import Split, to_float
 from kr_fast.ensemble import accuracy
-from kr_fast.metrics import neighbourhood_figures
+from kr_fast.ensemble.training.evaluation import logits_of
+from kr_fast.metrics import evaluate, neighbourhood_figures
 from kr_fast.recycling.stages.distillation import quality
+from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,8 +44,36 @@ def test_near_duplicates_of_other_splits_are_left_out_of_some_figures(tmp_path):
         assert row["test_auc_ci"][0] <= row["test_auc"] <= row["test_auc_ci"][1]
     gap = result["student"]["test_auc"] - result["teacher"]["test_auc"]
     assert result["student_minus_teacher"]["auc"]["difference"] == gap
+    assert "test_kappa" not in result["student"]
+    assert sum(map(sum, result["student"]["test_confusion"])) == 40
     run.data = data  # random images, of which none is near another
     assert quality.classification(run, teacher, student)["student"]["test_without_duplicates"] is None
+
+
+def test_grades_have_kappa_and_groups_are_resampled_whole(tmp_path):
+    """Rows of the groups of at least 10 test images, the largest first, without their number."""
+    run = new_context(tmp_path, (60, 20, 60), classes=3, ordinal=True)
+    teacher, student = network(0), network(1)
+    by_image = quality.classification(run, teacher, student)
+    groups = torch.tensor([0] * 12 + [1] * 30 + [2] * 9 + [3] * 9)
+    run.data = dataclasses.replace(run.data, test=dataclasses.replace(run.data.test, groups=groups))
+    result = quality.classification(run, teacher, student)
+    logits = logits_of(student, run.data.test)
+    seed = seeds.derive(run.config.seed, "test figures")
+    expected = evaluate(logits, run.data.test.labels, seed=seed, ordinal=True, groups=groups)
+    assert result["student"]["test_kappa"] == by_image["student"]["test_kappa"] == expected.values["kappa"]
+    assert result["student"]["test_kappa_ci"] == expected.interval("kappa") != by_image["student"]["test_kappa_ci"]
+    assert by_image["student"]["test_groups"] is None
+    facts = result["student"]["test_groups"]
+    assert (facts["groups"], facts["resampled"], [row["images"] for row in facts["rows"]]) == (4, True, [30, 12])
+    second = evaluate(logits[:12], run.data.test.labels[:12], seed=seed, ordinal=True)
+    assert facts["rows"][1]["accuracy"] == second.values["accuracy"]
+    assert facts["rows"][1]["kappa_ci"] == second.interval("kappa")
+    one = dataclasses.replace(run.data.test, groups=torch.full((60,), 7))
+    run.data = dataclasses.replace(run.data, test=one)
+    alone = quality.classification(run, teacher, student)["student"]
+    assert alone["test_kappa_ci"] == by_image["student"]["test_kappa_ci"]
+    assert (alone["test_groups"]["groups"], alone["test_groups"]["resampled"]) == (1, False)
 
 
 def test_synthetic_images_are_compared_in_the_features_of_the_teacher(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import to_float
+from kr_fast.data import Split, to_float
 from kr_fast.ensemble.training.evaluation import logits_of
+from kr_fast.membership.audit.record_table import LEAST_GROUP
 from kr_fast.membership.inputs.duplicates import duplicates_across
 from kr_fast.membership.inputs.features import BATCH, last_features
 from kr_fast.metrics import Evaluation, evaluate, kernel_distance, neighbourhood_figures
@@ -16,24 +17,33 @@ from kr_fast.recycling.context import Context
 from kr_fast.runtime import seeds
 
 MOST = 10_000  # images of a side in the figures of synthetic images
+MOST_GROUPS = 20  # of which figures are told
+OF_CLASSES = {"recall": "test_recall", "precision": "test_precision", "auc": "test_class_auc", "ece": "test_class_ece"}
 
 
 def classification(context: Context, teacher_model: nn.Module, student: nn.Module) -> dict[str, Any]:
     """{"teacher", "student": figures, "student_minus_teacher": {figure: {"difference", "interval"}}}.
 
-    Figures: "test_accuracy", "test_auc", "test_balanced_accuracy" and "test_ece" of :func:`kr_fast.metrics.evaluate`,
-    each with its "_ci"; "test_recall" by class, "test_absent_classes", and "test_without_duplicates": {"images",
-    "accuracy", "auc"} on the test images without a near-duplicate among training and validation images, None where all
-    or none have one.
+    Figures of :func:`kr_fast.metrics.evaluate`: "test_accuracy", "test_auc", "test_balanced_accuracy", "test_ece" and,
+    of grades, "test_kappa"; by class "test_recall", "test_precision", "test_class_auc", "test_class_ece"; and
+    "test_confusion" (None above 20 classes). Each has its "_ci", of the confusion matrix those of shares of a class.
+    "test_absent_classes". "test_groups", None without groups: {"groups" (how many), "resampled" (whether intervals are
+    by groups, of which there must be two), "rows" (as of all images, of the largest groups, without their number)}. And
+    "test_without_duplicates": {"images", "accuracy", "auc"} on the test images without a near-duplicate among training
+    and validation images, None where all or none have one.
     """
     test = context.data.test
-    apart = _without_duplicates(context)
+    apart, resampled = _without_duplicates(context), test.groups is not None and len(test.groups.unique()) > 1
     evaluations, rows = {}, {}
     for name, model in (("teacher", teacher_model), ("student", student)):
         logits = logits_of(model, test)
-        evaluations[name] = evaluate(logits, test.labels, seed=seeds.derive(context.config.seed, "test figures"))
+        options = {"seed": seeds.derive(context.config.seed, "test figures"), "ordinal": context.config.ordinal}
+        evaluations[name] = evaluate(logits, test.labels, **options, groups=test.groups if resampled else None)
         rest = None if apart is None else evaluate(logits[apart], test.labels[apart], seed=0, replicates=1)
-        rows[name] = {**_row(evaluations[name]), "test_without_duplicates": None}
+        rows[name] = {**_row(evaluations[name]), "test_groups": None, "test_without_duplicates": None}
+        if test.groups is not None:
+            facts = {"groups": len(test.groups.unique()), "resampled": resampled}
+            rows[name]["test_groups"] = {**facts, "rows": _by_group(logits, test, options)}
         if rest is not None:
             few = {"accuracy": rest.values["accuracy"], "auc": rest.values["auc"]}
             rows[name]["test_without_duplicates"] = {"images": int(apart.sum()), **few}
@@ -44,7 +54,30 @@ def _row(evaluation: Evaluation) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, value in evaluation.values.items():
         row |= {f"test_{name}": value, f"test_{name}_ci": evaluation.interval(name)}
-    return {**row, "test_recall": evaluation.recall, "test_absent_classes": evaluation.absent}
+    for name, key in OF_CLASSES.items():
+        row |= {key: evaluation.classes[name], f"{key}_ci": evaluation.class_intervals(name)}
+    intervals = evaluation.confusion_intervals()
+    confusion = None if intervals is None else evaluation.confusion.tolist()
+    return {
+        **row,
+        "test_confusion": confusion,
+        "test_confusion_ci": intervals,
+        "test_absent_classes": evaluation.absent,
+    }
+
+
+def _by_group(logits: Tensor, test: Split, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Figures of the largest groups, with intervals over their images: what names no group may leave."""
+    numbers, counts = test.groups.unique(return_counts=True)
+    rows = []
+    for index in counts.argsort(descending=True, stable=True)[:MOST_GROUPS].tolist():
+        if counts[index] >= LEAST_GROUP:
+            own = test.groups == numbers[index]
+            evaluation = evaluate(logits[own], test.labels[own], **options)
+            rows.append({"images": int(counts[index])})
+            for name, value in evaluation.values.items():
+                rows[-1] |= {name: value, f"{name}_ci": evaluation.interval(name)}
+    return rows
 
 
 def _without_duplicates(context: Context) -> Tensor | None:
