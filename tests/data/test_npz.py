@@ -58,11 +58,14 @@ def test_pixels_of_other_kinds(tmp_path, images, expected):
         ({"train_labels": np.arange(40) * 30}, r"train_labels must lie in \[0, 1000\), got \[0, 1170\]"),
         ({"train_labels": np.zeros(39, int)}, r"train_labels must have shape \[40\] or \[40, 1\] .*, got \[39\]"),
         ({"train_labels": np.zeros((40, 14), int)}, r"train_labels must have shape .*, got \[40, 14\]"),
-        ({"train_labels": np.zeros(40)}, "train_labels must be integers, got float64 .*x.astype"),
-        ({"train_labels": np.eye(4)[np.arange(40) % 4]}, r"train_labels must have shape .*\[40, 4\] \(x.argmax\(1\)"),
+        ({"train_labels": np.full(40, 0.5)}, "train_labels must be integers or names of classes, got float64"),
+        ({"train_labels": np.full(40, np.nan)}, "train_labels must be integers or names of classes, got float64"),
+        ({"train_labels": np.eye(4)[np.arange(40) % 4] * 2}, r"train_labels must have shape .*, got \[40, 4\]"),
         ({"train_labels": np.ones((40, 4), int)}, "train_labels must have shape .*several labels an image are not"),
         ({"train_labels": np.arange(40)[None] % 4}, r"train_labels must have shape .*, got \[1, 40\] \(x\[0\] makes"),
-        ({"train_labels": np.array(["a"] * 40)}, "train_labels must be integers, got <U1 .*return_inverse"),
+        ({"train_labels": np.array(["a"] * 40)}, "val_labels must hold names of classes, as train_labels does"),
+        ({f"{w}_labels": np.array(["a|b", "a"] * (n // 2)) for w, n in (("train", 40), ("val", 12), ("test", 20))},
+         r"train_labels must hold one label an image .*, got a\|b"),
         ({"train_labels": np.zeros(40, "u8") + 2**63}, r"train_labels must lie in \[0, 1000\), got \[92"),
         ({f"{w}_labels": np.arange(n) % 4 + 1 for w, n in (("train", 40), ("val", 12), ("test", 20))},
          r"every class must have a training image, got none of 0 \(labels lie in \[1, 4\]: subtract 1\)"),
@@ -74,7 +77,8 @@ def test_pixels_of_other_kinds(tmp_path, images, expected):
         ({"train_images": np.full((40, 8, 8), np.nan)}, "train_images must hold finite pixels, got 2560 that are not"),
         ({"train_images": np.full((40, 8, 8), 300.0)}, r"train_images must be floats in \[0, 1\] or \[0, 255\]"),
         ({"train_images": np.zeros((40, 8, 8), np.int64)}, "training images must differ, got 40 .* every pixel 0"),
-        ({"train_images": np.zeros((40, 1, 8, 8), np.uint8)}, r"train_images must .*x.transpose\(0, 2, 3, 1\)"),
+        ({"train_images": np.zeros((40, 8, 8, 8), np.uint8)}, "train_images must .*of volumes take slices first"),
+        ({"train_images": np.zeros((40, 4, 8, 8), np.uint8)}, "train_images must .*of RGBA keep"),
         ({"train_images": np.zeros((8, 8, 3, 40), np.uint8)}, r"train_images must .*x.transpose\(3, 0, 1, 2\)"),
         ({"train_images": np.zeros((40, 784), np.uint8)}, r"train_images must .*x.reshape\(-1, H, W\)"),
         ({"train_images": np.zeros((40, 8, 8, 4), np.uint8)}, "train_images must .*of RGBA keep"),
@@ -118,21 +122,80 @@ def test_files_that_others_write(tmp_path):
     assert data.load(write_npz(tmp_path / "b.npz", **labels)).train.labels.tolist() == [0, 0, 1, 1] * 10
 
 
-def test_keys_of_others_are_named_with_the_mend(tmp_path):
-    held = arrays()
-    for keys in (
-        ("x_train", "y_train", "x_test", "y_test"),
-        ("trainX", "trainY", "testX", "testY"),
-        ("train_data", "train_target", "test_data", "test_target"),
+def test_layouts_of_others_are_the_same_set(tmp_path):
+    """Whatever the order of axes and bytes, the kind of labels and the names of keys: the same images and classes."""
+    held, splits = arrays(shape=(8, 9, 3)), ("train", "val", "test")
+    expected = data.load(write_npz(tmp_path / "a.npz", **held))
+    numbers = {which: held[f"{which}_labels"][:, 0] for which in splits}
+    for change, note in (
+        (
+            lambda key, x: x.transpose(0, 3, 1, 2) if "images" in key else x,
+            "images [N, C, H, W] transposed to [N, H, W, C]",
+        ),
+        (lambda key, x: (x / 255.0).astype(">f4") if "images" in key else x, "float32 pixels in [0, 1], times 255"),
+        (
+            lambda key, x: x.astype(">u2") * 257 if "images" in key else x,
+            "uint16 pixels, the largest 65535, divided by 257",
+        ),
+        (lambda key, x: np.asfortranarray(x), "uint8 pixels in [0, 255]"),
+        (
+            lambda key, x: np.eye(4, dtype=np.float32)[x[:, 0]] if "labels" in key else x,
+            "one-hot labels read as the index of the 1",
+        ),
+        (
+            lambda key, x: x.astype("f8") if "labels" in key else x,
+            "float64 labels, which are whole numbers, read as integers",
+        ),
+        (lambda key, x: np.array(list("abcd"))[x] if "labels" in key else x, "labels are names of classes"),
+        (lambda key, x: np.array(list("abcd"), "S1")[x[:, 0]] if "labels" in key else x, "labels are names of classes"),
     ):
-        expected = ("train_images", "train_labels", "test_images", "test_labels")
-        np.savez(tmp_path / "x.npz", **{key: held[each] for key, each in zip(keys, expected, strict=True)})
-        renames = ", ".join(f"{key} to {each}" for key, each in zip(keys, expected, strict=True))
-        with pytest.raises(UserError, match=rf"without train_images, .*\(it holds {keys[0]}, .*; rename {renames}\)$"):
-            data.load(tmp_path / "x.npz")
-    np.savez(tmp_path / "y.npz", images=np.zeros(3), labels=np.zeros(3))
-    with pytest.raises(UserError, match=r"\(it holds images, labels\)$"):
+        actual = data.load(write_npz(tmp_path / "b.npz", **{key: change(key, x) for key, x in held.items()}))
+        assert actual.fingerprint == expected.fingerprint, note
+        assert note in actual.notes
+        assert actual.class_names == (tuple("abcd") if "names" in note else tuple("0123"))
+    for keys in (("x_{}", "y_{}"), ("{}X", "{}Y"), ("{}_data", "{}_target")):
+        of = {
+            each.format(which): held[f"{which}_{what}"]
+            for which in splits
+            for each, what in zip(keys, ("images", "labels"), strict=True)
+        }
+        np.savez(tmp_path / "x.npz", **of)
+        actual = data.load(tmp_path / "x.npz")
+        assert actual.fingerprint == expected.fingerprint
+        assert f"read from {', '.join(of)}" in actual.notes
+    for keys in (("images", "labels"), ("arr_0", "arr_1"), ("x", "y")):
+        np.savez(tmp_path / "y.npz", **{keys[0]: held["train_images"], keys[1]: numbers["train"]})
+        _, classes, parts = data.load_uncut(tmp_path / "y.npz")
+        assert (classes, list(parts)) == (tuple("0123"), ["all"])
+        assert torch.equal(parts["all"].images, expected.train.images)
+
+
+def test_keys_that_may_mean_two_things_are_named(tmp_path):
+    held = arrays()
+    np.savez(tmp_path / "x.npz", x_train=held["train_images"], y_train=0, x_test=0, y_test=0, train_data=0)
+    with pytest.raises(
+        UserError, match=r"without train_images, .*\(it holds x_train, .*; rename x_train to train_images"
+    ):
+        data.load(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", train_images=held["train_images"], y_train=0, test_images=0, test_labels=0)
+    with pytest.raises(UserError, match=r"without train_labels \(it holds .*; rename y_train to train_labels\)$"):
+        data.load(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", images=np.zeros(3), names=np.zeros(3))
+    with pytest.raises(UserError, match=r"\(it holds images, names\)$"):
         data.load(tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize("size", [28, 64, 128, 224])
+def test_medmnist_of_every_size(tmp_path, size):
+    """By its file, name_SIZE.npz; the two ends and the two sizes between that the official files have."""
+    images = {f"{which}_images": np.full((2, size, size, 3), 9, np.uint8) for which in ("train", "val", "test")}
+    for at, each in enumerate(images.values()):
+        each[0], each[1, 0, 0] = at, 255
+    labels = {f"{which}_labels": np.array([[0], [1]], np.uint8) for which in ("train", "val", "test")}
+    np.savez(tmp_path / f"pathmnist_{size}.npz", **images, **labels)
+    actual = data.load(tmp_path / f"pathmnist_{size}.npz")
+    assert (actual.name, actual.image_shape) == (f"pathmnist_{size}", (size, size, 3))
+    assert torch.equal(actual.test.images, torch.from_numpy(images["test_images"]))
 
 
 def test_damaged_archives_are_one_line(tmp_path):
@@ -199,5 +262,8 @@ def test_any_archive_is_read_by_one_rule_or_refused_in_one_line(tmp_path_factory
         expected = np.clip(np.rint(images.astype(np.float64) * (255 / white)), 0, 255)
         assert split.images.dtype == torch.uint8
         assert np.array_equal(split.images, expected if expected.ndim == 4 else expected[..., None])
-        assert split.labels.tolist() == held[f"{which}_labels"].ravel().astype(int).tolist()
+        labels = held[f"{which}_labels"].ravel().astype(int)
+        if held["train_labels"].dtype.kind == "U":  # names: their numbers are those of the sorted names
+            labels = labels - min(each.ravel().astype(int).min() for key, each in held.items() if "labels" in key)
+        assert split.labels.tolist() == labels.tolist()
         assert split.labels.max() < len(classes) if len(split) else True
