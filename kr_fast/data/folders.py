@@ -1,7 +1,7 @@
 """The tree of a folder of images: which files are images, of which class and split, and which are not read.
 
 ``class/image.png``, or ``train/``, ``val/`` and ``test/`` of such; below a class any depth, as torchvision reads it.
-No image is opened here.
+Of a file without a suffix, the first bytes tell whether it is DICOM; no image is opened here.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from kr_fast.data.splits import CLASSES, split_name, splits_in
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.storage import files
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")  # in any case
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm", ".dicom")  # any case
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # no user's folders
 OURS = "folder* written by kr-fast"
 DEPTH = 64
@@ -119,7 +119,10 @@ def scan(path: Path, seen: dict[tuple[int, int], Path], above: tuple[tuple[int, 
                 folder.images.append(Path(entry.path))
             else:  # what follows a point may be no suffix: 1.2.840.113619 is a record
                 known = suffix[1:2].isalpha() and suffix[1:].isalnum() and len(suffix) <= 6
-                folder.unread[suffix if known else ""] += 1
+                if not known and _is_dicom(entry):
+                    folder.images.append(Path(entry.path))
+                else:
+                    folder.unread[suffix if known else ""] += 1
         elif (identity := _identity(entry.path)) in seen:
             folder.unread["link* to folders that are read already"] += 1
             folder.again += [] if identity in above else [(Path(entry.path), seen[identity])]
@@ -140,6 +143,17 @@ def _kind(entry: os.DirEntry) -> str:
         return "folder" if entry.is_dir() else "file"
     except OSError:  # a link to itself
         return "file"
+
+
+def _is_dicom(entry: os.DirEntry) -> bool:
+    """Whether a file without a suffix is DICOM, as archives export it; ``DICOMDIR`` lists files and is no image."""
+    try:
+        if entry.name == "DICOMDIR" or not entry.is_file():
+            return False
+        with open(entry.path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

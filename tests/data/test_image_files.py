@@ -288,7 +288,7 @@ def test_large_files_are_refused_by_their_headers(tmp_path):
 
 BOMB = png(50000, 50000, 8, 2, [])
 BROKEN = {
-    "text": (b"hello", "it holds no PNG, .* or PPM image"),
+    "text": (b"hello", "it holds no PNG, .* or DICOM image"),
     "empty": (b"", "it is empty"),
     "cut": (CASES["grey png"][0][:-30], "truncated|broken"),
     "cut header": (CASES["grey png"][0][:20], "."),

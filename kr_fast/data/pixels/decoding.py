@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kr_fast.data.packed import ImageFile, Packed
+from kr_fast.data.pixels import dicom
 from kr_fast.data.pixels.resizing import resized
 from kr_fast.runtime.array_files import DAMAGE
-from kr_fast.runtime.errors import first_line
+from kr_fast.runtime.errors import UserError, first_line
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; EPS would start another program
 # Kind of an image -> dtype of its pixels as they are decoded. The deep ones become uint8 by one rule for all images.
@@ -31,6 +32,10 @@ NOTES = {
     "turned": "EXIF orientation applied to {}",
     "frames": "the first frame alone read of {}",
     "deep": "the high byte read of {} of 16-bit colour",
+    "windowed": "the file's own window applied to {} of DICOM",
+    "by percentiles": "the image's own window, its 0.5 to 99.5 percentile, applied to {} of DICOM without one",
+    "inverted": "{} of DICOM inverted (MONOCHROME1)",
+    "overlays": "overlays of {} not read",
     "coloured": "{} of grey read as RGB",
 }
 # What Pillow raises on damaged files, beside a reader's usual errors.
@@ -74,21 +79,30 @@ def read_header(file: ImageFile, limit: int = 0) -> Header:
         limit: number of pixels above which it is refused; 0: none but Pillow's.
     Raises: UnreadableError.
     """
-    with _opened(file) as image:
-        width, height = image.size
-        if limit and width * height > limit:
-            raise ValueError(f"its header claims {height} x {width} pixels, more than {limit / 1e6:.0f} million")
-        # Pillow turns a TIFF itself, and would decode a PNG to look for an orientation behind its pixels.
-        known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        if known and _orientation(image) in (5, 6, 7, 8):
-            width, height = height, width
-        return Header(height, width, _kind(image))
+    with _content(file) as content:
+        if dicom.is_dicom(content):
+            height, width, kind = dicom.read_header(content)
+            _check_pixels(height, width, limit)
+            return Header(height, width, kind)
+        with Image.open(content, formats=FORMATS) as image:
+            width, height = image.size
+            _check_pixels(height, width, limit)
+            # Pillow turns a TIFF itself, and would decode a PNG to look for an orientation behind its pixels.
+            known = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+            if known and _orientation(image) in (5, 6, 7, 8):
+                width, height = height, width
+            return Header(height, width, _kind(image))
+
+
+def _check_pixels(height: int, width: int, limit: int) -> None:
+    if limit and width * height > limit:
+        raise ValueError(f"its header claims {height} x {width} pixels, more than {limit / 1e6:.0f} million")
 
 
 def decode_deep(file: ImageFile, header: Header) -> tuple[np.ndarray, list[str]]:
     """(pixels ``[H, W, 1]`` of an image of 16 bits or floats, keys of ``NOTES``). Raises: UnreadableError."""
     notes: list[str] = []
-    with _decoded(file, header, notes) as image:
+    with _content(file) as content, _decoded(content, header, notes) as image:
         pixels = _deep(image, header.kind, notes)
     return pixels, notes
 
@@ -96,9 +110,17 @@ def decode_deep(file: ImageFile, header: Header) -> tuple[np.ndarray, list[str]]
 def decode(file: ImageFile, header: Header, form: Form) -> tuple[np.ndarray, list[str]]:
     """(uint8 ``[H, W, C]`` of an image of 8 bits, keys of ``NOTES`` for what was done). Raises: UnreadableError."""
     notes: list[str] = []
-    with _decoded(file, header, notes) as image:
-        flat = _flat(image, header.kind, "RGB" if form.channels == 3 else "L", notes)
-        pixels = fitted(flat, form, notes)
+    mode = "RGB" if form.channels == 3 else "L"
+    with _content(file) as content:
+        if dicom.is_dicom(content):
+            shown, notes = dicom.decode(content)
+            if shown.shape[:2] != (header.height, header.width):
+                raise ValueError(f"its header says {header}, its pixels are {shown.shape[0]} x {shown.shape[1]}")
+            image = Image.fromarray(shown)
+            pixels = fitted(image if image.mode == mode else image.convert(mode), form, notes)
+        else:
+            with _decoded(content, header, notes) as image:
+                pixels = fitted(_flat(image, header.kind, mode, notes), form, notes)
     if form.channels == 3 and header.kind == "grey":
         notes.append("coloured")
     return pixels, notes
@@ -113,9 +135,10 @@ def fitted(image: Image.Image, form: Form, notes: list[str]) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _decoded(file: ImageFile, header: Header, notes: list[str]) -> Iterator[Image.Image]:
+def _decoded(content: BinaryIO, header: Header, notes: list[str]) -> Iterator[Image.Image]:
     """The upright image, decoded."""
-    with _opened(file) as image:
+    # Of a path, Pillow maps uncompressed TIFFs into memory, and turned ones wrongly.
+    with Image.open(content, formats=FORMATS) as image:
         turned = image.format == "TIFF" and _orientation(image) != 1  # unknown once it is loaded
         image.load()
         upright = image
@@ -180,14 +203,15 @@ def _orientation(image: Image.Image) -> Any:
 
 
 @contextlib.contextmanager
-def _opened(file: ImageFile) -> Iterator[Image.Image]:
-    """The image in ``file``. Raises: UnreadableError for whatever goes wrong meanwhile."""
+def _content(file: ImageFile) -> Iterator[BinaryIO]:
+    """The bytes of ``file``. Raises: UnreadableError for whatever goes wrong meanwhile."""
     try:
-        # Of a path, Pillow maps uncompressed TIFFs into memory, and turned ones wrongly.
-        with _bytes(file) as content, Image.open(content, formats=FORMATS) as image:
-            yield image
+        with _bytes(file) as content:
+            yield content
+    except UserError:
+        raise
     except UnidentifiedImageError as error:
-        why = "it is empty" if _is_empty(file) else f"it holds no {', '.join(FORMATS[:-1])} or PPM image"
+        why = "it is empty" if _is_empty(file) else f"it holds no {', '.join(FORMATS)} or DICOM image"
         raise UnreadableError(why) from error
     except Image.DecompressionBombError as error:
         raise UnreadableError("its header claims more pixels than Pillow opens") from error
