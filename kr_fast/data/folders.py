@@ -66,7 +66,7 @@ def find(path: Path) -> tuple[dict[str, list[list[Path]]], tuple[str, ...], list
         read, a warning on what is suspicious, both without names). A source without splits has one, ``all``.
     Raises: UserError naming the folder, and what it must be.
     """
-    if _written_by_us(path):
+    if written_by_us(path):
         fail("data", "source", "hold images as class/image.png", f"{printable(path)}, which kr-fast wrote")
     top = scan(path, {})
     roots = _roots(top)
@@ -126,7 +126,7 @@ def scan(path: Path, seen: dict[tuple[int, int], Path], above: tuple[tuple[int, 
         elif (identity := _identity(entry.path)) in seen:
             folder.unread["link* to folders that are read already"] += 1
             folder.again += [] if identity in above else [(Path(entry.path), seen[identity])]
-        elif _written_by_us(Path(entry.path)):
+        elif written_by_us(Path(entry.path)):
             folder.unread[OURS] += 1
         else:
             folder.folders[entry.name] = scan(Path(entry.path), seen, above)
@@ -161,7 +161,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _written_by_us(path: Path) -> bool:
+def written_by_us(path: Path) -> bool:
     """Whether ``path`` is a run, an audit or a synthetic set, as after ``--data imgs --out imgs/run``."""
     try:
         if (path / "config.yaml").is_file() and any((path / name).exists() for name in ("journal.json", ".lock")):

@@ -16,7 +16,7 @@ from kr_fast.data import folders, npz
 from kr_fast.data.duplicates import digests
 from kr_fast.data.options import COLUMNS, ReadOptions
 from kr_fast.data.printable import counted, printable
-from kr_fast.data.readers import table
+from kr_fast.data.readers import hugging_face, kinds, table
 from kr_fast.data.readers.decoding import decoded, in_one_size
 from kr_fast.data.splits import (
     CLASSES,
@@ -31,6 +31,8 @@ from kr_fast.data.splits import (
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.reprs import ShortRepr
+
+KINDS = "be digits, a .npz, .parquet or .tar file, or a folder of images"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -197,7 +199,7 @@ def _report(content: SourceContent, shape: tuple[int, ...]) -> tuple[str, ...]:
 def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOptions) -> tuple[str, SourceContent]:
     """(name, content of the source)."""
     if not isinstance(source, str | os.PathLike) or not str(source):
-        fail("data", "source", "be digits, a .npz file or a folder of images", repr(source))
+        fail("data", "source", KINDS, repr(source))
     if str(source) == "digits":
         options.refuse(("table", *COLUMNS, "skip_unreadable"), "digits")
         return "digits", _digits()
@@ -205,7 +207,7 @@ def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOption
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        rule = "data: source must be digits, a .npz file or a folder of images"
+        rule = f"data: source must {KINDS}"
         raise FileNotFoundError(f"{rule}, got {printable(source)}, which is not there") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
@@ -215,7 +217,10 @@ def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOption
     if path.suffix.lower() == ".npz":
         options.refuse(("table", *COLUMNS, "skip_unreadable"), "an .npz file")
         return path.stem, npz.read(path)
-    fail("data", "source", "be digits, a .npz file or a folder of images", printable(source))
+    if path.suffix.lower() == ".parquet":
+        options.refuse(("table",), "a parquet file")
+        return path.stem, hugging_face.read(path, [path], options, sizes)
+    fail("data", "source", KINDS, printable(source))
 
 
 def _digits() -> SourceContent:
@@ -230,7 +235,17 @@ def _digits() -> SourceContent:
 def _directory(path: Path, sizes: tuple[int, int] | None, options: ReadOptions) -> SourceContent:
     if options.table:
         return table.read(path, options, sizes)
+    if folders.written_by_us(path):
+        return _folder(path, sizes, options)  # which says so
+    shards = kinds.shards(path)
+    if hugging_face.saved_to_disk(path):
+        return hugging_face.read(path, [], options, sizes)
+    if shards.get(".parquet"):
+        return hugging_face.read(path, shards[".parquet"], options, sizes)
     options.refuse(COLUMNS, "a folder class/image.png without a table")
+    if what := kinds.other(path):
+        got = f"{printable(path)}, a folder of {what}"
+        fail("data", "source", "hold images as class/image.png, parquet files or WebDataset shards", got)
     return _folder(path, sizes, options)
 
 

@@ -243,7 +243,10 @@ def test_saved_signals(tmp_path, capsys):
         (["--checkpoint", "absent.pt"], "audit: checkpoint must be a file, got absent.pt"),
         (["--checkpoint", "data.npz"], "audit: checkpoint target must be a readable .safetensors or .pt state dict"),
         (["--checkpoint", "a=net.pt", "a=net.pt"], "audit: checkpoint must have names that differ, and none control"),
-        (["--data", "absent.npz"], "data: source must be digits, a .npz file or a folder of images, got absent.npz"),
+        (
+            ["--data", "absent.npz"],
+            "data: source must be digits, a .npz, .parquet or .tar file, or a folder of images, got absent.npz",
+        ),
         (["--members", "all"], "audit: members must be among the splits of the data, train, val, test, or a file, got"),
         (["--members", "mynet.py"], "audit: members must be splits of the data, or an .npy, .txt or .csv file, got"),
         (["--members", "absent.npy"], "absent.npy"),

@@ -33,7 +33,7 @@ def npz(path, classes=3, **changes):
 def test_bad_data_leaves_nothing(tmp_path, capsys):
     out = tmp_path / "run"
     cases = {
-        "absent.npz": "data: source must be digits, a .npz file or a folder of images, got",
+        "absent.npz": "data: source must be digits, a .npz, .parquet or .tar file, or a folder of images, got",
         str(npz(tmp_path / "one.npz", classes=1)): "data: number of classes must be 2 to 1000, got 1",
         str(npz(tmp_path / "small.npz", train_images=np.zeros((30, 4, 4), np.uint8))): "data: image size must be 8 to",
         str(npz(tmp_path / "nan.npz", train_images=np.full((30, 8, 8), np.nan))): "hold finite pixels",

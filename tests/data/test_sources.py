@@ -91,7 +91,7 @@ def test_rare_class_keeps_a_training_image(tmp_path):
 
 
 def test_unreadable_sources(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data: source must be digits, a .npz file or a folder"):
+    with pytest.raises(FileNotFoundError, match="data: source must be digits, a .npz, .parquet or .tar file, or a"):
         data.load(tmp_path / "absent.npz")
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(UserError, match="data: source must be a readable .npz file"):
@@ -101,7 +101,9 @@ def test_unreadable_sources(tmp_path):
     with pytest.raises(UserError, match="data: source must be a readable .npz file"):
         data.load(tmp_path / "short.npz")
     (tmp_path / "set.txt").write_text("x")
-    with pytest.raises(UserError, match="data: source must be digits, a .npz file or a folder of images"):
+    with pytest.raises(
+        UserError, match="data: source must be digits, a .npz, .parquet or .tar file, or a folder of images"
+    ):
         data.load(tmp_path / "set.txt")
     for bad in (0, 1, float("nan"), "0.5"):
         with pytest.raises(UserError, match="data: val_fraction must be in"):
