@@ -16,7 +16,7 @@ from kr_fast.data import folders, npz
 from kr_fast.data.duplicates import digests
 from kr_fast.data.options import COLUMNS, ReadOptions
 from kr_fast.data.printable import counted, printable
-from kr_fast.data.readers import hugging_face, kinds, table
+from kr_fast.data.readers import hugging_face, kinds, table, web_dataset
 from kr_fast.data.readers.decoding import decoded, in_one_size
 from kr_fast.data.splits import (
     CLASSES,
@@ -220,6 +220,9 @@ def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOption
     if path.suffix.lower() == ".parquet":
         options.refuse(("table",), "a parquet file")
         return path.stem, hugging_face.read(path, [path], options, sizes)
+    if path.suffix.lower() == ".tar":
+        options.refuse(("table", *COLUMNS), "WebDataset shards")
+        return path.stem, web_dataset.read(path, [path], options, sizes)
     fail("data", "source", KINDS, printable(source))
 
 
@@ -242,6 +245,9 @@ def _directory(path: Path, sizes: tuple[int, int] | None, options: ReadOptions) 
         return hugging_face.read(path, [], options, sizes)
     if shards.get(".parquet"):
         return hugging_face.read(path, shards[".parquet"], options, sizes)
+    if shards.get(".tar"):
+        options.refuse(COLUMNS, "WebDataset shards")
+        return web_dataset.read(path, shards[".tar"], options, sizes)
     options.refuse(COLUMNS, "a folder class/image.png without a table")
     if what := kinds.other(path):
         got = f"{printable(path)}, a folder of {what}"

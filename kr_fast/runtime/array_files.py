@@ -5,6 +5,7 @@ files. Here only what is requested is read, sizes in headers are compared with t
 :class:`UserError` that names the file.
 """
 
+import io
 import lzma
 import math
 import os
@@ -94,6 +95,14 @@ def read_npy(path: str | Path, where: str, argument: str) -> np.ndarray:
             other = "it is an .npz file" if start.startswith(b"PK") else "it does not start as one"
             raise ValueError(_why_not_numpy(start) or other)
         return _read(file, os.fstat(file.fileno()).st_size)
+
+
+def npy_of(content: bytes, what: str) -> np.ndarray:
+    """The array of the bytes of an ``.npy`` file, as :func:`read_npy`. Raises: UserError, which ``what`` starts."""
+    try:
+        return _read(io.BytesIO(content), len(content))
+    except (*DAMAGE, MemoryError) as error:
+        raise UserError(f"{what} must be a readable .npy array, got a damaged one ({first_line(error)})") from error
 
 
 def _why_not_numpy(start: bytes) -> str | None:

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from kr_fast.data.npz import with_channel
 from kr_fast.data.options import ReadOptions
 from kr_fast.data.packed import ImageFile
+from kr_fast.data.pixel_range import to_uint8
 from kr_fast.data.printable import counted
 from kr_fast.data.splits import Part, SourceContent
 
@@ -32,6 +34,21 @@ def decoded(
         kept = images.kept[name]
         parts[which] = Part(images.pixels[name], labels[which][kept], None if groups is None else groups[which][kept])
     return parts, images.notes, images.warnings
+
+
+def from_arrays(
+    arrays: dict[str, np.ndarray], labels: dict[str, np.ndarray], groups: dict[str, np.ndarray] | None, what: str
+) -> tuple[dict[str, Part], list[str], list[str]]:
+    """As :func:`decoded`, of images that are arrays ``[N, ...]``; ``what`` names them in errors."""
+    notes: list[str] = []
+    named = {which: f"{which} images" if which != "all" else "images" for which in arrays}
+    shaped = {named[which]: with_channel(each, what, len(labels[which]), notes) for which, each in arrays.items()}
+    pixels, done, warnings = to_uint8(shaped)
+    parts = {
+        which: Part(pixels[name], labels[which], None if groups is None else groups[which])
+        for which, name in named.items()
+    }
+    return parts, [*done, *dict.fromkeys(notes)], warnings
 
 
 def in_one_size(content: SourceContent, options: ReadOptions) -> None:

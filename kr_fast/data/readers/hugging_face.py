@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from kr_fast.data.npz import with_channel
 from kr_fast.data.options import COLUMNS, ReadOptions
-from kr_fast.data.pixel_range import to_uint8
 from kr_fast.data.printable import counted, listed, printable
-from kr_fast.data.readers import columns
+from kr_fast.data.readers import columns, kinds
 from kr_fast.data.readers.arrow_files import ArrowFile
-from kr_fast.data.readers.decoding import decoded
-from kr_fast.data.splits import Part, SourceContent, split_name, splits_in
+from kr_fast.data.readers.decoding import decoded, from_arrays
+from kr_fast.data.splits import SourceContent, split_name
 from kr_fast.runtime.errors import UserError, fail, first_line
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files
@@ -36,7 +34,7 @@ def read(path: Path, shards: list[Path], options: ReadOptions, sizes: tuple[int,
         path: a folder that was saved to disk, or whatever holds the parquet files ``shards``.
     Raises: UserError naming the file or column.
     """
-    by_split = _saved(path) if not shards else _by_name(path, shards)
+    by_split = _saved(path) if not shards else kinds.by_split(path, shards)
     opened = {which: [ArrowFile(file) for file in each] for which, each in by_split.items()}
     first = next(iter(opened.values()))[0]
     features = first.features()
@@ -66,17 +64,8 @@ def read(path: Path, shards: list[Path], options: ReadOptions, sizes: tuple[int,
     if first.holds_encoded(image):
         parts, notes, warnings = decoded(pixels, labels, groups, sizes, options)
         return SourceContent(parts, names, notes, warnings)
-    notes = []
-    arrays = {
-        f"{which} images": with_channel(each, f"column {image}", len(labels[which]), notes)
-        for which, each in pixels.items()
-    }
-    arrays, done, warnings = to_uint8(arrays)
-    parts = {
-        which: Part(arrays[f"{which} images"], labels[which], None if groups is None else groups[which])
-        for which in pixels
-    }
-    return SourceContent(parts, names, [*done, *dict.fromkeys(notes)], warnings)
+    parts, notes, warnings = from_arrays(pixels, labels, groups, f"column {image}")
+    return SourceContent(parts, names, notes, warnings)
 
 
 def _saved(path: Path) -> dict[str, list[Path]]:
@@ -87,7 +76,7 @@ def _saved(path: Path) -> dict[str, list[Path]]:
     known = [split_name(name) for name in names]
     if None in known or len(set(known)) < len(known):
         fail("data", "source", "name its splits train, validation and test, each once", listed("", names, 6))
-    return _checked({which: _data_files(path / name) for which, name in zip(known, names, strict=True)}, path)
+    return kinds.in_order({which: _data_files(path / name) for which, name in zip(known, names, strict=True)}, path)
 
 
 def _data_files(path: Path) -> list[Path]:
@@ -108,35 +97,6 @@ def _entry(path: Path, key: str) -> list[Any]:
     except (UserError, OSError, KeyError, ValueError, json.JSONDecodeError) as error:
         got = f"{printable(path)} ({first_line(error)})"
         raise UserError(f"data: source must hold readable JSON of save_to_disk, got {got}") from error
-
-
-def _by_name(path: Path, shards: list[Path]) -> dict[str, list[Path]]:
-    """split -> files, by a word of the name or of a folder: ``train-00000-of-00001.parquet``, ``test/0.parquet``."""
-    if path.is_file():
-        return {"all": shards}
-    splits: dict[str, list[Path]] = {}
-    places: dict[str, set[Path]] = {}
-    for shard in shards:
-        below = shard.relative_to(path)
-        which = splits_in(below.stem) or set().union(*map(splits_in, below.parts[:-1]))
-        if len(which) > 1:
-            fail("data", "source", "have one split in the name of a file", printable(below))
-        splits.setdefault(next(iter(which), "all"), []).append(shard)
-        places.setdefault(next(iter(which), "all"), set()).add(shard.parent)
-    if several := next((sorted(each) for each in places.values() if len(each) > 1), None):
-        got = f"{listed('', [each.relative_to(path) for each in several])} (give the folder of one)"
-        fail("data", "source", "hold the files of a split in one folder, those of one configuration", got)
-    if "all" in splits and len(splits) > 1:
-        got = f"{printable(splits['all'][0].name)} beside {printable(next(iter(splits.values()))[0].name)}"
-        fail("data", "source", "have a split in the name of every file, or of none", got)
-    return splits if "all" in splits else _checked(splits, path)
-
-
-def _checked(splits: dict[str, list[Path]], path: Path) -> dict[str, list[Path]]:
-    if "train" not in splits:
-        got = f"{listed('', list(splits)) or 'none'} in {printable(path)}"
-        fail("data", "source", "hold a train split", got)
-    return {which: splits[which] for which in ("train", "val", "test") if which in splits}
 
 
 def _columns(file: ArrowFile, features: dict, options: ReadOptions, uncut: bool) -> dict[str, str]:

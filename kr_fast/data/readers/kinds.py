@@ -1,10 +1,13 @@
-"""Which kind of data set a folder holds, by the files in it."""
+"""Which kind of data set a folder holds, by the files in it, and which split each file is of."""
 
 import os
 from collections import Counter
 from pathlib import Path
 
 from kr_fast.data.folders import SUFFIXES, SYSTEM
+from kr_fast.data.printable import listed, printable
+from kr_fast.data.splits import splits_in
+from kr_fast.runtime.errors import fail
 
 SHARDS = (".parquet", ".arrow", ".tar")
 DEPTH = 3  # of folders that are searched for shards: configuration/split/0000.parquet
@@ -56,3 +59,37 @@ def other(path: Path) -> str | None:
             if name.endswith("-ubyte") or name.endswith("-ubyte.gz"):
                 counts["files of MNIST's format (np.savez makes an .npz of them)"] += 1
     return counts.most_common(1)[0][0] if counts else None
+
+
+def by_split(path: Path, shards: list[Path]) -> dict[str, list[Path]]:
+    """split -> files, by a word of the name or of a folder: ``train-00000-of-00001.parquet``, ``test/0.parquet``.
+
+    A file given as ``path`` itself, and files without such a word, are of the one split ``all``.
+    Raises: UserError for files of two splits, of several folders, with and without split.
+    """
+    if path.is_file():
+        return {"all": shards}
+    splits: dict[str, list[Path]] = {}
+    places: dict[str, set[Path]] = {}
+    for shard in shards:
+        below = shard.relative_to(path)
+        which = splits_in(below.stem) or set().union(*map(splits_in, below.parts[:-1]))
+        if len(which) > 1:
+            fail("data", "source", "have one split in the name of a file", printable(below))
+        splits.setdefault(next(iter(which), "all"), []).append(shard)
+        places.setdefault(next(iter(which), "all"), set()).add(shard.parent)
+    if several := next((sorted(each) for each in places.values() if len(each) > 1), None):
+        got = f"{listed('', [each.relative_to(path) for each in several])} (give the folder of one)"
+        fail("data", "source", "hold the files of a split in one folder, those of one configuration", got)
+    if "all" in splits and len(splits) > 1:
+        got = f"{printable(splits['all'][0].name)} beside {printable(next(iter(splits.values()))[0].name)}"
+        fail("data", "source", "have a split in the name of every file, or of none", got)
+    return splits if "all" in splits else in_order(splits, path)
+
+
+def in_order(splits: dict[str, list[Path]], path: Path) -> dict[str, list[Path]]:
+    """Splits in their usual order. Raises: UserError without a train split."""
+    if "train" not in splits:
+        got = f"{listed('', list(splits)) or 'none'} in {printable(path)}"
+        fail("data", "source", "hold a train split", got)
+    return {which: splits[which] for which in ("train", "val", "test") if which in splits}
