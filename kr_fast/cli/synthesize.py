@@ -25,9 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Load the model, write the data set, print what was done."""
     import yaml
 
-    from kr_fast.recycling import trained_generator
+    from kr_fast.recycling import set_quality, trained_generator
+    from kr_fast.report.sections import quality
     from kr_fast.runtime import state
     from kr_fast.runtime.storage import files
+    from kr_fast.runtime.text import aligned
     from kr_fast.synthesis import synthesize
     from kr_fast.synthesis.job import SynthesizeConfig, prepare
 
@@ -39,10 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
     if count is None:
         fail("synthesize", "count", "be above 0 for labels without an end", config.count)
     ids = range(config.first_id, config.first_id + count)
+    measured = set_quality.opened(config.quality_run, sampler, plan, ids) if config.quality_run else None
     layout = {"format": config.format, "shard_size": config.shard_size, "verify": config.verify}
     done = synthesize(sampler, plan, config.out, ids=ids, **layout)
     if state.current().is_main:
         files.write_text(done.out / "config.yaml", yaml.safe_dump(used | {"count": count}, sort_keys=False))
         rate = f", {done.written} here at {done.written / done.seconds:.0f} images/s" if done.written else ""
         print(f"{done.out}: {done.images} images in {done.shards} shards{rate}")
+        if measured is not None:
+            files.write_json(done.out / "quality.json", files.strict(figures := measured.figures()))
+            print("\n".join(aligned(quality.set_table(figures))))
     return 0

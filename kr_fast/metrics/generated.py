@@ -1,4 +1,4 @@
-"""How near generated images are to real ones, by features of both: kernel distance, precision, recall, coverage.
+"""How near generated images are to real ones, by features of both: Frechet and kernel distance, precision, coverage.
 
 All in float64 and a block of distances at a time, so that memory stays bounded at any number of images.
 """
@@ -16,6 +16,38 @@ from kr_fast.runtime.inputs import as_integer, as_tensor, described
 SUBSETS, SUBSET_SIZE = 50, 1000
 NEAREST, NEAREST_OF_DENSITY = 3, 5  # neighbours of precision and recall, of density and coverage
 LEAST = NEAREST_OF_DENSITY + 1  # images that have as many neighbours
+
+
+def frechet_distance(real: Any, generated: Any) -> float:
+    """Frechet distance of the normal distributions with the means and covariances of two sets, as in FID.
+
+    ``|m - n|^2 + tr(S + T - 2 (S^(1/2) T S^(1/2))^(1/2))``, of means m, n and covariances S, T (with N - 1) of real and
+    generated features, by two symmetric eigenvalue problems; at least 0. It is biased upwards, by about d / N and more
+    where there are fewer images than features: compare only figures of equally many images.
+
+    Args:
+        real: ``[N, d]`` float; generated: ``[M, d]`` float; both of at least 2 images.
+    Raises: UserError naming the argument.
+    Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017, eq. 6; Dowson and Landau,
+        "The Frechet Distance between Multivariate Normal Distributions", J. Multivariate Analysis 12 (1982).
+    """
+    return frechet(*map(moments, checked("frechet_distance", real, generated, 2)))
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean ``[d]``, covariance ``[d, d]``)."""
+    mean = features.mean(0)
+    centred = features - mean
+    return mean, centred.T @ centred / (len(features) - 1)
+
+
+def frechet(real: tuple[Tensor, Tensor], generated: tuple[Tensor, Tensor]) -> float:
+    """:func:`frechet_distance` of two means and covariances."""
+    (m, s), (n, t) = real, generated
+    values, vectors = torch.linalg.eigh(s)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    alike = torch.linalg.eigvalsh(root @ t @ root).clamp_min(0).sqrt().sum()
+    return max(float((m - n).square().sum() + s.trace() + t.trace() - 2 * alike), 0.0)
 
 
 def kernel_distance(
@@ -36,7 +68,7 @@ def kernel_distance(
     Source: Binkowski et al., "Demystifying MMD GANs", ICLR 2018, eq. 4 and section 4.
     """
     where = "kernel_distance"
-    real, generated = _checked(where, real, generated, 4)
+    real, generated = checked(where, real, generated, 4)
     subsets, subset_size = (
         as_integer(where, "subsets", subsets, 2),
         as_integer(where, "subset_size", subset_size, 2),
@@ -45,8 +77,8 @@ def kernel_distance(
     values = []
     for _ in range(subsets):
         x, y = (each[torch.from_numpy(rng.choice(len(each), size, replace=False))] for each in (real, generated))
-        alike = sum(float(_kernel(each, each).fill_diagonal_(0).sum()) for each in (x, y))
-        values.append(alike / (size * (size - 1)) - 2 * float(_kernel(x, y).mean()))
+        alike = sum(float(kernel(each, each).fill_diagonal_(0).sum()) for each in (x, y))
+        values.append(alike / (size * (size - 1)) - 2 * float(kernel(x, y).mean()))
     return {
         "mean": float(np.mean(values)),
         "sd": float(np.std(values, ddof=1)),
@@ -77,8 +109,8 @@ def neighbourhood_figures(real: Any, generated: Any) -> dict[str, float]:
     Source: Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", NeurIPS 2019,
         eq. 1 and 2; Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", ICML 2020, sec. 3.
     """
-    real, generated = (Rows(each) for each in _checked("neighbourhood_figures", real, generated, LEAST))
-    of_real, of_generated = _radii(real), _radii(generated)
+    real, generated = (Rows(each) for each in checked("neighbourhood_figures", real, generated, LEAST))
+    of_real, of_generated = radii(real), radii(generated)
     precise = torch.zeros(len(generated), dtype=torch.bool)
     recalled, covered, inside = [], [], 0
     for first, part in real.blocks(len(generated)):
@@ -96,7 +128,7 @@ def neighbourhood_figures(real: Any, generated: Any) -> dict[str, float]:
     }
 
 
-def _radii(rows: Rows) -> Tensor:
+def radii(rows: Rows) -> Tensor:
     """``[N, 2]``: squared distances to the 3rd and to the 5th nearest other row."""
     parts = []
     for first, part in rows.blocks(len(rows)):
@@ -107,13 +139,13 @@ def _radii(rows: Rows) -> Tensor:
     return torch.cat(parts)
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
+def kernel(x: Tensor, y: Tensor) -> Tensor:
     """``[n, m]``: the cubic kernel."""
     product = torch.mm(x, y.T).div_(x.shape[1]).add_(1)
     return product * product * product
 
 
-def _checked(where: str, real: Any, generated: Any, least: int) -> tuple[Tensor, Tensor]:
+def checked(where: str, real: Any, generated: Any, least: int) -> tuple[Tensor, Tensor]:
     """Both in float64 on the CPU."""
     pair = []
     for name, value in (("real", real), ("generated", generated)):

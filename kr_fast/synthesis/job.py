@@ -48,6 +48,11 @@ class SynthesizeConfig:
         256, "images in one network call; part of what the images depend on", least=1, most=1_000_000
     )
     verify: bool = option(False, "check finished shards by their SHA-256 and make damaged ones again")
+    quality_run: str = option(
+        "",
+        "folder of a run, by whose Teacher and real test images the set is measured (classes in the same order): "
+        "quality.json holds FID, KID, precision, recall, density and coverage, all and by class",
+    )
     allow_download: bool = option(False, "take a model that is not a folder from the Hugging Face hub")
 
     def __post_init__(self):

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from toy_runs import QUIET
+from toy_runs import QUIET, context_of
 
 import kr_fast
 from kr_fast.cli import main
-from kr_fast.recycling import trained_generator
+from kr_fast.data import Split
+from kr_fast.models import unet
+from kr_fast.recycling import set_quality, trained_generator
+from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.distillation import quality
 from kr_fast.runtime.errors import UserError
 
 pytestmark = pytest.mark.pipeline
@@ -44,6 +48,49 @@ def test_a_run_gives_more_images(tmp_path, finished, monkeypatch):
     assert images(out).shape == (70, 8, 8, 1)
     assert np.array_equal(images(out, "labels"), labels.numpy())
     assert np.array_equal(images(out), sampler(ids, labels).numpy())
+
+
+def test_a_set_is_measured_by_a_run(tmp_path, finished, monkeypatch, capsys):
+    """Its images are drawn again: those of all ids, so that the figures are those of the files, to the last bit."""
+    monkeypatch.setenv("KR_FAST_PROGRESS", "0")
+    run, out = finished[0], tmp_path / "data"
+    assert main(["synthesize", "--model", str(run), "--out", str(out), *FLAGS, "--quality-run", str(run)]) == 0
+    assert "FID (Frechet distance)" in capsys.readouterr().out
+    result, context = json.loads((out / "quality.json").read_text()), context_of(run)
+    generated = Split(*(torch.from_numpy(images(out, kind)) for kind in ("images", "labels")))
+    expected = quality.compare(context, teacher.load(context), generated)
+    assert result == {"class_names": [str(digit) for digit in range(10)], **expected}
+    assert len(result["classes"]) == 10
+    assert result["images"] == 70
+
+
+def test_a_run_that_does_not_fit_the_set_is_refused(tmp_path, finished):
+    from diffusers import DDIMScheduler
+
+    def refused(run, channels=1, classes=10, count=20):
+        network = unet(8, 8, channels, 11, widths=(8, 8)).eval()
+        sampler = kr_fast.Sampler(network, DDIMScheduler(), 1, seed=0, micro_batch=1)
+        with pytest.raises(UserError) as error:
+            set_quality.opened(str(run), sampler, kr_fast.LabelPlan.balanced(classes), range(count))
+        return str(error.value)
+
+    run = finished[0]
+    assert refused(tmp_path) == f"synthesize: quality_run must be the folder of a run, got {tmp_path}"
+    assert refused(run, channels=3).startswith("synthesize: quality_run must be a run of images [8, 8, 3], as those of")
+    assert refused(run, classes=11).startswith("synthesize: quality_run must be a run of at least 11 classes, as the")
+    assert "quality_run must leave 6 images of the set, for training and for the test, got 5, 1" in refused(
+        run, count=5
+    )
+    for name in ("config.yaml", "private/teacher.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "release").mkdir()
+    entries = json.loads((run / "journal.json").read_text())
+    (tmp_path / "journal.json").write_text(json.dumps({"data": entries["data"]}))
+    assert "quality_run must be a run whose Teacher is trained, got" in refused(tmp_path)
+    entries["data"]["result"]["sha256"] = 64 * "0"
+    (tmp_path / "journal.json").write_text(json.dumps(entries))
+    assert "data must be those that the run in" in refused(tmp_path)
 
 
 def test_two_ranks_write_what_one_writes(tmp_path, finished):

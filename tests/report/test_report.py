@@ -311,8 +311,17 @@ def test_quality_of_models_and_images_is_told_in_the_report():
     assert tables[1] == [["", "<i>a", "b|c"], ["<i>a", "250 [45, 55]", "250 [45, 55]"], ["b|c", "0", "0"]]
     assert texts[3].startswith("10 of 500 test images have a near-duplicate")
     assert "On the other 490: Teacher 96.00 %, AUC 0.890; Student 96.00 %, AUC 0.880." in texts[3]
-    assert tables[3][1][1:] == ["0.1200 (sd 0.0300)", "0.0100 (sd 0.0300)"]
-    assert tables[3][-1] == ["coverage", "0.500", "0.500"]
+    assert tables[3][1] == ["FID (Frechet distance)", "2.500", "2.500"]
+    assert tables[3][2][1:] == ["0.1200 [0.1000, 0.1400]", "0.0100 [-0.0100, 0.0300]"]
+    assert tables[3][-1] == ["coverage", "0.500 [0.400, 0.600]", "0.500 [0.400, 0.600]"]
+    assert tables[4][0][3:5] == ["FID", "KID"]
+    assert tables[4][1][:5] == ["<i>a", "100 against 500", "synthetic", "2.500", "0.1200 [0.1000, 0.1400]"]
+    assert tables[4][3] == ["b|c", "28 against 0", "", *["too few images"] * 6]
+    earlier = summary()["synthetic"]
+    for figures in (earlier, earlier["real"]):
+        figures["kid"] = {key: figures["kid"][key] for key in ("mean", "sd", "subsets", "subset_size")}
+        del figures["classes"], figures["fid"]
+    assert quality.set_table(earlier)[1][1:] == ["0.1200 (sd 0.0300)", "0.0100 (sd 0.0300)"]
     bare = {"test_accuracy": 0.9}
     assert list(quality.blocks(summary(teacher=bare, student=bare, synthetic=None))) == []
     assert quality.rows(summary(teacher=bare, student=bare), ["teacher", "student"]) == []

@@ -184,9 +184,14 @@ RUN = (
     "{teacher,student}.test_groups.rows.#.{accuracy,auc,balanced_accuracy,ece,kappa}",
     "{teacher,student}.test_groups.rows.#.{accuracy_ci,auc_ci,balanced_accuracy_ci,ece_ci,kappa_ci}.{0,1}",
     f"student_minus_teacher.{{accuracy,auc,balanced_accuracy,ece,kappa}}.{{difference,{PAIR}}}",
-    "synthetic.{images,test_images,features,precision,recall,density,coverage}",
-    "synthetic.real.{precision,recall,density,coverage}",
-    "synthetic.{kid,real.kid}.{mean,sd,subsets,subset_size}",
+    "synthetic.{images,test_images,features}",
+    "synthetic.{kid,real.kid}.{mean,sd,subsets,subset_size,all,all_ci.0,all_ci.1}",
+    *(
+        f"synthetic.{whose}{{fid,kid,precision,recall,density,coverage}}{end}"
+        for whose in ("", "real.", "classes.#.", "classes.#.real.")
+        for end in ("", "_ci.0", "_ci.1")
+    ),
+    "synthetic.classes.#.{images,test_images}",
     "released_calibrated.{pipelines,level}",
     *(
         f"released_calibrated.{{all_periods,last_period}}.{{offline,online,uncalibrated}}.{each}"

@@ -13,6 +13,11 @@ FIGURES = {
     "ece": "calibration error (15 bins)",
     "kappa": "quadratic weighted kappa of the grades",
 }
+OF_SETS = {
+    "fid": "FID (Frechet distance)",
+    "kid": "KID, 0 for the same distribution",
+    **{name: name for name in ("precision", "recall", "density", "coverage")},
+}
 FEW_GROUPS = 20
 SHARES = "In brackets: the interval of their share of the class, in %."
 # Figures of a class, by their key: title, and how they are written.
@@ -65,8 +70,7 @@ def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
         yield "text", _apart(summary)
     if summary.get("synthetic"):
         yield "heading", "Quality of the synthetic images"
-        yield "table", _generated(summary["synthetic"])
-        yield "text", _explanation(summary["synthetic"])
+        yield from generated(summary["synthetic"], summary["dataset"]["class_names"])
 
 
 def _classes(summary: Mapping[str, Any]) -> str:
@@ -153,23 +157,56 @@ def _apart(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _generated(figures: Mapping[str, Any]) -> list[list[str]]:
-    table = [["", "synthetic images", "training images"]]
-    pair = (figures, figures["real"])
-    kids = (f"{number(each['kid']['mean'], 4)} (sd {number(each['kid']['sd'], 4)})" for each in pair)
-    table.append(["KID, 0 for the same distribution", *kids])
-    names = ("precision", "recall", "density", "coverage")
-    return [*table, *([name, *(number(each[name]) for each in pair)] for name in names)]
+def generated(figures: Mapping[str, Any], names: Sequence[str]) -> Iterator[Block]:
+    """Figures of generated images beside real test images, all and by class."""
+    yield "table", set_table(figures)
+    yield "text", _explanation(figures)
+    if "classes" in figures:
+        yield "table", _sets_by_class(figures["classes"], names)
+
+
+def set_table(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Figures of all generated images, and of as many training images, beside real test images."""
+    sides = {"synthetic": figures, "training": figures["real"]}
+    table = [["", *(f"{name} images" for name in sides)]]
+    for key, title in OF_SETS.items():
+        if key in figures:
+            table.append([title, *(_of_set(each, key) for each in sides.values())])
+    return table
+
+
+def _of_set(figures: Mapping[str, Any], key: str) -> str:
+    if key == "kid" and isinstance(figures[key], Mapping):
+        kid = figures[key]
+        if "all" not in kid:  # of a run of an earlier version
+            return f"{number(kid['mean'], 4)} (sd {number(kid['sd'], 4)})"
+        return f"{number(kid['all'], 4)} {interval(kid['all_ci'], 4)}"
+    digits = 4 if key == "kid" else 3
+    return f"{number(figures[key], digits)} {interval(figures.get(f'{key}_ci'), digits)}".rstrip()
+
+
+def _sets_by_class(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[list[str]]:
+    table = [["class", "images", "of", *(key.upper() if key in ("fid", "kid") else key for key in OF_SETS)]]
+    for name, row in zip(names, rows, strict=True):
+        count = f"{row['images']:,} against {row['test_images']:,}"
+        if "real" not in row:
+            table.append([name, count, "", *["too few images"] * len(OF_SETS)])
+            continue
+        for title, each in (("synthetic", row), ("training", row["real"])):
+            table.append([name, count, title, *(_of_set(each, key) for key in OF_SETS)])
+    return table
 
 
 def _explanation(figures: Mapping[str, Any]) -> str:
     kid = figures["kid"]
+    subsets = "of all images at once" if "all" in kid else f"mean over {kid['subsets']} subsets, with their sd"
     return (
         f"{figures['images']:,} synthetic images of the last period, and as many training images beside them, against "
         f"{figures['test_images']:,} real test images, in the {figures['features']} features that the Teacher's last "
-        f"layer reads. KID: mean over {kid['subsets']} subsets of {kid['subset_size']} images, with their standard "
-        "deviation. Precision and recall: share of synthetic images among the real ones, and the other way round (3 "
-        "neighbours); density and coverage are their counterparts that outliers move less (5 neighbours). The Teacher "
-        "was trained on the training images, so their column is no figure of images that are new to it. Compare only "
-        "figures of one Teacher and equally many images."
+        f"layer reads. KID: {subsets}. FID is biased upwards, the more the fewer images there are; its interval is one "
+        "of the distance without that bias, and there is none for fewer than two images per feature. Precision and "
+        "recall: share of synthetic images among the real ones, and the other way round (3 neighbours); density and "
+        "coverage are their counterparts that outliers move less (5 neighbours). The Teacher was trained on the "
+        "training images, so their column is no figure of images that are new to it. Compare only figures of one "
+        "Teacher and equally many images."
     )

@@ -11,7 +11,7 @@ from toy_runs import new_context
 from kr_fast.data import Split, to_float
 from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.training.evaluation import logits_of
-from kr_fast.metrics import evaluate, neighbourhood_figures
+from kr_fast.metrics import evaluate, frechet_distance, neighbourhood_figures
 from kr_fast.recycling.stages.distillation import quality
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
@@ -80,7 +80,9 @@ def test_synthetic_images_are_compared_in_the_features_of_the_teacher(tmp_path):
     """As many of them as training images, all here, and all test images: in whatever order, so figures are the same."""
     run, teacher = new_context(tmp_path, (60, 20, 40), classes=3), network(0)
     synthetic = torch.randint(0, 200, (60, 8, 8, 1), generator=torch.Generator().manual_seed(1)).byte()
-    files.save_array(run.folder.images, synthetic.numpy())
+    labels = torch.tensor([0] * 30 + [1] * 26 + [2] * 4)
+    for path, values in ((run.folder.images, synthetic), (run.folder.labels, labels)):
+        files.save_array(path, values.numpy())
     result = quality.synthetic(run, teacher)
     assert (result["images"], result["test_images"], result["features"]) == (60, 40, 8)
     with torch.no_grad():
@@ -91,8 +93,16 @@ def test_synthetic_images_are_compared_in_the_features_of_the_teacher(tmp_path):
         expected = neighbourhood_figures(test, features)
         assert {name: row[name] for name in expected} == pytest.approx(expected)
         assert row["kid"]["subset_size"] == 20
+        assert row["fid"] == pytest.approx(frechet_distance(test, features))
+        assert row["kid"]["all_ci"][0] < row["kid"]["all"] < row["kid"]["all_ci"][1]
+    assert [(row["images"], row["test_images"]) for row in result["classes"]] == [(20, 14), (20, 13), (4, 13)]
+    assert "fid" not in result["classes"][2]  # fewer than six images
+    second, own = result["classes"][1], run.data.train.labels == 1
+    expected = neighbourhood_figures(test[run.data.test.labels == 1], real[own])
+    assert {name: second["real"][name] for name in expected} == pytest.approx(expected)
     assert result["kid"]["mean"] > result["real"]["kid"]["mean"]
     assert quality.synthetic(run, nn.Sequential(teacher, nn.Identity())) is not None
     assert quality.synthetic(run, nn.Sequential(teacher, nn.Softmax(1))) is None
     files.save_array(run.folder.images, np.zeros((5, 8, 8, 1), np.uint8))
+    files.save_array(run.folder.labels, np.zeros(5, np.int64))
     assert quality.synthetic(run, teacher) is None

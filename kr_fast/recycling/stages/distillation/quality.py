@@ -11,7 +11,7 @@ from kr_fast.ensemble.training.evaluation import logits_of
 from kr_fast.membership.audit.record_table import LEAST_GROUP
 from kr_fast.membership.inputs.duplicates import duplicates_across
 from kr_fast.membership.inputs.features import BATCH, last_features
-from kr_fast.metrics import Evaluation, evaluate, kernel_distance, neighbourhood_figures
+from kr_fast.metrics import Evaluation, evaluate, kernel_distance, set_figures
 from kr_fast.metrics.generated import LEAST
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import seeds
@@ -91,32 +91,58 @@ def _without_duplicates(context: Context) -> Tensor | None:
 
 
 def synthetic(context: Context, teacher_model: nn.Module) -> dict[str, Any] | None:
-    """How near the synthetic images of the last period are to real test images, in the Teacher's features.
+    """:func:`compare` the synthetic images of the last period with real ones."""
+    images, labels = (torch.from_numpy(np.load(path)) for path in (context.folder.images, context.folder.labels))
+    return compare(context, teacher_model, Split(images, labels))
+
+
+def compare(context: Context, teacher_model: nn.Module, generated: Split) -> dict[str, Any] | None:
+    """How near generated images are to real test images, all and by class, in the Teacher's features.
 
     The test images are the real side, as no choice of the run was made by them and there are more of them than of
     validation images. "real" holds the same figures of as many training images: what images of the real distribution
     reach at these numbers. (The Teacher was trained on them, and draws them apart by class as it draws no others.)
 
-    Returns: {"images" (generated), "test_images", "features" (their width), "kid", "precision", "recall", "density",
-        "coverage", "real": the last five}; None where the Teacher does not end in a linear layer, or sides are of fewer
-        than 6 images.
+    Returns: {"images" (generated), "test_images", "features" (their width), the figures of
+        :func:`kr_fast.metrics.set_figures`, "kid" being that of :func:`kr_fast.metrics.kernel_distance` with "all" and
+        "all_ci", "real": the same, "classes": for each {"images", "test_images", the figures, "real"}, without figures
+        where a side is of fewer than 6 images}; None where the Teacher does not end in a linear layer, or sides are of
+        fewer than 6 images.
     """
-    data, images = context.data, torch.from_numpy(np.load(context.folder.images))
-    count = min(len(images), len(data.train), MOST)
+    data, seed = context.data, context.config.seed
+    count = min(len(generated), len(data.train), MOST)
     if min(count, len(data.test)) < LEAST:
         return None
-    sides = {"test": data.test.images, "synthetic": images, "real": data.train.images}
+    sides = {"test": data.test, "synthetic": generated, "real": data.train}
     features: dict[str, Tensor] = {}
+    labels: dict[str, Tensor] = {}
     for name, side in sides.items():
         size = min(len(side), MOST) if name == "test" else count
-        chosen = torch.randperm(len(side), generator=seeds.generator(context.config.seed, "features", name))[:size]
-        parts = (to_float(part.to(context.runtime.device)) for part in side[chosen].split(BATCH))
-        if (found := last_features(teacher_model, parts)) is None:
+        chosen = torch.randperm(len(side), generator=seeds.generator(seed, "features", name))[:size]
+        if (read := features_of(context, teacher_model, side.images[chosen])) is None:
             return None
-        features[name] = found
+        features[name], labels[name] = read, side.labels[chosen]
     rows = {}
     for name in ("synthetic", "real"):
-        pair, seed = (features["test"], features[name]), seeds.derive(context.config.seed, "kid", name)
-        rows[name] = {"kid": kernel_distance(*pair, seed=seed), **neighbourhood_figures(*pair)}
+        pair = (features["test"], features[name])
+        figures = set_figures(*pair, seed=seed)
+        whole = {"all": figures.pop("kid"), "all_ci": figures.pop("kid_ci")}
+        rows[name] = {"kid": kernel_distance(*pair, seed=seeds.derive(seed, "kid", name)) | whole, **figures}
     facts = {"images": count, "test_images": len(features["test"]), "features": features["test"].shape[1]}
-    return {**facts, **rows["synthetic"], "real": rows["real"]}
+    classes = [_of_class(features, labels, index, seed) for index in range(data.num_classes)]
+    return {**facts, **rows["synthetic"], "real": rows["real"], "classes": classes}
+
+
+def features_of(context: Context, teacher_model: nn.Module, images: Tensor) -> Tensor | None:
+    """Features of uint8 images by the Teacher; None where it does not end in a linear layer."""
+    return last_features(teacher_model, (to_float(part.to(context.runtime.device)) for part in images.split(BATCH)))
+
+
+def _of_class(features: dict[str, Tensor], labels: dict[str, Tensor], index: int, seed: int) -> dict[str, Any]:
+    own = {name: values[labels[name] == index] for name, values in features.items()}
+    count = min(len(own["synthetic"]), len(own["real"]))
+    row: dict[str, Any] = {"images": count, "test_images": len(own["test"])}
+    if min(row.values()) >= LEAST:
+        row |= set_figures(own["test"], own["synthetic"][:count], seed=seed)
+        row["real"] = set_figures(own["test"], own["real"][:count], seed=seed)
+    return row
