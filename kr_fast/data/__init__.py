@@ -1,7 +1,7 @@
 """Labelled image sets as uint8 tensors, with fixed train / validation / test splits, and their augmentation."""
 
 from kr_fast.data.augment import Augment, AugmentParams, augmented
-from kr_fast.data.duplicates import shared_images
+from kr_fast.data.duplicates import SplitDuplicates, find_duplicates, shared_images
 from kr_fast.data.options import ReadOptions
 from kr_fast.data.sources import (
     TEST_FRACTION,
@@ -16,4 +16,5 @@ from kr_fast.data.sources import (
 )
 
 __all__ = ["TEST_FRACTION", "VAL_FRACTION", "Augment", "AugmentParams", "Dataset", "ReadOptions", "Source", "Split"]
+__all__ += ["SplitDuplicates", "find_duplicates"]
 __all__ += ["augmented", "load", "load_uncut", "read", "shared_images", "to_float"]

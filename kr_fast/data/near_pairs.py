@@ -11,7 +11,7 @@ What remains is one matrix product of short rows. Pairs below the bound are deci
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -49,7 +49,31 @@ class NearPairs:
         return len(self.first)
 
 
-def near_pairs(images: Tensor, threshold: float) -> NearPairs:
+class Joined:
+    """Images of several tensors as one; nothing is copied until it is asked for.
+
+    Args:
+        parts: uint8 ``[N_k, H, W, C]``; rows: int64 ``[N]``, numbers over all parts, in the order of these; None: all.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], rows: Tensor | None = None):
+        self.parts, self.starts = parts, torch.tensor([0, *map(len, parts)]).cumsum(0)
+        self.rows = torch.arange(int(self.starts[-1])) if rows is None else rows
+        self.shape = (len(self.rows), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        rows = self.rows[index]
+        images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
+        for part, start, end in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
+            mine = (rows >= start) & (rows < end)
+            images[mine] = part[rows[mine] - start]
+        return images
+
+
+def near_pairs(images: Tensor | Joined, threshold: float) -> NearPairs:
     """All pairs of images whose distance is at most ``threshold``; mirrored and turned images are far apart.
 
     The distance is the root mean square difference in grey levels over the pixels that both have, at the best of 9
@@ -85,7 +109,7 @@ class _Bounds:
     Of an image all but its border is seen, and with a shift another part of that size, so that one basis serves all.
     """
 
-    def __init__(self, images: Tensor):
+    def __init__(self, images: Tensor | Joined):
         self.images = images
         self.factor = -(-(max(images.shape[1:3]) - 2) // WIDEST)
         some = torch.cat(list(self._parts((0, 0), step=-(-len(images) // SAMPLE))))
@@ -113,9 +137,9 @@ class _Bounds:
         """float64 ``[n, D]``: means of the images without their border, times ``factor``."""
         _, height, width, channels = self.images.shape
         dy, dx = shift
-        seen = self.images[::step, 1 + dy : height - 1 + dy, 1 + dx : width - 1 + dx]
-        for part in seen.split(max(1, MOST_BYTES // (8 * height * width * channels))):
-            part = part.permute(0, 3, 1, 2).double()
+        rows = torch.arange(0, len(self.images), step)
+        for some in rows.split(max(1, MOST_BYTES // (8 * height * width * channels))):
+            part = self.images[some][:, 1 + dy : height - 1 + dy, 1 + dx : width - 1 + dx].permute(0, 3, 1, 2).double()
             if self.factor > 1:
                 sides = [min(self.factor, side) for side in part.shape[2:]]
                 part = avg_pool2d(part, sides) * (sides[0] * sides[1]) ** 0.5
@@ -142,14 +166,16 @@ def _below(queries: Tensor, base: Tensor, most: float) -> Iterator[tuple[Tensor,
                 yield rows[near[i]], start + j
 
 
-def _squares(images: Tensor, i: Tensor, j: Tensor, shift: tuple[int, int]) -> Tensor:
+def _squares(images: Tensor | Joined, i: Tensor, j: Tensor, shift: tuple[int, int]) -> Tensor:
     """int64: squared differences, summed, of the pixels of images i, shifted, that are in images j too."""
-    dy, dx = shift
-    height, width = images.shape[1:3]
-    x = images[:, max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)]
-    y = images[:, max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)]
-    size = max(1, MOST_BYTES // (4 * x[0].numel()))
-    sums = [(x[a].int() - y[b]).square_().flatten(1).sum(1) for a, b in zip(i.split(size), j.split(size), strict=True)]
+    _, height, width, channels = images.shape
+    frames = []
+    for dy, dx in (shift, (-shift[0], -shift[1])):
+        frames.append((slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))))
+    size, sums = max(1, MOST_BYTES // (4 * height * width * channels)), []
+    for a, b in zip(i.split(size), j.split(size), strict=True):
+        x, y = (images[rows][(slice(None), *frame)].int() for rows, frame in ((a, frames[0]), (b, frames[1])))
+        sums.append((x - y).square_().flatten(1).sum(1))
     return torch.cat(sums) if sums else i
 
 

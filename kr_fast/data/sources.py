@@ -132,6 +132,11 @@ class Source:
         """Whether nothing is cut, so that every seed has the same splits."""
         return {"train", "val", "test"} <= self.content.parts.keys()
 
+    @property
+    def given_splits(self) -> frozenset[str]:
+        """The splits that the source has itself; the others are cut."""
+        return frozenset(self.content.parts) - {"all"}
+
     def dataset(
         self, *, seed: int = 0, val_fraction: float = VAL_FRACTION, test_fraction: float = TEST_FRACTION
     ) -> Dataset:

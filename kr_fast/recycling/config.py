@@ -70,6 +70,12 @@ class RecycleConfig(ReadOptions):
     ordinal: bool = option(
         False, "the classes are grades, in their order: adds the quadratic weighted kappa to the test figures"
     )
+    duplicates: str = option(
+        "auto",
+        "images with a near-duplicate in an earlier split (train, val, test): drop or keep them; auto drops them from "
+        "splits that are cut and keeps those that the data have",
+        choices=("auto", "drop", "keep"),
+    )
 
     teacher: str = option("", "pkg.mod:factory or a .safetensors/.pt state dict, in place of training a Teacher")
     teacher_arch: str = option("resnet14", "Teacher's architecture", choices=tuple(CLASSIFIERS))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data import Dataset
+from kr_fast.data import Dataset, SplitDuplicates
 from kr_fast.models import classifier
 from kr_fast.recycling.budget.ledger import Ledger
 from kr_fast.recycling.config import RecycleConfig
@@ -50,6 +50,8 @@ class Context:
     notes: list[str] = dataclasses.field(default_factory=list)  # of the checks before the first stage
     precision: Precision = Precision()
     ledger: Ledger | None = None  # of a run with a budget
+    duplicates: SplitDuplicates | None = None  # of the data as they were read
+    dropped: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # split -> which of these are not in ``data``
 
     @property
     def folder(self) -> Folder:

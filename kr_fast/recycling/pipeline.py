@@ -16,7 +16,7 @@ from kr_fast.recycling import given, precision, preflight, stage_progress
 from kr_fast.recycling.budget.ledger import NAME, Ledger
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import auditing, canaries, dataset, reporting, shadows, teacher
+from kr_fast.recycling.stages import auditing, canaries, dataset, duplicates, reporting, shadows, teacher
 from kr_fast.recycling.stages.distillation import ablation, gkd, shadow_students, student
 from kr_fast.recycling.stages.generation import checkpoints, few_step, generator_rounds, tuning
 from kr_fast.runtime import state
@@ -46,6 +46,7 @@ STAGES: tuple[Stage, ...] = (
 )
 # Stage -> its files and folders, whose SHA-256 the journal holds.
 FILES: dict[str, Callable[[Context], list[Path]]] = {
+    "data": lambda context: [context.folder.duplicates],
     "teacher": lambda context: [context.folder.teacher],
     "generator": lambda context: [context.folder.generators],
     "few_step": lambda context: [context.folder.few_step],
@@ -156,6 +157,7 @@ def _load(config: RecycleConfig, source: data.Source | None = None) -> Context:
     loaded = source.dataset(seed=config.seed, **fractions)
     device = state.current().device
     context = Context(given.applied(config, loaded, device), out, state.current(), loaded, journal)
+    duplicates.apply(context, source.given_splits)
     if begun:
         dataset.check(context)
         if bool(before := manifest.read_config(context.folder.config)["budget"]) != bool(config.budget):

@@ -206,6 +206,8 @@ RUN = (
     "stages.{stage}",
     "throughput.{generator,synthesis,distillation,hidden}",
     "dataset.{num_classes,train,val,test,height,width,channels}",
+    "dataset.duplicates.{threshold,spacing,dropped.val,dropped.test}",
+    "dataset.duplicates.{exact,near}.{train,val,test,val_train,test_train,test_val}",
     "ablation.#.{val_accuracy,test_accuracy,test_auc}",
     f"ablation.#.leakage.{{attack}}.{{mean,sd,{PAIR}}}",
     f"memorisation.rows.#.{{step,share,ratio,{PAIR}}}",

@@ -7,6 +7,7 @@ import torch
 
 from kr_fast.data import Split, shared_images
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages import duplicates
 from kr_fast.runtime.errors import fail
 
 SPLITS = ("train", "val", "test")
@@ -14,11 +15,12 @@ TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Sizes, classes and SHA-256 of the splits, how images were read, the precision, and the notes of the checks."""
+    """Sizes, classes and SHA-256 of the splits, how images were read, duplicates, precision, notes of the checks."""
     data = context.data
     sizes = {name: len(getattr(data, name)) for name in SPLITS}
     notes = [*data.notes, *context.notes]
     facts = {"class_names": list(data.class_names), "notes": notes, "sha256": data.fingerprint}
+    facts["duplicates"] = duplicates.record(context)
     return {**sizes, **facts, "precision": dataclasses.asdict(context.precision)}
 
 

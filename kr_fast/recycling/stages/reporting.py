@@ -52,6 +52,7 @@ def summary(context: Context) -> dict[str, Any]:
             "width": width,
             "channels": channels,
             "notes": list(data.notes),
+            "duplicates": context.result("data").get("duplicates"),
         },
         **models,
         "throughput": {
