@@ -17,6 +17,7 @@ from kr_fast.data.duplicates import digests
 from kr_fast.data.options import COLUMNS, ReadOptions
 from kr_fast.data.printable import counted, printable
 from kr_fast.data.readers import hugging_face, kinds, table, web_dataset
+from kr_fast.data.readers.columns import check_apart
 from kr_fast.data.readers.decoding import decoded, in_one_size
 from kr_fast.data.splits import (
     CLASSES,
@@ -301,6 +302,9 @@ def _validate(dataset: Dataset) -> None:
             fail("data", f"{which} images", "have the shape of the training images", shapes)
         if len(split) == 0:
             fail("data", f"{which} split", "hold at least one image", 0)
+    groups = {which: getattr(dataset, which).groups for which in ("train", "val", "test")}
+    if all(each is not None for each in groups.values()):
+        check_apart({which: each.numpy() for which, each in groups.items()}, "groups")
 
 
 def _repeated(dataset: Dataset) -> list[str]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kr_fast.data.groups import cut_by_group
 from kr_fast.runtime.errors import fail
 
 SIZES = (8, 224)
@@ -57,7 +58,10 @@ def splits_in(name: str) -> set[str]:
 
 
 def cut(content: SourceContent, val_fraction: float, test_fraction: float, seed: int) -> None:
-    """Cut the splits that are missing, by class: test of all images, or of the training images; then validation."""
+    """Cut the splits that are missing, by class: test of all images, or of the training images; then validation.
+
+    Where images have groups, whole groups are cut, by class as far as these allow.
+    """
     parts = content.parts
     missing = {"val", "test"} - parts.keys()
     if "all" in parts:
@@ -69,7 +73,9 @@ def cut(content: SourceContent, val_fraction: float, test_fraction: float, seed:
         parts["train"], parts["val"] = _stratified(parts["train"], val_fraction, seed)
     for which in ("test", "val"):
         if which in missing and len(parts[which].labels) == 0:
-            fail("data", f"{which} split", "hold at least one image", "0 (no class has one for each split that is cut)")
+            what = "one" if parts["train"].groups is None else "a group"
+            got = f"0 (no class has {what} for each split that is cut)"
+            fail("data", f"{which} split", "hold at least one image", got)
 
 
 def _stratified(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
@@ -78,6 +84,9 @@ def _stratified(part: Part, fraction: float, seed: int) -> tuple[Part, Part]:
     Where ``fraction`` of no class is an image, one of each class is cut.
     """
     labels = part.labels
+    if part.groups is not None:
+        out = cut_by_group(labels, part.groups, fraction, seed)
+        return part.rows(~out), part.rows(out)
     random = np.random.default_rng(seed)
     out = np.zeros(len(labels), dtype=bool)
     classes, counts = np.unique(labels, return_counts=True)

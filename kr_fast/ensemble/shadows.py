@@ -22,7 +22,7 @@ from kr_fast.ensemble.training.workers import Job, sent, train
 from kr_fast.runtime import seeds, state
 from kr_fast.runtime.array_files import read_npy
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.inputs import as_images, as_integer, as_labels, as_mask, described
+from kr_fast.runtime.inputs import as_groups, as_images, as_integer, as_labels, as_mask, described
 from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.reprs import ShortRepr
@@ -42,8 +42,14 @@ class Shadows(ShortRepr):
     recipe: dict[str, Any] | None = None
 
 
-def keep_matrix(num_models: int, count: int, seed: int) -> Tensor:
-    """bool ``[M, N]``: each example is in exactly half of the models (M even), each model holds about half of them."""
+def keep_matrix(num_models: int, count: int, seed: int, groups: np.ndarray | Tensor | None = None) -> Tensor:
+    """bool ``[M, N]``: each example is in exactly half of the models (M even), each model holds about half of them.
+
+    With ``groups`` ``[N]`` (integers or texts) whole groups are drawn: each is in exactly half of the models.
+    """
+    if groups is not None:
+        numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
+        return keep_matrix(num_models, int(numbers.max()) + 1, seed)[:, torch.from_numpy(numbers)]
     num_models, count = (
         as_integer("train_shadows", name, value) for name, value in (("num_models", num_models), ("count", count))
     )
@@ -66,6 +72,7 @@ def train_shadows(
     num_models: int,
     config: TrainConfig,
     seed: int,
+    groups: Any = None,
     out: str | Path | None = None,
     workers: int = 1,
     batched: bool | int | None = None,
@@ -86,6 +93,8 @@ def train_shadows(
         num_models: even, at least 2.
         config: the target's recipe.
         seed: of the halves, weights and shuffles.
+        groups: ``[N]`` integers or texts, what each image belongs to (a patient, a site): halves are then of whole
+            groups, so that a model that holds none of a group's images is one that never saw it.
         out: folder for ``model-000.safetensors`` ... and ``keep.npy``; models found there are not trained again, and
             groups of models that were cut off go on from the last of their states there.
         workers: on a CPU, how many models are trained at a time, each in a process of one thread; above 1 needs
@@ -108,11 +117,12 @@ def train_shadows(
     labels = as_labels("train_shadows", "labels", labels, len(images)).cpu()
     if len(images) == 0:
         fail("train_shadows", "images", "hold examples", described(images))
-    keep = keep_matrix(num_models, len(labels), seed)
+    groups = None if groups is None else as_groups("train_shadows", "groups", groups, len(labels))
+    keep = keep_matrix(num_models, len(labels), seed, groups)
     if (least := int(keep.sum(1).min())) < 2:
-        fail(
-            "train_shadows", "images", "be enough for two in each model's half", f"{len(images)}, of which {least} are"
-        )
+        of = "" if groups is None else f" in {len(np.unique(groups))} groups"
+        rule = "be enough for two in each model's half"
+        fail("train_shadows", "images", rule, f"{len(images)}{of}, of which {least} are")
     workers = as_integer("train_shadows", "workers", workers)
     out = None if out is None else Path(out)
     if out is not None and out.exists() and not out.is_dir():
@@ -132,7 +142,7 @@ def train_shadows(
     dtype = trainer.compute_dtype(precision, runtime.device) if stacked else None
     graph = trainer.supported(job) if stacked else None
     if out is not None and runtime.is_main:
-        _claim(job, job.precision if graph is None else str(dtype).removeprefix("torch."))
+        _claim(job, job.precision if graph is None else str(dtype).removeprefix("torch."), groups)
         files.save_array(out / "keep.npy", keep.numpy())
     runtime.barrier()
     mine = runtime.shard(num_models)
@@ -233,18 +243,21 @@ def _check_models(job: Job, device: torch.device) -> None:
     as_labels(where, "labels", job.labels, classes=logits.shape[1])
 
 
-def _claim(job: Job, precision: str) -> None:
+def _claim(job: Job, precision: str, groups: np.ndarray | None) -> None:
     """The folder belongs to one data set and recipe; another one is refused, naming what differs."""
     digest, recipe = data_digest(job.images, job.labels), recipe_of(job.fresh(0), job.config)
     manifest = {"data": digest, "num_models": len(job.keep), "seed": job.seed, **dataclasses.asdict(job.config)}
     manifest["architecture"] = recipe["architecture"]
     manifest["precision"] = precision
+    # Of who belongs together, whatever the groups are called.
+    numbers = None if groups is None else np.unique(groups, return_inverse=True)[1].astype("<i8")
+    manifest["groups"] = None if numbers is None else hashlib.sha256(numbers.tobytes()).hexdigest()
     added = recipe_record(recipe, job.keep)
     path = job.out / "shadows.json"
     if path.exists():
         written = files.read_json(path, dict)
         # What an older version did not record was not there to be chosen: it is what does nothing.
-        written = {**dataclasses.asdict(TrainConfig()), "precision": "float32", **written}
+        written = {**dataclasses.asdict(TrainConfig()), "precision": "float32", "groups": None, **written}
         for key in manifest:
             if (value := written.get(key)) != manifest[key]:
                 fail("train_shadows", key, f"equal {value!r} of the shadows in {job.out}", repr(manifest[key]))

@@ -118,6 +118,31 @@ def test_every_example_is_in_exactly_half_of_the_models(models):
     assert not torch.equal(keep, keep_matrix(models, 501, 4))
 
 
+def test_groups_are_whole_in_every_half():
+    """Texts and numbers alike, in any order."""
+    numbers = torch.arange(40).repeat(3)[torch.randperm(120, generator=torch.Generator().manual_seed(0))]
+    keep = keep_matrix(4, 120, 3, numbers)
+    for number in range(40):
+        mine = keep[:, numbers == number]
+        assert torch.equal(mine, mine[:, :1].expand(-1, 3))
+    assert keep.sum(0).tolist() == [2] * 120
+    assert torch.equal(keep, keep_matrix(4, 40, 3)[:, numbers])
+    assert torch.equal(keep, keep_matrix(4, 120, 3, [f"{number:02}" for number in numbers]))
+
+
+def test_shadows_of_other_groups_are_refused(tmp_path):
+    split = data(40)
+    options = {"num_models": 2, "config": CONFIG, "seed": 9, "out": tmp_path}
+    made = train_shadows(make_model, split.images, split.labels, groups=torch.arange(40) // 4, **options)
+    assert torch.equal(made.keep, made.keep[:, torch.arange(40) // 4 * 4])
+    again = train_shadows(make_model, split.images, split.labels, groups=[f"p{k // 4}" for k in range(40)], **options)
+    assert torch.equal(again.keep, made.keep)
+    with pytest.raises(UserError, match="^train_shadows: groups must equal"):
+        train_shadows(make_model, split.images, split.labels, **options)
+    with pytest.raises(UserError, match=r"^train_shadows: groups must be texts or integers \[40\]"):
+        train_shadows(make_model, split.images, split.labels, groups=[1], **options)
+
+
 @pytest.mark.parametrize("models", [0, 1, 3])
 def test_an_odd_number_of_models_cannot_be_balanced(models):
     with pytest.raises(ValueError, match="num_models must be even and at least 2"):

@@ -11,13 +11,15 @@ from kr_fast.models import most_levels
 from kr_fast.recycling import given
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import division, memory_and_disk, networks
-from kr_fast.recycling.stages import dataset, teacher
+from kr_fast.recycling.stages import dataset, shadows, teacher
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 
 ASKED = 512  # validation images on which a given Teacher is evaluated
 SIGNIFICANT = 1e-4  # probability of guessing as badly, below which a Teacher is refused
-SMALL = 128  # images in a pool whose random halves may have too few; above it the probability is below 1e-30
+SMALL = (
+    128  # images (or groups) in a pool whose random halves may have too few; above it the probability is below 1e-30
+)
 
 
 def check(context: Context) -> list[str]:
@@ -65,8 +67,9 @@ def splits(context: Context) -> list[str]:
     c, data = context.config, context.data
     notes = []
     pool = len(data.train) + len(data.test)
-    if c.num_shadows and pool <= SMALL:
-        least = int(keep_matrix(c.num_shadows, pool, seeds.derive(c.seed, "shadows")).sum(1).min())
+    groups = shadows.groups(context)
+    if c.num_shadows and (pool if groups is None else len(groups.unique())) <= SMALL:
+        least = int(keep_matrix(c.num_shadows, pool, seeds.derive(c.seed, "shadows"), groups).sum(1).min())
         if least < 2:
             rule = f"leave each shadow model two of the {pool} training and test images (0 skips the audit)"
             fail("run", "num_shadows", rule, f"{c.num_shadows}, of which one has {least}")

@@ -75,7 +75,7 @@ def run(context: Context) -> dict[str, Any]:
     auxiliary = Auxiliary((further.images.cpu(), further.labels.cpu()) if len(further) else None, released)
     options = {"augment": c.audit_augment, "leave_out_duplicates": c.leave_out_duplicates}
     choices = Choices(**options, seed=seeds.derive(c.seed, "audit"))
-    options = {"control": model, "auxiliary": auxiliary, "choices": choices}
+    options = {"control": model, "auxiliary": auxiliary, "choices": choices, "groups": shadows.groups(context)}
     report = audit(targets, sets, images, labels, members, **options)
     if c.audit_canaries:
         found = canaries.attack(context, report.to_dict())

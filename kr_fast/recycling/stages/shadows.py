@@ -1,5 +1,7 @@
 """Shadow Teachers: models of the Teacher's recipe, each on a random half of training and test split together.
 
+Halves are of whole groups (patients, sites) where the data have such.
+
 The pool is the training split (members) and the test split (non-members). The validation split is left out: choices
 were made on it, so it is neither. Shadows are shared out over the ranks.
 """
@@ -27,6 +29,12 @@ def pool(context: Context) -> tuple[Tensor, Tensor, Tensor]:
     return images, labels, torch.arange(len(labels)) < len(train)
 
 
+def groups(context: Context) -> Tensor | None:
+    """int64 ``[N]``: the groups of the pool's images, or None where the data have none."""
+    train, test = context.data.train.groups, context.data.test.groups
+    return None if train is None or test is None else torch.cat([train, test])
+
+
 def workers(context: Context) -> int:
     """How many models to train at a time: a small network does not gain from a second thread."""
     return torch.get_num_threads() if context.runtime.device.type == "cpu" else 1
@@ -39,7 +47,7 @@ def run(context: Context) -> dict[str, Any]:
         images, labels, _ = pool(context)
         make_model = context.make_network(c.teacher_arch, c.teacher_width)
         options = {"num_models": c.num_shadows, "config": teacher.recipe(context), "workers": workers(context)}
-        options |= {"seed": seeds.derive(c.seed, "shadows"), "out": context.folder.shadows}
+        options |= {"seed": seeds.derive(c.seed, "shadows"), "out": context.folder.shadows, "groups": groups(context)}
         if context.runtime.device.type == "cpu":  # a GPU trains them at once, in what it is fastest in
             options["precision"] = context.precision.classifiers
         train_shadows(make_model, images, labels, **options)
