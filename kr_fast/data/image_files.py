@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import Image
 
 from kr_fast.data.options import ReadOptions
 from kr_fast.data.packed import ImageFile, Packed
-from kr_fast.data.pixel_range import Scale, percentiles, range_of
+from kr_fast.data.pixel_range import Range, Scale, percentiles, range_of
 from kr_fast.data.pixels.decoding import (
     DEEP,
     MOST_PIXELS,
@@ -51,32 +51,83 @@ class FileImages:
     warnings: list[str]
 
 
+@dataclasses.dataclass
+class Tally:
+    """What decoding some files showed: counts of ``NOTES``, the range of their pixels, files that were left out."""
+
+    notes: Counter = dataclasses.field(default_factory=Counter)
+    counts: tuple[int, int, int] = (0, 0, 0)  # of pixels: clipped, changed by more than half a level, all
+    ends: tuple[int, int] = (255, 0)  # the least and the largest pixel
+    left_out: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        counts = tuple(first + second for first, second in zip(self.counts, other.counts, strict=True))
+        ends = min(self.ends[0], other.ends[0]), max(self.ends[1], other.ends[1])
+        return Tally(self.notes + other.notes, counts, ends, self.left_out + other.left_out)
+
+
 def read(
     parts: dict[str, list[ImageFile]], sizes: tuple[int, int] | None, options: ReadOptions | None = None
 ) -> FileImages:
-    """The images of the files of each split, as uint8 by one rule for all.
+    """The images of the files of each split, as uint8 by one rule for all, in memory.
 
     Args:
         sizes: least and greatest height and width; None for any.
         options: ``image_size``, ``resize`` and ``skip_unreadable``.
     Raises: UserError for files that cannot be read, are of several sizes or kinds, or do not fit sizes or the memory.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow on odd metadata, and on sizes that are refused here
-        survey = Survey(parts, sizes, options or ReadOptions())
-        need, free = survey.total * int(np.prod(survey.shape)), free_memory()
-        if need > free:
-            what = f"{counted(survey.total, 'image')} of {survey.shape[0]} x {survey.shape[1]} {survey.kind}"
-            got = f"{what}, {need >> 20} MiB where {free >> 20} MiB are free"
-            fail("data", "all images together", "fit the memory", got)
-        pixels = {}
-        with survey.bar("images") as bar:
-            for which, files in survey.files.items():
-                images = np.empty((len(files), *survey.shape), np.uint8)
-                done = survey.fill(which, 0, images, bar.update)
-                pixels[which] = images if done.all() else images[done]
-        survey.refuse_unreadable()
-        return FileImages(pixels, survey.kept, *survey.report())
+    survey = Survey(parts, sizes, options or ReadOptions())
+    images = in_memory({name: FileRows(survey, name) for name in parts})
+    for name, kept in survey.kept.items():
+        kept[kept] = images.kept[name]
+    return dataclasses.replace(images, kept=survey.kept)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileRows:
+    """Images that are not decoded yet: ``rows`` of the files ``name`` of a survey, in this order; None for all."""
+
+    survey: "Survey"
+    name: str
+    rows: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.rows is None:
+            object.__setattr__(self, "rows", np.arange(len(self.survey.files[self.name])))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the array that they become, if all can be read."""
+        return len(self.rows), *self.survey.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Of that array."""
+        return int(np.prod(self.shape))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: np.ndarray) -> "FileRows":
+        return FileRows(self.survey, self.name, self.rows[which])
+
+
+def in_memory(parts: dict[str, FileRows]) -> FileImages:
+    """The images of ``parts``, all of one survey; ``kept`` is over their rows. Raises: as :func:`read`."""
+    survey = next(iter(parts.values())).survey
+    need, free = sum(part.nbytes for part in parts.values()), free_memory()
+    if need > free:
+        got = f"{survey.words}, {need >> 20} MiB where {free >> 20} MiB are free"
+        fail("data", "all images together", "fit the memory", got)
+    pixels, kept, tallies = {}, {}, {}
+    with survey.bar("images") as bar:
+        for which, part in parts.items():
+            images = np.empty(part.shape, np.uint8)
+            kept[which], tally = survey.fill(part.name, part.rows, images, bar.update)
+            pixels[which] = images if kept[which].all() else images[kept[which]]
+            tallies[part.name] = tallies.get(part.name, Tally()) + tally
+    survey.refuse_unreadable()
+    return FileImages(pixels, kept, *survey.report(tallies))
 
 
 class Survey:
@@ -87,75 +138,84 @@ class Survey:
     """
 
     def __init__(self, parts: dict[str, list[ImageFile]], sizes: tuple[int, int] | None, options: ReadOptions):
-        self._options, self._notes = options, Counter()
+        self._options = options
         self._failed: list[Failure] = []
-        self._counts, self._ranges = np.zeros(3, np.int64), {}  # of pixels: clipped, changed, all
-        self.kept = {which: np.ones(len(part), bool) for which, part in parts.items()}
         self.total = sum(map(len, parts.values()))
-        self.files = {}
+        self.kept = {name: np.zeros(len(part), bool) for name, part in parts.items()}
+        self.files: dict[str, list[tuple[ImageFile, Header]]] = {}
         limit, known = MOST_PIXELS if options.image_size else 0, {}
         with self.bar("headers") as bar:
-            for which, part in parts.items():
-                self.files[which] = [(file, None) for file in part]
-                headers = self._results(which, range(len(part)), lambda each: read_header(each[0], limit), bar.update)
-                self.files[which] = [(part[row], known.setdefault(header, header)) for row, header in headers]
+            for name, part in parts.items():
+                headers = self._results(part, lambda file: read_header(file, limit), bar.update)
+                self._keep(name, [(row, (part[row], known.setdefault(header, header))) for row, header in headers])
         self.refuse_unreadable()
-        given, self.total = self.total, sum(map(len, self.files.values()))
-        if not self.total:
-            fail("data", "source", "hold an image that can be read", f"none of {given}")
+        if not any(self.files.values()):
+            fail("data", "source", "hold an image that can be read", f"none of {self.total}")
         every = [each for files in self.files.values() for each in files]
         self.kind = _common_kind(every)
         ends = [pick((header for _, header in every), key=lambda header: header.area) for pick in (min, max)]
         self._smallest, self._largest = (f"{header.height} x {header.width}" for header in ends)
         height, width = _common_size(every, options)
         check_size(height, width, sizes)
-        self._form = Form(3 if "colour" in self.kind else 1, options.image_size, options.resize)
-        self.shape = height, width, self._form.channels
-        self._scale = self._scale_of_deep() if self.kind in DEEP else None
+        self.form = Form(3 if "colour" in self.kind else 1, options.image_size, options.resize)
+        self.shape = height, width, self.form.channels
+        self.scale = self._scale_of_deep() if self.kind in DEEP else None
 
-    def bar(self, description: str) -> progress.bar:
+    @property
+    def words(self) -> str:
+        """How many images of which size and kind."""
+        count = sum(map(len, self.files.values()))
+        return f"{counted(count, 'image')} of {self.shape[0]} x {self.shape[1]} {self.kind}"
+
+    def bar(self, description: str, done: int = 0) -> progress.bar:
         """A progress bar over all files, if they are many."""
-        return progress.bar(self.total, description if self.total >= MANY else None, "image")
+        return progress.bar(self.total, description if self.total >= MANY else None, "image", done)
 
-    def fill(self, which: str, start: int, rows: np.ndarray, update: Callable[[], None]) -> np.ndarray:
-        """Decode the files of a split from ``start`` on into ``rows``, as many as it has; returns which could be."""
-        done = np.zeros(len(rows), bool)
+    def fill(
+        self, name: str, rows: Sequence[int], out: np.ndarray, update: Callable[[], None]
+    ) -> tuple[np.ndarray, Tally]:
+        """Decode ``rows`` of the files ``name`` into ``out``; (which could be read, a mask, what was seen)."""
+        files, done, tally = self.files[name], np.zeros(len(rows), bool), Tally()
+        for at, (pixels, one) in self._results([files[row] for row in rows], self._decoded, update):
+            done[at], out[at], tally = True, pixels, tally + one
+        tally.left_out = int((~done).sum())
+        return done, tally
 
-        def one(each: tuple[ImageFile, Header]) -> tuple[np.ndarray, list[str], tuple[int, int, int]]:
-            return self._decoded(*each)
+    def _decoded(self, each: tuple[ImageFile, Header]) -> tuple[np.ndarray, Tally]:
+        """(uint8 ``[H, W, C]``, what was seen)."""
+        file, header = each
+        clipped = changed = 0
+        if self.scale is None:
+            pixels, notes = decode(file, header, self.form)
+        else:
+            deep, notes = decode_deep(file, header)
+            levels, clipped, changed = self.scale.convert(deep)
+            pixels = fitted(Image.fromarray(levels[..., 0]), self.form, notes)
+        ends = int(pixels.min()), int(pixels.max())
+        return pixels, Tally(Counter(notes), (clipped, changed, header.area), ends)
 
-        for row, (pixels, notes, counts) in self._results(which, range(start, start + len(rows)), one, update):
-            done[row - start], rows[row - start] = True, pixels
-            self._notes.update(notes)
-            self._counts += counts
-            self._saw(which, pixels)
-        return done
+    def report(self, tallies: dict[str, Tally]) -> tuple[list[str], list[str]]:
+        """(notes, warnings) on what was decoded of the files of each name.
 
-    def _decoded(self, file: ImageFile, header: Header) -> tuple[np.ndarray, list[str], tuple[int, int, int]]:
-        """(uint8 ``[H, W, C]``, keys of ``NOTES``, pixels that were clipped, those that changed by it, all)."""
-        if self._scale is None:
-            pixels, notes = decode(file, header, self._form)
-            return pixels, notes, (0, 0, pixels.size)
-        deep, notes = decode_deep(file, header)
-        pixels, clipped, changed = self._scale.convert(deep)
-        return fitted(Image.fromarray(pixels[..., 0]), self._form, notes), notes, (clipped, changed, deep.size)
-
-    def report(self) -> tuple[list[str], list[str]]:
-        """(notes, warnings) on what was decoded. Raises: UserError where the range of its pixels is not certain."""
-        notes = self._notes
+        Raises: UserError where the range of pixels is not certain.
+        """
+        tally = sum(tallies.values(), Tally())
+        notes = tally.notes
         if self.kind == "16-bit colour" and not notes["bright"]:
             remedy = "scale their samples so that white is 65535"
             fail("data", "images of 16-bit colour", "use their 16 bits", f"none with a sample above 32767 ({remedy})")
-        scale = self._scale or Scale(list(self._ranges.values()))
-        done, warned = scale.report(*map(int, self._counts))
+        seen = {name: each for name, each in tallies.items() if each.counts[2]}
+        if not seen:
+            fail("data", "source", "hold an image that can be read", f"none of {self.total}")
+        scale = self.scale or Scale([Range(name, np.dtype(np.uint8), *each.ends) for name, each in seen.items()])
+        done, warned = scale.report(*tally.counts)
         done += [text.format(counted(notes[key], "image")) for key, text in NOTES.items() if notes[key]]
         if notes["resized"]:
             ends = f"{self._smallest} to {self._largest}" if self._smallest != self._largest else self._smallest
             how = f" by {self._options.resize}" if self._options.resize else ""
             text = f"{counted(notes['resized'], 'image')} of {ends} brought to one size{how}"
             done.append(text + (f", {notes['enlarged']} of them enlarged" if notes["enlarged"] else ""))
-        left_out = sum(int((~mask).sum()) for mask in self.kept.values())
-        if left_out:
+        if left_out := tally.left_out + sum(int((~mask).sum()) for mask in self.kept.values()):
             done.append(f"left out as unreadable: {counted(left_out, 'image')}")
         return done, warned
 
@@ -175,47 +235,53 @@ class Survey:
         raise UserError(f"data: every image must be readable, got {len(failed)} that are not: {got} ({remedy})")
 
     def _results(
-        self, which: str, rows: range, function: Callable[[Any], Any], update: Callable[[], None]
+        self, items: Sequence[Any], function: Callable[[Any], Any], update: Callable[[], None]
     ) -> Iterator[tuple[int, Any]]:
-        """(row, result) of ``rows`` of the files of a split, those that could be read."""
-        files, given = self.files[which], np.flatnonzero(self.kept[which])
+        """(index, result) of ``items``, those that could be read; the others are in ``_failed``."""
 
-        def attempt(row: int) -> Any:
+        def attempt(item: Any) -> Any:
             try:
-                return function(files[row])
+                return function(item)
             except UnreadableError as error:
                 return error
 
-        for row, result in zip(rows, in_threads(attempt, rows), strict=True):
-            update()
-            if isinstance(result, UnreadableError):
-                self._failed.append((files[row][0], result))
-                self.kept[which][given[row]] = False
-            else:
-                yield row, result
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow on odd metadata, and on sizes that are refused here
+            for index, result in enumerate(in_threads(attempt, items)):
+                update()
+                if isinstance(result, UnreadableError):
+                    item = items[index]
+                    self._failed.append((item[0] if isinstance(item, tuple) else item, result))
+                else:
+                    yield index, result
 
-    def _saw(self, which: str, pixels: np.ndarray) -> None:
-        now = range_of(which, pixels)
-        self._ranges[which] = self._ranges[which].joined(now) if which in self._ranges else now
+    def _keep(self, name: str, files: list[tuple[int, tuple[ImageFile, Header]]]) -> None:
+        """Of the files of ``name``, keep those with these indices."""
+        given = np.flatnonzero(self.kept[name]) if name in self.files else np.arange(len(self.kept[name]))
+        self.kept[name][:] = False
+        self.kept[name][given[[row for row, _ in files]]] = True
+        self.files[name] = [each for _, each in files]
 
     def _scale_of_deep(self) -> Scale:
         """The rule for 16 bits and floats, for which all files are decoded once more."""
         levels = np.zeros(MOST - LEAST, np.int64) if self.kind == "16-bit grey" else None
+        ranges: dict[str, Range] = {}
         with self.bar("range of pixels") as bar:
-            for which, files in self.files.items():
-                rows = []
-                for row, (pixels, _) in self._results(
-                    which, range(len(files)), lambda each: decode_deep(*each), bar.update
-                ):
-                    rows.append(row)
-                    self._saw(which, pixels)
+            for name, files in self.files.items():
+                read = []
+                for row, (pixels, _) in self._results(files, lambda each: decode_deep(*each), bar.update):
+                    now = range_of(name, pixels)
+                    ranges[name] = ranges[name].joined(now) if name in ranges else now
+                    read.append((row, files[row]))
                     if levels is not None:
                         inside = pixels[(pixels >= LEAST) & (pixels < MOST)]
                         levels += np.bincount(inside - LEAST, minlength=len(levels))
-                self.files[which] = [files[row] for row in rows]
+                self._keep(name, read)
         self.refuse_unreadable()
-        ranges, self._ranges = list(self._ranges.values()), {}
-        return Scale(ranges, None if levels is None else lambda: tuple(LEAST + at for at in percentiles(levels)))
+        if not ranges:
+            fail("data", "source", "hold an image that can be read", f"none of {self.total}")
+        window = None if levels is None else lambda: tuple(LEAST + at for at in percentiles(levels))
+        return Scale(list(ranges.values()), window)
 
 
 def _common_kind(every: list[tuple[ImageFile, Header]]) -> str:

@@ -18,7 +18,7 @@ from kr_fast.data.options import COLUMNS, ReadOptions
 from kr_fast.data.printable import counted, printable
 from kr_fast.data.readers import hugging_face, kinds, table, web_dataset
 from kr_fast.data.readers.columns import check_apart
-from kr_fast.data.readers.decoding import decoded, in_one_size
+from kr_fast.data.readers.decoding import decoded, in_one_size, settled
 from kr_fast.data.splits import (
     CLASSES,
     SIZES,
@@ -139,14 +139,24 @@ class Source:
         return frozenset(self.content.parts) - {"all"}
 
     def dataset(
-        self, *, seed: int = 0, val_fraction: float = VAL_FRACTION, test_fraction: float = TEST_FRACTION
+        self,
+        *,
+        seed: int = 0,
+        val_fraction: float = VAL_FRACTION,
+        test_fraction: float = TEST_FRACTION,
+        folder: Path | None = None,
     ) -> Dataset:
-        """As :func:`load`; the same object again where nothing depends on the arguments."""
+        """As :func:`load`; the same object again where nothing depends on the arguments.
+
+        ``folder``: where image files of a set above 512 MiB are decoded to; its splits are memory maps of files there.
+        """
         if self._whole is not None:
             return self._whole
         lists = {name: list(getattr(self.content, name)) for name in ("notes", "warnings")}
         content = dataclasses.replace(self.content, parts=dict(self.content.parts), **lists)
         cut(content, val_fraction, test_fraction, seed)
+        _settle(content, folder)
+        _check_classes(content)
         splits = [_split(content.parts[which]) for which in ("train", "val", "test")]
         dataset = Dataset(self.name, content.class_names, *splits)
         _validate(dataset)
@@ -175,6 +185,7 @@ def load_uncut(
     options = options or ReadOptions()
     name, content = _read(source, None, options)
     in_one_size(content, options)
+    _settle(content, None)
     splits = {which: _split(part) for which, part in content.parts.items()}
     first = next(iter(splits.values()))
     for which, split in splits.items():
@@ -183,6 +194,12 @@ def load_uncut(
             fail("data", f"{which} images", "have the shape of the first split", shapes)
     _report(content, tuple(first.images.shape[1:]))
     return name, content.class_names, splits
+
+
+def _settle(content: SourceContent, folder: Path | None) -> None:
+    """Decode image files that are not decoded yet."""
+    content.parts, notes, warnings = settled(content.parts, folder)
+    content.notes, content.warnings = [*notes, *content.notes], [*warnings, *content.warnings]
 
 
 def _split(part: Part) -> Split:

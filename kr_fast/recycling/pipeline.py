@@ -24,6 +24,7 @@ from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files, manifest
 from kr_fast.runtime.storage.journal import Journal, refuse
+from kr_fast.runtime.storage.layout import Folder
 
 # (name, function, runs on every rank)
 Stage = tuple[str, Callable[[Context], dict], bool]
@@ -100,7 +101,7 @@ def recycle(config: RecycleConfig, *, source: data.Source | None = None) -> Resu
         Inference Attacks", Pattern Recognition Letters 190, 2025.
     """
     start = time.perf_counter()
-    context = _load(config, source)
+    context = _load(config, source, maps=True)
     out, runtime = context.out, context.runtime
     try:
         with runtime.main_first() as main:
@@ -144,8 +145,11 @@ def dry_run(config: RecycleConfig) -> str:
     return preflight.describe(context, notes)
 
 
-def _load(config: RecycleConfig, source: data.Source | None = None) -> Context:
-    """The run that ``config`` describes, checked against what is in its folder."""
+def _load(config: RecycleConfig, source: data.Source | None = None, *, maps: bool = False) -> Context:
+    """The run that ``config`` describes, checked against what is in its folder.
+
+    ``maps``: whether the images of a large set are decoded to files beside that folder.
+    """
     manifest.refuse_inside(config.out, config.data, "run")
     out = Path(config.out)
     begun, journal = (
@@ -154,7 +158,7 @@ def _load(config: RecycleConfig, source: data.Source | None = None) -> Context:
     )  # before the data are read, which takes long
     source = data.read(config.data, options=config.reading) if source is None else source
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-    loaded = source.dataset(seed=config.seed, **fractions)
+    loaded = source.dataset(seed=config.seed, **fractions, folder=Folder(out).mapped_images if maps else None)
     device = state.current().device
     context = Context(given.applied(config, loaded, device), out, state.current(), loaded, journal)
     duplicates.apply(context, source.given_splits)

@@ -1,5 +1,7 @@
 """Image files with their labels and groups -> the parts of a source: the one place where readers decode files."""
 
+from pathlib import Path
+
 import numpy as np
 
 from kr_fast.data.npz import with_channel
@@ -8,6 +10,8 @@ from kr_fast.data.packed import ImageFile
 from kr_fast.data.pixel_range import to_uint8
 from kr_fast.data.printable import counted
 from kr_fast.data.splits import Part, SourceContent
+
+LARGE = 1 << 29  # bytes of pixels above which files are decoded when the set has been cut, and to disk where possible
 
 
 def decoded(
@@ -19,21 +23,51 @@ def decoded(
 ) -> tuple[dict[str, Part], list[str], list[str]]:
     """(split -> its part, notes on what was done with pixels, warnings).
 
+    The images of a set above ``LARGE`` are not decoded yet: they are rows of files, which :func:`settled` decodes.
+
     Args:
         files, labels, groups: of each split, or of ``all``, in one order.
         sizes: least and greatest height and width; None for any.
         options: how images are brought to one size, and whether unreadable ones are skipped.
     Raises: UserError for files that cannot be read or do not fit together.
     """
-    from kr_fast.data import image_files  # loads Pillow
+    from kr_fast.data.image_files import FileRows, Survey  # loads Pillow
 
     named = {which: f"{which} images" if which != "all" else "images" for which in files}
-    images = image_files.read({named[which]: files[which] for which in files}, sizes, options)
+    survey = Survey({named[which]: files[which] for which in files}, sizes, options)
     parts = {}
     for which, name in named.items():
-        kept = images.kept[name]
-        parts[which] = Part(images.pixels[name], labels[which][kept], None if groups is None else groups[which][kept])
-    return parts, images.notes, images.warnings
+        kept = survey.kept[name]
+        of_groups = None if groups is None else groups[which][kept]
+        parts[which] = Part(FileRows(survey, name), labels[which][kept], of_groups)
+    if sum(part.images.nbytes for part in parts.values()) > LARGE:
+        return parts, [], []
+    return settled(parts, None)
+
+
+def settled(parts: dict[str, Part], folder: Path | None) -> tuple[dict[str, Part], list[str], list[str]]:
+    """``parts`` with arrays in place of images of files that are not decoded yet; and the notes and warnings on them.
+
+    Args:
+        folder: where images are decoded to and mapped from; None for memory.
+    Raises: UserError for files that cannot be read, do not fit together, or do not fit the memory or the disk.
+    """
+    if all(isinstance(part.images, np.ndarray) for part in parts.values()):
+        return parts, [], []
+    rows = {which: part.images for which, part in parts.items()}
+    if folder is None:
+        from kr_fast.data.image_files import in_memory
+
+        images = in_memory(rows)
+    else:
+        from kr_fast.data.memory_map import convert
+
+        images = convert(folder, rows)
+    done = {}
+    for which, part in parts.items():
+        kept = images.kept[which]
+        done[which] = Part(images.pixels[which], *(None if each is None else each[kept] for each in part[1:]))
+    return done, images.notes, images.warnings
 
 
 def from_arrays(

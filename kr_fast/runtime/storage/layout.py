@@ -99,6 +99,7 @@ class Folder:
         self.denoising = self.private / "denoising.npz"
         self.nearest = self.private / "nearest.npy"
         self.state = self.private / "state"
+        self.mapped_images = self.out.with_name(f"{self.out.name}.private-images")  # of a large set; beside the run
         self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
 
     def generator(self, step: int, ema_length: float = 0.0) -> Path:

@@ -1,0 +1,194 @@
+"""Sets larger than memory: image files decoded once into files of pixels, of which ``Split.images`` are memory maps.
+
+``FOLDER/train.u8`` and so on hold uint8 ``[N, H, W, C]``. ``FOLDER/manifest.json`` holds for each block of them the
+SHA-256 of its pixels and of what they were made from (names, sizes and dates of the files, how they are read): a block
+whose two hashes are as before is kept, any other is made anew. So a conversion that was stopped continues, a damaged
+block is repaired, and a file that was replaced costs one block. A block with files that could not be read is made anew
+too, which names them. No name of a file is stored.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import PIL
+
+from kr_fast.data.image_files import FileImages, FileRows, Tally
+from kr_fast.data.packed import ImageFile, Packed
+from kr_fast.runtime import state
+from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.log import logger
+from kr_fast.runtime.storage import files
+
+BLOCK = 1 << 25  # bytes of pixels that are decoded, written and hashed at a time
+MANIFEST, LOCK, README = "manifest.json", ".lock", "README.txt"
+VERSION = 1  # of what a block's second hash stands for
+TEXT = """Real images, decoded by kr-fast for the run beside this folder. They must not leave the institution.
+The folder may be removed: the run makes it again from the same files.
+"""
+
+
+@dataclasses.dataclass
+class Block:
+    """``rows`` images that were read, of those that ``source`` is the hash of; ``skipped``: which could not be."""
+
+    rows: int
+    skipped: list[int]
+    source: str
+    sha256: str
+    notes: dict[str, int]
+    counts: list[int]
+    ends: list[int]
+
+    @property
+    def tally(self) -> Tally:
+        """What decoding showed."""
+        return Tally(Counter(self.notes), tuple(self.counts), tuple(self.ends), len(self.skipped))
+
+
+def convert(folder: Path, parts: dict[str, FileRows]) -> FileImages:
+    """The images of ``parts``, all of one survey, as memory maps of files in ``folder``, which are made where needed.
+
+    Pages of a map are read when they are used, and given back when memory is short; what is written to it stays in this
+    process. Of several processes under Accelerate, the first converts.
+    Raises: UserError for files that cannot be read, for a full disk, and where another command is converting.
+    """
+    with state.current().main_first() as main:
+        if main:
+            _convert(folder, parts)
+    blocks, pixels, kept = _read(folder / MANIFEST), {}, {}
+    survey, tallies = next(iter(parts.values())).survey, {}
+    for which, part in parts.items():
+        kept[which], start = np.ones(len(part), bool), 0
+        for block in blocks[which]:
+            kept[which][[start + row for row in block.skipped]] = False
+            start += block.rows + len(block.skipped)
+            tallies[part.name] = tallies.get(part.name, Tally()) + block.tally
+        shape = (int(kept[which].sum()), *part.shape[1:])
+        # Copy on write: torch takes writable memory alone, and the file stays as it is.
+        path = _path(folder, which)
+        pixels[which] = np.memmap(path, np.uint8, "c", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+    return FileImages(pixels, kept, *survey.report(tallies))
+
+
+def _convert(folder: Path, parts: dict[str, FileRows]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail("data", "images", "be converted by one command at a time", f"another at work in {folder}")
+        files.remove_leftovers(folder)
+        files.write_text(folder / README, TEXT)
+        manifest = folder / MANIFEST
+        blocks = _read(manifest) if manifest.exists() else {}
+        _check_disk(folder, parts)
+        for which in blocks.keys() - parts.keys():
+            _path(folder, which).unlink(missing_ok=True)
+        blocks = {which: blocks.get(which, []) for which in parts}
+        survey = next(iter(parts.values())).survey
+        made = 0
+        with survey.bar("images to disk") as bar:
+            for which, part in parts.items():
+                for now in _blocks(_path(folder, which), part, blocks[which], bar.update):
+                    made += now
+                    if now:
+                        files.write_json(
+                            manifest, {name: list(map(dataclasses.asdict, of)) for name, of in blocks.items()}
+                        )
+        if not manifest.exists():
+            files.write_json(manifest, {name: [] for name in blocks})
+    logger.info("data: images are mapped from %s; %d of them were decoded now", folder, made)
+
+
+def _blocks(path: Path, part: FileRows, blocks: list[Block], update: Callable[[int], None]) -> Iterator[int]:
+    """Bring ``path`` and ``blocks`` up to date, block by block; yields how many images were decoded for each."""
+    survey, each = part.survey, part.nbytes // max(1, len(part))
+    size = max(1, BLOCK // max(1, each))
+    buffer = np.empty((min(size, len(part)), *part.shape[1:]), np.uint8)
+    starts = range(0, len(part), size)
+    with files.named(path), open(path, "r+b" if path.exists() else "w+b") as file:
+        at = 0
+        for index, start in enumerate(starts):
+            rows = part.rows[start : start + size]
+            source = _hash_of_source(part, rows)
+            same = index < len(blocks) and blocks[index].source == source and not blocks[index].skipped
+            if same and _same(file, at, blocks[index], buffer):
+                update(len(rows))
+                yield 0
+            else:
+                done, tally = survey.fill(part.name, rows, buffer[: len(rows)], lambda: update(1))
+                survey.refuse_unreadable()
+                pixels = buffer[: len(rows)] if done.all() else buffer[: len(rows)][done]
+                file.seek(at)
+                file.write(pixels.data)
+                file.flush()
+                os.fsync(file.fileno())
+                sha256, skipped = hashlib.sha256(pixels.data).hexdigest(), np.flatnonzero(~done).tolist()
+                counts, ends = list(tally.counts), list(tally.ends)
+                blocks[index : index + 1] = [
+                    Block(len(pixels), skipped, source, sha256, dict(tally.notes), counts, ends)
+                ]
+                yield len(pixels)
+            at += blocks[index].rows * each
+        file.truncate(at)
+    del blocks[len(starts) :]
+
+
+def _same(file: BinaryIO, at: int, block: Block, buffer: np.ndarray) -> bool:
+    """Whether the pixels of ``block`` are those in ``file`` from ``at`` on; ``buffer`` is overwritten."""
+    if block.rows > len(buffer):
+        return False
+    view = memoryview(buffer[: block.rows]).cast("B")
+    file.seek(at)
+    return file.readinto(view) == len(view) and hashlib.sha256(view).hexdigest() == block.sha256
+
+
+def _hash_of_source(part: FileRows, rows: np.ndarray) -> str:
+    survey = part.survey
+    scale = survey.scale and (survey.scale.black, survey.scale.white)
+    digest = hashlib.sha256(repr((VERSION, PIL.__version__, survey.form, survey.shape, scale)).encode())
+    for row in rows:
+        file, header = survey.files[part.name][row]
+        digest.update(repr((str(file), header, _identity(file))).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _identity(file: ImageFile) -> Any:
+    """What changes with the content of ``file``."""
+    if isinstance(file, Packed):
+        return hashlib.sha256(file.content()).hexdigest()
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_disk(folder: Path, parts: dict[str, FileRows]) -> None:
+    need = sum(part.nbytes for part in parts.values())
+    present = sum(_path(folder, which).stat().st_size for which in parts if _path(folder, which).exists())
+    free = shutil.disk_usage(folder).free
+    if need - present > free:
+        got = f"{need >> 20} MiB where {(free + present) >> 20} MiB are free in {folder.parent}"
+        fail("data", "images, in 8 bit and one size,", "fit the disk", got)
+
+
+def _read(manifest: Path) -> dict[str, list[Block]]:
+    content = files.read_json(manifest, dict)
+    try:
+        return {which: [Block(**block) for block in blocks] for which, blocks in content.items()}
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{manifest} must hold blocks of images, got something else; remove its folder") from error
+
+
+def _write(manifest: Path, blocks: dict[str, list[Block]]) -> None:
+    files.write_json(manifest, {which: list(map(dataclasses.asdict, of)) for which, of in blocks.items()})
+
+
+def _path(folder: Path, which: str) -> Path:
+    return folder / f"{which}.u8"
