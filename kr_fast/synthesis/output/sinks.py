@@ -4,6 +4,7 @@ A sink names the files of a shard and makes a writer of them; a writer is given 
 the CPU. Files are written from start to end, so that they are hashed on the way.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -54,11 +55,22 @@ class Output:
         return self._hash.hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """What else a set says of each image: ``size`` float32 numbers, or with ``size`` 0 a class, int64."""
+
+    name: str
+    size: int = 0
+
+
 class ShardWriter(Protocol):
     """What a sink makes of the open files of one shard."""
 
-    def write(self, ids: Tensor, labels: Tensor, images: Tensor) -> None:
-        """The next images: int64 ``[B]``, int64 ``[B]``, contiguous uint8 ``[B, H, W, C]``, on the CPU."""
+    def write(self, ids: Tensor, labels: Tensor, images: Tensor, *further: Tensor) -> None:
+        """The next images: int64 ``[B]``, int64 ``[B]``, contiguous uint8 ``[B, H, W, C]``, on the CPU.
+
+        ``further``: a tensor ``[B, size]`` or ``[B]`` for each :class:`Column` that the sink was made with.
+        """
 
     def close(self) -> None:
         """Write what belongs at the end; the files are closed by the caller."""
@@ -172,12 +184,13 @@ class _NpzWriter:
 _PIECE = 1 << 17
 
 
-def _pieces(ids: Tensor, labels: Tensor, images: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(ids, labels, PNG files ``[n, size]``) of a few images at a time."""
+def _pieces(ids: Tensor, labels: Tensor, images: Tensor, *further: Tensor) -> Iterator[tuple[np.ndarray, ...]]:
+    """(ids, PNG files ``[n, size]``, labels, further columns) of a few images at a time."""
     step = max(1, _PIECE // png_size(*images.shape[1:]))
     for start in range(0, len(ids), step):
         part = slice(start, start + step)
-        yield ids[part].numpy(), labels[part].numpy(), encode_png(images[part]).numpy()
+        rest = (each[part].numpy() for each in (labels, *further))
+        yield ids[part].numpy(), encode_png(images[part]).numpy(), *rest
 
 
 def _digits(values: np.ndarray, base: int, width: int) -> np.ndarray:
@@ -188,31 +201,41 @@ def _digits(values: np.ndarray, base: int, width: int) -> np.ndarray:
 class TarSink:
     """WebDataset: a tar of ``<id>.png`` (stored, RGB or grey) and ``<id>.cls``, the id in 12 digits.
 
-    The same bytes as Python's ``tarfile`` writes in ustar format with time, owner and group 0 and mode 644.
+    A further column is ``<id>.<name>.npy``, or ``<id>.<name>.cls`` for a class. The same bytes as Python's ``tarfile``
+    writes in ustar format with time, owner and group 0 and mode 644.
     """
 
     suffixes = (".tar",)
     DIGITS = 12
 
+    def __init__(self, columns: Sequence[Column] = ()):
+        self._columns = columns
+
     def describe(self) -> dict[str, Any]:
         return {"key_digits": self.DIGITS}
 
     def writer(self, outputs, count, shape, classes) -> "_TarWriter":
-        return _TarWriter(outputs[0], shape, classes)
+        return _TarWriter(outputs[0], shape, classes, self._columns)
 
 
 class _TarWriter:
     """All members of an image in one row: header, PNG, header, class. Only digits and checksums differ by row."""
 
-    def __init__(self, output, shape, classes):
-        self._output, self._width = output, len(str(max(classes - 1, 0)))
-        self._size = png_size(*shape)
-        padded = -(-self._size // 512) * 512
-        png, cls = self._header("png", self._size), self._header("cls", self._width)
-        row = np.frombuffer(png + bytes(padded) + cls + bytes(512), np.uint8)
-        self._rows = np.repeat(row[None], max(1, _PIECE // self._size), axis=0)
-        self._headers = [(at, int(self._rows[0, at : at + 512].sum())) for at in (0, 512 + padded)]
-        self._cls = 1024 + padded
+    def __init__(self, output, shape, classes, columns):
+        self._output, self._digits = output, len(str(max(classes - 1, 0)))
+        self._before = [None, None, *(_header("<f4", (each.size,)) if each.size else None for each in columns)]
+        sizes = {"png": png_size(*shape), "cls": self._digits}
+        for column, before in zip(columns, self._before[2:], strict=True):
+            if before is None:
+                sizes[f"{column.name}.cls"] = self._digits
+            else:
+                sizes[f"{column.name}.npy"] = len(before) + 4 * column.size
+        row, self._members = b"", []  # of each member: where its header is, the sum of its bytes, its size
+        for suffix, size in sizes.items():
+            header = self._header(suffix, size)
+            self._members.append((len(row), sum(header), size))
+            row += header + bytes(-(-size // 512) * 512)
+        self._rows = np.repeat(np.frombuffer(row, np.uint8)[None], max(1, _PIECE // sizes["png"]), axis=0)
 
     def _header(self, suffix, size):
         info = tarfile.TarInfo(f"{'0' * TarSink.DIGITS}.{suffix}")
@@ -221,17 +244,23 @@ class _TarWriter:
         header[148:156] = b" " * 8  # the checksum counts its own field as blanks
         return bytes(header)
 
-    def write(self, ids, labels, images):
-        for part_ids, part_labels, files in _pieces(ids, labels, images):
+    def write(self, ids, labels, images, *further):
+        for part_ids, files, *columns in _pieces(ids, labels, images, *further):
             rows, key = self._rows[: len(files)], _digits(part_ids, 10, TarSink.DIGITS)
-            for at, base in self._headers:
+            for (at, base, size), before, values in zip(self._members, self._before, [files, *columns], strict=True):
                 rows[:, at : at + TarSink.DIGITS] = key + ord("0")
                 checksum = base + key.sum(axis=1, dtype=np.int64)
                 rows[:, at + 148 : at + 154] = _digits(checksum, 8, 6) + ord("0")
                 rows[:, at + 154] = 0
-            rows[:, 512 : 512 + self._size] = files
-            rows[:, self._cls : self._cls + self._width] = _digits(part_labels, 10, self._width) + ord("0")
+                rows[:, at + 512 : at + 512 + size] = self._content(before, values)
             self._output.write(rows)
+
+    def _content(self, before, values):
+        """The bytes of a member, uint8 ``[n, size]``."""
+        if before is not None:
+            head = np.broadcast_to(np.frombuffer(before, np.uint8), (len(values), len(before)))
+            return np.concatenate([head, np.ascontiguousarray(values, "<f4").view(np.uint8)], axis=1)
+        return _digits(values, 10, self._digits) + ord("0") if values.ndim == 1 else values
 
     def close(self):
         end = self._output.size + 1024  # two empty blocks, then whole records of 20
@@ -243,44 +272,49 @@ class ParquetSink:
 
     suffixes = (".parquet",)
 
-    def __init__(self):
+    def __init__(
+        self, class_names: Sequence[str] | None = None, columns: Sequence[Column] = (), where: str = "synthesize"
+    ):
         try:
             import pyarrow
         except ImportError as error:
             raise UserError(
-                "synthesize: format parquet must have pyarrow installed, got none; pip install 'kr-fast[parquet]'"
+                f"{where}: format parquet must have pyarrow installed, got none; pip install 'kr-fast[parquet]'"
             ) from error
         self._version = pyarrow.__version__
+        self._names, self._columns = class_names, columns
 
     def describe(self) -> dict[str, Any]:
         return {"pyarrow": self._version}  # it writes its version into each file
 
     def writer(self, outputs, count, shape, classes) -> "_ParquetWriter":
-        return _ParquetWriter(outputs[0], classes)
+        names = [str(c) for c in range(classes)] if self._names is None else list(self._names)
+        return _ParquetWriter(outputs[0], names, self._columns)
 
 
 class _ParquetWriter:
-    def __init__(self, output, classes):
+    def __init__(self, output, names, columns):
         import pyarrow
         import pyarrow.parquet
 
-        self._arrow = pyarrow
-        features = {
-            "image": {"_type": "Image"},
-            "label": {"names": [str(c) for c in range(classes)], "_type": "ClassLabel"},
-            "id": {"dtype": "int64", "_type": "Value"},
-        }
+        self._arrow, self._columns = pyarrow, columns
+        label, number = {"names": names, "_type": "ClassLabel"}, {"dtype": "float32", "_type": "Value"}
+        features = {"image": {"_type": "Image"}, "label": label, "id": {"dtype": "int64", "_type": "Value"}}
         self._image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-        self._schema = pyarrow.schema(
-            [("image", self._image), ("label", pyarrow.int64()), ("id", pyarrow.int64())],
-            metadata={"huggingface": json.dumps({"info": {"features": features}})},
-        )
+        fields = [("image", self._image), ("label", pyarrow.int64()), ("id", pyarrow.int64())]
+        for column in columns:
+            several = {"feature": number, "length": column.size, "_type": "Sequence"}
+            features[column.name] = several if column.size else label
+            kind = pyarrow.list_(pyarrow.float32(), column.size) if column.size else pyarrow.int64()
+            fields.append((column.name, kind))
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        self._schema = pyarrow.schema(fields, metadata=metadata)
         # A batch is a row group. Pixels are stored, as in the PNG; ids and labels hold nothing worth a dictionary.
         self._parquet = pyarrow.parquet.ParquetWriter(
             output, self._schema, compression="NONE", use_dictionary=False, write_statistics=["label", "id"]
         )
 
-    def write(self, ids, labels, images):
+    def write(self, ids, labels, images, *further):
         arrow = self._arrow
         files = encode_png(images).numpy()
         offsets = np.arange(len(files) + 1, dtype=np.int32) * files.shape[1]
@@ -288,10 +322,11 @@ class _ParquetWriter:
             arrow.binary(), len(files), [None, arrow.py_buffer(offsets), arrow.py_buffer(files)]
         )
         image = arrow.StructArray.from_arrays([png, arrow.nulls(len(files), arrow.string())], fields=list(self._image))
-        table = arrow.Table.from_arrays(
-            [image, arrow.array(labels.numpy()), arrow.array(ids.numpy())], schema=self._schema
-        )
-        self._parquet.write_table(table)
+        arrays = [image, arrow.array(labels.numpy()), arrow.array(ids.numpy())]
+        for column, values in zip(self._columns, further, strict=True):
+            flat = arrow.array(values.numpy().reshape(-1))
+            arrays.append(arrow.FixedSizeListArray.from_arrays(flat, column.size) if column.size else flat)
+        self._parquet.write_table(arrow.Table.from_arrays(arrays, schema=self._schema))
 
     def close(self):
         self._parquet.close()
