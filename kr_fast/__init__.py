@@ -12,6 +12,7 @@ from kr_fast.runtime.version import __version__
 _PUBLIC = {
     "RecycleConfig": "kr_fast.recycling.config",
     "recycle": "kr_fast.recycling.pipeline",
+    "load_student": "kr_fast.models.student",
     "ModelArray": "kr_fast.ensemble.inference.model_array",
     "audit": "kr_fast.membership.audit.api",
     "membership_signals": "kr_fast.ops.membership.membership_signals",
