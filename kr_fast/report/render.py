@@ -161,9 +161,13 @@ def write_markdown(path: Path, title: str, blocks: Iterable[Block], figures: Fig
     """Write the text, and its figures under ``figures/`` beside it."""
     for name, (image, *_) in figures.items():
         files.write_bytes(path.parent / "figures" / f"{name}.png", image)
-    lines = [f"# {_plain(title)}", "", *_markdown(blocks, figures, "##")]
-    files.write_text(path, os.linesep.join(lines))
+    files.write_text(path, markdown(title, blocks, figures))
     return path
+
+
+def markdown(title: str, blocks: Iterable[Block], figures: Figures | None = None) -> str:
+    """The blocks as the text of a page; figures are links to ``figures/``."""
+    return os.linesep.join([f"# {_plain(title)}", "", *_markdown(blocks, figures or {}, "##")])
 
 
 def _markdown(blocks: Iterable[Block], figures: Figures, mark: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from kr_fast.membership.audit.files import write_pages
 from kr_fast.membership.verdict.limits import MOVABLE
 from kr_fast.recycling import verdict
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.exporting import student_folder
 from kr_fast.recycling.stages import shadows
 from kr_fast.recycling.stages.distillation import ablation
 from kr_fast.report.run_audit import RELEASED
@@ -153,7 +154,8 @@ def left(context: Context) -> list[Path]:
     """The files of the report."""
     folder = pages(context)
     audit = (context.folder.audit_figures, _of_audit(context) / "audit.html")
-    return [context.folder.metrics, *(folder / name for name in ("report.html", "report.md", "figures")), *audit]
+    always = [context.folder.metrics, context.folder.student_folder]
+    return [*always, *(folder / name for name in ("report.html", "report.md", "figures")), *audit]
 
 
 def _of_audit(context: Context) -> Path:
@@ -169,7 +171,9 @@ def limits(context: Context) -> dict[str, Any]:
 def run(context: Context) -> dict[str, Any]:
     """Write the pages and the figures of run and audit; returns where they are, and by which limits the verdict is."""
     facts, c = summary(context), context.config
-    files.write_json(context.folder.metrics, report.metrics(facts))
+    metrics = report.metrics(facts)
+    files.write_json(context.folder.metrics, metrics)
+    student_folder.write(context.folder.student_folder, metrics, context.folder.student)
     html, markdown = report.write(pages(context), facts, arrays(context))
     if facts["audit"] and c.audit_page:
         details = {

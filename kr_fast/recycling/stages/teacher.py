@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kr_fast.data import Split, to_float
 from kr_fast.ensemble import TrainConfig, accuracy, fit, recipe_of
@@ -102,8 +102,7 @@ def build(context: Context) -> nn.Module:
         return context.network(c.teacher_arch, c.teacher_width).to(device)
     x = to_float(data.val.images[:ASKED])
     if ":" in c.teacher and not Path(c.teacher).exists():
-        shape = {"num_classes": data.num_classes, "image_shape": data.image_shape}
-        model = made("run", "teacher", model_factory("run", "teacher", c.teacher, **shape, sample=x), FACTORY)
+        model = from_factory("run", c.teacher, x, data.num_classes, data.image_shape)
     else:
         path = Path(c.teacher)
         if not path.exists():
@@ -114,6 +113,12 @@ def build(context: Context) -> nn.Module:
     check_saved("run", "teacher", plain(model))
     ask("run", "teacher", model, x.to(device), data.num_classes)
     return model
+
+
+def from_factory(where: str, factory: str, x: Tensor, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The network of a user's ``pkg.mod:factory``; ``x``: images as it is asked on."""
+    shape = {"num_classes": num_classes, "image_shape": image_shape}
+    return made(where, "teacher", model_factory(where, "teacher", factory, **shape, sample=x), FACTORY)
 
 
 def load(context: Context) -> nn.Module:

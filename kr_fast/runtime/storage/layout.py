@@ -18,6 +18,8 @@ ENTRIES: dict[str, dict[str, str]] = {
     RELEASE: {
         "student.safetensors": "the Student. It was trained on synthetic images and on the Teacher's answers, never on "
         "a real image. What it leaks is what the audit measured: empirical, no guarantee",
+        "student/": "the same Student as a folder that stands alone (kr_fast.load_student reads it): weights, classes, "
+        "normalisation and a model card with its figures, audit and verdict",
         "synthetic/": "images.npy and labels.npy: the synthetic images of the last period. The audit attacked them by "
         "themselves",
         "report.html": "the report",
@@ -80,7 +82,7 @@ class Folder:
         self.out = Path(out)
         self.release, self.private = self.out / RELEASE, self.out / PRIVATE
         self.config, self.journal = self.out / "config.yaml", self.out / "journal.json"
-        self.student = self.release / "student.safetensors"
+        self.student, self.student_folder = self.release / "student.safetensors", self.release / "student"
         self.images, self.labels = (self.release / "synthetic" / f"{name}.npy" for name in ("images", "labels"))
         self.metrics = self.release / "metrics.json"
         self.audit_figures = self.release / "audit.json"
@@ -109,7 +111,7 @@ class Folder:
     def made(self) -> list[Path]:
         """The folders that a command makes here, outermost first."""
         inside = [side / name for side in (self.release, self.private) for name in ("synthetic", "figures")]
-        inside += [self.generators, self.shadows, self.shadow_students, self.state]
+        inside += [self.student_folder, self.generators, self.shadows, self.shadow_students, self.state]
         inside += [self.ablation, self.ablation_students]
         inside += [self.canaries, self.twin_teachers, self.twin_students]
         return [self.out, self.release, self.private, *inside, self.shared]

@@ -1,0 +1,137 @@
+"""The data card of a set of synthetic images: where they come from, what is attacked, and how they are opened."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kr_fast.report import render, run_audit, sentences
+from kr_fast.report.exported.model_card import front_matter, protection
+from kr_fast.report.render import Block
+from kr_fast.report.sections import quality
+
+SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
+PATTERNS = {"parquet": "data/train-*.parquet", "webdataset": "data/train-*.tar"}
+OPEN = {
+    "parquet": 'import datasets\n\nimages = datasets.load_dataset("FOLDER", split="train")',
+    "webdataset": 'import webdataset\n\nimages = webdataset.WebDataset("FOLDER/data/{file}", shardshuffle=False)'
+    '.decode("pil")',
+    "npz": 'import numpy as np\n\nwith np.load("FOLDER/train.npz") as arrays:\n    images = arrays["images"]',
+}
+NOT_ATTACKED = (
+    "The Teacher was trained on the private images, and no attack was run on its answers to these images by themselves."
+)
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """What the set is called."""
+    return f"Synthetic images of Knowledge Recycling on {summary['dataset']['name']}"
+
+
+def text(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """The card.
+
+    Args:
+        summary: the dictionary of metrics.json.
+        facts: of the set: format, count, counts (by class), shape, column and files.
+    """
+    size = next((words for limit, words in SIZES.items() if facts["count"] < limit), "n>10M")
+    header = {
+        "task_categories": ["image-classification"],
+        "tags": ["synthetic-data", "knowledge-distillation", "membership-inference-audit"],
+        "size_categories": [size],
+    }
+    if pattern := PATTERNS.get(facts["format"]):
+        header["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}]
+    return front_matter(header) + render.markdown(title(summary), blocks(summary, facts))
+
+
+def blocks(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Block]:
+    """The sections of the card."""
+    yield "text", description(summary, facts)
+    yield "heading", "What is known of leaks"
+    yield "text", leaks(summary)
+    if run_audit.RELEASED in (summary.get("audit") or {}):
+        yield "table", run_audit.released(summary)
+    yield "text", protection(summary)
+    yield "heading", "What the Teacher says of the images"
+    yield "text", answers(summary["config"], facts["column"])
+    yield "heading", "Use"
+    yield "code", OPEN[facts["format"]].format(file=facts["files"][0]["path"].split("/")[-1])
+    yield "table", [["column", "what it is"], *map(list, columns(summary, facts).items())]
+    names = zip(summary["dataset"]["class_names"], facts["counts"], strict=True)
+    yield "table", [["label", "class", "images"], *([at, name, count] for at, (name, count) in enumerate(names))]
+    if summary.get("synthetic"):
+        yield "heading", "Quality of the synthetic images"
+        yield from quality.generated(summary["synthetic"], summary["dataset"]["class_names"])
+    yield "heading", "What these figures do not say"
+    yield "note", run_audit.caveats(summary)
+    yield "table", [["package", "version"], *([key, value] for key, value in summary["versions"].items())]
+
+
+def description(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """The set in a few sentences."""
+    data, (height, width, channels) = summary["dataset"], facts["shape"]
+    source = (
+        "by a generator that the run was given"
+        if summary["config"].get("generator")
+        else f"by a class-conditional diffusion model that was trained on {data['train']:,} private images"
+    )
+    which = "every period" if summary["config"].get("fixed_images") else "its last period"
+    return (
+        f"{facts['count']:,} synthetic images of {data['num_classes']} classes, {height} x {width} x {channels}, drawn "
+        f"{source}. None is a real image. They are the images that the Student of the run learned from in {which}."
+    )
+
+
+def leaks(summary: Mapping[str, Any]) -> str:
+    """What the attacks on the images found."""
+    audit = summary.get("audit") or {}
+    known = "The images were not attacked, so what they leak is not known."
+    if run_audit.RELEASED in audit:
+        known = sentences.of_images(audit, run_audit.RELEASED, sentences.OF_RUN)
+    if not summary.get("verdict"):
+        return known
+    return f"{known} The verdict of the run, “{summary['verdict']['decision']}”, is about its Student."
+
+
+def answers(config: Mapping[str, Any], column: str | None) -> str:
+    """What the set says of the Teacher's answers, and why not more."""
+    if column is None:
+        return (
+            "The Student was taught the classes that the images were drawn for, without the Teacher (labels: class), "
+            "so the set holds no answer of it."
+        )
+    if column == "teacher_label":
+        return (
+            "teacher_label is the class that the Teacher gives most. The Student was taught these classes alone "
+            "(labels: top1, as the preset private has it), which tell less of the private images than probabilities; "
+            f"so the set holds no probabilities. {NOT_ATTACKED}"
+        )
+    temperature = config["temperature"]
+    standardised = ", less their mean, by their standard deviation and" if config.get("standardize_logits") else ""
+    flat = f" Raised to the power {temperature:g} and divided by their sum, they are those at temperature 1."
+    return (
+        f"soft_label holds the Teacher's probabilities at temperature {temperature:g}: the softmax of its "
+        f"logits divided{standardised} by {temperature:g}.{'' if standardised else flat} The Student was taught such "
+        f"probabilities of augmented views of the images. {NOT_ATTACKED}"
+    )
+
+
+def columns(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, str]:
+    """Column, array or member -> what it is."""
+    classes = summary["dataset"]["num_classes"]
+    label = "the class that the image was drawn for, from 0"
+    further = {
+        "soft_label": f"the Teacher's probabilities, {classes} float32 numbers",
+        "teacher_label": "the class that the Teacher gives most",
+    }
+    if facts["format"] == "npz":
+        named = {"images": f"uint8 {[facts['count'], *facts['shape']]}", "labels": f"int64; {label}"}
+        ending = "s"
+    elif facts["format"] == "webdataset":
+        named = {"png": "the image", "cls": label}
+        ending = ".npy" if facts["column"] == "soft_label" else ".cls"
+    else:
+        named, ending = {"image": "PNG", "label": label, "id": "the position in the set, from 0"}, ""
+    if facts["column"]:
+        named[f"{facts['column']}{ending}"] = further[facts["column"]]
+    return named
