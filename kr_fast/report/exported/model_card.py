@@ -116,5 +116,5 @@ def made_by(summary: Mapping[str, Any]) -> dict[str, Any]:
     config, names = summary["config"], ["student_arch", "student_width", "labels", "periods", "images"]
     if config.get("labels", "soft") == "soft":
         names += ["temperature", "loss"]
-    names += ["student_epochs", "num_shadows", "audit_generator", "seed"]
+    names += ["student_epochs", "num_shadows", "audit_generator", "image_size", "resize", "seed"]
     return {name: config[name] for name in names if name in config}
