@@ -8,6 +8,7 @@ from kr_fast.membership.verdict.paths import figures
 from kr_fast.membership.verdict.rules import Rule, default_rules
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.report.run_audit import FULL, TRANSFER
+from kr_fast.report.sections.quality import by_groups
 from kr_fast.report.tables import number, percent, wilson
 
 SHARED = (
@@ -47,11 +48,14 @@ def _accuracy(metrics: dict[str, Any], limit: float) -> Rule:
     """The Student's accuracy below the Teacher's: it is of use, or it is not.
 
     Lost accuracy is shown where the lower end of the difference's interval is above the limit (Newcombe, Statistics in
-    Medicine 17 (1998) 873-890, method 10, for two samples: too wide for one, on which both are right more often).
+    Medicine 17 (1998) 873-890, method 10, for two samples: too wide for one, on which both are right more often). Of
+    images in groups it is that of ``student_minus_teacher``, by whole groups.
     """
     teacher, student = (metrics[name]["test_accuracy"] for name in ("teacher", "student"))
     gap, count, path = 100 * (teacher - student), metrics["dataset"]["test"], "accuracy_gap"
     low = gap - 100 * ((teacher - wilson(teacher, count)[0]) ** 2 + (wilson(student, count)[1] - student) ** 2) ** 0.5
+    if by_groups(metrics["teacher"]):
+        low = -100 * metrics["student_minus_teacher"]["accuracy"]["interval"][1]
     text = f"its test accuracy is {percent(student)}, the Teacher's {percent(teacher)}"
     if gap <= limit:
         words = f"The Student is of use: {text}, within the limit of {limit:g} points."

@@ -7,7 +7,7 @@ from typing import Any
 
 from kr_fast.report import audit_tables, sentences
 from kr_fast.report.sections import quality
-from kr_fast.report.tables import interval, number, percent, share, tpr
+from kr_fast.report.tables import interval, number, percent, tpr
 
 Summary = dict[str, Any]
 HEADLINE = ("lira", "lira_offline", "loss")
@@ -37,9 +37,9 @@ def headline(summary: Summary) -> list[list[str]]:
     """Accuracy, AUC of the first attacks and AOP of each model, and the difference with its paired test."""
     audit, titles, best = summary.get("audit"), models(summary), strongest(summary)
     rows = [["", *titles.values(), f"Teacher - {titles[best]}" if len(titles) > 2 else "Teacher - Student"]]
-    tested = [summary["teacher" if name == TEACHER else "student"].get("test_accuracy") for name in titles]
-    count = summary["dataset"]["test"]
-    rows.append(["test accuracy (Student: CAS)", *(share(each, count) for each in tested), percent(summary["cas_gap"])])
+    tested = [summary["teacher" if name == TEACHER else "student"] for name in titles]
+    cells = [quality.accuracy(each, summary["dataset"]["test"]) for each in tested]
+    rows.append(["test accuracy (Student: CAS)", *cells, percent(summary["cas_gap"])])
     rows += quality.rows(summary, list(titles))
     for attack in HEADLINE if audit else ():
         rows += of_attack(audit, list(titles), best, attack)

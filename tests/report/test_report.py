@@ -339,6 +339,9 @@ def test_groups_are_told_by_size_alone():
     blocks = list(quality.blocks(content))
     at = blocks.index(("heading", "Groups of the test images"))
     assert "12 groups drawn anew, each with all of its images" in blocks[at + 1][1]
+    content["teacher"]["test_accuracy_ci"] = [0.9, 0.991]
+    assert quality.accuracy(content["teacher"], 500) == "97.00 % [90.0, 99.1]"
+    assert quality.accuracy(summary()["teacher"], 500) == "97.00 % [95.1, 98.2]"  # Wilson
     assert "Of so few they are too narrow." in blocks[at + 1][1]
     title = "test AUC (mean over classes, each against the rest)"
     cells = ["0.900 [0.800, 1.000]", "not measured"]

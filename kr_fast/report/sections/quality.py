@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kr_fast.report.render import Block
-from kr_fast.report.tables import interval, number, percent
+from kr_fast.report.tables import interval, number, percent, share
 
 MODELS = ("teacher", "student")
 FIGURES = {
@@ -27,6 +27,19 @@ OF_CLASSES = {
     "test_class_auc": ("AUC", number),
     "test_class_ece": ("calibration error", number),
 }
+
+
+def by_groups(row: Mapping[str, Any]) -> bool:
+    """Whether the intervals of a model's test figures are by whole groups of images."""
+    return bool((row.get("test_groups") or {}).get("resampled"))
+
+
+def accuracy(row: Mapping[str, Any], count: int) -> str:
+    """Test accuracy with Wilson's interval, which counts images, or that by groups of them."""
+    if not by_groups(row):
+        return share(row.get("test_accuracy"), count)
+    low, high = row["test_accuracy_ci"]
+    return f"{percent(row['test_accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def rows(summary: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
@@ -126,8 +139,8 @@ def _groups(facts: Mapping[str, Any]) -> str:
         return "All test images are of one group: intervals are over images, as if these were independent."
     few = " Of so few they are too narrow." if count < FEW_GROUPS else ""
     return (
-        f"The test images are of {count:,} groups, such as patients or sites. Intervals of the other test figures are "
-        f"those of {count:,} groups drawn anew, each with all of its images; Wilson's of accuracy counts images.{few} "
+        f"The test images are of {count:,} groups, such as patients or sites. Intervals of all test figures are those "
+        f"of {count:,} groups drawn anew, each with all of its images.{few} "
         "The largest groups, without their name and with intervals over their own images:"
     )
 

@@ -93,3 +93,13 @@ def test_a_shared_generator_and_a_transfer_only_bound_from_below(audited):
     rules = of(result, (0.9, 0.9))["rules"]
     assert "student.auc_high" in [rule["path"] for rule in rules]
     assert {rule["passed"] for rule in rules if rule["path"] == "student.shadows_missing"} == {None}
+
+
+def test_lost_accuracy_of_images_in_groups_is_shown_by_groups():
+    """The interval of 9 points is that of their resampling: 4 at its lower end is below the limit of 5, 6 above."""
+    for low, decision in ((0.04, "not decided"), (0.06, "do not share")):
+        facts = {"audit": None, "dataset": {"test": 1000}, "cas_gap": 0.09}
+        facts["student_minus_teacher"] = {"accuracy": {"difference": -0.09, "interval": [-0.14, -low]}}
+        facts["teacher"] = {"test_accuracy": 0.9, "test_groups": {"groups": 30, "resampled": True, "rows": []}}
+        facts["student"] = {**facts["teacher"], "test_accuracy": 0.81}
+        assert verdict.of_run(RecycleConfig(**preset("toy")), facts)["decision"] == decision
