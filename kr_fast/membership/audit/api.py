@@ -59,7 +59,8 @@ def audit(
         non_members: likewise; None for all others. Examples in neither are left out.
         control: a positive control, see :func:`kr_fast.membership.overfitted`.
         groups: ``[N]`` texts or integers, what each image belongs to (a patient, a site): the risk of records is then
-            also told by group.
+            also told by group, and membership is also counted by group, see
+            :mod:`kr_fast.membership.attacks.by_group`; ``train_shadows`` should be given the same groups.
         auxiliary: a population, released synthetic images: see :class:`kr_fast.membership.Auxiliary`.
         choices: attacks, queries, levels, seed: see :class:`kr_fast.membership.Choices`.
         path: folder for the signals; a call that was interrupted continues there.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kr_fast.membership.attacks import by_group
 from kr_fast.membership.audit.record_table import as_csv
 from kr_fast.membership.statistics.curve import Curve
 from kr_fast.runtime.storage import files
@@ -28,6 +29,8 @@ def write_private(report: Any, out: Path) -> None:
     if pairs:
         files.write_json(folder.closest_pairs, pairs)
     files.write_text(folder.records, as_csv(report.records))
+    if report.group_risks:
+        files.write_text(folder.group_risks, by_group.as_csv(report.data, report.group_risks))
 
 
 def write_pages(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from kr_fast.membership.attacks.by_group import by_group, group_risk
 from kr_fast.membership.attacks.catalog import CATALOG, auto_variance, sides
 from kr_fast.membership.attacks.negative_controls import negative_controls
 from kr_fast.membership.attacks.released_tests import ReleasedTests, compare_released
@@ -25,6 +26,7 @@ from kr_fast.membership.statistics.auc_intervals import delong_variances, t_inte
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.epsilon import check_fair_coins, epsilon_one_run
 from kr_fast.membership.statistics.intervals import holm
+from kr_fast.membership.statistics.records import RecordRisk
 from kr_fast.membership.verdict.decision import verdict_of
 from kr_fast.membership.verdict.limits import Limits
 from kr_fast.report.sentences import failed_controls
@@ -46,7 +48,7 @@ class AuditReport:
     values) are of each target, the positive control and each released synthetic set. ``records[shadows]`` is the risk
     of each record under the recipe of a set of shadows. ``setting`` says what was run. ``parts`` holds the plain
     figures of what was measured beside these attacks, by the key that each has in the JSON. ``released[name]`` holds
-    the distances of each record to a released set.
+    the distances of each record to a released set, ``group_risks[shadows]`` the risk of each group.
     """
 
     curves: dict[str, dict[str, Curve]]
@@ -61,6 +63,7 @@ class AuditReport:
     limits: Limits = Limits()  # noqa: RUF009 (it is frozen)
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     released: Mapping[str, ReleasedTests] = dataclasses.field(default_factory=dict)
+    group_risks: Mapping[str, RecordRisk] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         rows = [
@@ -278,7 +281,11 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         logger.warning("audit: %s", line)
     comparison = _comparison(data, scores, primary, level)
     made, tests = compare_released(data, level=level, seed=seeds.derive(seed, "released tests"))
-    rest = (choices.limits, {"released_tests": made} if made else {}, tests)
+    parts, risks = {"released_tests": made} if made else {}, {}
+    if data.groups is not None:
+        risks = group_risk(data, level=level)
+        parts["by_group"] = by_group(data, scores, facts, enough, risks, primary, level)
+    rest = (choices.limits, parts, tests, risks)
     return AuditReport(curves, scores, figures, comparison, loo, records, setting, warnings, data, *rest)
 
 

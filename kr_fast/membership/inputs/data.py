@@ -17,7 +17,7 @@ from kr_fast.runtime.reprs import ShortRepr
 KINDS = ("full", "transfer")
 EQUAL = "equal"  # the recipes of a target and of its shadows
 RESERVED = ("setting", "comparison", "leave_one_out", "records", "exposed", "details")
-RESERVED += ("canaries", "generator", "released_tests", "closest_pairs", "verdict")
+RESERVED += ("canaries", "generator", "released_tests", "closest_pairs", "verdict", "by_group")
 PROBABILITIES = "logits were read from probabilities: those that had underflowed to 0 count as ruled out"
 
 
@@ -137,7 +137,8 @@ class AuditData(ShortRepr):
         notes: what a reader has to know about the signals, as sentences.
         index: int64 ``[N]``, number of each example where the pool is part of a larger set; None: its position.
         groups: ``[N]`` texts or integers, what each example belongs to (a patient, a site), or None: the risk of
-            records is then also told by group, and its intervals take the examples of a group together.
+            records is then also told by group, its intervals take the examples of a group together, and membership is
+            also counted by group, see :mod:`kr_fast.membership.attacks.by_group`.
         features: float ``[N, F]`` of the pool by a model that does not know its members (a shadow), or None; with those
             of the released images the tests on these are made in their space too.
         synthetic_features: name -> float ``[S, F]``.

@@ -164,6 +164,14 @@ AUDIT += tuple(
     )
 )
 AUDIT += ("released_tests.{target}.p",)
+AUDIT += (
+    "by_group.{groups,images_in_largest,members,non_members,mixed}",
+    "by_group.targets.{target}.{auc,auc_ci.0,auc_ci.1,balanced_accuracy,advantage}",
+    f"by_group.targets.{{target}}.tpr_at_fpr.{{0.1,0.01}}.{{tpr,fpr,false_positives,{PAIR}}}",
+    f"by_group.recipes.{{set}}.{{targets,auc.mean,auc.sd,auc.each.#,auc.{PAIR.replace(',', ',auc.')}}}",
+    "by_group.records.{set}.{rate,power,records,tested,untested,found,share,found_holm,largest_advantage,smallest_p}",
+    "by_group.records.{set}.{shadows.0,shadows.1,least_advantage}",
+)
 # Of a run: in metrics.json, beside the audit or in it.
 RUN = (
     "canaries.{count,level}",

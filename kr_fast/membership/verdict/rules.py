@@ -66,6 +66,8 @@ def default_rules(
             yield from _of_recipe(audit, limits, name)
             yield _of_records(audit, limits, name)
             yield _of_shadows(audit, values, name, (bounds or {}).get(name))
+        if audit.get("by_group"):
+            yield from _by_group(audit, limits, name)
 
 
 def _capitals(text: str) -> str:
@@ -197,6 +199,27 @@ def _of_records(audit: Audit, limits: Limits, name: str) -> Rule:
         f"advantage of {number(row['least_advantage'], 2)} on{rest}."
     )
     return Rule(path, limit, found, True, words, chance=row["rate"])
+
+
+def _by_group(audit: Audit, limits: Limits, name: str) -> Iterator[Rule]:
+    """The attack that was named beforehand with groups as units, and single groups."""
+    counted, level, own = audit["by_group"], audit["setting"]["level"], own_set(audit, name)
+    if row := counted["targets"].get(name):
+        path, where = f"by_group.targets.{name}.auc_ci.1", f" on {_label(audit, name)}, counted by group,"
+        yield _auc(path, limits.auc, level, title(audit, row["attack"]), where, row["auc"], row["auc_ci"])
+    if row := counted["recipes"].get(own):
+        path, attack = f"by_group.recipes.{own}.auc.interval.1", title(audit, primary_of(audit, own))
+        where = f", counted by group and averaged over {row['targets']} models {maker(audit, own)},"
+        yield _auc(path, limits.auc, level, attack, where, row["auc"]["mean"], row["auc"]["interval"])
+    if (row := counted["records"].get(own)) and row["tested"]:
+        found, path = row["found"], f"by_group.records.{own}.found"
+        is_found = "is" if found == 1 else "are"
+        words = (
+            f"{found:,} of {row['tested']:,} groups {is_found} found as a whole by the models {maker(audit, own)}, "
+            f"at a false discovery rate of {percent_of_level(row['rate'])}, limit {limits.records}."
+        )
+        passed = None if row["least_advantage"] is None and found <= limits.records else found <= limits.records
+        yield Rule(path, limits.records, found, passed, words, found > limits.records, row["rate"])
 
 
 def _although(audit: Audit, shadows: str) -> str:

@@ -44,7 +44,7 @@ def left(context: Context) -> list[Path]:
     """The files of the audit: scores and the positive control. Its pages hold the verdict and are of the report."""
     folder = context.folder
     control = (folder.control, folder.control.with_suffix(".json"))
-    private = (folder.denoising, folder.exposed, folder.records, folder.closest_pairs)
+    private = (folder.denoising, folder.exposed, folder.records, folder.group_risks, folder.closest_pairs)
     return [folder.audit_arrays, *control, *private]
 
 

@@ -53,6 +53,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         "exposed.json": "the members that the attacks identify most surely, by number",
         "closest_pairs.json": "the members that released images come closest to, by number",
         "records.csv": "the risk of each record, by number",
+        "groups.csv": "the risk of each group of records (a patient, a site), by name or number",
         "duplicates.csv": "images that occur again in the data, whole or nearly, by number",
         "report.html": "the report with real images, where it was asked for by name (--show-real-images)",
         "report.md": "the same report as text",
@@ -95,6 +96,7 @@ class Folder:
         self.twin_teachers, self.twin_students = self.canaries / "teachers", self.canaries / "students"
         self.control, self.signals = self.private / "control.safetensors", self.private / "signals"
         self.records = self.private / "records.csv"
+        self.group_risks = self.private / "groups.csv"
         self.duplicates = self.private / "duplicates.csv"
         self.closest_pairs = self.private / "closest_pairs.json"
         self.audit_arrays, self.exposed = self.private / "audit.npz", self.private / "exposed.json"
