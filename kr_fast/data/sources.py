@@ -6,7 +6,9 @@ import hashlib
 import numbers
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from kr_fast.data import folders, npz
 from kr_fast.data.duplicates import digests
 from kr_fast.data.options import COLUMNS, ReadOptions
 from kr_fast.data.printable import counted, printable
-from kr_fast.data.readers import hugging_face, kinds, table, web_dataset
+from kr_fast.data.readers import arrays, hugging_face, kinds, table, web_dataset
 from kr_fast.data.readers.columns import check_apart
 from kr_fast.data.readers.decoding import decoded, in_one_size, settled
 from kr_fast.data.splits import (
@@ -33,6 +35,7 @@ from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.reprs import ShortRepr
 
+SPLITS = ("train", "val", "test")
 KINDS = "be digits, a .npz, .parquet or .tar file, or a folder of images"
 
 
@@ -95,7 +98,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def load(
-    source: str | Path,
+    source: Any,
     *,
     seed: int = 0,
     val_fraction: float = VAL_FRACTION,
@@ -105,9 +108,10 @@ def load(
     """Read ``source`` and cut what it does not split itself, stratified by class. The rules stand in docs/data.md.
 
     Args:
-        source: ``"digits"``, a ``.npz`` file with ``{train,val,test}_{images,labels}`` (``val`` may be missing), or a
-            folder with one sub-folder of images for each class (or ``train/``, ``val/``, ``test/`` of such, of which
-            only ``train/`` must be there).
+        source: ``"digits"``, a path (``.npz``, ``.parquet`` or ``.tar`` file; folder of images by class, of images with
+            a table, of a Hugging Face data set, of WebDataset shards), a pair (images, labels) of arrays, a map-style
+            data set of such pairs, a :class:`Split`, or a dictionary of these by split, of which ``"train"`` must be
+            there; a :class:`Dataset` as it is.
         seed: decides the cuts.
         val_fraction: share of the training images that becomes the validation split where the source has none.
         test_fraction: share of all images that becomes the test split where the source has none.
@@ -166,7 +170,7 @@ class Source:
         return dataset
 
 
-def read(source: str | Path, *, options: ReadOptions | None = None) -> Source:
+def read(source: Any, *, options: ReadOptions | None = None) -> Source:
     """Read ``source`` without cutting it: as :func:`load`, for several seeds."""
     options = options or ReadOptions()
     name, content = _read(source, SIZES, options)
@@ -175,9 +179,7 @@ def read(source: str | Path, *, options: ReadOptions | None = None) -> Source:
     return Source(name, content)
 
 
-def load_uncut(
-    source: str | Path, *, options: ReadOptions | None = None
-) -> tuple[str, tuple[str, ...], dict[str, Split]]:
+def load_uncut(source: Any, *, options: ReadOptions | None = None) -> tuple[str, tuple[str, ...], dict[str, Split]]:
     """(name, class names, split -> images in the order of the source): as :func:`load`, but nothing is cut.
 
     A source without splits has one, "all"; digits is one. Images may have any size. Raises: as :func:`load`.
@@ -206,6 +208,14 @@ def _split(part: Part) -> Split:
     return Split(*(None if array is None else torch.from_numpy(array) for array in part))
 
 
+def _part(source: Any) -> Any:
+    """A :class:`Split` as a part; anything else as it is."""
+    if not isinstance(source, Split):
+        return source
+    tensors = (source.images, source.labels, source.groups)
+    return Part(*(None if tensor is None else tensor.numpy() for tensor in tensors))
+
+
 def _report(content: SourceContent, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Log the set in one line, and the warnings; returns the notes and the warnings."""
     order = [which for which in ("all", "train", "val", "test") if which in content.parts]
@@ -219,9 +229,17 @@ def _report(content: SourceContent, shape: tuple[int, ...]) -> tuple[str, ...]:
     return (*content.notes, *content.warnings)
 
 
-def _read(source: str | Path, sizes: tuple[int, int] | None, options: ReadOptions) -> tuple[str, SourceContent]:
+def _read(source: Any, sizes: tuple[int, int] | None, options: ReadOptions) -> tuple[str, SourceContent]:
     """(name, content of the source)."""
-    if not isinstance(source, str | os.PathLike) or not str(source):
+    if isinstance(source, Dataset):
+        content = arrays.read({which: _part(getattr(source, which)) for which in SPLITS}, options, sizes)[1]
+        notes = [note for note in source.notes if note not in content.notes]
+        return source.name, dataclasses.replace(content, class_names=source.class_names, notes=[*content.notes, *notes])
+    if not isinstance(source, str | os.PathLike):
+        if isinstance(source, Mapping):
+            return arrays.read({which: _part(each) for which, each in source.items()}, options, sizes)
+        return arrays.read(_part(source), options, sizes)
+    if not str(source):
         fail("data", "source", KINDS, repr(source))
     if str(source) == "digits":
         options.refuse(("table", *COLUMNS, "skip_unreadable"), "digits")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kr_fast import data
+from kr_fast.data import Source, read
 from kr_fast.membership.verdict.limits import MOVABLE as OF_VERDICT
 from kr_fast.recycling import given, precision, preflight, stage_progress
 from kr_fast.recycling.budget.ledger import NAME, Ledger
@@ -61,6 +61,7 @@ FILES: dict[str, Callable[[Context], list[Path]]] = {
     "report": reporting.left,
 }
 REPEATABLE = ("audit", "report")  # stages that are quick to repeat where a file of theirs was changed
+IN_MEMORY = "images in memory"  # the option data of a run on such
 # Options that may change: files are identified by their SHA-256, a budget may grow, a verdict is made of the figures.
 MOVABLE = ("data", "table", "budget", *OF_VERDICT)
 # Stages that go on, or are made again, with a larger budget. Shadow and twin Teachers stay.
@@ -90,17 +91,22 @@ class Result:
         return render.fragment([*blocks, ("text", f"Report: {self.report}")])
 
 
-def recycle(config: RecycleConfig, *, source: data.Source | None = None) -> Result:
+def recycle(config: RecycleConfig, *, source: Source | None = None, data: Any = None) -> Result:
     """Run Knowledge Recycling, or continue the run in ``config.out``.
 
     Args:
         source: what :func:`kr_fast.data.read` returned of ``config.data``, where several runs share it; None reads it.
+        data: in place of ``config.data``, images in memory: a pair (images, labels) of arrays, a map-style data set of
+            such pairs, or a dictionary of them by split, as :func:`kr_fast.data.load` takes them. The run continues
+            when it is called with the same ones.
     Returns: the metrics and the path of the report; see docs/method.md for the stages and the files.
     Raises: UserError for bad input, before anything is written; FileNotFoundError for missing data.
     Source: Lomurno and Matteucci, "Synthetic Image Learning: Preserving Performance and Preventing Membership
         Inference Attacks", Pattern Recognition Letters 190, 2025.
     """
     start = time.perf_counter()
+    if data is not None:
+        config, source = of_memory(config, data)
     context = _load(config, source, maps=True)
     out, runtime = context.out, context.runtime
     try:
@@ -133,6 +139,14 @@ def recycle(config: RecycleConfig, *, source: data.Source | None = None) -> Resu
         manifest.release()
 
 
+def of_memory(config: RecycleConfig, data: Any) -> tuple[RecycleConfig, Source]:
+    """The configuration of a run on images in memory, which says so, and the source of its images."""
+    if config.data not in (RecycleConfig.data, IN_MEMORY):
+        fail("run", "data", "be left out of the configuration of a run on images in memory", config.data)
+    begun = dataclasses.replace(config, data=IN_MEMORY)
+    return begun, read(data, options=config.reading)
+
+
 def dry_run(config: RecycleConfig) -> str:
     """The plan of a run, after all checks of :func:`recycle`: configuration, data, networks, time, memory and disk.
 
@@ -145,7 +159,7 @@ def dry_run(config: RecycleConfig) -> str:
     return preflight.describe(context, notes)
 
 
-def _load(config: RecycleConfig, source: data.Source | None = None, *, maps: bool = False) -> Context:
+def _load(config: RecycleConfig, source: Source | None = None, *, maps: bool = False) -> Context:
     """The run that ``config`` describes, checked against what is in its folder.
 
     ``maps``: whether the images of a large set are decoded to files beside that folder.
@@ -156,7 +170,7 @@ def _load(config: RecycleConfig, source: data.Source | None = None, *, maps: boo
         manifest.check_run(out, config.record(), "run", MOVABLE),
         Journal(out),
     )  # before the data are read, which takes long
-    source = data.read(config.data, options=config.reading) if source is None else source
+    source = read(config.data, options=config.reading) if source is None else source
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
     loaded = source.dataset(seed=config.seed, **fractions, folder=Folder(out).mapped_images if maps else None)
     device = state.current().device

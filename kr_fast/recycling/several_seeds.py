@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kr_fast import data
+from kr_fast.data import read
 from kr_fast.membership.verdict.paths import figures
 from kr_fast.recycling.config import RecycleConfig
-from kr_fast.recycling.pipeline import Result, recycle
+from kr_fast.recycling.pipeline import Result, of_memory, recycle
 from kr_fast.report import seeds_document
 from kr_fast.report.private import without_folders
 from kr_fast.report.run_audit import FULL, TEACHER
@@ -66,7 +66,9 @@ def seeds_of(config: RecycleConfig, count: int) -> range:
     return range(config.seed, config.seed + count)
 
 
-def recycle_seeds(config: RecycleConfig, count: int, done: Callable[[int, Result], None] | None = None) -> SeedsResult:
+def recycle_seeds(
+    config: RecycleConfig, count: int, done: Callable[[int, Result], None] | None = None, *, data: Any = None
+) -> SeedsResult:
     """A run for each of the seeds ``config.seed`` to ``config.seed + count - 1``, in ``OUT/seed-SEED``, and a summary.
 
     Each is a run as any other, and a call with the same configuration continues the one that was stopped. The summary
@@ -76,11 +78,12 @@ def recycle_seeds(config: RecycleConfig, count: int, done: Callable[[int, Result
     Args:
         count: of seeds, at least 2.
         done: called with the seed and the result of each finished run.
+        data: images in memory, as of :func:`kr_fast.recycle`.
     Raises: as :func:`kr_fast.recycle`; UserError if ``config.out`` holds a run itself.
     """
     seeds, out = seeds_of(config, count), Path(config.out)
     manifest.refuse_inside(config.out, config.data, "run")
-    source = data.read(config.data, options=config.reading)
+    config, source = (config, read(config.data, options=config.reading)) if data is None else of_memory(config, data)
     if not source.has_splits:
         logger.info("run: the data have no splits of their own, so those of each seed are others")
     results = []

@@ -1,6 +1,7 @@
 """The whole pipeline at toy size: what it leaves behind, and what a user's own Teacher changes."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from kr_fast import data
 from kr_fast.models import classifier
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.pipeline import recycle
 from kr_fast.recycling.preflight import memory_and_disk, networks
 from kr_fast.report.sentences import OF_RUN, verdict
 from kr_fast.runtime import state
+from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
 from kr_fast.runtime.storage.journal import Journal
 
@@ -218,3 +221,21 @@ def test_colour_images_of_an_odd_size_from_a_folder(tmp_path):
     # As frequent as in training (24 : 18 : 12), each to one image.
     counts = np.bincount(np.load(tmp_path / "run" / "release" / "synthetic" / "labels.npy"))
     assert np.allclose(counts / 128, np.array([24, 18, 12]) / 54, atol=0.03)
+
+
+def test_a_run_goes_on_with_the_same_images_in_memory(finished, tmp_path):
+    """The set of the file and that of arrays are one: nothing is made again; other images are refused."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    values = yaml.safe_load(next((tmp_path / "run").rglob("config.yaml")).read_text())
+    config = RecycleConfig(**values, out=str(tmp_path / "run"))
+    held = data.load_uncut("digits")[2]["all"]
+    result = recycle(config, data=(held.images.numpy(), held.labels.tolist()))
+    assert result.metrics == metrics(finished[0])
+    with pytest.raises(UserError, match=r"^run: data must be those .*, got others in images in memory"):
+        recycle(config, data=(held.images.numpy()[::-1].copy(), held.labels.numpy()[::-1].copy()))
+    with pytest.raises(
+        UserError, match="^run: data must be left out of the configuration of a run on images in memory"
+    ):
+        recycle(
+            RecycleConfig(**(values | {"data": "x.npz"}), out=str(tmp_path / "run")), data=(held.images, held.labels)
+        )
