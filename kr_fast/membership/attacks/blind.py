@@ -4,13 +4,15 @@ Where it succeeds the two sides differ by themselves (another scanner, year, hos
 finds may be that difference and no leakage.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_images, as_integer, as_mask
+from kr_fast.runtime.inputs import as_groups, as_images, as_integer, as_mask
 
 SIDE = 8  # pixels of the small image among the features
 FEWEST = 10  # examples on a side
@@ -18,7 +20,7 @@ MOST = 20_000  # examples; of more, as many are drawn
 PENALTIES = 10.0 ** np.arange(-3, 5)  # of the ridge regression, in units of the features' mean variance
 
 
-def blind(images: Tensor, members: Tensor, *, folds: int = 5, seed: int = 0) -> Tensor:
+def blind(images: Tensor, members: Tensor, *, groups: Any = None, folds: int = 5, seed: int = 0) -> Tensor:
     """Scores of membership from the pixels alone, each from a classifier that never saw the example.
 
     Ridge regression of membership on features of an image: a small copy of 8 x 8 pixels, the histogram of its 256
@@ -28,6 +30,8 @@ def blind(images: Tensor, members: Tensor, *, folds: int = 5, seed: int = 0) -> 
 
     Args:
         images: uint8 ``[N, H, W, C]``; members: bool ``[N]``.
+        groups: ``[N]`` integers or texts: the images of one (a patient, a site) are in one fold, or the classifier
+            would know an example by others of its group.
         folds: at least 2; seed: of the folds, and of the 20,000 examples that are taken of more.
     Returns: float64 ``[N]``, higher for members; NaN for examples that were not taken.
     Raises: UserError naming the argument, and with fewer than 10 examples on a side.
@@ -48,7 +52,12 @@ def blind(images: Tensor, members: Tensor, *, folds: int = 5, seed: int = 0) -> 
     order = torch.tensor(content)[torch.randperm(len(images), generator=seeds.generator(seed, "blind"))[:MOST]]
     # Sides take turns, so that each fold has its share of both.
     order = order[members[order].long().argsort(stable=True)]
-    fold = torch.arange(len(order)) % folds
+    fold = torch.arange(len(order))
+    if groups is not None:
+        at = np.unique(as_groups("blind", "groups", groups, len(images))[order.numpy()], return_inverse=True)[1]
+        _, first = np.unique(at, return_index=True)
+        fold = torch.from_numpy(first.argsort().argsort()[at])
+    fold = fold % folds
     x, y = image_features(images[order]), members[order].double().numpy()
     scores = np.full(len(images), np.nan)
     for k in range(folds):

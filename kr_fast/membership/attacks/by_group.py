@@ -6,13 +6,11 @@ all of these are.
 """
 
 import csv
-import dataclasses
 import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from kr_fast.membership.attacks.scores import BOUND, query_mean
@@ -20,39 +18,10 @@ from kr_fast.membership.audit.figures import describe
 from kr_fast.membership.audit.recipe import across_targets
 from kr_fast.membership.inputs.data import AuditData
 from kr_fast.membership.statistics.curve import roc
+from kr_fast.membership.statistics.groups import Groups
 from kr_fast.membership.statistics.records import RecordRisk, record_risk, summary
 
 FPRS = (0.1, 0.01)
-
-
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """The groups of N images: ``names`` ``[G]``, in their order, and ``at``, int64 ``[N]``, the group of each."""
-
-    names: np.ndarray
-    at: Tensor
-
-    @classmethod
-    def of(cls, groups: Any) -> "Groups":
-        """Of integers or texts ``[N]``."""
-        names, at = np.unique(np.asarray(groups), return_inverse=True)
-        return cls(names, torch.from_numpy(at))
-
-    @property
-    def sizes(self) -> Tensor:
-        """float64 ``[G]``: images of each."""
-        return torch.bincount(self.at, minlength=len(self.names)).double()
-
-    def mean(self, values: Tensor) -> Tensor:
-        """float64 ``[..., G]`` of ``[..., N]``."""
-        sums = torch.zeros(*values.shape[:-1], len(self.names), dtype=torch.float64)
-        return sums.index_add_(-1, self.at, values.double()) / self.sizes
-
-    def shared(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(bool ``[..., G]``, whether all images of a group are under ``mask`` ``[..., N]``; bool ``[..., G]``, whether
-        some are and some are not)."""
-        share = self.mean(mask)
-        return share == 1, (share > 0) & (share < 1)
 
 
 def group_risk(data: AuditData, *, level: float = 0.95) -> dict[str, RecordRisk]:
@@ -100,9 +69,9 @@ def by_group(
         values |= {"members": int(inside.sum()), "non_members": int(outside.sum()), "mixed": int(mixed.sum())}
         for name, each in scores.items():
             attack = facts[name]["primary"]
-            mean = groups.mean(each[attack])[~mixed]
-            if inside.any() and outside.any() and not mean.isnan().any():
-                rows[name] = {"attack": attack, **describe(roc(mean, inside[~mixed]), level, FPRS)}
+            mean, members = groups.units(each[attack], data.members)
+            if members.any() and not members.all() and not mean.isnan().any():
+                rows[name] = {"attack": attack, **describe(roc(mean, members), level, FPRS)}
     recipes = {}
     for name, each in lone.items():
         if name in risks and primary in each:

@@ -22,7 +22,7 @@ from kr_fast.membership.statistics.curve import roc
 from kr_fast.membership.statistics.intervals import check_share, clopper_pearson
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.inputs import as_integer, as_labels, as_mask
+from kr_fast.runtime.inputs import as_groups, as_integer, as_labels, as_mask
 
 LEAST = 10  # canaries: five on a side of each model
 MOST_SHARE = 0.1  # of the training set: more wrong labels make another training of it
@@ -43,7 +43,7 @@ class Canaries:
     keep: Tensor
 
 
-def draw_canaries(labels: Tensor, count: int, *, models: int, classes: int, seed: int) -> Canaries:
+def draw_canaries(labels: Tensor, count: int, *, models: int, classes: int, seed: int, groups: Any = None) -> Canaries:
     """Draw ``count`` canaries among N training examples: each with a uniform random label of another class.
 
     Each canary's membership in a model is a fair coin. The coins are thrown so that each canary is in half of the
@@ -54,6 +54,8 @@ def draw_canaries(labels: Tensor, count: int, *, models: int, classes: int, seed
         labels: integers ``[N]`` of the training examples.
         count: even, at least 10 and at most a tenth of N.
         models: even, at least 2; classes: at least 2; seed: of all draws.
+        groups: ``[N]`` integers or texts, what each example belongs to (a patient, a site), or None: no two canaries
+            are then of one group, as they would not be independent.
     Raises: UserError naming the argument.
     Source: Aerni, Zhang and Tramer, "Evaluations of Machine Learning Privacy Defenses are Misleading", CCS 2024.
     """
@@ -65,7 +67,14 @@ def draw_canaries(labels: Tensor, count: int, *, models: int, classes: int, seed
     if count > (most := int(MOST_SHARE * len(labels))):
         fail(where, "count", f"be at most {most}, a tenth of the {len(labels)} examples", count)
     draw = seeds.generator(seed, "canaries")
-    index = torch.randperm(len(labels), generator=draw)[:count]
+    index = torch.randperm(len(labels), generator=draw)
+    if groups is not None:
+        names = as_groups(where, "groups", groups, len(labels))[index.numpy()]
+        first = np.unique(names, return_index=True)[1]
+        if count > len(first):
+            fail(where, "count", f"be at most {len(first)}, the number of groups", count)
+        index = index[np.sort(first)]
+    index = index[:count]
     wrong = (labels[index] + torch.randint(1, classes, (count,), generator=draw)) % classes
     half = keep_matrix(models, count // 2, seeds.derive(seed, "canaries"))
     return Canaries(index, wrong, torch.cat([half, ~half], 1))

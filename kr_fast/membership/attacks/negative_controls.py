@@ -8,13 +8,20 @@ from torch import Tensor
 
 from kr_fast.membership.attacks.blind import FEWEST, blind
 from kr_fast.membership.statistics.curve import Curve, roc
+from kr_fast.membership.statistics.groups import Groups
 from kr_fast.runtime import seeds
 
 FEWEST_HALVED = 4  # examples of a side whose halves are told apart
 
 
 def negative_controls(
-    images: Tensor | None, members: Tensor, scores: Mapping[str, Tensor], *, level: float = 0.95, seed: int = 0
+    images: Tensor | None,
+    members: Tensor,
+    scores: Mapping[str, Tensor],
+    *,
+    groups: Any = None,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The AUC of each control with its interval, and whether it passed.
 
@@ -24,25 +31,32 @@ def negative_controls(
       the very scores of the attack. It passes if 0.5 lies in its interval; None with fewer than 4 examples.
 
     The intervals share the error of ``level`` (Bonferroni): where nothing differs, all controls pass together with that
-    probability at least, however many targets there are.
+    probability at least, however many targets there are. With groups (the images of a patient, a site) these are what
+    is told apart, halved and counted, by their mean score; groups of members and others are left out.
 
     Args:
         images: uint8 ``[N, H, W, C]`` or None; members: bool ``[N]``; scores: target -> ``[N]`` of its primary attack.
+        groups: ``[N]`` integers or texts, or None.
         level: with which all controls pass where they should.
     Returns: {"blind": {"auc", "interval", "passed"}, "targets": {name: {"members": {...}, "non_members": {...}}}}.
     """
-    inside = int(members.sum())
-    sides_of = (("members", members), ("non_members", ~members))
-    with_blind = images is not None and min(inside, len(members) - inside) >= FEWEST
+    units = None if groups is None else Groups.of(groups)
+    belongs = members if units is None else units.units(members.double(), members)[1]
+    inside = int(belongs.sum())
+    sides_of = (("members", belongs), ("non_members", ~belongs))
+    with_blind = images is not None and min(inside, len(belongs) - inside) >= FEWEST
     count = with_blind + len(scores) * sum(int(mask.sum()) >= FEWEST_HALVED for _, mask in sides_of)
     level = 1 - (1 - level) / max(count, 1)
     controls: dict[str, Any] = {"blind": None, "targets": {}}
     if with_blind:
-        value = blind(images, members, seed=seed)
+        value = blind(images, members, groups=groups, seed=seed)
         taken = ~value.isnan()
-        controls["blind"] = _figures(roc(value[taken], members[taken]), level, one_sided=True)
+        pair = value[taken], members[taken]
+        pair = pair if units is None else Groups.of(units.at[taken]).units(*pair)
+        controls["blind"] = _figures(roc(*pair), level, one_sided=True)
     for name, value in scores.items():
         sides = {}
+        value = value if units is None else units.units(value, members)[0]
         for side, mask in sides_of:
             order = torch.randperm(int(mask.sum()), generator=seeds.generator(seed, "negative control", side))
             half = order < len(order) // 2

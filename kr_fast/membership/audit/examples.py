@@ -26,6 +26,7 @@ class Examples:
         all_images, all_labels: of the data; splits: name -> (first, end) of them; classes: their number.
         index: of the pool in all examples; members: bool, of the pool.
         population: None, (images, labels), or a share of the non-members.
+        all_groups: int64 ``[N]`` of the data, or None.
     """
 
     all_images: Tensor
@@ -35,6 +36,7 @@ class Examples:
     index: Tensor
     members: Tensor
     population: tuple[Tensor, Tensor] | float | None
+    all_groups: Tensor | None = None
 
     @property
     def images(self) -> Tensor:
@@ -46,13 +48,18 @@ class Examples:
         """Of the pool."""
         return self.all_labels[self.index]
 
+    @property
+    def groups(self) -> Tensor | None:
+        """Of the pool, or None."""
+        return None if self.all_groups is None else self.all_groups[self.index]
+
 
 def read_examples(config: AuditConfig) -> Examples:
     """Read the data and choose.
 
     Raises: UserError naming the option, or the file and its line; FileNotFoundError.
     """
-    images, labels, splits, classes = _read(config)
+    images, labels, groups, splits, classes = _read(config)
     count = len(images)
     inside = _examples("members", config.members, splits)
     outside = config.non_members
@@ -85,11 +92,11 @@ def read_examples(config: AuditConfig) -> Examples:
         non_members = int((~members).sum())
         if not 0 < round(population * non_members) < non_members:
             fail("audit", "population", f"be a share that leaves some of {non_members} non-members", named)
-    return Examples(images, labels, splits, classes, index, members, population)
+    return Examples(images, labels, splits, classes, index, members, population, groups)
 
 
-def _read(config: AuditConfig) -> tuple[Tensor, Tensor, Splits, int]:
-    """(images, labels, splits, number of classes)."""
+def _read(config: AuditConfig) -> tuple[Tensor, Tensor, Tensor | None, Splits, int]:
+    """(images, labels, groups or None, splits, number of classes)."""
     if config.cut >= 0:
         fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
         cut = load(config.data, seed=config.cut, **fractions, options=config.reading)
@@ -101,7 +108,8 @@ def _read(config: AuditConfig) -> tuple[Tensor, Tensor, Splits, int]:
     ends = np.cumsum([len(part) for part in parts.values()]).tolist()
     splits = dict(zip(parts, zip([0, *ends[:-1]], ends, strict=True), strict=True))
     images, labels = (torch.cat([getattr(part, name) for part in parts.values()]) for name in ("images", "labels"))
-    return images, labels, splits, classes
+    groups = [part.groups for part in parts.values()]
+    return images, labels, None if any(each is None for each in groups) else torch.cat(groups), splits, classes
 
 
 def _population(config: AuditConfig, splits: Splits) -> str:

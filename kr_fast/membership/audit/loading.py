@@ -187,7 +187,10 @@ def _check_training(
 def _check_attacks(config: AuditConfig, examples: Examples, shadows: Shadows | None, synthetic: Tensor | None) -> None:
     """Refuse attacks that this keep matrix does not allow, and images that no attack can tell apart."""
     seed = seeds.derive(config.seed, "shadows")
-    keep = keep_matrix(config.num_shadows, len(examples.index), seed) if shadows is None else shadows.keep
+    if shadows is None:
+        keep = keep_matrix(config.num_shadows, len(examples.index), seed, examples.groups)
+    else:
+        keep = shadows.keep
     data = random_data(keep, examples.members, examples.labels, examples.images, examples.population)
     if synthetic is not None:
         data = dataclasses.replace(data, synthetic={"synthetic": synthetic})

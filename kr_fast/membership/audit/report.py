@@ -250,7 +250,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
             name: scores[name][facts[name]["primary"]] for name, each in data.targets.items() if not each.control
         }
         options = {"level": level, "seed": seeds.derive(seed, "negative controls")}
-        negative = negative_controls(data.images, data.members, primaries, **options)
+        negative = negative_controls(data.images, data.members, primaries, groups=data.groups, **options)
     warnings = (*failed_controls(negative, called(data)), *warnings_of_duplicates(duplicates))
     warnings += warnings_of(data, figures, facts, control, level)
     first_set = next(iter(data.shadows.values()), None)

@@ -81,6 +81,7 @@ def query_models(config: AuditConfig, loaded: Loaded) -> AuditData | None:
         workers = torch.get_num_threads() if runtime.device.type == "cpu" else 1
         given = {"num_models": config.num_shadows, "config": config.recipe(), "workers": workers}
         seed = seeds.derive(config.seed, "shadows")
+        given["groups"] = examples.groups
         shadows = train_shadows(loaded.make, images, labels, seed=seed, out=folder.shadows, **given)
     if not runtime.is_main:
         return None
@@ -93,7 +94,8 @@ def query_models(config: AuditConfig, loaded: Loaded) -> AuditData | None:
         _keep(config, "control", start, folder.control)
     files.remove_leftovers(folder.private)
     choices, auxiliary = config.choices(), Auxiliary(examples.population, loaded.synthetic)
-    inputs = checked(loaded.targets, shadows, images, labels, examples.members, None, control, None, auxiliary, choices)
+    given = (examples.members, None, control, examples.groups, auxiliary, choices)
+    inputs = checked(loaded.targets, shadows, images, labels, *given)
     data = query(inputs, choices, folder.signals)
     return dataclasses.replace(data, index=examples.index[data.index])  # numbers in the user's data, not in the pool
 

@@ -56,6 +56,8 @@ def options(context: Context) -> None:
         count, classes = len(context.data.train), context.data.num_classes
         if c.audit_canaries > (most := int(MOST_SHARE * count)):
             fail("run", "audit_canaries", f"be at most {most}, a tenth of {count} training images", c.audit_canaries)
+        if (groups := context.data.train.groups) is not None and c.audit_canaries > (most := len(groups.unique())):
+            fail("run", "audit_canaries", f"be at most {most}, one for each group of training images", c.audit_canaries)
         if classes < 2:
             fail("run", "audit_canaries", "be 0 where there is no other class to be labelled with", c.audit_canaries)
     if not c.generator and c.generator_batch_size % world_size:

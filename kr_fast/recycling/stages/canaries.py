@@ -85,7 +85,7 @@ def drawn(context: Context) -> Canaries:
     """The canaries of the run, and the twins that each is in."""
     c, data = context.config, context.data
     seed = seeds.derive(c.seed, "canaries")
-    options = {"models": c.num_shadows, "classes": data.num_classes, "seed": seed}
+    options = {"models": c.num_shadows, "classes": data.num_classes, "seed": seed, "groups": data.train.groups}
     return draw_canaries(data.train.labels, c.audit_canaries, **options)
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from kr_fast.ensemble.shadows import keep_matrix
-from kr_fast.membership import AuditData, Choices, audit_signals, record_risk, roc
-from kr_fast.membership.attacks.by_group import Groups, as_csv, by_group, group_risk
+from kr_fast.membership import AuditData, Choices, audit_signals, draw_canaries, negative_controls, record_risk, roc
+from kr_fast.membership.attacks.by_group import as_csv, by_group, group_risk
 from kr_fast.membership.inputs.data import ShadowSignals, TargetSignals
+from kr_fast.membership.statistics.groups import Groups
 from kr_fast.report.sections import records
+from kr_fast.runtime.errors import UserError
 
 GROUPS, MODELS = 24, 16
 
@@ -117,3 +119,30 @@ def test_by_group_of_an_infinite_signal():
     data.shadows["shadows"].signals["phi"][0, 0, :2] = torch.tensor([torch.inf, -torch.inf])
     assert not np.isnan(group_risk(data)["shadows"].p).any()
     assert by_group(data, {}, {}, {}, {}, "lira", 0.95)["records"] == {}
+
+
+def test_no_two_canaries_are_of_one_group():
+    groups = torch.arange(300) // 6
+    options = {"models": 4, "classes": 2, "seed": 0}
+    index = draw_canaries(torch.arange(300) % 2, 30, groups=groups, **options).index
+    assert len(groups[index].unique()) == 30
+    assert not torch.equal(index, draw_canaries(torch.arange(300) % 2, 30, **options).index)
+    with pytest.raises(UserError, match="^draw_canaries: count must be at most 25, the number of groups, got 30"):
+        draw_canaries(torch.arange(300) % 2, 30, groups=groups // 2, **options)
+
+
+def test_the_blind_attack_does_not_know_an_image_by_its_group():
+    """60 patients of 6 images that are nearly the same, members by chance: over images it knows every patient."""
+    draw = torch.Generator().manual_seed(0)
+    patients = torch.randint(0, 226, (60, 8, 8, 1), generator=draw)
+    groups = torch.arange(360) // 6
+    images = (patients[groups] + torch.randint(0, 30, (360, 8, 8, 1), generator=draw)).to(torch.uint8)
+    inside = torch.randperm(60, generator=draw) < 30
+    scores = {"target": torch.randn(60, generator=draw)[groups]}
+    over_images = negative_controls(images, inside[groups], scores)
+    assert not over_images["blind"]["passed"]
+    by_group = negative_controls(images, inside[groups], scores, groups=groups)
+    assert by_group["blind"]["passed"]
+    assert by_group["targets"]["target"]["members"]["passed"]
+    few = negative_controls(images[:90], inside[groups[:90]], {}, groups=groups[:90])  # of 15 patients
+    assert few["blind"] is None
