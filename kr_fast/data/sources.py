@@ -29,6 +29,7 @@ from kr_fast.data.splits import (
     Part,
     SourceContent,
     check_size,
+    class_counts,
     cut,
 )
 from kr_fast.runtime.errors import UserError, fail
@@ -222,11 +223,13 @@ def _report(content: SourceContent, shape: tuple[int, ...]) -> tuple[str, ...]:
     sizes = ", ".join(f"{which} {len(content.parts[which].labels)}" for which in order)
     total = counted(sum(len(part.labels) for part in content.parts.values()), "image")
     classes = counted(len(content.class_names), "class")
-    size, notes = " x ".join(map(str, shape)), "; ".join(content.notes)
-    logger.info("data: %s of %s (%s), %s; %s", total, classes, sizes, size, notes)
+    size, notes = " x ".join(map(str, shape)), [*content.notes, class_counts(content)]
+    if (groups := [part.groups for part in content.parts.values()])[0] is not None:
+        notes.append(f"images of {counted(len(np.unique(np.concatenate(groups))), 'group')}")
+    logger.info("data: %s of %s (%s), %s; %s", total, classes, sizes, size, "; ".join(notes))
     for warning in content.warnings:
         logger.warning("data: %s", warning)
-    return (*content.notes, *content.warnings)
+    return (*notes, *content.warnings)
 
 
 def _read(source: Any, sizes: tuple[int, int] | None, options: ReadOptions) -> tuple[str, SourceContent]:

@@ -11,6 +11,7 @@ from kr_fast.runtime.errors import fail
 
 SIZES = (8, 224)
 CLASSES = (2, 1000)
+LISTED = 12  # classes whose images are counted one by one
 VAL_FRACTION, TEST_FRACTION = 0.15, 1 / 3  # where a set has no such split: of the training images, of all images
 NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 NAMES |= {"test": "test", "testing": "test"}
@@ -40,6 +41,18 @@ class SourceContent:
     class_names: tuple[str, ...]
     notes: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+def class_counts(content: SourceContent) -> str:
+    """How many images of each class each split has, in words; of many classes the least and the most."""
+    order = [which for which in ("all", "train", "val", "test") if which in content.parts]
+    counts = [np.bincount(content.parts[which].labels, minlength=len(content.class_names)) for which in order]
+    where = "" if order == ["all"] else f" in {' / '.join(order)}"
+    if len(content.class_names) > LISTED:
+        return f"images of each class{where}: {' / '.join(f'{each.min()} to {each.max()}' for each in counts)}"
+    rows = zip(content.class_names, zip(*counts, strict=True), strict=True)
+    each = [f"{name} ({' / '.join(map(str, row))})" for name, row in rows]
+    return f"images of each class{where}: {', '.join(each)}"
 
 
 def split_name(name: str) -> str | None:

@@ -108,7 +108,10 @@ def test_pickled_arrays_are_never_run(tmp_path):
 def test_files_that_others_write(tmp_path):
     """Keys that are not needed are not read, whatever they hold; any case of the suffix; ``valid`` and bool labels."""
     actual = data.load(write_npz(tmp_path / "a.npz", class_names=np.array([{}], dtype=object), extra=np.zeros(3)))
-    assert actual.notes == ("uint8 pixels in [0, 255]", "not read: 2 arrays of the file")
+    counts = (
+        "images of each class in train / val / test: 0 (10 / 3 / 5), 1 (10 / 3 / 5), 2 (10 / 3 / 5), 3 (10 / 3 / 5)"
+    )
+    assert actual.notes == ("uint8 pixels in [0, 255]", "not read: 2 arrays of the file", counts)
     (tmp_path / "a.npz").rename(tmp_path / "SET.NPZ")
     assert len(data.load(tmp_path / "SET.NPZ").train) == 40
     valid = {

@@ -90,6 +90,7 @@ def test_splits_and_groups_of_a_table(tmp_path):
         assert np.array_equal(split.images[..., 0], np.stack([pixels[names[at]] for at in places]))
         assert split.labels.tolist() == [at % 2 for at in places]
         assert split.groups.tolist() == list(groups)
+    assert "images of 6 groups" in actual.notes
     assert not any("P9" in note or ".png" in note for note in actual.notes)
     assert data.load(tmp_path / "set", options=data.ReadOptions(table=str(table))).train.groups is None
 

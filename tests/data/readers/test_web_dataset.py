@@ -53,7 +53,7 @@ def test_shards_of_the_package_are_the_same_set(tmp_path):
         actual = data.load(folder)
         assert actual.fingerprint == expected.fingerprint
         assert actual.class_names == tuple("0123")
-        assert actual.notes == ("uint8 pixels in [0, 255]", "not read: 72 members of shards (.json)")
+        assert actual.notes[:2] == ("uint8 pixels in [0, 255]", "not read: 72 members of shards (.json)")
         assert torch.equal(actual.val.images, expected.val.images)
     name, _, splits = data.load_uncut(tmp_path / "npy" / "train-000001.tar")
     assert (name, list(splits)) == ("train-000001", ["all"])
