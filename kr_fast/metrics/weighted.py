@@ -76,11 +76,9 @@ def _class_calibration(p: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
 
 def _quadratic_kappa(labels: Tensor, predicted: Tensor, weights: Tensor) -> Tensor:
     """``[B]``: ``1 - E (y - z)^2 / E (y - z')^2``, z' of the predictions' distribution and independent of y."""
-    count = weights.sum(0)
-    mean_y, mean_z, square_y, square_z, apart = (
-        each @ weights / count for each in (labels, predicted, labels**2, predicted**2, (labels - predicted) ** 2)
-    )
-    return 1 - apart / (square_y + square_z - 2 * mean_y * mean_z)
+    columns = (labels, predicted, labels**2, predicted**2, (labels - predicted) ** 2)
+    count, (sum_y, sum_z, square_y, square_z, apart) = weights.sum(0), (each @ weights for each in columns)
+    return 1 - count * apart / (count * (square_y + square_z) - 2 * sum_y * sum_z)  # of whole numbers, exact
 
 
 def _confusion(labels: Tensor, predicted: Tensor, classes: int, weights: Tensor) -> Tensor | None:

@@ -107,7 +107,7 @@ def recycle(config: RecycleConfig, *, source: Source | None = None, data: Any = 
     start = time.perf_counter()
     if data is not None:
         config, source = of_memory(config, data)
-    context = _load(config, source, maps=True)
+    context = load_context(config, source, maps=True)
     out, runtime = context.out, context.runtime
     try:
         with runtime.main_first() as main:
@@ -153,13 +153,13 @@ def dry_run(config: RecycleConfig) -> str:
     Nothing is written. Returns: a YAML file with the configuration, and the rest as comments. Raises: as
     :func:`recycle`, but for a folder in use.
     """
-    context = _load(config)
+    context = load_context(config)
     notes = preflight.check(context)
     context.precision = precision.of_run(context)
     return preflight.describe(context, notes)
 
 
-def _load(config: RecycleConfig, source: Source | None = None, *, maps: bool = False) -> Context:
+def load_context(config: RecycleConfig, source: Source | None = None, *, maps: bool = False) -> Context:
     """The run that ``config`` describes, checked against what is in its folder.
 
     ``maps``: whether the images of a large set are decoded to files beside that folder.

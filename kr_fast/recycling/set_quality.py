@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from kr_fast import data
 from kr_fast.data import Split
+from kr_fast.recycling import pipeline
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import dataset, teacher
+from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import quality
 from kr_fast.recycling.trained_generator import is_run
-from kr_fast.runtime import seeds, state
+from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import manifest
@@ -83,13 +83,11 @@ def _context(run: Path) -> Context:
     if journal.done("teacher") is None:
         fail(*ASKED, "be a run whose Teacher is trained", run)
     journal.check("teacher", ASKED[0], folder.teacher)
-    values = manifest.read_config(folder.config)
-    if unknown := sorted(values.keys() - RecycleConfig().record().keys()):
-        fail(*ASKED, "be a run of this version of kr-fast", f"{run}, with the option {unknown[0]}")
+    values, options = manifest.read_config(folder.config), RecycleConfig().record()
+    if values.keys() != options.keys():
+        name = sorted(values.keys() ^ options.keys())[0]
+        fail(*ASKED, "be a run of this version of kr-fast", f"{run}, {'with' if name in values else 'without'} {name}")
+    if values["data"] == pipeline.IN_MEMORY:
+        fail(*ASKED, "be a run whose images can be read again", f"{run}, of images in memory")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    config = RecycleConfig(out=str(run), **values)
-    fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-    loaded = data.read(config.data, options=config.reading).dataset(seed=config.seed, **fractions)
-    context = Context(config, run, state.current(), loaded, journal)
-    dataset.check(context)
-    return context
+    return pipeline.load_context(RecycleConfig(out=str(run), **values))

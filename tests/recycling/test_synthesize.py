@@ -88,6 +88,15 @@ def test_a_run_that_does_not_fit_the_set_is_refused(tmp_path, finished):
     entries = json.loads((run / "journal.json").read_text())
     (tmp_path / "journal.json").write_text(json.dumps({"data": entries["data"]}))
     assert "quality_run must be a run whose Teacher is trained, got" in refused(tmp_path)
+    (tmp_path / "journal.json").write_text(json.dumps(entries))
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    for change, words in (
+        ({"data": "images in memory"}, "whose images can be read again"),
+        ({"x": 1}, "of this version"),
+    ):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(options | change))
+        assert f"quality_run must be a run {words}" in refused(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
     entries["data"]["result"]["sha256"] = 64 * "0"
     (tmp_path / "journal.json").write_text(json.dumps(entries))
     assert "data must be those that the run in" in refused(tmp_path)

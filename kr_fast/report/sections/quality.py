@@ -56,7 +56,7 @@ def rows(summary: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
 def _gap(row: Mapping[str, Any]) -> str:
     """Of the Teacher less the Student."""
     low, high = row["interval"]
-    return f"{-row['difference']:+.4f} {interval([-high, -low], 4)}"
+    return f"{0 - row['difference']:+.4f} {interval([0 - high, 0 - low], 4)}"  # no -0.0
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
