@@ -168,7 +168,7 @@ def test_images_on_both_sides_are_counted(tmp_path, caplog):
     )
     assert "data: 5 of 20 test images are byte-equal" in caplog.text
     held["train_images"][:21] = 9
-    warned = data.load(write_npz(tmp_path / "set.npz", **held)).notes[1]
+    warned = data.load(write_npz(tmp_path / "set.npz", **held)).notes[2]
     assert warned == "21 of 40 training images are one and the same"
 
 
