@@ -212,7 +212,7 @@ def records(audit: Audit, name: str) -> list[list[list[str]]]:
     row, found = audit["records"][name], []
     head = ["records", "tested", "found", "mean advantage", "largest"]
     for kind, each in (("class", row["classes"]), ("group", row["groups"])):
-        if each:
+        if each and each["rows"]:
             found.append([[kind, *head], *(_risk(at) for at in each["rows"])])
     return found
 

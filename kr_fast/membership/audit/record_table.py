@@ -32,6 +32,7 @@ class RecordTable(ShortRepr):
         labels, groups, members: ``[N]`` or None.
         scores: float64 ``[N]``, of the primary attack on the first target that has these shadows, or None.
         level: coverage of the intervals; seed: of their bootstrap.
+        named: whether figures that may leave tell large groups by name. What a run numbers may be a person.
     """
 
     risk: RecordRisk
@@ -42,6 +43,7 @@ class RecordTable(ShortRepr):
     scores: np.ndarray | None
     level: float
     seed: int
+    named: bool = True
 
     def __len__(self) -> int:
         return len(self.index)
@@ -70,9 +72,14 @@ class RecordTable(ShortRepr):
                 named, at, sizes = np.unique(each, return_inverse=True, return_counts=True)
                 named = np.where(sizes < LEAST_GROUP, OTHERS, named.astype(str))[at]
                 with_found = int(np.bincount(at, found).astype(bool).sum())
-                rows = by_label(self.risk, named, **options)
+                rows = by_label(self.risk, named, **options) if self.named or name == "classes" else []
                 values[name] = {"count": len(sizes), "with_found": with_found, "rows": rows}
         return values
+
+
+def unnamed(tables: Mapping[str, RecordTable]) -> dict[str, RecordTable]:
+    """The tables, whose figures count groups and name none."""
+    return {name: dataclasses.replace(table, named=False) for name, table in tables.items()}
 
 
 def as_csv(tables: Mapping[str, RecordTable]) -> str:

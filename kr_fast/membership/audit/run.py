@@ -14,6 +14,7 @@ from kr_fast.membership.audit.choices import Auxiliary
 from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.membership.audit.loading import Loaded, load
 from kr_fast.membership.audit.query import query
+from kr_fast.membership.audit.record_table import unnamed
 from kr_fast.membership.audit.report import AuditReport, audit_signals
 from kr_fast.membership.audit.scores import missing_of
 from kr_fast.membership.inputs.data import AuditData
@@ -103,7 +104,8 @@ def query_models(config: AuditConfig, loaded: Loaded) -> AuditData | None:
 def score(config: AuditConfig, data: AuditData) -> AuditReport:
     """All attacks; without a target every shadow is one."""
     choices = config.choices()
-    return audit_signals(data, choices if data.targets else dataclasses.replace(choices, targets="shadows"))
+    report = audit_signals(data, choices if data.targets else dataclasses.replace(choices, targets="shadows"))
+    return report if config.saved else dataclasses.replace(report, records=unnamed(report.records))
 
 
 def write(config: AuditConfig, report: AuditReport) -> Path:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kr_fast.membership import Auxiliary, Choices, Target, audit
 from kr_fast.membership.audit.files import write_private
+from kr_fast.membership.audit.record_table import unnamed
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import canaries, control, dataset, shadows, teacher
 from kr_fast.recycling.stages.distillation import ablation, gkd, nearest_images, shadow_students
@@ -77,6 +78,7 @@ def run(context: Context) -> dict[str, Any]:
     choices = Choices(**options, seed=seeds.derive(c.seed, "audit"))
     options = {"control": model, "auxiliary": auxiliary, "choices": choices, "groups": shadows.groups(context)}
     report = audit(targets, sets, images, labels, members, **options)
+    report = dataclasses.replace(report, records=unnamed(report.records))
     if c.audit_canaries:
         found = canaries.attack(context, report.to_dict())
         warnings = (*report.warnings, *canaries.warnings_of(found))

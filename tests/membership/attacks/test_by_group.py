@@ -10,6 +10,7 @@ import torch
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.membership import AuditData, Choices, audit_signals, draw_canaries, negative_controls, record_risk, roc
 from kr_fast.membership.attacks.by_group import as_csv, by_group, group_risk
+from kr_fast.membership.audit.record_table import unnamed
 from kr_fast.membership.inputs.data import ShadowSignals, TargetSignals
 from kr_fast.membership.statistics.groups import Groups
 from kr_fast.report.sections import records
@@ -71,6 +72,10 @@ def test_figures_are_those_of_group_means():
     assert "24 groups are found" in words
     assert [line[2:4] for line in records.table(report.to_dict())[1:]] == [["12", "12"], ["", ""]]
     assert "patient" not in str(found)
+    assert unnamed(report.records)["shadows"].figures["groups"] == {
+        **report.records["shadows"].figures["groups"],
+        "rows": [],
+    }
 
 
 def test_parts_of_groups_are_left_out():
