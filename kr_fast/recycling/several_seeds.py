@@ -37,6 +37,8 @@ FIGURES = {
     "CAS gap": "cas_gap",
     "macro AUC on the test images, Teacher": "teacher.test_auc",
     "macro AUC on the test images, Student": "student.test_auc",
+    "quadratic weighted kappa on the test images, Teacher": "teacher.test_kappa",
+    "quadratic weighted kappa on the test images, Student": "student.test_kappa",
     **{
         f"{words} AUC, mean of {whose}s made alike": f"leave_one_out.{name}.{attack}.auc.mean"
         for attack, words in ATTACKS.items()

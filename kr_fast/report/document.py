@@ -38,7 +38,7 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
     yield "table", run_audit.headline(summary)
     yield (
         "text",
-        f"Intervals are 95 %: {_of_test(summary)}, score "
+        f"Intervals are 95 %: {quality.intervals(summary)}, score "
         "intervals of attacks' AUC, paired ones of differences of AUC. CAS: Classification Accuracy Score.",
     )
     yield from quality.blocks(summary)
@@ -76,12 +76,6 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
     yield "code", summary["command"]
     yield "table", [["package", "version"], *([key, value] for key, value in summary["versions"].items())]
     yield "code", json.dumps(summary["config"], indent=1)
-
-
-def _of_test(summary: dict[str, Any]) -> str:
-    if quality.by_groups(summary["teacher"]):
-        return "bootstrap over groups of test images for figures on them"
-    return "Wilson for accuracies, bootstrap over test images for the other figures on them"
 
 
 def _attacks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:

@@ -8,7 +8,6 @@ import yaml
 from kr_fast.report import render, run_audit
 from kr_fast.report.render import Block
 from kr_fast.report.sections import quality, verdict
-from kr_fast.report.tables import share
 
 USE = """import kr_fast
 
@@ -53,8 +52,8 @@ def blocks(summary: Mapping[str, Any], files: Mapping[str, str]) -> Iterator[Blo
         "text",
         f"A {config['student_arch']} of {summary['student']['parameters']:,} weights that was trained on synthetic "
         f"images and {run_audit.LABELS[config.get('labels', 'soft')]}, and on no real image. {_origin(summary)} Test "
-        f"accuracy {share(summary['student']['test_accuracy'], data['test'])}; the Teacher's "
-        f"{share(summary['teacher']['test_accuracy'], data['test'])}.",
+        f"accuracy {quality.accuracy(summary['student'], data['test'])}; the Teacher's "
+        f"{quality.accuracy(summary['teacher'], data['test'])}.",
     )
     yield "heading", "May it be shared?"
     yield verdict.block(summary.get("verdict"), run_audit.verdict(summary))
@@ -73,8 +72,8 @@ def blocks(summary: Mapping[str, Any], files: Mapping[str, str]) -> Iterator[Blo
     yield "table", run_audit.headline(summary)
     yield (
         "text",
-        f"On {data['test']:,} real test images, by which nothing was chosen. Intervals are 95 %: Wilson for "
-        "accuracies, bootstrap over test images for the other figures on them, score intervals of attacks' AUC.",
+        f"On {data['test']:,} real test images, by which nothing was chosen. Intervals are 95 %: "
+        f"{quality.intervals(summary)}, score intervals of attacks' AUC.",
     )
     yield from quality.blocks(summary)
     yield "heading", "Audit"

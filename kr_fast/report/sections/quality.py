@@ -42,6 +42,13 @@ def accuracy(row: Mapping[str, Any], count: int) -> str:
     return f"{percent(row['test_accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def intervals(summary: Mapping[str, Any]) -> str:
+    """Of what kind the intervals of figures on test images are."""
+    if by_groups(summary["teacher"]):
+        return "bootstrap over groups of test images for figures on them"
+    return "Wilson for accuracies, bootstrap over test images for the other figures on them"
+
+
 def rows(summary: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
     """Rows beside the test accuracy, of the models of the columns ``names``; none of figures that were not measured."""
     table, gaps = [], summary.get("student_minus_teacher") or {}
