@@ -152,9 +152,10 @@ def test_folder_says_of_every_entry_who_may_have_it(finished, audited):
         for name, entries in layout.ENTRIES.items():
             result = {f"{path.name}/" if path.is_dir() else path.name for path in (out / name).iterdir()}
             assert result - {"release/", "private/"} <= entries.keys(), name
+        student = {out / "release" / "student" / name for name in ("model.safetensors", "config.json", "README.md")}
         allowed = "student.safetensors images.npy labels.npy report.html report.md metrics.json audit.html audit.json"
         for path in (out / "release").rglob("*.*"):
-            assert path.name in allowed.split() or path.parent.name == "figures", path
+            assert path.name in allowed.split() or path.parent.name == "figures" or path in student, path
 
 
 def test_generators_are_retrained_on_the_halves(audited):
