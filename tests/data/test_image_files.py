@@ -187,7 +187,7 @@ def test_modes_of_8_bits_are_read_together(tmp_path):
 
 
 # Of each mode, at a size that is reduced, enlarged or both, and no square.
-@pytest.mark.parametrize("size", [(40, 20), (12, 9), (9, 60)])
+@pytest.mark.parametrize("size", [(40, 20), (12, 9), (15, 60)])
 @pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
 def test_resized_images_are_those_of_a_triangle_filter_in_float64(tmp_path, size, how):
     """Within the two roundings of Pillow, which resamples columns and then rows to 8 bits."""
@@ -201,6 +201,21 @@ def test_resized_images_are_those_of_a_triangle_filter_in_float64(tmp_path, size
         ", 2 of them enlarged" if max(size) < 16 else ""
     )
     assert np.array_equal(resize_images(colour[None], 16, how)[0], pixels[1])
+
+
+@pytest.mark.parametrize("how", ["crop", "pad", "stretch"])
+def test_large_reductions_average_blocks_and_do_not_alias(tmp_path, how):
+    """By 10 to 13, where blocks are averaged before: smooth images as by the triangle, the finest pattern grey."""
+    rows, columns = np.mgrid[:160, :208]
+    smooth = np.rint(127 + 90 * np.sin(rows / 40) * np.cos(columns / 50)).astype(np.uint8)
+    fine = ((rows + columns) % 2 * 255).astype(np.uint8)
+    pixels, _ = read(
+        tmp_path, *(saved(Image.fromarray(each), "PNG") for each in (smooth, fine)), image_size=16, resize=how
+    )
+    assert np.abs(pixels[0] - triangle(smooth[..., None], 16, how)).max() <= 3
+    inside = pixels[1][3:-3]  # rows that are not padded
+    assert inside.min() >= 126
+    assert inside.max() <= 129
 
 
 def triangle(image, size, how):
