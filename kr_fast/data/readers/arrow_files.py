@@ -15,18 +15,27 @@ from kr_fast.runtime.array_files import DAMAGE
 from kr_fast.runtime.errors import UserError, fail, first_line
 
 ERRORS = (*DAMAGE, LookupError)  # of pyarrow on damaged files
+KEPT = 2  # row groups
 
 
 class ArrowFile:
     """The file at ``path``: parquet, or a stream of arrow. Raises: UserError naming it where it cannot be read."""
 
     def __init__(self, path: Path):
-        self.path, self._lock, self._last = path, threading.Lock(), (-1, "", None)
+        self.path, self._lock = path, threading.Lock()
+        self._recent: dict[tuple[int, str], Any] = {}
         reader = import_parquet(f"{path.suffix} files")
         self._is_parquet = path.suffix.lower() == ".parquet"
         try:
-            self._table = reader.ParquetFile(path) if self._is_parquet else _stream(path)
-            self.schema, self._rows = self._facts()
+            if self._is_parquet:
+                self._parquet = reader.ParquetFile(path)
+                self.schema, metadata = self._parquet.schema_arrow, self._parquet.metadata
+                counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            else:
+                self._batches, self.schema = _stream(path)
+                counts = [batch.num_rows for batch in self._batches]
+            ends = np.cumsum(counts, dtype=np.int64).tolist()
+            self._rows = [(end - count, count) for end, count in zip(ends, counts, strict=True)]
         except ERRORS as error:
             raise self._damaged(error) from error
         self.names = list(self.schema.names)
@@ -58,34 +67,28 @@ class ArrowFile:
 
     def arrays(self, column: str) -> np.ndarray:
         """``[N, ...]`` of a column of nested lists of numbers, all of one shape. Raises: UserError naming it."""
-        parts = [_array(part) for part in self._parts(column)]
-        if any(part is None for part in parts) or len({part.shape[1:] for part in parts}) != 1:
+        parts = [_array(part) for part in self._parts(column) if len(part)]
+        if not parts or any(part is None for part in parts) or len({part.shape[1:] for part in parts}) != 1:
             got = f"{self.schema.field(column).type} in {printable(self.path)}"
             fail("data", f"column {column}", "hold encoded images, or arrays of one shape", got)
         return np.concatenate(parts)
 
     def column(self, group: int, name: str) -> Any:
-        """The values of one row group; those that were read last are kept, as images are read in their order."""
+        """The values of one row group of parquet, or of one batch of arrow.
+
+        Of parquet the last groups are kept, as images are read in their order, by several threads.
+        """
         import pyarrow
 
         with self._lock:
-            if self._last[:2] != (group, name):
-                table = self._table.read_row_group(group, columns=[name]) if self._is_parquet else self._table
-                values = table.column(name).combine_chunks()
-                values = values.combine_chunks() if isinstance(values, pyarrow.ChunkedArray) else values
-                self._last = group, name, values.storage if isinstance(values, pyarrow.ExtensionArray) else values
-            return self._last[2]
-
-    def _facts(self) -> tuple[Any, list[tuple[int, int]]]:
-        """(schema, first row and number of rows of each group)."""
-        if self._is_parquet:
-            groups = range(self._table.num_row_groups)
-            counts = [self._table.metadata.row_group(group).num_rows for group in groups]
-            schema = self._table.schema_arrow
-        else:
-            schema, counts = self._table.schema, [self._table.num_rows]
-        ends = np.cumsum(counts, dtype=np.int64).tolist()
-        return schema, [(end - count, count) for end, count in zip(ends, counts, strict=True)]
+            if not self._is_parquet:
+                values = self._batches[group].column(self.schema.get_field_index(name))
+            elif (values := self._recent.get((group, name))) is None:
+                values = self._parquet.read_row_group(group, columns=[name]).column(name).combine_chunks()
+                while len(self._recent) >= KEPT:
+                    self._recent.pop(next(iter(self._recent)))
+                self._recent[group, name] = values
+            return values.storage if isinstance(values, pyarrow.ExtensionArray) else values
 
     def _parts(self, column: str) -> list[Any]:
         try:
@@ -121,11 +124,12 @@ class _Cell:
         return content
 
 
-def _stream(path: Path) -> Any:
-    """The table of an arrow stream; its pages are mapped into memory, and read as they are used."""
+def _stream(path: Path) -> tuple[list[Any], Any]:
+    """(batches, schema) of an arrow stream; its pages are mapped into memory, and read as they are used."""
     import pyarrow
 
-    return pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+    with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as reader:
+        return list(reader), reader.schema
 
 
 def _array(values: Any) -> np.ndarray | None:
