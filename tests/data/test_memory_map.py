@@ -72,6 +72,21 @@ def test_maps_hold_what_memory_holds(source, tmp_path, monkeypatch, caplog):
     assert same(load(source, tmp_path / "map"), expected)
 
 
+def test_16_bits_are_mapped_by_the_window_of_the_whole_set(source, tmp_path, monkeypatch):
+    """And they are the bytes of an array of 16 bits, whose white is given."""
+    draw = np.random.default_rng(1)
+    for file in source.rglob("*.png"):
+        Image.fromarray(draw.integers(0, 4000, (11, 9)).astype(np.uint16)).save(file)
+    mapped = load(source, tmp_path / "map")
+    assert same(mapped, load(source, None))
+    assert "windowed to [" in mapped.notes[0]
+    for file in source.rglob("*.png"):
+        Image.fromarray(draw.integers(0, 65536, (11, 9)).astype(np.uint16)).save(file)
+    arrays = [np.stack([np.asarray(Image.open(file)) for file in sorted((source / name).iterdir())]) for name in "ab"]
+    np.savez(tmp_path / "set.npz", images=np.concatenate(arrays), labels=np.repeat([0, 1], COUNT))
+    assert same(load(source, tmp_path / "map"), load(tmp_path / "set.npz", None))
+
+
 def test_only_what_is_missing_damaged_or_changed_is_decoded_again(source, tmp_path, caplog):
     folder = tmp_path / "map"
     with caplog.at_level("INFO", "kr_fast"):

@@ -90,15 +90,16 @@ def as_arrays(root, parts):
     return parts if len(parts) > 1 else next(iter(parts.values())), {}
 
 
+@pytest.mark.parametrize("size", [{}, {"image_size": 12, "resize": "pad"}], ids=["as they are", "resized"])
 @pytest.mark.parametrize("splits", [SPLITS, ("train",)])
-def test_every_format_is_one_set(tmp_path, splits):
-    """With the splits of the source, and cut by the seed."""
+def test_every_format_is_one_set(tmp_path, splits, size):
+    """With the splits of the source, and cut by the seed; as they are, and resized."""
     parts = {which: held()[which] for which in splits}
     source, _ = as_arrays(None, parts)
-    expected = data.load(source, seed=5)
+    expected = data.load(source, seed=5, options=data.ReadOptions(**size))
     for write in (as_npz, as_folder, as_table, as_parquet, as_shards):
         source, options = write(tmp_path / write.__name__, parts)
-        actual = data.load(source, seed=5, options=data.ReadOptions(**options))
+        actual = data.load(source, seed=5, options=data.ReadOptions(**options, **size))
         assert actual.fingerprint == expected.fingerprint, write
         assert torch.equal(actual.test.images, expected.test.images)
         assert len(actual.class_names) == 3
