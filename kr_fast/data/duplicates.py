@@ -16,6 +16,7 @@ from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images
 
 COLUMNS = ("split", "index", "of_split", "of_index", "distance", "shifted", "dropped")
+MOST_BYTES = 512 << 20  # of training images among which neighbours are looked for
 PAIR = ("first", "second", "distance", "shifted")
 MOST_KEPT = 4
 _KEPT: dict[bytes, "SplitDuplicates"] = {}  # by digest of the images: several runs on one set search it once
@@ -168,7 +169,8 @@ def _found(parts: Mapping[str, Tensor], every: Mapping[str, list[bytes]]) -> Spl
     rows = torch.full((len(known),), len(joined)).scatter_reduce(0, joined, torch.arange(len(joined)), "amin")
     training = next(iter(parts.values()))
     distinct = numbers[next(iter(parts))].unique()
-    gap = spacing(training[rows[distinct]]) if len(distinct) > 1 else 0.0
+    step = -(-len(distinct) * training[:1].numel() // MOST_BYTES)  # a set may be larger than the memory
+    gap = spacing(training[rows[distinct[:: max(step, 1)]]]) if len(distinct) > 1 else 0.0
     return SplitDuplicates(numbers, near_pairs(Joined(list(parts.values()), rows), SHARE * gap), gap)
 
 

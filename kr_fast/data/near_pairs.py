@@ -59,7 +59,7 @@ class Joined:
     def __init__(self, parts: Sequence[Tensor], rows: Tensor | None = None):
         self.parts, self.starts = parts, torch.tensor([0, *map(len, parts)]).cumsum(0)
         self.rows = torch.arange(int(self.starts[-1])) if rows is None else rows
-        self.shape = (len(self.rows), *parts[0].shape[1:])
+        self.shape = torch.Size((len(self.rows), *parts[0].shape[1:]))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,14 +83,13 @@ def near_pairs(images: Tensor | Joined, threshold: float) -> NearPairs:
         images: uint8 ``[N, H, W, C]``, at least 3 px a side. Equal images are pairs too: pass one of each.
     """
     height, width, channels = images.shape[1:]
-    bounds, most = _Bounds(images), threshold**2 * height * width * channels
-    base = bounds.of((0, 0))
-    order = base[:, 0].argsort()
-    base, parts, count = base[order], [], 0
-    for shift in SHIFTS:
+    bounds, most = _Bounds(images).of_all(), threshold**2 * height * width * channels
+    order = bounds[0][:, 0].argsort()
+    base, parts, count = bounds[0][order], [], 0
+    for shift, queries in zip(SHIFTS, bounds, strict=True):
         # Of the overlap there are fewer pixels than of the image.
         size = (height - abs(shift[0])) * (width - abs(shift[1])) * channels
-        for i, j in _below(bounds.of(shift), base, most):
+        for i, j in _below(queries, base, most):
             j = order[j]
             chosen = i < j if shift == (0, 0) else i != j
             i, j = i[chosen], j[chosen]
@@ -112,7 +111,7 @@ class _Bounds:
     def __init__(self, images: Tensor | Joined):
         self.images = images
         self.factor = -(-(max(images.shape[1:3]) - 2) // WIDEST)
-        some = torch.cat(list(self._parts((0, 0), step=-(-len(images) // SAMPLE))))
+        some = torch.cat([self._means(part, (0, 0)) for part in self._parts(-(-len(images) // SAMPLE))])
         self.mean = some.mean(0)
         some -= self.mean
         width = min(DIRECTIONS, some.shape[1])
@@ -123,27 +122,32 @@ class _Bounds:
         spread = (some @ basis).square().sum(0)
         self.basis = basis[:, spread.argsort(descending=True)]
 
-    def of(self, shift: tuple[int, int]) -> Tensor:
-        """``[N, K + 1]``."""
-        rows, kind = [], product_dtype()
-        for part in self._parts(shift):
-            part -= self.mean
-            inside = part @ self.basis
-            rest = (part.square().sum(1) - inside.square().sum(1)).clamp_min_(0).sqrt()
-            rows.append(torch.cat([inside, rest[:, None]], 1).to(kind))
-        return torch.cat(rows)
+    def of_all(self) -> list[Tensor]:
+        """``[N, K + 1]`` for each of :data:`SHIFTS`; every image is read once."""
+        rows: list[list[Tensor]] = [[] for _ in SHIFTS]
+        kind = product_dtype()
+        for part in self._parts():
+            for shift, each in zip(SHIFTS, rows, strict=True):
+                means = self._means(part, shift).sub_(self.mean)
+                inside = means @ self.basis
+                rest = (means.square().sum(1) - inside.square().sum(1)).clamp_min_(0).sqrt()
+                each.append(torch.cat([inside, rest[:, None]], 1).to(kind))
+        return list(map(torch.cat, rows))
 
-    def _parts(self, shift: tuple[int, int], step: int = 1) -> Iterator[Tensor]:
+    def _parts(self, step: int = 1) -> Iterator[Tensor]:
+        """Images, some at a time."""
+        size = max(1, MOST_BYTES // (8 * self.images.shape[1:].numel()))
+        return (self.images[rows] for rows in torch.arange(0, len(self.images), step).split(size))
+
+    def _means(self, images: Tensor, shift: tuple[int, int]) -> Tensor:
         """float64 ``[n, D]``: means of the images without their border, times ``factor``."""
-        _, height, width, channels = self.images.shape
+        _, height, width, _ = images.shape
         dy, dx = shift
-        rows = torch.arange(0, len(self.images), step)
-        for some in rows.split(max(1, MOST_BYTES // (8 * height * width * channels))):
-            part = self.images[some][:, 1 + dy : height - 1 + dy, 1 + dx : width - 1 + dx].permute(0, 3, 1, 2).double()
-            if self.factor > 1:
-                sides = [min(self.factor, side) for side in part.shape[2:]]
-                part = avg_pool2d(part, sides) * (sides[0] * sides[1]) ** 0.5
-            yield part.flatten(1)
+        seen = images[:, 1 + dy : height - 1 + dy, 1 + dx : width - 1 + dx].permute(0, 3, 1, 2)
+        if self.factor == 1:
+            return seen.double().flatten(1)
+        sides = [min(self.factor, side) for side in seen.shape[2:]]
+        return avg_pool2d(seen.float(), sides).double().flatten(1) * (sides[0] * sides[1]) ** 0.5
 
 
 def _below(queries: Tensor, base: Tensor, most: float) -> Iterator[tuple[Tensor, Tensor]]:
