@@ -181,6 +181,7 @@ def _roots(top: Folder) -> dict[str, Folder]:
     folders = _class_folders(top)
     if not folders:
         got = f"{counted(len(top.images), 'image')} and no folder in {printable(top.path)}{top.suffixes()}"
+        got += " (a table of their classes is given by --table)" if top.images else ""
         fail("data", "source", "hold one folder of images for each class", got)
     splits: dict[str, list[str]] = {}
     for name in folders:

@@ -1,5 +1,6 @@
 """A folder of images with a table of their classes: ``image,label[,split][,group]``."""
 
+import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -57,13 +58,13 @@ def _files(tree: folders.Folder, values: list[Any], table: Path, skip: bool) -> 
     """
     images = tree.all_images()
     paths, names = _keys(images, tree.path)
-    exact = {str(file): file for file in images}
+    exact = {os.path.normpath(file): file for file in images}
     result: list[Path | None] = []
     absent, several, again, seen = [], [], [], set()
     for value in values:
         text = "" if value is None else str(value)
-        near = (tree.path / text, table.parent / text)
-        there = next((exact[str(path)] for path in near if str(path) in exact), None) if text else None
+        near = (os.path.normpath(os.path.join(folder, text)) for folder in (tree.path, table.parent))
+        there = next((exact[path] for path in near if path in exact), None) if text else None
         candidates = _candidates(text, paths, names) if there is None else [there]
         if len(candidates) > 1:
             several.append(f"{text} ({listed('', [file.relative_to(tree.path) for file in candidates], 2)})")
@@ -99,9 +100,9 @@ def _keys(images: list[Path], root: Path) -> tuple[dict[str, list[Path]], dict[s
     paths: dict[str, list[Path]] = {}
     names: dict[str, list[Path]] = {}
     for file in images:
-        below = file.relative_to(root)
-        for keys, whole, stem in ((paths, str(below), str(below.with_suffix(""))), (names, below.name, below.stem)):
-            for key in {_normal(whole), _normal(stem)}:
+        below = _normal(os.path.relpath(file, root))
+        for keys, whole in ((paths, below), (names, os.path.basename(below))):
+            for key in (whole, os.path.splitext(whole)[0]):
                 keys.setdefault(key, []).append(file)
     return paths, names
 
