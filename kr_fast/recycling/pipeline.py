@@ -47,7 +47,6 @@ STAGES: tuple[Stage, ...] = (
 )
 # Stage -> its files and folders, whose SHA-256 the journal holds.
 FILES: dict[str, Callable[[Context], list[Path]]] = {
-    "data": lambda context: [context.folder.duplicates],
     "teacher": lambda context: [context.folder.teacher],
     "generator": lambda context: [context.folder.generators],
     "few_step": lambda context: [context.folder.few_step],
