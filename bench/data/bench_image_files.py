@@ -18,7 +18,7 @@ from kr_fast.data.memory_map import convert
 
 SIZE = 64
 # Number and sides: photographs as data sets hold them, and as cameras and scanners make them.
-SETS = {"160 to 640 px": (1000, (160, 240, 320, 480, 640)), "640 to 2,000 px": (120, (640, 1024, 1500, 2000))}
+SETS = {"160 to 640 px": (500, (160, 240, 320, 480, 640)), "640 to 2,000 px": (60, (640, 1024, 1500, 2000))}
 
 
 @pytest.fixture(scope="session", params=SETS)
