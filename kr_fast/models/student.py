@@ -106,21 +106,21 @@ def load_student(folder: str | Path, device: str | torch.device = "cpu") -> Stud
     Returns: the network in eval mode on ``device``, with ``predict(images)`` -> probabilities.
     Raises: UserError naming the file and what is wrong with it.
     """
-    where = next((Path(folder) / name for name in INSIDE if (Path(folder) / name / CONFIG).is_file()), None)
-    if where is None:
+    path = next((Path(folder) / name for name in INSIDE if (Path(folder) / name / CONFIG).is_file()), None)
+    if path is None:
         rule = f"be the folder of a Student ({CONFIG} and {WEIGHTS}), as kr-fast export writes"
         fail("load_student", "folder", rule, f"{folder}" if Path(folder).is_dir() else f"{folder}, which is no folder")
-    config = _checked(files.read_json(where / CONFIG, dict), where / CONFIG)
+    config = _checked(files.read_json(path / CONFIG, dict), path / CONFIG)
     height, width, channels = config["image_shape"]
     options = {"num_classes": len(config["class_names"]), "in_channels": channels, "width": config["width"]}
     with torch.device("meta"):  # no memory and no time for weights that are replaced
         network = classifier(config["architecture"], **options, image_size=max(height, width))
     try:
-        network.load_state_dict(files.load_tensors(where / WEIGHTS), assign=True)
+        network.load_state_dict(files.load_tensors(path / WEIGHTS), assign=True)
     except RuntimeError as error:
         why = " ".join(str(error).splitlines()[1:2]).strip() or first_line(error)
         rule = f"hold the weights of the {config['architecture']} in {CONFIG}"
-        raise UserError(f"load_student: {where / WEIGHTS} must {rule}, got others ({why})") from error
+        raise UserError(f"load_student: {path / WEIGHTS} must {rule}, got others ({why})") from error
     student = Student(network, config["image_shape"], config["class_names"], config["normalisation"])
     return student.to(device, torch.float32).eval().requires_grad_(False)
 

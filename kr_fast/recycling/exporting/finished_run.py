@@ -73,7 +73,8 @@ def open_run(run: str | Path) -> FinishedRun:
 def check_out(run: FinishedRun, out: Path) -> None:
     """Refuse an ``out`` that is not empty, lies below a file, or would mix with what a run keeps to itself."""
     asked, inside = ("export", "OUT"), out.resolve()
-    if inside.is_relative_to(run.folder.out.resolve()) and not inside.is_relative_to(run.folder.release.resolve()):
+    own, released = (run.folder.out, run.folder.mapped_images), inside.is_relative_to(run.folder.release.resolve())
+    if any(inside.is_relative_to(each.resolve()) for each in own) and not released:
         fail(*asked, f"lie outside the run, or in {run.folder.release}: the rest of a run must not leave", out)
     there = next(above for above in (out, *out.absolute().parents) if above.exists() or above.is_symlink())
     if not there.is_dir():

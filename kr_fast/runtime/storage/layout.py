@@ -66,6 +66,8 @@ ENTRIES: dict[str, dict[str, str]] = {
         "journal.json": "which stages are finished, their results, and the SHA-256 of their files",
         ".lock": "held by the process at work here",
         README: "this text",
+        "../*.private-images/": "beside this folder, where the set is large: the real images, decoded once. They must "
+        "not leave",
     },
 }
 HEADING = {

@@ -110,7 +110,7 @@ def test_npz_is_read_as_ready_images(finished, tmp_path):
     assert np.abs(np.load(path)["soft_labels"] - soft_labels(finished[0])).max() <= 1e-6
 
 
-@pytest.mark.parametrize("format", ["parquet", "webdataset", "npz"])
+@pytest.mark.parametrize("format", ["parquet", "npz"])
 def test_croissant_is_valid(finished, exported, tmp_path, format):
     croissant = pytest.importorskip("mlcroissant")
     folder = exported.synthetic
@@ -194,6 +194,7 @@ def test_refusals_write_nothing(finished, tmp_path):
         (full / "mine" / "below", "OUT must be a folder, got .*/below, but .*/mine is a file"),
         (run / "private" / "out", "OUT must lie outside the run, or in .*/release: the rest of a run must not leave"),
         (run, "OUT must lie outside the run"),
+        (run.with_name("run.private-images") / "out", "OUT must lie outside the run"),
     ):
         with pytest.raises(UserError, match=f"export: {words}"):
             export_run(run, out)

@@ -50,12 +50,12 @@ def test_no_image_and_no_name_leaves(scans, tmp_path):
     real = [path.read_bytes() for path in scans.rglob("*.png")]
     real += [np.asarray(Image.open(io.BytesIO(data))).tobytes() for data in real]
     parts = [part for data in real[60:] for part in (data[:8], data[-8:])] + real[:60]  # of each image two rows
-    found = []
+    matches = []
     for folder in folders:
         for path, data in contents(folder):
-            found += [(path, "name")] if NAME in data else []
-            found += [(path, "pixels") for part in parts if part in data]
-    assert found == []
+            matches += [(path, "name")] if NAME in data else []
+            matches += [(path, "pixels") for part in parts if part in data]
+    assert matches == []
     images = np.load(tmp_path / "npz" / "synthetic" / "train.npz")["images"]
     pixels = {hashlib.sha256(image.tobytes()).digest() for image in images}
     assert pixels.isdisjoint(hashlib.sha256(data).digest() for data in real[60:])
