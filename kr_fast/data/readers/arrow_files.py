@@ -129,7 +129,10 @@ def _stream(path: Path) -> tuple[list[Any], Any]:
     import pyarrow
 
     with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as reader:
-        return list(reader), reader.schema
+        batches = list(reader)
+    for batch in batches:
+        batch.validate(full=True)  # of a damaged file, offsets may lead outside of it
+    return batches, reader.schema
 
 
 def _array(values: Any) -> np.ndarray | None:

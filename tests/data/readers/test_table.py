@@ -183,6 +183,21 @@ def test_damaged_tables(tmp_path, name, content, words):
         read(tmp_path / "set", tmp_path / name)
 
 
+def test_rows_and_images_that_are_left_out_are_counted(tmp_path):
+    write_images(tmp_path / "set", [f"{each}.png" for each in "abcdefg"])
+    (tmp_path / "set" / "c.png").write_bytes(b"no image")
+    rows = [(each, index % 2) for index, each in enumerate("abcdef")] + [("gone", 0), ("lost", 1)]
+    table = write_table(tmp_path / "t.csv", ("image", "label"), rows)
+    options = data.ReadOptions(table=str(table), skip_unreadable=True)
+    content = data.read(tmp_path / "set", options=options).content
+    assert content.parts["all"].labels.tolist() == [0, 1, 1, 0, 1]
+    assert content.notes[1:] == [
+        "left out as unreadable: 1 image",
+        "left out: 2 rows without an image",
+        "left out: 1 image without a row",
+    ]
+
+
 def test_ambiguous_and_missing(tmp_path):
     write_images(tmp_path / "set", ["x/a.png", "y/a.png"])
     table = write_table(tmp_path / "t.csv", ("image", "label"), [("a.png", 0), ("y/a.png", 1)])
