@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, a MedMNIST-layout ``.npz``, or a folder ``class/image.png``."""
+"""Where images come from: scikit-learn's digits, files and folders of several kinds, or memory; and their cuts."""
 
 import dataclasses
 import functools

@@ -49,7 +49,9 @@ class RecycleConfig(ReadOptions):
     }
 
     out: str = option("runs/digits", "folder of the run; the same command continues a run that was stopped")
-    data: str = option("digits", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
+    data: str = option(
+        "digits", "digits; .npz, .parquet or .tar file; folder of images or of a data set (docs/data.md)"
+    )
     seed: int = option(0, "decides everything that is random", least=0)
     precision: str = option(
         "auto",

@@ -49,7 +49,7 @@ class AuditConfig(ReadOptions):
         (), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1", least=-10, most=10
     )
     std: tuple[float, ...] = option((), "see mean", above=0, most=10)
-    data: str = option("", "digits, a MedMNIST-layout .npz file, or a folder class/image.png")
+    data: str = option("", "digits; .npz, .parquet or .tar file; folder of images or of a data set (docs/data.md)")
     cut: int = option(
         -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are", least=-1
     )
