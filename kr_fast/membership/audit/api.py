@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from kr_fast.membership.inputs.copies import refuse_equal_weights
 from kr_fast.membership.inputs.data import EQUAL, check_images, check_name, check_names
 from kr_fast.membership.inputs.pool import pool_of
 from kr_fast.membership.statistics.epsilon import check_fair_coins
+from kr_fast.membership.statistics.groups import Groups
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_groups, as_labels, as_mask, described
@@ -124,7 +126,7 @@ def checked(
         "members": bool(models),
     }
     check_given((*(choices.attacks or ()), *filter(None, (choices.primary,))), given)
-    population = _population(auxiliary.population, mask, choices.seed, images)
+    population = _population(auxiliary.population, mask, choices.seed, images, groups)
     asked = {f"target {name}": model for name, model in models.items()}
     asked |= {f"shadow 0 of {name}": ModelArray(each.array.models[:1]) for name, each in sets.items()}
     for name, model in asked.items():
@@ -202,8 +204,8 @@ def _sets(shadows: Any, count: int) -> dict[str, Shadows]:
     return sets
 
 
-def _population(population: Any, mask: Tensor | None, seed: int, pool: Tensor) -> Any:
-    """None, (images, labels), or the indices of the non-members that are split off."""
+def _population(population: Any, mask: Tensor | None, seed: int, pool: Tensor, groups: np.ndarray | None) -> Any:
+    """None, (images, labels), or the indices of the non-members that are split off, of whole groups where there are."""
     if population is None:
         return None
     if isinstance(population, tuple | list):
@@ -222,8 +224,18 @@ def _population(population: Any, mask: Tensor | None, seed: int, pool: Tensor) -
     taken = round(population * len(outside))
     if not 0 < taken < len(outside):
         fail("audit", "population", f"be a share that leaves some of {len(outside)} non-members", population)
-    order = torch.randperm(len(outside), generator=seeds.generator(seed, "population"))
-    return outside[order[:taken]].sort().values
+    draw = seeds.generator(seed, "population")
+    if groups is None:
+        order = torch.randperm(len(outside), generator=draw)
+        return outside[order[:taken]].sort().values
+    at = Groups.of(groups[outside.numpy()])
+    order = torch.randperm(len(at.names), generator=draw)
+    before = at.sizes[order].cumsum(0)
+    chosen = order[: max(1, int((before <= taken).sum()))]
+    if len(chosen) == len(at.names):
+        rule = "leave some groups of non-members to be attacked"
+        fail("audit", "population", rule, f"{population} of {len(at.names)}")
+    return outside[torch.isin(at.at, chosen)]
 
 
 def check_further(images: Tensor, pool: Tensor) -> None:

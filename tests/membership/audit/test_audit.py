@@ -13,6 +13,7 @@ from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, Shadows, TrainConfig, train_shadows
 from kr_fast.ensemble.training.recipe import fit
 from kr_fast.membership import CATALOG, Auxiliary, Choices, Target, lira, overfitted
+from kr_fast.runtime.errors import UserError
 
 COUNT = 160
 CONFIG = TrainConfig(epochs=25, batch_size=16, learning_rate=0.05, weight_decay=0.0, augment=Augment())
@@ -173,6 +174,19 @@ def test_indices_and_a_split_off_population(scene):
     loss = nn.functional.cross_entropy(ModelArray([target])(images)[0].double(), labels, reduction="none")
     expected = -loss[torch.cat([inside, outside]).sort().values]
     assert torch.equal(part.scores["target"]["loss"].argsort(), expected.argsort())
+
+
+def test_a_split_off_population_is_of_whole_groups(scene):
+    """20 groups of 4 members, and as many of non-members."""
+    images, labels, members, target, _, shadows = scene
+    groups = torch.arange(COUNT) // 8 * 2 + torch.arange(COUNT) % 2
+    options = {"population": 0.25, "attacks": ("loss",)}
+    report = audit(target, shadows, images, labels, members, groups=groups, **options)
+    assert (report.members, report.non_members) == (80, 60)
+    assert groups[report.data.index].unique(return_counts=True)[1].tolist() == [4] * 35
+    whole = torch.where(members, groups, 99)  # all non-members are of one group
+    with pytest.raises(UserError, match="^audit: population must leave some groups of non-members"):
+        audit(target, shadows, images, labels, members, groups=whole, **options)
 
 
 def test_exposed_members_have_their_own_numbers(scene, tmp_path):
