@@ -1,7 +1,7 @@
 """One DICOM image, by pydicom: shown as its own window says, and nothing but its pixels.
 
-Only the elements that describe pixels (group 0028) are read, so that no element of a person is ever in memory, and no
-text of the file can reach a log, a note or an error.
+Only the header of the file and the elements that describe pixels (group 0028) are parsed, so that nothing of a person
+can reach a log, a note, an error or a file.
 """
 
 from typing import Any, BinaryIO
