@@ -14,6 +14,7 @@ from kr_fast import data
 from kr_fast.data import memory_map
 from kr_fast.data.readers import decoding
 from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.storage.layout import Folder
 
 SIZE = 8
 COUNT = 40  # of each class; blocks hold 5 images, so that the splits end inside and at the end of a block
@@ -70,6 +71,12 @@ def test_maps_hold_what_memory_holds(source, tmp_path, monkeypatch, caplog):
     assert "must not leave" in (tmp_path / "map" / "README.txt").read_text()
     mapped.train.images[0] = 0  # stays in this process
     assert same(load(source, tmp_path / "map"), expected)
+
+
+def test_a_run_in_the_present_folder_has_its_map_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert Folder(".").mapped_images == tmp_path / "here.private-images"
 
 
 def test_16_bits_are_mapped_by_the_window_of_the_whole_set(source, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@
 ``OUT/README.txt`` lists every entry, and says which of the two it is and why.
 """
 
+import os
 import textwrap
 from pathlib import Path
 
@@ -105,7 +106,7 @@ class Folder:
         self.denoising = self.private / "denoising.npz"
         self.nearest = self.private / "nearest.npy"
         self.state = self.private / "state"
-        self.mapped_images = self.out.with_name(f"{self.out.name}.private-images")  # of a large set; beside the run
+        self.mapped_images = Path(os.path.abspath(self.out) + ".private-images")  # of a large set; beside the run
         self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
 
     def generator(self, step: int, ema_length: float = 0.0) -> Path:
