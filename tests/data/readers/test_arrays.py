@@ -1,5 +1,7 @@
 """Images in memory: what people hold in Python is the same set as the file of it, or one line says why not."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,8 @@ def test_one_set_is_cut_as_one_of_a_file(tmp_path):
         assert data.load(form, seed=3).fingerprint == expected.fingerprint
     named = data.load(Items(images, labels.tolist(), classes=["a", "b", "c", "d"]))
     assert (named.name, named.class_names) == ("Items", tuple("abcd"))
+    features = {"image": None, "label": types.SimpleNamespace(names=list("efgh"))}  # of the package datasets
+    assert data.load(Items(images, labels, features=features)).class_names == tuple("efgh")
     assert data.load((images, np.array(list("wxyz"))[labels])).class_names == tuple("wxyz")
     sizes = [Image.fromarray(images[row, : 8 - row % 2, :, 0]) for row in range(40)]
     small = data.load(Items(sizes, labels), options=data.ReadOptions(image_size=8, resize="pad"))
