@@ -214,7 +214,7 @@ def _part(source: Any) -> Any:
     if not isinstance(source, Split):
         return source
     tensors = (source.images, source.labels, source.groups)
-    return Part(*(None if tensor is None else tensor.numpy() for tensor in tensors))
+    return Part(*(None if tensor is None else tensor.cpu().numpy() for tensor in tensors))
 
 
 def _report(content: SourceContent, shape: tuple[int, ...]) -> tuple[str, ...]:

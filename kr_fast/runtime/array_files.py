@@ -125,6 +125,15 @@ def other_format(start: bytes) -> str | None:
     return next((what for start_of, what in SIGNATURES.items() if start.startswith(start_of)), None)
 
 
+def other_format_of(path: Path) -> str | None:
+    """As :func:`other_format`, of the file at ``path``; None where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return other_format(file.read(512))
+    except OSError:
+        return None
+
+
 def regular_file(path: Path, what: str) -> None:
     """Refuse a folder, and a pipe or device, on which a reader would block; ``what`` starts the error."""
     try:

@@ -11,7 +11,7 @@ import numpy as np
 from kr_fast.data.packed import Packed
 from kr_fast.data.printable import printable
 from kr_fast.data.readers.table_file import import_parquet
-from kr_fast.runtime.array_files import DAMAGE
+from kr_fast.runtime.array_files import DAMAGE, other_format_of
 from kr_fast.runtime.errors import UserError, fail, first_line
 
 ERRORS = (*DAMAGE, LookupError)  # of pyarrow on damaged files
@@ -97,10 +97,8 @@ class ArrowFile:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> UserError:
-        kind = "parquet" if self._is_parquet else "arrow"
-        return UserError(
-            f"data: source must hold readable {kind} files, got {printable(self.path)} ({first_line(error)})"
-        )
+        kind, why = "parquet" if self._is_parquet else "arrow", other_format_of(self.path) or first_line(error)
+        return UserError(f"data: source must hold readable {kind} files, got {printable(self.path)} ({why})")
 
 
 @dataclasses.dataclass(frozen=True)

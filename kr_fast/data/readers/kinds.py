@@ -33,6 +33,8 @@ def shards(path: Path) -> dict[str, list[Path]]:
     """Suffix of ``SHARDS`` -> the files with it, by name; nothing where the folder holds images too."""
     found: dict[str, list[Path]] = {}
     for base, folders, names in os.walk(path):
+        if _has_links(base, folders):
+            return {}
         folders[:] = [each for each in folders if not each.startswith(".") and each not in SYSTEM]
         deep = len(Path(base).parts) - len(path.parts)
         for name in names:
@@ -47,7 +49,9 @@ def shards(path: Path) -> dict[str, list[Path]]:
 def other(path: Path) -> str | None:
     """What the folder holds in place of images, in words; None where nothing is known."""
     counts: Counter = Counter()
-    for _, folders, names in os.walk(path):
+    for base, folders, names in os.walk(path):
+        if _has_links(base, folders):
+            return None
         folders[:] = [each for each in folders if not each.startswith(".")]
         for name in names:
             suffixes = [suffix.lower() for suffix in Path(name).suffixes[-2:]]
@@ -59,6 +63,11 @@ def other(path: Path) -> str | None:
             if name.endswith("-ubyte") or name.endswith("-ubyte.gz"):
                 counts["files of MNIST's format (np.savez makes an .npz of them)"] += 1
     return counts.most_common(1)[0][0] if counts else None
+
+
+def _has_links(base: str, folders: list[str]) -> bool:
+    """Whether a folder is a link: images may lie behind it, where this search does not go."""
+    return any(os.path.islink(os.path.join(base, each)) for each in folders)
 
 
 def by_split(path: Path, shards: list[Path]) -> dict[str, list[Path]]:

@@ -15,7 +15,7 @@ from kr_fast.data.printable import counted, listed, printable
 from kr_fast.data.readers import columns, kinds
 from kr_fast.data.readers.decoding import decoded, from_arrays
 from kr_fast.data.splits import SourceContent
-from kr_fast.runtime.array_files import DAMAGE, npy_of
+from kr_fast.runtime.array_files import DAMAGE, npy_of, other_format_of
 from kr_fast.runtime.errors import UserError, fail, first_line
 
 LABEL, ARRAY = ".cls", ".npy"
@@ -118,7 +118,7 @@ def _samples(shard: Path, unread: Counter) -> dict[str, dict[str, _Member]]:
     except UserError:
         raise
     except (*DAMAGE, tarfile.TarError, LookupError) as error:
-        got = f"{printable(shard)} ({first_line(error)})"
+        got = f"{printable(shard)} ({other_format_of(shard) or first_line(error)})"
         raise UserError(f"data: source must hold readable, uncompressed .tar files, got {got}") from error
     return samples
 

@@ -214,6 +214,8 @@ def test_damaged_and_foreign_folders(made, tmp_path):
     refused(made / "saved", "label_column must be a column of data-.* .image, label, age., got 'dx'", label_column="dx")
     (tmp_path / "x.parquet").write_bytes(b"PAR1PAR1")
     refused(tmp_path / "x.parquet", "source must hold readable parquet files, got .*x.parquet")
+    (tmp_path / "x.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    refused(tmp_path / "x.parquet", "source must hold readable parquet files, got .*Git LFS pointer")
     for name, words in (("a.tfrecord-0-of-1", "TFRecord files"), ("b.mds", "shards of Mosaic"), ("c.nii.gz", "NIfTI")):
         (tmp_path / name[0]).mkdir()
         (tmp_path / name[0] / name).touch()

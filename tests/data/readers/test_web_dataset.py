@@ -117,6 +117,16 @@ def test_bad_shards(tmp_path, members, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_tar_file_beside_linked_class_folders_is_no_data_set(tmp_path):
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "0.png").write_bytes(png(np.full((8, 8), ord(name), np.uint8)))
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / name).symlink_to(tmp_path / "images" / name)
+    write_tar(tmp_path / "set" / "download.tar", GOOD)
+    assert data.load_uncut(tmp_path / "set")[2]["all"].images[:, 0, 0, 0].tolist() == [97, 98]
+
+
 def test_damaged_shards_are_one_line(tmp_path):
     """Cut anywhere, compressed, empty, or another kind of file."""
     whole = write_tar(tmp_path / "x.tar", GOOD).read_bytes()
