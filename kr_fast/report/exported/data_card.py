@@ -70,15 +70,13 @@ def blocks(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Blo
 def description(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """The set in a few sentences."""
     data, (height, width, channels) = summary["dataset"], facts["shape"]
-    source = (
-        "by a generator that the run was given"
-        if summary["config"].get("generator")
-        else f"by a class-conditional diffusion model that was trained on {data['train']:,} private images"
-    )
+    source = f"a class-conditional diffusion model that was trained on {data['train']:,} private images. None is real"
+    if summary["config"].get("generator"):
+        source = "a generator that the run was given, of which it knows no more"
     which = "every period" if summary["config"].get("fixed_images") else "its last period"
     return (
         f"{facts['count']:,} synthetic images of {data['num_classes']} classes, {height} x {width} x {channels}, drawn "
-        f"{source}. None is a real image. They are the images that the Student of the run learned from in {which}."
+        f"by {source}. They are the images that the Student of the run learned from in {which}."
     )
 
 

@@ -51,7 +51,7 @@ def blocks(summary: Mapping[str, Any], files: Mapping[str, str]) -> Iterator[Blo
     yield (
         "text",
         f"A {config['student_arch']} of {summary['student']['parameters']:,} weights that was trained on synthetic "
-        f"images and {run_audit.LABELS[config.get('labels', 'soft')]}, and on no real image. {_origin(summary)} Test "
+        f"images and {run_audit.LABELS[config.get('labels', 'soft')]}. {_origin(summary)} Test "
         f"accuracy {quality.accuracy(summary['student'], data['test'])}; the Teacher's "
         f"{quality.accuracy(summary['teacher'], data['test'])}.",
     )
@@ -97,8 +97,13 @@ def _origin(summary: Mapping[str, Any]) -> str:
     data, config = summary["dataset"], summary["config"]
     if config.get("teacher"):
         return f"The Teacher was given to the run, which has {data['train']:,} private training images."
-    which = "The Teacher was" if config.get("generator") else "The Teacher, and the generator that drew them, were"
-    return f"{which} trained on {data['train']:,} private images."
+    if config.get("generator"):
+        trained = f"the Teacher was trained on {data['train']:,} private images"
+        return f"The images are of a generator that the run was given; {trained}."
+    return (
+        "It saw no real image. The Teacher, and the generator that drew its images, were trained on "
+        f"{data['train']:,} private images."
+    )
 
 
 def protection(summary: Mapping[str, Any]) -> str:
