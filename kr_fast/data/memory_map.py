@@ -14,6 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +27,7 @@ from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.manifest import NO_LOCKS
 
 BLOCK = 1 << 25  # bytes of pixels that are decoded, written and hashed at a time
 MANIFEST, LOCK, README = "manifest.json", ".lock", "README.txt"
@@ -85,6 +87,9 @@ def _convert(folder: Path, parts: dict[str, FileRows]) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             fail("data", "images", "be converted by one command at a time", f"another at work in {folder}")
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         files.remove_leftovers(folder)
         files.write_text(folder / README, TEXT)
         manifest = folder / MANIFEST
@@ -109,37 +114,56 @@ def _convert(folder: Path, parts: dict[str, FileRows]) -> None:
 
 
 def _blocks(path: Path, part: FileRows, blocks: list[Block], update: Callable[[int], None]) -> Iterator[int]:
-    """Bring ``path`` and ``blocks`` up to date, block by block; yields how many images were decoded for each."""
+    """Bring ``path`` and ``blocks`` up to date, block by block; yields how many images were decoded for each.
+
+    A block is hashed and written while the next one is decoded, and is in ``blocks`` once it is on the disk.
+    """
     survey, each = part.survey, part.nbytes // max(1, len(part))
     size = max(1, BLOCK // max(1, each))
-    buffer = np.empty((min(size, len(part)), *part.shape[1:]), np.uint8)
-    starts = range(0, len(part), size)
-    with files.named(path), open(path, "r+b" if path.exists() else "w+b") as file:
-        at = 0
-        for index, start in enumerate(starts):
-            rows = part.rows[start : start + size]
-            source = _hash_of_source(part, rows)
-            same = index < len(blocks) and blocks[index].source == source and not blocks[index].skipped
-            if same and _same(file, at, blocks[index], buffer):
-                update(len(rows))
-                yield 0
-            else:
+    buffers = np.empty((2, min(size, len(part)), *part.shape[1:]), np.uint8)
+    starts, at, written = range(0, len(part), size), 0, None
+    with files.named(path), open(path, "r+b" if path.exists() else "w+b", buffering=0) as file:
+        with ThreadPoolExecutor(1) as writer:
+            for index, start in enumerate(starts):
+                rows, buffer = part.rows[start : start + size], buffers[index % 2]
+                source = _hash_of_source(part, rows)
+                before = blocks[index] if index < len(blocks) else None
+                if before and before.source == source and not before.skipped:
+                    if written:  # its buffer is used again
+                        yield _entered(blocks, *written)
+                        written = None
+                    if _same(file, at, before, buffer):
+                        update(len(rows))
+                        at += before.rows * each
+                        continue
                 done, tally = survey.fill(part.name, rows, buffer[: len(rows)], lambda: update(1))
+                if written:
+                    yield _entered(blocks, *written)
+                    written = None
                 survey.refuse_unreadable()
                 pixels = buffer[: len(rows)] if done.all() else buffer[: len(rows)][done]
-                file.seek(at)
-                file.write(pixels.data)
-                file.flush()
-                os.fsync(file.fileno())
-                sha256, skipped = hashlib.sha256(pixels.data).hexdigest(), np.flatnonzero(~done).tolist()
-                counts, ends = list(tally.counts), list(tally.ends)
-                blocks[index : index + 1] = [
-                    Block(len(pixels), skipped, source, sha256, dict(tally.notes), counts, ends)
-                ]
-                yield len(pixels)
-            at += blocks[index].rows * each
+                written = index, writer.submit(_write_block, file, at, pixels, done, source, tally)
+                at += len(pixels) * each
+            if written:
+                yield _entered(blocks, *written)
         file.truncate(at)
     del blocks[len(starts) :]
+
+
+def _entered(blocks: list[Block], index: int, block: Future) -> int:
+    """Enter a block that is on the disk; the number of its images."""
+    blocks[index : index + 1] = [block.result()]
+    return blocks[index].rows
+
+
+def _write_block(file: BinaryIO, at: int, pixels: np.ndarray, done: np.ndarray, source: str, tally: Tally) -> Block:
+    view = memoryview(pixels).cast("B")
+    sha256, ahead = hashlib.sha256(view).hexdigest(), 0
+    while ahead < len(view):
+        ahead += os.pwrite(file.fileno(), view[ahead:], at + ahead)
+    os.fsync(file.fileno())
+    skipped = np.flatnonzero(~done).tolist()
+    return Block(len(pixels), skipped, source, sha256, dict(tally.notes), list(tally.counts), list(tally.ends))
 
 
 def _same(file: BinaryIO, at: int, block: Block, buffer: np.ndarray) -> bool:
@@ -147,8 +171,7 @@ def _same(file: BinaryIO, at: int, block: Block, buffer: np.ndarray) -> bool:
     if block.rows > len(buffer):
         return False
     view = memoryview(buffer[: block.rows]).cast("B")
-    file.seek(at)
-    return file.readinto(view) == len(view) and hashlib.sha256(view).hexdigest() == block.sha256
+    return os.preadv(file.fileno(), [view], at) == len(view) and hashlib.sha256(view).hexdigest() == block.sha256
 
 
 def _hash_of_source(part: FileRows, rows: np.ndarray) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 from kr_fast.runtime.errors import fail
 
 GAP = 2.0
-CHUNK = 32  # images that a thread takes at a time
+CHUNK = 8  # images that a thread takes at a time
 
 
 def resized(image: Image.Image, size: int, how: str) -> Image.Image:
