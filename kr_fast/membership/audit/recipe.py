@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kr_fast.membership.statistics.auc_intervals import satterthwaite, t_interval
 from kr_fast.membership.statistics.curve import FPRS, Curve, roc
+from kr_fast.membership.statistics.groups import Groups
 from kr_fast.membership.statistics.intervals import check_share, holm
 from kr_fast.membership.statistics.summaries import matrices
 
@@ -30,6 +32,13 @@ class Estimates:
 
     def __sub__(self, other: "Estimates") -> "Estimates":
         return Estimates(self.each - other.each, self.parts - other.parts)
+
+    def by(self, groups: Groups | None) -> "Estimates":
+        """The same with what each group of records adds, so that whole groups are the units of intervals."""
+        if groups is None:
+            return self
+        sums = groups.mean(torch.from_numpy(self.parts)) * groups.sizes
+        return Estimates(self.each, sums.numpy() * (len(groups.names) / self.parts.shape[1]))
 
     @property
     def mean(self) -> float:
@@ -94,7 +103,7 @@ def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS, l
         "tpr_at_fpr": {fpr: {"mean", "sd", "each", "interval"}}}.
     """
     check_share("across_targets", "level", level)
-    return _figures(*_curves(*matrices("across_targets", scores, keep)), fprs, level)[0]
+    return _figures(_curves(*matrices("across_targets", scores, keep)), fprs, level, None)[0]
 
 
 Targets = tuple[list[Curve], np.ndarray, np.ndarray]  # curves, scores [K, N], keep [K, N]
@@ -106,16 +115,17 @@ def _curves(scores: Tensor, keep: Tensor) -> Targets:
 
 
 def _figures(
-    curves: list[Curve], scores: np.ndarray, keep: np.ndarray, fprs: Sequence[float], level: float
+    targets: Targets, fprs: Sequence[float], level: float, groups: Groups | None
 ) -> tuple[dict[str, Any], Estimates]:
     """What :func:`across_targets` returns, and the estimates of the AUC."""
-    estimates = aucs(curves, scores, keep)
+    curves, scores, keep = targets
+    estimates = aucs(curves, scores, keep).by(groups)
     balanced = Estimates(np.array([curve.balanced_accuracy for curve in curves]), np.zeros((len(curves), 1)))
     return {
         "targets": len(curves),
         "auc": estimates.summary(level),
         "balanced_accuracy": {key: balanced.summary(level)[key] for key in ("mean", "sd", "each")},
-        "tpr_at_fpr": {str(fpr): _tprs(curves, scores, keep, fpr, level) for fpr in fprs},
+        "tpr_at_fpr": {str(fpr): _tprs(targets, fpr, level, groups) for fpr in fprs},
     }, estimates
 
 
@@ -140,8 +150,14 @@ def _weights(curves: Sequence[Curve], keep: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
-def _tprs(curves: Sequence[Curve], scores: np.ndarray, keep: np.ndarray, fpr: float, level: float) -> dict[str, Any]:
+def of_target(curve: Curve, scores: Tensor, members: Tensor, groups: Groups | None = None) -> Estimates:
+    """The AUC of one target, and what each record, or each group of records, adds to it."""
+    return aucs([curve], scores.double().numpy()[None], members.numpy()[None]).by(groups)
+
+
+def _tprs(targets: Targets, fpr: float, level: float, groups: Groups | None) -> dict[str, Any]:
     """TPR of each target; a non-member's part is its step of the FPR times the slope of the mean ROC."""
+    curves, scores, keep = targets
     points = [curve.tpr_at(fpr, level) for curve in curves]
     claimed = [each["tpr"] if each["point_claim"] else None for each in points]
     if None in claimed:
@@ -154,7 +170,7 @@ def _tprs(curves: Sequence[Curve], scores: np.ndarray, keep: np.ndarray, fpr: fl
         at = int(np.searchsorted(curve.fp, each["false_positives"], side="right")) - 1
         flagged = scores[k] >= curve.thresholds[at]
         parts[k] = np.where(keep[k], flagged - each["tpr"], -slope * (flagged - each["fpr"]))
-    return Estimates(np.array(claimed), parts * _weights(curves, keep)).summary(level)
+    return Estimates(np.array(claimed), parts * _weights(curves, keep)).by(groups).summary(level)
 
 
 def _gap(
@@ -180,7 +196,7 @@ def _gap(
 
 
 def recipes(
-    lone: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]], primary: str, level: float
+    lone: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]], primary: str, level: float, groups: Groups | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Set of shadows -> attack -> :func:`across_targets`, role, corrected interval, and difference to the first set.
 
@@ -188,6 +204,7 @@ def recipes(
 
     Args:
         lone: set -> attack -> (scores, keep) of shadows, each attacked from the others.
+        groups: of the records, the units of intervals then; None: records are.
     """
     rows_of: dict[str, dict[str, dict[str, Any]]] = {}
     of_first: dict[str, tuple[Estimates, np.ndarray]] = {}
@@ -195,7 +212,7 @@ def recipes(
         named = primary if primary in each else next(iter(each), None)
         shared, rows, gaps = 1 - (1 - level) / max(len(each) - 1, 1), {}, []
         for attack, pair in each.items():
-            rows[attack], auc = _figures(*_curves(*pair), FPRS, level)
+            rows[attack], auc = _figures(_curves(*pair), FPRS, level, groups)
             wide = level if attack == named else shared
             rows[attack]["role"] = "primary" if attack == named else "exploratory"
             rows[attack]["auc"]["interval_corrected"] = auc.interval(wide)

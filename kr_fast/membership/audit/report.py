@@ -17,7 +17,7 @@ from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.audit.figures import exposed, of_attack
 from kr_fast.membership.audit.files import write
 from kr_fast.membership.audit.notes import called, notes_of, of_control, warnings_of
-from kr_fast.membership.audit.recipe import recipes
+from kr_fast.membership.audit.recipe import of_target, recipes
 from kr_fast.membership.audit.record_table import RecordTable, record_tables
 from kr_fast.membership.audit.scores import choose, leave_one_out, scores_of
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals
@@ -25,6 +25,7 @@ from kr_fast.membership.inputs.duplicates import apart, warnings_of_duplicates
 from kr_fast.membership.statistics.auc_intervals import delong_variances, t_interval
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.epsilon import check_fair_coins, epsilon_one_run
+from kr_fast.membership.statistics.groups import Groups
 from kr_fast.membership.statistics.intervals import holm
 from kr_fast.membership.statistics.records import RecordRisk
 from kr_fast.membership.verdict.decision import verdict_of
@@ -241,7 +242,8 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
     }
     figures = _figures(data, choices, scores, curves, lone, facts)
     enough = {name: each for name, each in lone.items() if asked or len(data.shadows[name].keep) >= LEAST_SHADOWS}
-    loo = recipes(enough, primary, level)
+    groups = None if data.groups is None else Groups.of(data.groups)
+    loo = recipes(enough, primary, level, groups)
     records = record_tables(data, scores, facts, level, seeds.derive(seed, "records"))
     control = of_control(data, figures)
     negative = None
@@ -301,6 +303,7 @@ def _figures(
         return None if pair is None else roc(pair[0].flatten(), pair[1].flatten())
 
     figures: dict[str, dict[str, dict[str, Any]]] = {}
+    groups = None if data.groups is None else Groups.of(data.groups)
     for name, each in curves.items():
         target, rows = data.targets.get(name), {}
         for attack, curve in each.items():
@@ -312,6 +315,11 @@ def _figures(
                 accuracy=None if target is None else target.accuracy,
                 calibration=None if target is None else calibration(target.shadows, attack),
             )
+            if groups is not None:
+                estimate = of_target(curve, scores[name][attack], data.members, groups)
+                for key, each_level in (("auc_ci", choices.level), ("auc_ci_corrected", row["epsilon"]["level"])):
+                    pair = estimate.interval(each_level)  # images of a group are no independent ones
+                    row[key] = row[key] if pair is None else [min(row[key][0], pair[0]), max(row[key][1], pair[1])]
             if choices.random_members:
                 options = {"delta": choices.delta, "level": row["epsilon"]["level"], "seed": choices.seed}
                 row["epsilon"]["one_run"] = epsilon_one_run(scores[name][attack], data.members, **options)
@@ -363,12 +371,17 @@ def _comparison(data: AuditData, scores: Mapping, primary: str, level: float) ->
     The primary attack was named beforehand. The others of a pair share one error: Holm's p, Bonferroni's intervals.
     """
     first, *rest = [name for name, target in data.targets.items() if not target.control] or [None]
+    groups = None if data.groups is None else Groups.of(data.groups)
     tests: dict[str, dict[str, dict[str, Any]]] = {}
     for other in rest:
         shared = 1 - (1 - level) / max(len(scores[other]) - 1, 1)
         rows = {}
         for attack, value in scores[other].items():
             gap = delong_variances(scores[first][attack], value, data.members)
+            if data.groups is not None:
+                pair = (scores[first][attack], value)
+                one, two = (of_target(roc(each, data.members), each, data.members, groups) for each in pair)
+                gap = ((one - two).mean, *(one - two).variances())
             test, role = t_interval(*gap, level), "primary" if attack == primary else "exploratory"
             wide = test if role == "primary" else t_interval(*gap, shared)
             corrected = {"interval_corrected": wide["interval"], "p_corrected": test["p"]}

@@ -27,9 +27,9 @@ def words(audit: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> 
     """What the units are, and how many of them are found."""
     counted = audit["by_group"]
     text = (
-        f"The images are of {counted['groups']:,} groups, such as patients or sites. As images of one group are alike, "
-        "figures over images have intervals that are too narrow; here a group is one unit, whose score is the mean "
-        "over its images."
+        f"The images are of {counted['groups']:,} groups, such as patients or sites. Images of one "
+        "group are alike: intervals of AUCs over images take whole groups as units, and here a group counts once, with "
+        "the mean score of its images."
     )
     if counted["mixed"]:
         text += f" {counted['mixed']:,} groups with members and non-members are left out."

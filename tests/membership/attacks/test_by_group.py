@@ -10,6 +10,7 @@ import torch
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.membership import AuditData, Choices, audit_signals, draw_canaries, negative_controls, record_risk, roc
 from kr_fast.membership.attacks.by_group import as_csv, by_group, group_risk
+from kr_fast.membership.audit.recipe import of_target
 from kr_fast.membership.audit.record_table import unnamed
 from kr_fast.membership.inputs.data import ShadowSignals, TargetSignals
 from kr_fast.membership.statistics.groups import Groups
@@ -67,6 +68,15 @@ def test_figures_are_those_of_group_means():
     assert {row["group"]: int(row["images"]) for row in rows}["patient 07"] == 4
     paths = [rule["path"] for rule in report.verdict["rules"]]
     assert {f"by_group.{each}" for each in ("targets.target.auc_ci.1", "records.shadows.found")} < set(paths)
+    alone = audit_signals(AuditData(data.shadows, data.targets, data.members), Choices(attacks=("lira", "loss")))
+    for attack in ("lira", "loss"):
+        mine, other = (each.figures["target"][attack] for each in (report, alone))
+        assert mine["auc"] == other["auc"]
+        for key in ("auc_ci", "auc_ci_corrected"):
+            assert mine[key][0] <= other[key][0] <= other[key][1] <= mine[key][1]
+        mine, other = (each.leave_one_out["shadows"][attack]["auc"] for each in (report, alone))
+        assert mine["mean"] == other["mean"]
+        assert mine["interval"] != other["interval"]
     words = records.words(report.to_dict())
     assert words.startswith("The images are of 24 groups")
     assert "24 groups are found" in words
@@ -109,12 +119,16 @@ def test_intervals_by_group_cover_where_those_over_images_do_not():
     draw = torch.Generator().manual_seed(3)
     groups = Groups.of(torch.arange(40).repeat_interleave(10))
     inside = torch.arange(40) % 2 == 0
-    covered = {"images": 0, "groups": 0}
+    covered = {"images": 0, "groups": 0, "images, by group": 0}
     for _ in range(200):
         scores = torch.randn(40, generator=draw)[groups.at] + torch.randn(400, generator=draw)
         for name, curve in (("images", roc(scores, inside[groups.at])), ("groups", roc(groups.mean(scores), inside))):
             low, high = curve.auc_interval(0.95)
             covered[name] += low <= 0.5 <= high
+            if name == "images":
+                low, high = of_target(curve, scores, inside[groups.at], groups).interval(0.95)
+                covered["images, by group"] += low <= 0.5 <= high
+    assert covered["images, by group"] >= 182
     assert covered["groups"] >= 182  # 95 % of 200 less 2.6 standard deviations
     assert covered["images"] < 140
 
