@@ -3,18 +3,33 @@
 ``KR_FAST_PROGRESS=0`` turns bars off, ``KR_FAST_PROGRESS=1`` on wherever the output goes.
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator, Mapping
 
 from kr_fast.runtime import state
 
+# (description of a bar, its unit, how many are done, values) -> None.
+Listener = Callable[[str, str, int, Mapping[str, float]], None]
 _quiet = False
+_listeners: list[Listener] = []
 
 
 def quiet(value: bool) -> None:
     """Whether this process shows no bars, whatever the environment says."""
     global _quiet
     _quiet = value
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call ``listener`` with the values that bars of the main process are set to, whether they are shown or not."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 def _hidden() -> bool:
@@ -34,20 +49,25 @@ class bar:
     def __init__(self, total: int, description: str | None, unit: str = "it", done: int = 0):
         from tqdm.auto import tqdm
 
-        hidden = description is None or _hidden() or not state.current().is_main
+        self._heard = description is not None and state.current().is_main
+        self._description, self._unit, self._done = description, unit, done
+        hidden = not self._heard or _hidden()
         self._bar = tqdm(total=total, desc=description, unit=unit, initial=done, disable=hidden, dynamic_ncols=True)
 
     def update(self, count: int = 1) -> None:
         """``count`` more units are done."""
+        self._done += count
         self._bar.update(count)
 
     def at(self, done: int) -> None:
         """``done`` units are done in all."""
-        self._bar.update(max(0, done - self._bar.n))
+        self.update(max(0, done - self._done))
 
-    def set(self, **values: object) -> None:
+    def set(self, **values: float) -> None:
         """Show ``values`` behind the bar."""
-        self._bar.set_postfix(values, refresh=False)
+        self._bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()}, refresh=False)
+        for listener in _listeners if self._heard else ():
+            listener(self._description, self._unit, self._done, values)
 
     def __enter__(self) -> "bar":
         return self

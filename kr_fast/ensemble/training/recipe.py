@@ -247,10 +247,10 @@ def fit_for(
                 if of_val.value >= best_value:
                     best_value, history.best_epoch = of_val.value, epoch
                     best = copy.deepcopy(model.state_dict())
-                progress.set(loss=f"{history.train_loss[-1]:.3f}", val=f"{history.val_accuracy[-1]:.3f}")
             else:
                 history.best_epoch = epoch
             progress.update()
+            progress.set(loss=history.train_loss[-1], **({} if val is None else {"val": history.val_accuracy[-1]}))
             if state_path and (epoch + 1) % save_every == 0 and epoch + 1 < config.epochs:
                 files.save_state(
                     state_path,

@@ -219,8 +219,8 @@ def distil(
                 done.val_score.append(of_val.value)
                 if best is None or of_val.value >= done.val_score[done.best_period]:
                     done.best_period, best = period, copy.deepcopy(student.state_dict())
-                progress.set(loss=f"{done.loss[-1]:.3f}", val=f"{done.val_accuracy[-1]:.3f}")
                 progress.update()
+                progress.set(loss=done.loss[-1], val=done.val_accuracy[-1])
                 if state_path and (keep_state or period + 1 < schedule.periods):
                     curves = {"loss": done.loss, "val_accuracy": done.val_accuracy, "kept": done.confident}
                     curves["val_score"] = done.val_score

@@ -181,7 +181,7 @@ def train(
             if (step + 1) % USED == 0 or step + 1 == last:
                 losses.append([step + 1, float(torch.stack(window).mean())])
                 window.clear()
-                progress.set(loss=f"{losses[-1][1]:.4f}")
+                progress.set(loss=losses[-1][1])
                 if step + 1 < last:
                     states = {name: part.state_dict() for name, part in parts.items()}
                     files.save_state(state_path, {**states, "step": step + 1, "losses": losses})

@@ -165,7 +165,7 @@ def train(
                     raise UserError(f"run: generator loss must be finite, got {mean} before step {done}")
                 losses.append([done, mean])
                 window.zero_()
-                progress.set(loss=f"{mean:.4f}")
+                progress.set(loss=mean)
             if rank == 0 and done in saved_steps:
                 save(context, plain, ema, folder_of(done), split.labels)
             if rank == 0 and posthoc is not None:
