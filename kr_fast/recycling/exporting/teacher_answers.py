@@ -11,6 +11,7 @@ from kr_fast.ensemble.networks import answer
 from kr_fast.models import classifier
 from kr_fast.recycling.exporting.finished_run import FinishedRun
 from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.stages.given_teacher import given_teacher
 from kr_fast.runtime import state
 from kr_fast.synthesis.output.sinks import Column
 
@@ -52,9 +53,11 @@ def _logits(run: FinishedRun, images: Tensor) -> Tensor:
 def _network(run: FinishedRun, images: Tensor) -> nn.Module:
     data, config = run.metrics["dataset"], run.config
     shape = (data["height"], data["width"], data["channels"])
-    if ":" in run.teacher and not Path(run.teacher).exists():
-        return teacher.from_factory(
-            "export", run.teacher, to_float(images[: teacher.ASKED]), data["num_classes"], shape
-        )
-    options = {"num_classes": data["num_classes"], "in_channels": shape[2], "width": config["teacher_width"]}
-    return classifier(config["teacher_arch"], **options, image_size=max(shape[:2]))
+    arch, width, factory = config["teacher_arch"], config["teacher_width"], ""
+    if ":" in run.teacher or (run.teacher and Path(run.teacher).is_dir()):  # the weights of a file are in the run
+        factory = given_teacher(run.teacher, arch, width).factory
+    if factory:
+        sample = to_float(images[: teacher.ASKED])
+        return teacher.from_factory("export", factory, sample, data["num_classes"], shape)
+    options = {"num_classes": data["num_classes"], "in_channels": shape[2], "width": width}
+    return classifier(arch, **options, image_size=max(shape[:2]))

@@ -1,6 +1,5 @@
 """The Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0."""
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +10,9 @@ from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.loading import FACTORY, model_factory
 from kr_fast.ensemble.networks import ask, check_saved, made, plain
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.stages.given_teacher import given_teacher
 from kr_fast.runtime import seeds
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files
 
@@ -101,14 +102,15 @@ def build(context: Context) -> nn.Module:
     if not c.teacher:
         return context.network(c.teacher_arch, c.teacher_width).to(device)
     x = to_float(data.val.images[:ASKED])
-    if ":" in c.teacher and not Path(c.teacher).exists():
-        model = from_factory("run", c.teacher, x, data.num_classes, data.image_shape)
+    own = given_teacher(c.teacher, c.teacher_arch, c.teacher_width)
+    if own.data is not None and (names := own.data["class_names"]) != list(data.class_names):
+        fail("run", "teacher", f"be a run with the classes {', '.join(data.class_names)}", ", ".join(names))
+    if own.factory:
+        model = from_factory("run", own.factory, x, data.num_classes, data.image_shape)
     else:
-        path = Path(c.teacher)
-        if not path.exists():
-            raise FileNotFoundError(f"run: teacher must be pkg.mod:factory or a file, got {c.teacher}")
-        model = context.network(c.teacher_arch, c.teacher_width)
-        load_weights(model, path, "run: teacher")
+        model = context.network(own.arch, own.width)
+    if own.weights is not None:
+        load_weights(model, own.weights, "run: teacher")
     model = model.to(device).eval()
     check_saved("run", "teacher", plain(model))
     ask("run", "teacher", model, x.to(device), data.num_classes)
