@@ -18,12 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from kr_fast import __version__
     from kr_fast.backends import registry
-    from kr_fast.cli import audit, bench, export, info, parser, run, synthesize
+    from kr_fast.cli import audit, bench, distil, export, generator, info, parser, run, synthesize
 
     whole = parser.Parser(prog="kr-fast", description="Knowledge Recycling with compiled kernels.")
     whole.add_argument("--version", action="version", version=f"kr-fast {__version__}")
     subparsers = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, synthesize, audit, export, bench, info):
+    for command in (run, generator, distil, synthesize, audit, export, bench, info):
         command.add(subparsers)
     arguments = parser.parse(whole, argv)
     log.show(logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO)

@@ -16,22 +16,32 @@ from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.options import converted, within
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+def add_flags(parser: argparse.ArgumentParser, config: type, command: Any = None) -> None:
     """``--config``, a flag for each field, and the flags of every command.
 
     A flag that is not given leaves the value to ``--config``, the preset or the default. ``config.GROUPS`` names the
     field that begins a group of the help, and its title; the fields of its base classes come last.
+
+    Args:
+        command: a :class:`kr_fast.recycling.commands.Command` with only some of the fields; None for all of them.
     """
     parser.usage = "%(prog)s [options]"
     parser.add_argument("--config", default=None, metavar="FILE", help="YAML file with any of the options below")
     kinds, group = typing.get_type_hints(config), parser
-    titles = getattr(config, "GROUPS", {})
+    titles, defaults, title = getattr(config, "GROUPS", {}), {}, None
+    if command is not None:
+        titles, defaults = {**titles, **command.titles}, command.defaults
     for field in sorted(
         dataclasses.fields(config), key=lambda field: field.name not in vars(config)["__annotations__"]
     ):
-        group = parser.add_argument_group(titles[field.name]) if field.name in titles else group
-        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        facts = [] if default == "" else [f"default: {'none' if field.default == () else default}"]
+        title = titles.get(field.name, title)
+        if "help" not in field.metadata or (command is not None and field.name not in command.options):
+            continue
+        if title is not None:
+            group, title = parser.add_argument_group(title), None
+        default = defaults.get(field.name, field.default)
+        words = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        facts = [] if default == "" else [f"default: {'none' if default == () else words}"]
         facts += filter(None, [within(field)])
         note = f" ({'; '.join(facts)})" if facts else ""
         options: dict[str, Any] = {
@@ -52,6 +62,16 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
     add_common(parser)
 
 
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    """``--preset`` and ``--dry-run`` of the commands that make a run or a part of one."""
+    words = (
+        "digits, small (28 px on a small machine) or toy; with private, for a Student that leaks less: small,private"
+    )
+    parser.add_argument("--preset", default=None, help=words)
+    words = "check everything, print the configuration and an estimate of time, memory and disk; write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=words)
+
+
 def _integer(text: str) -> int:
     """An integer, also as ``1e6``; anything else is the ValueError that argparse expects."""
     try:
@@ -68,19 +88,30 @@ _READERS = {int: _integer, float: float, str: str}
 
 
 def config_from(
-    arguments: argparse.Namespace, config: type, where: str, preset: Callable[[str], dict[str, Any]] | None = None
+    arguments: argparse.Namespace,
+    config: type,
+    where: str,
+    preset: Callable[[str], dict[str, Any]] | None = None,
+    command: Any = None,
 ) -> Any:
     """The configuration of a command: flags over the file of ``--config``, over the preset, over the defaults.
 
     Args:
         preset: name -> values, for a command with ``--preset``, which a file may give too.
+        command: as of :func:`add_flags`; the file may be one of ``kr-fast run``, whose other options are left out.
     Raises: UserError naming the option.
     """
-    names, file, base = {field.name for field in dataclasses.fields(config)}, read_yaml(arguments.config, where), {}
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    names, file, base = usual.keys(), read_yaml(arguments.config, where), {}
+    if "command" in names and (of := file.pop("command", where)) not in (where, "run"):
+        fail(where, "config", f"be of kr-fast {where}", f"{arguments.config}, which is of kr-fast {of}")
     if preset is not None:
         in_file = file.pop("preset", None)
         name = in_file if arguments.preset is None else arguments.preset
         base = {} if name is None else preset(name)
+    if command is not None:
+        base = {name: value for name, value in base.items() if name in command.options} | dict(command.defaults)
+        file = command.used(file, usual)
     flags = {name: value for name, value in vars(arguments).items() if name in names}
     return build(config, base, file, flags, where=where)
 

@@ -16,30 +16,19 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="Teacher, generator, distillation, audit and report on one data set",
         description="Run Knowledge Recycling end to end. The same command continues a run that was stopped.",
     )
-    words = (
-        "digits, small (28 px on a small machine) or toy; with private, for a Student that leaks less: small,private"
-    )
-    parser.add_argument("--preset", default=None, help=words)
+    options.add_preset(parser)
     words = "runs, of so many seeds from --seed on, in OUT/seed-SEED, and a summary of their spread in OUT/release"
     parser.add_argument("--seeds", type=int, default=None, metavar="COUNT", help=words)
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything, print the configuration and an estimate of time, memory and disk; write nothing",
-    )
     options.add_flags(parser, RecycleConfig)
     parser.set_defaults(run=run, needs_arguments=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Build the configuration, run, print the verdict and the table; returns the exit code."""
-    from kr_fast.membership.verdict.decision import GATE, fails
     from kr_fast.recycling.config import RecycleConfig
     from kr_fast.recycling.pipeline import dry_run, recycle
     from kr_fast.recycling.presets import preset
     from kr_fast.recycling.several_seeds import seeds_of
-    from kr_fast.report import run_audit, tables
-    from kr_fast.report.sections import verdict
     from kr_fast.runtime import state
 
     config = options.config_from(arguments, RecycleConfig, "run", preset)
@@ -53,7 +42,16 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.seeds is not None:
         return of_seeds(config, arguments.seeds)
-    result = recycle(config)
+    return finished(recycle(config))
+
+
+def finished(result: Any) -> int:
+    """Print the verdict and the table of a run; returns the exit code."""
+    from kr_fast.membership.verdict.decision import GATE, fails
+    from kr_fast.report import run_audit, tables
+    from kr_fast.report.sections import verdict
+    from kr_fast.runtime import state
+
     if not state.current().is_main:
         return 0
     print("\n".join(verdict.lines(result.metrics["verdict"])))

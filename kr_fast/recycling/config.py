@@ -14,6 +14,7 @@ from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.verdict.limits import Limits
 from kr_fast.membership.verdict.paths import Names, check_paths
 from kr_fast.models import CLASSIFIERS
+from kr_fast.recycling.commands import COMMANDS
 from kr_fast.recycling.generator_options import check_generator
 from kr_fast.recycling.search_options import Searched, check_search
 from kr_fast.report.run_audit import CONTROL, FULL, RELEASED, TEACHER, TRANSFER
@@ -63,6 +64,7 @@ class RecycleConfig(ReadOptions):
         "time for the run, such as 90s, 30m or 1h30m, which is divided by what each stage is measured to cost: "
         "the numbers of generator_steps, checkpoints, trial_*, periods and student_epochs then follow from it",
     )
+    log_with: tuple[str, ...] = Searched.log_with
     val_fraction: float = option(
         VAL_FRACTION, "share of training images for validation, where the data has no such split", above=0, below=1
     )
@@ -79,7 +81,7 @@ class RecycleConfig(ReadOptions):
         choices=("auto", "drop", "keep"),
     )
 
-    teacher: str = option("", "pkg.mod:factory or a .safetensors/.pt state dict, in place of training a Teacher")
+    teacher: str = option("", "in place of training one: pkg.mod:factory, a .safetensors/.pt state dict, or a run")
     teacher_arch: str = option("resnet14", "Teacher's architecture", choices=tuple(CLASSIFIERS))
     teacher_width: int = option(16, "channels of the Teacher's first stage", least=1, most=WIDEST)
     teacher_epochs: int = option_like(TrainConfig, "epochs", "epochs on real images; the epoch is chosen on validation")
@@ -291,6 +293,8 @@ class RecycleConfig(ReadOptions):
     verdict_gap: float = option(
         5.0, "verdict: largest gap of test accuracy between Teacher and Student, in points", least=0, most=100
     )
+
+    command: str = dataclasses.field(default="run", metadata={"choices": tuple(COMMANDS)})  # no option: which made it
 
     def __post_init__(self):
         check(self, "run")

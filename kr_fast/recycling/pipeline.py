@@ -12,11 +12,12 @@ from typing import Any
 
 from kr_fast.data import Source, read
 from kr_fast.membership.verdict.limits import MOVABLE as OF_VERDICT
-from kr_fast.recycling import given, precision, preflight, stage_progress
+from kr_fast.recycling import given, precision, preflight, stage_progress, tracking
 from kr_fast.recycling.budget.ledger import NAME, Ledger
+from kr_fast.recycling.commands import DISTIL, GENERATOR, of_command
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.stages import auditing, canaries, dataset, duplicates, reporting, shadows, teacher
+from kr_fast.recycling.stages import auditing, canaries, dataset, duplicates, given_teacher, reporting, shadows, teacher
 from kr_fast.recycling.stages.distillation import ablation, gkd, shadow_students, student
 from kr_fast.recycling.stages.generation import checkpoints, few_step, generator_rounds, tuning
 from kr_fast.runtime import state
@@ -62,7 +63,7 @@ FILES: dict[str, Callable[[Context], list[Path]]] = {
 REPEATABLE = ("audit", "report")  # stages that are quick to repeat where a file of theirs was changed
 IN_MEMORY = "images in memory"  # the option data of a run on such
 # Options that may change: files are identified by their SHA-256, a budget may grow, a verdict is made of the figures.
-MOVABLE = ("data", "table", "budget", *OF_VERDICT)
+MOVABLE = ("data", "table", "budget", "log_with", *OF_VERDICT)
 # Stages that go on, or are made again, with a larger budget. Shadow and twin Teachers stay.
 EXTENDED = ("generator", "checkpoints", "tuning", "gkd", "student", "canary_students", "shadow_students")
 EXTENDED += ("audit", "report")
@@ -103,6 +104,71 @@ def recycle(config: RecycleConfig, *, source: Source | None = None, data: Any = 
     Source: Lomurno and Matteucci, "Synthetic Image Learning: Preserving Performance and Preventing Membership
         Inference Attacks", Pattern Recognition Letters 190, 2025.
     """
+    if config.command not in ("run", DISTIL.name):
+        fail("run", "config", "be that of kr-fast run", f"one of kr-fast {config.command}")
+    context = _carried_out(config, source, data)
+    return Result(files.read_json(context.folder.metrics), context.out, reporting.pages(context) / "report.html")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """The folder of a generator that was trained by itself, and what the stage recorded.
+
+    ``checkpoint``: the folder of its last checkpoint in diffusers' format; ``memorisation``: as in ``metrics.json``.
+    """
+
+    out: Path
+    checkpoint: Path
+    parameters: int
+    images_per_second: float | None
+    loss: float | None
+    memorisation: dict[str, Any]
+
+
+def train_generator(config: RecycleConfig, *, source: Source | None = None, data: Any = None) -> Generator:
+    """Train a class-conditional generator by itself, or continue the training in ``config.out``.
+
+    ``config.out`` is what ``kr-fast synthesize --model`` and ``generator`` of a run take. There is no Teacher to choose
+    among checkpoints by: they take the last one.
+
+    Args:
+        config: whose options of Teacher, Student, tuning and audit have no effect (a line on the logger names them).
+        source, data: as of :func:`recycle`.
+    Raises: as :func:`recycle`.
+    """
+    context = _carried_out(GENERATOR.of(config), source, data)
+    trained = context.result("generator")
+    checkpoint, losses = context.folder.generator(trained["checkpoints"][-1]), trained["curves"]["loss"]
+    facts = {name: trained[name] for name in ("parameters", "images_per_second", "memorisation")}
+    return Generator(context.out, checkpoint, loss=losses[-1] if losses else None, **facts)
+
+
+def distil(config: RecycleConfig, *, source: Source | None = None, data: Any = None) -> Result:
+    """Distil a Student from the Teacher and the generator that ``config`` names, or continue that in ``config.out``.
+
+    A run without an audit that trains neither of them. The data are needed to choose by (validation images) and for
+    the figures at the end (test images).
+
+    Args:
+        config: with ``teacher`` and ``generator``; options of other stages have no effect (a line on the logger names
+            them).
+        source, data: as of :func:`recycle`.
+    Raises: as :func:`recycle`.
+    """
+    return recycle(distil_config(config), source=source, data=data)
+
+
+def distil_config(config: RecycleConfig) -> RecycleConfig:
+    """The configuration as :func:`distil` carries it out. Raises: UserError without a Teacher or a generator."""
+    kinds = {"teacher": given_teacher.NAMES, "generator": "a folder, a file of images or pkg.mod:function"}
+    for name, kind in kinds.items():
+        if not getattr(config, name):
+            fail(DISTIL.name, name, f"be given: {kind}", "none")
+    return DISTIL.of(config)
+
+
+def _carried_out(config: RecycleConfig, source: Source | None, data: Any) -> Context:
+    """All stages of ``config``, finished."""
     start = time.perf_counter()
     if data is not None:
         config, source = of_memory(config, data)
@@ -130,10 +196,11 @@ def recycle(config: RecycleConfig, *, source: Source | None = None, data: Any = 
         if context.ledger is not None:
             context.ledger.since = start
         progress = stage_progress.of_run(context, [name for name, _, _ in stages_of(config)])
-        for stage in stages_of(config):
-            _stage(context, stage, start, progress)
-            start = time.perf_counter()
-        return Result(files.read_json(context.folder.metrics), out, reporting.pages(context) / "report.html")
+        with tracking.tracked(config.log_with if runtime.is_main else (), context.folder.logs, config.record()) as told:
+            for stage in stages_of(config):
+                _stage(context, stage, start, progress, told)
+                start = time.perf_counter()
+        return context
     finally:
         manifest.release()
 
@@ -173,7 +240,8 @@ def load_context(config: RecycleConfig, source: Source | None = None, *, maps: b
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
     loaded = source.dataset(seed=config.seed, **fractions, folder=Folder(out).mapped_images if maps else None)
     device = state.current().device
-    context = Context(given.applied(config, loaded, device), out, state.current(), loaded, journal)
+    config = given.applied(given_teacher.applied(config), loaded, device)
+    context = Context(config, out, state.current(), loaded, journal)
     duplicates.apply(context, source.given_splits)
     if begun:
         dataset.check(context)
@@ -199,11 +267,12 @@ def _unfinished(context: Context) -> bool:
 
 
 def stages_of(config: RecycleConfig) -> list[Stage]:
-    """The stages of a run, in order: those of a few-step generator, canaries and the ablation where it has them."""
+    """The stages of a command, in order: those of a few-step generator, canaries and the ablation where it has them."""
     absent = () if config.audit_canaries else ("canaries", "canary_students")
     absent += () if config.ablation else ("ablation",)
     absent += () if config.few_steps else ("few_step",)
-    return [stage for stage in STAGES if stage[0] not in absent]
+    own = of_command(config, {stage[0]: stage for stage in STAGES if stage[0] not in absent})
+    return list(own.values())
 
 
 def check_files(context: Context, repeatable: tuple[str, ...] = ()) -> None:
@@ -219,8 +288,14 @@ def check_files(context: Context, repeatable: tuple[str, ...] = ()) -> None:
             journal.forget(stage)
 
 
-def _stage(context: Context, stage: Stage, start: float, progress: stage_progress.StageProgress) -> None:
-    """Run ``stage`` and record it, unless that was done before; ``start``: from when its seconds are counted."""
+def _stage(
+    context: Context,
+    stage: Stage,
+    start: float,
+    progress: stage_progress.StageProgress,
+    told: tracking.Trackers,
+) -> None:
+    """Run ``stage``, record it and tell the trackers, unless it was done; its seconds are counted from ``start``."""
     name, run, everywhere = stage
     runtime = context.runtime
     if runtime.broadcast(context.journal.done(name) is not None):
@@ -240,5 +315,8 @@ def _stage(context: Context, stage: Stage, start: float, progress: stage_progres
             left = FILES[name](context) if name in FILES else []
             seconds = time.perf_counter() - start if context.ledger is None else context.ledger.finish(name)
             context.journal.finish(name, seconds, result, left)
+            told.stage(name, seconds, result)
+            if name == "report":
+                told.metrics(context.folder.metrics)
     runtime.barrier()
     context.journal.reload()

@@ -1,4 +1,4 @@
-"""Options of checkpoint choice, sampling and tuning, and which of them may be together."""
+"""Options of checkpoint choice, sampling and tuning, and which of them may be together; those of logging."""
 
 from typing import Any
 
@@ -41,6 +41,11 @@ class Searched:
     )
     tune_student_epochs = option(
         (), "passes over a period's images tried besides the default, at equal steps", least=1, most=1_000_000
+    )
+    log_with = option(
+        (),
+        "trackers of Accelerate that curves and figures are logged to, such as tensorboard (in OUT/private/logs), "
+        "wandb or mlflow",
     )
     tune_trials = option(
         0,

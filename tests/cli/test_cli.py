@@ -74,7 +74,10 @@ def test_bad_data_leaves_nothing(tmp_path, capsys):
         ),
         (["--teacher-arch", "vgg"], "must be one of"),
         (["--teacher", "no.such.module:make"], "run: teacher must name an importable pkg.mod:factory"),
-        (["--teacher", "absent.safetensors"], "run: teacher must be pkg.mod:factory or a file, got absent.safetensors"),
+        (
+            ["--teacher", "absent.safetensors"],
+            "run: teacher must be pkg.mod:factory, a file or the folder of a run, got",
+        ),
         (["--preset", "huge"], "preset must be one of digits, small, private, accurate, toy, or several"),
         (["--config", "absent.yaml"], "absent.yaml"),
     ],

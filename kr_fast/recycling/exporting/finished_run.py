@@ -57,6 +57,8 @@ def open_run(run: str | Path) -> FinishedRun:
     journal, options = Journal(folder.out), manifest.read_config(folder.config)
     if "teacher" not in options:
         fail(*asked, "be the folder of kr-fast run", f"{run}, that of another command")
+    if options.get("command") == "generator":
+        fail(*asked, "be the folder of a run that has a Student", f"{run}, that of kr-fast generator")
     if journal.done("report") is None:
         last = list(journal.seconds())[-1:] or ["none"]
         rule = "be a finished run (the same kr-fast run command continues it)"

@@ -8,10 +8,11 @@ from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.membership.attacks.canaries import MOST_SHARE
 from kr_fast.models import most_levels
-from kr_fast.recycling import given
+from kr_fast.recycling import given, tracking
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import division, memory_and_disk, networks
 from kr_fast.recycling.stages import dataset, shadows, teacher
+from kr_fast.recycling.stages.given_teacher import given_teacher
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 
@@ -28,6 +29,7 @@ def check(context: Context) -> list[str]:
     Nothing is written, and no network is trained. Raises: UserError naming the option to change.
     """
     options(context)
+    tracking.check(context.config.log_with)
     notes = splits(context)
     sizes = networks.sizes(context)
     if context.config.budget:
@@ -105,9 +107,19 @@ def _given_teacher(context: Context) -> list[str]:
     if _at_most(round(correct * len(subset)), len(subset), guessed) < SIGNIFICANT:
         rule = f"be no worse than guessing, which is right about {guessed:.3f} of the validation images"
         fail("run", "teacher", rule, f"{correct:.3f} (are its classes in the order {_order(context)}?)")
+    own = given_teacher(context.config.teacher, context.config.teacher_arch, context.config.teacher_width)
+    notes = []
+    if own.data is not None and own.data["sha256"] != context.data.fingerprint:
+        notes.append(
+            "the Teacher is of a run on other images, or other splits of them: it may have been trained on validation "
+            "and test images of this run"
+        )
     if not (note := teacher.chance(correct, subset)):
-        return []
-    return [f"{note}; it is shown x / 127.5 - 1 of pixels x, and has its classes in the order {_order(context)}"]
+        return notes
+    return [
+        *notes,
+        f"{note}; it is shown x / 127.5 - 1 of pixels x, and has its classes in the order {_order(context)}",
+    ]
 
 
 def _order(context: Context) -> str:

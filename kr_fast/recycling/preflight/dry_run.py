@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import yaml
 
 from kr_fast.recycling import given
+from kr_fast.recycling.commands import COMMANDS
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import division, memory_and_disk, networks, time_estimate
 from kr_fast.recycling.preflight.memory_and_disk import amount, disk_needs, free_disk, memory_needs
@@ -32,8 +33,11 @@ def describe(context: Context, notes: Sequence[str]) -> str:
     if c.teacher:
         parameters = sum(value.numel() for value in teacher.build(context).parameters())
         models = [("Teacher", c.teacher, parameters), ("its shadows", models[0][1], trained), *models[1:]]
+    if c.command == "generator":
+        models = models[-1:]
+    command = COMMANDS[c.command]
     lines = [
-        "A dry run of kr-fast run: nothing was trained, and nothing was written.",
+        f"A dry run of kr-fast {command.name}: nothing was trained, and nothing was written.",
         "",
         f"data: {data.name}, images of {height} x {width} x {channels}: {splits}; {data.num_classes} classes",
         *(f"data: {note}" for note in data.notes),
@@ -44,7 +48,8 @@ def describe(context: Context, notes: Sequence[str]) -> str:
         "",
         *_table(context, sizes),
     ]
-    config = yaml.safe_dump({"out": c.out, **c.record()}, sort_keys=False, default_flow_style=None)
+    options = {name: v for name, v in {"out": c.out, **c.record()}.items() if name in (command.options or vars(c))}
+    config = yaml.safe_dump(options, sort_keys=False, default_flow_style=None)
     return config + "\n".join(f"# {line}".rstrip() for line in lines)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kr_fast.ensemble.inference.queries import AUGMENTS
 from kr_fast.models import padded_size
+from kr_fast.recycling.commands import of_command
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight.networks import Size, Sizes
 from kr_fast.recycling.stages import shadows
@@ -39,6 +40,15 @@ class Need:
 
 def memory_needs(context: Context, sizes: Sizes) -> list[Need]:
     """What the stages hold in memory at a time, on this process's device."""
+    return _of_command(context, _in_memory(context, sizes))
+
+
+def _of_command(context: Context, needs: list[Need]) -> list[Need]:
+    of_stages = of_command(context.config, {need.stage: need for need in needs})
+    return [need for need in needs if need.stage in of_stages]
+
+
+def _in_memory(context: Context, sizes: Sizes) -> list[Need]:
     c, train = context.config, len(context.data.train)
     pool, workers = train + len(context.data.test), shadows.workers(context)
     guided = 2 if any(scale != 1 for scale in (c.guidance_scale, *c.tune_guidance_scale)) else 1
@@ -170,7 +180,7 @@ def disk_needs(context: Context, sizes: Sizes) -> list[Need]:
         needs.append(Need("canary_students", "twin Students", "student_shadows", students * sizes.student.state))
     if c.num_shadows and c.audit_control:
         needs.append(Need("audit", "the positive control", "teacher_width", sizes.teacher.state))
-    return needs
+    return _of_command(context, needs)
 
 
 def stages(needs: Sequence[Need]) -> dict[str, int]:

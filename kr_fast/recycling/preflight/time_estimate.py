@@ -17,6 +17,7 @@ from kr_fast.membership.attacks.control import overfitted_recipe
 from kr_fast.recycling import given
 from kr_fast.recycling.budget.ledger import DIVIDED
 from kr_fast.recycling.budget.planner import Costs, Sizes
+from kr_fast.recycling.commands import of_command
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import networks
 from kr_fast.recycling.preflight.networks import make_generator
@@ -172,7 +173,7 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
             beside = workers if c.num_students else 1  # shadow Students: its time counts as the audit's all the same
             seconds["audit"] += trained(len(data.train), overfitted_recipe(recipe).epochs, rates.control) / beside
     seconds["report"] = REPORT
-    return seconds
+    return of_command(c, seconds)
 
 
 def costs(context: Context, rates: Rates) -> tuple[Costs, dict[str, float]]:

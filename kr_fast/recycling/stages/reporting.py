@@ -103,7 +103,7 @@ def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
 
 def command(context: Context) -> str:
     """The command that repeats or continues the run."""
-    return report.repeated("run", context.folder.config)
+    return report.repeated(context.config.command, context.folder.config)
 
 
 def arrays(context: Context) -> dict[str, Any]:

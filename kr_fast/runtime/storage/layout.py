@@ -60,6 +60,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         "report.md": "the same report as text",
         "figures/": "the figures of report.md",
         "audit.html": "every attack, with real images or single records, where it was asked for by name",
+        "logs/": "curves and figures of the trainings, as the trackers write them that were asked for (--log-with)",
         "state/": "positions of trainings that are under way (weights, optimizer), results of short trainings",
     },
     ".": {
@@ -105,6 +106,7 @@ class Folder:
         self.audit_arrays, self.exposed = self.private / "audit.npz", self.private / "exposed.json"
         self.denoising = self.private / "denoising.npz"
         self.nearest = self.private / "nearest.npy"
+        self.logs = self.private / "logs"
         self.state = self.private / "state"
         self.mapped_images = Path(os.path.abspath(self.out) + ".private-images")  # of a large set; beside the run
         self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends

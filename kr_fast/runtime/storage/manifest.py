@@ -59,7 +59,7 @@ def check_run(out: str | Path, config: dict[str, Any], where: str = "run", moved
     if not any(each.is_file() for part in (folder.release, folder.private) for each in part.rglob("*")):
         return False
     before = read_config(path)
-    keys = sorted(before.keys() | config.keys())
+    keys = sorted(before.keys() | config.keys(), key=lambda key: (key != "command", key))  # which says most
     key = next((key for key in keys if key not in moved and _differ(before, config, key)), None)
     if key is None:
         return True
