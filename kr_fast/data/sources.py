@@ -229,7 +229,7 @@ def _report(content: SourceContent, shape: tuple[int, ...]) -> tuple[str, ...]:
     logger.info("data: %s of %s (%s), %s; %s", total, classes, sizes, size, "; ".join(notes))
     for warning in content.warnings:
         logger.warning("data: %s", warning)
-    return (*notes, *content.warnings)
+    return tuple(dict.fromkeys((*notes, *content.warnings)))  # a Dataset that is read again brings its own
 
 
 def _read(source: Any, sizes: tuple[int, int] | None, options: ReadOptions) -> tuple[str, SourceContent]:

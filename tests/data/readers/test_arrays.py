@@ -58,6 +58,7 @@ def test_every_form_is_the_same_set(tmp_path, shape):
         actual = data.load(form)
         assert actual.fingerprint == expected.fingerprint
         assert torch.equal(actual.val.images, expected.val.images)
+    assert actual.notes == expected.notes
 
 
 def test_one_set_is_cut_as_one_of_a_file(tmp_path):
