@@ -92,12 +92,27 @@ def test_progress_can_be_turned_off(monkeypatch, capfd):
     for value, shown in (("1", True), ("0", False)):
         monkeypatch.setitem(os.environ, "KR_FAST_PROGRESS", value)
         with progress.bar(2, "teacher", "epoch") as bar:
-            bar.set(loss="0.5")
+            bar.set(loss=0.5)
             bar.update(2)
         assert ("teacher" in capfd.readouterr().err) == shown
     with progress.bar(2, None) as bar:  # a bar that nobody asked for
         bar.update()
     assert capfd.readouterr().err == ""
+
+
+def test_values_are_heard_of_bars_with_a_name_only(monkeypatch):
+    monkeypatch.setitem(os.environ, "KR_FAST_PROGRESS", "0")
+    heard = []
+    with progress.listening(lambda *values: heard.append(values)):
+        for name in ("teacher", None):
+            with progress.bar(4, name, "epoch", 1) as bar:
+                bar.update()
+                bar.set(loss=0.5)
+                bar.at(4)
+                bar.set(loss=0.25)
+    with progress.bar(1, "teacher", "epoch") as bar:
+        bar.set(loss=1.0)
+    assert heard == [("teacher", "epoch", 2, {"loss": 0.5}), ("teacher", "epoch", 4, {"loss": 0.25})]
 
 
 def test_one_process_is_rank_zero():

@@ -9,6 +9,7 @@ from kr_fast.ensemble.shadows import keep_matrix
 from kr_fast.membership.attacks.canaries import MOST_SHARE
 from kr_fast.models import most_levels
 from kr_fast.recycling import given, tracking
+from kr_fast.recycling.commands import of_command
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.preflight import division, memory_and_disk, networks
 from kr_fast.recycling.stages import dataset, shadows, teacher
@@ -77,7 +78,8 @@ def splits(context: Context) -> list[str]:
         if least < 2:
             rule = f"leave each shadow model two of the {pool} training and test images (0 skips the audit)"
             fail("run", "num_shadows", rule, f"{c.num_shadows}, of which one has {least}")
-    if c.teacher_batch_size > len(data.train) and not c.teacher:
+    trains_teacher = not c.teacher and "teacher" in of_command(c, {"teacher": None})
+    if trains_teacher and c.teacher_batch_size > len(data.train):
         notes.append(f"teacher_batch_size is {c.teacher_batch_size}: each step takes all {len(data.train)} images")
     for whose in ("teacher", "student"):
         if getattr(c, f"{whose}_choose") == "auc" and len(data.val.labels.unique()) < 2:
