@@ -19,6 +19,7 @@ VARIANTS = {
     "gkd": "Student: soft labels, regenerated (GKD)",
     "private-teacher": "Teacher, preset `private`",
     "private": "Student, preset `private`",
+    "accurate": "Student: GKD, preset `accurate`",
     "few-step": "Student: GKD from a generator of one step",
     "retrained": "Student: GKD, generators retrained for the audit",
     "private-retrained": "Student, preset `private`, generators retrained for the audit",
@@ -30,7 +31,9 @@ START = """# Results
 Written by `python bench/reproduce.py --write-docs` from [the rows](../bench/results/reproduction.json), which that
 script measures: every figure here is of a run of this package, mean and standard deviation over seeds. Each seed has
 other weights, batches and noise; of data without splits of their own (digits) also other training, validation and test
-images. "(of 1)": of so many of the seeds, as the others were not audited.
+images. "(of 1)": of so many of the seeds, as the others were not audited. MedMNIST's rows of the presets `private` and
+`accurate` take the generator of the default run of their seed, which theirs would equal. Minutes are of whole runs, some
+of them beside other programs on the same processors.
 
 - **accuracy**, **AUC** (macro one-vs-rest, as MedMNIST computes it): on the real test images. **CAS gap**: points of
   accuracy that the Student is below its run's Teacher.
@@ -108,7 +111,7 @@ def by_size(rows: Sequence[Row]) -> str:
 def measured_on(rows: Sequence[Row]) -> str:
     """Seeds, processors, time and versions of the rows."""
     seeds = ", ".join(map(str, sorted({row["seed"] for row in rows})))
-    kinds = sorted({f"{row['processor']}, {row['threads']} threads, torch {row['torch']}" for row in rows})
+    kinds = sorted({f"{row['processor']}, {counted(row['threads'], 'thread')}, torch {row['torch']}" for row in rows})
     minutes = [row["seconds"] / 60 for row in rows]
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
     dates = sorted({row["date"] for row in rows})
@@ -141,6 +144,11 @@ def _mean(rows: Sequence[Row], name: str, words: Callable[[float], str]) -> str:
 
 def _of(values: Sequence[Any], rows: Sequence[Row]) -> str:
     return "" if len(values) == len(rows) else f" (of {len(values)})"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _percent(value: float) -> str:
