@@ -18,7 +18,7 @@ def test_patients_are_the_units(tmp_path, monkeypatch):
     """40 patients of 3 images; 8 shadows of a linear model, which is enough for figures of every kind."""
     draw = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
-    (tmp_path / "mynet.py").write_text(FACTORY)
+    (tmp_path / "net_of_patients.py").write_text(FACTORY)
     lines = ["file,dx,patient"]
     for index in range(120):
         pixels = draw.integers(0, 256, (8, 8), dtype=np.uint8)
@@ -32,7 +32,7 @@ def test_patients_are_the_units(tmp_path, monkeypatch):
     table = ["--table", "labels.csv", "--label-column", "dx", "--group-column", "patient"]
     options = ["--members", "train", "--non-members", "test", "--cut", "3", "--no-control", "--epochs", "2"]
     options += ["--num-shadows", "8", "--attacks", "lira", "loss", "--out", "out"]
-    given = ["--model", "mynet:make", "--checkpoint", "net.pt", "--data", "images"]
+    given = ["--model", "net_of_patients:make", "--checkpoint", "net.pt", "--data", "images"]
     assert main(["audit", *given, *table, *options]) == 0
     cut = load("images", seed=3, options=ReadOptions(table="labels.csv", label_column="dx", group_column="patient"))
     groups = torch.cat([cut.train.groups, cut.test.groups])

@@ -9,7 +9,8 @@ from toy_runs import without_seconds
 
 from kr_fast import data
 from kr_fast.cli import main
-from kr_fast.data import Dataset
+from kr_fast.data import Dataset, read
+from kr_fast.recycling import pipeline, several_seeds
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.pipeline import recycle
 from kr_fast.recycling.presets import preset
@@ -34,8 +35,9 @@ def npz(tmp_path_factory):
 
 
 def test_each_seed_is_a_run_and_the_data_are_read_once(tmp_path, npz, monkeypatch):
-    reads, seen, read = [], [], data.read
-    monkeypatch.setattr(data, "read", lambda source: reads.append(read(source)) or reads[-1])
+    reads, seen = [], []
+    for module in (pipeline, several_seeds):
+        monkeypatch.setattr(module, "read", lambda *args, **options: reads.append(read(*args, **options)) or reads[-1])
     config = RecycleConfig(**{**SHORT, "data": npz, "out": str(tmp_path / "runs"), "seed": 3})
     done = recycle_seeds(config, 2, lambda seed, result: seen.append((seed, result.out.name)))
     assert seen == [(3, "seed-3"), (4, "seed-4")]
