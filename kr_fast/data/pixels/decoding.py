@@ -128,11 +128,10 @@ def decode(file: ImageFile, header: Header, form: Form) -> tuple[np.ndarray, lis
 
 def fitted(image: Image.Image, form: Form, notes: list[str]) -> np.ndarray:
     """uint8 ``[H, W, C]`` of an image of mode L or RGB, in the size of ``form``."""
-    if not form.size or image.size == (form.size, form.size):
-        return np.asarray(image).reshape(image.height, image.width, form.channels)
-    notes += ["resized", "enlarged"] if max(image.size) < form.size else ["resized"]
-    pixels = np.array(image).reshape(image.height, image.width, form.channels)  # a copy, which torch may write to
-    return resized(pixels, form.size, form.how)
+    if form.size and image.size != (form.size, form.size):
+        notes += ["resized", "enlarged"] if max(image.size) < form.size else ["resized"]
+        image = resized(image, form.size, form.how)
+    return np.asarray(image).reshape(image.height, image.width, form.channels)
 
 
 @contextlib.contextmanager

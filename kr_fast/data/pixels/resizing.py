@@ -1,9 +1,10 @@
 """Images brought to one size, by one function for files and for arrays, so that both give the same bytes.
 
-An antialiased bilinear filter: a triangle as wide as the reduction, so that every source pixel counts. Its weights are
-not negative: black and white stay the ends of the range, where bicubic and Lanczos ring beyond them. torch resamples 8
-bits by whole numbers, as Pillow does and to within one of its 255 levels, in a third to a fifth of the time where the
-processor has AVX2. A JPEG is decoded whole: the decoder's own scaling moves pixels by up to 29 levels.
+Pillow's antialiased bilinear filter: a triangle as wide as the reduction, so that every source pixel counts. Its
+weights are not negative: black and white stay the ends of the range, where bicubic and Lanczos ring beyond them. From a
+reduction by 4 on, whole blocks of pixels are averaged first, to at least twice the size (``reducing_gap`` 2, as in
+Pillow's ``thumbnail``): a third faster, the mean of photographs within 0.1 to 0.25 of 255 levels of the triangle alone.
+A JPEG is decoded whole: the decoder's own scaling moves pixels by up to 29 levels.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,40 +13,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
+from PIL import Image
 
 from kr_fast.runtime.errors import fail
 
+GAP = 2.0
 CHUNK = 8  # images that a thread takes at a time
 
 
-def resized(pixels: np.ndarray, size: int, how: str) -> np.ndarray:
-    """uint8 ``[H, W, C]`` at ``size`` x ``size``; the same array if it has that size.
+def resized(image: Image.Image, size: int, how: str) -> Image.Image:
+    """``image`` (mode L or RGB) at ``size`` x ``size``; unchanged if it has that size.
 
     Args:
         how: ``crop`` takes the largest square about the centre, ``pad`` puts the whole image about the centre of a
             black square, ``stretch`` changes the proportions. Of a square all three do the same.
     """
-    height, width, channels = pixels.shape
+    width, height = image.size
     if width == height == size:
-        return pixels
+        return image
     if how == "pad" and width != height:
         scale = size / max(width, height)
-        inner = max(1, round(height * scale)), max(1, round(width * scale))
-        square = np.zeros((size, size, channels), np.uint8)
-        top, left = ((size - side) // 2 for side in inner)
-        square[top : top + inner[0], left : left + inner[1]] = _resampled(pixels, inner)
+        inner = max(1, round(width * scale)), max(1, round(height * scale))
+        square = Image.new(image.mode, (size, size))
+        square.paste(_resample(image, inner), ((size - inner[0]) // 2, (size - inner[1]) // 2))
         return square
+    box = None
     if how == "crop":
         side = min(width, height)
-        top, left = (height - side) // 2, (width - side) // 2
-        pixels = pixels[top : top + side, left : left + side]
-    return _resampled(pixels, (size, size))
+        left, top = (width - side) / 2, (height - side) / 2
+        box = left, top, left + side, top + side
+    return _resample(image, (size, size), box)
 
 
-def _resampled(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    return interpolate(images, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+def _resample(image: Image.Image, size: tuple[int, int], box: Any = None) -> Image.Image:
+    return image.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=GAP)
 
 
 def resize_images(images: np.ndarray, size: int, how: str) -> np.ndarray:
@@ -62,7 +63,8 @@ def resize_images(images: np.ndarray, size: int, how: str) -> np.ndarray:
     done = np.empty((count, size, size, channels), np.uint8)
 
     def fill(index: int) -> None:
-        done[index] = resized(images[index], size, how)
+        image = Image.fromarray(images[index, ..., 0] if channels == 1 else images[index])
+        done[index] = np.asarray(resized(image, size, how)).reshape(size, size, channels)
 
     for _ in in_threads(fill, range(count)):
         pass

@@ -89,7 +89,7 @@ def in_one_size(content: SourceContent, options: ReadOptions) -> None:
     """Bring images that did not come from files to the size of ``options``, as those of files are."""
     if not options.image_size:
         return
-    from kr_fast.data.pixels.resizing import resize_images
+    from kr_fast.data.pixels.resizing import resize_images  # loads Pillow
 
     for which, part in content.parts.items():
         images = resize_images(part.images, options.image_size, options.resize)
