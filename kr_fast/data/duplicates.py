@@ -16,7 +16,7 @@ from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images
 
 COLUMNS = ("split", "index", "of_split", "of_index", "distance", "shifted", "dropped")
-MOST_BYTES = 512 << 20  # of training images among which neighbours are looked for
+MOST_BYTES = 64 << 20  # of training images among which neighbours are looked for, which takes 13 times as much
 PAIR = ("first", "second", "distance", "shifted")
 MOST_KEPT = 4
 _KEPT: dict[bytes, "SplitDuplicates"] = {}  # by digest of the images: several runs on one set search it once
