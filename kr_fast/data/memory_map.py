@@ -105,11 +105,9 @@ def _convert(folder: Path, parts: dict[str, FileRows]) -> None:
                 for now in _blocks(_path(folder, which), part, blocks[which], bar.update):
                     made += now
                     if now:
-                        files.write_json(
-                            manifest, {name: list(map(dataclasses.asdict, of)) for name, of in blocks.items()}
-                        )
+                        _write(manifest, blocks)
         if not manifest.exists():
-            files.write_json(manifest, {name: [] for name in blocks})
+            _write(manifest, blocks)
     logger.info("data: images are mapped from %s; %d of them were decoded now", folder, made)
 
 
