@@ -3,7 +3,7 @@
 import argparse
 
 from kr_fast.cli import options
-from kr_fast.cli.run import finished
+from kr_fast.cli.run import finished, planned
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -27,14 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Distil, print the verdict and the table; returns the exit code."""
     from kr_fast.recycling.commands import DISTIL
     from kr_fast.recycling.config import RecycleConfig
-    from kr_fast.recycling.pipeline import distil_config, dry_run, recycle
+    from kr_fast.recycling.pipeline import distil_config, recycle
     from kr_fast.recycling.presets import preset
-    from kr_fast.runtime import state
 
     config = distil_config(options.config_from(arguments, RecycleConfig, DISTIL.name, preset, DISTIL))
     if arguments.dry_run:
-        text = dry_run(config)
-        if state.current().is_main:
-            print(text)
-        return 0
+        return planned(config)
     return finished(recycle(config))

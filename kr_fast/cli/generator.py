@@ -3,6 +3,7 @@
 import argparse
 
 from kr_fast.cli import options
+from kr_fast.cli.run import planned
 from kr_fast.runtime.text import aligned
 
 
@@ -27,19 +28,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, print what each checkpoint memorised and where the last one is; returns the exit code."""
     from kr_fast.recycling.commands import GENERATOR
     from kr_fast.recycling.config import RecycleConfig
-    from kr_fast.recycling.pipeline import dry_run, train_generator
+    from kr_fast.recycling.pipeline import train_generator
     from kr_fast.recycling.presets import preset
     from kr_fast.runtime import state
 
     config = options.config_from(arguments, RecycleConfig, GENERATOR.name, preset, GENERATOR)
-    main = state.current().is_main
     if arguments.dry_run:
-        text = dry_run(GENERATOR.of(config))
-        if main:
-            print(text)
-        return 0
+        return planned(GENERATOR.of(config))
     done = train_generator(config)
-    if not main:
+    if not state.current().is_main:
         return 0
     rows = [["step", "share nearer to training images", "95 % interval"]]
     for each in done.memorisation["rows"]:

@@ -26,23 +26,32 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Build the configuration, run, print the verdict and the table; returns the exit code."""
     from kr_fast.recycling.config import RecycleConfig
-    from kr_fast.recycling.pipeline import dry_run, recycle
+    from kr_fast.recycling.pipeline import recycle
     from kr_fast.recycling.presets import preset
     from kr_fast.recycling.several_seeds import seeds_of
-    from kr_fast.runtime import state
 
     config = options.config_from(arguments, RecycleConfig, "run", preset)
     if arguments.dry_run:
-        seeds = None if arguments.seeds is None else seeds_of(config, arguments.seeds)
-        text = dry_run(config)
-        if state.current().is_main:
-            print(text)
-            if seeds:
-                print(f"# {len(seeds)} runs such as this one, with seeds from {config.seed} on")
-        return 0
+        if arguments.seeds is None:
+            return planned(config)
+        seeds = seeds_of(config, arguments.seeds)
+        return planned(config, f"# {len(seeds)} runs such as this one, with seeds from {config.seed} on")
     if arguments.seeds is not None:
         return of_seeds(config, arguments.seeds)
     return finished(recycle(config))
+
+
+def planned(config: Any, further: str = "") -> int:
+    """Print what ``--dry-run`` of ``config`` tells, and a ``further`` line; returns the exit code."""
+    from kr_fast.recycling.pipeline import dry_run
+    from kr_fast.runtime import state
+
+    text = dry_run(config)  # on every rank
+    if state.current().is_main:
+        print(text)
+        if further:
+            print(further)
+    return 0
 
 
 def finished(result: Any) -> int:
