@@ -49,14 +49,15 @@ def model_residual_block(call: ModelResidualBlock) -> Tensor:
 def model_conv2d_backward(grad, x, weight, options: ConvOptions, needed):
     """torch's own gradients of each model's convolution, in float32 at least.
 
-    Channels stand second in memory here: for a strided 1x1 convolution of few channels in channels_last oneDNN takes a
-    wrong weight gradient (oneDNN issue 6035).
+    Channels stand second in memory here, and the strides of a 1x1 filter say so: for a strided 1x1 convolution of few
+    channels in channels_last oneDNN takes a wrong weight gradient (oneDNN issue 6035), or writes beyond its end.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     parts = []
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         for m in range(len(x)):
-            g, a, w = (each[m].to(exact).movedim(-1, 1).contiguous() for each in (grad, x, weight))
+            own = (each[m].to(exact).movedim(-1, 1) for each in (grad, x, weight))
+            g, a, w = (torch.empty(each.shape, dtype=exact, device=each.device).copy_(each) for each in own)
             geometry = (*options[:3], False, [0, 0], options.groups)
             dx, dw, db = torch.ops.aten.convolution_backward(g, a, w, [len(w)], *geometry, list(needed))
             dx = x.new_empty(0) if dx is None else dx.movedim(1, -1).to(x.dtype)
