@@ -2,7 +2,7 @@
 
 Neither module sees a torch header: they take raw addresses. So the build needs pybind11 and a compiler only, works
 under build isolation, and one wheel serves every torch. The environment variables read here are listed in
-``docs/building.md``.
+``docs/start/install.md``.
 """
 
 import os

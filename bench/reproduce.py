@@ -1,9 +1,9 @@
-"""The table of docs/results.md: each data set x variant x seed is a run of ``kr-fast run``, and rows of its figures.
+"""The tables of docs/measured/results.md: each data set x variant x seed is a run of ``kr-fast run``.
 
     python bench/reproduce.py --data-folder FOLDER              # everything that is not done yet
     python bench/reproduce.py --only 'digits/private/0'         # a part; * and ? as in a shell, several may be given
     python bench/reproduce.py --list                            # what is done
-    python bench/reproduce.py --write-docs                      # docs/results.md from the rows
+    python bench/reproduce.py --write-docs                      # docs/measured/results.md from the rows
 
 FOLDER holds MedMNIST's ``retinamnist.npz``, ``pneumoniamnist.npz`` and ``breastmnist.npz`` at 28 px. A run that was
 stopped goes on in its folder; rows that are there are kept unless the options of their run have changed since.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS, PAGE = ROOT / "bench" / "results" / "reproduction.json", ROOT / "docs" / "results.md"
+ROWS, PAGE = ROOT / "bench" / "results" / "reproduction.json", ROOT / "docs" / "measured" / "results.md"
 SEEDS = (0, 1, 2)
 
 # Data set -> its preset and options, those of its audits and the seeds that have one. "file": in --data-folder.
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=["*"], help="runs by dataset/variant/seed, with * and ?")
     parser.add_argument("--rows", type=Path, default=ROWS, help="the file of the rows")
     parser.add_argument("--list", action="store_true", help="print what is done")
-    parser.add_argument("--write-docs", action="store_true", help="write docs/results.md from the rows")
+    parser.add_argument("--write-docs", action="store_true", help="write docs/measured/results.md from the rows")
     arguments = parser.parse_args(argv)
     chosen = [run for run in runs() if any(fnmatch.fnmatch(str(run), pattern) for pattern in arguments.only)]
     if not chosen:

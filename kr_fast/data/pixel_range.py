@@ -1,7 +1,7 @@
 """One rule for the range and the depth of pixels, decided once over all splits together.
 
 A set has one value of white: 1, 255 or 65535. It is taken only where nothing else can be meant; the rule stands in
-docs/data.md. What is ambiguous (12-bit values, [-1, 1], standardised pixels) is refused with the remedy.
+docs/reference/data.md. What is ambiguous (12-bit values, [-1, 1], standardised pixels) is refused with the remedy.
 """
 
 import dataclasses

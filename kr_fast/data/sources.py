@@ -106,7 +106,7 @@ def load(
     test_fraction: float = TEST_FRACTION,
     options: ReadOptions | None = None,
 ) -> Dataset:
-    """Read ``source`` and cut what it does not split itself, stratified by class. The rules stand in docs/data.md.
+    """Read ``source`` and cut what it does not split itself, stratified by class: docs/reference/data.md.
 
     Args:
         source: ``"digits"``, a path (``.npz``, ``.parquet`` or ``.tar`` file; folder of images by class, of images with

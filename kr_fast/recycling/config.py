@@ -51,7 +51,7 @@ class RecycleConfig(ReadOptions):
 
     out: str = option("runs/digits", "folder of the run; the same command continues a run that was stopped")
     data: str = option(
-        "digits", "digits; .npz, .parquet or .tar file; folder of images or of a data set (docs/data.md)"
+        "digits", "digits; .npz, .parquet or .tar file; folder of images or of a data set (docs/reference/data.md)"
     )
     seed: int = option(0, "decides everything that is random", least=0)
     precision: str = option(

@@ -49,7 +49,9 @@ class AuditConfig(ReadOptions):
         (), "the model sees (x / 255 - mean) / std, by channel; nothing: x / 127.5 - 1", least=-10, most=10
     )
     std: tuple[float, ...] = option((), "see mean", above=0, most=10)
-    data: str = option("", "digits; .npz, .parquet or .tar file; folder of images or of a data set (docs/data.md)")
+    data: str = option(
+        "", "digits; .npz, .parquet or .tar file; folder of images or of a data set (docs/reference/data.md)"
+    )
     cut: int = option(
         -1, "seed with which kr-fast run cut the splits that the data lack; -1 takes the data as they are", least=-1
     )
@@ -90,7 +92,7 @@ class AuditConfig(ReadOptions):
     scale: float = option(0.0, "augmentation of a shadow: largest relative change of size", least=0, below=1)
     control: bool = option(True, "train a positive control, which the attacks must find")
 
-    signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/audit.md)")
+    signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/tasks/audit.md)")
     lira_tree: str = option("", "a folder of experiment-*/{keep,logits,scores}, in place of models")
     privacy_meter: str = option("", "a folder with memberships.npy and signals/, in place of models")
     signal: str = option(
@@ -102,7 +104,7 @@ class AuditConfig(ReadOptions):
     target: str = option("", "the experiment or model of such a folder under attack; empty: each from the others")
     probabilities: bool = option(False, "the saved logits are probabilities; take their logarithm")
 
-    attacks: tuple[str, ...] = option((), "names of attacks (docs/audit.md); none for all of the default set")
+    attacks: tuple[str, ...] = option((), "names of attacks (docs/tasks/audit.md); none for all of the default set")
     primary: str = option("", "the attack whose figures are the result; empty: lira")
     augment: str = option(
         Choices.augment, "queries of the attacks: none, flip, shift or lira", choices=("none", "flip", "shift", "lira")

@@ -49,7 +49,7 @@ def duplicates_across(images: Tensor, members: Tensor) -> Duplicates:
         images: uint8 ``[N, H, W, C]``; members: bool ``[N]``, of which some are and some are not.
     Raises: UserError naming the argument.
     Source: of the danger: Barz and Denzler, "Do We Train on Test Data?", Journal of Imaging 6 (2020). The threshold is
-        this package's: docs/audit_statistics.md says what it finds.
+        this package's: docs/audit/statistics.md says what it finds.
     """
     images = as_images("duplicates_across", "images", images).cpu()
     members = as_mask("duplicates_across", "members", members, 1).cpu()

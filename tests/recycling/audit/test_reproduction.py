@@ -26,7 +26,7 @@ def script():
 def test_the_page_is_what_the_script_writes(script):
     reproduce, results_page = script
     rows = reproduce.read_rows()
-    assert (ROOT / "docs" / "results.md").read_text() == results_page.page(rows)
+    assert (ROOT / "docs" / "measured" / "results.md").read_text() == results_page.page(rows)
     home = str(Path.home())
     assert not any(word in json.dumps(rows) for word in ("/tmp", "/work", home if home != "/" else "/root"))
 
