@@ -54,6 +54,10 @@ class Split(ShortRepr):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def rows(self, which: Tensor | slice) -> "Split":
+        """The rows that ``which`` selects, a mask, indices or a slice, with their labels and groups."""
+        return Split(*(None if each is None else each[which] for each in (self.images, self.labels, self.groups)))
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Dataset(ShortRepr):

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from kr_fast.data import Split
 from kr_fast.ensemble import fit, load_shadows
 from kr_fast.ensemble.training.workers import Trains
 from kr_fast.membership.attacks.canaries import Canaries, attack_canaries, draw_canaries, power
@@ -41,12 +40,13 @@ class Teachers:
     def train(self, index: int, device: torch.device) -> None:
         """Train twin Teacher ``index``, and save it."""
         context, c, canaries = self.context, self.context.config, drawn(self.context)
-        inside, labels = torch.ones(len(context.data.train), dtype=torch.bool), context.data.train.labels.clone()
+        train = context.data.train
+        inside, labels = torch.ones(len(train), dtype=torch.bool), train.labels.clone()
         inside[canaries.index], labels[canaries.index] = canaries.keep[index], canaries.labels
         model = context.seeded(c.teacher_arch, c.teacher_width, "twin teacher", index)
         fit(
             model,
-            Split(context.data.train.images[inside], labels[inside]),
+            dataclasses.replace(train, labels=labels).rows(inside),
             teacher.recipe(context),
             seed=seeds.derive(c.seed, "twin teacher", index),
             val=context.data.val,

@@ -27,14 +27,12 @@ def run(context: Context) -> dict[str, Any]:
 def population(context: Context) -> Split:
     """Validation images that are not among those under attack, which are the training and test images."""
     val, pool = context.data.val, torch.cat([context.data.train.images, context.data.test.images])
-    apart = ~shared_images(val.images, pool)
-    return Split(val.images[apart], val.labels[apart])
+    return val.rows(~shared_images(val.images, pool))
 
 
 def thinned(split: Split, most: int) -> Split:
     """About ``most`` images, evenly through the split, which may be sorted by class."""
-    step = -(-len(split) // most)
-    return Split(split.images[::step], split.labels[::step])
+    return split.rows(slice(None, None, -(-len(split) // most)))
 
 
 def check(context: Context) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import io
 from typing import Any
 
-from kr_fast.data import Dataset, Split, find_duplicates
+from kr_fast.data import Dataset, find_duplicates
 from kr_fast.data.duplicates import COLUMNS
 from kr_fast.recycling.context import Context
 from kr_fast.runtime.errors import fail
@@ -75,9 +75,6 @@ def _notes(near: dict[str, int], dropped: dict[str, int], threshold: float) -> l
 def _without(data: Dataset, dropped: dict[str, Any], notes: list[str]) -> Dataset:
     splits = {}
     for name, mask in dropped.items():
-        split = getattr(data, name)
         if bool(mask.any()):
-            rows = (~mask).nonzero()[:, 0]
-            groups = None if split.groups is None else split.groups[rows]
-            splits[name] = Split(split.images[rows], split.labels[rows], groups)
+            splits[name] = getattr(data, name).rows(~mask)
     return dataclasses.replace(data, **splits, notes=(*data.notes, *notes)) if splits or notes else data
