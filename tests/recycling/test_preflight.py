@@ -14,6 +14,7 @@ from kr_fast.cli import main
 from kr_fast.data import Split
 from kr_fast.models import classifier
 from kr_fast.recycling import preflight
+from kr_fast.recycling.commands import COMMANDS
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.preflight import checks, memory_and_disk, networks, time_estimate
 from kr_fast.recycling.presets import preset
@@ -278,6 +279,20 @@ def test_time_is_counted_step_by_step(tmp_path):
     assert result["shadow_students"] == workers + turns * 3 * (2 * 32 + 9)  # their images are the Student's
     control = 60 * 16 / torch.get_num_threads()  # one of the models of the worker processes
     assert result["audit"] == time_estimate.ATTACKS + (4 + 4 + 3) * 30 + control
+
+
+@pytest.mark.parametrize(
+    ("command", "timed"),
+    [
+        ("generator", {"setup", "sampled", "generator"}),
+        ("run", {field.name for field in dataclasses.fields(time_estimate.Rates)}),
+    ],
+)
+def test_only_steps_of_the_command_are_timed(tmp_path, command, timed):
+    made = context(tmp_path, num_shadows=4, student_shadows=4, audit_control=True)
+    made = dataclasses.replace(made, config=COMMANDS[command].of(made.config) if command != "run" else made.config)
+    rates = dataclasses.asdict(time_estimate.measure(made))
+    assert {name for name, value in rates.items() if value} == timed
 
 
 def test_amounts_and_durations():

@@ -42,7 +42,10 @@ ATTACKS, REPORT, WORKER = 1.0, 2.0, 1.5  # seconds of the attacks, the report, a
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Seconds per image: trained on, sampled (one network call), evaluated; ``setup``: for making a sampler."""
+    """Seconds per image: trained on, sampled (one network call), evaluated; ``setup``: for making a sampler.
+
+    0 for what the command does not do.
+    """
 
     teacher: float
     shadow: float
@@ -56,33 +59,38 @@ class Rates:
 
 
 def measure(context: Context) -> Rates:
-    """Time each kind of step on this machine. Nothing is written; no network of the run is touched."""
+    """Time each kind of step that the command takes on this machine. Nothing is written; no network of the run is
+    touched."""
     c = context.config
+    distils = bool(of_command(c, {"gkd": True}))  # as every command with a Teacher does
+    rates = dict.fromkeys((field.name for field in dataclasses.fields(Rates)), 0.0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        arch = (c.teacher_arch, c.teacher_width)
-        teacher_model = teacher.build(context).eval() if c.teacher else _network(context, *arch)
-        recipe, half = teacher.recipe(context), max((len(context.data.train) + len(context.data.test)) // 2, 1)
-        of_train, of_half = (Steps.of(recipe, count).batch for count in (len(context.data.train), half))
-        threads = 1 if shadows.workers(context) > 1 else torch.get_num_threads()
         batch, share = min(c.student_batch_size, c.images), c.generator_batch_size // context.runtime.world_size
         start = time.perf_counter()
         sample = given.work(context) if c.generator else sampling(context)
         sample(1)
-        setup = time.perf_counter() - start
-        rates = {
-            "teacher": _rate(_training(context, arch, recipe), of_train),
-            "control": _rate(_training(context, arch, overfitted_recipe(recipe)), of_train),
-            "student": _rate(_distilling(context, teacher_model), batch),
-            "generator": 0.0 if c.generator else _rate(denoising(context), share),
-            "sampled": _rate(sample, c.micro_batch),
-            "evaluated": _rate(lambda count: accuracy(teacher_model, _split(context, count)), 1024),
-        }
-        with _threads(threads):
-            rates["shadow"] = _rate(_training(context, arch, recipe), of_half)
-            shadow = _network(context, *arch)
-            rates["shadow_student"] = _rate(_distilling(context, shadow), batch)
-    return Rates(**rates, setup=setup)
+        rates["setup"] = time.perf_counter() - start
+        rates["sampled"] = _rate(sample, c.micro_batch)
+        if not c.generator:
+            rates["generator"] = _rate(denoising(context), share)
+        if distils:
+            arch, recipe = (c.teacher_arch, c.teacher_width), teacher.recipe(context)
+            teacher_model = teacher.build(context).eval() if c.teacher else _network(context, *arch)
+            half = max((len(context.data.train) + len(context.data.test)) // 2, 1)
+            of_train, of_half = (Steps.of(recipe, count).batch for count in (len(context.data.train), half))
+            rates["student"] = _rate(_distilling(context, teacher_model), batch)
+            rates["evaluated"] = _rate(lambda count: accuracy(teacher_model, _split(context, count)), 1024)
+            if not c.teacher:
+                rates["teacher"] = _rate(_training(context, arch, recipe), of_train)
+            if c.num_shadows and c.audit_control:
+                rates["control"] = _rate(_training(context, arch, overfitted_recipe(recipe)), of_train)
+            with _threads(1 if shadows.workers(context) > 1 else torch.get_num_threads()):
+                if c.num_shadows:
+                    rates["shadow"] = _rate(_training(context, arch, recipe), of_half)
+                if c.num_students:
+                    rates["shadow_student"] = _rate(_distilling(context, _network(context, *arch)), batch)
+    return Rates(**rates)
 
 
 def work(context: Context) -> dict[str, float]:
@@ -263,9 +271,7 @@ def _network(context: Context, arch: str, width: int) -> nn.Module:
 
 def _split(context: Context, count: int) -> Split:
     """``count`` training images, the same ones again where there are not as many."""
-    train = context.data.train
-    at = torch.arange(count) % len(train)
-    return Split(train.images[at], train.labels[at])
+    return context.data.train.rows(torch.arange(count) % len(context.data.train))
 
 
 def _training(context: Context, arch: tuple[str, int], recipe: Any) -> Callable[[int], int]:
