@@ -32,9 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Export, print the folders and the verdict."""
     from kr_fast.recycling.exporting.job import export_run
     from kr_fast.report.sections import verdict
+    from kr_fast.runtime import state
 
     options = {"format": arguments.format, "onnx": arguments.onnx, "torch_export": arguments.torch_export}
     done = export_run(arguments.run_folder, arguments.out, **options)
+    if not state.current().is_main:
+        return 0
     if done.metrics["verdict"] is not None:
         print("\n".join(verdict.lines(done.metrics["verdict"])))
     print(f"{done.student}: kr_fast.load_student reads it; figures, audit and verdict are in its README.md")

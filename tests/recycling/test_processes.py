@@ -15,15 +15,15 @@ from kr_fast.runtime.storage import files
 pytestmark = pytest.mark.pipeline
 
 
-def launch(out, *flags):
+def launch(*arguments):
     """Two ranks under ``torchrun``, which is what ``accelerate launch`` runs too (on a CPU it wants a host file)."""
-    launcher = "-m torch.distributed.run --standalone --nproc_per_node 2 -m kr_fast run --preset toy --out"
-    command = [sys.executable, *launcher.split(), str(out), *flags]
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node 2 -m kr_fast"
+    command = [sys.executable, *launcher.split(), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **QUIET, "OMP_NUM_THREADS": "1"})
 
 
 def test_two_processes_do_the_run_of_one(tmp_path, finished):
-    done = launch(tmp_path / "run")
+    done = launch("run", "--preset", "toy", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1  # rank 0 alone prints
     result, alone = metrics(tmp_path / "run"), metrics(finished[0])
@@ -52,9 +52,20 @@ def test_two_processes_do_the_run_of_one(tmp_path, finished):
 
 def test_bad_input_ends_both(tmp_path):
     """Rank 0 alone looks; the other ends with a line too, and not with a traceback of its own."""
-    done = launch(tmp_path / "run", "--student-shift", "8")
+    done = launch("run", "--preset", "toy", "--out", tmp_path / "run", "--student-shift", "8")
     assert done.returncode != 0
     words = "run: student_shift must be below the shorter side of the images, 8, got 8"
     assert f"kr-fast: {words}" in done.stderr
     assert "RuntimeError: rank 0 failed" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_one_of_two_processes_exports(tmp_path, finished):
+    done = launch("export", finished[0], tmp_path / "out", "--format", "npz")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("load_student reads it") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # and nothing of a second writer
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["student", "synthetic"]
+    done = launch("export", finished[0], tmp_path / "out")
+    assert done.returncode != 0
+    assert "kr-fast: export: OUT must be a new or an empty folder" in done.stderr

@@ -9,6 +9,7 @@ import torch
 
 from kr_fast.models import load_student
 from kr_fast.recycling.exporting import finished_run, programs, student_folder, synthetic_set
+from kr_fast.runtime import state
 from kr_fast.runtime.storage import files
 
 STUDENT, SYNTHETIC = "student", "synthetic"
@@ -27,15 +28,24 @@ class Exported:
 def export_run(
     run: str | Path, out: str | Path, *, format: str = "parquet", onnx: bool = False, torch_export: bool = False
 ) -> Exported:
-    """Write ``out/student`` and ``out/synthetic``, both at once or nothing.
+    """Write ``out/student`` and ``out/synthetic``, both at once or nothing. Of several ranks the first does so.
 
     Args:
         run: folder of a finished run, in which nothing is changed.
         out: folder that is new or empty.
         format: of the synthetic set, parquet (a Hugging Face data set), webdataset or npz.
         onnx, torch_export: also write the Student as such a program, which is compared with it first.
+    Returns: the same on every rank.
     Raises: UserError naming what does not fit, before anything is written.
     """
+    runtime, done = state.current(), None
+    with runtime.main_first() as main:
+        if main:
+            done = _export(run, out, format, onnx, torch_export)
+    return runtime.broadcast(done)
+
+
+def _export(run: str | Path, out: str | Path, format: str, onnx: bool, torch_export: bool) -> Exported:
     source, out = finished_run.open_run(run), Path(out)
     finished_run.check_out(source, out)
     synthetic_set.check(format)
