@@ -97,6 +97,7 @@ def mark_unavailable(backend: str, reason: str | None) -> None:
 def choose_again() -> None:
     """Forget which kernel runs which call, after a change of :data:`PREFERENCE`."""
     _resolve.cache_clear()
+    _warn.cache_clear()
     _has_kernel.cache_clear()
 
 
@@ -162,15 +163,21 @@ def _resolve(op: str, call: Call, forced: str | None) -> Callable:
         if why is not None:
             raise RuntimeError(f"{op}: KR_FAST_BACKEND={forced} cannot run this call: {why}")
         return _kernels[op, forced][0]
-    reasons = []
+    reasons, absent = [], True
     for backend in preference(op, call.device):
         why = refusal(op, backend, call)
         if why is None:
-            if backend == "reference" and reasons:
-                _log.warning("%s runs on the slow reference backend: %s", op, "; ".join(reasons))
+            if backend == "reference" and reasons:  # what holds for every op is told once
+                _warn("every op" if absent else op, "; ".join(reasons))
             return _kernels[op, backend][0]
         reasons.append(f"{backend}: {why}")
+        absent = absent and backend in _unavailable
     raise RuntimeError(f"{op}: no backend can run this call: {'; '.join(reasons)}")
+
+
+@functools.lru_cache(maxsize=4096)
+def _warn(op: str, reasons: str) -> None:
+    _log.warning("%s runs on the slow reference backend: %s", op, reasons)
 
 
 def force(backend: str | None) -> None:
@@ -213,15 +220,18 @@ def has(op: str, backend: str) -> bool:
 
 
 def table() -> list[tuple[str, dict[str, str]]]:
-    """(op, {backend: "available", also in half precision alone, or the reason for float32}) on this machine."""
+    """(op, {backend: "available", perhaps in another dtype alone, or the reason for float32}) on this machine."""
     gpu = "cuda" if torch.cuda.is_available() else "cpu"
+    others = {torch.float16: "half precision", torch.float64: "float64"}
     rows = []
     for op in ops():
         device = {"reference": "cpu", "cpu": "cpu", "cuda": gpu, "triton": gpu}
         cells = {}
         for name in BACKENDS:
             why = refusal(op, name, call_of(op, device[name], torch.float32))
-            half = why and refusal(op, name, call_of(op, device[name], torch.float16)) is None
-            cells[name] = "available in half precision" if half else why or "available"
+            taken = [
+                text for dtype, text in others.items() if refusal(op, name, call_of(op, device[name], dtype)) is None
+            ]
+            cells[name] = f"available in {taken[0]}" if why and taken else why or "available"
         rows.append((op, cells))
     return rows
