@@ -126,6 +126,12 @@ T* at(Address address) {
 
 PYBIND11_MODULE(_cpu, m) {
     m.doc() = "C++ kernels of kr_fast for CPUs.";
+    m.attr("compiler") = __VERSION__;
+#ifdef __SANITIZE_ADDRESS__
+    m.attr("sanitized") = true;
+#else
+    m.attr("sanitized") = false;
+#endif
     using release = py::call_guard<py::gil_scoped_release>;
 
     m.def("isa", &kr::isa_name);

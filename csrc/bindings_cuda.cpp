@@ -52,6 +52,9 @@ void check(int status, const char* op) {
 PYBIND11_MODULE(_cuda, m) {
     m.doc() = "CUDA kernels of kr_fast.";
     m.attr("cuda_version") = CUDART_VERSION;
+#ifdef KR_CUDA_ARCHITECTURES  // of setup.py, the items of TORCH_CUDA_ARCH_LIST
+    m.attr("architectures") = KR_CUDA_ARCHITECTURES;
+#endif
     using release = py::call_guard<py::gil_scoped_release>;
 
     // philox_normal

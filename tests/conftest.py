@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kr_fast.backends import registry
+from kr_fast.backends import native, registry
 from kr_fast.runtime import progress
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import manifest
@@ -54,6 +54,8 @@ def pytest_collection_modifyitems(config, items):
         used = getattr(item, "callspec", None) and item.callspec.params.get("backend")
         if cuda_on_host.SANITIZED and used not in (None, "cuda-host"):
             item.add_marker(pytest.mark.skip(reason="only CUDA sources are built with sanitizers"))
+        if getattr(native.cpu, "sanitized", False) and used is not None and not used.startswith("cpu-"):
+            item.add_marker(pytest.mark.skip(reason="only kr_fast._cpu is built with sanitizers"))
 
 
 def _for_hopper(item) -> bool:

@@ -28,12 +28,16 @@ def run(*command, cwd, check=True, **env):
 
 
 @pytest.fixture(scope="session")
-def sdist(tmp_path_factory):
-    """Made from a copy of what git tracks, so that nothing built here slips in."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+def source(tmp_path_factory):
+    """A copy of what git tracks, so that nothing built here slips in."""
     keep = shutil.ignore_patterns(".*", "*.so", "build", "dist", "*.egg-info", "__pycache__", "runs")
-    shutil.copytree(ROOT, source / "kr_fast", ignore=keep)
-    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, cwd=source / "kr_fast")
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "kr_fast", ignore=keep)
+
+
+@pytest.fixture(scope="session")
+def sdist(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, cwd=source)
     (result,) = out.glob("*.tar.gz")
     return result
 
@@ -120,12 +124,43 @@ def test_installed_command_runs_the_pipeline(installed):
         ({"KR_FAST_CUDA": "1", "CUDA_HOME": "/nowhere"}, "setup.py: KR_FAST_CUDA=1 needs nvcc"),
         ({"KR_FAST_CUDA": "maybe"}, "setup.py: KR_FAST_CUDA must be auto, 1 or 0, got 'maybe'"),
         ({"KR_FAST_CUDA": "0", "MAX_JOBS": "many"}, "setup.py: MAX_JOBS must be a positive integer, got 'many'"),
+        ({"KR_FAST_NO_EXT": "yes"}, "setup.py: KR_FAST_NO_EXT must be 0 or 1, got 'yes'"),
+        ({"KR_FAST_NO_EXT": "1", "KR_FAST_CUDA": "1"}, "setup.py: KR_FAST_NO_EXT=1 builds no CUDA kernels, got KR_F"),
+        ({"KR_FAST_SANITIZE": "1", "KR_FAST_CUDA": "1"}, "setup.py: KR_FAST_SANITIZE=1 builds no CUDA kernels, got"),
     ],
 )
 def test_build_refuses_bad_settings(variables, words, tmp_path):
     done = run(sys.executable, ROOT / "setup.py", "--version", cwd=ROOT, check=False, **variables)
     assert done.returncode != 0
     assert done.stderr.strip() == words or done.stderr.strip().startswith(words)
+
+
+def test_without_extensions_every_op_is_its_reference(source, tmp_path):
+    command = [sys.executable, "setup.py", "-q", "bdist_wheel", "--dist-dir", tmp_path]
+    run(*command, cwd=source, KR_FAST_NO_EXT="1")
+    (wheel,) = tmp_path.glob("*-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = """
+import kr_fast, torch
+for x in (torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8).half()):
+    assert kr_fast.pack_uint8(x).shape == (1, 8, 8, 3)
+noise = kr_fast.philox_normal(torch.arange(4), (3, 8, 8), seed=1)
+print(kr_fast.__file__)
+"""
+    # -S: no path files, so that the editable install of this environment does not lend its modules.
+    heavy = str(Path(numpy.__file__).parents[1])
+    done = run(sys.executable, "-S", "-c", code, cwd=tmp_path / "site", PYTHONPATH=heavy)
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path / "site")
+    (line,) = done.stderr.splitlines()
+    assert "every op runs on the slow reference backend: cpu: kr_fast._cpu was not built" in line
+
+
+def test_a_failed_compilation_names_the_way_out(tmp_path):
+    command = [sys.executable, ROOT / "setup.py", "-q", "build_ext", "--build-temp", tmp_path, "--build-lib", tmp_path]
+    done = run(*command, "--force", cwd=ROOT, check=False, KR_FAST_CUDA="0", CXX="/nowhere/g++", CC="/nowhere/gcc")
+    assert done.returncode != 0
+    assert "KR_FAST_NO_EXT=1 installs the slow reference kernels alone" in done.stderr
 
 
 def test_build_refuses_unknown_architectures(nvcc, tmp_path):
