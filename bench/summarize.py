@@ -13,6 +13,7 @@ def notes_of(extra: dict) -> str:
         "percent_of_copy": "{} % of copy",
         "peak_mib": "peak {} MiB",
         "gradient_error": "error {:.1e}",
+        "error": "error {:.1e}",
     }
     notes = [form.format(extra[name]) for name, form in forms.items() if name in extra]
     return f" [{', '.join(notes)}]" if notes else ""

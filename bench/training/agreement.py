@@ -14,9 +14,10 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from bench_training_step import CASES, Step
 
 import kr_fast
+from kr_fast.benchmarks.cases.training import NETWORKS as CASES
+from kr_fast.benchmarks.cases.training import Step
 from kr_fast.data import to_float
 from kr_fast.data.sources import load
 from kr_fast.models import classifier, unet

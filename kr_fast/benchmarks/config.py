@@ -1,4 +1,4 @@
-"""The options of ``kr-fast bench synthesis``, and the case that they describe."""
+"""The options of ``kr-fast bench``, and the case of synthesis that they describe."""
 
 import dataclasses
 
@@ -16,6 +16,10 @@ MODELS = {
     "unet28": lambda: unet(28, 28, 1, CLASSES, widths=(32, 64, 64)),
     "unet32": lambda: unet(32, 32, 3, CLASSES, widths=(128, 256, 256, 256), layers=2),
 }
+COMPARE = option(
+    "", "KIND.json of an earlier run, or a folder of them: exit with 3 where a ratio to a baseline has fallen"
+)
+MARGIN = option(0.1, "relative fall of a ratio that --compare allows", least=0, most=1)
 FORMATS = ("npy", "npz", "webdataset", "parquet", "device", "none")
 
 
@@ -37,6 +41,28 @@ class Case:
     def evaluations(self) -> int:
         """Network evaluations per image."""
         return self.steps * (1 if self.guidance_scale is None else 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class CasesConfig:
+    """How ``kr-fast bench loss``, ``training``, ``models``, ``audit`` and ``all`` measure."""
+
+    only: tuple[str, ...] = option((), "baselines beside kr_fast, such as eager or compiled; all of them without")
+    cases: str = option("", "only cases whose names hold this text")
+    repeats: int = option(5, "timed runs of each; the median counts", least=1, most=1_000_000)
+    device: str = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
+    threads: int = option(0, "CPU threads; 0 for torch's choice", least=0, most=4096)
+    out: str = option("bench-results", "folder for KIND.json and KIND.png")
+    compare: str = COMPARE
+    margin: float = MARGIN
+
+    def __post_init__(self):
+        check(self, "bench")
+
+    @property
+    def where(self) -> str:
+        """The device. Raises: UserError for a GPU that is not there."""
+        return _device(self.device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +89,9 @@ class BenchConfig:
     repeats: int = option(3, "timed runs; the fastest counts", least=1, most=1_000_000)
     device: str = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
     threads: int = option(0, "CPU threads; 0 for torch's choice", least=0, most=4096)
-    out: str = option("bench-synthesis", "folder for synthesis.json and synthesis.png")
+    out: str = option("bench-results", "folder for synthesis.json and synthesis.png")
+    compare: str = COMPARE
+    margin: float = MARGIN
 
     def __post_init__(self):
         check(self, "bench")
@@ -72,12 +100,16 @@ class BenchConfig:
 
     def case(self) -> Case:
         """The case on this machine. Raises: UserError for a GPU that is not there."""
-        gpu = torch.cuda.is_available()
-        if self.device == "cuda" and not gpu:
-            fail("bench", "device", "be cpu or auto where there is no GPU", self.device)
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Case)}
         values["guidance_scale"] = None if self.guidance_scale == 1 else self.guidance_scale
         values["format"] = None if self.format == "none" else self.format
-        values["device"] = ("cuda" if gpu else "cpu") if self.device == "auto" else self.device
+        values["device"] = _device(self.device)
         values["threads"] = self.threads or torch.get_num_threads()
         return Case(**values)
+
+
+def _device(name: str) -> str:
+    gpu = torch.cuda.is_available()
+    if name == "cuda" and not gpu:
+        fail("bench", "device", "be cpu or auto where there is no GPU", name)
+    return ("cuda" if gpu else "cpu") if name == "auto" else name

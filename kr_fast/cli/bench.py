@@ -1,4 +1,4 @@
-"""``kr-fast bench synthesis``: images per second, end to end, against what one would write without this package."""
+"""``kr-fast bench``: times against what one would write without this package, as ratios within one run."""
 
 import argparse
 import json
@@ -8,38 +8,108 @@ from typing import Any
 from kr_fast.cli import options
 from kr_fast.runtime.text import aligned
 
+KINDS = {
+    "loss": "the distillation loss, forward and backward",
+    "training": "training steps of classifiers and of diffusion UNets",
+    "models": "many models on the same images",
+    "audit": "membership attacks, their signals and statistics",
+}
+REGRESSION = 3  # exit code
+
 
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Register the subcommand."""
-    from kr_fast.benchmarks.config import BenchConfig
+    from kr_fast.benchmarks.config import BenchConfig, CasesConfig
 
-    parser = subparsers.add_parser("bench", help="measure synthesis throughput against diffusers and torch.compile")
+    words = "times beside torch, torch.compile and other baselines; each result is checked before the clock starts"
+    parser = subparsers.add_parser("bench", help=words, description=words)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    synthesis = kinds.add_parser("synthesis", help="images per second, with and without a sink")
+    words = "images per second, with and without a sink"
+    synthesis = kinds.add_parser("synthesis", help=words, description=words)
     options.add_flags(synthesis, BenchConfig)
-    synthesis.set_defaults(run=run)
+    synthesis.set_defaults(run=run_synthesis)
+    for name, words in {**KINDS, "all": "all of these, and synthesis as it is by default"}.items():
+        cases = kinds.add_parser(name, help=words, description=words)
+        options.add_flags(cases, CasesConfig)
+        cases.set_defaults(run=run_cases)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run_synthesis(arguments: argparse.Namespace) -> int:
     """Measure, print a table, write JSON and a plot."""
+    from kr_fast.benchmarks import results
     from kr_fast.benchmarks.config import BenchConfig
-    from kr_fast.benchmarks.throughput import measure
-    from kr_fast.report import plots
-    from kr_fast.runtime.log import logger
-    from kr_fast.runtime.storage import files
 
     config = options.config_from(arguments, BenchConfig, "bench")
-    result = measure(config.case(), config.providers, config.repeats, lambda name: logger.info("measuring %s", name))
-    out = Path(config.out)
+    case = config.case()
+    old = results.read(config.compare, "synthesis") if config.compare else None
+    return _finish(_synthesis(config, case), config, old)
+
+
+def run_cases(arguments: argparse.Namespace) -> int:
+    """Measure one kind or all, print tables, write JSON and plots."""
+    import torch
+
+    from kr_fast.benchmarks import cases, results
+    from kr_fast.benchmarks.case import measure
+    from kr_fast.benchmarks.config import BenchConfig, CasesConfig
+    from kr_fast.runtime.errors import fail
+    from kr_fast.runtime.log import logger
+
+    config = options.config_from(arguments, CasesConfig, "bench")
+    device, kinds = config.where, list(KINDS) if arguments.kind == "all" else [arguments.kind]
+    chosen = {kind: [case for case in cases.of(kind, device) if config.cases in case.name] for kind in kinds}
+    chosen = {kind: found for kind, found in chosen.items() if found}
+    synthesis = arguments.kind == "all" and not config.cases
+    if not chosen and not synthesis:
+        fail("bench", "cases", f"be part of the name of a case of {arguments.kind} on {device}", config.cases or "all")
+    wanted = [*chosen, *(["synthesis"] if synthesis else [])]
+    olds = {kind: results.read(config.compare, kind) for kind in wanted} if config.compare else {}
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    status = 0
+    for kind, found in chosen.items():
+        rows = []
+        for case in found:
+            logger.info("measuring %s", case.name)
+            rows.append(measure(case, config.repeats, config.only))
+        result = {"kind": kind, "machine": results.machine(device), "cases": rows}
+        status = max(status, _finish(result, config, olds.get(kind)))
+    if synthesis:
+        other = BenchConfig(device=config.device, threads=config.threads)
+        status = max(status, _finish(_synthesis(other, other.case()), config, olds.get("synthesis")))
+    return status
+
+
+def _synthesis(config: Any, case: Any) -> dict[str, Any]:
+    from kr_fast.benchmarks import results
+    from kr_fast.benchmarks.throughput import measure
+    from kr_fast.runtime.log import logger
+
+    found = measure(case, config.providers, config.repeats, lambda name: logger.info("measuring %s", name))
+    return {"kind": "synthesis", "machine": results.machine(case.device), **found}
+
+
+def _finish(result: dict[str, Any], config: Any, old: dict[str, Any] | None) -> int:
+    """Print and write one result; REGRESSION where a ratio has fallen below that of ``old``."""
+    from kr_fast.benchmarks import results
+    from kr_fast.report import plots
+    from kr_fast.runtime.storage import files
+
+    kind, out = result["kind"], Path(config.out)
+    print(throughput(result) if kind == "synthesis" else results.table(result))
     out.mkdir(parents=True, exist_ok=True)
-    files.write_text(out / "synthesis.json", json.dumps(result, indent=2) + "\n")
-    files.write_bytes(out / "synthesis.png", plots.throughput(result))
-    print(table(result))
-    print(f"written: {out / 'synthesis.json'}, {out / 'synthesis.png'}")
-    return 0
+    files.write_text(out / f"{kind}.json", json.dumps(result, indent=1) + "\n")
+    draw = plots.throughput if kind == "synthesis" else plots.ratios
+    files.write_bytes(out / f"{kind}.png", draw(result))
+    print(f"written: {out / kind}.json, {out / kind}.png")
+    if old is None:
+        return 0
+    lines, fallen = results.compare(old, result, config.margin)
+    print("\n".join(lines))
+    return REGRESSION if fallen else 0
 
 
-def table(result: dict[str, Any]) -> str:
+def throughput(result: dict[str, Any]) -> str:
     """One line per provider; the ratios are of images/s to the first provider's."""
     title = "images/s,into the sink,NFE images/s,of matrix peak,peak memory,PSNR to exact,ratio"
     rows = [["", *title.split(",")]]

@@ -249,3 +249,28 @@ def throughput(result: dict[str, Any]) -> bytes:
     )
     axis.legend(loc="lower right")
     return png(figure)
+
+
+def ratios(result: dict[str, Any]) -> bytes:
+    """Bars of how many times as long as this package each baseline takes, by case."""
+    bars = [
+        (f"{case['case']}, {name}", row["ratio"])
+        for case in result["cases"]
+        for name, row in case["providers"].items()
+        if name != "kr_fast" and "ratio" in row
+    ]
+    figure = new_figure(9, 1.2 + 0.26 * len(bars))
+    axis = figure.subplots()
+    positions = np.arange(len(bars))[::-1]
+    drawn = axis.barh(positions, [ratio for _, ratio in bars], 0.7, color=TEACHER)
+    axis.bar_label(drawn, fmt="%.2fx", padding=3)
+    axis.axvline(1, color=STUDENT, label="kr_fast")
+    axis.set_yticks(positions, [name for name, _ in bars])
+    axis.set_xlabel("time, as a multiple of kr_fast's")
+    axis.margins(x=0.12)
+    facts = result["machine"]
+    axis.set_title(
+        f"{facts['gpu'] or facts['processor']}, {facts['threads']} threads, torch {facts['versions']['torch']}"
+    )
+    axis.legend(loc="lower right")
+    return png(figure)

@@ -1,11 +1,16 @@
-"""``kr-fast bench synthesis``: what it measures and writes, and its refusals."""
+"""``kr-fast bench``: what it measures and writes, what it compares, and its refusals."""
 
 import json
 
 import pytest
+import torch
 
+from kr_fast.benchmarks import cases, results
+from kr_fast.benchmarks.case import Case, Unavailable, Work, measure
+from kr_fast.benchmarks.cases import loss
 from kr_fast.cli import main
-from kr_fast.cli.bench import table
+from kr_fast.cli.bench import throughput
+from kr_fast.runtime.errors import UserError
 
 
 @pytest.mark.pipeline
@@ -26,7 +31,7 @@ def test_synthesis(tmp_path, capsys):
     assert (tmp_path / "synthesis.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "NFE images/s" in printed
-    assert table(result) in printed
+    assert throughput(result) in printed
 
 
 @pytest.mark.parametrize(
@@ -47,5 +52,100 @@ def test_synthesis(tmp_path, capsys):
 )
 def test_bad_options(tmp_path, capsys, arguments, text):
     assert main(["bench", "synthesis", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_cases_of_a_kind(tmp_path, capsys):
+    arguments = ["bench", "loss", "--device", "cpu", "--cases", "4096x10 ", "--only", "eager", "--repeats", "2"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "loss.json").read_text())
+    (case,) = result["cases"]
+    assert list(case["providers"]) == ["kr_fast", "eager"]
+    for row in case["providers"].values():
+        assert row["error"] < 1e-5
+        assert row["gb_per_s"] == pytest.approx(3 * 4 * 4096 * 10 / row["seconds"] / 1e9)
+        assert 0 < row["fastest"] <= row["seconds"]
+    assert case["providers"]["eager"]["ratio"] == pytest.approx(
+        case["providers"]["eager"]["seconds"] / case["providers"]["kr_fast"]["seconds"]
+    )
+    assert result["machine"]["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert results.table(result) in capsys.readouterr().out
+
+
+def test_a_ratio_that_has_fallen_exits_with_3(tmp_path, capsys):
+    arguments = ["bench", "audit", "--device", "cpu", "--cases", "roc N=50000 ties", "--repeats", "1"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    file = tmp_path / "audit.json"
+    old = json.loads(file.read_text())
+    row = old["cases"][0]["providers"]["scikit-learn"]
+    ratio = row["ratio"]
+    for factor, status in ((1e-3, 0), (1e3, 3)):
+        row["ratio"] = ratio * factor
+        file.write_text(json.dumps(old))
+        capsys.readouterr()
+        assert main([*arguments, "--out", str(tmp_path / "new"), "--compare", str(tmp_path)]) == status
+        assert ("x  fallen" in capsys.readouterr().out) == (status == 3)
+
+
+def test_ratios_within_the_margin_have_not_fallen():
+    old, new = (
+        {"cases": [{"case": "a", "providers": {"kr_fast": {"ratio": 1.0}, "eager": {"ratio": ratio}}}]}
+        for ratio in (2.0, 1.81)
+    )
+    assert not results.compare(old, new, 0.1)[1]
+    assert results.compare(old, new, 0.09)[1]
+    with pytest.raises(UserError, match="bench: compare must have a case and a baseline in common"):
+        results.compare(old, {"cases": [{"case": "b", "providers": {"eager": {"ratio": 2.0}}}]}, 0.1)
+
+
+def test_ratios_of_synthesis_are_of_images_per_second():
+    case = {"model": "unet28", "scheduler": "DDIM", "steps": 10, "batch": 64, "device": "cpu"}
+    providers = {"loop": {"images_per_second": 20.0}, "kr_fast": {"images_per_second": 50.0}}
+    found = results.ratios({"kind": "synthesis", "case": case, "providers": providers})
+    assert found == {("unet28, DDIM 10 steps, batch 64, cpu", "loop"): 2.5}
+
+
+def test_what_is_wrong_or_missing_is_not_measured():
+    def missing():
+        raise Unavailable("needs a package")
+
+    def work(error, share=1.0):
+        return lambda: Work(lambda: sum(range(1000)), error, share)
+
+    providers = {"kr_fast": work(0.0), "quarter": work(0.0, 0.25), "wrong": work(0.5), "missing": missing}
+    row = measure(Case("sums", providers, 0.1), 3)
+    assert list(row["providers"]) == ["kr_fast", "quarter"]
+    assert row["providers"]["quarter"]["ratio"] > 1.5  # four times as much work as one run of it
+    assert row["skipped"] == {"wrong": "its result is wrong by 0.5, where 0.1 is allowed", "missing": "needs a package"}
+    with pytest.raises(UserError, match="bench: kr_fast on sums must be within 0.1 of its reference, got nan"):
+        measure(Case("sums", {"kr_fast": work(float("nan"))}, 0.1), 1)
+
+
+def test_another_librarys_route_is_the_same_loss():
+    """What liger is handed, with torch's divergence in its place, on any machine."""
+    student, teacher, labels = torch.randn(32, 10), torch.randn(32, 10), torch.randint(0, 10, (32,))
+    kl_div = torch.nn.KLDivLoss(reduction="batchmean")
+    torch.testing.assert_close(loss.routed(student, teacher, labels, kl_div), loss.fused(student, teacher, labels))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_names_of_cases_are_distinct(device):
+    names = [case.name for kind in ("loss", "training", "models", "audit") for case in cases.of(kind, device)]
+    assert len(set(names)) == len(names) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["loss", "--cases", "nothing"], "bench: cases must be part of the name of a case of loss on cpu, got nothing"),
+        (["loss", "--compare", "none.json"], "bench: compare must be loss.json of an earlier run or a folder"),
+        (["loss", "--repeats", "0"], "bench: repeats must be in [1, 1000000], got 0"),
+        (["all", "--margin", "2"], "bench: margin must be in [0, 1], got 2"),
+    ],
+)
+def test_bad_options_of_cases(tmp_path, capsys, arguments, text):
+    assert main(["bench", *arguments, "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,21 @@
+"""What ``kr-fast bench`` measures besides synthesis: per kind a list of cases, each with its providers.
+
+``bench/`` takes the same cases, as pytest-benchmark's.
+"""
+
+from collections.abc import Callable
+
+from kr_fast.benchmarks.case import Case
+
+
+def of(kind: str, device: str) -> list[Case]:
+    """The cases of ``loss``, ``training``, ``models`` or ``audit`` on ``cpu`` or ``cuda``; none where it has none."""
+    from kr_fast.benchmarks.cases import audit, loss, models, training
+
+    kinds: dict[str, Callable[[str], list[Case]]] = {
+        "loss": loss.cases,
+        "training": training.cases,
+        "models": models.cases,
+        "audit": audit.cases,
+    }
+    return kinds[kind](device)
