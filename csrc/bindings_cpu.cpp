@@ -5,6 +5,7 @@
 
 #include "bindings_common.h"
 #include "cpu/membership/attack_r.h"
+#include "cpu/data/resize_image.h"
 #include "cpu/nn/batch_norm_act.h"
 #include "cpu/nn/block/preactivation_block.h"
 #include "cpu/nn/direct_conv2d.h"
@@ -29,6 +30,13 @@
 namespace py = pybind11;
 
 namespace kr {
+
+#define KR_RESIZE_AXIS(axis)                                                                                   \
+    KR_FIELD_AS(axis##_from, axis.from), KR_FIELD_AS(axis##_to, axis.to), KR_FIELD_AS(axis##_taps, axis.taps), \
+        KR_FIELD_AS(axis##_first, axis.first), KR_FIELD_AS(axis##_weights, axis.weights)
+
+KR_FIELDS(ResizeImage, KR_FIELD(pixels), KR_FIELD(stride), KR_FIELD(channels), KR_FIELD(out), KR_FIELD(out_stride),
+          KR_FIELD(out_channels), KR_RESIZE_AXIS(rows), KR_RESIZE_AXIS(columns))
 
 KR_FIELDS(DistillationRequest, KR_FIELD(loss), KR_FIELD(row_loss), KR_FIELD(grad), KR_FIELD(upstream),
           KR_FIELD(upstream_step))
@@ -164,6 +172,9 @@ PYBIND11_MODULE(_cpu, m) {
             kr::encode_png(at<const uint8_t>(images), batch, height, width, channels, at<uint8_t>(out), threads);
         },
         release());
+
+    // resize_image
+    m.def("resize_image", &kr::resize_image, release());
 
     // distillation_loss: the loss over all rows, and the first row whose label or index is wrong
     m.def(

@@ -21,7 +21,7 @@ from kr_fast.data.pixels.decoding import (
     UnreadableError,
     decode,
     decode_deep,
-    fitted,
+    fit,
     read_header,
 )
 from kr_fast.data.pixels.resizing import check_squares, in_threads
@@ -175,24 +175,25 @@ class Survey:
         self, name: str, rows: Sequence[int], out: np.ndarray, update: Callable[[], None]
     ) -> tuple[np.ndarray, Tally]:
         """Decode ``rows`` of the files ``name`` into ``out``; (which could be read, a mask, what was seen)."""
-        files, done, tally = self.files[name], np.zeros(len(rows), bool), Tally()
-        for at, (pixels, one) in self._results([files[row] for row in rows], self._decoded, update):
-            done[at], out[at], tally = True, pixels, tally + one
-        tally.left_out = int((~done).sum())
-        return done, tally
+        files, done, notes, counts = self.files[name], np.zeros(len(rows), bool), Counter(), np.zeros(3, np.int64)
+        items = [(*files[row], out[at]) for at, row in enumerate(rows)]
+        for at, (seen, *counted_pixels) in self._results(items, self._decode, update):
+            done[at] = True
+            notes.update(seen)
+            counts += counted_pixels
+        read = out if done.all() else out[done]
+        ends = (int(read.min()), int(read.max())) if read.size else Tally.ends
+        return done, Tally(notes, tuple(counts.tolist()), ends, int((~done).sum()))
 
-    def _decoded(self, each: tuple[ImageFile, Header]) -> tuple[np.ndarray, Tally]:
-        """(uint8 ``[H, W, C]``, what was seen)."""
-        file, header = each
-        clipped = changed = 0
+    def _decode(self, item: tuple[ImageFile, Header, np.ndarray]) -> tuple[list[str], int, int, int]:
+        """Decode a file into the last of ``item``; (keys of ``NOTES``, and the counts of a :class:`Tally`)."""
+        file, header, out = item
         if self.scale is None:
-            pixels, notes = decode(file, header, self.form)
-        else:
-            deep, notes = decode_deep(file, header)
-            levels, clipped, changed = self.scale.convert(deep)
-            pixels = fitted(Image.fromarray(levels[..., 0]), self.form, notes)
-        ends = int(pixels.min()), int(pixels.max())
-        return pixels, Tally(Counter(notes), (clipped, changed, header.area), ends)
+            return decode(file, header, self.form, out), 0, 0, header.area
+        deep, notes = decode_deep(file, header)
+        levels, clipped, changed = self.scale.convert(deep)
+        fit(Image.fromarray(levels[..., 0]), self.form, out, notes)
+        return notes, clipped, changed, header.area
 
     def report(self, tallies: dict[str, Tally]) -> tuple[list[str], list[str]]:
         """(notes, warnings) on what was decoded of the files of each name.

@@ -31,7 +31,7 @@ from kr_fast.runtime.storage.manifest import NO_LOCKS
 
 BLOCK = 1 << 25  # bytes of pixels that are decoded, written and hashed at a time
 MANIFEST, LOCK, README = "manifest.json", ".lock", "README.txt"
-VERSION = 1  # of what a block's second hash stands for
+VERSION = 2  # of what a block's second hash stands for
 TEXT = """Real images, decoded by kr-fast for the run beside this folder. They must not leave the institution.
 The folder may be removed: the run makes it again from the same files.
 """

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kr_fast.data.packed import ImageFile, Packed
-from kr_fast.data.pixels import dicom
-from kr_fast.data.pixels.resizing import resized
+from kr_fast.data.pixels import dicom, jpeg
+from kr_fast.data.pixels.resizing import resize
+from kr_fast.data.pixels.views import view
 from kr_fast.runtime.array_files import DAMAGE
 from kr_fast.runtime.errors import UserError, first_line
 
@@ -26,7 +27,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; EP
 DTYPES = {"grey": np.uint8, "colour": np.uint8, "16-bit grey": np.int32, "16-bit colour": np.uint8, "float": np.float32}
 DEEP = ("16-bit grey", "float")
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
-MOST_PIXELS = 1 << 26  # of an image that is resized: 192 MiB in colour for each thread
+MOST_PIXELS = 1 << 26  # of an image that is resized: 256 MiB in colour for each thread
+WHOLE = 1 << 24  # bytes of a file up to which it is read at once
 NOTES = {
     "alpha": "alpha composed on white in {}",
     "turned": "EXIF orientation applied to {}",
@@ -79,12 +81,16 @@ def read_header(file: ImageFile, limit: int = 0) -> Header:
         limit: number of pixels above which it is refused; 0: none but Pillow's.
     Raises: UnreadableError.
     """
-    with _content(file) as content:
+    with _content(file, whole=False) as content:
         if dicom.is_dicom(content):
             height, width, kind = dicom.read_header(content)
             _check_pixels(height, width, limit)
             return Header(height, width, kind)
-        with Image.open(content, formats=FORMATS) as image:
+        if (plain := jpeg.plain_header(content)) and plain[0] * plain[1] <= MOST_PIXELS:
+            height, width, channels = plain
+            _check_pixels(height, width, limit)
+            return Header(height, width, "grey" if channels == 1 else "colour")
+        with Image.open(content, formats=FORMATS) as image:  # which goes to its start
             width, height = image.size
             _check_pixels(height, width, limit)
             # Pillow turns a TIFF itself, and would decode a PNG to look for an orientation behind its pixels.
@@ -107,8 +113,11 @@ def decode_deep(file: ImageFile, header: Header) -> tuple[np.ndarray, list[str]]
     return pixels, notes
 
 
-def decode(file: ImageFile, header: Header, form: Form) -> tuple[np.ndarray, list[str]]:
-    """(uint8 ``[H, W, C]`` of an image of 8 bits, keys of ``NOTES`` for what was done). Raises: UnreadableError."""
+def decode(file: ImageFile, header: Header, form: Form, out: np.ndarray) -> list[str]:
+    """Decode an image of 8 bits into ``out``, uint8 ``[H, W, C]``; keys of ``NOTES`` for what was done.
+
+    Raises: UnreadableError.
+    """
     notes: list[str] = []
     mode = "RGB" if form.channels == 3 else "L"
     with _content(file) as content:
@@ -117,21 +126,24 @@ def decode(file: ImageFile, header: Header, form: Form) -> tuple[np.ndarray, lis
             if shown.shape[:2] != (header.height, header.width):
                 raise ValueError(f"its header says {header}, its pixels are {shown.shape[0]} x {shown.shape[1]}")
             image = Image.fromarray(shown)
-            pixels = fitted(image if image.mode == mode else image.convert(mode), form, notes)
+            fit(image if image.mode == mode else image.convert(mode), form, out, notes)
         else:
             with _decoded(content, header, notes) as image:
-                pixels = fitted(_flat(image, header.kind, mode, notes), form, notes)
+                fit(_flat(image, header.kind, mode, notes), form, out, notes)
     if form.channels == 3 and header.kind == "grey":
         notes.append("coloured")
-    return pixels, notes
+    return notes
 
 
-def fitted(image: Image.Image, form: Form, notes: list[str]) -> np.ndarray:
-    """uint8 ``[H, W, C]`` of an image of mode L or RGB, in the size of ``form``."""
-    if form.size and image.size != (form.size, form.size):
-        notes += ["resized", "enlarged"] if max(image.size) < form.size else ["resized"]
-        image = resized(image, form.size, form.how)
-    return np.asarray(image).reshape(image.height, image.width, form.channels)
+def fit(image: Image.Image, form: Form, out: np.ndarray, notes: list[str]) -> None:
+    """An image of mode L or RGB into ``out``, in the size of ``form``."""
+    if not form.size or image.size == (form.size, form.size):
+        out[...] = np.asarray(image).reshape(out.shape)
+        return
+    notes += ["resized", "enlarged"] if max(image.size) < form.size else ["resized"]
+    pixels, owner = view(image)
+    resize(pixels, out, form.how)
+    del owner
 
 
 @contextlib.contextmanager
@@ -198,15 +210,17 @@ def _largest(image: Image.Image, mode: str) -> int:
 
 
 def _orientation(image: Image.Image) -> Any:
+    if image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+        return 1
     orientation = image.getexif().get(ORIENTATION, 1)
     return orientation if orientation in range(2, 9) else 1
 
 
 @contextlib.contextmanager
-def _content(file: ImageFile) -> Iterator[BinaryIO]:
-    """The bytes of ``file``. Raises: UnreadableError for whatever goes wrong meanwhile."""
+def _content(file: ImageFile, whole: bool = True) -> Iterator[BinaryIO]:
+    """The bytes of ``file``, read at once if ``whole``. Raises: UnreadableError for whatever goes wrong meanwhile."""
     try:
-        with _bytes(file) as content:
+        with _bytes(file, whole) as content:
             yield content
     except UserError:
         raise
@@ -219,12 +233,18 @@ def _content(file: ImageFile) -> Iterator[BinaryIO]:
         raise UnreadableError(getattr(error, "strerror", None) or first_line(error)) from error
 
 
-def _bytes(file: ImageFile) -> BinaryIO:
+def _bytes(file: ImageFile, whole: bool) -> BinaryIO:
     if isinstance(file, Packed):
         return io.BytesIO(file.content())
-    if not stat.S_ISREG(os.stat(file).st_mode):
+    raw = io.FileIO(file, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))  # waits for no pipe
+    status = os.fstat(raw.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raw.close()
         raise ValueError("it is no regular file")
-    return open(file, "rb")
+    if not whole or status.st_size > WHOLE:
+        return io.BufferedReader(raw)
+    with raw:  # in one call: each gives Python's lock away, and has to wait for it
+        return io.BytesIO(raw.read(status.st_size))
 
 
 def _is_empty(file: ImageFile) -> bool:
