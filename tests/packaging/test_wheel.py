@@ -83,7 +83,7 @@ def test_wheel_holds_the_package_only(wheel):
     assert any(name.startswith("kr_fast/_cpu.") and name.endswith(".so") for name in names)
     assert any(name.startswith("kr_fast/_cuda.") for name in names) == (shutil.which("nvcc") is not None)
     assert "kr_fast/kernels/distillation/distillation_loss.py" in names
-    assert {f"kr_fast/report/templates/{path.name}" for path in TEMPLATES} <= set(names)
+    assert {"kr_fast/py.typed", *(f"kr_fast/report/templates/{path.name}" for path in TEMPLATES)} <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"kr_fast"}
     assert wheel.stat().st_size < 20e6
