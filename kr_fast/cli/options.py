@@ -13,53 +13,58 @@ import yaml
 from kr_fast.cli.parser import add_common, did_you_mean
 from kr_fast.runtime.array_files import regular_file
 from kr_fast.runtime.errors import UserError, fail
-from kr_fast.runtime.options import converted, within
+from kr_fast.runtime.options import converted, in_groups, within
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type, command: Any = None) -> None:
     """``--config``, a flag for each field, and the flags of every command.
 
-    A flag that is not given leaves the value to ``--config``, the preset or the default. ``config.GROUPS`` names the
-    field that begins a group of the help, and its title; the fields of its base classes come last.
+    A flag that is not given leaves the value to ``--config``, the preset or the default. Groups and their order are
+    those of :func:`kr_fast.runtime.options.in_groups`.
 
     Args:
         command: a :class:`kr_fast.recycling.commands.Command` with only some of the fields; None for all of them.
     """
     parser.usage = "%(prog)s [options]"
     parser.add_argument("--config", default=None, metavar="FILE", help="YAML file with any of the options below")
-    kinds, group = typing.get_type_hints(config), parser
-    titles, defaults, title = getattr(config, "GROUPS", {}), {}, None
-    if command is not None:
-        titles, defaults = {**titles, **command.titles}, command.defaults
-    for field in sorted(
-        dataclasses.fields(config), key=lambda field: field.name not in vars(config)["__annotations__"]
-    ):
-        title = titles.get(field.name, title)
-        if "help" not in field.metadata or (command is not None and field.name not in command.options):
-            continue
-        if title is not None:
-            group, title = parser.add_argument_group(title), None
-        default = defaults.get(field.name, field.default)
-        words = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        facts = [] if default == "" else [f"default: {'none' if default == () else words}"]
-        facts += filter(None, [within(field)])
-        note = f" ({'; '.join(facts)})" if facts else ""
-        options: dict[str, Any] = {
-            "dest": field.name,
-            "default": argparse.SUPPRESS,
-            "help": f"{field.metadata['help']}{note}".replace("%", "%%"),
-        }
-        kind, choices = kinds[field.name], field.metadata.get("choices")
-        metavar = f"{{{','.join(choices)}}}" if choices else field.name.split("_")[-1].upper()
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(kind) is tuple:
-            options |= {"type": _READERS[typing.get_args(kind)[0]], "nargs": "*", "metavar": "X"}
-            options |= {"action": "extend"} if field.metadata.get("repeated") else {}
-        else:
-            options |= {"type": _READERS[kind], "metavar": metavar}
-        group.add_argument(f"--{field.name.replace('_', '-')}", **options)
+    kinds, defaults = typing.get_type_hints(config), command.defaults if command is not None else {}
+    for title, fields in in_groups(config, command.titles if command is not None else None):
+        known = [field for field in fields if "help" in field.metadata]
+        known = [field for field in known if command is None or field.name in command.options]
+        if known:
+            group = parser.add_argument_group(title) if title else parser
+            for field in known:
+                _add_flag(group, field, kinds[field.name], defaults.get(field.name, field.default))
     add_common(parser)
+
+
+def _add_flag(group: Any, field: "dataclasses.Field[Any]", kind: Any, default: Any) -> None:
+    """The flag of one field, whose help tells default and range."""
+    note = "; ".join(filter(None, [f"default: {_told(default)}", within(field)]))
+    options: dict[str, Any] = {
+        "dest": field.name,
+        "default": argparse.SUPPRESS,
+        "help": f"{field.metadata['help']} ({note})".replace("%", "%%"),
+    }
+    choices = field.metadata.get("choices")
+    metavar = f"{{{','.join(choices)}}}" if choices else field.name.split("_")[-1].upper()
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(kind) is tuple:
+        options |= {"type": _READERS[typing.get_args(kind)[0]], "nargs": "*", "metavar": "X"}
+        options |= {"action": "extend"} if field.metadata.get("repeated") else {}
+    else:
+        options |= {"type": _READERS[kind], "metavar": metavar}
+    group.add_argument(f"--{field.name.replace('_', '-')}", **options)
+
+
+def _told(value: Any) -> str:
+    """A default as it is typed; "none" for an empty one."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(map(_told, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value) or "none"
 
 
 def add_preset(parser: argparse.ArgumentParser) -> None:

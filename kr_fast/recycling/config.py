@@ -19,7 +19,7 @@ from kr_fast.recycling.generator_options import check_generator
 from kr_fast.recycling.search_options import Searched, check_search
 from kr_fast.report.run_audit import CONTROL, FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.options import check, option, option_like, option_of
+from kr_fast.runtime.options import check, option, option_like, option_of, record
 from kr_fast.runtime.text import seconds
 
 MOST, IMAGES, WIDEST = 1_000_000, 1_000_000_000, 4096  # of counts, of images per period, of channels
@@ -37,8 +37,10 @@ NAMES = Names((TEACHER, TRANSFER, FULL, CONTROL, RELEASED), (TEACHER, FULL), DEF
 class RecycleConfig(ReadOptions):
     """Configuration of :func:`kr_fast.recycle`. The defaults are those of the preset ``digits``."""
 
+    FIRST: ClassVar[tuple[str, ...]] = ("data", "out", "image_size", "seed", "budget", "teacher_epochs")
+    FIRST += ("generator_steps", "periods", "images", "num_shadows")
     GROUPS: ClassVar[dict[str, str]] = {
-        "out": "folder and data",
+        "out": "data, precision and tracking",
         "teacher": "Teacher and its shadow models",
         "generator": "generator",
         "num_inference_steps": "sampling",
@@ -84,7 +86,7 @@ class RecycleConfig(ReadOptions):
     teacher: str = option("", "in place of training one: pkg.mod:factory, a .safetensors/.pt state dict, or a run")
     teacher_arch: str = option("resnet14", "Teacher's architecture", choices=tuple(CLASSIFIERS))
     teacher_width: int = option(16, "channels of the Teacher's first stage", least=1, most=WIDEST)
-    teacher_epochs: int = option_like(TrainConfig, "epochs", "epochs on real images; the epoch is chosen on validation")
+    teacher_epochs: int = option_like(TrainConfig, "epochs", "of the Teacher; the epoch is chosen on validation")
     teacher_batch_size: int = option_like(TrainConfig, "batch_size", "batch size of Teacher and shadows")
     teacher_learning_rate: float = option_like(
         TrainConfig, "learning_rate", "peak of the one-cycle schedule of Teacher and shadows", **RATES
@@ -119,7 +121,7 @@ class RecycleConfig(ReadOptions):
         (32, 64), "channels at each resolution of the UNet", least=1, most=WIDEST
     )
     generator_layers: int = option(1, "residual blocks at each resolution", least=1, most=64)
-    generator_steps: int = option(500, "optimizer steps", least=1, most=10 * MOST)
+    generator_steps: int = option(500, "optimizer steps of the generator", least=1, most=10 * MOST)
     generator_batch_size: int = option(128, "images per step, over all processes", least=1, most=MOST)
     generator_learning_rate: float = option(2e-3, "peak of the cosine schedule", least=1e-7, most=1)
     generator_ema: float = option(0.995, "decay of the weights' moving average", least=0, below=1)
@@ -391,6 +393,4 @@ class RecycleConfig(ReadOptions):
 
     def record(self) -> dict[str, Any]:
         """The configuration as plain values, without ``out``: what makes two runs the same run."""
-        values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
-        del values["out"]
-        return values
+        return record(self)

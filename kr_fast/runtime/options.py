@@ -5,7 +5,7 @@ import math
 import numbers
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,44 @@ def option_like(config: type, name: str, text: str, default: Any = None, **limit
     field = next(field for field in dataclasses.fields(config) if field.name == name)
     metadata = {"help": text, "limits": {**field.metadata["limits"], **limits}, "choices": field.metadata["choices"]}
     return dataclasses.field(default=field.default if default is None else default, metadata=metadata)
+
+
+def in_groups(
+    config: type, titles: Mapping[str, str] | None = None
+) -> list[tuple[str, list["dataclasses.Field[Any]"]]]:
+    """The fields of a configuration by the groups of its help, whose order a written configuration has too.
+
+    ``config.FIRST`` names those that most users set, which come before all others; ``config.GROUPS`` names the field
+    that begins a group, and its title. Fields of base classes follow the group that has ``data``, or come last.
+
+    Args:
+        titles: as ``config.GROUPS``, in place of them where both name a field.
+    Returns: title and fields of each group that has any; fields before the first title have "".
+    """
+    first, titles = getattr(config, "FIRST", ()), {**getattr(config, "GROUPS", {}), **(titles or {})}
+    bases = [base for base in config.__mro__[1:] if dataclasses.is_dataclass(base)]
+    of_bases = {field.name for base in bases for field in dataclasses.fields(base)}
+    every = {field.name: field for field in dataclasses.fields(config)}
+    groups: list[tuple[str, list[dataclasses.Field[Any]]]] = [("most used", [every[name] for name in first]), ("", [])]
+    inherited: list[tuple[str, list[dataclasses.Field[Any]]]] = [("", [])]
+    behind = 0
+    for name, field in every.items():
+        where = inherited if name in of_bases else groups
+        if name in titles:
+            where.append((titles[name], []))
+        if name == "data":
+            behind = len(groups)
+        if name not in first:
+            where[-1][1].append(field)
+    behind = behind or len(groups)
+    return [(title, fields) for title, fields in groups[:behind] + inherited + groups[behind:] if fields]
+
+
+def record(config: Any) -> dict[str, Any]:
+    """A configuration without ``out`` as plain values, in the order of its help."""
+    names = [field.name for _, fields in in_groups(type(config)) for field in fields if field.name != "out"]
+    values = {name: getattr(config, name) for name in names}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def check(config: Any, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -102,6 +103,20 @@ def test_help_has_groups_choices_and_every_option(capsys):
             for choice in field.metadata.get("choices") or ():
                 assert choice in out
         assert set(config.GROUPS) <= {field.name for field in dataclasses.fields(config)}
+
+
+def test_help_and_written_file_begin_with_what_most_users_set(capsys):
+    """Both have the order of ``in_groups``; every option tells its default."""
+    assert len(RecycleConfig.FIRST) == 10
+    for command, config in (("run", RecycleConfig()), ("audit", AuditConfig(signals="x"))):
+        _, out, _ = stopped(capsys, command, "--help")
+        options_of = out[out.index("--config FILE") : out.index("what is shown:")]
+        flags = re.findall(r"^  --([a-z-]+)", options_of, re.MULTILINE)
+        names = [flag.replace("-", "_") for flag in flags]
+        assert names[: len(getattr(config, "FIRST", ()))] == list(getattr(config, "FIRST", ()))
+        written = [name for name in config.record() if name != "command"]
+        assert written == [name for name in names if name != "out"]
+        assert options_of.count("default:") == len(names) == len(written) + 1
 
 
 def test_yaml_as_people_write_it(tmp_path, config):

@@ -8,7 +8,7 @@ from kr_fast.ensemble import TrainConfig
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.verdict.limits import MOVABLE, Limits, limits_of
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.options import check, option, option_of
+from kr_fast.runtime.options import check, option, option_of, record
 
 SPLITS = ("train", "val", "test", "all")
 SOURCES = {
@@ -171,9 +171,7 @@ class AuditConfig(ReadOptions):
 
     def record(self) -> dict[str, Any]:
         """The configuration as plain values, without ``out``."""
-        values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
-        del values["out"]
-        return values
+        return record(self)
 
     def choices(self) -> Choices:
         """What is fixed before a score is seen. Raises: UserError naming the option."""
