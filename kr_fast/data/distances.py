@@ -80,8 +80,9 @@ def spacing(images: Tensor) -> float:
         images: ``[N, ...]`` with N > 1.
     """
     rows = Rows(images)
-    order = _along(rows, _direction(rows)).argsort()
-    asked, nearest = order[:: -(-len(rows) // SAMPLE)], []
+    asked, nearest = torch.arange(len(rows)), []
+    if len(rows) > SAMPLE:
+        asked = _along(rows, _direction(rows)).argsort()[:: -(-len(rows) // SAMPLE)]
     for first, part in rows[asked].blocks(len(rows)):
         block = part.squared_distances(rows)
         block[torch.arange(len(part)), asked[first : first + len(part)]] = torch.inf

@@ -1,30 +1,44 @@
 """Pairs of images that differ by little, or by little and a shift of one pixel: all of them, though few are compared.
 
-All pairs of 100,000 images of 28 px at 9 shifts are 35 TFLOP. Three bounds leave few of them, and lose none:
+All pairs at 9 shifts take 35 TFLOP for 100,000 images of 28 px and 22 for 4,000 of 224 px in colour. Bounds that are a
+product of short rows leave few of them:
 
 1. Means of b x b pixels, times b, are no farther apart than the images are (large images only).
 2. Nor are coordinates along orthonormal directions, with the norm of what these leave of an image as a last one:
    ``|x - y|^2 >= |P (x - y)|^2 + (|x - P x| - |y - P y|)^2``.
 3. Along one direction the images are sorted, so that a block of them meets a range of the others.
+4. Where images differ in very many directions alike, the first few hold too little of a difference. Sums of all means
+   under 64 rows S of random signs, over 8, hold it whole, whatever it is: ``|S (x - y)|^2 > 4 |x - y|^2`` has a
+   probability of at most ``(4 e^-3)^32 = 4e-23`` (Achlioptas, "Database-friendly random projections", Journal of
+   Computer and System Sciences 66 (2003)), as two digests of 128 bits may be equal by chance. Where means tell nothing,
+   as of noise, sums of all pixels do.
 
-What remains is one matrix product of short rows. Pairs below the bound are decided by their pixels, in whole numbers.
+Pairs below the bounds are decided by their pixels, in whole numbers. Images are read twice, some at a time, so that
+memory holds them a block at a time, 89 to 153 numbers for each, and the pairs.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from kr_fast.data.distances import SAMPLE, product_dtype
-from kr_fast.runtime import seeds
+from kr_fast.runtime import progress, seeds
 
 DIRECTIONS, ROUNDS = 24, 6  # of the subspace iteration
 WIDEST = 32  # means of a side, of which directions are taken
+SIGNS, SLACK = 64, 4.0  # see above
+WIDEST_SIGNED = 256  # means of a side that get signs: 12 MiB of signs in colour
 ROWS, COLUMNS = 1024, 2048  # of a block of bounds: 8 MiB
-MOST_BYTES = 16 << 20  # of images in float64 at a time
+MOST_BYTES = 16 << 20  # of images at a time, and of their numbers
+BAND_BYTES = 1 << 20  # of the numbers that meet their signs at a time
+SIGNED_COST = 8  # pixels that are compared in the time of one bound by signs
+PAIRS_AT_A_TIME = 1 << 18  # whose pixels are compared
+PIXELS = 1 << 20  # that are compared at a time, so that they stay in a cache
 MOST_PAIRS = 20_000_000  # that are kept; a set with more of them is no set of pictures
 # One of each pair of opposite shifts: that of x against y is the opposite one of y against x.
 SHIFTS = ((0, 0), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -83,35 +97,40 @@ def near_pairs(images: Tensor | Joined, threshold: float) -> NearPairs:
         images: uint8 ``[N, H, W, C]``, at least 3 px a side. Equal images are pairs too: pass one of each.
     """
     height, width, channels = images.shape[1:]
-    bounds, most = _Bounds(images).of_all(), threshold**2 * height * width * channels
-    order = bounds[0][:, 0].argsort()
-    base, parts, count = bounds[0][order], [], 0
-    for shift, queries in zip(SHIFTS, bounds, strict=True):
-        # Of the overlap there are fewer pixels than of the image.
-        size = (height - abs(shift[0])) * (width - abs(shift[1])) * channels
-        for i, j in _below(queries, base, most):
-            j = order[j]
-            chosen = i < j if shift == (0, 0) else i != j
-            i, j = i[chosen], j[chosen]
-            squares = _squares(images, i, j, shift)
-            near = squares <= threshold**2 * size
-            i, j, distance = i[near], j[near], (squares[near].double() / size).sqrt()
-            parts.append((torch.minimum(i, j), torch.maximum(i, j), distance, torch.full_like(i, shift != (0, 0))))
-            if (count := count + len(i)) > MOST_PAIRS:
-                return _best(parts, complete=False)
+    parts: list[tuple[Tensor, ...]] = []
+    count, size = 0, _images_in(MOST_BYTES, images)
+    with progress.bar(2 * len(images), "near-duplicates", "image") as bar:  # each is read twice
+        bounds = _Bounds(images, threshold, bar.update)
+        for start in range(0, len(images), size):
+            rows = bounds.order[start : start + size]
+            block = images[rows]
+            for shift in SHIFTS:
+                # Of the overlap there are fewer pixels than of the image.
+                overlap = (height - abs(shift[0])) * (width - abs(shift[1])) * channels
+                for i, j in _some_at_a_time(bounds.below(block, start, shift)):
+                    squares = squared_differences(block, i, images, j, shift)
+                    near = squares <= threshold**2 * overlap
+                    i, j, distance = rows[i[near]], j[near], (squares[near].double() / overlap).sqrt()
+                    moved = torch.full_like(i, shift != (0, 0), dtype=torch.bool)
+                    parts.append((torch.minimum(i, j), torch.maximum(i, j), distance, moved))
+                    if (count := count + len(i)) > MOST_PAIRS:
+                        return _best(parts, complete=False)
+            bar.update(len(rows))
     return _best(parts)
 
 
 class _Bounds:
-    """Coordinates whose distances are bounds, by the first two rules above.
+    """Coordinates whose distances are bounds, by the rules above.
 
     Of an image all but its border is seen, and with a shift another part of that size, so that one basis serves all.
+    ``order``: int64 ``[N]``, the images along the first direction.
     """
 
-    def __init__(self, images: Tensor | Joined):
-        self.images = images
-        self.factor = -(-(max(images.shape[1:3]) - 2) // WIDEST)
-        some = torch.cat([self._means(part, (0, 0)) for part in self._parts(-(-len(images) // SAMPLE))])
+    def __init__(self, images: Tensor | Joined, threshold: float, update: Callable[[int], None]):
+        self.values = images.shape[1:].numel()
+        self.most, size = threshold**2 * self.values, _images_in(MOST_BYTES, images)
+        step = -(-len(images) // SAMPLE)
+        some = torch.cat([_means(images[rows], (0, 0)) for rows in torch.arange(0, len(images), step).split(size)])
         self.mean = some.mean(0)
         some -= self.mean
         width = min(DIRECTIONS, some.shape[1])
@@ -121,65 +140,169 @@ class _Bounds:
         # The first one is what images are sorted by.
         spread = (some @ basis).square().sum(0)
         self.basis = basis[:, spread.argsort(descending=True)]
+        del some
+        self.images, self.mean_signs = images, _signs((len(self.mean),)).double()
+        coordinates, sums = [], []
+        for rows in torch.arange(len(images)).split(size):
+            means = self._centred(images[rows], (0, 0))
+            coordinates.append(self._coordinates(means))
+            sums.append(self._sums_of_means(means))
+            update(len(rows))
+        base = torch.cat(coordinates)
+        self.order = base[:, 0].argsort()
+        self.along, self.base = base[self.order, 0], _Points(base[self.order])
+        self.signed_means = _Points(torch.cat(sums)[self.order])
 
-    def of_all(self) -> list[Tensor]:
-        """``[N, K + 1]`` for each of :data:`SHIFTS`; every image is read once."""
-        rows: list[list[Tensor]] = [[] for _ in SHIFTS]
-        kind = product_dtype()
-        for part in self._parts():
-            for shift, each in zip(SHIFTS, rows, strict=True):
-                means = self._means(part, shift).sub_(self.mean)
-                inside = means @ self.basis
-                rest = (means.square().sum(1) - inside.square().sum(1)).clamp_min_(0).sqrt()
-                each.append(torch.cat([inside, rest[:, None]], 1).to(kind))
-        return list(map(torch.cat, rows))
+    def below(self, block: Tensor, start: int, shift: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(rows of ``block``, images) that the bounds leave; without a shift each pair once.
 
-    def _parts(self, step: int = 1) -> Iterator[Tensor]:
-        """Images, some at a time."""
-        size = max(1, MOST_BYTES // (8 * self.images.shape[1:].numel()))
-        return (self.images[rows] for rows in torch.arange(0, len(self.images), step).split(size))
+        ``block``: images ``start`` and following of ``order``.
+        """
+        means = self._centred(block, shift)
+        queries = self._coordinates(means)
+        limit, factors = self.base.against(queries, self.most)
+        signed = [functools.cache(lambda: self._signed(self.signed_means, self._sums_of_means(means)))]
+        if max(_block(block.shape, WIDEST)) > 1:
+            signed.append(functools.cache(lambda: self._signed(self.signed_pixels, self._sums(block, shift))))
+        low = int(torch.searchsorted(self.along, queries[:, 0].min() - limit**0.5))
+        high = int(torch.searchsorted(self.along, queries[:, 0].max() + limit**0.5, right=True))
+        for first in range(start if shift == (0, 0) else low, high, COLUMNS):
+            columns = slice(first, min(first + COLUMNS, high))
+            squares = factors @ self.base.factors[columns].T
+            rows = (squares.amin(1) <= limit).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            near = squares[rows] <= limit
+            for bound in signed:
+                if int(torch.count_nonzero(near)) * self.values <= SIGNED_COST * near.numel():
+                    break
+                base, most, sums = bound()
+                near &= sums[rows] @ base[columns].T <= most
+            i, j = near.nonzero(as_tuple=True)
+            i, j = rows[i], first + j
+            chosen = start + i < j if shift == (0, 0) else start + i != j
+            yield i[chosen], self.order[j[chosen]]
 
-    def _means(self, images: Tensor, shift: tuple[int, int]) -> Tensor:
-        """float64 ``[n, D]``: means of the images without their border, times ``factor``."""
-        _, height, width, _ = images.shape
-        dy, dx = shift
-        seen = images[:, 1 + dy : height - 1 + dy, 1 + dx : width - 1 + dx].permute(0, 3, 1, 2)
-        if self.factor == 1:
-            return seen.double().flatten(1)
-        sides = [min(self.factor, side) for side in seen.shape[2:]]
-        return avg_pool2d(seen.float(), sides).double().flatten(1) * (sides[0] * sides[1]) ** 0.5
+    @functools.cached_property
+    def signed_pixels(self) -> "_Points":
+        """Of all images, which are read once more where their means do not tell them apart."""
+        size = _images_in(MOST_BYTES, self.images)
+        return _Points(torch.cat([self._sums(self.images[rows], (0, 0)) for rows in self.order.split(size)]))
+
+    @functools.cached_property
+    def signs(self) -> Tensor:
+        """int8 ``[h, w, C, SIGNS]``, of pixels, or of means of very large images."""
+        height, width, channels = self.images.shape[1:]
+        tall, wide = _block(self.images.shape, WIDEST_SIGNED)
+        return _signs(((height - 2) // tall, (width - 2) // wide, channels))
+
+    def _signed(self, points: "_Points", sums: Tensor) -> tuple[Tensor, float, Tensor]:
+        """(factors of all images, the limit of their product with these, factors of some images)."""
+        return points.factors, *points.against(sums, SLACK * self.most)
+
+    def _centred(self, images: Tensor, shift: tuple[int, int]) -> Tensor:
+        return _means(images, shift).sub_(self.mean)
+
+    def _coordinates(self, means: Tensor) -> Tensor:
+        """``[n, K + 1]``."""
+        inside = means @ self.basis
+        rest = (means.square().sum(1) - inside.square().sum(1)).clamp_min_(0).sqrt()
+        return torch.cat([inside, rest[:, None]], 1).to(product_dtype())
+
+    def _sums_of_means(self, means: Tensor) -> Tensor:
+        """``[n, SIGNS]``: sums of means under random signs, over the root of SIGNS."""
+        return (means @ self.mean_signs).div_(SIGNS**0.5).to(product_dtype())
+
+    def _sums(self, images: Tensor, shift: tuple[int, int]) -> Tensor:
+        """``[n, SIGNS]``: the same of pixels less 128."""
+        kind, middle = product_dtype(), 128 * math.prod(_block(images.shape, WIDEST_SIGNED)) ** 0.5
+        sums = torch.zeros(len(images), SIGNS, dtype=kind)
+        for band, pixels in _bands(images, WIDEST_SIGNED, shift):
+            sums += pixels.sub_(middle).flatten(1).to(kind) @ self.signs[band].flatten(0, 2).to(kind)
+        return sums.div_(SIGNS**0.5)
 
 
-def _below(queries: Tensor, base: Tensor, most: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """(queries, rows of ``base``) whose squared distance is at most ``most``; ``base`` ascends in the first column."""
-    squares, of_base = queries.square().sum(1), base.square().sum(1)
-    limit = most * (1 + ROUNDING) + ROUNDING * (float(squares.max()) + float(of_base.max()))
-    # One product then gives |q|^2 + |b|^2 - 2 q b.
-    queries = torch.cat([queries, squares[:, None], torch.ones_like(squares)[:, None]], 1)
-    factors = torch.cat([-2 * base, torch.ones_like(of_base)[:, None], of_base[:, None]], 1)
-    order, along, reach = queries[:, 0].argsort(), base[:, 0].contiguous(), limit**0.5
-    for rows in order.split(ROWS):
-        some = queries[rows]
-        low = int(torch.searchsorted(along, some[0, 0] - reach))
-        high = int(torch.searchsorted(along, some[-1, 0] + reach, right=True))
-        for start in range(low, high, COLUMNS):
-            block = some @ factors[start : min(start + COLUMNS, high)].T
-            near = (block.amin(1) <= limit).nonzero()[:, 0]
-            if len(near):
-                i, j = (block[near] <= limit).nonzero(as_tuple=True)
-                yield rows[near[i]], start + j
+class _Points:
+    """Points ``[N, K]`` whose squared distances to others are one product: |q|^2 + |p|^2 - 2 q p."""
+
+    def __init__(self, points: Tensor):
+        self.middle = points.mean(0)  # from where they are rounded least
+        points = points - self.middle
+        squares = points.square().sum(1, keepdim=True)
+        self.largest = float(squares.max())
+        self.factors = torch.cat([-2 * points, torch.ones_like(squares), squares], 1)
+
+    def against(self, points: Tensor, most: float) -> tuple[float, Tensor]:
+        """(``most`` and what rounding adds, factors ``[n, K + 2]``) of other points."""
+        points = points - self.middle
+        squares = points.square().sum(1, keepdim=True)
+        limit = most * (1 + ROUNDING) + ROUNDING * (float(squares.max()) + self.largest)
+        return limit, torch.cat([points, squares, torch.ones_like(squares)], 1)
 
 
-def _squares(images: Tensor | Joined, i: Tensor, j: Tensor, shift: tuple[int, int]) -> Tensor:
-    """int64: squared differences, summed, of the pixels of images i, shifted, that are in images j too."""
-    _, height, width, channels = images.shape
+def _signs(shape: tuple[int, ...]) -> Tensor:
+    """int8 ``[*shape, SIGNS]``: 1 and -1 by chance."""
+    generator = seeds.generator(0, "signs")
+    return torch.randint(0, 2, (*shape, SIGNS), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+
+
+def _images_in(size: int, images: Tensor | Joined) -> int:
+    """Images of so many bytes: at least one, at most a block's."""
+    return max(1, min(ROWS, size // images.shape[1:].numel()))
+
+
+def _block(shape: Sequence[int], widest: int) -> tuple[int, int]:
+    """(height, width) of the blocks of images without their border of which there are at most ``widest`` a side."""
+    sides = [side - 2 for side in shape[1:3]]
+    most = -(-max(sides) // widest)
+    return min(most, sides[0]), min(most, sides[1])
+
+
+def _bands(images: Tensor, widest: int, shift: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """(rows of means, the means) from top to bottom: float32 ``[n, h, w, C]``, times the root of the pixels of a block.
+
+    They are so few at a time that they stay in a cache.
+    """
+    tall, wide = _block(images.shape, widest)
+    top, left = 1 + shift[0], 1 + shift[1]
+    down, across = (images.shape[1] - 2) // tall, (images.shape[2] - 2) // wide
+    step = max(1, BAND_BYTES // (4 * images[:, 0].numel() * tall))
+    for first in range(0, down, step):
+        last = min(first + step, down)
+        seen = images[:, top + first * tall : top + last * tall, left : left + across * wide].float()
+        if tall * wide > 1:
+            seen = seen.unflatten(1, (last - first, tall)).sum(2)
+            seen = seen.unflatten(2, (across, wide)).sum(3).div_((tall * wide) ** 0.5)
+        yield slice(first, last), seen
+
+
+def _means(images: Tensor, shift: tuple[int, int]) -> Tensor:
+    """float64 ``[n, D]``: at most :data:`WIDEST` means a side, of the images without their border."""
+    return torch.cat([means for _, means in _bands(images, WIDEST, shift)], 1).flatten(1).double()
+
+
+def _some_at_a_time(pairs: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of several blocks of bounds, so that their pixels are compared together."""
+    held: list[tuple[Tensor, Tensor]] = []
+    for pair in pairs:
+        held.append(pair)
+        if sum(len(i) for i, _ in held) > PAIRS_AT_A_TIME:
+            yield tuple(map(torch.cat, zip(*held, strict=True)))
+            held = []
+    if held:
+        yield tuple(map(torch.cat, zip(*held, strict=True)))
+
+
+def squared_differences(block: Tensor, i: Tensor, images: Tensor | Joined, j: Tensor, shift: tuple[int, int]) -> Tensor:
+    """int64: squared differences, summed, of the pixels of images i of ``block``, shifted, that are in images j too."""
+    _, height, width, _ = block.shape
     frames = []
     for dy, dx in (shift, (-shift[0], -shift[1])):
         frames.append((slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))))
-    size, sums = max(1, MOST_BYTES // (4 * height * width * channels)), []
+    size, sums = _images_in(PIXELS, images), []
     for a, b in zip(i.split(size), j.split(size), strict=True):
-        x, y = (images[rows][(slice(None), *frame)].int() for rows, frame in ((a, frames[0]), (b, frames[1])))
-        sums.append((x - y).square_().flatten(1).sum(1))
+        x, y = (each[(slice(None), *frame)].int() for each, frame in ((block[a], frames[0]), (images[b], frames[1])))
+        sums.append(x.sub_(y).square_().flatten(1).sum(1))
     return torch.cat(sums) if sums else i
 
 

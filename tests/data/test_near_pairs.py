@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from kr_fast.data import near_pairs as module
+from kr_fast.data.distances import spacing
 from kr_fast.data.near_pairs import Joined, near_pairs
 
 # Fewer pixels than directions; grey; means of 3 x 3 with pixels left over, in colour.
@@ -45,13 +46,17 @@ def expected_pairs(images, threshold):
 
 
 CASES = [(name, threshold, "highest") for name in SHAPES for threshold in (0.0, 4.0, 40.0)] + [("grey", 4.0, "medium")]
+SMALL = {"ROWS": 16, "COLUMNS": 8, "WIDEST": 8, "WIDEST_SIGNED": 16, "BAND_BYTES": 4096, "PAIRS_AT_A_TIME": 9}
 
 
+@pytest.mark.parametrize("signs", [True, False])  # after each block of the other bounds; after none
 @pytest.mark.parametrize(("shape", "threshold", "precision"), CASES)  # shifted copies alone; noisy too; many pairs
-def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, monkeypatch):
-    """Over several blocks of both sides, 16 x 8 images, and several parts of images."""
-    for name, value in (("ROWS", 16), ("COLUMNS", 8), ("WIDEST", 8), ("MOST_BYTES", 8 * 7 * np.prod(SHAPES[shape]))):
-        monkeypatch.setattr(module, name, int(value))
+def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, signs, monkeypatch):
+    """Over several blocks of both sides, 7 x 8 images, several parts of images, and bands of several rows."""
+    values = int(np.prod(SHAPES[shape]))
+    sizes = {"SIGNED_COST": 0 if signs else values, "MOST_BYTES": 7 * values, "PIXELS": 3 * values}
+    for name, value in (SMALL | sizes).items():
+        monkeypatch.setattr(module, name, value)
     images = drawn(SHAPES[shape])
     torch.set_float32_matmul_precision(precision)
     try:
@@ -82,6 +87,20 @@ def test_planted_copies_are_near_and_mirrored_ones_are_not():
         *((k + 5, k + 10) for k in range(5)),
         *((k, k + 180) for k in range(20, 60)),
     }
+
+
+@pytest.mark.parametrize(("shape", "widest"), [((9, 8, 1), 32), ((18, 16, 1), 8)])  # of pixels; of means, then pixels
+def test_few_pixels_are_compared_where_no_direction_tells_images_apart(shape, widest, monkeypatch):
+    """One direction leaves nearly all pairs of noise, and so do its means."""
+    images = torch.randint(0, 256, (300, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images[150:160] = (images[:10].int() + 3).clamp(max=255).to(torch.uint8)
+    for name, value in (("DIRECTIONS", 1), ("WIDEST", widest), ("ROWS", 100)):
+        monkeypatch.setattr(module, name, value)
+    compared, squares = [], module.squared_differences
+    monkeypatch.setattr(module, "squared_differences", lambda *given: compared.append(len(given[1])) or squares(*given))
+    result = near_pairs(images, spacing(images) / 4)
+    assert list(zip(result.first.tolist(), result.second.tolist(), strict=True)) == [(k, k + 150) for k in range(10)]
+    assert sum(compared) < 0.01 * 4.5 * 300**2
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])
