@@ -147,7 +147,11 @@ def find_duplicates(splits: Mapping[str, Tensor | Any]) -> SplitDuplicates:
         parts[name] = as_images("find_duplicates", f"{name} images", images, shape).cpu()
     if not any(map(len, parts.values())):
         fail("find_duplicates", "splits", "hold at least one image", "none")
-    every = {name: digests(images) for name, images in parts.items()}
+    return duplicates_by(parts, {name: digests(images) for name, images in parts.items()})
+
+
+def duplicates_by(parts: Mapping[str, Tensor], every: Mapping[str, list[bytes]]) -> SplitDuplicates:
+    """As :func:`find_duplicates`, of uint8 images on the CPU whose :func:`digests` are known."""
     whole = hashlib.blake2b(digest_size=16)
     for name, each in every.items():
         whole.update(f"{name}/{len(each)}/{parts[name].shape[1:]}".encode() + b"".join(each))

@@ -58,6 +58,11 @@ class Split(ShortRepr):
         """The rows that ``which`` selects, a mask, indices or a slice, with their labels and groups."""
         return Split(*(None if each is None else each[which] for each in (self.images, self.labels, self.groups)))
 
+    @functools.cached_property
+    def digests(self) -> list[bytes]:
+        """128-bit BLAKE2b of the bytes of each image."""
+        return digests(self.images)
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Dataset(ShortRepr):
@@ -128,7 +133,11 @@ def load(
             fail("data", name, "be in (0, 1)", value)
     if not isinstance(seed, numbers.Integral) or seed < 0:
         fail("data", "seed", "be an integer of at least 0", seed)
-    return read(source, options=options).dataset(seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    dataset = read(source, options=options).dataset(seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    warnings = _shared(dataset)
+    for warning in warnings:
+        logger.warning("data: %s", warning)
+    return dataclasses.replace(dataset, notes=tuple(dict.fromkeys((*dataset.notes, *warnings))))
 
 
 class Source:
@@ -350,20 +359,22 @@ def _validate(dataset: Dataset) -> None:
 
 
 def _repeated(dataset: Dataset) -> list[str]:
-    """Warnings on images that are equal. Raises: UserError if all training images are."""
-    known = {which: digests(getattr(dataset, which).images) for which in ("train", "val", "test")}
-    (_, most), *_ = Counter(known["train"]).most_common(1)
-    if most == len(known["train"]) > 1:
+    """Warnings on training images that are one image. Raises: UserError if all are."""
+    known = dataset.train.digests
+    (_, most), *_ = Counter(known).most_common(1)
+    if most == len(known) > 1:
         values = dataset.train.images[0].unique().tolist()
         every = f", every pixel {values[0]}" if len(values) == 1 else ""
         fail("data", "training images", "differ", f"{most} that are all the same{every}")
+    return [f"{most} of {len(known)} training images are one and the same"] if most * 2 > len(known) else []
+
+
+def _shared(dataset: Dataset) -> list[str]:
+    """Warnings on images of an earlier split; a run counts them with its near-duplicates."""
     warnings = []
-    if most * 2 > len(known["train"]):
-        warnings.append(f"{most} of {len(known['train'])} training images are one and the same")
     for which, other in (("val", "train"), ("test", "train"), ("test", "val")):
-        others = set(known[other])
-        if shared := sum(each in others for each in known[which]):
-            warnings.append(
-                f"{shared} of {counted(len(known[which]), f'{which} image')} are byte-equal to {other} images"
-            )
+        known, others = getattr(dataset, which).digests, set(getattr(dataset, other).digests)
+        if shared := sum(each in others for each in known):
+            images = counted(len(known), f"{which} image")
+            warnings.append(f"{shared} of {images} are byte-equal to {other} images")
     return warnings

@@ -10,8 +10,8 @@ import dataclasses
 import io
 from typing import Any
 
-from kr_fast.data import Dataset, find_duplicates
-from kr_fast.data.duplicates import COLUMNS
+from kr_fast.data import Dataset
+from kr_fast.data.duplicates import COLUMNS, duplicates_by
 from kr_fast.recycling.context import Context
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
@@ -28,14 +28,16 @@ def apply(context: Context, given: frozenset[str]) -> None:
     Raises: UserError where nothing would be left of a split.
     """
     data, mode = context.data, context.config.duplicates
-    found = find_duplicates({name: getattr(data, name).images for name in SPLITS})
+    splits = {name: getattr(data, name) for name in SPLITS}
+    images, digests = ({name: getattr(split, of) for name, split in splits.items()} for of in ("images", "digests"))
+    found = duplicates_by(images, digests)
     later = {"drop": {"val", "test"}, "keep": set(), "auto": {"val", "test"} - given}[mode]
     dropped = found.to_drop(later)
     for name, mask in dropped.items():
         if bool(mask.all()):
             rule = f"be keep, or the {name} split hold images without a near-duplicate in an earlier one"
             fail("run", "duplicates", rule, f"{mode} with {len(mask)} of {len(mask)} that have one")
-    notes = _notes(found.counts["near"], {name: int(mask.sum()) for name, mask in dropped.items()}, found.threshold)
+    notes = _notes(found.counts, {name: int(mask.sum()) for name, mask in dropped.items()}, found.threshold)
     for note in notes:
         logger.warning("data: %s", note)
     context.duplicates, context.dropped = found, dropped
@@ -60,10 +62,14 @@ def record(context: Context) -> dict[str, Any] | None:
     return {**facts, **found.counts, "dropped": dropped}
 
 
-def _notes(near: dict[str, int], dropped: dict[str, int], threshold: float) -> list[str]:
+def _notes(counts: dict[str, dict[str, int]], dropped: dict[str, int], threshold: float) -> list[str]:
     """What a reader has to know of near-duplicates in two splits, in numbers."""
-    pairs = [(later, earlier) for at, later in enumerate(SPLITS) for earlier in SPLITS[:at]]
-    parts = [f"{near[key]} of {a} in {b}" for a, b in pairs if near[key := f"{a}_{b}"]]
+    parts = []
+    for at, later in enumerate(SPLITS):
+        for earlier in SPLITS[:at]:
+            near, exact = (counts[kind][f"{later}_{earlier}"] for kind in ("near", "exact"))
+            if near:
+                parts.append(f"{near} of {later} in {earlier}" + (f" ({exact} byte-equal)" if exact else ""))
     if not parts:
         return []
     gone = " and ".join(f"{count} of {name}" for name, count in dropped.items() if count)
