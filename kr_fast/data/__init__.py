@@ -14,7 +14,8 @@ from kr_fast.data.sources import (
     read,
     to_float,
 )
+from kr_fast.runtime.storage.image_rows import ImageRows
 
 __all__ = ["TEST_FRACTION", "VAL_FRACTION", "Augment", "AugmentParams", "Dataset", "ReadOptions", "Source", "Split"]
-__all__ += ["SplitDuplicates", "find_duplicates"]
+__all__ += ["ImageRows", "SplitDuplicates", "find_duplicates"]
 __all__ += ["augmented", "load", "load_uncut", "read", "shared_images", "to_float"]

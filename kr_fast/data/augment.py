@@ -14,6 +14,7 @@ from torch import Tensor
 from kr_fast.data.sources import SIZES, to_float
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import check, option
+from kr_fast.runtime.storage.image_rows import ImageRows, Images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +112,15 @@ class Augment:
         return images if params.matrix is None else resample(images, params.matrix)
 
 
-def gather_augmented(pool: Tensor, index: Tensor, params: AugmentParams) -> Tensor:
+def gather_augmented(pool: Images, index: Tensor, params: AugmentParams) -> Tensor:
     """``pool[index]`` with the flips and moves of ``params``: ``[P, H, W, C]`` -> ``[N, H, W, C]``, borders replicated.
 
     An image is mirrored first, then moved.
     """
+    if isinstance(pool, ImageRows):
+        pool, index = pool[index], torch.arange(len(index))
+        if params.flip is None and params.move is None:
+            return pool
     if params.flip is None and params.move is None:
         return pool[index]
     height, width = pool.shape[1:3]
@@ -135,7 +140,7 @@ def resample(images: Tensor, matrix: Tensor) -> Tensor:
     return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def augmented(pool: Tensor, index: Tensor, params: AugmentParams) -> Tensor:
+def augmented(pool: Images, index: Tensor, params: AugmentParams) -> Tensor:
     """Augmented images: ``pool[index]``, uint8 ``[P, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1]."""
     x = to_float(gather_augmented(pool, index, params))
     return x if params.matrix is None else resample(x, params.matrix)

@@ -1,11 +1,15 @@
 """Euclidean distances between many images, a block at a time; exact where pixels are whole numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from kr_fast.runtime.storage.image_rows import ImageRows, Images, rows_of
+
 MOST_BYTES = 32 << 20  # of a block of distances
+TILE_BYTES = 32 << 20  # of the rows that a product takes at a time
+MOST_FLOATS = 32 << 20  # values of short rows that are kept as floats
 PIECE = 1024  # values of a product: 1,024 x 128 x 128 = 2^24, up to which float32 holds every whole number
 SAMPLE = 2048  # images by which a spacing is estimated, and a direction chosen
 ROUNDS = 8  # of the power iteration
@@ -16,43 +20,57 @@ class Rows:
     """Images as rows, with their squared norms; the distances of whole numbers are exact.
 
     Pixels less 128 are whole numbers of at most 7 bits and a sign, so the product of two rows of 1,024 of them is exact
-    in float32, and so is a squared distance of up to 2^24. Longer rows stay bytes and are multiplied in pieces of that
-    many, added up in float64, which is exact throughout. What is no uint8 (features) is taken in float64.
+    in float32, and so is a squared distance of up to 2^24. Longer rows, and very many, stay bytes where they are; tiles
+    of them are multiplied in pieces of that length, added up in float64, which is exact throughout. What is no uint8
+    (features) is taken in float64.
 
     Args:
         values: ``[N, ...]``.
     """
 
-    def __init__(self, values: Tensor):
-        self.values = values.flatten(1)
+    def __init__(self, values: Images):
+        self.values: Images
         if values.dtype != torch.uint8:
-            self.values = self.values.double()
-        elif self.width <= PIECE:
-            self.values = _centred(self.values)
-        self.squares = torch.cat([_numbers(part).square().sum(1) for part in self.values.split(SAMPLE)])
+            self.values = values.flatten(1).double()
+        elif values.shape[1:].numel() <= PIECE and values.numel() <= MOST_FLOATS:
+            self.values = _centred(values[:].flatten(1))
+        else:
+            self.values = ImageRows(values)
+        self.squares = torch.cat([_numbers(part).square().sum(1) for part in self.tiles(8)])
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index: Tensor | slice) -> "Rows":
         part = object.__new__(Rows)
-        part.values, part.squares = self.values[index], self.squares[index]
+        part.values, part.squares = rows_of(self.values, index), self.squares[index]
         return part
 
     @property
     def width(self) -> int:
         """Values of a row."""
-        return self.values.shape[1]
+        return self.values.shape[1:].numel()
+
+    def tiles(self, size: int = 1) -> Iterator[Tensor]:
+        """``[n, D]`` one after the other, as many as fit into :data:`TILE_BYTES` with ``size`` bytes for each value."""
+        step = max(1, min(SAMPLE, TILE_BYTES // (size * self.width)))
+        return (self.values[first : first + step].flatten(1) for first in range(0, max(len(self), 1), step))
 
     def squared_distances(self, others: "Rows") -> Tensor:
         """``[n, m]``: ``|x|^2 + |y|^2 - 2 x y``, at least 0; 0 exactly for equal images."""
-        if self.values.dtype == torch.uint8:
-            block = torch.zeros(len(self), len(others), dtype=torch.float64)
-            for pieces in zip(self.values.split(PIECE, 1), others.values.split(PIECE, 1), strict=True):
-                x, y = map(_centred, pieces)
-                block += x @ y.T
-        else:
+        if isinstance(self.values, Tensor) and isinstance(others.values, Tensor):
             block = self.values @ others.values.T
+        else:
+            block, row = torch.zeros(len(self), len(others), dtype=torch.float64), 0
+            for x in self.tiles():
+                column = 0
+                for y in others.tiles():
+                    tile = block[row : row + len(x), column : column + len(y)]
+                    for pieces in zip(x.split(PIECE, 1), y.split(PIECE, 1), strict=True):
+                        first, second = map(_centred, pieces)
+                        tile += first @ second.T
+                    column += len(y)
+                row += len(x)
         kind = block.dtype
         return block.mul_(-2).add_(others.squares.to(kind)).add_(self.squares.to(kind)[:, None]).clamp_min_(0)
 
@@ -63,15 +81,15 @@ class Rows:
             yield first, self[first : first + size]
 
 
-def nearest(rows: Rows, others: Tensor) -> Tensor:
+def nearest(rows: Rows, others: Images) -> Tensor:
     """float64 ``[N]``: Euclidean distance of each row to the nearest of ``others`` ``[M, ...]``, M > 0."""
-    least = torch.full((len(rows),), torch.inf, dtype=torch.float64)
-    for _, part in Rows(others).blocks(len(rows)):
-        torch.minimum(least, part.squared_distances(rows).min(0).values.double(), out=least)
+    others, least = Rows(others), torch.empty(len(rows), dtype=torch.float64)
+    for first, part in rows.blocks(len(others)):
+        least[first : first + len(part)] = part.squared_distances(others).min(1).values
     return least.sqrt()
 
 
-def spacing(images: Tensor) -> float:
+def spacing(images: Images) -> float:
     """Median distance of an image to the nearest other one: root mean square difference of values, in grey levels.
 
     Of more than 2,048 images as many are asked, spread evenly along the direction in which the images differ most.
@@ -90,7 +108,7 @@ def spacing(images: Tensor) -> float:
     return float((torch.cat(nearest).double() / rows.width).sqrt().median())
 
 
-def within(images: Tensor, others: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def within(images: Images, others: Images, threshold: float) -> tuple[Tensor, Tensor]:
     """Which of ``images`` lie within ``threshold`` of one of ``others``, and which of ``others`` within it of these.
 
     The distance is the root mean square difference of values. All pairs are decided exactly, and few are computed:
@@ -121,8 +139,8 @@ def within(images: Tensor, others: Tensor, threshold: float) -> tuple[Tensor, Te
 
 
 def _centred(pixels: Tensor) -> Tensor:
-    """Bytes less 128."""
-    return pixels.to(product_dtype()) - 128
+    """Bytes less 128; what that was done to as it is."""
+    return pixels.to(product_dtype()).sub_(128) if pixels.dtype == torch.uint8 else pixels
 
 
 def product_dtype() -> torch.dtype:
@@ -137,16 +155,20 @@ def _numbers(values: Tensor) -> Tensor:
 
 def _direction(rows: Rows) -> Tensor:
     """A unit vector, float64 ``[D]``, near the first principal component of some rows, spread evenly."""
-    some = _numbers(rows.values[:: -(-len(rows) // SAMPLE)])
-    some = some - some.mean(0)
-    vector = some.abs().mean(0) + 1e-9
+    some = rows[:: -(-len(rows) // SAMPLE)]
+
+    def mean(of: Callable[[Tensor], Tensor]) -> Tensor:
+        return sum(of(_numbers(part)) for part in some.tiles(8)) / len(some)
+
+    centre = mean(lambda x: x.sum(0))
+    vector = mean(lambda x: (x - centre).abs_().sum(0)) + 1e-9
     for _ in range(ROUNDS):
         vector = vector / vector.norm()
-        turned = some.T @ (some @ vector)
+        turned = mean(lambda x, along=vector: (y := x - centre).T @ (y @ along))
         vector = turned if float(turned.norm()) > 0 else vector
     return vector / vector.norm()
 
 
 def _along(rows: Rows, direction: Tensor) -> Tensor:
     """float64 ``[N]``: where each row lies along a direction."""
-    return torch.cat([_numbers(part) @ direction for part in rows.values.split(SAMPLE)])
+    return torch.cat([_numbers(part) @ direction for part in rows.tiles(8)])

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from kr_fast.data.distances import SHARE, spacing
 from kr_fast.data.near_pairs import Joined, NearPairs, near_pairs
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images
+from kr_fast.runtime.storage.image_rows import Images, batches
 
 COLUMNS = ("split", "index", "of_split", "of_index", "distance", "shifted", "dropped")
 MOST_BYTES = 64 << 20  # of training images among which neighbours are looked for, which takes 13 times as much
@@ -38,10 +38,10 @@ def shared_images(images: Tensor | Any, others: Tensor | Any) -> Tensor:
     return torch.tensor([each in known for each in digests(images)], dtype=torch.bool)
 
 
-def digests(images: Tensor | np.ndarray) -> list[bytes]:
+def digests(images: Images) -> list[bytes]:
     """A digest of each row's bytes, ``[N, ...]``."""
-    rows = np.ascontiguousarray(images.cpu().numpy() if isinstance(images, Tensor) else images)
-    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+    parts = (part.cpu().contiguous().numpy() for part in batches(images))
+    return [hashlib.blake2b(row, digest_size=16).digest() for part in parts for row in part]
 
 
 @dataclasses.dataclass(frozen=True)

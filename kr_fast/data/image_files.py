@@ -31,6 +31,7 @@ from kr_fast.runtime import progress
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.memory import free_memory
+from kr_fast.runtime.storage.image_rows import MappedFile
 
 MANY = 2000  # files from which a bar is shown
 LEAST, MOST = -(1 << 15), 1 << 16  # levels that are counted for a window
@@ -41,11 +42,11 @@ Failure = tuple[ImageFile, UnreadableError]
 class FileImages:
     """The images of some files.
 
-    ``pixels``: split -> uint8 ``[N, H, W, C]``; ``kept``: split -> which of the files they are, a mask; ``notes`` and
-    ``warnings`` in numbers, without names.
+    ``pixels``: split -> uint8 ``[N, H, W, C]``, in memory or mapped; ``kept``: split -> which of the files they are, a
+    mask; ``notes`` and ``warnings`` in numbers, without names.
     """
 
-    pixels: dict[str, np.ndarray]
+    pixels: dict[str, np.ndarray | MappedFile]
     kept: dict[str, np.ndarray]
     notes: list[str]
     warnings: list[str]

@@ -27,13 +27,14 @@ from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.image_rows import MappedFile
 from kr_fast.runtime.storage.manifest import NO_LOCKS
 
 BLOCK = 1 << 25  # bytes of pixels that are decoded, written and hashed at a time
 MANIFEST, LOCK, README = "manifest.json", ".lock", "README.txt"
 VERSION = 2  # of what a block's second hash stands for
-TEXT = """Real images, decoded by kr-fast for the run beside this folder. They must not leave the institution.
-The folder may be removed: the run makes it again from the same files.
+TEXT = """Real images, decoded by kr-fast for the run or audit beside this folder. They must not leave the institution.
+The folder may be removed: the same command makes it again from the same files.
 """
 
 
@@ -73,10 +74,7 @@ def convert(folder: Path, parts: dict[str, FileRows]) -> FileImages:
             kept[which][[start + row for row in block.skipped]] = False
             start += block.rows + len(block.skipped)
             tallies[part.name] = tallies.get(part.name, Tally()) + block.tally
-        shape = (int(kept[which].sum()), *part.shape[1:])
-        # Copy on write: torch takes writable memory alone, and the file stays as it is.
-        path = _path(folder, which)
-        pixels[which] = np.memmap(path, np.uint8, "c", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+        pixels[which] = MappedFile(_path(folder, which), (int(kept[which].sum()), *part.shape[1:]))
     return FileImages(pixels, kept, *survey.report(tallies))
 
 

@@ -35,6 +35,7 @@ from kr_fast.data.splits import (
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.reprs import ShortRepr
+from kr_fast.runtime.storage.image_rows import ImageRows, Images, MappedFile, hash_images, rows_of
 
 SPLITS = ("train", "val", "test")
 KINDS = "be digits, a .npz, .parquet or .tar file, or a folder of images"
@@ -42,12 +43,13 @@ KINDS = "be digits, a .npz, .parquet or .tar file, or a folder of images"
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Split(ShortRepr):
-    """``images``: uint8 ``[N, H, W, C]``; ``labels``: int64 ``[N]``.
+    """``images``: uint8 ``[N, H, W, C]``, a tensor, or ``ImageRows`` of a set that is not to be copied.
 
-    ``groups``: int64 ``[N]``, the number of each image's group (a patient, a site), or None where none are known.
+    ``labels``: int64 ``[N]``; ``groups``: int64 ``[N]``, the number of each image's group (a patient, a site), or None
+    where none are known.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     groups: Tensor | None = None
 
@@ -56,7 +58,8 @@ class Split(ShortRepr):
 
     def rows(self, which: Tensor | slice) -> "Split":
         """The rows that ``which`` selects, a mask, indices or a slice, with their labels and groups."""
-        return Split(*(None if each is None else each[which] for each in (self.images, self.labels, self.groups)))
+        groups = None if self.groups is None else self.groups[which]
+        return Split(rows_of(self.images, which), self.labels[which], groups)
 
     @functools.cached_property
     def digests(self) -> list[bytes]:
@@ -95,7 +98,7 @@ class Dataset(ShortRepr):
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
             digest.update(str(tuple(split.images.shape)).encode())
-            digest.update(split.images.contiguous().numpy().data)
+            hash_images(digest, split.images)
             digest.update(split.labels.numpy().data)
             if split.groups is not None:
                 digest.update(split.groups.numpy().data)
@@ -193,15 +196,18 @@ def read(source: Any, *, options: ReadOptions | None = None) -> Source:
     return Source(name, content)
 
 
-def load_uncut(source: Any, *, options: ReadOptions | None = None) -> tuple[str, tuple[str, ...], dict[str, Split]]:
+def load_uncut(
+    source: Any, *, options: ReadOptions | None = None, folder: Path | None = None
+) -> tuple[str, tuple[str, ...], dict[str, Split]]:
     """(name, class names, split -> images in the order of the source): as :func:`load`, but nothing is cut.
 
-    A source without splits has one, "all"; digits is one. Images may have any size. Raises: as :func:`load`.
+    A source without splits has one, "all"; digits is one. Images may have any size. ``folder``: as of
+    :meth:`Source.dataset`. Raises: as :func:`load`.
     """
     options = options or ReadOptions()
     name, content = _read(source, None, options)
     in_one_size(content, options)
-    _settle(content, None)
+    _settle(content, folder)
     splits = {which: _split(part) for which, part in content.parts.items()}
     first = next(iter(splits.values()))
     for which, split in splits.items():
@@ -219,14 +225,15 @@ def _settle(content: SourceContent, folder: Path | None) -> None:
 
 
 def _split(part: Part) -> Split:
-    return Split(*(None if array is None else torch.from_numpy(array) for array in part))
+    images = ImageRows(part.images) if isinstance(part.images, MappedFile) else torch.from_numpy(part.images)
+    return Split(images, *(None if array is None else torch.from_numpy(array) for array in part[1:]))
 
 
 def _part(source: Any) -> Any:
     """A :class:`Split` as a part; anything else as it is."""
     if not isinstance(source, Split):
         return source
-    tensors = (source.images, source.labels, source.groups)
+    tensors = (source.images[:], source.labels, source.groups)
     return Part(*(None if tensor is None else tensor.cpu().numpy() for tensor in tensors))
 
 

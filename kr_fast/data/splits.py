@@ -8,6 +8,7 @@ import numpy as np
 
 from kr_fast.data.groups import cut_by_group
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.storage.image_rows import MappedFile
 
 SIZES = (8, 224)
 CLASSES = (2, 1000)
@@ -20,7 +21,7 @@ NAMES |= {"test": "test", "testing": "test"}
 class Part(NamedTuple):
     """``images``: uint8 ``[N, H, W, C]``; ``labels``: int64 ``[N]``; ``groups``: int64 ``[N]``, or None."""
 
-    images: np.ndarray
+    images: np.ndarray | MappedFile
     labels: np.ndarray
     groups: np.ndarray | None = None
 

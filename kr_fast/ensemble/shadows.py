@@ -27,6 +27,7 @@ from kr_fast.runtime.memory import free_memory
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.reprs import ShortRepr
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.image_rows import Images, hash_images
 from kr_fast.training.precision import check_precision
 
 
@@ -66,7 +67,7 @@ def keep_matrix(num_models: int, count: int, seed: int, groups: np.ndarray | Ten
 
 def train_shadows(
     make_model: Callable[[], nn.Module],
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     *,
     num_models: int,
@@ -215,9 +216,12 @@ def recipe_record(recipe: dict[str, Any], keep: Tensor) -> dict[str, Any]:
     return {"recipe": recipe, "recipe_sha256": recipe_digest(recipe), "training_sizes": spread}
 
 
-def data_digest(images: Tensor, labels: Tensor) -> str:
+def data_digest(images: Images, labels: Tensor) -> str:
     """SHA-256 of the examples, as ``shadows.json`` records it."""
-    return hashlib.sha256(images.contiguous().numpy().tobytes() + labels.contiguous().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    hash_images(digest, images)
+    digest.update(labels.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _check_options(batched: bool | int | None, save_every: int, workers: int) -> None:

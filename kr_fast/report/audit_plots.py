@@ -162,6 +162,6 @@ def all_figures(
             captions = [""] * len(rows)
             if audit["show_records"]:
                 captions = [f"#{row['index']}" + ("" if row["label"] is None else f" · {row['label']}") for row in rows]
-            shown = images[[row["position"] for row in rows]]
+            shown = np.asarray(images[[row["position"] for row in rows]])
             add(f"exposed {name}", f"The most exposed members of {called}", gallery, shown, captions)
     return drawn

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from kr_fast.runtime.array_files import native
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.storage.image_rows import ImageRows, Images
 
 
 def described(value: Any) -> str:
     """A tensor or array by dtype and shape; anything else by its type."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | ImageRows):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)}"
@@ -71,12 +72,12 @@ def as_labels(where: str, name: str, value: Any, count: int | None = None, class
     return labels
 
 
-def as_images(where: str, name: str, value: Any, shape: tuple[int, ...] | None = None) -> Tensor:
-    """uint8 ``[N, H, W, C]``, of (H, W, C) = ``shape`` where there is one.
+def as_images(where: str, name: str, value: Any, shape: tuple[int, ...] | None = None) -> Images:
+    """uint8 ``[N, H, W, C]``, of (H, W, C) = ``shape`` where there is one; a set that is not in memory as it is.
 
     Raises: UserError naming the argument, and what to do with float pixels or ``[N, C, H, W]``.
     """
-    images = as_tensor(where, name, value)
+    images = value if isinstance(value, ImageRows) else as_tensor(where, name, value)
     axes = "H, W, C" if shape is None else ", ".join(map(str, shape))
     got = described(images)
     if images.dtype.is_floating_point:

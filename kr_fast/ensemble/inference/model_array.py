@@ -20,6 +20,7 @@ from kr_fast.runtime import memory
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_labels
 from kr_fast.runtime.progress import bar
+from kr_fast.runtime.storage.image_rows import Images, hash_images
 from kr_fast.runtime.version import __version__
 
 
@@ -85,7 +86,7 @@ class ModelArray:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"ModelArray({len(self)} x {type(self.models[0]).__name__}, {dtype}, {self.device}, bn={self.bn!r})"
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Images) -> Tensor:
         """Logits: uint8 ``[N, H, W, C]`` -> float32 ``[M, N, classes]``, on the models' device."""
         images = as_images("ModelArray", "images", images)
         runner = self._runner(images, images.shape[1:3])
@@ -99,7 +100,7 @@ class ModelArray:
 
     def signals(
         self,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         *,
         augment: str | Sequence[Query] = "none",
@@ -157,7 +158,7 @@ class ModelArray:
                     store.write(rows.start, rows.stop, out)
             return store.read() if store else whole
 
-    def _runner(self, images: Tensor, size: tuple[int, int], record: dict | None = None) -> Runner:
+    def _runner(self, images: Images, size: tuple[int, int], record: dict | None = None) -> Runner:
         """For views of ``size``; with the steps and kernels of ``record``, where there is one."""
         key = (*images.shape[1:], *size)
         runner = self.runners.get(key)
@@ -178,7 +179,7 @@ class ModelArray:
                     weights.update(_bytes_of(value))
         return {
             "images": _digest(request.images),
-            "labels": _digest(request.labels),
+            "labels": hashlib.sha256(_bytes_of(request.labels)).hexdigest(),
             "weights": weights.hexdigest(),
             "models": len(self),
             "queries": [[q.flip, q.down, q.right, q.border, q.size and list(q.size)] for q in request.queries],
@@ -198,5 +199,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(_bytes_of(tensor)).hexdigest()
+def _digest(images: Images) -> str:
+    digest = hashlib.sha256()
+    hash_images(digest, images)
+    return digest.hexdigest()

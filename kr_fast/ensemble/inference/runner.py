@@ -15,6 +15,7 @@ from kr_fast.ensemble.networks import answer
 from kr_fast.ops.membership.membership_signals import membership_signals
 from kr_fast.runtime import memory
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.storage.image_rows import Images
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CHUNKS_TO_FILE = 64  # chunks of images and queries between two writes to a file
@@ -49,7 +50,7 @@ class ArrayOptions:
 class SignalRequest:
     """Signals ``want`` of uint8 ``images`` ``[N, H, W, C]`` with ``labels`` ``[N]``, for each of ``queries``."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
     queries: Sequence[Query]
     want: tuple[str, ...]
@@ -76,7 +77,7 @@ class Runner(Protocol):
     def images_at_once(self, queries: int, to_file: bool) -> int | None:
         """How many images one call of :meth:`signals` takes; None for all."""
 
-    def logits(self, images: Tensor, out: Tensor) -> None:
+    def logits(self, images: Images, out: Tensor) -> None:
         """uint8 ``[N, H, W, C]`` -> ``out`` ``[M, N, classes]``. Raises: UserError if a chunk does not fit."""
 
     def signals(self, request: SignalRequest, rows: range, out: dict[str, Tensor], done: Callable[[int], None]) -> None:
@@ -138,7 +139,7 @@ class PerModelRunner(abc.ABC):
         """As in :class:`Runner`."""
         return self.chunk * max(CHUNKS_TO_FILE // queries, 1) if to_file else None
 
-    def logits(self, images: Tensor, out: Tensor) -> None:
+    def logits(self, images: Images, out: Tensor) -> None:
         """As in :class:`Runner`."""
 
         def store(a: int, start: int, stop: int, m: int, logits: Tensor) -> None:
@@ -156,7 +157,7 @@ class PerModelRunner(abc.ABC):
         self._run(request.images, request.queries, rows, reduce, done)
 
     @torch.inference_mode()
-    def _run(self, images: Tensor, queries: Sequence[Query], rows: range, take: Callable, done: Callable) -> None:
+    def _run(self, images: Images, queries: Sequence[Query], rows: range, take: Callable, done: Callable) -> None:
         """``take(query, start, stop, model, logits)`` for every chunk of ``rows``, query and model."""
         chunks = [(a, start) for start in range(rows.start, rows.stop, self.chunk) for a in range(len(queries))]
         on_threads, count = self.parallel and self.device.type == "cpu", len(self.models)

@@ -11,9 +11,10 @@ from kr_fast.ensemble.networks import answer, device_of, mode
 from kr_fast.metrics import macro_auc
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
+from kr_fast.runtime.storage.image_rows import batches
 
 SCORES = ("accuracy", "loss", "auc")
-BATCH = 1024
+BATCH = 1024  # at most, of small images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,10 @@ def _answers(where: str, model: nn.Module, split: Split, batch_size: int) -> Ite
     split, batch_size = examples(where, split), as_integer(where, "batch_size", batch_size, 1)
     device = device_of(model)
     with mode(model, False):
-        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        start = 0
+        for images in batches(split.images, batch_size):
+            labels = split.labels[start : start + len(images)]
+            start += len(images)
             logits = answer(where, "model", model, to_float(images.to(device)))
             as_labels(where, "labels of split", labels, classes=logits.shape[1])
             yield logits, labels.to(device)

@@ -7,6 +7,7 @@ loses its parent ends at once.
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from kr_fast.ensemble.training.recipe import TrainConfig, fit_for
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.image_rows import ImageRows, Images, MappedFile
 
 IMPORTABLE = "be importable by name (functools.partial of a module's function) for more than one worker"
 
@@ -39,7 +41,7 @@ class Job:
     """Everything that shadow models are functions of, and the folder they go to."""
 
     make_model: Callable[[], nn.Module]
-    images: Tensor
+    images: Images
     labels: Tensor
     keep: Tensor
     config: TrainConfig
@@ -66,7 +68,8 @@ class Job:
     def train(self, index: int, device: torch.device) -> nn.Module:
         """Train model ``index`` on its half, and save it."""
         model, half = self.fresh(index).to(device), self.keep[index]
-        split, seed = Split(self.images[half], self.labels[half]), seeds.derive(self.seed, "shadow", index)
+        split = Split(ImageRows(self.images), self.labels).rows(half)
+        seed = seeds.derive(self.seed, "shadow", index)
         options = {"precision": self.precision, "which": f" for model {index}"}
         fit_for("train_shadows", model, split, self.config, seed=seed, **options)
         if self.out is not None:
@@ -81,12 +84,37 @@ class Trains(Protocol):
         """Train model ``index`` and save it."""
 
 
-def sent(where: str, argument: str, value: object, named: object) -> bytes:
-    """``value`` as other processes are given it. Raises: UserError if it cannot be, which it blames on ``named``."""
+class _Pickler(pickle.Pickler):
+    """Images in memory go to files in ``folder``, which all workers map: none has a copy of its own."""
+
+    def __init__(self, file: BinaryIO, folder: Path):
+        super().__init__(file)
+        self.folder = folder
+
+    def reducer_override(self, value: object) -> Any:
+        """Of a tensor of images; anything else goes the usual way."""
+        if type(value) is not Tensor or value.dtype != torch.uint8 or value.ndim != 4 or value.device.type != "cpu":
+            return NotImplemented
+        path = self.folder / f"images-{len(list(self.folder.glob('images-*')))}"
+        value.contiguous().numpy().tofile(path)
+        return _mapped, (path, tuple(value.shape))
+
+
+def _mapped(path: Path, shape: tuple[int, int, int, int]) -> Tensor:
+    return MappedFile(path, shape).images
+
+
+def sent(where: str, argument: str, value: object, named: object, folder: Path | None = None) -> bytes:
+    """``value`` as other processes are given it, but for images, which go to ``folder`` where there is one.
+
+    Raises: UserError if it cannot be, which it blames on ``named``.
+    """
+    data = io.BytesIO()
     try:
-        return pickle.dumps(value)
+        (pickle.Pickler(data) if folder is None else _Pickler(data, folder)).dump(value)
     except (pickle.PicklingError, AttributeError, TypeError):
         fail(where, argument, IMPORTABLE, named)
+    return data.getvalue()
 
 
 def train(
@@ -107,7 +135,7 @@ def train(
         waiting.put(index)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job"
-        file.write_bytes(sent(where, argument, job, getattr(job, argument, job)))
+        file.write_bytes(sent(where, argument, job, getattr(job, argument, job), Path(folder)))
         processes = [_start(file) for _ in range(min(workers, len(indices)))]
         try:
             with ThreadPoolExecutor(len(processes)) as pool:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kr_fast.data.duplicates import digests
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_groups, as_images, as_integer, as_mask
+from kr_fast.runtime.storage.image_rows import Images, batches, rows_of
 
 SIDE = 8  # pixels of the small image among the features
 FEWEST = 10  # examples on a side
@@ -20,7 +22,7 @@ MOST = 20_000  # examples; of more, as many are drawn
 PENALTIES = 10.0 ** np.arange(-3, 5)  # of the ridge regression, in units of the features' mean variance
 
 
-def blind(images: Tensor, members: Tensor, *, groups: Any = None, folds: int = 5, seed: int = 0) -> Tensor:
+def blind(images: Images, members: Tensor, *, groups: Any = None, folds: int = 5, seed: int = 0) -> Tensor:
     """Scores of membership from the pixels alone, each from a classifier that never saw the example.
 
     Ridge regression of membership on features of an image: a small copy of 8 x 8 pixels, the histogram of its 256
@@ -46,9 +48,9 @@ def blind(images: Tensor, members: Tensor, *, groups: Any = None, folds: int = 5
     if min(inside, len(members) - inside) < FEWEST:
         rule = f"hold at least {FEWEST} members and as many others"
         fail("blind", "members", rule, f"{inside} and {len(members) - inside}")
-    pixels = images.cpu().numpy().reshape(len(images), -1)
+    known, inside = digests(images), members.tolist()
     # By content, so that where a record stands does not show in a digit.
-    content = sorted(range(len(images)), key=lambda index: (pixels[index].tobytes(), bool(members[index])))
+    content = sorted(range(len(images)), key=lambda index: (known[index], inside[index]))
     order = torch.tensor(content)[torch.randperm(len(images), generator=seeds.generator(seed, "blind"))[:MOST]]
     # Sides take turns, so that each fold has its share of both.
     order = order[members[order].long().argsort(stable=True)]
@@ -58,7 +60,7 @@ def blind(images: Tensor, members: Tensor, *, groups: Any = None, folds: int = 5
         _, first = np.unique(at, return_index=True)
         fold = torch.from_numpy(first.argsort().argsort()[at])
     fold = fold % folds
-    x, y = image_features(images[order]), members[order].double().numpy()
+    x, y = image_features(rows_of(images, order)), members[order].double().numpy()
     scores = np.full(len(images), np.nan)
     for k in range(folds):
         mine = (fold == k).numpy()
@@ -66,8 +68,12 @@ def blind(images: Tensor, members: Tensor, *, groups: Any = None, folds: int = 5
     return torch.from_numpy(scores)
 
 
-def image_features(images: Tensor) -> np.ndarray:
+def image_features(images: Images) -> np.ndarray:
     """float64 ``[N, F]``."""
+    return np.concatenate([_features(part.cpu()) for part in batches(images)])
+
+
+def _features(images: Tensor) -> np.ndarray:
     count, height, width, channels = images.shape
     x = images.permute(0, 3, 1, 2).double() / 255
     small = torch.nn.functional.adaptive_avg_pool2d(x, (min(SIDE, height), min(SIDE, width)))

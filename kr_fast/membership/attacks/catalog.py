@@ -16,6 +16,7 @@ from kr_fast.membership.attacks import learned, released
 from kr_fast.membership.attacks import scores as attacks
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.storage.image_rows import batches
 
 # Below this many shadows on a side one variance for all examples attacks better than one each (Carlini et al., fig. 9).
 PER_EXAMPLE_FROM = 64
@@ -251,9 +252,9 @@ def _shadow_network(subject: Subject) -> Tensor:
 def _quantile_regression(subject: Subject) -> Tensor:
     features, images = [_classes(subject.data.labels)], subject.data.images
     if images is not None:
-        x = images.permute(0, 3, 1, 2).float() / 255
-        size = (min(POOLED, x.shape[2]), min(POOLED, x.shape[3]))
-        features.append(torch.cat([adaptive_avg_pool2d(part, size).flatten(1) for part in x.split(4096)]))
+        size = tuple(min(POOLED, side) for side in images.shape[1:3])
+        parts = (part.permute(0, 3, 1, 2).float() / 255 for part in batches(images, 4096))
+        features.append(torch.cat([adaptive_avg_pool2d(part, size).flatten(1) for part in parts]))
     (phi, keep), own = subject.given(), subject.own()
     target = None if own is None else own.clamp(-1e6, 1e6)
     return learned.quantile_regression(phi.clamp(-1e6, 1e6), keep, torch.cat(features, 1), target=target)

@@ -20,6 +20,7 @@ from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, described
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.image_rows import ImageRows, Images
 
 LEAST_EPOCHS = 60
 RECIPE = "no augmentation, mixup, weight decay or label smoothing; three times the epochs, at least 60"
@@ -33,7 +34,7 @@ def overfitted_recipe(like: TrainConfig) -> TrainConfig:
 
 def overfitted(
     make_model: Callable[[], nn.Module],
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     members: Tensor,
     *,
@@ -84,7 +85,7 @@ def overfitted(
     fit_for(
         "overfitted",
         model,
-        Split(images[members], labels[members]),
+        Split(ImageRows(images), labels).rows(members),
         overfitted_recipe(like),
         seed=seeds.derive(seed, "control"),
         state_path=None if path is None else path.with_suffix(".pt"),
@@ -99,7 +100,7 @@ def overfitted(
 def _claim(
     path: Path,
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     members: Tensor,
     seed: int,

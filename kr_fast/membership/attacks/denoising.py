@@ -16,6 +16,7 @@ from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_integer, as_labels, as_mask, as_tensor, described
 from kr_fast.runtime.progress import bar
+from kr_fast.runtime.storage.image_rows import ImageRows, Images
 
 OBJECTIVES = ("flow", "epsilon", "v_prediction")
 LEVELS, DRAWS = (0.1, 0.2, 0.3), 4
@@ -27,10 +28,11 @@ Weights = tuple[float, float]  # of image and noise
 
 def denoising_errors(
     network: Callable[..., Any],
-    images: Tensor,
+    images: Images,
     labels: Tensor | None,
     *,
     objective: str,
+    prepare: Callable[[Tensor], Tensor] | None = None,
     alphas_cumprod: Tensor | None = None,
     levels: Sequence[float] = LEVELS,
     draws: int = DRAWS,
@@ -54,6 +56,7 @@ def denoising_errors(
         network: called as ``network(z, t, class_labels=y)`` without gradients; its result, or the ``sample`` of that,
             has the shape of z. A module is in evaluation mode meanwhile.
         images: float ``[N, C, H, W]`` as the network was trained on them: scaled, padded, or latents.
+        prepare: makes such of a batch of ``images``, which may then be of any kind; None where they are.
         labels: integers ``[N]``, or None for a network without classes.
         objective: "flow", "epsilon" or "v_prediction".
         alphas_cumprod: ``[T]`` of the scheduler that the network was trained with, for epsilon and v_prediction.
@@ -73,10 +76,11 @@ def denoising_errors(
         fail(where, "network", "be a module or a function", described(network))
     if objective not in OBJECTIVES:
         fail(where, "objective", f"be one of {', '.join(OBJECTIVES)}", repr(objective))
-    images = as_tensor(where, "images", images)
-    if images.ndim != 4 or 0 in images.shape or not images.dtype.is_floating_point:
-        fail(where, "images", "be float [N, C, H, W] as the network was trained on them", described(images))
-    if not bool(torch.isfinite(images).all()):
+    images = images if isinstance(images, ImageRows) else as_tensor(where, "images", images)
+    some = images if prepare is None or len(images) == 0 else prepare(images[:1])
+    if some.ndim != 4 or 0 in some.shape or not some.dtype.is_floating_point:
+        fail(where, "images", "be float [N, C, H, W] as the network was trained on them", described(some))
+    if not bool(torch.isfinite(some).all()):
         fail(where, "images", "be finite", "NaN or inf")
     classes = getattr(getattr(network, "config", None), "num_class_embeds", None)
     labels = None if labels is None else as_labels(where, "labels", labels, len(images), classes)
@@ -97,7 +101,8 @@ def denoising_errors(
                 for stream in range(k * draws, (k + 1) * draws):
                     for start in starts:
                         at = slice(start, start + micro_batch)
-                        x = images[at].to(device, torch.float32)
+                        x = images[at] if prepare is None else prepare(images[at])
+                        x = x.to(device, torch.float32)
                         noise = philox_normal(ids[at], x.shape[1:], seed=seed, stream=stream)
                         z = (of_input[0] * x + of_input[1] * noise).to(dtype)
                         y = None if labels is None else labels[at].to(device)
@@ -153,7 +158,7 @@ def denoising_attack(
     shadows: Tensor | None = None,
     keep: Tensor | None = None,
     early: Tensor | None = None,
-    images: Tensor | None = None,
+    images: Images | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Membership scores from :func:`denoising_errors`, with the difficulty of each record taken off.
@@ -241,7 +246,7 @@ def shadow_phi(shadows: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     return phi / scale, scale
 
 
-def _predicted(scores: Tensor, images: Tensor, seed: int) -> Tensor:
+def _predicted(scores: Tensor, images: Images, seed: int) -> Tensor:
     """What the other folds' regression on the pixels says of each score."""
     fold = torch.randperm(len(scores), generator=seeds.generator(seed, "denoising attack")) % FOLDS
     features, values, predicted = image_features(images), scores.numpy(), np.empty(len(scores))

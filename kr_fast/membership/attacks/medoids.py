@@ -6,7 +6,7 @@ from torch import Tensor
 from kr_fast.runtime import seeds
 
 ROUNDS = 20
-BATCH = 1024
+BATCH, PART_BYTES = 1024, 16 << 20
 MOST = 16_384
 
 
@@ -30,7 +30,7 @@ def cluster_medoids(synthetic: Tensor, clusters: int | None = None, *, seed: int
         if before is not None and torch.equal(nearest, before):
             break
         before, sums = nearest, torch.zeros_like(centres)
-        for part, at in zip(flat.split(BATCH), nearest.split(BATCH), strict=True):
+        for part, at in zip(_parts(flat), _parts(nearest, flat), strict=True):
             sums.index_add_(0, at, part.double())
         counts = nearest.bincount(minlength=len(centres))
         centres = torch.where((counts > 0)[:, None], sums / counts.clamp_min(1)[:, None], centres)
@@ -41,12 +41,18 @@ def cluster_medoids(synthetic: Tensor, clusters: int | None = None, *, seed: int
     return taken[order[first[first < len(flat)]]]
 
 
+def _parts(values: Tensor, of: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Rows at a time, as many as of ``of`` (None: ``values``) are 16 MiB in float64."""
+    width = (values if of is None else of).shape[1]
+    return values.split(max(1, min(BATCH, PART_BYTES // (8 * width))))
+
+
 def _assigned(flat: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """(index of the nearest centre, squared distance to it) of each row."""
     middle = centres.mean(0)
     centres = centres - middle
     squares, found = centres.square().sum(1), []
-    for part in flat.split(BATCH):
+    for part in _parts(flat):
         x = part.double() - middle
         found.append((squares - 2 * x @ centres.T + x.square().sum(1)[:, None]).min(1))
     return torch.cat([each.indices for each in found]), torch.cat([each.values for each in found])

@@ -10,12 +10,13 @@ from kr_fast.membership.attacks.blind import FEWEST, blind
 from kr_fast.membership.statistics.curve import Curve, roc
 from kr_fast.membership.statistics.groups import Groups
 from kr_fast.runtime import seeds
+from kr_fast.runtime.storage.image_rows import Images
 
 FEWEST_HALVED = 4  # examples of a side whose halves are told apart
 
 
 def negative_controls(
-    images: Tensor | None,
+    images: Images | None,
     members: Tensor,
     scores: Mapping[str, Tensor],
     *,

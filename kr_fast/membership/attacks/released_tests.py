@@ -25,6 +25,7 @@ from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_integer, as_mask, as_tensor, described
 from kr_fast.runtime.progress import bar
+from kr_fast.runtime.storage.image_rows import ImageRows, Images, rows_of
 
 PIECE = 16_384  # released images that are held as numbers at a time
 LEAST = 2  # images on a side: one of them is compared with the others
@@ -62,7 +63,7 @@ class ReleasedTests:
 
 
 def released_tests(
-    images: Tensor,
+    images: Images,
     members: Tensor,
     synthetic: Tensor,
     *,
@@ -112,7 +113,7 @@ def released_tests(
     order = torch.cat([order[members[order]], order[~members[order]]])
     inside = int(members.sum())
     matched = min(inside, len(order) - inside)
-    real, found = Rows(images[order]), _Nearest(len(synthetic), inside, len(order) - inside, matched)
+    real, found = Rows(rows_of(images, order)), _Nearest(len(synthetic), inside, len(order) - inside, matched)
     with bar(len(synthetic), description, "image") as progress:
         for start in range(0, len(synthetic), PIECE):
             for first, part in Rows(synthetic[start : start + PIECE]).blocks(len(real)):
@@ -230,11 +231,12 @@ def _memorised(found: _Nearest, members: Tensor, exact: bool) -> dict[str, Any]:
     return {"count": count, "expected": rank * inside / (outside + 1), "rank": rank, "p": p, "copies": copies}
 
 
-def _checked(images: Any, members: Any, synthetic: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(images: Any, members: Any, synthetic: Any) -> tuple[Images, Tensor, Images]:
     """Tensors on the CPU that can be compared."""
     where = "released_tests"
     images, synthetic = (
-        as_tensor(where, name, value).detach().cpu() for name, value in (("images", images), ("synthetic", synthetic))
+        (value if isinstance(value, ImageRows) else as_tensor(where, name, value).detach()).cpu()
+        for name, value in (("images", images), ("synthetic", synthetic))
     )
     members = as_mask(where, "members", members, 1).cpu()
     if images.ndim < 2 or images[:1].numel() == 0:
@@ -275,7 +277,7 @@ def compare_released(
         tests[name] = released_tests(data.images, data.members, synthetic, **options)
         spaces: dict[str, Any] = {"pixels": tests[name].figures, "features": None}
         if data.groups is not None:
-            spaces["pixels"] = released_tests(data.images[at], members, synthetic, **options).figures
+            spaces["pixels"] = released_tests(rows_of(data.images, at), members, synthetic, **options).figures
         if data.features is not None and (made := data.synthetic_features.get(name)) is not None:
             spaces["features"] = released_tests(data.features[at], members, made, **options).figures
         rows = [space[test] for space in spaces.values() if space for test in TESTS]

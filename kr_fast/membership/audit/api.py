@@ -26,6 +26,7 @@ from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_groups, as_labels, as_mask, described
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.storage.image_rows import Images, rows_of
 
 CONTROL = "control"
 Model = nn.Module | ModelArray
@@ -34,7 +35,7 @@ Model = nn.Module | ModelArray
 def audit(
     target: Model | Target | Mapping[str, Model | Target] | None,
     shadows: Shadows | Mapping[str, Shadows],
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     members: Any = None,
     *,
@@ -115,7 +116,7 @@ def checked(
     for name, each in sets.items():
         refuse_equal_weights({n: m.models[0] for n, m in models.items() if set_of[n] == name}, each.array.models)
     if index is not None:
-        images, labels = images[index], labels[index]
+        images, labels = rows_of(images, index), labels[index]
         groups = None if groups is None else groups[index.numpy()]
         sets = {name: dataclasses.replace(each, keep=each.keep[:, index]) for name, each in sets.items()}
     given = {
@@ -204,7 +205,7 @@ def _sets(shadows: Any, count: int) -> dict[str, Shadows]:
     return sets
 
 
-def _population(population: Any, mask: Tensor | None, seed: int, pool: Tensor, groups: np.ndarray | None) -> Any:
+def _population(population: Any, mask: Tensor | None, seed: int, pool: Images, groups: np.ndarray | None) -> Any:
     """None, (images, labels), or the indices of the non-members that are split off, of whole groups where there are."""
     if population is None:
         return None
@@ -238,7 +239,7 @@ def _population(population: Any, mask: Tensor | None, seed: int, pool: Tensor, g
     return outside[torch.isin(at.at, chosen)]
 
 
-def check_further(images: Tensor, pool: Tensor) -> None:
+def check_further(images: Images, pool: Images) -> None:
     """Refuse a population that is under attack itself, every image of it."""
     if bool(shared_images(images, pool).all()):
         rule = "be further examples, not among the images under attack (a share splits some of those off)"

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kr_fast.data import load, load_uncut
+from kr_fast.data import load_uncut, read
 from kr_fast.membership.audit.api import check_further
 from kr_fast.membership.audit.config import SPLITS, AuditConfig
 from kr_fast.membership.inputs.pool import SUFFIXES, chosen, pool_of, read_members
 from kr_fast.membership.statistics.epsilon import check_fair_coins
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.storage.image_rows import ImageRows, Images, rows_of
+from kr_fast.runtime.storage.layout import Folder
 
 Splits = dict[str, tuple[int, int]]  # name -> (first, end)
 
@@ -29,19 +31,19 @@ class Examples:
         all_groups: int64 ``[N]`` of the data, or None.
     """
 
-    all_images: Tensor
+    all_images: Images
     all_labels: Tensor
     splits: Splits
     classes: int
     index: Tensor
     members: Tensor
-    population: tuple[Tensor, Tensor] | float | None
+    population: tuple[Images, Tensor] | float | None
     all_groups: Tensor | None = None
 
     @property
-    def images(self) -> Tensor:
+    def images(self) -> Images:
         """Of the pool."""
-        return self.all_images[self.index]
+        return rows_of(self.all_images, self.index)
 
     @property
     def labels(self) -> Tensor:
@@ -71,7 +73,7 @@ def read_examples(config: AuditConfig) -> Examples:
     apart = None
     if _are_splits(named):
         apart = torch.as_tensor(_examples("population", named, splits))
-        population = (images[apart], labels[apart])
+        population = (rows_of(images, apart), labels[apart])
     elif named != "none":
         population = _share(named)
     if others is None and apart is not None:
@@ -82,7 +84,7 @@ def read_examples(config: AuditConfig) -> Examples:
     index = torch.arange(count) if index is None else index
     if apart is not None:
         _check_apart(config, apart, index, named)
-        check_further(population[0], images[index])
+        check_further(population[0], rows_of(images, index))
     if config.random_members:
         if isinstance(population, float):
             rule = "be splits or none with random_members: a share takes from the non-members only"
@@ -95,19 +97,20 @@ def read_examples(config: AuditConfig) -> Examples:
     return Examples(images, labels, splits, classes, index, members, population, groups)
 
 
-def _read(config: AuditConfig) -> tuple[Tensor, Tensor, Tensor | None, Splits, int]:
+def _read(config: AuditConfig) -> tuple[Images, Tensor, Tensor | None, Splits, int]:
     """(images, labels, groups or None, splits, number of classes)."""
+    folder = Folder(config.out).mapped_images
     if config.cut >= 0:
         fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-        cut = load(config.data, seed=config.cut, **fractions, options=config.reading)
+        cut = read(config.data, options=config.reading).dataset(seed=config.cut, **fractions, folder=folder)
         parts = {name: getattr(cut, name) for name in ("train", "val", "test")}
         classes = cut.num_classes
     else:
-        _, names, parts = load_uncut(config.data, options=config.reading)
+        _, names, parts = load_uncut(config.data, options=config.reading, folder=folder)
         classes = len(names)
     ends = np.cumsum([len(part) for part in parts.values()]).tolist()
     splits = dict(zip(parts, zip([0, *ends[:-1]], ends, strict=True), strict=True))
-    images, labels = (torch.cat([getattr(part, name) for part in parts.values()]) for name in ("images", "labels"))
+    images, labels = ImageRows(*(part.images for part in parts.values())), torch.cat([p.labels for p in parts.values()])
     groups = [part.groups for part in parts.values()]
     return images, labels, None if any(each is None for each in groups) else torch.cat(groups), splits, classes
 

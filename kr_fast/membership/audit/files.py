@@ -10,13 +10,14 @@ from kr_fast.membership.attacks import by_group
 from kr_fast.membership.audit.record_table import as_csv
 from kr_fast.membership.statistics.curve import Curve
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.image_rows import Images
 from kr_fast.runtime.storage.layout import Folder
 
 
 def write(report: Any, out: Path, details: dict[str, Any], show_real_images: bool, show_records: bool) -> Path:
     """See ``AuditReport.write``, of which ``report`` is one."""
     write_private(report, out)
-    images = None if report.data.images is None or not show_real_images else report.data.images.numpy()
+    images = report.data.images if show_real_images else None
     synthetic = {name: each.numpy() for name, each in report.data.synthetic.items()}
     return write_pages(out, {**report.to_dict(), "details": details}, images, show_records, synthetic)
 
@@ -36,7 +37,7 @@ def write_private(report: Any, out: Path) -> None:
 def write_pages(
     out: Path,
     figures: dict[str, Any],
-    images: np.ndarray | None,
+    images: Images | None,
     show_records: bool,
     synthetic: Mapping[str, np.ndarray],
 ) -> Path:
@@ -44,7 +45,7 @@ def write_pages(
 
     Args:
         figures: of ``AuditReport.to_dict``, and details.
-        images: of the pool, uint8 ``[N, H, W, C]``, where real images may be shown.
+        images: of the pool, uint8 ``[N, H, W, C]``, where real images may be shown; few of them are read.
         synthetic: released set -> its images, likewise.
     """
     from kr_fast import report as documents

@@ -12,11 +12,12 @@ from kr_fast.membership.inputs.answers import ANSWERS, SIGNALS
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.storage.image_rows import Images
 
 EXAMPLES = 64  # of members and of non-members
 
 
-def random_data(keep: Tensor, members: Tensor, labels: Tensor, images: Tensor, population: Any) -> AuditData:
+def random_data(keep: Tensor, members: Tensor, labels: Tensor, images: Images, population: Any) -> AuditData:
     """The audit's data of a part of the examples, with random numbers for signals.
 
     Args:

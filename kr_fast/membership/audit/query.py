@@ -16,6 +16,7 @@ from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.inputs.answers import ANSWERS, SIGNALS, as_user_error
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.inputs.features import penultimate
+from kr_fast.runtime.storage.image_rows import Images, rows_of
 
 LABEL_ONLY = "lira"  # queries of "label_only" where the audit itself makes one
 
@@ -36,13 +37,13 @@ class Inputs:
     models: dict[str, ModelArray]
     facts: dict[str, dict[str, Any]]
     shadows: dict[str, Shadows]
-    images: Tensor
+    images: Images
     labels: Tensor
     members: Tensor | None
     index: Tensor
-    population: tuple[Tensor, Tensor] | Tensor | None
+    population: tuple[Images, Tensor] | Tensor | None
     synthetic: dict[str, Tensor]
-    reference: Tensor | None
+    reference: Images | None
     groups: np.ndarray | None
 
 
@@ -52,8 +53,9 @@ def query(inputs: Inputs, choices: Choices, path: Path | None = None) -> AuditDa
     split = isinstance(z, Tensor)
     pool = torch.arange(len(inputs.labels))
     pool = pool[~torch.isin(pool, z)] if split else pool
+    images = rows_of(inputs.images, pool) if split else inputs.images
     if reference is None and z is not None:
-        reference = inputs.images[z] if split else z[0]
+        reference = rows_of(inputs.images, z) if split else z[0]
     answers_of = _ModelQueries(inputs, pool, choices, path)
     shadows = {}
     for name, each in inputs.shadows.items():
@@ -75,15 +77,15 @@ def query(inputs: Inputs, choices: Choices, path: Path | None = None) -> AuditDa
     # Of a shadow: the features of a target tell its own members from others, whatever was released.
     if inputs.synthetic and inputs.models:
         array = next(iter(inputs.shadows.values())).array
-        features = penultimate(array, inputs.images[pool])
+        features = penultimate(array, images)
         if features is not None:
-            made = {name: penultimate(array, images) for name, images in inputs.synthetic.items()}
+            made = {name: penultimate(array, each) for name, each in inputs.synthetic.items()}
     return AuditData(
         shadows,
         targets,
         None if inputs.members is None else inputs.members[pool],
         inputs.labels[pool],
-        inputs.images[pool],
+        images,
         inputs.synthetic,
         reference,
         choices.augment if isinstance(choices.augment, str) else f"{len(choices.augment)} given",

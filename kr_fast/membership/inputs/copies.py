@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kr_fast.data import shared_images
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.storage.image_rows import Images, rows_of
 
 SAMPLE = 64  # examples by which models are told apart before all examples are
 SOME = 1024  # examples by which answers that were rounded are told
@@ -70,11 +71,11 @@ def refuse_equal_weights(targets: dict[str, nn.Module], shadows: Sequence[nn.Mod
                 fail("audit", f"target {name}", f"not be among its shadows ({HINT})", f"shadow {index}, equal weights")
 
 
-def images_on_both_sides(images: Tensor | None, members: Tensor | None) -> str | None:
+def images_on_both_sides(images: Images | None, members: Tensor | None) -> str | None:
     """What a reader has to know where members and non-members share images, or None."""
     if images is None or members is None:
         return None
-    inside, outside = images[members], images[~members]
+    inside, outside = rows_of(images, members), rows_of(images, ~members)
     first = int(shared_images(inside, outside).sum())
     if not first:
         return None

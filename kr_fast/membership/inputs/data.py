@@ -13,6 +13,7 @@ from kr_fast.membership.inputs.pool import check_members, pool_of
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_groups, as_images, as_labels, as_mask, as_tensor, described
 from kr_fast.runtime.reprs import ShortRepr
+from kr_fast.runtime.storage.image_rows import Images
 
 KINDS = ("full", "transfer")
 EQUAL = "equal"  # the recipes of a target and of its shadows
@@ -149,9 +150,9 @@ class AuditData(ShortRepr):
     targets: Mapping[str, TargetSignals]
     members: Tensor | None
     labels: Tensor | None = None
-    images: Tensor | None = None
+    images: Images | None = None
     synthetic: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    reference: Tensor | None = None
+    reference: Images | None = None
     augment: str = "none"
     notes: tuple[str, ...] = ()
     index: Tensor | None = None
@@ -347,7 +348,7 @@ def check_kind(name: str, kind: Any) -> None:
         fail("audit", name, "be full or transfer", kind)
 
 
-def check_images(name: str, images: Any, shape: tuple[int, ...] | None) -> Tensor:
+def check_images(name: str, images: Any, shape: tuple[int, ...] | None) -> Images:
     """uint8 ``[n, H, W, C]`` with n > 0, of the shape (H, W, C) given where there is one."""
     tensor = as_images("audit", name, images, shape)
     if len(tensor) == 0:

@@ -12,6 +12,7 @@ from kr_fast.data.distances import SHARE, spacing, within
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images, as_mask
+from kr_fast.runtime.storage.image_rows import Images, hash_images, rows_of
 
 MOST_KEPT = 4  # a run asks for two: test images against all others, and members against non-members
 _KEPT: dict[bytes, "Duplicates"] = {}  # by digest of the last images: several runs on one set compare them once
@@ -38,7 +39,7 @@ class Duplicates:
         return SHARE * self.spacing
 
 
-def duplicates_across(images: Tensor, members: Tensor) -> Duplicates:
+def duplicates_across(images: Images, members: Tensor) -> Duplicates:
     """Find the images of the pool that are on both sides.
 
     Two images are near-duplicates if the root mean square difference of their pixels is at most a quarter of the median
@@ -57,7 +58,7 @@ def duplicates_across(images: Tensor, members: Tensor) -> Duplicates:
         rule = f"be bool [{len(images)}] with members and others"
         fail("duplicates_across", "members", rule, f"{int(members.sum())} of {len(members)}")
     digest = hashlib.sha256(str(list(images.shape)).encode())
-    digest.update(images.contiguous().numpy().data)
+    hash_images(digest, images)
     digest.update(members.contiguous().numpy().data)
     if (key := digest.digest()) not in _KEPT:
         if len(_KEPT) == MOST_KEPT:
@@ -66,8 +67,8 @@ def duplicates_across(images: Tensor, members: Tensor) -> Duplicates:
     return _KEPT[key]
 
 
-def _across(images: Tensor, members: Tensor) -> Duplicates:
-    sides = {True: images[members], False: images[~members]}
+def _across(images: Images, members: Tensor) -> Duplicates:
+    sides = {True: rows_of(images, members), False: rows_of(images, ~members)}
     exact, near = torch.zeros_like(members), torch.zeros_like(members)
     larger = sides[len(sides[True]) >= len(sides[False])]
     gap = spacing(larger) if len(larger) > 1 else 0.0
@@ -120,7 +121,7 @@ def without(data: AuditData, mask: Tensor) -> AuditData:
     index = at if data.index is None else data.index[at]
     groups = None if data.groups is None else data.groups[at.numpy()]
     parts = {name: getattr(data, name) for name in ("members", "labels", "images", "features")}
-    parts = {name: None if value is None else value[at] for name, value in parts.items()}
+    parts = {name: None if value is None else rows_of(value, at) for name, value in parts.items()}
     return dataclasses.replace(data, shadows=shadows, targets=targets, index=index, groups=groups, **parts)
 
 

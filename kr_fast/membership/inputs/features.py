@@ -8,18 +8,19 @@ from torch import Tensor, nn
 from kr_fast.ensemble import ModelArray
 from kr_fast.ensemble.inference.preprocessing import Preprocessing
 from kr_fast.ensemble.inference.queries import as_queries
+from kr_fast.runtime.storage.image_rows import Images, batches
 
-BATCH = 1024
+BATCH = 1024  # at most, of small images
 
 
-def penultimate(array: ModelArray, images: Tensor) -> Tensor | None:
+def penultimate(array: ModelArray, images: Images) -> Tensor | None:
     """Features float32 ``[N, F]`` by the first model of the array, or None where it does not end in a linear layer.
 
     Args:
         images: uint8 ``[N, H, W, C]``.
     """
     prepared, query = Preprocessing(array.normalize, array.device), as_queries("none", *images.shape[1:3])[0]
-    parts = (prepared.batch(batch, query, len(batch), array.own_dtype) for batch in images.split(BATCH))
+    parts = (prepared.batch(batch, query, len(batch), array.own_dtype) for batch in batches(images, BATCH))
     return last_features(array.models[0], parts)
 
 

@@ -105,23 +105,24 @@ def _training(stage: str, whose: str, size: Size, batch: int) -> list[Need]:
 
 
 def _generating(stage: str, context: Context, size: Size, batch: int, images: int) -> list[Need]:
-    """Weights, gradients, AdamW's two moments and the moving averages; what a step saves; padded images."""
-    levels, averages = len(context.config.generator_widths), len(KEPT) if context.config.ema_lengths else 0
-    height, width, channels = context.data.image_shape
-    pixels = padded_size(height, levels) * padded_size(width, levels) * channels
-    return [
+    """Weights, gradients, AdamW's two moments and the moving averages; what a step saves; images on a GPU."""
+    averages = len(KEPT) if context.config.ema_lengths else 0
+    needs = [
         Need(stage, "weights, gradients and optimizer", "generator_widths", (5 + averages) * size.state),
         Need(stage, "the images of a step", "generator_batch_size", batch * size.saved),
-        Need(stage, "the training images as floats", "data", 4 * pixels * images),
     ]
+    if context.runtime.device.type != "cpu":
+        needs.append(Need(stage, "the training images", "data", math.prod(context.data.image_shape) * images))
+    return needs
 
 
 def _few_step(stage: str, context: Context, size: Size) -> list[Need]:
-    """As of a generator's training, on as many trajectories as are drawn at a time."""
-    c = context.config
-    batch, samples = c.generator_batch_size, few_step.DRAWN * c.generator_batch_size * (c.few_steps + 1)
-    *needs, floats = _generating(stage, context, size, batch, samples)
-    return [*needs, dataclasses.replace(floats, what="trajectories", option="generator_batch_size")]
+    """As of a generator's training, on as many trajectories of padded images as are drawn at a time."""
+    c, (height, width, channels) = context.config, context.data.image_shape
+    batch, levels = c.generator_batch_size, len(c.generator_widths)
+    pixels = padded_size(height, levels) * padded_size(width, levels) * channels
+    drawn = 4 * pixels * few_step.DRAWN * batch * (c.few_steps + 1)
+    return [*_generating(stage, context, size, batch, 0), Need(stage, "trajectories", "generator_batch_size", drawn)]
 
 
 def _distilling(stage: str, context: Context, size: Size, option: str) -> list[Need]:

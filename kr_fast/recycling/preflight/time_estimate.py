@@ -27,7 +27,7 @@ from kr_fast.recycling.stages.distillation.student_training import Schedule
 from kr_fast.recycling.stages.generation import checkpoints, generator, generator_attack, memorisation, tuning
 from kr_fast.recycling.stages.generation import few_step as few_steps
 from kr_fast.recycling.stages.generation.augmentation import condition
-from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
+from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler
 from kr_fast.recycling.stages.generation.sampling import Sampling, default_sampling, few_step_sampling, network_calls
 from kr_fast.recycling.stages.generation.search_space import costliest
 from kr_fast.synthesis import Sampler
@@ -309,8 +309,7 @@ def denoising(context: Context) -> Callable[[int], int]:
     network, precision = generator.for_training(context, network.to(device).train()), context.precision.generator
     optimizer = AdamW(network.parameters(), lr=1e-4, max_grad_norm=1.0, ema_decay=c.generator_ema)
     split = _split(context, min(len(context.data.train), 256))
-    images = padded(split.images, len(c.generator_widths)).to(device)
-    labels = split.labels.to(device)
+    images, labels = split.images.to(device), split.labels.to(device)
 
     def run(count: int) -> int:
         config = dataclasses.replace(c, generator_batch_size=count)

@@ -72,7 +72,7 @@ def run(context: Context) -> dict[str, Any]:
     if c.audit_control:
         model = control.train(context, context.runtime.device, "positive control")
     if c.audit_released:
-        released[RELEASED] = torch.from_numpy(np.load(context.folder.images))
+        released[RELEASED] = torch.from_numpy(np.load(context.folder.images, mmap_mode="c"))
     auxiliary = Auxiliary((further.images.cpu(), further.labels.cpu()) if len(further) else None, released)
     options = {"augment": c.audit_augment, "leave_out_duplicates": c.leave_out_duplicates}
     choices = Choices(**options, seed=seeds.derive(c.seed, "audit"))

@@ -3,12 +3,11 @@
 import dataclasses
 from typing import Any
 
-import torch
-
 from kr_fast.data import Split, shared_images
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages import duplicates
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.storage.image_rows import ImageRows
 
 SPLITS = ("train", "val", "test")
 TITLES = {"train": "training", "val": "validation", "test": "test"}
@@ -26,7 +25,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def population(context: Context) -> Split:
     """Validation images that are not among those under attack, which are the training and test images."""
-    val, pool = context.data.val, torch.cat([context.data.train.images, context.data.test.images])
+    val, pool = context.data.val, ImageRows(context.data.train.images, context.data.test.images)
     return val.rows(~shared_images(val.images, pool))
 
 

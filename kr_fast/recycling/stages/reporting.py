@@ -108,7 +108,7 @@ def command(context: Context) -> str:
 
 def arrays(context: Context) -> dict[str, Any]:
     """Images and curves for the report."""
-    images, labels = np.load(context.folder.images), np.load(context.folder.labels)
+    images, labels = np.load(context.folder.images, mmap_mode="r"), np.load(context.folder.labels)
     curves = {
         "teacher": context.result("teacher")["curves"],
         "generator": context.result("generator")["curves"],
@@ -127,7 +127,7 @@ def arrays(context: Context) -> dict[str, Any]:
     real = None
     if context.config.show_real_images:
         train = context.data.train
-        real = _grid(train.images.numpy(), train.labels.numpy(), context.data.num_classes)
+        real = _grid(train.images, train.labels.numpy(), context.data.num_classes)
     return {
         "real_grid": real,
         "synthetic_grid": _grid(images, labels, context.data.num_classes),
@@ -136,12 +136,12 @@ def arrays(context: Context) -> dict[str, Any]:
     }
 
 
-def _grid(images: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+def _grid(images: Any, labels: np.ndarray, classes: int) -> np.ndarray:
     """uint8 ``[K, n, H, W, C]``: the first images of each class; missing ones are black."""
     out = np.zeros((classes, EXAMPLES, *images.shape[1:]), dtype=np.uint8)
     for label in range(classes):
-        examples = images[labels == label][:EXAMPLES]
-        out[label, : len(examples)] = examples
+        examples = np.flatnonzero(labels == label)[:EXAMPLES]
+        out[label, : len(examples)] = images[examples]
     return out
 
 
@@ -184,8 +184,8 @@ def run(context: Context) -> dict[str, Any]:
         images = None
         if c.show_real_images:
             with np.load(context.folder.audit_arrays) as archive:
-                images = shadows.pool(context)[0].numpy()[archive["index"]]
-        released = {RELEASED: np.load(context.folder.images)} if c.audit_released else {}
+                images = shadows.pool(context)[0].rows(archive["index"])
+        released = {RELEASED: np.load(context.folder.images, mmap_mode="r")} if c.audit_released else {}
         figures = {"verdict": facts["verdict"], **facts["audit"], "details": details}
         write_pages(context.out, figures, images, c.show_records, released)
     return {"html": html.name, "markdown": markdown.name, "limits": limits(context)}

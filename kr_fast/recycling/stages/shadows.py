@@ -20,12 +20,13 @@ from kr_fast.recycling.stages import teacher
 from kr_fast.runtime import seeds
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.image_rows import ImageRows
 
 
-def pool(context: Context) -> tuple[Tensor, Tensor, Tensor]:
+def pool(context: Context) -> tuple[ImageRows, Tensor, Tensor]:
     """(images, labels, members) of the audit, on the CPU."""
     train, test = context.data.train, context.data.test
-    images, labels = torch.cat([train.images, test.images]).cpu(), torch.cat([train.labels, test.labels]).cpu()
+    images, labels = ImageRows(train.images, test.images), torch.cat([train.labels, test.labels])
     return images, labels, torch.arange(len(labels)) < len(train)
 
 

@@ -11,7 +11,7 @@ from kr_fast.models import unet
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.preflight.networks import make_generator
 from kr_fast.recycling.stages.generation import augmentation, generator
-from kr_fast.recycling.stages.generation.generator_loss import batch_loss, padded
+from kr_fast.recycling.stages.generation.generator_loss import batch_loss
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
@@ -70,7 +70,7 @@ def test_the_map_vanishes_for_an_image_as_it_is(optimized):
 
 def test_a_batch_does_not_depend_on_the_number_of_ranks(tmp_path):
     context = new_context(tmp_path, **AUGMENTED, generator_classes="balanced")
-    images, labels = padded(context.data.train.images, 2), context.data.train.labels
+    images, labels = context.data.train.images, context.data.train.labels
     model = network()
     augmentation.condition(model, context.config)
     torch.nn.init.normal_(model.class_embedding.augmentation.weight)
@@ -129,7 +129,7 @@ def test_training_goes_on_where_it_was_and_leaves_a_plain_network(tmp_path):
 def test_dropout_is_a_function_of_seed_step_and_rank(tmp_path):
     """Optimized as not, where masks lie in the same layout; in training alone; torch's own generator is put back."""
     context = new_context(tmp_path, generator_dropout=0.5, generator_widths=(16, 16))
-    images, labels = padded(context.data.train.images, 2), context.data.train.labels
+    images, labels = context.data.train.images, context.data.train.labels
     share = torch.arange(0, context.config.generator_batch_size, 2)
 
     def losses(model, *calls):

@@ -15,6 +15,7 @@ from kr_fast.metrics import Evaluation, evaluate, kernel_distance, set_figures
 from kr_fast.metrics.generated import LEAST
 from kr_fast.recycling.context import Context
 from kr_fast.runtime import seeds
+from kr_fast.runtime.storage.image_rows import ImageRows, Images, batches, rows_of
 
 MOST = 10_000  # images of a side in the figures of synthetic images
 MOST_GROUPS = 20  # of which figures are told
@@ -83,7 +84,7 @@ def _by_group(logits: Tensor, test: Split, options: dict[str, Any]) -> list[dict
 def _without_duplicates(context: Context) -> Tensor | None:
     """bool ``[N]``: the test images without a near-duplicate in the other splits; None if these are all or none."""
     data = context.data
-    pool = torch.cat([data.train.images, data.val.images, data.test.images])
+    pool = ImageRows(data.train.images, data.val.images, data.test.images)
     outside = torch.zeros(len(pool), dtype=torch.bool)
     outside[-len(data.test) :] = True
     apart = ~duplicates_across(pool, ~outside).near[outside]
@@ -92,7 +93,8 @@ def _without_duplicates(context: Context) -> Tensor | None:
 
 def synthetic(context: Context, teacher_model: nn.Module) -> dict[str, Any] | None:
     """:func:`compare` the synthetic images of the last period with real ones."""
-    images, labels = (torch.from_numpy(np.load(path)) for path in (context.folder.images, context.folder.labels))
+    paths = (context.folder.images, context.folder.labels)
+    images, labels = (torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths)
     return compare(context, teacher_model, Split(images, labels))
 
 
@@ -119,7 +121,7 @@ def compare(context: Context, teacher_model: nn.Module, generated: Split) -> dic
     for name, side in sides.items():
         size = min(len(side), MOST) if name == "test" else count
         chosen = torch.randperm(len(side), generator=seeds.generator(seed, "features", name))[:size]
-        if (read := features_of(context, teacher_model, side.images[chosen])) is None:
+        if (read := features_of(context, teacher_model, rows_of(side.images, chosen))) is None:
             return None
         features[name], labels[name] = read, side.labels[chosen]
     rows = {}
@@ -133,9 +135,9 @@ def compare(context: Context, teacher_model: nn.Module, generated: Split) -> dic
     return {**facts, **rows["synthetic"], "real": rows["real"], "classes": classes}
 
 
-def features_of(context: Context, teacher_model: nn.Module, images: Tensor) -> Tensor | None:
+def features_of(context: Context, teacher_model: nn.Module, images: Images) -> Tensor | None:
     """Features of uint8 images by the Teacher; None where it does not end in a linear layer."""
-    return last_features(teacher_model, (to_float(part.to(context.runtime.device)) for part in images.split(BATCH)))
+    return last_features(teacher_model, (to_float(part.to(context.runtime.device)) for part in batches(images, BATCH)))
 
 
 def _of_class(features: dict[str, Tensor], labels: dict[str, Tensor], index: int, seed: int) -> dict[str, Any]:

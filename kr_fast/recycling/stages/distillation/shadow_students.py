@@ -73,7 +73,7 @@ class Job:
         if not checkpoint.exists():
             generator.train(
                 context,
-                Split(images[members], labels[members]),
+                Split(images, labels).rows(members),
                 [step],
                 lambda _: checkpoint,
                 seed=seed,

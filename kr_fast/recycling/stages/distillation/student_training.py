@@ -23,6 +23,7 @@ from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages.distillation.mixing import Mixture, draw_mixtures
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.storage.image_rows import batches
 from kr_fast.training.precision import autocast
 
 HARD = {"soft_weight": 0.0, "hard_weight": 1.0}  # the cross-entropy with one class
@@ -194,5 +195,6 @@ def confident(teacher_model: nn.Module, images: Tensor, labels: Tensor, threshol
     """bool ``[N]``: the Teacher gives the image's label at least this probability; others get weight 0."""
     if threshold == 0:
         return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-    parts = [answer("run", "teacher", teacher_model, to_float(part)).float().softmax(1) for part in images.split(1024)]
+    asked = (answer("run", "teacher", teacher_model, to_float(part)) for part in batches(images, 1024))
+    parts = [logits.float().softmax(1) for logits in asked]
     return torch.cat(parts).gather(1, labels[:, None])[:, 0] >= threshold

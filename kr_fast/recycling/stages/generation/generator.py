@@ -19,7 +19,7 @@ from kr_fast.models import unet
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages.generation.augmentation import condition, plain_state
-from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler, padded
+from kr_fast.recycling.stages.generation.generator_loss import batch_loss, make_scheduler
 from kr_fast.recycling.stages.generation.posthoc_ema import Average, PosthocEMA
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
@@ -137,8 +137,7 @@ def train(
             if posthoc is not None:
                 posthoc.load_state_dict(state["posthoc"])
             first, losses, window = state["step"], state["losses"], state["window"].to(runtime.device)
-    images = padded(split.images, len(c.generator_widths)).to(runtime.device)
-    labels, last = split.labels.to(runtime.device), saved_steps[-1]
+    images, labels, last = split.images.to(runtime.device), split.labels.to(runtime.device), saved_steps[-1]
     network.train()
     start, done, measured = time.perf_counter(), first, 0.0
     ended = after is not None and first in saved_steps and after(first)
@@ -243,7 +242,7 @@ def validation_loss(context: Context, path: Path) -> float:
     """Mean loss of the checkpoint in ``path`` on validation images, with the same noise at each call."""
     val, device = context.data.val, context.runtime.device
     network, _, _ = load(path, device)
-    images, labels = padded(val.images, len(context.config.generator_widths)).to(device), val.labels.to(device)
+    images, labels = val.images.to(device), val.labels.to(device)
     share, seed = torch.arange(context.config.generator_batch_size), seeds.derive(context.config.seed, "validation")
     losses = [batch_loss(context, network, images, labels, batch, seed, share) for batch in range(VALIDATION)]
     return float(torch.stack(losses).mean())

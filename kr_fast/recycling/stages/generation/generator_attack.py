@@ -8,6 +8,7 @@ Attacked is the checkpoint of many steps, also where images are drawn from one o
 it alone, so it can leak no more, and it takes noise off at its own few levels only.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ def errors_of(context: Context, checkpoint: Path, description: str | None = None
     at, (images, labels, _) = attacked(context), shadows.pool(context)
     return denoising_errors(
         network,
-        padded(images[at], len(context.config.generator_widths)),
+        images.rows(at),
         labels[at],
+        prepare=functools.partial(padded, levels=len(context.config.generator_widths)),
         objective=objective,
         alphas_cumprod=None if objective == "flow" else scheduler.alphas_cumprod,
         seed=seeds.derive(context.config.seed, "denoising noise"),
@@ -101,7 +103,7 @@ def run(context: Context, index: Tensor) -> tuple[dict[str, Any], dict[str, np.n
             figures, calibration = {"calibration": "early checkpoint", "early": step}, {"early": arrays["early"]}
         else:
             figures = {"calibration": "image"}
-        calibration |= {"images": images[at], "seed": seeds.derive(c.seed, "generator attack")}
+        calibration |= {"images": images.rows(at), "seed": seeds.derive(c.seed, "generator attack")}
     arrays["scores"] = scores = denoising_attack(errors, **calibration)
     sliced = {"shadows": 2, "early": 1}  # axis of the levels
     by_level = []

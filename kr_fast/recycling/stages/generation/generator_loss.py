@@ -18,6 +18,7 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages.generation.augmentation import augmented, batch_index
 from kr_fast.runtime import seeds
+from kr_fast.runtime.storage.image_rows import Images
 
 
 def make_scheduler(objective: str, solver: str = "euler") -> Any:
@@ -53,9 +54,12 @@ def padded(images: Tensor, levels: int) -> Tensor:
 
 
 def batch_loss(
-    context: Context, network: Any, images: Tensor, labels: Tensor, step: int, seed: int, share: Tensor
+    context: Context, network: Any, images: Images, labels: Tensor, step: int, seed: int, share: Tensor
 ) -> Tensor:
-    """The loss of this rank's share of a batch, a function of (seed, step) on any number of ranks but for dropout."""
+    """The loss of this rank's share of a batch, a function of (seed, step) on any number of ranks but for dropout.
+
+    ``images``: uint8 ``[N, H, W, C]``; the batch alone becomes floats.
+    """
     c = context.config
     generator = seeds.generator(seed, "generator", step)
     count = c.generator_batch_size
@@ -64,7 +68,8 @@ def batch_loss(
     dropped = torch.rand(count, generator=generator) < c.label_dropout
     mirrored = torch.rand(count, generator=generator) < 0.5
     index, level, dropped, mirrored = (v[share].to(images.device) for v in (index, level, dropped, mirrored))
-    x, y = images[index], labels[index].masked_fill(dropped, context.data.num_classes)
+    x = padded(images[index], len(c.generator_widths))
+    y = labels[index].masked_fill(dropped, context.data.num_classes)
     if c.generator_flip:
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     x = augmented(network, c, x, share, generator)

@@ -20,13 +20,14 @@ from kr_fast.recycling.stages.generation.sampling import default_sampling
 from kr_fast.runtime import seeds
 from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.image_rows import ImageRows, Images, rows_of
 
 IMAGES = 256  # that are drawn of a checkpoint: their time is that of a few training steps
 PERMUTATIONS = 200
 QUANTILE = 1.959964  # of the normal distribution, for intervals of 95 %
 
 
-def nearer(synthetic: Tensor, train: Tensor, held_out: Tensor, seed: int) -> dict[str, Any]:
+def nearer(synthetic: Tensor, train: Images, held_out: Images, seed: int) -> dict[str, Any]:
     """How many of ``synthetic`` are nearer to training than to held-out images, of which equally many are compared.
 
     Of ``N`` training images, ``M <= N`` held-out ones and ``k`` training images that are nearer to an image than any
@@ -41,22 +42,22 @@ def nearer(synthetic: Tensor, train: Tensor, held_out: Tensor, seed: int) -> dic
     """
     random = seeds.generator(seed, "memorisation")
     count, total = min(len(train), len(held_out)), len(train) + min(len(train), len(held_out))
-    held_out = held_out[torch.randperm(len(held_out), generator=random)[:count]]
+    held_out = rows_of(held_out, torch.randperm(len(held_out), generator=random)[:count])
     shuffled = torch.randperm(total, generator=random)  # so that equal distances are ordered by chance
-    others = Rows(torch.cat([train, held_out])[shuffled])
-    blocks = [part.squared_distances(others).double() for _, part in Rows(synthetic).blocks(total)]
-    distances, missed = torch.cat(blocks), _none_among(len(train), count)
-    closer = distances.argsort(dim=1, stable=True).argsort(1)  # how many of all images are nearer than each
-
-    def share(columns: Tensor) -> float:
-        return float((1 - missed[closer[:, columns].min(1).values]).mean())
-
+    others = Rows(ImageRows(train, held_out).rows(shuffled))
     of_held_out, of_train = ((shuffled >= len(train)) == side for side in (True, False))
-    value = share(of_held_out.nonzero()[:, 0])
-    by_chance = [share(torch.randperm(total, generator=random)[:count]) for _ in range(PERMUTATIONS)]
-    reach = QUANTILE * float(torch.tensor(by_chance, dtype=torch.float64).std())
+    columns = [of_held_out.nonzero()[:, 0]]
+    columns += [torch.randperm(total, generator=random)[:count] for _ in range(PERMUTATIONS)]
     some = of_train.nonzero()[:count, 0]  # by chance, as they were shuffled
-    medians = [float(distances[:, of].min(1).values.median().sqrt()) for of in (some, of_held_out)]
+    missed, shares, nearest = _none_among(len(train), count), [], []
+    for _, part in Rows(synthetic).blocks(total):
+        distances = part.squared_distances(others).double()
+        closer = distances.argsort(dim=1, stable=True).argsort(1)  # how many of all images are nearer than each
+        shares.append(torch.stack([1 - missed[closer[:, each].min(1).values] for each in columns]))
+        nearest.append(torch.stack([distances[:, each].min(1).values for each in (some, of_held_out)]))
+    value, *by_chance = torch.cat(shares, 1).mean(1).tolist()
+    reach = QUANTILE * float(torch.tensor(by_chance, dtype=torch.float64).std())
+    medians = torch.cat(nearest, 1).median(1).values.sqrt().tolist()
     return {
         "share": value,
         "interval": [max(0.0, value - reach), min(1.0, value + reach)],
