@@ -112,7 +112,7 @@ def _seconds(work: Work, count: int, device: str) -> float:
     start = time.perf_counter()
     for _ in range(count):
         work.run()
-    if device == "cuda":
+    if device == "cuda":  # needs a GPU
         torch.cuda.synchronize()
     return time.perf_counter() - start
 

@@ -72,7 +72,7 @@ def _run(case: Case, provider: str, repeats: int) -> dict[str, Any]:
     def plain() -> None:
         for part in batches:
             make(part, plan.labels(part))
-        if case.device == "cuda":
+        if case.device == "cuda":  # needs a GPU
             torch.cuda.synchronize()
 
     result = {"psnr": float(10 * torch.log10(255**2 / error)) if error > 0 else None, **_time(plain, case, repeats)}
@@ -80,7 +80,7 @@ def _run(case: Case, provider: str, repeats: int) -> dict[str, Any]:
     result["share_of_matrix_peak"] = result["evaluations_per_second"] * flops / _matrix_peak(case, provider)
     if case.format is not None:
         result["sink"] = _time(lambda: save(batches, plan), case, repeats)
-    if case.device == "cuda":
+    if case.device == "cuda":  # needs a GPU
         result["peak_bytes"] = torch.cuda.max_memory_allocated()
     else:
         result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -119,14 +119,14 @@ def _provider(case: Case, provider: str, network: Any) -> tuple[Callable, Callab
     if provider == "kr_fast":
         from kr_fast.synthesis.optimized.optimize import optimize
 
-        if case.device == "cuda":
+        if case.device == "cuda":  # needs a GPU
             network = network.to(torch.bfloat16)
         optimize(network)
         sampler = _sampler(case, network)
         return sampler, lambda batches, plan: _synthesize(case, sampler, plan)
     if provider != "documented":
         network = network.to(memory_format=torch.channels_last)
-        if case.device == "cuda":
+        if case.device == "cuda":  # needs a GPU
             network = network.to(torch.bfloat16)
     call = torch.compile(network, mode="max-autotune") if provider == "compile" else network
     loop = _Loop(case, network, call)
@@ -212,7 +212,7 @@ def _matrix_peak(case: Case, provider: str) -> float:
     for _ in range(5):
         start = time.perf_counter()
         a @ a
-        if case.device == "cuda":
+        if case.device == "cuda":  # needs a GPU
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best

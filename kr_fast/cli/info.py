@@ -86,7 +86,7 @@ def _machine() -> dict[str, Any]:
     from kr_fast.recycling.presets import preset
 
     gpus = []
-    for index in range(torch.cuda.device_count()):
+    for index in range(torch.cuda.device_count()):  # needs a GPU
         found = torch.cuda.get_device_properties(index)
         gpus.append(f"{found.name}, {found.total_memory >> 20} MiB, compute capability {found.major}.{found.minor}")
     return {

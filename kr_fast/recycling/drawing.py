@@ -214,5 +214,5 @@ class _Parts:
         with self.drawing.clock.drawing(left):
             for index, (ids, labels) in self.waiting:
                 self.images[index] = self.drawing.sampler(ids, labels)
-            if self.drawing.sampler.device.type == "cuda":
+            if self.drawing.sampler.device.type == "cuda":  # needs a GPU
                 torch.cuda.synchronize(self.drawing.sampler.device)

@@ -10,7 +10,7 @@ WARMUPS = 2  # calls before a capture, in which libraries choose algorithms, com
 
 def capture(
     run: Callable[[], Any], *, prepare: Callable[[], Any] | None = None, pool: Any = None, compact: bool = False
-) -> torch.cuda.CUDAGraph:
+) -> torch.cuda.CUDAGraph:  # needs a GPU
     """``run`` as a graph of the current device; warmed up on another stream, as a capture demands.
 
     Args:

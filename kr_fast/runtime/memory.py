@@ -18,7 +18,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGEST_KEPT = -1, -3, 32 << 20
 def free_memory(device: torch.device | str = "cpu") -> int:
     """Bytes that can still be allocated on ``device``: on a CPU no more than a container or batch system allows."""
     device = torch.device(device)
-    if device.type == "cuda":
+    if device.type == "cuda":  # needs a GPU
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError):

@@ -67,7 +67,7 @@ class GraphTrajectory(Trajectory):
         solver_step_at(state.table, state.step, *rings, cond, uncond_output=uncond, **options)
         state.step.add_(1)
 
-    def _capture(self, state: "_State", looked_up: bool) -> None:
+    def _capture(self, state: "_State", looked_up: bool) -> None:  # needs a GPU
         self.graphs, self._captured_for = {}, (looked_up, self.network.identity())
         pool = torch.cuda.graph_pool_handle()
         try:

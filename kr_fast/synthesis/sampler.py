@@ -125,7 +125,7 @@ class Sampler:
         )
         if self.table is None:
             self.trajectory = OwnTrajectory(self.network, settings, self._runner)
-        elif self.device.type == "cuda":
+        elif self.device.type == "cuda":  # needs a GPU
             self.trajectory = GraphTrajectory(self.network, settings, self.table, micro_batch)
         else:
             self.trajectory = TableTrajectory(self.network, settings, self.table)

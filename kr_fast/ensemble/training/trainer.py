@@ -172,7 +172,7 @@ class GroupTrainer:
         """All steps of an epoch, whose tables are here. Raises: UserError naming a model whose loss is not finite."""
         if self.run is None:
             self.run = self.step
-            if self.device.type == "cuda":
+            if self.device.type == "cuda":  # needs a GPU
                 with torch.cuda.device(self.device):
                     self.run = self.captured()
         for _ in range(max(self.schedules.steps)):

@@ -251,7 +251,7 @@ def _timed(run: Callable[[int], Any], count: int) -> float:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # needs a GPU
         torch.cuda.synchronize()
 
 

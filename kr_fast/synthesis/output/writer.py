@@ -20,7 +20,7 @@ class _Stopped(Exception):
 class _Slot:
     """Page-locked memory for one batch on its way from a GPU, and the event that says that it has arrived."""
 
-    def __init__(self, like: Tensor, rows: int):
+    def __init__(self, like: Tensor, rows: int):  # needs a GPU
         self.images = torch.empty((rows, *like.shape[1:]), dtype=torch.uint8, pin_memory=True)
         self.arrived = torch.cuda.Event()
 
