@@ -117,7 +117,7 @@ def table(metrics: dict) -> str:
                 rows.append([f"canaries of the {name.capitalize()}", f"LiRA online AUC {run_audit.auc(row)}"])
         for name, title in ((run_audit.CONTROL, "positive control"), (run_audit.RELEASED, "released images")):
             for attack in audit.get(name, {}):
-                if name == run_audit.RELEASED or attack == "lira":
+                if name == run_audit.RELEASED or attack == audit["setting"]["targets"][name]["primary"]:
                     words = audit["setting"]["attacks"][attack]["title"]
                     rows.append([title, f"{words} AUC {run_audit.auc(audit[name][attack])}"])
         if calibrated := audit.get("released_calibrated"):

@@ -234,5 +234,19 @@ def of_control(audit: Audit) -> str:
         f"{title(audit, attack)} {number(rows[attack]['auc'])} {interval(rows[attack]['auc_ci'])}"
         for attack in control["by"]
     )
-    only = "" if control["by_primary"] else ", but not by the attack named beforehand"
+    only = "" if control["by_primary"] else ", but not by the attack named beforehand for it"
     return f"{start} is found{only} (AUC by {by})."
+
+
+def of_planted(audit: Audit, labels: Mapping[str, str] | None = None) -> list[str]:
+    """How small a leak the attack named beforehand would have found, by each set of shadows."""
+    sentences = []
+    for name, row in (audit["setting"].get("least_leak") or {}).items():
+        size = f"such leaks from AUC {number(row['auc'], 2)} on" if row["auc"] else "no such leak"
+        sentences.append(
+            "Leaks of known size were planted into the answers of the models "
+            f"{maker(audit, name, labels)}, for members drawn by chance: with probability {row['power']:g} "
+            f"{title(audit, row['attack'])} finds {size} (the AUC of an attacker who knows how each record is answered "
+            "with and without it)."
+        )
+    return sentences

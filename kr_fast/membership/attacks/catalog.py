@@ -333,6 +333,16 @@ def _settings() -> Iterator[Attack]:
 
 
 CATALOG = {attack.name: attack for attack in _settings()}
+
+
+def offline_form(name: str) -> str:
+    """The attack that does as ``name`` with shadows without the example alone; itself where there is none."""
+    attack = CATALOG[name]
+    changed = {**attack.parameters, "variant": "offline"}
+    forms = (each.name for each in CATALOG.values() if each.function is attack.function and each.parameters == changed)
+    return next(forms, name) if attack.online else name
+
+
 # What is run unless something else is asked for: one of each idea that needs no training of its own.
 DEFAULT = ("lira", "lira_offline", "rmia", "base", "attack_r", "loss", "modified_entropy", "nearest_synthetic")
 DEFAULT += ("generated_density",)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kr_fast.membership.attacks.catalog import CATALOG, sides
+from kr_fast.membership.attacks.catalog import CATALOG, Attack, offline_form, sides
 from kr_fast.membership.inputs.copies import images_on_both_sides, population_under_attack, shadow_but_for_rounding
 from kr_fast.membership.inputs.data import EQUAL, AuditData
 from kr_fast.membership.statistics.auc_intervals import chance_range
@@ -48,11 +48,13 @@ def few_examples(members: int, non_members: int, level: float = 0.95) -> list[st
 
 
 def of_control(data: AuditData, figures: Mapping) -> dict[str, Any] | None:
-    """Whether the attacks find the positive control; the errors of all of them are shared out."""
+    """Whether the attacks find the positive control: the one named beforehand for it, and the others, whose errors are
+    shared out."""
     for name, target in data.targets.items():
         if target.control:
-            finders = [a for a, each in figures[name].items() if each["auc_ci_corrected"][0] > 0.5]
             primary = next(a for a, each in figures[name].items() if each["role"] == "primary")
+            ends = {a: each["auc_ci" if a == primary else "auc_ci_corrected"] for a, each in figures[name].items()}
+            finders = [attack for attack, pair in ends.items() if pair[0] > 0.5]
             return {"name": name, "found": bool(finders), "by": finders, "by_primary": primary in finders}
     return None
 
@@ -108,7 +110,8 @@ def warnings_of(
         warnings.append("no attack finds the positive control, an overfitted model: this audit has no power")
     elif control is not None and not control["by_primary"]:
         words = ", ".join(CATALOG[attack].title for attack in control["by"])
-        warnings.append(f"the primary attack does not find the positive control, only {words} does")
+        named = CATALOG[facts[control["name"]]["primary"]]
+        warnings.append(f"{named.title} does not find the positive control, only {words} does{_hint(named)}")
     elif control is None and attacked:
         first = figures[attacked[0]]
         if all(each["auc_ci_corrected"][0] <= 0.5 for each in first.values()):
@@ -117,6 +120,11 @@ def warnings_of(
                 "is not known"
             )
     return tuple(warnings)
+
+
+def _hint(named: Attack) -> str:
+    """What to do where an attack is misled by a control that is not made as the shadows were."""
+    return f": name {offline_form(named.name)} too, which it does not mislead" if named.online else ""
 
 
 def notes_of(data: AuditData, random_members: bool) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kr_fast.membership.attacks.by_group import by_group, group_risk
 from kr_fast.membership.attacks.catalog import CATALOG, auto_variance, sides
 from kr_fast.membership.attacks.negative_controls import negative_controls
+from kr_fast.membership.attacks.planted import least_leaks
 from kr_fast.membership.attacks.released_tests import ReleasedTests, compare_released
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.audit.figures import exposed, of_attack
@@ -19,7 +20,7 @@ from kr_fast.membership.audit.files import write
 from kr_fast.membership.audit.notes import called, notes_of, of_control, warnings_of
 from kr_fast.membership.audit.recipe import of_target, recipes
 from kr_fast.membership.audit.record_table import RecordTable, record_tables
-from kr_fast.membership.audit.scores import choose, leave_one_out, scores_of
+from kr_fast.membership.audit.scores import choose, leave_one_out, named_for, scores_of
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals
 from kr_fast.membership.inputs.duplicates import apart, warnings_of_duplicates
 from kr_fast.membership.statistics.auc_intervals import delong_variances, t_interval
@@ -237,9 +238,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         fail("audit", "attacks", "give at least one figure", why or "nothing")
     scores = scores_of(data, chosen)
     curves = {n: {a: roc(value, data.members) for a, value in each.items()} for n, each in scores.items()}
-    facts = {
-        name: _facts(data, name, primary if primary in each else next(iter(each))) for name, each in scores.items()
-    }
+    facts = {name: _facts(data, name, named_for(data, name, primary, each)) for name, each in scores.items()}
     figures = _figures(data, choices, scores, curves, lone, facts)
     enough = {name: each for name, each in lone.items() if asked or len(data.shadows[name].keep) >= LEAST_SHADOWS}
     groups = None if data.groups is None else Groups.of(data.groups)
@@ -271,6 +270,7 @@ def audit_signals(data: AuditData, choices: Choices = Choices()) -> AuditReport:
         "targets": facts,
         "shadow_sets": {name: _shadow_facts(each) for name, each in data.shadows.items()},
         "control": control,
+        "least_leak": least_leaks(data, facts, {attack.name: attack for attack in chosen}, level, seed),
         "negative_controls": negative,
         "duplicates": duplicates,
         "attacks": {a.name: {"title": a.title, "assumes": a.assumes} for a in chosen},

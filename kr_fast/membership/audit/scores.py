@@ -1,10 +1,11 @@
 """Which attacks an audit can run, and the scores that they give: of targets, and of shadows left out in turn."""
 
 import dataclasses
+from collections.abc import Collection
 
 from torch import Tensor
 
-from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT, Attack, Subject, refuse
+from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT, Attack, Subject, offline_form, refuse
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.inputs.data import AuditData
 from kr_fast.membership.statistics.balanced import partners
@@ -29,6 +30,18 @@ def choose(data: AuditData, choices: Choices) -> tuple[list[Attack], dict[str, s
     if not chosen:
         fail("audit", "attacks", "hold at least one name", list(choices.attacks or ()))
     return chosen, skipped
+
+
+def named_for(data: AuditData, name: str, primary: str, run: Collection[str]) -> str:
+    """The attack that is named beforehand for a target or released set, among those that are run on it.
+
+    For the positive control it is the offline form, where that is run. An overfitted model is not made as the shadows
+    were: it is surer of every record than they are, and to an attack that expects of members what shadows answer that
+    held the record, this says nothing of members. What is not expected of any shadow without the record still does.
+    """
+    target = data.targets.get(name)
+    asked = offline_form(primary) if target is not None and target.control else primary
+    return next(attack for attack in (asked, primary, *run) if attack in run)
 
 
 def missing_of(attack: Attack, data: AuditData) -> str | None:

@@ -53,6 +53,11 @@ def _records(audit: Audit, name: str) -> float | None:
     return facts["found"] if facts and facts["tested"] else None  # of none that was tested none could be found
 
 
+def _least_leak(audit: Audit, name: str) -> float | None:
+    row = (audit["setting"].get("least_leak") or {}).get(own_set(audit, name))
+    return None if row is None else row["auc"]
+
+
 def _nearer(audit: Audit, name: str) -> float | None:
     row = (audit.get("released_tests") or {}).get(name)
     return None if row is None else 1 - row["p"]
@@ -105,13 +110,14 @@ SHORT: dict[str, tuple[str, str | Callable[[Audit, str], float | None]]] = {
     "records": ("single records found", _records),
     "largest_advantage": ("advantage of the most exposed record", "records.{set}.largest_advantage"),
     "nearer": ("of released images: 1 - p, corrected, of the tests that they are nearer to members", _nearer),
+    "least_leak": ("AUC of the least planted leak that the attack named beforehand finds", _least_leak),
     "shadows_missing": (f"how many of {FEW_SHADOWS} own shadows on a side of a record are missing", _shadows_missing),
 }
 # Short paths that are of no target.
 OF_AUDIT = {
     "negative_controls_failed": ("negative controls that did not pass", _controls_failed),
     "positive_controls_missed": (
-        "positive controls that the attack named beforehand does not detect",
+        "positive controls that the attack named beforehand for them does not detect",
         _controls_missed,
     ),
 }
@@ -148,6 +154,7 @@ AUDIT = (
     "setting.targets.{target}.{accuracy,images,training_size}",
     "setting.shadow_sets.{set}.{models,on_the_smaller_side,examples_in_every_shadow,examples_in_no_shadow,population}",
     "setting.shadow_sets.{set}.training_size",
+    "setting.least_leak.{set}.{auc,power,draws}",
     "setting.duplicates.{exact.members,exact.non_members,near.members,near.non_members,threshold,spacing}",
     f"setting.negative_controls.blind.{{auc,{PAIR}}}",
     f"setting.negative_controls.targets.{{target}}.{{members,non_members}}.{{auc,{PAIR}}}",

@@ -17,6 +17,8 @@ from kr_fast.report.sentences import (
 )
 from kr_fast.report.tables import interval, number
 
+LEAST_LEAK = 0.65  # AUC of a planted leak that has to be found
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -66,6 +68,8 @@ def default_rules(
             yield from _of_recipe(audit, limits, name)
             yield _of_records(audit, limits, name)
             yield _of_shadows(audit, values, name, (bounds or {}).get(name))
+            if limits.controls:
+                yield from _of_planted(audit, values, name)
         if audit.get("by_group"):
             yield from _by_group(audit, limits, name)
 
@@ -252,6 +256,26 @@ def _of_shadows(audit: Audit, values: Mapping[str, float], name: str, bound: str
     return Rule(path, 0, value, True, f"A record has {side} shadows on a side, made as {label} was.")
 
 
+def _of_planted(audit: Audit, values: Mapping[str, float], name: str) -> Iterator[Rule]:
+    """Whether a leak would have been seen: the least one, planted into the shadows' answers, that is found."""
+    row, path = (audit["setting"].get("least_leak") or {}).get(own_set(audit, name)), f"{name}.least_leak"
+    if row is None:
+        return
+    of, limit = f"leaks that were planted into the answers of models {maker(audit, own_set(audit, name))}", LEAST_LEAK
+    value, attack = values.get(path), title(audit, row["attack"])
+    if value is None:
+        words = f"Of {of}, {attack} finds none with probability {row['power']:g}: more models or records do."
+        yield Rule(path, limit, None, None, words)
+        return
+    kept, only = value <= limit, "" if value <= limit else "only "
+    rest = "" if kept else ": more models, or more records, show smaller ones"
+    words = (
+        f"Of {of}, {attack} finds {only}those from AUC {number(value, 2)} on with probability {row['power']:g}, limit "
+        f"{limit:g}{rest}."
+    )
+    yield Rule(path, limit, value, kept, words)
+
+
 def _negative_controls(audit: Audit, values: Mapping[str, float]) -> Rule:
     path = "negative_controls_failed"
     value = values.get(path)
@@ -277,9 +301,13 @@ def _positive_control(audit: Audit, values: Mapping[str, float]) -> Rule:
     if value is None:
         words = "There was no positive control: whether these attacks have power is not known."
         return Rule(path, 0, None, None, words)
+    named = audit["setting"]["targets"][control["name"]]["primary"]
     if not value:
-        words = "The positive control, an overfitted model, is detected by the attack named beforehand."
+        row = audit[control["name"]][named]
+        text = f"{title(audit, named)} (AUC {number(row['auc'])} {interval(row['auc_ci'])})"
+        words = f"The positive control, an overfitted model, is detected by {text}, named beforehand for it."
         return Rule(path, 0, value, True, words)
     by = f"only by {', '.join(title(audit, each) for each in control['by'])}" if control["by"] else "by no attack"
-    words = f"The positive control, an overfitted model, is detected {by}: the attack named beforehand lacks power."
+    missed = f"{title(audit, named)}, named beforehand for it, misses it"
+    words = f"The positive control, an overfitted model, is detected {by}: {missed}."
     return Rule(path, 0, value, False, words)

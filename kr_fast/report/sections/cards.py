@@ -178,7 +178,7 @@ def _controls(source: Source) -> Card:
     else:
         path = (control["name"], _facts(audit, control["name"])["primary"])
         auc = f"AUC {cite(*path, 'auc')} {cite.pair(*path, 'auc_ci')}"
-        only = "" if control["by_primary"] else ", but not by the attack named beforehand"
+        only = "" if control["by_primary"] else ", but not by the attack named beforehand for it"
         lines.append(f"An overfitted model is found{only} ({auc}).")
         states.append("good" if control["by_primary"] else "unknown")
     rows = audit_tables.negative_rows(audit, source.labels)

@@ -8,12 +8,13 @@ from kr_fast.report.render import Block
 
 
 def blocks(audit: Mapping[str, Any], labels: Mapping[str, str] | None) -> Iterator[Block]:
-    """The positive control in words, the negative ones as a table."""
+    """The positive controls in words, the negative ones as a table."""
     yield "heading", "Controls"
     if audit["setting"]["control"] is not None:
         yield "text", sentences.of_control(audit)
     elif not audit.get("canaries"):
         yield "text", "There was no positive control: whether these attacks have power is not shown."
+    yield from (("text", words) for words in sentences.of_planted(audit, labels))
     if rows := audit_tables.negative_controls(audit, labels):
         yield "text", "Attacks that must not succeed. Where one does, the two sides differ without any leakage."
         yield "table", rows

@@ -29,14 +29,16 @@ def plain():
     half = {"auc": 0.5, "passed": True}
     setting = {
         "level": 0.95,
-        "targets": {"target": facts, "control": {**facts, "control": True}},
+        "targets": {"target": facts, "control": {**facts, "control": True, "primary": "loss"}},
         "shadow_sets": {"shadows": {"on_the_smaller_side": 8}},
-        "control": {"name": "control", "found": True, "by": ["lira"], "by_primary": True},
+        "control": {"name": "control", "found": True, "by": ["loss"], "by_primary": True},
+        "least_leak": {"shadows": {"attack": "lira", "draws": 20, "power": 0.8, "auc": 0.6}},
         "negative_controls": {"blind": half, "targets": {"target": {"members": half, "non_members": None}}},
         "attacks": {"lira": {"title": "LiRA"}, "loss": {"title": "loss"}},
     }
     return {
         "target": {"lira": attack(INSIDE), "loss": attack(INSIDE, "exploratory")},
+        "control": {"lira": attack(INSIDE), "loss": attack(SHOWN)},
         "leave_one_out": {"shadows": {"lira": recipe(INSIDE), "loss": recipe(INSIDE, "exploratory")}},
         "records": {"shadows": {**records, "least_advantage": 0.7}},
         "setting": setting,
@@ -55,8 +57,9 @@ def put(path, value):
 
 
 FAILED, RECORDS, CONTROL = "setting/negative_controls/blind/passed", "records/shadows", "setting/control"
+LEAST = "setting/least_leak/shadows/auc"
 CASES = {
-    "nothing leaks": ("setting/level", 0.95, "share", "detected by the attack named beforehand"),
+    "nothing leaks": ("setting/level", 0.95, "share", "detected by loss (AUC 0.590 [0.560, 0.620]), named"),
     "leak of the model": ("target/lira", attack(SHOWN), "do not share", "LiRA on the model tells members"),
     "leak by another attack": ("target/loss", attack(SHOWN, "exploratory"), "do not share", "Other attacks on the"),
     "leak of the recipe": ("leave_one_out/shadows/lira", recipe(SHOWN), "do not share", "averaged over 16 models"),
@@ -70,7 +73,9 @@ CASES = {
     "records untested": (f"{RECORDS}/tested", 0, "not decided", "none has 4 shadows on each side"),
     "negative control": (FAILED, False, "not decided", "A negative control failed: an attack that sees no model"),
     "no positive control": (CONTROL, None, "not decided", "There was no positive control"),
-    "missed": (f"{CONTROL}/by_primary", False, "not decided", "is detected only by LiRA: the attack named before"),
+    "missed": (f"{CONTROL}/by_primary", False, "not decided", "detected only by loss: loss, named beforehand"),
+    "small leaks unseen": (LEAST, 0.66, "not decided", "finds only those from AUC 0.66 on with probability 0.8"),
+    "every leak unseen": (LEAST, None, "not decided", "LiRA finds none with probability 0.8"),
     "few shadows": ("setting/shadow_sets/shadows/on_the_smaller_side", 7, "not decided", "A record has 7 shadows"),
     "transfer": ("setting/targets/target/kind", "transfer", "not decided", "bound its leakage from below"),
     "without shadows": ("setting/targets/target/shadows", None, "not decided", "without shadow models"),
