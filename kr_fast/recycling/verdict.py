@@ -19,11 +19,12 @@ GIVEN = (
     "The shadow Students learned from images of the generator that was given, so what the Student leaks through these "
     "images, if that generator was trained on members, is not measured."
 )
+ABOUT = "the Student alone, not about the released images, the generator or the Teacher"
 LEVEL = 0.95  # of the interval of the difference of accuracies
 
 
 def of_run(config: RecycleConfig, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The verdict, as :func:`kr_fast.membership.verdict.decision.decide` gives it.
+    """The verdict, as :func:`kr_fast.membership.verdict.decision.decide` gives it, with what it is "about".
 
     It is about the Student by shadow Students that were made as it was. Without those, and where they share the
     generator that was trained on all members, its leakage is only bounded from below.
@@ -41,7 +42,7 @@ def of_run(config: RecycleConfig, metrics: dict[str, Any]) -> dict[str, Any]:
             bounds[FULL] = GIVEN if config.generator else SHARED
         rules = list(default_rules(audit, limits, [FULL if FULL in audit else TRANSFER], bounds))
     rules.append(_accuracy(metrics, config.verdict_gap))
-    return decide([*rules, *asked_rules(gates("run", config.fail_above), figures(audit, metrics))])
+    return {**decide([*rules, *asked_rules(gates("run", config.fail_above), figures(audit, metrics))]), "about": ABOUT}
 
 
 def _accuracy(metrics: dict[str, Any], limit: float) -> Rule:

@@ -16,23 +16,23 @@ def block(verdict: Mapping[str, Any] | None, sentences: str) -> Block:
         return "verdict", Verdict("plain", "", [sentences])
     decision = verdict["decision"]
     return "verdict", Verdict(
-        STATES[decision], f"{decision[0].upper()}{decision[1:]}", verdict["reasons"], chance(verdict)
+        STATES[decision], f"{decision[0].upper()}{decision[1:]}", verdict["reasons"], scope(verdict)
     )
 
 
 def lines(verdict: Mapping[str, Any]) -> list[str]:
     """The lines with which a screen begins."""
     last = "What is measured is empirical and no guarantee, as differential privacy would be."
-    return [f"verdict: {verdict['decision']}", *verdict["reasons"], " ".join(filter(None, (chance(verdict), last)))]
+    return [f"verdict: {verdict['decision']}", *verdict["reasons"], " ".join(filter(None, (scope(verdict), last)))]
 
 
-def chance(verdict: Mapping[str, Any]) -> str:
-    """How often the verdict is "do not share" where nothing leaks."""
-    if verdict.get("chance") is None:
-        return ""
-    return (
-        f"Where nothing leaks, chance alone gives “do not share” in at most {100 * verdict['chance']:.3g} % of audits."
-    )
+def scope(verdict: Mapping[str, Any]) -> str:
+    """What the verdict is about, where it is not about all targets, and how often it errs where nothing leaks."""
+    sentences = [f"The verdict is about {verdict['about']}."] if verdict.get("about") else []
+    if verdict.get("chance") is not None:
+        rate = f"{100 * verdict['chance']:.3g} %"
+        sentences.append(f"Where nothing leaks, chance alone gives “do not share” in at most {rate} of audits.")
+    return " ".join(sentences)
 
 
 def rules(verdict: Mapping[str, Any] | None) -> Iterator[Block]:

@@ -18,11 +18,12 @@ RELEASE, PRIVATE = "release", "private"
 ENTRIES: dict[str, dict[str, str]] = {
     RELEASE: {
         "student.safetensors": "the Student. It was trained on synthetic images and on the Teacher's answers, never on "
-        "a real image. What it leaks is what the audit measured: empirical, no guarantee",
+        "a real image. The verdict is about it alone. The audit says how much its attacks found: empirical, no "
+        "guarantee",
         "student/": "the same Student as a folder that stands alone (kr_fast.load_student reads it): weights, classes, "
         "normalisation and a model card with its figures, audit and verdict",
-        "synthetic/": "images.npy and labels.npy: the synthetic images of the last period. The audit attacked them by "
-        "themselves",
+        "synthetic/": "images.npy and labels.npy: the synthetic images of the last period, by a generator that was "
+        "trained on the real ones. The verdict is not about them: see what the attacks on them found",
         "report.html": "the report",
         "report.md": "the same report as text",
         "figures/": "the figures of report.md",
@@ -73,8 +74,8 @@ ENTRIES: dict[str, dict[str, str]] = {
     },
 }
 HEADING = {
-    RELEASE: "release/: what may leave the institution, once the institution has decided so. It holds no real image "
-    "and nothing about a single record.",
+    RELEASE: "release/: what may leave the institution, once the institution has decided so, by the verdict and the "
+    "figures of the report. It holds no real image and nothing about a single record.",
     PRIVATE: "private/: what must not leave. Whoever has these files can learn about single real images.",
     ".": "Beside them: what belongs to the command. It must not leave, as it names your files.",
 }

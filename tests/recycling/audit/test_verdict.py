@@ -11,6 +11,7 @@ from kr_fast.membership.verdict.paths import check_paths, figures
 from kr_fast.recycling import pipeline, verdict
 from kr_fast.recycling.config import NAMES, RecycleConfig
 from kr_fast.recycling.presets import preset
+from kr_fast.report.sections.verdict import lines
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import manifest
 
@@ -102,4 +103,6 @@ def test_lost_accuracy_of_images_in_groups_is_shown_by_groups():
         facts["student_minus_teacher"] = {"accuracy": {"difference": -0.09, "interval": [-0.14, -low]}}
         facts["teacher"] = {"test_accuracy": 0.9, "test_groups": {"groups": 30, "resampled": True, "rows": []}}
         facts["student"] = {**facts["teacher"], "test_accuracy": 0.81}
-        assert verdict.of_run(RecycleConfig(**preset("toy")), facts)["decision"] == decision
+        found = verdict.of_run(RecycleConfig(**preset("toy")), facts)
+        assert found["decision"] == decision
+        assert "The verdict is about the Student alone, not about the released images" in lines(found)[-1]
