@@ -165,7 +165,7 @@ def test_a_control_that_is_not_found_takes_the_audits_power():
     audit["setting"]["control"] |= {"found": False, "by": [], "by_primary": False}
     assert "positive control, an overfitted model, was not found, so this audit has no power" in words(audit=audit)
     audit["setting"]["control"] |= {"found": True, "by": ["loss"]}
-    assert "is found, but not by the attack named beforehand (AUC by loss threshold 0.700" in words(audit=audit)
+    assert "is found, but not by the attack named beforehand for it (AUC by loss threshold 0.700" in words(audit=audit)
 
 
 def test_tables_stand_the_audits_side_by_side():
