@@ -7,6 +7,7 @@ index arithmetic on uint8 images; rotation, scale and fractional shifts are one 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +30,11 @@ class AugmentParams:
     move: Tensor | None = None
     matrix: Tensor | None = None
 
-    def map(self, change) -> "AugmentParams":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "AugmentParams":
         """``change`` of each table."""
         return AugmentParams(*(None if t is None else change(t) for t in (self.flip, self.move, self.matrix)))
 
-    def __getitem__(self, rows) -> "AugmentParams":
+    def __getitem__(self, rows: Any) -> "AugmentParams":
         return self.map(lambda table: table[rows])
 
     def to(self, device: torch.device) -> "AugmentParams":
@@ -141,6 +142,6 @@ def resample(images: Tensor, matrix: Tensor) -> Tensor:
 
 
 def augmented(pool: Images, index: Tensor, params: AugmentParams) -> Tensor:
-    """Augmented images: ``pool[index]``, uint8 ``[P, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1]."""
+    """Images ``pool[index]`` augmented by ``params``: uint8 ``[P, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1]."""
     x = to_float(gather_augmented(pool, index, params))
     return x if params.matrix is None else resample(x, params.matrix)

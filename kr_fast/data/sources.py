@@ -106,7 +106,7 @@ class Dataset(ShortRepr):
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 ``[N, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1], channels_last in memory."""
+    """``images`` uint8 ``[N, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1], channels_last in memory."""
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
@@ -144,7 +144,7 @@ def load(
 
 
 class Source:
-    """A source that was read, once for any number of cuts."""
+    """A source that was read, once for any number of cuts, as :func:`read` returns it."""
 
     def __init__(self, name: str, content: SourceContent):
         self.name, self.content, self._whole = name, content, None

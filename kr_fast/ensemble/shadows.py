@@ -179,6 +179,10 @@ def load_shadows(
 ) -> Shadows:
     """The shadows that :func:`train_shadows` left in ``folder``: ``keep.npy`` and ``model-*.safetensors``.
 
+    Args:
+        make_model: returns a fresh module of their architecture.
+        folder: the ``out`` of :func:`train_shadows`.
+        device: to put them on.
     Raises: UserError if a file does not fit; FileNotFoundError.
     """
     folder = Path(folder)

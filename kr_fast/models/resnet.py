@@ -33,7 +33,15 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, three stages of widths (w, 2w, 4w), global average, linear: float ``[N, C, H, W]`` -> logits ``[N, K]``."""
+    """Stem, three stages of widths (w, 2w, 4w), global average, linear: float ``[N, C, H, W]`` -> logits ``[N, K]``.
+
+    Args:
+        blocks: residual blocks in each stage.
+        num_classes: ``K``.
+        in_channels: ``C``.
+        width: ``w``, channels of the first stage.
+        stem_stride: of the first convolution.
+    """
 
     def __init__(self, blocks: int, *, num_classes: int, in_channels: int, width: int, stem_stride: int = 1):
         super().__init__()
@@ -56,6 +64,12 @@ def classifier(name: str, *, num_classes: int, in_channels: int, width: int = 16
     """A fresh classifier by name: resnet8, resnet14 (the paper's Teacher), resnet20 or resnet32.
 
     Above 64 px the stem halves the image first, and above 128 px it quarters it, to keep the cost in bounds.
+
+    Args:
+        name: one of ``CLASSIFIERS``.
+        num_classes, in_channels, width: as of :class:`ResNet`.
+        image_size: the larger side of the images, in pixels.
+    Raises: UserError naming the known names.
     """
     if name not in CLASSIFIERS:
         fail("classifier", "name", f"be one of {', '.join(CLASSIFIERS)}", name)

@@ -14,7 +14,10 @@ def padded_size(side: int, levels: int) -> int:
 
 
 def most_levels(height: int, width: int) -> int:
-    """How many resolutions a UNet for such images can have: padding by reflection must stay below each side."""
+    """How many resolutions a UNet for images of ``height`` x ``width`` can have.
+
+    Padding by reflection must stay below each side.
+    """
     levels = 1
     while all(padded_size(side, levels + 1) - side < side for side in (height, width)):
         levels += 1
@@ -33,8 +36,14 @@ def unet(
 ) -> Any:
     """A ``UNet2DModel`` of ``len(widths)`` resolutions for images padded to :func:`padded_size`.
 
-    It has ``num_classes + 1`` class embeddings; the last is the null class of classifier-free guidance. ``dropout`` is
-    that of what the second convolution of a residual block reads.
+    It has ``num_classes + 1`` class embeddings; the last is the null class of classifier-free guidance.
+
+    Args:
+        height, width, channels: of the images.
+        num_classes: of the images, without the null class.
+        widths: channels at each resolution.
+        layers: residual blocks at each resolution.
+        dropout: of what the second convolution of a residual block reads.
     """
     from diffusers import UNet2DModel
 

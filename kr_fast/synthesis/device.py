@@ -23,6 +23,7 @@ class DeviceShards:
         ids: the ids of the data set; by default all of the plan.
         shard_size: ids sampled together: shard ``k`` holds those of ``[k S, (k + 1) S)``.
         capacity: shards in memory; None for as many as are asked for.
+    Raises: UserError naming the argument.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class DeviceShards:
     def shard(self, number: int) -> Batch:
         """Shard ``number``: ids and labels int64 ``[S]``, images uint8 ``[S, H, W, C]``, on the sampler's device.
 
-        In a ring the tensors are overwritten when the shard gives way to another.
+        In a ring the tensors are overwritten when the shard gives way to another. Raises: UserError where there is no
+        such shard.
         """
         if number not in self.layout.shards:
             low, high = self.layout.shards[0], self.layout.shards[-1]

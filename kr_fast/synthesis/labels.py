@@ -47,7 +47,9 @@ class LabelPlan(ShortRepr):
 
     @classmethod
     def counts(cls, counts: Sequence[int] | Tensor, count: int | None = None) -> "LabelPlan":
-        """``counts[c]`` images of class ``c`` in every ``sum(counts)`` ids (at most 10^8), spread evenly."""
+        """``counts[c]`` images of class ``c`` in every ``sum(counts)`` ids (at most 10^8), spread evenly; ids below
+        ``count`` exist. Raises: UserError naming the argument.
+        """
         sizes = as_labels("LabelPlan", "counts", counts)
         if not 0 < float(sizes.double().sum()) <= LONGEST:
             fail(
@@ -62,7 +64,10 @@ class LabelPlan(ShortRepr):
 
     @classmethod
     def explicit(cls, labels: Tensor) -> "LabelPlan":
-        """Id ``i`` has class ``labels[i]``, integers ``[N]`` or ``[N, 1]``; other ids do not exist."""
+        """Id ``i`` has class ``labels[i]``, integers ``[N]`` or ``[N, 1]``; other ids do not exist.
+
+        Raises: UserError naming the argument.
+        """
         checked = as_labels("LabelPlan", "labels", labels, classes=MOST_CLASSES)
         if len(checked) == 0:
             fail("LabelPlan", "labels", "hold at least one label", described(labels))

@@ -29,6 +29,7 @@ class Network:
             the null class of guidance; of a network of diffusers that is for the caller to say.
         shape: (channels, height, width) of its input and output, or None if not known.
         device, dtype: of its input.
+    Raises: UserError for a network without weights, or of diffusers' with options that ask for more than this call.
     """
 
     def __init__(self, model: Any):
@@ -98,8 +99,8 @@ class Network:
 class DiTNetwork(Network):
     """diffusers' ``DiTTransformer2DModel`` (Peebles and Xie, 2023): label ``num_embeds_ada_norm`` is its null class.
 
-    A network that also predicts variances returns twice its input's channels; the first half is the prediction, as in
-    diffusers' ``DiTPipeline``.
+    A ``model`` that also predicts variances returns twice its input's channels; the first half is the prediction, as
+    in diffusers' ``DiTPipeline``.
     """
 
     def __init__(self, model: Any):
@@ -118,6 +119,7 @@ class PromptNetwork(Network):
         model: the network.
         prompts: ``[classes + 1, tokens, width]`` text embeddings: ``prompts[c]`` is that of class ``c``, the last one
             that of the empty prompt, which guidance starts from.
+    Raises: UserError for prompts of another shape, and for a network that reads more than a prompt.
     """
 
     def __init__(self, model: Any, prompts: Tensor):

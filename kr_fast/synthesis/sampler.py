@@ -71,6 +71,7 @@ class Sampler:
             with diffusers, with this noise. ``"fused"``: the step table; float32 solver, at least 60 dB PSNR against
             ``"exact"`` for the same network. ``"fast"``: as ``"fused"`` with the network under bfloat16 autocast; no
             bound is promised.
+    Raises: UserError naming the argument, and for a scheduler whose step cannot be used.
     """
 
     def __init__(

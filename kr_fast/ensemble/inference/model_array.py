@@ -87,7 +87,10 @@ class ModelArray:
         return f"ModelArray({len(self)} x {type(self.models[0]).__name__}, {dtype}, {self.device}, bn={self.bn!r})"
 
     def __call__(self, images: Images) -> Tensor:
-        """Logits: uint8 ``[N, H, W, C]`` -> float32 ``[M, N, classes]``, on the models' device."""
+        """Logits: uint8 ``[N, H, W, C]`` -> float32 ``[M, N, classes]``, on the models' device.
+
+        Raises: UserError naming the argument.
+        """
         images = as_images("ModelArray", "images", images)
         runner = self._runner(images, images.shape[1:3])
         each, free = 4 * len(self) * runner.classes, memory.free_memory(self.device)

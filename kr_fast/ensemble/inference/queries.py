@@ -41,7 +41,7 @@ class Query:
             object.__setattr__(self, "size", tuple(as_integer("Query", "size", each, 1) for each in self.size))
 
     def view_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the view."""
+        """Height and width of the view of ``height`` x ``width`` pixels. Raises: UserError where it is larger."""
         size = (height, width) if self.size is None else tuple(self.size)
         if not (0 < size[0] <= height and 0 < size[1] <= width):
             fail("Query", "size", f"lie within the images' {height} x {width}", size)

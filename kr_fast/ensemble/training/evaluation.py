@@ -34,6 +34,7 @@ def score(model: nn.Module, split: Split, by: str = "accuracy", batch_size: int 
         split: images uint8 ``[N, H, W, C]`` and labels; for "auc" of at least two classes.
         by: "accuracy", the share that is right; "loss", minus the mean cross-entropy; "auc", :func:`macro_auc` of the
             softmax, which of several checkpoints of about equal accuracy often tells more apart.
+        batch_size: images in one call of the model.
     Raises: UserError naming the argument, and for any failure of the model's own code.
     """
     return scores(model, split, by, batch_size).value
@@ -55,7 +56,7 @@ def scores(model: nn.Module, split: Split, by: str = "accuracy", batch_size: int
 
 
 def accuracy(model: nn.Module, split: Split, batch_size: int = BATCH) -> float:
-    """Share of ``split`` that the model, in eval mode, classifies correctly.
+    """Share of ``split`` that the model, in eval mode, classifies correctly, ``batch_size`` images at a time.
 
     Raises: UserError naming the argument, and for any failure of the model's own code.
     """

@@ -58,7 +58,8 @@ def overfitted(
         seed: of weights and shuffles.
         path: ``.safetensors`` file; if it exists the model is read from it, and a training that was stopped goes on.
             A ``.json`` beside it records what the model was trained from.
-        precision: of its training, as of :func:`kr_fast.ensemble.fit`.
+        device: to train on.
+        precision, description: of its training, as of :func:`kr_fast.ensemble.fit`.
     Returns: the model in eval mode.
     Raises: UserError naming the argument; for any failure of the model's own code; if ``path`` holds the control of
         other data, members, recipe, seed or architecture.

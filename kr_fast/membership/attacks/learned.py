@@ -30,7 +30,7 @@ def shadow_network(
         targets: which shadows when ``target`` is None; each costs a training. None means all.
         partner: int64 ``[M, N]``, left out of the training with each target: see :func:`kr_fast.membership.partners`.
         seed: of the network's initialisation and of the rows it learns from.
-    Returns: float64 ``[K, N]``, log-odds of membership.
+    Returns: float64 ``[K, N]``, log-odds of membership. Raises: UserError naming the argument.
     Source: Shokri et al., "Membership Inference Attacks Against Machine Learning Models", S&P 2017.
     """
     from sklearn.neural_network import MLPClassifier
@@ -90,7 +90,8 @@ def quantile_regression(
             among some 1/M of the training rows of the *other* fold only).
         features: float ``[N, F]`` of the examples: pixels, an embedding, one-hot labels.
         level: upper quantile, in (0.5, 1).
-    Returns: float64 ``[M or K, N]``.
+        seed: of the folds and the regressions.
+    Returns: float64 ``[M or K, N]``. Raises: UserError naming the argument.
     Source: Bertran et al., "Scalable Membership Inference Attacks via Quantile Regression", NeurIPS 2023.
     """
     from sklearn.ensemble import HistGradientBoostingRegressor

@@ -39,6 +39,7 @@ def negative_controls(
         images: uint8 ``[N, H, W, C]`` or None; members: bool ``[N]``; scores: target -> ``[N]`` of its primary attack.
         groups: ``[N]`` integers or texts, or None.
         level: with which all controls pass where they should.
+        seed: of the halves.
     Returns: {"blind": {"auc", "interval", "passed"}, "targets": {name: {"members": {...}, "non_members": {...}}}}.
     """
     units = None if groups is None else Groups.of(groups)

@@ -50,7 +50,8 @@ def generated_density(
     Args:
         images: ``[N, ...]``; synthetic: ``[S, ...]``; reference: ``[R, ...]``, non-members that are not in ``images``.
         dimensions: number of principal components.
-    Returns: float64 ``[N]``.
+        chunk: images at a time, which decides the memory alone.
+    Returns: float64 ``[N]``. Raises: UserError naming the argument.
     Source: van Breugel et al., "Membership Inference Attacks against Synthetic Data through Overfitting Detection"
         (DOMIAS), AISTATS 2023.
     """

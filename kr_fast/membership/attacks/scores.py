@@ -172,6 +172,7 @@ def rmia(
         target_population: ``[A, Z, K]`` of the outside targets.
         partner: as of :func:`lira`.
     Returns: float64: count of z plus a tie breaker in (0, 1).
+    Raises: UserError naming the argument.
     Source: Zarifzadeh, Liu and Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024.
     """
     phi, keep, target = taken("rmia", phi, keep, target)
@@ -226,7 +227,11 @@ def base(
     """``ln p_target - ln mean_shadows p``: the loss with the example's difficulty taken off, averaged over queries.
 
     Online takes all shadows, offline those that did not hold the example. Its ranking is that of RMIA with infinitely
-    many population examples. Source: Lassila et al., "Practical Bayes-Optimal Membership Inference Attacks", NeurIPS
+    many population examples.
+
+    Args: ``phi``, ``keep``, ``variant``, ``target`` and ``partner`` as of :func:`lira`.
+    Returns: float64 ``[K, N]``. Raises: UserError naming the argument.
+    Source: Lassila et al., "Practical Bayes-Optimal Membership Inference Attacks", NeurIPS
     2025.
     """
     phi, keep, target = taken("base", phi, keep, target)
@@ -247,8 +252,11 @@ def base(
 def attack_r(phi: Tensor, keep: Tensor, *, target: Tensor | None = None, partner: Tensor | None = None) -> Tensor:
     """Attack-R: on how many shadows that did not hold the example its loss is no smaller; ties by the distance.
 
-    Averaged over queries. Source: Ye et al., "Enhanced Membership Inference Attacks Against Machine Learning Models",
-    CCS 2022.
+    Averaged over queries.
+
+    Args: ``phi``, ``keep``, ``target`` and ``partner`` as of :func:`lira`.
+    Returns: float64 ``[K, N]``, in [0, 1] but for the tie breaker, which is below 1e-6.
+    Source: Ye et al., "Enhanced Membership Inference Attacks Against Machine Learning Models", CCS 2022.
     """
     phi, keep, target = taken("attack_r", phi, keep, target)
     x = query_mean(phi if target is None else target).T
@@ -263,6 +271,7 @@ def attack_p(target: Tensor, population: Tensor) -> Tensor:
     Args:
         target: ``[A, N, K]``; population: ``[A, Z, K]``, the same models on examples that are no members.
     Returns: float64 ``[K, N]``. Ranks as the loss does. Source: Ye et al., CCS 2022.
+    Raises: UserError naming the argument.
     """
     target = as_numbers("attack_p", "target", target)
     if target.ndim != 3 or bool(torch.isnan(target).any()):

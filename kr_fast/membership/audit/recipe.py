@@ -98,7 +98,8 @@ def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS, l
     Args:
         scores: ``[K, N]``, of any attack.
         keep: bool ``[K, N]``, the members of each target.
-    A TPR that rests on fewer than ten false positives of some target is None.
+        fprs: false-positive rates of the TPRs; one that rests on fewer than ten false positives of a target is None.
+        level: coverage of the intervals.
     Returns: {"targets", "auc": {"mean", "sd", "each", "interval"}, "balanced_accuracy": {"mean", "sd", "each"},
         "tpr_at_fpr": {fpr: {"mean", "sd", "each", "interval"}}}.
     """

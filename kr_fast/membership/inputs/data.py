@@ -252,7 +252,7 @@ def from_logits(
         members, non_members: see :func:`kr_fast.membership.inputs.pool.pool_of`.
         population: (logits of the shadows ``[M, Z, (A,) C]`` or None without any, of the target as above, labels
             ``[Z]``).
-        groups: ``[N]``, see :class:`AuditData`.
+        images, groups: of the ``N`` examples, see :class:`AuditData`.
         probabilities: the numbers are probabilities of all classes, and their logarithm is taken. What underflowed to
             0 is lost: in float32 phi above about 103 reads as certainty, in float16 above about 17.
     Raises: UserError naming the argument, and for probabilities and hard labels where logits are asked for.

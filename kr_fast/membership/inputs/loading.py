@@ -26,7 +26,10 @@ PLAIN = ("keep", "labels", "members", "non_members", "images", "reference", "gro
 
 
 def save_npz(path: str | Path, data: AuditData) -> None:
-    """Write ``data`` (of at most one set of shadows) as the ``.npz`` that :func:`load_npz` reads back, all in order."""
+    """Write ``data`` (of at most one set of shadows) as the ``.npz`` that :func:`load_npz` reads back, all in order.
+
+    Args: ``path`` of the file, which appears whole or not at all. Raises: UserError for data that no such file holds.
+    """
     if len(data.shadows) > 1:
         fail("save_npz", "data", "hold one set of shadows", len(data.shadows))
     arrays: dict[str, Tensor | None] = {"labels": data.labels, "members": data.members}
@@ -66,6 +69,7 @@ def load_npz(path: str | Path, *, probabilities: bool = False) -> AuditData:
     are "transfer", and none is a control.
 
     Args:
+        path: of the file.
         probabilities: the logits are probabilities, and their logarithm is taken (see
             :func:`kr_fast.membership.from_logits` for what is lost).
     Raises: UserError naming the file and the key; FileNotFoundError.

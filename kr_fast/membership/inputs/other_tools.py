@@ -121,6 +121,7 @@ def load_privacy_meter(
     (float64), so the surest examples are tied. From losses ``phi = -ln(e^loss - 1)``.
 
     Args:
+        folder: that has ``memberships.npy``.
         target: index of the model under attack; None attacks every model from the others.
         signal: "probability" or "loss": what the arrays hold.
         name: first part of the files' names.

@@ -8,6 +8,7 @@ leaves DeLong's.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -159,7 +160,7 @@ def placements(scores: Tensor, members: Tensor) -> tuple[np.ndarray, np.ndarray,
     return sum(below)[inside] / (2 * len(low)), 1 - sum(above)[~inside] / (2 * len(high)), midranks
 
 
-def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0.95) -> dict:
+def delong_test(first: Tensor, second: Tensor, members: Tensor, level: float = 0.95) -> dict[str, Any]:
     """Paired test: is the AUC of ``first`` another than that of ``second`` on the same examples?
 
     ``z = difference / sqrt(V)``, ``V = v_in / P + v_out / N`` as DeLong has it, from the differences of the two
@@ -196,7 +197,7 @@ def delong_variances(first: Tensor, second: Tensor, members: Tensor) -> tuple[fl
     return difference, parts, degrees
 
 
-def t_interval(difference: float, parts: list[float], degrees: list[int], level: float) -> dict:
+def t_interval(difference: float, parts: list[float], degrees: list[int], level: float) -> dict[str, Any]:
     """{"interval", "z", "p"} of a difference whose variance is the sum of ``parts``."""
     from scipy.special import stdtr, stdtrit
 

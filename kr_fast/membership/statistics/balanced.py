@@ -37,6 +37,7 @@ def partners(keep: Tensor, seed: int = 0) -> Tensor:
     Args:
         keep: bool ``[M, N]``.
         seed: of the orders.
+    Raises: UserError for another ``keep``.
     """
     keep = as_mask("partners", "keep", keep, 2)
     if 0 in keep.shape:

@@ -65,7 +65,10 @@ def one_run_p(canaries: int, guesses: int, right: int, epsilon: float, delta: fl
 
 
 def epsilon_of_mu(mu: float, delta: float) -> float:
-    """Epsilon of mu-Gaussian-DP at ``delta``: the root of ``Phi(-e/mu + mu/2) - exp(e) Phi(-e/mu - mu/2) = delta``."""
+    """Epsilon of mu-Gaussian-DP at ``delta``: the root of ``Phi(-e/mu + mu/2) - exp(e) Phi(-e/mu - mu/2) = delta``.
+
+    Raises: UserError for a ``mu`` that is not finite, or a ``delta`` outside (0, 1).
+    """
     from scipy.optimize import brentq
     from scipy.special import log_ndtr, ndtr
 

@@ -100,7 +100,7 @@ class Curve:
         """Largest ``TPR - FPR`` (Yeom et al., CSF 2018): ``2 balanced_accuracy - 1``, as optimistic."""
         return 2 * self.balanced_accuracy - 1
 
-    def tpr_at(self, fpr: float, level: float = 0.95, rule: str = "<=") -> dict:
+    def tpr_at(self, fpr: float, level: float = 0.95, rule: str = "<=") -> dict[str, Any]:
         """The TPR at a false-positive rate, with an interval that accounts for the chosen threshold.
 
         Rules: "<=" the largest TPR whose realised FPR is at most ``fpr`` (default); "<" whose realised FPR is below it
@@ -109,6 +109,7 @@ class Curve:
 
         Returns: {"tpr", "fpr" (realised), "false_positives", "rule", "interval": [low, high], "point_claim": bool}.
             ``point_claim`` is False below 10 false positives: quote the interval only.
+        Raises: UserError for a rate or ``level`` outside (0, 1), or another rule.
         """
         check_share("Curve", "fpr", fpr)
         if rule not in RULES:
@@ -197,7 +198,7 @@ class Curve:
         mu = np.where((low > 0) & (high < 1), ndtri(np.clip(low, 1e-300, 1)) - ndtri(np.clip(high, 0, 1 - 1e-16)), 0.0)
         return float(max(0.0, mu.max()))
 
-    def precision(self, prior: float, fpr: float, level: float = 0.95) -> dict:
+    def precision(self, prior: float, fpr: float, level: float = 0.95) -> dict[str, Any]:
         """Share of true members among the flagged (PPV) if a share ``prior`` of the population are members.
 
         ``prior TPR / (prior TPR + (1 - prior) FPR)`` at the threshold of :meth:`tpr_at`, whose realised FPR is taken.

@@ -116,6 +116,7 @@ def epsilon_one_run(
         delta, level: as there.
         guesses: ``r``, fixed before the scores were seen; None shares the error out over 1, 5, 10, 20, 50, 100 % of N.
         seed: orders tied scores, so that the order of the examples cannot help the guesses.
+    Raises: UserError naming the argument.
     Source: Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023, theorem 5.2,
         algorithm of appendix D.
     """
@@ -148,6 +149,9 @@ def check_fair_coins(where: str, members: Tensor) -> None:
 
 
 def gaussian_mu(scores: Tensor, members: Tensor, *, level: float = 0.95) -> float:
-    """A lower bound of mu if training is mu-Gaussian-DP, see :meth:`kr_fast.membership.Curve.gaussian_mu`."""
+    """A lower bound of mu if training is mu-Gaussian-DP, see :meth:`kr_fast.membership.Curve.gaussian_mu`.
+
+    Args: ``scores`` and ``members`` as of :func:`kr_fast.membership.roc`; ``level``: of confidence in the bound.
+    """
     check_share("gaussian_mu", "level", level)
     return roc(scores, members).gaussian_mu(level)

@@ -84,8 +84,8 @@ def _ascending(p: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(
-    curve, *, replicates: int = 1000, fprs: tuple[float, ...] = (), level: float = 0.95, seed: int = 0
-) -> dict:
+    curve: Any, *, replicates: int = 1000, fprs: tuple[float, ...] = (), level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
     """Percentile bootstrap of AUC and TPR, members and non-members resampled apart, thresholds chosen anew each time.
 
     Args:
@@ -95,6 +95,7 @@ def bootstrap(
         level: coverage of the intervals.
         seed: of the draws; the same on every machine and for any number of threads.
     Returns: {"auc": [low, high], "tpr": {fpr: [low, high]}, "replicates"}.
+    Raises: UserError naming the argument.
     """
     if not hasattr(curve, "groups"):
         fail("bootstrap", "curve", "be a curve, as roc(scores, members) returns it", type(curve).__name__)

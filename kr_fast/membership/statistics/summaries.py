@@ -37,11 +37,18 @@ def shadow_threshold(scores: Tensor, keep: Tensor, fpr: float) -> float:
 
 def operating_point(
     curve: Curve, threshold: float, priors: Sequence[float] = (0.5, 0.1, 0.01), level: float = 0.95
-) -> dict:
+) -> dict[str, Any]:
     """TPR, FPR and PPV at a threshold that was fixed without the target, with Clopper-Pearson intervals.
 
     ``PPV = prior TPR / (prior TPR + (1 - prior) FPR)``; its interval takes both rates at their worst and best, each at
     half of the error.
+
+    Args:
+        curve: of the target, see :func:`kr_fast.membership.roc`.
+        threshold: above which, or at, a score reads as member.
+        priors: shares of members among those asked about.
+        level: coverage of the intervals.
+    Raises: UserError naming the argument.
     """
     for name, value in (("level", level), *(("priors", prior) for prior in priors)):
         check_share("operating_point", name, value)

@@ -160,7 +160,7 @@ def distillation_loss_and_grad(
     Nothing is recorded and, on a GPU, nothing waits for the device: both can be captured in a CUDA graph. For float16
     logits the gradient may underflow; scale it in float32 instead.
 
-    Args: as :func:`distillation_loss`; ``reduction`` is "mean" or "sum".
+    Args, Raises: as :func:`distillation_loss`; ``reduction`` is "mean" or "sum".
     Returns: the loss as there, and the gradient ``[N, C]``, contiguous, of ``input``'s dtype.
     """
     op = "distillation_loss_and_grad"
@@ -174,7 +174,11 @@ def distillation_loss_and_grad(
 
 
 class DistillationLoss(torch.nn.Module):
-    """:func:`distillation_loss` as a module: ``DistillationLoss(temperature=4.0)(student_logits, teacher_logits)``."""
+    """:func:`distillation_loss` as a module: ``DistillationLoss(temperature=4.0)(student_logits, teacher_logits)``.
+
+    Args, Raises: as :func:`distillation_loss`. ``forward`` takes ``input``, ``target``, ``labels`` and
+    ``sample_weight``, the constructor all else.
+    """
 
     def __init__(
         self,
@@ -209,4 +213,5 @@ class DistillationLoss(torch.nn.Module):
         return distillation_loss(input, target, labels, sample_weight=sample_weight, **self.options)
 
     def extra_repr(self) -> str:
+        """The options, for ``print(model)``."""
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
