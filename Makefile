@@ -55,6 +55,7 @@ lint: $(VENV)/built
 	$(BIN)/ruff format --check .
 	@$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/typos
+	$(BIN)/mypy
 
 format: $(VENV)/built
 	$(BIN)/ruff check --fix .

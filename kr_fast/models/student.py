@@ -7,7 +7,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ FORMAT, VERSION = "kr_fast Student", 1
 NORMALISATION = {"divide_by": 127.5, "subtract": 1.0}  # uint8 -> [-1, 1]
 INSIDE = ("", "student", "release/student")  # of a Student's folder, of an export, of a run
 TYPES = {"architecture": str, "width": int, "image_shape": list, "class_names": list, "normalisation": dict}
+Images = TypeVar("Images", Tensor, np.ndarray)
 
 
 class Student(nn.Module):
@@ -51,10 +52,14 @@ class Student(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 ``[N, H, W, C]`` -> logits float32 ``[N, K]``; the arguments are not checked."""
         x = images.permute(0, 3, 1, 2).float()
-        return self.network(x / self.normalisation["divide_by"] - self.normalisation["subtract"])
+        logits: Tensor = self.network(x / self.normalisation["divide_by"] - self.normalisation["subtract"])
+        return logits
 
-    def logits(self, images: Tensor | np.ndarray, *, batch_size: int = 256) -> Tensor | np.ndarray:
-        """As :meth:`predict`, before the softmax."""
+    def logits(self, images: Images, *, batch_size: int = 256) -> Images:
+        """As :meth:`predict`, of ``images`` in parts of ``batch_size``, before the softmax.
+
+        Raises: as :meth:`predict`.
+        """
         if batch_size < 1:
             fail("predict", "batch_size", "be at least 1", batch_size)
         pixels, device = self._pixels(images), next(self.parameters()).device
@@ -64,7 +69,7 @@ class Student(nn.Module):
         logits = torch.cat(out) if len(pixels) else torch.empty(0, len(self.class_names), device=pixels.device)
         return logits if isinstance(images, Tensor) else logits.numpy()
 
-    def predict(self, images: Tensor | np.ndarray, *, batch_size: int = 256) -> Tensor | np.ndarray:
+    def predict(self, images: Images, *, batch_size: int = 256) -> Images:
         """Probabilities ``softmax(logits)`` of the classes, float32 ``[N, K]``.
 
         Args:

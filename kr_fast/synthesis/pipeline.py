@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -32,6 +32,36 @@ class Synthesized:
     shards: int
     written: int
     seconds: float
+
+
+@overload
+def synthesize(
+    sampler: Sampler,
+    plan: LabelPlan,
+    out: str | Path,
+    *,
+    count: int | None = None,
+    ids: range | None = None,
+    format: str | Sink = "npy",
+    shard_size: int = 16384,
+    queue_size: int = 8,
+    verify: bool = False,
+) -> Synthesized: ...
+
+
+@overload
+def synthesize(
+    sampler: Sampler,
+    plan: LabelPlan,
+    out: None,
+    *,
+    count: int | None = None,
+    ids: range | None = None,
+    format: Literal["device"],
+    shard_size: int = 16384,
+    queue_size: int = 8,
+    verify: bool = False,
+) -> DeviceShards: ...
 
 
 def synthesize(
