@@ -105,9 +105,9 @@ class Dataset(ShortRepr):
         return digest.hexdigest()
 
 
-def to_float(images: Tensor) -> Tensor:
+def to_float(images: Images) -> Tensor:
     """``images`` uint8 ``[N, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1], channels_last in memory."""
-    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return images[:].permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def load(
