@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,7 +40,7 @@ def kernel(op: str, backend: str, *, refuses: Callable[[Call], str | None]) -> C
     """
 
     def add(function: Callable) -> Callable:
-        _kernels[op, backend] = (function, refuses)
+        _kernels[op, backend] = (_as_given(function) if backend == "reference" else function, refuses)
         return function
 
     return add
@@ -66,7 +66,20 @@ class Differentiable(NamedTuple):
 
 def differentiable(op: str, backend: str, kernels: Differentiable, *, refuses: Callable[[Call], str | None]) -> None:
     """Register the halves of ``op`` on ``backend``."""
+    if backend == "reference":
+        kernels = Differentiable(*(each and _as_given(each) for each in kernels))
     _kernels[op, backend] = (kernels, refuses)
+
+
+def _as_given(function: Callable) -> Callable:
+    """``function`` of torch's operations in the dtypes of its arguments, as kernels compute: autocast changes none."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return function(*arguments, **options)
+
+    return run
 
 
 @contextlib.contextmanager
