@@ -6,6 +6,7 @@ from torch import Tensor
 from kr_fast.backends import registry
 from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
+from kr_fast.ops._library import call, define
 from kr_fast.ops.nn import reference
 
 _OP = "winograd_pack"
@@ -40,14 +41,19 @@ def winograd_pack(
             _check.fail(_OP, "scale", "be None with turned", scale)
         _check.operand(_OP, "scale", scale, weight.shape[:1], like=weight, dtypes=(torch.float64,), contiguous=False)
         scale = scale.contiguous()
-    return unchecked(weight, scale, turned, dtype)
+    return call(torch.ops.kr_fast.winograd_pack.default, weight, scale, turned, dtype)
 
 
-def unchecked(weight: Tensor, scale: Tensor | None, turned: bool, dtype: torch.dtype) -> Tensor:
-    """For callers whose arguments are right by construction."""
+def _empty(weight: Tensor, _: Tensor | None, turned: bool, dtype: torch.dtype) -> Tensor:
     outputs, inputs = weight.shape[:2]
     shape = reference.packed_shape(inputs, outputs) if turned else reference.packed_shape(outputs, inputs)
-    packed = torch.empty(shape, dtype=dtype, device=weight.device)
+    return torch.empty(shape, dtype=dtype, device=weight.device)
+
+
+@define("winograd_pack(Tensor weight, Tensor? scale, bool turned, ScalarType dtype) -> Tensor", fake=_empty)
+def unchecked(weight: Tensor, scale: Tensor | None, turned: bool, dtype: torch.dtype) -> Tensor:
+    """For callers whose arguments are right by construction."""
+    packed = _empty(weight, scale, turned, dtype)
     transform = reference.transforms()[1]
     if torch.float64 in (weight.dtype, dtype):  # of which the definition is the only kernel
         reference.winograd_pack(weight, scale, turned, transform, packed)

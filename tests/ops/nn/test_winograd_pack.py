@@ -34,6 +34,12 @@ def test_turned_filters(isa, shape):
     assert torch.equal(kr_fast.winograd_pack(weight.double(), turned=True, dtype=torch.float64), want)
 
 
+def test_opcheck():
+    weight, scale = torch.randn(17, 5, 3, 3), torch.randn(17, dtype=torch.float64)
+    for arguments in ((weight, scale, False, torch.float32), (weight.double(), None, True, torch.float64)):
+        torch.library.opcheck(torch.ops.kr_fast.winograd_pack.default, arguments)
+
+
 def test_bad_scales_to_pack():
     weight = torch.zeros(4, 4, 3, 3)
     with pytest.raises(TypeError, match="winograd_pack: scale must be float64, got"):
