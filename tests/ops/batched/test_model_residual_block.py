@@ -179,11 +179,8 @@ def test_bad_arguments(position, value, message):
     assert str(caught.value).startswith("model_residual_block: " + message)
 
 
-def test_library_and_compile():
+def test_opcheck():
     inputs, more = draw(4, 3, 3, 2, torch.float32)
     op = torch.ops.kr_fast.model_residual_block.default
     for scale, shift in ((None, None), more.values()):
         torch.library.opcheck(op, (*inputs, scale, shift, True))
-    compiled = torch.compile(model_residual_block, fullgraph=True)
-    with torch.no_grad():
-        assert torch.equal(compiled(*inputs, **more), model_residual_block(*inputs, **more))

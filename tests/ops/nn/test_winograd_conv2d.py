@@ -193,15 +193,10 @@ def test_any_shape(n, inputs, outputs, height, width, activation, pool):
     torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5)
 
 
-def test_opcheck_and_compile():
+def test_opcheck():
     x, weight = draw((2, 16, 20, 6, 6))
-    packed, bias = kr_fast.winograd_pack(weight), vector(20, 5)
-    arguments = (x, packed, 20, None, bias, None, "relu", True)
+    arguments = (x, kr_fast.winograd_pack(weight), 20, None, vector(20, 5), None, "relu", True)
     torch.library.opcheck(torch.ops.kr_fast.winograd_conv2d, arguments)
-    call = torch.compile(
-        lambda x: kr_fast.winograd_conv2d(x, packed, 20, bias=bias, activation="relu", pool=True), fullgraph=True
-    )
-    assert torch.equal(call(x), run(x, weight, bias=bias, activation="relu", pool=True))
 
 
 BAD = {
