@@ -14,6 +14,7 @@ from kr_fast.cli.parser import add_common, did_you_mean
 from kr_fast.runtime.array_files import regular_file
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.options import converted, in_groups, within
+from kr_fast.runtime.storage.manifest import YAML_ERRORS
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type, command: Any = None) -> None:
@@ -167,7 +168,7 @@ def read_yaml(path: str | None, where: str) -> dict[str, Any]:
     regular_file(Path(path), f"{where}: config")
     try:
         values = yaml.load(Path(path).read_text(), _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except YAML_ERRORS as error:
         why = " ".join(str(error).split())
         raise UserError(f"{where}: config must be a YAML file, got {path} ({why})") from error
     if values is None:

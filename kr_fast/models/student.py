@@ -22,6 +22,7 @@ from kr_fast.runtime.version import __version__
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT, VERSION = "kr_fast Student", 1
 NORMALISATION = {"divide_by": 127.5, "subtract": 1.0}  # uint8 -> [-1, 1]
+MOST = 1 << 20  # of a width and a side, so that no size of a tensor overflows
 INSIDE = ("", "student", "release/student")  # of a Student's folder, of an export, of a run
 TYPES = {"architecture": str, "width": int, "image_shape": list, "class_names": list, "normalisation": dict}
 Images = TypeVar("Images", Tensor, np.ndarray)
@@ -172,11 +173,13 @@ def _checked(config: dict[str, Any], path: Path) -> dict[str, Any]:
     shape, names, scale = config["image_shape"], config["class_names"], config["normalisation"]
     if config["architecture"] not in CLASSIFIERS:
         raise UserError(f"{what} name one of {', '.join(CLASSIFIERS)}, got {config['architecture']!r}")
-    if len(shape) != 3 or not all(type(each) is int and each > 0 for each in (*shape, config["width"])):
-        raise UserError(f"{what} hold a width and an image_shape of three whole numbers above 0, got {shape}")
+    if len(shape) != 3 or not all(type(each) is int and 0 < each <= MOST for each in (*shape, config["width"])):
+        rule = f"hold a width and an image_shape of three whole numbers in [1, {MOST}]"
+        raise UserError(f"{what} {rule}, got {config['width']!r} and {shape}")
     if len(names) < 2 or not all(isinstance(name, str) for name in names):
         raise UserError(f"{what} hold the names of at least two classes, got {names}")
     known = scale.keys() == NORMALISATION.keys()
-    if not known or not all(type(value) in (int, float) for value in scale.values()) or scale["divide_by"] == 0:
+    numbers = known and all(type(value) in (int, float) and abs(value) < 1 << 53 for value in scale.values())
+    if not numbers or scale["divide_by"] == 0:
         raise UserError(f"{what} hold {' and '.join(NORMALISATION)} of normalisation, got {scale}")
     return config

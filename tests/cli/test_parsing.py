@@ -169,6 +169,9 @@ def test_what_is_shown_may_be_said_before_the_command(capsys, monkeypatch):
         ("? [1, 2]\n: 3", "run: config must be a YAML file"),
         ("a: &a [*a]", "run: config must hold known keys only, got a"),
         ("!!python/object/apply:os.system ['true']", "run: config must be a YAML file"),
+        ("audit: !!bool perhaps", "run: config must be a YAML file"),
+        ("seed: !!int ''", "run: config must be a YAML file"),
+        ("seed: !!timestamp 3", "run: config must be a YAML file"),
     ],
 )
 def test_bad_yaml_is_one_line(tmp_path, capsys, text, words):
@@ -183,6 +186,38 @@ def test_a_config_that_is_no_file(tmp_path, capsys):
         assert "run: config must be a regular file" in refused(capsys, "run", "--config", path)
     (tmp_path / "latin").write_bytes(b"seed: \xff")
     assert "run: config must be a YAML file" in refused(capsys, "run", "--config", tmp_path / "latin")
+
+
+TEXT = b"data: digits\nseed: 3\ngenerator_widths: [32, 64]\nlabels: soft\nnum-shadows: 4\nteacher_mixup: 0.5\n"
+TOKENS = [
+    b"!!int ",
+    b"!!float ''",
+    b"!!omap [a]",
+    b"!!set {a}",
+    b"<<: [*a]\n",
+    b"&a ",
+    b"*a",
+    b"? [1]\n: 2\n",
+    b"1:20:3",
+]
+TOKENS += [b"2001-02-30", b"~", b"---\n", b"|\n", b"%YAML 9\n---\n", b"\t", b"\0", b"\xed\xa0\x80", b'"\\x', b"{", b""]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 9), st.sampled_from(TOKENS)), min_size=1, max_size=3))
+def test_any_file_is_a_configuration_or_one_line(tmp_path_factory, steps):
+    content, path = bytearray(TEXT), tmp_path_factory.getbasetemp() / "any.yaml"
+    for at, count, token in steps:
+        at = content.find(b" ", at % len(TEXT)) + 1  # where a value begins, mostly
+        content[at : at + count] = token
+    path.write_bytes(content)
+    text = "run: "
+    try:
+        options.build(RecycleConfig, options.read_yaml(str(path), "run"), where="run")
+    except UserError as error:
+        text = str(error)
+    assert text.startswith("run: ")
+    assert "\n" not in text
 
 
 VALUES = st.recursive(

@@ -88,9 +88,11 @@ DAMAGE = {
     "no width": ({"width": None}, "hold width of type int, got None"),
     "bool": ({"width": True}, "hold width of type int, got True"),
     "architecture": ({"architecture": "vgg"}, "name one of resnet8, .*, got 'vgg'"),
-    "shape": ({"image_shape": [9, 0]}, r"hold a width and an image_shape of three whole numbers above 0, got \[9, 0\]"),
+    "shape": ({"image_shape": [9, 0]}, r"hold a width and an image_shape of three whole .*, got 5 and \[9, 0\]"),
+    "overflow": ({"width": 1 << 40}, r"hold a width and an image_shape of .* in \[1, 1048576\], got 1099511627776 and"),
     "classes": ({"class_names": ["a"]}, r"hold the names of at least two classes, got \['a'\]"),
     "scale": ({"normalisation": {"divide_by": 0, "subtract": 1}}, "hold divide_by and subtract of normalisation"),
+    "infinite": ({"normalisation": {"divide_by": float("inf"), "subtract": 1}}, "hold divide_by and subtract of norm"),
     "weights": ({"width": 10**5}, r"hold the weights of the resnet8 in config.json, got others \(size mismatch"),
 }
 

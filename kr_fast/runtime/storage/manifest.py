@@ -19,6 +19,8 @@ from kr_fast.runtime.storage import files
 from kr_fast.runtime.storage.layout import PRIVATE, README, RELEASE, Folder, readme
 
 CONFIG, LOCK = "config.yaml", ".lock"
+# What PyYAML raises for files that are no YAML, and for values that are not of the type that they name (!!bool x).
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError, OverflowError)
 MANIFEST, CLAIMS, JOURNAL = "manifest.json", ".claims", "journal"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _locks: list[int] = []  # held until the process ends, so that a kill frees them
@@ -29,7 +31,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         with files.named(path):
             options = yaml.safe_load(path.read_text())
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except YAML_ERRORS as error:
         raise UserError(f"{path} must hold options in YAML, got a damaged file ({first_line(error)})") from error
     if not isinstance(options, dict) or not options or not all(isinstance(key, str) for key in options):
         raise UserError(f"{path} must hold options in YAML, got {'nothing' if not options else 'something else'}")
