@@ -5,6 +5,8 @@ import os
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files, manifest
@@ -119,6 +121,43 @@ def test_state_of_another_training(tmp_path):
         assert state is None
     with pytest.raises(KeyError), files.continuing(None):
         raise KeyError("no fault of a file")
+
+
+PIECES = [b"", b"\0", b"\xff", b"[]", b"{}", b"null", b"NaN", b"1e999", b'"', b"*a", b"!!bool x", b"!!int ''", b"---\n"]
+
+
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from(["config.yaml", "journal.json", "shards.jsonl"]),
+    steps=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 40), st.sampled_from(PIECES)), min_size=1, max_size=3),
+    bit=st.none() | st.integers(0, 4000),
+)
+def test_any_damage_of_text_is_one_line_or_is_read(tmp_path_factory, name, steps, bit):
+    out = tmp_path_factory.mktemp("run")
+    if name == "shards.jsonl":
+        journal = PartJournal(out, {"shard": int, "files": dict})
+        for shard in range(3):
+            journal.append({"shard": shard, "files": {"a": "b"}})
+        journal.close()
+        (path,) = out.iterdir()
+    else:
+        a_run(out)
+        path = out / name
+    content = bytearray(path.read_bytes())
+    for at, count, piece in steps:
+        at %= len(content) + 1
+        content[at : at + count] = piece
+    if bit is not None and content:
+        content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+    if name == "shards.jsonl":
+        told(path, PartJournal(out, {"shard": int, "files": dict}).new)
+    elif name == "journal.json":
+        told(path, lambda: [Journal(out).seconds(), *Journal(out).changed("teacher")])
+    else:
+        told(out, manifest.open_run, out, CONFIG)  # the file, or one option in it
+        manifest.release()
+        assert path.read_bytes() == content or manifest.read_config(path) == CONFIG
 
 
 @pytest.mark.parametrize(
