@@ -89,7 +89,10 @@ def ridge(x: np.ndarray, y: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Scores of ``others`` by the ridge regression of y on x, by the smaller of the two Gram matrices."""
     mean, spread = x.mean(0), x.std(0)
     varies = spread > 1e-9
-    a, b = ((each[:, varies] - mean[varies]) / spread[varies] for each in (x, others))
+    a, b = (each[:, varies] for each in (x, others))  # copies, which are the largest arrays of an audit
+    for each in (a, b):
+        each -= mean[varies]
+        each /= spread[varies]
     centred = y - y.mean()
     if not varies.any():
         return np.zeros(len(others))
@@ -97,8 +100,9 @@ def ridge(x: np.ndarray, y: np.ndarray, others: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(a @ a.T if wide else a.T @ a)
     keep = values > 1e-10 * values[-1]
     values, vectors = values[keep], vectors[:, keep]
-    left = vectors if wide else a @ vectors / np.sqrt(values)  # singular vectors of a
-    along, rest = left.T @ centred, float(centred @ centred)
+    # y along the left singular vectors of a.
+    along = vectors.T @ centred if wide else vectors.T @ (a.T @ centred) / np.sqrt(values)
+    rest = float(centred @ centred)
     scale, best = values.sum() / len(values), (np.inf, 0.0)
     for penalty in PENALTIES * scale:
         shrink = values / (values + penalty)
