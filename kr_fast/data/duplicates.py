@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from kr_fast.data.distances import SHARE, spacing
-from kr_fast.data.near_pairs import Joined, NearPairs, near_pairs
+from kr_fast.data.near_pairs import NearPairs, near_pairs
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.inputs import as_images
-from kr_fast.runtime.storage.image_rows import Images, batches
+from kr_fast.runtime.storage.image_rows import ImageRows, Images, batches
 
 COLUMNS = ("split", "index", "of_split", "of_index", "distance", "shifted", "dropped")
-MOST_BYTES = 64 << 20  # of training images among which neighbours are looked for, which takes 13 times as much
 PAIR = ("first", "second", "distance", "shifted")
 MOST_KEPT = 4
 _KEPT: dict[bytes, "SplitDuplicates"] = {}  # by digest of the images: several runs on one set search it once
@@ -150,7 +149,7 @@ def find_duplicates(splits: Mapping[str, Tensor | Any]) -> SplitDuplicates:
     return duplicates_by(parts, {name: digests(images) for name, images in parts.items()})
 
 
-def duplicates_by(parts: Mapping[str, Tensor], every: Mapping[str, list[bytes]]) -> SplitDuplicates:
+def duplicates_by(parts: Mapping[str, Images], every: Mapping[str, list[bytes]]) -> SplitDuplicates:
     """As :func:`find_duplicates`, of uint8 images on the CPU whose :func:`digests` are known."""
     whole = hashlib.blake2b(digest_size=16)
     for name, each in every.items():
@@ -162,7 +161,7 @@ def duplicates_by(parts: Mapping[str, Tensor], every: Mapping[str, list[bytes]])
     return _KEPT[key]
 
 
-def _found(parts: Mapping[str, Tensor], every: Mapping[str, list[bytes]]) -> SplitDuplicates:
+def _found(parts: Mapping[str, Images], every: Mapping[str, list[bytes]]) -> SplitDuplicates:
     known: dict[bytes, int] = {}
     numbers = {
         name: torch.tensor([known.setdefault(each, len(known)) for each in part], dtype=torch.long)
@@ -171,11 +170,9 @@ def _found(parts: Mapping[str, Tensor], every: Mapping[str, list[bytes]]) -> Spl
     joined = torch.cat(list(numbers.values()))
     # Of each distinct image the first.
     rows = torch.full((len(known),), len(joined)).scatter_reduce(0, joined, torch.arange(len(joined)), "amin")
-    training = next(iter(parts.values()))
-    distinct = numbers[next(iter(parts))].unique()
-    step = -(-len(distinct) * training[:1].numel() // MOST_BYTES)  # a set may be larger than the memory
-    gap = spacing(training[rows[distinct[:: max(step, 1)]]]) if len(distinct) > 1 else 0.0
-    return SplitDuplicates(numbers, near_pairs(Joined(list(parts.values()), rows), SHARE * gap), gap)
+    images, training = ImageRows(*parts.values()).rows(rows), next(iter(numbers.values())).unique()
+    gap = spacing(images.rows(training)) if len(training) > 1 else 0.0
+    return SplitDuplicates(numbers, near_pairs(images, SHARE * gap), gap)
 
 
 def _row(

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from kr_fast.data.distances import SAMPLE, product_dtype
 from kr_fast.runtime import progress, seeds
+from kr_fast.runtime.storage.image_rows import Images
 
 DIRECTIONS, ROUNDS = 24, 6  # of the subspace iteration
 WIDEST = 32  # means of a side, of which directions are taken
@@ -63,31 +64,7 @@ class NearPairs:
         return len(self.first)
 
 
-class Joined:
-    """Images of several tensors as one; nothing is copied until it is asked for.
-
-    Args:
-        parts: uint8 ``[N_k, H, W, C]``; rows: int64 ``[N]``, numbers over all parts, in the order of these; None: all.
-    """
-
-    def __init__(self, parts: Sequence[Tensor], rows: Tensor | None = None):
-        self.parts, self.starts = parts, torch.tensor([0, *map(len, parts)]).cumsum(0)
-        self.rows = torch.arange(int(self.starts[-1])) if rows is None else rows
-        self.shape = torch.Size((len(self.rows), *parts[0].shape[1:]))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        rows = self.rows[index]
-        images = torch.empty(len(rows), *self.shape[1:], dtype=torch.uint8)
-        for part, start, end in zip(self.parts, self.starts[:-1], self.starts[1:], strict=True):
-            mine = (rows >= start) & (rows < end)
-            images[mine] = part[rows[mine] - start]
-        return images
-
-
-def near_pairs(images: Tensor | Joined, threshold: float) -> NearPairs:
+def near_pairs(images: Images, threshold: float) -> NearPairs:
     """All pairs of images whose distance is at most ``threshold``; mirrored and turned images are far apart.
 
     The distance is the root mean square difference in grey levels over the pixels that both have, at the best of 9
@@ -126,7 +103,7 @@ class _Bounds:
     ``order``: int64 ``[N]``, the images along the first direction.
     """
 
-    def __init__(self, images: Tensor | Joined, threshold: float, update: Callable[[int], None]):
+    def __init__(self, images: Images, threshold: float, update: Callable[[int], None]):
         self.values = images.shape[1:].numel()
         self.most, size = threshold**2 * self.values, _images_in(MOST_BYTES, images)
         step = -(-len(images) // SAMPLE)
@@ -246,7 +223,7 @@ def _signs(shape: tuple[int, ...]) -> Tensor:
     return torch.randint(0, 2, (*shape, SIGNS), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
 
 
-def _images_in(size: int, images: Tensor | Joined) -> int:
+def _images_in(size: int, images: Images) -> int:
     """Images of so many bytes: at least one, at most a block's."""
     return max(1, min(ROWS, size // images.shape[1:].numel()))
 
@@ -293,7 +270,7 @@ def _some_at_a_time(pairs: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Te
         yield tuple(map(torch.cat, zip(*held, strict=True)))
 
 
-def squared_differences(block: Tensor, i: Tensor, images: Tensor | Joined, j: Tensor, shift: tuple[int, int]) -> Tensor:
+def squared_differences(block: Tensor, i: Tensor, images: Images, j: Tensor, shift: tuple[int, int]) -> Tensor:
     """int64: squared differences, summed, of the pixels of images i of ``block``, shifted, that are in images j too."""
     _, height, width, _ = block.shape
     frames = []

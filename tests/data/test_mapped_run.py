@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kr_fast import data
-from kr_fast.data import distances, duplicates, near_pairs
+from kr_fast.data import distances, near_pairs
 from kr_fast.data.readers import decoding
 from kr_fast.membership.attacks import control
 from kr_fast.membership.audit.config import AuditConfig
@@ -25,8 +25,9 @@ MOST = 128  # images that may be gathered at a time: the largest batch of the ru
 LIMITS = (
     (image_rows, "BATCH_BYTES"),
     (distances, "TILE_BYTES"),
-    (duplicates, "MOST_BYTES"),
+    (distances, "MOST_VALUES"),
     (near_pairs, "MOST_BYTES"),
+    (near_pairs, "PIXELS"),
 )
 
 

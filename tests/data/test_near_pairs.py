@@ -9,7 +9,8 @@ from PIL import Image
 
 from kr_fast.data import near_pairs as module
 from kr_fast.data.distances import spacing
-from kr_fast.data.near_pairs import Joined, near_pairs
+from kr_fast.data.near_pairs import near_pairs
+from kr_fast.runtime.storage.image_rows import ImageRows
 
 # Fewer pixels than directions; grey; means of 3 x 3 with pixels left over, in colour.
 SHAPES = {"few": (4, 4, 1), "grey": (9, 8, 1), "means": (13, 21, 3)}
@@ -60,7 +61,7 @@ def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, signs, m
     images = drawn(SHAPES[shape])
     torch.set_float32_matmul_precision(precision)
     try:
-        result = near_pairs(Joined([images[:7], images[7:7], images[7:]]), threshold)
+        result = near_pairs(ImageRows(images[:7], images[7:7], images[7:]), threshold)
     finally:
         torch.set_float32_matmul_precision("highest")
     expected = expected_pairs(images, threshold)
