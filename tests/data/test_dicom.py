@@ -4,6 +4,8 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from kr_fast import data
@@ -165,6 +167,42 @@ def test_dicom_that_is_refused_in_one_line_without_a_word_of_the_file(tmp_path, 
         read(tmp_path, content)
     assert "\n" not in str(error.value)
     assert "Geheim" not in str(error.value)
+
+
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from(["window", "16-bit colour"]),
+    steps=st.lists(
+        st.tuples(
+            st.integers(128, 900),
+            st.integers(0, 4),
+            st.binary(max_size=4) | st.sampled_from([b"DS", b"SQ", b"\xff" * 3]),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_damaged_dicom_is_read_or_one_line_without_a_word_of_the_file(tmp_path_factory, name, steps):
+    content = bytearray(CASES[name][0] if name in CASES else REFUSED[name][0])
+    for at, count, piece in steps:
+        content[at : at + count] = piece
+    text = ""
+    try:
+        read(tmp_path_factory.getbasetemp(), bytes(content))
+    except UserError as error:
+        text = str(error)
+    assert "\n" not in text
+    assert "Geheim" not in text
+    assert "b'" not in text
+
+
+def test_no_word_is_quoted_of_elements_that_pydicom_refuses(tmp_path):
+    """A name where a number belongs: pydicom's error holds its bytes."""
+    content = CASES["window"][0].replace(b"US\x02\x00" + bytes([SIDE, 0]), b"US\x03\x00" + PERSON.encode()[:3])
+    assert content != CASES["window"][0]
+    with pytest.raises(UserError, match="it is damaged DICOM, of which pydicom raises [A-Za-z]+\\)") as error:
+        read(tmp_path, content)
+    assert "Geh" not in str(error.value)
 
 
 def test_compressed_pixels_that_no_package_decodes(tmp_path):

@@ -4,12 +4,14 @@ Only the header of the file and the elements that describe pixels (group 0028) a
 can reach a log, a note, an error or a file.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from kr_fast.data.pixel_range import WINDOW
-from kr_fast.runtime.errors import UserError, first_line
+from kr_fast.runtime.errors import UserError
 
 PREAMBLE, MAGIC = 128, b"DICM"
 GREY, COLOUR = (
@@ -20,6 +22,25 @@ OVERLAY = 0x60000010
 HEADER = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated")
 
 
+class DicomError(ValueError):
+    """Why an image is not read, in words of this module."""
+
+
+def _in_own_words(function: Callable) -> Callable:
+    """``function``, whose errors that pydicom raises keep their type alone: their text may quote bytes of the file."""
+
+    @functools.wraps(function)
+    def guarded(content: BinaryIO) -> Any:
+        try:
+            return function(content)
+        except (UserError, DicomError):
+            raise
+        except Exception as error:
+            raise DicomError(f"it is damaged DICOM, of which pydicom raises {type(error).__name__}") from None
+
+    return guarded
+
+
 def is_dicom(content: BinaryIO) -> bool:
     """Whether ``content``, at its start, is a DICOM file; it is left there."""
     start = content.read(PREAMBLE + len(MAGIC))
@@ -27,27 +48,25 @@ def is_dicom(content: BinaryIO) -> bool:
     return start[PREAMBLE:] == MAGIC
 
 
+@_in_own_words
 def read_header(content: BinaryIO) -> tuple[int, int, str]:
     """(height, width, ``grey`` or ``colour``) of an image that :func:`decode` can read.
 
-    Raises: ValueError naming what is not read; UserError where pydicom is not installed.
+    Raises: DicomError naming what is not read; UserError where pydicom is not installed.
     """
-    pydicom = _pydicom()
-    try:
-        data = pydicom.dcmread(content, stop_before_pixels=True, specific_tags=[*HEADER])
-    except pydicom.errors.InvalidDicomError as error:
-        raise ValueError(first_line(error)) from None
+    data = _pydicom().dcmread(content, stop_before_pixels=True, specific_tags=[*HEADER])
     if missing := [name for name in HEADER[:2] if not data.get(name)]:
-        raise ValueError(f"it is DICOM without {' and '.join(missing)}, no image")
+        raise DicomError(f"it is DICOM without {' and '.join(missing)}, no image")
     photometric = data.get("PhotometricInterpretation")
     if photometric not in (*GREY, *COLOUR):
-        raise ValueError("its photometric interpretation is none of those that are read")
+        raise DicomError("its photometric interpretation is none of those that are read")
     if photometric in COLOUR and photometric != "PALETTE COLOR" and data.get("BitsAllocated") != 8:
-        raise ValueError("it is DICOM of more than 8 bits per colour, which is not read")
+        raise DicomError("it is DICOM of more than 8 bits per colour, which is not read")
     _check_syntax(data.file_meta.get("TransferSyntaxUID"))
     return int(data.Rows), int(data.Columns), "grey" if photometric in GREY else "colour"
 
 
+@_in_own_words
 def decode(content: BinaryIO) -> tuple[np.ndarray, list[str]]:
     """(uint8 ``[H, W]`` or ``[H, W, 3]``, keys of ``NOTES`` for what was done).
 
@@ -55,7 +74,7 @@ def decode(content: BinaryIO) -> tuple[np.ndarray, list[str]]:
     RescaleIntercept; then the VOI LUT, or the first window of the file (PS3.3, C.11.2.1.2 and C.11.2.1.3: LINEAR,
     LINEAR_EXACT, SIGMOID), else the window from the 0.5 to the 99.5 percentile of the image; 255 - y for MONOCHROME1.
     The first frame is taken.
-    Raises: whatever pydicom raises for damaged files.
+    Raises: DicomError for damaged files.
     """
     from pydicom import Dataset
     from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
@@ -141,15 +160,15 @@ def _pydicom() -> Any:
 
 
 def _check_syntax(syntax: Any) -> None:
-    """Refuse pixels that no installed package decodes. Raises: ValueError naming the packages that would."""
+    """Refuse pixels that no installed package decodes. Raises: DicomError naming the packages that would."""
     from pydicom.pixels import get_decoder
 
     if syntax is None:
-        raise ValueError("it is DICOM without a transfer syntax")
+        raise DicomError("it is DICOM without a transfer syntax")
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise ValueError("its transfer syntax is not one that pydicom decodes") from None
+        raise DicomError("its transfer syntax is not one that pydicom decodes") from None
     if not decoder.is_available:
         needed = "; ".join(decoder.missing_dependencies)
-        raise ValueError(f"pydicom does not decode {syntax.name} by itself: install one of {needed}")
+        raise DicomError(f"pydicom does not decode {syntax.name} by itself: install one of {needed}")
