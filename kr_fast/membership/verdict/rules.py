@@ -60,6 +60,8 @@ def default_rules(
     if limits.controls:
         yield _negative_controls(audit, values)
         yield _positive_control(audit, values)
+    if (audit.get("canaries") or {}).get("student"):
+        yield _of_canaries(audit["canaries"]["student"])
     for name in names:
         yield from _of_model(audit, limits, name)
         if audit["setting"]["targets"].get(name, {}).get("kind") == "released":
@@ -274,6 +276,23 @@ def _of_planted(audit: Audit, values: Mapping[str, float], name: str) -> Iterato
         f"{limit:g}{rest}."
     )
     yield Rule(path, limit, value, kept, words)
+
+
+def _of_canaries(row: Mapping[str, Any]) -> Rule:
+    """Canaries in twins of the Student: what an average over ordinary records does not show of unusual ones.
+
+    They rule *share* out and are no leak of a record that is there, so they do not say *do not share*.
+    """
+    path, low = "canaries.student.auc_ci.0", row["auc_ci"][0]
+    text = f"AUC {number(row['auc'])} {interval(row['auc_ci'])}"
+    if low <= 0.5:
+        words = f"Mislabelled canaries are not seen to be found in twins of the Student ({text})."
+        return Rule(path, 0.5, low, True, words)
+    words = (
+        f"Mislabelled canaries, which stand for the records that a training memorises most, are found in twins of the "
+        f"Student ({text}): what is unusual in a record, such as a wrong label, passes into it."
+    )
+    return Rule(path, 0.5, low, False, words)
 
 
 def _negative_controls(audit: Audit, values: Mapping[str, float]) -> Rule:

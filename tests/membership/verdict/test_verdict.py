@@ -120,6 +120,20 @@ def test_canaries_prove_power_in_place_of_an_overfitted_model():
         assert any(words in reason for reason in result["reasons"])
 
 
+@pytest.mark.parametrize(
+    ("pair", "decision", "words"),
+    [
+        ([0.86, 0.99], "not decided", "records that a training memorises most, are found in twins of the Student"),
+        ([0.38, 0.69], "share", "are not seen to be found in twins of the Student (AUC 0.535 [0.380, 0.690])"),
+    ],
+)
+def test_canaries_that_the_student_knows_rule_share_out(pair, decision, words):
+    row = {"auc": sum(pair) / 2, "auc_ci": pair, "own": {"auc": 0.5, "auc_ci": INSIDE}}
+    result = verdict_of({**plain(), "canaries": {"power": True, "teacher": row, "student": row}}, Limits())
+    assert result["decision"] == decision
+    assert any(words in reason for reason in result["reasons"])
+
+
 def test_limits_are_what_was_given():
     """Each makes another decision of the same figures."""
     leaks = put("target/lira", attack(SHOWN))
