@@ -53,6 +53,8 @@ def least_leak(data: AuditData, shadows: ShadowSignals, attack: Attack, *, level
     answers, scatter = _without_membership(phi, shadows.keep.T)
     if not scatter.any():
         return None
+    order = answers.mean(1).argsort()  # so that where a record stands does not show
+    answers, scatter = answers[order], scatter[order]
     members = count // 2 if data.members is None else int(data.members.sum())
     population = None if shadows.population is None else shadows.population.double().mean(0, keepdim=True)
     draws = []

@@ -56,6 +56,14 @@ def test_what_the_models_leak_themselves_does_not_show():
     assert least(scene(leak=3.0))["auc"] == pytest.approx(least(scene())["auc"], abs=0.021)
 
 
+def test_where_a_record_stands_does_not_show():
+    """As of all figures that may leave."""
+    data, order = scene(count=60), torch.randperm(60, generator=torch.Generator().manual_seed(5))
+    shadows = data.shadows["shadows"]
+    moved = {"keep": shadows.keep[:, order], "signals": {"phi": shadows.signals["phi"][:, order]}}
+    assert all(least(data, name) == least(data, name, **moved) for name in ("lira", "loss"))
+
+
 def test_more_models_or_records_show_smaller_leaks():
     few, plain = least(scene(count=60)), least(scene())
     assert few["auc"] is None or few["auc"] > plain["auc"]
