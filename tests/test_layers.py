@@ -107,7 +107,7 @@ def test_files_and_folders_stay_small():
 LIGHT = """
 import sys, torch
 before = set(sys.modules)
-import kr_fast, kr_fast.cli, kr_fast.training
+import kr_fast, kr_fast.cli, kr_fast.recycling.config, kr_fast.training
 kr_fast.distillation_loss
 print({"diffusers", "accelerate", "triton", "matplotlib", "jinja2"} & (set(sys.modules) - before))
 optimizer = kr_fast.training.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)

@@ -39,24 +39,29 @@ DOCUMENTED = {
 }.values()
 
 
-def test_lazy_names_are_those_that_type_checkers_see():
-    tree = ast.parse(Path(kr_fast.__file__).read_text())
+def seen_by_checkers(module):
+    """Name -> module of what a file imports for type checkers alone."""
+    tree = ast.parse(Path(module.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING")
-    seen = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
-    assert all(name == of for name, (_, of) in seen.items())  # "X as X" is exported, "X" alone is not
-    packages = dict.fromkeys(PACKAGES, "kr_fast")
-    lazy = {name: module for name, (module, _) in seen.items()}
-    table = next(
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and node.targets[0].id == "_PUBLIC"
-    )
-    assert lazy == table | packages
+    found = [(alias, node.module) for node in block.body for alias in node.names]
+    assert all(alias.asname == alias.name for alias, _ in found)  # "X as X" is exported, "X" alone is not
+    return {alias.name: module for alias, module in found}
+
+
+def test_lazy_names_are_those_that_type_checkers_see():
+    lazy = seen_by_checkers(kr_fast)
     assert set(dir(kr_fast)) == {*kr_fast.__all__, *PACKAGES} == {*lazy, "__version__"}
-    for name in PACKAGES:
-        assert getattr(kr_fast, name) is importlib.import_module(f"kr_fast.{name}")
+    for name, module in lazy.items():
+        known = importlib.import_module(f"kr_fast.{name}") if name in PACKAGES else OBJECTS[name]
+        assert known is getattr(kr_fast, name) is getattr(importlib.import_module(module), name)
     with pytest.raises(AttributeError, match="module 'kr_fast' has no attribute 'x'"):
         _ = kr_fast.x
+    lazy = seen_by_checkers(kr_fast.recycling)
+    assert set(kr_fast.recycling.__all__) == {*lazy, "RecycleConfig"}
+    for name, module in lazy.items():
+        assert getattr(kr_fast.recycling, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="module 'kr_fast.recycling' has no attribute 'x'"):
+        _ = kr_fast.recycling.x
 
 
 @pytest.mark.parametrize(("name", "thing", "text"), DOCUMENTED, ids=[name for name, _, _ in DOCUMENTED])
