@@ -123,7 +123,7 @@ def test_what_is_wrong_or_missing_is_not_measured():
         measure(Case("sums", {"kr_fast": work(float("nan"))}, 0.1), 1)
 
 
-def test_another_librarys_route_is_the_same_loss():
+def test_the_route_of_another_library_is_the_same_loss():
     """What liger is handed, with torch's divergence in its place, on any machine."""
     student, teacher, labels = torch.randn(32, 10), torch.randn(32, 10), torch.randint(0, 10, (32,))
     kl_div = torch.nn.KLDivLoss(reduction="batchmean")
