@@ -38,7 +38,9 @@ def _terms(audit: Audit) -> Iterator[tuple[str, str]]:
     if setting["shadow_sets"]:
         yield "Shadow model", "Made in the same way on another half of the data, with the record or without it."
     if audit.get("records"):
-        yield "Record found", "Models trained on this one record answer it more surely than others, beyond chance."
+        rate = sentences.percent_of_level(next(iter(audit["records"].values()))["rate"])
+        words = "Models trained on this one record answer it more surely than others do, beyond chance"
+        yield "Record found", f"{words} (false discovery rate {rate})."
     yield "Controls", "An overfitted model that an attack must find, and sets in which there is nothing to find."
 
 
