@@ -38,6 +38,7 @@ ROWS, COLUMNS = 1024, 2048  # of a block of bounds: 8 MiB
 MOST_BYTES = 16 << 20  # of images at a time, and of their numbers
 BAND_BYTES = 1 << 20  # of the numbers that meet their signs at a time
 SIGNED_COST = 8  # pixels that are compared in the time of one bound by signs
+SUMS_COST = 8  # pairs that are compared in the time of the sums of one image's pixels
 PAIRS_AT_A_TIME = 1 << 18  # whose pixels are compared
 PIXELS = 1 << 20  # that are compared at a time, so that they stay in a cache
 MOST_PAIRS = 20_000_000  # that are kept; a set with more of them is no set of pictures
@@ -138,9 +139,12 @@ class _Bounds:
         means = self._centred(block, shift)
         queries = self._coordinates(means)
         limit, factors = self.base.against(queries, self.most)
-        signed = [functools.cache(lambda: self._signed(self.signed_means, self._sums_of_means(means)))]
+        # With each bound how many pairs must be left before its sums are worth their time.
+        signed = [(0, functools.cache(lambda: self._signed(self.signed_means, self._sums_of_means(means))))]
         if max(_block(block.shape, WIDEST)) > 1:
-            signed.append(functools.cache(lambda: self._signed(self.signed_pixels, self._sums(block, shift))))
+            pixels = functools.cache(lambda: self._signed(self.signed_pixels, self._sums(block, shift)))
+            signed.append((SUMS_COST * len(block), pixels))
+        left = 0
         low = int(torch.searchsorted(self.along, queries[:, 0].min() - limit**0.5))
         high = int(torch.searchsorted(self.along, queries[:, 0].max() + limit**0.5, right=True))
         for first in range(start if shift == (0, 0) else low, high, COLUMNS):
@@ -150,15 +154,21 @@ class _Bounds:
             if not len(rows):
                 continue
             near = squares[rows] <= limit
-            for bound in signed:
-                if int(torch.count_nonzero(near)) * self.values <= SIGNED_COST * near.numel():
+            itself = start + rows - first
+            inside = ((itself >= 0) & (itself < near.shape[1])).nonzero()[:, 0]
+            near[inside, itself[inside]] = False
+            for price, bound in signed:
+                count = int(torch.count_nonzero(near))
+                if count * self.values <= SIGNED_COST * near.numel() or left + count <= price:
                     break
                 base, most, sums = bound()
                 near &= sums[rows] @ base[columns].T <= most
             i, j = near.nonzero(as_tuple=True)
             i, j = rows[i], first + j
-            chosen = start + i < j if shift == (0, 0) else start + i != j
-            yield i[chosen], self.order[j[chosen]]
+            if shift == (0, 0):
+                i, j = i[start + i < j], j[start + i < j]
+            left += len(i)
+            yield i, self.order[j]
 
     @functools.cached_property
     def signed_pixels(self) -> "_Points":

@@ -55,7 +55,7 @@ SMALL = {"ROWS": 16, "COLUMNS": 8, "WIDEST": 8, "WIDEST_SIGNED": 16, "BAND_BYTES
 def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, signs, monkeypatch):
     """Over several blocks of both sides, 7 x 8 images, several parts of images, and bands of several rows."""
     values = int(np.prod(SHAPES[shape]))
-    sizes = {"SIGNED_COST": 0 if signs else values, "MOST_BYTES": 7 * values, "PIXELS": 3 * values}
+    sizes = {"SIGNED_COST": 0 if signs else values, "SUMS_COST": 0, "MOST_BYTES": 7 * values, "PIXELS": 3 * values}
     for name, value in (SMALL | sizes).items():
         monkeypatch.setattr(module, name, value)
     images = drawn(SHAPES[shape])
