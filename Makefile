@@ -4,6 +4,7 @@
 # make check   lint, and what a change breaks most often: the layers, the documents, one case of each test of an op
 # make format  let ruff and clang-format rewrite the sources; make hooks: git does so before each commit
 # make bench   measure what `kr-fast bench` measures
+# make docs    build/site: the documentation as a site, without a warning
 # make wheel   dist/: the sdist, and the wheel for other machines of this Python, see docs/start/install.md
 # make sanitize  the C++ kernels with address and undefined-behaviour sanitizers through their tests
 #
@@ -25,9 +26,12 @@ CPP := $(shell find csrc tests/support/cuda_host -name '*.h' -o -name '*.cpp' -o
 SOURCES := setup.py pyproject.toml $(filter csrc/%,$(CPP))
 VENV_FLAGS := $(if $(filter 1,$(SYSTEM_SITE)),--system-site-packages,)
 
-.PHONY: demo test nightly check venv lint format hooks bench wheel sanitize clean
+.PHONY: demo test nightly check venv lint format hooks bench docs wheel sanitize clean
 demo: $(VENV)/built
 	$(BIN)/kr-fast run --preset digits --out runs/digits
+
+docs: $(VENV)/built
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # A thread that waits sleeps: two test processes share the processors. Triton's interpreter needs one of its own.
 # Each takes half of the tests in their order, so that neighbours share what they build, and what the other leaves.

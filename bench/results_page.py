@@ -28,7 +28,7 @@ VARIANTS = {
 PUBLISHED = {"retinamnist": (0.717, 0.524), "pneumoniamnist": (0.944, 0.854), "breastmnist": (0.901, 0.863)}
 START = """# Results
 
-Written by `python bench/reproduce.py --write-docs` from [the rows](../../bench/results/reproduction.json), which that
+Written by `python bench/reproduce.py --write-docs` from `bench/results/reproduction.json`, which that
 script measures: every figure here is of a run of this package, mean and standard deviation over seeds. Each seed has
 other weights, batches and noise; of data without splits of their own (digits) also other training, validation and test
 images. "(of 1)": of so many of the seeds, as the others were not audited. MedMNIST's rows of the presets `private` and

@@ -99,7 +99,7 @@ def recycle(config: RecycleConfig, *, source: Source | None = None, data: Any = 
         data: in place of ``config.data``, images in memory: a pair (images, labels) of arrays, a map-style data set of
             such pairs, or a dictionary of them by split, as :func:`kr_fast.data.load` takes them. The run continues
             when it is called with the same ones.
-    Returns: the metrics and the path of the report; see docs/method/index.md for the stages and the files.
+    Returns: the metrics and the path of the report; see docs/method/index.md for the stages.
     Raises: UserError for bad input, before anything is written; FileNotFoundError for missing data.
     Source: Lomurno and Matteucci, "Synthetic Image Learning: Preserving Performance and Preventing Membership
         Inference Attacks", Pattern Recognition Letters 190, 2025.

@@ -36,9 +36,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_shadows": 8,
     },
     # A Student that knows less of single training images: a Teacher that is less sure of its own, and only its top
-    # class. Mixup needs a strong augmentation, or it makes a Teacher easier to attack (docs/measured/index.md).
+    # class. Mixup needs a strong augmentation, or it makes a Teacher easier to attack (docs/measured/leakage.md).
     "private": {"out": "runs/private", "teacher_mixup": 1.0, "teacher_choose": "loss", "labels": "top1"},
-    # A Student that learns for longer, from more images (docs/measured/index.md).
+    # A Student that learns for longer, from more images (docs/measured/accuracy.md).
     "accurate": {"out": "runs/accurate", "periods": 20},
     # The shortest run that goes through every stage; its figures mean nothing.
     "toy": {

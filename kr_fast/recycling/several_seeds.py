@@ -30,7 +30,7 @@ LEVEL = 0.95
 MOST = 1000
 WHOSE = {TEACHER: "Teacher", FULL: "Student"}
 ATTACKS = {"lira": "LiRA online", "lira_offline": "LiRA offline", "rmia": "RMIA"}
-# Title -> path of the figure in metrics.json, see docs/tasks/audit.md.
+# Title -> path of the figure in metrics.json, see docs/audit/verdict.md.
 FIGURES = {
     "test accuracy, Teacher": "teacher.test_accuracy",
     "test accuracy, Student (CAS)": "student.test_accuracy",

@@ -92,7 +92,7 @@ class AuditConfig(ReadOptions):
     scale: float = option(0.0, "augmentation of a shadow: largest relative change of size", least=0, below=1)
     control: bool = option(True, "train a positive control, which the attacks must find")
 
-    signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/tasks/audit.md)")
+    signals: str = option("", "an .npz file of saved logits or signals, in place of models (docs/audit/signals.md)")
     lira_tree: str = option("", "a folder of experiment-*/{keep,logits,scores}, in place of models")
     privacy_meter: str = option("", "a folder with memberships.npy and signals/, in place of models")
     signal: str = option(
@@ -104,7 +104,7 @@ class AuditConfig(ReadOptions):
     target: str = option("", "the experiment or model of such a folder under attack; empty: each from the others")
     probabilities: bool = option(False, "the saved logits are probabilities; take their logarithm")
 
-    attacks: tuple[str, ...] = option((), "names of attacks (docs/tasks/audit.md); none for all of the default set")
+    attacks: tuple[str, ...] = option((), "names of attacks (docs/audit/attacks.md); none for all of the default set")
     primary: str = option("", "the attack whose figures are the result; empty: lira")
     augment: str = option(
         Choices.augment, "queries of the attacks: none, flip, shift or lira", choices=("none", "flip", "shift", "lira")

@@ -86,7 +86,7 @@ class AuditReport:
 
     @functools.cached_property
     def verdict(self) -> dict[str, Any]:
-        """Share, do not share or not decided: {"decision", "reasons", "chance", "rules"}, see docs/tasks/audit.md."""
+        """Share, do not share or not decided: {"decision", "reasons", "chance", "rules"}: docs/audit/verdict.md."""
         return verdict_of(self._plain(), self.limits)
 
     @property
@@ -118,7 +118,7 @@ class AuditReport:
         """Strict JSON: {"verdict", target: {attack: figures}, "comparison", "leave_one_out", "records", "setting"}.
 
         Beside them stand the parts. Figures are auc, auc_ci, auc_ci_corrected, tpr_at_fpr, balanced_accuracy,
-        advantage, role, epsilon, operating_points, and aop where the accuracy was given (docs/tasks/audit.md). It goes
+        advantage, role, epsilon, operating_points, and aop where the accuracy was given (docs/audit/report.md). It goes
         into files that may leave, so the operating points have no threshold here: that is the score of one record.
         """
         return {"verdict": self.verdict, **self._plain()}

@@ -55,7 +55,7 @@ def save_npz(path: str | Path, data: AuditData) -> None:
 def load_npz(path: str | Path, *, probabilities: bool = False) -> AuditData:
     """Read an ``.npz`` of precomputed logits or signals; nothing in it is run.
 
-    Keys (docs/tasks/audit.md has them as a table): ``keep`` ``[M, N]``, bool or 0 and 1; ``logits`` ``[M, N, C]`` or
+    Keys (docs/audit/signals.md has them as a table): ``keep`` ``[M, N]``, bool or 0 and 1; ``logits`` ``[M, N, C]`` or
     ``[M, N, A, C]``, or signals ``phi``, ``entropy``, ... ``[A, N, M]`` or ``[N, M]``; ``labels`` ``[N]``; for each
     target ``target/NAME/logits`` ``[N, C]`` or ``[N, A, C]``, or ``target/NAME/phi`` ``[A, N]`` or ``[N]``; ``members``
     (a mask or indices), ``non_members``; ``population/logits`` with ``population/labels``, or ``population/phi``, and
@@ -195,7 +195,7 @@ def _known(keys: Iterable[str]) -> None:
     )
     for key in keys:
         if not pattern.match(key):
-            fail("audit", "signals", "hold known keys only (docs/tasks/audit.md)", key)
+            fail("audit", "signals", "hold known keys only (docs/audit/signals.md)", key)
 
 
 def _side(given: dict[str, Tensor], prefix: str, labels: Tensor | None, at: Any, probabilities: bool):

@@ -105,7 +105,7 @@ def _refuse_numbered(folder: Path) -> None:
     if folders:
         rule = (
             "hold experiment-*/keep.npy (of other trees stack the arrays for --signals: keep [M, N], "
-            "logits [M, N, A, C], labels [N], see docs/tasks/audit.md)"
+            "logits [M, N, A, C], labels [N], see docs/audit/signals.md)"
         )
         fail("audit", "LiRA tree", rule, f"{len(folders)} folders such as {folders[0]}/ in {folder}")
 

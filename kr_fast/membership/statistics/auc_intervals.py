@@ -17,7 +17,7 @@ from kr_fast.membership.inputs.pool import scored
 from kr_fast.membership.statistics.intervals import check_share, normal_quantile
 from kr_fast.membership.statistics.permutation import upper_tail
 
-PRIOR = 10  # degrees of freedom that the model's variance counts as, by simulation: docs/audit/statistics.md
+PRIOR = 10  # degrees of freedom that the model's variance counts as, by simulation: docs/audit/intervals.md
 HALVINGS = 50
 MOST_WAYS = 5000  # in which examples can be drawn, for the exact permutation test
 

@@ -27,7 +27,7 @@ class Limits:
         auc: largest upper end of an interval of an AUC, in [0.5, 1].
         records: how many single records may be found.
         controls: the verdict is *share* only if the negative controls passed and a positive control was detected.
-        fail_above: further limits, each ``PATH=LIMIT``: see docs/tasks/audit.md.
+        fail_above: further limits, each ``PATH=LIMIT``: see docs/audit/verdict.md.
     Raises: UserError naming the field.
     """
 
@@ -39,7 +39,7 @@ class Limits:
     fail_above: tuple[str, ...] = option(
         (),
         "PATH=LIMIT, such as target.auc_high=0.55: exit code 3 if that figure of the JSON is above it or was not "
-        "computed; may be given several times; docs/tasks/audit.md lists the paths",
+        "computed; may be given several times; docs/audit/verdict.md lists the paths",
         repeated=True,
     )
 

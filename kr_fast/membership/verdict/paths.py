@@ -284,7 +284,7 @@ def check_paths(where: str, fail_above: Sequence[str], names: Names) -> None:
             continue
         near = difflib.get_close_matches(path, paths, NEAREST)
         hint = f" (nearest: {', '.join(near)})" if near else ""
-        fail(where, "fail_above", "name figures of the JSON (docs/tasks/audit.md)", f"{gate.path}{hint}")
+        fail(where, "fail_above", "name figures of the JSON (docs/audit/verdict.md)", f"{gate.path}{hint}")
 
 
 def figures(audit: Audit | None, metrics: Mapping[str, Any] | None = None) -> dict[str, float]:

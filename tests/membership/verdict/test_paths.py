@@ -65,8 +65,8 @@ def test_short_paths_are_the_figures_they_name(audit):
         ("target.lira.acu=0.5", "got target.lira.acu (nearest: target.lira.auc, "),
         ("target.lira.auc_ci.2=0.5", "got target.lira.auc_ci.2 (nearest: target.lira.auc_ci."),
         ("records.shadows.find=0", "got records.shadows.find (nearest: records.shadows.found, "),
-        ("accuracy_gap=1", "name figures of the JSON (docs/tasks/audit.md), got accuracy_gap"),  # of a run only
-        ("qqqqqqqq=1", "audit: fail_above must name figures of the JSON (docs/tasks/audit.md), got qqqqqqqq"),
+        ("accuracy_gap=1", "name figures of the JSON (docs/audit/verdict.md), got accuracy_gap"),  # of a run only
+        ("qqqqqqqq=1", "audit: fail_above must name figures of the JSON (docs/audit/verdict.md), got qqqqqqqq"),
     ],
 )
 def test_a_path_that_no_figure_has_is_refused(gate, words):
@@ -97,7 +97,7 @@ def test_paths_are_refused_before_an_attack_runs():
 
 
 def test_documents_name_every_short_path():
-    text = (DOCS / "tasks" / "audit.md").read_text()
+    text = (DOCS / "audit" / "verdict.md").read_text()
     missing = [name for name in (*SHORT, *OF_AUDIT, *OF_RUN) if f"`{name}`" not in text]
     assert not missing
     assert len(list(known(NAMES))) == len(set(known(NAMES)))
