@@ -6,6 +6,7 @@ Lists in these documents are indented by two spaces, as GitHub reads them; Pytho
 import argparse
 import importlib
 import inspect
+import posixpath
 import re
 import textwrap
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 # Page of the API -> its package, in the order of the navigation.
 PACKAGES = {
@@ -28,6 +30,7 @@ PACKAGES = {
 }
 COMMANDS = ("run", "generator", "distil", "synthesize", "audit", "export", "bench", "info")
 ITEM = re.compile(r"^( *)(?:[-*]|\d+\.) ")
+LINK = re.compile(r"\[[^\]]*\]\((\.\./[^)#\s]*)\)")
 FENCE = re.compile(r"^ *```")
 
 
@@ -48,8 +51,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Indent what belongs to an item of a list by four spaces a level, and part items that hold several blocks."""
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """The page as Python-Markdown reads it; links to files of the repository become their paths."""
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def path_of(link: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join("docs", folder, link[1]))
+        return link[0] if target.startswith("docs/") else f"`{target}`"
+
+    return indented(LINK.sub(path_of, markdown))
+
+
+def indented(markdown: str) -> str:
+    """What belongs to an item of a list by four spaces a level, and a blank line between items of several blocks."""
     lines, fence, inside, loose = [], None, False, False
     for line in markdown.split("\n"):
         indent = len(line) - len(line.lstrip(" "))
