@@ -39,6 +39,15 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
 
 
+def test_pages_that_the_code_cites_are_there():
+    folders = ("kr_fast", "kernels", "csrc", "bench", "tests", "examples")
+    sources = [ROOT / "setup.py", ROOT / "Makefile", *(path for name in folders for path in (ROOT / name).rglob("*.*"))]
+    for path in sources:
+        if path.suffix in ("", ".py", ".h", ".cpp", ".cu", ".sh", ".ipynb"):
+            for page in re.findall(r"\bdocs/[\w/]+\.md\b", path.read_text()):
+                assert (ROOT / page).exists() or page.startswith(GENERATED), f"{path.relative_to(ROOT)}: {page}"
+
+
 def test_every_environment_variable_is_listed():
     table = (ROOT / "docs" / "reference" / "environment.md").read_text()
     sources = [ROOT / "setup.py", *(ROOT / "kr_fast").rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]
