@@ -1,6 +1,7 @@
 """The documentation builds as a site without a warning, loads nothing from elsewhere, and has every name and option."""
 
 import dataclasses
+import inspect
 import os
 import re
 import subprocess
@@ -54,3 +55,14 @@ def test_every_option_is_on_the_page_of_options(site):
     for config in (kr_fast.RecycleConfig, AuditConfig):
         for field in dataclasses.fields(config):
             assert "help" not in field.metadata or f"--{field.name.replace('_', '-')}" in text, field.name
+
+
+def test_documented_arguments_are_those_of_the_signature():
+    """griffe would check this, but for ``a, b: text``, which documents two arguments."""
+    for name in kr_fast.__all__:
+        value = getattr(kr_fast, name)
+        section = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", inspect.getdoc(value) or "", re.MULTILINE)
+        if callable(value) and section:
+            for documented in re.findall(r"^ {4}(\w[\w., ]*?): ", section[1], re.MULTILINE):
+                unknown = set(documented.split(", ")) - set(inspect.signature(value).parameters) - {"..."}
+                assert not unknown, f"{name}: {unknown}"
