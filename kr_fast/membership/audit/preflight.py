@@ -12,7 +12,7 @@ from kr_fast.membership.inputs.answers import ANSWERS, SIGNALS
 from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.storage.image_rows import Images
+from kr_fast.runtime.storage.image_rows import Images, batches
 
 EXAMPLES = 64  # of members and of non-members
 
@@ -77,6 +77,6 @@ def check_attacks(data: AuditData, choices: Choices) -> None:
 
 def _check_spread(data: AuditData) -> None:
     """A density needs images that differ."""
-    first = data.reference[:1]
-    if all(bool((images == first).all()) for images in (data.reference, *data.synthetic.values())):
+    first, sets = data.reference[:1], (data.reference, *data.synthetic.values())
+    if all(bool((part == first).all()) for images in sets for part in batches(images)):
         fail("audit", "synthetic", "differ between images", "identical images")
