@@ -95,9 +95,9 @@ class Evaluation:
         """
         rows = {}
         for name, value in self.values.items():
-            if value is not None and other.values[name] is not None:
+            if value is not None and (others := other.values[name]) is not None:
                 interval = _percentiles(self.replicates[name] - other.replicates[name], level).tolist()
-                rows[name] = {"difference": value - other.values[name], "interval": interval}
+                rows[name] = {"difference": value - others, "interval": interval}
         return rows
 
 

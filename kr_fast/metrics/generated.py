@@ -147,7 +147,7 @@ def kernel(x: Tensor, y: Tensor) -> Tensor:
 
 def checked(where: str, real: Any, generated: Any, least: int) -> tuple[Tensor, Tensor]:
     """Both in float64 on the CPU."""
-    pair = []
+    pair: list[Tensor] = []
     for name, value in (("real", real), ("generated", generated)):
         value = as_tensor(where, name, value).detach()
         width = pair[0].shape[1] if pair else "d"

@@ -39,11 +39,12 @@ def set_figures(real: Any, generated: Any, *, seed: int = 0, level: float = 0.95
     count = min(PARTS, *map(len, pair))
     parts = tuple(parts_of(len(each), count, seed + at) for at, each in enumerate(pair))
     value, without = _frechet(*pair, *parts)
-    options = {"bounds": (0.0, torch.inf), "unbiased": True, "level": level}
-    figures: dict[str, Any] = {"fid": value, "fid_ci": None if without is None else interval(value, without, **options)}
+    figures: dict[str, Any] = {"fid": value, "fid_ci": None}
+    if without is not None:
+        figures["fid_ci"] = interval(value, without, bounds=(0.0, torch.inf), unbiased=True, level=level)
     value, without = _kernel_estimates(*pair, *parts)
     figures |= {"kid": value, "kid_ci": interval(value, without, level=level)}
-    for name, (value, without) in _neighbourhood(*map(Rows, pair), *parts).items():
+    for name, (value, without) in _neighbourhood(Rows(pair[0]), Rows(pair[1]), *parts).items():
         bounds = (0.0, 1.0 if name in SHARES else torch.inf)
         figures |= {name: value, f"{name}_ci": interval(value, without, level=level, bounds=bounds)}
     return figures
@@ -74,13 +75,16 @@ def _rest(sums: Tensor) -> Tensor:
 
 
 def _estimate(sums: list[Tensor], n: Any, m: Any) -> Tensor:
-    return sums[0] / (n * (n - 1)) + sums[1] / (m * (m - 1)) - 2 * sums[2] / (n * m)
+    estimate: Tensor = sums[0] / (n * (n - 1)) + sums[1] / (m * (m - 1)) - 2 * sums[2] / (n * m)
+    return estimate
 
 
 def _sums(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
     """``[G, G]``: the kernel summed over the pairs of each two parts."""
-    blocks = zip(x.split(BLOCK), of_x.split(BLOCK), strict=True)
-    return sum(own.T @ (kernel(rows, y) @ of_y) for rows, own in blocks)
+    total = x.new_zeros(of_x.shape[1], of_y.shape[1])
+    for rows, own in zip(x.split(BLOCK), of_x.split(BLOCK), strict=True):
+        total += own.T @ (kernel(rows, y) @ of_y)
+    return total
 
 
 def _own(x: Tensor) -> Tensor:

@@ -86,4 +86,6 @@ def _confusion(labels: Tensor, predicted: Tensor, classes: int, weights: Tensor)
     if classes > MOST_CONFUSED:
         return None
     pairs = torch.zeros(classes * classes, weights.shape[1], dtype=torch.float64)
-    return pairs.index_add_(0, labels * classes + predicted, weights).T.unflatten(1, (classes, classes))
+    pairs.index_add_(0, labels * classes + predicted, weights)
+    confusion: Tensor = pairs.T.unflatten(1, (classes, classes))
+    return confusion

@@ -23,7 +23,8 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.shortcut = stride, nn.Identity()
+        self.stride = stride
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
@@ -57,7 +58,8 @@ class ResNet(nn.Module):
         self.head = nn.Linear(inputs, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+        logits: Tensor = self.head(self.stages(self.stem(x)).mean((2, 3)))
+        return logits
 
 
 def classifier(name: str, *, num_classes: int, in_channels: int, width: int = 16, image_size: int = 32) -> ResNet:

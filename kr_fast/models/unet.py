@@ -9,7 +9,7 @@ ATTENTION_UP_TO = 16
 
 def padded_size(side: int, levels: int) -> int:
     """The side rounded up to what ``levels`` resolutions can halve."""
-    factor = 2 ** (levels - 1)
+    factor = 1 << (levels - 1)
     return -(-side // factor) * factor
 
 
