@@ -304,7 +304,7 @@ def test_the_verdict_is_that_of_the_json(pages):
     (words,) = Sections(pages["run"][0]).of("verdict")
     assert pages["run"][1]["verdict"] == VERDICT
     reasons = " ".join(VERDICT["reasons"])
-    assert words == f"Verdict Do not share {reasons} {verdict.chance(VERDICT)}"
+    assert words == f"Verdict Do not share {reasons} {verdict.scope(VERDICT)}"
     assert f"in at most {100 * VERDICT['chance']:g} % of audits" in words
     assert VERDICT["rules"][0]["words"] in pages["run"][0]
 
