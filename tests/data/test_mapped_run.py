@@ -63,7 +63,8 @@ def gathered(monkeypatch):
     return counts
 
 
-def test_no_stage_copies_a_mapped_set(tmp_path, source, gathered):
+def test_no_stage_copies_a_mapped_set(tmp_path, source, gathered, one_thread):
+    # One thread, so that no stage starts processes, which would not count rows nor know the sizes set here.
     options = {**preset("toy"), "out": str(tmp_path / "run"), "data": str(source), "val_fraction": 0.25}
     options |= {"audit_generator": "retrained", "audit_control": True, "audit_generator_weights": True}
     options |= {"audit_canaries": 10, "show_real_images": True, "audit_page": True, "few_steps": 1}
