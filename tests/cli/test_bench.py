@@ -1,6 +1,9 @@
 """``kr-fast bench``: what it measures and writes, what it compares, and its refusals."""
 
+import importlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from kr_fast.benchmarks.cases import loss
 from kr_fast.cli import main
 from kr_fast.cli.bench import throughput
 from kr_fast.runtime.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.pipeline
@@ -149,3 +154,17 @@ def test_bad_options_of_cases(tmp_path, capsys, arguments, text):
     assert main(["bench", *arguments, "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not (ROOT / "bench").exists(), reason="needs the source tree")
+def test_the_page_of_results_is_written_from_them(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    bench_page = importlib.import_module("bench_page")
+    assert bench_page.page() == (ROOT / "docs" / "measured" / "bench.md").read_text()
+    folder = tmp_path / "machine"
+    shutil.copytree(next(bench_page.RESULTS.glob("*/loss.json")).parent, folder)
+    result = json.loads((folder / "loss.json").read_text())
+    row = result["cases"][0]["providers"]["eager"]
+    row["ratio"] = 123.0
+    (folder / "loss.json").write_text(json.dumps(result))
+    assert "| 123.00x |" in bench_page.page(tmp_path)

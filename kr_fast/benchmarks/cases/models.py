@@ -21,7 +21,7 @@ from kr_fast.ensemble.inference.model_array import ModelArray
 from kr_fast.models import classifier
 from kr_fast.ops.membership.membership_signals import membership_signals
 
-COUNT, IMAGES, CHECKED = 8, 512, 64
+COUNT, IMAGES, CHECKED = 8, 256, 64
 BATCHES = {"strong_loop": (128, 512, 2048), "eager_nchw": (64, 256, 1024), "vmap": (16, 64, 256)}
 Run = Callable[[Tensor, Tensor, int], Tensor]
 
