@@ -159,12 +159,12 @@ def test_bad_options_of_cases(tmp_path, capsys, arguments, text):
 @pytest.mark.skipif(not (ROOT / "bench").exists(), reason="needs the source tree")
 def test_the_page_of_results_is_written_from_them(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    bench_page = importlib.import_module("bench_page")
-    assert bench_page.page() == (ROOT / "docs" / "measured" / "bench.md").read_text()
+    measurements_page = importlib.import_module("measurements_page")
+    assert measurements_page.page() == (ROOT / "docs" / "measured" / "bench.md").read_text()
     folder = tmp_path / "machine"
-    shutil.copytree(next(bench_page.RESULTS.glob("*/loss.json")).parent, folder)
+    shutil.copytree(next(measurements_page.RESULTS.glob("*/loss.json")).parent, folder)
     result = json.loads((folder / "loss.json").read_text())
     row = result["cases"][0]["providers"]["eager"]
     row["ratio"] = 123.0
     (folder / "loss.json").write_text(json.dumps(result))
-    assert "| 123.00x |" in bench_page.page(tmp_path)
+    assert "| 123.00x |" in measurements_page.page(tmp_path)

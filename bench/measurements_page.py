@@ -1,4 +1,4 @@
-"""docs/measured/bench.md from the results of ``kr-fast bench`` under bench/results: ``python bench/bench_page.py``.
+"""docs/measured/bench.md from the results of ``kr-fast bench`` under bench/results: ``python bench/measurements_page.py``.
 
 ``kr-fast bench all --out bench/results/MACHINE`` measures them; MACHINE is a name of letters, digits and underscores.
 """
@@ -19,7 +19,7 @@ TITLES = {
 }
 START = """# Results of `kr-fast bench`
 
-Written by `python bench/bench_page.py` from the JSON files that `kr-fast bench all` left under
+Written by `python bench/measurements_page.py` from the JSON files that `kr-fast bench all` left under
 [bench/results](../../bench/results). Times are medians of runs taken in turns; a baseline's figure is how many times as
 long as kr_fast it takes in the same run. Each result was found right before its clock started. GB/s count the least
 bytes that the work reads and writes; beside them the share of what a copy reaches in the same run, which is more than
