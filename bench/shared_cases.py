@@ -18,14 +18,14 @@ def pairs(kind, holding=""):
 def run(benchmark, case, provider, **times):
     """Right first, then its time, with what it amounts to beside it."""
     benchmark.group = case.name
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
     try:
         work = case.prepared(provider)
     except Unavailable as reason:
         pytest.skip(str(reason))
     if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work.run()
         benchmark.extra_info["peak_mib"] = round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
     def once():
