@@ -9,12 +9,12 @@ import time
 import pytest
 import torch
 from shared_cases import run
-from small_networks import Airbench, models_of
+from small_networks import Airbench
 
 from kr_fast.benchmarks.cases import models
 
 MULTIPLICATIONS = {"resnet20": 40.6e6, "airbench": 118.1e6}  # of an image
-airbenches = functools.partial(models_of, functools.partial(Airbench, (64, 256, 256), 10), mild=True)
+airbenches = functools.partial(models.models_of, functools.partial(Airbench, (64, 256, 256), 10))
 NETWORKS = {"resnet20": (models.resnet20s, 2048), "airbench": (airbenches, 512)}
 CASES = [
     (name, models.case(name, make, images, dtype), dtype, images)

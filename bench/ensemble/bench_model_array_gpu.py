@@ -13,11 +13,12 @@ import functools
 
 import pytest
 import torch
-from small_networks import Airbench, BasicBlock, WideResNet, models_of, stages
+from small_networks import Airbench, BasicBlock, WideResNet, stages
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 import kr_fast
+from kr_fast.benchmarks.cases.models import models_of
 from kr_fast.data import to_float
 from kr_fast.ensemble.inference.tiled_runner import TiledRunner
 from kr_fast.models import classifier
@@ -108,7 +109,7 @@ PROVIDERS = {"kr_fast": ours, "strong_loop": strong_loop, "vmap": vmapped, "eage
 def test_logits(benchmark, network, provider):
     benchmark.group = f"{network} M={MODELS} N={IMAGES}"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    models = [model.cuda() for model in models_of(NETWORKS[network], MODELS, mild=True)]
+    models = [model.cuda() for model in models_of(NETWORKS[network], MODELS)]
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (IMAGES, 32, 32, 3), dtype=torch.uint8, generator=generator).cuda()
     exact = torch.stack([model.double()(to_float(images[:32]).double()).cpu() for model in models])

@@ -12,9 +12,9 @@ import time
 
 import pytest
 import torch
-from small_networks import models_of
 
 import kr_fast
+from kr_fast.benchmarks.cases.models import models_of
 from kr_fast.data import to_float
 from kr_fast.runtime.errors import first_line
 
@@ -123,7 +123,7 @@ def times(run, *arguments):
 def test_against_an_eager_loop(benchmark, threads, network, size, caplog):
     if isinstance(library(network.split("/")[0]), str):
         pytest.skip(library(network.split("/")[0]))
-    models = models_of(functools.partial(make, network, size), MODELS, mild=True)
+    models = models_of(functools.partial(make, network, size), MODELS)
     images = torch.randint(
         0, 256, (IMAGES, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

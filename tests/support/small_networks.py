@@ -169,11 +169,8 @@ NETWORKS = {
 }
 
 
-def models_of(make, count=2, *, mild=False):
-    """Models of seeds 0, 1, ... in eval mode, by a function or a name among NETWORKS, whose BatchNorms do something.
-
-    ``mild``: for deep networks at their own widths, statistics near 0 and 1 alone.
-    """
+def models_of(make, count=2):
+    """Models of seeds 0, 1, ... in eval mode, by a function or a name among NETWORKS, whose BatchNorms do something."""
     models = []
     for seed in range(count):
         torch.manual_seed(seed)
@@ -181,9 +178,9 @@ def models_of(make, count=2, *, mild=False):
         with torch.no_grad():
             for part in model.modules():
                 if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                    part.running_mean.normal_(0, 0.1 if mild else 0.3)
-                    part.running_var.uniform_(*((0.5, 1.5) if mild else (0.3, 2)))
-                    if part.weight is not None and not mild:
+                    part.running_mean.normal_(0, 0.3)
+                    part.running_var.uniform_(0.3, 2)
+                    if part.weight is not None:
                         part.weight.uniform_(0.5, 1.5)[0] *= -1
                         part.bias.normal_(0, 0.2)
         models.append(model.eval())

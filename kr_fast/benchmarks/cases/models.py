@@ -82,19 +82,22 @@ def ours(models: list[nn.Module], dtype: torch.dtype) -> Run:
 PROVIDERS = {"kr_fast": ours, "strong_loop": strong_loop, "vmap": vmapped, "eager_nchw": eager_nchw}
 
 
-def resnet20s(count: int) -> list[nn.Module]:
-    """Networks of seeds 0, 1, ... whose BatchNorms do something."""
+def models_of(make: Callable[[], nn.Module], count: int) -> list[nn.Module]:
+    """Networks of seeds 0, 1, ... in eval mode, whose BatchNorms do something: statistics near 0 and 1."""
     models = []
     for seed in range(count):
         torch.manual_seed(seed)
-        model = classifier("resnet20", num_classes=10, in_channels=3)
+        model = make()
         with torch.no_grad():
             for part in model.modules():
-                if isinstance(part, nn.BatchNorm2d):
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
                     part.running_mean.normal_(0, 0.1)
                     part.running_var.uniform_(0.5, 1.5)
         models.append(model.eval())
     return models
+
+
+resnet20s = functools.partial(models_of, functools.partial(classifier, "resnet20", num_classes=10, in_channels=3))
 
 
 def best_batch(run: Run, batches: tuple[int, ...], images: Tensor, labels: Tensor) -> int:
