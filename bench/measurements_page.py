@@ -1,12 +1,16 @@
-"""docs/measured/bench.md from the results of ``kr-fast bench`` under bench/results: ``python bench/measurements_page.py``.
+"""docs/measured/bench.md from the results of ``kr-fast bench``: ``python bench/measurements_page.py``.
 
-``kr-fast bench all --out bench/results/MACHINE`` measures them; MACHINE is a name of letters, digits and underscores.
+``kr-fast bench all --out bench/results/MACHINE`` leaves them; MACHINE is a name of letters, digits and underscores.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from results_page import markdown
+
+from kr_fast.runtime.text import short_duration
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "measured" / "bench.md"
@@ -37,8 +41,8 @@ def page(folder: Path = RESULTS) -> str:
         ]
         parts.append(f"## {_machine(found[0]['machine'])}\n")
         for result in found:
-            lines = synthesis(result) if result["kind"] == "synthesis" else cases(result)
-            parts.append("\n".join([f"### {TITLES[result['kind']]}\n", *lines, ""]))
+            text = synthesis(result) if result["kind"] == "synthesis" else cases(result)
+            parts.append(f"### {TITLES[result['kind']]}\n\n{text}")
     return START + ("\n".join(parts) if parts else "Nothing has been measured yet.\n")
 
 
@@ -47,7 +51,7 @@ def _machine(facts: Mapping[str, Any]) -> str:
     return f"{where}; torch {facts['versions']['torch'].partition('+')[0]}; {facts['date']}"
 
 
-def cases(result: Mapping[str, Any]) -> list[str]:
+def cases(result: Mapping[str, Any]) -> str:
     """A line for each case, a column for each baseline."""
     names = list(dict.fromkeys(name for case in result["cases"] for name in case["providers"] if name != "kr_fast"))
     bound = any("gb_per_s" in case["providers"].get("kr_fast", {}) for case in result["cases"])
@@ -56,14 +60,14 @@ def cases(result: Mapping[str, Any]) -> list[str]:
         ours = case["providers"].get("kr_fast")
         if ours is None:
             continue
-        row = [case["case"], _time(ours["seconds"])]
+        row = [case["case"], short_duration(ours["seconds"])]
         if bound:
             row.append(f"{ours['gb_per_s']:.1f}, {ours['share_of_copy']:.0%}" if "gb_per_s" in ours else "")
         rows.append([*row, *(f"{case['providers'][n]['ratio']:.2f}x" if n in case["providers"] else "" for n in names)])
-    return table(rows)
+    return markdown(rows)
 
 
-def synthesis(result: Mapping[str, Any]) -> list[str]:
+def synthesis(result: Mapping[str, Any]) -> str:
     """A line for each provider."""
     rows = [["images/s", "sampling", "into files", "PSNR to the exact tier"]]
     for name, found in result["providers"].items():
@@ -74,20 +78,7 @@ def synthesis(result: Mapping[str, Any]) -> list[str]:
     about = (
         f"{case['model']}, {case['scheduler']}, {case['steps']} steps, batch {case['batch']}, {case['images']} images."
     )
-    return [about, "", *table(rows)]
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """In Markdown; the first row is the head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+    return f"{about}\n\n{markdown(rows)}"
 
 
 if __name__ == "__main__":

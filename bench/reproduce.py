@@ -10,12 +10,10 @@ stopped goes on in its folder; rows that are there are kept unless the options o
 """
 
 import argparse
-import datetime
 import fnmatch
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -154,17 +152,15 @@ def machine() -> dict[str, Any]:
     """What a time depends on, without the name of a machine."""
     import torch
 
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    kind = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    from kr_fast.benchmarks import results
+
+    facts = results.machine("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else kind or platform.machine(),
-        "threads": torch.get_num_threads(),
+        "processor": facts["gpu"] or facts["processor"],
+        "threads": facts["threads"],
         "torch": torch.__version__.partition("+")[0],
-        "commit": commit or None,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": results.commit(ROOT),
+        "date": facts["date"],
     }
 
 

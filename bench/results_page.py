@@ -69,7 +69,7 @@ def page(rows: Sequence[Row]) -> str:
         )
         parts += [by_size(sizes), measured_on(sizes)]
     published = [[TITLES[name], f"{auc:.3f}", f"{accuracy:.3f}"] for name, (auc, accuracy) in PUBLISHED.items()]
-    table = _table([PUBLISHED_HEAD, *published])
+    table = markdown([PUBLISHED_HEAD, *published])
     note = "MedMNIST v2's ResNet-18 at 28 px, trained on real images (Yang et al., Scientific Data 10:41, 2023):\n\n"
     return "\n".join([*parts, END + note + table])
 
@@ -81,7 +81,7 @@ def models(rows: Sequence[Row]) -> str:
     for variant, title in VARIANTS.items():
         if mine := [row for row in rows if row["variant"] == variant]:
             table.append([title, str(len(mine)), *_accuracies(mine), *_leakage(mine)])
-    return _table(table)
+    return markdown(table)
 
 
 def apart(rows: Sequence[Row]) -> list[str]:
@@ -95,7 +95,7 @@ def apart(rows: Sequence[Row]) -> list[str]:
             cells = [_mean(parts, "accuracy", _percent), _mean(parts, "auc", _number)]
             table.append([title, str(len(mine)), counts, *cells])
     words = "Without the test images that have a near-duplicate in the training or validation split:\n"
-    return [words, _table(table)] if len(table) > 1 else []
+    return [words, markdown(table)] if len(table) > 1 else []
 
 
 def by_size(rows: Sequence[Row]) -> str:
@@ -105,7 +105,7 @@ def by_size(rows: Sequence[Row]) -> str:
     for size in sorted({int(row["variant"].partition("-")[2]) for row in rows}):
         mine = [row for row in rows if row["variant"] == f"sizes-{size}"]
         table.append([f"{size:,}", str(len(mine)), *_accuracies(mine), *_leakage(mine)])
-    return _table(table)
+    return markdown(table)
 
 
 def measured_on(rows: Sequence[Row]) -> str:
@@ -163,6 +163,7 @@ def _number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, whose first row is the head."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]) + "\n"

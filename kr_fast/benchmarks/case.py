@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import fail, first_line
 
 OURS = "kr_fast"
 SHORTEST = 0.005  # seconds of one sample: shorter work is repeated within it
@@ -131,8 +131,7 @@ def attempt(what: Callable[[], Any]) -> Any:
     try:
         return what()
     except Exception as error:  # torch.compile fails with what its compilers raise
-        line = next(iter(str(error).strip().splitlines()), "")
-        raise Unavailable(f"{type(error).__name__}: {line}"[:200]) from error
+        raise Unavailable(f"{type(error).__name__}: {first_line(error)}"[:200]) from error
 
 
 @functools.cache

@@ -16,6 +16,8 @@ MODELS = {
     "unet28": lambda: unet(28, 28, 1, CLASSES, widths=(32, 64, 64)),
     "unet32": lambda: unet(32, 32, 3, CLASSES, widths=(128, 256, 256, 256), layers=2),
 }
+DEVICE = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
+THREADS = option(0, "CPU threads; 0 for torch's choice", least=0, most=4096)
 COMPARE = option(
     "", "KIND.json of an earlier run, or a folder of them: exit with 3 where a ratio to a baseline has fallen"
 )
@@ -50,8 +52,8 @@ class CasesConfig:
     only: tuple[str, ...] = option((), "baselines beside kr_fast, such as eager or compiled; all of them without")
     cases: str = option("", "only cases whose names hold this text")
     repeats: int = option(5, "timed runs of each; the median counts", least=1, most=1_000_000)
-    device: str = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
-    threads: int = option(0, "CPU threads; 0 for torch's choice", least=0, most=4096)
+    device: str = DEVICE
+    threads: int = THREADS
     out: str = option("bench-results", "folder for KIND.json and KIND.png")
     compare: str = COMPARE
     margin: float = MARGIN
@@ -87,8 +89,8 @@ class BenchConfig:
         choices=PROVIDERS,
     )
     repeats: int = option(3, "timed runs; the fastest counts", least=1, most=1_000_000)
-    device: str = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
-    threads: int = option(0, "CPU threads; 0 for torch's choice", least=0, most=4096)
+    device: str = DEVICE
+    threads: int = THREADS
     out: str = option("bench-results", "folder for synthesis.json and synthesis.png")
     compare: str = COMPARE
     margin: float = MARGIN

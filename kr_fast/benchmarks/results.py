@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 
 from kr_fast.benchmarks.case import OURS
 from kr_fast.runtime.errors import fail
-from kr_fast.runtime.text import aligned
-from kr_fast.runtime.versions import versions
+from kr_fast.runtime.text import aligned, short_duration
+from kr_fast.runtime.versions import processor, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,22 +21,23 @@ def machine(device: str) -> dict[str, Any]:
     """Processor, threads, versions, commit (None outside a checkout) and date."""
     from kr_fast.backends import native
 
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    facts = {
-        "processor": name or platform.machine(),
+    return {
+        "processor": processor(),
         "instruction_set": native.isa() or "no extension",
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "versions": versions("torch", "triton", "diffusers", "numpy"),
-        "commit": None,
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
-    if (ROOT / ".git").exists():
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-        facts["commit"] = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    return facts
+
+
+def commit(root: Path = ROOT) -> str | None:
+    """Of the checkout in ``root``, marked where files differ from it; None outside a checkout."""
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -49,20 +49,12 @@ def table(result: Mapping[str, Any]) -> str:
             ratio = f"{row['ratio']:.2f}x" if provider != OURS and "ratio" in row else ""
             bound = "gb_per_s" in row
             cells = [f"{row['gb_per_s']:.1f}", f"{row['share_of_copy']:.0%}"] if bound else ["", ""]
-            rows.append([name, provider, _time(row["seconds"]), ratio, *cells, f"{row['error']:.1e}"])
+            rows.append([name, provider, short_duration(row["seconds"]), ratio, *cells, f"{row['error']:.1e}"])
             name = ""
         for provider, reason in case["skipped"].items():
             rows.append([name, provider, f"not measured: {reason}"])
             name = ""
     return "\n".join(aligned(rows))
-
-
-def _time(seconds: float) -> str:
-    """With the unit that leaves one to three digits before the point."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
 
 
 def read(path: str | Path, kind: str) -> dict[str, Any]:

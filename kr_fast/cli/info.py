@@ -84,6 +84,7 @@ def _machine() -> dict[str, Any]:
     from kr_fast.recycling.config import RecycleConfig
     from kr_fast.recycling.precision import decide
     from kr_fast.recycling.presets import preset
+    from kr_fast.runtime.versions import processor
 
     gpus = []
     for index in range(torch.cuda.device_count()):  # needs a GPU
@@ -91,7 +92,7 @@ def _machine() -> dict[str, Any]:
         gpus.append(f"{found.name}, {found.total_memory >> 20} MiB, compute capability {found.major}.{found.minor}")
     return {
         "system": platform.platform(),
-        "cpu": f"{_processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
+        "cpu": f"{processor()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores",
         "memory": f"{(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')) >> 20} MiB",
         "threads": torch.get_num_threads(),
         "gpu": "; ".join(gpus) or "none",
@@ -114,12 +115,6 @@ def _build() -> dict[str, Any]:
         cuda = f"CUDA {version} for compute capability {getattr(native.cuda, 'architectures', 'unknown')}"
     folder = str(Path(__file__).resolve().parents[1])
     return {"folder": folder.replace(str(Path.home()), "~", 1), "_cpu": cpu, "_cuda": cuda}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name"))
-    return next(names, platform.machine()) if info.exists() else platform.machine()
 
 
 def _torch_build() -> str:

@@ -12,6 +12,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def short_duration(seconds: float) -> str:
+    """``1.23 s``, ``45.6 ms``, ``789 us``: three digits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
 def seconds(text: str) -> int | None:
     """Seconds of ``90s``, ``30m``, ``2h`` or ``1h30m``; None for anything else, and for nothing at all."""
     found = re.fullmatch(r"(?=.)(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?", text)

@@ -1,7 +1,8 @@
-"""Versions of what a result depends on, for reports and ``kr-fast info``."""
+"""Versions and processor, on which a result depends, for reports, benchmarks and ``kr-fast info``."""
 
 import importlib.metadata
 import platform
+from pathlib import Path
 
 from kr_fast.runtime.version import __version__
 
@@ -15,3 +16,11 @@ def versions(*packages: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             installed[name] = "not installed"
     return installed
+
+
+def processor() -> str:
+    """The processor's name, or its architecture where the system tells no name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine()
