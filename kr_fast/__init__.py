@@ -45,6 +45,13 @@ _PUBLIC = {
     "preactivation_block": "kr_fast.ops.nn.preactivation_block",
     "winograd_conv2d": "kr_fast.ops.nn.winograd_conv2d",
     "winograd_pack": "kr_fast.ops.nn.winograd_pack",
+    "conv2d_grad_norms": "kr_fast.ops.privacy.conv2d_grad_norms",
+    "conv2d_grad_samples": "kr_fast.ops.privacy.conv2d_grad_samples",
+    "embedding_grad_norms": "kr_fast.ops.privacy.embedding_grad_norms",
+    "group_norm_grad_norms": "kr_fast.ops.privacy.group_norm_grad_norms",
+    "layer_norm_grad_norms": "kr_fast.ops.privacy.layer_norm_grad_norms",
+    "linear_grad_norms": "kr_fast.ops.privacy.linear_grad_norms",
+    "linear_grad_samples": "kr_fast.ops.privacy.linear_grad_samples",
 }
 
 if TYPE_CHECKING:  # the same names for editors and type checkers, to which a misspelt one is then an error
@@ -76,6 +83,13 @@ if TYPE_CHECKING:  # the same names for editors and type checkers, to which a mi
     from kr_fast.ops.nn.residual_block import residual_block as residual_block
     from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d as winograd_conv2d
     from kr_fast.ops.nn.winograd_pack import winograd_pack as winograd_pack
+    from kr_fast.ops.privacy.conv2d_grad_norms import conv2d_grad_norms as conv2d_grad_norms
+    from kr_fast.ops.privacy.conv2d_grad_samples import conv2d_grad_samples as conv2d_grad_samples
+    from kr_fast.ops.privacy.embedding_grad_norms import embedding_grad_norms as embedding_grad_norms
+    from kr_fast.ops.privacy.group_norm_grad_norms import group_norm_grad_norms as group_norm_grad_norms
+    from kr_fast.ops.privacy.layer_norm_grad_norms import layer_norm_grad_norms as layer_norm_grad_norms
+    from kr_fast.ops.privacy.linear_grad_norms import linear_grad_norms as linear_grad_norms
+    from kr_fast.ops.privacy.linear_grad_samples import linear_grad_samples as linear_grad_samples
     from kr_fast.ops.sampling.encode_png import encode_png as encode_png
     from kr_fast.ops.sampling.pack_uint8 import pack_uint8 as pack_uint8
     from kr_fast.ops.sampling.philox_normal import philox_normal as philox_normal

@@ -26,7 +26,7 @@ LAYERS = {
     "kernels": 0,
 }
 ALLOWED_SIDEWAYS = {("membership", "ensemble")}
-FAMILIES = ("distillation", "sampling", "nn", "batched", "membership")
+FAMILIES = ("distillation", "sampling", "nn", "batched", "membership", "privacy")
 IN_ONE_KERNEL = {"solver_step_at": "solver_step"}  # with an op that differs in where its coefficients come from
 MOST_FILES = 16  # sources of its own in a folder
 SUFFIXES = (".py", ".h", ".cpp", ".cu", ".c", ".sh")

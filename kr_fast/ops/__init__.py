@@ -3,6 +3,6 @@
 The kernels live below, in :mod:`kr_fast.backends`.
 """
 
-from kr_fast.ops import batched, distillation, membership, nn, sampling
+from kr_fast.ops import batched, distillation, membership, nn, privacy, sampling
 
-__all__ = ["batched", "distillation", "membership", "nn", "sampling"]
+__all__ = ["batched", "distillation", "membership", "nn", "privacy", "sampling"]

@@ -90,6 +90,9 @@ def test_autocast_changes_nothing(name, backend):
 # Of layers under autocast, whose outputs are bfloat16 beside weights in float32; all others take float32 alone.
 TAKES_BFLOAT16 = {"distillation_loss", "distillation_loss_topk", "soft_cross_entropy", "dkd_loss", "qkv_attention"}
 TAKES_BFLOAT16 |= {"batch_norm_act", "group_norm_silu", "membership_signals", "solver_step"}
+TAKES_BFLOAT16 |= {f"conv2d_grad_{what}" for what in ("norms", "samples")}
+TAKES_BFLOAT16 |= {f"linear_grad_{what}" for what in ("norms", "samples")}
+TAKES_BFLOAT16 |= {f"{layer}_grad_norms" for layer in ("embedding", "group_norm", "layer_norm")}
 
 
 @pytest.mark.parametrize("name", [name for name in IN_GRAPHS if "model_" not in name])

@@ -28,6 +28,13 @@ from kr_fast.ops.nn.residual_block import ResidualLayer, residual_block
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
 from kr_fast.ops.nn.winograd_conv2d_grad_weight import winograd_conv2d_grad_weight
 from kr_fast.ops.nn.winograd_pack import winograd_pack
+from kr_fast.ops.privacy.conv2d_grad_norms import conv2d_grad_norms
+from kr_fast.ops.privacy.conv2d_grad_samples import conv2d_grad_samples
+from kr_fast.ops.privacy.embedding_grad_norms import embedding_grad_norms
+from kr_fast.ops.privacy.group_norm_grad_norms import group_norm_grad_norms
+from kr_fast.ops.privacy.layer_norm_grad_norms import layer_norm_grad_norms
+from kr_fast.ops.privacy.linear_grad_norms import linear_grad_norms
+from kr_fast.ops.privacy.linear_grad_samples import linear_grad_samples
 from kr_fast.ops.sampling.solver_step import SolverRow, solver_step
 
 torch.manual_seed(0)
@@ -134,6 +141,13 @@ NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
         lambda x, v, w: model_residual_block(x, v, None, w, None),
         [(1, 1, 3, 3, 2), (1, 2, 3, 3, 2), (1, 2, 3, 3, 2)],
     ),
+    "conv2d_grad_norms": (lambda x, g: conv2d_grad_norms(x, g, 3, padding=1), [(2, 2, 4, 4), (2, 3, 4, 4)]),
+    "conv2d_grad_samples": (lambda x, g: conv2d_grad_samples(x, g, 1)[0], [(2, 2, 4, 4), (2, 3, 4, 4)]),
+    "linear_grad_norms": (lambda x, g: linear_grad_norms(x, g, bias=True), [(3, 4), (3, 2)]),
+    "linear_grad_samples": (lambda x, g: linear_grad_samples(x, g)[0], [(3, 4), (3, 2)]),
+    "embedding_grad_norms": (lambda g: embedding_grad_norms(Y, g), [(3, 4)]),
+    "group_norm_grad_norms": (lambda x, g: group_norm_grad_norms(x, g, 2), [(2, 4, 3), (2, 4, 3)]),
+    "layer_norm_grad_norms": (lambda x, g: layer_norm_grad_norms(x, g, 4), [(3, 4), (3, 4)]),
     "lira": (lambda phi: lira(phi, KEEP, variance="fixed")[0], [(1, 2, 8)]),
     "attack_r": (lambda phi: attack_r(phi, KEEP), [(1, 2, 8)]),
     "rmia": (lambda x, z: rmia(x.exp(), z.exp())[0], [(3,), (4,)]),

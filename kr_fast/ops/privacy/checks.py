@@ -1,0 +1,106 @@
+"""What the ops of this family ask of their arguments."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from kr_fast.ops import _check
+
+Pair = tuple[int, int]
+
+
+def signals(op: str, x: Tensor, grad_output: Tensor, low: int) -> None:
+    """Both are floating-point tensors of at least ``low`` dimensions, alike in number and on one device."""
+    for name, value in (("x", x), ("grad_output", grad_output)):
+        _check.tensor(op, name, value, dtypes=_check.FLOATING)
+        if value.ndim < low:
+            _check.fail(op, name, f"have at least {low} dimensions", value)
+    if grad_output.ndim != x.ndim or grad_output.device != x.device:
+        _check.fail(op, "grad_output", f"have {x.ndim} dimensions on {x.device}", grad_output)
+
+
+def records(op: str, rows: int, multiplicity: int) -> int:
+    """``multiplicity`` as an int that divides the rows of the batch."""
+    multiplicity = _check.integer(op, "multiplicity", multiplicity, 1, 2**31)
+    if rows % multiplicity:
+        _check.fail(op, "multiplicity", f"divide the {rows} rows of the batch", multiplicity)
+    return multiplicity
+
+
+def flag(op: str, name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        _check.fail(op, name, "be a bool", value, TypeError)
+
+
+def epsilon(op: str, eps: float) -> float:
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
+        _check.fail(op, "eps", "be a finite number of at least 0", eps)
+    return float(eps)
+
+
+def pair(op: str, name: str, value: int | Sequence[int], low: int) -> Pair:
+    value = (value, value) if isinstance(value, int) else value
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        _check.fail(op, name, "be an int or a pair of them", value, TypeError)
+    return tuple(_check.integer(op, name, each, low, 2**31) for each in value)
+
+
+def convolution(
+    op: str,
+    x: Tensor,
+    grad_output: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+    bias: bool,
+    multiplicity: int,
+) -> tuple[Any, ...]:
+    """The arguments in the order of the ops' schema, ``padding`` as what lies above and left of the image."""
+    signals(op, x, grad_output, 4)
+    if x.ndim != 4:
+        _check.fail(op, "x", "have 4 dimensions", x)
+    kernel_size, stride, dilation = (
+        pair(op, name, value, 1)
+        for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
+    )
+    groups = _check.integer(op, "groups", groups, 1, 2**31)
+    channels, outputs = x.shape[1], grad_output.shape[1]
+    if channels % groups or outputs % groups or not channels or not outputs:
+        _check.fail(op, "groups", f"divide {channels} channels of x and {outputs} of grad_output", groups)
+    spans = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+    if padding == "same" and stride != (1, 1):
+        _check.fail(op, "padding", 'not be "same" with a stride above 1', padding)
+    if isinstance(padding, str) and padding not in ("same", "valid"):
+        _check.fail(op, "padding", 'be "same", "valid", an int or a pair of them', padding)
+    total = spans if padding == "same" else [0, 0]  # above and below together
+    before = tuple(each // 2 for each in total)  # as torch has it: an odd pixel lies below and right
+    if not isinstance(padding, str):
+        before = pair(op, "padding", padding, 0)
+        total = [2 * each for each in before]
+    axes = zip(x.shape[2:], total, spans, stride, strict=True)
+    size = [(n + p - span - 1) // s + 1 for n, p, span, s in axes]
+    if min(size) < 1 or 0 in x.shape[2:]:
+        _check.fail(op, "kernel_size", f"fit into the padded image of x, {list(x.shape)}", kernel_size)
+    if grad_output.shape[0] != x.shape[0] or list(grad_output.shape[2:]) != size:
+        _check.fail(op, "grad_output", f"be [{x.shape[0]}, O, {size[0]}, {size[1]}]", grad_output)
+    flag(op, "bias", bias)
+    return x, grad_output, kernel_size, stride, before, dilation, groups, bias, records(op, x.shape[0], multiplicity)
+
+
+def linear(op: str, x: Tensor, grad_output: Tensor, bias: bool, multiplicity: int) -> tuple[Any, ...]:
+    """The arguments in the order of the ops' schema, with all positions of a row in one dimension."""
+    signals(op, x, grad_output, 2)
+    if grad_output.shape[:-1] != x.shape[:-1]:
+        _check.fail(op, "grad_output", f"be [{', '.join(map(str, x.shape[:-1]))}, O]", grad_output)
+    flag(op, "bias", bias)
+    multiplicity = records(op, x.shape[0], multiplicity)
+    return positions(x), positions(grad_output), bias, multiplicity
+
+
+def positions(value: Tensor, kept: int = 1) -> Tensor:
+    """``[R, T, D]`` of ``[R, *, D]``, where D is what the last ``kept`` dimensions hold."""
+    rows, between, last = value.shape[0], value.shape[1 : value.ndim - kept], value.shape[value.ndim - kept :]
+    return value.reshape(rows, between.numel(), last.numel())

@@ -1,0 +1,54 @@
+"""Norms of a group norm's per-sample gradients."""
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
+from kr_fast.backends.privacy_arguments import GroupNormGradients, accumulated
+from kr_fast.ops import _check
+from kr_fast.ops._library import call, define
+from kr_fast.ops.privacy import checks
+
+_OP = "group_norm_grad_norms"
+
+
+def _empty(x, grad_output, groups, eps, multiplicity) -> Tensor:
+    return x.new_empty(x.shape[0] // multiplicity, dtype=accumulated(x, grad_output))
+
+
+@define(f"{_OP}(Tensor x, Tensor grad_output, int groups, float eps, int multiplicity) -> Tensor", fake=_empty)
+def _impl(x, grad_output, *options):
+    if not x.numel():
+        return _empty(x, grad_output, *options).zero_()
+    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
+    return kernel(GroupNormGradients(x, grad_output, *options))
+
+
+def group_norm_grad_norms(
+    x: Tensor, grad_output: Tensor, groups: int, *, eps: float = 1e-5, multiplicity: int = 1
+) -> Tensor:
+    """L2 norms of the gradients of a ``torch.nn.GroupNorm``'s weight and bias together, one for each record of a batch.
+
+    ``norms[b]^2 = sum_c dw_b[c]^2 + db_b[c]^2`` with ``dw_b[c] = sum_{r, t} dy[r, c, t] n[r, c, t]`` and ``db_b[c] =
+    sum_{r, t} dy[r, c, t]`` over the rows ``r`` of record ``b`` and all pixels ``t``, where ``n = (x - mean_g) /
+    sqrt(var_g + eps)``. Sums are in float32 at least. There is no derivative of the norms: backward through them
+    raises. ``groups = C`` is instance norm.
+
+    Args:
+        x: what the layer read, before the norm, ``[R, C, *]`` in any layout; float32, bfloat16, float16 or float64.
+        grad_output: the loss's gradient by what it made, of ``x``'s shape, of a loss that sums over records.
+        groups: of the layer, a divisor of C.
+        eps: of the layer.
+        multiplicity: K consecutive rows belong to one record, whose gradient is the sum of theirs: ``B = R / K``.
+    Returns: ``[B]`` float32, or float64 where an input is.
+    Raises: TypeError or ValueError naming the argument.
+    """
+    checks.signals(_OP, x, grad_output, 2)
+    if grad_output.shape != x.shape:
+        _check.fail(_OP, "grad_output", f"be {list(x.shape)}", grad_output)
+    groups = _check.integer(_OP, "groups", groups, 1, 2**31)
+    if x.shape[1] % groups:
+        _check.fail(_OP, "groups", f"divide the {x.shape[1]} channels of x", groups)
+    options = groups, checks.epsilon(_OP, eps), checks.records(_OP, x.shape[0], multiplicity)
+    return call(torch.ops.kr_fast.group_norm_grad_norms.default, x, grad_output, *options)

@@ -1,0 +1,65 @@
+"""Norms of a layer norm's per-sample gradients."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
+from kr_fast.backends.privacy_arguments import LayerNormGradients, accumulated
+from kr_fast.ops import _check
+from kr_fast.ops._library import call, define
+from kr_fast.ops.privacy import checks
+
+_OP = "layer_norm_grad_norms"
+
+
+def _empty(x, grad_output, eps, bias, multiplicity) -> Tensor:
+    return x.new_empty(x.shape[0] // multiplicity, dtype=accumulated(x, grad_output))
+
+
+@define(f"{_OP}(Tensor x, Tensor grad_output, float eps, bool bias, int multiplicity) -> Tensor", fake=_empty)
+def _impl(x, grad_output, *options):
+    if not x.numel():
+        return _empty(x, grad_output, *options).zero_()
+    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
+    return kernel(LayerNormGradients(x, grad_output, *options))
+
+
+def layer_norm_grad_norms(
+    x: Tensor,
+    grad_output: Tensor,
+    normalized_shape: int | Sequence[int],
+    *,
+    eps: float = 1e-5,
+    bias: bool = True,
+    multiplicity: int = 1,
+) -> Tensor:
+    """L2 norms of the gradients of a ``torch.nn.LayerNorm``'s parameters, one for each record of a batch.
+
+    ``norms[b]^2 = sum_d dw_b[d]^2``, with ``bias`` ``+ sum_d db_b[d]^2``, where ``dw_b[d] = sum_{r, t} dy[r, t, d]
+    n[r, t, d]`` and ``db_b[d] = sum_{r, t} dy[r, t, d]`` over the rows ``r`` of record ``b`` and all positions ``t``,
+    and ``n = (x - mean) / sqrt(var + eps)``. Sums are in float32 at least. There is no derivative of the norms:
+    backward through them raises.
+
+    Args:
+        x: what the layer read, before the norm, ``[R, *, *normalized_shape]``; float32, bfloat16, float16 or float64.
+        grad_output: the loss's gradient by what it made, of ``x``'s shape, of a loss that sums over records.
+        normalized_shape: of the layer: how many values are normalised together, or the shape of their dimensions.
+        eps: of the layer.
+        bias: whether the norm is of weight and bias together, or of the weight.
+        multiplicity: K consecutive rows belong to one record, whose gradient is the sum of theirs: ``B = R / K``.
+    Returns: ``[B]`` float32, or float64 where an input is.
+    Raises: TypeError or ValueError naming the argument.
+    """
+    checks.signals(_OP, x, grad_output, 2)
+    if grad_output.shape != x.shape:
+        _check.fail(_OP, "grad_output", f"be {list(x.shape)}", grad_output)
+    shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+    if not shape or len(shape) >= x.ndim or list(x.shape[x.ndim - len(shape) :]) != shape:
+        _check.fail(_OP, "normalized_shape", f"be the last dimensions of x, {list(x.shape)}", normalized_shape)
+    checks.flag(_OP, "bias", bias)
+    options = checks.epsilon(_OP, eps), bias, checks.records(_OP, x.shape[0], multiplicity)
+    operands = (checks.positions(each, len(shape)) for each in (x, grad_output))
+    return call(torch.ops.kr_fast.layer_norm_grad_norms.default, *operands, *options)
