@@ -5,7 +5,7 @@
 
 import pytest
 import torch
-from layers import CONVOLUTIONS, check, convolution, grad_weight, looped, norms, unfolded
+from per_sample import CONVOLUTIONS, check, convolution, grad_weight, looped, norms, unfolded
 
 import kr_fast
 

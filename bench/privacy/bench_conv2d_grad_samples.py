@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layers import check, convolution, looped, unfolded
+from per_sample import check, convolution, looped, unfolded
 
 import kr_fast
 

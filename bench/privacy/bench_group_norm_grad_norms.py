@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layers import BATCH, LAST, check
+from per_sample import BATCH, LAST, check
 
 import kr_fast
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layers import BATCH, check
+from per_sample import BATCH, check
 
 import kr_fast
 

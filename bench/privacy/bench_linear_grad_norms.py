@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layers import LINEAR, check, norms
+from per_sample import LINEAR, check, norms
 
 import kr_fast
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layers import LINEAR, check
+from per_sample import LINEAR, check
 
 import kr_fast
 

@@ -74,7 +74,7 @@ CONVOLUTIONS = {
     "shortcut": Conv(3, 16, 32, (8, 8), 1, 2, 0),
     "downsampling": Conv(2, 8, 24, (9, 8), 3, 2, bias=True),
     "unequal": Conv(2, 3, 5, (11, 6), (5, 2), (3, 1), (0, 2), (2, 3), bias=True),
-    "same": Conv(2, 4, 6, (7, 6), (4, 3), padding="same", dilation=(1, 2)),
+    "same": Conv(2, 4, 6, (7, 6), (5, 3), padding="same", dilation=(1, 2)),
     "windows apart": Conv(2, 3, 4, (9, 9), 1, 3, 0),
     "padding beyond the kernel": Conv(2, 3, 4, (3, 3), 2, 2, 4),
     "groups": Conv(2, 12, 8, (6, 6), groups=4, bias=True),
