@@ -84,10 +84,7 @@ class Rows:
 
 def nearest(rows: Rows, others: Images) -> Tensor:
     """float64 ``[N]``: Euclidean distance of each row to the nearest of ``others`` ``[M, ...]``, M > 0."""
-    others, least = Rows(others), torch.empty(len(rows), dtype=torch.float64)
-    for first, part in rows.blocks(len(others)):
-        least[first : first + len(part)] = part.squared_distances(others).min(1).values
-    return least.sqrt()
+    return _least_squares(rows, Rows(others)).sqrt()
 
 
 def spacing(images: Images) -> float:
@@ -100,14 +97,10 @@ def spacing(images: Images) -> float:
         images: ``[N, ...]`` with N > 1.
     """
     rows = Rows(rows_of(images, slice(None, None, max(1, -(-images.numel() // MOST_VALUES)))))
-    asked, nearest = torch.arange(len(rows)), []
+    asked = torch.arange(len(rows))
     if len(rows) > SAMPLE:
         asked = _along(rows, _direction(rows)).argsort()[:: -(-len(rows) // SAMPLE)]
-    for first, part in rows[asked].blocks(len(rows)):
-        block = part.squared_distances(rows)
-        block[torch.arange(len(part)), asked[first : first + len(part)]] = torch.inf
-        nearest.append(block.min(1).values)
-    return float((torch.cat(nearest).double() / rows.width).sqrt().median())
+    return float((_least_squares(rows[asked], rows, asked) / rows.width).sqrt().median())
 
 
 def within(images: Images, others: Images, threshold: float) -> tuple[Tensor, Tensor]:
@@ -138,6 +131,21 @@ def within(images: Images, others: Images, threshold: float) -> tuple[Tensor, Te
             near_x[order_x[first : first + len(part)]] |= hits.any(1)
             near_y[order_y[start:stop]] |= hits.any(0)
     return near_x, near_y
+
+
+def _least_squares(rows: Rows, others: Rows, besides: Tensor | None = None) -> Tensor:
+    """float64 ``[N]``: squared distance of each row to the nearest of ``others``; ``besides``: one not to count each."""
+    least = torch.full((len(rows),), torch.inf, dtype=torch.float64)
+    for start in range(0, len(others), SAMPLE):  # so that bytes become floats once for many rows
+        some = others[start : start + SAMPLE]
+        for first, part in rows.blocks(len(some)):
+            block, now = part.squared_distances(some), slice(first, first + len(part))
+            if besides is not None:
+                own = besides[now] - start
+                inside = ((own >= 0) & (own < len(some))).nonzero()[:, 0]
+                block[inside, own[inside]] = torch.inf
+            least[now] = torch.minimum(least[now], block.min(1).values)
+    return least
 
 
 def _centred(pixels: Tensor) -> Tensor:

@@ -24,9 +24,10 @@ def squares(x, y):
 
 
 def test_nearest_is_the_least_of_all_pairs(monkeypatch):
-    """Over five blocks, of 16 others each."""
+    """Over blocks of 35 rows and of 32 others."""
     x, y = drawn((8, 8, 1))
-    monkeypatch.setattr(distances, "MOST_BYTES", 8 * len(x) * 16)
+    monkeypatch.setattr(distances, "MOST_BYTES", 8 * 32 * 35)
+    monkeypatch.setattr(distances, "SAMPLE", 32)
     assert torch.equal(nearest(Rows(x), y), squares(x, y).min(1).values.double().sqrt())
 
 
