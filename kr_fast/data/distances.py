@@ -134,7 +134,7 @@ def within(images: Images, others: Images, threshold: float) -> tuple[Tensor, Te
 
 
 def _least_squares(rows: Rows, others: Rows, besides: Tensor | None = None) -> Tensor:
-    """float64 ``[N]``: squared distance of each row to the nearest of ``others``; ``besides``: one not to count each."""
+    """float64 ``[N]``: squared distance of each row to the nearest of ``others``, but for one of ``besides`` each."""
     least = torch.full((len(rows),), torch.inf, dtype=torch.float64)
     for start in range(0, len(others), SAMPLE):  # so that bytes become floats once for many rows
         some = others[start : start + SAMPLE]

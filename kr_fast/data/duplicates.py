@@ -18,6 +18,7 @@ from kr_fast.runtime.storage.image_rows import ImageRows, Images, batches
 COLUMNS = ("split", "index", "of_split", "of_index", "distance", "shifted", "dropped")
 PAIR = ("first", "second", "distance", "shifted")
 MOST_KEPT = 4
+LISTED = 1 << 16  # pairs that are objects of Python at a time
 _KEPT: dict[bytes, "SplitDuplicates"] = {}  # by digest of the images: several runs on one set search it once
 
 
@@ -101,9 +102,11 @@ class SplitDuplicates:
             for index, number in enumerate(numbers.tolist()):
                 if (first := firsts.setdefault(number, (which, index))) != (which, index):
                     yield _row((which, index), first, 0.0, False, dropped)
-        for pair in zip(*(getattr(self.pairs, name).tolist() for name in PAIR), strict=True):
-            earlier, later, distance, shifted = pair  # numbers ascend in the order of the splits
-            yield _row(firsts[later], firsts[earlier], distance, shifted, dropped)
+        parts = (getattr(self.pairs, name).split(LISTED) for name in PAIR)
+        for part in zip(*parts, strict=True):
+            for earlier, later, distance, shifted in zip(*(each.tolist() for each in part), strict=True):
+                # Numbers ascend in the order of the splits.
+                yield _row(firsts[later], firsts[earlier], distance, shifted, dropped)
 
     @property
     def _count(self) -> int:

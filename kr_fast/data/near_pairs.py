@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kr_fast.data.distances import SAMPLE, product_dtype
+from kr_fast.data.distances import SAMPLE, Rows, product_dtype
 from kr_fast.runtime import progress, seeds
 from kr_fast.runtime.storage.image_rows import Images
 
@@ -38,10 +38,11 @@ ROWS, COLUMNS = 1024, 2048  # of a block of bounds: 8 MiB
 MOST_BYTES = 16 << 20  # of images at a time, and of their numbers
 BAND_BYTES = 1 << 20  # of the numbers that meet their signs at a time
 SIGNED_COST = 8  # pixels that are compared in the time of one bound by signs
+PRODUCT_COST = 16  # products of two images in the time in which one pair is compared
 SUMS_COST = 8  # pairs that are compared in the time of the sums of one image's pixels
 PAIRS_AT_A_TIME = 1 << 18  # whose pixels are compared
 PIXELS = 1 << 20  # that are compared at a time, so that they stay in a cache
-MOST_PAIRS = 20_000_000  # that are kept; a set with more of them is no set of pictures
+MOST_PAIRS = 4_000_000  # that are kept, of 2,900 images each of which is near all others; twice as many are held
 # One of each pair of opposite shifts: that of x against y is the opposite one of y against x.
 SHIFTS = ((0, 0), (0, 1), (1, -1), (1, 0), (1, 1))
 ROUNDING = 1e-5  # of squared norms in float32
@@ -52,7 +53,7 @@ class NearPairs:
     """Pairs ``first < second`` of images, int64 ``[P]`` each, in ascending order.
 
     ``distance``: float64 ``[P]``, see :func:`near_pairs`; ``shifted``: bool ``[P]``, whether that is of a shift;
-    ``complete``: False where there are more than :data:`MOST_PAIRS`, of which only so many are held.
+    ``complete``: False where there are more than :data:`MOST_PAIRS`, of which only some are held.
     """
 
     first: Tensor
@@ -91,10 +92,12 @@ def near_pairs(images: Images, threshold: float) -> NearPairs:
                     i, j, distance = rows[i[near]], j[near], (squares[near].double() / overlap).sqrt()
                     moved = torch.full_like(i, shift != (0, 0), dtype=torch.bool)
                     parts.append((torch.minimum(i, j), torch.maximum(i, j), distance, moved))
-                    if (count := count + len(i)) > MOST_PAIRS:
-                        return _best(parts, complete=False)
+                    if (count := count + len(i)) > 2 * MOST_PAIRS:
+                        parts = [_best(parts)]
+                        if (count := len(parts[0][0])) > MOST_PAIRS:
+                            return NearPairs(*parts[0], complete=False)
             bar.update(len(rows))
-    return _best(parts)
+    return NearPairs(*_best(parts))
 
 
 class _Bounds:
@@ -281,25 +284,44 @@ def _some_at_a_time(pairs: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Te
 
 
 def squared_differences(block: Tensor, i: Tensor, images: Images, j: Tensor, shift: tuple[int, int]) -> Tensor:
-    """int64: squared differences, summed, of the pixels of images i of ``block``, shifted, that are in images j too."""
+    """int64: squared differences, summed, of the pixels of images i of ``block``, shifted, that are in images j too.
+
+    Where most of some images meet most of others, as many that are nearly blank do, by products of all.
+    """
     _, height, width, _ = block.shape
     frames = []
     for dy, dx in (shift, (-shift[0], -shift[1])):
         frames.append((slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))))
-    size, sums = _images_in(PIXELS, images), []
-    for a, b in zip(i.split(size), j.split(size), strict=True):
-        x, y = (each[(slice(None), *frame)].int() for each, frame in ((block[a], frames[0]), (images[b], frames[1])))
-        sums.append(x.sub_(y).square_().flatten(1).sum(1))
-    return torch.cat(sums) if sums else i
+
+    def framed(rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
+        pairs = ((block, rows), (images, columns))
+        return (of[index][(slice(None), *frame)] for frame, (of, index) in zip(frames, pairs, strict=True))
+
+    sums, (columns, place) = torch.empty_like(i), j.unique(return_inverse=True)
+    for first, some in _parts(columns, _images_in(MOST_BYTES, images)):
+        own = ((place >= first) & (place < first + len(some))).nonzero()[:, 0]
+        rows, at = i[own].unique(return_inverse=True)
+        if PRODUCT_COST * len(own) >= len(rows) * len(some):
+            x, y = (Rows(each.contiguous()) for each in framed(rows, some))
+            sums[own] = x.squared_distances(y)[at, place[own] - first].long()
+            continue
+        for pairs in own.split(_images_in(PIXELS, images)):
+            x, y = (each.int() for each in framed(i[pairs], j[pairs]))
+            sums[pairs] = x.sub_(y).square_().flatten(1).sum(1)
+    return sums
 
 
-def _best(parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], complete: bool = True) -> NearPairs:
+def _parts(values: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """(where it starts, a part of ``size``)."""
+    return ((first, values[first : first + size]) for first in range(0, len(values), size))
+
+
+def _best(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Each pair once, at its best shift; none before one."""
-    whole, real = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.float64)
-    parts = [(whole, whole, real, whole), *parts]
-    first, second, distance, shifted = (torch.cat(each) for each in zip(*parts, strict=True))
+    none = (torch.empty(0, dtype=kind) for kind in (torch.long, torch.long, torch.float64, torch.bool))
+    first, second, distance, shifted = (torch.cat(each) for each in zip(tuple(none), *parts, strict=True))
     order = torch.from_numpy(np.lexsort((shifted, distance, second, first)))  # by the last one first
     first, second, distance, shifted = first[order], second[order], distance[order], shifted[order]
     new = torch.ones(len(first), dtype=torch.bool)
     new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
-    return NearPairs(first[new], second[new], distance[new], shifted[new].bool(), complete)
+    return first[new], second[new], distance[new], shifted[new]

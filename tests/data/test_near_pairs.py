@@ -50,12 +50,13 @@ CASES = [(name, threshold, "highest") for name in SHAPES for threshold in (0.0, 
 SMALL = {"ROWS": 16, "COLUMNS": 8, "WIDEST": 8, "WIDEST_SIGNED": 16, "BAND_BYTES": 4096, "PAIRS_AT_A_TIME": 9}
 
 
-@pytest.mark.parametrize("signs", [True, False])  # after each block of the other bounds; after none
+@pytest.mark.parametrize("dear", [True, False])  # signs and products of all with each block; with none
 @pytest.mark.parametrize(("shape", "threshold", "precision"), CASES)  # shifted copies alone; noisy too; many pairs
-def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, signs, monkeypatch):
+def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, dear, monkeypatch):
     """Over several blocks of both sides, 7 x 8 images, several parts of images, and bands of several rows."""
     values = int(np.prod(SHAPES[shape]))
-    sizes = {"SIGNED_COST": 0 if signs else values, "SUMS_COST": 0, "MOST_BYTES": 7 * values, "PIXELS": 3 * values}
+    sizes = {"SIGNED_COST": 0 if dear else values, "PRODUCT_COST": 10**6 if dear else 0, "SUMS_COST": 0}
+    sizes |= {"MOST_BYTES": 7 * values, "PIXELS": 3 * values}
     for name, value in (SMALL | sizes).items():
         monkeypatch.setattr(module, name, value)
     images = drawn(SHAPES[shape])
@@ -111,7 +112,24 @@ def test_equal_images_are_pairs(count):
     assert not result.shifted.any()
 
 
-def test_more_pairs_than_are_kept(monkeypatch):
-    monkeypatch.setattr(module, "MOST_PAIRS", 10)
+@pytest.mark.parametrize(("most", "complete"), [(10, False), (190, True)])
+def test_more_pairs_than_are_kept(most, complete, monkeypatch):
+    """Of 20 images each pair is found 9 times, and counts once."""
+    monkeypatch.setattr(module, "MOST_PAIRS", most)
     result = near_pairs(torch.zeros(20, 8, 8, 1, dtype=torch.uint8), 1.0)
-    assert not result.complete
+    assert (result.complete, len(result)) == (complete, 190)
+    assert not result.distance.any()
+    assert not result.shifted.any()
+
+
+def test_blank_images_are_compared_by_products(monkeypatch):
+    """Nearly blank ones, each near all others, among noise: the sums that pixels give, without comparing pairs."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (60, 12, 12, 3), generator=draw, dtype=torch.uint8)
+    images[:30] = 250 + images[:30] % 5
+    block, j = images[torch.randperm(60, generator=draw)], torch.arange(60)
+    i, j = torch.cartesian_prod(j, j)[: 40 * 60].T
+    shift = (1, -1)
+    by_products = module.squared_differences(block, i, images, j, shift)
+    monkeypatch.setattr(module, "PRODUCT_COST", 0)
+    assert torch.equal(by_products, module.squared_differences(block, i, images, j, shift))

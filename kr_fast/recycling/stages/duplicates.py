@@ -38,6 +38,9 @@ def apply(context: Context, given: frozenset[str]) -> None:
             rule = f"be keep, or the {name} split hold images without a near-duplicate in an earlier one"
             fail("run", "duplicates", rule, f"{mode} with {len(mask)} of {len(mask)} that have one")
     notes = _notes(found.counts, {name: int(mask.sum()) for name, mask in dropped.items()}, found.threshold)
+    if not found.pairs.complete:
+        few = f"{len(found.pairs):,} pairs of near-duplicates were found and the search stopped there"
+        notes.append(f"{few}: others were not looked for (are many images blank?)")
     for note in notes:
         logger.warning("data: %s", note)
     context.duplicates, context.dropped = found, dropped
