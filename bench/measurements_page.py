@@ -1,4 +1,4 @@
-"""docs/measured/bench.md from the results of ``kr-fast bench``: ``python bench/measurements_page.py``.
+"""docs/measured/bench.md and README's table from results of ``kr-fast bench``: ``python bench/measurements_page.py``.
 
 ``kr-fast bench all --out bench/results/MACHINE`` leaves them; MACHINE is a name of letters, digits and underscores.
 """
@@ -13,7 +13,7 @@ from results_page import markdown
 from kr_fast.runtime.text import short_duration
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "measured" / "bench.md"
+RESULTS, PAGE, README = ROOT / "bench" / "results", ROOT / "docs" / "measured" / "bench.md", ROOT / "README.md"
 TITLES = {
     "loss": "Distillation loss, forward and backward",
     "training": "Training steps",
@@ -21,6 +21,41 @@ TITLES = {
     "audit": "Attacks and their statistics",
     "synthesis": "Synthesis",
 }
+# README's table: the machine, and of each row its kind, its case there, what it is called here, its baselines.
+MACHINE = "epyc_avx2"
+ROWS = (
+    (
+        "loss",
+        "distillation_loss 4096x100 float32 cpu",
+        "`distillation_loss`, forward and backward, 4096x100",
+        {"eager": "torch eager", "compiled": "compiled"},
+    ),
+    (
+        "training",
+        "training step, unet 32-64-64 28 px",
+        "a training step with `optimize(training=True)`, 28 px UNet, batch 64",
+        {"eager_nchw": "torch eager", "eager_nhwc": "in channels_last", "compile": "compiled"},
+    ),
+    (
+        "training",
+        "training step, resnet14 28 px",
+        "the same of a ResNet-14 of 16 channels, 28 px, batch 64",
+        {"eager_nchw": "torch eager", "eager_nhwc": "in channels_last", "compile": "compiled"},
+    ),
+    (
+        "models",
+        "8 x resnet20, 256 images, float32",
+        "`ModelArray`, 8 ResNet-20, 256 images",
+        {"strong_loop": "folded and compiled loop", "vmap": "`vmap`", "eager_nchw": "eager loop"},
+    ),
+    (
+        "audit",
+        "membership_signals 100000x10 cpu",
+        "`membership_signals`, 100,000 x 10",
+        {"eager": "torch eager", "compiled": "compiled"},
+    ),
+    ("audit", "roc N=50000 distinct", "`membership.roc`, N = 50,000", {"scikit-learn": "scikit-learn"}),
+)
 START = """# Results of `kr-fast bench`
 
 Written by `python bench/measurements_page.py` from the JSON files that `kr-fast bench all` left under
@@ -49,6 +84,24 @@ def page(folder: Path = RESULTS) -> str:
 def _machine(facts: Mapping[str, Any]) -> str:
     where = facts["gpu"] or f"{facts['processor']}, {facts['instruction_set']}, {facts['threads']} threads"
     return f"{where}; torch {facts['versions']['torch'].partition('+')[0]}; {facts['date']}"
+
+
+def readme(folder: Path = RESULTS) -> str:
+    """README's table, with the line above it that says where it was measured."""
+    results = {kind: json.loads((folder / MACHINE / f"{kind}.json").read_text()) for kind in {row[0] for row in ROWS}}
+    table = [["case", "kr_fast", "as long takes"]]
+    for kind, name, label, baselines in ROWS:
+        found = next(case["providers"] for case in results[kind]["cases"] if case["case"] == name)
+        others = ", ".join(f"{text} {found[key]['ratio']:.1f}x" for key, text in baselines.items())
+        table.append([label, short_duration(found["kr_fast"]["seconds"]), others])
+    return f"{_machine(results['loss']['machine'])}, float32; ratios within one run.\n\n{markdown(table)}"
+
+
+def with_table(text: str, table: str) -> str:
+    """README's text with the table in its place."""
+    start, end = "<!-- kr-fast bench -->\n", "<!-- end -->"
+    before, after = text.partition(start)[0], text.partition(end)[2]
+    return f"{before}{start}{table}{end}{after}"
 
 
 def cases(result: Mapping[str, Any]) -> str:
@@ -83,3 +136,4 @@ def synthesis(result: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    README.write_text(with_table(README.read_text(), readme()))

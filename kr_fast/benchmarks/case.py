@@ -20,6 +20,12 @@ class Unavailable(Exception):
     """Why a provider cannot run here."""
 
 
+def needs_bfloat16() -> None:
+    """Refuse a provider in bfloat16 where the processor does not multiply it: it would take many times as long."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        raise Unavailable("needs a processor that multiplies bfloat16")
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What a provider does.

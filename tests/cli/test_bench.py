@@ -161,6 +161,8 @@ def test_the_page_of_results_is_written_from_them(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     measurements_page = importlib.import_module("measurements_page")
     assert measurements_page.page() == (ROOT / "docs" / "measured" / "bench.md").read_text()
+    text = (ROOT / "README.md").read_text()
+    assert measurements_page.with_table(text, measurements_page.readme()) == text
     folder = tmp_path / "machine"
     shutil.copytree(next(measurements_page.RESULTS.glob("*/loss.json")).parent, folder)
     result = json.loads((folder / "loss.json").read_text())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from kr_fast.benchmarks.case import Case, Work, attempt, compiled
+from kr_fast.benchmarks.case import Case, Work, attempt, compiled, needs_bfloat16
 from kr_fast.data import to_float
 from kr_fast.ensemble.inference.model_array import ModelArray
 from kr_fast.models import classifier
@@ -114,6 +114,8 @@ def best_batch(run: Run, batches: tuple[int, ...], images: Tensor, labels: Tenso
 @torch.inference_mode()
 def work(provider: str, make: Callable[[int], list[nn.Module]], images: int, dtype: torch.dtype) -> Work:
     """The same models and images for all providers."""
+    if dtype == torch.bfloat16:
+        needs_bfloat16()
     models = make(COUNT)
     data = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(images) % 10

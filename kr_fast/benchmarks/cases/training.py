@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kr_fast.benchmarks.case import Case, Unavailable, Work, attempt, compiled, relative_error
+from kr_fast.benchmarks.case import Case, Unavailable, Work, attempt, compiled, needs_bfloat16, relative_error
 from kr_fast.models import classifier, unet
 from kr_fast.synthesis.optimized.optimize import optimize
 from kr_fast.training import SGD, AdamW
@@ -94,8 +94,8 @@ class Step:
 
 def work(network: str, provider: str) -> Work:
     """The same weights for all providers."""
-    if provider.endswith("_bf16") and not torch.cpu._is_avx512_bf16_supported():
-        raise Unavailable("needs a processor that multiplies bfloat16")
+    if provider.endswith("_bf16"):
+        needs_bfloat16()
     torch.manual_seed(0)
     model, shape = NETWORKS[network]()
     want = Step(copy.deepcopy(model), shape, "eager_nchw").gradients()
