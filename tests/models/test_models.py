@@ -9,7 +9,7 @@ from kr_fast.models import classifier, most_levels, padded_size, unet
 from kr_fast.runtime.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet14", "resnet20", "resnet32"])
+@pytest.mark.parametrize("name", ["resnet8", "resnet14", "resnet20", "resnet32", "resnet8-gn"])
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 3), (65, 3), (129, 1)])
 def test_classifier_shapes(name, size, channels):
     model = classifier(name, num_classes=7, in_channels=channels, width=4, image_size=size).eval()
@@ -20,6 +20,15 @@ def test_resnet14_has_fourteen_layers():
     model = classifier("resnet14", num_classes=10, in_channels=3, width=16)
     layers = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d) and "shortcut" not in n]
     assert len(layers) + 1 == 14  # and the linear layer
+
+
+def test_group_norm_mixes_no_images():
+    model = classifier("resnet8-gn", num_classes=3, in_channels=1, width=12, image_size=8)
+    assert not [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    groups = {m.num_groups for m in model.modules() if isinstance(m, torch.nn.GroupNorm)}
+    assert groups == {4, 8}  # 12 channels are no multiple of 8
+    x = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(model(x)[:1], model(x[:1]))
 
 
 def test_unknown_classifier():
