@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kr_fast.runtime.version import __version__ as __version__
 
 # Packages that are used by their own names: kr_fast.membership.roc.
-_PACKAGES = ("data", "ensemble", "membership", "metrics", "models", "recycling", "synthesis")
+_PACKAGES = ("data", "ensemble", "membership", "metrics", "models", "privacy", "recycling", "synthesis")
 # Public name -> module that defines it.
 _PUBLIC = {
     "RecycleConfig": "kr_fast.recycling.config",
@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers, to which a mi
     from kr_fast import membership as membership
     from kr_fast import metrics as metrics
     from kr_fast import models as models
+    from kr_fast import privacy as privacy
     from kr_fast import recycling as recycling
     from kr_fast import synthesis as synthesis
     from kr_fast.ensemble.inference.model_array import ModelArray as ModelArray

@@ -15,6 +15,7 @@ LAYERS = {
     "synthesis": 3,
     "ensemble": 3,
     "membership": 3,
+    "privacy": 3,
     "training": 2.5,  # the step of a training loop: made of ops, and used by synthesis, ensemble and recycling alike
     "metrics": 2.5,  # of logits and features: ensemble chooses by them, recycling reports them
     "ops": 2,

@@ -13,7 +13,7 @@ import pytest
 
 import kr_fast
 
-PACKAGES = ("data", "ensemble", "membership", "metrics", "models", "recycling", "synthesis")
+PACKAGES = ("data", "ensemble", "membership", "metrics", "models", "privacy", "recycling", "synthesis")
 OBJECTS = {name: getattr(kr_fast, name) for name in kr_fast.__all__ if name != "__version__"}
 for package in PACKAGES:
     module = importlib.import_module(f"kr_fast.{package}")

@@ -1,0 +1,258 @@
+"""``make_private``: training steps whose result is differentially private (DP-SGD, and DPDM for generators)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kr_fast.privacy import clipping, noise, refusals
+from kr_fast.privacy.layers import RULES, Layer, forward_of
+from kr_fast.privacy.options import check_seed, number, whole
+from kr_fast.runtime import state
+from kr_fast.runtime.errors import UserError, fail
+from kr_fast.training.ema import EMA
+from kr_fast.training.patches import Patches
+
+_OP = refusals.OP
+
+
+class PrivateTraining:
+    """What :func:`make_private` returns: ``backward`` adds clipped gradients, ``step`` adds noise and updates.
+
+    Its arguments are as :func:`make_private` has them.
+
+    Attributes:
+        is_private: whether noise is added, from the operating system's entropy. ``why_not`` says why it is not.
+        steps: taken so far.
+        not_finite: records of the steps so far whose gradient was not finite and which were left out, on this rank.
+            A count over private records: nothing to publish.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None, options: dict[str, Any]):
+        self.model, self.optimizer, self.ema = model, optimizer, ema
+        self.noise_multiplier: float = options["noise_multiplier"]
+        self.expected_batch_size: float = options["expected_batch_size"]
+        self.max_grad_norm: float = options["max_grad_norm"]
+        self.clipping: str = options["clipping"]
+        self.multiplicity: int = options["multiplicity"]
+        self._seed: int | None = options["seed"]
+        self._runtime = state.current()
+        self._trained = refusals.check(model, optimizer)
+        self.steps, self.not_finite = 0, 0
+        first = next(iter(self._trained.values()))
+        # One tensor for all sums, so that noise and exchange between processes are one pass.
+        self._total = torch.zeros(sum(p.numel() for p in self._trained.values()), device=first.device)
+        pieces = self._total.split([p.numel() for p in self._trained.values()])
+        self._sums = {name: piece.view(p.shape) for (name, p), piece in zip(self._trained.items(), pieces, strict=True)}
+        self._anchor = torch.zeros((), device=first.device, requires_grad=True)
+        self._patches = Patches(model)
+        self._layers: list[Layer] = []
+        self._share_start()
+        try:
+            for name, module in model.named_modules():
+                prefix = f"{name}." if name else ""
+                own = {each: self._sums[prefix + each] for each in module._parameters if prefix + each in self._sums}
+                if own:
+                    layer = RULES[type(module)](name, module, own, self.multiplicity)
+                    self._layers.append(layer)
+                    self._patches.forward(module, forward_of(layer, self._anchor))
+        except BaseException:
+            self._patches.restore()
+            raise
+        for p in self._trained.values():
+            p.requires_grad_(False)
+
+    @property
+    def is_private(self) -> bool:
+        return self.why_not is None
+
+    @property
+    def why_not(self) -> str | None:
+        if self._seed is not None:
+            return noise.NOT_PRIVATE
+        return None if self.noise_multiplier > 0 else "not private: no noise is added"
+
+    def __repr__(self) -> str:
+        options = {**self._options(), "steps": self.steps}
+        inside = ", ".join(f"{name}={value!r}" for name, value in options.items() if name != "private")
+        return f"PrivateTraining({inside}{'' if self.is_private else f', {self.why_not}'})"
+
+    def backward(self, losses: Tensor, *, present: Tensor | None = None) -> None:
+        """Add the clipped gradients of a physical batch to those of the logical batch.
+
+        Args:
+            losses: ``[B K]``, one of each row of the batch and a function of that row alone: no mean over the batch, no
+                weight that depends on other rows. ``K`` is the multiplicity; a record's loss is the mean of its rows'.
+            present: bool ``[B]``, the records that count; None: all. Nothing of another enters the sum.
+        Raises: UserError naming the argument.
+        """
+        rows, present = self._checked(losses, present)
+        seeds = present.repeat_interleave(self.multiplicity).to(losses.dtype) / self.multiplicity
+        for layer in self._layers:
+            layer.rows = rows
+        try:
+            torch.autograd.backward(losses, seeds)
+            with torch.no_grad():
+                self._add(present)
+        finally:
+            for layer in self._layers:
+                layer.rows = None
+                layer.clear()
+
+    def _checked(self, losses: Tensor, present: Tensor | None) -> tuple[int, Tensor]:
+        if not isinstance(losses, Tensor) or losses.ndim != 1 or not losses.is_floating_point():
+            what = f"{losses.dtype} {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            fail("backward", "losses", 'be one number a row (reduction="none")', what)
+        rows, multiplicity = len(losses), self.multiplicity
+        if not rows or rows % multiplicity:
+            fail("backward", "losses", f"have rows in groups of multiplicity {multiplicity}", rows)
+        if not losses.requires_grad:
+            rule = "come from a forward of the model after make_private, with gradients enabled"
+            fail("backward", "losses", rule, "a tensor that requires none")
+        records = rows // multiplicity
+        if present is None:
+            return rows, torch.ones(records, dtype=torch.bool, device=losses.device)
+        if not isinstance(present, Tensor) or present.dtype != torch.bool or present.shape != (records,):
+            what = f"{present.dtype} {list(present.shape)}" if isinstance(present, Tensor) else type(present).__name__
+            fail("backward", "present", f"be a bool tensor [{records}]", what)
+        return rows, present.to(losses.device)
+
+    def _add(self, present: Tensor) -> None:
+        squares = [each for each in (layer.squares() for layer in self._layers) if each is not None]
+        if not squares:
+            fail("backward", "losses", "come from a forward of the model after make_private", "those of another")
+        factors, spoilt = clipping.factors(self.clipping, torch.stack(squares).sum(0), self.max_grad_norm, present)
+        self.not_finite += int((spoilt & present).sum())
+        for layer in self._layers:
+            layer.add(factors, spoilt if bool(spoilt.any()) else None)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """End the logical batch: add noise, divide by ``expected_batch_size``, update the weights and their average.
+
+        A logical batch without a record, and so without a ``backward``, is a step like any other. Among several
+        processes each calls this once a logical batch: sums are added over them, and noise once in all.
+        """
+        if self._runtime.is_main:
+            deviation = self.noise_multiplier * self.max_grad_norm
+            noise.add_noise(self._total, deviation, self._seed, "noise", self.steps)
+        if self._runtime.world_size > 1:
+            torch.distributed.all_reduce(self._total)
+        self._total.div_(self.expected_batch_size)
+        for name, p in self._trained.items():
+            p.grad = self._sums[name]
+        try:
+            self.optimizer.step()
+        finally:
+            for p in self._trained.values():
+                p.grad = None
+        self._total.zero_()
+        if self.ema is not None and self.ema is not getattr(self.optimizer, "ema", None):
+            self.ema.step()
+        self.steps += 1
+
+    def restore(self) -> None:
+        """Give the model its own forwards back, and its parameters their gradients. Again: nothing."""
+        self._patches.restore()
+        for p in self._trained.values():
+            p.requires_grad_(True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the states of model, optimizer and average: also within a logical batch.
+
+        It may hold sums of private gradients without noise: keep it where the private images are kept.
+        """
+        return {"steps": self.steps, "not_finite": self.not_finite, "sums": self._total.clone(), **self._options()}
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises: UserError for a state of other options: a guarantee is for one set of them.
+        """
+        for name, own in self._options().items():
+            if values[name] != own:
+                fail(_OP, name, f"be {values[name]!r}, as it was when the state was saved", repr(own))
+        if values["sums"].shape != self._total.shape:
+            what = f"{self._total.numel()} trained parameters"
+            raise UserError(f"{_OP}: model must have the {values['sums'].numel()} of the state, got {what}")
+        self.steps, self.not_finite = values["steps"], values["not_finite"]
+        self._total.copy_(values["sums"])
+
+    def _options(self) -> dict[str, Any]:
+        names = ("noise_multiplier", "expected_batch_size", "max_grad_norm", "clipping", "multiplicity")
+        return {**{name: getattr(self, name) for name in names}, "private": self.is_private}
+
+    def _share_start(self) -> None:
+        """Begin with the same weights on all processes."""
+        if self._runtime.world_size > 1:
+            for each in (*self.model.parameters(), *self.model.buffers()):
+                torch.distributed.broadcast(each.detach(), 0)
+
+
+CLIPPINGS = tuple(clipping.RULES)
+
+
+def make_private(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    noise_multiplier: float,
+    expected_batch_size: float,
+    max_grad_norm: float = 1.0,
+    clipping: str = "flat",
+    multiplicity: int = 1,
+    ema: EMA | None = None,
+    seed: int | None = None,
+    not_private: bool = False,
+) -> PrivateTraining:
+    """Train ``model`` by DP-SGD: clipped gradients of single records, Gaussian noise, then any optimizer.
+
+    ``g = (sum_b f_b g_b + sigma C z) / B`` over the present records ``b`` of a logical batch, ``z`` standard normal,
+    ``B = expected_batch_size`` (that of the sampling, never the drawn one, which is private). Flat: ``f_b = min(1, C /
+    |g_b|)``; automatic: ``f_b = C / (|g_b| + 0.01)``. Either way a record moves the sum by ``C`` at most: with records
+    drawn by :class:`PoissonBatches`, neighbouring sets differ in one record that is added or removed. With
+    ``multiplicity`` K, ``g_b`` is the mean over K consecutive rows (noise levels of an image, say), taken before it is
+    clipped, which costs no privacy.
+
+    Gradients of single records are not kept: one forward pass, one backward pass for the signals, in which each layer
+    takes norms at once, and a weighted weight gradient, see :mod:`kr_fast.privacy.layers`. From here on the model's
+    parameters require no gradient and a plain ``backward`` trains nothing; ``restore()`` undoes this. A record whose
+    gradient is not finite adds nothing, and is counted in ``not_finite``.
+
+    What is private are the weights after each ``step``. Not private: losses, ``not_finite``, the drawn indices, states
+    for resuming, and whatever else is computed from private records, so choices made by these count too.
+
+    Args:
+        model: its trained parameters are float32 and in ``Conv2d``, ``Linear``, ``Embedding``, ``GroupNorm`` and
+            ``LayerNorm`` alone, each of which reads a row of the batch for each loss; nothing in it mixes rows, as
+            BatchNorm does. Parameters that require no gradient stay as they are. It is not wrapped for several
+            processes: sums are added in ``step``.
+        optimizer: of these parameters; its gradients are ``g``.
+        noise_multiplier: sigma; 0 adds no noise, and the result is not private.
+        expected_batch_size: ``B``, over all processes.
+        max_grad_norm: ``C``.
+        clipping: "flat" or "automatic".
+        multiplicity: K.
+        ema: an average of the weights to move at each step, unless the optimizer does so itself.
+        seed: for tests alone: noise becomes a function of it, and the result is marked as not private.
+        not_private: True, said in words, where there is a ``seed``.
+    Returns: with ``backward(losses, present=...)``, ``step()`` and ``restore()``.
+    Raises: UserError naming the argument, or the module that has no rule and what to do.
+    Source: Abadi et al., "Deep Learning with Differential Privacy", CCS 2016; Bu et al., "Automatic Clipping", NeurIPS
+        2023; Dockhorn et al., "Differentially Private Diffusion Models", TMLR 2023, eq. 6 (noise multiplicity).
+    """
+    if clipping not in CLIPPINGS:
+        fail(_OP, "clipping", f"be one of {', '.join(CLIPPINGS)}", clipping)
+    bound, batch = number(_OP, "max_grad_norm", max_grad_norm), number(_OP, "expected_batch_size", expected_batch_size)
+    for name, value in (("max_grad_norm", bound), ("expected_batch_size", batch)):
+        if value == 0:
+            fail(_OP, name, "be above 0", value)
+    options = {
+        "noise_multiplier": number(_OP, "noise_multiplier", noise_multiplier),
+        "expected_batch_size": batch,
+        "max_grad_norm": bound,
+        "clipping": clipping,
+        "multiplicity": whole(_OP, "multiplicity", multiplicity, 1),
+        "seed": check_seed(_OP, seed, not_private),
+    }
+    return PrivateTraining(model, optimizer, ema, options)

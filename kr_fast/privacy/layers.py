@@ -1,0 +1,338 @@
+"""What a layer does in a private step: compute, send the signal back, and keep what its clipped gradients need.
+
+Parameters require no gradient, so one backward pass computes signals alone. Each layer is one autograd function, which
+meets what the layer read, ``x``, together with the loss's gradient by what it made, ``grad``. There and then it takes
+the cheaper way, by counting values a record: it keeps the per-sample gradients where these are fewer than those of
+``x`` and ``grad``, both of which are then free, and the clipped sum will be a product of a vector and a matrix; else it
+takes the norms at once and keeps ``x`` and ``grad`` for one weighted gradient, once the clip factors are known. That
+pass scales a copy: gradients may be shared with other layers (Bu et al., "Differentially Private Optimization on Large
+Model at Small Cost", ICML 2023, call it book-keeping).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from kr_fast.ops.privacy.conv2d_grad_norms import conv2d_grad_norms
+from kr_fast.ops.privacy.conv2d_grad_samples import conv2d_grad_samples
+from kr_fast.ops.privacy.embedding_grad_norms import embedding_grad_norms
+from kr_fast.ops.privacy.linear_grad_norms import linear_grad_norms
+from kr_fast.ops.privacy.linear_grad_samples import linear_grad_samples
+from kr_fast.privacy import convolutions
+from kr_fast.runtime.errors import fail
+from kr_fast.training.layout import nhwc
+
+Samples = list[tuple[str, Tensor]]  # (name of a parameter, its per-sample gradients [B, *shape])
+
+
+class Layer:
+    """A module whose parameters are trained, in a private step.
+
+    Attributes:
+        trained: names of its parameters that are; sums: where each one's clipped gradients are added up.
+        multiplicity: K consecutive rows of a batch are one record.
+        rows: of the batch that goes backward; None: none does.
+    """
+
+    def __init__(self, name: str, module: Any, sums: dict[str, Tensor], multiplicity: int):
+        self.name, self.module, self.sums, self.multiplicity = name, module, sums, multiplicity
+        self.trained = frozenset(sums)
+        self.rows: int | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was kept of a batch."""
+        self._samples: Samples | None = None
+        self._signals: tuple[Tensor, Tensor] | None = None
+        self._squares: Tensor | None = None
+
+    # ------------------------------------------------------------ of a kind of layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The module's result, and what ``signal`` and ``samples`` need besides ``x``."""
+        raise NotImplementedError
+
+    def signal(self, grad: Tensor, x: Tensor, *kept: Tensor) -> Tensor | None:
+        """The gradient by ``x``."""
+        raise NotImplementedError
+
+    def samples(self, grad: Tensor, x: Tensor, *kept: Tensor) -> Samples:
+        """Per-sample gradients of the trained parameters."""
+        raise NotImplementedError
+
+    def keeps_samples(self, grad: Tensor, x: Tensor) -> bool:
+        """Whether the per-sample gradients are the fewer values."""
+        own = sum(each.numel() for each in self.sums.values())
+        return own * (len(x) // self.multiplicity) <= x.numel() + grad.numel()
+
+    def norms(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Norms of the per-sample gradients, ``[B]``, where they are not kept."""
+        raise NotImplementedError
+
+    def weighted(self, grad: Tensor, x: Tensor, weight: Tensor) -> Samples:
+        """Gradients of the sum of records times ``weight``, which has a value a row."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ of all
+
+    def record(self, grad: Tensor, x: Tensor, *kept: Tensor) -> None:
+        """Keep of a call what the clipped sum needs; a further call of the layer adds to its gradients."""
+        if self.rows is None:
+            fail("make_private", "losses", "go backward by private.backward(losses)", "losses.backward()")
+        if x.shape[0] != self.rows:
+            rule = f"read one row for each loss ({self.rows}), in the loss's order"
+            fail("backward", f"layer {self.name}", rule, list(x.shape))
+        x, grad = x.detach(), grad.detach()
+        if self._samples is None and self._signals is None and not kept and not self.keeps_samples(grad, x):
+            self._squares, self._signals = self.norms(grad, x).square(), (grad, x)
+            return
+        found = self.samples(grad, x, *kept)
+        if self._signals is not None:
+            self._samples, self._signals = self.samples(*self._signals), None
+        if self._samples is not None:
+            found = [(name, each + more) for (name, each), (_, more) in zip(self._samples, found, strict=True)]
+        self._samples = found
+
+    def squares(self) -> Tensor | None:
+        """Squared norms ``[B]`` of what was kept; None where the layer had no part in the losses."""
+        if self._samples is None:
+            return self._squares
+        return sum(each.flatten(1).square().sum(1) for _, each in self._samples)
+
+    def add(self, factors: Tensor, spoilt: Tensor | None) -> None:
+        """Add each record's gradient times its factor to the sums.
+
+        Args:
+            factors: ``[B]``.
+            spoilt: ``[B]``, records of which nothing may enter a sum, not even times 0; None where there are none.
+        """
+        if self._samples is not None:
+            for name, each in self._samples:
+                rows = each.flatten(1)
+                rows = rows if spoilt is None else rows.masked_fill(spoilt[:, None], 0)
+                self.sums[name].view(-1).addmv_(rows.T, factors)
+        elif self._signals is not None:
+            grad, x = self._signals
+            if spoilt is not None:
+                out = spoilt.repeat_interleave(self.multiplicity)
+                grad, x = _without(grad, out), _without(x, out)
+            weight = factors if self.multiplicity == 1 else factors.repeat_interleave(self.multiplicity)
+            for name, each in self.weighted(grad, x, weight):
+                self.sums[name].add_(each)
+        self.clear()
+
+
+def _without(values: Tensor, rows: Tensor) -> Tensor:
+    return values.masked_fill(rows.view(-1, *[1] * (values.ndim - 1)), 0)
+
+
+def scaled(values: Tensor, weight: Tensor) -> Tensor:
+    """A copy of ``values`` with each row times its weight."""
+    return values * weight.view(-1, *[1] * (values.ndim - 1)).to(values.dtype)
+
+
+class _Call(torch.autograd.Function):
+    """A call of a layer. ``anchor`` requires a gradient and gets none: it makes the first layer part of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: Layer, anchor: Tensor, x: Tensor) -> Tensor:
+        y, *kept = layer.forward(x)
+        ctx.layer = layer
+        ctx.save_for_backward(x, *kept)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor | None]:
+        x, *kept = ctx.saved_tensors
+        needed = ctx.needs_input_grad[2]
+        ctx.layer.record(grad, x, *kept)
+        return None, None, ctx.layer.signal(grad, x, *kept) if needed else None
+
+
+def forward_of(layer: Layer, anchor: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
+    """What is called in the place of the module's forward."""
+    return functools.partial(_forward, layer, anchor)
+
+
+def _forward(layer: Layer, anchor: Tensor, module: nn.Module, input: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return layer.forward(input)[0]
+    return _Call.apply(layer, anchor, input)
+
+
+class Conv2d(Layer):
+    """``nn.Conv2d`` with zeros as padding."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.form = convolutions.Form.of(self.module)
+        both = {"bias": "bias" in self.trained, "multiplicity": self.multiplicity}
+        self._options = {**self.form.options(), **both}
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (convolutions.forward(self.form, x, self.module.weight, self.module.bias),)
+
+    def signal(self, grad: Tensor, x: Tensor) -> Tensor:
+        return convolutions.grad_input(self.form, grad, x, self.module.weight)
+
+    def samples(self, grad: Tensor, x: Tensor) -> Samples:
+        if "weight" not in self.trained:
+            return [("bias", _by_record(grad.flatten(2).sum(2), self.multiplicity))]
+        weight, bias = conv2d_grad_samples(x, grad, self.module.kernel_size, **self._options)
+        return [("weight", weight)] + ([] if bias is None else [("bias", bias)])
+
+    def keeps_samples(self, grad: Tensor, x: Tensor) -> bool:
+        return "weight" not in self.trained or super().keeps_samples(grad, x)
+
+    def norms(self, grad: Tensor, x: Tensor) -> Tensor:
+        return conv2d_grad_norms(x, grad, self.module.kernel_size, **self._options)
+
+    def weighted(self, grad: Tensor, x: Tensor, weight: Tensor) -> Samples:
+        found = convolutions.grad_weight(self.form, scaled(grad, weight), x, self.module.weight, self._options["bias"])
+        return [(name, each) for name, each in zip(("weight", "bias"), found, strict=True) if each is not None]
+
+
+class Linear(Layer):
+    """``nn.Linear`` of rows, or of rows of positions."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (F.linear(x, self.module.weight, self.module.bias),)
+
+    def signal(self, grad: Tensor, x: Tensor) -> Tensor:
+        return grad @ self.module.weight.to(grad.dtype)
+
+    def samples(self, grad: Tensor, x: Tensor) -> Samples:
+        bias = "bias" in self.trained
+        if "weight" not in self.trained:
+            return [("bias", _by_record(grad.flatten(1, -2).sum(1) if grad.ndim > 2 else grad, self.multiplicity))]
+        weight, of_bias = linear_grad_samples(x, grad, bias=bias, multiplicity=self.multiplicity)
+        return [("weight", weight)] + ([] if of_bias is None else [("bias", of_bias)])
+
+    def keeps_samples(self, grad: Tensor, x: Tensor) -> bool:
+        return "weight" not in self.trained or super().keeps_samples(grad, x)
+
+    def norms(self, grad: Tensor, x: Tensor) -> Tensor:
+        return linear_grad_norms(x, grad, bias="bias" in self.trained, multiplicity=self.multiplicity)
+
+    def weighted(self, grad: Tensor, x: Tensor, weight: Tensor) -> Samples:
+        grad = scaled(grad, weight).flatten(0, -2).float()
+        found = [("weight", grad.T @ x.flatten(0, -2).float())]
+        return found + ([("bias", grad.sum(0))] if "bias" in self.trained else [])
+
+
+class Embedding(Layer):
+    """``nn.Embedding``; ``x`` are indices."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (F.embedding(x, self.module.weight, self.module.padding_idx),)
+
+    def signal(self, grad: Tensor, x: Tensor) -> None:
+        return None
+
+    def samples(self, grad: Tensor, x: Tensor) -> Samples:
+        records, (many, size) = len(x) // self.multiplicity, self.module.weight.shape
+        each = torch.zeros(records * many, size, dtype=torch.float32, device=grad.device)
+        index = x.reshape(records, -1) + many * torch.arange(records, device=x.device)[:, None]
+        each.index_add_(0, index.flatten(), grad.reshape(-1, size).float())
+        each = each.view(records, many, size)
+        if self.module.padding_idx is not None:
+            each[:, self.module.padding_idx] = 0
+        return [("weight", each)]
+
+    def norms(self, grad: Tensor, x: Tensor) -> Tensor:
+        options = {"padding_idx": self.module.padding_idx, "multiplicity": self.multiplicity}
+        return embedding_grad_norms(x, grad, **options)
+
+    def weighted(self, grad: Tensor, x: Tensor, weight: Tensor) -> Samples:
+        shape, padding = self.module.weight.shape, self.module.padding_idx
+        padding = -1 if padding is None else padding
+        grad = scaled(grad, weight).float()
+        return [("weight", torch.ops.aten.embedding_dense_backward(grad, x, shape[0], padding, False))]
+
+
+class _Norm(Layer):
+    """A normalisation with weight and bias, whose per-sample gradients are always few enough to keep."""
+
+    def keeps_samples(self, grad: Tensor, x: Tensor) -> bool:
+        return True
+
+    def _both(self, grad: Tensor, normal: Tensor, kept: int) -> Samples:
+        """Sums over all positions of a record but those of ``kept`` dimensions from the second on."""
+        found = []
+        if "weight" in self.trained:
+            found.append(("weight", _by_record((grad * normal).flatten(kept).sum(kept), self.multiplicity)))
+        if "bias" in self.trained:
+            found.append(("bias", _by_record(grad.flatten(kept).sum(kept), self.multiplicity)))
+        return found
+
+
+class GroupNorm(_Norm):
+    """``nn.GroupNorm`` of ``[N, C, *]``."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        norm, (n, c) = self.module, x.shape[:2]
+        sizes = n, c, x[0, 0].numel(), norm.num_groups
+        return torch.native_group_norm(_dense(x), norm.weight, norm.bias, *sizes, norm.eps)
+
+    def signal(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+        norm, (n, c) = self.module, x.shape[:2]
+        sizes = n, c, x[0, 0].numel(), norm.num_groups
+        x = _dense(x)
+        grad = grad.contiguous() if x.is_contiguous() else nhwc(grad)
+        tensors = grad, x, mean, rstd, norm.weight
+        return torch.ops.aten.native_group_norm_backward(*tensors, *sizes, [True, False, False])[0]
+
+    def samples(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Samples:
+        grouped = x.reshape(*mean.shape, -1).float()
+        normal = ((grouped - mean[..., None]) * rstd[..., None]).view(x.shape[0], x.shape[1], -1)
+        return self._both(grad.reshape(normal.shape).float(), normal, 2)
+
+
+class LayerNorm(_Norm):
+    """``nn.LayerNorm``."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        norm = self.module
+        return torch.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+    def signal(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+        norm = self.module
+        tensors = mean, rstd, norm.weight, norm.bias
+        backward = torch.ops.aten.native_layer_norm_backward
+        return backward(grad.contiguous(), x, norm.normalized_shape, *tensors, [True, False, False])[0]
+
+    def samples(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Samples:
+        shape = self.module.normalized_shape
+        normal, grad = (x.float() - mean) * rstd, grad.float()
+        between = tuple(range(1, x.ndim - len(shape)))
+        parts = {"weight": grad * normal, "bias": grad}
+        return [
+            (name, _by_record(each.sum(between) if between else each, self.multiplicity))
+            for name, each in parts.items()
+            if name in self.trained
+        ]
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` in a layout that torch's group norm takes: on a CPU also channels_last."""
+    last = x.ndim == 4 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+    return x if last else x.contiguous()
+
+
+def _by_record(rows: Tensor, multiplicity: int) -> Tensor:
+    return rows if multiplicity == 1 else rows.unflatten(0, (-1, multiplicity)).sum(1)
+
+
+RULES: dict[type[nn.Module], type[Layer]] = {
+    nn.Conv2d: Conv2d,
+    nn.Linear: Linear,
+    nn.Embedding: Embedding,
+    nn.GroupNorm: GroupNorm,
+    nn.LayerNorm: LayerNorm,
+}

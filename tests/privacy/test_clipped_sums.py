@@ -1,0 +1,110 @@
+"""Clipped sums against a float64 loop over records and against Opacus, and how far one record can move them."""
+
+import copy
+
+import pytest
+import torch
+from private_cases import clipped, error, gradients, losses, network
+from torch import nn
+
+from kr_fast.models import classifier, unet
+from kr_fast.privacy import make_private
+
+
+def private_of(model, **options):
+    given = {"noise_multiplier": 0.0, "expected_batch_size": 1.0, **options}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    return make_private(model, optimizer, **given)
+
+
+@pytest.mark.parametrize("clipping", ["flat", "automatic"])
+@pytest.mark.parametrize(("name", "multiplicity"), [("tokens", 1), ("tokens", 3), ("images", 1), ("images", 2)])
+def test_sums_are_those_of_a_loop(name, multiplicity, clipping):
+    model, x, labels = network(name)
+    part = [slice(first, first + multiplicity) for first in range(0, 6, multiplicity)]
+    exact = x.double() if x.is_floating_point() else x
+    rows = gradients(model, lambda twin, b: losses(twin, exact[part[b]], labels[part[b]]).mean(), len(part))
+    bound = float(rows.norm(dim=1).median())  # some are clipped, some are not
+    private = private_of(model, clipping=clipping, multiplicity=multiplicity, max_grad_norm=bound)
+    private.backward(losses(model, x, labels))
+    assert error(private.state_dict()["sums"], clipped(rows, clipping, bound)) < 1e-5
+
+
+def test_step_takes_the_mean_over_the_expected_size():
+    model, x, labels = network("images")
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    private = private_of(model, expected_batch_size=5.0)
+    private.backward(losses(model, x, labels))
+    sums = private.state_dict()["sums"]
+    private.step()
+    torch.testing.assert_close(torch.cat([p.flatten() for p in model.parameters()]), before - sums / 5)
+    assert private.steps == 1
+    assert not private.state_dict()["sums"].any()
+
+
+def test_frozen_parameters_stay_and_count_in_no_norm():
+    model, x, labels = network("images")
+    for name in ("layers.0.weight", "layers.1.bias", "layers.3.weight", "layers.10.weight"):
+        model.get_parameter(name).requires_grad_(False)
+    rows = gradients(model, lambda twin, b: losses(twin, x[b : b + 1].double(), labels[b : b + 1])[0], 6)
+    private = private_of(model)
+    private.backward(losses(model, x, labels))
+    assert error(private.state_dict()["sums"], clipped(rows, "flat", 1.0)) < 1e-5
+    private.restore()
+    assert [p.requires_grad for p in model.parameters()].count(False) == 4
+    losses(model, x, labels).sum().backward()  # trains as before
+
+
+def test_diffusers_unet():
+    """With attention, a time embedding and class embeddings."""
+    torch.manual_seed(0)
+    model = unet(6, 6, 1, 3, widths=(8, 8))
+    x, target, time, y = torch.randn(4, 1, 6, 6), torch.randn(4, 1, 6, 6), torch.rand(4) * 1000, torch.arange(4)
+
+    def denoising(twin, at):
+        like = next(twin.parameters())
+        found = twin(x[at].to(like), time[at].to(like), class_labels=y[at]).sample
+        return (found - target[at].to(like)).square().mean((1, 2, 3))
+
+    rows = gradients(model, lambda twin, b: denoising(twin, slice(b, b + 1))[0], 4)
+    private = private_of(model)
+    private.backward(denoising(model, slice(None)))
+    assert error(private.state_dict()["sums"], clipped(rows, "flat", 1.0)) < 1e-5
+
+
+def test_opacus_has_the_same_sums():
+    opacus = pytest.importorskip("opacus")
+    torch.manual_seed(0)
+    model = classifier("resnet8-gn", num_classes=3, in_channels=1, width=8, image_size=8)
+    x, labels = torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))
+    theirs = opacus.GradSampleModule(copy.deepcopy(model))
+    nn.functional.cross_entropy(theirs(x), labels).backward()  # a mean, which Opacus takes back
+    rows = torch.cat([p.grad_sample.flatten(1) for p in theirs.parameters()], 1)
+    private = private_of(model)
+    private.backward(losses(model, x, labels))
+    assert error(private.state_dict()["sums"], clipped(rows.double(), "flat", 1.0)) < 1e-5
+
+
+@pytest.mark.parametrize("clipping", ["flat", "automatic"])
+def test_sensitivity(clipping):
+    """One record more or less moves the sum by the bound at most: 100 random networks and batches."""
+    generator = torch.Generator().manual_seed(1)
+    largest = 0.0
+    for seed in range(50):
+        torch.manual_seed(seed)
+        width, outputs = (int(torch.randint(1, 7, (), generator=generator)) for _ in range(2))
+        conv = nn.Conv2d(1, 2 * width, 3, padding=seed % 2, stride=1 + seed % 3)
+        model = nn.Sequential(conv, nn.GroupNorm(2, 2 * width), nn.Tanh(), nn.Flatten(), nn.LazyLinear(outputs))
+        x = torch.randn(5, 1, 6, 6) * 10 ** float(torch.randint(-3, 4, (), generator=generator))
+        model(x)
+        bound = 10 ** float(torch.randint(-2, 3, (), generator=generator))
+        private = private_of(model, max_grad_norm=bound, clipping=clipping)
+        fresh, sums = private.state_dict(), []
+        for present in (torch.ones(5, dtype=torch.bool), torch.arange(5) != seed % 5):
+            private.load_state_dict(fresh)
+            private.backward(model(x).square().sum(1), present=present)
+            sums.append(private.state_dict()["sums"].double())
+        moved = float((sums[0] - sums[1]).norm()) / bound
+        largest = max(largest, moved)
+        assert moved <= 1 + 1e-5
+    assert largest > 0.99
