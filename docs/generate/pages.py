@@ -25,6 +25,7 @@ PACKAGES = {
     "membership": "kr_fast.membership",
     "ensemble": "kr_fast.ensemble",
     "data": "kr_fast.data",
+    "privacy": "kr_fast.privacy",
     "models": "kr_fast.models",
     "metrics": "kr_fast.metrics",
 }
