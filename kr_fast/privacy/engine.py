@@ -19,7 +19,7 @@ _OP = refusals.OP
 class PrivateTraining:
     """What :func:`make_private` returns: ``backward`` adds clipped gradients, ``step`` adds noise and updates.
 
-    Its arguments are as :func:`make_private` has them.
+    Its arguments, and what it raises (UserError), are as :func:`make_private` has them.
 
     Attributes:
         is_private: whether noise is added, from the operating system's entropy. ``why_not`` says why it is not.
@@ -64,10 +64,12 @@ class PrivateTraining:
 
     @property
     def is_private(self) -> bool:
+        """Whether the weights after a step may be called differentially private."""
         return self.why_not is None
 
     @property
     def why_not(self) -> str | None:
+        """Why the result is not private; None where it is."""
         if self._seed is not None:
             return noise.NOT_PRIVATE
         return None if self.noise_multiplier > 0 else "not private: no noise is added"
