@@ -21,6 +21,9 @@
 #include "cpu/sampling/pack_uint8.h"
 #include "cpu/sampling/philox_normal.h"
 #include "cpu/nn/qkv_attention.h"
+#include "cpu/privacy/embedding_grad_norms.h"
+#include "cpu/privacy/group_norm_grad_norms.h"
+#include "cpu/privacy/layer_norm_grad_norms.h"
 #include "cpu/membership/rmia.h"
 #include "cpu/membership/roc.h"
 #include "cpu/sampling/solver_step.h"
@@ -118,6 +121,16 @@ KR_FIELDS(ResidualBlockGradient, KR_FIELD(grad), KR_FIELD(grad_x), KR_FIELD(grad
 
 KR_FIELDS(OptimizerStep, KR_FIELD(tensors), KR_FIELD(table), KR_FIELD(grads), KR_FIELD(groups), KR_FIELD(adamw),
           KR_FIELD(max_norm), KR_FIELD(average_weight))
+
+KR_FIELDS(GroupNormGradNorms, KR_FIELD(x), KR_FIELD(grad), KR_FIELD(records), KR_FIELD(rows), KR_FIELD(channels),
+          KR_FIELD(pixels), KR_FIELD(groups), KR_FIELD(dtype), KR_FIELD(channels_last), KR_FIELD(eps), KR_FIELD(norms),
+          KR_FIELD(weight), KR_FIELD(bias))
+
+KR_FIELDS(LayerNormGradNorms, KR_FIELD(x), KR_FIELD(grad), KR_FIELD(records), KR_FIELD(rows), KR_FIELD(size),
+          KR_FIELD(dtype), KR_FIELD(eps), KR_FIELD(with_bias), KR_FIELD(norms), KR_FIELD(weight), KR_FIELD(bias))
+
+KR_FIELDS(EmbeddingGradNorms, KR_FIELD(indices), KR_FIELD(grad), KR_FIELD(records), KR_FIELD(rows), KR_FIELD(size),
+          KR_FIELD(dtype), KR_FIELD(padding), KR_FIELD(norms))
 
 }  // namespace kr
 
@@ -230,6 +243,15 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("winograd_conv2d", &kr::winograd_conv2d, release());
     m.def("winograd_pack", &kr::winograd_pack, release());
     m.def("winograd_conv2d_grad_weight", &kr::winograd_conv2d_grad_weight, release());
+
+    // embedding_grad_norms
+    m.def("embedding_grad_norms", &kr::embedding_grad_norms, release());
+
+    // group_norm_grad_norms
+    m.def("group_norm_grad_norms", &kr::group_norm_grad_norms, release());
+
+    // layer_norm_grad_norms
+    m.def("layer_norm_grad_norms", &kr::layer_norm_grad_norms, release());
 
     // roc
     m.def("roc", &kr::roc, release());

@@ -49,7 +49,9 @@ _PUBLIC = {
     "conv2d_grad_samples": "kr_fast.ops.privacy.conv2d_grad_samples",
     "embedding_grad_norms": "kr_fast.ops.privacy.embedding_grad_norms",
     "group_norm_grad_norms": "kr_fast.ops.privacy.group_norm_grad_norms",
+    "group_norm_grad_samples": "kr_fast.ops.privacy.group_norm_grad_samples",
     "layer_norm_grad_norms": "kr_fast.ops.privacy.layer_norm_grad_norms",
+    "layer_norm_grad_samples": "kr_fast.ops.privacy.layer_norm_grad_samples",
     "linear_grad_norms": "kr_fast.ops.privacy.linear_grad_norms",
     "linear_grad_samples": "kr_fast.ops.privacy.linear_grad_samples",
 }
@@ -88,7 +90,9 @@ if TYPE_CHECKING:  # the same names for editors and type checkers, to which a mi
     from kr_fast.ops.privacy.conv2d_grad_samples import conv2d_grad_samples as conv2d_grad_samples
     from kr_fast.ops.privacy.embedding_grad_norms import embedding_grad_norms as embedding_grad_norms
     from kr_fast.ops.privacy.group_norm_grad_norms import group_norm_grad_norms as group_norm_grad_norms
+    from kr_fast.ops.privacy.group_norm_grad_samples import group_norm_grad_samples as group_norm_grad_samples
     from kr_fast.ops.privacy.layer_norm_grad_norms import layer_norm_grad_norms as layer_norm_grad_norms
+    from kr_fast.ops.privacy.layer_norm_grad_samples import layer_norm_grad_samples as layer_norm_grad_samples
     from kr_fast.ops.privacy.linear_grad_norms import linear_grad_norms as linear_grad_norms
     from kr_fast.ops.privacy.linear_grad_samples import linear_grad_samples as linear_grad_samples
     from kr_fast.ops.sampling.encode_png import encode_png as encode_png

@@ -28,7 +28,13 @@ LAYERS = {
 }
 ALLOWED_SIDEWAYS = {("membership", "ensemble")}
 FAMILIES = ("distillation", "sampling", "nn", "batched", "membership", "privacy")
-IN_ONE_KERNEL = {"solver_step_at": "solver_step"}  # with an op that differs in where its coefficients come from
+IN_ONE_KERNEL = {  # with an op that differs in where its coefficients come from, or in what is left of a sum
+    "solver_step_at": "solver_step",
+    "conv2d_grad_samples": "conv2d_grad_norms",
+    "linear_grad_samples": "linear_grad_norms",
+    "group_norm_grad_samples": "group_norm_grad_norms",
+    "layer_norm_grad_samples": "layer_norm_grad_norms",
+}
 MOST_FILES = 16  # sources of its own in a folder
 SUFFIXES = (".py", ".h", ".cpp", ".cu", ".c", ".sh")
 SOURCES = sorted((ROOT / "kr_fast").rglob("*.py"))

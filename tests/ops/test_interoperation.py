@@ -93,6 +93,7 @@ TAKES_BFLOAT16 |= {"batch_norm_act", "group_norm_silu", "membership_signals", "s
 TAKES_BFLOAT16 |= {f"conv2d_grad_{what}" for what in ("norms", "samples")}
 TAKES_BFLOAT16 |= {f"linear_grad_{what}" for what in ("norms", "samples")}
 TAKES_BFLOAT16 |= {f"{layer}_grad_norms" for layer in ("embedding", "group_norm", "layer_norm")}
+TAKES_BFLOAT16 |= {f"{layer}_grad_samples" for layer in ("group_norm", "layer_norm")}
 
 
 @pytest.mark.parametrize("name", [name for name in IN_GRAPHS if "model_" not in name])

@@ -32,7 +32,9 @@ from kr_fast.ops.privacy.conv2d_grad_norms import conv2d_grad_norms
 from kr_fast.ops.privacy.conv2d_grad_samples import conv2d_grad_samples
 from kr_fast.ops.privacy.embedding_grad_norms import embedding_grad_norms
 from kr_fast.ops.privacy.group_norm_grad_norms import group_norm_grad_norms
+from kr_fast.ops.privacy.group_norm_grad_samples import group_norm_grad_samples
 from kr_fast.ops.privacy.layer_norm_grad_norms import layer_norm_grad_norms
+from kr_fast.ops.privacy.layer_norm_grad_samples import layer_norm_grad_samples
 from kr_fast.ops.privacy.linear_grad_norms import linear_grad_norms
 from kr_fast.ops.privacy.linear_grad_samples import linear_grad_samples
 from kr_fast.ops.sampling.solver_step import SolverRow, solver_step
@@ -147,7 +149,9 @@ NEVER: dict[str, tuple[Callable, list[tuple[int, ...]]]] = {
     "linear_grad_samples": (lambda x, g: linear_grad_samples(x, g)[0], [(3, 4), (3, 2)]),
     "embedding_grad_norms": (lambda g: embedding_grad_norms(Y, g), [(3, 4)]),
     "group_norm_grad_norms": (lambda x, g: group_norm_grad_norms(x, g, 2), [(2, 4, 3), (2, 4, 3)]),
+    "group_norm_grad_samples": (lambda x, g: group_norm_grad_samples(x, g, 2)[0], [(2, 4, 3), (2, 4, 3)]),
     "layer_norm_grad_norms": (lambda x, g: layer_norm_grad_norms(x, g, 4), [(3, 4), (3, 4)]),
+    "layer_norm_grad_samples": (lambda x, g: layer_norm_grad_samples(x, g, 4)[0], [(3, 4), (3, 4)]),
     "lira": (lambda phi: lira(phi, KEEP, variance="fixed")[0], [(1, 2, 8)]),
     "attack_r": (lambda phi: attack_r(phi, KEEP), [(1, 2, 8)]),
     "rmia": (lambda x, z: rmia(x.exp(), z.exp())[0], [(3,), (4,)]),

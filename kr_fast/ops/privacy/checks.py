@@ -100,6 +100,38 @@ def linear(op: str, x: Tensor, grad_output: Tensor, bias: bool, multiplicity: in
     return positions(x), positions(grad_output), bias, multiplicity
 
 
+def group_norm(op: str, x: Tensor, grad_output: Tensor, groups: int, eps: float, multiplicity: int) -> tuple[Any, ...]:
+    """The arguments in the order of the ops' schema."""
+    signals(op, x, grad_output, 2)
+    if grad_output.shape != x.shape:
+        _check.fail(op, "grad_output", f"be {list(x.shape)}", grad_output)
+    groups = _check.integer(op, "groups", groups, 1, 2**31)
+    if x.shape[1] % groups:
+        _check.fail(op, "groups", f"divide the {x.shape[1]} channels of x", groups)
+    return x, grad_output, groups, epsilon(op, eps), records(op, x.shape[0], multiplicity)
+
+
+def layer_norm(
+    op: str,
+    x: Tensor,
+    grad_output: Tensor,
+    normalized_shape: int | Sequence[int],
+    eps: float,
+    bias: bool,
+    multiplicity: int,
+) -> tuple[Any, ...]:
+    """The arguments in the order of the ops' schema, with what is normalised together in the last of 3 dimensions."""
+    signals(op, x, grad_output, 2)
+    if grad_output.shape != x.shape:
+        _check.fail(op, "grad_output", f"be {list(x.shape)}", grad_output)
+    shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+    if not shape or len(shape) >= x.ndim or list(x.shape[x.ndim - len(shape) :]) != shape:
+        _check.fail(op, "normalized_shape", f"be the last dimensions of x, {list(x.shape)}", normalized_shape)
+    flag(op, "bias", bias)
+    options = epsilon(op, eps), bias, records(op, x.shape[0], multiplicity)
+    return *(positions(each, len(shape)) for each in (x, grad_output)), *options
+
+
 def positions(value: Tensor, kept: int = 1) -> Tensor:
     """``[R, T, D]`` of ``[R, *, D]``, where D is what the last ``kept`` dimensions hold."""
     rows, between, last = value.shape[0], value.shape[1 : value.ndim - kept], value.shape[value.ndim - kept :]

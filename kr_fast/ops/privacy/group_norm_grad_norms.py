@@ -6,18 +6,18 @@ from torch import Tensor
 from kr_fast.backends import registry
 from kr_fast.backends.calls import Call
 from kr_fast.backends.privacy_arguments import GroupNormGradients, accumulated
-from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
 
 _OP = "group_norm_grad_norms"
+SCHEMA = "(Tensor x, Tensor grad_output, int groups, float eps, int multiplicity)"
 
 
 def _empty(x, grad_output, groups, eps, multiplicity) -> Tensor:
     return x.new_empty(x.shape[0] // multiplicity, dtype=accumulated(x, grad_output))
 
 
-@define(f"{_OP}(Tensor x, Tensor grad_output, int groups, float eps, int multiplicity) -> Tensor", fake=_empty)
+@define(f"{_OP}{SCHEMA} -> Tensor", fake=_empty)
 def _impl(x, grad_output, *options):
     if not x.numel():
         return _empty(x, grad_output, *options).zero_()
@@ -44,11 +44,5 @@ def group_norm_grad_norms(
     Returns: ``[B]`` float32, or float64 where an input is.
     Raises: TypeError or ValueError naming the argument.
     """
-    checks.signals(_OP, x, grad_output, 2)
-    if grad_output.shape != x.shape:
-        _check.fail(_OP, "grad_output", f"be {list(x.shape)}", grad_output)
-    groups = _check.integer(_OP, "groups", groups, 1, 2**31)
-    if x.shape[1] % groups:
-        _check.fail(_OP, "groups", f"divide the {x.shape[1]} channels of x", groups)
-    options = groups, checks.epsilon(_OP, eps), checks.records(_OP, x.shape[0], multiplicity)
-    return call(torch.ops.kr_fast.group_norm_grad_norms.default, x, grad_output, *options)
+    values = checks.group_norm(_OP, x, grad_output, groups, eps, multiplicity)
+    return call(torch.ops.kr_fast.group_norm_grad_norms.default, *values)

@@ -8,18 +8,18 @@ from torch import Tensor
 from kr_fast.backends import registry
 from kr_fast.backends.calls import Call
 from kr_fast.backends.privacy_arguments import LayerNormGradients, accumulated
-from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
 
 _OP = "layer_norm_grad_norms"
+SCHEMA = "(Tensor x, Tensor grad_output, float eps, bool bias, int multiplicity)"
 
 
 def _empty(x, grad_output, eps, bias, multiplicity) -> Tensor:
     return x.new_empty(x.shape[0] // multiplicity, dtype=accumulated(x, grad_output))
 
 
-@define(f"{_OP}(Tensor x, Tensor grad_output, float eps, bool bias, int multiplicity) -> Tensor", fake=_empty)
+@define(f"{_OP}{SCHEMA} -> Tensor", fake=_empty)
 def _impl(x, grad_output, *options):
     if not x.numel():
         return _empty(x, grad_output, *options).zero_()
@@ -53,13 +53,5 @@ def layer_norm_grad_norms(
     Returns: ``[B]`` float32, or float64 where an input is.
     Raises: TypeError or ValueError naming the argument.
     """
-    checks.signals(_OP, x, grad_output, 2)
-    if grad_output.shape != x.shape:
-        _check.fail(_OP, "grad_output", f"be {list(x.shape)}", grad_output)
-    shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
-    if not shape or len(shape) >= x.ndim or list(x.shape[x.ndim - len(shape) :]) != shape:
-        _check.fail(_OP, "normalized_shape", f"be the last dimensions of x, {list(x.shape)}", normalized_shape)
-    checks.flag(_OP, "bias", bias)
-    options = checks.epsilon(_OP, eps), bias, checks.records(_OP, x.shape[0], multiplicity)
-    operands = (checks.positions(each, len(shape)) for each in (x, grad_output))
-    return call(torch.ops.kr_fast.layer_norm_grad_norms.default, *operands, *options)
+    values = checks.layer_norm(_OP, x, grad_output, normalized_shape, eps, bias, multiplicity)
+    return call(torch.ops.kr_fast.layer_norm_grad_norms.default, *values)

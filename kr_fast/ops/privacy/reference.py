@@ -79,20 +79,31 @@ def embedding_grad_norms(call: EmbeddingGradients) -> Tensor:
     return squares.new_zeros(records).index_add_(0, pairs[0], squares).sqrt().to(grad.dtype)
 
 
-@kernel("group_norm_grad_norms", "reference", refuses=never)
-def group_norm_grad_norms(call: GroupNormGradients) -> Tensor:
-    """Of ``dw = sum dy n`` and ``db = sum dy`` over pixels, with ``n`` the normalised ``x``."""
+@kernel("group_norm_grad_samples", "reference", refuses=never)
+def group_norm_grad_samples(call: GroupNormGradients) -> tuple[Tensor, Tensor]:
+    """``dw = sum dy n`` and ``db = sum dy`` over pixels, with ``n`` the normalised ``x``."""
     x, grad = (each.to(accumulated(*call[:2])).reshape(*each.shape[:2], -1) for each in call[:2])
     grouped = x.reshape(len(x), call.groups, x.shape[1] // call.groups, x.shape[2])
     variance, mean = torch.var_mean(grouped, (2, 3), correction=0, keepdim=True)
     normalised = ((grouped - mean) * (variance + call.eps).rsqrt()).view(x.shape)
-    return _norm(*(_sum_over(each.sum(2), call.multiplicity) for each in (grad * normalised, grad)))
+    weight, bias = (_sum_over(each.sum(2), call.multiplicity) for each in (grad * normalised, grad))
+    return weight, bias
+
+
+@kernel("group_norm_grad_norms", "reference", refuses=never)
+def group_norm_grad_norms(call: GroupNormGradients) -> Tensor:
+    return _norm(*group_norm_grad_samples(call))
+
+
+@kernel("layer_norm_grad_samples", "reference", refuses=never)
+def layer_norm_grad_samples(call: LayerNormGradients) -> tuple[Tensor, Tensor | None]:
+    """``dw = sum_t dy n`` and, with ``bias``, ``db = sum_t dy``, with ``n`` the normalised ``x``."""
+    x, grad = (each.to(accumulated(*call[:2])) for each in call[:2])
+    variance, mean = torch.var_mean(x, 2, correction=0, keepdim=True)
+    weight = _sum_over((grad * ((x - mean) * (variance + call.eps).rsqrt())).sum(1), call.multiplicity)
+    return weight, _sum_over(grad.sum(1), call.multiplicity) if call.bias else None
 
 
 @kernel("layer_norm_grad_norms", "reference", refuses=never)
 def layer_norm_grad_norms(call: LayerNormGradients) -> Tensor:
-    """Of ``dw = sum_t dy n`` and, with ``bias``, ``db = sum_t dy``, with ``n`` the normalised ``x``."""
-    x, grad = (each.to(accumulated(*call[:2])) for each in call[:2])
-    variance, mean = torch.var_mean(x, 2, correction=0, keepdim=True)
-    products = grad * ((x - mean) * (variance + call.eps).rsqrt())
-    return _norm(*(_sum_over(each.sum(1), call.multiplicity) for each in (products, grad)[: 1 + call.bias]))
+    return _norm(*(each for each in layer_norm_grad_samples(call) if each is not None))

@@ -1,0 +1,62 @@
+"""Kernels of the family ``privacy`` in ``kr_fast._cpu``."""
+
+import torch
+from torch import Tensor
+
+from kr_fast.backends import codes, native, privacy_structs, registry
+from kr_fast.backends.privacy_arguments import EmbeddingGradients, GroupNormGradients, LayerNormGradients
+
+_TAKES = native.cpu_tensors(*codes.DTYPES)
+
+
+def _in_one_layout(call: GroupNormGradients) -> GroupNormGradients:
+    """Both tensors of one dtype, with the channels of a pixel side by side in both or in neither."""
+    dtype = torch.promote_types(call.x.dtype, call.grad_output.dtype)
+    last = torch.channels_last if call.x.ndim == 4 and not call.x.is_contiguous() else torch.contiguous_format
+    tensors = (each.to(dtype).contiguous(memory_format=last) for each in call[:2])
+    return call._replace(**dict(zip(("x", "grad_output"), tensors, strict=True)))
+
+
+@registry.kernel("group_norm_grad_norms", "cpu", refuses=_TAKES)
+def group_norm_grad_norms(call: GroupNormGradients) -> Tensor:
+    norms, call = torch.empty(len(call.x) // call.multiplicity), _in_one_layout(call)
+    native.cpu.group_norm_grad_norms(privacy_structs.group_norm(call, norms, None, None), torch.get_num_threads())
+    return norms
+
+
+@registry.kernel("group_norm_grad_samples", "cpu", refuses=_TAKES)
+def group_norm_grad_samples(call: GroupNormGradients) -> tuple[Tensor, Tensor]:
+    weight, bias = (torch.empty(len(call.x) // call.multiplicity, call.x.shape[1]) for _ in range(2))
+    call = _in_one_layout(call)
+    native.cpu.group_norm_grad_norms(privacy_structs.group_norm(call, None, weight, bias), torch.get_num_threads())
+    return weight, bias
+
+
+def _contiguous(call: LayerNormGradients) -> LayerNormGradients:
+    """Both tensors of one dtype."""
+    dtype = torch.promote_types(call.x.dtype, call.grad_output.dtype)
+    x, grad_output = (each.to(dtype).contiguous() for each in call[:2])
+    return call._replace(x=x, grad_output=grad_output)
+
+
+@registry.kernel("layer_norm_grad_norms", "cpu", refuses=_TAKES)
+def layer_norm_grad_norms(call: LayerNormGradients) -> Tensor:
+    norms, call = torch.empty(len(call.x) // call.multiplicity), _contiguous(call)
+    native.cpu.layer_norm_grad_norms(privacy_structs.layer_norm(call, norms, None, None), torch.get_num_threads())
+    return norms
+
+
+@registry.kernel("layer_norm_grad_samples", "cpu", refuses=_TAKES)
+def layer_norm_grad_samples(call: LayerNormGradients) -> tuple[Tensor, Tensor | None]:
+    weight, bias = (torch.empty(len(call.x) // call.multiplicity, call.x.shape[2]) for _ in range(2))
+    bias, call = bias if call.bias else None, _contiguous(call)
+    native.cpu.layer_norm_grad_norms(privacy_structs.layer_norm(call, None, weight, bias), torch.get_num_threads())
+    return weight, bias
+
+
+@registry.kernel("embedding_grad_norms", "cpu", refuses=_TAKES)
+def embedding_grad_norms(call: EmbeddingGradients) -> Tensor:
+    norms = torch.empty(len(call.indices) // call.multiplicity)
+    call = call._replace(indices=call.indices.contiguous(), grad_output=call.grad_output.contiguous())
+    native.cpu.embedding_grad_norms(privacy_structs.embedding(call, norms), torch.get_num_threads())
+    return norms
