@@ -5,6 +5,7 @@ stages run on rank 0 while the others wait. Rank 0 alone writes.
 """
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -172,7 +173,7 @@ def _carried_out(config: RecycleConfig, source: Source | None, data: Any) -> Con
     start = time.perf_counter()
     if data is not None:
         config, source = of_memory(config, data)
-    context = load_context(config, source, maps=True)
+    context = load_context(config, source, mapped=Folder(config.out).mapped_images)
     out, runtime = context.out, context.runtime
     try:
         with runtime.main_first() as main:
@@ -216,19 +217,28 @@ def of_memory(config: RecycleConfig, data: Any) -> tuple[RecycleConfig, Source]:
 def dry_run(config: RecycleConfig) -> str:
     """The plan of a run, after all checks of :func:`recycle`: configuration, data, networks, time, memory and disk.
 
-    Nothing is written. Returns: a YAML file with the configuration, and the rest as comments. Raises: as
-    :func:`recycle`, but for a folder in use.
+    Nothing is left on the disk: images of a large set are decoded to files beside the run, which are removed.
+    Returns: a YAML file with the configuration, and the rest as comments.
+    Raises: as :func:`recycle`, but for a folder in use.
     """
-    context = load_context(config)
-    notes = preflight.check(context)
-    context.precision = precision.of_run(context)
-    return preflight.describe(context, notes)
+    mapped = Folder(config.out).mapped_images
+    mapped = mapped.with_name(f"{mapped.name}.dry-run")
+    try:
+        context = load_context(config, mapped=mapped)
+        notes = preflight.check(context)
+        context.precision = precision.of_run(context)
+        text = preflight.describe(context, notes)
+        context.runtime.barrier()  # other processes map the files too
+        return text
+    finally:
+        if state.current().is_main:
+            shutil.rmtree(mapped, ignore_errors=True)
 
 
-def load_context(config: RecycleConfig, source: Source | None = None, *, maps: bool = False) -> Context:
+def load_context(config: RecycleConfig, source: Source | None = None, *, mapped: Path | None = None) -> Context:
     """The run that ``config`` describes, checked against what is in its folder.
 
-    ``maps``: whether the images of a large set are decoded to files beside that folder.
+    ``mapped``: the folder that images of a large set are decoded to; None for memory.
     """
     manifest.refuse_inside(config.out, config.data, "run")
     out = Path(config.out)
@@ -238,7 +248,7 @@ def load_context(config: RecycleConfig, source: Source | None = None, *, maps: b
     )  # before the data are read, which takes long
     source = read(config.data, options=config.reading) if source is None else source
     fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-    loaded = source.dataset(seed=config.seed, **fractions, folder=Folder(out).mapped_images if maps else None)
+    loaded = source.dataset(seed=config.seed, **fractions, folder=mapped)
     device = state.current().device
     config = given.applied(given_teacher.applied(config), loaded, device)
     context = Context(config, out, state.current(), loaded, journal)

@@ -90,4 +90,5 @@ def _context(run: Path) -> Context:
     if values["data"] == pipeline.IN_MEMORY:
         fail(*ASKED, "be a run whose images can be read again", f"{run}, of images in memory")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return pipeline.load_context(RecycleConfig(out=str(run), **values), maps=folder.mapped_images.exists())
+    mapped = folder.mapped_images if folder.mapped_images.exists() else None
+    return pipeline.load_context(RecycleConfig(out=str(run), **values), mapped=mapped)

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from kr_fast import data
-from kr_fast.data import distances, near_pairs
+from kr_fast.data import distances, memory_map, near_pairs
 from kr_fast.data.readers import decoding
 from kr_fast.membership.attacks import control
 from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.membership.audit.examples import read_examples
 from kr_fast.recycling.config import RecycleConfig
-from kr_fast.recycling.pipeline import recycle
+from kr_fast.recycling.pipeline import dry_run, recycle
 from kr_fast.recycling.presets import preset
 from kr_fast.runtime.storage import image_rows
 from kr_fast.runtime.storage.image_rows import ImageRows
@@ -72,6 +72,15 @@ def test_no_stage_copies_a_mapped_set(tmp_path, source, gathered, one_thread):
     result = recycle(RecycleConfig(**options))
     assert result.report.exists()
     assert max(gathered) > 32
+
+
+def test_a_dry_run_maps_its_set_and_leaves_nothing(tmp_path, source, gathered, monkeypatch):
+    made, convert = [], memory_map.convert
+    monkeypatch.setattr(memory_map, "convert", lambda folder, parts: made.append(folder) or convert(folder, parts))
+    text = dry_run(RecycleConfig(**{**preset("toy"), "out": str(tmp_path / "run"), "data": str(source)}))
+    assert f"images of {SIDE} x {SIDE} x 3" in text
+    assert made == [tmp_path / "run.private-images.dry-run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_an_audit_maps_its_set(tmp_path, source, gathered):
