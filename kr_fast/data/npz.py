@@ -88,8 +88,10 @@ def read_labelled(path: Path, where: str, argument: str) -> tuple[np.ndarray, np
 def _of_one_set(archive: Npz) -> dict[str, str]:
     """{"images": key, "labels": key} of a file without splits, those of the two that it has."""
     unnamed = {"images": "arr_0", "labels": "arr_1"}
+    known = {key.lower(): key for key in reversed(archive.keys)} | {key: key for key in archive.keys}  # X too
     keys = {
-        what: next((key for key in (*names, unnamed[what]) if key in archive), None) for what, names in SYNONYMS.items()
+        what: next((known[key] for key in (*names, unnamed[what]) if key in known), None)
+        for what, names in SYNONYMS.items()
     }
     return {what: key for what, key in keys.items() if key is not None}
 

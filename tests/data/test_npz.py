@@ -166,7 +166,7 @@ def test_layouts_of_others_are_the_same_set(tmp_path):
         actual = data.load(tmp_path / "x.npz")
         assert actual.fingerprint == expected.fingerprint
         assert f"read from {', '.join(of)}" in actual.notes
-    for keys in (("images", "labels"), ("arr_0", "arr_1"), ("x", "y")):
+    for keys in (("images", "labels"), ("arr_0", "arr_1"), ("x", "y"), ("X", "Y"), ("X", "y")):
         np.savez(tmp_path / "y.npz", **{keys[0]: held["train_images"], keys[1]: numbers["train"]})
         _, classes, parts = data.load_uncut(tmp_path / "y.npz")
         assert (classes, list(parts)) == (tuple("0123"), ["all"])
