@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kr_fast.backends import native
+from kr_fast.backends import native, registry
+from kr_fast.data.pixels import resizing
 from kr_fast.data.pixels.decoding import UnreadableError, read_header
 from kr_fast.data.pixels.jpeg import plain_header
 from kr_fast.data.pixels.resizing import COMPILED, Axis, resize, resized_reference
@@ -141,3 +142,15 @@ def test_a_plain_header_of_a_damaged_jpeg_is_pillows_or_pillow_refuses_it(at, by
             assert found in (None, (image.height, image.width, len(image.mode)))
     except OSError:
         pass  # decoding refuses it
+
+
+def test_numpy_in_place_of_the_compiled_function_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(resizing, "COMPILED", None)
+    monkeypatch.setattr(registry, "unavailable", lambda backend: "not built")
+    resizing._say_slow.cache_clear()
+    out = np.empty((4, 4, 1), np.uint8)
+    with caplog.at_level("WARNING", "kr_fast"):
+        for _ in range(2):
+            resize(np.full((9, 9, 1), 7, np.uint8), out, "stretch")
+    assert caplog.messages == ["data: images are brought to one size by numpy, several times slower: not built"]
+    assert (out == 7).all()

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from kr_fast.backends import native
+from kr_fast.backends import native, registry
 from kr_fast.runtime.errors import fail
+from kr_fast.runtime.log import logger
 
 COMPILED = getattr(native.cpu, "resize_image", None)  # None where the module cannot be loaded, or is older
 CHUNK = 8  # images that a thread takes at a time
@@ -45,6 +46,7 @@ def resize(pixels: np.ndarray, out: np.ndarray, how: str) -> None:
         pixels = pixels[top : top + side, left : left + side]
     rows, columns = _axis(len(pixels), len(out)), _axis(pixels.shape[1], out.shape[1])
     if COMPILED is None:
+        _say_slow()
         out[...] = resized_reference(pixels, rows, columns)[..., : out.shape[2]]
         return
     if pixels.strides[1:] != (channels, 1):
@@ -52,6 +54,12 @@ def resize(pixels: np.ndarray, out: np.ndarray, how: str) -> None:
     addresses = {"pixels": _address(pixels), "stride": pixels.strides[0], "channels": channels}
     addresses |= {"out": _address(out), "out_stride": out.strides[0], "out_channels": out.shape[2]}
     COMPILED(addresses | rows.rows | columns.columns)
+
+
+@functools.cache
+def _say_slow() -> None:
+    reason = registry.unavailable("cpu") or "kr_fast._cpu is older than this version; build it again"
+    logger.warning("data: images are brought to one size by numpy, several times slower: %s", reason)
 
 
 class Axis:
