@@ -312,6 +312,8 @@ def _directory(path: Path, sizes: tuple[int, int] | None, options: ReadOptions) 
     if shards.get(".tar"):
         options.refuse(COLUMNS, "WebDataset shards")
         return web_dataset.read(path, shards[".tar"], options, sizes)
+    if (tables := table.metadata(path)) and (content := table.read_metadata(path, tables, options, sizes)):
+        return content
     options.refuse(COLUMNS, "a folder class/image.png without a table")
     if what := kinds.other(path):
         got = f"{printable(path)}, a folder of {what}"

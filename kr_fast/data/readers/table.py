@@ -1,5 +1,9 @@
-"""A folder of images with a table of their classes: ``image,label[,split][,group]``."""
+"""A folder of images with a table of their classes: ``image,label[,split][,group]``.
 
+Such tables, called ``metadata``, are in the folders that Hugging Face's ImageFolder reads: one, or one in each split.
+"""
+
+import dataclasses
 import os
 import unicodedata
 from collections import Counter
@@ -12,9 +16,12 @@ from kr_fast.data.printable import counted, listed, printable
 from kr_fast.data.readers import columns
 from kr_fast.data.readers.decoding import decoded
 from kr_fast.data.readers.table_file import read_table
-from kr_fast.data.splits import SourceContent
+from kr_fast.data.splits import SourceContent, split_name
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
+
+METADATA = tuple(f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet"))
+FILE_NAME, SPLIT = "file_name", "split"  # the column of files in them; that of the folders they lie in
 
 
 def read(root: Path, options: ReadOptions, sizes: tuple[int, int] | None) -> SourceContent:
@@ -23,7 +30,50 @@ def read(root: Path, options: ReadOptions, sizes: tuple[int, int] | None) -> Sou
     Raises: UserError naming the table, its rule and the rows or files that break it; FileNotFoundError.
     """
     path = Path(options.table)
-    table = read_table(path)
+    return _read(root, read_table(path), [path], options, sizes)
+
+
+def metadata(root: Path) -> dict[str, Path]:
+    """split -> the ``metadata`` file of it, ``all`` for one of the whole folder; nothing where there is none."""
+    places = {"all": root, **{which: each for each in _folders(root) if (which := split_name(each.name))}}
+    found = {which: place / name for which, place in places.items() for name in METADATA if (place / name).is_file()}
+    return {"all": found["all"]} if "all" in found else found if "train" in found else {}
+
+
+def read_metadata(
+    root: Path, tables: dict[str, Path], options: ReadOptions, sizes: tuple[int, int] | None
+) -> SourceContent | None:
+    """As :func:`read`, by the files of :func:`metadata`; None where they name no classes, as the folders then do."""
+    rows: dict[str, list[Any]] = {}
+    for which, path in tables.items():
+        table = read_table(path)
+        label = options.label_column or next(
+            (name for name in table if name.lower() in columns.USUAL["label_column"]), ""
+        )
+        if FILE_NAME not in table or label not in table:
+            return None
+        if rows and table.keys() != rows.keys() - {SPLIT}:
+            got = f"{listed('', list(table), 12)} in {printable(path)}"
+            fail("data", "metadata of each split", "have the columns of the first", got)
+        if which != "all":
+            table[FILE_NAME] = [os.path.join(path.parent.name, str(name)) for name in table[FILE_NAME]]
+            table[SPLIT] = [which] * len(table[FILE_NAME])
+        for name, values in table.items():
+            rows.setdefault(name, []).extend(values)
+    given = {"image_column": options.image_column or FILE_NAME}
+    if "all" not in tables:
+        given["split_column"] = SPLIT
+    return _read(root, rows, list(tables.values()), dataclasses.replace(options, **given), sizes)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(each for each in root.iterdir() if each.is_dir())
+
+
+def _read(
+    root: Path, table: dict[str, list[Any]], paths: list[Path], options: ReadOptions, sizes: tuple[int, int] | None
+) -> SourceContent:
+    path = paths[0]
     if not (table and next(iter(table.values()))):
         fail("data", "table", "hold at least one row", f"none in {printable(path)}")
     named = {name: columns.column(list(table), name, getattr(options, name), path.name) for name in columns.USUAL}
@@ -45,8 +95,8 @@ def read(root: Path, options: ReadOptions, sizes: tuple[int, int] | None) -> Sou
     if unread := [column for column in table if column not in used.values()]:
         logger.info("data: columns not read: %s", listed("", unread, 8))
     unread_files = tree.all_unread()
-    if path.resolve().is_relative_to(root.resolve()):
-        unread_files[path.suffix.lower()] -= 1
+    for each in paths:
+        unread_files[each.suffix.lower()] -= each.resolve().is_relative_to(root.resolve())
     return SourceContent(read_parts, names, [*done, *notes, *folders.unread_note(unread_files)], warnings)
 
 

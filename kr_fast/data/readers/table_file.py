@@ -1,7 +1,8 @@
-"""Columns of a csv, tsv or parquet file."""
+"""Columns of a csv, tsv, parquet or JSON-lines file."""
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ from kr_fast.data.printable import listed, printable
 from kr_fast.runtime.array_files import DAMAGE, regular_file
 from kr_fast.runtime.errors import UserError, fail, first_line
 
-SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".parquet")
 MOST_BYTES = 1 << 30  # of a csv file, which is read whole
 
 
 def read_table(path: Path) -> dict[str, list[Any]]:
     """Column -> its values, of one length; text of csv and tsv, in UTF-8, whose first line names the columns.
+
+    Each line of a ``.jsonl`` file is an object with the same keys.
 
     Raises: UserError naming the file, and the line that is not as the first; FileNotFoundError.
     """
@@ -62,6 +65,8 @@ def _delimited(path: Path, suffix: str) -> dict[str, list[str]]:
         raise UserError(f"data: table must be text in UTF-8, got {got}") from error
     if "\0" in text[:4096]:
         fail("data", "table", "be text in UTF-8", f"{printable(path)}, which is binary")
+    if suffix == ".jsonl":
+        return _json_lines(path, text)
     header = text.split("\n", 1)[0]
     delimiter = "\t" if suffix != ".csv" else max(",;\t", key=header.count)  # a comma where there is none
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -83,3 +88,21 @@ def _delimited(path: Path, suffix: str) -> dict[str, list[str]]:
         got = f"{printable(path)}, line {rows.line_num} ({error})"
         raise UserError(f"data: table must be a readable {suffix} file, got {got}") from error
     return dict(zip(names, columns, strict=True))
+
+
+def _json_lines(path: Path, text: str) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {printable(path)}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"data: table must hold JSON in each line, got {where} ({first_line(error)})") from error
+        if not isinstance(row, dict) or (columns and row.keys() != columns.keys()):
+            keys = f"the keys {listed('', list(columns), 12)}" if columns else "an object"
+            fail("data", "table", f"hold {keys} in each line", where)
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return columns

@@ -1,6 +1,7 @@
 """A folder with a table of its classes: the ways in which people name files, and those in which it can be wrong."""
 
 import csv
+import json
 import unicodedata
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_bad_tables(tmp_path, rows, options, words):
         ("t.csv", b'a,b\n"1,2\n', "table must be a readable .csv file, got .*, line 2"),
         ("t.csv", b"file_id,grade\na,1\n", "image_column must be given where .*got columns file_id"),
         ("t.parquet", b"PAR1", "table must be a readable parquet file, got "),
-        ("t.xlsx", b"PK", "table must be a .csv, .tsv, .tab, .parquet file, got .*t.xlsx"),
+        ("t.xlsx", b"PK", "table must be a .csv, .tsv, .tab, .jsonl, .parquet file, got .*t.xlsx"),
     ],
 )
 def test_damaged_tables(tmp_path, name, content, words):
@@ -220,3 +221,49 @@ def test_table_of_class_folders_is_the_folder(tmp_path):
     assert actual.class_names == folder.class_names
     assert actual.notes[:1] == ("uint8 pixels in [0, 255]",)
     assert not any("not read" in note for note in actual.notes)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_metadata_of_an_image_folder(suffix, tmp_path):
+    """As ImageFolder of Hugging Face reads it: one file beside the images, or one in each split, without --table."""
+
+    def write(folder, names, labels):
+        folder.mkdir(parents=True, exist_ok=True)
+        file, values = folder / f"metadata.{suffix}", {"file_name": names, "label": labels}
+        if suffix == "csv":
+            write_table(file, tuple(values), list(zip(names, labels, strict=True)))
+        elif suffix == "jsonl":
+            rows = ({"file_name": name, "label": label} for name, label in zip(names, labels, strict=True))
+            file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+        else:
+            pyarrow.parquet.write_table(pyarrow.table(values), file)
+
+    pixels = write_images(tmp_path / "one", ("b.png", "sub/a.png", "c.png"))
+    write(tmp_path / "one", list(pixels), ["nevus", "mole", "nevus"])
+    name, classes, splits = data.load_uncut(tmp_path / "one")
+    assert (name, classes, list(splits)) == ("one", ("mole", "nevus"), ["all"])
+    assert splits["all"].labels.tolist() == [1, 0, 1]
+    assert np.array_equal(splits["all"].images[..., 0], np.stack(list(pixels.values())))
+    for at, split in enumerate(("train", "test")):
+        pixels = write_images(tmp_path / "two" / split, ("b.png", "a.png"), seed=at)
+        write(tmp_path / "two" / split, list(pixels), [7, 3])
+    _, classes, splits = data.load_uncut(tmp_path / "two")
+    assert (classes, list(splits)) == (("3", "7"), ["train", "test"])
+    assert splits["test"].labels.tolist() == [1, 0]
+    assert np.array_equal(splits["test"].images[..., 0], np.stack(list(pixels.values())))
+
+
+def test_folders_are_the_classes_where_metadata_have_none(tmp_path):
+    write_images(tmp_path / "set", ("x/a.png", "y/b.png"))
+    write_table(tmp_path / "set" / "metadata.csv", ("file_name", "text"), [("x/a.png", "one"), ("y/b.png", "two")])
+    assert data.load_uncut(tmp_path / "set")[1] == ("x", "y")
+
+
+def test_tables_of_json_lines_are_refused_by_line(tmp_path):
+    write_images(tmp_path / "set", ("a.png", "b.png"))
+    (table := tmp_path / "t.jsonl").write_text('{"image": "a.png", "label": 0}\n{"image": "b.png"}\n')
+    with pytest.raises(UserError, match="hold the keys image, label in each line, got line 2 of"):
+        read(tmp_path / "set", table)
+    table.write_text('{"image": "a.png", "label": 0}\n{"image": \n')
+    with pytest.raises(UserError, match="hold JSON in each line, got line 2 of"):
+        read(tmp_path / "set", table)
