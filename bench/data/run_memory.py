@@ -3,7 +3,7 @@
     python bench/data/run_memory.py 1000 4000
 
 makes a folder of so many images of 224 px in colour, maps it however small it is (``--map-above``), runs the toy preset
-with an audit on it, and prints the peak of anonymous memory (``Pss_Anon`` of /proc/PID/smaps_rollup, all processes of
+with its audit on it, and prints the peak of anonymous memory (``Pss_Anon`` of /proc/PID/smaps_rollup, all processes of
 the run together: pages of mapped files are not in it, the system takes them back when memory is short) by stage, and
 for each pair of sizes the growth an image.
 """
@@ -22,15 +22,13 @@ import numpy as np
 from PIL import Image
 
 # One epoch of small networks: what counts here is what is held, not what is learnt.
-OPTIONS = "--preset toy --audit-control --teacher-epochs 1 --teacher-batch-size 16 --periods 1 --images 64"
+OPTIONS = "--preset toy --teacher-epochs 1 --teacher-batch-size 16 --periods 1 --images 64"
 OPTIONS += " --student-batch-size 16 --generator-steps 2 --generator-batch-size 8 --micro-batch 16 --trial-images 16"
 OPTIONS += " --tune-noise-scale --tune-guidance-scale --tune-confidence --checkpoints 1"
 CODE = """
 import sys
 from kr_fast.data.readers import decoding
-from kr_fast.membership.attacks import control
 decoding.LARGE = int(sys.argv[1])
-control.LEAST_EPOCHS = 1
 from kr_fast.cli import main
 sys.exit(main(sys.argv[2:]))
 """
@@ -78,9 +76,9 @@ def peaks(out: Path, command: list[str]) -> dict[str, int]:
             done = list(json.loads((out / "journal.json").read_text()))
             stage = f"after {done[-1]}" if done else "data"
         result[stage] = max(result.get(stage, 0), now)
-        time.sleep(0.2)
+        time.sleep(0.5)
     if process.returncode:
-        raise SystemExit(process.returncode)
+        raise SystemExit(f"exit code {process.returncode}, after peaks of {result} bytes")
     return result
 
 
