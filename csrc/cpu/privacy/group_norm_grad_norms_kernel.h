@@ -94,7 +94,7 @@ static void image_sums(const GroupNormGradNorms& call, const T* x, const T* grad
     const ChannelSums from_first = {to.mean + first, to.squares + first, to.plain + first, to.centred + first};
     for (int64_t p = 0; p < call.pixels; p += chunk) {
         const int64_t at = p * call.channels + first, n = call.pixels - p < chunk ? call.pixels - p : chunk;
-        each_block<AddPixels<T>, 2>(last - first, x + at, grad + at, call.channels, n, p, from_first);
+        each_block<AddPixels<T>, 4>(last - first, x + at, grad + at, call.channels, n, p, from_first);
     }
 }
 

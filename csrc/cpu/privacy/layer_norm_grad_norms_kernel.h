@@ -8,25 +8,32 @@
 
 constexpr int kNormRows = 4;
 
-// Mean and 1 / sqrt(var + eps) of a row.
-template <class T>
-KR_FN void row_statistics(const T* x, int64_t size, double eps, float& mean, float& rstd) {
+// Mean and 1 / sqrt(var + eps) of rows side by side, whose sums do not wait for each other.
+template <int kRows, class T>
+KR_FN void row_statistics(const T* x, int64_t size, double eps, float* mean, float* rstd) {
     const int64_t whole = size / kLanes * kLanes;
     const int rest = (int)(size - whole);
-    f32v sum = {}, square = {};
-    for (int64_t i = 0; i < whole; i += kLanes) sum = sum + load_as(x + i);
-    if (rest) sum = sum + load_as_part(x + whole, rest);
-    mean = reduce_sum(sum) / (float)size;
+    f32v sum[kRows] = {}, square[kRows] = {};
+    for (int64_t i = 0; i < whole; i += kLanes)
+        KR_UNROLL for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + load_as(x + r * size + i);
+    for (int r = 0; r < kRows; ++r) {
+        if (rest) sum[r] = sum[r] + load_as_part(x + r * size + whole, rest);
+        mean[r] = reduce_sum(sum[r]) / (float)size;
+    }
     for (int64_t i = 0; i < whole; i += kLanes) {
-        const f32v d = load_as(x + i) - splat(mean);
-        square = fma(d, d, square);
+        KR_UNROLL for (int r = 0; r < kRows; ++r) {
+            const f32v d = load_as(x + r * size + i) - splat(mean[r]);
+            square[r] = fma(d, d, square[r]);
+        }
     }
-    double squares = (double)reduce_sum(square);
-    for (int64_t i = whole; i < size; ++i) {
-        const double d = (double)(to_float(x[i]) - mean);
-        squares += d * d;
+    for (int r = 0; r < kRows; ++r) {
+        double squares = (double)reduce_sum(square[r]);
+        for (int64_t i = whole; i < size; ++i) {
+            const double d = (double)(to_float(x[r * size + i]) - mean[r]);
+            squares += d * d;
+        }
+        rstd[r] = (float)(1.0 / __builtin_sqrt(squares / (double)size + eps));
     }
-    rstd = (float)(1.0 / __builtin_sqrt(squares / (double)size + eps));
 }
 
 template <class T, int kRows>
@@ -55,7 +62,7 @@ template <class T, int kRows>
 KR_FN void add_rows(const LayerNormGradNorms& call, int64_t row, float* weight, float* bias) {
     const T *x = static_cast<const T*>(call.x) + row * call.size, *grad = static_cast<const T*>(call.grad);
     float mean[kRows], rstd[kRows];
-    for (int r = 0; r < kRows; ++r) row_statistics(x + r * call.size, call.size, (double)call.eps, mean[r], rstd[r]);
+    row_statistics<kRows>(x, call.size, (double)call.eps, mean, rstd);
     each_block<AddRows<T, kRows>, 1>(call.size, x, grad + row * call.size, call.size, mean, rstd, weight, bias);
 }
 
