@@ -309,3 +309,69 @@ def test_model_conv2d_backward(build, layer, dtype):
     shape = kernels.weight_tile(kernel * kernel * channels + 1, outputs, size)
     constants = {"PH": kernel // 2, "PW": kernel // 2, "DH": 1, "DW": 1, "BIAS": True}
     check(kernels.weight_gradient, batched(dtype) | {"out": "*fp32"}, constants | shape)
+
+
+# ---------------------------------------------------------------- privacy
+
+STEPS = [f"{tensor}_{what}" for tensor in ("x", "grad") for what in ("row", "pixel", "channel")]
+# Layout -> what is known of the steps: one is 1, and those of wide layers are multiples of 16.
+LAYOUTS = {"NHWC": ({"x_channel": 1, "grad_channel": 1}, ("x_row", "x_pixel", "grad_row", "grad_pixel"))}
+LAYOUTS["NCHW"] = ({"x_pixel": 1, "grad_pixel": 1}, ())
+
+
+def per_record(dtype: str) -> dict[str, str]:
+    """Types of the arguments of the family's kernels."""
+    signature = dict.fromkeys(("x", "grad"), f"*{dtype}") | {"eps": "fp32"}
+    signature |= dict.fromkeys(("norms", "samples", "bias_samples", "weight_samples"), "*fp32")
+    return signature | dict.fromkeys((*STEPS, "rows", "pixels", *NUMBERS), "i32")
+
+
+GRADIENTS = {  # kernel; C, O, filter, stride, groups that a tile takes, layout; the outputs that are absent
+    "c64": ("direct", (64, 64, 3, 1, 1, "NHWC"), ("samples", "bias_samples")),
+    "NCHW, gradients": ("direct", (64, 64, 3, 1, 1, "NCHW"), ("norms",)),
+    "gram": ("gram", (256, 256, 3, 1, 1, "NHWC"), ()),
+    "gram, NCHW": ("gram", (256, 256, 3, 1, 1, "NCHW"), ()),
+    "stem": ("direct", (3, 16, 3, 1, 1, "NHWC"), ("norms",)),
+    "down": ("direct", (32, 64, 3, 2, 1, "NCHW"), ("samples", "bias_samples")),
+    "depthwise": ("direct", (16, 16, 3, 1, 16, "NHWC"), ("samples", "bias_samples")),
+    "tokens": ("direct", (64, 192, 1, 1, 1, "NHWC"), ("samples", "bias_samples")),
+}
+GRADIENT_BUILDS = [("fp32", 90, layer) for layer in GRADIENTS]
+GRADIENT_BUILDS += [("bf16", 90, layer) for layer in list(GRADIENTS)[:4]]
+GRADIENT_BUILDS += [("fp32", each, layer) for each in (80, 100) for layer in ("NCHW, gradients", "gram, NCHW")]
+GRADIENT_BUILDS += [("bf16", each, layer) for each in (80, 100) for layer in ("c64", "gram")]
+
+
+@pytest.mark.parametrize(("dtype", "capability", "layer"), GRADIENT_BUILDS)
+def test_conv2d_grad_norms(build, capability, layer, dtype):
+    from kr_fast.kernels.privacy import conv2d_grad_norms as kernels
+
+    name, (channels, outputs, kernel, stride, together, layout), absent = GRADIENTS[layer]
+    steps, wide = LAYOUTS[layout]
+    constants = {"C": channels, "OUT": outputs, "GROUPS": 1, "PACKED": together, "KH": kernel, "KW": kernel}
+    constants |= {"SH": stride, "SW": stride, "PH": kernel // 2, "PW": kernel // 2, "DH": 1, "DW": 1, "BIAS": True}
+    size = 4 if dtype == "fp32" else 2
+    constants |= {"INTERPRET": False, "PRECISION": "ieee" if size == 4 else "tf32", **dict.fromkeys(absent), **steps}
+    columns = kernel * kernel * channels + 1
+    shape = kernels.gram_tile(64, size) if name == "gram" else kernels.tile(columns, outputs, size)
+    aligned = wide if channels % 16 == 0 else ()
+    built = build(getattr(kernels, name), per_record(dtype), constants | shape, aligned=aligned)
+    assert built.metadata.shared <= PER_BLOCK
+    if dtype == "fp32":
+        assert "tf32" not in built.asm["ptx"]
+    else:
+        assert {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}[capability] in built.asm["ptx"]
+
+
+@pytest.mark.parametrize(("pixels", "size", "groups"), [(784, 8, 4), (49, 2, 32), (784, 64, 1), (1, 24, 8)], ids=str)
+def test_group_norm_grad_norms(build, capability, pixels, size, groups):
+    from kr_fast.kernels.privacy import group_norm_grad_norms as kernels
+
+    layout = "NCHW" if size == 64 else "NHWC"
+    steps, wide = LAYOUTS[layout]
+    for dtype, absent in (("fp32", ("weight_samples", "bias_samples")), ("bf16", ("norms",))):
+        shape, warps = kernels.tile(pixels, size, groups, 4 if dtype == "fp32" else 2)
+        constants = shape | steps | {"SIZE": size, "ALL": groups, "num_warps": warps, **dict.fromkeys(absent)}
+        built = build(kernels.channel_sums, per_record(dtype), constants, aligned=wide)
+        if (pixels, size) == (784, 8):
+            assert widest_load(built) == 16

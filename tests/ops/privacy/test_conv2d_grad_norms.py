@@ -26,6 +26,8 @@ def test_against_float64(backend, name):
     wanted = exact(case, x, grad_output)
     layouts = [(x, grad_output), (x.contiguous(memory_format=LAST), grad_output.contiguous(memory_format=LAST))]
     layouts += [(x.flip(3).to(backend.device).flip(3), grad_output.transpose(2, 3).clone().transpose(2, 3))]
+    if backend.id == "triton-interpreter":  # a second for a few programs
+        layouts = [layouts[len(name) % 3]]
     for tensors in layouts:
         tensors = [each.to(backend.device) for each in tensors]
         before = [each.clone() for each in tensors]

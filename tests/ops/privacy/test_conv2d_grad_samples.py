@@ -18,7 +18,10 @@ def test_against_float64(backend, name):
     case = CASES[name]
     tensors = case.draw()
     wanted = per_record.gradients(case.layer, case.parameters(), *tensors, case.multiplicity)
-    for layout in (torch.contiguous_format, LAST):
+    layouts = [torch.contiguous_format, LAST]
+    if backend.id == "triton-interpreter":  # a second for a few programs
+        layouts = [layouts[len(name) % 2]]
+    for layout in layouts:
         x, grad_output = (each.to(backend.device).contiguous(memory_format=layout) for each in tensors)
         found = conv2d_grad_samples(x, grad_output, case.kernel, **case.options())
         assert (found[1] is None) == (not case.bias)
