@@ -67,7 +67,7 @@ KR_FIELDS(QkvAttentionBackward, KR_FIELD(qkv), KR_FIELD(dtype), KR_FIELD(batch),
 KR_FIELDS(GroupNormStatistics, KR_FIELD(mean), KR_FIELD(rstd))
 
 KR_FIELDS(GroupNormGradient, KR_FIELD(grad), KR_FIELD(mean), KR_FIELD(rstd), KR_FIELD(out), KR_FIELD(skip_out),
-          KR_FIELD(grad_shift), KR_FIELD(grad_weight), KR_FIELD(grad_bias))
+          KR_FIELD(grad_shift), KR_FIELD(grad_weight), KR_FIELD(grad_bias), KR_FIELD(samples))
 
 KR_FIELDS(DirectConvShape, KR_FIELD(height), KR_FIELD(width), KR_FIELD(inputs), KR_FIELD(output_height),
           KR_FIELD(output_width), KR_FIELD(outputs), KR_FIELD(kernel_height), KR_FIELD(kernel_width),

@@ -159,9 +159,17 @@ def qkv_attention_backward(grad_out: Tensor, qkv: Tensor, heads: int, out, logsu
 
 
 def group_norm_gradient(
-    call: GroupNormGradient, out: Tensor, skip_out: Tensor | None, grad_shift: Tensor | None, grad_affine: list[Tensor]
+    call: GroupNormGradient,
+    out: Tensor,
+    skip_out: Tensor | None,
+    grad_shift: Tensor | None,
+    grad_affine: list[Tensor],
+    samples: Tensor | None = None,
 ) -> tuple[Struct, Struct]:
-    """``kr::GroupNorm`` and the ``kr::GroupNormGradient`` that writes into the last four."""
+    """``kr::GroupNorm`` and the ``kr::GroupNormGradient`` that writes into the last ones.
+
+    With ``samples`` nothing is written into ``grad_affine``.
+    """
     norm = GroupNorm(*call[1:6], call.groups, 0.0, call.silu)
     grads = {
         "grad": call.grad.data_ptr(),
@@ -172,6 +180,7 @@ def group_norm_gradient(
         "grad_shift": address(grad_shift),
         "grad_weight": grad_affine[0].data_ptr(),
         "grad_bias": grad_affine[1].data_ptr(),
+        "samples": address(samples),
     }
     return group_norm(norm, call.grad) | {"y": 0}, grads
 

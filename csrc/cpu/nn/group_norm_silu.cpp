@@ -51,15 +51,17 @@ void group_norm_silu(const GroupNorm& call, const GroupNormStatistics& out, int 
 
 void group_norm_silu_backward(const GroupNorm& call, const GroupNormGradient& grads, int threads) {
     const int64_t channels = call.x_channels + call.skip_channels, room = channels + 64;
-    const std::unique_ptr<float[]> partial(new float[2 * channels * call.batch]);
+    const std::unique_ptr<float[]> own(grads.samples ? nullptr : new float[2 * channels * call.batch]);
+    float* const partial = grads.samples ? grads.samples : own.get();
     each_part(call, threads, 8, room,
               [&](int64_t sample, int64_t first, int64_t last, const float* weight, const float* bias,
                   const float* shift, float* scratch) {
                   KR_DISPATCH(norm_gradient_of, call, grads, sample, first, last, weight, bias, shift, scratch, room,
-                              partial.get() + 2 * channels * sample);
+                              partial + 2 * channels * sample);
               });
+    if (grads.samples) return;
     const std::unique_ptr<double[]> sums(new double[2 * channels]);
-    KR_DISPATCH(sum_rows, partial.get(), call.batch, 2 * channels, sums.get());
+    KR_DISPATCH(sum_rows, partial, call.batch, 2 * channels, sums.get());
     for (int64_t c = 0; c < channels; ++c) {
         grads.grad_weight[c] = (float)sums[c];
         grads.grad_bias[c] = (float)sums[channels + c];

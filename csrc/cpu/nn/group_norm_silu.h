@@ -15,6 +15,7 @@ struct GroupNormGradient {
     void *out, *skip_out;            // skip_out null without skip
     float* grad_shift;               // [batch, channels] or null
     float *grad_weight, *grad_bias;  // [channels]
+    float* samples;                  // [batch, 2, channels], weight's and bias's apart by sample: then not those above
 };
 
 void group_norm_silu(const GroupNorm& call, const GroupNormStatistics& out, int threads);

@@ -32,11 +32,21 @@ def _group_norm(call: GroupNorm, y: Tensor, mean: Tensor | None, rstd: Tensor | 
 
 
 def _group_norm_backward(call: GroupNormGradient) -> tuple[Tensor | None, ...]:
+    return _group_norm_gradients(call, None)
+
+
+def group_norm_sample_gradients(call: GroupNormGradient) -> tuple[Tensor | None, ...]:
+    """Of x, skip and shift as ``group_norm_silu_backward``, and those of weight and bias, ``[N, 2, C]``, by sample."""
+    samples = torch.empty(len(call.grad), 2, call.grad.shape[1])
+    return *_group_norm_gradients(call, samples)[:3], samples
+
+
+def _group_norm_gradients(call: GroupNormGradient, samples: Tensor | None) -> tuple[Tensor | None, ...]:
     batch, channels = call.grad.shape[:2]
     out, skip_out = torch.empty_like(call.x), None if call.skip is None else torch.empty_like(call.skip)
     grad_shift = None if call.shift is None else torch.empty(batch, channels)
     grad_affine = [torch.empty(channels), torch.empty(channels)]
-    fields = structs.group_norm_gradient(call, out, skip_out, grad_shift, grad_affine)
+    fields = structs.group_norm_gradient(call, out, skip_out, grad_shift, grad_affine, samples)
     native.cpu.group_norm_silu_backward(*fields, torch.get_num_threads())
     return out, skip_out, grad_shift, *grad_affine
 

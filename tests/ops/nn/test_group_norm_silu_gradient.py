@@ -7,6 +7,8 @@ from backends import on_backends
 
 import kr_fast
 from kr_fast.backends import registry
+from kr_fast.backends.arguments import GroupNormGradient
+from kr_fast.backends.cpu.nn import group_norm_sample_gradients
 
 LAST = torch.channels_last
 # (N, C1, C2, H, W), groups by regime. C++: one pixel and a part of a vector alone; 32 channels, one block of AVX-512;
@@ -204,3 +206,26 @@ def test_opcheck_and_compile():
         found.append((y, *torch.autograd.grad(y, learning, grad)))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("shape", "groups"), CASES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_of_each_sample(shape, groups, threads):
+    """Those of weight and bias apart by sample, which private training clips: each as of a batch of its own."""
+    pytest.importorskip("kr_fast._cpu", reason="kr_fast._cpu is not built")
+    tensors, upstream = draw(shape)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _, mean, rstd = torch.ops.kr_fast.group_norm_silu_forward(*tensors, groups, 1e-5, True)
+        call = GroupNormGradient(upstream, *tensors, mean, rstd, groups, True)
+        *signals, samples = group_norm_sample_gradients(call)
+        expected = torch.ops.kr_fast.group_norm_silu_backward(*call)
+        assert all(torch.equal(each, other) for each, other in zip(signals, expected, strict=False) if each is not None)
+        torch.testing.assert_close(samples.sum(0), torch.stack(expected[3:]), rtol=1e-5, atol=1e-5)
+        for n in range(shape[0]):
+            alone = [None if each is None else each[n : n + 1] for each in tensors[:3]] + tensors[3:]
+            one = GroupNormGradient(upstream[n : n + 1], *alone, mean[n : n + 1], rstd[n : n + 1], groups, True)
+            assert torch.equal(samples[n], torch.stack(torch.ops.kr_fast.group_norm_silu_backward(*one)[3:]))
+    finally:
+        torch.set_num_threads(before)
