@@ -6,21 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kr_fast.backends.cpu.nn import winograd_is_faster, winograd_trains_faster
+from kr_fast.backends.cpu.nn import direct_trains_faster, winograd_is_faster, winograd_trains_faster
 from kr_fast.ops.nn import winograd_conv2d_grad_weight as winograd_grad_weight
+from kr_fast.ops.nn.direct_conv2d import direct_conv2d
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
 from kr_fast.training.conditions import plain
 from kr_fast.training.layout import nhwc
 
+Gradients = tuple[Tensor, Tensor | None]
+
 
 class Form(NamedTuple):
-    """The options of a ``Conv2d``, and whether Winograd's algorithm can compute it."""
+    """A ``Conv2d`` padded with zeros, with its padding as numbers."""
 
-    stride: tuple[int, int]
+    conv: nn.Conv2d
     padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-    winograd: bool
+    fits_winograd: bool
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "Form":
@@ -31,45 +32,60 @@ class Form(NamedTuple):
             if padding == "same" and any(each % 2 for each in total):
                 raise ValueError("padding='same' of an even kernel")
             padding = tuple(each // 2 for each in total) if padding == "same" else (0, 0)
-        return cls(conv.stride, padding, conv.dilation, conv.groups, winograd_is_faster(conv, conv.stride, padding))
+        return cls(conv, padding, winograd_is_faster(conv, conv.stride, padding))
 
     def options(self) -> dict[str, Any]:
         """Of the ops of family ``privacy``."""
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        conv = self.conv
+        return {"stride": conv.stride, "padding": self.padding, "dilation": conv.dilation, "groups": conv.groups}
 
 
-def _by_winograd(form: Form, x: Tensor, weight: Tensor) -> bool:
-    fits = form.winograd and plain(x) and weight.dtype == torch.float32
-    return fits and winograd_trains_faster(x.shape, len(weight))
+def _algorithm(form: Form, x: Tensor) -> str:
+    conv = form.conv
+    if plain(x) and form.fits_winograd and winograd_trains_faster(x.shape, conv.out_channels):
+        return "winograd"
+    return "direct" if plain(x) and direct_trains_faster(conv, x.shape) else "torch"
 
 
-def forward(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution; ``x`` in any layout."""
-    if _by_winograd(form, x, weight):
-        with torch.no_grad():
-            return winograd_conv2d(nhwc(x), weight, bias=bias)
-    return F.conv2d(x, weight, bias, form.stride, form.padding, form.dilation, form.groups)
+def laid_out(form: Form, x: Tensor) -> Tensor:
+    """``x`` as the convolution reads it."""
+    return x if _algorithm(form, x) == "torch" else nhwc(x)
 
 
-def grad_input(form: Form, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def forward(form: Form, x: Tensor) -> Tensor:
+    """The convolution; no gradient is recorded."""
+    conv, algorithm = form.conv, _algorithm(form, x)
+    with torch.no_grad():
+        if algorithm == "winograd":
+            return winograd_conv2d(nhwc(x), conv.weight, bias=conv.bias)
+        if algorithm == "direct":
+            return direct_conv2d(nhwc(x), conv.weight, bias=conv.bias, stride=conv.stride, padding=form.padding)
+        return F.conv2d(x, conv.weight, conv.bias, conv.stride, form.padding, conv.dilation, conv.groups)
+
+
+def grad_input(form: Form, grad: Tensor, x: Tensor) -> Tensor:
     """The gradient by ``x``."""
-    if _by_winograd(form, x, weight):
-        return torch.ops.kr_fast.winograd_conv2d_grad_input(nhwc(grad), weight)
-    return _backward(form, grad, x, weight, [True, False, False])[0]
+    if _algorithm(form, x) == "winograd":
+        return torch.ops.kr_fast.winograd_conv2d_grad_input(nhwc(grad), form.conv.weight)
+    return _backward(form, grad, x, (True, False, False))[0]
 
 
-def grad_weight(form: Form, grad: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
+def grad_weight(form: Form, grad: Tensor, x: Tensor, bias: bool) -> Gradients:
     """The gradients by the weight and, if asked for, the bias."""
-    if _by_winograd(form, x, weight):
-        found, of_bias = winograd_grad_weight.run(nhwc(x), nhwc(grad), bias, not weight.is_contiguous())
-        return found, of_bias if bias else None
-    found, of_bias = _backward(form, grad, x, weight, [False, True, bias])[1:]
-    return found, of_bias if bias else None
+    if _algorithm(form, x) == "winograd":
+        channels_last = not form.conv.weight.is_contiguous()
+        weight, of_bias = winograd_grad_weight.run(nhwc(x), nhwc(grad), bias, channels_last)
+    else:
+        weight, of_bias = _backward(form, grad, x, (False, True, bias))[1:]
+    return weight, of_bias if bias else None
 
 
-def _backward(form: Form, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
-    """torch's, of one dtype."""
-    sizes = None if not wanted[2] else [len(weight)]
-    tensors = grad, x.to(grad.dtype), weight.to(grad.dtype)
-    options = form.stride, form.padding, form.dilation, False, [0, 0], form.groups
+def _backward(form: Form, grad: Tensor, x: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
+    conv = form.conv
+    if _algorithm(form, x) == "direct":
+        tensors = nhwc(grad), nhwc(x), conv.weight
+        return torch.ops.kr_fast.direct_conv2d_backward(*tensors, conv.stride, form.padding, *wanted)
+    sizes = [conv.out_channels] if wanted[2] else None
+    tensors = grad, x.to(grad.dtype), conv.weight.to(grad.dtype)  # of one dtype under autocast
+    options = conv.stride, form.padding, conv.dilation, False, [0, 0], conv.groups
     return torch.ops.aten.convolution_backward(*tensors, sizes, *options, wanted)

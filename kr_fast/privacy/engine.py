@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.privacy import clipping, noise, refusals
-from kr_fast.privacy.layers import RULES, Layer, forward_of
+from kr_fast.privacy import clipping, noise, refusals, residual_blocks
+from kr_fast.privacy.layers import Layer, forward_of
 from kr_fast.privacy.options import check_seed, number, whole
+from kr_fast.privacy.rules import RULES
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.training.ema import EMA
@@ -44,7 +45,6 @@ class PrivateTraining:
         self._total = torch.zeros(sum(p.numel() for p in self._trained.values()), device=first.device)
         pieces = self._total.split([p.numel() for p in self._trained.values()])
         self._sums = {name: piece.view(p.shape) for (name, p), piece in zip(self._trained.items(), pieces, strict=True)}
-        self._anchor = torch.zeros((), device=first.device, requires_grad=True)
         self._patches = Patches(model)
         self._layers: list[Layer] = []
         self._share_start()
@@ -55,7 +55,8 @@ class PrivateTraining:
                 if own:
                     layer = RULES[type(module)](name, module, own, self.multiplicity)
                     self._layers.append(layer)
-                    self._patches.forward(module, forward_of(layer, self._anchor))
+                    self._patches.forward(module, forward_of(layer))
+            residual_blocks.fuse(self._patches, model, self._layers)
         except BaseException:
             self._patches.restore()
             raise

@@ -25,7 +25,6 @@ from kr_fast.ops.privacy.linear_grad_norms import linear_grad_norms
 from kr_fast.ops.privacy.linear_grad_samples import linear_grad_samples
 from kr_fast.privacy import convolutions
 from kr_fast.runtime.errors import fail
-from kr_fast.training.layout import nhwc
 
 Samples = list[tuple[str, Tensor]]  # (name of a parameter, its per-sample gradients [B, *shape])
 
@@ -41,9 +40,16 @@ class Layer:
 
     def __init__(self, name: str, module: Any, sums: dict[str, Tensor], multiplicity: int):
         self.name, self.module, self.sums, self.multiplicity = name, module, sums, multiplicity
+        # Requires a gradient and gets none: it makes the first layer part of the graph.
+        self.anchor = torch.zeros((), device=next(iter(sums.values())).device, requires_grad=True)
         self.trained = frozenset(sums)
         self.rows: int | None = None
         self.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy or a file of the model: without what was computed from records."""
+        state = {**vars(self), "sums": {name: torch.zeros_like(each) for name, each in self.sums.items()}}
+        return {**state, "rows": None, "_samples": None, "_signals": None, "_squares": None}
 
     def clear(self) -> None:
         """Forget what was kept of a batch."""
@@ -56,6 +62,10 @@ class Layer:
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The module's result, and what ``signal`` and ``samples`` need besides ``x``."""
         raise NotImplementedError
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """``x`` as ``forward`` and what follows read it best."""
+        return x
 
     def signal(self, grad: Tensor, x: Tensor, *kept: Tensor) -> Tensor | None:
         """The gradient by ``x``."""
@@ -80,18 +90,28 @@ class Layer:
 
     # ------------------------------------------------------------ of all
 
+    def call(self, x: Tensor) -> Tensor:
+        """The module's forward, which records what backward needs."""
+        return _Call.apply(self, self.anchor, x) if torch.is_grad_enabled() else self.forward(self.laid_out(x))[0]
+
     def record(self, grad: Tensor, x: Tensor, *kept: Tensor) -> None:
         """Keep of a call what the clipped sum needs; a further call of the layer adds to its gradients."""
+        self.check(x)
+        if self._samples is None and self._signals is None and not kept and not self.keeps_samples(grad, x):
+            self._squares, self._signals = self.norms(grad, x).square(), (grad, x)
+            return
+        self.keep(self.samples(grad, x, *kept))
+
+    def check(self, x: Tensor) -> None:
+        """Refuse what was not read row by row."""
         if self.rows is None:
             fail("make_private", "losses", "go backward by private.backward(losses)", "losses.backward()")
         if x.shape[0] != self.rows:
             rule = f"read one row for each loss ({self.rows}), in the loss's order"
             fail("backward", f"layer {self.name}", rule, list(x.shape))
-        x, grad = x.detach(), grad.detach()
-        if self._samples is None and self._signals is None and not kept and not self.keeps_samples(grad, x):
-            self._squares, self._signals = self.norms(grad, x).square(), (grad, x)
-            return
-        found = self.samples(grad, x, *kept)
+
+    def keep(self, found: Samples) -> None:
+        """Keep per-sample gradients, or add them to those of an earlier call."""
         if self._signals is not None:
             self._samples, self._signals = self.samples(*self._signals), None
         if self._samples is not None:
@@ -137,10 +157,11 @@ def scaled(values: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Call(torch.autograd.Function):
-    """A call of a layer. ``anchor`` requires a gradient and gets none: it makes the first layer part of the graph."""
+    """A call of a layer."""
 
     @staticmethod
     def forward(ctx: Any, layer: Layer, anchor: Tensor, x: Tensor) -> Tensor:
+        x = layer.laid_out(x)
         y, *kept = layer.forward(x)
         ctx.layer = layer
         ctx.save_for_backward(x, *kept)
@@ -155,15 +176,13 @@ class _Call(torch.autograd.Function):
         return None, None, ctx.layer.signal(grad, x, *kept) if needed else None
 
 
-def forward_of(layer: Layer, anchor: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
-    """What is called in the place of the module's forward."""
-    return functools.partial(_forward, layer, anchor)
+def forward_of(layer: Layer) -> Callable[[nn.Module, Tensor], Tensor]:
+    """What is called in the place of the module's forward; a copy of the model has copies of its layers."""
+    return functools.partial(_forward, layer)
 
 
-def _forward(layer: Layer, anchor: Tensor, module: nn.Module, input: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        return layer.forward(input)[0]
-    return _Call.apply(layer, anchor, input)
+def _forward(layer: Layer, module: nn.Module, input: Tensor) -> Tensor:
+    return layer.call(input)
 
 
 class Conv2d(Layer):
@@ -176,14 +195,17 @@ class Conv2d(Layer):
         self._options = {**self.form.options(), **both}
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (convolutions.forward(self.form, x, self.module.weight, self.module.bias),)
+        return (convolutions.forward(self.form, x),)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        return convolutions.laid_out(self.form, x)
 
     def signal(self, grad: Tensor, x: Tensor) -> Tensor:
-        return convolutions.grad_input(self.form, grad, x, self.module.weight)
+        return convolutions.grad_input(self.form, grad, x)
 
     def samples(self, grad: Tensor, x: Tensor) -> Samples:
         if "weight" not in self.trained:
-            return [("bias", _by_record(grad.flatten(2).sum(2), self.multiplicity))]
+            return [("bias", by_record(grad.flatten(2).sum(2), self.multiplicity))]
         weight, bias = conv2d_grad_samples(x, grad, self.module.kernel_size, **self._options)
         return [("weight", weight)] + ([] if bias is None else [("bias", bias)])
 
@@ -194,7 +216,7 @@ class Conv2d(Layer):
         return conv2d_grad_norms(x, grad, self.module.kernel_size, **self._options)
 
     def weighted(self, grad: Tensor, x: Tensor, weight: Tensor) -> Samples:
-        found = convolutions.grad_weight(self.form, scaled(grad, weight), x, self.module.weight, self._options["bias"])
+        found = convolutions.grad_weight(self.form, scaled(grad, weight), x, self._options["bias"])
         return [(name, each) for name, each in zip(("weight", "bias"), found, strict=True) if each is not None]
 
 
@@ -210,7 +232,7 @@ class Linear(Layer):
     def samples(self, grad: Tensor, x: Tensor) -> Samples:
         bias = "bias" in self.trained
         if "weight" not in self.trained:
-            return [("bias", _by_record(grad.flatten(1, -2).sum(1) if grad.ndim > 2 else grad, self.multiplicity))]
+            return [("bias", by_record(grad.flatten(1, -2).sum(1) if grad.ndim > 2 else grad, self.multiplicity))]
         weight, of_bias = linear_grad_samples(x, grad, bias=bias, multiplicity=self.multiplicity)
         return [("weight", weight)] + ([] if of_bias is None else [("bias", of_bias)])
 
@@ -256,83 +278,5 @@ class Embedding(Layer):
         return [("weight", torch.ops.aten.embedding_dense_backward(grad, x, shape[0], padding, False))]
 
 
-class _Norm(Layer):
-    """A normalisation with weight and bias, whose per-sample gradients are always few enough to keep."""
-
-    def keeps_samples(self, grad: Tensor, x: Tensor) -> bool:
-        return True
-
-    def _both(self, grad: Tensor, normal: Tensor, kept: int) -> Samples:
-        """Sums over all positions of a record but those of ``kept`` dimensions from the second on."""
-        found = []
-        if "weight" in self.trained:
-            found.append(("weight", _by_record((grad * normal).flatten(kept).sum(kept), self.multiplicity)))
-        if "bias" in self.trained:
-            found.append(("bias", _by_record(grad.flatten(kept).sum(kept), self.multiplicity)))
-        return found
-
-
-class GroupNorm(_Norm):
-    """``nn.GroupNorm`` of ``[N, C, *]``."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        norm, (n, c) = self.module, x.shape[:2]
-        sizes = n, c, x[0, 0].numel(), norm.num_groups
-        return torch.native_group_norm(_dense(x), norm.weight, norm.bias, *sizes, norm.eps)
-
-    def signal(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-        norm, (n, c) = self.module, x.shape[:2]
-        sizes = n, c, x[0, 0].numel(), norm.num_groups
-        x = _dense(x)
-        grad = grad.contiguous() if x.is_contiguous() else nhwc(grad)
-        tensors = grad, x, mean, rstd, norm.weight
-        return torch.ops.aten.native_group_norm_backward(*tensors, *sizes, [True, False, False])[0]
-
-    def samples(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Samples:
-        grouped = x.reshape(*mean.shape, -1).float()
-        normal = ((grouped - mean[..., None]) * rstd[..., None]).view(x.shape[0], x.shape[1], -1)
-        return self._both(grad.reshape(normal.shape).float(), normal, 2)
-
-
-class LayerNorm(_Norm):
-    """``nn.LayerNorm``."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        norm = self.module
-        return torch.native_layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-
-    def signal(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-        norm = self.module
-        tensors = mean, rstd, norm.weight, norm.bias
-        backward = torch.ops.aten.native_layer_norm_backward
-        return backward(grad.contiguous(), x, norm.normalized_shape, *tensors, [True, False, False])[0]
-
-    def samples(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Samples:
-        shape = self.module.normalized_shape
-        normal, grad = (x.float() - mean) * rstd, grad.float()
-        between = tuple(range(1, x.ndim - len(shape)))
-        parts = {"weight": grad * normal, "bias": grad}
-        return [
-            (name, _by_record(each.sum(between) if between else each, self.multiplicity))
-            for name, each in parts.items()
-            if name in self.trained
-        ]
-
-
-def _dense(x: Tensor) -> Tensor:
-    """``x`` in a layout that torch's group norm takes: on a CPU also channels_last."""
-    last = x.ndim == 4 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-    return x if last else x.contiguous()
-
-
-def _by_record(rows: Tensor, multiplicity: int) -> Tensor:
+def by_record(rows: Tensor, multiplicity: int) -> Tensor:
     return rows if multiplicity == 1 else rows.unflatten(0, (-1, multiplicity)).sum(1)
-
-
-RULES: dict[type[nn.Module], type[Layer]] = {
-    nn.Conv2d: Conv2d,
-    nn.Linear: Linear,
-    nn.Embedding: Embedding,
-    nn.GroupNorm: GroupNorm,
-    nn.LayerNorm: LayerNorm,
-}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from kr_fast.privacy.convolutions import Form
-from kr_fast.privacy.layers import RULES
+from kr_fast.privacy.rules import RULES
 from kr_fast.runtime.errors import UserError, fail
 
 OP = "make_private"

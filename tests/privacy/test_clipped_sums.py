@@ -108,3 +108,16 @@ def test_sensitivity(clipping):
         largest = max(largest, moved)
         assert moved <= 1 + 1e-5
     assert largest > 0.99
+
+
+def test_copies_of_a_model_hold_no_sums():
+    model, x, labels = network("images")
+    private = private_of(model)
+    private.backward(losses(model, x, labels))
+    twin = copy.deepcopy(model).eval()
+    for p in model.parameters():
+        p.data.zero_()
+    assert twin(x).any()  # by weights of its own
+    layers = [each.forward.args[0] for each in twin.modules() if "forward" in vars(each)]
+    assert len(layers) == 7
+    assert not any(each.any() for layer in layers for each in layer.sums.values())
