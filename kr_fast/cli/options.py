@@ -72,7 +72,7 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     """``--preset`` and ``--dry-run`` of the commands that make a run or a part of one."""
     words = (
         "digits, small (28 px on a small machine) or toy; with private, for a Student that leaked less where it was "
-        "measured (no guarantee): small,private"
+        "measured (no guarantee): small,private; with guaranteed, for differential privacy: small,guaranteed"
     )
     parser.add_argument("--preset", default=None, help=words)
     words = "check everything, print the configuration and an estimate of time, memory and disk; write nothing"
@@ -100,11 +100,13 @@ def config_from(
     where: str,
     preset: Callable[[str], dict[str, Any]] | None = None,
     command: Any = None,
+    implied: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Any:
     """The configuration of a command: flags over the file of ``--config``, over the preset, over the defaults.
 
     Args:
         preset: name -> values, for a command with ``--preset``, which a file may give too.
+        implied: values given -> what follows from them, over the preset and below what is given by itself.
         command: as of :func:`add_flags`; the file may be one of ``kr-fast run``, whose other options are left out.
     Raises: UserError naming the option.
     """
@@ -117,9 +119,12 @@ def config_from(
         name = in_file if arguments.preset is None else arguments.preset
         base = {} if name is None else preset(name)
     if command is not None:
+        command.refuse(base)
         base = {name: value for name, value in base.items() if name in command.options} | dict(command.defaults)
         file = command.used(file, usual)
     flags = {name: value for name, value in vars(arguments).items() if name in names}
+    if implied is not None:
+        base |= implied({**base, **file, **flags})
     return build(config, base, file, flags, where=where)
 
 

@@ -27,10 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Build the configuration, run, print the verdict and the table; returns the exit code."""
     from kr_fast.recycling.config import RecycleConfig
     from kr_fast.recycling.pipeline import recycle
-    from kr_fast.recycling.presets import preset
+    from kr_fast.recycling.presets import implied, preset
     from kr_fast.recycling.several_seeds import seeds_of
 
-    config = options.config_from(arguments, RecycleConfig, "run", preset)
+    config = options.config_from(arguments, RecycleConfig, "run", preset, implied=implied)
     if arguments.dry_run:
         if arguments.seeds is None:
             return planned(config)
@@ -58,6 +58,7 @@ def finished(result: Any) -> int:
     """Print the verdict and the table of a run; returns the exit code."""
     from kr_fast.membership.verdict.decision import GATE, fails
     from kr_fast.report import run_audit, tables
+    from kr_fast.report.exported import guaranteed
     from kr_fast.report.sections import verdict
     from kr_fast.runtime import state
 
@@ -70,6 +71,9 @@ def finished(result: Any) -> int:
         print(rates)
     if "budget" in result.metrics:
         print(run_audit.more_time(result.metrics))
+    if guarantee := result.metrics.get("guarantee"):
+        print(guaranteed.sentences(guarantee)[0])
+        print(f"{result.out / 'release'} alone may be handed on: the figures above are of real images, without noise")
     print(f"report: {result.report}")
     return GATE if fails(result.metrics["verdict"]) else 0
 

@@ -18,6 +18,7 @@ DARK = 1 / 16  # of white: a split or a set whose largest pixel is below it is o
 CONTRAST = 32  # of 255: pixels that span less are a warning
 BLOCK = 1 << 22  # pixels converted at a time
 WINDOW = (0.5, 99.5)  # percentiles: those of Isensee et al., nnU-Net, Nature Methods 18, 2021, for CT
+OVER_ALL = "percentiles over all images"  # in the note on a window, which private training cannot cover
 SCALE = "scale them to 8 bit, np.round(x * (255 / white)).astype(np.uint8) with white = 4095 for 12 bit"
 
 
@@ -95,7 +96,7 @@ class Scale:
         dtype = "/".join(sorted({str(each.dtype) for each in self._ranges}))
         if self.windowed:
             ends = " and ".join(f"{share:g}" for share in WINDOW)
-            window = f"[{self.black}, {white}], their {ends} percentiles over all images"
+            window = f"[{self.black}, {white}], their {ends} {OVER_ALL}"
             return [f"{dtype} pixels in [{low.low}, {high.high}], windowed to {window}"], []
         if changed > CENTRED * total:
             remedy = "shift and scale them so that 0 is black and 1 or 255 white"

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 
 T = TypeVar("T")
@@ -33,13 +34,22 @@ class Command:
     titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def used(self, values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of ``values`` that are options of this command; a line names others that are not as ``usual``."""
+        """Those of ``values`` that are options of this command; a line names others that are not as ``usual``.
+
+        Raises: as :meth:`refuse`.
+        """
+        self.refuse(values)
         rest = [name for name in values if name not in self.options and name in usual]
         own = {**usual, **self.values}
         other = [name for name in rest if _plain(values[name]) not in (_plain(usual[name]), _plain(own[name]))]
         if other:
             logger.warning("%s: left out, as this command has no such option: %s", self.name, ", ".join(other))
         return {name: value for name, value in values.items() if name not in rest}
+
+    def refuse(self, values: Mapping[str, Any]) -> None:
+        """Refuse a differentially private run as another command: to leave epsilon out would break a promise."""
+        if values.get("epsilon") and self.name != RUN.name:
+            fail(self.name, "epsilon", "be left out, as kr-fast run alone trains with privacy", values["epsilon"])
 
     def of(self, config: T) -> T:
         """The configuration of a run as this command carries it out: options of others have no effect."""

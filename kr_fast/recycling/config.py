@@ -15,6 +15,7 @@ from kr_fast.membership.verdict.limits import Limits
 from kr_fast.membership.verdict.paths import Names, check_paths
 from kr_fast.models import CLASSIFIERS
 from kr_fast.recycling.commands import COMMANDS
+from kr_fast.recycling.dp.options import PrivacyOptions, check_privacy
 from kr_fast.recycling.generator_options import check_generator
 from kr_fast.recycling.search_options import Searched, check_search
 from kr_fast.report.run_audit import CONTROL, FULL, RELEASED, TEACHER, TRANSFER
@@ -34,7 +35,7 @@ NAMES = Names((TEACHER, TRANSFER, FULL, CONTROL, RELEASED), (TEACHER, FULL), DEF
 
 
 @dataclasses.dataclass(frozen=True)
-class RecycleConfig(ReadOptions):
+class RecycleConfig(ReadOptions, PrivacyOptions):
     """Configuration of :func:`kr_fast.recycle`. The defaults are those of the preset ``digits``."""
 
     FIRST: ClassVar[tuple[str, ...]] = ("data", "out", "image_size", "seed", "budget", "teacher_epochs")
@@ -49,6 +50,7 @@ class RecycleConfig(ReadOptions):
         "num_shadows": "audit",
         "fail_above": "verdict: a finished run with other limits is not computed again",
         "table": "how the data are read",
+        "epsilon": "differential privacy",
     }
 
     out: str = option("runs/digits", "folder of the run; the same command continues a run that was stopped")
@@ -325,6 +327,7 @@ class RecycleConfig(ReadOptions):
             if self.teacher:
                 fail("run", "audit_canaries", "be 0 with teacher, a given one, which cannot be trained again", k)
         check_generator(self)
+        check_privacy(self)
         for name in ("teacher", "student"):
             rate, decay = getattr(self, f"{name}_learning_rate"), getattr(self, f"{name}_weight_decay")
             if rate * decay >= 1:  # a step of such a decay overshoots zero, and momentum lets it grow

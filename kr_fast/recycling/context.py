@@ -50,13 +50,15 @@ class Context:
     notes: list[str] = dataclasses.field(default_factory=list)  # of the checks before the first stage
     precision: Precision = Precision()
     ledger: Ledger | None = None  # of a run with a budget
+    privacy: Any = None  # the ledger of a differentially private run, once it is open
+    spending: dict[str, Any] | None = None  # what it will spend on its trainings, once that is computed
     duplicates: SplitDuplicates | None = None  # of the data as they were read
     dropped: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # split -> which of these are not in ``data``
 
     @property
     def folder(self) -> Folder:
         """The paths of the run's files."""
-        return Folder(self.out)
+        return Folder(self.out, bool(self.config.epsilon))
 
     def result(self, stage: str) -> dict[str, Any]:
         """What a finished stage returned."""
@@ -70,8 +72,16 @@ class Context:
         classes = self.data.num_classes
         if self.config.label_plan == "balanced":
             return LabelPlan.balanced(classes)
-        counts = torch.bincount(self.data.train.labels if real is None else real, minlength=classes)
-        return LabelPlan.counts(counts.tolist())
+        return LabelPlan.counts(self.class_counts(real))
+
+    def class_counts(self, real: Tensor | None = None) -> list[int]:
+        """How often each class occurs in the labels ``real`` (None: the training split's), as far as it may be told: in
+        a run under differential privacy as it was noised, or declared to be public, whatever ``real``.
+        """
+        if self.config.epsilon:
+            return self.result("privacy")["class_counts"]
+        labels = self.data.train.labels if real is None else real
+        return torch.bincount(labels, minlength=self.data.num_classes).tolist()
 
     def make_network(self, arch: str, width: int) -> Callable[[], nn.Module]:
         """A factory of classifiers for these data."""

@@ -18,6 +18,7 @@ from kr_fast.recycling.budget.ledger import NAME, Ledger
 from kr_fast.recycling.commands import DISTIL, GENERATOR, of_command
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.dp import ledger as dp_ledger
 from kr_fast.recycling.stages import auditing, canaries, dataset, duplicates, given_teacher, reporting, shadows, teacher
 from kr_fast.recycling.stages.distillation import ablation, gkd, shadow_students, student
 from kr_fast.recycling.stages.generation import checkpoints, few_step, generator_rounds, tuning
@@ -32,6 +33,7 @@ from kr_fast.runtime.storage.layout import Folder
 Stage = tuple[str, Callable[[Context], dict], bool]
 STAGES: tuple[Stage, ...] = (
     ("data", dataset.run, False),
+    ("privacy", dp_ledger.run, False),
     ("teacher", teacher.run, False),
     ("generator", generator_rounds.run, True),
     ("checkpoints", checkpoints.run, False),
@@ -277,10 +279,11 @@ def _unfinished(context: Context) -> bool:
 
 
 def stages_of(config: RecycleConfig) -> list[Stage]:
-    """The stages of a command, in order: those of a few-step generator, canaries and the ablation where it has them."""
+    """The stages of a command, in order: privacy, few-step generator, canaries and ablation where it has them."""
     absent = () if config.audit_canaries else ("canaries", "canary_students")
     absent += () if config.ablation else ("ablation",)
     absent += () if config.few_steps else ("few_step",)
+    absent += () if config.epsilon else ("privacy",)
     own = of_command(config, {stage[0]: stage for stage in STAGES if stage[0] not in absent})
     return list(own.values())
 

@@ -1,10 +1,14 @@
 """Named starting points. A preset only lists what differs from the defaults of ``RecycleConfig``.
 
-``digits``, ``small`` and ``toy`` are for kinds of images, ``private`` and ``accurate`` are methods that go with each.
+``digits``, ``small`` and ``toy`` are for kinds of images, ``private``, ``accurate`` and ``guaranteed`` are methods that
+go with each.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+from kr_fast.models.resnet import GROUP_NORM
+from kr_fast.recycling.dp.options import PRESET, UNPAID
 from kr_fast.runtime.errors import fail
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -40,6 +44,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "private": {"out": "runs/private", "teacher_mixup": 1.0, "teacher_choose": "loss", "labels": "top1"},
     # A Student that learns for longer, from more images (docs/measured/accuracy.md).
     "accurate": {"out": "runs/accurate", "periods": 20},
+    # A Student with a guarantee: what cannot be paid for is off, and the Teacher has no norm across records.
+    PRESET: {
+        "out": "runs/guaranteed",
+        "epsilon": 8.0,
+        "teacher_arch": f"resnet14{GROUP_NORM}",
+        **{name: value for name, (value, _) in UNPAID.items()},
+    },
     # The shortest run that goes through every stage; its figures mean nothing.
     "toy": {
         "out": "runs/toy",
@@ -85,3 +96,12 @@ def preset(names: str) -> dict[str, Any]:
             fail("run", "preset", f"be one of {', '.join(PRESETS)}, or several with commas", name)
         values |= PRESETS[name]
     return values
+
+
+def implied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from the options ``values``: with epsilon, the values of the preset ``guaranteed``, and the Teacher
+    with GroupNorm in place of BatchNorm."""
+    if not values.get("epsilon"):
+        return {}
+    arch = str(values.get("teacher_arch", "resnet14")).removesuffix(GROUP_NORM)
+    return {**preset(PRESET), "teacher_arch": f"{arch}{GROUP_NORM}"}

@@ -63,6 +63,8 @@ class SeedsResult:
 def seeds_of(config: RecycleConfig, count: int) -> range:
     """The seeds of :func:`recycle_seeds`. Raises: as it does, for ``count`` and ``config.out``."""
     count = as_integer("run", "seeds", count, 2, MOST)
+    if config.epsilon:
+        fail("run", "seeds", "be left out with epsilon, which each of the runs would spend on the same images", count)
     if Folder(Path(config.out)).config.exists():
         fail("run", "out", "hold no run of a single seed where seeds is given", config.out)
     return range(config.seed, config.seed + count)

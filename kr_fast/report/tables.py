@@ -104,7 +104,7 @@ def throughput(summary: dict[str, Any]) -> str:
     return text
 
 
-OPTIONAL = ("memorisation", "few_step", "ablation", "throughput", "budget", "tuning_decision")
+OPTIONAL = ("memorisation", "few_step", "ablation", "throughput", "budget", "tuning_decision", "guarantee")
 
 
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,20 @@
 """Two folders by who may have what is in them, and a text that says so of every entry."""
 
+from pathlib import Path
+
 import pytest
 
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import layout, manifest
 
 
-def test_text_lists_every_path_that_the_folder_names(tmp_path):
-    folder = layout.Folder(tmp_path / "run").make()
+@pytest.mark.parametrize("guaranteed", [False, True])
+def test_text_lists_every_path_that_the_folder_names(tmp_path, guaranteed):
+    layout.Folder(tmp_path / "run", not guaranteed).make()  # of a run by other options that never began
+    folder = layout.Folder(tmp_path / "run", guaranteed).make()
     text = (tmp_path / "run" / "README.txt").read_text()
-    for path in [*vars(folder).values(), folder.generator(3)]:
+    named = [each for each in vars(folder).values() if isinstance(each, Path)]
+    for path in [*named, folder.generator(3), *([folder.privacy_ledger, folder.set_card] if guaranteed else [])]:
         if not path.is_relative_to(folder.out):
             assert f"  ../*{path.suffix}/: " in text, path
             continue
@@ -25,7 +30,9 @@ def test_text_lists_every_path_that_the_folder_names(tmp_path):
 
 
 def test_release_holds_nothing_that_was_trained_on_real_images():
-    assert not {"teacher.safetensors", "generator/", "shadows/", "audit.npz"} & layout.ENTRIES[layout.RELEASE].keys()
+    private = {"teacher.safetensors", "generator/", "shadows/", "audit.npz"}
+    assert not private & layout.ENTRIES[layout.RELEASE].keys()
+    assert not (private | set(layout.REPORTS)) & layout.GUARANTEED[layout.RELEASE].keys()
 
 
 def test_text_of_a_user_stays(tmp_path):

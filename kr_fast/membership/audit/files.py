@@ -16,15 +16,17 @@ from kr_fast.runtime.storage.layout import Folder
 
 def write(report: Any, out: Path, details: dict[str, Any], show_real_images: bool, show_records: bool) -> Path:
     """See ``AuditReport.write``, of which ``report`` is one."""
-    write_private(report, out)
+    folder = Folder(out)
+    write_private(report, folder)
     images = report.data.images if show_real_images else None
     synthetic = {name: each.numpy() for name, each in report.data.synthetic.items()}
-    return write_pages(out, {**report.to_dict(), "details": details}, images, show_records, synthetic)
+    return write_pages(folder, {**report.to_dict(), "details": details}, images, show_records, synthetic)
 
 
-def write_private(report: Any, out: Path) -> None:
+def write_private(report: Any, folder: Folder) -> None:
     """What is known of single records: scores, the members most exposed or nearest to released images, all risks."""
-    folder, pairs = Folder(out).make(), files.strict(report.closest_pairs())
+    pairs = files.strict(report.closest_pairs())
+    folder.make()
     files.save_arrays(folder.audit_arrays, report.arrays())
     files.write_json(folder.exposed, files.strict(report.exposed()))
     if pairs:
@@ -35,7 +37,7 @@ def write_private(report: Any, out: Path) -> None:
 
 
 def write_pages(
-    out: Path,
+    folder: Folder,
     figures: dict[str, Any],
     images: Images | None,
     show_records: bool,
@@ -50,7 +52,8 @@ def write_pages(
     """
     from kr_fast import report as documents
 
-    folder, figures = Folder(out).make(), files.strict(figures)
+    figures = files.strict(figures)
+    folder.make()
     files.write_json(folder.audit_figures, figures)
     lines: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     scores: dict[str, dict[str, np.ndarray]] = {}

@@ -55,6 +55,7 @@ def open_run(run: str | Path) -> FinishedRun:
         fail(*asked, "be the folder of a run of kr-fast", f"{run}{several}")
     folder.check(*asked)
     journal, options = Journal(folder.out), manifest.read_config(folder.config)
+    folder = Folder(run, bool(options.get("epsilon")))
     if "teacher" not in options:
         fail(*asked, "be the folder of kr-fast run", f"{run}, that of another command")
     if options.get("command") == "generator":
@@ -66,7 +67,7 @@ def open_run(run: str | Path) -> FinishedRun:
     for stage in ("teacher", "gkd"):
         journal.check(stage, "export")
     for path, got in journal.changed("report"):
-        if path == folder.metrics:
+        if path in (folder.metrics, folder.privacy_ledger):
             refuse(journal, "report", "export", path, got)
     metrics = _Facts(files.read_json(folder.metrics, dict), folder.metrics)
     return FinishedRun(folder, metrics, str(options["teacher"]))

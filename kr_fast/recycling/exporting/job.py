@@ -62,6 +62,9 @@ def _export(run: str | Path, out: str | Path, format: str, onnx: bool, torch_exp
         if further:
             _write_programs(temporary / STUDENT, source, onnx, torch_export)
         facts = synthetic_set.write(temporary / SYNTHETIC, source, format)
+        if source.folder.guaranteed:
+            ledger = source.folder.privacy_ledger
+            files.write_bytes(temporary / ledger.name, ledger.read_bytes())
     return Exported(out / STUDENT, out / SYNTHETIC, facts, source.metrics)
 
 

@@ -11,6 +11,7 @@ from kr_fast.models import most_levels
 from kr_fast.recycling import given, tracking
 from kr_fast.recycling.commands import of_command
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.dp import checks as dp_checks
 from kr_fast.recycling.preflight import division, memory_and_disk, networks
 from kr_fast.recycling.stages import dataset, shadows, teacher
 from kr_fast.recycling.stages.given_teacher import given_teacher
@@ -31,7 +32,7 @@ def check(context: Context) -> list[str]:
     """
     options(context)
     tracking.check(context.config.log_with)
-    notes = splits(context)
+    notes = [*splits(context), *dp_checks.check(context)]
     sizes = networks.sizes(context)
     if context.config.budget:
         context.ledger = division.ledger(context)

@@ -54,8 +54,10 @@ def _in_memory(context: Context, sizes: Sizes) -> list[Need]:
     guided = 2 if any(scale != 1 for scale in (c.guidance_scale, *c.tune_guidance_scale)) else 1
     drawers = min(2, workers)
     call = drawers * 2 * guided * c.micro_batch * sizes.generator.widest
-    needs = [] if c.teacher else _training("teacher", "teacher", sizes.teacher, min(c.teacher_batch_size, train))
-    share = c.generator_batch_size // context.runtime.world_size
+    batch, share = min(c.teacher_batch_size, train), c.generator_batch_size // context.runtime.world_size
+    if c.epsilon:  # rows of a call of the network
+        batch, share = c.dp_physical_batch, c.dp_physical_batch * c.dp_multiplicity
+    needs = [] if c.teacher else _training("teacher", "teacher", sizes.teacher, batch)
     if not c.generator:
         needs += _generating("generator", context, sizes.generator, share, train)
     if c.few_steps:

@@ -37,6 +37,7 @@ from kr_fast.training.precision import autocast
 
 BUDGET = 0.3  # seconds of one measurement, approximately
 STEPS = 3  # of a training at a time
+PRIVATE = 1.6  # of a private step, beside a plain one on as many rows
 ATTACKS, REPORT, WORKER = 1.0, 2.0, 1.5  # seconds of the attacks, the report, and the start of a worker process
 
 
@@ -141,12 +142,14 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         few_step = c.few_step_training * c.generator_batch_size * rates.generator
         few_step += few_steps.drawn_images(c) * sum(calls) / 2 * rates.sampled
     drawings = (1 if c.fixed_images else c.periods) * drawing
-    training = trained(len(data.train), c.teacher_epochs, rates.teacher) + c.teacher_epochs * validation
+    private = PRIVATE if c.epsilon else 1.0
+    training = private * trained(len(data.train), c.teacher_epochs, rates.teacher) + c.teacher_epochs * validation
     saved = generator.checkpoint_steps(c.generator_steps, c.checkpoints)
-    memorised = len(saved) * (rates.setup + drawn(memorisation.IMAGES, usual))
+    denoising = private * c.dp_multiplicity if c.epsilon else 1.0
+    memorised = 0.0 if c.epsilon else len(saved) * (rates.setup + drawn(memorisation.IMAGES, usual))
     seconds = {
         "teacher": validation if c.teacher else training,
-        "generator": c.generator_steps * (c.generator_batch_size // world) * rates.generator + memorised,
+        "generator": denoising * c.generator_steps * (c.generator_batch_size // world) * rates.generator + memorised,
         "checkpoints": sum(count * short(usual, length) for count, length in checkpoints.trials_of(c)),
         "tuning": sum(short(each, length) * count for each, length, count in tuning.expected(c, usual)),
         **({"few_step": few_step + 2 * rates.setup + short(few)} if c.few_steps else {}),

@@ -9,8 +9,8 @@
 - ``generator``: the generator's weights, see :mod:`kr_fast.recycling.stages.generation.generator_attack`.
 - ``control``: an overfitted model of the Teacher's architecture, which the attacks have to detect.
 
-A Teacher that was given (the option ``teacher``) was not made by this package's recipe, as all shadows were: it and
-``student_full`` are "transfer" then.
+A Teacher that was given (the option ``teacher``) was not made by this package's recipe, as all shadows were, and one
+that was trained with differential privacy not as they were: it and ``student_full`` are "transfer" then.
 
 Validation images, on which no model was trained, are the population and the reference of attacks that want
 further non-members; those that occur among the images under attack are left out.
@@ -56,9 +56,10 @@ def run(context: Context) -> dict[str, Any]:
         return {"audit": None, "aop": None}
     images, labels, members = shadows.pool(context)
     tested, student = context.result("student")["test_accuracy"], gkd.load(context)
-    kind, of_student = "transfer" if c.teacher else None, tested["student"]
+    unlike = bool(c.teacher or c.epsilon)  # no shadow is made as the Teacher was
+    kind, of_student = "transfer" if unlike else None, tested["student"]
     sets = {TEACHER: shadows.load(context)}
-    known = {} if c.teacher else {"recipe": teacher.made_by(context)}
+    known = {} if unlike else {"recipe": teacher.made_by(context)}
     options = {"accuracy": tested["teacher"], "title": OF_RUN[TEACHER], **known}
     targets = {TEACHER: Target(teacher.load(context), kind, **options)}
     targets[TRANSFER] = Target(student, kind, accuracy=of_student, title=OF_RUN[TRANSFER])
@@ -93,7 +94,7 @@ def run(context: Context) -> dict[str, Any]:
     results = report.to_dict()
     del results["verdict"]  # on all targets: that on the Student is of the report
     if c.audit_page:
-        write_private(report, context.out)
+        write_private(report, context.folder)
     else:
         files.save_arrays(context.folder.audit_arrays, report.arrays())
     rest = {}

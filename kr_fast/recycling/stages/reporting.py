@@ -10,6 +10,7 @@ from kr_fast.membership.audit.files import write_pages
 from kr_fast.membership.verdict.limits import MOVABLE
 from kr_fast.recycling import verdict
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.dp import cards, ledger
 from kr_fast.recycling.exporting import student_folder
 from kr_fast.recycling.stages import shadows
 from kr_fast.recycling.stages.distillation import ablation
@@ -75,6 +76,7 @@ def summary(context: Context) -> dict[str, Any]:
         **({"few_step": _few_step(context)} if context.config.few_steps else {}),
         **({"ablation": ablation.figures(context)} if context.config.ablation else {}),
         "notes": _notes(context, audited["audit"]),
+        **({"guarantee": ledger.guarantee(context)} if context.config.epsilon else {}),
         **({"tuning_decision": decision} if (decision := context.result("tuning").get("decision")) else {}),
         **({} if context.ledger is None else {"budget": context.ledger.summary(models["teacher"]["val_accuracy"])}),
     }
@@ -93,6 +95,11 @@ def _notes(context: Context, audit: dict[str, Any] | None) -> list[str]:
     if audit is None:
         return notes
     notes += audit["setting"]["warnings"]
+    if context.config.epsilon:
+        notes.append(
+            "the shadows of the private Teacher were trained without noise: its figures are a transfer attack, and "
+            "bound what it leaks from below; the ledger bounds it from above"
+        )
     if context.config.teacher:
         notes.append(
             f"the Teacher was given, but its shadows are {context.config.teacher_arch} of this package's recipe on "
@@ -155,6 +162,7 @@ def left(context: Context) -> list[Path]:
     folder = pages(context)
     audit = (context.folder.audit_figures, _of_audit(context) / "audit.html")
     always = [context.folder.metrics, context.folder.student_folder]
+    always += [context.folder.set_card, context.folder.privacy_ledger] if context.config.epsilon else []
     return [*always, *(folder / name for name in ("report.html", "report.md", "figures")), *audit]
 
 
@@ -173,6 +181,8 @@ def run(context: Context) -> dict[str, Any]:
     facts, c = summary(context), context.config
     metrics = report.metrics(facts)
     files.write_json(context.folder.metrics, metrics)
+    if c.epsilon:
+        cards.write(context, metrics)
     student_folder.write(context.folder.student_folder, metrics, context.folder.student)
     html, markdown = report.write(pages(context), facts, arrays(context))
     if facts["audit"] and c.audit_page:
@@ -187,5 +197,5 @@ def run(context: Context) -> dict[str, Any]:
                 images = shadows.pool(context)[0].rows(archive["index"])
         released = {RELEASED: np.load(context.folder.images, mmap_mode="r")} if c.audit_released else {}
         figures = {"verdict": facts["verdict"], **facts["audit"], "details": details}
-        write_pages(context.out, figures, images, c.show_records, released)
+        write_pages(context.folder, figures, images, c.show_records, released)
     return {"html": html.name, "markdown": markdown.name, "limits": limits(context)}

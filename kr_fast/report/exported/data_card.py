@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kr_fast.report import render, run_audit, sentences
+from kr_fast.report.exported import guaranteed
 from kr_fast.report.exported.model_card import front_matter, protection
 from kr_fast.report.render import Block
 from kr_fast.report.sections import quality
@@ -19,6 +20,7 @@ OPEN = {
 NOT_ATTACKED = (
     "The Teacher was trained on the private images, and no attack was run on its answers to these images by themselves."
 )
+COVERED = "The Teacher was trained with differential privacy, so the guarantee covers its answers."
 
 
 def title(summary: Mapping[str, Any]) -> str:
@@ -34,14 +36,17 @@ def text(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         facts: of the set: format, count, counts (by class), shape, column and files.
     """
     size = next((words for limit, words in SIZES.items() if facts["count"] < limit), "n>10M")
+    covered = summary.get("guarantee")
+    protected = "differential-privacy" if covered else "membership-inference-audit"
     header = {
         "task_categories": ["image-classification"],
-        "tags": ["synthetic-data", "knowledge-distillation", "membership-inference-audit"],
+        "tags": ["synthetic-data", "knowledge-distillation", protected],
         "size_categories": [size],
     }
     if pattern := PATTERNS.get(facts["format"]):
         header["configs"] = [{"config_name": "default", "data_files": [{"split": "train", "path": pattern}]}]
-    return front_matter(header) + render.markdown(title(summary), blocks(summary, facts))
+    of_set = guaranteed.images(summary, facts, columns(summary, facts)) if covered else blocks(summary, facts)
+    return front_matter(header) + render.markdown(title(summary), of_set)
 
 
 def blocks(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Block]:
@@ -69,6 +74,8 @@ def blocks(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Blo
 
 def description(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """The set in a few sentences."""
+    if summary.get("guarantee"):
+        return guaranteed.description(summary, facts)
     data, (height, width, channels) = summary["dataset"], facts["shape"]
     source = f"a class-conditional diffusion model that was trained on {data['train']:,} private images. None is real"
     if summary["config"].get("generator"):
@@ -81,7 +88,9 @@ def description(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def leaks(summary: Mapping[str, Any]) -> str:
-    """What the attacks on the images found."""
+    """What the attacks on the images found, or what is guaranteed."""
+    if summary.get("guarantee"):
+        return " ".join(guaranteed.sentences(summary["guarantee"]))
     audit = summary.get("audit") or {}
     known = "The images were not attacked, so what they leak is not known."
     if run_audit.RELEASED in audit:
@@ -98,11 +107,12 @@ def answers(config: Mapping[str, Any], column: str | None) -> str:
             "The Student was taught the classes that the images were drawn for, without the Teacher (labels: class), "
             "so the set holds no answer of it."
         )
+    told = COVERED if config.get("epsilon") else NOT_ATTACKED
     if column == "teacher_label":
         return (
             "teacher_label is the class that the Teacher gives most. The Student was taught these classes alone "
             "(labels: top1, as the preset private has it), which tell less of the private images than probabilities; "
-            f"so the set holds no probabilities. {NOT_ATTACKED}"
+            f"so the set holds no probabilities. {told}"
         )
     temperature = config["temperature"]
     standardised = ", less their mean, by their standard deviation and" if config.get("standardize_logits") else ""
@@ -110,7 +120,7 @@ def answers(config: Mapping[str, Any], column: str | None) -> str:
     return (
         f"soft_label holds the Teacher's probabilities at temperature {temperature:g}: the softmax of its "
         f"logits divided{standardised} by {temperature:g}.{'' if standardised else flat} The Student was taught such "
-        f"probabilities of augmented views of the images. {NOT_ATTACKED}"
+        f"probabilities of augmented views of the images. {told}"
     )
 
 
@@ -118,6 +128,8 @@ def columns(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, s
     """Column, array or member -> what it is."""
     classes = summary["dataset"]["num_classes"]
     label = "the class that the image was drawn for, from 0"
+    if facts["format"] == "npy":
+        return {"images.npy": f"uint8 {[facts['count'], *facts['shape']]}", "labels.npy": f"int64; {label}"}
     further = {
         "soft_label": f"the Teacher's probabilities, {classes} float32 numbers",
         "teacher_label": "the class that the Teacher gives most",

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from kr_fast.report import render, run_audit
+from kr_fast.report.exported import guaranteed
 from kr_fast.report.render import Block
 from kr_fast.report.sections import quality, verdict
 
@@ -23,6 +24,10 @@ def text(summary: Mapping[str, Any], files: Mapping[str, str]) -> str:
         files: name -> what it is, of the files beside the card.
     """
     title = f"Student of Knowledge Recycling on {summary['dataset']['name']}"
+    if summary.get("guarantee"):
+        tags = ["knowledge-distillation", "synthetic-data", "differential-privacy"]
+        header = {"library_name": "kr-fast", "pipeline_tag": "image-classification", "tags": tags}
+        return front_matter(header) + render.markdown(title, guaranteed.student(summary, files, _use(summary)))
     return front_matter(_facts(summary)) + render.markdown(title, blocks(summary, files))
 
 
@@ -59,8 +64,7 @@ def blocks(summary: Mapping[str, Any], files: Mapping[str, str]) -> Iterator[Blo
     yield verdict.block(summary.get("verdict"), run_audit.verdict(summary))
     yield "text", protection(summary)
     yield "heading", "Use"
-    values = {"folder": "FOLDER", "shape": ["N", *shape], "classes": data["num_classes"]}
-    yield "code", USE.format(**{**values, "shape": f"[N, {', '.join(map(str, shape))}]"})
+    yield "code", _use(summary)
     yield (
         "text",
         f"Images are {shape[0]} x {shape[1]} pixels with {shape[2]} channel{'s' * (shape[2] > 1)}, uint8 in [0, 255], "
@@ -93,6 +97,12 @@ def blocks(summary: Mapping[str, Any], files: Mapping[str, str]) -> Iterator[Blo
     yield "table", [["package", "version"], *([key, value] for key, value in summary["versions"].items())]
 
 
+def _use(summary: Mapping[str, Any]) -> str:
+    data = summary["dataset"]
+    shape = f"[N, {data['height']}, {data['width']}, {data['channels']}]"
+    return USE.format(folder="FOLDER", shape=shape, classes=data["num_classes"])
+
+
 def _origin(summary: Mapping[str, Any]) -> str:
     data, config = summary["dataset"], summary["config"]
     if config.get("teacher"):
@@ -108,6 +118,8 @@ def _origin(summary: Mapping[str, Any]) -> str:
 
 def protection(summary: Mapping[str, Any]) -> str:
     """What kind of protection the verdict is about."""
+    if summary.get("guarantee"):
+        return " ".join(guaranteed.sentences(summary["guarantee"])[:2])
     measured = "were measured by membership attacks" if summary.get("audit") else "were not measured"
     return (
         f"The protection of the private images is empirical: leaks {measured}. The training was not differentially "

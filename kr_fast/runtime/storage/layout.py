@@ -1,7 +1,8 @@
 """The files of a run and of an audit, by who may have them.
 
 ``OUT/release/`` holds what may leave the institution once it has decided so, ``OUT/private/`` everything else.
-``OUT/README.txt`` lists every entry, and says which of the two it is and why.
+``OUT/README.txt`` lists every entry, and says which of the two it is and why. In a run under differential privacy
+(``guaranteed``) ``release/`` holds what the guarantee covers and nothing else: every figure of real images is private.
 """
 
 import os
@@ -73,6 +74,30 @@ ENTRIES: dict[str, dict[str, str]] = {
         "not leave",
     },
 }
+# What a run under differential privacy has in place of the entries above.
+REPORTS = ("report.html", "report.md", "figures/", "metrics.json", "audit.html", "audit.json")
+GUARANTEED: dict[str, dict[str, str]] = {
+    RELEASE: {
+        "student.safetensors": "the Student. What it says of any one training image is bounded by the guarantee in "
+        "ledger.json, against every attack",
+        "student/": "the same Student as a folder that stands alone (kr_fast.load_student reads it): weights, classes, "
+        "normalisation and a model card with the guarantee, without a figure of real images",
+        "synthetic/": "images.npy and labels.npy: the synthetic images of the last period, which the same guarantee "
+        "covers, and their data card",
+        "ledger.json": "the guarantee: epsilon, delta, what two sets differ in, and every use of the training images, "
+        "from which it can be computed again",
+    },
+    PRIVATE: {
+        **{name: ENTRIES[RELEASE][name] for name in REPORTS},
+        **{name: words for name, words in ENTRIES[PRIVATE].items() if name not in REPORTS},
+    },
+    ".": ENTRIES["."],
+}
+COVERED = (
+    "release/: what the guarantee covers: made of the private Teacher and generator alone. It holds no real image and "
+    "no figure that was computed from real images without noise, such as a test accuracy. More than release/ must not "
+    "leave, or the guarantee is of no use."
+)
 HEADING = {
     RELEASE: "release/: what may leave the institution, once the institution has decided so, by the verdict and the "
     "figures of the report. It holds no real image and nothing about a single record.",
@@ -82,16 +107,18 @@ HEADING = {
 
 
 class Folder:
-    """The paths in the folder ``out`` of a run or an audit."""
+    """The paths in the folder ``out`` of a run or an audit.
 
-    def __init__(self, out: str | Path):
-        self.out = Path(out)
+    ``guaranteed``: of a run under differential privacy, whose reports and figures are private.
+    """
+
+    def __init__(self, out: str | Path, guaranteed: bool = False):
+        self.out, self.guaranteed = Path(out), guaranteed
         self.release, self.private = self.out / RELEASE, self.out / PRIVATE
         self.config, self.journal = self.out / "config.yaml", self.out / "journal.json"
         self.student, self.student_folder = self.release / "student.safetensors", self.release / "student"
         self.images, self.labels = (self.release / "synthetic" / f"{name}.npy" for name in ("images", "labels"))
-        self.metrics = self.release / "metrics.json"
-        self.audit_figures = self.release / "audit.json"
+        self.metrics, self.audit_figures = (self.pages(False) / f"{name}.json" for name in ("metrics", "audit"))
         self.teacher, self.generators = self.private / "teacher.safetensors", self.private / "generator"
         self.few_step = self.private / "few_step"  # as a checkpoint of the generator
         self.ids = self.private / "synthetic" / "ids.npy"
@@ -112,6 +139,16 @@ class Folder:
         self.mapped_images = Path(os.path.abspath(self.out) + ".private-images")  # of a large set; beside the run
         self.shared = self.state / "shadow_students"  # images of all shadow Students, until their stage ends
 
+    @property
+    def privacy_ledger(self) -> Path:
+        """What a differentially private run has spent, and on what."""
+        return self.release / "ledger.json"
+
+    @property
+    def set_card(self) -> Path:
+        """The data card of the synthetic images of a differentially private run."""
+        return self.release / "synthetic" / "README.md"
+
     def generator(self, step: int, ema_length: float = 0.0) -> Path:
         """Checkpoint ``step`` in diffusers' format: ``unet/`` and ``scheduler/``; 0 for the usual moving average."""
         return self.generators / (f"step-{step:06d}" + (f"-ema-{ema_length:g}" if ema_length else ""))
@@ -125,15 +162,18 @@ class Folder:
         return [self.out, self.release, self.private, *inside, self.shared]
 
     def pages(self, shows_private: bool) -> Path:
-        """Where pages lie: in ``private/`` where they show real images or single records because that was asked for."""
-        return self.private if shows_private else self.release
+        """Where pages lie: in ``private/`` where they show real images or single records because that was asked for,
+        or where ``release/`` holds nothing but what a guarantee covers."""
+        return self.private if shows_private or self.guaranteed else self.release
 
     def make(self) -> "Folder":
         """Create the two folders and the text beside them, where they are missing."""
         for path in (self.release, self.private):
             path.mkdir(parents=True, exist_ok=True)
-        if not (self.out / README).exists():
-            files.write_text(self.out / README, readme())
+        path, text = self.out / README, readme(self.guaranteed)
+        other = readme(not self.guaranteed).encode()  # of a run with other options that never began
+        if not path.exists() or path.read_bytes() == other:
+            files.write_text(path, text)
         return self
 
     def check(self, where: str, argument: str) -> "Folder":
@@ -144,11 +184,12 @@ class Folder:
         return self
 
 
-def readme() -> str:
-    """The text of ``README.txt``."""
+def readme(guaranteed: bool = False) -> str:
+    """The text of ``README.txt``; ``guaranteed``: as of :class:`Folder`."""
     lines = ["What lies in this folder, and who may have it", ""]
-    for folder, entries in ENTRIES.items():
-        lines += [*textwrap.wrap(HEADING[folder], 110), ""]
+    for folder, entries in (GUARANTEED if guaranteed else ENTRIES).items():
+        heading = COVERED if guaranteed and folder == RELEASE else HEADING[folder]
+        lines += [*textwrap.wrap(heading, 110), ""]
         for name, words in entries.items():
             lines += textwrap.wrap(f"{name}: {words}.", 106, initial_indent="  ", subsequent_indent="      ")
         lines.append("")

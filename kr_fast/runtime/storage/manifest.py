@@ -92,7 +92,7 @@ def open_run(out: str | Path, config: dict[str, Any], where: str = "run", moved:
     Args, Raises: as :func:`check_run`; UserError also if ``out`` is in use by another process.
     """
     out = Path(out)
-    path, folder = out / CONFIG, Folder(out)
+    path, folder = out / CONFIG, Folder(out, bool(config.get("epsilon")))
     check_run(out, config, where, moved)
     out.mkdir(parents=True, exist_ok=True)
     _lock(out, where)
@@ -205,7 +205,7 @@ def _left_by_run(entry: Path) -> bool:
     if entry.name in (RELEASE, PRIVATE):
         return entry.is_dir() and not any(entry.iterdir())
     if entry.name == README:
-        return entry.is_file() and entry.read_bytes() == readme().encode()
+        return entry.is_file() and entry.read_bytes() in (readme().encode(), readme(True).encode())
     return entry.name == LOCK or _is_ours(entry, CONFIG, README)
 
 

@@ -177,7 +177,8 @@ def distil(
     state_path: Path | None = None,
     keep_state: bool = False,
 ) -> Distilled:
-    """Train ``student`` in place; its weights at the end are those of the period best on real validation images.
+    """Train ``student`` in place; its weights at the end are those of the period best on real validation images, or of
+    the last period where the run is differentially private.
 
     Args:
         teacher_model: frozen and in eval mode.
@@ -217,7 +218,8 @@ def distil(
                 of_val = scores(student, context.data.val, context.config.student_choose)
                 done.val_accuracy.append(of_val.accuracy)
                 done.val_score.append(of_val.value)
-                if best is None or of_val.value >= done.val_score[done.best_period]:
+                better = best is None or of_val.value >= done.val_score[done.best_period]
+                if better or context.config.epsilon:  # which lets no choice read private images
                     done.best_period, best = period, copy.deepcopy(student.state_dict())
                 progress.update()
                 progress.set(loss=done.loss[-1], val=done.val_accuracy[-1])

@@ -34,6 +34,9 @@ def run(context: Context) -> dict[str, Any]:
         trials.get(lambda: best["val_accuracy"], **sampling.values())
         return {"chosen": best["step"], "rows": [{**row, "chosen": row is best} for row in rows]}
     steps = context.result("generator")["checkpoints"]
+    if c.epsilon:  # no choice by private images
+        (context.folder.state / "generator.pt").unlink(missing_ok=True)  # its stage is recorded
+        return {"chosen": steps[-1], "rows": []}
     lengths = sorted(c.ema_lengths, reverse=True)  # of equally good averages the usual one stays, else the shortest
     candidates = [default_sampling(context, step, length) for step in steps for length in (*lengths, 0.0)]
     best, done = _tried(context, trials, candidates)
@@ -51,6 +54,8 @@ def run(context: Context) -> dict[str, Any]:
 
 def trials_of(c: RecycleConfig) -> list[tuple[int, int]]:
     """(candidates, length of their Students) of each round."""
+    if c.epsilon:
+        return []
     count = len(checkpoint_steps(c.generator_steps, c.checkpoints)) * (1 + len(c.ema_lengths))
     return rounds(count) if c.checkpoint_halving else [(count, 1)]
 

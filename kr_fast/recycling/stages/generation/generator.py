@@ -259,6 +259,5 @@ def save(context: Context, network: Any, ema: Any, path: Path, labels: Tensor) -
             files.save_tensors(folder / "unet" / WEIGHTS, plain_state(network.state_dict()), {"format": "pt"})
         make_scheduler(context.config.generator_objective).save_pretrained(folder / "scheduler")
         # The shape of images before padding, which the network's configuration does not hold.
-        counts = torch.bincount(labels, minlength=context.data.num_classes)
-        facts = {"image_shape": list(context.data.image_shape), "class_counts": counts.tolist()}
+        facts = {"image_shape": list(context.data.image_shape), "class_counts": context.class_counts(labels)}
         files.write_json(folder / "objective.json", {"objective": context.config.generator_objective, **facts})

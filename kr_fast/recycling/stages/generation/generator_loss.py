@@ -75,18 +75,23 @@ def batch_loss(
     x = augmented(network, c, x, share, generator)
     ids = (step * count + share).to(images.device)
     noise = philox_normal(ids, x.shape[1:], seed=seeds.derive(seed, "generator noise"))
-    if c.generator_objective == "flow":
+    noisy, time, target = noised(c, x, noise, level)
+    with dropout_of(c, images.device, seed, step, int(share[0])):
+        prediction = network(noisy, time, class_labels=y).sample.float()
+    return torch.nn.functional.mse_loss(prediction, target)
+
+
+def noised(config: RecycleConfig, x: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(``x`` with noise at ``level``, uniform in [0, 1); the time that the network is told; what it learns)."""
+    if config.generator_objective == "flow":
         sigma = level[:, None, None, None]
         noisy, time, target = (1 - sigma) * x + sigma * noise, level * 1000, noise - x
     else:
         time = (level * 1000).long()
-        alpha = _alphas(images.device)[time][:, None, None, None]
+        alpha = _alphas(x.device)[time][:, None, None, None]
         noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
-        target = noise if c.generator_objective == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * x
-    noisy = noisy.contiguous(memory_format=torch.channels_last)
-    with dropout_of(c, images.device, seed, step, int(share[0])):
-        prediction = network(noisy, time, class_labels=y).sample.float()
-    return torch.nn.functional.mse_loss(prediction, target)
+        target = noise if config.generator_objective == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * x
+    return noisy.contiguous(memory_format=torch.channels_last), time, target
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from kr_fast.recycling import given
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.dp import generator as dp_generator
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import generator
@@ -21,6 +22,8 @@ STATE = "generator.pt"
 def run(context: Context) -> dict[str, Any]:
     """Train on every rank: as configured, or in rounds where there is a budget; a given generator is not trained."""
     c = context.config
+    if c.epsilon:
+        return dp_generator.train(context)
     monitor = MemorisationMonitor(context, [] if c.generator or context.ledger else generator.early_step(c))
     if c.generator:
         trained = given.run(context)

@@ -31,9 +31,11 @@ Score = Callable[[Sampling, int, int], float]
 def run(context: Context) -> dict[str, Any]:
     """The setting that stays, and every trial."""
     c, checkpoint = context.config, context.result("checkpoints")
+    usual = default_sampling(context, checkpoint["chosen"], checkpoint.get("ema_length", 0.0))
+    if c.epsilon:  # no choice by private images
+        return {"sampling": usual.values(), "rows": []}
     teacher_model = teacher.load(context)
     trials = Trials(context)  # the chosen checkpoint's trial is the first one here
-    usual = default_sampling(context, checkpoint["chosen"], checkpoint.get("ema_length", 0.0))
     rows: list[dict[str, Any]] = []
 
     def score(sampling: Sampling, length: int = 1, repeat: int = 0) -> float:
@@ -59,6 +61,8 @@ def run(context: Context) -> dict[str, Any]:
 
 def trials_of(c: RecycleConfig, usual: Sampling) -> list[tuple[int, int]]:
     """(trials at most, their length) of each round."""
+    if c.epsilon:
+        return []
     if not c.tune_trials:
         return [(1 + len(one_at_a_time(c, usual)), 1)]
     plan = rounds(len(candidates(c, usual)))
@@ -67,6 +71,8 @@ def trials_of(c: RecycleConfig, usual: Sampling) -> list[tuple[int, int]]:
 
 def expected(c: RecycleConfig, usual: Sampling) -> list[tuple[Sampling, int, float]]:
     """(setting, length, how many trials of both) besides the first trial, before it is known which settings stay."""
+    if c.epsilon:
+        return []
     if not c.tune_trials:
         return [(each, 1, 1.0) for each in one_at_a_time(c, usual)]
     settings = candidates(c, usual)

@@ -1,0 +1,138 @@
+"""What the private trainings of Teacher and generator share: logical steps, noise, the state to continue from.
+
+Everything that is random in them is drawn anew from the operating system's entropy, as the Poisson samples and the
+noise are: which images a batch holds must not be told from the run's seed, nor what was done with each of them. So a
+training that was stopped and continued has other batches than one that was not, and it spends what it spends once: what
+was done since the last saved position is lost, and was told to nobody.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kr_fast.privacy import PoissonBatches, make_private
+from kr_fast.privacy.accounting import Gaussian
+from kr_fast.privacy.ledger import Ledger
+from kr_fast.recycling.config import RecycleConfig
+from kr_fast.recycling.dp.spending import Spending
+from kr_fast.runtime import seeds
+from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.progress import bar
+from kr_fast.runtime.storage import files
+from kr_fast.training import EMA
+
+SAVES = 20  # positions that are saved over a training
+CURVE = 100  # points of its curve of losses at most
+
+# (records, generator of random numbers) -> the loss of each row; the rows of a record lie together.
+Losses = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def seed_options(config: RecycleConfig, *names: object) -> dict[str, Any]:
+    """``seed`` and ``not_private`` of what draws private noise: none, but where a test asks for a seed."""
+    if config.dp_seed < 0:
+        return {}
+    return {"seed": seeds.derive(config.dp_seed, *names), "not_private": True}
+
+
+def fresh(config: RecycleConfig, *names: object) -> torch.Generator:
+    """Random numbers that nobody can draw again, but where a test asks for a seed."""
+    if config.dp_seed >= 0:
+        return seeds.generator(config.dp_seed, *names)
+    return torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+
+
+def train(
+    config: RecycleConfig,
+    name: str,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Losses,
+    spent: Spending,
+    book: Ledger,
+    *,
+    records: int,
+    state_path: Path,
+    multiplicity: int = 1,
+    rate: Callable[[int], float],
+    ema: EMA,
+) -> dict[str, Any]:
+    """Take the steps that ``spent`` has paid for, or those that are left of them.
+
+    Args:
+        name: "teacher" or "generator".
+        losses: of the records of a physical batch.
+        book: where the steps are booked before they are taken.
+        records: of the training split.
+        state_path: file to continue from, which stays: the last steps are not taken again if their result is lost.
+        multiplicity: rows of a record.
+        rate: step -> learning rate.
+        ema: of the weights; it moves once a step.
+    Returns: ``curves`` (mean loss by step, of real images: nothing that may leave), ``images_per_second``.
+    """
+    private = make_private(
+        network,
+        optimizer,
+        noise_multiplier=spent.noise_multiplier,
+        expected_batch_size=spent.expected_batch_size,
+        max_grad_norm=config.dp_max_grad_norm,
+        clipping=config.dp_clipping,
+        multiplicity=multiplicity,
+        ema=ema,
+        **seed_options(config, name, "noise"),
+    )
+    parts = {"private": private, "network": network, "optimizer": optimizer, "ema": ema}
+    first, points = 0, []
+    with files.continuing(state_path) as state:
+        if state is not None:
+            for key, value in parts.items():
+                value.load_state_dict(state[key])
+            first, points = state["step"], state["points"]
+    book.book(name, Gaussian(spent.noise_multiplier, spent.sample_rate, spent.steps), first)
+    left, draws = spent.steps - first, seed_options(config, name, "batches", first)
+    batches = PoissonBatches(records, spent.sample_rate, left, config.dp_physical_batch, **draws)
+    every, save = max(spent.steps // CURVE, 1), max(spent.steps // SAVES, 1)
+    total, rows, drawn, start, part = 0.0, 0, 0, time.perf_counter(), 0
+    network.train()
+    with bar(spent.steps, name, "step", first) as progress:
+        for batch in batches:
+            step, part = first + batch.step, part + 1
+            each = losses(batch.indices, fresh(config, name, "rows", step, part))
+            private.backward(each, present=batch.present)
+            present = batch.present.repeat_interleave(multiplicity).to(each.device)
+            total += float(each.detach()[present].sum())
+            rows, drawn = rows + int(present.sum()), drawn + int(batch.present.sum())
+            if not batch.last:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            private.step()
+            done, part = step + 1, 0
+            progress.update()
+            if done % every == 0 or done == spent.steps:
+                mean = total / max(rows, 1)
+                if not math.isfinite(mean):
+                    raise UserError(f"run: loss of the private {name} must be finite, got {mean} before step {done}")
+                points.append([done, mean])
+                progress.set(loss=mean)
+                total, rows = 0.0, 0
+            if done % save == 0 or done == spent.steps:
+                states = {key: value.state_dict() for key, value in parts.items()}
+                files.save_state(state_path, {**states, "step": done, "points": points})
+    seconds = time.perf_counter() - start
+    private.restore()
+    network.eval()
+    curves = {"step": [step for step, _ in points], "loss": [value for _, value in points]}
+    return {"curves": curves, "images_per_second": drawn / seconds if drawn else None}
+
+
+@torch.no_grad()
+def settle(average: EMA) -> None:
+    """Give the parameters the values of their averages for good."""
+    torch._foreach_copy_(average.parameters, average.averages)
