@@ -21,9 +21,11 @@
 #include "cpu/sampling/pack_uint8.h"
 #include "cpu/sampling/philox_normal.h"
 #include "cpu/nn/qkv_attention.h"
+#include "cpu/privacy/conv2d_grad_norms.h"
 #include "cpu/privacy/embedding_grad_norms.h"
 #include "cpu/privacy/group_norm_grad_norms.h"
 #include "cpu/privacy/layer_norm_grad_norms.h"
+#include "cpu/privacy/linear_grad_norms.h"
 #include "cpu/membership/rmia.h"
 #include "cpu/membership/roc.h"
 #include "cpu/sampling/solver_step.h"
@@ -57,6 +59,15 @@ KR_FIELDS(BestThreshold, KR_FIELD(values), KR_FIELD(members), KR_FIELD(examples)
 
 KR_FIELDS(BootstrapAuc, KR_FIELD(inside), KR_FIELD(outside), KR_FIELD(groups), KR_FIELD(limits), KR_FIELD(num_limits),
           KR_FIELD(replicates), KR_FIELD(seed), KR_FIELD(auc), KR_FIELD(tp))
+
+KR_FIELDS(ConvGradients, KR_FIELD(x), KR_FIELD(grad_output), KR_FIELD(records), KR_FIELD(images), KR_FIELD(height),
+          KR_FIELD(width), KR_FIELD(inputs), KR_FIELD(output_height), KR_FIELD(output_width), KR_FIELD(outputs),
+          KR_FIELD(kernel_height), KR_FIELD(kernel_width), KR_FIELD(stride_y), KR_FIELD(stride_x), KR_FIELD(pad_y),
+          KR_FIELD(pad_x), KR_FIELD(dilation_y), KR_FIELD(dilation_x), KR_FIELD(groups), KR_FIELD(norms),
+          KR_FIELD(weight), KR_FIELD(bias), KR_FIELD(with_bias))
+
+KR_FIELDS(LinearGradients, KR_FIELD(x), KR_FIELD(grad_output), KR_FIELD(records), KR_FIELD(positions), KR_FIELD(inputs),
+          KR_FIELD(outputs), KR_FIELD(norms), KR_FIELD(weight), KR_FIELD(bias), KR_FIELD(with_bias))
 
 KR_FIELDS(QkvAttention, KR_FIELD(qkv), KR_FIELD(dtype), KR_FIELD(batch), KR_FIELD(tokens), KR_FIELD(heads),
           KR_FIELD(head_channels), KR_FIELD(out), KR_FIELD(logsumexp))
@@ -227,6 +238,12 @@ PYBIND11_MODULE(_cpu, m) {
 
     // optimizer_step
     m.def("optimizer_step", &kr::optimizer_step, release());
+
+    // conv2d_grad_norms
+    m.def("conv2d_grad_norms", &kr::conv2d_grad_norms, release());
+
+    // linear_grad_norms
+    m.def("linear_grad_norms", &kr::linear_grad_norms, release());
 
     // membership_signals
     m.def("membership_signals", &kr::membership_signals, release());

@@ -4,8 +4,61 @@ from torch import Tensor
 
 from kr_fast.backends.codes import DTYPES
 from kr_fast.backends.native import address
-from kr_fast.backends.privacy_arguments import EmbeddingGradients, GroupNormGradients, LayerNormGradients
+from kr_fast.backends.privacy_arguments import (
+    ConvGradients,
+    EmbeddingGradients,
+    GroupNormGradients,
+    LayerNormGradients,
+    LinearGradients,
+)
 from kr_fast.backends.structs import Struct
+
+
+def conv(call: ConvGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Struct:
+    """``kr::ConvGradients`` that writes into the last three; both tensors of ``call`` float32 and channels_last."""
+    (rows, inputs, height, width), (_, outputs, output_height, output_width) = call.x.shape, call.grad_output.shape
+    return {
+        "x": call.x.data_ptr(),
+        "grad_output": call.grad_output.data_ptr(),
+        "records": rows // call.multiplicity,
+        "images": call.multiplicity,
+        "height": height,
+        "width": width,
+        "inputs": inputs,
+        "output_height": output_height,
+        "output_width": output_width,
+        "outputs": outputs,
+        "kernel_height": call.kernel_size[0],
+        "kernel_width": call.kernel_size[1],
+        "stride_y": call.stride[0],
+        "stride_x": call.stride[1],
+        "pad_y": call.padding[0],
+        "pad_x": call.padding[1],
+        "dilation_y": call.dilation[0],
+        "dilation_x": call.dilation[1],
+        "groups": call.groups,
+        "norms": address(norms),
+        "weight": address(weight),
+        "bias": address(bias),
+        "with_bias": call.bias,
+    }
+
+
+def linear(call: LinearGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Struct:
+    """``kr::LinearGradients`` that writes into the last three; both tensors of ``call`` float32 and contiguous."""
+    rows, positions, inputs = call.x.shape
+    return {
+        "x": call.x.data_ptr(),
+        "grad_output": call.grad_output.data_ptr(),
+        "records": rows // call.multiplicity,
+        "positions": call.multiplicity * positions,
+        "inputs": inputs,
+        "outputs": call.grad_output.shape[2],
+        "norms": address(norms),
+        "weight": address(weight),
+        "bias": address(bias),
+        "with_bias": call.bias,
+    }
 
 
 def group_norm(call: GroupNormGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Struct:

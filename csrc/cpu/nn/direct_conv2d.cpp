@@ -246,6 +246,10 @@ void direct_conv2d_grad_weight_finish(const DirectConvShape& s, const float* sum
     if (grad_bias != nullptr) finish_bias(s, sums, chunks, chunk_step, grad_bias);
 }
 
+double direct_conv2d_grad_weight_square(const DirectConvShape& s, const float* sums) {
+    return KR_DISPATCH(direct_grad_square, grad_form(s).shape, sums);
+}
+
 void direct_conv2d(const DirectConv& call, int threads) {
     const DirectConvShape& s = call.shape;
     const std::unique_ptr<float[]> filters(new float[direct_conv2d_packed_size(s, false) + 16]);

@@ -46,6 +46,9 @@ void direct_conv2d_grad_weight_finish(const DirectConvShape& shape, const float*
                                       int64_t chunk_step, float* grad_weight, const DirectConvSteps& steps,
                                       float* grad_bias);
 
+// The sum of the squares of the gradient that such sums are.
+double direct_conv2d_grad_weight_square(const DirectConvShape& shape, const float* sums);
+
 // The whole batch on up to `threads` threads, with the same bits for any number of them.
 struct DirectConv {
     DirectConvShape shape;

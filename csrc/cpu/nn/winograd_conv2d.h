@@ -55,6 +55,7 @@ int64_t winograd_grad_scratch(int64_t inputs, int64_t outputs);
 int64_t winograd_grad_chunks(int64_t inputs, int64_t outputs, int64_t tiles);  // that pay, for so many tiles
 void winograd_grad_add(const WinogradGradWeight& call, bool first, float* sums, float* scratch);
 void winograd_grad_finish(const WinogradGradWeight& call, const float* sums, int64_t chunks, int threads);
+double winograd_grad_square(const WinogradGradWeight& call, const float* sums);  // of the gradient of one chunk
 
 // U = G (scale g) G^T in double of filters g, as WinogradConv::weight.
 struct WinogradPack {

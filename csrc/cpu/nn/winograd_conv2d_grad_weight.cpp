@@ -111,6 +111,14 @@ void winograd_grad_finish(const WinogradGradWeight& call, const float* sums, int
     });
 }
 
+double winograd_grad_square(const WinogradGradWeight& call, const float* sums) {
+    const Parts parts(call.inputs, call.outputs);
+    double square = 0.0;
+    for (int64_t number = 0; number < parts.count; ++number)
+        square += KR_DISPATCH(winograd_grad_squares, parts.at(number), sums + number * parts.size);
+    return square;
+}
+
 void winograd_conv2d_grad_weight(const WinogradGradWeight& call, int threads) {
     const Parts parts(call.inputs, call.outputs);
     const int64_t tiles = tiles_of(call), chunks = winograd_grad_chunks(call.inputs, call.outputs, tiles);

@@ -4,9 +4,61 @@ import torch
 from torch import Tensor
 
 from kr_fast.backends import codes, native, privacy_structs, registry
-from kr_fast.backends.privacy_arguments import EmbeddingGradients, GroupNormGradients, LayerNormGradients
+from kr_fast.backends.privacy_arguments import (
+    ConvGradients,
+    EmbeddingGradients,
+    GroupNormGradients,
+    LayerNormGradients,
+    LinearGradients,
+)
 
 _TAKES = native.cpu_tensors(*codes.DTYPES)
+
+
+def _conv(call: ConvGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Into ``norms``, or into ``weight`` and ``bias``, from float32 in channels_last."""
+    x, grad = (each.float().contiguous(memory_format=torch.channels_last) for each in call[:2])
+    fields = privacy_structs.conv(call._replace(x=x, grad_output=grad), norms, weight, bias)
+    native.cpu.conv2d_grad_norms(fields, torch.get_num_threads())
+
+
+@registry.kernel("conv2d_grad_norms", "cpu", refuses=_TAKES)
+def conv2d_grad_norms(call: ConvGradients) -> Tensor:
+    norms = torch.empty(len(call.x) // call.multiplicity)
+    _conv(call, norms, None, None)
+    return norms
+
+
+@registry.kernel("conv2d_grad_samples", "cpu", refuses=_TAKES)
+def conv2d_grad_samples(call: ConvGradients) -> tuple[Tensor, Tensor | None]:
+    records = len(call.x) // call.multiplicity
+    weight = torch.empty(records, *call.weight_shape)
+    bias = torch.empty(records, call.weight_shape[0]) if call.bias else None
+    _conv(call, None, weight, bias)
+    return weight, bias
+
+
+def _linear(call: LinearGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Into ``norms``, or into ``weight`` and ``bias``, from float32."""
+    x, grad = (each.float().contiguous() for each in call[:2])
+    fields = privacy_structs.linear(call._replace(x=x, grad_output=grad), norms, weight, bias)
+    native.cpu.linear_grad_norms(fields, torch.get_num_threads())
+
+
+@registry.kernel("linear_grad_norms", "cpu", refuses=_TAKES)
+def linear_grad_norms(call: LinearGradients) -> Tensor:
+    norms = torch.empty(len(call.x) // call.multiplicity)
+    _linear(call, norms, None, None)
+    return norms
+
+
+@registry.kernel("linear_grad_samples", "cpu", refuses=_TAKES)
+def linear_grad_samples(call: LinearGradients) -> tuple[Tensor, Tensor | None]:
+    records, outputs = len(call.x) // call.multiplicity, call.grad_output.shape[2]
+    weight = torch.empty(records, outputs, call.x.shape[2])
+    bias = torch.empty(records, outputs) if call.bias else None
+    _linear(call, None, weight, bias)
+    return weight, bias
 
 
 def _in_one_layout(call: GroupNormGradients) -> GroupNormGradients:

@@ -68,19 +68,25 @@ CONVOLUTIONS = {
     "one value": Conv(1, 1, 1, (1, 1), 1, padding=0),
     "first layer": Conv(3, 1, 16, (12, 12)),
     "stage": Conv(2, 16, 16, (9, 10)),
+    "many pixels": Conv(2, 16, 24, (30, 27), bias=True),  # Winograd's form
+    "many pixels, two parts": Conv(1, 80, 16, (28, 28)),  # of it: 64 channels and 16
     "wide": Conv(2, 70, 35, (7, 7), bias=True),  # no multiple of any vector or tile
     "few pixels": Conv(3, 40, 48, (2, 2), bias=True),  # the Gram form is cheaper
+    "few pixels, stride": Conv(2, 64, 64, (6, 7), 3, 2),
+    "few pixels, dilation": Conv(2, 64, 64, (7, 6), (3, 2), padding=(2, 1), dilation=(2, 1)),
     "one pixel": Conv(3, 48, 40, (1, 1), 1, padding=0, bias=True),
     "shortcut": Conv(3, 16, 32, (8, 8), 1, 2, 0),
     "downsampling": Conv(2, 8, 24, (9, 8), 3, 2, bias=True),
     "unequal": Conv(2, 3, 5, (11, 6), (5, 2), (3, 1), (0, 2), (2, 3), bias=True),
     "same": Conv(2, 4, 6, (7, 6), (5, 3), padding="same", dilation=(1, 2)),
+    "same, more below": Conv(2, 6, 5, (7, 6), (4, 3), padding="same", bias=True),
     "windows apart": Conv(2, 3, 4, (9, 9), 1, 3, 0),
     "padding beyond the kernel": Conv(2, 3, 4, (3, 3), 2, 2, 4),
     "groups": Conv(2, 12, 8, (6, 6), groups=4, bias=True),
     "depthwise": Conv(2, 24, 24, (6, 6), groups=24),
     "depthwise, two outputs": Conv(2, 6, 12, (6, 6), groups=6, bias=True),
     "multiplicity": Conv(6, 5, 7, (6, 6), bias=True, multiplicity=3),
+    "multiplicity, many pixels": Conv(4, 16, 16, (24, 24), bias=True, multiplicity=2),
     "multiplicity, few pixels": Conv(4, 32, 48, (2, 2), bias=True, multiplicity=2),
     "multiplicity, groups": Conv(4, 8, 8, (5, 5), groups=2, multiplicity=4),
 }

@@ -12,6 +12,7 @@ OP = "conv2d_grad_samples"
 LAST = torch.channels_last
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @on_backends(OP)
 @pytest.mark.parametrize("name", CASES)
 def test_against_float64(backend, name):

@@ -1,5 +1,6 @@
 // Included once per instruction set, by direct_conv2d_kernel.h: filters to the layout of the products, and sums to
 // filters.
+#include "cpu/simd/doubles.h"
 
 #if KR_LANES > 1
 // Lanes of a and b in turn: the lower halves, the upper halves.
@@ -132,4 +133,18 @@ static void direct_grad_filters(const DirectConvShape& s, const float* sums, int
             }
         }
     }
+}
+
+// The sum of the squares of all filters, from sums [taps][inputs][columns].
+static double direct_grad_square(const DirectConvShape& s, const float* sums) {
+    const int64_t columns = direct_columns(s), length = s.kernel_width * s.inputs;
+    double square = 0.0;
+    for (int64_t k = 0; k < s.kernel_height; ++k) {
+        const float* from = sums + k * direct_rows(s) * columns;
+        if (columns == s.outputs)
+            square += sum_squares(from, length * columns);
+        else
+            for (int64_t r = 0; r < length; ++r, from += columns) square += sum_squares(from, s.outputs);
+    }
+    return square;
 }

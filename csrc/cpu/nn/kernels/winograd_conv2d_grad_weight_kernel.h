@@ -9,6 +9,7 @@
 // 144. A block of tiles is transformed (V of the inputs, W of the gradient), each of the 36 places is a product of
 // inputs by tiles with tiles by outputs that is added to its sum, and the sums are transformed once, at the end.
 #include "cpu/nn/kernels/winograd_tiles.h"
+#include "cpu/simd/doubles.h"
 
 // Inputs and vectors of outputs of a product that the registers hold.
 #if KR_LANES == 16
@@ -151,33 +152,53 @@ KR_FN void transform_filter(const f32v* s, f32v* out) {
     out[2] = fma(splat(kA2), sum_a, fma(splat(kB2), sum_b, s[5]));
 }
 
+// The taps of one input and a vector of outputs, from the sums of `chunks` chunks: `from` is the first of 36 numbers
+// that lie `place` floats apart, `step` from one chunk to the next.
+KR_FN void filter_taps(const float* from, int64_t place, int64_t chunks, int64_t step, f32v (&taps)[9]) {
+    f32v rows[6][3], across[3];
+    KR_UNROLL for (int down = 0; down < 6; ++down) {
+        f32v row[6];
+        KR_UNROLL for (int j = 0; j < 6; ++j, from += place) {
+            row[j] = load(from);
+            for (int64_t chunk = 1; chunk < chunks; ++chunk) row[j] = row[j] + load(from + chunk * step);
+        }
+        transform_filter(row, rows[down]);
+    }
+    KR_UNROLL for (int j = 0; j < 3; ++j) {
+        f32v column[6];
+        KR_UNROLL for (int down = 0; down < 6; ++down) column[down] = rows[down][j];
+        transform_filter(column, across);
+        KR_UNROLL for (int k = 0; k < 3; ++k) taps[3 * k + j] = across[k];
+    }
+}
+
 // Filters of the inputs [begin, end) of a part, from the sums of `chunks` chunks that lie `step` floats apart.
 static void winograd_grad_filters(const WinogradGradWeight& call, const WinogradGradPart& part, int64_t begin,
                                   int64_t end, const float* sums, int64_t chunks, int64_t step) {
-    const int64_t wide = round_up(part.outputs), high = round_up(part.inputs);
+    const int64_t wide = round_up(part.outputs), place = round_up(part.inputs) * wide;
     for (int64_t i = begin; i < end; ++i)
         for (int64_t o = 0; o < part.outputs; o += kLanes) {
-            f32v rows[6][3], across[3];
-            KR_UNROLL for (int down = 0; down < 6; ++down) {
-                f32v row[6];
-                KR_UNROLL for (int j = 0; j < 6; ++j) {
-                    const float* from = sums + ((6 * down + j) * high + i) * wide + o;
-                    row[j] = load(from);
-                    for (int64_t chunk = 1; chunk < chunks; ++chunk) row[j] = row[j] + load(from + chunk * step);
-                }
-                transform_filter(row, rows[down]);
-            }
+            f32v filter[9];
+            filter_taps(sums + i * wide + o, place, chunks, step, filter);
             alignas(64) float taps[9][kLanes];
-            KR_UNROLL for (int j = 0; j < 3; ++j) {
-                f32v column[6];
-                KR_UNROLL for (int down = 0; down < 6; ++down) column[down] = rows[down][j];
-                transform_filter(column, across);
-                KR_UNROLL for (int k = 0; k < 3; ++k) store(taps[3 * k + j], across[k]);
-            }
+            KR_UNROLL for (int k = 0; k < 9; ++k) store(taps[k], filter[k]);
             float* to = call.grad_weight + ((part.first_output + o) * 9 * call.inputs) +
                         (part.first_input + i) * call.input_step;
             for (int64_t lane = 0; lane < kLanes && o + lane < part.outputs; ++lane, to += 9 * call.inputs)
                 for (int k = 0; k < 9; ++k) to[k * call.tap_step] = taps[k][lane];
         }
+}
+
+// The sum of the squares of a part's filters, from one chunk. Channels beyond the last are zeros.
+static double winograd_grad_squares(const WinogradGradPart& part, const float* sums) {
+    const int64_t wide = round_up(part.outputs), place = round_up(part.inputs) * wide;
+    f64v square[2] = {};
+    for (int64_t i = 0; i < part.inputs; ++i)
+        for (int64_t o = 0; o < part.outputs; o += kLanes) {
+            f32v filter[9];
+            filter_taps(sums + i * wide + o, place, 1, 0, filter);
+            KR_UNROLL for (int k = 0; k < 9; ++k) add_squares(square, filter[k]);
+        }
+    return reduce_sum(square[0] + square[1]);
 }
 #undef KR_APART
