@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kr_fast.report import audit_tables, render, run_audit, tables
+from kr_fast.report import audit_tables, guarantee, render, run_audit, tables
 from kr_fast.report.private import banner
 from kr_fast.report.render import Block, Figures, figure
 from kr_fast.report.sections import ablation, cards, few_step, generator, measured, quality, reading, search, verdict
@@ -18,6 +18,8 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     decided = summary.get("verdict") or (audit or {}).get("verdict")
     if private := banner(summary.get("shows_real_images", False), False):
         yield "banner", private
+    if wrong := guarantee.contradiction(summary):
+        yield "banner", wrong
     yield verdict.block(decided, words)
     yield cards.of_run(summary, run_audit.strongest(summary), decided)
     if audit:
@@ -42,6 +44,7 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
         "intervals of attacks' AUC, paired ones of differences of AUC. CAS: Classification Accuracy Score.",
     )
     yield from quality.blocks(summary)
+    yield from guarantee.blocks(summary)
     if summary.get("audit"):
         yield from measured.blocks(summary["audit"], OF_RUN, figures)
         yield "heading", "Membership attacks"

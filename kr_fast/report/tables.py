@@ -117,4 +117,34 @@ def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     rest = ("cas_gap", "student_minus_teacher", "synthetic", "audit", "aop", "stages", "config", "seed", "versions")
     rest += ("dataset", "checkpoints", "tuning")
     rest += tuple(name for name in OPTIONAL if name in summary)
-    return files.strict({"verdict": summary.get("verdict"), **models, **{key: summary.get(key) for key in rest}})
+    values = {"verdict": summary.get("verdict"), **models, **{key: summary.get(key) for key in rest}}
+    if guarantee := summary.get("guarantee"):
+        bounds = lower_bounds(guarantee, summary["audit"]) if summary.get("audit") else []
+        values["guarantee"] = {**guarantee, "lower_bounds": bounds}
+    return files.strict(values)
+
+
+def lower_bounds(guarantee: dict[str, Any], audit: dict[str, Any]) -> list[dict[str, Any]]:
+    """Epsilon from below, for each attack on what a guarantee covers: the primary ones, and all on released images.
+
+    Args:
+        guarantee: as of :meth:`kr_fast.privacy.Ledger.summary`.
+        audit: the dictionary of ``audit.json``.
+    Returns: ``target``, ``attack``, ``delta``, ``level`` and the bounds by name; ``above``: those that exceed the
+        ledger's epsilon, which after a training as the ledger has it happens with a chance of ``1 - level`` at most.
+        None where the audit's delta is below the ledger's, at which epsilon may be larger. "gaussian" is in no
+        ``above``, as it holds for Gaussian mechanisms alone.
+    """
+    entries = []
+    for name, facts in audit["setting"]["targets"].items():
+        if facts["control"]:
+            continue
+        for attack in audit[name] if facts["kind"] == "released" else (facts["primary"],):
+            found = audit[name][attack]["epsilon"]
+            own = {key: found[key] for key in ("delta", "level", "clopper_pearson", "one_run", "gaussian")}
+            above = None
+            if guarantee["epsilon"] is not None and found["delta"] >= guarantee["delta"]:
+                proved = {bound: found[bound] or 0.0 for bound in ("clopper_pearson", "one_run")}
+                above = [bound for bound, value in proved.items() if value > guarantee["epsilon"]]
+            entries.append({"target": name, "attack": attack, **own, "above": above})
+    return entries

@@ -1,0 +1,71 @@
+"""The guarantee of a private run beside what its audit measured: epsilon from above, by the ledger, and from below."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kr_fast.report import audit_tables, run_audit
+from kr_fast.report.render import Block
+from kr_fast.report.tables import lower_bounds, number
+
+BOUNDS = {"clopper_pearson": "any threshold", "one_run": "one run", "gaussian": "if Gaussian"}
+
+
+def contradiction(summary: Mapping[str, Any]) -> str | None:
+    """What is wrong where an attack proves more than the ledger allows; None where none does."""
+    if not summary.get("guarantee") or not summary.get("audit"):
+        return None
+    bounds = lower_bounds(summary["guarantee"], summary["audit"])
+    named = {**run_audit.models(dict(summary)), run_audit.RELEASED: "released images"}
+    found = [f"{named.get(each['target'], each['target'])} by {each['attack']}" for each in bounds if each["above"]]
+    if not found:
+        return None
+    return (
+        f"An attack proves a larger epsilon than the ledger allows ({', '.join(found)}). By chance that happens in one "
+        "audit of 20 at most: take it that the training was not as the ledger has it, and release nothing."
+    )
+
+
+def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
+    """The section of a run with a ledger; nothing without.
+
+    Args:
+        summary: of the run; its ``guarantee`` is that of :meth:`kr_fast.privacy.Ledger.summary`.
+    """
+    guarantee, audit = summary.get("guarantee"), summary.get("audit")
+    if not guarantee:
+        return
+    yield "heading", "The guarantee beside the measurement"
+    if not guarantee["private"]:
+        yield "text", f"Not private: {guarantee['not_private']}. Nothing is guaranteed."
+        return
+    yield (
+        "text",
+        f"By the ledger, what is released is ({_above(guarantee['epsilon'])}, {guarantee['delta']:g})-differentially "
+        f"private (neighbouring sets: {guarantee['neighbouring']}): no attack can do better, whatever it knows. Lower "
+        "bounds are what the attacks of this audit proved, at most the true epsilon in 95 % of audits; far below the "
+        "ledger's, as a guarantee is for the worst record and attack, and so few records can show little of it.",
+    )
+    yield "table", _table(summary)
+    if audit and any(each["above"] is None for each in lower_bounds(guarantee, audit)):
+        yield "text", "The bounds are at a smaller delta than the ledger's epsilon, so the two cannot be compared."
+
+
+def _table(summary: Mapping[str, Any]) -> list[list[str]]:
+    guarantee, audit = summary["guarantee"], summary.get("audit")
+    rows = [["", "epsilon at most", *(f"at least ({words})" for words in BOUNDS.values())]]
+    blank = [""] * len(BOUNDS)
+    rows.append(["everything released, by the ledger", _above(guarantee["epsilon"]), *blank])
+    for each in guarantee["spent"]:
+        rows.append([f"{each['for']} alone, by the ledger", _above(each["epsilon_alone"]), *blank])
+    named = {**run_audit.models(dict(summary)), run_audit.RELEASED: "released images"}
+    for each in lower_bounds(guarantee, audit) if audit else ():
+        cells = ["" if each[bound] is None else number(each[bound], 2) for bound in BOUNDS]
+        title = audit_tables.title(audit, each["attack"])
+        rows.append([f"{named.get(each['target'], each['target'])}, by {title}", "", *cells])
+    return rows
+
+
+def _above(epsilon: float) -> str:
+    """Rounded up, so that it stays an upper bound."""
+    return f"{math.ceil(1000 * epsilon) / 1000:g}"

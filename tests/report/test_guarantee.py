@@ -1,0 +1,77 @@
+"""Epsilon of the ledger beside the audit's lower bounds, in the report and in metrics.json."""
+
+import json
+
+import pytest
+from report_cases import arrays, summary
+
+from kr_fast import report
+from kr_fast.report.tables import lower_bounds
+
+
+def guaranteed(found=0.4, delta=1e-5, **changes):
+    """The summary of a private run whose audit proves an epsilon of ``found`` of the Teacher."""
+    values = summary()
+    for name in values["audit"]["setting"]["targets"]:
+        for row in values["audit"][name].values():
+            bounds = {"clopper_pearson": 0.1, "gaussian": 0.25, "one_run": None, "gaussian_mu": 0.1}
+            row["epsilon"] = {"delta": delta, "level": 0.95, **bounds}
+    values["audit"]["teacher"]["lira"]["epsilon"]["clopper_pearson"] = found
+    values["audit"]["control"]["lira"]["epsilon"]["clopper_pearson"] = 9.0  # trained without privacy: says nothing
+    spent = [
+        {"for": "Teacher", "mechanism": "gaussian", "steps": 100, "again": 0, "lost": 0, "epsilon_alone": 1.20005},
+        {"for": "generator", "mechanism": "gaussian", "steps": 900, "again": 0, "lost": 0, "epsilon_alone": 1.3},
+    ]
+    facts = {"epsilon": 1.99999, "delta": 1e-5, "target_epsilon": 2.0, "records": 900, "private": True}
+    facts |= {"not_private": None, "neighbouring": "add or remove one record", "sampling": "Poisson", "spent": spent}
+    return {**values, "guarantee": {**facts, **changes}}
+
+
+def test_ledger_and_bounds_stand_in_one_table(tmp_path):
+    html, markdown = report.write(tmp_path, guaranteed(), arrays())
+    for words in (
+        "-differentially private (neighbouring sets: add or remove one record)",
+        "everything released, by the ledger",
+        "Teacher alone, by the ledger",
+        "1.201",  # rounded up
+        "at least (any threshold)",
+        "Teacher (real images), by LiRA online",
+        "released images, by nearest synthetic image",
+    ):
+        assert words in html.read_text(), words
+        assert words in markdown.read_text(), words
+    assert "An attack proves a larger epsilon" not in html.read_text()
+    report.write(tmp_path / "plain", summary(), arrays())
+    assert "by the ledger" not in (tmp_path / "plain" / "report.html").read_text()
+
+
+def test_an_attack_that_proves_more_than_the_ledger_allows_stands_first(tmp_path):
+    html, _ = report.write(tmp_path, guaranteed(found=2.1), arrays())
+    assert (
+        "An attack proves a larger epsilon than the ledger allows (Teacher (real images) by lira)" in html.read_text()
+    )
+    metrics = json.loads(json.dumps(report.metrics(guaranteed(found=2.1)), allow_nan=False))
+    entries = {(each["target"], each["attack"]): each for each in metrics["guarantee"]["lower_bounds"]}
+    assert entries["teacher", "lira"]["above"] == ["clopper_pearson"]
+    assert entries["student", "lira"] == {
+        "target": "student", "attack": "lira", "delta": 1e-5, "level": 0.95, "clopper_pearson": 0.1, "one_run": None,
+        "gaussian": 0.25, "above": [],
+    }  # fmt: skip
+    assert not any(target == "control" for target, _ in entries)
+
+
+@pytest.mark.parametrize(("delta", "above"), [(1e-5, ["clopper_pearson"]), (1e-3, ["clopper_pearson"]), (1e-6, None)])
+def test_bounds_at_a_smaller_delta_are_not_compared(tmp_path, delta, above):
+    """Epsilon falls as delta rises, so a bound at a larger delta is below the ledger's epsilon all the more."""
+    values = guaranteed(found=2.1, delta=delta)
+    assert lower_bounds(values["guarantee"], values["audit"])[0]["above"] == above
+    html, _ = report.write(tmp_path, values, arrays())
+    assert ("at a smaller delta than the ledger" in html.read_text()) == (above is None)
+
+
+def test_a_run_with_a_seed_guarantees_nothing(tmp_path):
+    values = guaranteed(epsilon=None, private=False, not_private="a seed was given")
+    html, _ = report.write(tmp_path, values, arrays())
+    assert "Not private: a seed was given. Nothing is guaranteed." in html.read_text()
+    without_audit = {**guaranteed(), "audit": None, "aop": None}
+    assert report.metrics(without_audit)["guarantee"]["lower_bounds"] == []
