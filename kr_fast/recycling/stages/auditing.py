@@ -76,6 +76,7 @@ def run(context: Context) -> dict[str, Any]:
         released[RELEASED] = torch.from_numpy(np.load(context.folder.images, mmap_mode="c"))
     auxiliary = Auxiliary((further.images.cpu(), further.labels.cpu()) if len(further) else None, released)
     options = {"augment": c.audit_augment, "leave_out_duplicates": c.leave_out_duplicates}
+    options |= {"delta": c.delta} if c.epsilon else {}  # so that the bounds of epsilon stand beside the ledger's
     choices = Choices(**options, seed=seeds.derive(c.seed, "audit"))
     options = {"control": model, "auxiliary": auxiliary, "choices": choices, "groups": shadows.groups(context)}
     report = audit(targets, sets, images, labels, members, **options)
