@@ -45,6 +45,9 @@ def ops(x: Tensor, weight: Tensor, row: kr_fast.ResidualLayer) -> None:
     assert_type(kr_fast.philox_normal(torch.arange(4), (3, 8, 8), seed=1, dtype=torch.float16), Tensor)
     assert_type(kr_fast.encode_png(kr_fast.pack_uint8(x)), Tensor)
     assert_type(kr_fast.membership_signals(x, x, ("phi", "loss")), dict[str, Tensor])
+    assert_type(kr_fast.conv2d_grad_norms(x, x, (3, 3), padding="same", bias=True), Tensor)
+    assert_type(kr_fast.conv2d_grad_samples(x, x, 3, stride=2, multiplicity=4), tuple[Tensor, Tensor | None])
+    assert_type(kr_fast.linear_grad_norms(x, x), Tensor)
 
 
 def synthesis(unet: nn.Module, scheduler: Any, out: Path) -> None:
