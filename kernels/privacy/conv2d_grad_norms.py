@@ -1,9 +1,9 @@
 """Triton kernels of conv2d_grad_norms and conv2d_grad_samples: the gradient of a filter bank record by record.
 
-Direct: ``dw[o, (u, v, c)] = sum over a record's output pixels of dy[pixel, o] x[pixel seen by (u, v), c]``, with one
-more column of ones for the bias: a program holds one tile of one record's gradient in registers, squares and sums it,
-and writes one number, or where samples are asked for the tile. Gram: ``|dw|^2 = sum over pairs of output pixels of
-<patch, patch'> <dy, dy'>``, a program for each record and group, where that takes fewer products.
+``dw[o, (u, v, c)] = sum over a record's output pixels of dy[pixel, o] x[pixel seen by (u, v), c]``, with one more
+column of ones for the bias: a program holds one tile of one record's gradient in registers, squares and sums it, and
+writes one number, or where samples are asked for the tile. The Gram form, ``sum over pairs of output pixels of <patch,
+patch'> <dy, dy'>``, is not here: its terms cancel, in float32 to an error of the norm that clipping must not have.
 
 A linear layer over T tokens is a 1x1 convolution of a 1 x T image. Pixels and channels lie at any two steps, so that
 both layouts are read as they are. Products go to the tensor cores in half precision and are exact in float32; sums are
@@ -16,8 +16,6 @@ import triton
 import triton.language as tl
 from kr_fast.kernels.batched.model_conv2d import INTERPRETED
 from kr_fast.kernels.batched.model_conv2d_backward import weight_tile
-
-GRAM_PIXELS = 64  # of a record at most: two [64, 64] sums are 64 registers a thread
 
 
 @triton.jit
@@ -64,7 +62,7 @@ def _signals(source, image, position, live, output, grad_row, grad_pixel, grad_c
 
 
 @triton.jit
-def direct(
+def weight_gradients(
     x, grad, norms, samples, bias_samples, rows, height, width, out_height, out_width,
     x_row, x_pixel, x_channel, grad_row, grad_pixel, grad_channel,
     C: tl.constexpr, OUT: tl.constexpr, GROUPS: tl.constexpr, PACKED: tl.constexpr,
@@ -124,75 +122,10 @@ def direct(
             tl.store(bias_samples + record * (GROUPS * OUT) + at, acc, mask=(output < OUT)[:, None] & (k == K)[None, :])
 
 
-@triton.jit
-def gram(
-    x, grad, norms, rows, height, width, out_height, out_width,
-    x_row, x_pixel, x_channel, grad_row, grad_pixel, grad_channel,
-    C: tl.constexpr, OUT: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    BIAS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """The norm of a group of a record of at most BM pixels."""
-    program = tl.program_id(0)
-    group = program % GROUPS
-    record = (program // GROUPS).to(tl.int64)
-    seen = x + record * rows * x_row + group * C * x_channel
-    signal = grad + record * rows * grad_row + group * OUT * grad_channel
-    pixel = tl.arange(0, BM)
-    count = rows * out_height * out_width
-    image, position, line, column, live = _pixels(pixel, count, out_height, out_width)
-    lane = tl.arange(0, BK)
-
-    patches = tl.zeros([BM, BM], tl.float32)
-    for first in tl.range(0, KH * KW * C, BK, num_stages=STAGES):
-        b = _patches(
-            seen, image, line, column, live, first + lane, height, width, x_row, x_pixel, x_channel,
-            C, KH, KW, SH, SW, PH, PW, DH, DW,
-        )  # fmt: skip
-        if INTERPRET:
-            b = b.to(tl.float32)
-        patches = tl.dot(b, tl.trans(b), patches, input_precision=PRECISION)
-    if BIAS:
-        patches += 1.0
-    most = tl.zeros([BM], tl.float32)  # of the signals, which are scaled by a power of 2 so that float32 holds squares
-    for first in tl.range(0, OUT, BK):
-        a = _signals(signal, image, position, live, first + lane, grad_row, grad_pixel, grad_channel, OUT)
-        most = tl.maximum(most, tl.max(tl.abs(a.to(tl.float32)), axis=1))
-    exponent = tl.minimum(tl.maximum((tl.max(most).to(tl.int32, bitcast=True) >> 23) & 255, 1), 253)
-    scale = (exponent << 23).to(tl.float32, bitcast=True)
-    inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-    signals = tl.zeros([BM, BM], tl.float32)
-    for first in tl.range(0, OUT, BK, num_stages=STAGES):
-        a = _signals(signal, image, position, live, first + lane, grad_row, grad_pixel, grad_channel, OUT)
-        a = (a.to(tl.float32) * inverse).to(tl.float32 if INTERPRET else a.dtype)
-        signals = tl.dot(a, tl.trans(a), signals, input_precision=PRECISION)
-    square = tl.sum(patches * signals)
-    tl.store(norms + program, scale * tl.sqrt(tl.where(square < 0, 0.0, square)))  # a NaN stays
-
-
 def tile(columns: int, outputs: int, itemsize: int) -> dict:
     """That of model_conv2d_backward; in float32 by twice the warps, for pixels side by side take registers too."""
     shape = weight_tile(columns, outputs, itemsize)
     return shape | ({"num_warps": 8} if itemsize == 4 and shape["BM"] * shape["BN"] == 64 * 64 else {})
-
-
-def gram_tile(pixels: int, itemsize: int) -> dict:
-    span = max(16, triton.next_power_of_2(pixels))
-    return {"BM": span, "BK": 16 if itemsize == 4 else 64, "STAGES": 2, "num_warps": 8 if span == 64 else 4}
-
-
-def takes_gram(pixels: int, columns: int, outputs: int, itemsize: int) -> bool:
-    """Whether the Gram form takes less than half as many products, padding included, so that it may wait more."""
-    if pixels > GRAM_PIXELS:
-        return False
-    shape, span = tile(columns, outputs, itemsize), gram_tile(pixels, itemsize)["BM"]
-
-    def whole(count: int, block: int) -> int:
-        return triton.cdiv(count, block) * block
-
-    products = whole(columns, shape["BN"]) * whole(outputs, shape["BM"]) * whole(pixels, shape["BK"])
-    return 2 * span * span * (columns + outputs) < products
 
 
 def packed(groups: int, outputs: int) -> int:
@@ -215,27 +148,21 @@ def over_tiles(norms: torch.Tensor) -> torch.Tensor:
 def launch(x, grad, kernel, stride, padding, dilation, groups: int, bias: bool, rows: int, *, samples: bool):
     """The norms, or the gradients of weight and bias, of which the latter is None without ``bias``."""
     records, channels, outputs = len(x) // rows, x.shape[1] // groups, grad.shape[1] // groups
-    columns, pixels = kernel[0] * kernel[1] * channels + bias, rows * grad.shape[2] * grad.shape[3]
-    constants = {"C": channels, "OUT": outputs, "GROUPS": groups, "BIAS": bias, "INTERPRET": INTERPRETED}
-    pairs = {"K": kernel, "S": stride, "P": padding, "D": dilation}
-    constants |= {f"{name}{axis}": n for name, pair in pairs.items() for axis, n in zip("HW", pair, strict=True)}
-    constants["PRECISION"] = "ieee" if x.dtype == torch.float32 else "tf32"
-    sizes = (rows, *x.shape[2:], *grad.shape[2:], *steps(x), *steps(grad))
     exact = {"dtype": torch.float32, "device": x.device}
-    if not samples and takes_gram(pixels, columns, outputs, x.element_size()):
-        norms = torch.empty(records, groups, **exact)
-        gram[(norms.numel(),)](x, grad, norms, *sizes, **constants, **gram_tile(pixels, x.element_size()))
-        return over_tiles(norms)
     weight = torch.empty(records, grad.shape[1], channels, *kernel, **exact) if samples else None
     together = packed(groups, outputs)
     groups, channels, outputs = groups // together, channels * together, outputs * together
-    constants |= {"C": channels, "OUT": outputs, "GROUPS": groups, "PACKED": together}
+    constants = {"C": channels, "OUT": outputs, "GROUPS": groups, "PACKED": together, "BIAS": bias}
+    pairs = {"K": kernel, "S": stride, "P": padding, "D": dilation}
+    constants |= {f"{name}{axis}": n for name, pair in pairs.items() for axis, n in zip("HW", pair, strict=True)}
+    constants |= {"PRECISION": "ieee" if x.dtype == torch.float32 else "tf32", "INTERPRET": INTERPRETED}
+    sizes = (rows, *x.shape[2:], *grad.shape[2:], *steps(x), *steps(grad))
     columns = kernel[0] * kernel[1] * channels + bias
     shape = tile(columns, outputs, x.element_size())
     tiles = groups * triton.cdiv(outputs, shape["BM"]) * triton.cdiv(columns, shape["BN"])
     norms = None if samples else torch.empty(records, tiles, **exact)
     of_bias = torch.empty(records, grad.shape[1], **exact) if samples and bias else None
-    direct[(records * tiles,)](x, grad, norms, weight, of_bias, *sizes, **constants, **shape)
+    weight_gradients[(records * tiles,)](x, grad, norms, weight, of_bias, *sizes, **constants, **shape)
     return (weight, of_bias) if samples else over_tiles(norms)
 
 

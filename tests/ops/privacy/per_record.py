@@ -6,8 +6,10 @@ With the convolutions on which the norms and the gradients are tested.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
+from backends import Backend
 from torch import Tensor
 
 
@@ -90,3 +92,9 @@ CONVOLUTIONS = {
     "multiplicity, few pixels": Conv(4, 32, 48, (2, 2), bias=True, multiplicity=2),
     "multiplicity, groups": Conv(4, 8, 8, (5, 5), groups=2, multiplicity=4),
 }
+
+
+def skip_slow(backend: Backend, name: str) -> None:
+    """Many pixels are a regime of C++, and minutes in Triton's interpreter."""
+    if backend.id == "triton-interpreter" and "many pixels" in name:
+        pytest.skip("many pixels in the interpreter")
