@@ -3,7 +3,7 @@
 from kr_fast.data.pixel_range import OVER_ALL
 from kr_fast.privacy.accounting import check_target
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.dp import ledger
+from kr_fast.recycling.dp import ledger, spending
 from kr_fast.runtime.errors import fail
 
 
@@ -34,3 +34,15 @@ def check(context: Context) -> list[str]:
             "many times epsilon"
         )
     return notes
+
+
+def describe(context: Context) -> list[str]:
+    """The plan of a run with epsilon in lines for a reader."""
+    c = context.config
+    steps = [
+        f"privacy: {name}: {own.steps:,} steps of {own.expected_batch_size:,.0f} images on average, noise multiplier "
+        f"{own.noise_multiplier:.4g}"
+        for name, own in ledger.noise(context).items()
+    ]
+    counts = "noised" if spending.counts_are_read(c) else "unused" if c.label_plan == "balanced" else "public"
+    return [f"privacy: epsilon {c.epsilon:g} at delta {c.delta:g}, class counts {counts}", *steps]

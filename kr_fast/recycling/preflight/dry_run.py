@@ -7,6 +7,7 @@ import yaml
 from kr_fast.recycling import given
 from kr_fast.recycling.commands import COMMANDS
 from kr_fast.recycling.context import Context
+from kr_fast.recycling.dp import checks
 from kr_fast.recycling.preflight import division, memory_and_disk, networks, time_estimate
 from kr_fast.recycling.preflight.memory_and_disk import amount, disk_needs, free_disk, memory_needs
 from kr_fast.recycling.stages import teacher
@@ -43,6 +44,7 @@ def describe(context: Context, notes: Sequence[str]) -> str:
         *(f"data: {note}" for note in data.notes),
         *(f"{name}: {words}, {count:,} parameters" for name, words, count in models),
         f"training: {context.precision}",
+        *(checks.describe(context) if c.epsilon else ()),
         *(f"note: {note}" for note in notes),
         *(division.describe(context.ledger) if context.ledger else ()),
         "",

@@ -106,7 +106,13 @@ def test_delta_above_one_in_so_many_records_is_noted(tmp_path, caplog):
     notes = checks.check(context(tmp_path, delta=0.1))
     assert "delta is 0.1, above 1 / 20 training images: a mechanism that publishes each" in notes[0]
     assert "delta 0.1 is above 1 / records" in caplog.text
-    assert checks.check(context(tmp_path)) == []
+    run = context(tmp_path)
+    assert checks.check(run) == []
+    assert checks.describe(run) == [
+        "privacy: epsilon 8 at delta 1e-05, class counts noised",
+        "privacy: teacher: 5 steps of 8 images on average, noise multiplier 2",
+        "privacy: generator: 12 steps of 8 images on average, noise multiplier 2",
+    ]
 
 
 @pytest.mark.usefixtures("no_search")
