@@ -125,9 +125,11 @@ class PrivateTraining:
         if not squares:
             fail("backward", "losses", "come from a forward of the model after make_private", "those of another")
         factors, spoilt = clipping.factors(self.clipping, torch.stack(squares).sum(0), self.max_grad_norm, present)
-        self.not_finite += int((spoilt & present).sum())
+        left_out = spoilt if bool(spoilt.any()) else None  # the one wait for a GPU in a physical batch
+        if left_out is not None:
+            self.not_finite += int((left_out & present).sum())
         for layer in self._layers:
-            layer.add(factors, spoilt if bool(spoilt.any()) else None)
+            layer.add(factors, left_out)
 
     @torch.no_grad()
     def step(self) -> None:
