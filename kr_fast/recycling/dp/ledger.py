@@ -32,7 +32,11 @@ def opened(context: Context) -> Ledger:
         needed = [use for use in done if use != COUNTS or spending.counts_are_read(c)]
         if needed and not path.exists():
             fail("run", "epsilon", f"have the ledger of what was spent on {', '.join(needed)}", f"no {path}")
-        context.privacy = Ledger.open(path, **target, not_private=seeded)
+        ledger = Ledger.open(path, **target, not_private=seeded)
+        steps = {use: 1 if use == COUNTS else spending.of(context, use).steps for use in needed}
+        if less := [use for use in needed if ledger.booked(use) < steps[use]]:
+            fail("run", "epsilon", f"have the ledger of what was spent on {', '.join(less)}", f"another one in {path}")
+        context.privacy = ledger
     return context.privacy
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_runs import new_context
 
-from kr_fast.privacy import Gaussian, PrivateTraining, accounting
+from kr_fast.privacy import Gaussian, Ledger, PrivateTraining, accounting
 from kr_fast.recycling.dp import ledger, teacher
 from kr_fast.recycling.dp.training import fresh, seed_options
 from kr_fast.recycling.presets import preset
@@ -96,6 +96,9 @@ def test_a_seed_marks_the_ledger(tmp_path, monkeypatch):
 def test_a_ledger_that_is_gone_is_not_begun_anew(run):
     run.folder.privacy_ledger.unlink()
     with pytest.raises(UserError, match="epsilon must have the ledger of what was spent on class counts, got no"):
+        ledger.opened(reopened(run))
+    Ledger.open(run.folder.privacy_ledger, epsilon=8, delta=1e-5, records=20)  # one in which nothing was spent
+    with pytest.raises(UserError, match="what was spent on class counts, got another one in"):
         ledger.opened(reopened(run))
 
 
