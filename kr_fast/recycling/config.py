@@ -29,8 +29,8 @@ LABELS = ("soft", "top1", "class")
 OF_SOFT_LABELS = ("temperature", "soft_weight", "hard_weight", "loss", "dkd_alpha", "dkd_beta", "standardize_logits")
 LEAST_WEIGHT = 1e-3  # of the terms of the loss together; a much smaller one vanishes in float32
 # What the figures of a run can be of.
-TIMED = ("data", "teacher", "generator", "checkpoints", "tuning", "few_step", "gkd", "student", "ablation", "shadows")
-TIMED += ("canaries", "canary_students", "shadow_students", "audit")
+TIMED = ("data", "privacy", "teacher", "generator", "checkpoints", "tuning", "few_step", "gkd", "student", "ablation")
+TIMED += ("shadows", "canaries", "canary_students", "shadow_students", "audit")
 NAMES = Names((TEACHER, TRANSFER, FULL, CONTROL, RELEASED), (TEACHER, FULL), DEFAULT, Choices.priors, TIMED)
 
 

@@ -231,7 +231,7 @@ def test_saved_signals(tmp_path, capsys):
         (["--signals", "x.npz"], "audit: input must be models (model, checkpoint, data) or one of signals, lira_tree"),
         (
             ["--model", "vgg"],
-            "audit: model must be pkg.mod:factory or one of resnet8, resnet14, resnet20, resnet32, got",
+            "audit: model must be pkg.mod:factory or one of resnet8, resnet14, resnet20, resnet32, resnet8-gn",
         ),
         (["--model", "no.such:net"], "audit: model must name an importable pkg.mod:factory, got no.such:net"),
         (["--model", "mynet:number"], "audit: model must name a factory that returns a torch module"),

@@ -78,7 +78,7 @@ def test_bad_data_leaves_nothing(tmp_path, capsys):
             ["--teacher", "absent.safetensors"],
             "run: teacher must be pkg.mod:factory, a file or the folder of a run, got",
         ),
-        (["--preset", "huge"], "preset must be one of digits, small, private, accurate, toy, or several"),
+        (["--preset", "huge"], "preset must be one of digits, small, private, accurate, guaranteed, toy, or several"),
         (["--config", "absent.yaml"], "absent.yaml"),
     ],
 )
@@ -210,7 +210,9 @@ def test_info_names_every_op_and_backend(capsys):
     ops += " model_residual_block model_sgd group_norm_silu qkv_attention winograd_conv2d distillation_loss encode_png"
     ops += " distillation_metrics membership_signals pack_uint8 philox_normal solver_step solver_step_at winograd_pack"
     ops += " winograd_conv2d_grad_weight batch_norm_act optimizer_step direct_conv2d"
-    ops += " residual_block preactivation_block"
+    ops += " residual_block preactivation_block conv2d_grad_norms conv2d_grad_samples linear_grad_norms"
+    ops += " linear_grad_samples embedding_grad_norms group_norm_grad_norms group_norm_grad_samples"
+    ops += " layer_norm_grad_norms layer_norm_grad_samples"
     assert set(facts["ops"]) == set(ops.split())
     for cells in facts["ops"].values():
         assert cells["reference"] == "available"

@@ -77,7 +77,9 @@ def test_no_stage_copies_a_mapped_set(tmp_path, source, gathered, one_thread):
 def test_a_dry_run_maps_its_set_and_leaves_nothing(tmp_path, source, gathered, monkeypatch):
     made, convert = [], memory_map.convert
     monkeypatch.setattr(memory_map, "convert", lambda folder, parts: made.append(folder) or convert(folder, parts))
-    text = dry_run(RecycleConfig(**{**preset("toy"), "out": str(tmp_path / "run"), "data": str(source)}))
+    options = {"out": str(tmp_path / "run"), "data": str(source)}
+    options["student_batch_size"] = 32  # images of several steps are gathered at a time
+    text = dry_run(RecycleConfig(**{**preset("toy"), **options}))
     assert f"images of {SIDE} x {SIDE} x 3" in text
     assert made == [tmp_path / "run.private-images.dry-run"]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
