@@ -76,9 +76,9 @@ class Layer:
         raise NotImplementedError
 
     def keeps_samples(self, grad: Tensor, x: Tensor) -> bool:
-        """Whether the per-sample gradients are the fewer values."""
+        """Whether the per-sample gradients are the fewer values, or the bias alone is trained, which no norm is of."""
         own = sum(each.numel() for each in self.sums.values())
-        return own * (len(x) // self.multiplicity) <= x.numel() + grad.numel()
+        return "weight" not in self.trained or own * (len(x) // self.multiplicity) <= x.numel() + grad.numel()
 
     def norms(self, grad: Tensor, x: Tensor) -> Tensor:
         """Norms of the per-sample gradients, ``[B]``, where they are not kept."""
@@ -206,18 +206,13 @@ class Conv2d(Layer):
     def samples(self, grad: Tensor, x: Tensor) -> Samples:
         if "weight" not in self.trained:
             return [("bias", by_record(grad.flatten(2).sum(2), self.multiplicity))]
-        weight, bias = conv2d_grad_samples(x, grad, self.module.kernel_size, **self._options)
-        return [("weight", weight)] + ([] if bias is None else [("bias", bias)])
-
-    def keeps_samples(self, grad: Tensor, x: Tensor) -> bool:
-        return "weight" not in self.trained or super().keeps_samples(grad, x)
+        return named(conv2d_grad_samples(x, grad, self.module.kernel_size, **self._options))
 
     def norms(self, grad: Tensor, x: Tensor) -> Tensor:
         return conv2d_grad_norms(x, grad, self.module.kernel_size, **self._options)
 
     def weighted(self, grad: Tensor, x: Tensor, weight: Tensor) -> Samples:
-        found = convolutions.grad_weight(self.form, scaled(grad, weight), x, self._options["bias"])
-        return [(name, each) for name, each in zip(("weight", "bias"), found, strict=True) if each is not None]
+        return named(convolutions.grad_weight(self.form, scaled(grad, weight), x, self._options["bias"]))
 
 
 class Linear(Layer):
@@ -230,14 +225,9 @@ class Linear(Layer):
         return grad @ self.module.weight.to(grad.dtype)
 
     def samples(self, grad: Tensor, x: Tensor) -> Samples:
-        bias = "bias" in self.trained
         if "weight" not in self.trained:
             return [("bias", by_record(grad.flatten(1, -2).sum(1) if grad.ndim > 2 else grad, self.multiplicity))]
-        weight, of_bias = linear_grad_samples(x, grad, bias=bias, multiplicity=self.multiplicity)
-        return [("weight", weight)] + ([] if of_bias is None else [("bias", of_bias)])
-
-    def keeps_samples(self, grad: Tensor, x: Tensor) -> bool:
-        return "weight" not in self.trained or super().keeps_samples(grad, x)
+        return named(linear_grad_samples(x, grad, bias="bias" in self.trained, multiplicity=self.multiplicity))
 
     def norms(self, grad: Tensor, x: Tensor) -> Tensor:
         return linear_grad_norms(x, grad, bias="bias" in self.trained, multiplicity=self.multiplicity)
@@ -276,6 +266,11 @@ class Embedding(Layer):
         padding = -1 if padding is None else padding
         grad = scaled(grad, weight).float()
         return [("weight", torch.ops.aten.embedding_dense_backward(grad, x, shape[0], padding, False))]
+
+
+def named(found: tuple[Tensor, Tensor | None]) -> Samples:
+    """Gradients of weight and bias, of which the second may be missing."""
+    return [(name, each) for name, each in zip(("weight", "bias"), found, strict=True) if each is not None]
 
 
 def by_record(rows: Tensor, multiplicity: int) -> Tensor:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
-from kr_fast.backends.calls import Call
-from kr_fast.backends.privacy_arguments import ConvGradients, accumulated
+from kr_fast.backends.privacy_arguments import ConvGradients
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
+from kr_fast.ops.privacy.dispatch import empty_norms, kernel
 
 _OP = "conv2d_grad_norms"
 SCHEMA = (
@@ -24,16 +23,11 @@ def arguments(x, grad_output, kernel_size, stride, padding, dilation, groups, bi
     return ConvGradients(x, grad_output, *pairs, groups, bias, multiplicity)
 
 
-def _empty(x, grad_output, *options) -> Tensor:
-    return x.new_empty(x.shape[0] // options[-1], dtype=accumulated(x, grad_output))
-
-
-@define(f"{_OP}{SCHEMA} -> Tensor", fake=_empty)
+@define(f"{_OP}{SCHEMA} -> Tensor", fake=empty_norms)
 def _impl(x, grad_output, *options):
     if not x.shape[0]:
-        return _empty(x, grad_output, *options)
-    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
-    return kernel(arguments(x, grad_output, *options))
+        return empty_norms(x, grad_output, *options)
+    return kernel(_OP, x, grad_output)(arguments(x, grad_output, *options))
 
 
 def conv2d_grad_norms(

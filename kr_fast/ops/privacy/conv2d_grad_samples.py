@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
-from kr_fast.backends.calls import Call
 from kr_fast.backends.privacy_arguments import accumulated
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
 from kr_fast.ops.privacy.conv2d_grad_norms import SCHEMA, arguments
+from kr_fast.ops.privacy.dispatch import kernel
 
 _OP = "conv2d_grad_samples"
 
@@ -26,8 +25,7 @@ def _empty(x, grad_output, *options) -> tuple[Tensor, Tensor]:
 def _impl(x, grad_output, *options):
     if not x.shape[0]:
         return _empty(x, grad_output, *options)
-    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
-    weight, bias = kernel(arguments(x, grad_output, *options))
+    weight, bias = kernel(_OP, x, grad_output)(arguments(x, grad_output, *options))
     return weight, weight.new_empty(0) if bias is None else bias
 
 

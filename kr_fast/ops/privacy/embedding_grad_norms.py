@@ -5,22 +5,19 @@ from torch import Tensor
 
 from kr_fast.backends import registry
 from kr_fast.backends.calls import Call
-from kr_fast.backends.privacy_arguments import EmbeddingGradients, accumulated
+from kr_fast.backends.privacy_arguments import EmbeddingGradients
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
+from kr_fast.ops.privacy.dispatch import empty_norms
 
 _OP = "embedding_grad_norms"
 
 
-def _empty(indices, grad_output, padding_idx, multiplicity) -> Tensor:
-    return grad_output.new_empty(grad_output.shape[0] // multiplicity, dtype=accumulated(grad_output))
-
-
-@define(f"{_OP}(Tensor indices, Tensor grad_output, int? padding_idx, int multiplicity) -> Tensor", fake=_empty)
+@define(f"{_OP}(Tensor indices, Tensor grad_output, int? padding_idx, int multiplicity) -> Tensor", fake=empty_norms)
 def _impl(indices, grad_output, padding_idx, multiplicity):
     if not grad_output.numel():
-        return _empty(indices, grad_output, padding_idx, multiplicity).zero_()
+        return empty_norms(indices, grad_output, padding_idx, multiplicity).zero_()
     kernel = registry.resolve(_OP, Call(grad_output.device.type, grad_output.dtype))
     return kernel(EmbeddingGradients(indices, grad_output, padding_idx, multiplicity))
 

@@ -3,26 +3,20 @@
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
-from kr_fast.backends.calls import Call
-from kr_fast.backends.privacy_arguments import GroupNormGradients, accumulated
+from kr_fast.backends.privacy_arguments import GroupNormGradients
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
+from kr_fast.ops.privacy.dispatch import empty_norms, kernel
 
 _OP = "group_norm_grad_norms"
 SCHEMA = "(Tensor x, Tensor grad_output, int groups, float eps, int multiplicity)"
 
 
-def _empty(x, grad_output, groups, eps, multiplicity) -> Tensor:
-    return x.new_empty(x.shape[0] // multiplicity, dtype=accumulated(x, grad_output))
-
-
-@define(f"{_OP}{SCHEMA} -> Tensor", fake=_empty)
+@define(f"{_OP}{SCHEMA} -> Tensor", fake=empty_norms)
 def _impl(x, grad_output, *options):
     if not x.numel():
-        return _empty(x, grad_output, *options).zero_()
-    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
-    return kernel(GroupNormGradients(x, grad_output, *options))
+        return empty_norms(x, grad_output, *options).zero_()
+    return kernel(_OP, x, grad_output)(GroupNormGradients(x, grad_output, *options))
 
 
 def group_norm_grad_norms(

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
-from kr_fast.backends.calls import Call
 from kr_fast.backends.privacy_arguments import GroupNormGradients, accumulated
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
+from kr_fast.ops.privacy.dispatch import kernel
 from kr_fast.ops.privacy.group_norm_grad_norms import SCHEMA
 
 _OP = "group_norm_grad_samples"
@@ -23,8 +22,7 @@ def _impl(x, grad_output, *options):
     if not x.numel():
         weight, bias = _empty(x, grad_output, *options)
         return weight.zero_(), bias.zero_()
-    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
-    return kernel(GroupNormGradients(x, grad_output, *options))
+    return kernel(_OP, x, grad_output)(GroupNormGradients(x, grad_output, *options))
 
 
 def group_norm_grad_samples(

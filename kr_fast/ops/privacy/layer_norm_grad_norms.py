@@ -5,26 +5,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
-from kr_fast.backends.calls import Call
-from kr_fast.backends.privacy_arguments import LayerNormGradients, accumulated
+from kr_fast.backends.privacy_arguments import LayerNormGradients
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
+from kr_fast.ops.privacy.dispatch import empty_norms, kernel
 
 _OP = "layer_norm_grad_norms"
 SCHEMA = "(Tensor x, Tensor grad_output, float eps, bool bias, int multiplicity)"
 
 
-def _empty(x, grad_output, eps, bias, multiplicity) -> Tensor:
-    return x.new_empty(x.shape[0] // multiplicity, dtype=accumulated(x, grad_output))
-
-
-@define(f"{_OP}{SCHEMA} -> Tensor", fake=_empty)
+@define(f"{_OP}{SCHEMA} -> Tensor", fake=empty_norms)
 def _impl(x, grad_output, *options):
     if not x.numel():
-        return _empty(x, grad_output, *options).zero_()
-    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
-    return kernel(LayerNormGradients(x, grad_output, *options))
+        return empty_norms(x, grad_output, *options).zero_()
+    return kernel(_OP, x, grad_output)(LayerNormGradients(x, grad_output, *options))
 
 
 def layer_norm_grad_norms(

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
-from kr_fast.backends.calls import Call
 from kr_fast.backends.privacy_arguments import LayerNormGradients, accumulated
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
+from kr_fast.ops.privacy.dispatch import kernel
 from kr_fast.ops.privacy.layer_norm_grad_norms import SCHEMA
 
 _OP = "layer_norm_grad_samples"
@@ -25,8 +24,7 @@ def _impl(x, grad_output, *options):
     if not x.numel():
         weight, of_bias = _empty(x, grad_output, *options)
         return weight.zero_(), of_bias.zero_()
-    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
-    weight, of_bias = kernel(LayerNormGradients(x, grad_output, *options))
+    weight, of_bias = kernel(_OP, x, grad_output)(LayerNormGradients(x, grad_output, *options))
     return weight, weight.new_empty(0) if of_bias is None else of_bias
 
 

@@ -3,25 +3,19 @@
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
-from kr_fast.backends.calls import Call
-from kr_fast.backends.privacy_arguments import LinearGradients, accumulated
+from kr_fast.backends.privacy_arguments import LinearGradients
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
+from kr_fast.ops.privacy.dispatch import empty_norms, kernel
 
 _OP = "linear_grad_norms"
 
 
-def _empty(x, grad_output, bias, multiplicity) -> Tensor:
-    return x.new_empty(x.shape[0] // multiplicity, dtype=accumulated(x, grad_output))
-
-
-@define(f"{_OP}(Tensor x, Tensor grad_output, bool bias, int multiplicity) -> Tensor", fake=_empty)
+@define(f"{_OP}(Tensor x, Tensor grad_output, bool bias, int multiplicity) -> Tensor", fake=empty_norms)
 def _impl(x, grad_output, bias, multiplicity):
     if not x.numel() or not grad_output.numel():
-        return _empty(x, grad_output, bias, multiplicity).zero_()
-    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
-    return kernel(LinearGradients(x, grad_output, bias, multiplicity))
+        return empty_norms(x, grad_output, bias, multiplicity).zero_()
+    return kernel(_OP, x, grad_output)(LinearGradients(x, grad_output, bias, multiplicity))
 
 
 def linear_grad_norms(x: Tensor, grad_output: Tensor, *, bias: bool = False, multiplicity: int = 1) -> Tensor:

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from kr_fast.backends import registry
-from kr_fast.backends.calls import Call
 from kr_fast.backends.privacy_arguments import LinearGradients, accumulated
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
+from kr_fast.ops.privacy.dispatch import kernel
 
 _OP = "linear_grad_samples"
 
@@ -22,8 +21,7 @@ def _empty(x, grad_output, bias, multiplicity) -> tuple[Tensor, Tensor]:
 def _impl(x, grad_output, bias, multiplicity):
     if not x.numel() or not grad_output.numel():
         return tuple(each.zero_() for each in _empty(x, grad_output, bias, multiplicity))
-    kernel = registry.resolve(_OP, Call(x.device.type, torch.promote_types(x.dtype, grad_output.dtype)))
-    weight, of_bias = kernel(LinearGradients(x, grad_output, bias, multiplicity))
+    weight, of_bias = kernel(_OP, x, grad_output)(LinearGradients(x, grad_output, bias, multiplicity))
     return weight, weight.new_empty(0) if of_bias is None else of_bias
 
 
