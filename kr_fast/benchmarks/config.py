@@ -79,7 +79,9 @@ class BenchConfig:
     scheduler: str = option("DDIMScheduler", "diffusers scheduler")
     steps: int = option(10, "solver steps", least=1, most=10000)
     batch: int = option(64, "images in one network call", least=1, most=1_000_000)
-    images: int = option(256, "images in one timed run", least=1, most=1_000_000_000)
+    images: int = option(
+        0, "images in one timed run; 0 for four batches on a GPU, two on a CPU", least=0, most=1_000_000_000
+    )
     guidance_scale: float = option(1.0, "classifier-free guidance; 1 for none", least=0, most=100)
     format: str = option("npy", "sink of the end-to-end rate", choices=FORMATS)
     providers: tuple[str, ...] = option(
@@ -106,6 +108,7 @@ class BenchConfig:
         values["guidance_scale"] = None if self.guidance_scale == 1 else self.guidance_scale
         values["format"] = None if self.format == "none" else self.format
         values["device"] = _device(self.device)
+        values["images"] = self.images or self.batch * (4 if values["device"] == "cuda" else 2)
         values["threads"] = self.threads or torch.get_num_threads()
         return Case(**values)
 
