@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.stages.generation import generator
 from kr_fast.recycling.stages.generation.generator_loss import make_scheduler
 from kr_fast.runtime.errors import UserError, fail
@@ -14,6 +13,7 @@ from kr_fast.runtime.storage.layout import Folder
 from kr_fast.synthesis.job import TrainedGenerator
 
 SAMPLING = ("num_inference_steps", "guidance_scale", "noise_scale", "guidance_interval")
+USED = (*SAMPLING, "few_steps", "label_plan", "solver")  # a run of an earlier version may lack others
 
 
 def is_run(folder: Path) -> bool:
@@ -36,9 +36,9 @@ def open_generator(
     """
     folder = Folder(run).check(*asked)
     journal, config = Journal(run), manifest.read_config(folder.config)
-    for key in RecycleConfig().record():
-        if key not in config:  # a file that was cut, whose last value may be cut too
-            raise UserError(f"{asked[0]}: {folder.config} must hold every option of a run, got no {key}")
+    for key in USED:
+        if key not in config:
+            raise UserError(f"{asked[0]}: {folder.config} must hold the options of a run, got no {key}")
     trained = journal.done("generator")
     if trained is not None and "given" in trained:
         fail(*asked, "be a run that trained its generator", f"{run}, whose generator was given")

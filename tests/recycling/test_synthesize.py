@@ -126,3 +126,19 @@ def test_runs_that_are_refused(tmp_path, finished):
     (tmp_path / "private").mkdir()
     with pytest.raises(UserError, match="synthesize: model must be a run whose generator is trained, got"):
         trained_generator.open_generator(tmp_path, torch.device("cpu"))
+    options = yaml.safe_load((finished[0] / "config.yaml").read_text())
+    del options["solver"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(options))
+    with pytest.raises(UserError, match=r"config.yaml must hold the options of a run, got no solver"):
+        trained_generator.open_generator(tmp_path, torch.device("cpu"))
+
+
+def test_a_run_of_an_earlier_version_is_a_generator(finished):
+    path = finished[0] / "config.yaml"
+    before = path.read_text()
+    path.write_text(yaml.safe_dump({key: value for key, value in yaml.safe_load(before).items() if key != "epsilon"}))
+    trained_generator.open_generator(finished[0], torch.device("cpu"))
+    path.write_text(before.rstrip("\n"))
+    with pytest.raises(UserError, match="must hold options in YAML, got a file whose end is missing"):
+        trained_generator.open_generator(finished[0], torch.device("cpu"))
+    path.write_text(before)

@@ -30,11 +30,14 @@ def read_config(path: Path) -> dict[str, Any]:
     """The options in ``config.yaml``. Raises: UserError naming the file where it is damaged."""
     try:
         with files.named(path):
-            options = yaml.safe_load(path.read_text())
+            text = path.read_text()
+        options = yaml.safe_load(text)
     except YAML_ERRORS as error:
         raise UserError(f"{path} must hold options in YAML, got a damaged file ({first_line(error)})") from error
     if not isinstance(options, dict) or not options or not all(isinstance(key, str) for key in options):
         raise UserError(f"{path} must hold options in YAML, got {'nothing' if not options else 'something else'}")
+    if not text.endswith("\n"):  # it may be whole YAML whose last value is cut
+        raise UserError(f"{path} must hold options in YAML, got a file whose end is missing")
     return options
 
 
