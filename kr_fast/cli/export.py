@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not state.current().is_main:
         return 0
     if done.metrics["verdict"] is not None:
-        print("\n".join(verdict.lines(done.metrics["verdict"])))
+        print("\n".join(verdict.lines(done.metrics["verdict"], done.metrics.get("guarantee"))))
     print(f"{done.student}: kr_fast.load_student reads it; figures, audit and verdict are in its README.md")
     column = f" with {done.images['column']}" if done.images["column"] else ""
     print(f"{done.synthetic}: {done.images['count']} images{column} ({done.images['format']})")

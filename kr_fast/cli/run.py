@@ -64,7 +64,7 @@ def finished(result: Any) -> int:
 
     if not state.current().is_main:
         return 0
-    print("\n".join(verdict.lines(result.metrics["verdict"])))
+    print("\n".join(verdict.lines(result.metrics["verdict"], result.metrics.get("guarantee"))))
     print()
     print(table(result.metrics))
     if rates := tables.throughput(result.metrics):

@@ -89,7 +89,8 @@ class Result:
         from kr_fast.report import render, run_audit
         from kr_fast.report.sections import verdict
 
-        blocks = [("note", verdict.lines(self.metrics["verdict"])), ("table", run_audit.headline(self.metrics))]
+        lines = verdict.lines(self.metrics["verdict"], self.metrics.get("guarantee"))
+        blocks = [("note", lines), ("table", run_audit.headline(self.metrics))]
         blocks.append(("text", run_audit.verdict(self.metrics)))
         return render.fragment([*blocks, ("text", f"Report: {self.report}")])
 

@@ -1,12 +1,11 @@
 """The guarantee of a private run beside what its audit measured: epsilon from above, by the ledger, and from below."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kr_fast.report import audit_tables, run_audit
 from kr_fast.report.render import Block
-from kr_fast.report.tables import lower_bounds, number
+from kr_fast.report.tables import lower_bounds, number, private_to, rounded_up
 
 BOUNDS = {"clopper_pearson": "any threshold", "one_run": "one run", "gaussian": "if Gaussian"}
 
@@ -41,10 +40,10 @@ def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
         return
     yield (
         "text",
-        f"By the ledger, what is released is ({_above(guarantee['epsilon'])}, {guarantee['delta']:g})-differentially "
-        f"private (neighbouring sets: {guarantee['neighbouring']}): no attack can do better, whatever it knows. Lower "
-        "bounds are what the attacks of this audit proved, at most the true epsilon in 95 % of audits; far below the "
-        "ledger's, as a guarantee is for the worst record and attack, and so few records can show little of it.",
+        f"By the ledger, what is released is {private_to(guarantee)} (neighbouring sets: {guarantee['neighbouring']}): "
+        "no attack can do better, whatever it knows. Lower bounds are what the attacks of this audit proved, at most "
+        "the true epsilon in 95 % of audits; far below the ledger's, as a guarantee is for the worst record and "
+        "attack, and so few records can show little of it.",
     )
     yield "table", _table(summary)
     if audit and any(each["above"] is None for each in lower_bounds(guarantee, audit)):
@@ -55,17 +54,12 @@ def _table(summary: Mapping[str, Any]) -> list[list[str]]:
     guarantee, audit = summary["guarantee"], summary.get("audit")
     rows = [["", "epsilon at most", *(f"at least ({words})" for words in BOUNDS.values())]]
     blank = [""] * len(BOUNDS)
-    rows.append(["everything released, by the ledger", _above(guarantee["epsilon"]), *blank])
+    rows.append(["everything released, by the ledger", rounded_up(guarantee["epsilon"]), *blank])
     for each in guarantee["spent"]:
-        rows.append([f"{each['for']} alone, by the ledger", _above(each["epsilon_alone"]), *blank])
+        rows.append([f"{each['for']} alone, by the ledger", rounded_up(each["epsilon_alone"]), *blank])
     named = {**run_audit.models(dict(summary)), run_audit.RELEASED: "released images"}
     for each in lower_bounds(guarantee, audit) if audit else ():
         cells = ["" if each[bound] is None else number(each[bound], 2) for bound in BOUNDS]
         title = audit_tables.title(audit, each["attack"])
         rows.append([f"{named.get(each['target'], each['target'])}, by {title}", "", *cells])
     return rows
-
-
-def _above(epsilon: float) -> str:
-    """Rounded up, so that it stays an upper bound."""
-    return f"{math.ceil(1000 * epsilon) / 1000:g}"

@@ -199,7 +199,7 @@ def more_time(summary: Summary) -> str:
 def caveats(summary: Summary) -> list[str]:
     """What the figures do not say, by what was run."""
     lines = [f"Note: {note}." for note in summary.get("notes", [])]
-    lines.append(OUTSIDE if summary.get("guarantee") else EMPIRICAL)
+    lines.append(OUTSIDE if (summary.get("guarantee") or {}).get("private") else EMPIRICAL)
     audit = summary.get("audit")
     if audit:
         lines += [_of_student(summary), _of_images(summary)]

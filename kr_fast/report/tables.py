@@ -1,7 +1,7 @@
 """The numbers of a run as tables and as ``metrics.json``."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kr_fast.runtime.storage import files
@@ -16,6 +16,16 @@ def number(value: Any, digits: int = 3) -> str:
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     return f"{value:.{digits}f}"
+
+
+def rounded_up(epsilon: float) -> str:
+    """An epsilon that holds from above, with three digits behind the point: it still does."""
+    return f"{math.ceil(1000 * epsilon) / 1000:g}"
+
+
+def private_to(guarantee: Mapping[str, Any]) -> str:
+    """``(1.234, 1e-05)-differentially private``: of the entry ``guarantee`` of a run's metrics."""
+    return f"({rounded_up(guarantee['epsilon'])}, {guarantee['delta']:g})-differentially private"
 
 
 def percent(value: float | None) -> str:

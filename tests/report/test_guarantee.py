@@ -6,6 +6,7 @@ import pytest
 from report_cases import arrays, summary
 
 from kr_fast import report
+from kr_fast.report.sections import verdict
 from kr_fast.report.tables import lower_bounds
 
 
@@ -73,5 +74,24 @@ def test_a_run_with_a_seed_guarantees_nothing(tmp_path):
     values = guaranteed(epsilon=None, private=False, not_private="a seed was given")
     html, _ = report.write(tmp_path, values, arrays())
     assert "Not private: a seed was given. Nothing is guaranteed." in html.read_text()
+    assert "have a guarantee of differential privacy" not in html.read_text()
     without_audit = {**guaranteed(), "audit": None, "aop": None}
     assert report.metrics(without_audit)["guarantee"]["lower_bounds"] == []
+
+
+def test_the_last_line_of_a_verdict_says_what_is_guaranteed():
+    decided = {"decision": "share", "reasons": ["No attack finds members."], "about": "the Student", "chance": None}
+    plain, private, seeded = (
+        verdict.lines(decided, each)[-1]
+        for each in (
+            None,
+            guaranteed()["guarantee"],
+            guaranteed(private=False, not_private="a seed was given")["guarantee"],
+        )
+    )
+    about = "The verdict is about the Student. What is measured is empirical"
+    assert all(line.startswith(about) for line in (plain, private, seeded))
+    assert plain.endswith(" and no guarantee, as differential privacy would be.")
+    assert "no guarantee" not in private
+    assert "what is released is (2, 1e-05)-differentially private, which holds against every attack." in private
+    assert seeded.endswith(", and nothing is guaranteed: a seed was given.")

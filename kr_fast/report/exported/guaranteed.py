@@ -4,11 +4,11 @@ They are made of the keys below alone, none of which was computed from a private
 A test accuracy is no such figure, so a card has none.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kr_fast.report.render import Block
+from kr_fast.report.tables import private_to
 
 OPTIONS = ("student_arch", "student_width", "labels", "periods", "images", "student_epochs", "image_size", "resize")
 COUNTS = {
@@ -27,10 +27,9 @@ def sentences(guarantee: Mapping[str, Any]) -> list[str]:
     if not guarantee["private"]:
         why = guarantee["not_private"]
         return [f"NOT PRIVATE: {why}. Nothing is guaranteed, and nothing of this may be handed on."]
-    epsilon = math.ceil(1000 * guarantee["epsilon"]) / 1000  # an upper bound stays one
     return [
-        f"Student and synthetic images are ({epsilon:g}, {guarantee['delta']:g})-differentially private for every "
-        f"training image (neighbouring sets: {guarantee['neighbouring']}).",
+        f"Student and synthetic images are {private_to(guarantee)} for every training image "
+        f"(neighbouring sets: {guarantee['neighbouring']}).",
         "They were made of a Teacher and a generator that were trained with noise, and of nothing else, so the "
         "guarantee holds against every attack, and for whatever is made of them. It is for one image: of a person with "
         "several, more may be told. It is for one release: those of other runs on the same images add up.",

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kr_fast.report.render import Block, Verdict
-from kr_fast.report.tables import number
+from kr_fast.report.tables import number, private_to
 
 STATES = {"share": "good", "do not share": "bad", "not decided": "unknown"}
 PASSED = {True: "yes", False: "NO", None: "decides nothing"}
@@ -20,10 +20,22 @@ def block(verdict: Mapping[str, Any] | None, sentences: str) -> Block:
     )
 
 
-def lines(verdict: Mapping[str, Any]) -> list[str]:
-    """The lines with which a screen begins."""
-    last = "What is measured is empirical and no guarantee, as differential privacy would be."
-    return [f"verdict: {verdict['decision']}", *verdict["reasons"], " ".join(filter(None, (scope(verdict), last)))]
+def lines(verdict: Mapping[str, Any], guarantee: Mapping[str, Any] | None = None) -> list[str]:
+    """The lines with which a screen begins; ``guarantee``: the entry of that name in a run's metrics, if there is."""
+    last = " ".join(filter(None, (scope(verdict), kind(guarantee))))
+    return [f"verdict: {verdict['decision']}", *verdict["reasons"], last]
+
+
+def kind(guarantee: Mapping[str, Any] | None) -> str:
+    """That the figures are empirical, and what is guaranteed beside them."""
+    if guarantee is None:
+        return "What is measured is empirical and no guarantee, as differential privacy would be."
+    if not guarantee["private"]:
+        return f"What is measured is empirical, and nothing is guaranteed: {guarantee['not_private']}."
+    return (
+        f"What is measured is empirical. By the ledger, what is released is {private_to(guarantee)}, which "
+        "holds against every attack."
+    )
 
 
 def scope(verdict: Mapping[str, Any]) -> str:
