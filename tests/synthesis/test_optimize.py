@@ -10,7 +10,7 @@ from torch import nn
 import kr_fast
 from kr_fast.backends import native, registry
 from kr_fast.runtime.errors import UserError
-from kr_fast.synthesis.optimized import fast_blocks
+from kr_fast.training.unet_blocks import nearest_2x
 
 diffusers = pytest.importorskip("diffusers")
 LAST = torch.channels_last
@@ -151,10 +151,10 @@ def test_class_embeddings_that_are_timesteps():
 def test_nearest_is_torchs(monkeypatch):
     x = torch.randn(2, 3, 5, 4).contiguous(memory_format=LAST)
     want = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
-    assert torch.equal(fast_blocks.nearest_2x(x), want)
+    assert torch.equal(nearest_2x(x), want)
     monkeypatch.setattr(torch.Tensor, "numel", lambda self: 2**31)
-    assert torch.equal(fast_blocks.nearest_2x(x), want)
-    assert fast_blocks.nearest_2x(x).is_contiguous(memory_format=LAST)
+    assert torch.equal(nearest_2x(x), want)
+    assert nearest_2x(x).is_contiguous(memory_format=LAST)
 
 
 def test_fewer_images_than_classes():

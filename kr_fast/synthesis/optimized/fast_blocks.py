@@ -14,12 +14,12 @@ from kr_fast.backends.cpu.nn import direct_trains, winograd_trains_faster
 from kr_fast.ops.nn.direct_conv2d import direct_conv2d
 from kr_fast.ops.nn.group_norm_silu import group_norm_silu
 from kr_fast.ops.nn.preactivation_block import unchecked as preactivation_block
-from kr_fast.ops.nn.qkv_attention import qkv_attention
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
 from kr_fast.runtime.errors import fail
 from kr_fast.synthesis.optimized.calls import check_call
 from kr_fast.training.conditions import plain
 from kr_fast.training.layout import nhwc
+from kr_fast.training.unet_blocks import attend
 
 
 class Shifts(NamedTuple):
@@ -112,24 +112,6 @@ def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: 
     return h if self.output_scale_factor == 1 else h.div_(self.output_scale_factor)
 
 
-def fusible(self: Any) -> bool:
-    """Whether a ``ResnetBlock2D`` has the layers of ``preactivation_block``."""
-    forms = [(self.conv1, (3, 3), (1, 1)), (self.conv2, (3, 3), (1, 1))]
-    forms += [] if self.conv_shortcut is None else [(self.conv_shortcut, (1, 1), (0, 0))]
-    return (
-        self.upsample is self.downsample is None
-        and self.time_embedding_norm == "default"
-        and self.output_scale_factor == 1
-        and all(type(each) is nn.GroupNorm and each.affine for each in (self.norm1, self.norm2))
-        and all(
-            type(conv) is nn.Conv2d
-            and (conv.kernel_size, conv.padding, conv.stride) == (kernel, padding, (1, 1))
-            and (conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), 1, "zeros")
-            for conv, kernel, padding in forms
-        )
-    )
-
-
 def _fuses(self: Any, x: Tensor, skip: Tensor | None, temb: Any) -> bool:
     """Whether this call of a fusible block is one of ``preactivation_block``, and faster so."""
     outputs = self.conv2.out_channels
@@ -155,47 +137,6 @@ def fused_resnet(self: Any, x: Tensor, skip: Tensor | None, temb: Any) -> Tensor
     return preactivation_block(x, skip, shift, *layers, *shortcut, groups, eps)
 
 
-def up_block(
-    self: Any,
-    hidden_states: Tensor,
-    res_hidden_states_tuple: tuple[Tensor, ...],
-    temb: Any = None,
-    upsample_size: Any = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Tensor:
-    """``UpBlock2D`` and ``AttnUpBlock2D``: the skip connections go to the resnets as they are."""
-    attentions = getattr(self, "attentions", [None] * len(self.resnets))
-    for block, attend, skip in zip(self.resnets, attentions, reversed(res_hidden_states_tuple), strict=False):
-        hidden_states = block(hidden_states, temb, skip=skip)
-        if attend is not None:
-            hidden_states = attend(hidden_states)
-    for up in self.upsamplers or ():
-        if getattr(self, "upsample_type", "conv") == "resnet":
-            hidden_states = up(hidden_states, temb=temb)
-        else:
-            hidden_states = up(hidden_states, upsample_size)
-    return hidden_states
-
-
-def nearest_2x(x: Tensor) -> Tensor:
-    """Each pixel four times, in channels_last."""
-    n, c, h, w = x.shape
-    if 4 * x.numel() < 2**31:
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
-    # torch's kernel for this layout counts in 32 bits; a copy does not.
-    wide = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(n, h, 2, w, 2, c)
-    return wide.reshape(n, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
-
-
-def upsample(self: Any, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-    """``Upsample2D``, without the copies to NCHW and back that diffusers makes from batch 64 on."""
-    x = nhwc(hidden_states)
-    x = nhwc(nearest_2x(x) if output_size is None else F.interpolate(x, size=output_size, mode="nearest"))
-    conv = (self.conv if self.name == "conv" else self.Conv2d_0) if self.use_conv else None
-    return x if conv is None else conv(x)
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` of ``[N, T, K]``; in float32 on a CPU as a 1x1 convolution.
 
@@ -207,14 +148,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     pixels = x.contiguous().as_strided((n, k, t, 1), (t * k, 1, k, k))
     return convolve(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(n, t, -1)
-
-
-def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Self-attention of ``[N, T, 3 * heads * d]``; on a CPU by this package's kernel where it has one for ``d``."""
-    if qkv.device.type == "cpu" and qkv.shape[2] // (3 * heads) in (8, 16, 32, 64):
-        return qkv_attention(qkv, heads)
-    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def join_qkv(attention: Any) -> tuple[Tensor, Tensor | None]:

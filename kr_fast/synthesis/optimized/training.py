@@ -10,6 +10,7 @@ from kr_fast.synthesis.optimized import fast_blocks, fast_dit, unets
 from kr_fast.training.classifiers import hooked
 from kr_fast.training.fused import fused, tell, unsupported
 from kr_fast.training.patches import Patches
+from kr_fast.training.unet_blocks import attends_to_pixels
 
 
 def optimize_training(handle: Patches) -> Patches:
@@ -50,7 +51,7 @@ def _patch_unet(handle: Patches, model: Any) -> str | None:
     why = unets.refusal(model)
     if why is not None:
         return f"it must {why[0]}, has {why[1]}"
-    if any(unets.attends_to_pixels(module) and module.to_out[1].p for module in model.modules() if _attends(module)):
+    if any(attends_to_pixels(module) and module.to_out[1].p for module in model.modules() if _attends(module)):
         return "its attention has dropout"
     unets.patch_blocks(handle, model, whole=True, training=True)
     unets.patch(handle, model, training=True)

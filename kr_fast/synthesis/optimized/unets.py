@@ -9,6 +9,7 @@ from kr_fast.backends.cpu.nn import winograd_is_faster
 from kr_fast.ops.nn.winograd_pack import winograd_pack
 from kr_fast.synthesis.optimized import fast_blocks
 from kr_fast.training.patches import Patches
+from kr_fast.training.unet_blocks import attends_to_pixels, fusible, up_block, upsample
 
 
 def refusal(model: Any) -> tuple[str, str] | None:
@@ -43,20 +44,6 @@ def _resnet_refusal(module: Any) -> str | None:
     return None
 
 
-def attends_to_pixels(module: Any) -> bool:
-    """An ``Attention`` as UNet2DModel builds it: over pixels, with a group norm, biases and a residual."""
-    plain = ("spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
-    return (
-        type(module.processor).__name__ in ("AttnProcessor", "AttnProcessor2_0")
-        and module.group_norm is not None
-        and module.residual_connection
-        and not module.is_cross_attention
-        and all(getattr(module, name, None) is None or getattr(module, name) is False for name in plain)
-        and all(type(layer) is nn.Linear for layer in (module.to_q, module.to_k, module.to_v, module.to_out[0]))
-        and module.to_q.weight.shape == module.to_k.weight.shape == module.to_v.weight.shape
-    )
-
-
 def _is_plain(conv: nn.Conv2d) -> bool:
     return (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros") and isinstance(conv.padding, tuple)
 
@@ -85,11 +72,11 @@ def patch_blocks(handle: Patches, model: nn.Module, *, whole: bool, training: bo
         elif kind is ResnetBlock2D and _resnet_refusal(module) is None:
             handle.forward(module, fast_blocks.resnet)
             if training:
-                handle.set(module, "_kr_fast_fuses", fast_blocks.fusible(module))
+                handle.set(module, "_kr_fast_fuses", fusible(module))
         elif kind is Upsample2D and module.norm is None and not module.use_conv_transpose and module.interpolate:
-            handle.forward(module, fast_blocks.upsample)
+            handle.forward(module, upsample)
         elif whole and kind in (blocks.UpBlock2D, blocks.AttnUpBlock2D):
-            handle.forward(module, fast_blocks.up_block)
+            handle.forward(module, up_block)
         elif whole and kind is Attention and attends_to_pixels(module):
             if not training:
                 weight, bias = fast_blocks.join_qkv(module)
