@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.privacy import clipping, noise, refusals, residual_blocks
+from kr_fast.privacy import clipping, noise, refusals, unet_blocks
 from kr_fast.privacy.layers import Layer, forward_of
 from kr_fast.privacy.options import check_seed, number, whole
 from kr_fast.privacy.rules import RULES
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.runtime.memory import keep_freed_memory
 from kr_fast.training.ema import EMA
 from kr_fast.training.patches import Patches
 
@@ -56,12 +57,14 @@ class PrivateTraining:
                     layer = RULES[type(module)](name, module, own, self.multiplicity)
                     self._layers.append(layer)
                     self._patches.forward(module, forward_of(layer))
-            residual_blocks.fuse(self._patches, model, self._layers)
+            unet_blocks.fuse(self._patches, model, self._layers)
         except BaseException:
             self._patches.restore()
             raise
         for p in self._trained.values():
             p.requires_grad_(False)
+        if first.device.type == "cpu":
+            keep_freed_memory()
 
     @property
     def is_private(self) -> bool:

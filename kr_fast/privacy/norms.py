@@ -37,16 +37,17 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layer: "GroupNorm", anchor: Tensor, *arguments: Any) -> Tensor:
+        x, shift, silu = arguments
         y, mean, rstd = layer.fused(*arguments)
-        ctx.layer, ctx.silu = layer, arguments[-1]
-        ctx.save_for_backward(*arguments[:-1], mean, rstd)
+        ctx.layer, ctx.silu = layer, silu
+        ctx.save_for_backward(x, None, shift, mean, rstd)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        signals = ctx.layer.fused_backward(grad, ctx.saved_tensors, ctx.silu)
-        return None, None, *signals, None
+        by_x, _, by_shift = ctx.layer.fused_backward(grad, ctx.saved_tensors, ctx.silu)
+        return None, None, by_x, by_shift, None
 
 
 class GroupNorm(_Norm):
@@ -79,17 +80,15 @@ class GroupNorm(_Norm):
         affine = norm.weight, norm.bias, norm.num_groups, norm.eps
         return torch.ops.kr_fast.group_norm_silu_forward(x, None, shift, *affine, silu)
 
-    def fused_backward(self, grad: Tensor, kept: tuple[Tensor | None, ...], silu: bool) -> tuple[Tensor | None, ...]:
-        """Gradients by x and shift; those of the parameters are kept."""
-        norm, (x, shift, mean, rstd) = self.module, kept
-        inputs = nhwc(grad), x, None, shift, norm.weight, norm.bias
-        by_x, _, by_shift, samples = group_norm_sample_gradients(
-            GroupNormGradient(*inputs, mean, rstd, norm.num_groups, silu)
-        )
+    def fused_backward(self, grad: Tensor, kept: tuple[Tensor | None, ...], silu: bool) -> list[Tensor | None]:
+        """Gradients by x, skip and shift; those of the parameters are kept."""
+        norm, (x, skip, shift, mean, rstd) = self.module, kept
+        inputs = nhwc(grad), x, skip, shift, norm.weight, norm.bias
+        *signals, samples = group_norm_sample_gradients(GroupNormGradient(*inputs, mean, rstd, norm.num_groups, silu))
         self.check(x)
         rows = by_record(samples, self.multiplicity).unbind(1)
         self.keep([(name, each) for name, each in zip(("weight", "bias"), rows, strict=True) if name in self.trained])
-        return by_x, by_shift
+        return signals
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         norm, (n, c) = self.module, x.shape[:2]
