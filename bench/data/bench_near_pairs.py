@@ -50,7 +50,7 @@ def kr_fast(images, threshold):
 
 def all_pairs(images, threshold):
     height, width, found = *images.shape[1:3], set()
-    for dy, dx in SHIFTS:
+    for dy, dx in (shift for shift in SHIFTS if shift >= (0, 0)):  # pairs in both orders
         x, y = (
             Rows(images[:, max(a, 0) : height + min(a, 0), max(b, 0) : width + min(b, 0)].contiguous())
             for a, b in ((dy, dx), (-dy, -dx))

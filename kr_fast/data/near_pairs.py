@@ -6,8 +6,10 @@ product of short rows leave few of them:
 1. Means of b x b pixels, times b, are no farther apart than the images are (large images only).
 2. Nor are coordinates along orthonormal directions, with the norm of what these leave of an image as a last one:
    ``|x - y|^2 >= |P (x - y)|^2 + (|x - P x| - |y - P y|)^2``.
-3. Along one direction the images are sorted, so that a block of them meets a range of the others.
-4. Where images differ in very many directions alike, the first few hold too little of a difference. Sums of all means
+3. What is seen of an image at its 9 shifts lies in a ball, and another one is no farther from any of the 9 than from
+   its centre less its radius: one product for all shifts, and each shift by itself for the pairs that it leaves.
+4. Along one direction the images are sorted, so that a block of them meets a range of the others.
+5. Where images differ in very many directions alike, the first few hold too little of a difference. Sums of all means
    under 64 rows S of random signs, over 8, hold it whole, whatever it is: ``|S (x - y)|^2 > 4 |x - y|^2`` has a
    probability of at most ``(4 e^-3)^32 = 4e-23`` (Achlioptas, "Database-friendly random projections", Journal of
    Computer and System Sciences 66 (2003)), as two digests of 128 bits may be equal by chance. Where means tell nothing,
@@ -19,10 +21,11 @@ memory holds them a block at a time, 89 to 153 numbers for each, and the pairs.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,12 +43,14 @@ BAND_BYTES = 1 << 20  # of the numbers that meet their signs at a time
 SIGNED_COST = 8  # pixels that are compared in the time of one bound by signs
 PRODUCT_COST = 16  # products of two images in the time in which one pair is compared
 SUMS_COST = 8  # pairs that are compared in the time of the sums of one image's pixels
+LISTED_COST = 64  # pairs bounded by a product in the time in which one of a list is
+SPARSE = 16  # of so many columns one is looked at to choose
 PAIRS_AT_A_TIME = 1 << 18  # whose pixels are compared
 PIXELS = 1 << 20  # that are compared at a time, so that they stay in a cache
 MOST_PAIRS = 4_000_000  # that are kept, of 2,900 images each of which is near all others; twice as many are held
-# One of each pair of opposite shifts: that of x against y is the opposite one of y against x.
-SHIFTS = ((0, 0), (0, 1), (1, -1), (1, 0), (1, 1))
+SHIFTS = tuple(itertools.product((0, -1, 1), repeat=2))  # of the first of two images
 ROUNDING = 1e-5  # of squared norms in float32
+Number = TypeVar("Number", float, Tensor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +87,11 @@ def near_pairs(images: Images, threshold: float) -> NearPairs:
         bounds = _Bounds(images, threshold, bar.update)
         for start in range(0, len(images), size):
             rows = bounds.order[start : start + size]
-            block = images[rows]
+            met = bounds.meet(block := images[rows], start)
             for shift in SHIFTS:
                 # Of the overlap there are fewer pixels than of the image.
                 overlap = (height - abs(shift[0])) * (width - abs(shift[1])) * channels
-                for i, j in _some_at_a_time(bounds.below(block, start, shift)):
+                for i, j in _some_at_a_time(bounds.below(met, shift)):
                     squares = squared_differences(block, i, images, j, shift)
                     near = squares <= threshold**2 * overlap
                     i, j, distance = rows[i[near]], j[near], (squares[near].double() / overlap).sqrt()
@@ -134,32 +139,66 @@ class _Bounds:
         self.along, self.base = base[self.order, 0], _Points(base[self.order])
         self.signed_means = _Points(torch.cat(sums)[self.order])
 
-    def below(self, block: Tensor, start: int, shift: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(rows of ``block``, images) that the bounds leave; without a shift each pair once.
+    def meet(self, block: Tensor, start: int) -> "_Met":
+        """What the bound for all shifts leaves of pairs of ``block``, images ``start`` and following of ``order``."""
+        seen = {shift: self._coordinates(self._centred(block, shift)) for shift in SHIFTS}
+        every = torch.stack(list(seen.values()))
+        centre = every.mean(0)
+        reach = self.most**0.5 + (every - centre).norm(dim=2).amax(0)
+        limit, factors = self.base.against(centre, reach.square()[:, None])
+        places = self._places(start, centre[:, 0], limit[:, 0].sqrt())
+        # Is one bound for all shifts, and then pairs one by one, less work than a bound for each shift?
+        share = float((factors @ self.base.factors[places][::SPARSE].T <= limit).double().mean())
+        ranges = (self._places(start, each[:, 0], self.most**0.5) for each in seen.values())
+        alone = sum(each.stop - each.start for each in ranges)
+        many, few = [], [torch.empty(2, 0, dtype=torch.long)]
+        if (places.stop - places.start) * (1 + len(SHIFTS) * LISTED_COST * share) > alone:
+            return _Met(block, start, seen, few[0], [places])
+        for columns in _slices(places):
+            near = factors @ self.base.factors[columns].T <= limit
+            if int(torch.count_nonzero(near)) * LISTED_COST > near.numel():
+                many.append(columns)
+                continue
+            i, j = near.nonzero(as_tuple=True)
+            later = start + i < columns.start + j
+            few.append(torch.stack([i[later], columns.start + j[later]]))
+        return _Met(block, start, seen, torch.cat(few, 1), many)
 
-        ``block``: images ``start`` and following of ``order``.
-        """
-        means = self._centred(block, shift)
-        queries = self._coordinates(means)
-        limit, factors = self.base.against(queries, self.most)
+    def _places(self, start: int, along: Tensor, reach: float | Tensor) -> slice:
+        """Of the images after ``start`` that lie within ``reach`` of some along the first direction."""
+        low = int(torch.searchsorted(self.along, (along - reach).min()))
+        high = int(torch.searchsorted(self.along, (along + reach).max(), right=True))
+        return slice(max(start, low), max(start, high))
+
+    def below(self, met: "_Met", shift: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(rows of the block, shifted; images) that the bounds leave of its pairs."""
+        limit, factors = self.base.against(met.seen[shift], self.most)
+        means = functools.cache(lambda: self._centred(met.block, shift))
         # With each bound how many pairs must be left before its sums are worth their time.
-        signed = [(0, functools.cache(lambda: self._signed(self.signed_means, self._sums_of_means(means))))]
-        if max(_block(block.shape, WIDEST)) > 1:
-            pixels = functools.cache(lambda: self._signed(self.signed_pixels, self._sums(block, shift)))
-            signed.append((SUMS_COST * len(block), pixels))
+        signed = [(0, functools.cache(lambda: self._signed(self.signed_means, self._sums_of_means(means()))))]
+        if max(_block(met.block.shape, WIDEST)) > 1:
+            pixels = functools.cache(lambda: self._signed(self.signed_pixels, self._sums(met.block, shift)))
+            signed.append((SUMS_COST * len(met.block), pixels))
         left = 0
-        low = int(torch.searchsorted(self.along, queries[:, 0].min() - limit**0.5))
-        high = int(torch.searchsorted(self.along, queries[:, 0].max() + limit**0.5, right=True))
-        for first in range(start if shift == (0, 0) else low, high, COLUMNS):
-            columns = slice(first, min(first + COLUMNS, high))
+        for i, j in zip(*(each.split(PAIRS_AT_A_TIME) for each in met.few), strict=True):
+            near = _products(factors, i, self.base.factors, j) <= limit
+            i, j = i[near], j[near]
+            for price, bound in signed:
+                if len(i) * self.values <= SIGNED_COST * len(self.mean) * len(met.block) or left + len(i) <= price:
+                    break
+                base, most, sums = bound()
+                near = _products(sums, i, base, j) <= most
+                i, j = i[near], j[near]
+            left += len(i)
+            yield i, self.order[j]
+        places = self._places(met.start, met.seen[shift][:, 0], limit**0.5)
+        for columns in (part for many in met.many for part in _slices(_both(many, places))):
             squares = factors @ self.base.factors[columns].T
             rows = (squares.amin(1) <= limit).nonzero()[:, 0]
             if not len(rows):
                 continue
             near = squares[rows] <= limit
-            itself = start + rows - first
-            inside = ((itself >= 0) & (itself < near.shape[1])).nonzero()[:, 0]
-            near[inside, itself[inside]] = False
+            near &= (met.start + rows)[:, None] < torch.arange(columns.start, columns.stop)
             for price, bound in signed:
                 count = int(torch.count_nonzero(near))
                 if count * self.values <= SIGNED_COST * near.numel() or left + count <= price:
@@ -167,11 +206,8 @@ class _Bounds:
                 base, most, sums = bound()
                 near &= sums[rows] @ base[columns].T <= most
             i, j = near.nonzero(as_tuple=True)
-            i, j = rows[i], first + j
-            if shift == (0, 0):
-                i, j = i[start + i < j], j[start + i < j]
             left += len(i)
-            yield i, self.order[j]
+            yield rows[i], self.order[columns.start + j]
 
     @functools.cached_property
     def signed_pixels(self) -> "_Points":
@@ -212,6 +248,20 @@ class _Bounds:
         return sums.div_(SIGNS**0.5)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Met:
+    """Images in a row of ``order`` and the pairs of each with those after it: by place, or blocks of places.
+
+    ``seen``: coordinates by shift; ``few``: int64 ``[2, P]``, (row of the block, place); ``many``: places.
+    """
+
+    block: Tensor
+    start: int
+    seen: dict[tuple[int, int], Tensor]
+    few: Tensor
+    many: list[slice]
+
+
 class _Points:
     """Points ``[N, K]`` whose squared distances to others are one product: |q|^2 + |p|^2 - 2 q p."""
 
@@ -222,12 +272,18 @@ class _Points:
         self.largest = float(squares.max())
         self.factors = torch.cat([-2 * points, torch.ones_like(squares), squares], 1)
 
-    def against(self, points: Tensor, most: float) -> tuple[float, Tensor]:
-        """(``most`` and what rounding adds, factors ``[n, K + 2]``) of other points."""
+    def against(self, points: Tensor, most: Number) -> tuple[Number, Tensor]:
+        """(``most``, a number or ``[n, 1]``, and what rounding adds, factors ``[n, K + 2]``) of other points."""
         points = points - self.middle
         squares = points.square().sum(1, keepdim=True)
         limit = most * (1 + ROUNDING) + ROUNDING * (float(squares.max()) + self.largest)
         return limit, torch.cat([points, squares, torch.ones_like(squares)], 1)
+
+
+def _products(x: Tensor, i: Tensor, y: Tensor, j: Tensor) -> Tensor:
+    """``[P]``: of rows i of ``x`` and j of ``y``."""
+    parts = zip(i.split(ROWS), j.split(ROWS), strict=True)
+    return torch.cat([(x[some] * y[others]).sum(1) for some, others in parts])
 
 
 def _signs(shape: tuple[int, ...]) -> Tensor:
@@ -269,6 +325,15 @@ def _bands(images: Tensor, widest: int, shift: tuple[int, int]) -> Iterator[tupl
 def _means(images: Tensor, shift: tuple[int, int]) -> Tensor:
     """float64 ``[n, D]``: at most :data:`WIDEST` means a side, of the images without their border."""
     return torch.cat([means for _, means in _bands(images, WIDEST, shift)], 1).flatten(1).double()
+
+
+def _both(first: slice, second: slice) -> slice:
+    return slice(max(first.start, second.start), min(first.stop, second.stop))
+
+
+def _slices(whole: slice) -> Iterator[slice]:
+    """Blocks of columns."""
+    return (slice(at, min(at + COLUMNS, whole.stop)) for at in range(whole.start, whole.stop, COLUMNS))
 
 
 def _some_at_a_time(pairs: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -320,8 +385,13 @@ def _best(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Each pair once, at its best shift; none before one."""
     none = (torch.empty(0, dtype=kind) for kind in (torch.long, torch.long, torch.float64, torch.bool))
     first, second, distance, shifted = (torch.cat(each) for each in zip(tuple(none), *parts, strict=True))
-    order = torch.from_numpy(np.lexsort((shifted, distance, second, first)))  # by the last one first
-    first, second, distance, shifted = first[order], second[order], distance[order], shifted[order]
-    new = torch.ones(len(first), dtype=torch.bool)
-    new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
-    return first[new], second[new], distance[new], shifted[new]
+    # One sort of whole numbers: four keys one after the other take ten times as long.
+    keys, order = (first << 32 | second).sort()
+    new = torch.ones(len(keys), dtype=torch.bool)
+    new[1:] = keys[1:] != keys[:-1]
+    pair, kept = new.cumsum(0) - 1, order[new]
+    distance, shifted = distance[order], shifted[order]
+    least = torch.full((len(kept),), torch.inf, dtype=torch.float64).scatter_reduce_(0, pair, distance, "amin")
+    moved = torch.ones(len(kept), dtype=torch.bool)
+    moved[pair[(distance == least[pair]) & ~shifted]] = False
+    return first[kept], second[kept], least, moved

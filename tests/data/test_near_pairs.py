@@ -50,13 +50,20 @@ CASES = [(name, threshold, "highest") for name in SHAPES for threshold in (0.0, 
 SMALL = {"ROWS": 16, "COLUMNS": 8, "WIDEST": 8, "WIDEST_SIGNED": 16, "BAND_BYTES": 4096, "PAIRS_AT_A_TIME": 9}
 
 
-@pytest.mark.parametrize("dear", [True, False])  # signs and products of all with each block; with none
+# All shifts at once, then pairs one by one, with signs; each shift by itself, with signs and products; with neither.
+COSTS = {
+    "listed": {"LISTED_COST": 0, "SIGNED_COST": 0, "PRODUCT_COST": 0},
+    "signed": {"LISTED_COST": 10**9, "SIGNED_COST": 0, "PRODUCT_COST": 10**6},
+    "alone": {"LISTED_COST": 10**9, "SIGNED_COST": 10**6, "PRODUCT_COST": 0},
+}
+
+
+@pytest.mark.parametrize("costs", COSTS)
 @pytest.mark.parametrize(("shape", "threshold", "precision"), CASES)  # shifted copies alone; noisy too; many pairs
-def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, dear, monkeypatch):
+def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, costs, monkeypatch):
     """Over several blocks of both sides, 7 x 8 images, several parts of images, and bands of several rows."""
     values = int(np.prod(SHAPES[shape]))
-    sizes = {"SIGNED_COST": 0 if dear else values, "PRODUCT_COST": 10**6 if dear else 0, "SUMS_COST": 0}
-    sizes |= {"MOST_BYTES": 7 * values, "PIXELS": 3 * values}
+    sizes = COSTS[costs] | {"SUMS_COST": 0, "MOST_BYTES": 7 * values, "PIXELS": 3 * values}
     for name, value in (SMALL | sizes).items():
         monkeypatch.setattr(module, name, value)
     images = drawn(SHAPES[shape])
