@@ -117,12 +117,10 @@ def scan(path: Path, seen: dict[tuple[int, int], Path], above: tuple[tuple[int, 
             suffix = Path(entry.name).suffix.lower()
             if suffix in SUFFIXES:
                 folder.images.append(Path(entry.path))
-            else:  # what follows a point may be no suffix: 1.2.840.113619 is a record
-                known = suffix[1:2].isalpha() and suffix[1:].isalnum() and len(suffix) <= 6
-                if not known and _is_dicom(entry):
-                    folder.images.append(Path(entry.path))
-                else:
-                    folder.unread[suffix if known else ""] += 1
+            elif not (key := unread_key(suffix)) and _is_dicom(entry):
+                folder.images.append(Path(entry.path))
+            else:
+                folder.unread[key] += 1
         elif (identity := _identity(entry.path)) in seen:
             folder.unread["link* to folders that are read already"] += 1
             folder.again += [] if identity in above else [(Path(entry.path), seen[identity])]
@@ -131,6 +129,11 @@ def scan(path: Path, seen: dict[tuple[int, int], Path], above: tuple[tuple[int, 
         else:
             folder.folders[entry.name] = scan(Path(entry.path), seen, above)
     return folder
+
+
+def unread_key(suffix: str) -> str:
+    """What files with ``suffix`` are counted as in ``Folder.unread``: "" where it is none, as in 1.2.840.113619."""
+    return suffix if suffix[1:2].isalpha() and suffix[1:].isalnum() and len(suffix) <= 6 else ""
 
 
 def _first_to_read(entry: os.DirEntry) -> tuple[bool, bool, str]:

@@ -96,7 +96,7 @@ def _read(
         logger.info("data: columns not read: %s", listed("", unread, 8))
     unread_files = tree.all_unread()
     for each in paths:
-        unread_files[each.suffix.lower()] -= each.resolve().is_relative_to(root.resolve())
+        unread_files[folders.unread_key(each.suffix.lower())] -= each.resolve().is_relative_to(root.resolve())
     return SourceContent(read_parts, names, [*done, *notes, *folders.unread_note(unread_files)], warnings)
 
 

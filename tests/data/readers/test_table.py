@@ -224,8 +224,9 @@ def test_table_of_class_folders_is_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_metadata_of_an_image_folder(suffix, tmp_path):
+def test_metadata_of_an_image_folder(suffix, tmp_path, caplog):
     """As ImageFolder of Hugging Face reads it: one file beside the images, or one in each split, without --table."""
+    caplog.set_level("INFO", "kr_fast")
 
     def write(folder, names, labels):
         folder.mkdir(parents=True, exist_ok=True)
@@ -251,6 +252,8 @@ def test_metadata_of_an_image_folder(suffix, tmp_path):
     assert (classes, list(splits)) == (("3", "7"), ["train", "test"])
     assert splits["test"].labels.tolist() == [1, 0]
     assert np.array_equal(splits["test"].images[..., 0], np.stack(list(pixels.values())))
+    assert "4 images of 2 classes" in caplog.text
+    assert "not read" not in caplog.text
 
 
 def test_folders_are_the_classes_where_metadata_have_none(tmp_path):
