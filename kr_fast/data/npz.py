@@ -177,6 +177,8 @@ def labels_of(labels: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
         fail("data", name, rule, f"{list(labels.shape)}{_how_to_flatten(labels)}")
     if labels.dtype.kind == "b":
         return labels.astype(np.int64)
+    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):  # a column of pandas
+        labels = labels.astype(str)
     if labels.dtype.kind in "SU":
         notes.append("labels are names of classes")
         return np.char.decode(labels, "utf-8", "replace") if labels.dtype.kind == "S" else labels

@@ -77,7 +77,8 @@ def test_one_set_is_cut_as_one_of_a_file(tmp_path):
     assert (named.name, named.class_names) == ("Items", tuple("abcd"))
     features = {"image": None, "label": types.SimpleNamespace(names=list("efgh"))}  # of the package datasets
     assert data.load(Items(images, labels, features=features)).class_names == tuple("efgh")
-    assert data.load((images, np.array(list("wxyz"))[labels])).class_names == tuple("wxyz")
+    for dtype in (str, object):  # a column of pandas
+        assert data.load((images, np.array(list("wxyz"), dtype)[labels])).class_names == tuple("wxyz")
     sizes = [Image.fromarray(images[row, : 8 - row % 2, :, 0]) for row in range(40)]
     small = data.load(Items(sizes, labels), options=data.ReadOptions(image_size=8, resize="pad"))
     assert small.image_shape == (8, 8, 1)
@@ -115,6 +116,7 @@ ZEROS = np.zeros((4, 8, 8, 1), np.uint8)
         ((ZEROS, [0, 1, 0]), r"labels must have shape \[4\] or \[4, 1\] .*, got \[3\]"),
         ((ZEROS, np.ones((4, 3))), r"labels must have shape .*several labels an image are not supported"),
         ((ZEROS, [0.5, 1, 0, 1]), "labels must be integers or names of classes, got float64"),
+        ((ZEROS, ["a", None, "b", "a"]), "labels must be integers or names of classes, got object"),
         ((np.zeros((4, 64)), [0, 1, 0, 1]), r"images must have shape \[N, H, W\].*x.reshape"),
         ((ZEROS - 0.5, [0, 1, 0, 1]), "images must be floats in .*"),
         (
