@@ -78,7 +78,8 @@ def find(path: Path) -> tuple[dict[str, list[list[Path]]], tuple[str, ...], list
     for which, root in roots.items():
         classes = _class_folders(root)
         if unknown := sorted(classes.keys() - set(names)):
-            fail("data", f"{which} class folders", f"be among those of {printable(first.path)}", printable(unknown[0]))
+            got = f"{printable(unknown[0])} (move some of its images to train, or remove it)"
+            fail("data", f"{which} class folders", f"be among those of {printable(first.path)}", got)
         splits[which] = [classes[name].all_images() if name in classes else [] for name in names]
         if not any(splits[which]):
             rule = f"hold images as class/image.png ({', '.join(SUFFIXES)})"

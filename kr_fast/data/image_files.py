@@ -232,9 +232,10 @@ class Survey:
             return
         got = listed("", [f"{file} ({error})" for file, error in failed])
         if len(failed) == 1:
-            raise UserError(f"data: image must be readable, got {got}") from failed[0][1]
-        remedy = "skip_unreadable leaves them out"
-        raise UserError(f"data: every image must be readable, got {len(failed)} that are not: {got} ({remedy})")
+            remedy = "--skip-unreadable leaves it out and counts it"
+            raise UserError(f"data: image must be readable, got {got}; {remedy}") from failed[0][1]
+        remedy = "--skip-unreadable leaves them out and counts them"
+        raise UserError(f"data: every image must be readable, got {len(failed)} that are not: {got}; {remedy}")
 
     def _results(
         self, items: Sequence[Any], function: Callable[[Any], Any], update: Callable[[], None]

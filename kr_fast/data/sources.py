@@ -287,7 +287,8 @@ def _read(source: Any, sizes: tuple[int, int] | None, options: ReadOptions) -> t
     if path.suffix.lower() == ".tar":
         options.refuse(("table", *COLUMNS), "WebDataset shards")
         return path.stem, web_dataset.read(path, [path], options, sizes)
-    fail("data", "source", KINDS, printable(source))
+    remedy = kinds.IN_PLACE.get(path.suffix.lower())
+    fail("data", "source", KINDS, printable(source) + (f" ({remedy})" if remedy else ""))
 
 
 def _digits() -> SourceContent:
@@ -349,6 +350,10 @@ def _check_classes(content: SourceContent) -> None:
         got += f" (labels lie in [1, {len(names) - 1}]: subtract 1)"
     elif (anywhere[empty] == 0).any():
         got += " (np.unique(labels, return_inverse=True)[1] renumbers the labels of all splits without gaps)"
+    else:
+        counts = {which: int(np.isin(part.labels, empty).sum()) for which, part in content.parts.items()}
+        places = " and ".join(f"{count} in {which}" for which, count in counts.items() if count)
+        got += f" ({places}: move some of each class to train, or leave the class out)"
     fail("data", "every class", "have a training image", got)
 
 

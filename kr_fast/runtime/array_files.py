@@ -167,7 +167,7 @@ def _read(file: BinaryIO | Any, size: int) -> np.ndarray:
     else:
         raise ValueError(f"version {version[0]}.{version[1]} of the format is not known")
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are not read")
+        raise ValueError("it holds Python objects, which are not read; of text, x.astype(str) can be saved")
     if dtype.names is not None or dtype.subdtype is not None:
         raise ValueError("it holds records and not numbers")
     claimed, present = math.prod(shape) * dtype.itemsize, size - file.tell()

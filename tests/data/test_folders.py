@@ -165,7 +165,10 @@ def test_what_kr_fast_wrote_is_no_class(tmp_path):
         (["seg_train/x/a/0.png", "seg_test/x/a/0.png", "seg_pred/0.png"], "name .* splits .*, got seg_test, seg_train"),
         (["TrainingData/a/0.png", "imgs-val/a/0.png"], "name .* splits .*, got TrainingData, imgs-val"),
         (["train/a/0.png", "train/b/0.png", "unlabelled/0.png"], "the folders of splits .* alone, or classes alone"),
-        (["train/a/0.png", "train/b/0.png", "test/c/0.png"], "test class folders must be among those of .*, got c"),
+        (
+            ["train/a/0.png", "train/b/0.png", "test/c/0.png"],
+            "test class folders must be among those of .*, got c .move some",
+        ),
         (["train/a/0.png", "train/b/0.png", "test/a/"], r"hold images as class/image.png .*, got none in .*test"),
         (["a\nb/0.png", "c/0.png"], r"class folders must have names that can be printed, in UTF-8, got a\\nb"),
         (["/".join("a" * 70) + "/0.png", "b/0.png"], "source must have folders at most 64 deep"),

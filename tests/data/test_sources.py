@@ -106,6 +106,15 @@ def test_unreadable_sources(tmp_path):
         UserError, match="data: source must be digits, a .npz, .parquet or .tar file, or a folder of images"
     ):
         data.load(tmp_path / "set.txt")
+    for name, words in (
+        ("set.zip", "unpack it"),
+        ("labels.CSV", "as --table"),
+        ("x.npy", "np.savez"),
+        ("0.tif", "folder"),
+    ):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(UserError, match=rf"data: source must be digits, .*{name} \(.*{words}"):
+            data.load(tmp_path / name)
     for bad in (0, 1, float("nan"), "0.5"):
         with pytest.raises(UserError, match="data: val_fraction must be in"):
             data.load("digits", val_fraction=bad)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kr_fast.data.folders import SUFFIXES, SYSTEM
 from kr_fast.data.printable import listed, printable
+from kr_fast.data.readers.table_file import SUFFIXES as TABLES
 from kr_fast.data.splits import splits_in
 from kr_fast.runtime.errors import fail
 
@@ -26,6 +27,15 @@ OTHERS = {
     ".npy": "arrays (np.savez makes one .npz of them)",
     ".npz": "an .npz (give the file itself)",
     ".jsonl": "JSON lines",
+    ".zip": "archives (unpack them first)",
+}
+# Files that are no source, and what to give in their place.
+IN_PLACE = {
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack it, and give what it holds"),
+    **dict.fromkeys(TABLES, "give the folder of the images, and this file as --table"),
+    **dict.fromkeys(SUFFIXES, "give the folder that holds one folder of images for each class"),
+    ".npy": "np.savez makes one .npz of arrays",
+    ".arrow": "give the folder that save_to_disk wrote",
 }
 
 

@@ -78,7 +78,7 @@ def _read(
         fail("data", "table", "hold at least one row", f"none in {printable(path)}")
     named = {name: columns.column(list(table), name, getattr(options, name), path.name) for name in columns.USUAL}
     used = {name: column for name, column in named.items() if column}
-    what = {name: f"{name} {column} of {path.name}" for name, column in used.items()}
+    what = {name: f"{name} {column} of {printable(path.name)}" for name, column in used.items()}
     if twice := [column for column, count in Counter(used.values()).items() if count > 1]:
         fail("data", "table", "have a column of its own for each of image, label, split and group", twice[0])
     tree = folders.scan(root, {})

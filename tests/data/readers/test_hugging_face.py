@@ -216,7 +216,12 @@ def test_damaged_and_foreign_folders(made, tmp_path):
     refused(tmp_path / "x.parquet", "source must hold readable parquet files, got .*x.parquet")
     (tmp_path / "x.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     refused(tmp_path / "x.parquet", "source must hold readable parquet files, got .*Git LFS pointer")
-    for name, words in (("a.tfrecord-0-of-1", "TFRecord files"), ("b.mds", "shards of Mosaic"), ("c.nii.gz", "NIfTI")):
+    for name, words in (
+        ("a.tfrecord-0-of-1", "TFRecord files"),
+        ("b.mds", "shards of Mosaic"),
+        ("c.nii.gz", "NIfTI"),
+        ("d.zip", "archives"),
+    ):
         (tmp_path / name[0]).mkdir()
         (tmp_path / name[0] / name).touch()
         refused(tmp_path / name[0], f"source must hold images as class/image.png, parquet .*, a folder of {words}")

@@ -134,7 +134,7 @@ FOUR = [(f"{each}.png", index % 2, "train" if index < 2 else "test", index) for 
         (
             [(*row[:1], 2 if row[0] == "d.png" else row[1], *row[2:]) for row in FOUR],
             {},
-            "every class must have a training image, got none of 2",
+            r"every class must have a training image, got none of 2 \(1 in test: move some",
         ),
         (
             [(*row[:3], row[3] // 3) for row in FOUR],
