@@ -1,7 +1,6 @@
 """Whether a program gives the answers of its models' own forward, as far as two images show."""
 
 import dataclasses
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,7 +50,11 @@ class Probe:
                 raise Unsupported("its trace does not give its answers" + (f" for model {m}" if m else ""))
 
 
-def answer_of(model: nn.Module, x: Tensor, forward: Callable[..., Any] = operator.call) -> Any:
+def _call(model: nn.Module, x: Tensor) -> Any:
+    return model(x)
+
+
+def answer_of(model: nn.Module, x: Tensor, forward: Callable[..., Any] = _call) -> Any:
     """The output of ``model`` for its own copy of ``x``, channels first in memory; its buffers stay as they were."""
     return _observed(model, x, forward)[0]
 
@@ -62,7 +65,7 @@ def own_answer(model: nn.Module, x: Tensor) -> tuple[Tensor, str | None]:
     Raises: UserError in the model's own words where it fails.
     """
     with failures("ModelArray", "models", answers_rule(x.shape)):
-        output, why = _observed(model, x, operator.call)
+        output, why = _observed(model, x, _call)
     return checked("ModelArray", "models", output, x), why
 
 
