@@ -94,7 +94,8 @@ venv: $(VENV)/built
 # torch comes apart: a build that is already there, or a CPU build that pip can find, is then kept, where an unpinned
 # requirement of another package would fetch gigabytes of GPU libraries. One processor unpacks it, the other compiles.
 $(VENV)/ready: constraints.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kr_fast needs Python 3.10 or newer: make PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the versions of constraints.txt need Python 3.11 \
+	or newer: make PYTHON=...; with 3.10, pip install .")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(INSTALL) 'setuptools>=77' wheel pybind11
 	touch $@
