@@ -25,6 +25,7 @@ from kr_fast.recycling.stages.generation import checkpoints, few_step, generator
 from kr_fast.runtime import state
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
+from kr_fast.runtime.memory import return_freed_memory
 from kr_fast.runtime.storage import files, manifest
 from kr_fast.runtime.storage.journal import Journal, refuse
 from kr_fast.runtime.storage.layout import Folder
@@ -332,5 +333,6 @@ def _stage(
             told.stage(name, seconds, result)
             if name == "report":
                 told.metrics(context.folder.metrics)
+    return_freed_memory()
     runtime.barrier()
     context.journal.reload()

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,3 +70,13 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def return_freed_memory() -> None:
+    """Give the system back what :func:`keep_freed_memory` lets this process keep, where what follows is another work.
+
+    A stage of a run does not use the blocks of the one before, and its worker processes cannot.
+    """
+    gc.collect()  # networks refer to themselves
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

@@ -55,3 +55,19 @@ def test_freed_memory_is_kept():
     for _ in range(8):
         [bytearray(24 << 20) for _ in range(4)]  # 6,144 pages each; by default all but 48 MB go back
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2 * 4 * 6_144  # of 8 rounds
+
+
+def test_freed_memory_is_returned():
+    if not memory.keep_freed_memory():
+        pytest.skip("the thresholds are the user's, or there is no mallopt")
+    kept = [bytearray(24 << 20) for _ in range(4)]
+    held = anonymous()
+    del kept
+    memory.return_freed_memory()
+    assert anonymous() < held - (3 * 24 << 10)
+
+
+def anonymous():
+    """KiB of this process."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
