@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from kr_fast.runtime.storage.image_rows import ImageRows, Images, rows_of
+from kr_fast.runtime.storage.image_rows import ImageRows, Images, batches, rows_of
 
 MOST_BYTES = 32 << 20  # of a block of distances
 TILE_BYTES = 32 << 20  # of the rows that a product takes at a time
@@ -13,6 +13,9 @@ MOST_FLOATS = 32 << 20  # values of short rows that are kept as floats
 PIECE = 1024  # values of a product: 1,024 x 128 x 128 = 2^24, up to which float32 holds every whole number
 MOST_VALUES = 64 << 20  # of images among which neighbours are looked for, which takes 275 GFLOP
 SAMPLE = 2048  # images by which a spacing is estimated, and a direction chosen
+CENTRES, LEAST = 512, 64  # images among which crowds are looked for, and the part of them that is one
+PRODUCT_COST = 16  # products of two images in the time in which one pair is compared
+PIXELS = 1 << 20  # that are compared at a time, so that they stay in a cache
 ROUNDS = 8  # of the power iteration
 SHARE = 0.25  # of the spacing of a set, up to which two images are near-duplicates
 
@@ -131,6 +134,65 @@ def within(images: Images, others: Images, threshold: float) -> tuple[Tensor, Te
             near_x[order_x[first : first + len(part)]] |= hits.any(1)
             near_y[order_y[start:stop]] |= hits.any(0)
     return near_x, near_y
+
+
+def crowds(images: Images, radius: float) -> Tensor:
+    """Which images of a large set crowd together, as nearly blank ones do: int64 ``[N]``, the crowd or -1.
+
+    A crowd lies within ``radius`` of one image, so no two of it are farther apart than twice that, and they need not be
+    compared. It holds a 64th of the images or more, by 512 of them; smaller ones are left alone, and so are sets of at
+    most 2,048 images, whose pairs are few.
+    """
+    crowd = torch.full((len(images),), -1)
+    if len(images) <= SAMPLE or radius <= 0:
+        return crowd
+    some = rows_of(images, torch.arange(0, len(images), -(-len(images) // CENTRES)))
+    rows, centres = Rows(some), []
+    most = radius**2 * rows.width
+    near = rows.squared_distances(rows) <= most
+    while int((counts := near.sum(1)).max()) * LEAST >= len(rows):
+        centres.append(int(counts.argmax()))
+        near[:, near[centres[-1]].clone()] = False
+    if centres:
+        centre, start = rows[torch.tensor(centres)], 0
+        for part in batches(images):
+            squares = centre.squared_distances(Rows(part)).min(0)
+            crowd[start : start + len(part)] = torch.where(squares.values <= most, squares.indices, -1)
+            start += len(part)
+    return crowd
+
+
+def squared_differences(block: Tensor, i: Tensor, images: Images, j: Tensor, shift: tuple[int, int]) -> Tensor:
+    """int64: squared differences, summed, of the pixels of images i of ``block``, shifted, that are in images j too.
+
+    Where most of some images meet most of others, as many that are nearly blank do, by products of all.
+    """
+    (_, height, width, _), values = block.shape, block.shape[1:].numel()
+    frames = []
+    for dy, dx in (shift, (-shift[0], -shift[1])):
+        frames.append((slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))))
+
+    def framed(rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
+        pairs = ((block, rows), (images, columns))
+        return (of[index][(slice(None), *frame)] for frame, (of, index) in zip(frames, pairs, strict=True))
+
+    sums, (columns, place) = torch.empty_like(i), j.unique(return_inverse=True)
+    for first, some in _parts(columns, max(1, min(SAMPLE, TILE_BYTES // (2 * values)))):
+        own = ((place >= first) & (place < first + len(some))).nonzero()[:, 0]
+        rows, at = i[own].unique(return_inverse=True)
+        if PRODUCT_COST * len(own) >= len(rows) * len(some):
+            x, y = (Rows(each.contiguous()) for each in framed(rows, some))
+            sums[own] = x.squared_distances(y)[at, place[own] - first].long()
+            continue
+        for pairs in own.split(max(1, PIXELS // values)):
+            x, y = (each.int() for each in framed(i[pairs], j[pairs]))
+            sums[pairs] = x.sub_(y).square_().flatten(1).sum(1)
+    return sums
+
+
+def _parts(values: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """(where it starts, a part of ``size``)."""
+    return ((first, values[first : first + size]) for first in range(0, len(values), size))
 
 
 def _least_squares(rows: Rows, others: Rows, besides: Tensor | None = None) -> Tensor:

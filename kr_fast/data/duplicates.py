@@ -94,8 +94,8 @@ class SplitDuplicates:
     def rows(self, dropped: Mapping[str, Tensor]) -> Iterator[dict[str, Any]]:
         """One row for each image and one that it repeats, by split and position; the keys are :data:`COLUMNS`.
 
-        A copy is listed with the first of its kind, and near-duplicates once for all copies of both. ``dropped``: split
-        -> bool ``[N]``.
+        A copy is listed with the first of its kind, and near-duplicates once for all copies of both, of a
+        crowd those of its first image. ``dropped``: split -> bool ``[N]``.
         """
         firsts: dict[int, tuple[str, int]] = {}
         for which, numbers in self.numbers.items():
@@ -123,6 +123,9 @@ class SplitDuplicates:
         first, second, beside = self.pairs.first, self.pairs.second, torch.zeros_like(mask)
         beside[first[mask[second]]] = True
         beside[second[mask[first]]] = True
+        crowds, inside = self.pairs.crowds, self.pairs.crowds >= 0
+        crowds, own = crowds[inside], mask[inside].double()
+        beside[inside] |= crowds.bincount(own)[crowds] > own
         return beside
 
     def _splits_in_order(self) -> Iterator[tuple[str, str]]:

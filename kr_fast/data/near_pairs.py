@@ -29,7 +29,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kr_fast.data.distances import SAMPLE, Rows, product_dtype
+from kr_fast.data.distances import SAMPLE, crowds, product_dtype, squared_differences
 from kr_fast.runtime import progress, seeds
 from kr_fast.runtime.storage.image_rows import Images
 
@@ -41,13 +41,11 @@ ROWS, COLUMNS = 1024, 2048  # of a block of bounds: 8 MiB
 MOST_BYTES = 16 << 20  # of images at a time, and of their numbers
 BAND_BYTES = 1 << 20  # of the numbers that meet their signs at a time
 SIGNED_COST = 8  # pixels that are compared in the time of one bound by signs
-PRODUCT_COST = 16  # products of two images in the time in which one pair is compared
 SUMS_COST = 8  # pairs that are compared in the time of the sums of one image's pixels
 LISTED_COST = 64  # pairs bounded by a product in the time in which one of a list is
 SPARSE = 16  # of so many columns one is looked at to choose
 PAIRS_AT_A_TIME = 1 << 18  # whose pixels are compared
-PIXELS = 1 << 20  # that are compared at a time, so that they stay in a cache
-MOST_PAIRS = 4_000_000  # that are kept, of 2,900 images each of which is near all others; twice as many are held
+MOST_PAIRS = 4_000_000  # that are kept; twice as many are held
 SHIFTS = tuple(itertools.product((0, -1, 1), repeat=2))  # of the first of two images
 ROUNDING = 1e-5  # of squared norms in float32
 Number = TypeVar("Number", float, Tensor)
@@ -58,13 +56,15 @@ class NearPairs:
     """Pairs ``first < second`` of images, int64 ``[P]`` each, in ascending order.
 
     ``distance``: float64 ``[P]``, see :func:`near_pairs`; ``shifted``: bool ``[P]``, whether that is of a shift;
-    ``complete``: False where there are more than :data:`MOST_PAIRS`, of which only some are held.
+    ``complete``: False where there are more than :data:`MOST_PAIRS`, of which only some are held. ``crowds``: int64
+    ``[N]``, see :func:`kr_fast.data.distances.crowds`: of the pairs within a crowd those with its first image are held.
     """
 
     first: Tensor
     second: Tensor
     distance: Tensor
     shifted: Tensor
+    crowds: Tensor
     complete: bool = True
 
     def __len__(self) -> int:
@@ -80,29 +80,40 @@ def near_pairs(images: Images, threshold: float) -> NearPairs:
     Args:
         images: uint8 ``[N, H, W, C]``, at least 3 px a side. Equal images are pairs too: pass one of each.
     """
-    height, width, channels = images.shape[1:]
     parts: list[tuple[Tensor, ...]] = []
-    count, size = 0, _images_in(MOST_BYTES, images)
+    count, size, crowd = 0, _images_in(MOST_BYTES, images), crowds(images, threshold / 2)
+    for number in range(int(crowd.max()) + 1 if len(crowd) else 0):
+        members = (crowd == number).nonzero()[:, 0]
+        first, others = members[:1], members[1:]
+        for shift in SHIFTS:
+            parts.append(_near(images[first], first, torch.zeros_like(others), images, others, shift, threshold))
     with progress.bar(2 * len(images), "near-duplicates", "image") as bar:  # each is read twice
-        bounds = _Bounds(images, threshold, bar.update)
+        bounds = _Bounds(images, threshold, crowd, bar.update)
         for start in range(0, len(images), size):
             rows = bounds.order[start : start + size]
             met = bounds.meet(block := images[rows], start)
             for shift in SHIFTS:
-                # Of the overlap there are fewer pixels than of the image.
-                overlap = (height - abs(shift[0])) * (width - abs(shift[1])) * channels
                 for i, j in _some_at_a_time(bounds.below(met, shift)):
-                    squares = squared_differences(block, i, images, j, shift)
-                    near = squares <= threshold**2 * overlap
-                    i, j, distance = rows[i[near]], j[near], (squares[near].double() / overlap).sqrt()
-                    moved = torch.full_like(i, shift != (0, 0), dtype=torch.bool)
-                    parts.append((torch.minimum(i, j), torch.maximum(i, j), distance, moved))
-                    if (count := count + len(i)) > 2 * MOST_PAIRS:
+                    parts.append(_near(block, rows, i, images, j, shift, threshold))
+                    if (count := count + len(parts[-1][0])) > 2 * MOST_PAIRS:
                         parts = [_best(parts)]
                         if (count := len(parts[0][0])) > MOST_PAIRS:
-                            return NearPairs(*parts[0], complete=False)
+                            return NearPairs(*parts[0], crowd, complete=False)
             bar.update(len(rows))
-    return NearPairs(*_best(parts))
+    return NearPairs(*_best(parts), crowd)
+
+
+def _near(
+    block: Tensor, rows: Tensor, i: Tensor, images: Images, j: Tensor, shift: tuple[int, int], threshold: float
+) -> tuple[Tensor, ...]:
+    """What :class:`NearPairs` holds of the pairs (i of ``block``, which are images ``rows``; image j) that are near."""
+    height, width, channels = images.shape[1:]
+    overlap = (height - abs(shift[0])) * (width - abs(shift[1])) * channels  # fewer pixels than the image has
+    squares = squared_differences(block, i, images, j, shift)
+    near = squares <= threshold**2 * overlap
+    i, j, distance = rows[i[near]], j[near], (squares[near].double() / overlap).sqrt()
+    moved = torch.full_like(i, shift != (0, 0), dtype=torch.bool)
+    return torch.minimum(i, j), torch.maximum(i, j), distance, moved
 
 
 class _Bounds:
@@ -112,7 +123,7 @@ class _Bounds:
     ``order``: int64 ``[N]``, the images along the first direction.
     """
 
-    def __init__(self, images: Images, threshold: float, update: Callable[[int], None]):
+    def __init__(self, images: Images, threshold: float, crowd: Tensor, update: Callable[[int], None]):
         self.values = images.shape[1:].numel()
         self.most, size = threshold**2 * self.values, _images_in(MOST_BYTES, images)
         step = -(-len(images) // SAMPLE)
@@ -136,6 +147,8 @@ class _Bounds:
             update(len(rows))
         base = torch.cat(coordinates)
         self.order = base[:, 0].argsort()
+        # Images outside of crowds are one each.
+        self.crowd = torch.where(crowd < 0, -1 - torch.arange(len(crowd)), crowd)[self.order]
         self.along, self.base = base[self.order, 0], _Points(base[self.order])
         self.signed_means = _Points(torch.cat(sums)[self.order])
 
@@ -160,7 +173,7 @@ class _Bounds:
                 many.append(columns)
                 continue
             i, j = near.nonzero(as_tuple=True)
-            later = start + i < columns.start + j
+            later = (start + i < columns.start + j) & (self.crowd[start + i] != self.crowd[columns.start + j])
             few.append(torch.stack([i[later], columns.start + j[later]]))
         return _Met(block, start, seen, torch.cat(few, 1), many)
 
@@ -199,6 +212,7 @@ class _Bounds:
                 continue
             near = squares[rows] <= limit
             near &= (met.start + rows)[:, None] < torch.arange(columns.start, columns.stop)
+            near &= self.crowd[met.start + rows][:, None] != self.crowd[columns]
             for price, bound in signed:
                 count = int(torch.count_nonzero(near))
                 if count * self.values <= SIGNED_COST * near.numel() or left + count <= price:
@@ -346,39 +360,6 @@ def _some_at_a_time(pairs: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Te
             held = []
     if held:
         yield tuple(map(torch.cat, zip(*held, strict=True)))
-
-
-def squared_differences(block: Tensor, i: Tensor, images: Images, j: Tensor, shift: tuple[int, int]) -> Tensor:
-    """int64: squared differences, summed, of the pixels of images i of ``block``, shifted, that are in images j too.
-
-    Where most of some images meet most of others, as many that are nearly blank do, by products of all.
-    """
-    _, height, width, _ = block.shape
-    frames = []
-    for dy, dx in (shift, (-shift[0], -shift[1])):
-        frames.append((slice(max(dy, 0), height + min(dy, 0)), slice(max(dx, 0), width + min(dx, 0))))
-
-    def framed(rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
-        pairs = ((block, rows), (images, columns))
-        return (of[index][(slice(None), *frame)] for frame, (of, index) in zip(frames, pairs, strict=True))
-
-    sums, (columns, place) = torch.empty_like(i), j.unique(return_inverse=True)
-    for first, some in _parts(columns, _images_in(MOST_BYTES, images)):
-        own = ((place >= first) & (place < first + len(some))).nonzero()[:, 0]
-        rows, at = i[own].unique(return_inverse=True)
-        if PRODUCT_COST * len(own) >= len(rows) * len(some):
-            x, y = (Rows(each.contiguous()) for each in framed(rows, some))
-            sums[own] = x.squared_distances(y)[at, place[own] - first].long()
-            continue
-        for pairs in own.split(_images_in(PIXELS, images)):
-            x, y = (each.int() for each in framed(i[pairs], j[pairs]))
-            sums[pairs] = x.sub_(y).square_().flatten(1).sum(1)
-    return sums
-
-
-def _parts(values: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    """(where it starts, a part of ``size``)."""
-    return ((first, values[first : first + size]) for first in range(0, len(values), size))
 
 
 def _best(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -27,7 +27,7 @@ LIMITS = (
     (distances, "TILE_BYTES"),
     (distances, "MOST_VALUES"),
     (near_pairs, "MOST_BYTES"),
-    (near_pairs, "PIXELS"),
+    (distances, "PIXELS"),
 )
 
 

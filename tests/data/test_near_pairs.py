@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kr_fast.data import distances
 from kr_fast.data import near_pairs as module
 from kr_fast.data.distances import spacing
 from kr_fast.data.near_pairs import near_pairs
@@ -63,9 +64,9 @@ COSTS = {
 def test_near_pairs_are_those_of_all_pairs(shape, threshold, precision, costs, monkeypatch):
     """Over several blocks of both sides, 7 x 8 images, several parts of images, and bands of several rows."""
     values = int(np.prod(SHAPES[shape]))
-    sizes = COSTS[costs] | {"SUMS_COST": 0, "MOST_BYTES": 7 * values, "PIXELS": 3 * values}
+    sizes = COSTS[costs] | {"SUMS_COST": 0, "MOST_BYTES": 7 * values, "PIXELS": 3 * values, "TILE_BYTES": 14 * values}
     for name, value in (SMALL | sizes).items():
-        monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(module if hasattr(module, name) else distances, name, value)
     images = drawn(SHAPES[shape])
     torch.set_float32_matmul_precision(precision)
     try:
@@ -138,5 +139,33 @@ def test_blank_images_are_compared_by_products(monkeypatch):
     i, j = torch.cartesian_prod(j, j)[: 40 * 60].T
     shift = (1, -1)
     by_products = module.squared_differences(block, i, images, j, shift)
-    monkeypatch.setattr(module, "PRODUCT_COST", 0)
+    monkeypatch.setattr(distances, "PRODUCT_COST", 0)
     assert torch.equal(by_products, module.squared_differences(block, i, images, j, shift))
+
+
+def blank(count, noise, seed=0):
+    """``count`` nearly blank images in two crowds, white and grey, and others of noise."""
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count + noise, 6, 6, 1), generator=draw, dtype=torch.uint8)
+    images[:count] %= 4
+    images[: count // 2] += 250
+    images[count // 2 : count] += 100
+    return images[torch.randperm(len(images), generator=draw)]
+
+
+def test_crowds_are_compared_with_their_first_image_alone(monkeypatch):
+    """A crowd of n images takes 9 (n - 1) comparisons, not n^2, and no pair of it is lost to the counts of splits."""
+    monkeypatch.setattr(distances, "SAMPLE", 100)
+    images, compared, squares = blank(400, 60), [], module.squared_differences
+    monkeypatch.setattr(module, "squared_differences", lambda *given: compared.append(len(given[1])) or squares(*given))
+    found = near_pairs(images, 8.0)
+    assert found.crowds.unique(return_counts=True)[1].tolist() == [60, 200, 200]
+    assert sum(compared) < 10 * 400
+    expected = expected_pairs(images, 8.0)
+    listed = set(zip(found.first.tolist(), found.second.tolist(), strict=True))
+    same = {(i, j) for i, j in expected if found.crowds[i] == found.crowds[j] >= 0}
+    assert len(same) == 2 * 200 * 199 // 2
+    assert listed - same == set(expected) - same
+    firsts = [int((found.crowds == number).nonzero()[0]) for number in (0, 1)]
+    assert listed & same == {pair for pair in same if pair[0] in firsts}
+    assert found.distance.tolist() == pytest.approx([expected[pair][0] for pair in sorted(listed)])

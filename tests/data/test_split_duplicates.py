@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kr_fast.data import find_duplicates
+from kr_fast.data import distances, duplicates, find_duplicates
 from kr_fast.runtime.errors import UserError
 
 
@@ -70,3 +70,28 @@ def test_find_duplicates_refuses_what_cannot_be_compared():
         find_duplicates({"train": image, "val": image[:, :7]})
     with pytest.raises(UserError, match=r"^find_duplicates: splits must hold at least one image"):
         find_duplicates({"train": image[:0]})
+
+
+@pytest.mark.parametrize("of_train", [0, 1, 40])  # no member, one, many of the crowd are trained on
+def test_crowds_count_as_all_their_pairs(of_train, monkeypatch):
+    """Blank images of each split, some dropped, against the search that lists every pair of them."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (300, 6, 6, 1), generator=draw, dtype=torch.uint8)
+    images[:120] = 250 + images[:120] % 4
+    train, val, test = torch.randperm(180, generator=draw).add(120).split([60, 60, 60])
+    val, test = torch.cat([val, torch.arange(40, 80)]), torch.cat([test, torch.arange(80, 120)])
+    parts = {"train": torch.cat([train, torch.arange(of_train)]), "val": val, "test": test}
+    splits = {name: images[rows] for name, rows in parts.items()}
+    results = []
+    for most in (2048, 100):
+        monkeypatch.setattr(distances, "SAMPLE", most)
+        duplicates._KEPT.clear()
+        monkeypatch.setattr(duplicates, "spacing", lambda images: 32.0)
+        results.append(find_duplicates(splits))
+    every, crowds = results
+    assert int((crowds.pairs.crowds >= 0).sum()) == 80 + of_train
+    assert len(crowds.pairs) == 79 + of_train < len(every.pairs)
+    assert crowds.counts == every.counts
+    for later in (("val", "test"), ("test",)):
+        first, second = (found.to_drop(later) for found in results)
+        assert all(torch.equal(first[name], second[name]) for name in splits)
