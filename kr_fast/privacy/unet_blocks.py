@@ -136,11 +136,10 @@ class _Whole:
         each = statistics.split([n * groups for n, groups in sizes])
         mean1, rstd1, mean2, rstd2 = (part.view(size) for part, size in zip(each, sizes, strict=True))
         conv2.record(grad, second)
-        by_second = conv2.signal(grad, second)
-        by_convolved, _, by_shift = norm2.fused_backward(by_second, (convolved, None, shift, mean2, rstd2), True)
+        kept2, kept1 = (convolved, None, shift, mean2, rstd2), (x, skip, None, mean1, rstd1)
+        by_convolved, _, by_shift = norm2.fused_backward(conv2.signal(grad, second), kept2, True)
         conv1.record(by_convolved, first)
-        by_first = conv1.signal(by_convolved, first)
-        by_x, by_skip, _ = norm1.fused_backward(by_first, (x, skip, None, mean1, rstd1), True)
+        by_x, by_skip, _ = norm1.fused_backward(conv1.signal(by_convolved, first), kept1, True)
         around = grad
         if shortcut:
             u = x if skip is None else nhwc(torch.cat([x, skip], 1))
