@@ -11,6 +11,7 @@ from kr_fast.runtime.text import aligned
 KINDS = {
     "loss": "the distillation loss, forward and backward",
     "training": "training steps of classifiers and of diffusion UNets",
+    "privacy": "private training steps, beside plain ones and Opacus",
     "models": "many models on the same images",
     "audit": "membership attacks, their signals and statistics",
 }

@@ -79,6 +79,15 @@ def test_cases_of_a_kind(tmp_path, capsys):
     assert results.table(result) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("provider", ["kr_fast", "eager", "optimized", "opacus_hooks", "opacus_ghost"])
+def test_private_steps_are_checked_against_a_loop(provider):
+    case = cases.of("privacy", "cpu")[0]
+    try:
+        assert case.prepared(provider).error < 1e-5
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
 def test_a_ratio_that_has_fallen_exits_with_3(tmp_path, capsys):
     arguments = ["bench", "audit", "--device", "cpu", "--cases", "roc N=50000 ties", "--repeats", "1"]
     assert main([*arguments, "--out", str(tmp_path)]) == 0
@@ -137,7 +146,9 @@ def test_the_route_of_another_library_is_the_same_loss():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_names_of_cases_are_distinct(device):
-    names = [case.name for kind in ("loss", "training", "models", "audit") for case in cases.of(kind, device)]
+    names = [
+        case.name for kind in ("loss", "training", "privacy", "models", "audit") for case in cases.of(kind, device)
+    ]
     assert len(set(names)) == len(names) > 0
 
 

@@ -9,12 +9,13 @@ from kr_fast.benchmarks.case import Case
 
 
 def of(kind: str, device: str) -> list[Case]:
-    """The cases of ``loss``, ``training``, ``models`` or ``audit`` on ``cpu`` or ``cuda``; none where it has none."""
-    from kr_fast.benchmarks.cases import audit, loss, models, training
+    """The cases of one kind (``loss``, ``training``, ``privacy``, ``models``, ``audit``) on ``cpu`` or ``cuda``."""
+    from kr_fast.benchmarks.cases import audit, loss, models, privacy, training
 
     kinds: dict[str, Callable[[str], list[Case]]] = {
         "loss": loss.cases,
         "training": training.cases,
+        "privacy": privacy.cases,
         "models": models.cases,
         "audit": audit.cases,
     }
