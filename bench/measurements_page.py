@@ -17,7 +17,7 @@ RESULTS, PAGE, README = ROOT / "bench" / "results", ROOT / "docs" / "measured" /
 TITLES = {
     "loss": "Distillation loss, forward and backward",
     "training": "Training steps",
-    "privacy": "Private training steps",
+    "privacy": "Private training steps, one thread",
     "models": "Many models on the same images",
     "audit": "Attacks and their statistics",
     "synthesis": "Synthesis",
