@@ -16,6 +16,15 @@ from torch.autograd import forward_ad
 library = torch.library.Library("kr_fast", "DEF")
 
 
+def _any_requires_grad(*arguments: Any) -> bool:
+    """Whether one of these, or a tensor in a list among them, requires gradients: torch's own, which 2.6 lacks."""
+    each = [item for value in arguments for item in (value if isinstance(value, list | tuple) else (value,))]
+    return any(isinstance(item, Tensor) and item.requires_grad for item in each)
+
+
+any_requires_grad = getattr(torch._C, "_any_requires_grad", _any_requires_grad)
+
+
 def define(
     schema: str, *, fake: Callable, backward: Callable | None = None, setup_context: Callable | None = None
 ) -> Callable:
@@ -40,7 +49,7 @@ def call(op: torch._ops.OpOverload, *arguments) -> Any:
     direct = not (
         torch.compiler.is_compiling()
         or forward_ad._current_level >= 0
-        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments))
+        or (torch.is_grad_enabled() and any_requires_grad(*arguments))
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
@@ -84,7 +93,7 @@ def _in_place(name: str, op: torch._ops.OpOverload) -> Callable:
     written = [argument.alias_info is not None and argument.alias_info.is_write for argument in op._schema.arguments]
 
     def autograd(keyset, *arguments):
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        if torch.is_grad_enabled() and any_requires_grad(*arguments):
             raise no_backward(name)
         with torch._C._AutoDispatchBelowAutograd():
             outputs = op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_OF_ALL = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)  # dictionaries, one for all modules
 
 
 def plain(x: Tensor) -> bool:
@@ -20,7 +21,7 @@ def mixed(x: Tensor) -> bool:
 
 def hooked(*modules: nn.Module) -> bool:
     own = any(getattr(module, name) for module in modules for name in _HOOKS)
-    return own or torch_module._has_any_global_hook()
+    return own or any(_HOOKS_OF_ALL)
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from kr_fast.backends.arguments import WinogradConv
 from kr_fast.backends.calls import Call
 from kr_fast.backends.codes import ACTIVATIONS
 from kr_fast.ops import _check
-from kr_fast.ops._library import call, define, is_plain, no_backward, save, saved
+from kr_fast.ops._library import any_requires_grad, call, define, is_plain, no_backward, save, saved
 from kr_fast.ops.nn import winograd_conv2d_grad_weight as grad_weight_op
 from kr_fast.ops.nn.reference import packed_shape
 from kr_fast.ops.nn.winograd_pack import unchecked as pack
@@ -159,7 +159,7 @@ def winograd_conv2d(
                 _check.fail(_OP, name, "be left out where outputs is (weight is not packed)", value)
         tensors = (x, weight) if bias is None else (x, weight, bias)
         transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-        if not transformed and is_plain(*tensors) and torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
+        if not transformed and is_plain(*tensors) and torch.is_grad_enabled() and any_requires_grad(*tensors):
             return _train(x, weight, bias)
     else:
         outputs = _check_packed(x, weight, outputs, scale, bias, residual, activation, pool)

@@ -10,7 +10,7 @@ from kr_fast.backends import registry
 from kr_fast.backends.arguments import SolverOutput, SolverRow, SolverStep
 from kr_fast.backends.calls import Call
 from kr_fast.ops import _check
-from kr_fast.ops._library import define, is_plain, mark_written
+from kr_fast.ops._library import any_requires_grad, define, is_plain, mark_written
 
 MAX_HISTORY = 4
 EMITS = SolverOutput._fields
@@ -178,7 +178,7 @@ def _past_the_dispatcher(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     _check.past_dispatcher("solver_step")
-    return is_plain(*tensors) and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
+    return is_plain(*tensors) and not (torch.is_grad_enabled() and any_requires_grad(*tensors))
 
 
 def _check_out(op: str, sample: Tensor, out: SolverOutput, emit: tuple[str, ...], dtype: torch.dtype, copies: int):
