@@ -55,6 +55,8 @@ def sizes(context: Context) -> Sizes:
     levels = len(c.generator_widths)
     padded = (channels, padded_size(height, levels), padded_size(width, levels))
     least = min(c.generator_batch_size // context.runtime.world_size, c.micro_batch, 2)
+    from torch import _dynamo  # noqa: F401  (diffusers does so when a UNet is first made; under META torch 2.6 cannot)
+
     try:
         generator = _size(_key(_generator(context)), _denoise, padded, least)
     except ValueError as error:
