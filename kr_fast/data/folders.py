@@ -116,9 +116,7 @@ def scan(path: Path, seen: dict[tuple[int, int], Path], above: tuple[tuple[int, 
             folder.unread[f"hidden {kind}"] += 1
         elif kind == "file":
             suffix = Path(entry.name).suffix.lower()
-            if suffix in SUFFIXES:
-                folder.images.append(Path(entry.path))
-            elif not (key := unread_key(suffix)) and _is_dicom(entry):
+            if suffix in SUFFIXES or (not (key := unread_key(suffix)) and _is_dicom(entry)):
                 folder.images.append(Path(entry.path))
             else:
                 folder.unread[key] += 1
