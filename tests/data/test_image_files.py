@@ -333,12 +333,13 @@ def test_large_pictures_are_refused_before_one_is_decoded(tmp_path):
 
 
 def test_what_is_no_file(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "link.png").symlink_to("nothing")
-    (tmp_path / "loop.png").symlink_to("loop.png")
-    for name, why in (("pipe", "no regular file"), ("link", "No such file"), ("loop", "symbolic links")):
-        with pytest.raises(UserError, match=rf"^data: image must be readable, got .*{name}.png \(.*{why}"):
-            image_files.read({"images": [tmp_path / f"{name}.png"]}, LIMITS)
+    for suffix in ("png", "jpg"):
+        os.mkfifo(tmp_path / f"pipe.{suffix}")
+        (tmp_path / f"link.{suffix}").symlink_to("nothing")
+        (tmp_path / f"loop.{suffix}").symlink_to(f"loop.{suffix}")
+        for name, why in (("pipe", "no regular file"), ("link", "No such file"), ("loop", "symbolic links")):
+            with pytest.raises(UserError, match=rf"^data: image must be readable, got .*{name}.{suffix} \(.*{why}"):
+                image_files.read({"images": [tmp_path / f"{name}.{suffix}"]}, LIMITS)
 
 
 def test_memory_is_asked_for_before_it_is_taken(tmp_path, monkeypatch):

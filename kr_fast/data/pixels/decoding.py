@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,6 +29,7 @@ DTYPES = {"grey": np.uint8, "colour": np.uint8, "16-bit grey": np.int32, "16-bit
 DEEP = ("16-bit grey", "float")
 ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
 MOST_PIXELS = 1 << 26  # of an image that is resized: 256 MiB in colour for each thread
+START = 1 << 12  # bytes of a JPEG that are read for its header, if it is there
 WHOLE = 1 << 24  # bytes of a file up to which it is read at once
 NOTES = {
     "alpha": "alpha composed on white in {}",
@@ -81,15 +83,16 @@ def read_header(file: ImageFile, limit: int = 0) -> Header:
         limit: number of pixels above which it is refused; 0: none but Pillow's.
     Raises: UnreadableError.
     """
+    is_jpeg = not isinstance(file, Packed) and str(file).lower().endswith((".jpg", ".jpeg"))
+    if is_jpeg and (plain := _plain_jpeg(io.BytesIO(_start(file)), limit)):
+        return plain
     with _content(file, whole=False) as content:
         if dicom.is_dicom(content):
             height, width, kind = dicom.read_header(content)
             _check_pixels(height, width, limit)
             return Header(height, width, kind)
-        if (plain := jpeg.plain_header(content)) and plain[0] * plain[1] <= MOST_PIXELS:
-            height, width, channels = plain
-            _check_pixels(height, width, limit)
-            return Header(height, width, "grey" if channels == 1 else "colour")
+        if plain := _plain_jpeg(content, limit):
+            return plain
         with Image.open(content, formats=FORMATS) as image:  # which goes to its start
             width, height = image.size
             _check_pixels(height, width, limit)
@@ -100,9 +103,35 @@ def read_header(file: ImageFile, limit: int = 0) -> Header:
             return Header(height, width, _kind(image))
 
 
+def _plain_jpeg(content: BinaryIO, limit: int) -> Header | None:
+    """The header of a plain JPEG that starts at the start of ``content``; None for anything else."""
+    if dicom.is_dicom(content) or not (plain := jpeg.plain_header(content)) or plain[0] * plain[1] > MOST_PIXELS:
+        return None
+    height, width, channels = plain
+    _check_pixels(height, width, limit)
+    return Header(height, width, "grey" if channels == 1 else "colour")
+
+
+def _start(file: Path) -> bytes:
+    """The first bytes of ``file``, none where it cannot be read: reading it whole will say why.
+
+    By three calls of the system, as each gives Python's lock away, which threads then have to wait for.
+    """
+    try:
+        number = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        return os.read(number, START)
+    except OSError:
+        return b""
+    finally:
+        os.close(number)
+
+
 def _check_pixels(height: int, width: int, limit: int) -> None:
     if limit and width * height > limit:
-        raise ValueError(f"its header claims {height} x {width} pixels, more than {limit / 1e6:.0f} million")
+        raise UnreadableError(f"its header claims {height} x {width} pixels, more than {limit / 1e6:.0f} million")
 
 
 def decode_deep(file: ImageFile, header: Header) -> tuple[np.ndarray, list[str]]:
