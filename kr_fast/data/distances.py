@@ -40,7 +40,7 @@ class Rows:
             self.values = _centred(values[:].flatten(1))
         else:
             self.values = ImageRows(values)
-        self.squares = torch.cat([_numbers(part).square().sum(1) for part in self.tiles(8)])
+        self.squares = _of_tiles(self, lambda x: x.square().sum(1))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -222,7 +222,7 @@ def product_dtype() -> torch.dtype:
 
 def _numbers(values: Tensor) -> Tensor:
     """In float64, as they are multiplied."""
-    return values.double() - 128 if values.dtype == torch.uint8 else values.double()
+    return values.double().sub_(128) if values.dtype == torch.uint8 else values.double()
 
 
 def _direction(rows: Rows) -> Tensor:
@@ -243,4 +243,17 @@ def _direction(rows: Rows) -> Tensor:
 
 def _along(rows: Rows, direction: Tensor) -> Tensor:
     """float64 ``[N]``: where each row lies along a direction."""
-    return torch.cat([_numbers(part) @ direction for part in rows.tiles(8)])
+    return _of_tiles(rows, lambda x: x @ direction)
+
+
+def _of_tiles(rows: Rows, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """float64 ``[N]``: a value of each row.
+
+    It is made first: pieces that were made between tiles would lie among what these free, so that no later one fits
+    there, and a process that keeps what it frees would come to hold the whole set.
+    """
+    values, first = torch.empty(len(rows), dtype=torch.float64), 0
+    for part in rows.tiles(8):
+        values[first : first + len(part)] = of(_numbers(part))
+        first += len(part)
+    return values

@@ -5,6 +5,7 @@ stages run on rank 0 while the others wait. Rank 0 alone writes.
 """
 
 import dataclasses
+import gc
 import shutil
 import time
 from collections.abc import Callable
@@ -333,6 +334,7 @@ def _stage(
             told.stage(name, seconds, result)
             if name == "report":
                 told.metrics(context.folder.metrics)
+    gc.collect()  # networks refer to themselves
     return_freed_memory()
     runtime.barrier()
     context.journal.reload()

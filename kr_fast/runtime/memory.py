@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import functools
-import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +76,5 @@ def return_freed_memory() -> None:
 
     A stage of a run does not use the blocks of the one before, and its worker processes cannot.
     """
-    gc.collect()  # networks refer to themselves
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

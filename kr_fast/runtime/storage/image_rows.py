@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kr_fast.runtime import memory
+
 BATCH_BYTES = 4 << 20  # of pixels that are taken at a time: 16 MiB as floats
+RETURNED_BYTES = 16 << 20  # of pixels, after which memory that batches freed goes back to the system
 
 
 class MappedFile:
@@ -143,8 +146,17 @@ def rows_of(images: Images, which: Any) -> Images:
 
 
 def batches(images: Images, most: int = 1 << 30) -> Iterator[Tensor]:
-    """The images in order, at most ``most`` at a time, and fewer where these would take more than 4 MiB."""
-    return iter(images.split(max(1, min(most, BATCH_BYTES // max(1, images.shape[1:].numel())))))
+    """The images in order, at most ``most`` at a time, and fewer where these would take more than 4 MiB.
+
+    What is kept of a batch may lie among the memory that the batch frees, where the next one then does not fit: without
+    returning it a process would come to hold the whole set.
+    """
+    seen = 0
+    for part in images.split(max(1, min(most, BATCH_BYTES // max(1, images.shape[1:].numel())))):
+        yield part
+        if (seen := seen + part.numel()) >= RETURNED_BYTES:
+            memory.return_freed_memory()
+            seen = 0
 
 
 def hash_images(digest: Any, images: Images) -> None:
