@@ -76,7 +76,10 @@ def _run(case: Case, provider: str, repeats: int) -> dict[str, Any]:
         if case.device == "cuda":  # needs a GPU
             torch.cuda.synchronize()
 
-    result = {"psnr": float(10 * torch.log10(255**2 / error)) if error > 0 else None, **_time(plain, batches, first, repeats)}
+    result = {
+        "psnr": float(10 * torch.log10(255**2 / error)) if error > 0 else None,
+        **_time(plain, batches, first, repeats),
+    }
     result["evaluations_per_second"] = result["images_per_second"] * case.evaluations
     result["share_of_matrix_peak"] = result["evaluations_per_second"] * flops / _matrix_peak(case, provider)
     if case.format is not None:
