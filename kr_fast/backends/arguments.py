@@ -4,7 +4,7 @@ The fields are in the order of the op's schema in ``torch.library``.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,13 @@ class LossOptions(NamedTuple):
     alpha: float = 0.0  # of "decoupled" alone, as is beta
     beta: float = 0.0
 
+    def changed(self, **values: Any) -> "LossOptions":
+        """``_replace``, into which ``torch.compile`` of torch 2.6 does not follow."""
+        return LossOptions(*(values.get(name, self[at]) for at, name in enumerate(_LOSS_OPTIONS)))
+
+
+_LOSS_OPTIONS = LossOptions._fields
+
 
 class SolverRow(NamedTuple):
     """The coefficients of one step; see :func:`kr_fast.solver_step` for the formula."""
@@ -42,7 +49,7 @@ class SolverRow(NamedTuple):
 
     def numbers(self) -> list[float]:
         """What kernels read, in the order of ``kr::solver_row``: 8 coefficients, ``keep``, ``history``."""
-        return [*self[:8], *(self.keep or (0.0, 0.0, 0.0)), *self.history]
+        return [*list(self)[:8], *(self.keep or (0.0, 0.0, 0.0)), *self.history]
 
     @classmethod
     def of_numbers(cls, numbers: list[float]) -> "SolverRow":

@@ -17,6 +17,7 @@ from kr_fast.models import classifier
 from kr_fast.training import AdamW
 
 CHANNELS, SIDE, CLASSES = 16, 4, 5
+FSDP2_ON_CPU = not torch.__version__.startswith("2.6.")  # there torch asks a CPU for a stream's event
 
 
 def last(x):
@@ -124,7 +125,7 @@ def main(rank, folder):
     where, patience = f"file://{folder}/group", datetime.timedelta(minutes=5)
     torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=patience)
     for make in (Net, Classifier):
-        for wrap in (ddp, fsdp2):
+        for wrap in (ddp, fsdp2) if FSDP2_ON_CPU else (ddp,):
             for dtype in (torch.float32, torch.bfloat16):
                 print(make.__name__, wrap.__name__, dtype, file=sys.stderr)
                 check(make, wrap, rank, dtype)

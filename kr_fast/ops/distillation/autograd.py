@@ -181,10 +181,10 @@ def apply(
 def apply_standardized(student: Tensor, teacher: Tensor, *tensors: Tensor | None) -> Tensor:
     """:func:`apply`, with the divergence of standardised logits; the hard term is of the logits as they are."""
     *others, options = tensors
-    divergence = options._replace(hard_weight=0.0)
+    divergence = options.changed(hard_weight=0.0)
     loss = apply(_standardized(student), _standardized(teacher), *others, divergence)
     if options.hard_weight:
-        loss = loss + apply(student, teacher, *others, options._replace(divergence="kl", soft_weight=0.0))
+        loss = loss + apply(student, teacher, *others, options.changed(divergence="kl", soft_weight=0.0))
     return loss
 
 

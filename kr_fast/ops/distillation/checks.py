@@ -32,7 +32,7 @@ def _loss_options(op: str, *positional, **named) -> LossOptions:
         _check.fail(op, "ignore_index", "be an int", given.ignore_index, TypeError)
     values = {"temperature": given.temperature, "label_smoothing": given.label_smoothing, **weights}
     floats = {name: float(value) for name, value in values.items()}
-    return given._replace(ignore_index=int(given.ignore_index), **floats)
+    return given.changed(ignore_index=int(given.ignore_index), **floats)
 
 
 def numeric_options(

@@ -34,7 +34,7 @@ def flag(op: str, name: str, value: bool) -> None:
 
 
 def epsilon(op: str, eps: float) -> float:
-    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < float("inf"):
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < float("inf"):
         _check.fail(op, "eps", "be a finite number of at least 0", eps)
     return float(eps)
 

@@ -126,7 +126,7 @@ def solver_step(
     for name, value in outputs.items():
         _check.tensor(op, name, value, dtypes=allowed)
     earlier = {f"history[{k}]": h for k, h in enumerate(history)}
-    for name, value in (outputs | earlier).items():
+    for name, value in {**outputs, **earlier}.items():
         if value.shape != sample.shape or value.device != sample.device:
             _check.fail(op, name, f"be like sample ({_check.describe(sample)})", value)
     if uncond_output is not None and uncond_output.dtype != model_output.dtype:
