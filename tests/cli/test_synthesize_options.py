@@ -35,7 +35,7 @@ def test_every_number_has_a_finite_range(config, name, value):
 
 @pytest.mark.parametrize(("config", "name"), NUMBERS)
 def test_zero_is_refused_where_it_means_nothing(config, name):
-    if name in ("micro_batch", "shard_size", "steps", "batch", "images", "repeats"):
+    if name in ("micro_batch", "shard_size", "steps", "batch", "repeats"):
         with pytest.raises(UserError, match=f"{name} must"):
             config(**{name: 0})
     else:
