@@ -14,6 +14,8 @@ from kr_fast.ops._library import refuse_tangents
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 COMPILED = tuple(codes.DTYPES)  # the dtypes of which compiled kernels exist
 FLOATING = (*COMPILED, torch.float64)  # float64 runs on the reference backend
+# Its inductor drops a copy to channels_last before an op of another library, whose numbers are then wrong in silence.
+LOSES_LAYOUTS = torch.__version__.startswith("2.6.")
 
 
 def describe(value: Any) -> str:
@@ -97,6 +99,8 @@ def contiguous(op: str, argument: str, value: Tensor) -> None:
 def channels_last(op: str, argument: str, value: Any, *, dtypes: tuple) -> None:
     """``value`` is ``[N, C, H, W]`` of one of ``dtypes`` and has its channels innermost, without gaps."""
     fits = isinstance(value, Tensor) and value.dtype in dtypes and value.ndim == 4
+    if LOSES_LAYOUTS and torch.compiler.is_compiling():
+        fail(op, "torch", "be 2.7 or newer where an op in channels_last is compiled", torch.__version__)
     if fits and value.is_contiguous(memory_format=torch.channels_last):
         return
     tensor(op, argument, value, ndim=4, dtypes=dtypes)

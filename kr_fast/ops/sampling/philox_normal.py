@@ -66,7 +66,7 @@ def _sizes(op: str, shape: int | Sequence[int]) -> list[int]:
     if not isinstance(shape, Sequence):
         _check.fail(op, "shape", "be an int or a sequence of ints", shape, TypeError)
     for size in shape:
-        if not isinstance(size, numbers.Integral | torch.SymInt):
+        if not isinstance(size, (numbers.Integral, torch.SymInt)):
             _check.fail(op, "shape", "hold ints", tuple(shape), TypeError)
         if size < 0:
             _check.fail(op, "shape", "hold sizes >= 0", tuple(shape))
