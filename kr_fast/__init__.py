@@ -1,11 +1,14 @@
 """kr_fast: compiled kernels for Knowledge Recycling.
 
-Every public name is loaded on first use, so that ``import kr_fast`` imports neither diffusers, accelerate, triton nor
-matplotlib.
+Every public name and every op of ``torch.ops.kr_fast`` is loaded on first use, so that ``import kr_fast`` imports
+neither diffusers, accelerate, triton nor matplotlib.
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from kr_fast.runtime.version import __version__ as __version__
 
@@ -117,6 +120,22 @@ else:
             globals()[name] = value
             return value
         raise AttributeError(f"module 'kr_fast' has no attribute {name!r}")
+
+    def _op(name: str) -> object:
+        """``torch.ops.kr_fast.<name>``, whose file under ops/ is imported first: ``torch.export.load`` asks for it."""
+        namespace = torch.ops.kr_fast
+        registered = type(namespace).__getattr__
+        try:
+            return registered(namespace, name)
+        except AttributeError:
+            files = [file for file in Path(__file__).parent.glob("ops/*/[a-z]*.py") if name.startswith(file.stem)]
+            if not files:
+                raise
+        file = max(files, key=lambda file: len(file.stem))
+        importlib.import_module(f"kr_fast.ops.{file.parent.name}.{file.stem}")
+        return registered(namespace, name)
+
+    torch.ops.kr_fast.__getattr__ = _op  # the namespace is a module: this is asked before its class
 
     def __dir__() -> list[str]:
         return [*__all__, *_PACKAGES]

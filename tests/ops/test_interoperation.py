@@ -1,8 +1,10 @@
-"""Every op in what others run around it: torch's compiler, autocast, DDP, FSDP2 and CUDA graphs.
+"""Every op in what others run around it: torch's compiler, autocast, DDP, FSDP2, CUDA graphs and exported programs.
 
-``torch.export`` is in test_derivatives.py, and what one op alone does in its own file.
+How ``torch.export`` traces is in test_derivatives.py, and what one op alone does in its own file.
 """
 
+import importlib
+import pkgutil
 import runpy
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import torch
 from op_calls import CASES, NEVER, STATISTICS, inputs
 
 import kr_fast
+import kr_fast.ops
 from kr_fast.backends import registry
 from kr_fast.ops.batched.model_sgd import model_sgd
 from kr_fast.ops.sampling.solver_step import SolverOutput, SolverRow, solver_step
@@ -49,6 +52,35 @@ def without_derivative(z, image, weight):
     pixels = kr_fast.pack_uint8(image)
     png, packed = kr_fast.encode_png(pixels), kr_fast.winograd_pack(weight)
     return [loss, grad, metrics.kl, stepped, samples, trained, velocity, noise, pixels, png, packed]
+
+
+# The package first, as sorted imports have it; then the ops, each of which would load those that its file imports.
+OPENS = """
+import kr_fast, sys, torch
+inputs, expected = torch.load(sys.argv[1] + ".pt")
+assert torch.equal(torch.export.load(sys.argv[1]).module()(*inputs), expected)
+for name in sys.argv[2:]:
+    assert getattr(torch.ops.kr_fast, name).default
+assert not hasattr(torch.ops.kr_fast, "no_such_op")
+"""
+
+
+class Distils(torch.nn.Module):
+    def forward(self, z, target):
+        return kr_fast.distillation_loss(z, target)
+
+
+def test_an_exported_program_opens_where_only_the_package_was_imported(tmp_path):
+    """torch finds no op that is not registered, and ours are not before they are first used."""
+    for module in pkgutil.walk_packages(kr_fast.ops.__path__, "kr_fast.ops."):
+        importlib.import_module(module.name)
+    schemas = [schema.name.partition("::") for schema in torch._C._jit_get_all_schemas()]
+    names = sorted({name for library, _, name in schemas if library == "kr_fast"}, reverse=True)
+    assert len(names) > 40
+    inputs = torch.randn(2, 3), torch.randn(2, 3)
+    torch.save((inputs, Distils()(*inputs)), f"{tmp_path / 'loss.pt2'}.pt")
+    torch.export.save(torch.export.export(Distils(), inputs), tmp_path / "loss.pt2")
+    subprocess.run([sys.executable, "-c", OPENS, str(tmp_path / "loss.pt2"), *names], check=True)
 
 
 def test_all_in_one_compiled_graph():
