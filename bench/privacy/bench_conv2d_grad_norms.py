@@ -30,7 +30,7 @@ PROVIDERS = {"kr_fast": ours, "grad_weight": grad_weight, "unfold": opacus, "loo
 @torch.inference_mode()
 def test_conv2d_grad_norms(benchmark, name, provider, threads):
     benchmark.group = f"conv2d_grad_norms {name} {threads} threads"
-    inputs, outputs, _, kernel, _ = CONVOLUTIONS[name]
+    kernel = CONVOLUTIONS[name][3]
     x, grad_output, options = convolution(name)
     run = PROVIDERS[provider]
     found = run(x, grad_output, kernel, **options)
@@ -38,7 +38,8 @@ def test_conv2d_grad_norms(benchmark, name, provider, threads):
         error = check(found, norms(unfolded(x.double(), grad_output.double(), kernel, **options)))
         benchmark.extra_info.update(error=error)
     benchmark.pedantic(run, args=(x, grad_output, kernel), kwargs=options, rounds=15, iterations=2, warmup_rounds=2)
-    flop = 2 * grad_output.numel() * inputs * kernel**2
-    benchmark.extra_info.update(flop=flop, parameters=outputs * inputs * kernel**2)
+    filters = x.shape[1] // options["groups"] * kernel**2
+    flop = 2 * grad_output.numel() * filters
+    benchmark.extra_info.update(flop=flop, parameters=grad_output.shape[1] * filters)
     if benchmark.stats:  # not under --benchmark-disable
         benchmark.extra_info.update(gflop_per_second=1e-9 * flop / benchmark.stats.stats.min)

@@ -15,7 +15,7 @@ PROVIDERS = {"kr_fast": ours, "unfold": unfolded, "loop": looped}
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("name", ["resnet stem", "resnet 1", "unet 1"])
+@pytest.mark.parametrize("name", ["resnet stem", "resnet 1", "unet 1", "depthwise 1", "depthwise 3"])
 @torch.inference_mode()
 def test_conv2d_grad_samples(benchmark, name, provider, threads):
     benchmark.group = f"conv2d_grad_samples {name} {threads} threads"
@@ -24,4 +24,4 @@ def test_conv2d_grad_samples(benchmark, name, provider, threads):
     wanted = unfolded(x.double(), grad_output.double(), 3, **options)
     error = check(run(x, grad_output, 3, **options).reshape(wanted.shape), wanted)
     benchmark.pedantic(run, args=(x, grad_output, 3), kwargs=options, rounds=15, iterations=2, warmup_rounds=2)
-    benchmark.extra_info.update(error=error, flop=18 * grad_output.numel() * x.shape[1])
+    benchmark.extra_info.update(error=error, flop=18 * grad_output.numel() * x.shape[1] // options["groups"])

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
+#include <vector>
 
 #include "cpu/nn/direct_conv2d.h"
 #include "cpu/nn/winograd_conv2d.h"
@@ -18,6 +20,20 @@ struct GramTap {
     int64_t first_row, last_row, first_column, last_column, down, across;
 };
 
+// A band of lines of dy of a record, and a block of channels.
+struct Windows {
+    const float *x, *grad;    // of the record, and of the band, from the block's first channel
+    const int64_t* lines;     // where each kernel row of a line of dy reads x, or -1 outside of it
+    int64_t count;            // lines of the band
+    const float* zeros;       // a line of x of them
+    int64_t inputs, outputs;  // of the block
+    float* sums;              // [inputs][taps][step]
+    int64_t step;
+    // What is read after this block is asked for from memory, so many floats with each 8 outputs.
+    const float *next_x, *next_grad;
+    int64_t next_x_share, next_grad_share;
+};
+
 }  // namespace
 }  // namespace kr
 
@@ -26,6 +42,10 @@ struct GramTap {
 
 namespace kr {
 namespace {
+
+constexpr int64_t kGathered = 32;         // outputs of a group, from which on it is worth while to copy it
+constexpr int64_t kBandFloats = 1 << 14;  // of x and dy together, for the second cache
+constexpr int64_t kBandPixels = 64;       // at least: so many products pay for adding their sum
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -65,7 +85,7 @@ void for_each_residue(const ConvGradients& s, const Body& body) {
 int64_t outputs_of(const ConvGradients& s) { return s.images * s.output_height * s.output_width; }
 
 // How a record's gradient is summed, or the square of its norm without it.
-enum class Form { gram, winograd, direct, gathered };
+enum class Form { gram, winograd, direct, windows, gathered };
 
 // What the convolution of a whole record is to direct_conv2d, or, gathered, what one of its taps in one group is: a 1x1
 // convolution of moved x, with channels rounded up so that x is read where it lies.
@@ -116,6 +136,7 @@ Form form_of(const ConvGradients& s) {
         if (tiles * (40 * padded + 400.0 * (double)(s.inputs + s.outputs)) + 800 * padded < direct)
             return Form::winograd;
     }
+    if (s.groups > 1 && s.outputs / s.groups < kGathered) return Form::windows;
     return plain ? Form::direct : Form::gathered;
 }
 
@@ -217,7 +238,7 @@ void gather(const float* from, int64_t rows, int64_t step, int64_t channels, int
     }
 }
 
-// Any geometry: group by group, tap by tap.
+// Any geometry, of many channels: group by group, tap by tap.
 void gathered_records(const ConvGradients& s, int64_t begin, int64_t end) {
     DirectConvShape shape = shape_of(s, true);
     const int64_t inputs = s.inputs / s.groups, outputs = s.outputs / s.groups, taps = s.kernel_height * s.kernel_width;
@@ -256,6 +277,64 @@ void gathered_records(const ConvGradients& s, int64_t begin, int64_t end) {
     }
 }
 
+// Where each kernel row reads x, for each line of a record's dy: floats from the record's first, or -1 outside.
+std::vector<int64_t> lines_of(const ConvGradients& s) {
+    std::vector<int64_t> found;
+    for (int64_t image = 0; image < s.images; ++image)
+        for (int64_t i = 0; i < s.output_height; ++i)
+            for (int64_t k = 0; k < s.kernel_height; ++k) {
+                const int64_t y = i * s.stride_y - s.pad_y + k * s.dilation_y;
+                const bool inside = y >= 0 && y < s.height;
+                found.push_back(inside ? (image * s.height + y) * s.width * s.inputs : -1);
+            }
+    return found;
+}
+
+// A depthwise filter, whose channels are one block, or small groups, which are blocks. A band of lines after the other,
+// so that what it reads stays in the second cache from block to block.
+void windows_records(const ConvGradients& s, int64_t begin, int64_t end) {
+    const bool depthwise = s.groups == s.inputs && s.groups == s.outputs;
+    const int64_t blocks = depthwise ? 1 : s.groups, inputs = depthwise ? 1 : s.inputs / s.groups;
+    const int64_t outputs = s.outputs / blocks, step = round_up(outputs, 16);
+    const int64_t each = inputs * s.kernel_height * s.kernel_width, size = blocks * each * step;
+    const int64_t lines = s.images * s.output_height, grad_line = s.output_width * s.outputs;
+    const int64_t x_line = s.width * s.inputs, x_size = s.images * s.height * x_line;
+    const int64_t band = std::max(kBandFloats / (s.stride_y * x_line + grad_line), kBandPixels / s.output_width) + 1;
+    const int64_t x_share = band * x_size / lines / blocks, grad_share = band * grad_line / blocks;
+    const std::vector<int64_t> reads = lines_of(s);
+    const AlignedFloats memory(size + round_up(s.outputs, 16) + x_line + 16);
+    float *sums = memory.floats, *bias = sums + size, *zeros = bias + round_up(s.outputs, 16);
+    std::fill(zeros, zeros + x_line + 16, 0.0f);
+    for (int64_t record = begin; record < end; ++record) {
+        const float *x = s.x + record * x_size, *grad = s.grad_output + record * lines * grad_line;
+        std::fill(sums, sums + size, 0.0f);
+        for (int64_t line = 0; line < lines; line += band)
+            for (int64_t block = 0; block < blocks; ++block) {
+                const Windows windows = {x + block * inputs,
+                                         grad + line * grad_line + block * outputs,
+                                         reads.data() + line * s.kernel_height,
+                                         std::min(band, lines - line),
+                                         zeros,
+                                         inputs,
+                                         outputs,
+                                         sums + block * each * step,
+                                         step,
+                                         x + (line + band) * x_size / lines + block * x_share,
+                                         grad + (line + band) * grad_line + block * grad_share,
+                                         x_share * 8 / step,
+                                         grad_share * 8 / step};
+                if (depthwise)
+                    KR_DISPATCH(add_windows<true>, s, windows);
+                else
+                    KR_DISPATCH(add_windows<false>, s, windows);
+            }
+        for (int64_t o = 0; o < s.outputs && s.weight; ++o)
+            for (int64_t e = 0; e < each; ++e)
+                s.weight[(record * s.outputs + o) * each + e] = sums[(o / outputs * each + e) * step + o % outputs];
+        finish(s, record, s.norms ? KR_DISPATCH(squares, sums, size) : 0.0, bias);
+    }
+}
+
 }  // namespace
 
 void conv2d_grad_norms(const ConvGradients& call, int threads) {
@@ -267,6 +346,8 @@ void conv2d_grad_norms(const ConvGradients& call, int threads) {
             winograd_records(call, begin, end);
         else if (form == Form::direct)
             direct_records(call, begin, end);
+        else if (form == Form::windows)
+            windows_records(call, begin, end);
         else
             gathered_records(call, begin, end);
     });

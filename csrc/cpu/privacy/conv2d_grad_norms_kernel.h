@@ -5,6 +5,8 @@
 // them and not n^2 C k^2. Terms of the sum cancel, so all of it is in double, in which products of floats are exact.
 #include "cpu/simd/doubles.h"
 
+#include "cpu/privacy/conv2d_windows_kernel.h"
+
 #if KR_LANES == 16
 constexpr int kGramRows = 8;
 #else

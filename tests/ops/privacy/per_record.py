@@ -85,7 +85,12 @@ CONVOLUTIONS = {
     "windows apart": Conv(2, 3, 4, (9, 9), 1, 3, 0),
     "padding beyond the kernel": Conv(2, 3, 4, (3, 3), 2, 2, 4),
     "groups": Conv(2, 12, 8, (6, 6), groups=4, bias=True),
+    "groups, wide": Conv(2, 10, 68, (5, 5), groups=2, bias=True),  # gathered
+    "groups, many pixels": Conv(2, 20, 12, (33, 31), 3, 2, groups=2),  # bands; ten inputs
     "depthwise": Conv(2, 24, 24, (6, 6), groups=24),
+    "depthwise, many pixels": Conv(2, 13, 13, (40, 37), 5, groups=13, bias=True),  # two rows of five taps, and one
+    "depthwise, dilation": Conv(2, 9, 9, (8, 7), 3, (1, 2), 2, (2, 1), groups=9, multiplicity=2),
+    "depthwise, unequal": Conv(2, 18, 18, (9, 8), (2, 7), (2, 1), (1, 3), groups=18),
     "depthwise, two outputs": Conv(2, 6, 12, (6, 6), groups=6, bias=True),
     "multiplicity": Conv(6, 5, 7, (6, 6), bias=True, multiplicity=3),
     "multiplicity, many pixels": Conv(4, 16, 16, (24, 24), bias=True, multiplicity=2),

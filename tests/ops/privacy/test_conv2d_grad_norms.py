@@ -88,7 +88,7 @@ def test_any_geometry(data):
 
 
 @on_backends(OP)
-@pytest.mark.parametrize("name", ["stage", "many pixels", "few pixels", "one pixel", "groups"])
+@pytest.mark.parametrize("name", ["stage", "many pixels", "few pixels", "one pixel", "groups", "depthwise"])
 def test_extremes(backend, name):
     """Gradients whose squares float32 does not hold; NaN and inf stay in their record; zeros have norm 0."""
     per_record.skip_slow(backend, name)
