@@ -1,11 +1,13 @@
-"""Gaussian noise and coin flips from the operating system's entropy, or from a seed for tests.
+"""Gaussian noise and coin flips from a generator that the operating system's entropy seeds, or from a seed for tests.
 
-**What is defended.** Every random bit comes from the operating system (``os.urandom``), is used once and is neither
-kept nor written; no seed, no state of a generator and no earlier output tells what comes next. Noise is made in float64
-from 63 and 64 random bits a pair (Box and Muller), its tails end at 9.3 standard deviations (a chance of 1e-20 a
-value), and ``sum + noise`` is rounded to a grid of ``2^-20`` of the noise's standard deviation, on which every sum can
-reach the same points: the low bits of a result do not tell which sum it was made from (Mironov, "On significance of
-the least significant bits for differential privacy", CCS 2012).
+**What is defended.** Every random bit comes from OpenSSL's cryptographic generator (``ssl.RAND_bytes``: by default
+CTR_DRBG of NIST SP 800-90A with AES-256), which the operating system's entropy seeds, again after a fork and from time
+to time, and which no seed of ours reaches. A bit is used once and is neither kept nor written, and no output tells
+another one to whoever cannot break AES. ``os.urandom`` promises the same and took most of the time of a step's noise.
+Noise is made in float64 from 63 and 64 random bits a pair (Box and Muller), its tails end at 9.3 standard deviations (a
+chance of 1e-20 a value), and ``sum + noise`` is rounded to a grid of ``2^-20`` of the noise's standard deviation, on
+which every sum can reach the same points: the low bits of a result do not tell which sum it was made from (Mironov, "On
+significance of the least significant bits for differential privacy", CCS 2012).
 
 **What is not.** This is no proof for finite precision: float64's logarithm and cosine are rounded, and the clipped sum
 itself is made in float32, whose order of summation changes its last bits (Casacuberta et al., CCS 2022; for B records
@@ -14,7 +16,7 @@ sampled discrete Gaussian (Canonne et al., NeurIPS 2020) is not used.
 """
 
 import math
-import os
+import ssl
 
 import numpy as np
 import torch
@@ -28,9 +30,9 @@ _CHUNK = 1 << 17  # pairs of values made at a time: a few MiB
 
 
 def words(count: int, seed: int | None, *names: object) -> np.ndarray:
-    """``count`` random uint64: of the operating system, or a function of ``seed`` and ``names``."""
+    """``count`` random uint64: of the cryptographic generator, or a function of ``seed`` and ``names``."""
     if seed is None:
-        return np.frombuffer(os.urandom(8 * count), np.uint64)
+        return np.frombuffer(ssl.RAND_bytes(8 * count), np.uint64)
     return np.random.Generator(np.random.Philox(seeds.derive(seed, *names))).integers(
         0, 1 << 64, count, np.uint64, endpoint=False
     )
