@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kr_fast.privacy import clipping, noise, refusals, unet_blocks
+from kr_fast.privacy import clipping, noise, refusals, residual_blocks, unet_blocks
 from kr_fast.privacy.layers import Layer, forward_of
 from kr_fast.privacy.options import check_seed, number, whole
 from kr_fast.privacy.rules import RULES
@@ -57,7 +57,8 @@ class PrivateTraining:
                     layer = RULES[type(module)](name, module, own, self.multiplicity)
                     self._layers.append(layer)
                     self._patches.forward(module, forward_of(layer))
-            unet_blocks.fuse(self._patches, model, self._layers)
+            for blocks in (residual_blocks, unet_blocks):
+                blocks.fuse(self._patches, model, self._layers)
         except BaseException:
             self._patches.restore()
             raise

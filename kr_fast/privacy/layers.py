@@ -127,7 +127,8 @@ class Layer:
         """Squared norms ``[B]`` of what was kept; None where the layer had no part in the losses."""
         if self._samples is None:
             return self._squares
-        return sum(each.flatten(1).square().sum(1) for _, each in self._samples)
+        # One read each: to square and then to sum writes and reads a copy.
+        return sum(torch.linalg.vector_norm(each.flatten(1), dim=1).square() for _, each in self._samples)
 
     def add(self, factors: Tensor, spoilt: Tensor | None) -> None:
         """Add each record's gradient times its factor to the sums.

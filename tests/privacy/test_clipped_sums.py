@@ -89,6 +89,33 @@ def test_diffusers_unet(multiplicity, frozen):
     assert torch.equal(denoising(model, slice(None)), before)
 
 
+@pytest.mark.parametrize(
+    ("multiplicity", "other"),
+    [
+        (1, None),
+        (3, None),
+        (1, lambda model: model.stages[1].bn2.requires_grad_(False)),
+        (1, lambda model: model.stages[1].conv1.register_forward_hook(lambda *_: None)),
+    ],
+    ids=["whole", "multiplicity", "frozen", "hooked"],
+)
+def test_blocks_of_classifiers(multiplicity, other):
+    """Of one function each, which has a strided shortcut in two of three; and by their modules."""
+    model, x, labels = network("resnet")
+    if other is not None:
+        other(model)
+    parts = [slice(first, first + multiplicity) for first in range(0, 6, multiplicity)]
+    rows = gradients(model, lambda twin, b: losses(twin, x[parts[b]].double(), labels[parts[b]]).mean(), len(parts))
+    bound, before = float(rows.norm(dim=1).median()), losses(model, x, labels)
+    private = private_of(model, multiplicity=multiplicity, max_grad_norm=bound)
+    after = losses(model, x, labels)
+    torch.testing.assert_close(after, before)
+    private.backward(after)
+    assert error(private.state_dict()["sums"], clipped(rows, "flat", bound)) < 1e-5
+    private.restore()
+    assert torch.equal(losses(model, x, labels), before)
+
+
 def test_opacus_has_the_same_sums():
     opacus = pytest.importorskip("opacus")
     torch.manual_seed(0)
