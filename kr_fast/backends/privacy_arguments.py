@@ -3,7 +3,7 @@
 ``multiplicity`` consecutive rows of the batch belong to one record. The fields are in the order of the op's schema.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,21 @@ from torch import Tensor
 def accumulated(*tensors: Tensor) -> torch.dtype:
     """The dtype of sums and results: float32, or float64 where one of ``tensors`` is."""
     return torch.float64 if any(each.dtype == torch.float64 for each in tensors) else torch.float32
+
+
+class Gradients(Protocol):
+    """Any of the classes below."""
+
+    @property
+    def grad_output(self) -> Tensor: ...
+
+    @property
+    def multiplicity(self) -> int: ...
+
+
+def records(call: Gradients) -> int:
+    """``B`` of ``R = B K`` rows."""
+    return call.grad_output.shape[0] // call.multiplicity
 
 
 class ConvGradients(NamedTuple):

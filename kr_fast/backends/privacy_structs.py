@@ -10,17 +10,18 @@ from kr_fast.backends.privacy_arguments import (
     GroupNormGradients,
     LayerNormGradients,
     LinearGradients,
+    records,
 )
 from kr_fast.backends.structs import Struct
 
 
 def conv(call: ConvGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Struct:
     """``kr::ConvGradients`` that writes into the last three; both tensors of ``call`` float32 and channels_last."""
-    (rows, inputs, height, width), (_, outputs, output_height, output_width) = call.x.shape, call.grad_output.shape
+    (inputs, height, width), (outputs, output_height, output_width) = call.x.shape[1:], call.grad_output.shape[1:]
     return {
         "x": call.x.data_ptr(),
         "grad_output": call.grad_output.data_ptr(),
-        "records": rows // call.multiplicity,
+        "records": records(call),
         "images": call.multiplicity,
         "height": height,
         "width": width,
@@ -46,11 +47,11 @@ def conv(call: ConvGradients, norms: Tensor | None, weight: Tensor | None, bias:
 
 def linear(call: LinearGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Struct:
     """``kr::LinearGradients`` that writes into the last three; both tensors of ``call`` float32 and contiguous."""
-    rows, positions, inputs = call.x.shape
+    positions, inputs = call.x.shape[1:]
     return {
         "x": call.x.data_ptr(),
         "grad_output": call.grad_output.data_ptr(),
-        "records": rows // call.multiplicity,
+        "records": records(call),
         "positions": call.multiplicity * positions,
         "inputs": inputs,
         "outputs": call.grad_output.shape[2],
@@ -63,13 +64,12 @@ def linear(call: LinearGradients, norms: Tensor | None, weight: Tensor | None, b
 
 def group_norm(call: GroupNormGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Struct:
     """``kr::GroupNormGradNorms`` that writes into the last three; both tensors of ``call`` in one layout."""
-    rows, channels = call.x.shape[:2]
     return {
         "x": call.x.data_ptr(),
         "grad": call.grad_output.data_ptr(),
-        "records": rows // call.multiplicity,
+        "records": records(call),
         "rows": call.multiplicity,
-        "channels": channels,
+        "channels": call.x.shape[1],
         "pixels": call.x.shape[2:].numel(),
         "groups": call.groups,
         "dtype": DTYPES[call.x.dtype],
@@ -83,11 +83,11 @@ def group_norm(call: GroupNormGradients, norms: Tensor | None, weight: Tensor | 
 
 def layer_norm(call: LayerNormGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Struct:
     """``kr::LayerNormGradNorms`` that writes into the last three."""
-    rows, positions, size = call.x.shape
+    positions, size = call.x.shape[1:]
     return {
         "x": call.x.data_ptr(),
         "grad": call.grad_output.data_ptr(),
-        "records": rows // call.multiplicity,
+        "records": records(call),
         "rows": call.multiplicity * positions,
         "size": size,
         "dtype": DTYPES[call.x.dtype],
@@ -101,11 +101,11 @@ def layer_norm(call: LayerNormGradients, norms: Tensor | None, weight: Tensor | 
 
 def embedding(call: EmbeddingGradients, norms: Tensor) -> Struct:
     """``kr::EmbeddingGradNorms`` that writes into ``norms``."""
-    rows, positions, size = call.grad_output.shape
+    positions, size = call.grad_output.shape[1:]
     return {
         "indices": call.indices.data_ptr(),
         "grad": call.grad_output.data_ptr(),
-        "records": rows // call.multiplicity,
+        "records": records(call),
         "rows": call.multiplicity * positions,
         "size": size,
         "dtype": DTYPES[call.grad_output.dtype],

@@ -40,13 +40,7 @@ def fuse(patches: Patches, model: nn.Module, layers: Iterable[Layer]) -> None:
 
 def _patch_resnet(patches: Patches, block: Any, layers: Layers) -> None:
     norms = tuple(layers.get(id(each)) for each in (block.norm1, block.norm2))
-    if (
-        all(isinstance(each, GroupNorm) for each in norms)
-        and block.upsample is block.downsample is None
-        and block.time_embedding_norm == "default"
-        and block.output_scale_factor == 1
-        and isinstance(block.nonlinearity, nn.SiLU)
-    ):
+    if all(isinstance(each, GroupNorm) for each in norms) and unet_blocks.preactivates(block):
         whole = _Whole.of(block, layers) if unet_blocks.fusible(block) else None
         patches.forward(block, functools.partial(_resnet, norms, whole))
 

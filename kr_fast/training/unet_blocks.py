@@ -9,14 +9,22 @@ from kr_fast.ops.nn.qkv_attention import qkv_attention
 from kr_fast.training.layout import nhwc
 
 
+def preactivates(self: Any) -> bool:
+    """Whether a ``ResnetBlock2D`` is norms, SiLU and convolutions, with an embedding that is added between them."""
+    return (
+        self.upsample is self.downsample is None
+        and self.time_embedding_norm == "default"
+        and self.output_scale_factor == 1
+        and isinstance(self.nonlinearity, nn.SiLU)
+    )
+
+
 def fusible(self: Any) -> bool:
     """Whether a ``ResnetBlock2D`` has the layers of ``preactivation_block``."""
     forms = [(self.conv1, (3, 3), (1, 1)), (self.conv2, (3, 3), (1, 1))]
     forms += [] if self.conv_shortcut is None else [(self.conv_shortcut, (1, 1), (0, 0))]
     return (
-        self.upsample is self.downsample is None
-        and self.time_embedding_norm == "default"
-        and self.output_scale_factor == 1
+        preactivates(self)
         and all(type(each) is nn.GroupNorm and each.affine for each in (self.norm1, self.norm2))
         and all(
             type(conv) is nn.Conv2d

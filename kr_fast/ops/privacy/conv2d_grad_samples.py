@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kr_fast.backends.privacy_arguments import accumulated
+from kr_fast.backends.privacy_arguments import accumulated, records
 from kr_fast.ops._library import call, define
 from kr_fast.ops.privacy import checks
 from kr_fast.ops.privacy.conv2d_grad_norms import SCHEMA, arguments
@@ -16,9 +16,8 @@ _OP = "conv2d_grad_samples"
 
 def _empty(x, grad_output, *options) -> tuple[Tensor, Tensor]:
     values, dtype = arguments(x, grad_output, *options), accumulated(x, grad_output)
-    records = x.shape[0] // values.multiplicity
-    bias = x.new_empty((records, grad_output.shape[1]) if values.bias else (0,), dtype=dtype)
-    return x.new_empty((records, *values.weight_shape), dtype=dtype), bias
+    weight = x.new_empty((records(values), *values.weight_shape), dtype=dtype)
+    return weight, x.new_empty(weight.shape[:2] if values.bias else (0,), dtype=dtype)
 
 
 @define(f"{_OP}{SCHEMA} -> (Tensor, Tensor)", fake=_empty)

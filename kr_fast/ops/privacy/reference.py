@@ -15,6 +15,7 @@ from kr_fast.backends.privacy_arguments import (
     LayerNormGradients,
     LinearGradients,
     accumulated,
+    records,
 )
 from kr_fast.backends.registry import kernel, never
 
@@ -34,15 +35,15 @@ def _sum_over(values: Tensor, multiplicity: int) -> Tensor:
 def conv2d_grad_samples(call: ConvGradients) -> tuple[Tensor, Tensor | None]:
     """``dw[b, o, c, k, l] = sum_{rows of b, i, j} x[c, i s - p + k d, j s - p + l d] dy[o, i, j]``, by unfolding."""
     x, grad = (each.to(accumulated(*call[:2])) for each in call[:2])
-    (top, left), (rows, columns), records = call.padding, call.padded(), len(x) // call.multiplicity
+    (top, left), (rows, columns), count = call.padding, call.padded(), records(call)
     x = F.pad(x, (left, columns - left - x.shape[3], top, rows - top - x.shape[2]))
     taps = F.unfold(x, call.kernel_size, call.dilation, 0, call.stride)  # [R, C K L, T]
     taps, outputs = (
-        each.reshape(records, call.multiplicity, call.groups, each.shape[1] // call.groups, -1) for each in (taps, grad)
+        each.reshape(count, call.multiplicity, call.groups, each.shape[1] // call.groups, -1) for each in (taps, grad)
     )
     weight = torch.einsum("bmgot,bmgit->bgoi", outputs, taps)
     bias = _sum_over(grad.sum((2, 3)), call.multiplicity) if call.bias else None
-    return weight.reshape(records, *call.weight_shape), bias
+    return weight.reshape(count, *call.weight_shape), bias
 
 
 @kernel("conv2d_grad_norms", "reference", refuses=never)
@@ -69,14 +70,13 @@ def linear_grad_norms(call: LinearGradients) -> Tensor:
 def embedding_grad_norms(call: EmbeddingGradients) -> Tensor:
     """Each record's sums over the places of each index that it holds; the other rows of its gradient are 0."""
     grad = call.grad_output.to(accumulated(call.grad_output))
-    records = len(grad) // call.multiplicity
-    record = torch.arange(records, device=grad.device).repeat_interleave(grad.shape[1] * call.multiplicity)
+    record = torch.arange(records(call), device=grad.device).repeat_interleave(grad.shape[1] * call.multiplicity)
     pairs, where = torch.unique(torch.stack([record, call.indices.reshape(-1)]), dim=1, return_inverse=True)
     sums = grad.new_zeros(pairs.shape[1], grad.shape[2]).index_add_(0, where, grad.flatten(0, 1))
     if call.padding_idx is not None:
         sums[pairs[1] == call.padding_idx] = 0
     squares = sums.double().square().sum(1)
-    return squares.new_zeros(records).index_add_(0, pairs[0], squares).sqrt().to(grad.dtype)
+    return squares.new_zeros(records(call)).index_add_(0, pairs[0], squares).sqrt().to(grad.dtype)
 
 
 @kernel("group_norm_grad_samples", "reference", refuses=never)
