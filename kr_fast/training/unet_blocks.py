@@ -52,16 +52,20 @@ def attends_to_pixels(module: Any) -> bool:
 def up_block(
     self: Any,
     hidden_states: Tensor,
-    res_hidden_states_tuple: tuple[Tensor, ...],
+    res_hidden_states_tuple: tuple[Tensor, ...] | list[Tensor],
     temb: Any = None,
     upsample_size: Any = None,
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """``UpBlock2D`` and ``AttnUpBlock2D``: the skip connections go to the resnets as they are."""
+    """``UpBlock2D`` and ``AttnUpBlock2D``: the skip connections go to the resnets as they are.
+
+    A list of them is consumed, so that each is freed when it was used: the last block's are the largest.
+    """
+    skips = res_hidden_states_tuple if isinstance(res_hidden_states_tuple, list) else list(res_hidden_states_tuple)
     attentions = getattr(self, "attentions", [None] * len(self.resnets))
-    for block, attend, skip in zip(self.resnets, attentions, reversed(res_hidden_states_tuple), strict=False):
-        hidden_states = block(hidden_states, temb, skip=skip)
+    for block, attend in zip(self.resnets, attentions, strict=True):
+        hidden_states = block(hidden_states, temb, skip=skips.pop())
         if attend is not None:
             hidden_states = attend(hidden_states)
     for up in self.upsamplers or ():

@@ -12,6 +12,7 @@ from torch import nn
 from toy_sampler import plan, sampler
 
 from kr_fast.data import Dataset, Split, to_float
+from kr_fast.recycling import drawing as drawing_module
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.drawing import Drawing, KeptSets, ahead
@@ -49,6 +50,25 @@ def test_sets_are_those_of_their_ids(threads, count):
         assert torch.equal(ids, torch.arange(period * IMAGES, (period + 1) * IMAGES))
         assert torch.equal(labels, plan().labels(ids))
         assert torch.equal(images, one(ids, labels))
+
+
+@pytest.mark.parametrize(
+    ("images", "large", "shared"), [(IMAGES, 1 << 20, True), (IMAGES, 1, False), (8, 1 << 20, False)]
+)
+def test_a_lone_set_is_drawn_by_one_thread_where_two_do_not_help(threads, monkeypatch, images, large, shared):
+    """Where its micro-batches are large, or one: that has all of torch's threads. The images are the same."""
+    threads(2)
+    monkeypatch.setattr(drawing_module, "LARGE", large)
+    counts, begun = [], threading.Barrier(2, timeout=60)
+
+    def before(batches):
+        counts.append(torch.get_num_threads())
+        if shared and len(counts) <= 2:
+            begun.wait()  # for the other thread
+
+    ids, labels, drawn = Drawing(sampler(before=before), plan(), images)(0)
+    assert torch.equal(drawn, sampler(micro_batch=8)(ids, labels))
+    assert set(counts) == {1 if shared else 2}
 
 
 def test_next_set_is_drawn_while_one_is_in_use(threads):

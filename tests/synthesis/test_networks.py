@@ -1,5 +1,7 @@
 """Networks other than UNet2DModel: transformers with an autoencoder, networks that read text, plain callables."""
 
+import weakref
+
 import pytest
 import torch
 from small_samplers import MILD, make_sampler, make_unet
@@ -169,3 +171,18 @@ def test_optimized_networks_look_their_conditioning_up(monkeypatch):
         assert (a.int() - b.int()).abs().max() <= 1
     assert torch.equal(samplers[0](IDS, LABELS), plain[0])
     assert samplers[0].describe() == descriptions[0]
+
+
+def test_skip_connections_are_freed_when_they_were_used():
+    model, skips, living = make_unet(), [], []
+
+    def note(module, arguments, more):
+        living.append(sum(skip() is not None for skip in skips))
+        skips.append(weakref.ref(more["skip"]))
+
+    kr_fast.optimize(model)
+    for resnet in model.up_blocks[-1].resnets:
+        resnet.register_forward_pre_hook(note, with_kwargs=True)
+    with torch.inference_mode():
+        model(torch.randn(2, 3, 8, 8), torch.tensor(3), torch.tensor([0, 1]))
+    assert living == [0, 0]

@@ -247,11 +247,11 @@ def unet(
     for block in self.down_blocks:
         sample, more = block(hidden_states=sample, temb=shifts)
         skips += more
+    del more  # each is freed when an up block has used it
     if self.mid_block is not None:
         sample = self.mid_block(sample, shifts)
     for block in self.up_blocks:
-        count = len(block.resnets)
-        sample, skips = block(sample, tuple(skips[-count:]), shifts), skips[:-count]
+        sample = block(sample, skips, shifts)
     sample = self.conv_out(norm(self.conv_norm_out, nhwc(sample)))
     if self.config.time_embedding_type == "fourier":
         sample = sample / timestep.reshape(-1, 1, 1, 1)
