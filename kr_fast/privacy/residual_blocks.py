@@ -52,22 +52,25 @@ def _convolved(pair: Pair, x: Tensor) -> list[Tensor]:
     return [y, x, u, mean, rstd]
 
 
-def _gradient(pair: Pair, grad: Tensor, x: Tensor, u: Tensor, mean: Tensor, rstd: Tensor, needed: bool = True) -> Any:
-    """The gradient by ``x``; the layers keep what they need."""
+def _gradient(pair: Pair, grad: Tensor, kept: list[Tensor], needed: bool = True) -> Any:
+    """The gradient by ``x`` from what was ``kept``, which is freed; the layers keep what they need."""
     conv, norm = pair
-    by_u = norm.fused_backward(grad, (u, None, None, mean, rstd), False)[0]
+    x, *of_norm = kept
+    kept.clear()
+    by_u = norm.fused_backward(grad, (of_norm[0], None, None, *of_norm[1:]), False)[0]
+    of_norm.clear()
     conv.record(by_u, x)
     return nhwc(conv.signal(by_u, x)) if needed else None
 
 
-def _run(pairs: list[Pair], stride: int, x: Tensor) -> list[Tensor]:
+def _run(pairs: list[Pair], stride: int, x: Tensor) -> list[Any]:
     """y, and what the gradients of each pair need."""
     h, *first = _convolved(pairs[0], x)
     y, *second = _convolved(pairs[1], h.relu_())
     if len(pairs) == 2:
-        return [y.add_(x).relu_(), *first, *second]
+        return [y.add_(x).relu_(), first, second]
     around, *third = _convolved(pairs[2], nhwc(x[:, :, ::stride, ::stride]))
-    return [y.add_(around).relu_(), *first, *second, *third]
+    return [y.add_(around).relu_(), first, second, third]
 
 
 class _Residual(torch.autograd.Function):
@@ -75,24 +78,25 @@ class _Residual(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pairs: list[Pair], stride: int, anchor: Tensor, x: Tensor) -> Tensor:
-        y, *kept = _run(pairs, stride, nhwc(x))
+        y, *ctx.kept = _run(pairs, stride, nhwc(x))  # not saved as tensors, which would live as long as the call
         ctx.pairs, ctx.stride = pairs, stride
-        ctx.save_for_backward(y, *kept)
+        ctx.save_for_backward(y)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, *kept = ctx.saved_tensors
-        first, second, third = kept[:4], kept[4:8], kept[8:]
+        (y,) = ctx.saved_tensors
+        first, second, *third = ctx.kept
         needed = ctx.needs_input_grad[3]
         relu = torch.ops.aten.threshold_backward
-        grad = relu(nhwc(grad), y, 0)
-        by_h = _gradient(ctx.pairs[1], grad, *second)
-        relu.grad_input(by_h, second[0], 0, grad_input=by_h)
-        by_x = _gradient(ctx.pairs[0], by_h, *first, needed)
+        grad, h = relu(nhwc(grad), y, 0), second[0]
+        by_h = _gradient(ctx.pairs[1], grad, second)
+        relu.grad_input(by_h, h, 0, grad_input=by_h)
+        del h
+        by_x = _gradient(ctx.pairs[0], by_h, first, needed)
         if third:
-            around = _gradient(ctx.pairs[2], grad, *third, needed)
+            around = _gradient(ctx.pairs[2], grad, third[0], needed)
             if needed:
                 by_x[:, :, :: ctx.stride, :: ctx.stride] += around
         elif needed:
