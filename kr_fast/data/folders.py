@@ -18,6 +18,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", "
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")  # no user's folders
 OURS = "folder* written by kr-fast"
 DEPTH = 64
+NO_CLASSES = "hold one folder of images for each class"  # the rule that a folder without them breaks
 
 
 @dataclasses.dataclass
@@ -184,7 +185,7 @@ def _roots(top: Folder) -> dict[str, Folder]:
     if not folders:
         got = f"{counted(len(top.images), 'image')} and no folder in {printable(top.path)}{top.suffixes()}"
         got += " (a table of their classes is given by --table)" if top.images else ""
-        fail("data", "source", "hold one folder of images for each class", got)
+        fail("data", "source", NO_CLASSES, got)
     splits: dict[str, list[str]] = {}
     for name in folders:
         if which := split_name(name):

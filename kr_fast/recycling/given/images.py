@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kr_fast.data import load_uncut
+from kr_fast.data import folders, load_uncut
 from kr_fast.data.npz import read_labelled
 from kr_fast.ensemble.shadows import data_digest
 from kr_fast.recycling.drawing import Draw, KeptSets, Set, keeping
 from kr_fast.recycling.given.interface import ASKED, DataFacts
 from kr_fast.recycling.stages.generation.sampling import Sampling
 from kr_fast.runtime import seeds
-from kr_fast.runtime.errors import fail
+from kr_fast.runtime.errors import UserError, fail
 from kr_fast.synthesis import LabelPlan
 
 
@@ -38,7 +38,13 @@ class ImageSource:
     ) -> "ImageSource":
         """A folder ``class/image.png`` (with or without splits, which are joined), or an ``.npz`` of one set."""
         if path.is_dir():
-            _, names, parts = load_uncut(path)
+            try:
+                _, names, parts = load_uncut(path)
+            except UserError as error:
+                if folders.NO_CLASSES not in str(error):
+                    raise
+                rule = "be the folder of a run or of a diffusers model, or hold one folder of images for each class"
+                fail(*ASKED, rule, f"{path}, which holds no folder")
             if sorted(names) != sorted(facts.class_names):
                 rule = f"have a folder for each class, {_listed(facts.class_names)}"
                 fail(*ASKED, rule, f"{path} with {_listed(names)}")

@@ -164,7 +164,7 @@ REFUSED = {
     "side": (lambda p: network(p / "m", side=16), "draw images of the data's 8 x 8 px in 1 channel, got 16 x 16"),
     "channels": (lambda p: network(p / "m", channels=3), "in 1 channel, got 8 x 8 px in 3 channels"),
     "class names": (lambda p: ready(p / "i", (3, 3), ("a", "b")), "generator must have a folder for each class, 0, 1"),
-    "no folder of images": (lambda p: p, "data: source must hold one folder of images for each class"),
+    "no folder of images": (lambda p: p, "^run: generator must be the folder of a run .* got .* no folder$"),
 }
 
 
