@@ -17,6 +17,10 @@ USUAL = {
     "split_column": ("split",),
     "group_column": (),
 }
+FILLED = {
+    "label_column": "hold a class in every row",
+    "group_column": "hold a group in every row (an image that belongs to no other is a group of its own)",
+}
 WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")  # 007 is a code
 SEPARATORS = "|;,"  # of several labels in one cell
 
@@ -55,7 +59,7 @@ def classes(values: dict[str, list[Any]], what: str) -> tuple[tuple[str, ...], d
     each = {which: [_text(value, what) for value in of] for which, of in values.items()}
     every = Counter(text for of in each.values() for text in of)
     if missing := every[""]:
-        fail("data", what, "hold a class in every row", f"nothing in {counted(missing, 'row')}")
+        fail("data", what, FILLED["label_column"], f"nothing in {counted(missing, 'row')}")
     _refuse_several(every, what)
     if all(_is_number(text) for text in every):
         measured = [text for text in every if not float(text).is_integer()]
@@ -74,6 +78,14 @@ def classes(values: dict[str, list[Any]], what: str) -> tuple[tuple[str, ...], d
     return tuple(names), {which: np.array([number[text] for text in of], np.int64) for which, of in each.items()}
 
 
+def refuse_missing(values: list[Any], what: str, rule: str, numbers: list[int]) -> None:
+    """Refuse a column with empty cells, and name the rows of the first ones by their ``numbers``."""
+    if missing := [number for number, value in zip(numbers, values, strict=True) if not _text(value, what)]:
+        rows = "row" if len(missing) == 1 else "rows"
+        got = f"nothing in {counted(len(missing), 'row')} ({rows} {listed('', missing)} below the header)"
+        fail("data", what, rule, got)
+
+
 def groups(values: dict[str, list[Any]], what: str) -> dict[str, np.ndarray]:
     """split -> int64 ``[N]``, the number of each group in the order of their names.
 
@@ -81,8 +93,7 @@ def groups(values: dict[str, list[Any]], what: str) -> dict[str, np.ndarray]:
     """
     each = {which: [_text(value, what) for value in of] for which, of in values.items()}
     if missing := sum(not text for of in each.values() for text in of):
-        rule = "hold a group in every row (an image that belongs to no other is a group of its own)"
-        fail("data", what, rule, f"nothing in {counted(missing, 'row')}")
+        fail("data", what, FILLED["group_column"], f"nothing in {counted(missing, 'row')}")
     number = {name: index for index, name in enumerate(sorted(set().union(*each.values())))}
     result = {which: np.array([number[text] for text in of], np.int64) for which, of in each.items()}
     names = list(number)

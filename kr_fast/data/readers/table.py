@@ -87,6 +87,9 @@ def _read(
     rows["image_column"] = files
     kept = [at for at, file in enumerate(files) if file is not None]
     rows = {name: [values[at] for at in kept] for name, values in rows.items()}
+    if len(paths) == 1:
+        for name in (each for each in columns.FILLED if each in rows):
+            columns.refuse_missing(rows[name], what[name], columns.FILLED[name], [at + 1 for at in kept])
     which = columns.split_names(rows["split_column"], what["split_column"]) if "split_column" in rows else None
     parts = columns.by_split(rows, which)
     names, labels = columns.classes(parts["label_column"], what["label_column"])

@@ -141,13 +141,22 @@ FOUR = [(f"{each}.png", index % 2, "train" if index < 2 else "test", index) for 
             {"group_column": "patient"},
             r"group_column patient of t.csv must have each group in one split, got 1 group: 0 in train and test \(move",
         ),
-        ([(*row[:3], "") for row in FOUR], {"group_column": "patient"}, "group_column .* nothing in 4 rows"),
+        (
+            [(*row[:3], "") for row in FOUR],
+            {"group_column": "patient"},
+            "group_column .* nothing in 4 rows .rows 1, 2, 3 and 1",
+        ),
         (
             [(row[0], "a|b" if row[1] else "a", *row[2:]) for row in FOUR],
             {},
             r"label_column label of t.csv must hold one label an image .* a\|b",
         ),
         ([(row[0], "", *row[2:]) for row in FOUR], {}, "label_column label of t.csv must hold a class in every row"),
+        (
+            [FOUR[0], (FOUR[1][0], "", *FOUR[1][2:]), *FOUR[2:]],
+            {},
+            r"label_column .* got nothing in 1 row \(row 2 below the header\)",
+        ),
         ([(row[0], row[1] + 0.5, *row[2:]) for row in FOUR], {}, "label_column .* must hold classes, got 0.5 .cut"),
         ([(*row[:2], "fold1", row[3]) for row in FOUR], {}, "split_column .* train, val or test .*, got fold1 in 4"),
         ([(*row[:2], "test", row[3]) for row in FOUR], {}, "split_column .* must hold train in some row, got test"),
