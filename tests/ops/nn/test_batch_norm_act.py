@@ -221,8 +221,8 @@ def test_opcheck_and_compile(residual):
         running = torch.zeros(8), torch.ones(8)
         y = function(*learning, *running)
         found.append((y, *torch.autograd.grad(y, [each for each in learning if each is not None], grad), *running))
-    for a, b in zip(*found, strict=True):
-        assert torch.equal(a, b)
+    for a, b in zip(*found, strict=True):  # torch 2.11 compiles another order of sums
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     assert running[0].abs().max() > 0
 
 
