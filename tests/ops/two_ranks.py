@@ -17,7 +17,8 @@ from kr_fast.models import classifier
 from kr_fast.training import AdamW
 
 CHANNELS, SIDE, CLASSES = 16, 4, 5
-FSDP2_ON_CPU = not torch.__version__.startswith("2.6.")  # there torch asks a CPU for a stream's event
+# There torch asks a CPU for a stream's event, and in 2.7 it sums the gradients of any network, which it should average.
+FSDP2_ON_CPU = not torch.__version__.startswith(("2.6.", "2.7."))
 
 
 def last(x):
