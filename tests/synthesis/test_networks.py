@@ -7,6 +7,7 @@ import torch
 from small_samplers import MILD, make_sampler, make_unet
 
 import kr_fast
+from kr_fast.models import unet
 from kr_fast.runtime.errors import UserError
 from kr_fast.synthesis import Network, PromptNetwork
 
@@ -186,3 +187,14 @@ def test_skip_connections_are_freed_when_they_were_used():
     with torch.inference_mode():
         model(torch.randn(2, 3, 8, 8), torch.tensor(3), torch.tensor([0, 1]))
     assert living == [0, 0]
+
+
+def test_hooks_that_copy_the_arguments_of_blocks_change_nothing():
+    """As those of FSDP and Accelerate do: the lists of skip connections, which blocks empty, are not the network's."""
+    model, call = unet(8, 8, 1, 2, widths=(8, 8)), (torch.randn(2, 1, 8, 8), torch.tensor(3), torch.tensor([0, 1]))
+    kr_fast.optimize(model.eval())
+    with torch.inference_mode():
+        expected = model(*call).sample
+        for block in model.up_blocks:
+            block.register_forward_pre_hook(lambda _, arguments: torch.utils._pytree.tree_map(lambda x: x, arguments))
+        assert torch.equal(model(*call).sample, expected)

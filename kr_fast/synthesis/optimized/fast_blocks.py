@@ -247,11 +247,13 @@ def unet(
     for block in self.down_blocks:
         sample, more = block(hidden_states=sample, temb=shifts)
         skips += more
-    del more  # each is freed when an up block has used it
+    del more  # or it would keep them alive
     if self.mid_block is not None:
         sample = self.mid_block(sample, shifts)
     for block in self.up_blocks:
-        sample = block(sample, skips, shifts)
+        own = skips[-len(block.resnets) :]
+        del skips[-len(own) :]
+        sample = block(sample, own, shifts)  # which empties the list as it goes
     sample = self.conv_out(norm(self.conv_norm_out, nhwc(sample)))
     if self.config.time_embedding_type == "fourier":
         sample = sample / timestep.reshape(-1, 1, 1, 1)
