@@ -221,8 +221,11 @@ def test_opcheck_and_compile(residual):
         running = torch.zeros(8), torch.ones(8)
         y = function(*learning, *running)
         found.append((y, *torch.autograd.grad(y, [each for each in learning if each is not None], grad), *running))
-    for a, b in zip(*found, strict=True):  # torch 2.11 compiles another order of sums
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    (*eager, eager_var), (*compiled, compiled_var) = found
+    for a, b in zip(eager, compiled, strict=True):
+        assert torch.equal(a, b)
+    # Equal on torch 2.13; on 2.7 and 2.11 the last bit of the running variance differs.
+    torch.testing.assert_close(compiled_var, eager_var, rtol=1e-6, atol=0)
     assert running[0].abs().max() > 0
 
 
