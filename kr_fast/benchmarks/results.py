@@ -33,11 +33,16 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def commit(root: Path = ROOT) -> str | None:
-    """Of the checkout in ``root``, marked where files differ from it; None outside a checkout."""
+    """Of the checkout in ``root``, marked where files but its own results differ from it; None outside a checkout."""
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+    name = git("rev-parse", "--short", "HEAD")
+    return (f"{name}-dirty" if changed else name) or None
 
 
 def table(result: Mapping[str, Any]) -> str:

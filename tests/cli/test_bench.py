@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,23 @@ from kr_fast.cli.bench import throughput
 from kr_fast.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_commit_is_marked_by_changes_of_code_alone(tmp_path):
+    assert results.commit(tmp_path) is None
+    rows, code = tmp_path / "bench" / "results" / "rows.json", tmp_path / "code.py"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("[]")
+    code.write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Begin"]):
+        subprocess.run([*git, *command], check=True)
+    clean = results.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    rows.write_text("[1]")  # as the row before this one did
+    assert results.commit(tmp_path) == clean
+    code.write_text("x = 1")
+    assert results.commit(tmp_path) == f"{clean}-dirty"
 
 
 @pytest.mark.pipeline
