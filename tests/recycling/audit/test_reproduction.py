@@ -94,6 +94,20 @@ def test_the_page_means_over_seeds(script):
     assert results_page.NONE in results_page.page([])
 
 
+def test_the_page_means_gaps_over_data_sets(script):
+    _, results_page = script
+    rows = [row("digits", "gkd", seed, cas_gap=gap) for seed, gap in enumerate((0.01, 0.02, 0.03))]
+    rows += [row("retinamnist", "gkd", seed, cas_gap=gap) for seed, gap in enumerate((-0.01, 0.01))]
+    rows += [row("digits", "private", 0, cas_gap=0.1), row("digits", "teacher", 0)]
+    head, *lines = results_page.gaps(rows)
+    assert head == ["", "scikit-learn's digits", "RetinaMNIST", "mean"]
+    error = (0.01**2 / 3 + 2 * 0.01**2 / 2) ** 0.5 / 2  # variances of the means of 3 and 2 seeds, of a mean of two sets
+    gkd = ["Student: soft labels, regenerated (GKD)", "2.00 (3)", "0.00 (2)", f"1.00 ± {100 * error:.2f}"]
+    assert lines == [gkd]  # private lacks a data set, a Teacher has no gap
+    one = results_page.gaps([*rows, row("retinamnist", "private", 0, cas_gap=0.0)])[-1]
+    assert one[1:] == ["10.00 (1)", "0.00 (1)", "5.00"]
+
+
 def test_what_is_done_is_kept(script, tmp_path, capsys, monkeypatch):
     reproduce, _ = script
     path, made = tmp_path / "rows.json", []
