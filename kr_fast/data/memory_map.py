@@ -4,7 +4,7 @@
 SHA-256 of its pixels and of what they were made from (names, sizes and dates of the files, how they are read): a block
 whose two hashes are as before is kept, any other is made anew. So a conversion that was stopped continues, a damaged
 block is repaired, and a file that was replaced costs one block. A block with files that could not be read is made anew
-too, which names them. No name of a file is stored.
+too, which names them. No name of a file is stored. What a process has mapped, no other one writes to.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,16 +57,43 @@ class Block:
         return Tally(Counter(self.notes), tuple(self.counts), tuple(self.ends), len(self.skipped))
 
 
+class _Lock:
+    """The lock on a folder of maps: exclusive while they are written, then shared for as long as one is in use."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+
+    def __del__(self):
+        os.close(self._descriptor)
+
+    def take(self, how: int) -> bool:
+        """Whether it was taken, without waiting. On a file system without locks it always is."""
+        try:
+            fcntl.flock(self._descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        return True
+
+
+# Those of this process by the file's device and inode: a second lock of its own would be in its way.
+_locks: "weakref.WeakValueDictionary[tuple[int, int], _Lock]" = weakref.WeakValueDictionary()
+
+
 def convert(folder: Path, parts: dict[str, FileRows]) -> FileImages:
     """The images of ``parts``, all of one survey, as memory maps of files in ``folder``, which are made where needed.
 
     Pages of a map are read when they are used, and given back when memory is short; what is written to it stays in this
     process. Of several processes under Accelerate, the first converts.
-    Raises: UserError for files that cannot be read, for a full disk, and where another command is converting.
+    Raises: UserError for files that cannot be read, for a full disk, where another command is converting, and where
+        another process has mapped other images from ``folder``.
     """
+    lock = None
     with state.current().main_first() as main:
         if main:
-            _convert(folder, parts)
+            lock = _convert(folder, parts)
     blocks, pixels, kept = _read(folder / MANIFEST), {}, {}
     survey, tallies = next(iter(parts.values())).survey, {}
     for which, part in parts.items():
@@ -74,38 +102,75 @@ def convert(folder: Path, parts: dict[str, FileRows]) -> FileImages:
             kept[which][[start + row for row in block.skipped]] = False
             start += block.rows + len(block.skipped)
             tallies[part.name] = tallies.get(part.name, Tally()) + block.tally
-        pixels[which] = MappedFile(_path(folder, which), (int(kept[which].sum()), *part.shape[1:]))
+        pixels[which] = MappedFile(_path(folder, which), (int(kept[which].sum()), *part.shape[1:]), lock)
     return FileImages(pixels, kept, *survey.report(tallies))
 
 
-def _convert(folder: Path, parts: dict[str, FileRows]) -> None:
+def _convert(folder: Path, parts: dict[str, FileRows]) -> _Lock:
+    """Bring the files in ``folder`` up to date; returns the lock, shared, to be kept while they are mapped."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    lock = _lock(folder)
+    try:
+        if lock.take(fcntl.LOCK_EX):
+            _write_files(folder, parts)
+        elif not lock.take(fcntl.LOCK_SH):
             fail("data", "images", "be converted by one command at a time", f"another at work in {folder}")
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        files.remove_leftovers(folder)
-        files.write_text(folder / README, TEXT)
-        manifest = folder / MANIFEST
-        blocks = _read(manifest) if manifest.exists() else {}
-        _check_disk(folder, parts)
-        for which in blocks.keys() - parts.keys():
-            _path(folder, which).unlink(missing_ok=True)
-        blocks = {which: blocks.get(which, []) for which in parts}
-        survey = next(iter(parts.values())).survey
-        made = 0
-        with survey.bar("images to disk") as bar:
-            for which, part in parts.items():
-                for now in _blocks(_path(folder, which), part, blocks[which], bar.update):
-                    made += now
-                    if now:
-                        _write(manifest, blocks)
-        if not manifest.exists():
-            _write(manifest, blocks)
+        elif not _is_up_to_date(folder, parts):
+            rule = f"be those that another process has mapped from {folder}, until it ends"
+            fail("data", "images", rule, "others (of other files, or read in another way)")
+    finally:
+        lock.take(fcntl.LOCK_SH)
+    return lock
+
+
+def _lock(folder: Path) -> _Lock:
+    descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    status = os.fstat(descriptor)
+    known = _locks.get((status.st_dev, status.st_ino))
+    if known is None:
+        known = _locks[status.st_dev, status.st_ino] = _Lock(descriptor)
+    else:
+        os.close(descriptor)
+    return known
+
+
+def _is_up_to_date(folder: Path, parts: dict[str, FileRows]) -> bool:
+    """Whether every block is of what it would be made of now. The process that maps them has seen their pixels."""
+    manifest = folder / MANIFEST
+    blocks = _read(manifest) if manifest.exists() else {}
+    for which, part in parts.items():
+        starts, size = _cut(part)
+        sources = [_hash_of_source(part, part.rows[start : start + size]) for start in starts]
+        if [block.source for block in blocks.get(which, [])] != sources:
+            return False
+    return True
+
+
+def _cut(part: FileRows) -> tuple[range, int]:
+    """(first row of each block, rows in a block)."""
+    size = max(1, BLOCK // max(1, part.nbytes // max(1, len(part))))
+    return range(0, len(part), size), size
+
+
+def _write_files(folder: Path, parts: dict[str, FileRows]) -> None:
+    files.remove_leftovers(folder)
+    files.write_text(folder / README, TEXT)
+    manifest = folder / MANIFEST
+    blocks = _read(manifest) if manifest.exists() else {}
+    _check_disk(folder, parts)
+    for which in blocks.keys() - parts.keys():
+        _path(folder, which).unlink(missing_ok=True)
+    blocks = {which: blocks.get(which, []) for which in parts}
+    survey = next(iter(parts.values())).survey
+    made = 0
+    with survey.bar("images to disk") as bar:
+        for which, part in parts.items():
+            for now in _blocks(_path(folder, which), part, blocks[which], bar.update):
+                made += now
+                if now:
+                    _write(manifest, blocks)
+    if not manifest.exists():
+        _write(manifest, blocks)
     logger.info("data: images are mapped from %s; %d of them were decoded now", folder, made)
 
 
@@ -115,9 +180,8 @@ def _blocks(path: Path, part: FileRows, blocks: list[Block], update: Callable[[i
     A block is hashed and written while the next one is decoded, and is in ``blocks`` once it is on the disk.
     """
     survey, each = part.survey, part.nbytes // max(1, len(part))
-    size = max(1, BLOCK // max(1, each))
-    buffers = np.empty((2, min(size, len(part)), *part.shape[1:]), np.uint8)
-    starts, at, written = range(0, len(part), size), 0, None
+    starts, size = _cut(part)
+    buffers, at, written = np.empty((2, min(size, len(part)), *part.shape[1:]), np.uint8), 0, None
     with files.named(path), open(path, "r+b" if path.exists() else "w+b", buffering=0) as file:
         with ThreadPoolExecutor(1) as writer:
             for index, start in enumerate(starts):

@@ -1,5 +1,7 @@
 """Sets that are mapped from disk: the bytes that memory has, and conversions that were stopped, damaged or changed."""
 
+import fcntl
+import gc
 import json
 import os
 import re
@@ -135,6 +137,30 @@ def test_files_that_cannot_be_read_are_refused_or_left_out_of_a_map(source, tmp_
     assert caplog.text.count("03.png is left out") == 4
     with pytest.raises(UserError, match="^data: image must be readable, got .*(03|20).png"):
         load(source, tmp_path / "map")
+
+
+def test_what_another_process_has_mapped_is_not_rewritten(source, tmp_path):
+    """A command with other images fails before it changes a byte under a run that is at work."""
+    folder = tmp_path / "map"
+    mapped = load(source, folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with open(folder / ".lock", "r+b") as other:  # another open file is in the way as one of another process is
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert same(load(source, folder), mapped)
+        Image.new("RGB", (SIZE, SIZE), (1, 2, 3)).save(source / "a" / "00.png")
+        with pytest.raises(
+            UserError, match="^data: images must be those that another process has mapped from .*map, un"
+        ):
+            load(source, folder)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        del mapped
+        gc.collect()
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(UserError, match="^data: images must be converted by one command at a time"):
+            load(source, folder)
+    assert same(load(source, folder), load(source, None))
 
 
 def test_maps_that_cannot_be_made(source, tmp_path, monkeypatch):

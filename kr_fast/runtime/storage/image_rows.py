@@ -19,10 +19,13 @@ RETURNED_BYTES = 16 << 20  # of pixels, after which memory that batches freed go
 
 
 class MappedFile:
-    """uint8 images ``shape`` in a file; pickled by its path, so that each process maps it itself."""
+    """uint8 images ``shape`` in a file; pickled by its path, so that each process maps it itself.
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int]):
-        self.path, self.shape = path, shape
+    ``lock``: kept for as long as this object is.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int], lock: Any = None):
+        self.path, self.shape, self._lock = path, shape, lock
         # Copy on write: torch takes writable memory alone, and the file stays as it is.
         array = np.memmap(path, np.uint8, "c", shape=shape) if shape[0] else np.empty(shape, np.uint8)
         self.images = torch.from_numpy(array)
