@@ -63,7 +63,14 @@ class ArrowFile:
 
     def holds_encoded(self, column: str) -> bool:
         """Whether :meth:`images` can read the column."""
-        return str(self.schema.field(column).type).startswith(("struct<bytes", "binary", "large_binary", "string"))
+        import pyarrow
+
+        kind = self.schema.field(column).type
+        if pyarrow.types.is_dictionary(kind):
+            kind = kind.value_type
+        if pyarrow.types.is_struct(kind):
+            return any(field.name == "bytes" for field in kind)  # in any order, as other writers have it
+        return str(kind).startswith(("binary", "string", "large_binary", "large_string"))
 
     def arrays(self, column: str) -> np.ndarray:
         """``[N, ...]`` of a column of nested lists of numbers, all of one shape. Raises: UserError naming it."""

@@ -112,8 +112,11 @@ def test_plain_parquet_of_bytes_paths_and_splits(tmp_path):
     columns = FOUR | {"split": ["train", "train", "test", "test"]}
     named = columns | {"image": [f"{row}.png" for row in range(4)]}
     both = columns | {"image": [{"bytes": None, "path": f"{row}.png"} for row in range(4)]}
-    coded = columns | {"label": pyarrow.array(FOUR["label"]).dictionary_encode()}
-    for each in (columns, named, both, coded):
+    coded = {key: pyarrow.array(named[key]).dictionary_encode() for key in ("image", "label")}
+    large = {"image": pyarrow.array(named["image"], pyarrow.large_string())}  # as polars writes text
+    image = pyarrow.struct([("path", pyarrow.string()), ("bytes", pyarrow.binary())])
+    turned = {"image": pyarrow.array([{"bytes": each} for each in FOUR["image"]], image)}
+    for each in (columns, named, both, *(columns | other for other in (coded, large, turned))):
         _, classes, splits = data.load_uncut(write_parquet(tmp_path / "x.parquet", each))
         assert (classes, list(splits)) == (("a", "b"), ["train", "test"])
         assert splits["train"].images[:, 0, 0, 0].tolist() == [0, 60]
