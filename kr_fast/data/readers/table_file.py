@@ -1,5 +1,6 @@
 """Columns of a csv, tsv, parquet or JSON-lines file."""
 
+import codecs
 import csv
 import io
 import json
@@ -58,10 +59,12 @@ def _delimited(path: Path, suffix: str) -> dict[str, list[str]]:
         fail(
             "data", "table", f"be at most {MOST_BYTES >> 30} GiB (of parquet, columns alone are read)", f"{size} bytes"
         )
+    content = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        got = f"{printable(path)} (iconv -f LATIN1 -t UTF-8 or a spreadsheet's export as UTF-8 makes one)"
+        encoding = "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "LATIN1"
+        got = f"{printable(path)} (iconv -f {encoding} -t UTF-8 or a spreadsheet's export as UTF-8 makes one)"
         raise UserError(f"data: table must be text in UTF-8, got {got}") from error
     if "\0" in text[:4096]:
         fail("data", "table", "be text in UTF-8", f"{printable(path)}, which is binary")

@@ -177,7 +177,8 @@ def test_bad_tables(tmp_path, rows, options, words):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("t.csv", b"a,b\n\xff,1\n", "table must be text in UTF-8, got .*iconv"),
+        ("t.csv", b"a,b\n\xff,1\n", "table must be text in UTF-8, got .*iconv -f LATIN1 "),
+        ("t.csv", "a,b\nc,1\n".encode("utf-16"), "table must be text in UTF-8, got .*iconv -f UTF-16 "),
         ("t.csv", b"", "table must name each column once, in its first line, got an empty line in "),
         ("t.csv", b"a,a\n1,2\n", "table must name each column once, in its first line, got a, a in"),
         ("t.csv", b'a,b\n"1,2\n', "table must be a readable .csv file, got .*, line 2"),
