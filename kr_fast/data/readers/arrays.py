@@ -124,7 +124,7 @@ def _together(name: str, images: list[Any]) -> np.ndarray | list[Packed]:
     """``[N, ...]`` of arrays of one shape; of images of Pillow the encoded ones, which are read as files are."""
     pillow = [_is_pillow(image) for image in images]
     if all(pillow):
-        return [Packed(f"{name}, index {index}", _encoded(image)) for index, image in enumerate(images)]
+        return [Packed(f"{name}, index {index}", _encoded(name, image)) for index, image in enumerate(images)]
     first = images[pillow.index(False)]
     for image in images:
         if _is_pillow(image) or image.shape != first.shape or image.dtype != first.dtype:
@@ -133,10 +133,13 @@ def _together(name: str, images: list[Any]) -> np.ndarray | list[Packed]:
     return np.stack(images)
 
 
-def _encoded(image: Any) -> Any:
-    """Returns the bytes of ``image`` as a TIFF, which has every mode of Pillow."""
-    file = io.BytesIO()
-    image.save(file, "TIFF")
+def _encoded(name: str, image: Any) -> Any:
+    """Returns the bytes of ``image`` as a TIFF, which has most modes, or as a PNG, which has transparent colours."""
+    file, clear = io.BytesIO(), image.info.get("transparency") is not None
+    try:
+        image.save(file, "PNG" if clear else "TIFF", **({"exif": b""} if clear else {}))
+    except (OSError, KeyError):
+        fail("data", f"{name} images", "have a mode that files have, such as L or RGB", image.mode)
     return file.getvalue
 
 

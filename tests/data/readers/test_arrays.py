@@ -84,6 +84,26 @@ def test_one_set_is_cut_as_one_of_a_file(tmp_path):
     assert small.image_shape == (8, 8, 1)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "I;16"])
+def test_transparent_colours_are_composed_as_those_of_files(tmp_path, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    pairs = []
+    for row, each in enumerate(pixels):
+        kind = "ab"[row % 2]
+        path = tmp_path / "set" / kind / f"{row:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        deep = Image.fromarray(each.astype(np.uint16) * 257)
+        image = deep if mode == "I;16" else Image.fromarray(each).convert(mode)
+        clear = {"RGB": (int(each[0, 0]),) * 3, "I;16": int(each[0, 0]) * 257}.get(mode, int(each[0, 0]))
+        image.save(path, transparency=clear)
+        pairs.append((path, kind))
+    pairs.sort(key=lambda pair: pair[::-1])
+    folder = data.load(tmp_path / "set")
+    assert "alpha composed on white in 20 images" in folder.notes
+    memory = data.load([(Image.open(path), kind) for path, kind in pairs])
+    assert memory.fingerprint == folder.fingerprint
+
+
 def test_groups_of_splits():
     held = {which: torch.arange(start, start + 6) for which, start in (("train", 0), ("val", 6), ("test", 12))}
     images = torch.arange(18, dtype=torch.uint8)[:, None, None, None].expand(18, 8, 8, 1) * 9
@@ -135,6 +155,10 @@ ZEROS = np.zeros((4, 8, 8, 1), np.uint8)
         (
             [(ZEROS[0], 0), (Image.new("L", (8, 8)), 1)],
             "source images must have one shape and dtype, got uint8 .* and Image",
+        ),
+        (
+            [(Image.new("RGB", (8, 8)).convert("HSV"), 0)],
+            "source images must have a mode that files have, such as L or RGB, got HSV",
         ),
         ([("a.png", 0)], "source must return images of Pillow or arrays, got 'a.png' of index 0"),
         (Items([], []), "source must hold at least one image, got 0"),
