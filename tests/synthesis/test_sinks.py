@@ -12,6 +12,7 @@ from PIL import Image
 
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
+from kr_fast.synthesis.output import sinks
 from kr_fast.synthesis.output.sinks import FORMATS, Output, make_sink
 
 # 6x8x1: a PNG of less than a block of a tar; 32x32x3: several batches of PNG pieces; 5x3x4: alpha.
@@ -123,6 +124,18 @@ def test_datasets_reads_it(tmp_path):
     assert result.features["label"].num_classes == 12
     assert result["id"][:] == ids.tolist()
     assert np.array_equal(np.asarray(result[3]["image"]), images[3].numpy())
+
+
+def test_parquet_of_batches_beyond_32_bit_offsets(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    ids, labels, images = data((32, 32, 3))
+    monkeypatch.setattr(sinks, "OFFSETS", 20 * sinks.png_size(32, 32, 3) - 1)
+    (path,) = write(tmp_path, "parquet", ids, labels, images, 2)
+    with parquet.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    assert groups == [19, 16, 19, 16]
+    for each, image in zip(parquet.read_table(path)["image"].to_pylist(), images.numpy(), strict=True):
+        assert np.array_equal(decoded(each["bytes"], (32, 32, 3)), image)
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name != "parquet"])

@@ -182,6 +182,7 @@ class _NpzWriter:
 
 # Encoded in pieces that the allocator keeps: larger ones are mapped anew each time, a page fault for every 4 KB.
 _PIECE = 1 << 17
+OFFSETS = 2**31 - 1  # the largest that a column of binary values has in a row group
 
 
 def _pieces(ids: Tensor, labels: Tensor, images: Tensor, *further: Tensor) -> Iterator[tuple[np.ndarray, ...]]:
@@ -309,12 +310,18 @@ class _ParquetWriter:
             fields.append((column.name, kind))
         metadata = {"huggingface": json.dumps({"info": {"features": features}})}
         self._schema = pyarrow.schema(fields, metadata=metadata)
-        # A batch is a row group. Pixels are stored, as in the PNG; ids and labels hold nothing worth a dictionary.
+        # A batch is a row group, or several where offsets would not hold it. Pixels are stored, as in the PNG; ids and
+        # labels hold nothing worth a dictionary.
         self._parquet = pyarrow.parquet.ParquetWriter(
             output, self._schema, compression="NONE", use_dictionary=False, write_statistics=["label", "id"]
         )
 
     def write(self, ids, labels, images, *further):
+        most = max(1, OFFSETS // png_size(*images.shape[1:]))
+        for part in zip(*(each.split(most) for each in (ids, labels, images, *further)), strict=True):
+            self._write_group(*part)
+
+    def _write_group(self, ids, labels, images, *further):
         arrow = self._arrow
         files = encode_png(images).numpy()
         offsets = np.arange(len(files) + 1, dtype=np.int32) * files.shape[1]
