@@ -1,5 +1,7 @@
 """Journals, run folders, seeds and progress bars."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -70,6 +72,24 @@ def test_folder_in_use_is_refused(tmp_path):
     assert "run: out must not be in use by another process" in done.stderr
     manifest.release()
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_begins_where_there_are_no_locks(tmp_path, monkeypatch, caplog):
+    """As on Lustre mounted without ``flock``."""
+
+    def refuse(code):
+        def flock(*_):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    refuse(errno.ENOSYS)
+    manifest.open_run(tmp_path / "run", {"seed": 0})
+    manifest.release()
+    assert "run: no file locks in this folder ([Errno 38]" in caplog.text
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error: .*run/.lock"):
+        manifest.open_run(tmp_path / "run", {"seed": 0})
 
 
 def test_seeds_are_functions_of_their_names():

@@ -66,8 +66,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Like :func:`atomic_path`, for a folder that must not exist yet: it appears with all its files or not at all."""
-    path = Path(path)
+    """Like :func:`atomic_path`, for a folder that must not exist yet or is empty: all its files appear or none does."""
+    path = Path(os.path.realpath(path))  # a link cannot be replaced by a folder, and "." has no name
     with _temporary(path) as temporary:
         temporary.mkdir(parents=True)
         try:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from kr_fast.runtime.errors import UserError, fail, first_line
+from kr_fast.runtime.log import logger
 from kr_fast.runtime.storage import files
 from kr_fast.runtime.storage.layout import PRIVATE, README, RELEASE, Folder, readme
 
@@ -245,9 +246,11 @@ def _lock(out: Path, where: str) -> None:
     except BlockingIOError:
         os.close(descriptor)
         fail(where, "out", "not be in use by another process", out)
-    except OSError:
-        os.close(descriptor)
-        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(descriptor)
+            raise
+        logger.warning("%s: no file locks in this folder (%s): start no second process on it", where, error)
     _locks.append(descriptor)
 
 
