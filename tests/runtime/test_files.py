@@ -78,6 +78,19 @@ def test_folder_is_whole_or_absent(tmp_path):
     assert (tmp_path / "model" / "sub" / "a").read_text() == "a"
 
 
+def test_an_empty_folder_becomes_whole_by_any_name(tmp_path, monkeypatch):
+    for name in ("real", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "here")
+    for path in ("../link", "."):
+        with files.atomic_folder(path) as temporary:
+            (temporary / "a").write_text("a")
+    assert names(tmp_path) == ["here", "link", "real"]
+    assert names(tmp_path / "real") == names(tmp_path / "here") == ["a"]
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_what_was_written_is_read_back(tmp_path):
     tensors = {"w": torch.randn(3, 4), "n": torch.tensor([2**62])}
     files.save_tensors(tmp_path / "t.safetensors", tensors, {"architecture": "resnet14"})

@@ -1,6 +1,7 @@
 """A run's folder as an export reads it: finished, unchanged, and with everything in it that the export needs."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,9 @@ def check_out(run: FinishedRun, out: Path) -> None:
         fail(*asked, "be a folder", out if there == out else f"{out}, but {there} is a file")
     if there == out and any(out.iterdir()):
         raise UserError(f"export: OUT must be a new or an empty folder, got {out} with {next(out.iterdir()).name}")
+    # It is made beside OUT and renamed.
+    if there == out and os.path.ismount(out):
+        fail(*asked, "be no mount point (name a new folder in it)", out)
+    above = inside.parent if there == out else there
+    if not os.access(above, os.W_OK | os.X_OK):
+        fail(*asked, "lie in a folder that can be written to", f"{out}, but {above} cannot")

@@ -57,6 +57,7 @@ def _export(run: str | Path, out: str | Path, format: str, onnx: bool, torch_exp
     if torch_export:
         further[programs.PROGRAM] = "the same as a program of torch.export"
     out.parent.mkdir(parents=True, exist_ok=True)
+    files.remove_leftovers(out.resolve().parent)  # of an export that was killed
     with files.atomic_folder(out) as temporary:
         student_folder.write(temporary / STUDENT, source.metrics, source.folder.student, further)
         if further:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -202,6 +203,32 @@ def test_refusals_write_nothing(finished, tmp_path):
         export_run(run, tmp_path / "new" / "out", format="zip")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "mine"]
     assert not (run / "private" / "out").exists()
+
+
+def test_places_where_no_folder_can_be_put_are_refused(finished, tmp_path, monkeypatch):
+    """Before the work: there a finished export could not be renamed."""
+    (tmp_path / "volume").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.path.ismount", lambda path: str(path) == str(tmp_path / "volume"))
+        with pytest.raises(
+            UserError, match=r"export: OUT must be no mount point \(name a new folder in it\), got .*volume"
+        ):
+            export_run(finished[0], tmp_path / "volume")
+    monkeypatch.setattr("os.access", lambda path, how: str(path) != str(tmp_path))
+    for name in ("volume", "new"):
+        with pytest.raises(
+            UserError, match="export: OUT must lie in a folder that can be written to, got .*, but .* cann"
+        ):
+            export_run(finished[0], tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["volume"]
+
+
+def test_what_a_killed_export_left_is_removed(finished, tmp_path):
+    left = tmp_path / f".out.{os.uname().nodename.split('.')[0]}.999999999.kr_fast.tmp" / "student"
+    left.mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    export_run(finished[0], tmp_path / "out", format="npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_other_folders_are_refused(finished, tmp_path, capsys):
