@@ -91,7 +91,7 @@ class ArrowFile:
             if not self._is_parquet:
                 values = self._batches[group].column(self.schema.get_field_index(name))
             elif (values := self._recent.get((group, name))) is None:
-                values = self._parquet.read_row_group(group, columns=[name]).column(name).combine_chunks()
+                values = combined(self._parquet.read_row_group(group, columns=[name]).column(name))
                 while len(self._recent) >= KEPT:
                     self._recent.pop(next(iter(self._recent)))
                 self._recent[group, name] = values
@@ -99,7 +99,8 @@ class ArrowFile:
 
     def _parts(self, column: str) -> list[Any]:
         try:
-            return [self.column(group, column) for group in range(len(self._rows))]
+            groups = [self.column(group, column) for group in range(len(self._rows))]
+            return [part for each in groups for part in getattr(each, "chunks", [each])]
         except ERRORS as error:
             raise self._damaged(error) from error
 
@@ -138,6 +139,16 @@ def _stream(path: Path) -> tuple[list[Any], Any]:
     for batch in batches:
         batch.validate(full=True)  # of a damaged file, offsets may lead outside of it
     return batches, reader.schema
+
+
+def combined(values: Any) -> Any:
+    """A column as one array; as it is where offsets of 32 bits do not hold it, as of more than 2 GiB of images."""
+    import pyarrow
+
+    try:
+        return values.combine_chunks()
+    except pyarrow.ArrowInvalid:
+        return values
 
 
 def _array(values: Any) -> np.ndarray | None:

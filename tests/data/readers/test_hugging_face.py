@@ -16,6 +16,7 @@ from data_cases import arrays, write_npz
 from PIL import Image
 
 from kr_fast import data
+from kr_fast.data.readers import arrow_files
 from kr_fast.runtime.errors import UserError
 
 WRITE = """
@@ -121,6 +122,17 @@ def test_plain_parquet_of_bytes_paths_and_splits(tmp_path):
         assert (classes, list(splits)) == (("a", "b"), ["train", "test"])
         assert splits["train"].images[:, 0, 0, 0].tolist() == [0, 60]
         assert splits["test"].images[:, 0, 0, 0].tolist() == [120, 255]
+
+
+def test_a_row_group_of_more_than_2_gib_is_read_in_its_chunks(tmp_path, monkeypatch):
+    """A GiB of zeros, of which no page is touched, three times; and a set whose groups come in chunks."""
+    offsets = pyarrow.py_buffer(np.array([0, 1 << 30], np.int32))
+    part = pyarrow.Array.from_buffers(pyarrow.binary(), 1, [None, offsets, pyarrow.py_buffer(np.zeros(1 << 30, "u1"))])
+    assert len(arrow_files.combined(pyarrow.chunked_array([part, part, part]))) == 3
+    monkeypatch.setattr(arrow_files, "combined", lambda values: pyarrow.chunked_array([values[:3], values[3:]]))
+    for image in (FOUR["image"], [[[each] * 8] * 8 for each in (0, 60, 120, 255)]):
+        _, _, splits = data.load_uncut(write_parquet(tmp_path / "x.parquet", FOUR | {"image": image}))
+        assert splits["all"].images[:, 0, 0, 0].tolist() == [0, 60, 120, 255]
 
 
 LABELS = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["x", "y"]}}
