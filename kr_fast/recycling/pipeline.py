@@ -1,7 +1,7 @@
 """The whole run: stages in order, each timed, journalled and done once.
 
-Under several Accelerate processes the generator trains data-parallel and the shadow models are shared out; the other
-stages run on rank 0 while the others wait. Rank 0 alone writes.
+Under several Accelerate processes the generator, and a Teacher with epsilon, train data-parallel and the shadow models
+are shared out; the other stages run on rank 0 while the others wait. Rank 0 alone writes.
 """
 
 import dataclasses
@@ -288,7 +288,10 @@ def stages_of(config: RecycleConfig) -> list[Stage]:
     absent += () if config.few_steps else ("few_step",)
     absent += () if config.epsilon else ("privacy",)
     own = of_command(config, {stage[0]: stage for stage in STAGES if stage[0] not in absent})
-    return list(own.values())
+    return [
+        (name, run, everywhere or (name == "teacher" and bool(config.epsilon)))
+        for name, run, everywhere in own.values()
+    ]
 
 
 def check_files(context: Context, repeatable: tuple[str, ...] = ()) -> None:

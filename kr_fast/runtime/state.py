@@ -43,6 +43,14 @@ class Runtime:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
+    def added(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of all processes' ``value``, on every rank."""
+        if self.world_size == 1:
+            return value
+        total = value.to(self.device, copy=True)  # a GPU's collectives take no tensor of the host
+        torch.distributed.all_reduce(total)
+        return total.to(value.device)
+
     @contextlib.contextmanager
     def main_first(self) -> Iterator[bool]:
         """Yields whether this is rank 0; the others wait at the end until rank 0 is done, and fail if it failed.

@@ -14,8 +14,6 @@ def check(context: Context) -> list[str]:
         return []
     records = len(data.train)
     check_target("run", c.epsilon, c.delta, records)
-    if (processes := context.runtime.world_size) > 1:
-        fail("run", "epsilon", "be spent in one process", f"{processes} processes")
     for name in ("teacher_batch_size", "generator_batch_size"):
         if (size := getattr(c, name)) > records:
             rule = f"be at most the {records} training images, each of which is in a step with a probability"

@@ -22,10 +22,11 @@ from kr_fast.training import EMA, AdamW
 
 
 def train(context: Context) -> dict[str, Any]:
-    """Train and save the generator; returns what the stage ``generator`` does."""
+    """Train the generator on every rank and save it on rank 0; returns what the stage ``generator`` does."""
     c, split, device = context.config, context.data.train, context.runtime.device
-    book = ledger.opened(context)
-    (context.folder.state / "teacher.pt").unlink(missing_ok=True)  # its stage is recorded
+    book = ledger.opened(context) if context.runtime.is_main else None
+    if book is not None:
+        (context.folder.state / "teacher.pt").unlink(missing_ok=True)  # its stage is recorded
     spent, count = spending.of(context, "generator"), c.dp_multiplicity
     height, width, channels = context.data.image_shape
     with torch.random.fork_rng(devices=[]):
@@ -64,7 +65,8 @@ def train(context: Context) -> dict[str, Any]:
         rate=lambda step: c.generator_learning_rate * generator.rate_factor(step, c.generator_steps),
         ema=average,
     )
-    generator.save(context, network, average, context.folder.generator(c.generator_steps), labels)
-    book.finish(spending.GENERATOR)
+    if book is not None:
+        generator.save(context, network, average, context.folder.generator(c.generator_steps), labels)
+        book.finish(spending.GENERATOR)
     parameters = sum(p.numel() for p in network.parameters())
     return {"checkpoints": [c.generator_steps], "early": [], "notes": [], "parameters": parameters, **done}

@@ -43,7 +43,7 @@ def train(context: Context) -> tuple[nn.Module, dict[str, Any]]:
         optimizer,
         losses,
         spent,
-        ledger.opened(context),
+        ledger.opened(context) if context.runtime.is_main else None,
         records=len(split),
         state_path=context.folder.state / "teacher.pt",
         rate=lambda step: recipe.learning_rate * rate_factor(step, spent.steps),

@@ -4,6 +4,9 @@ Everything that is random in them is drawn anew from the operating system's entr
 noise are: which images a batch holds must not be told from the run's seed, nor what was done with each of them. So a
 training that was stopped and continued has other batches than one that was not, and it spends what it spends once: what
 was done since the last saved position is lost, and was told to nobody.
+
+Several processes train together: each draws from its own share of the records, and a step adds their sums. Rank 0 books
+and saves. A position is saved between logical batches, so any number of processes continues from it.
 """
 
 import math
@@ -21,7 +24,7 @@ from kr_fast.privacy.accounting import Gaussian
 from kr_fast.privacy.ledger import Ledger
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.dp.spending import Spending
-from kr_fast.runtime import seeds
+from kr_fast.runtime import seeds, state
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
@@ -55,7 +58,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     losses: Losses,
     spent: Spending,
-    book: Ledger,
+    book: Ledger | None,
     *,
     records: int,
     state_path: Path,
@@ -63,12 +66,12 @@ def train(
     rate: Callable[[int], float],
     ema: EMA,
 ) -> dict[str, Any]:
-    """Take the steps that ``spent`` has paid for, or those that are left of them.
+    """Take the steps that ``spent`` has paid for, or those that are left of them, on every rank.
 
     Args:
         name: "teacher" or "generator".
         losses: of the records of a physical batch.
-        book: where the steps are booked before they are taken.
+        book: where rank 0 books the steps before they are taken; None on the others.
         records: of the training split.
         state_path: file to continue from, which stays: the last steps are not taken again if their result is lost.
         multiplicity: rows of a record.
@@ -87,27 +90,29 @@ def train(
         ema=ema,
         **seed_options(config, name, "noise"),
     )
+    runtime = state.current()
     parts = {"private": private, "network": network, "optimizer": optimizer, "ema": ema}
     first, points = 0, []
-    with files.continuing(state_path) as state:
-        if state is not None:
+    with files.continuing(state_path) as saved:
+        if saved is not None:
             for key, value in parts.items():
-                value.load_state_dict(state[key])
-            first, points = state["step"], state["points"]
-    book.book(name, Gaussian(spent.noise_multiplier, spent.sample_rate, spent.steps), first)
+                value.load_state_dict(saved[key])
+            first, points = saved["step"], saved["points"]
+    if book is not None:
+        book.book(name, Gaussian(spent.noise_multiplier, spent.sample_rate, spent.steps), first)
     left, draws = spent.steps - first, seed_options(config, name, "batches", first)
     batches = PoissonBatches(records, spent.sample_rate, left, config.dp_physical_batch, **draws)
     every, save = max(spent.steps // CURVE, 1), max(spent.steps // SAVES, 1)
-    total, rows, drawn, start, part = 0.0, 0, 0, time.perf_counter(), 0
+    seen, drawn, start, part = torch.zeros(2, dtype=torch.float64), 0, time.perf_counter(), 0  # sum of losses, rows
     network.train()
     with bar(spent.steps, name, "step", first) as progress:
         for batch in batches:
             step, part = first + batch.step, part + 1
-            each = losses(batch.indices, fresh(config, name, "rows", step, part))
+            each = losses(batch.indices, fresh(config, name, "rows", step, part, runtime.rank))
             private.backward(each, present=batch.present)
             present = batch.present.repeat_interleave(multiplicity).to(each.device)
-            total += float(each.detach()[present].sum())
-            rows, drawn = rows + int(present.sum()), drawn + int(batch.present.sum())
+            seen += torch.tensor([float(each.detach()[present].sum()), int(present.sum())], dtype=torch.float64)
+            drawn += int(batch.present.sum())
             if not batch.last:
                 continue
             for group in optimizer.param_groups:
@@ -116,16 +121,17 @@ def train(
             done, part = step + 1, 0
             progress.update()
             if done % every == 0 or done == spent.steps:
+                total, rows = runtime.added(seen).tolist()
                 mean = total / max(rows, 1)
                 if not math.isfinite(mean):
                     raise UserError(f"run: loss of the private {name} must be finite, got {mean} before step {done}")
                 points.append([done, mean])
                 progress.set(loss=mean)
-                total, rows = 0.0, 0
-            if done % save == 0 or done == spent.steps:
+                seen.zero_()
+            if runtime.is_main and (done % save == 0 or done == spent.steps):
                 states = {key: value.state_dict() for key, value in parts.items()}
                 files.save_state(state_path, {**states, "step": done, "points": points})
-    seconds = time.perf_counter() - start
+    seconds, drawn = time.perf_counter() - start, int(runtime.added(torch.tensor(drawn)))
     private.restore()
     network.eval()
     curves = {"step": [step for step, _ in points], "loss": [value for _, value in points]}

@@ -1,4 +1,7 @@
-"""The Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0."""
+"""The Teacher: a classifier trained on real images, its epoch chosen on validation. Runs on rank 0.
+
+With epsilon there is no such choice, and every rank trains (:mod:`kr_fast.recycling.dp.training`).
+"""
 
 from typing import Any
 
@@ -62,6 +65,8 @@ def run(context: Context) -> dict[str, Any]:
             **({"val_auc": history.val_auc} if history.val_auc else {}),
         }
         best = history.best_epoch + 1
+    if not context.runtime.is_main:
+        return {}
     val_accuracy = accuracy(model, context.data.val)
     note = chance(val_accuracy, context.data.val)
     if note and not c.teacher:  # of a given one it was logged at the start

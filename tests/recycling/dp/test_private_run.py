@@ -1,16 +1,19 @@
 """A whole run with epsilon releases what the guarantee covers, and nothing that was computed without noise."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from cli_cases import refused
-from toy_runs import toy
+from toy_runs import QUIET, toy
 
 from kr_fast import data
 from kr_fast.cli import main
-from kr_fast.privacy import Ledger
+from kr_fast.privacy import Gaussian, Ledger
 from kr_fast.recycling.exporting.job import export_run
 from kr_fast.runtime.storage import layout
 
@@ -111,6 +114,24 @@ def test_no_choice_was_made(private_run):
     report = (private_run[0] / "private" / "report.md").read_text()
     assert "No choice was made on real images" in report
     assert "They are no part of the release" in report
+
+
+def test_two_processes_train_together_and_spend_once(private_run, tmp_path):
+    script, out = tmp_path / "run.py", tmp_path / "run"
+    script.write_text(f"import sys\n{FIXED}\nfrom kr_fast.cli import main\nsys.exit(main(sys.argv[1:]))")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    command = [sys.executable, *launcher, "run", "--preset", "toy", "--out", str(out), *FLAGS]
+    command += ["--periods", "1", "--images", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **QUIET})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    spent, journal = Ledger.read(out / "release" / "ledger.json").spent, json.loads((out / "journal.json").read_text())
+    assert spent == Ledger.read(private_run[0] / "release" / "ledger.json").spent
+    for name, own in (("teacher", Gaussian(2.0, 256 / 1019, 8)), ("generator", Gaussian(2.0, 32 / 1019, 4))):
+        assert spent[name] == own
+        curves = journal[name]["result"]["curves"]
+        assert curves["step"] == list(range(1, own.steps + 1))
+        assert all(0 < loss < 10 for loss in curves["loss"])  # of the rows that both have drawn
 
 
 def test_another_epsilon_needs_another_folder(private_run, capsys, tmp_path):
