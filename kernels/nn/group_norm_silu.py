@@ -80,7 +80,7 @@ def norm_kernel(
     add = tl.zeros([GROUPS * SPAN], tl.float32)
     if HAS_SHIFT:
         add = tl.load(shift + sample * shift_stride + channel, mask=exists, other=0.0).to(tl.float32)
-    size = pixels.to(tl.float32)
+    size = tl.cast(pixels, tl.float32)  # a function, for an argument of 1 is a constant, which has no method
     moved = tl.where(exists, mean + add, 0.0)
     centre = tl.sum(tl.reshape(moved, (GROUPS, SPAN)), axis=1) / SIZE
     centre = tl.reshape(tl.broadcast_to(centre[:, None], (GROUPS, SPAN)), (GROUPS * SPAN,))

@@ -100,7 +100,7 @@ def gradient_kernel(
     tl.store(terms, two, mask=exists)
     tl.store(terms + channels, one, mask=exists)
 
-    count = pixels.to(tl.float32) * SIZE
+    count = tl.cast(pixels, tl.float32) * SIZE
     level = _mean_of_group(scale * one, exists, count, GROUPS, SPAN)
     slope = _mean_of_group(scale * two, exists, count, GROUPS, SPAN)
     if WHOLE:

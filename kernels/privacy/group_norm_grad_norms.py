@@ -61,7 +61,7 @@ def channel_sums(
             centred += tl.sum(g * d, axis=0) + step * (one * (1.0 - share) - plain * share)
             plain += one
             mean += step * share
-        count = pixels.to(tl.float32)
+        count = tl.cast(pixels, tl.float32)
         centre = _of_group(mean, exists, GROUPS, SPAN) / SIZE
         apart = mean - centre
         variance = _of_group(squares + count * apart * apart, exists, GROUPS, SPAN) / (count * SIZE)

@@ -71,7 +71,7 @@ def step(
         tl.store(image + offset, to_byte(out), mask=mask)
     if input is not None:
         for copy in tl.static_range(COPIES):
-            target = copy * batch.to(tl.int64) * numel + offset
+            target = copy * tl.cast(batch, tl.int64) * numel + offset
             store(input, target, out * next_input, mask, input.dtype.element_ty == tl.bfloat16)
 
 

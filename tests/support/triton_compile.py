@@ -87,3 +87,21 @@ def inexact_instructions(built) -> set[str]:
         r"(fma|mul|add|sub|div|sqrt)\.rn\.f32(x2)?$|cvt\.rn\.f32\.[us]\d+$|cvt\.f32\.b?f16$|cvt\.rn\.f16(x2)?\.f32$"
     )
     return {name for name in result if not exact.match(name)}
+
+
+def read(function, signature: dict, constants: dict):
+    """What the first pass of a compilation makes for compute capability 9.0; it finds what the language forbids."""
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import ASTSource, make_backend
+
+    target, names = GPUTarget("cuda", 90, 32), function.arg_names
+    backend, context = make_backend(target), ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    types = {name: "constexpr" if name in constants else signature[name] for name in names}
+    constexprs = {(names.index(key),): value for key, value in constants.items() if key in names}
+    options = backend.parse_options({"num_warps": 4, "sanitize_overflow": False})
+    functions, modules = backend.get_codegen_implementation(options), backend.get_module_map()
+    source = ASTSource(fn=function, signature=types, constexprs=constexprs)
+    return str(source.make_ir(target, options, functions, modules, context))
