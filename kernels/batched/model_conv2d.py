@@ -88,6 +88,7 @@ def dense(
     first = (tile - tile // tiles * tiles) * BM
     column = program % ACROSS * BN + tl.arange(0, BN)
     exists = column < COLUMNS
+    filters = column.to(tl.int64) if COLUMNS * K >= 2**31 else column  # those of all models where they share the input
     count = images * out_height * out_width
     image, after, row, position, live = _pixels(first, count, out_height, out_width, BM)
     top, left = row * SH - PH, position * SW - PW
@@ -130,7 +131,7 @@ def dense(
             value = tl.where(inside, byte * factor[None, :] + offset[None, :], 0.0)
             a = value.to(weight.dtype.element_ty)
         taken = exists[None, :] & (k < K)[:, None]
-        b = tl.load(kernels + column[None, :] * K + k[:, None], mask=taken, other=0.0)
+        b = tl.load(kernels + filters[None, :] * K + k[:, None], mask=taken, other=0.0)
         if INTERPRET:
             a, b = a.to(tl.float32), b.to(tl.float32)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
