@@ -8,25 +8,22 @@ from kr_fast.backends.arguments import LossOptions
 from kr_fast.backends.calls import ClassesCall
 from kr_fast.backends.native import address
 
-_workspaces: dict[tuple[torch.device, int], Tensor] = {}
+WORKSPACES: dict[torch.device, Tensor] = {}
 
 
-def _workspace(device: torch.device, stream: int) -> Tensor:
+def workspace_of(device: torch.device, stream: int) -> Tensor:
     """Sums of blocks, and a counter that every launch finds at 0 and leaves at 0.
 
-    Launches of one stream follow each other, so they share one. A CUDA graph may run beside the stream that captured
-    it: it gets one of its own, which its replays set to 0.
+    Launches of the default stream follow each other, so they share one. On another stream each has one of its own,
+    which lives as long as the call: a CUDA graph may run beside the stream that captured it, and sets it to 0 by
+    itself, and the memory pool in which ``torch.compile(mode="reduce-overhead")`` warms a graph up may hold nothing
+    afterwards but the graph's outputs, or torch raises.
     """
-
-    def fresh() -> Tensor:
-        return torch.zeros(native.cuda.distillation_loss_workspace, dtype=torch.float32, device=device)
-
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return fresh()
-    key = device, stream
-    if key not in _workspaces:
-        _workspaces[key] = fresh()
-    return _workspaces[key]
+    kept = None if stream else WORKSPACES.get(device)
+    if kept is not None:
+        return kept
+    fresh = torch.zeros(native.cuda.distillation_loss_workspace, dtype=torch.float32, device=device)
+    return fresh if stream else WORKSPACES.setdefault(device, fresh)
 
 
 def _loss(tensors, options: LossOptions, *, forward, scale, upstream=None, unless_one=False, **outputs) -> None:
@@ -42,7 +39,8 @@ def _loss(tensors, options: LossOptions, *, forward, scale, upstream=None, unles
     with native.on(input):
         stream = native.stream(input)
         adds = forward and options.reduction != "none"
-        buffers["workspace"] = address(_workspace(input.device, stream)) if adds else 0
+        workspace = workspace_of(input.device, stream) if adds else None  # held until the launch is in the stream
+        buffers["workspace"] = address(workspace)
         native.cuda.distillation_loss(call, buffers, forward, stream)
 
 

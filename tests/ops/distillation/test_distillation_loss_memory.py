@@ -6,15 +6,17 @@ Which of the CUDA kernels has a row, of a thread, of lanes, a block or a cluster
 import contextlib
 import math
 import threading
+import types
 
 import pytest
 import torch
 from backends import on_backends
 from cuda_on_host import device as host_device
-from cuda_on_host import machine, same_bits
+from cuda_on_host import in_use, machine, same_bits
 from distillation_cases import DTYPES, case_at, close, compare, draw, each_kernel, on, oracle
 
 from kr_fast.backends import native
+from kr_fast.backends.cuda import distillation as cuda
 from kr_fast.ops.distillation.distillation_loss import distillation_loss, distillation_loss_and_grad
 from kr_fast.ops.distillation.distillation_metrics import distillation_metrics
 
@@ -169,6 +171,32 @@ def test_nothing_waits_for_the_device_and_graphs_replay(backend, classes):
         held.copy_(z)
         graph.replay()
         assert all(same_bits(a, b) for a, b in zip(result, expected, strict=True))
+
+
+def test_only_the_default_stream_keeps_its_workspace(monkeypatch):
+    """Another one may be that of a graph's warm-up, whose memory pool nothing may outlive."""
+    monkeypatch.setattr(cuda, "WORKSPACES", {})
+    device = torch.device("cpu")
+    with in_use(types.SimpleNamespace(distillation_loss_workspace=9)):
+        kept, same = (cuda.workspace_of(device, 0) for _ in range(2))
+        others = [cuda.workspace_of(device, stream) for stream in (7, 7)]
+    assert same is kept
+    assert len({each.data_ptr() for each in (kept, *others)}) == 3
+    assert list(cuda.WORKSPACES.values()) == [kept]
+    assert not torch.cat([kept, *others]).any()
+
+
+@on_gpu
+def test_compiled_into_a_graph(backend):
+    """``reduce-overhead`` raises where anything but a graph's outputs is left in its memory after a warm-up."""
+    z, t, y = on(backend.device, *draw(100, rows=2000))
+    z.requires_grad_()
+    options = {"temperature": 4.0, "hard_weight": 0.3}
+    compiled = torch.compile(lambda: distillation_loss(z, t, y, **options), mode="reduce-overhead", fullgraph=True)
+    expected = torch.autograd.grad(distillation_loss(z, t, y, **options), z)[0]
+    for _ in range(4):  # a warm-up, the capture, replays
+        torch.compiler.cudagraph_mark_step_begin()
+        close(torch.autograd.grad(compiled(), z)[0], expected, 1e-6)
 
 
 @on_backends("distillation_loss", "triton-gpu")
