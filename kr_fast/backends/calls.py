@@ -24,11 +24,12 @@ class ClassesCall(NamedTuple):
 
 
 class GroupNormCall(NamedTuple):
-    """Of group_norm_silu; ``trains`` where a gradient will be asked for."""
+    """Of group_norm_silu; ``trains`` where a gradient will be asked for, ``size`` channels in a group."""
 
     device: str
     dtype: torch.dtype
     trains: bool = False
+    size: int = 0
 
 
 class AttentionCall(NamedTuple):

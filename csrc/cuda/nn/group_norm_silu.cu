@@ -14,6 +14,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kRowBytes = 128;        // of adjacent channels that a block reads at a time
 constexpr int64_t kResident = 112 << 10;  // shared memory of a block: two of them fit a multiprocessor
+constexpr int64_t kAlways = 48 << 10;     // what a block of every device has without asking
+constexpr int64_t kWidest = 4096;         // channels of a block, of each of which it keeps three floats in kAlways
 
 // V elements at element `at`: one access of 16 bytes where V is not 1.
 template <int V>
@@ -175,6 +177,21 @@ int64_t partial_room(int64_t width, int vector) {
     return (rows * width + 3) / 4 * 4;
 }
 
+// Whether the kernel may have so many bytes of shared memory. Its limit becomes kResident, or the device's most, and not
+// what this call needs: another thread may launch for a larger sample at the same time.
+template <class Kernel>
+bool allows(Kernel* kernel, int64_t bytes) {
+    int device = 0, most = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (most > kResident) most = (int)kResident;
+    if (status == cudaSuccess && bytes <= most)
+        status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    if (status != cudaSuccess) cudaGetLastError();  // it is dealt with here, and not by the next launch
+    return status == cudaSuccess && bytes <= most;
+}
+
 template <int V>
 int launch(const GroupNorm& call, cudaStream_t queue) {
     const int64_t channels = call.x_channels + call.skip_channels, size = channels / call.groups;
@@ -195,13 +212,12 @@ int launch(const GroupNorm& call, cudaStream_t queue) {
     int64_t together = groups_for(kRowBytes);
     if (bytes_of(together * size, true).first > kResident) together = groups_for(kRowBytes / 2);
     const int64_t width = together * size, width_room = (width + 3) / 4 * 4;
+    if (V > 1 && width > kWidest) return launch<1>(call, queue);  // wide groups together for the vectors' sake
     bool keep = bytes_of(width, true).first <= kResident;
     const int64_t blocks = call.batch * ((call.groups + together - 1) / together);
     if (blocks > 0x7FFFFFFF) return cudaErrorInvalidValue;
     auto [bytes, room] = bytes_of(width, keep);
-    if (keep && bytes > 48 << 10 &&
-        cudaFuncSetAttribute(norm<V, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes) != cudaSuccess) {
-        cudaGetLastError();  // a GPU with less shared memory
+    if (keep && bytes > kAlways && !allows(norm<V, true>, bytes)) {  // a GPU with less shared memory
         keep = false;
         bytes = bytes_of(width, false).first;
     }

@@ -12,8 +12,13 @@ def _group_norm(call: GroupNorm, y: Tensor, mean: None, rstd: None) -> None:
         native.cuda.group_norm_silu(structs.group_norm(call, y), native.stream(y))
 
 
+MOST_CHANNELS = 4096  # of a group: three float32 numbers of each in 48 KiB of shared memory, as kWidest of csrc
+
+
 def _refuses_group_norm(call: GroupNormCall) -> str | None:
     reason = native.cuda_tensors(*codes.DTYPES)(call)
+    if reason is None and call.size > MOST_CHANNELS:
+        reason = f"a group must have at most {MOST_CHANNELS} channels, got {call.size}"
     return reason or ("there is no gradient in CUDA C++" if call.trains else None)
 
 

@@ -13,8 +13,8 @@ _OP = "group_norm_silu"
 _TENSORS = "Tensor x, Tensor? skip, Tensor? shift, Tensor? weight, Tensor? bias"
 
 
-def _kernels(x: Tensor, *, trains: bool) -> registry.Differentiable:
-    return registry.resolve(_OP, GroupNormCall(x.device.type, x.dtype, trains))
+def _kernels(x: Tensor, *, trains: bool, size: int = 0) -> registry.Differentiable:
+    return registry.resolve(_OP, GroupNormCall(x.device.type, x.dtype, trains, size))
 
 
 def _empty(norm: GroupNorm) -> Tensor:
@@ -124,7 +124,7 @@ def _impl(*arguments):
     norm = GroupNorm(*arguments)
     y = _empty(norm)
     if y.numel():
-        _kernels(y, trains=False).forward(norm, y, None, None)
+        _kernels(y, trains=False, size=y.shape[1] // norm.groups).forward(norm, y, None, None)
     return y
 
 

@@ -4,18 +4,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backends import on_backends
-from cuda_on_host import machine
+from cuda_on_host import in_use, machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kr_fast
+from kr_fast.backends import registry
+from kr_fast.backends.calls import GroupNormCall
 
 LAST = torch.channels_last
 # (N, C, H, W), groups by regime. C++: less than a lane; 5 channels: a part of a vector alone; 32 = two vectors of
 # AVX-512; 2 channels a group; 104 = blocks of 4, 2 and 1 vectors and a part; 256; one group; one channel a group; a
 # sample of several chunks of pixels with a tail. GPUs: 3 channels a group, of which more than a program or a block
 # takes, with a shorter last block; a wide group of more vectors than threads; one of 33 vectors; several tiles with a
-# tail of pixels, and a sample that does not fit shared memory.
+# tail of pixels, a sample that does not fit shared memory, and wide groups that vectors would tie together.
 CASES = [
     ((2, 1, 1, 1), 1),
     ((3, 5, 3, 5), 5),
@@ -31,6 +33,7 @@ CASES = [
     ((1, 2112, 2, 2), 1),
     ((1, 264, 1, 3), 1),
     ((1, 32, 40, 41), 4),
+    ((1, 4104, 2, 4), 8),
 ]
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -294,3 +297,10 @@ def test_special_sizes_and_addresses(backend):
     if backend.id == "cuda-host":
         with machine(backend.module, descending=True):  # a missing barrier would show
             assert torch.equal(kr_fast.group_norm_silu(moved, 2, None, None), plain)
+
+
+def test_groups_that_do_not_fit_a_block_are_refused_by_cuda():
+    calls = [GroupNormCall("cpu", torch.float32, size=size) for size in (4096, 4097)]
+    with in_use(None):
+        why = [registry.refusal("group_norm_silu", "cuda", call) for call in calls]
+    assert why == [None, "a group must have at most 4096 channels, got 4097"]
