@@ -40,7 +40,7 @@ bench() { # bench NAME MOST_SECONDS ARGUMENT...: times are added to OUT/benchmar
     local name=$1 most=$2
     shift 2
     step "$name" "$most" "$python" -m pytest -q -p no:cacheprovider "$@" --benchmark-json="$parts/$name.json"
-    find "$parts" -size 0 -delete
+    find "$parts" -maxdepth 1 -type f -size 0 -delete
     if compgen -G "$parts/*.json" >/dev/null; then "$python" -c "$join" "$out/benchmarks.json" "$parts"/*.json; fi
 }
 arch=$("$python" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))') ||
