@@ -1,8 +1,10 @@
 """Data sets on disk: content, resume after anything, refusal of other folders, errors with their cause."""
 
 import errno
+import gc
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -121,6 +123,25 @@ def test_an_interrupt_at_any_batch_is_made_good(tmp_path, whole, at):
     assert len(visible(tmp_path / "data")) == 3 * (at // 3)  # what was whole has been written
     assert make(tmp_path / "data").written == COUNT - SIZE * (at // 3)
     assert hashes(tmp_path / "data") == whole
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_shard_that_is_given_up_says_nothing_of_its_own(tmp_path, format, monkeypatch):
+    """zipfile and pyarrow write an index as they are freed; into a closed file that was a traceback on the terminal."""
+    if format == "parquet":
+        pytest.importorskip("pyarrow")
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: heard.append(raised.exc_value))
+
+    def stop(batches):
+        if batches == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "data", sampler(before=stop), format=format)
+    gc.collect()
+    assert heard == []
+    assert leftovers(tmp_path) == []
 
 
 def test_same_images_in_other_shards(tmp_path):

@@ -66,11 +66,14 @@ def _write_shards(
         path = folder / f"train-{number:05d}-of-{len(starts):05d}{sink.suffixes[0]}"
         ids = torch.arange(start, min(start + shard, len(images)))
         output = Output(path)
-        writer = sink.writer([output], len(ids), tuple(images.shape[1:]), classes)
-        for part in ids.split(batch):
-            writer.write(part, labels[part], images[part], *(each[part] for each in further))
-        writer.close()
-        output.close()
+        try:
+            writer = sink.writer([output], len(ids), tuple(images.shape[1:]), classes)
+            for part in ids.split(batch):
+                writer.write(part, labels[part], images[part], *(each[part] for each in further))
+            writer.close()
+            output.close()
+        finally:
+            output.give_up()
         written.append({"path": path, "bytes": output.size, "sha256": output.sha256()})
     return written
 

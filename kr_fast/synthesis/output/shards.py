@@ -118,7 +118,7 @@ class Shards:
             temporaries = [stack.enter_context(files.atomic_path(path)) for path in self.paths(shard)]
             outputs = [Output(temporary) for temporary in temporaries]
             for output in outputs:
-                stack.callback(output.close)
+                stack.callback(output.give_up)
             yield outputs
             for output in outputs:
                 output.close()

@@ -4,6 +4,7 @@ A sink names the files of a shard and makes a writer of them; a writer is given 
 the CPU. Files are written from start to end, so that they are hashed on the way.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -28,11 +29,13 @@ class Output:
 
     def __init__(self, path: Path):
         self._path, self._file = path, path.open("wb")
-        self._hash, self.size, self.closed = hashlib.sha256(), 0, False
+        self._hash, self.size, self.closed, self._given_up = hashlib.sha256(), 0, False, False
 
     def write(self, data: Any) -> int:
         """All of ``data``, any contiguous buffer."""
         view = memoryview(data).cast("B")
+        if self._given_up:
+            return len(view)
         with named(self._path):
             self._file.write(view)
         self._hash.update(view)
@@ -41,6 +44,8 @@ class Output:
 
     def flush(self) -> None:
         """Hand what is buffered to the system."""
+        if self._given_up:
+            return
         with named(self._path):
             self._file.flush()
 
@@ -49,6 +54,12 @@ class Output:
         with named(self._path):
             self._file.close()
         self.closed = True
+
+    def give_up(self) -> None:
+        """Close a file that nobody will read: a writer of a library that is freed later still writes its index."""
+        self._given_up = self.closed = True
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def sha256(self) -> str:
         """Hexadecimal."""
