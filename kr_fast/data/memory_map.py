@@ -63,8 +63,8 @@ class _Lock:
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
 
-    def __del__(self):
-        os.close(self._descriptor)
+    def __del__(self, close: Callable[[int], None] = os.close):  # as Python ends, modules may be gone
+        close(self._descriptor)
 
     def take(self, how: int) -> bool:
         """Whether it was taken, without waiting. On a file system without locks it always is."""
