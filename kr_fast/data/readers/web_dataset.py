@@ -76,6 +76,9 @@ def read(path: Path, shards: list[Path], options: ReadOptions, sizes: tuple[int,
     if len(kinds_of) > 1:
         got = f"{printable(kinds_of[ARRAY])}{ARRAY} beside images as {printable(kinds_of[''])}"
         fail("data", "source", "hold arrays or encoded images, and not both", got)
+    if all(text.isascii() and text.isdecimal() for each in texts.values() for text in each):
+        # The package webdataset reads numbers; writers, kr-fast too, fill them with zeros.
+        texts = {which: [str(int(text)) for text in each] for which, each in texts.items()}
     names, labels = columns.classes(texts, f"{LABEL} of the samples")
     if ARRAY in kinds_of:
         arrays = {which: _stacked(each) for which, each in images.items()}

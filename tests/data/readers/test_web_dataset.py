@@ -87,6 +87,15 @@ def test_names_and_members_that_are_no_samples(tmp_path):
     ]
 
 
+def test_classes_are_numbers_with_and_without_zeros_before_them(tmp_path):
+    """As ``kr-fast synthesize`` writes those of eleven classes."""
+    labels = [b"00", b"01", b"2", b"10", b"02"]
+    members = [each for key, label in enumerate(labels) for each in pair(key, label=label)]
+    _, classes, splits = data.load_uncut(write_tar(tmp_path / "x.tar", members))
+    assert classes == ("0", "1", "2", "10")
+    assert splits["all"].labels.tolist() == [0, 1, 2, 3, 2]
+
+
 @pytest.mark.parametrize(
     ("members", "words"),
     [
