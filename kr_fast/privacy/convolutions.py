@@ -40,11 +40,13 @@ class Form(NamedTuple):
         return {"stride": conv.stride, "padding": self.padding, "dilation": conv.dilation, "groups": conv.groups}
 
 
-def _algorithm(form: Form, x: Tensor) -> str:
+def _algorithm(form: Form, x: Tensor, grad: Tensor | None = None) -> str:
     conv = form.conv
-    if plain(x) and form.fits_winograd and winograd_trains_faster(x.shape, conv.out_channels):
+    if not plain(x) or (grad is not None and grad.dtype != x.dtype):  # of a forward under autocast
+        return "torch"
+    if form.fits_winograd and winograd_trains_faster(x.shape, conv.out_channels):
         return "winograd"
-    return "direct" if plain(x) and direct_trains_faster(conv, x.shape) else "torch"
+    return "direct" if direct_trains_faster(conv, x.shape) else "torch"
 
 
 def laid_out(form: Form, x: Tensor) -> Tensor:
@@ -65,14 +67,14 @@ def forward(form: Form, x: Tensor) -> Tensor:
 
 def grad_input(form: Form, grad: Tensor, x: Tensor) -> Tensor:
     """The gradient by ``x``."""
-    if _algorithm(form, x) == "winograd":
+    if _algorithm(form, x, grad) == "winograd":
         return torch.ops.kr_fast.winograd_conv2d_grad_input(nhwc(grad), form.conv.weight)
     return _backward(form, grad, x, (True, False, False))[0]
 
 
 def grad_weight(form: Form, grad: Tensor, x: Tensor, bias: bool) -> Gradients:
     """The gradients by the weight and, if asked for, the bias."""
-    if _algorithm(form, x) == "winograd":
+    if _algorithm(form, x, grad) == "winograd":
         channels_last = not form.conv.weight.is_contiguous()
         weight, of_bias = winograd_grad_weight.run(nhwc(x), nhwc(grad), bias, channels_last)
     else:
@@ -82,7 +84,7 @@ def grad_weight(form: Form, grad: Tensor, x: Tensor, bias: bool) -> Gradients:
 
 def _backward(form: Form, grad: Tensor, x: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
     conv = form.conv
-    if _algorithm(form, x) == "direct":
+    if _algorithm(form, x, grad) == "direct":
         tensors = nhwc(grad), nhwc(x), conv.weight
         return torch.ops.kr_fast.direct_conv2d_backward(*tensors, conv.stride, form.padding, *wanted)
     sizes = [conv.out_channels] if wanted[2] else None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.privacy import clipping, noise, refusals, residual_blocks, unet_blocks
+from kr_fast.privacy.exact import float32_products
 from kr_fast.privacy.layers import Layer, forward_of
 from kr_fast.privacy.options import check_seed, number, whole
 from kr_fast.privacy.rules import RULES
@@ -98,9 +99,10 @@ class PrivateTraining:
         for layer in self._layers:
             layer.rows = rows
         try:
-            torch.autograd.backward(losses, seeds)
-            with torch.no_grad():
-                self._add(present)
+            with torch.autocast(losses.device.type, enabled=False):
+                torch.autograd.backward(losses, seeds)
+                with torch.no_grad(), float32_products():
+                    self._add(present)
         finally:
             for layer in self._layers:
                 layer.rows = None

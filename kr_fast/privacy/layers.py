@@ -158,8 +158,8 @@ def _without(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def scaled(values: Tensor, weight: Tensor) -> Tensor:
-    """A copy of ``values`` with each row times its weight."""
-    return values * weight.view(-1, *[1] * (values.ndim - 1)).to(values.dtype)
+    """A copy of ``values`` in float32 with each row times its weight: less would round above the bound."""
+    return values.float() * weight.view(-1, *[1] * (values.ndim - 1))
 
 
 class _Call(torch.autograd.Function):
@@ -211,7 +211,7 @@ class Conv2d(Layer):
 
     def samples(self, grad: Tensor, x: Tensor) -> Samples:
         if "weight" not in self.trained:
-            return [("bias", by_record(grad.flatten(2).sum(2), self.multiplicity))]
+            return [("bias", by_record(grad.float().flatten(2).sum(2), self.multiplicity))]
         return named(conv2d_grad_samples(x, grad, self.module.kernel_size, **self._options))
 
     def norms(self, grad: Tensor, x: Tensor) -> Tensor:
@@ -232,14 +232,15 @@ class Linear(Layer):
 
     def samples(self, grad: Tensor, x: Tensor) -> Samples:
         if "weight" not in self.trained:
-            return [("bias", by_record(grad.flatten(1, -2).sum(1) if grad.ndim > 2 else grad, self.multiplicity))]
+            rows = grad.float()
+            return [("bias", by_record(rows.flatten(1, -2).sum(1) if grad.ndim > 2 else rows, self.multiplicity))]
         return named(linear_grad_samples(x, grad, bias="bias" in self.trained, multiplicity=self.multiplicity))
 
     def norms(self, grad: Tensor, x: Tensor) -> Tensor:
         return linear_grad_norms(x, grad, bias="bias" in self.trained, multiplicity=self.multiplicity)
 
     def weighted(self, grad: Tensor, x: Tensor, weight: Tensor) -> Samples:
-        grad = scaled(grad, weight).flatten(0, -2).float()
+        grad = scaled(grad, weight).flatten(0, -2)
         found = [("weight", grad.T @ x.flatten(0, -2).float())]
         return found + ([("bias", grad.sum(0))] if "bias" in self.trained else [])
 
@@ -270,7 +271,7 @@ class Embedding(Layer):
     def weighted(self, grad: Tensor, x: Tensor, weight: Tensor) -> Samples:
         shape, padding = self.module.weight.shape, self.module.padding_idx
         padding = -1 if padding is None else padding
-        grad = scaled(grad, weight).float()
+        grad = scaled(grad, weight)
         return [("weight", torch.ops.aten.embedding_dense_backward(grad, x, shape[0], padding, False))]
 
 
