@@ -144,11 +144,14 @@ class PrivateTraining:
         A logical batch without a record, and so without a ``backward``, is a step like any other. Among several
         processes each calls this once a logical batch: sums are added over them, and noise once in all.
         """
+        several = self._runtime.world_size > 1
+        if several:  # noise is added to the whole sum: what is added to noise afterwards shows in the low bits
+            torch.distributed.reduce(self._total, 0)
         if self._runtime.is_main:
             deviation = self.noise_multiplier * self.max_grad_norm
             noise.add_noise(self._total, deviation, self._seed, "noise", self.steps)
-        if self._runtime.world_size > 1:
-            torch.distributed.all_reduce(self._total)
+        if several:
+            torch.distributed.broadcast(self._total, 0)
         self._total.div_(self.expected_batch_size)
         for name, p in self._trained.items():
             p.grad = self._sums[name]
