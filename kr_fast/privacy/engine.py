@@ -176,12 +176,14 @@ class PrivateTraining:
 
         It may hold sums of private gradients without noise: keep it where the private images are kept.
         """
-        return {"steps": self.steps, "not_finite": self.not_finite, "sums": self._total.clone(), **self._options()}
+        state = {"steps": self.steps, "not_finite": self.not_finite, "sums": self._total.clone()}
+        return {**state, "rank": self._rank(), **self._options()}
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`.
 
-        Raises: UserError for a state of other options: a guarantee is for one set of them.
+        Raises: UserError for a state of other options: a guarantee is for one set of them; for another process's sums,
+            which would count twice.
         """
         for name, own in self._options().items():
             if values[name] != own:
@@ -189,8 +191,15 @@ class PrivateTraining:
         if values["sums"].shape != self._total.shape:
             what = f"{self._total.numel()} trained parameters"
             raise UserError(f"{_OP}: model must have the {values['sums'].numel()} of the state, got {what}")
+        own = self._rank()
+        if (saved := values.get("rank", own)) != own and bool(values["sums"].any()):
+            rule = f"be of rank {own[0]} of {own[1]}, within a logical batch: each process has sums of its own"
+            fail(_OP, "state", rule, f"that of rank {saved[0]} of {saved[1]}")
         self.steps, self.not_finite = values["steps"], values["not_finite"]
         self._total.copy_(values["sums"])
+
+    def _rank(self) -> list[int]:
+        return [self._runtime.rank, self._runtime.world_size]
 
     def _options(self) -> dict[str, Any]:
         names = ("noise_multiplier", "expected_batch_size", "max_grad_norm", "clipping", "multiplicity")

@@ -156,3 +156,15 @@ def test_resumes_within_a_logical_batch():
     model, _, _ = network("images")
     with pytest.raises(UserError, match="make_private: noise_multiplier must be 1.0, as it was when the state was"):
         private_of(model, noise_multiplier=2.0).load_state_dict(saved[0])
+
+
+def test_sums_of_another_process_are_refused():
+    """Rank 0's state on every rank would count its sums so many times; between logical batches there are none."""
+    model, x, labels = network("images")
+    private = private_of(model)
+    between = {**private.state_dict(), "rank": [1, 2]}
+    private.backward(losses(model, x, labels))
+    within = {**private.state_dict(), "rank": [1, 2]}
+    private.load_state_dict(between)
+    with pytest.raises(UserError, match="make_private: state must be of rank 0 of 1, .* got that of rank 1 of 2"):
+        private.load_state_dict(within)
