@@ -65,6 +65,7 @@ class PrivateTraining:
             raise
         for p in self._trained.values():
             p.requires_grad_(False)
+        optimizer.zero_grad(set_to_none=True)  # of frozen parameters too, which an old gradient would move
         if first.device.type == "cpu":
             keep_freed_memory()
 

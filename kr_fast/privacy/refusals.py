@@ -48,7 +48,7 @@ def _check_module(name: str, module: Any) -> None:
     if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
         rule = "keep no statistics of records (track_running_stats=False)"
         fail(OP, "model", rule, f"{name}: {kind.__name__}")
-    own = [p for p in module.parameters(recurse=False) if p.requires_grad]
+    own = {each for each, p in module.named_parameters(recurse=False) if p.requires_grad}
     if not own:
         return
     if kind not in RULES:
@@ -56,6 +56,9 @@ def _check_module(name: str, module: Any) -> None:
             f"have parameters in {', '.join(each.__name__ for each in RULES)} alone (elsewhere make them of these, or"
         )
         fail(OP, "model", f"{rule} freeze them with requires_grad_(False))", f"{name}: {kind.__name__}")
+    if further := sorted(own - {"weight", "bias"}):  # of old weight_norm or spectral_norm: what a hook makes weights of
+        rule = "train weight and bias alone in such a layer (undo what made others, or freeze them)"
+        fail(OP, "model", rule, f"{name}: {kind.__name__} with {', '.join(further)}")
     if "forward" in vars(module):
         rule = "have its own forwards (call restore() on what kr_fast.optimize or make_private gave)"
         fail(OP, "model", rule, f"another one at {name}")

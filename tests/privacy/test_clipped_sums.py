@@ -47,9 +47,14 @@ def test_frozen_parameters_stay_and_count_in_no_norm():
     for name in ("layers.0.weight", "layers.1.bias", "layers.3.weight", "layers.10.weight"):
         model.get_parameter(name).requires_grad_(False)
     rows = gradients(model, lambda twin, b: losses(twin, x[b : b + 1].double(), labels[b : b + 1])[0], 6)
-    private = private_of(model)
+    frozen = model.get_parameter("layers.3.weight")
+    optimizer, before = torch.optim.SGD(model.parameters(), lr=1.0), frozen.clone()
+    frozen.grad = torch.ones_like(frozen)  # of a training before, without noise
+    private = make_private(model, optimizer, noise_multiplier=0.0, expected_batch_size=1.0)
     private.backward(losses(model, x, labels))
     assert error(private.state_dict()["sums"], clipped(rows, "flat", 1.0)) < 1e-5
+    private.step()
+    assert torch.equal(frozen, before)
     private.restore()
     assert [p.requires_grad for p in model.parameters()].count(False) == 4
     losses(model, x, labels).sum().backward()  # trains as before

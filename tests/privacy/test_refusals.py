@@ -17,6 +17,12 @@ def private_of(model, parameters=None, **options):
     return make_private(model, optimizer, **{"noise_multiplier": 0.0, "expected_batch_size": 4.0, **options})
 
 
+def with_parameter(module, name):
+    """As the old ``weight_norm`` makes it."""
+    module.register_parameter(name, nn.Parameter(torch.ones(1)))
+    return module
+
+
 class Scale(nn.Module):
     def __init__(self):
         super().__init__()
@@ -46,6 +52,10 @@ class Tied(nn.Module):
         (nn.Conv2d(4, 4, 2, padding="same"), "pad convolutions alike on all sides"),
         (nn.Embedding(4, 4, scale_grad_by_freq=True), "scale_grad_by_freq, which counts over the batch"),
         (nn.Embedding(4, 4, max_norm=1.0), "have embeddings without max_norm"),
+        (
+            with_parameter(nn.Conv2d(4, 4, 3), "weight_g"),
+            "train weight and bias alone in such a layer .* got Conv2d: Conv2d with weight_g",
+        ),
         (Tied(), r"untie them, or call the one module twice\), got two.weight, which is one.weight"),
         (
             nn.DataParallel(nn.Linear(4, 4)),
