@@ -7,6 +7,7 @@ generator what is left once all are composed, which is more than the rest.
 import dataclasses
 import math
 
+import numpy as np
 import torch
 
 from kr_fast.privacy.noise import words
@@ -15,6 +16,7 @@ from kr_fast.recycling.context import Context
 from kr_fast.runtime import seeds
 
 COUNTS_SHARE = 0.05
+_COINS = 64  # drawn at a time
 COUNTS, TEACHER, GENERATOR = "class counts", "teacher", "generator"  # as the ledger names them
 
 
@@ -61,12 +63,25 @@ def class_counts(context: Context) -> tuple[str, list[int]]:
 
 
 def discrete_laplace(count: int, epsilon: float, seed: int | None = None) -> list[int]:
-    """Integers with ``P(k)`` in proportion to ``exp(-epsilon |k|)``, from the operating system's entropy.
+    """Integers with ``P(k)`` in proportion to ``q^|k|``, from the operating system's entropy; ``q`` is exp(-epsilon).
 
     Added to counts, of which a record changes one by 1, they are (epsilon, 0)-differentially private. Each is the
-    difference of two geometric numbers. Source: Ghosh, Roughgarden and Sundararajan, "Universally Utility-Maximizing
-    Privacy Mechanisms", SIAM Journal on Computing 41, 2012.
+    difference of two geometric numbers: how often in a row a coin shows heads. So ``q`` is that coin's chance exactly
+    (rounded up, which is the side of privacy), and nothing is cut off, as the logarithm of a float would be. Source:
+    Ghosh, Roughgarden and Sundararajan, "Universally Utility-Maximizing Privacy Mechanisms", SIAM Journal on Computing
+    41, 2012.
     """
-    uniform = [(int(word >> 11) + 1) * 2.0**-53 for word in words(2 * count, seed, "discrete Laplace")]  # in (0, 1]
-    first, second = ([math.floor(-math.log(u) / epsilon) for u in uniform[part::2]] for part in (0, 1))
-    return [a - b for a, b in zip(first, second, strict=True)]
+    limit = np.uint64(heads(epsilon))
+
+    def in_a_row(number: int) -> int:
+        length = 0
+        while (shown := words(_COINS, seed, "discrete Laplace", number, length) < limit).all():
+            length += _COINS
+        return length + int(shown.argmin())
+
+    return [in_a_row(2 * number) - in_a_row(2 * number + 1) for number in range(count)]
+
+
+def heads(epsilon: float) -> int:
+    """Of 2^64 sides, those of a coin that shows heads with a chance of at least exp(-epsilon)."""
+    return min(math.ceil(math.nextafter(math.exp(-epsilon), 1.0) * 2.0**64), 2**64 - 1)

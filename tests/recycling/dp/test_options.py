@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from decimal import Context, Decimal
 
 import numpy as np
 import pytest
@@ -150,6 +151,9 @@ def test_discrete_laplace():
         error = 5 * (expected * (1 - expected) / count) ** 0.5
         assert abs((values == k).mean() - expected) < error, k
     assert spending.discrete_laplace(50, 0.01) != spending.discrete_laplace(50, 0.01)
+    for epsilon in (1e-6, 0.02, 0.4, 3.0, 50.0):  # one count more or less: at most e^epsilon times as likely
+        least = (-Decimal(epsilon)).exp(Context(prec=60))
+        assert least <= Decimal(spending.heads(epsilon)) / 2**64 < least + Decimal(2) ** -51
 
 
 @pytest.mark.parametrize("kind", ["noised", "public", "unused"])
