@@ -42,6 +42,7 @@ class PrivateTraining:
         self._runtime = state.current()
         self._trained = refusals.check(model, optimizer)
         self.steps, self.not_finite = 0, 0
+        self._torn = False  # whether a batch was added to some sums and not to others
         first = next(iter(self._trained.values()))
         # One tensor for all sums, so that noise and exchange between processes are one pass.
         self._total = torch.zeros(sum(p.numel() for p in self._trained.values()), device=first.device)
@@ -95,6 +96,7 @@ class PrivateTraining:
             present: bool ``[B]``, the records that count; None: all. Nothing of another enters the sum.
         Raises: UserError naming the argument.
         """
+        self._check_whole("backward")
         rows, present = self._checked(losses, present)
         seeds = present.repeat_interleave(self.multiplicity).to(losses.dtype) / self.multiplicity
         for layer in self._layers:
@@ -135,8 +137,16 @@ class PrivateTraining:
         left_out = spoilt if bool(spoilt.any()) else None  # the one wait for a GPU in a physical batch
         if left_out is not None:
             self.not_finite += int((left_out & present).sum())
+        self._torn = True
         for layer in self._layers:
             layer.add(factors, left_out)
+        self._torn = False
+
+    def _check_whole(self, where: str) -> None:
+        """A batch that was added in part and is tried again, as after a lack of memory, would count twice."""
+        if self._torn:
+            rule = f"{where}: sums must be whole (go on from a saved state, which load_state_dict takes)"
+            raise UserError(f"{rule}, got some of a batch whose backward ended in an error")
 
     @torch.no_grad()
     def step(self) -> None:
@@ -145,6 +155,7 @@ class PrivateTraining:
         A logical batch without a record, and so without a ``backward``, is a step like any other. Among several
         processes each calls this once a logical batch: sums are added over them, and noise once in all.
         """
+        self._check_whole("step")
         several = self._runtime.world_size > 1
         if several:  # noise is added to the whole sum: what is added to noise afterwards shows in the low bits
             torch.distributed.reduce(self._total, 0)
@@ -177,6 +188,7 @@ class PrivateTraining:
 
         It may hold sums of private gradients without noise: keep it where the private images are kept.
         """
+        self._check_whole("state_dict")
         state = {"steps": self.steps, "not_finite": self.not_finite, "sums": self._total.clone()}
         return {**state, "rank": self._rank(), **self._options()}
 
@@ -198,6 +210,7 @@ class PrivateTraining:
             fail(_OP, "state", rule, f"that of rank {saved[0]} of {saved[1]}")
         self.steps, self.not_finite = values["steps"], values["not_finite"]
         self._total.copy_(values["sums"])
+        self._torn = False
 
     def _rank(self) -> list[int]:
         return [self._runtime.rank, self._runtime.world_size]

@@ -8,6 +8,7 @@ from private_cases import losses, network
 from torch import nn
 
 from kr_fast.privacy import make_private
+from kr_fast.privacy.layers import Layer
 from kr_fast.runtime.errors import UserError
 from kr_fast.training import AdamW
 
@@ -178,3 +179,25 @@ def test_sums_of_another_process_are_refused():
     private.load_state_dict(between)
     with pytest.raises(UserError, match="make_private: state must be of rank 0 of 1, .* got that of rank 1 of 2"):
         private.load_state_dict(within)
+
+
+def test_a_batch_that_was_added_in_part_is_not_tried_again(monkeypatch):
+    """As after a lack of memory: some of its records' gradients would count twice."""
+    model, x, labels = network("images")
+    private = private_of(model)
+    before, add = private.state_dict(), Layer.add
+
+    def fails(layer, *arguments):
+        if layer.name == "layers.7":
+            raise MemoryError
+        add(layer, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Layer, "add", fails)
+        private.backward(losses(model, x, labels))
+    for call in (lambda: private.backward(losses(model, x, labels)), private.step, private.state_dict):
+        with pytest.raises(UserError, match="sums must be whole .* got some of a batch whose backward ended in an err"):
+            call()
+    private.load_state_dict(before)
+    private.backward(losses(model, x, labels))
+    private.step()
