@@ -304,6 +304,17 @@ def test_large_files_are_refused_by_their_headers(tmp_path):
         read(tmp_path, png(10000, 10000, 8, 2, []), image_size=64)
 
 
+def planes_of_16_bits():
+    """A TIFF of 16-bit colour with PlanarConfiguration 2, whose planes Pillow reads as 8 bits: other pixels."""
+    rows, at = DEEP.tobytes(), 8 + 2 + 9 * 12 + 4
+    starts = [at + 12 * 2 + 6 + index * len(rows) for index in range(3)]
+    lists = struct.pack("<3I3I3H", *starts, *[len(rows)] * 3, 16, 16, 16)
+    tags = [(256, 4, 1, SIDE), (257, 4, 1, SIDE), (258, 3, 3, at + 24), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 3, at), (277, 3, 1, 3), (279, 4, 3, at + 12), (284, 3, 1, 2)]
+    directory = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + lists + 3 * rows
+
+
 BOMB = png(50000, 50000, 8, 2, [])
 BROKEN = {
     "text": (b"hello", "it holds no PNG, .* or DICOM image"),
@@ -312,6 +323,8 @@ BROKEN = {
     "cut header": (CASES["grey png"][0][:20], "."),
     "bomb": (BOMB, "its header claims more pixels than Pillow opens"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it holds no PNG"),
+    "planes of 16 bits": (planes_of_16_bits(), "16-bit colour in separate planes"),
+    "signed 8 bits": (saved(Image.fromarray(BYTES), "TIFF", tiffinfo={339: 2}), "signed 8-bit pixels"),
     "white is 0": (saved(Image.fromarray(DEEP), "TIFF", tiffinfo={262: 0}), "whose white is 0"),
 }
 

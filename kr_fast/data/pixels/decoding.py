@@ -27,7 +27,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; EP
 # Kind of an image -> dtype of its pixels as they are decoded. The deep ones become uint8 by one rule for all images.
 DTYPES = {"grey": np.uint8, "colour": np.uint8, "16-bit grey": np.int32, "16-bit colour": np.uint8, "float": np.float32}
 DEEP = ("16-bit grey", "float")
-ORIENTATION, PHOTOMETRIC = 0x0112, 0x0106  # tags of EXIF and TIFF
+ORIENTATION = 0x0112  # tag of EXIF and TIFF
+PHOTOMETRIC, BITS, PLANES, SIGNS = 0x0106, 0x0102, 0x011C, 0x0153  # tags of TIFF
 MOST_PIXELS = 1 << 26  # of an image that is resized: 256 MiB in colour for each thread
 START = 1 << 12  # bytes of a JPEG that are read for its header, if it is there
 WHOLE = 1 << 24  # bytes of a file up to which it is read at once
@@ -195,15 +196,27 @@ def _decoded(content: BinaryIO, header: Header, notes: list[str]) -> Iterator[Im
 
 
 def _kind(image: Image.Image) -> str:
+    if image.format == "TIFF":
+        _check_tiff(image)
     if image.mode.startswith("I"):
-        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:
-            raise ValueError("it is a 16-bit TIFF whose white is 0, which is not read")
         return "16-bit grey"
     if image.mode == "F":
         return "float"
     if image.mode in ("1", "L", "LA", "La"):
         return "grey"
     return "16-bit colour" if ";16" in str(image.tile[:1]) else "colour"
+
+
+def _check_tiff(image: Any) -> None:
+    """Refuse what Pillow decodes to other pixels than the file holds."""
+    tags = image.tag_v2
+    bits = max(tags.get(BITS, (1,)))
+    if image.mode.startswith("I") and tags.get(PHOTOMETRIC) == 0:
+        raise ValueError("it is a 16-bit TIFF whose white is 0, which is not read")
+    if bits > 8 and tags.get(PLANES) == 2 and len(image.getbands()) > 1:
+        raise ValueError("it is a TIFF of 16-bit colour in separate planes, which is not read")
+    if bits <= 8 and 2 in tags.get(SIGNS, ()):
+        raise ValueError("it is a TIFF of signed 8-bit pixels, which is not read")
 
 
 def _deep(image: Image.Image, kind: str, notes: list[str]) -> np.ndarray:
