@@ -51,7 +51,10 @@ class ArrowFile:
 
     def values(self, column: str) -> list[Any]:
         """All values of a column."""
-        return [value for part in self._parts(column) for value in part.to_pylist()]
+        try:
+            return [value for part in self._parts(column) for value in part.to_pylist()]
+        except OverflowError as error:  # a date that Python does not have
+            raise self._damaged(error) from error
 
     def images(self, column: str) -> list[Packed]:
         """The encoded images of a column of bytes, of paths, or of ``{"bytes", "path"}``, none of which is read yet."""

@@ -113,6 +113,8 @@ def _columns(file: ArrowFile, features: dict, options: ReadOptions, uncut: bool)
             given = fitting[0]
         if column := columns.column(file.names, option, given, file.path.name):
             result[option] = column
+            if file.names.count(column) > 1:
+                fail("data", option, "be a column that is there once", f"{column} in {printable(file.path)}")
     return result
 
 

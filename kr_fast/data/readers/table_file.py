@@ -46,12 +46,14 @@ def _parquet(path: Path) -> dict[str, list[Any]]:
     try:
         with reader.ParquetFile(path) as file:
             flat = [field.name for field in file.schema_arrow if not str(field.type).startswith(("struct", "binary"))]
-            table = file.read(columns=flat)
+            if len(set(flat)) == len(flat):
+                table = file.read(columns=flat)
+                return {name: table.column(name).to_pylist() for name in flat}
     except DAMAGE as error:
         raise UserError(
             f"data: table must be a readable parquet file, got {printable(path)} ({first_line(error)})"
         ) from error
-    return {name: table.column(name).to_pylist() for name in flat}
+    fail("data", "table", "name each column once", f"{listed('', flat, 12)} in {printable(path)}")
 
 
 def _delimited(path: Path, suffix: str) -> dict[str, list[str]]:

@@ -124,6 +124,22 @@ def test_plain_parquet_of_bytes_paths_and_splits(tmp_path):
         assert splits["test"].images[:, 0, 0, 0].tolist() == [120, 255]
 
 
+def test_columns_of_one_name_and_dates_beyond_python(tmp_path):
+    table = pyarrow.table(FOUR).append_column("x", [list("wxyz")])
+    late = pyarrow.array([0, 1 << 50, 0, 1], pyarrow.timestamp("ms"))
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(table.append_column("x", [late]), path)
+    assert data.load_uncut(path)[1] == ("a", "b")  # neither is used
+    for column, named in (("image", FOUR["image"]), ("label", FOUR["label"])):
+        pyarrow.parquet.write_table(table.append_column(column, [named]), path)
+        with pytest.raises(
+            UserError, match=f"^data: {column}_column must be a column that is there once, got {column} in"
+        ):
+            data.load_uncut(path)
+    with pytest.raises(UserError, match="readable parquet files, got .*x.parquet .*out of range"):
+        data.load_uncut(write_parquet(path, FOUR | {"label": late}))
+
+
 def test_a_row_group_of_more_than_2_gib_is_read_in_its_chunks(tmp_path, monkeypatch):
     """A GiB of zeros, of which no page is touched, three times; and a set whose groups come in chunks."""
     offsets = pyarrow.py_buffer(np.array([0, 1 << 30], np.int32))

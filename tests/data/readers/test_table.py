@@ -194,6 +194,19 @@ def test_damaged_tables(tmp_path, name, content, words):
         read(tmp_path / "set", tmp_path / name)
 
 
+def test_parquet_tables_with_columns_of_one_name_and_late_dates(tmp_path):
+    write_images(tmp_path / "set", ["a.png"])
+    table = pyarrow.table({"image": ["a.png"], "label": ["a"]})
+    late = pyarrow.array([1 << 50], pyarrow.timestamp("ms"))
+    for column, values, words in (
+        ("label", ["b"], "table must name each column once, got image, label, label in .*t.parquet"),
+        ("when", late, "table must be a readable parquet file, got .*t.parquet .*out of range"),
+    ):
+        pyarrow.parquet.write_table(table.append_column(column, [values]), tmp_path / "t.parquet")
+        with pytest.raises(UserError, match=f"^data: {words}"):
+            read(tmp_path / "set", tmp_path / "t.parquet")
+
+
 def test_rows_and_images_that_are_left_out_are_counted(tmp_path):
     write_images(tmp_path / "set", [f"{each}.png" for each in "abcdefg"])
     (tmp_path / "set" / "c.png").write_bytes(b"no image")
