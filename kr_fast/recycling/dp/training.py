@@ -3,7 +3,7 @@
 Everything that is random in them is drawn anew from the operating system's entropy, as the Poisson samples and the
 noise are: which images a batch holds must not be told from the run's seed, nor what was done with each of them. So a
 training that was stopped and continued has other batches than one that was not, and it spends what it spends once: what
-was done since the last saved position is lost, and was told to nobody.
+was done since the last saved position is lost, and was told to nobody. What was saved and is made anew counts twice.
 
 Several processes train together: each draws from its own share of the records, and a step adds their sums. Rank 0 books
 and saves. A position is saved between logical batches, so any number of processes continues from it.
@@ -98,11 +98,17 @@ def train(
             for key, value in parts.items():
                 value.load_state_dict(saved[key])
             first, points = saved["step"], saved["points"]
-    if book is not None:
-        book.book(name, Gaussian(spent.noise_multiplier, spent.sample_rate, spent.steps), first)
+    mechanism = Gaussian(spent.noise_multiplier, spent.sample_rate, spent.steps)
+    every, save = max(spent.steps // CURVE, 1), max(spent.steps // SAVES, 1)
+
+    def book_after(step: int) -> None:
+        """The steps up to the next saved position, so that the ledger knows from which on they exist."""
+        if book is not None:
+            book.book(name, mechanism, step, min(step + save - step % save, spent.steps))
+
+    book_after(first)
     left, draws = spent.steps - first, seed_options(config, name, "batches", first)
     batches = PoissonBatches(records, spent.sample_rate, left, config.dp_physical_batch, **draws)
-    every, save = max(spent.steps // CURVE, 1), max(spent.steps // SAVES, 1)
     seen, drawn, start, part = torch.zeros(2, dtype=torch.float64), 0, time.perf_counter(), 0  # sum of losses, rows
     network.train()
     with bar(spent.steps, name, "step", first) as progress:
@@ -131,6 +137,8 @@ def train(
             if runtime.is_main and (done % save == 0 or done == spent.steps):
                 states = {key: value.state_dict() for key, value in parts.items()}
                 files.save_state(state_path, {**states, "step": done, "points": points})
+                if done < spent.steps:
+                    book_after(done)
     seconds, drawn = time.perf_counter() - start, int(runtime.added(torch.tensor(drawn)))
     private.restore()
     network.eval()

@@ -65,6 +65,23 @@ def test_a_stopped_training_goes_on_and_spends_once(run, monkeypatch):
         assert torch.equal(value, again.state_dict()[name])
 
 
+def test_a_position_that_is_gone_counts_twice(run, monkeypatch):
+    """Or a Teacher could be made again and again, and the best one be taken."""
+
+    def stops(self, *args, **options):
+        if self.steps == 2:
+            raise Stopped
+        return backward(self, *args, **options)
+
+    backward = PrivateTraining.backward
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(PrivateTraining, "backward", stops)
+        teacher.train(run)
+    (run.folder.state / "teacher.pt").unlink()
+    teacher.train(reopened(run))
+    assert ledger.opened(run).spent["teacher"] == Gaussian(3.0, 0.5, 4 + 2)
+
+
 def test_two_trainings_of_one_seed_differ_in_samples_and_noise(run):
     weights = []
     for _ in range(2):
