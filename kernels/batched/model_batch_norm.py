@@ -212,7 +212,7 @@ def forward(call):
     mean, var = x.new_empty(2, models, channels, dtype=torch.float32)
     means, squares = x.new_empty(2, models, triton.cdiv(rows, span), channels, dtype=torch.float32)
     grid, few = _grid(models, rows, span, channels, tile), (models * triton.cdiv(channels, tile["BC"]),)
-    options = {"C": channels, "BC": tile["BC"]}
+    options = {"C": channels, "BC": tile["BC"], "enable_fp_fusion": True}
     moments[grid](x, means, squares, rows, span, P=tile["P"], num_warps=warps, **options)
     merge_moments[few](means, squares, mean, var, rows, span, num_warps=1, **options)
     options |= {"RELU": call.relu, "ROUND": _rounds(x), "P": tile["P"], "num_warps": warps}
@@ -235,7 +235,7 @@ def backward(call, bias=None):
     parts = triton.cdiv(rows, span)
     plain, centred = x.new_empty(2, models, parts, channels, dtype=torch.float32)
     grid, few = _grid(models, rows, span, channels, tile), (models * triton.cdiv(channels, tile["BC"]),)
-    options = {"C": channels, "BC": tile["BC"]}
+    options = {"C": channels, "BC": tile["BC"], "enable_fp_fusion": True}
     wide = {"P": tile["P"], "ROUND": _rounds(x), "num_warps": warps, **options}
     affine = (None, None) if y is not None else (weight, bias)
     sums[grid](grad, x, y, *affine, mean, var, plain, centred, passed, rows, span, eps, RELU=relu, **wide)

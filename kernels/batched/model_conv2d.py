@@ -272,5 +272,5 @@ def model_conv2d(x, weight, bias, residual, view, options):
     rows = triton.cdiv(images * out[0] * out[1], tile["BM"])
     grid = (repeats * rows * triton.cdiv(across, tile["BN"]),)
     tensors, sizes = (x, weight, bias, residual, *(view or (None,) * 4), y), (images, *size, in_height, in_width, *out)
-    kernel[grid](*tensors, *sizes, rows, *bounds, **constants, **tile)
+    kernel[grid](*tensors, *sizes, rows, *bounds, **constants, **tile, enable_fp_fusion=True)
     return y

@@ -175,7 +175,7 @@ def classes(size: int, kernel: int, stride: int, padding: int, dilation: int) ->
 def _constants(x, channels: int, outputs: int, kernel, options) -> dict:
     (kh, kw), (sh, sw) = kernel, options.stride
     constants = {"C": channels, "OUT": outputs, "KH": kh, "KW": kw, "SH": sh, "SW": sw, "INTERPRET": INTERPRETED}
-    return constants | {"PRECISION": "ieee" if x.dtype == torch.float32 else "tf32"}
+    return constants | {"PRECISION": "ieee" if x.dtype == torch.float32 else "tf32", "enable_fp_fusion": True}
 
 
 def grad_input(grad, weight, size, options):
@@ -221,9 +221,8 @@ def grad_weight(grad, x, kernel, options, bias):
     out_bias = torch.empty((models, outputs) if bias else (0,), dtype=torch.float32, device=x.device)
     grid = models * parts * triton.cdiv(outputs, tile["BM"]) * triton.cdiv(columns, tile["BN"])
     weight_gradient[(grid,)](grad, x, partial, images, height, width, *out_size, span, parts, **constants)
-    add_parts[(models * triton.cdiv(outputs * columns, 256),)](
-        partial, out, out_bias, parts, K=depth, OUT=outputs, BIAS=bool(bias), BLOCK=256, num_warps=2
-    )
+    constants = {"K": depth, "OUT": outputs, "BIAS": bool(bias), "BLOCK": 256, "num_warps": 2, "enable_fp_fusion": True}
+    add_parts[(models * triton.cdiv(outputs * columns, 256),)](partial, out, out_bias, parts, **constants)
     return out, out_bias
 
 

@@ -43,4 +43,4 @@ def model_sgd(call, table, decays):
     """See kr_fast.ops.batched.model_sgd; arguments are checked there. ``table`` and ``decays`` are :func:`layout`'s."""
     if call.weight.numel():
         tensors = (call.weight, call.velocity, call.grad, call.rate, call.momentum)
-        step[(len(table),)](*tensors, table, decays, BLOCK=BLOCK, num_warps=4)
+        step[(len(table),)](*tensors, table, decays, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=True)

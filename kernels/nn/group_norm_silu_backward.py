@@ -141,8 +141,8 @@ def backward(call) -> tuple[torch.Tensor | None, ...]:
     tensors = (x, skip, shift, call.weight, call.bias, call.mean, call.rstd, out, skip_out, grad_shift, partial)
     sizes = (pixels, x.shape[1], channels - x.shape[1], 0 if shift is None else shift.stride(0))
     constants = {"SIZE": size, "SPAN": span, "GROUPS": together, "ALL": call.groups, "P": rows, "WHOLE": whole}
-    rounds = INTERPRETED and x.dtype == torch.bfloat16
+    constants |= {"ROUND": INTERPRETED and x.dtype == torch.bfloat16, "num_warps": warps, "enable_fp_fusion": True}
     grid = (batch, triton.cdiv(call.groups, together))
-    gradient_kernel[grid](call.grad, *tensors, *sizes, **constants, SILU=call.silu, ROUND=rounds, num_warps=warps)
+    gradient_kernel[grid](call.grad, *tensors, *sizes, **constants, SILU=call.silu)
     grad_weight, grad_bias = partial.sum(0)
     return out, skip_out, grad_shift, grad_weight, grad_bias

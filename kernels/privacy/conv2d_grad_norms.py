@@ -162,7 +162,8 @@ def launch(x, grad, kernel, stride, padding, dilation, groups: int, bias: bool, 
     tiles = groups * triton.cdiv(outputs, shape["BM"]) * triton.cdiv(columns, shape["BN"])
     norms = None if samples else torch.empty(records, tiles, **exact)
     of_bias = torch.empty(records, grad.shape[1], **exact) if samples and bias else None
-    weight_gradients[(records * tiles,)](x, grad, norms, weight, of_bias, *sizes, **constants, **shape)
+    constants |= {"enable_fp_fusion": True, **shape}
+    weight_gradients[(records * tiles,)](x, grad, norms, weight, of_bias, *sizes, **constants)
     return (weight, of_bias) if samples else over_tiles(norms)
 
 

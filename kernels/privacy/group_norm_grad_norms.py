@@ -94,7 +94,7 @@ def _launch(x, grad, groups: int, eps: float, rows: int, *, samples: bool):
     norms = None if samples else torch.empty(records, across, **exact)
     weight, bias = (torch.empty(records, channels, **exact) if samples else None for _ in range(2))
     numbers = (rows, pixels, *steps(x), *steps(grad), eps)
-    constants |= {"SIZE": size, "ALL": groups, "num_warps": warps}
+    constants |= {"SIZE": size, "ALL": groups, "num_warps": warps, "enable_fp_fusion": True}
     channel_sums[(records, across)](x, grad, norms, weight, bias, *numbers, **constants)
     return (weight, bias) if samples else over_tiles(norms)
 

@@ -7,7 +7,11 @@ import importlib
 import re
 
 import pytest
+import torch
 from triton_compile import read
+
+from kr_fast.backends.arguments import BatchNorm, BatchNormGradient, ConvOptions, GroupNormGradient, Sgd
+from kr_fast.backends.privacy_arguments import ConvGradients, GroupNormGradients
 
 pytestmark = pytest.mark.compile
 
@@ -76,3 +80,34 @@ def test_weights_beyond_2_to_31_have_wide_offsets(models):
     constants = CONSTANTS | VIEW | {"models": models, "SHARED": True, "OUT": 64, "C": 512}
     text = read(dense, dict.fromkeys(dense.arg_names, "*fp32") | TYPES, constants)
     assert bool(re.search(r"arith\.muli .*tensor<1x16xi64>", text)) == (models == 2**16)
+
+
+def test_every_launch_says_whether_products_are_fused_with_sums(monkeypatch):
+    """Triton 3.9 warns where it is left open, and 3.10 will not fuse there."""
+    triton = pytest.importorskip("triton")
+    from kr_fast.kernels.batched import model_batch_norm, model_conv2d, model_conv2d_backward, model_sgd
+    from kr_fast.kernels.nn import group_norm_silu_backward
+    from kr_fast.kernels.privacy import conv2d_grad_norms, group_norm_grad_norms
+
+    said = {}
+
+    def record(function, *arguments, grid, warmup, **options):
+        said[function.fn.__module__.split(".")[-1], function.fn.__name__] = options.get("enable_fp_fusion")
+
+    monkeypatch.setattr(triton.JITFunction, "run", record)
+    x, weight, rates = torch.ones(1, 2, 4, 4, 4), torch.ones(1, 4, 1, 1, 4), torch.ones(1)
+    vectors, images = [torch.ones(1, 4)] * 2, torch.ones(2, 4, 4, 4)
+    model_conv2d.model_conv2d(x, weight, None, None, None, ConvOptions())
+    model_conv2d.model_conv2d(x, weight[..., :1], None, None, None, ConvOptions(groups=4))
+    model_conv2d_backward.model_conv2d_backward(x, x, weight, ConvOptions(), (True, True, True))
+    model_batch_norm.forward(BatchNorm(x, None, None, None, True, 1e-5))
+    model_batch_norm.backward(BatchNormGradient(x, x, x, None, *vectors, True, False, 1e-5))
+    model_sgd.model_sgd(Sgd(*[rates] * 5, (1,), (0.0,)), *model_sgd.layout(1, (1,), (0.0,), torch.device("cpu")))
+    group_norm_silu_backward.backward(
+        GroupNormGradient(images, images, None, None, None, None, *[torch.ones(2, 2)] * 2, 2, True)
+    )
+    pairs = [(1, 1), (1, 1), (0, 0), (1, 1)]
+    conv2d_grad_norms.conv2d_grad_norms(ConvGradients(images, images, *pairs, 1, True, 1))
+    group_norm_grad_norms.group_norm_grad_norms(GroupNormGradients(images, images, 2, 1e-5, 1))
+    assert len(said) == 15
+    assert set(said.values()) == {True}
