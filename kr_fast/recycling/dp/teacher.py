@@ -36,6 +36,9 @@ def train(context: Context) -> tuple[nn.Module, dict[str, Any]]:
         return nn.functional.cross_entropy(network(x).float(), labels[index], **options)
 
     average = PowerEMA(list(network.parameters()))
+    book = ledger.opened(context) if context.runtime.is_main else None
+    if book is not None and spending.counts_are_read(c):
+        book.finish(spending.COUNTS)  # their stage is recorded: to draw others would be a choice between two
     done = training.train(
         c,
         "teacher",
@@ -43,7 +46,7 @@ def train(context: Context) -> tuple[nn.Module, dict[str, Any]]:
         optimizer,
         losses,
         spent,
-        ledger.opened(context) if context.runtime.is_main else None,
+        book,
         records=len(split),
         state_path=context.folder.state / "teacher.pt",
         rate=lambda step: recipe.learning_rate * rate_factor(step, spent.steps),

@@ -80,6 +80,9 @@ def test_a_position_that_is_gone_counts_twice(run, monkeypatch):
     (run.folder.state / "teacher.pt").unlink()
     teacher.train(reopened(run))
     assert ledger.opened(run).spent["teacher"] == Gaussian(3.0, 0.5, 4 + 2)
+    run.journal.forget("privacy")
+    ledger.run(reopened(run))  # which draws other class counts
+    assert ledger.opened(run).spent["class counts"].steps == 2
 
 
 def test_two_trainings_of_one_seed_differ_in_samples_and_noise(run):
