@@ -5,10 +5,12 @@ has one shadow fewer that held the example, a non-member one fewer that did not:
 noise of its two centres alone. Online LiRA has an AUC of 0.41 at 4 shadows, 0.46 at 8 and 0.485 at 16 where phi knows
 nothing. So with each target one shadow of the other side is left out as well, its *partner*: both sides have lost one,
 whichever the target was on. Where membership of each shadow is a coin of its own nothing of this happens, and none is.
+In between, as for 8 of 16 shadows that were balanced together, it is left out as often as it takes.
 """
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,9 +32,10 @@ def partners(keep: Tensor, seed: int = 0) -> Tensor:
     on each side two shadows are each other's partners. So target and partner are exchangeable, and of a shadow that is
     scored for an example and knows nothing of it, nothing tells on which side it was.
 
-    -1 where a side has no shadow; and everywhere if the number of shadows that hold an example varies from example to
-    example at least half as much (in standard deviation) as if each had been drawn by itself: then the other shadows
-    say nothing of the target, and to leave one out by its side would make them.
+    -1 where a side has no shadow, and everywhere if the number of shadows that hold an example varies as if each had
+    been drawn by itself: then the other shadows say nothing of the target, and to leave one out by its side would make
+    them. Where it varies less, but varies, as where some of the shadows of a balanced keep are taken, -1 for as many
+    targets as :func:`_rates` says.
 
     Args:
         keep: bool ``[M, N]``.
@@ -44,8 +47,8 @@ def partners(keep: Tensor, seed: int = 0) -> Tensor:
         fail("partners", "keep", "be [M, N], none of them 0", list(keep.shape))
     held = keep.T
     inside, models = held.sum(1, keepdim=True), held.shape[1]
-    share = float(inside.double().mean()) / models
-    if float(inside.double().var(correction=0)) >= 0.25 * models * share * (1 - share):
+    rates = _rates(inside[:, 0].numpy(), models)
+    if rates is None:
         return torch.full(keep.shape, -1)
     outside, index = models - inside, torch.arange(models)[None]
     # The order follows from who held the example, so that it does not matter where an example stands.
@@ -56,7 +59,56 @@ def partners(keep: Tensor, seed: int = 0) -> Tensor:
     of_out, of_in = outside + index % inside.clamp_min(1), (index - outside) % outside.clamp_min(1)
     other = torch.where(index < outside, of_out, of_in).clamp_max(models - 1)
     partner = torch.empty_like(order).scatter_(1, order, order.gather(1, other))
-    return torch.where((inside == 0) | (outside == 0), -1, partner).T.contiguous()
+    left_out = (inside > 0) & (outside > 0)
+    if (rates < 1).any():
+        coins = philox_normal(patterns, (models,), seed=seeds.derive(seed, "partners"), stream=1)
+        cells = 2 * inside.numpy() + held.numpy()
+        left_out = left_out & torch.from_numpy(_first(cells, coins.double().numpy()) < rates[cells])
+    return torch.where(left_out, partner, -1).T.contiguous()
+
+
+def _rates(inside: np.ndarray, models: int) -> np.ndarray | None:
+    """How often a partner is left out, at ``2 K + side`` of examples in K shadows (side 1: with targets that hold it).
+
+    Of P(K) examples, ``K P(K)`` targets hold one and ``(M - K) P(K)`` do not; u(K) and v(K) of them keep the partner,
+    the others lose it. With s the mean share of shadows in, what is left tells nothing of the target if each number of
+    shadows in and out comes from both kinds of targets in the ratio of s to 1 - s:
+
+        ``(1 - s) u(K + 1) = s v(K)`` and ``(1 - s) (K P(K) - u(K)) = s ((M - K) P(K) - v(K))``, so
+        ``(1 - s) u(K + 1) = (1 - s) u(K) + P(K) (M s - K)``, from u(0) = 0.
+
+    If all examples are in as many shadows each partner is left out, if K is a binomial's none: then None is returned,
+    and where K varies more.
+    """
+    share, count = np.bincount(inside, minlength=models + 1).astype(np.float64), np.arange(models + 1)
+    if not (inner := share[1:-1].sum()):
+        return None
+    # Examples in none of the shadows, or in all of them: no more than coins make; the rest was not drawn.
+    s = share[1:-1] @ count[1:-1] / (models * inner)
+    share[0] = min(share[0], share[1] * (1 - s) / (models * s))
+    share[-1] = min(share[-1], share[-2] * s / (models * (1 - s)))
+    s = share @ count / (models * share.sum())
+    gain = share * (models * s - count)
+    spread = share @ (count - models * s) ** 2 / (share.sum() * models * s * (1 - s))  # 1 of coins
+    if spread >= max(0.25, 1 - 2 * (2 / len(inside)) ** 0.5):  # two standard errors below
+        return None
+    before = np.concatenate([[0.0], gain.cumsum()[:-1]])
+    rates = np.ones((models + 1, 2))
+    for side, kept, targets in ((0, (before + gain) / s, models - count), (1, before / (1 - s), count)):
+        some = share * targets > 0
+        rates[some, side] = 1 - kept[some] / (share * targets)[some]
+    return np.where(rates > 1 - 1e-9, 1.0, rates.clip(0, 1)).ravel()
+
+
+def _first(cells: np.ndarray, coins: np.ndarray) -> np.ndarray:
+    """Which share of the entries of the same cell comes before each one (half of equals) in the order of ``coins``."""
+    from scipy.special import ndtr
+
+    values, at, counts = np.unique(cells + ndtr(coins), return_inverse=True, return_counts=True)
+    cell = np.floor(values).astype(np.int64)
+    before = np.concatenate([[0], counts.cumsum()])
+    first = before[np.searchsorted(cell, cell)]
+    return (((before[:-1] + before[1:]) / 2 - first) / np.bincount(cell, counts)[cell])[at.reshape(cells.shape)]
 
 
 def check_partners(where: str, keep: Tensor, partner: Tensor) -> None:
