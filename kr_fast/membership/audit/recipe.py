@@ -31,7 +31,7 @@ class Estimates:
     parts: np.ndarray
 
     def __sub__(self, other: "Estimates") -> "Estimates":
-        return Estimates(self.each - other.each, self.parts - other.parts)
+        return dataclasses.replace(self, each=self.each - other.each, parts=self.parts - other.parts)
 
     def by(self, groups: Groups | None) -> "Estimates":
         """The same with what each group of records adds, so that whole groups are the units of intervals."""
@@ -86,6 +86,36 @@ class Estimates:
         """{"mean", "sd" (of models), "each", "interval" (of the mean)}."""
         sd = float(self.each.std(ddof=1)) if len(self.each) > 1 else None
         return {"mean": self.mean, "sd": sd, "each": self.each.tolist(), "interval": self.interval(level)}
+
+
+@dataclasses.dataclass(frozen=True)
+class OfGroups(Estimates):
+    """The AUC of one target with groups of records as units, of which one side may have few.
+
+    ``parts [2, G]``: what each group adds by its members, and by its non-members; ``counts``: groups with some of each.
+    """
+
+    counts: tuple[int, int] = (0, 0)
+
+    def variances(self) -> tuple[list[float], list[int]]:
+        """Parts of the variance, of member groups and of others, and degrees of freedom, those of the smaller side.
+
+        (Each by its own they would be too many where a few groups happen to lie close together.) Groups on both sides
+        share out the covariance of their two parts. One group tells nothing of the spread of groups: it has the largest
+        that a share in [0, 1] can have, with one degree of freedom.
+        """
+        squares = (self.parts**2).sum(1)
+        whole = float((self.parts.sum(0) ** 2).sum() / max(squares.sum(), 1e-300))
+        sides = zip((whole * squares).tolist(), self.counts, strict=True)
+        parts = [square * count / (count - 1) if count > 1 else 0.25 for square, count in sides]
+        return parts, [max(min(self.counts) - 1, 1)] * 2
+
+    def interval(self, level: float) -> list[float] | None:
+        """As of :class:`Estimates`; where the sides do not overlap that of pairs of groups, as :func:`auc_interval`."""
+        if self.mean in (0.0, 1.0):
+            least = ((1 - level) / 2) ** (1 / min(self.counts))
+            return [least, 1.0] if self.mean == 1 else [0.0, 1 - least]
+        return super().interval(level)
 
 
 def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS, level: float = 0.95) -> dict[str, Any]:
@@ -153,7 +183,15 @@ def _weights(curves: Sequence[Curve], keep: np.ndarray) -> np.ndarray:
 
 def of_target(curve: Curve, scores: Tensor, members: Tensor, groups: Groups | None = None) -> Estimates:
     """The AUC of one target, and what each record, or each group of records, adds to it."""
-    return aucs([curve], scores.double().numpy()[None], members.numpy()[None]).by(groups)
+    estimates = aucs([curve], scores.double().numpy()[None], members.numpy()[None])
+    if groups is None:
+        return estimates
+    sides = torch.stack([members, ~members])
+    sizes = sides.sum(1, keepdim=True)
+    sums = groups.mean(torch.from_numpy(estimates.parts) * sides) * groups.sizes / len(members)
+    counts = (groups.mean(sides) > 0).sum(1).tolist()
+    # Without the factor of records, see _weights: here it is one of groups.
+    return OfGroups(estimates.each, (sums * ((sizes - 1).clamp_min(1) / sizes).sqrt()).numpy(), tuple(counts))
 
 
 def _tprs(targets: Targets, fpr: float, level: float, groups: Groups | None) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def _figures(
                 accuracy=None if target is None else target.accuracy,
                 calibration=None if target is None else calibration(target.shadows, attack),
             )
-            if groups is not None:
+            if groups is not None and len(curve.thresholds) > 1:
                 estimate = of_target(curve, scores[name][attack], data.members, groups)
                 for key, each_level in (("auc_ci", choices.level), ("auc_ci_corrected", row["epsilon"]["level"])):
                     pair = estimate.interval(each_level)  # images of a group are no independent ones

@@ -13,6 +13,7 @@ from kr_fast.membership.attacks.by_group import as_csv, by_group, group_risk
 from kr_fast.membership.audit.recipe import of_target
 from kr_fast.membership.audit.record_table import unnamed
 from kr_fast.membership.inputs.data import ShadowSignals, TargetSignals
+from kr_fast.membership.statistics.auc_intervals import t_interval
 from kr_fast.membership.statistics.groups import Groups
 from kr_fast.report.sections import records
 from kr_fast.runtime.errors import UserError
@@ -131,6 +132,51 @@ def test_intervals_by_group_cover_where_those_over_images_do_not():
     assert covered["images, by group"] >= 182
     assert covered["groups"] >= 182  # 95 % of 200 less 2.6 standard deviations
     assert covered["images"] < 140
+
+
+@pytest.mark.parametrize(("few", "many"), [(1, 20), (3, 40), (10, 30)])
+def test_few_groups_on_a_side_widen_the_intervals_over_images(few, many):
+    """Groups of 10 images that share what they score, without leakage: above chance in about 2.5 % of audits.
+
+    With as many degrees of freedom as groups, 9 % of 3 beside 40 are, and 24 % of paired tests reject at 5 %.
+    """
+    draw = torch.Generator().manual_seed(few)
+    count, above, told = few + many, 0, 0
+    groups = Groups.of(torch.arange(count).repeat_interleave(10))
+    inside = groups.at < few
+    for _ in range(200):
+        scores = torch.randn(2, count, generator=draw)[:, groups.at] + torch.randn(2, 10 * count, generator=draw)
+        one, two = (of_target(roc(each, inside), each, inside, groups) for each in scores)
+        above += one.interval(0.95)[0] > 0.5
+        gap = one - two
+        told += t_interval(gap.mean, *gap.variances(), 0.95)["p"] < 0.05
+    assert above <= 11  # 2.5 % of 200 and 2.7 standard deviations
+    assert told <= 17
+
+
+def test_no_overlap_of_few_groups_counts_groups():
+    groups, inside = Groups.of(torch.arange(12).repeat_interleave(50)), torch.arange(600) < 150
+    scores = inside.double() + torch.rand(600, generator=torch.Generator().manual_seed(0)) / 2
+    low, high = of_target(roc(scores, inside), scores, inside, groups).interval(0.95)
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 3)), 1.0)
+
+
+def test_images_of_one_group_on_both_sides_are_one_unit():
+    """The variance of the definition: squared sums of groups, a group on both sides with its sum over both."""
+    draw = torch.Generator().manual_seed(2)
+    groups, inside = Groups.of(torch.arange(60) // 3), torch.rand(60, generator=draw) < 0.5
+    scores = torch.randn(60, generator=draw)
+    curve = roc(scores, inside)
+    parts, degrees = of_target(curve, scores, inside, groups).variances()
+    placed = (scores[:, None] > scores).double()
+    gap = torch.where(inside, placed[:, ~inside].mean(1) - curve.auc, 1 - placed[:, inside].mean(1) - curve.auc)
+    gap /= torch.where(inside, inside.sum(), (~inside).sum())
+    sides = [torch.zeros(20, dtype=torch.float64).index_add(0, groups.at, gap * side) for side in (inside, ~inside)]
+    squares = [float(side.square().sum()) for side in sides]
+    counts = [len(groups.at[side].unique()) for side in (inside, ~inside)]
+    whole = float((sides[0] + sides[1]).square().sum()) / sum(squares)
+    assert parts == pytest.approx([s * whole * k / (k - 1) for s, k in zip(squares, counts, strict=True)])
+    assert degrees == [min(counts) - 1] * 2
 
 
 def test_by_group_of_an_infinite_signal():
