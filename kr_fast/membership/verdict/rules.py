@@ -199,10 +199,12 @@ def _of_records(audit: Audit, limits: Limits, name: str) -> Rule:
     if row["least_advantage"] is None:
         words = f"{value} {where}, but so few models cannot find one that stands alone, however exposed it is."
         return Rule(path, limit, found, None, words, chance=row["rate"])
-    rest = f"; {row['untested']:,} more could not be tested" if row["untested"] else ""
+    if row["untested"]:
+        words = f"{value} {where}, but {row['untested']:,} more, with fewer than 4 shadows on a side, were not tested."
+        return Rule(path, limit, found, None, words, chance=row["rate"])
     words = (
         f"{value} {where}, limit {limit}: one that stands alone would be with probability {row['power']:g} from an "
-        f"advantage of {number(row['least_advantage'], 2)} on{rest}."
+        f"advantage of {number(row['least_advantage'], 2)} on."
     )
     return Rule(path, limit, found, True, words, chance=row["rate"])
 
@@ -224,7 +226,8 @@ def _by_group(audit: Audit, limits: Limits, name: str) -> Iterator[Rule]:
             f"{found:,} of {row['tested']:,} groups {is_found} found as a whole by the models {maker(audit, own)}, "
             f"at a false discovery rate of {percent_of_level(row['rate'])}, limit {limits.records}."
         )
-        passed = None if row["least_advantage"] is None and found <= limits.records else found <= limits.records
+        unknown = row["least_advantage"] is None or row["untested"]
+        passed = None if unknown and found <= limits.records else found <= limits.records
         yield Rule(path, limits.records, found, passed, words, found > limits.records, row["rate"])
 
 

@@ -151,12 +151,15 @@ def _records(source: Source, name: str | None) -> Card:
     if row["least_advantage"] is None:
         together = "They are found together: so" if row["found"] else "So"
         lines.append(f"{together} few models cannot find one record alone.")
+    if row["untested"]:
+        lines.append(f"Not tested, for too few of them on a side: {cite('records', first, 'untested', form=_count)}")
     for other in sets:
         if other != first:
             maker = _capital(sentences.maker(audit, other, source.labels))
             found, tested = (cite("records", other, key, form=_count) for key in ("found", "tested"))
             lines.append(f"{maker}: {found} of {tested}")
-    state = "bad" if row["found"] else "unknown" if row["least_advantage"] is None else "good"
+    unknown = row["least_advantage"] is None or row["untested"]
+    state = "bad" if row["found"] else "unknown" if unknown else "good"
     return Card(TITLES[1], state, value, "", lines, cite.cited)
 
 

@@ -71,6 +71,7 @@ CASES = {
     "one record": (f"{RECORDS}/found", 1, "do not share", "1 of 90 records is found"),
     "no power for records": (f"{RECORDS}/least_advantage", None, "not decided", "so few models cannot find one"),
     "records untested": (f"{RECORDS}/tested", 0, "not decided", "none has 4 shadows on each side"),
+    "some records untested": (f"{RECORDS}/untested", 3, "not decided", "3 more, with fewer than 4 shadows on a side"),
     "negative control": (FAILED, False, "not decided", "A negative control failed: an attack that sees no model"),
     "no positive control": (CONTROL, None, "not decided", "There was no positive control"),
     "missed": (f"{CONTROL}/by_primary", False, "not decided", "detected only by loss: loss, named beforehand"),
