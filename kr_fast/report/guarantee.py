@@ -19,9 +19,12 @@ def contradiction(summary: Mapping[str, Any]) -> str | None:
     found = [f"{named.get(each['target'], each['target'])} by {each['attack']}" for each in bounds if each["above"]]
     if not found:
         return None
+    compared = [each for each in bounds if each["above"] is not None]
+    chance = sum((1 - each["level"]) * (1 + (each["one_run"] is not None)) for each in compared)
     return (
-        f"An attack proves a larger epsilon than the ledger allows ({', '.join(found)}). By chance that happens in one "
-        "audit of 20 at most: take it that the training was not as the ledger has it, and release nothing."
+        f"An attack proves a larger epsilon than the ledger allows ({', '.join(found)}). By chance that happens in "
+        f"at most {100 * min(chance, 1.0):.3g} % of audits: take it that the training was not as the ledger has it, "
+        "and release nothing."
     )
 
 
@@ -41,9 +44,9 @@ def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
     yield (
         "text",
         f"By the ledger, what is released is {private_to(guarantee)} (neighbouring sets: {guarantee['neighbouring']}): "
-        "no attack can do better, whatever it knows. Lower bounds are what the attacks of this audit proved, at most "
-        "the true epsilon in 95 % of audits; far below the ledger's, as a guarantee is for the worst record and "
-        "attack, and so few records can show little of it.",
+        "no attack can do better, whatever it knows. Lower bounds are what the attacks of this audit proved, each "
+        "at most the true epsilon in 95 % of audits; far below the ledger's, as a guarantee is for the worst record "
+        "and attack, and so few records can show little of it.",
     )
     yield "table", _table(summary)
     if audit and any(each["above"] is None for each in lower_bounds(guarantee, audit)):

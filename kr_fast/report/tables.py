@@ -141,7 +141,7 @@ def lower_bounds(guarantee: dict[str, Any], audit: dict[str, Any]) -> list[dict[
         guarantee: as of :meth:`kr_fast.privacy.Ledger.summary`.
         audit: the dictionary of ``audit.json``.
     Returns: ``target``, ``attack``, ``delta``, ``level`` and the bounds by name; ``above``: those that exceed the
-        ledger's epsilon, which after a training as the ledger has it happens with a chance of ``1 - level`` at most.
+        ledger's epsilon, which after a training as the ledger has it each does with a chance of ``1 - level`` at most.
         None where the audit's delta is below the ledger's, at which epsilon may be larger. "gaussian" is in no
         ``above``, as it holds for Gaussian mechanisms alone.
     """

@@ -59,6 +59,7 @@ def test_an_attack_that_proves_more_than_the_ledger_allows_stands_first(tmp_path
         "gaussian": 0.25, "above": [],
     }  # fmt: skip
     assert not any(target == "control" for target, _ in entries)
+    assert f"in at most {5 * len(entries)} % of audits" in html.read_text()  # each bound errs in 5 %
 
 
 @pytest.mark.parametrize(("delta", "above"), [(1e-5, ["clopper_pearson"]), (1e-3, ["clopper_pearson"]), (1e-6, None)])
