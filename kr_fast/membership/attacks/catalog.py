@@ -210,7 +210,8 @@ def _attack_p(subject: Subject) -> Tensor:
 
 def _loss(subject: Subject) -> Tensor:
     # phi ranks as the negative loss does, and does not saturate.
-    return attacks.query_mean(subject.all() if subject.target is None else subject.own()).T
+    values = attacks.query_mean(subject.all() if subject.target is None else subject.own())
+    return values.clamp(-attacks.BOUND, attacks.BOUND).T  # no threshold is above infinity
 
 
 def _threshold_per_class(subject: Subject, *, signal: str) -> Tensor:

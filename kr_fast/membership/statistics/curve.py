@@ -156,9 +156,14 @@ class Curve:
         return np.concatenate([[0], self.tp])[at], np.concatenate([[0], self.fp])[at]
 
     def threshold_at(self, fpr: float) -> float:
-        """The least threshold at which the realised FPR is at most ``fpr``; above all scores where none is."""
+        """The least threshold at which the realised FPR is at most ``fpr``; above all scores where none is.
+
+        Raises: UserError for such a threshold above a score of +inf.
+        """
         check_share("Curve", "fpr", fpr)
         at = int(np.searchsorted(self.fp, fpr * self.negatives + 1e-9, side="right"))
+        if not at and self.thresholds[0] == np.inf:
+            fail("Curve", "scores", f"be finite for a threshold of an FPR of at most {fpr:g}", f"{self.fp[0]} +inf")
         return float(self.thresholds[at - 1]) if at else float(np.nextafter(self.thresholds[0], np.inf))
 
     def simultaneous_rates(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

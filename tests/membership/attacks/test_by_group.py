@@ -179,6 +179,15 @@ def test_images_of_one_group_on_both_sides_are_one_unit():
     assert degrees == [min(counts) - 1] * 2
 
 
+def test_the_loss_of_certain_answers_has_group_means_and_thresholds():
+    data, groups = made()
+    certain = (groups == int(groups.mode().values)).nonzero()[:, 0]
+    for signals in (data.shadows["shadows"].signals, data.targets["target"].signals):
+        signals["phi"][:, certain[0]], signals["phi"][:, certain[1]] = torch.inf, -torch.inf
+    report = audit_signals(data, Choices(attacks=("loss",)))
+    assert report.figures["target"]["loss"]["operating_points"]["0.01"]["fpr"] <= 1
+
+
 def test_by_group_of_an_infinite_signal():
     data, _ = made()
     data.shadows["shadows"].signals["phi"][0, 0, :2] = torch.tensor([torch.inf, -torch.inf])

@@ -151,6 +151,13 @@ def test_threshold_from_shadows_keeps_its_rate_on_the_target():
     assert (nobody["false_positives"], nobody["ppv"]["0.5"]["ppv"]) == (0, None)
 
 
+def test_no_threshold_is_above_infinity():
+    scores, members = [torch.inf, torch.inf, 1.0, 0.0], [True, False, True, False]
+    assert roc(scores, members).threshold_at(0.6) == 1.0
+    with pytest.raises(ValueError, match="Curve: scores must be finite for a threshold of an FPR of at most 0.1"):
+        roc(scores, members).threshold_at(0.1)
+
+
 def test_several_targets():
     rng = np.random.default_rng(13)
     keep = torch.from_numpy(rng.random((5, 300)) < 0.5)
