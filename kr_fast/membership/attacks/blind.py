@@ -36,7 +36,7 @@ def blind(images: Images, members: Tensor, *, groups: Any = None, folds: int = 5
             would know an example by others of its group.
         folds: at least 2; seed: of the folds, and of the 20,000 examples that are taken of more.
     Returns: float64 ``[N]``, higher for members; NaN for examples that were not taken.
-    Raises: UserError naming the argument, and with fewer than 10 examples on a side.
+    Raises: UserError naming the argument, and with fewer than 10 examples on a side or one group alone.
     Source: Das, Zhang and Tramer, "Blind Baselines Beat Membership Inference Attacks for Foundation Models", 2024;
         the penalty: Golub, Heath and Wahba, Technometrics 21 (1979).
     """
@@ -58,6 +58,8 @@ def blind(images: Images, members: Tensor, *, groups: Any = None, folds: int = 5
     if groups is not None:
         at = np.unique(as_groups("blind", "groups", groups, len(images))[order.numpy()], return_inverse=True)[1]
         _, first = np.unique(at, return_index=True)
+        if len(first) < 2:
+            fail("blind", "groups", "hold at least two groups", len(first))
         fold = torch.from_numpy(first.argsort().argsort()[at])
     fold = fold % folds
     x, y = image_features(rows_of(images, order)), members[order].double().numpy()

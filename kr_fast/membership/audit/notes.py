@@ -164,5 +164,6 @@ def _at_chance(correct: Tensor | None, labels: Tensor | None) -> int:
     if correct is None or len(classes) < 2:
         return 0
     recall = sum(correct[0, labels == label].double().mean(0) for label in classes) / len(classes)
-    chance = 1 / len(classes)
-    return int((recall <= chance + 2 * (chance * (1 - chance) / len(labels)) ** 0.5).sum())
+    chance, inverse = 1 / len(classes), sum(1 / int((labels == label).sum()) for label in classes)
+    deviation = (chance * (1 - chance) * inverse) ** 0.5 / len(classes)
+    return int((recall <= chance + 2 * deviation).sum())

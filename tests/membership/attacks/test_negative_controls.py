@@ -26,6 +26,12 @@ def brightened(images, members):
     return changed
 
 
+def test_the_blind_attack_needs_two_groups():
+    images, inside = torch.zeros(40, 8, 8, 1, dtype=torch.uint8), torch.arange(40) < 20
+    with pytest.raises(ValueError, match="^blind: groups must hold at least two groups, got 1"):
+        blind(images, inside, groups=[0] * 40)
+
+
 def test_the_blind_attack_finds_a_brighter_side_and_nothing_in_a_random_cut(digits):
     members = torch.rand(len(digits), generator=torch.Generator().manual_seed(0)) < 0.5
     assert roc(blind(brightened(digits, members), members), members).auc >= 0.9

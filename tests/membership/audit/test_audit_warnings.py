@@ -30,6 +30,18 @@ def test_models_that_answer_by_chance_are_told():
     assert not any("chance: " in line for line in audit_signals(single, Choices(attacks=["loss"])).warnings)
 
 
+def test_chance_is_two_deviations_wide_where_a_class_is_rare():
+    """58 of 100 and 450 of 900 right: a mean recall of 0.54, whose deviation is 0.026 by the sizes of both classes."""
+    labels = (torch.arange(1000) >= 900).long()
+    for rare, told in ((58, True), (66, False)):
+        right = torch.cat([torch.arange(900) < 450, torch.arange(100) < rare]).double()
+        logits = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0)).abs() * (2 * right - 1)[:, None]
+        logits = torch.cat([torch.where(labels == 0, 1, -1)[:, None] * logits, 0 * logits], 1)
+        given = from_logits(None, None, labels, target=logits, members=torch.arange(1000) % 2 == 0)
+        warnings = audit_signals(given, Choices(attacks=["loss"])).warnings
+        assert any(line.startswith("target answers no better than chance") for line in warnings) == told
+
+
 @pytest.mark.parametrize("keep_like", ["ties", "members"])
 def test_scores_that_are_all_the_same_are_no_evidence(keep_like):
     """An interval of [0.500, 0.500] must not read as if it were known that nothing leaks."""
