@@ -21,7 +21,7 @@ FILLED = {
     "label_column": "hold a class in every row",
     "group_column": "hold a group in every row (an image that belongs to no other is a group of its own)",
 }
-WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0+)?")  # 007 is a code
+WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,999})(\.0+)?")  # 007 is a code; of more than 4,300 digits Python makes no number
 SEPARATORS = "|;,"  # of several labels in one cell
 
 
@@ -116,14 +116,15 @@ def check_apart(numbers_of: dict[str, np.ndarray], what: str, name_of: Any = str
 
 def split_names(values: list[Any], what: str) -> list[str]:
     """``train``, ``val`` or ``test`` for each row. Raises: UserError for another value, and without a train row."""
-    known = {value: split_name(str(value).strip()) for value in set(values)}
-    if unknown := sorted((str(value) for value, which in known.items() if which is None)):
-        count = sum(known[value] is None for value in values)
+    texts = ["" if value is None else str(value).strip() for value in values]
+    known = {text: split_name(text) for text in set(texts)}
+    if unknown := sorted(text for text, which in known.items() if which is None):
+        count = sum(known[text] is None for text in texts)
         got = f"{listed('', [each or 'nothing' for each in unknown])} in {counted(count, 'row')}"
         fail("data", what, "hold train, val or test in every row", got)
     if values and "train" not in known.values():
-        fail("data", what, "hold train in some row", listed("", sorted({str(value) for value in values})))
-    return [known[value] for value in values]
+        fail("data", what, "hold train in some row", listed("", sorted(known)))
+    return [known[text] for text in texts]
 
 
 def by_split(rows: dict[str, list[Any]], which: list[str] | None) -> dict[str, dict[str, list[Any]]]:
@@ -141,7 +142,8 @@ def _text(value: Any, what: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, list | tuple | dict | np.ndarray):
-        rule = "hold one label an image (several labels an image are not supported)"
+        several = "hold one label an image (several labels an image are not supported)"
+        rule = "hold one group an image" if what.startswith("group_column") else several
         fail("data", what, rule, f"a list or record, {str(value)[:40]}")
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")

@@ -293,3 +293,31 @@ def test_tables_of_json_lines_are_refused_by_line(tmp_path):
     table.write_text('{"image": "a.png", "label": 0}\n{"image": \n')
     with pytest.raises(UserError, match="hold JSON in each line, got line 2 of"):
         read(tmp_path / "set", table)
+
+
+def test_lists_in_place_of_a_split_or_a_group(tmp_path):
+    write_images(tmp_path / "set", ("a.png", "b.png"))
+    (table := tmp_path / "t.jsonl").write_text(
+        "".join(
+            f'{{"image": "{name}.png", "label": 0, "split": ["train"], "part": "train", "site": [1]}}\n'
+            for name in "ab"
+        )
+    )
+    for options, words in (
+        ({}, r"split_column split of t.jsonl must hold train, val or test in every row, got \['train'\] in 2 rows"),
+        (
+            {"split_column": "part", "group_column": "site"},
+            r"group_column site .* must hold one group an image, got a l",
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            data.load(tmp_path / "set", options=data.ReadOptions(table=str(table), **options))
+
+
+def test_numbers_of_more_digits_than_python_reads_are_names(tmp_path):
+    write_images(tmp_path / "set", ("a.png", "b.png"))
+    table = write_table(tmp_path / "t.csv", ("image", "label"), [("a.png", "1" + 5000 * "0"), ("b.png", "2")])
+    assert data.load_uncut(tmp_path / "set", options=data.ReadOptions(table=str(table)))[2]["all"].labels.tolist() == [
+        0,
+        1,
+    ]
