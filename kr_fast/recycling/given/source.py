@@ -91,6 +91,7 @@ def check(context: Context) -> list[str]:
     c = context.config
     source, record = opened(c, context.data, context.runtime.device), context.folder.generators / RECORD
     if context.journal.done("generator") is not None and record.exists():
+        context.journal.check("generator", "run", record.parent)
         before, now = files.read_json(record)["sha256"], source.digest()
         if before != now:
             rule = f"be the one that the run in {context.out} was started with (SHA-256 {before[:12]})"

@@ -246,6 +246,9 @@ def test_a_run_of_ready_images(tmp_path, caplog):
     config = context_of(tmp_path / "run").config
     with pytest.raises(UserError, match="generator must be the one that the run in .* was started with"):
         kr_fast.recycle(config)
+    (tmp_path / "run" / "private" / "generator" / "given.json").write_text("{}")
+    with pytest.raises(UserError, match="given.json must be as the stage generator left it, got 2 bytes in place of"):
+        kr_fast.recycle(config)
 
 
 def test_several_generators_share_each_period(tmp_path, gan):
