@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable
 from types import ModuleType
 
@@ -95,6 +96,12 @@ def missing(backend: str) -> str | None:
     if why is None and backend in ("cuda", "triton"):
         why = no_gpu()
     return no_code() if why is None and backend == "cuda" else why
+
+
+def triton_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises where a kernel does not fit a GPU or cannot be compiled for it, which is no RuntimeError."""
+    module = sys.modules.get("triton.errors")
+    return () if module is None else (module.TritonError,)
 
 
 def address(tensor: Tensor | None) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from kr_fast.backends import native
 from kr_fast.backends.arguments import View
 from kr_fast.ensemble.graph.lowering import shape
 from kr_fast.ensemble.graph.trace import Unsupported
@@ -118,7 +119,7 @@ def choose(
             time_of_step = timer(lambda: program.run(group, chunk, view), program.device)  # noqa: B023
         except torch.OutOfMemoryError:
             continue
-        except RuntimeError as error:
+        except (RuntimeError, *native.triton_errors()) as error:
             why = f"a step of {tile.models} models and {tile.images} images fails: {first_line(error)}"
             raise Unsupported(why) from None
         if time_of_step / (tile.models * tile.images) < best_time:
