@@ -21,10 +21,13 @@ def contradiction(summary: Mapping[str, Any]) -> str | None:
         return None
     compared = [each for each in bounds if each["above"] is not None]
     chance = sum((1 - each["level"]) * (1 + (each["one_run"] is not None)) for each in compared)
+    groups = ""
+    if summary["audit"].get("by_group"):
+        groups = " (in more where images are in groups, as the bounds take them as independent)"
     return (
         f"An attack proves a larger epsilon than the ledger allows ({', '.join(found)}). By chance that happens in "
-        f"at most {100 * min(chance, 1.0):.3g} % of audits: take it that the training was not as the ledger has it, "
-        "and release nothing."
+        f"at most {100 * min(chance, 1.0):.3g} % of audits{groups}: take it that the training was not as the ledger "
+        "has it, and release nothing."
     )
 
 

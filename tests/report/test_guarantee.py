@@ -6,6 +6,7 @@ import pytest
 from report_cases import arrays, summary
 
 from kr_fast import report
+from kr_fast.report import guarantee
 from kr_fast.report.sections import verdict
 from kr_fast.report.tables import lower_bounds
 
@@ -59,7 +60,10 @@ def test_an_attack_that_proves_more_than_the_ledger_allows_stands_first(tmp_path
         "gaussian": 0.25, "above": [],
     }  # fmt: skip
     assert not any(target == "control" for target, _ in entries)
-    assert f"in at most {5 * len(entries)} % of audits" in html.read_text()  # each bound errs in 5 %
+    assert f"in at most {5 * len(entries)} % of audits: take" in html.read_text()  # each bound errs in 5 %
+    in_groups = guaranteed(found=2.1)
+    in_groups["audit"]["by_group"] = {"groups": 9}
+    assert "% of audits (in more where images are in groups" in guarantee.contradiction(in_groups)
 
 
 @pytest.mark.parametrize(("delta", "above"), [(1e-5, ["clopper_pearson"]), (1e-3, ["clopper_pearson"]), (1e-6, None)])
