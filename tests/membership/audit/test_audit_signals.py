@@ -266,7 +266,7 @@ def test_infinite_signals_are_ordered_and_strict_json():
     seen[0, whole.members.nonzero()[:3, 0]] = torch.inf
     whole = dataclasses.replace(whole, targets={"target": TargetSignals({"phi": seen})})
     report = audit_signals(whole, Choices(attacks=("loss", "lira", "base", "attack_r")))
-    assert report.scores["target"]["loss"][whole.members][:3].isinf().all()
+    assert (report.scores["target"]["loss"][whole.members][:3] == 1e6).all()  # a threshold can lie above it
     json.dumps(report.to_dict(), allow_nan=False)
 
 
@@ -286,7 +286,7 @@ def test_infinite_signals_of_several_queries_have_scores():
     attacks = ("loss", "confidence", "lira", "base", "attack_r")
     report = audit_signals(whole, Choices(attacks=attacks, targets="shadows"))
     loss = report.scores["target"]["loss"]
-    assert loss[3::6].isinf().all()
+    assert (loss[3::6] == 1e6).all()
     assert (loss[::6] == 0).all()
     assert torch.equal(loss[1::3], own[:, 1::3].double().mean(0))
     for scores in report.scores["target"].values():
