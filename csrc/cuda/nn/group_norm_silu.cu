@@ -177,14 +177,13 @@ int64_t partial_room(int64_t width, int vector) {
     return (rows * width + 3) / 4 * 4;
 }
 
-// Whether the kernel may have so many bytes of shared memory. Its limit becomes kResident, or the device's most, and not
-// what this call needs: another thread may launch for a larger sample at the same time.
+// Whether the kernel may have so many bytes of shared memory. Its limit becomes kResident, or the device's most, and
+// not what this call needs: another thread may launch for a larger sample at the same time.
 template <class Kernel>
 bool allows(Kernel* kernel, int64_t bytes) {
     int device = 0, most = 0;
     cudaError_t status = cudaGetDevice(&device);
-    if (status == cudaSuccess)
-        status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     if (most > kResident) most = (int)kResident;
     if (status == cudaSuccess && bytes <= most)
         status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
