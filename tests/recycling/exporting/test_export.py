@@ -217,7 +217,7 @@ def test_places_where_no_folder_can_be_put_are_refused(finished, tmp_path, monke
     monkeypatch.setattr("os.access", lambda path, how: str(path) != str(tmp_path))
     for name in ("volume", "new"):
         with pytest.raises(
-            UserError, match="export: OUT must lie in a folder that can be written to, got .*, but .* cann"
+            UserError, match="export: OUT must lie in a folder that can be written to, got .*, but .* cannot$"
         ):
             export_run(finished[0], tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["volume"]
