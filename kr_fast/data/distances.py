@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from kr_fast.runtime import seeds
 from kr_fast.runtime.storage.image_rows import ImageRows, Images, batches, rows_of
 
 MOST_BYTES = 32 << 20  # of a block of distances
@@ -18,6 +19,9 @@ PRODUCT_COST = 16  # products of two images in the time in which one pair is com
 PIXELS = 1 << 20  # that are compared at a time, so that they stay in a cache
 ROUNDS = 8  # of the power iteration
 SHARE = 0.25  # of the spacing of a set, up to which two images are near-duplicates
+SIGNS, SLACK = 64, 4.0  # sums under random signs, see within
+SIGNED = 1 << 16  # values of a row that meet their signs at a time
+ROUNDING = 1e-5  # of squared norms of what was summed in float32
 
 
 class Rows:
@@ -109,12 +113,15 @@ def spacing(images: Images) -> float:
 def within(images: Images, others: Images, threshold: float) -> tuple[Tensor, Tensor]:
     """Which of ``images`` lie within ``threshold`` of one of ``others``, and which of ``others`` within it of these.
 
-    The distance is the root mean square difference of values. All pairs are decided exactly, and few are computed:
-    along one direction two images are no farther apart than in all of them, so each block of images, sorted along the
-    direction in which they differ most, meets only those others that are near enough there.
+    The distance is the root mean square difference of values. Pairs are decided exactly, and few are computed: along
+    one direction two images are no farther apart than in all of them, so each block of images, sorted along the
+    direction in which they differ most, meets only those others that are near enough there. Of these, long rows are
+    compared only where their sums under 64 rows S of random signs, over 8, are near enough too: ``|S (x - y)|^2 > 4 |x
+    - y|^2`` has a probability of at most ``(4 e^-3)^32 = 4e-23`` (Achlioptas, "Database-friendly random projections",
+    Journal of Computer and System Sciences 66 (2003)), as two digests of 128 bits may be equal by chance.
 
     Args:
-        images: ``[N, ...]``; others: ``[M, ...]``, of the same trailing shape and dtype.
+        images: uint8 ``[N, H, W, C]``; others: ``[M, H, W, C]``.
     Returns: bool ``[N]``, bool ``[M]``.
     """
     x, y = Rows(images), Rows(others)
@@ -122,18 +129,56 @@ def within(images: Images, others: Images, threshold: float) -> tuple[Tensor, Te
     if len(x) == 0 or len(y) == 0:
         return near_x, near_y
     direction, most = _direction(x), threshold**2 * x.width
+    long = not isinstance(x.values, Tensor)
     (along_x, order_x), (along_y, order_y) = (_along(each, direction).sort() for each in (x, y))
     x, y = x[order_x], y[order_y]
     reach = most**0.5 + 1e-3  # the projections are rounded in the last digits of float64
+    sums = (_sums(x), _sums(y)) if long else None
     for first, part in x.blocks(SAMPLE):
         ends = along_x[[first, first + len(part) - 1]] + torch.tensor([-reach, reach])
         low, high = int(torch.searchsorted(along_y, ends[0])), int(torch.searchsorted(along_y, ends[1], right=True))
         for start in range(low, high, SAMPLE):
             stop = min(start + SAMPLE, high)
-            hits = part.squared_distances(y[start:stop]) <= most
+            hits = _near(x, slice(first, first + len(part)), y, slice(start, stop), most, sums)
             near_x[order_x[first : first + len(part)]] |= hits.any(1)
             near_y[order_y[start:stop]] |= hits.any(0)
     return near_x, near_y
+
+
+def _near(x: Rows, i: slice, y: Rows, j: slice, most: float, sums: tuple[Tensor, Tensor] | None) -> Tensor:
+    """bool ``[n, m]``: which of rows ``i`` of ``x`` lie within squared distance ``most`` of which of rows ``j``."""
+    if sums is not None:
+        first, second = sums[0][i], sums[1][j]
+        squares = first.square().sum(1, keepdim=True), second.square().sum(1)
+        limit = SLACK * most + ROUNDING * (float(squares[0].max()) + float(squares[1].max()))
+        near = squares[0] + squares[1] - 2 * first @ second.T <= limit
+        rows, columns = near.nonzero(as_tuple=True)
+        if PRODUCT_COST * len(rows) < near.numel():
+            asked, at = rows.unique(return_inverse=True)
+            for start, some in _parts(asked, max(1, TILE_BYTES // x.width)):
+                own = ((at >= start) & (at < start + len(some))).nonzero()[:, 0]
+                pair = (x.values[i.start + some], at[own] - start, y.values, j.start + columns[own])
+                near[rows[own], columns[own]] = squared_differences(*pair, (0, 0)) <= most
+            return near
+    return x[i].squared_distances(y[j]) <= most
+
+
+def _sums(rows: Rows) -> Tensor:
+    """float64 ``[N, SIGNS]``: sums of each row's values less 128 under random signs, over the root of SIGNS."""
+    sums, first, signs = torch.empty(len(rows), SIGNS, dtype=torch.float64), 0, random_signs((rows.width,))
+    for part in rows.tiles(4):
+        own = torch.zeros(len(part), SIGNS, dtype=torch.float64)
+        for pixels, some in zip(part.split(SIGNED, 1), signs.split(SIGNED), strict=True):
+            own += _centred(pixels) @ some.to(product_dtype())
+        sums[first : first + len(part)] = own.div_(SIGNS**0.5)
+        first += len(part)
+    return sums
+
+
+def random_signs(shape: tuple[int, ...]) -> Tensor:
+    """int8 ``[*shape, SIGNS]``: 1 and -1 by chance, the same in each call."""
+    generator = seeds.generator(0, "signs")
+    return torch.randint(0, 2, (*shape, SIGNS), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
 
 
 def crowds(images: Images, radius: float) -> Tensor:

@@ -29,13 +29,21 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kr_fast.data.distances import SAMPLE, crowds, product_dtype, squared_differences
+from kr_fast.data.distances import (
+    ROUNDING,
+    SAMPLE,
+    SIGNS,
+    SLACK,
+    crowds,
+    product_dtype,
+    random_signs,
+    squared_differences,
+)
 from kr_fast.runtime import progress, seeds
 from kr_fast.runtime.storage.image_rows import Images
 
 DIRECTIONS, ROUNDS = 24, 6  # of the subspace iteration
 WIDEST = 32  # means of a side, of which directions are taken
-SIGNS, SLACK = 64, 4.0  # see above
 WIDEST_SIGNED = 256  # means of a side that get signs: 12 MiB of signs in colour
 ROWS, COLUMNS = 1024, 2048  # of a block of bounds: 8 MiB
 MOST_BYTES = 16 << 20  # of images at a time, and of their numbers
@@ -47,7 +55,6 @@ SPARSE = 16  # of so many columns one is looked at to choose
 PAIRS_AT_A_TIME = 1 << 18  # whose pixels are compared
 MOST_PAIRS = 4_000_000  # that are kept; twice as many are held
 SHIFTS = tuple(itertools.product((0, -1, 1), repeat=2))  # of the first of two images
-ROUNDING = 1e-5  # of squared norms in float32
 Number = TypeVar("Number", float, Tensor)
 
 
@@ -138,7 +145,7 @@ class _Bounds:
         spread = (some @ basis).square().sum(0)
         self.basis = basis[:, spread.argsort(descending=True)]
         del some
-        self.images, self.mean_signs = images, _signs((len(self.mean),)).double()
+        self.images, self.mean_signs = images, random_signs((len(self.mean),)).double()
         coordinates, sums = [], []
         for rows in torch.arange(len(images)).split(size):
             means = self._centred(images[rows], (0, 0))
@@ -234,7 +241,7 @@ class _Bounds:
         """int8 ``[h, w, C, SIGNS]``, of pixels, or of means of very large images."""
         height, width, channels = self.images.shape[1:]
         tall, wide = _block(self.images.shape, WIDEST_SIGNED)
-        return _signs(((height - 2) // tall, (width - 2) // wide, channels))
+        return random_signs(((height - 2) // tall, (width - 2) // wide, channels))
 
     def _signed(self, points: "_Points", sums: Tensor) -> tuple[Tensor, float, Tensor]:
         """(factors of all images, the limit of their product with these, factors of some images)."""
@@ -298,12 +305,6 @@ def _products(x: Tensor, i: Tensor, y: Tensor, j: Tensor) -> Tensor:
     """``[P]``: of rows i of ``x`` and j of ``y``."""
     parts = zip(i.split(ROWS), j.split(ROWS), strict=True)
     return torch.cat([(x[some] * y[others]).sum(1) for some, others in parts])
-
-
-def _signs(shape: tuple[int, ...]) -> Tensor:
-    """int8 ``[*shape, SIGNS]``: 1 and -1 by chance."""
-    generator = seeds.generator(0, "signs")
-    return torch.randint(0, 2, (*shape, SIGNS), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
 
 
 def _images_in(size: int, images: Images) -> int:

@@ -77,6 +77,21 @@ def test_near_images_of_more_than_one_block():
     assert 0 < int(first.sum()) < 2100
 
 
+def test_near_images_of_long_rows_in_blocks_and_tiles(monkeypatch):
+    """Smooth images, of which the direction they are sorted by tells nothing, in blocks of 16 and tiles of 3 rows."""
+    x, y = drawn((4, 4, 3), seed=3)
+    x, y = (each.repeat_interleave(5, 1).repeat_interleave(5, 2) for each in (x, y))
+    monkeypatch.setattr(distances, "SAMPLE", 16)
+    monkeypatch.setattr(distances, "TILE_BYTES", 4 * 3 * x[0].numel())
+    monkeypatch.setattr(distances, "SIGNED", 500)
+    for threshold in (1.5, 80.0, 100.0):  # copies and noise, a few and a third of all pairs, as sums leave few and most
+        near = squares(x, y) <= threshold**2 * x[0].numel()
+        first, second = within(x, y, threshold)
+        assert torch.equal(first, near.any(1))
+        assert torch.equal(second, near.any(0))
+    assert 0.2 < float(near.double().mean()) < 0.4
+
+
 def test_spacing_is_the_median_over_neighbours():
     x, _ = drawn((8, 8, 1))
     gaps = squares(x, x).double()
