@@ -146,18 +146,19 @@ class _Bounds:
         self.basis = basis[:, spread.argsort(descending=True)]
         del some
         self.images, self.mean_signs = images, random_signs((len(self.mean),)).double()
-        coordinates, sums = [], []
-        for rows in torch.arange(len(images)).split(size):
-            means = self._centred(images[rows], (0, 0))
-            coordinates.append(self._coordinates(means))
-            sums.append(self._sums_of_means(means))
-            update(len(rows))
-        base = torch.cat(coordinates)
+        # Made first: pieces would lie between what each part frees, where nothing large fits any more.
+        base = torch.empty(len(images), width + 1, dtype=product_dtype())
+        sums = torch.empty(len(images), SIGNS, dtype=product_dtype())
+        for start in range(0, len(images), size):
+            now = slice(start, start + size)
+            means = self._centred(images[now], (0, 0))
+            base[now], sums[now] = self._coordinates(means), self._sums_of_means(means)
+            update(len(means))
         self.order = base[:, 0].argsort()
         # Images outside of crowds are one each.
         self.crowd = torch.where(crowd < 0, -1 - torch.arange(len(crowd)), crowd)[self.order]
         self.along, self.base = base[self.order, 0], _Points(base[self.order])
-        self.signed_means = _Points(torch.cat(sums)[self.order])
+        self.signed_means = _Points(sums[self.order])
 
     def meet(self, block: Tensor, start: int) -> "_Met":
         """What the bound for all shifts leaves of pairs of ``block``, images ``start`` and following of ``order``."""
@@ -233,8 +234,10 @@ class _Bounds:
     @functools.cached_property
     def signed_pixels(self) -> "_Points":
         """Of all images, which are read once more where their means do not tell them apart."""
-        size = _images_in(MOST_BYTES, self.images)
-        return _Points(torch.cat([self._sums(self.images[rows], (0, 0)) for rows in self.order.split(size)]))
+        sums, size = torch.empty(len(self.order), SIGNS, dtype=product_dtype()), _images_in(MOST_BYTES, self.images)
+        for start in range(0, len(sums), size):
+            sums[start : start + size] = self._sums(self.images[self.order[start : start + size]], (0, 0))
+        return _Points(sums)
 
     @functools.cached_property
     def signs(self) -> Tensor:
