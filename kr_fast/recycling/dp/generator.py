@@ -41,9 +41,7 @@ def train(context: Context) -> dict[str, Any]:
     def losses(indices: Tensor, random: torch.Generator) -> Tensor:
         index, rows = indices.to(device).repeat_interleave(count), len(indices) * count
         level, dropped, mirrored = torch.rand(3, rows, generator=random).to(device)
-        x = padded(images[index], len(c.generator_widths))
-        if c.generator_flip:
-            x = torch.where((mirrored < 0.5)[:, None, None, None], x.flip(3), x)
+        x = padded(images[index], len(c.generator_widths), mirrored < 0.5 if c.generator_flip else None)
         y = labels[index].masked_fill(dropped < c.label_dropout, context.data.num_classes)
         seed = int(torch.randint(2**62, (), generator=random))
         noise = philox_normal(torch.arange(rows, device=device), x.shape[1:], seed=seed)

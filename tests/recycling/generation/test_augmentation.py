@@ -7,10 +7,11 @@ import pytest
 import torch
 from toy_runs import new_context
 
+from kr_fast.data import to_float
 from kr_fast.models import unet
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.preflight.networks import make_generator
-from kr_fast.recycling.stages.generation import augmentation, generator
+from kr_fast.recycling.stages.generation import augmentation, generator, generator_loss
 from kr_fast.recycling.stages.generation.generator_loss import batch_loss
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import UserError
@@ -85,6 +86,22 @@ def test_a_batch_does_not_depend_on_the_number_of_ranks(tmp_path):
         dataclasses.replace(context, config=config), network(), images, labels, 3, 0, torch.arange(count)
     )
     assert whole != pytest.approx(float(spared.detach()), rel=1e-3)
+
+
+def test_mirrored_images_are_padded_where_the_sampler_crops(tmp_path, monkeypatch):
+    """7 pixels that two resolutions need 8 of: without the padding every image is one of the data or its mirror."""
+    context, seen = new_context(tmp_path, side=7, generator_flip=True), []
+    noised = generator_loss.noised
+    monkeypatch.setattr(generator_loss, "noised", lambda c, x, *rest: seen.append(x) or noised(c, x, *rest))
+    images, labels = context.data.train.images, context.data.train.labels
+    batch_loss(context, network(), images, labels, 0, 0, torch.arange(context.config.generator_batch_size))
+    real = to_float(images)
+    drawn = seen[0][:, None, :, :7, :7]
+    plain, mirrored = ((drawn == each).flatten(2).all(2).any(1) for each in (real, real.flip(3)))
+    assert bool((plain | mirrored).all())
+    assert bool(plain.any())
+    assert bool(mirrored.any())
+    assert torch.equal(seen[0][..., 7], seen[0][..., 5])  # by reflection, as at the bottom
 
 
 def test_balanced_batches_draw_every_class_alike():

@@ -45,9 +45,14 @@ def make_scheduler(objective: str, solver: str = "euler") -> Any:
     return DDIMScheduler(**options, clip_sample=True)
 
 
-def padded(images: Tensor, levels: int) -> Tensor:
-    """uint8 images in [-1, 1], padded by reflection at the bottom and right to what a UNet of ``levels`` can halve."""
+def padded(images: Tensor, levels: int, mirrored: Tensor | None = None) -> Tensor:
+    """uint8 images in [-1, 1], padded by reflection at the bottom and right to what a UNet of ``levels`` can halve.
+
+    ``mirrored``: bool ``[N]``, which of them are mirrored before: the sampler cuts the bottom and right off again.
+    """
     images = to_float(images)
+    if mirrored is not None:
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     height, width = images.shape[2:]
     bottom, right = padded_size(height, levels) - height, padded_size(width, levels) - width
     return torch.nn.functional.pad(images, (0, right, 0, bottom), mode="reflect") if bottom or right else images
@@ -68,10 +73,8 @@ def batch_loss(
     dropped = torch.rand(count, generator=generator) < c.label_dropout
     mirrored = torch.rand(count, generator=generator) < 0.5
     index, level, dropped, mirrored = (v[share].to(images.device) for v in (index, level, dropped, mirrored))
-    x = padded(images[index], len(c.generator_widths))
+    x = padded(images[index], len(c.generator_widths), mirrored if c.generator_flip else None)
     y = labels[index].masked_fill(dropped, context.data.num_classes)
-    if c.generator_flip:
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     x = augmented(network, c, x, share, generator)
     ids = (step * count + share).to(images.device)
     noise = philox_normal(ids, x.shape[1:], seed=seeds.derive(seed, "generator noise"))
