@@ -88,6 +88,18 @@ def test_a_batch_does_not_depend_on_the_number_of_ranks(tmp_path):
     assert whole != pytest.approx(float(spared.detach()), rel=1e-3)
 
 
+def test_a_batch_of_which_no_image_is_augmented(tmp_path):
+    """Its loss is that without augmentation."""
+    context = new_context(tmp_path, **{**AUGMENTED, "generator_augment": 1e-9})
+    images, labels = context.data.train.images, context.data.train.labels
+    model = network()
+    augmentation.condition(model, context.config)
+    share = torch.arange(context.config.generator_batch_size)
+    plain = dataclasses.replace(context, config=dataclasses.replace(context.config, generator_augment=0.0))
+    losses = [batch_loss(*each, images, labels, 3, 0, share) for each in ((context, model), (plain, network()))]
+    assert torch.equal(*losses)
+
+
 def test_mirrored_images_are_padded_where_the_sampler_crops(tmp_path, monkeypatch):
     """7 pixels that two resolutions need 8 of: without the padding every image is one of the data or its mirror."""
     context, seen = new_context(tmp_path, side=7, generator_flip=True), []

@@ -82,6 +82,8 @@ def augmented(network: Any, config: RecycleConfig, images: Tensor, share: Tensor
     told, matrix = (v[share] for v in draw(config, config.generator_batch_size, tuple(images.shape[2:]), generator))
     embedding.told = told.to(images.device)
     changed = told.any(1).nonzero()[:, 0].to(images.device)
+    if not len(changed):  # torch resamples no empty batch
+        return images
     return images.index_copy(0, changed, resample(images[changed], matrix.to(images.device)[changed]))
 
 
