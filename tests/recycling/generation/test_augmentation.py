@@ -127,10 +127,11 @@ def test_balanced_batches_draw_every_class_alike():
     assert len(index.unique()) == 100  # every image
 
 
-def test_training_goes_on_where_it_was_and_leaves_a_plain_network(tmp_path):
+def test_training_goes_on_where_it_was_and_leaves_a_plain_network(tmp_path, monkeypatch):
     from diffusers import UNet2DModel
 
-    weights = []
+    monkeypatch.setattr(generator, "LOG_EVERY", 5)
+    weights, curves = [], []
     for name, ends in (("whole", [[12]]), ("stopped", [[7], [12]])):
         context = new_context(tmp_path / name, counts=(40, 10, 10), **AUGMENTED, generator_classes="balanced")
         for saved in ends:
@@ -151,8 +152,13 @@ def test_training_goes_on_where_it_was_and_leaves_a_plain_network(tmp_path):
         assert not info["unexpected_keys"]
         assert result["parameters"] == sum(value.numel() for value in loaded.parameters())
         assert generator.validation_loss(context, context.folder.generator(12)) > 0
+        curves.append(result["curves"])
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert [each["step"] for each in curves] == [[5, 10, 12], [5, 7, 10, 12]]
+    (five, ten, _), (_, seven, after, _) = (each["loss"] for each in curves)
+    assert five == curves[1]["loss"][0]
+    assert 5 * ten == pytest.approx(2 * seven + 3 * after, rel=1e-6)  # means of the steps since the last point
 
 
 def test_dropout_is_a_function_of_seed_step_and_rank(tmp_path):

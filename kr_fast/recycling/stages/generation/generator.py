@@ -159,7 +159,7 @@ def train(
                 posthoc.step()
             progress.update()
             if done % LOG_EVERY == 0 or done == last:
-                mean = float(window) / (LOG_EVERY if done % LOG_EVERY == 0 else done % LOG_EVERY)
+                mean = float(window) / (done - (losses[-1][0] if losses else 0))
                 if not math.isfinite(mean):
                     raise UserError(f"run: generator loss must be finite, got {mean} before step {done}")
                 losses.append([done, mean])
