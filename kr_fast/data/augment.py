@@ -98,8 +98,8 @@ class Augment:
         scale = 1 + draw[1] * self.scale
         matrix = torch.zeros(count, 2, 3)
         matrix[:, 0, 0] = matrix[:, 1, 1] = scale * angle.cos()
-        matrix[:, 1, 0] = scale * angle.sin()
-        matrix[:, 0, 1] = -matrix[:, 1, 0]
+        matrix[:, 1, 0] = scale * angle.sin() * (width / height)  # positions are in halves of a side
+        matrix[:, 0, 1] = -scale * angle.sin() * (height / width)
         matrix[:, 0, 2] = draw[2] * (2 * self.shift / width)
         matrix[:, 1, 2] = draw[3] * (2 * self.shift / height)
         return matrix

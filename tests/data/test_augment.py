@@ -62,6 +62,15 @@ def test_rotation_turns_by_at_most_the_angle():
     assert abs(float(angle.mean())) < 5
 
 
+def test_rotation_keeps_the_angles_of_oblong_images():
+    """In pixels the map is ``s R``, of which ``(s R)^T s R = s^2 I``."""
+    matrix = Augment(rotate=180, scale=0.5).draw(50, (6, 20), draw()).matrix[:, :, :2].double()
+    half = torch.tensor([20, 6], dtype=torch.float64) / 2
+    pixels = half[:, None] * matrix / half
+    squares = pixels.mT @ pixels
+    torch.testing.assert_close(squares, squares[:, :1, :1] * torch.eye(2).double(), rtol=0, atol=1e-5)
+
+
 KINDS = [Augment(), Augment(flip=True), Augment(shift=2), Augment(2, True), Augment(1, True, 10, 0.1)]
 
 

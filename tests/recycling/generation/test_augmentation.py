@@ -34,8 +34,10 @@ def test_an_image_is_turned_by_what_the_network_is_told():
         assert float(told_of.abs().max()) <= 1
     assert torch.equal(told[:, 2] != 0, told[:, 3] != 0)  # one shift, along both axes
     angle, scale = told[:, 0].double() * torch.pi / 6, 1 + 0.2 * told[:, 1].double()
-    expected = torch.stack([scale * angle.cos(), -scale * angle.sin(), 2 * told[:, 2].double() * 2 / 16], 1)
+    # The grid's positions are in halves of a side: a turn by pixels has the sides' ratio beside its sine.
+    expected = torch.stack([scale * angle.cos(), -scale * angle.sin() / 2, 2 * told[:, 2].double() * 2 / 16], 1)
     torch.testing.assert_close(matrix[:, 0].double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(matrix[:, 1, 0].double(), 2 * scale * angle.sin(), rtol=0, atol=1e-6)
     spared = ~told.any(1)
     assert 0.08 < float(spared.double().mean()) < 0.17  # an eighth
     assert torch.equal(matrix[spared], torch.eye(2, 3).expand(int(spared.sum()), 2, 3))

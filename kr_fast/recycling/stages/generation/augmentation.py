@@ -62,8 +62,8 @@ def draw(config: RecycleConfig, count: int, size: tuple[int, int], generator: to
     scale = 1 + told[:, 1] * config.generator_scale
     matrix = torch.zeros(count, 2, 3)
     matrix[:, 0, 0] = matrix[:, 1, 1] = scale * angle.cos()
-    matrix[:, 1, 0] = scale * angle.sin()
-    matrix[:, 0, 1] = -matrix[:, 1, 0]
+    matrix[:, 1, 0] = scale * angle.sin() * (width / height)  # positions are in halves of a side
+    matrix[:, 0, 1] = -scale * angle.sin() * (height / width)
     matrix[:, 0, 2] = told[:, 2] * (2 * config.generator_shift / width)
     matrix[:, 1, 2] = told[:, 3] * (2 * config.generator_shift / height)
     # A change whose range is zero is none, and nothing is said of it.
