@@ -226,6 +226,20 @@ def test_solvers_end_at_the_one_image_that_there_is(solver, objective):
     assert float((drawn[..., 0].float() - expected).abs().max()) <= 2  # of 255 levels
 
 
+def test_a_small_error_in_pure_noise_stays_small_with_dpm():
+    """Of images whose pixels have a standard deviation of 0.5, by the noise to be expected in each and 0.01 more."""
+    scheduler = Sampling(1, 5, 1.0, 1.0, 0.0, solver="dpm++").scheduler("epsilon")
+
+    def network(x, t, class_labels):
+        a = scheduler.alphas_cumprod[int(t)]
+        return (1 - a).sqrt() * x / (0.25 * a + 1 - a) + 0.01
+
+    sampler = Sampler(network, scheduler, 5, seed=0, micro_batch=8, num_classes=4, image_shape=(1, 8, 8))
+    pixels = sampler(torch.arange(8), torch.arange(8) % 4).double() / 127.5 - 1
+    assert abs(float(pixels.mean())) < 0.4
+    assert 0.3 < float(pixels.std()) < 0.6
+
+
 @pytest.mark.parametrize(
     ("images", "passes", "expected"),
     [
