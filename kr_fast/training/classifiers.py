@@ -46,10 +46,11 @@ def conv3x3(self: Any, input: Tensor) -> Tensor:
 
 
 def norm_act(norm: Any, x: Tensor, activation: Callable | None = None, residual: Tensor | None = None) -> Tensor:
-    """``activation(norm(x) + residual)``, one op where batch statistics are taken; ``activation`` is a ReLU or None."""
+    """``activation(norm(x) + residual)``, one op by a batch's statistics where ``activation`` is a ReLU or None."""
     modules = (norm, activation) if isinstance(activation, nn.Module) else (norm,)
     alike = residual is None or residual.dtype == x.dtype
-    if norm.training and alike and (plain(x) or mixed(x)) and not hooked(*modules):
+    rectifies = activation is None or activation is torch.relu or type(activation) is nn.ReLU
+    if norm.training and alike and rectifies and (plain(x) or mixed(x)) and not hooked(*modules):
         return _batch_norm_act(norm, x, activation, residual)
     y = norm(x)
     y = y if residual is None else y + residual

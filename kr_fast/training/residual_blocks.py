@@ -42,6 +42,8 @@ def find(block: Any) -> BlockModules | None:
     identity = shortcut is None or type(shortcut) is nn.Identity
     if not fits or stride not in ((1, 1), (2, 2)) or not (projects or (identity and stride == (1, 1))):
         return None
+    if not ours and type(block.relu) is not nn.ReLU:
+        return None
     if any("forward" in vars(each) for each in (*layers, *block.children())):
         return None
     return BlockModules(tuple(layers), tuple(block._modules.values()), stride[0])

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from small_networks import BasicBlock
 from torch import nn
 
 import kr_fast
@@ -63,6 +64,21 @@ def test_torchvisions_resnets():
         handle = compare(model, torch.randn(8, 3, 16, 16), relative=0.1)
         assert handle.patched[blocks] >= 8
         assert handle.patched["ResNet"] == 1
+
+
+def torchvisions_blocks(activation):
+    """Networks of blocks of torchvision's name and forward, whose ReLU was replaced."""
+    kind = type("BasicBlock", (BasicBlock,), {"__module__": "torchvision.models.resnet"})
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1), kind(16, 16), kind(16, 32, 2), nn.AvgPool2d(6), nn.Flatten())
+    model[1].relu = model[2].relu = activation
+    return nn.Sequential(model, nn.Linear(32, 5)).train()
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), nn.LeakyReLU(0.2)], ids=repr)
+def test_the_activation_of_a_block_is_the_modules(activation):
+    handle = compare(torchvisions_blocks(activation))
+    assert handle.patched["BasicBlock"] == 2
 
 
 def test_restore_gives_bits_and_layouts_back():
