@@ -26,6 +26,8 @@ from kr_fast.training.residual_blocks import BlockModules
 
 def conv(self: Any, input: Tensor) -> Tensor:
     """A ``Conv2d`` in channels_last, by the definition where that is faster than the library."""
+    if input.ndim != 4:  # one image
+        return nn.Conv2d.forward(self, input)
     if plain(input) and direct_trains_faster(self, input.shape):
         return direct_conv2d(nhwc(input), self.weight, bias=self.bias, stride=self.stride, padding=self.padding)
     return self._conv_forward(nhwc(input) if plain(input) or mixed(input) else input, self.weight, self.bias)
@@ -40,7 +42,7 @@ def linear(self: Any, input: Tensor) -> Tensor:
 
 def conv3x3(self: Any, input: Tensor) -> Tensor:
     """A ``Conv2d`` of 3x3, stride 1 and padding 1, by Winograd's algorithm where that is faster."""
-    if plain(input) and winograd_trains_faster(input.shape, self.out_channels):
+    if input.ndim == 4 and plain(input) and winograd_trains_faster(input.shape, self.out_channels):
         return winograd_conv2d(nhwc(input), self.weight, bias=self.bias)
     return conv(self, input)
 
@@ -50,7 +52,8 @@ def norm_act(norm: Any, x: Tensor, activation: Callable | None = None, residual:
     modules = (norm, activation) if isinstance(activation, nn.Module) else (norm,)
     alike = residual is None or residual.dtype == x.dtype
     rectifies = activation is None or activation is torch.relu or type(activation) is nn.ReLU
-    if norm.training and alike and rectifies and (plain(x) or mixed(x)) and not hooked(*modules):
+    fits = is_norm(norm) and norm.training and alike and rectifies
+    if fits and (plain(x) or mixed(x)) and not hooked(*modules):
         return _batch_norm_act(norm, x, activation, residual)
     y = norm(x)
     y = y if residual is None else y + residual
@@ -74,7 +77,7 @@ def _batch_norm_act(norm: Any, x: Tensor, activation: Callable | None, residual:
 
 def batch_norm(self: Any, input: Tensor) -> Tensor:
     """A ``BatchNorm2d`` that nothing follows."""
-    if self.training and (plain(input) or mixed(input)):
+    if is_norm(self) and self.training and (plain(input) or mixed(input)):
         return _batch_norm_act(self, input, None, None)
     return nn.BatchNorm2d.forward(self, input)
 

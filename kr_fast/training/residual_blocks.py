@@ -63,7 +63,8 @@ def compute(block: Any, modules: BlockModules, x: Tensor) -> Tensor | None:
     watched = (*layers, *(each for each in children if each is not None))
     norms, convolutions = layers[1::2], layers[::2]
     training = norms[0].training
-    if not plain(x) or hooked(*watched) or any(norm.training is not training for norm in norms):
+    alike = all(is_norm(norm) and norm.training is training for norm in norms)
+    if not plain(x) or hooked(*watched) or not alike:
         return None
     if not training and torch.is_grad_enabled():
         return None  # there is no derivative by running statistics

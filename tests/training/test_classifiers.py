@@ -81,6 +81,24 @@ def test_the_activation_of_a_block_is_the_modules(activation):
     assert handle.patched["BasicBlock"] == 2
 
 
+def test_running_statistics_of_all_batches_are_torchs():
+    """torch's update_bn takes away the momentum of every norm while it averages."""
+    model, batches = resnet(), torch.randn(3, 4, 1, 12, 12)
+    torch.optim.swa_utils.update_bn(batches, expected := copy.deepcopy(model))
+    with kr_fast.optimize(model, training=True):
+        torch.optim.swa_utils.update_bn(batches, model)
+    for name, buffer in expected.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), buffer, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_of_one_image_is_torchs():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1)), torch.randn(1, 16, 16)
+    expected = model(x)
+    with kr_fast.optimize(model, training=True):
+        torch.testing.assert_close(model(x), expected)
+
+
 def test_restore_gives_bits_and_layouts_back():
     model, x, labels = resnet(), torch.randn(4, 1, 12, 12), torch.arange(4)
     strides = {name: p.stride() for name, p in model.named_parameters()}
