@@ -73,7 +73,7 @@ class _OnePass(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        first = self.param_groups[0]["params"][0]
+        first = next(p for group in self.param_groups for p in group["params"])
         if self._refused == (first.device, first.dtype) or not self._step():
             self._step_by_torch()
         return loss

@@ -83,6 +83,16 @@ def test_fifty_steps_are_those_of_torch(kind):
 
 
 @KINDS
+def test_a_group_may_be_empty(kind):
+    """As that of weights to decay, where a network's biases and norms alone are trained."""
+    model, other = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+    assert groups(model)[0]["params"] == []
+    train(model, OURS[kind](model, **CLIP), range(3))
+    train(other, TORCHS[kind](other), range(3), by_torch=True)
+    assert difference(model, other) < 1e-6
+
+
+@KINDS
 def test_a_saved_state_is_torchs_own(kind):
     """A run goes on from a state that torch's class has saved, and the other way round; contiguous or channels_last."""
     expected = network()
