@@ -109,6 +109,16 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory that a kernel of the CPU writes: torch's default dtype and device, which a user may set, have no say."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def scalar(value: float) -> Tensor:
+    """float32 on the CPU."""
+    return torch.scalar_tensor(value, dtype=torch.float32, device="cpu")
+
+
 def on(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Launches go to the tensor's device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -232,7 +232,8 @@ def optimizer_table(tensors: OptimizerTensors) -> Tensor:
     """int64 ``[7, N]``: what ``kr::OptimizerStep`` reads of each tensor whenever it steps."""
     numbers = [p.numel() for p in tensors.parameters]
     kinds = tensors.parameters, tensors.first, tensors.second, tensors.steps, tensors.averages
-    return torch.tensor([numbers, tensors.groups, *([address(each) for each in kind] for kind in kinds)])
+    rows = [numbers, tensors.groups, *([address(each) for each in kind] for kind in kinds)]
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
 
 def optimizer_step(call: OptimizerStep) -> tuple[Struct, list[array.array]]:

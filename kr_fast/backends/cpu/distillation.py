@@ -32,24 +32,24 @@ def _refuse_row(row: int, classes: int, indices: Tensor | None, labels: Tensor |
 
 
 def _loss_forward(input, target, indices, labels, weight, options):
-    rows = torch.empty(len(input), dtype=torch.float32) if options.reduction == "none" else None
+    rows = native.empty(len(input)) if options.reduction == "none" else None
     total = _loss((input, target, indices, labels, weight), options, loss=True, row_loss=rows)
-    loss = torch.scalar_tensor(total, dtype=torch.float32) if rows is None else rows
+    loss = native.scalar(total) if rows is None else rows
     # Nothing is kept for backward: it takes the exponentials again.
-    return loss, torch.empty(0, codes.LOSS_STATISTICS), torch.ones(())
+    return loss, native.empty(0, codes.LOSS_STATISTICS), native.scalar(1.0)
 
 
 def _loss_backward(upstream, input, target, indices, labels, weight, stats, scale, options) -> Tensor:
-    grad = torch.empty(input.shape, dtype=input.dtype)
+    grad = native.empty(*input.shape, dtype=input.dtype)
     _loss((input, target, indices, labels, weight), options, grad=grad, upstream=upstream.float())
     return grad
 
 
 def _loss_forward_backward(input, target, indices, labels, weight, options) -> tuple[Tensor, Tensor, None]:
     # empty_like keeps the strides of logits that are not contiguous, but costs less
-    grad = torch.empty_like(input) if input.is_contiguous() else torch.empty(input.shape, dtype=input.dtype)
+    grad = torch.empty_like(input) if input.is_contiguous() else native.empty(*input.shape, dtype=input.dtype)
     total = _loss((input, target, indices, labels, weight), options, loss=True, grad=grad)
-    return torch.scalar_tensor(total, dtype=torch.float32), grad, None
+    return native.scalar(total), grad, None
 
 
 registry.differentiable(

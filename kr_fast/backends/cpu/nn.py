@@ -37,15 +37,15 @@ def _group_norm_backward(call: GroupNormGradient) -> tuple[Tensor | None, ...]:
 
 def group_norm_sample_gradients(call: GroupNormGradient) -> tuple[Tensor | None, ...]:
     """Of x, skip and shift as ``group_norm_silu_backward``, and those of weight and bias, ``[N, 2, C]``, by sample."""
-    samples = torch.empty(len(call.grad), 2, call.grad.shape[1])
+    samples = native.empty(len(call.grad), 2, call.grad.shape[1])
     return *_group_norm_gradients(call, samples)[:3], samples
 
 
 def _group_norm_gradients(call: GroupNormGradient, samples: Tensor | None) -> tuple[Tensor | None, ...]:
     batch, channels = call.grad.shape[:2]
     out, skip_out = torch.empty_like(call.x), None if call.skip is None else torch.empty_like(call.skip)
-    grad_shift = None if call.shift is None else torch.empty(batch, channels)
-    grad_affine = [torch.empty(channels), torch.empty(channels)]
+    grad_shift = None if call.shift is None else native.empty(batch, channels)
+    grad_affine = [native.empty(channels), native.empty(channels)]
     fields = structs.group_norm_gradient(call, out, skip_out, grad_shift, grad_affine, samples)
     native.cpu.group_norm_silu_backward(*fields, torch.get_num_threads())
     return out, skip_out, grad_shift, *grad_affine
@@ -61,7 +61,7 @@ registry.differentiable(
 
 def _batch_norm(call: BatchNormAct) -> tuple[Tensor, Tensor, Tensor]:
     y = torch.empty_like(call.x, memory_format=torch.channels_last)
-    mean, var = torch.empty(call.x.shape[1]), torch.empty(call.x.shape[1])
+    mean, var = native.empty(call.x.shape[1]), native.empty(call.x.shape[1])
     native.cpu.batch_norm_act(structs.batch_norm_act(call, y, mean, var), torch.get_num_threads())
     return y, mean, var
 
@@ -99,7 +99,7 @@ def _direct_conv2d_backward(call: DirectConvGradient) -> tuple[Tensor | None, ..
     weight = _with_even_taps(call.weight)
     grad_x = torch.empty_like(call.x) if call.by_x else None
     grad_weight = torch.empty_like(weight) if call.by_weight else None
-    grad_bias = torch.empty(len(weight)) if call.by_bias else None
+    grad_bias = native.empty(len(weight)) if call.by_bias else None
     fields = conv_structs.direct_conv_gradient(call, weight, grad_x, grad_weight, grad_bias)
     native.cpu.direct_conv2d_backward(fields, torch.get_num_threads())
     return grad_x, grad_weight, grad_bias
@@ -157,9 +157,9 @@ def _preactivation_block_backward(
 ) -> list[Tensor | None]:
     out = [None if each is None else torch.empty_like(each) for each in call[:13]]
     batch, outputs = grad.shape[:2]
-    out[2] = torch.empty(batch, outputs)  # whether it is asked for or not: the first bias is its sum
+    out[2] = native.empty(batch, outputs)  # whether it is asked for or not: the first bias is its sum
     for index in (6, 10, *(() if call.shortcut_weight is None else (12,))):
-        out[index] = torch.empty(outputs)
+        out[index] = native.empty(outputs)
     fields = conv_structs.preactivation_block_gradient(grad, out)
     block = conv_structs.preactivation_block(call, state, transform, None)
     native.cpu.preactivation_block_backward(block, fields, torch.get_num_threads())
@@ -200,14 +200,14 @@ def winograd_conv2d_grad_weight(call: WinogradGradWeight) -> None:
 
 def _attention_forward(qkv: Tensor, heads: int, *, logsumexp: bool) -> tuple[Tensor, Tensor | None]:
     batch, tokens, width = qkv.shape
-    out = torch.empty(batch, tokens, width // 3, dtype=qkv.dtype)
-    sums = torch.empty(batch, heads, tokens) if logsumexp else None
+    out = native.empty(batch, tokens, width // 3, dtype=qkv.dtype)
+    sums = native.empty(batch, heads, tokens) if logsumexp else None
     native.cpu.qkv_attention(structs.qkv_attention(qkv, heads, out, sums), torch.get_num_threads())
     return out, sums
 
 
 def _attention_backward(grad_out: Tensor, qkv: Tensor, out: Tensor, logsumexp: Tensor, heads: int) -> Tensor:
-    grad_qkv = torch.empty(qkv.shape, dtype=qkv.dtype)
+    grad_qkv = native.empty(*qkv.shape, dtype=qkv.dtype)
     call = structs.qkv_attention_backward(grad_out, qkv, heads, out, logsumexp, grad_qkv)
     native.cpu.qkv_attention_backward(call, torch.get_num_threads())
     return grad_qkv

@@ -25,15 +25,15 @@ def _conv(call: ConvGradients, norms: Tensor | None, weight: Tensor | None, bias
 
 @registry.kernel("conv2d_grad_norms", "cpu", refuses=_TAKES)
 def conv2d_grad_norms(call: ConvGradients) -> Tensor:
-    norms = torch.empty(records(call))
+    norms = native.empty(records(call))
     _conv(call, norms, None, None)
     return norms
 
 
 @registry.kernel("conv2d_grad_samples", "cpu", refuses=_TAKES)
 def conv2d_grad_samples(call: ConvGradients) -> tuple[Tensor, Tensor | None]:
-    weight = torch.empty(records(call), *call.weight_shape)
-    bias = torch.empty(weight.shape[:2]) if call.bias else None
+    weight = native.empty(records(call), *call.weight_shape)
+    bias = native.empty(*weight.shape[:2]) if call.bias else None
     _conv(call, None, weight, bias)
     return weight, bias
 
@@ -47,15 +47,15 @@ def _linear(call: LinearGradients, norms: Tensor | None, weight: Tensor | None, 
 
 @registry.kernel("linear_grad_norms", "cpu", refuses=_TAKES)
 def linear_grad_norms(call: LinearGradients) -> Tensor:
-    norms = torch.empty(records(call))
+    norms = native.empty(records(call))
     _linear(call, norms, None, None)
     return norms
 
 
 @registry.kernel("linear_grad_samples", "cpu", refuses=_TAKES)
 def linear_grad_samples(call: LinearGradients) -> tuple[Tensor, Tensor | None]:
-    weight = torch.empty(records(call), call.grad_output.shape[2], call.x.shape[2])
-    bias = torch.empty(weight.shape[:2]) if call.bias else None
+    weight = native.empty(records(call), call.grad_output.shape[2], call.x.shape[2])
+    bias = native.empty(*weight.shape[:2]) if call.bias else None
     _linear(call, None, weight, bias)
     return weight, bias
 
@@ -70,14 +70,14 @@ def _in_one_layout(call: GroupNormGradients) -> GroupNormGradients:
 
 @registry.kernel("group_norm_grad_norms", "cpu", refuses=_TAKES)
 def group_norm_grad_norms(call: GroupNormGradients) -> Tensor:
-    norms, call = torch.empty(records(call)), _in_one_layout(call)
+    norms, call = native.empty(records(call)), _in_one_layout(call)
     native.cpu.group_norm_grad_norms(privacy_structs.group_norm(call, norms, None, None), torch.get_num_threads())
     return norms
 
 
 @registry.kernel("group_norm_grad_samples", "cpu", refuses=_TAKES)
 def group_norm_grad_samples(call: GroupNormGradients) -> tuple[Tensor, Tensor]:
-    weight, bias = (torch.empty(records(call), call.x.shape[1]) for _ in range(2))
+    weight, bias = (native.empty(records(call), call.x.shape[1]) for _ in range(2))
     call = _in_one_layout(call)
     native.cpu.group_norm_grad_norms(privacy_structs.group_norm(call, None, weight, bias), torch.get_num_threads())
     return weight, bias
@@ -92,14 +92,14 @@ def _contiguous(call: LayerNormGradients) -> LayerNormGradients:
 
 @registry.kernel("layer_norm_grad_norms", "cpu", refuses=_TAKES)
 def layer_norm_grad_norms(call: LayerNormGradients) -> Tensor:
-    norms, call = torch.empty(records(call)), _contiguous(call)
+    norms, call = native.empty(records(call)), _contiguous(call)
     native.cpu.layer_norm_grad_norms(privacy_structs.layer_norm(call, norms, None, None), torch.get_num_threads())
     return norms
 
 
 @registry.kernel("layer_norm_grad_samples", "cpu", refuses=_TAKES)
 def layer_norm_grad_samples(call: LayerNormGradients) -> tuple[Tensor, Tensor | None]:
-    weight, bias = (torch.empty(records(call), call.x.shape[2]) for _ in range(2))
+    weight, bias = (native.empty(records(call), call.x.shape[2]) for _ in range(2))
     bias, call = bias if call.bias else None, _contiguous(call)
     native.cpu.layer_norm_grad_norms(privacy_structs.layer_norm(call, None, weight, bias), torch.get_num_threads())
     return weight, bias
@@ -107,7 +107,7 @@ def layer_norm_grad_samples(call: LayerNormGradients) -> tuple[Tensor, Tensor | 
 
 @registry.kernel("embedding_grad_norms", "cpu", refuses=_TAKES)
 def embedding_grad_norms(call: EmbeddingGradients) -> Tensor:
-    norms = torch.empty(records(call))
+    norms = native.empty(records(call))
     call = call._replace(indices=call.indices.contiguous(), grad_output=call.grad_output.contiguous())
     native.cpu.embedding_grad_norms(privacy_structs.embedding(call, norms), torch.get_num_threads())
     return norms

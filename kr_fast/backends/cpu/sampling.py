@@ -10,7 +10,7 @@ from kr_fast.backends.calls import Call
 
 @registry.kernel("philox_normal", "cpu", refuses=native.cpu_tensors(torch.float32))
 def philox_normal(ids: Tensor, numel: int, *, seed: int, stream: int) -> Tensor:
-    out = torch.empty(len(ids), numel, dtype=torch.float32)
+    out = native.empty(len(ids), numel)
     native.cpu.philox_normal(ids.data_ptr(), len(ids), numel, seed, stream, out.data_ptr(), torch.get_num_threads())
     return out
 
@@ -31,7 +31,7 @@ def pack_uint8(x: Tensor) -> Tensor:
     if not channels_last:
         x = x.contiguous()
     batch, channels, height, width = x.shape
-    out = torch.empty(batch, height, width, channels, dtype=torch.uint8)
+    out = native.empty(batch, height, width, channels, dtype=torch.uint8)
     native.cpu.pack_uint8(
         x.data_ptr(), batch, channels, height * width, channels_last, out.data_ptr(), torch.get_num_threads()
     )
@@ -47,6 +47,6 @@ def _elsewhere(call: Call) -> str | None:
 def encode_png(images: Tensor, size: int) -> Tensor:
     images = images.contiguous()
     batch, height, width, channels = images.shape
-    out = torch.empty(batch, size, dtype=torch.uint8)
+    out = native.empty(batch, size, dtype=torch.uint8)
     native.cpu.encode_png(images.data_ptr(), batch, height, width, channels, out.data_ptr(), torch.get_num_threads())
     return out

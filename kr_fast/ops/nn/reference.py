@@ -264,17 +264,18 @@ POINTS = (0.0, 0.625, -0.625, 1.5, -1.5)
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
     """float64 ``B^T [6, 6], G [6, 3], A^T [4, 6]``: ``A^T [(G g G^T) . (B^T d B)] A`` are 4x4 pixels of the
     correlation of the 6x6 pixels d with the 3x3 filter g (Lavin and Gray, 2016, eq. 8)."""
-    into, weights = torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, 3, dtype=torch.float64)
-    back = torch.zeros(4, 6, dtype=torch.float64)
-    for i, point in enumerate(POINTS):
-        others = [other for other in POINTS if other != point]
-        into[i, :5] = _polynomial(others)
-        scale = 1.0
-        for other in others:
-            scale *= point - other
-        weights[i] = torch.tensor([point**k / scale for k in range(3)], dtype=torch.float64)
-        back[:, i] = torch.tensor([point**k for k in range(4)], dtype=torch.float64)
-    into[5], weights[5, 2], back[3, 5] = _polynomial(POINTS), 1.0, 1.0  # infinity
+    with torch.device("cpu"):  # whatever torch's default is
+        into, weights = torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, 3, dtype=torch.float64)
+        back = torch.zeros(4, 6, dtype=torch.float64)
+        for i, point in enumerate(POINTS):
+            others = [other for other in POINTS if other != point]
+            into[i, :5] = _polynomial(others)
+            scale = 1.0
+            for other in others:
+                scale *= point - other
+            weights[i] = torch.tensor([point**k / scale for k in range(3)], dtype=torch.float64)
+            back[:, i] = torch.tensor([point**k for k in range(4)], dtype=torch.float64)
+        into[5], weights[5, 2], back[3, 5] = _polynomial(POINTS), 1.0, 1.0  # infinity
     return into, weights, back
 
 
