@@ -110,7 +110,7 @@ class SignalFiles:
     def read(self) -> dict[str, Tensor]:
         """name -> float32 ``[A, N, M]``, memory maps; what the caller writes into them stays in memory."""
         if 0 in self.shape:
-            return {name: torch.empty(self.shape) for name in self.want}
+            return {name: torch.empty(self.shape, dtype=torch.float32) for name in self.want}
         return {name: torch.from_numpy(np.load(self._file(name), mmap_mode="c")) for name in self.want}
 
     def __enter__(self) -> "SignalFiles":

@@ -97,7 +97,7 @@ class ModelArray:
         if each * len(images) > free:
             rule = f"number at most {free // each} for their logits to fit in the {free >> 20} MiB that are free"
             fail("ModelArray", "images", rule, len(images))
-        out = torch.empty(len(self), len(images), runner.classes, device=self.device)
+        out = torch.empty(len(self), len(images), runner.classes, dtype=torch.float32, device=self.device)
         runner.logits(images, out)
         return out
 
@@ -150,12 +150,12 @@ class ModelArray:
             total, before = (pairs * -(-n // runner.chunk) for n in (count, first))
             progress = stack.enter_context(bar(total, description, "chunk", before))
             step = runner.images_at_once(len(queries), store is not None) or max(count, 1)
-            whole = {} if store else {name: torch.empty(shape) for name in want}
+            whole = {} if store else {name: torch.empty(shape, dtype=torch.float32) for name in want}
             for start in range(first, count, step):
                 rows = range(start, min(start + step, count))
                 out = {name: values[:, start : rows.stop] for name, values in whole.items()}
                 if store:
-                    out = {name: torch.empty(len(queries), len(rows), len(self)) for name in want}
+                    out = {name: torch.empty(len(queries), len(rows), len(self), dtype=torch.float32) for name in want}
                 runner.signals(request, rows, out, progress.update)
                 if store:
                     store.write(rows.start, rows.stop, out)

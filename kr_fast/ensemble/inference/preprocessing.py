@@ -24,7 +24,7 @@ class Preprocessing:
         if index is not None:
             rows, columns = (each.to(self.device) for each in index)
             images = images[:, rows[:, None], columns]
-        x = torch.zeros(size, *images.shape[1:], device=self.device)
+        x = torch.zeros(size, *images.shape[1:], dtype=torch.float32, device=self.device)
         x[: len(images)] = images
         if self.normalize is None:
             x.div_(127.5).sub_(1)

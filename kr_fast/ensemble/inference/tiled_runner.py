@@ -90,7 +90,7 @@ class TiledRunner:
         """As in :class:`runner.Runner`."""
         size = (len(request.queries), len(rows), self.count)
         # On the device, so that results are copied to the host once.
-        whole = {name: torch.empty(size, device=self.program.device) for name in request.want}
+        whole = {name: torch.empty(size, dtype=torch.float32, device=self.program.device) for name in request.want}
 
         def take(a: int, start: int, stop: int, group: slice, results: dict[str, Tensor]) -> None:
             for name, values in whole.items():
@@ -134,7 +134,8 @@ class TiledRunner:
     def _make(self, group: slice, want: Sequence[str]) -> tuple[Callable[[], None], dict[str, Tensor]]:
         models, images = group.stop - group.start, self.chunk
         shapes = dict.fromkeys(want, (models, images)) or {"logits": (models, images, self.classes)}
-        results = {name: torch.empty(size, device=self.program.device) for name, size in shapes.items()}
+        exact = {"dtype": torch.float32, "device": self.program.device}
+        results = {name: torch.empty(size, **exact) for name, size in shapes.items()}
 
         def run() -> None:
             logits = self.program.run(group, self.images, self.view)

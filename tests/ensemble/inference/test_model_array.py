@@ -57,6 +57,20 @@ def test_bits_do_not_follow_company(name):
     assert torch.equal(alone[:, :, 0], plain[:, :7, 2])
 
 
+def test_torchs_default_dtype_is_not_the_logits():
+    models, images, labels = models_of("torchvision", 2), images_of(9), torch.arange(9) % 5
+    expected = ModelArray(models)(images)
+    phi = ModelArray(models).signals(images, labels)["phi"]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got, signals = ModelArray(models)(images), ModelArray(models).signals(images, labels)["phi"]
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(got, expected)
+    assert torch.equal(signals, phi)
+
+
 # 1: other layouts in torch; 3 and 13: sizes that are no multiple of a vector, and a rest; 64: more images than
 # there are.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
