@@ -62,7 +62,7 @@ class GraphTrajectory(Trajectory):
         note_finite(state.finite, cond, uncond)
         if cond.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr():
             cond, uncond = cond.clone(), None if uncond is None else uncond.clone()
-        rings, options = (state.samples, state.kept), {"guidance_scale": s.guidance_scale or 1.0, "seed": s.seed}
+        rings, options = (state.samples, state.kept), {"guidance_scale": s.guidance, "seed": s.seed}
         options |= {"ids": state.ids, "stream": 1, "input": state.inputs, "copies": len(state.inputs) // self.batch}
         solver_step_at(state.table, state.step, *rings, cond, uncond_output=uncond, **options)
         state.step.add_(1)

@@ -35,6 +35,11 @@ class Settings:
     guidance_interval: tuple[float, float]
     null_class: int | None
 
+    @property
+    def guidance(self) -> float:
+        """What solver steps take: 1 without guidance, whereas a scale of 0 is the unconditional output alone."""
+        return 1.0 if self.guidance_scale is None else self.guidance_scale
+
     def guided(self, step: int, steps: int) -> bool:
         """Whether guidance applies at ``step``."""
         low, high = self.guidance_interval
@@ -114,7 +119,7 @@ class TableTrajectory(Trajectory):
                 kept=None if row.keep is None else torch.empty_like(x),
                 input=None if step + 1 == steps else buffer[: len(x) * copies],
             )
-            options = {"uncond_output": uncond, "guidance_scale": s.guidance_scale or 1.0, "copies": copies}
+            options = {"uncond_output": uncond, "guidance_scale": s.guidance, "copies": copies}
             noise = {"ids": ids, "seed": s.seed, "stream": 1 + step}
             solver_step(x, cond, row, history=history.read(step), out=out, **options, **noise)
             history.write(step, x, out.kept)

@@ -39,6 +39,11 @@ def test_steps_by_the_device_counter_are_those_of_the_loop(unet, name, options):
         assert (got != want).float().mean() < 0.01
 
 
+def test_guidance_of_0(unet):
+    make = lambda: make_sampler(unet, diffusers.DDIMScheduler(**MILD), guidance_scale=0.0, micro_batch=4)  # noqa: E731
+    assert (graphed(make())(IDS, LABELS).int() - make()(IDS, LABELS).int()).abs().max() <= 1
+
+
 def test_guidance_interval_and_optimized_networks(unet):
     options = {"guidance_scale": 3.0, "guidance_interval": (0.2, 0.6), "micro_batch": 4}
     make = lambda: make_sampler(unet, diffusers.DDIMScheduler(**MILD), 5, **options)  # noqa: E731

@@ -114,6 +114,18 @@ def test_guidance_interval(unet):
     assert not torch.equal(fused, never)
 
 
+@pytest.mark.parametrize("quality", ["exact", "fused"])
+def test_guidance_of_0_is_the_unconditional_output_alone(unet, quality):
+    options = {"quality": quality, "num_classes": CLASSES}
+    images = make_sampler(unet, diffusers.DDIMScheduler(**MILD), guidance_scale=0.0, **options)(IDS, LABELS)
+    free = make_unet()  # of no guidance, and with the null class in the place of each
+    with torch.no_grad():
+        free.class_embedding.weight[:CLASSES] = free.class_embedding.weight[CLASSES]
+    want = make_sampler(free, diffusers.DDIMScheduler(**MILD), **options)(IDS, LABELS)
+    assert (images.int() - want.int()).abs().max() <= 1
+    assert (images.int() - make_sampler(unet, diffusers.DDIMScheduler(**MILD), **options)(IDS, LABELS).int()).any()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
