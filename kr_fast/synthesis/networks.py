@@ -68,7 +68,7 @@ class Network:
             return None
         # Noted at the model and not here: another sampler of the same model may have prepared other timesteps since.
         with _PREPARING:
-            if self.model._kr_fast_table is None or getattr(self.model, "_kr_fast_timesteps", None) != timesteps:
+            if self.model._kr_fast_timesteps != timesteps:
                 self.model.prepare_steps(torch.tensor(timesteps, device=self.device))
                 self.model._kr_fast_timesteps = timesteps
         return torch.arange(len(timesteps), device=self.device)

@@ -102,6 +102,7 @@ def _patch_dit(handle: Optimized, model: Any) -> None:
 
 def _take_steps(handle: Optimized, model: nn.Module) -> None:
     handle.set(model, "_kr_fast_table", None)
+    handle.set(model, "_kr_fast_timesteps", None)  # of a table that a sampler made
     handle.set(model, "prepare_steps", functools.partial(prepare_steps, model))
 
 
@@ -126,6 +127,7 @@ def prepare_steps(model: Any, timesteps: Iterable[float] | Tensor) -> None:
         size = f"{len(timesteps)} of {rows[0].nbytes} bytes each"
         fail("prepare_steps", "timesteps", f"make a table of at most {MOST_TABLE_BYTES} bytes", size)
     rows += [make(model, t) for t in timesteps[1:]]
+    model._kr_fast_timesteps = None
     vars(model).pop("_kr_fast_table", None)
     model.register_buffer("_kr_fast_table", torch.stack(rows), persistent=False)
 
