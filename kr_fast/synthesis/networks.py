@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kr_fast.runtime.errors import UserError, fail, first_line
+from kr_fast.runtime.log import logger
 
 # Blocks that halve the side, so that each but the last needs an even one.
 _HALVING = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
@@ -31,6 +32,8 @@ class Network:
         device, dtype: of its input.
     Raises: UserError for a network without weights, or of diffusers' with options that ask for more than this call.
     """
+
+    _no_table_of: tuple[float, ...] | None = None  # timesteps whose table would be too large
 
     def __init__(self, model: Any):
         self.model = model
@@ -68,8 +71,15 @@ class Network:
             return None
         # Noted at the model and not here: another sampler of the same model may have prepared other timesteps since.
         with _PREPARING:
+            if self._no_table_of == timesteps:
+                return None
             if self.model._kr_fast_timesteps != timesteps:
-                self.model.prepare_steps(torch.tensor(timesteps, device=self.device))
+                try:
+                    self.model.prepare_steps(torch.tensor(timesteps, device=self.device))
+                except UserError as error:
+                    self._no_table_of = timesteps
+                    logger.warning("Sampler: the conditioning is computed in every step: %s", error)
+                    return None
                 self.model._kr_fast_timesteps = timesteps
         return torch.arange(len(timesteps), device=self.device)
 
@@ -108,7 +118,9 @@ class DiTNetwork(Network):
         self.embeddings, self.takes_labels = model.config.num_embeds_ada_norm + 1, True
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, step: Tensor | None = None) -> Tensor:
-        out = self.model(x, timestep=t.expand(len(x)), class_labels=labels).sample
+        # An optimized one computes the rows of one timestep by class; diffusers' own asks for a timestep an image.
+        timestep, more = (t, {"step": step}) if self.optimized else (t.expand(len(x)), {})
+        out = self.model(x, timestep=timestep, class_labels=labels, **more).sample
         return out[:, : x.shape[1]]
 
 

@@ -112,6 +112,30 @@ def test_half_of_the_kernels_are_gone():
     assert not {"embedding", "silu", "_local_scalar_dense"} & set(after.names)
 
 
+def test_a_sampler_looks_up_or_computes_by_class(monkeypatch, caplog):
+    model, ids = network(), torch.arange(8)
+    scheduler = diffusers.DDIMScheduler(beta_start=1e-4, beta_end=2e-3, clip_sample=False)
+    make = lambda steps: kr_fast.Sampler(model, scheduler, steps, seed=3, guidance_scale=2.0, micro_batch=8)  # noqa: E731
+    want = {steps: make(steps)(ids, ids % 5) for steps in (3, 4)}
+    with kr_fast.optimize(model):
+        sampler = make(3)
+        got = sampler(ids, ids % 5)
+        with Ops() as ops:
+            assert torch.equal(sampler(ids, ids % 5), got)
+        assert not {"embedding", "silu"} & set(ops.names)
+        assert (got.int() - want[3].int()).abs().max() <= 1
+        monkeypatch.setattr("kr_fast.synthesis.optimized.optimize.MOST_TABLE_BYTES", 10_000)
+        sampler = make(4)
+        with Ops() as ops:
+            assert (sampler(ids, ids % 5).int() - want[4].int()).abs().max() <= 1
+        assert "silu" in ops.names
+        assert "embedding" not in ops.names  # rows of every class, not of every image
+        sampler(ids, ids % 5)
+    messages = [r.message for r in caplog.records if "conditioning is computed in every step" in r.message]
+    assert len(messages) == 1
+    assert "table of at most 10000 bytes, got 4 of" in messages[0]
+
+
 def test_restore_undoes_everything():
     model = network()
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}
