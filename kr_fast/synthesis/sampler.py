@@ -219,8 +219,9 @@ class Sampler:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             for module in (self.network.model, self.vae):
-                if isinstance(module, nn.Module) and module.training:
-                    stack.callback(module.train)
+                modes = {each: each.training for each in module.modules()} if isinstance(module, nn.Module) else {}
+                if any(modes.values()):
+                    stack.callback(_set_modes, modes)
                     module.eval()
             if self.quality == "fast":
                 # Without its cache of weights, which a captured graph could not read again.
@@ -332,6 +333,13 @@ class Sampler:
             fail("Sampler", "labels", f"have one entry for each of the {len(ids)} ids", len(labels))
         _check_unique(ids)
         return ids, labels
+
+
+def _set_modes(modes: dict[nn.Module, bool]) -> None:
+    """Of modules, outer ones first."""
+    for module, mode in modes.items():
+        if module.training != mode:
+            module.train(mode)
 
 
 def _check_unique(ids: Tensor) -> None:

@@ -176,6 +176,19 @@ def test_network_modes_gradients_and_results_are_ordinary(unet):
     images[0, 0, 0, 0] = 3  # a tensor of inference mode would refuse
 
 
+def test_modules_keep_their_modes_and_none_trains_meanwhile():
+    unet, during = make_unet(), []
+    unet.train()
+    unet.mid_block.eval()  # frozen
+    unet.up_blocks[0].register_forward_pre_hook(lambda *_: during.extend(m.training for m in unet.modules()))
+    modes = [m.training for m in unet.modules()]
+    for root in (True, False):
+        unet.training = modes[0] = root
+        make_sampler(unet)(torch.arange(2), torch.tensor([0, 1]))
+        assert [m.training for m in unet.modules()] == modes
+    assert not any(during)
+
+
 def test_bfloat16_network(unet):
     ids, labels = torch.arange(4), torch.arange(4) % CLASSES
     half = make_sampler(make_unet().bfloat16())(ids, labels)
