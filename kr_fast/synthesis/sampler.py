@@ -223,9 +223,10 @@ class Sampler:
                 if any(modes.values()):
                     stack.callback(_set_modes, modes)
                     module.eval()
-            if self.quality == "fast":
+            fast, kind = self.quality == "fast", self.device.type
+            if fast or torch.is_autocast_enabled(kind):  # the caller's is no part of what images depend on
                 # Without its cache of weights, which a captured graph could not read again.
-                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False))
+                stack.enter_context(torch.autocast(kind, torch.bfloat16, enabled=fast, cache_enabled=False))
             yield
 
     def _parts(self, ids: Tensor, labels: Tensor) -> list[Tensor]:

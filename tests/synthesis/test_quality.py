@@ -94,6 +94,15 @@ def test_fast_is_bfloat16_and_says_so(unet):
     assert fused.describe() != fast.describe()
 
 
+@pytest.mark.parametrize("quality", ["exact", "fused", "fast"])
+def test_autocast_of_the_caller_changes_no_image(unet, quality):
+    sampler = make_sampler(unet, diffusers.DDIMScheduler(**MILD), quality=quality)
+    want = sampler(IDS, LABELS)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(sampler(IDS, LABELS), want)
+
+
 def test_guidance_interval(unet):
     """Outside of it the network is called with half the images; inside, guidance is what it always is."""
     calls = []
