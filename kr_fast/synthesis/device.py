@@ -71,7 +71,7 @@ class DeviceShards:
             images = self._empty(len(ids))
         else:
             images = room.images
-        numbers = torch.arange(ids.start, ids.stop)
+        numbers = torch.arange(len(ids)) + ids.start
         labels, done = self.plan.labels(numbers), 0
         for batch in self.sampler.stream(self.plan, numbers):
             images[done : done + len(batch.ids)] = batch.images

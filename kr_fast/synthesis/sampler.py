@@ -99,7 +99,8 @@ class Sampler:
             fail("Sampler", "noise_scale", "be above 0 and finite", noise_scale)
         if guidance_scale is not None and not (_real(guidance_scale) and math.isfinite(guidance_scale)):
             fail("Sampler", "guidance_scale", "be finite or None", guidance_scale)
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
+        pair = isinstance(guidance_interval, Sequence) and len(guidance_interval) == 2
+        if not (pair and all(map(_real, guidance_interval)) and 0 <= guidance_interval[0] < guidance_interval[1] <= 1):
             fail("Sampler", "guidance_interval", "be two rising numbers in [0, 1]", guidance_interval)
         if quality not in QUALITIES:
             fail("Sampler", "quality", f"be one of {', '.join(QUALITIES)}", quality)
@@ -269,9 +270,9 @@ class Sampler:
     def stream(self, plan: LabelPlan, ids: Iterable[int] | Tensor) -> Iterator[Batch]:
         """Batches of at most ``micro_batch`` images, in the order of ``ids``, labelled by ``plan``."""
         if isinstance(ids, range):
-            ids = torch.arange(ids.start, ids.stop, ids.step)
-        elif not isinstance(ids, Tensor):
-            ids = np.asarray(list(ids), np.int64) if not isinstance(ids, np.ndarray) else ids
+            ids = torch.arange(len(ids)) * ids.step + ids.start  # its stop may be 2^63
+        elif not isinstance(ids, Tensor | np.ndarray):
+            ids = list(ids) or torch.empty(0, dtype=torch.int64)
         ids = as_labels("Sampler", "ids", ids)
         _check_unique(ids)
         for part in ids.split(self.micro_batch) if len(ids) else ():

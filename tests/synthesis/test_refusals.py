@@ -193,6 +193,8 @@ def test_every_number_at_its_limits(name, value):
         ({"crop": (4, -1)}, "crop must be an integer, at least 1, got -1"),
         ({"guidance_interval": (0.0, math.nan)}, "guidance_interval must be two rising numbers"),
         ({"guidance_interval": (0.0,)}, "guidance_interval must be two rising numbers"),
+        ({"guidance_interval": 0.5}, "guidance_interval must be two rising numbers"),
+        ({"guidance_interval": ("0", "1")}, "guidance_interval must be two rising numbers"),
     ],
 )
 def test_shapes_and_intervals(options, text):

@@ -146,7 +146,11 @@ def test_stream_and_plan(unet):
     assert torch.equal(torch.cat([b.images for b in batches]), sampler(ids, plan.labels(ids)))
     again = list(sampler.stream(plan, iter([9, 4])))
     assert torch.equal(again[0].images, torch.cat([b.images for b in batches])[[6, 1]])
-    assert list(sampler.stream(plan, range(0))) == []
+    assert list(sampler.stream(plan, range(0))) == list(sampler.stream(plan, iter([]))) == []
+    last = 2**63 - 1
+    assert next(sampler.stream(plan, range(last - 2, last + 1, 2))).ids.tolist() == [last - 2, last]
+    with pytest.raises(UserError, match=r"ids must be integers \[N\], got list of 2"):
+        next(sampler.stream(plan, [1.5, 2.5]))  # which were cut down to 1 and 2
 
 
 def test_crop_padding_networks_and_one_channel():
