@@ -53,7 +53,7 @@ class Intercept(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _DRAWS:
             like = args[0] if args else kwargs.get("size", kwargs.get("input"))
-            shape = like.shape if isinstance(like, Tensor) else like
+            shape = like.shape if isinstance(like, Tensor) else args if isinstance(like, int) else like
             if tuple(shape) == tuple(self.shape):
                 return self.draw()
         if self.clamp is not None and func in _CLAMPS and args[0].shape == self.shape:
@@ -99,12 +99,13 @@ class Runner:
         return scheduler
 
     def try_out(self) -> None:
-        """The scheduler's own code over a small trajectory of finite outputs.
+        """The scheduler's own code over a small trajectory of finite outputs, of two images that are the same.
 
-        Raises: UserError with the scheduler's own message, or the step at which it returns NaN or inf by itself.
+        Raises: UserError with the scheduler's own message, or the step at which it returns NaN or inf by itself, or
+            makes two images of one: with noise that is not of the ids, or by what depends on the place in the batch.
         """
         generator = torch.Generator().manual_seed(0)
-        draw = lambda: torch.randn(1, 3, 8, 8, generator=generator)  # noqa: E731
+        draw = lambda: torch.randn(1, 3, 8, 8, generator=generator).repeat(2, 1, 1, 1)  # noqa: E731
         try:
             scheduler = self.fresh()
             x = draw() * float(getattr(scheduler, "init_noise_sigma", 1.0))
@@ -116,6 +117,10 @@ class Runner:
                     fail(
                         "StepTable", "scheduler", rule, f"{self.name}, whose own step() gives NaN or inf at step {step}"
                     )
+                if not torch.allclose(x[0], x[1], rtol=1e-4, atol=1e-5):
+                    rule = "draw its noise by torch.randn in the sample's shape, which is then that of the image ids"
+                    got = f"{self.name}, whose own step() makes two images of one at step {step}"
+                    fail("StepTable", "scheduler", rule, got)
         except UserError:
             raise
         except Exception as error:  # whatever the scheduler's own code raises

@@ -87,6 +87,39 @@ def test_a_scheduler_that_is_not_linear_runs_by_its_own_step(unet, caplog):
     assert not torch.equal(images, make_sampler(unet, scheduler, 3, seed=8)(IDS, LABELS))
 
 
+class Foreign(diffusers.DDIMScheduler):
+    """With noise that is not the ids', as schedulers of diffusers have that sample a Brownian tree."""
+
+    def step(self, model_output, timestep, sample, **options):
+        out = super().step(model_output, timestep, sample, **options)
+        out.prev_sample = out.prev_sample + 0.1 * torch.empty_like(sample).normal_()
+        return out
+
+
+@pytest.mark.parametrize("quality", ["exact", "fused", "fast"])
+def test_noise_that_is_not_of_the_ids_is_refused(unet, quality):
+    text = "scheduler must draw its noise by torch.randn .*got Foreign.*makes two images of one at step 0"
+    with pytest.raises(UserError, match=text):
+        make_sampler(unet, Foreign(**MILD), 3, quality=quality)
+
+
+class Sizes(diffusers.DDIMScheduler):
+    """Noise of torch.randn by sizes one by one."""
+
+    def step(self, model_output, timestep, sample, **options):
+        out = super().step(model_output, timestep, sample, **options)
+        out.prev_sample = out.prev_sample + 0.1 * torch.randn(*sample.shape)
+        return out
+
+
+@pytest.mark.parametrize("quality", ["exact", "fused"])
+def test_noise_by_sizes_one_by_one_is_that_of_the_ids(unet, quality):
+    sampler = make_sampler(unet, Sizes(**MILD), 3, quality=quality)
+    assert (sampler.table is None) == (quality == "exact")
+    images = sampler(IDS, LABELS)
+    assert torch.equal(images[[2, 0]], sampler(IDS[[2, 0]], LABELS[[2, 0]]))
+
+
 def test_fast_is_bfloat16_and_says_so(unet):
     fused, fast = (make_sampler(unet, diffusers.DDIMScheduler(**MILD), 5, quality=q) for q in ("fused", "fast"))
     difference = (fused(IDS, LABELS).int() - fast(IDS, LABELS).int()).abs()
