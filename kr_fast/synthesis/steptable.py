@@ -6,8 +6,10 @@ scheduler itself, through a non-linear network, checks every table when it is bu
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -40,8 +42,13 @@ class StepTable:
         return len(self.rows)
 
     def digest(self) -> str:
-        """SHA-256 of all that a trajectory depends on."""
-        content = (self.timesteps, self.rows, self.sources, self.input_scales, self.init_noise_sigma)
+        """SHA-256 of all that a trajectory depends on.
+
+        Coefficients count in float32, as kernels read them: their float64 is solved for by LAPACK, whose last bits
+        differ between kinds of CPU, and the nodes of a cluster have to agree.
+        """
+        rows = [(_float32(r.numbers()), len(r.history), r.keep is None, r.quantile) for r in self.rows]
+        content = (self.timesteps, rows, self.sources, _float32(self.input_scales), self.init_noise_sigma)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     @classmethod
@@ -85,6 +92,10 @@ class StepTable:
         if not error <= REPLAY_TOLERANCE:
             raise NotLinearError(f"replays with relative error {error:.2g}, above {REPLAY_TOLERANCE:g}")
         return dataclasses.replace(table, replay_error=error)
+
+
+def _float32(values: Sequence[float]) -> list[float]:
+    return numpy.asarray(values, numpy.float32).tolist()
 
 
 class History:

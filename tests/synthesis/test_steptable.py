@@ -1,6 +1,7 @@
 """StepTable: the trajectory of each scheduler, by its own code and by the table, for a non-linear network."""
 
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -267,6 +268,23 @@ def test_flow_matching_keeps_its_fractional_timesteps():
 def test_what_cannot_be_compiled_is_refused(scheduler, steps, eta, text):
     with pytest.raises(UserError, match="StepTable: .*" + text):
         StepTable.compile(scheduler, steps, eta=eta)
+
+
+def test_digest_is_of_what_kernels_read():
+    """The last bits of LAPACK's float64 differ between kinds of CPU; a change that float32 shows is another table."""
+    table = StepTable.compile(diffusers.UniPCMultistepScheduler(), 5)
+
+    def scaled(factor):
+        rows = [
+            row._replace(sample=row.sample * factor, history=tuple(h * factor for h in row.history))
+            for row in table.rows
+        ]
+        return dataclasses.replace(table, rows=tuple(rows)).digest()
+
+    assert scaled(1 + 1e-14) == table.digest()
+    assert scaled(1 + 1e-6) != table.digest()
+    clipped = table.rows[0]._replace(quantile=0.5)
+    assert dataclasses.replace(table, rows=(clipped, *table.rows[1:])).digest() != table.digest()
 
 
 def test_diffusers_is_left_as_it_was():
