@@ -99,8 +99,8 @@ def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: 
         h = self.dropout(h)
     if self.conv_shortcut is None:
         other = x if skip is None else torch.cat([x, skip], 1)
-    elif skip is None:
-        other = self.conv_shortcut(x)
+    elif skip is None or type(self.conv_shortcut) is not nn.Conv2d:  # of an adapter, whose weight is not all of it
+        other = self.conv_shortcut(x if skip is None else torch.cat([x, skip], 1))
     else:
         weight, bias = self.conv_shortcut.weight, self.conv_shortcut.bias
         other = F.conv2d(x, nhwc(weight[:, : x.shape[1]]), bias)

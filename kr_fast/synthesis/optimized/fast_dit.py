@@ -126,6 +126,12 @@ def refusal(model: Any) -> str | None:
             return type(each.attn1.processor).__name__
         if each.attn1.norm_q is not None or each.attn1.norm_k is not None:
             return "norms of queries or keys"
+        attention = each.attn1
+        for layer in (attention.to_q, attention.to_k, attention.to_v, each.norm1.linear, model.proj_out_1):
+            if type(layer) is not nn.Linear:  # their weights are joined or read, so an adapter would be lost
+                return f"{type(layer).__name__} in the place of a linear layer"
+        if type(each.norm1.emb.class_embedder.embedding_table) is not nn.Embedding:
+            return f"{type(each.norm1.emb.class_embedder.embedding_table).__name__} in the place of class embeddings"
     return None
 
 

@@ -26,6 +26,9 @@ def refusal(model: Any) -> tuple[str, str] | None:
         why = _resnet_refusal(module) if type(module).__name__.startswith("ResnetBlock") else None
         if why is not None:
             return "have residual blocks of ResnetBlock2D with SiLU and a time embedding", why
+        projection = getattr(module, "time_emb_proj", None)
+        if type(projection) not in (nn.Linear, type(None)):  # their weights are joined, so an adapter would be lost
+            return "have plain linear projections of its time embedding", type(projection).__name__
     return None
 
 
