@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kr_fast.backends import codes
 from kr_fast.ops.sampling.pack_uint8 import pack_uint8
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.inputs import as_integer, as_labels
@@ -125,6 +126,9 @@ class Sampler:
         settings = Settings(
             self.image_shape, seed, self.noise_scale, self.guidance_scale, self.guidance_interval, self.null_class
         )
+        if self.table is not None and self.dtype not in codes.DTYPES:  # as solver steps read and write them
+            rule = "be float32, bfloat16 or float16 (of others quality exact takes those that it runs in)"
+            fail("Sampler", "unet", rule, str(self.dtype).removeprefix("torch."))
         if self.table is None:
             self.trajectory = OwnTrajectory(self.network, settings, self._runner)
         elif self.device.type == "cuda":  # needs a GPU

@@ -92,6 +92,12 @@ def test_a_network_without_weights():
         make_sampler(empty)
 
 
+def test_a_network_in_another_dtype():
+    with pytest.raises(UserError, match="Sampler: unet must be float32, bfloat16 or float16 .*, got float64"):
+        make_sampler(make_unet().double())
+    assert make_sampler(make_unet().double(), quality="exact")(IDS, LABELS).shape == (4, 8, 8, 3)
+
+
 def test_labels_embedded_as_numbers_are_taken():
     assert make_sampler(network(class_embed_type="timestep"))(IDS, LABELS).shape == (4, 8, 8, 3)
 
