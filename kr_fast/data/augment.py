@@ -92,17 +92,8 @@ class Augment:
         return AugmentParams(flip)
 
     def _matrix(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-        height, width = size
         draw = torch.rand(4, count, generator=generator).mul_(2).sub_(1)
-        angle = draw[0] * (self.rotate * math.pi / 180)
-        scale = 1 + draw[1] * self.scale
-        matrix = torch.zeros(count, 2, 3)
-        matrix[:, 0, 0] = matrix[:, 1, 1] = scale * angle.cos()
-        matrix[:, 1, 0] = scale * angle.sin() * (width / height)  # positions are in halves of a side
-        matrix[:, 0, 1] = -scale * angle.sin() * (height / width)
-        matrix[:, 0, 2] = draw[2] * (2 * self.shift / width)
-        matrix[:, 1, 2] = draw[3] * (2 * self.shift / height)
-        return matrix
+        return affine_maps(draw, self.rotate, self.scale, self.shift, size)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """``images``: float ``[N, C, H, W]`` -> the same shape. ``generator`` is a CPU generator."""
@@ -145,3 +136,20 @@ def augmented(pool: Images, index: Tensor, params: AugmentParams) -> Tensor:
     """Images ``pool[index]`` augmented by ``params``: uint8 ``[P, H, W, C]`` -> float32 ``[N, C, H, W]`` in [-1, 1]."""
     x = to_float(gather_augmented(pool, index, params))
     return x if params.matrix is None else resample(x, params.matrix)
+
+
+def affine_maps(draw: Tensor, rotate: float, scale: float, shift: int, size: tuple[int, int]) -> Tensor:
+    """float32 ``[N, 2, 3]``, the maps of :func:`resample`, of images of ``size``.
+
+    ``draw``: ``[4, N]`` in [-1, 1], shares of the largest angle (``rotate``, in degrees), change of ``scale``, and
+    ``shift`` in pixels across and down.
+    """
+    height, width = size
+    angle, scales = draw[0] * (rotate * math.pi / 180), 1 + draw[1] * scale
+    matrix = torch.zeros(draw.shape[1], 2, 3)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = scales * angle.cos()
+    matrix[:, 1, 0] = scales * angle.sin() * (width / height)  # positions are in halves of a side
+    matrix[:, 0, 1] = -scales * angle.sin() * (height / width)
+    matrix[:, 0, 2] = draw[2] * (2 * shift / width)
+    matrix[:, 1, 2] = draw[3] * (2 * shift / height)
+    return matrix

@@ -6,13 +6,12 @@ Generative Models", NeurIPS 2022, section 5 and appendix F.2). What it is told e
 which vanishes for an image as it is: in training alone, so that a checkpoint is a plain network.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kr_fast.data.augment import resample
+from kr_fast.data.augment import affine_maps, resample
 from kr_fast.recycling.config import RecycleConfig
 
 TOLD = 4  # numbers that the network is told of an image: rotation, scale, and the shift of columns and rows
@@ -54,18 +53,10 @@ def draw(config: RecycleConfig, count: int, size: tuple[int, int], generator: to
 
     ``told`` is uniform in [-1, 1], in units of the largest change, and 0 for what an image is spared.
     """
-    height, width = size
     told = torch.rand(count, TOLD, generator=generator).mul_(2).sub_(1)
     applied = torch.rand(count, 3, generator=generator) < config.generator_augment
     told *= applied[:, [0, 1, 2, 2]]
-    angle = told[:, 0] * (config.generator_rotate * math.pi / 180)
-    scale = 1 + told[:, 1] * config.generator_scale
-    matrix = torch.zeros(count, 2, 3)
-    matrix[:, 0, 0] = matrix[:, 1, 1] = scale * angle.cos()
-    matrix[:, 1, 0] = scale * angle.sin() * (width / height)  # positions are in halves of a side
-    matrix[:, 0, 1] = -scale * angle.sin() * (height / width)
-    matrix[:, 0, 2] = told[:, 2] * (2 * config.generator_shift / width)
-    matrix[:, 1, 2] = told[:, 3] * (2 * config.generator_shift / height)
+    matrix = affine_maps(told.T, config.generator_rotate, config.generator_scale, config.generator_shift, size)
     # A change whose range is zero is none, and nothing is said of it.
     spared = [config.generator_rotate, config.generator_scale, config.generator_shift, config.generator_shift]
     return told * (torch.tensor(spared) > 0), matrix
