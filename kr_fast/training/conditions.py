@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HOOKS_OF_ALL = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)  # dictionaries, one for all modules
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_OF_ALL = tuple(getattr(torch_module, f"_global{name}") for name in HOOKS)  # dictionaries, one for all modules
 
 
 def plain(x: Tensor) -> bool:
@@ -20,7 +20,7 @@ def mixed(x: Tensor) -> bool:
 
 
 def hooked(*modules: nn.Module) -> bool:
-    own = any(getattr(module, name) for module in modules for name in _HOOKS)
+    own = any(getattr(module, name) for module in modules for name in HOOKS)
     return own or any(_HOOKS_OF_ALL)
 
 

@@ -1,4 +1,4 @@
-"""optimize on networks with adapters, as peft puts them in the place of layers: computed, or refused."""
+"""optimize on networks with adapters, as peft puts them in the place of layers, or hooks: computed, or refused."""
 
 import pytest
 import torch
@@ -84,3 +84,68 @@ def test_adapters_of_weights_that_are_joined_are_refused(make, name, text):
         kr_fast.optimize(model)
     with kr_fast.optimize(model.train(), training=True) as handle:
         assert not handle.patched
+
+
+HOOKED = [
+    (unet, "down_blocks.0.resnets.0.norm1", "norm1 of ResnetBlock2D"),
+    (unet, "up_blocks.0.resnets.0.conv_shortcut", "conv_shortcut of ResnetBlock2D"),
+    (unet, "mid_block.resnets.0.time_emb_proj", "time_emb_proj of ResnetBlock2D"),
+    (unet, "mid_block.attentions.0.to_q", "to_q of Attention"),
+    (unet, "conv_norm_out", "conv_norm_out of UNet2DModel"),
+    (unet, "class_embedding", "class_embedding of UNet2DModel"),
+    (dit, "transformer_blocks.0", "transformer_blocks.0 of DiTTransformer2DModel"),
+    (dit, "transformer_blocks.0.attn1.to_k", "transformer_blocks.0.attn1.to_k of DiTTransformer2DModel"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "text"), HOOKED)
+def test_hooks_of_fused_modules_are_refused(make, name, text):
+    model, calls = make().eval(), []
+    x, timesteps, labels = torch.randn(3, 1, 8, 8), torch.full((3,), 37), torch.arange(3)
+
+    def run():
+        with torch.inference_mode():
+            model(x, timesteps, class_labels=labels)
+
+    handle = kr_fast.optimize(model)
+    run()
+    hook = model.get_submodule(name).register_forward_hook(lambda *_: calls.append(name))
+    match = f"optimize: model must have hooks only on modules that run as they are .*, got one on {text}$"
+    with pytest.raises(UserError, match=match):
+        run()
+    handle.restore()
+    run()
+    assert len(calls) == 1
+    with pytest.raises(UserError, match=match):
+        kr_fast.optimize(model)
+    hook.remove()
+    with kr_fast.optimize(model):
+        run()
+
+
+@pytest.mark.parametrize(
+    "name", ["mid_block", "up_blocks.0.resnets.0", "mid_block.attentions.0", "down_blocks.0.resnets.0.conv1", "conv_in"]
+)
+def test_hooks_of_called_modules_run(name):
+    model, calls = unet().eval(), []
+    model.get_submodule(name).register_forward_hook(lambda _, __, result: calls.append(result.clone()))
+    with torch.inference_mode():
+        model(x := torch.randn(3, 1, 8, 8), 37, class_labels=torch.arange(3))
+        with kr_fast.optimize(model):
+            model(x, 37, class_labels=torch.arange(3))
+    torch.testing.assert_close(calls[1], calls[0], rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_registered_in_training_are_refused_where_they_would_not_run():
+    for make, name in (
+        (unet, "mid_block.resnets.0.conv1"),
+        (unet, "conv_act"),
+        (unet, "up_blocks.0.resnets.0.conv2"),
+        (dit, "transformer_blocks.0.attn1.to_v"),
+    ):
+        model = make().train()
+        with kr_fast.optimize(model, training=True) as handle:
+            assert handle.patched
+            model.get_submodule(name).register_full_backward_hook(lambda *_: None)
+            with pytest.raises(UserError, match="model must have hooks only on modules that run as they are"):
+                model(torch.randn(3, 1, 8, 8), torch.full((3,), 37), class_labels=torch.arange(3))

@@ -16,7 +16,7 @@ from kr_fast.ops.nn.group_norm_silu import group_norm_silu
 from kr_fast.ops.nn.preactivation_block import unchecked as preactivation_block
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
 from kr_fast.runtime.errors import fail
-from kr_fast.synthesis.optimized.calls import check_call
+from kr_fast.synthesis.optimized.calls import check_call, check_hooks
 from kr_fast.training.conditions import plain
 from kr_fast.training.layout import nhwc
 from kr_fast.training.unet_blocks import attend
@@ -75,6 +75,7 @@ def conv(self: Any, input: Tensor) -> Tensor:
 
 def resnet(self: Any, input_tensor: Tensor, temb: Any = None, *args: Any, skip: Tensor | None = None, **kwargs: Any):
     """``ResnetBlock2D``; with ``skip``, of ``cat([input_tensor, skip], 1)``, which is not stored."""
+    check_hooks(self)
     x = nhwc(input_tensor)
     skip = None if skip is None else nhwc(skip)
     if getattr(self, "_kr_fast_fuses", False) and torch.is_grad_enabled() and _fuses(self, x, skip, temb):
@@ -165,6 +166,7 @@ def _qkv(self: Any) -> tuple[Tensor, Tensor | None]:
 
 def attention(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Self-attention over pixels: ``Attention`` with a group norm and a residual, as UNets without text have it."""
+    check_hooks(self)
     x = nhwc(hidden_states)
     n, c, h, w = x.shape
     weight, bias = _qkv(self)

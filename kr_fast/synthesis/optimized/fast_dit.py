@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kr_fast.synthesis.optimized.calls import check_call
+from kr_fast.synthesis.optimized.calls import check_call, check_hooks
 from kr_fast.synthesis.optimized.fast_blocks import attend, join_qkv, linear
 
 
@@ -74,6 +74,7 @@ def attention_alone(self: Any, hidden_states: Tensor, encoder_hidden_states: Any
     """``Attention`` of a block of a DiT over its own tokens, as it is in training."""
     if encoder_hidden_states is not None or args or any(value is not None for value in kwargs.values()):
         return type(self).forward(self, hidden_states, encoder_hidden_states, *args, **kwargs)
+    check_hooks(self)
     weight, bias = join_qkv(self)
     return through(self.to_out, attend(linear(hidden_states, weight[:, :, 0, 0], bias), self.heads))
 

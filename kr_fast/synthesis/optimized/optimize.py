@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kr_fast.runtime.errors import fail
 from kr_fast.synthesis.optimized import fast_blocks, fast_dit, unets
+from kr_fast.synthesis.optimized.calls import watch
 from kr_fast.synthesis.optimized.training import optimize_training
 from kr_fast.training.patches import Patches
 
@@ -46,7 +47,7 @@ def optimize(model: nn.Module, *, training: bool = False) -> Optimized:
     blocks, up-samplers and layouts are patched. A ``DiTTransformer2DModel`` computes the shifts, scales and gates of
     its blocks once a class, or looks them up, and q, k and v in one product. Calls need ``torch.no_grad()`` or
     ``torch.inference_mode()``. Some weights are joined when this is called: call ``restore()`` and :func:`optimize`
-    again after changing weights.
+    again after changing weights. Hooks on modules that are fused into others are refused, here or at the next call.
 
     **Training**, in float32 on a CPU. Convolutions, their gradients, group norm and attention run by the same
     ops, a UNet's residual blocks whole (:func:`kr_fast.preactivation_block`);
@@ -64,7 +65,8 @@ def optimize(model: nn.Module, *, training: bool = False) -> Optimized:
             bfloat16 or float16, on any device; for training any module.
         training: whether the model is to be trained.
     Returns: an :class:`Optimized`, whose ``restore()`` undoes everything.
-    Raises: UserError naming what was found for another model, block or activation (inference).
+    Raises: UserError naming what was found for another model, block or activation, or the module that has a hook
+        (inference).
     """
     if training:
         return optimize_training(Optimized(model))
@@ -94,6 +96,8 @@ def _patch_dit(handle: Optimized, model: Any) -> None:
     why = fast_dit.refusal(model)
     if why is not None:
         fail(_OP, "model", "have blocks of self-attention with adaLN-Zero, as DiTTransformer2DModel builds them", why)
+    called = {model, *model.pos_embed.modules(), *model.proj_out_2.modules()}
+    watch(handle, model, (each for each in model.modules() if each not in called))
     handle.forward(model, fast_dit.dit)
     for module, name, value in fast_dit.joined(model):
         handle.set(module, name, value)

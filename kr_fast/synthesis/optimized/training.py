@@ -7,6 +7,7 @@ from torch import nn
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.memory import keep_freed_memory
 from kr_fast.synthesis.optimized import fast_blocks, fast_dit, unets
+from kr_fast.synthesis.optimized.calls import watch
 from kr_fast.training.classifiers import hooked
 from kr_fast.training.fused import fused, tell, unsupported
 from kr_fast.training.patches import Patches
@@ -69,8 +70,10 @@ def _patch_dit(handle: Patches, model: Any) -> str | None:
     if why is not None:
         return f"it has {why}"
     for block in model.transformer_blocks:
-        handle.forward(block.attn1, fast_dit.attention_alone)
-        for module in (*block.attn1.to_out.modules(), *block.ff.modules()):
+        attention = block.attn1
+        watch(handle, attention, (attention.to_q, attention.to_k, attention.to_v, *attention.to_out))
+        handle.forward(attention, fast_dit.attention_alone)
+        for module in (*attention.to_out.modules(), *block.ff.modules()):
             if type(module) is nn.Linear:
                 handle.forward(module, fast_dit.product)
     if type(model.pos_embed.proj) is nn.Conv2d:

@@ -8,6 +8,7 @@ from torch import nn
 from kr_fast.backends.cpu.nn import winograd_is_faster
 from kr_fast.ops.nn.winograd_pack import winograd_pack
 from kr_fast.synthesis.optimized import fast_blocks
+from kr_fast.synthesis.optimized.calls import watch
 from kr_fast.training.patches import Patches
 from kr_fast.training.unet_blocks import attends_to_pixels, fusible, up_block, upsample
 
@@ -61,7 +62,7 @@ def patch_blocks(handle: Patches, model: nn.Module, *, whole: bool, training: bo
     from diffusers.models.unets import unet_2d_blocks as blocks
     from diffusers.models.upsampling import Upsample2D
 
-    for module in model.modules():
+    for module in reversed(list(model.modules())):  # inner ones first
         kind = type(module)
         if kind is nn.Conv2d:
             handle.channels_last(module.weight)
@@ -73,6 +74,7 @@ def patch_blocks(handle: Patches, model: nn.Module, *, whole: bool, training: bo
             elif training and _is_plain(module):
                 handle.forward(module, fast_blocks.conv)
         elif kind is ResnetBlock2D and _resnet_refusal(module) is None:
+            watch(handle, module, _fused_into(module, whole, training))
             handle.forward(module, fast_blocks.resnet)
             if training:
                 handle.set(module, "_kr_fast_fuses", fusible(module))
@@ -85,7 +87,18 @@ def patch_blocks(handle: Patches, model: nn.Module, *, whole: bool, training: bo
                 weight, bias = fast_blocks.join_qkv(module)
                 handle.set(module, "_kr_fast_qkv_weight", weight)
                 handle.set(module, "_kr_fast_qkv_bias", bias)
+            layers = (module.group_norm, module.to_q, module.to_k, module.to_v, *module.to_out)
+            watch(handle, module, layers)
             handle.forward(module, fast_blocks.attention)
+
+
+def _fused_into(block: Any, whole: bool, training: bool) -> list[Any]:
+    """The modules in a residual block that ``fast_blocks.resnet`` does not call."""
+    inside = [block.norm1, block.norm2, block.nonlinearity, block.dropout]
+    inside += [block.time_emb_proj] if whole else []
+    inside += [block.conv_shortcut] if whole and type(block.conv_shortcut) is nn.Conv2d else []
+    inside += [block.conv1] if training else []
+    return inside + ([block.conv2] if "forward" in vars(block.conv2) else [])
 
 
 def patch(handle: Patches, model: Any, *, training: bool = False) -> None:
@@ -105,4 +118,7 @@ def patch(handle: Patches, model: Any, *, training: bool = False) -> None:
         weight, bias = fast_blocks.join_projections(shifted)
         handle.set(model, "_kr_fast_proj_weight", weight)
         handle.set(model, "_kr_fast_proj_bias", bias)
+    embeddings = [model.time_proj, *model.time_embedding.modules()]
+    embeddings += [] if model.class_embedding is None else model.class_embedding.modules()
+    watch(handle, model, [model.conv_norm_out, model.conv_act, *embeddings])
     handle.forward(model, fast_blocks.unet)
