@@ -3,7 +3,10 @@
     python examples/audit_torchvision.py
 
 Put your images (uint8 [N, H, W, C]), their labels and your trained model in place of the first lines of ``main``. The
-shadow models are trained as yours was: give your recipe, the number of epochs above all.
+shadow models are trained as yours was: give your recipe, the number of epochs above all. A model that was shown other
+than ``x / 127.5 - 1``, as with torchvision's weights, is given as ``kr_fast.ModelArray([model], normalize=(mean,
+std))``. A release deserves 64 shadows and a positive control (``kr_fast.membership.overfitted``), see
+docs/tasks/audit.md.
 """
 
 import argparse

@@ -44,12 +44,12 @@ def by_webdataset(folder: Path) -> Iterable[tuple[Tensor, Tensor]]:
     return DataLoader(rows.map_tuple(as_tensor, int), batch_size=64)  # give it num_workers and as many shards
 
 
-def one_epoch(name: str, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def one_epoch(name: str, batches: Iterable[tuple[Tensor, Tensor]], classes: int) -> None:
     torch.manual_seed(0)
     seen, total = 0, 0.0
     for images, labels in batches:
         if not seen:
-            model = classifier("resnet8", num_classes=10, in_channels=images.shape[1], width=16)
+            model = classifier("resnet8", num_classes=classes, in_channels=images.shape[1], width=16)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         loss = torch.nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
@@ -75,13 +75,14 @@ def main() -> None:
     parser.add_argument("parquet", nargs="?", type=Path, help="folder of a set in the format parquet")
     parser.add_argument("tar", nargs="?", type=Path, help="folder of the same set in the format webdataset")
     parser.add_argument("--count", type=int, default=512, help="images of the set that is drawn without folders")
+    parser.add_argument("--classes", type=int, default=10, help="classes of the set")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         parquet, tar = arguments.parquet or Path(folder, "parquet"), arguments.tar or Path(folder, "tar")
         if not (arguments.parquet and arguments.tar):
             draw(parquet, tar, arguments.count)
-        one_epoch("datasets", by_datasets(parquet, str(Path(folder, "cache"))))
-        one_epoch("WebDataset", by_webdataset(tar))
+        one_epoch("datasets", by_datasets(parquet, str(Path(folder, "cache"))), arguments.classes)
+        one_epoch("WebDataset", by_webdataset(tar), arguments.classes)
 
 
 if __name__ == "__main__":

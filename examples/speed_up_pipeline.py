@@ -2,6 +2,9 @@
 
 python examples/speed_up_pipeline.py                     # an untrained network, to see the time
 python examples/speed_up_pipeline.py path/to/pipeline    # your DDPMPipeline or DDIMPipeline, as diffusers saved it
+
+These pipelines know no classes. A network that has some is sampled by its labels in the same way, with ``num_classes``
+of ``Sampler`` for guidance; ``kr-fast synthesize --model`` writes its images.
 """
 
 import argparse
@@ -27,7 +30,7 @@ def untrained() -> diffusers.DDIMPipeline:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pipeline", nargs="?", help="folder of a pipeline with a UNet2DModel and a scheduler")
+    parser.add_argument("pipeline", nargs="?", help="folder of a pipeline of a UNet2DModel without classes")
     parser.add_argument("--count", type=int, default=128)
     parser.add_argument("--steps", type=int, default=10)
     arguments = parser.parse_args()
