@@ -47,7 +47,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class CasesConfig:
-    """How ``kr-fast bench loss``, ``training``, ``models``, ``audit`` and ``all`` measure."""
+    """How ``kr-fast bench loss``, ``training``, ``privacy``, ``models``, ``audit`` and ``all`` measure."""
 
     only: tuple[str, ...] = option((), "baselines beside kr_fast, such as eager or compiled; all of them without")
     cases: str = option("", "only cases whose names hold this text")

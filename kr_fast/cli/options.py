@@ -72,7 +72,8 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     """``--preset`` and ``--dry-run`` of the commands that make a run or a part of one."""
     words = (
         "digits, small (28 px on a small machine) or toy; with private, for a Student that leaked less where it was "
-        "measured (no guarantee): small,private; with guaranteed, for differential privacy: small,guaranteed"
+        "measured (no guarantee): small,private; with accurate, for one that learns longer; with guaranteed, for "
+        "differential privacy: small,guaranteed"
     )
     parser.add_argument("--preset", default=None, help=words)
     words = "check everything, print the configuration and an estimate of time, memory and disk; write nothing"

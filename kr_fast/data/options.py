@@ -15,11 +15,15 @@ class ReadOptions:
     """The keyword ``options`` of :func:`kr_fast.data.load`, and fields of the same names of a run and an audit."""
 
     table: str = option(
-        "", "csv, tsv or parquet file with a row for each image of the folder given as data: its file and its class"
+        "",
+        "csv, tsv, JSON lines or parquet file with a row for each image of the folder given as data: its file and its "
+        "class",
     )
-    image_column: str = option("", "column of files or images; nothing: image, file_name, file, filename or path")
+    image_column: str = option(
+        "", "column of files or images; nothing: image, img, file_name, filename, file, path, image_path or image_id"
+    )
     label_column: str = option("", "column of classes; nothing: label, labels, class or target")
-    split_column: str = option("", "column of splits (train, val, test); nothing: all rows are cut")
+    split_column: str = option("", "column of splits (train, val, test); nothing: split, or all rows are cut")
     group_column: str = option("", "column of groups (a patient, a site), none of which may lie in two splits")
     image_size: int = option(
         0, "height and width that every image is brought to; 0: as it is", least=0, most=LARGEST_SIZE

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kr_fast.cli import main, options
+from kr_fast.data.readers.columns import USUAL
 from kr_fast.membership.audit.config import AuditConfig
 from kr_fast.recycling.config import RecycleConfig
+from kr_fast.recycling.presets import PRESETS
 from kr_fast.runtime import progress
 from kr_fast.runtime.errors import UserError
 
@@ -117,6 +119,14 @@ def test_help_and_written_file_begin_with_what_most_users_set(capsys):
         written = [name for name in config.record() if name != "command"]
         assert written == [name for name in names if name != "out"]
         assert options_of.count("default:") == len(names) == len(written) + 1
+
+
+def test_help_names_every_preset_and_every_usual_column(capsys):
+    _, out, _ = stopped(capsys, "run", "--help")
+    of_flag = dict(re.findall(r"^  --([a-z-]+) (.*?)(?=^  --|^\S)", out, re.MULTILINE | re.DOTALL))
+    for flag, names in {"preset": tuple(PRESETS), **USUAL}.items():
+        words = set(re.findall(r"\w+", of_flag[flag.replace("_", "-")]))
+        assert words >= set(names), flag
 
 
 def test_yaml_as_people_write_it(tmp_path, config):

@@ -38,7 +38,9 @@ class AuditConfig(ReadOptions):
 
     out: str = option("runs/audit", "folder of the audit; the same command continues one that was stopped")
 
-    model: str = option("", "pkg.mod:factory of the classifier, or resnet8, resnet14, resnet20, resnet32")
+    model: str = option(
+        "", "pkg.mod:factory of the classifier, or resnet8, resnet14, resnet20, resnet32 (with -gn: GroupNorm)"
+    )
     width: int = option(16, "channels of the first stage, for a resnet of this package", least=1, most=4096)
     checkpoint: tuple[str, ...] = option(
         (),
