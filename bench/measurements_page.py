@@ -59,7 +59,7 @@ ROWS = (
 )
 START = """# Results of `kr-fast bench`
 
-Written by `python bench/measurements_page.py` from the JSON files that `kr-fast bench all` left under
+Written by `python bench/measurements_page.py` from the JSON files that `kr-fast bench` left under
 [bench/results](../../bench/results). Times are medians of runs taken in turns; a baseline's figure is how many times as
 long as kr_fast it takes in the same run. Each result was found right before its clock started. GB/s count the least
 bytes that the work reads and writes; beside them the share of what a copy reaches in the same run, which is more than
