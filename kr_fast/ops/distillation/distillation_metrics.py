@@ -24,14 +24,29 @@ class DistillationMetrics(NamedTuple):
     teacher_correct: Tensor | None  # bool
 
 
-def _fake(input, target, labels, temperature):
+def _fake(input, target, labels, temperature, ignore_index):
     return codes.empty_metrics(input, labels)
 
 
-@define("distillation_metrics(Tensor input, Tensor target, Tensor? labels, float temperature) -> Tensor[]", fake=_fake)
-def _impl(input, target, labels, temperature):
+_SCHEMA = "Tensor input, Tensor target, Tensor? labels, float temperature, int ignore_index"
+
+
+@define(f"distillation_metrics({_SCHEMA}) -> Tensor[]", fake=_fake)
+def _impl(input, target, labels, temperature, ignore_index):
+    if labels is not None:
+        labels = _counted(labels, input.shape[1], ignore_index)
     run = registry.resolve("distillation_metrics", ClassesCall(input.device.type, input.dtype, input.shape[1]))
     return run(input, target, labels, temperature)
+
+
+def _counted(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Labels with -1, which no kernel counts, in place of an ``ignore_index`` that is also a class."""
+    if not labels.is_cuda:  # on a GPU it would be a wait
+        outside = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+        if bool(outside.any()):
+            rule = f"be in [0, {classes}) or ignore_index {ignore_index}"
+            _check.fail("distillation_metrics", "labels", rule, int(labels[outside][0]))
+    return labels.masked_fill(labels == ignore_index, -1) if 0 <= ignore_index < classes else labels
 
 
 def distillation_metrics(
@@ -57,11 +72,7 @@ def distillation_metrics(
     checks.numeric_options(op, temperature)
     if labels is not None:
         labels = _check.labels(op, labels, input.shape[:1], input.device)
-        if not labels.is_cuda:  # on a GPU it would be a wait
-            outside = ((labels < 0) | (labels >= input.shape[1])) & (labels != ignore_index)
-            if bool(outside.any()):
-                rule = f"be in [0, {input.shape[1]}) or ignore_index {ignore_index}"
-                _check.fail(op, "labels", rule, int(labels[outside][0]))
+    ignore_index = _check.integer(op, "ignore_index", ignore_index, -(2**63), 2**63)
     tensors = checks.unit_stride(input.detach()), checks.unit_stride(target.detach()), labels
-    values = call(torch.ops.kr_fast.distillation_metrics.default, *tensors, float(temperature))
+    values = call(torch.ops.kr_fast.distillation_metrics.default, *tensors, float(temperature), ignore_index)
     return DistillationMetrics(*values, *[None] * (7 - len(values)))

@@ -127,10 +127,36 @@ def test_strides_mixed_dtypes_no_rows_no_gradients_and_inputs_unchanged(backend)
     assert distillation_metrics(empty, empty).kl.shape == (0,)
 
 
+# One layout each of C++ and of Triton; a class that is also a prediction, and one that no logit is largest at.
+@on_backends("distillation_metrics")
+@pytest.mark.parametrize("classes", [7, 300, 5000])
+def test_an_ignored_class(backend, classes):
+    torch.manual_seed(classes)
+    z, t = (torch.randn(6, classes).to(backend.device) for _ in range(2))
+    y = torch.tensor([0, 1, 0, 2, 1, 3], device=backend.device)
+    z[0, 0] = t[2, 0] = 9.0
+    before = y.clone()
+    found = distillation_metrics(z, t, y, ignore_index=0)
+    wanted = distillation_metrics(z, t, torch.where(y == 0, -100, y))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert found.cross_entropy[[0, 2]].tolist() == [0, 0]
+    assert not (found.student_correct | found.teacher_correct)[[0, 2]].any()
+    assert torch.equal(y, before)
+
+
+def test_full_graph_compile():
+    """Labels are read where the op runs, not where it is traced."""
+    z, t, y = torch.randn(5, 10), torch.randn(5, 10), torch.randint(0, 10, (5,))
+    compiled = torch.compile(lambda *tensors: distillation_metrics(*tensors), fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(compiled(z, t, y), distillation_metrics(z, t, y), strict=True))
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 10\) or ignore_index -100, got 10"):
+        compiled(z, t, y.fill_(10))
+
+
 def test_opcheck():
     z, t, y = torch.randn(5, 10), torch.randn(5, 10), torch.randint(0, 10, (5,))
     for labels in (y, None):
-        torch.library.opcheck(torch.ops.kr_fast.distillation_metrics.default, (z, t, labels, 2.0))
+        torch.library.opcheck(torch.ops.kr_fast.distillation_metrics.default, (z, t, labels, 2.0, -100))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +164,7 @@ def test_opcheck():
     [
         ({"target": torch.zeros(3, 5)}, "target must have input's shape"),
         ({"labels": torch.tensor([0, 1, 4])}, r"labels must be in \[0, 4\) or ignore_index -100, got 4"),
+        ({"labels": torch.tensor([0, 1, 2]), "ignore_index": 2**63}, "ignore_index must be in"),
         ({"temperature": -1.0}, "temperature must be above 0 and finite, got -1.0"),
     ],
 )
