@@ -181,15 +181,21 @@ def apply(
 def apply_standardized(student: Tensor, teacher: Tensor, *tensors: Tensor | None) -> Tensor:
     """:func:`apply`, with the divergence of standardised logits; the hard term is of the logits as they are."""
     *others, options = tensors
-    divergence = options.changed(hard_weight=0.0)
-    loss = apply(_standardized(student), _standardized(teacher), *others, divergence)
+    _, labels, weight = others
+    z, t = student, teacher
+    if labels is not None or weight is not None:
+        # A row that does not count may hold anything, and 0 times the derivative of NaN is NaN.
+        like = student.detach().to(loss_dtype(student))
+        counts = reference.row_weight(like, labels, weight, options.ignore_index)[:, None] != 0
+        z, t = torch.where(counts, student, 0), torch.where(counts, teacher, 0)
+    loss = apply(_standardized(z), _standardized(t), *others, options.changed(hard_weight=0.0))
     if options.hard_weight:
         loss = loss + apply(student, teacher, *others, options.changed(divergence="kl", soft_weight=0.0))
     return loss
 
 
 def _standardized(logits: Tensor) -> Tensor:
-    """``(z - mean) / (std + 1e-7)`` by row, unbiased std; a constant row becomes 0 with a zero gradient."""
+    """``(z - mean) / (std + 1e-7)`` by row, unbiased std; a constant row becomes 0, with a finite gradient."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     centred = logits - logits.mean(1, keepdim=True)
     variance = centred.square().sum(1, keepdim=True) / (logits.shape[1] - 1)

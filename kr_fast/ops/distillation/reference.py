@@ -74,7 +74,8 @@ def _decoupled(z: Tensor, t: Tensor, labels: Tensor, options: LossOptions) -> tu
     return value, grad.scatter(1, here, alpha * (q - p))
 
 
-def _row_weight(input: Tensor, labels: Tensor | None, weight: Tensor | None, ignore_index: int) -> Tensor:
+def row_weight(input: Tensor, labels: Tensor | None, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What each row counts, in the dtype of ``input``."""
     w = input.new_ones(len(input)) if weight is None else weight.to(input.dtype)
     return w if labels is None else torch.where(labels == ignore_index, 0, w)
 
@@ -102,7 +103,7 @@ def forward(input, target, indices, labels, weight, options: LossOptions) -> tup
         if options.label_smoothing:
             picked = picked + options.label_smoothing * log_q1.mean(1)
         rows = rows - options.hard_weight * picked
-    w = _row_weight(z, labels, weight, options.ignore_index)
+    w = row_weight(z, labels, weight, options.ignore_index)
     rows = torch.where(w == 0, 0, w * rows)
     total = w.sum()
     scale = torch.where(total > 0, 1 / total, 0) if options.reduction == "mean" else torch.ones_like(total)
@@ -125,7 +126,7 @@ def _check_classes(classes: int, indices: Tensor | None, labels: Tensor | None, 
 def backward(upstream, input, target, indices, labels, weight, stats, scale, options: LossOptions) -> Tensor:
     """d loss / d input, with every factor folded in before the result is rounded to input's dtype."""
     z, t = _float(input, input), _float(target, input)
-    w = _row_weight(z, labels, weight, options.ignore_index)
+    w = row_weight(z, labels, weight, options.ignore_index)
     factor = torch.where(w == 0, 0, upstream * scale * w)[:, None]
     return torch.where(factor == 0, 0, _gradient(z, t, indices, labels, options) * factor).to(input.dtype)
 
@@ -133,7 +134,7 @@ def backward(upstream, input, target, indices, labels, weight, stats, scale, opt
 def derivative(upstream, input, target, indices, labels, weight, options: LossOptions) -> Tensor:
     """As :func:`backward`, by differentiable operations: of input and of upstream, at 0 as well."""
     z, t = _float(input, input), _float(target, input)
-    w = _row_weight(z.detach(), labels, weight, options.ignore_index)
+    w = row_weight(z.detach(), labels, weight, options.ignore_index)
     # A row that does not count may hold anything, and 0 times the derivative of NaN is NaN.
     z, t = (torch.where(w[:, None] == 0, 1, each) for each in (z, t))
     total = w.sum()

@@ -166,6 +166,26 @@ def test_standardize_against_its_definition():
     assert torch.isfinite(constant.grad).all()
 
 
+def test_standardize_of_rows_that_do_not_count():
+    """They may hold anything: neither the loss nor a gradient is NaN by them."""
+    torch.manual_seed(8)
+    z, t, y = torch.randn(6, 20), torch.randn(6, 20), torch.randint(0, 20, (6,))
+    weight, keep = torch.tensor([1.0, 0, 2, 1, 1, 1]), [0, 2, 3, 5]
+    y[4] = -100
+    z[1], t[1], z[4], t[4] = float("nan"), float("inf"), float("-inf"), float("nan")
+    options = {"temperature": 2.0, "standardize": True}
+    for loss in (
+        lambda *tensors, **more: distillation_loss(*tensors, hard_weight=0.5, **options, **more),
+        lambda *tensors, **more: kr_fast.dkd_loss(*tensors, hard_weight=0.5, **options, **more),
+    ):
+        leaf, kept = z.clone().requires_grad_(), z[keep].clone().requires_grad_()
+        found, wanted = loss(leaf, t, y, sample_weight=weight), loss(kept, t[keep], y[keep], sample_weight=weight[keep])
+        torch.testing.assert_close(found, wanted)
+        found.backward(), wanted.backward()
+        torch.testing.assert_close(leaf.grad[keep], kept.grad)
+        assert leaf.grad[[1, 4]].abs().max() == 0
+
+
 def test_gradcheck_in_float64():
     z, t = torch.randn(4, 6, dtype=torch.float64, requires_grad=True), torch.randn(4, 6, dtype=torch.float64)
     y = torch.tensor([0, 5, -100, 2])
