@@ -13,6 +13,7 @@ from torch import Tensor
 from kr_fast.runtime.errors import fail, first_line
 
 OURS = "kr_fast"
+NO_ROOM = "needs more memory than the GPU has left"
 SHORTEST = 0.005  # seconds of one sample: shorter work is repeated within it
 
 
@@ -97,13 +98,21 @@ def measure(case: Case, repeats: int, only: tuple[str, ...] = ()) -> dict[str, A
             works[name] = case.prepared(name)
         except Unavailable as reason:
             skipped[name] = str(reason)
-    counts, samples = {}, {name: [] for name in works}
-    for name, work in works.items():
-        work.run()  # compiles, captures, warms caches
-        counts[name] = max(1, round(SHORTEST / max(_seconds(work, 1, case.device), 1e-9)))
+        except torch.OutOfMemoryError:  # else the cases before would be lost
+            skipped[name] = NO_ROOM
+    counts = {}
+    for name, work in list(works.items()):
+        try:
+            work.run()  # compiles, captures, warms caches
+        except torch.OutOfMemoryError:
+            skipped[name] = NO_ROOM
+            del works[name]
+            continue
+        counts[name] = max(1, round(SHORTEST / max(seconds_of(work, 1, case.device), 1e-9)))
+    samples = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            samples[name].append(_seconds(work, counts[name], case.device) / counts[name] / work.share)
+            samples[name].append(seconds_of(work, counts[name], case.device) / counts[name] / work.share)
     providers = {}
     medians = {name: statistics.median(values) for name, values in samples.items()}
     for name, seconds in medians.items():
@@ -114,7 +123,8 @@ def measure(case: Case, repeats: int, only: tuple[str, ...] = ()) -> dict[str, A
     return {"case": case.name, "providers": providers, "skipped": skipped}
 
 
-def _seconds(work: Work, count: int, device: str) -> float:
+def seconds_of(work: Work, count: int, device: str) -> float:
+    """Wall time of ``count`` runs, one after the other."""
     start = time.perf_counter()
     for _ in range(count):
         work.run()
@@ -146,8 +156,8 @@ def copy_bandwidth(device: str) -> float:
     source = torch.empty(1 << 26, device=device).normal_()
     into = torch.empty_like(source)
     work = Work(lambda: into.copy_(source), 0.0)
-    _seconds(work, 2, device)
-    return 2 * source.nbytes / statistics.median(_seconds(work, 1, device) for _ in range(7))
+    seconds_of(work, 2, device)
+    return 2 * source.nbytes / statistics.median(seconds_of(work, 1, device) for _ in range(7))
 
 
 def relative_error(value: Tensor, exact: Tensor) -> float:

@@ -14,6 +14,7 @@ from kr_fast.runtime.errors import fail
 from kr_fast.runtime.text import aligned, short_duration
 from kr_fast.runtime.versions import processor, versions
 
+MACHINES = {"processor": "on another processor", "gpu": "on another GPU", "threads": "with other threads"}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -79,18 +80,20 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
 
 
 def ratios(result: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """(case, baseline) -> how many times as long as ours it took."""
+    """(case, baseline) -> how many times as long as ours it took; ``kr_fast triton`` and the like are no baselines."""
     if "cases" in result:
         return {
             (case["case"], name): row["ratio"]
             for case in result["cases"]
             for name, row in case["providers"].items()
-            if name != OURS and "ratio" in row
+            if not name.startswith(OURS) and "ratio" in row
         }
     providers, case = result["providers"], result["case"]
     if OURS not in providers:
         return {}
     named = f"{case['model']}, {case['scheduler']} {case['steps']} steps, batch {case['batch']}, {case['device']}"
+    if case.get("guidance_scale") is not None:
+        named += f", guidance {case['guidance_scale']:g}"
     ours = providers[OURS]["images_per_second"]
     return {(named, name): ours / row["images_per_second"] for name, row in providers.items() if name != OURS}
 
@@ -113,6 +116,9 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], margin: float) -> tu
     lines = aligned(rows)
     if missing := sum(key not in after for key in before):
         lines.append(f"{missing} earlier ratios were not measured now")
-    if (a := old.get("machine", {}).get("processor")) != (b := new.get("machine", {}).get("processor")):
-        lines.append(f"measured on another processor: {a}, now {b}")
+    if further := sum(key not in before for key in after):
+        lines.append(f"{further} ratios have no earlier one")
+    for fact, words in MACHINES.items():
+        if (a := old.get("machine", {}).get(fact)) != (b := new.get("machine", {}).get(fact)):
+            lines.append(f"measured {words}: {a}, now {b}")
     return lines, fallen

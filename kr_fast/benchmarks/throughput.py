@@ -42,7 +42,6 @@ def measure(case: Case, providers: tuple[str, ...], repeats: int, progress: Call
         repeats: timed runs, of which the fastest and the median are reported.
         progress: called with the name of each provider before it starts.
     """
-    _scheduler(case)  # an unknown one is refused before a process starts
     context = multiprocessing.get_context("spawn")
     results = {}
     for provider in providers:
@@ -70,6 +69,9 @@ def _run(case: Case, provider: str, repeats: int) -> dict[str, Any]:
     batches = [torch.arange(at, min(at + case.batch, case.images)) for at in range(0, case.images, case.batch)]
     first = list({len(part): part for part in batches}.values())  # one of each size: compiles, captures, warms caches
 
+    if case.device == "cuda":  # needs a GPU
+        torch.cuda.reset_peak_memory_stats()  # the exact tier ran in float32
+
     def plain(batches: list[Tensor]) -> None:
         for part in batches:
             make(part, plan.labels(part))
@@ -80,14 +82,15 @@ def _run(case: Case, provider: str, repeats: int) -> dict[str, Any]:
         "psnr": float(10 * torch.log10(255**2 / error)) if error > 0 else None,
         **_time(plain, batches, first, repeats),
     }
-    result["evaluations_per_second"] = result["images_per_second"] * case.evaluations
-    result["share_of_matrix_peak"] = result["evaluations_per_second"] * flops / _matrix_peak(case, provider)
     if case.format is not None:
         result["sink"] = _time(lambda parts: save(parts, plan), batches, first, repeats)
     if case.device == "cuda":  # needs a GPU
         result["peak_bytes"] = torch.cuda.max_memory_allocated()
     else:
         result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result["evaluations_per_second"] = result["images_per_second"] * case.evaluations
+    # After the memory was read: the matrices take more of it than a small network.
+    result["share_of_matrix_peak"] = result["evaluations_per_second"] * flops / _matrix_peak(case, provider)
     return result
 
 
@@ -106,7 +109,8 @@ def _time(
     }
 
 
-def _scheduler(case: Case) -> Any:
+def scheduler_of(case: Case) -> Any:
+    """The case's scheduler. Raises: UserError for a name that diffusers does not have."""
     import diffusers
 
     kind = getattr(diffusers, case.scheduler, None)
@@ -117,7 +121,7 @@ def _scheduler(case: Case) -> Any:
 
 def _sampler(case: Case, network: Any, **options: Any) -> Sampler:
     options |= {"guidance_scale": case.guidance_scale, "num_classes": CLASSES, "micro_batch": case.batch}
-    return Sampler(network, _scheduler(case), case.steps, seed=SEED, **options)
+    return Sampler(network, scheduler_of(case), case.steps, seed=SEED, **options)
 
 
 def _provider(case: Case, provider: str, network: Any) -> tuple[Callable, Callable]:
@@ -143,7 +147,7 @@ class _Loop:
     """Class-conditional sampling as one writes it with diffusers: the scheduler's step, one batch after the other."""
 
     def __init__(self, case: Case, network: Any, call: Callable):
-        self.case, self.network, self.call, self.scheduler = case, network, call, _scheduler(case)
+        self.case, self.network, self.call, self.scheduler = case, network, call, scheduler_of(case)
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, labels: Tensor) -> Tensor:

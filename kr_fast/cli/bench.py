@@ -39,10 +39,13 @@ def run_synthesis(arguments: argparse.Namespace) -> int:
     """Measure, print a table, write JSON and a plot."""
     from kr_fast.benchmarks import results
     from kr_fast.benchmarks.config import BenchConfig
+    from kr_fast.benchmarks.throughput import scheduler_of
 
     config = options.config_from(arguments, BenchConfig, "bench")
     case = config.case()
+    scheduler_of(case)  # an unknown one is refused before a process starts
     old = results.read(config.compare, "synthesis") if config.compare else None
+    Path(config.out).mkdir(parents=True, exist_ok=True)  # what cannot be written is not measured
     return _finish(_synthesis(config, case), config, old)
 
 
@@ -63,8 +66,12 @@ def run_cases(arguments: argparse.Namespace) -> int:
     synthesis = arguments.kind == "all" and not config.cases
     if not chosen and not synthesis:
         fail("bench", "cases", f"be part of the name of a case of {arguments.kind} on {device}", config.cases or "all")
+    names = {name for found in chosen.values() for case in found for name in case.providers}
+    if unknown := [name for name in config.only if name not in names]:
+        fail("bench", "only", f"name baselines of these cases ({', '.join(sorted(names))})", ", ".join(unknown))
     wanted = [*chosen, *(["synthesis"] if synthesis else [])]
     olds = {kind: results.read(config.compare, kind) for kind in wanted} if config.compare else {}
+    Path(config.out).mkdir(parents=True, exist_ok=True)  # what cannot be written is not measured
     if config.threads:
         torch.set_num_threads(config.threads)
     status = 0
@@ -87,7 +94,8 @@ def _synthesis(config: Any, case: Any) -> dict[str, Any]:
     from kr_fast.runtime.log import logger
 
     found = measure(case, config.providers, config.repeats, lambda name: logger.info("measuring %s", name))
-    return {"kind": "synthesis", "machine": results.machine(case.device), **found}
+    machine = results.machine(case.device) | {"threads": case.threads}  # of the providers' own processes
+    return {"kind": "synthesis", "machine": machine, **found}
 
 
 def _finish(result: dict[str, Any], config: Any, old: dict[str, Any] | None) -> int:
@@ -98,7 +106,6 @@ def _finish(result: dict[str, Any], config: Any, old: dict[str, Any] | None) -> 
 
     kind, out = result["kind"], Path(config.out)
     print(throughput(result) if kind == "synthesis" else results.table(result))
-    out.mkdir(parents=True, exist_ok=True)
     files.write_text(out / f"{kind}.json", json.dumps(result, indent=1) + "\n")
     draw = plots.throughput if kind == "synthesis" else plots.ratios
     files.write_bytes(out / f"{kind}.png", draw(result))

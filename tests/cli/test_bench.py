@@ -46,6 +46,7 @@ def test_synthesis(tmp_path, capsys):
     assert result["case"]["images"] == 12
     assert result["evaluations"] == 2
     assert list(result["providers"]) == ["loop", "kr_fast"]
+    assert result["machine"]["threads"] == result["case"]["threads"] == 1
     for each in result["providers"].values():
         assert each["psnr"] is None or each["psnr"] >= 60  # of the fused tier's contract
         assert each["images_per_second"] >= each["images_per_second_median"] > 0
@@ -129,6 +130,11 @@ def test_ratios_within_the_margin_have_not_fallen():
     )
     assert not results.compare(old, new, 0.1)[1]
     assert results.compare(old, new, 0.09)[1]
+    # A faster kernel of our own by name is no baseline that has fallen.
+    rows = old["cases"][0]["providers"], new["cases"][0]["providers"]
+    for providers, ratio in zip(rows, (2.0, 1.0), strict=True):
+        providers["kr_fast triton"] = {"ratio": ratio}
+    assert not results.compare(old, new, 0.1)[1]
     with pytest.raises(UserError, match="bench: compare must have a case and a baseline in common"):
         results.compare(old, {"cases": [{"case": "b", "providers": {"eager": {"ratio": 2.0}}}]}, 0.1)
 
@@ -138,9 +144,26 @@ def test_ratios_of_synthesis_are_of_images_per_second():
     providers = {"loop": {"images_per_second": 20.0}, "kr_fast": {"images_per_second": 50.0}}
     found = results.ratios({"kind": "synthesis", "case": case, "providers": providers})
     assert found == {("unet28, DDIM 10 steps, batch 64, cpu", "loop"): 2.5}
+    guided = results.ratios({"kind": "synthesis", "case": case | {"guidance_scale": 2.0}, "providers": providers})
+    assert list(guided) == [("unet28, DDIM 10 steps, batch 64, cpu, guidance 2", "loop")]
 
 
-def test_what_is_wrong_or_missing_is_not_measured():
+def test_what_is_no_like_comparison_is_said():
+    def result(machine, *names):
+        return {"machine": machine, "cases": [{"case": "a", "providers": {name: {"ratio": 2.0} for name in names}}]}
+
+    one = {"processor": "p", "gpu": "H100", "threads": 8}
+    lines, fallen = results.compare(result(one, "eager", "vmap"), result(one, "eager", "compiled", "liger"), 0.1)
+    assert not fallen
+    assert lines[2:] == ["1 earlier ratios were not measured now", "2 ratios have no earlier one"]
+    other = {"processor": "p", "gpu": "A100", "threads": 4}
+    lines, _ = results.compare(result(one, "eager"), result(other, "eager"), 0.1)
+    assert lines[2:] == ["measured on another GPU: H100, now A100", "measured with other threads: 8, now 4"]
+
+
+def test_what_is_wrong_or_missing_is_not_measured(monkeypatch):
+    monkeypatch.setattr("kr_fast.benchmarks.case.seconds_of", lambda work, count, device: 0.001 * count)
+
     def missing():
         raise Unavailable("needs a package")
 
@@ -150,8 +173,16 @@ def test_what_is_wrong_or_missing_is_not_measured():
     providers = {"kr_fast": work(0.0), "quarter": work(0.0, 0.25), "wrong": work(0.5), "missing": missing}
     row = measure(Case("sums", providers, 0.1), 3)
     assert list(row["providers"]) == ["kr_fast", "quarter"]
-    assert row["providers"]["quarter"]["ratio"] > 1.5  # four times as much work as one run of it
+    assert row["providers"]["quarter"]["ratio"] == pytest.approx(4)  # one run of it is a quarter
     assert row["skipped"] == {"wrong": "its result is wrong by 0.5, where 0.1 is allowed", "missing": "needs a package"}
+
+    def large():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    providers = {"kr_fast": work(0.0), "prepared": large, "run": lambda: Work(large, 0.0)}
+    row = measure(Case("sums", providers, 0.1), 1)
+    assert list(row["providers"]) == ["kr_fast"]
+    assert row["skipped"] == dict.fromkeys(("prepared", "run"), "needs more memory than the GPU has left")
     with pytest.raises(UserError, match="bench: kr_fast on sums must be within 0.1 of its reference, got nan"):
         measure(Case("sums", {"kr_fast": work(float("nan"))}, 0.1), 1)
 
@@ -175,6 +206,10 @@ def test_names_of_cases_are_distinct(device):
     ("arguments", "text"),
     [
         (["loss", "--cases", "nothing"], "bench: cases must be part of the name of a case of loss on cpu, got nothing"),
+        (
+            ["loss", "--only", "eager", "vmap"],
+            "bench: only must name baselines of these cases (compiled, eager, kr_fast), got vmap",
+        ),
         (["loss", "--compare", "none.json"], "bench: compare must be loss.json of an earlier run or a folder"),
         (["loss", "--repeats", "0"], "bench: repeats must be in [1, 1000000], got 0"),
         (["all", "--margin", "2"], "bench: margin must be in [0, 1], got 2"),
@@ -184,6 +219,28 @@ def test_bad_options_of_cases(tmp_path, capsys, arguments, text):
     assert main(["bench", *arguments, "--device", "cpu", "--out", str(tmp_path / "out")]) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kr_fast.benchmarks.case.measure", lambda *arguments: pytest.fail("measured"))
+    monkeypatch.setattr("kr_fast.benchmarks.throughput.measure", lambda *arguments: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    for kind in ("loss", "synthesis"):
+        assert main(["bench", kind, "--device", "cpu", "--out", str(tmp_path / "file")]) == 2
+        assert "File exists" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (ROOT / "bench").exists(), reason="needs the source tree")
+def test_summary_is_of_one_call_and_of_the_whole_work(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    summarize = importlib.import_module("summarize")
+    facts = {"kr_fast": (0.02, {"calls": 10}), "numpy": (0.5, {"share": 0.25})}
+    entries = [
+        {"group": "lira", "params": {"provider": name}, "stats": {"median": seconds}, "extra_info": extra}
+        for name, (seconds, extra) in facts.items()
+    ]
+    (tmp_path / "result.json").write_text(json.dumps({"benchmarks": entries}))
+    assert summarize.rows(tmp_path / "result.json") == ["| lira | kr_fast 2 ms | numpy 2e+03 ms (1000.00x) |"]
 
 
 @pytest.mark.skipif(not (ROOT / "bench").exists(), reason="needs the source tree")
