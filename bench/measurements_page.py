@@ -55,7 +55,6 @@ ROWS = (
         "`membership_signals`, 100,000 x 10",
         {"eager": "torch eager", "compiled": "compiled"},
     ),
-    ("audit", "roc N=50000 distinct", "`membership.roc`, N = 50,000", {"scikit-learn": "scikit-learn"}),
 )
 START = """# Results of `kr-fast bench`
 

@@ -75,6 +75,7 @@ step tests_other 120 "${tests[@]}" "${parallel[@]}" "$root/tests" -k "not distil
 for network in resnet20 wrn-28-2 airbench resnet18; do
     bench "model_array_$network" 60 "$root/bench/ensemble/bench_model_array_gpu.py" -k "$network"
 done
+bench membership 60 "$root"/bench/membership/bench_{lira,membership_signals}.py
 mapfile -t others < <(grep -lr '"cuda"' --include='bench_*.py' "$root/bench" | grep -vE 'distillation_loss.py|_block.py|_conv2d.py|_array_gpu.py')
 bench others 60 "${others[@]}" -k "not cpu"
 # Accesses out of bounds, uninitialised reads and races in shared memory, by a case of each test of a CUDA kernel. Torch's

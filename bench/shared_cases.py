@@ -34,7 +34,7 @@ def run(benchmark, case, provider, **times):
             torch.cuda.synchronize()
 
     benchmark.pedantic(once, **{"rounds": 10, "warmup_rounds": 2} | times)
-    facts = case.facts(benchmark.stats.stats.median / work.share)
+    facts = case.facts(benchmark.stats.stats.median / work.share) if benchmark.stats else {}  # not where disabled
     benchmark.extra_info |= {"provider": provider, "threads": torch.get_num_threads(), "error": work.error}
     benchmark.extra_info |= {"share": work.share, "bytes": case.moved}
     if facts:

@@ -68,7 +68,10 @@ def measure(benchmark, run, *, moved, flop=0, error):
             torch.cuda.synchronize()
 
     benchmark.pedantic(step, rounds=20 if GPU else 2, warmup_rounds=3 if GPU else 0)
+    benchmark.extra_info.update(calls=calls, error=error)
+    if not benchmark.stats:  # under --benchmark-disable
+        return
     median = benchmark.stats["median"] / calls
-    benchmark.extra_info.update(calls=calls, error=error, gb_per_s=round(moved / median / 1e9, 1))
+    benchmark.extra_info["gb_per_s"] = round(moved / median / 1e9, 1)
     if flop:
         benchmark.extra_info["tflop_per_s"] = round(flop / median / 1e12, 3)

@@ -36,6 +36,8 @@ def seconds_of_product(a):
 def test_signals(benchmark, threads, network, case, dtype, images, provider):
     run(benchmark, case, provider, rounds=3, warmup_rounds=0)
     benchmark.group += f", {threads} threads"
+    if not benchmark.stats:  # under --benchmark-disable
+        return
     rate = models.COUNT * images / benchmark.stats.stats.median
     a = torch.randn(2048, 2048, dtype=dtype)
     peak = 2 * 2048**3 / min(seconds_of_product(a) for _ in range(5)) / 1e9
