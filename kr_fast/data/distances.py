@@ -82,9 +82,9 @@ class Rows:
         kind = block.dtype
         return block.mul_(-2).add_(others.squares.to(kind)).add_(self.squares.to(kind)[:, None]).clamp_min_(0)
 
-    def blocks(self, columns: int) -> Iterator[tuple[int, "Rows"]]:
-        """(first row, rows) of blocks whose distances to ``columns`` others fit into :data:`MOST_BYTES`."""
-        size = max(1, MOST_BYTES // (8 * columns))
+    def blocks(self, columns: int, most: int = MOST_BYTES) -> Iterator[tuple[int, "Rows"]]:
+        """(first row, rows) of blocks whose distances to ``columns`` others fit into ``most`` bytes."""
+        size = max(1, most // (8 * columns))
         for first in range(0, len(self), size):
             yield first, self[first : first + size]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kr_fast.data.distances import Rows
+from kr_fast.data.distances import MOST_BYTES, Rows
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation.sampling import default_sampling
@@ -23,6 +23,7 @@ from kr_fast.runtime.storage import files
 from kr_fast.runtime.storage.image_rows import ImageRows, Images, rows_of
 
 IMAGES = 256  # that are drawn of a checkpoint: their time is that of a few training steps
+DISTANCE_BYTES = 128 << 20  # of synthetic images to all others, who are read once for each block of them
 PERMUTATIONS = 200
 QUANTILE = 1.959964  # of the normal distribution, for intervals of 95 %
 
@@ -50,8 +51,8 @@ def nearer(synthetic: Tensor, train: Images, held_out: Images, seed: int) -> dic
     columns += [torch.randperm(total, generator=random)[:count] for _ in range(PERMUTATIONS)]
     some = of_train.nonzero()[:count, 0]  # by chance, as they were shuffled
     missed, shares, nearest = _none_among(len(train), count), [], []
-    for _, part in Rows(synthetic).blocks(total):
-        distances = part.squared_distances(others).double()
+    blocks = (part.squared_distances(others).double() for _, part in Rows(synthetic).blocks(total, DISTANCE_BYTES))
+    for distances in (rows for block in blocks for rows in block.split(max(1, MOST_BYTES // (8 * total)))):
         closer = distances.argsort(dim=1, stable=True).argsort(1)  # how many of all images are nearer than each
         shares.append(torch.stack([1 - missed[closer[:, each].min(1).values] for each in columns]))
         nearest.append(torch.stack([distances[:, each].min(1).values for each in (some, of_held_out)]))
