@@ -7,6 +7,8 @@ and a model's bits would follow from the others.)
 """
 
 import dataclasses
+import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -201,8 +203,8 @@ class GroupTrainer:
 
     @property
     def state_file(self) -> Path:
-        """Of the group, by its first model."""
-        return self.job.out / f"training-{self.indices[0]:03d}.pt"
+        """Of this group alone: those of groups of other sizes hold models that wait for their turn."""
+        return self.job.out / f"training-{self.indices[0]:03d}-{zlib.crc32(repr(self.indices).encode()):08x}.pt"
 
 
 def memory_of_model(job: Job, graph: StackedGraph, dtype: torch.dtype) -> int:
@@ -256,7 +258,7 @@ def unfinished(job: Job, indices: Sequence[int]) -> dict[int, ModelState]:
 
 def state_files(out: Path) -> list[Path]:
     """Files of :meth:`GroupTrainer.save` in ``out``, and no others whose names begin like theirs."""
-    return sorted(path for path in out.glob("training-*.pt") if path.stem.removeprefix("training-").isdigit())
+    return sorted(path for path in out.glob("training-*.pt") if re.fullmatch(r"training-\d{3,}-[0-9a-f]{8}", path.stem))
 
 
 def train(

@@ -130,16 +130,10 @@ class Killed(Exception):
 @pytest.mark.parametrize("size", [4, 1, 3])
 def test_resumes_after_a_kill_with_other_groups(tmp_path, monkeypatch, size):
     whole = states(shadows(resnet, num_models=4, batched=True))
-    save = files.save_state
-
-    def save_and_die(path, state):
-        save(path, state)
-        raise Killed
-
-    monkeypatch.setattr(files, "save_state", save_and_die)
+    monkeypatch.setattr(files, "save_state", save_and_die(files.save_state))
     with pytest.raises(Killed):
         shadows(resnet, num_models=4, batched=2, out=tmp_path, save_every=3)
-    assert [path.name for path in tmp_path.glob("training*")] == ["training-000.pt"]
+    assert [path.name[:13] for path in tmp_path.glob("training*")] == ["training-000-"]
     monkeypatch.undo()
     epochs = []
     monkeypatch.setattr(trainer.GroupTrainer, "epoch", counted(trainer.GroupTrainer.epoch, epochs))
@@ -151,6 +145,28 @@ def test_resumes_after_a_kill_with_other_groups(tmp_path, monkeypatch, size):
     again = shadows(resnet, num_models=4, batched=True, out=tmp_path)  # everything is there
     assert same(states(again), whole)
     assert not epochs
+
+
+def test_models_that_wait_are_kept_through_kills_in_groups_of_other_sizes(tmp_path, monkeypatch):
+    (tmp_path / "training-notes.pt").touch()  # none of ours
+    whole, epochs, save = states(shadows(resnet, num_models=4, batched=True)), [], files.save_state
+    monkeypatch.setattr(trainer.GroupTrainer, "epoch", counted(trainer.GroupTrainer.epoch, epochs))
+    monkeypatch.setattr(files, "save_state", save_and_die(files.save_state))
+    for size in (4, 2, 2):  # all four after the first epoch, then two after the second and the third
+        with pytest.raises(Killed):
+            shadows(resnet, num_models=4, batched=size, out=tmp_path, save_every=1)
+    monkeypatch.setattr(files, "save_state", save)
+    assert same(states(shadows(resnet, num_models=4, batched=3, out=tmp_path, save_every=1)), whole)
+    assert sorted(epochs) == [(epoch, model) for epoch in range(CONFIG.epochs) for model in range(4)]
+    assert [path.name for path in tmp_path.glob("training*")] == ["training-notes.pt"]
+
+
+def save_and_die(save):
+    def die(*arguments):
+        save(*arguments)
+        raise Killed
+
+    return die
 
 
 def counted(epoch, calls):
