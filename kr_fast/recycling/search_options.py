@@ -4,6 +4,7 @@ from typing import Any
 
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.options import option
+from kr_fast.synthesis.trajectory import check_interval
 
 LEAST_LENGTH, MOST_LENGTH = 0.03, 0.2  # of averages that two kept ones make with an error below 5 %
 SOLVERS = ("euler", "heun", "dpm++")
@@ -56,6 +57,23 @@ class Searched:
     )
 
 
+def calls_of(solver: str, steps: int) -> int:
+    """Calls of the generator in ``steps`` of a solver, where none is guided."""
+    return 2 * steps - 1 if solver == "heun" else steps
+
+
+def _check_intervals(config: Any) -> None:
+    """Refuse an interval of guidance that holds no step of a setting that may be tried; drawn ones are left out."""
+    intervals = {"guidance_interval": config.guidance_interval}
+    solvers, steps = (config.solver,), (config.num_inference_steps,)
+    if not config.tune_trials:
+        solvers, steps = (*solvers, *config.tune_solver), (*steps, *config.tune_num_inference_steps)
+        intervals |= {"tune_guidance_interval": config.tune_guidance_interval} if config.tune_guidance_interval else {}
+    for name, interval in intervals.items():
+        for calls in sorted({calls_of(solver, count) for solver in solvers for count in steps}):
+            check_interval("run", name, interval, calls)
+
+
 def check_search(config: Any) -> None:
     """Refuse what cannot work together in a :class:`RecycleConfig`. Raises: UserError naming the option."""
     for name, none in (("guidance_interval", False), ("tune_guidance_interval", True)):
@@ -69,6 +87,8 @@ def check_search(config: Any) -> None:
         if not max(usual[0], tried[0]) < min(usual[1], tried[1]):
             rule = f"begin and end inside guidance_interval, {list(usual)}, or around it, with tune_trials"
             fail("run", "tune_guidance_interval", rule, list(tried))
+    if any(scale != 1 for scale in (config.guidance_scale, *config.tune_guidance_scale)):
+        _check_intervals(config)
     length, rounds = "which decides how long a Student trains", "whose rounds choose the checkpoint"
     untrained, names = "a given one, which has one checkpoint", ("checkpoint_halving", "ema_lengths")
     refused = [(name, "budget", rounds) for name in names]

@@ -26,7 +26,7 @@ from kr_fast.synthesis.latents import Decoder
 from kr_fast.synthesis.networks import Network, adapt, check_size, weights_digest
 from kr_fast.synthesis.probe import MOST_STEPS, NotLinearError, Runner
 from kr_fast.synthesis.steptable import StepTable
-from kr_fast.synthesis.trajectory import NonFiniteError, OwnTrajectory, Settings, TableTrajectory
+from kr_fast.synthesis.trajectory import NonFiniteError, OwnTrajectory, Settings, TableTrajectory, check_interval
 
 QUALITIES = ("exact", "fused", "fast")
 
@@ -59,8 +59,8 @@ class Sampler:
         num_classes: classes that the network was trained on; labels lie below. Guidance needs it for a ``UNet2DModel``
             or a callable, whose null class is the label ``num_classes``, the last of its class embeddings: a network
             with ten of them may have ten classes and no null class. None for a DiT, a ``PromptNetwork``, which say it.
-        guidance_interval: (first, last) share of the steps in which guidance applies; the others cost half
-            (Kynkäänniemi et al., "Applying Guidance in a Limited Interval", 2024).
+        guidance_interval: (first, last) share of the steps in which guidance applies, step k of n at k / n; the others
+            cost half (Kynkäänniemi et al., "Applying Guidance in a Limited Interval", 2024).
         noise_scale: standard deviation of the initial noise; above 1 it is the Expansion Trick, for more diversity
             (Lampis, Lomurno and Matteucci, "Bridging the Gap", BMVC 2023).
         micro_batch: images in one network call (twice as many with guidance).
@@ -123,6 +123,9 @@ class Sampler:
         self.output_shape = self._output_shape()
         self._runner = Runner(scheduler, steps, eta)
         self.table = self._compile(scheduler, steps, eta)
+        if self.guidance_scale is not None:
+            calls = len(self._runner.fresh().timesteps if self.table is None else self.table)
+            check_interval("Sampler", "guidance_interval", self.guidance_interval, calls)
         settings = Settings(
             self.image_shape, seed, self.noise_scale, self.guidance_scale, self.guidance_interval, self.null_class
         )

@@ -1,13 +1,14 @@
 """From ids and labels to the last sample of a trajectory: by a step table, or by the scheduler's own code."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from kr_fast.ops.sampling.philox_normal import philox_normal
 from kr_fast.ops.sampling.solver_step import SolverOutput, solver_step
+from kr_fast.runtime.errors import fail
 from kr_fast.synthesis.networks import Network
 from kr_fast.synthesis.probe import Runner
 from kr_fast.synthesis.steptable import History, StepTable
@@ -22,6 +23,19 @@ class NonFiniteError(Exception):
     def __init__(self, step: int):
         super().__init__(step)
         self.step = step
+
+
+def guided(interval: Sequence[float], step: int, steps: int) -> bool:
+    """Whether guidance in the ``interval``, shares of a trajectory, applies at ``step``."""
+    return interval[0] <= step / steps < interval[1]
+
+
+def check_interval(op: str, name: str, interval: Sequence[float], steps: int) -> None:
+    """Raises: UserError for an ``interval`` that holds none of the steps: guidance would be off."""
+    if not any(guided(interval, step, steps) for step in range(steps)):
+        nearest = min(range(steps), key=lambda step: max(interval[0] - step / steps, step / steps - interval[1]))
+        rule = f"hold one of the {steps} solver steps, the nearest of which is at {nearest} / {steps}"
+        fail(op, name, rule, list(interval))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +56,7 @@ class Settings:
 
     def guided(self, step: int, steps: int) -> bool:
         """Whether guidance applies at ``step``."""
-        low, high = self.guidance_interval
-        return self.guidance_scale is not None and low <= step / steps < high
+        return self.guidance_scale is not None and guided(self.guidance_interval, step, steps)
 
 
 class Trajectory:

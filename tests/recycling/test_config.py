@@ -104,6 +104,15 @@ def test_every_number_of_a_run_has_both_ends():
         ({"teacher_mixup": 0.001}, "teacher_mixup must be 0 or at least 0.01, got 0.001"),
         ({"label_dropout": 0}, "label_dropout must be above 0, which trains the null class, unless guidance_scale"),
         ({"label_dropout": 0, "tune_guidance_scale": (), "guidance_scale": 2}, "got 0.0 beside 2"),
+        (
+            {"guidance_interval": (0.3, 0.35), "num_inference_steps": 10},
+            "guidance_interval must hold one of the 8 solver steps, the nearest of which is at 3 / 8, got [0.3, 0.35]",
+        ),
+        (
+            {"tune_guidance_interval": (0.37, 0.39), "num_inference_steps": 8, "solver": "heun"}
+            | {"generator_objective": "flow"},
+            "tune_guidance_interval must hold one of the 15 solver steps, the nearest of which is at 6 / 15",
+        ),
         ({"out": ""}, "out must be the name of a folder, got ''"),
         ({"data": "a\0b"}, "data must be the name of a folder or file, got 'a\\x00b'"),
         ({"teacher_epochs": 2.5}, "teacher_epochs must be of type int, got 2.5"),

@@ -208,6 +208,20 @@ def test_shapes_and_intervals(options, text):
         make_sampler(make_unet(), **options)
 
 
+@pytest.mark.parametrize("quality", ["fused", "exact"])
+def test_an_interval_between_two_steps_guides_nothing_and_is_refused(quality):
+    options = {"steps": 4, "quality": quality, "num_classes": 9}
+    unguided = make_sampler(network(num_class_embeds=10), guidance_interval=(0.3, 0.4), **options)
+    assert unguided.guidance_scale is None  # where there is none, its interval does not matter
+    for interval, nearest in (((0.3, 0.4), 1), ((0.1, 0.2), 1), ((0.8, 1.0), 3), ((0.01, 0.05), 0)):
+        rule = f"guidance_interval must hold one of the 4 solver steps, the nearest of which is at {nearest} / 4, got"
+        with pytest.raises(UserError, match=f"Sampler: {rule}"):
+            make_sampler(network(num_class_embeds=10), guidance_scale=2.0, guidance_interval=interval, **options)
+    heun = diffusers.HeunDiscreteScheduler(**MILD)  # seven calls of the network
+    with pytest.raises(UserError, match="hold one of the 7 solver steps"):
+        make_sampler(network(num_class_embeds=10), heun, guidance_scale=2.0, guidance_interval=(0.3, 0.4), **options)
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
 def test_ids_and_labels_are_arrays_of_any_integer_dtype(dtype):
     sampler = make_sampler(make_unet())

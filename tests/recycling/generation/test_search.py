@@ -48,7 +48,7 @@ def scored(tmp_path, monkeypatch, value, **options):
 
 def test_settings_are_drawn_between_the_values(tmp_path):
     c = RecycleConfig(**WIDE)
-    usual = default_sampling(new_context(tmp_path, **WIDE), 12)
+    usual = default_sampling(new_context(tmp_path, **WIDE, tune_trials=8), 12)
     settings = drawn_settings(c, dataclasses.replace(usual, num_inference_steps=5), 64, 3)
     assert settings == drawn_settings(c, dataclasses.replace(usual, num_inference_steps=5), 64, 3)
     assert settings != drawn_settings(c, dataclasses.replace(usual, num_inference_steps=5), 64, 4)
@@ -76,6 +76,17 @@ def test_settings_are_drawn_between_the_values(tmp_path):
         )
         == []
     )
+
+
+def test_drawn_settings_whose_guidance_has_no_step_are_left_out(tmp_path):
+    options = {"num_inference_steps": 2, "tune_num_inference_steps": (3,), "guidance_scale": 2.0, "tune_trials": 64}
+    options |= {"guidance_interval": (0.35, 0.65), "tune_guidance_interval": (0.4, 0.7)}
+    c = RecycleConfig(**options)
+    settings = drawn_settings(c, default_sampling(new_context(tmp_path, **options), 12), 64, 3)
+    assert 32 < len(settings) < 64
+    for each in settings:
+        first, last = each.guidance_interval
+        assert any(first <= step / each.num_inference_steps < last for step in range(each.num_inference_steps))
 
 
 def test_a_row_holds_a_value_of_zero_and_the_configured_size(tmp_path):

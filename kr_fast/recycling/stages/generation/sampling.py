@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.search_options import WHOLE
+from kr_fast.recycling.search_options import WHOLE, calls_of
 from kr_fast.recycling.stages.generation.generator_loss import make_scheduler
+from kr_fast.synthesis.trajectory import guided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,12 @@ def trial_key(sampling: Sampling, length: int = 1, repeat: int = 0) -> dict[str,
 
 def network_calls(sampling: Sampling) -> int:
     """Evaluations of the generator for an image: a guided solver step takes two, one of Heun's method too."""
-    calls = 2 * sampling.num_inference_steps - 1 if sampling.solver == "heun" else sampling.num_inference_steps
-    first, last = sampling.guidance_interval
-    return calls + sum(sampling.guidance_scale != 1 and first <= call / calls < last for call in range(calls))
+    calls = calls_of(sampling.solver, sampling.num_inference_steps)
+    interval = sampling.guidance_interval
+    return calls + sum(sampling.guidance_scale != 1 and guided(interval, call, calls) for call in range(calls))
+
+
+def guides(sampling: Sampling) -> bool:
+    """Whether guidance, if there is any, applies to a step."""
+    unguided = calls_of(sampling.solver, sampling.num_inference_steps)
+    return sampling.guidance_scale == 1 or network_calls(sampling) > unguided

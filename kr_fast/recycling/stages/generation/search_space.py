@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from kr_fast.recycling.config import RecycleConfig
-from kr_fast.recycling.stages.generation.sampling import Sampling
+from kr_fast.recycling.stages.generation.sampling import Sampling, guides
 
 # Fields of Sampling in the order of the search. The configured value is the option of that name, or of OPTIONS; the
 # values tried are those of tune_ and the option's name.
@@ -65,7 +65,7 @@ def costliest(c: RecycleConfig, usual_sampling: Sampling) -> Sampling:
 
 
 def drawn_settings(c: RecycleConfig, usual_sampling: Sampling, count: int, seed: int) -> list[Sampling]:
-    """``count`` settings, or fewer where some are equal, without the usual one.
+    """``count`` settings, or fewer where some are equal, without the usual one and those whose guidance has no step.
 
     A scrambled Sobol sequence (Owen, 1998) over the parameters for which values are tried: numbers between the least
     and the greatest of configured value and values tried (an interval's ends each by themselves), else one of them.
@@ -80,7 +80,7 @@ def drawn_settings(c: RecycleConfig, usual_sampling: Sampling, count: int, seed:
         return []
     points = torch.quasirandom.SobolEngine(len(ranges), scramble=True, seed=seed % 2**31).draw(count)
     settings = dict.fromkeys(_setting(c, usual_sampling, ranges, point) for point in points.tolist())
-    return [each for each in settings if each != usual_sampling]
+    return [each for each in settings if each != usual_sampling and guides(each)]
 
 
 def _setting(
