@@ -6,7 +6,6 @@ are shared out; the other stages run on rank 0 while the others wait. Rank 0 alo
 
 import dataclasses
 import gc
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -226,18 +225,13 @@ def dry_run(config: RecycleConfig) -> str:
     Returns: a YAML file with the configuration, and the rest as comments.
     Raises: as :func:`recycle`, but for a folder in use.
     """
-    mapped = Folder(config.out).mapped_images
-    mapped = mapped.with_name(f"{mapped.name}.dry-run")
-    try:
-        context = load_context(config, mapped=mapped)
+    with files.scratch_folder(Folder(config.out).mapped_images) as own:  # not that of another dry run at the same time
+        context = load_context(config, mapped=state.current().broadcast(own))
         notes = preflight.check(context)
         context.precision = precision.of_run(context)
         text = preflight.describe(context, notes)
         context.runtime.barrier()  # other processes map the files too
         return text
-    finally:
-        if state.current().is_main:
-            shutil.rmtree(mapped, ignore_errors=True)
 
 
 def load_context(config: RecycleConfig, source: Source | None = None, *, mapped: Path | None = None) -> Context:

@@ -170,6 +170,21 @@ def test_only_our_own_leftovers_of_dead_writers_are_removed(tmp_path):
     assert precious.exists()
 
 
+def test_a_scratch_folder_is_of_one_process_and_leaves_nothing(tmp_path):
+    node = os.uname().nodename.split(".")[0]
+    killed = tmp_path / f".other.{node}.{os.getpid()}.kr_fast.tmp"
+    working = tmp_path / f".run.{node}.{os.getppid()}.kr_fast.tmp"
+    for folder in (killed, working):
+        (folder / "set").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), files.scratch_folder(tmp_path / "run") as own:
+        assert not killed.exists()  # of a process of before that had our number
+        (own / "set").mkdir(parents=True)
+        files.remove_leftovers(tmp_path)
+        assert own.exists()
+        raise KeyboardInterrupt
+    assert names(tmp_path) == [working.name]
+
+
 def test_a_run_leaves_the_users_files_alone(tmp_path):
     out, config = tmp_path / "run", {"seed": 0}
     manifest.open_run(out, config)

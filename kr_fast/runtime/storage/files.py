@@ -80,6 +80,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(path: str | Path) -> Iterator[Path]:
+    """A name beside ``path`` for a folder of this process, removed at the end, as those that killed ones have left."""
+    with _temporary(Path(path)) as temporary:
+        remove_leftovers(temporary.parent)
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _node() -> str:
     return os.uname().nodename.split(".")[0]
 
