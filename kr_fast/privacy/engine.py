@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kr_fast.backends.exact import float32_products
 from kr_fast.privacy import clipping, noise, refusals, residual_blocks, unet_blocks
-from kr_fast.privacy.exact import float32_products
 from kr_fast.privacy.layers import Layer, forward_of
 from kr_fast.privacy.options import check_seed, number, whole
 from kr_fast.privacy.rules import RULES

@@ -5,7 +5,10 @@ import torch
 from private_cases import clipped, error, gradients, losses, network
 from torch import nn
 
-from kr_fast.privacy import exact, make_private
+from kr_fast.backends import exact
+from kr_fast.backends.privacy_arguments import ConvGradients, LinearGradients
+from kr_fast.ops.privacy import reference
+from kr_fast.privacy import make_private
 
 RECORDS = 65  # of one direction: in bfloat16 their sum has steps of half a record
 LAYERS = {
@@ -56,6 +59,32 @@ def test_sums_under_autocast(name):
         of_rows = losses(model, x, labels)
     private.backward(of_rows)
     assert error(private.state_dict()["sums"], clipped(rows, "flat", 1.0)) < 0.05
+
+
+@pytest.mark.parametrize("op", ["linear", "conv2d"])
+def test_references_multiply_in_float32_whatever_is_allowed(op, monkeypatch):
+    """On a GPU torch may take TF32 for float32: a norm that is too small would let a record pass the bound."""
+    seen, einsum = [], torch.einsum
+
+    def noted(*arguments):
+        seen.extend(getattr(where, name) == value for where, name, value in exact._settings())
+        return einsum(*arguments)
+
+    monkeypatch.setattr(torch, "einsum", noted)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        if op == "linear":
+            reference.linear_grad_norms(LinearGradients(torch.randn(3, 2, 4), torch.randn(3, 2, 5), False, 1))
+        else:
+            call = torch.randn(3, 2, 4, 4), torch.randn(3, 5, 4, 4)
+            pairs = (3, 3), (1, 1), (1, 1), (1, 1)
+            reference.conv2d_grad_norms(ConvGradients(*call, *pairs, 1, True, 1))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen
+    assert all(seen)
 
 
 def test_products_of_float32_are_not_rounded():

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kr_fast.backends.arguments import ConvOptions, View
+from kr_fast.backends.exact import float32_products
 from kr_fast.ensemble.graph.lowering import Layer
 from kr_fast.ensemble.inference.layers import folded
 from kr_fast.ops.batched.model_conv2d import configs, model_conv2d
@@ -95,7 +96,7 @@ class BatchedLayer:
             parts = x.chunk(models) if models > 1 else [x]
         rest = (None, options["stride"], options["padding"], options["dilation"], options["groups"])
         # TF32 is not float32: the library must not choose it.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with float32_products(enabled=True, benchmark=False):
             y = [F.conv2d(part, each, *rest) for part, each in zip(parts, weight, strict=True)]
         y = y[0] if models == 1 else torch.cat(y)
         if bias is None and other is None and layer.activation is None:

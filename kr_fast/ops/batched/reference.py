@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kr_fast.backends.arguments import BatchNorm, BatchNormGradient, ConvOptions, ModelResidualBlock, Sgd
+from kr_fast.backends.exact import float32_products
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
 
 _ACTIVATIONS = {"relu": torch.relu, "swish": F.silu, "hardswish": F.hardswish, "sigmoid": torch.sigmoid}
@@ -20,7 +21,7 @@ def model_conv2d(x, weight, bias, residual, view, options: ConvOptions) -> Tenso
         x = x[:, :, view.rows.long()[:, None], view.columns.long()] * view.scale + view.shift
         x = x.to(weight.dtype)
     x, kernels = (each.to(exact).movedim(-1, 2) for each in (x, weight))
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with float32_products(enabled=True, benchmark=False):
         y = [F.conv2d(x[m if len(x) > 1 else 0], each, None, *options[:4]) for m, each in enumerate(kernels)]
     y = torch.stack(y).movedim(2, -1)
     if bias is not None:
@@ -54,7 +55,7 @@ def model_conv2d_backward(grad, x, weight, options: ConvOptions, needed):
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     parts = []
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    with float32_products(enabled=True, benchmark=False, deterministic=True):
         for m in range(len(x)):
             own = (each[m].to(exact).movedim(-1, 1) for each in (grad, x, weight))
             g, a, w = (torch.empty(each.shape, dtype=exact, device=each.device).copy_(each) for each in own)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kr_fast.backends.exact import float32_products
 from kr_fast.backends.privacy_arguments import (
     ConvGradients,
     EmbeddingGradients,
@@ -32,6 +33,7 @@ def _sum_over(values: Tensor, multiplicity: int) -> Tensor:
 
 
 @kernel("conv2d_grad_samples", "reference", refuses=never)
+@float32_products()
 def conv2d_grad_samples(call: ConvGradients) -> tuple[Tensor, Tensor | None]:
     """``dw[b, o, c, k, l] = sum_{rows of b, i, j} x[c, i s - p + k d, j s - p + l d] dy[o, i, j]``, by unfolding."""
     x, grad = (each.to(accumulated(*call[:2])) for each in call[:2])
@@ -52,6 +54,7 @@ def conv2d_grad_norms(call: ConvGradients) -> Tensor:
 
 
 @kernel("linear_grad_samples", "reference", refuses=never)
+@float32_products()
 def linear_grad_samples(call: LinearGradients) -> tuple[Tensor, Tensor | None]:
     """``dw[b, o, i] = sum_{rows of b, t} dy[t, o] x[t, i]``."""
     x, grad = (

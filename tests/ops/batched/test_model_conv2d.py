@@ -190,6 +190,27 @@ def test_opcheck_and_compile():
     assert torch.equal(torch.compile(call, fullgraph=True, backend="eager")(*inputs), call(*inputs))
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="of torch 2.9")
+def test_the_reference_is_float32_whatever_a_user_allows(monkeypatch, reference):
+    case = CONV_CASES[0]
+    inputs, seen, convolve = conv_inputs(case, torch.float32), [], F.conv2d
+    want = model_conv2d(*inputs, **case.options())
+
+    def noted(*arguments):
+        seen.append(torch.backends.cudnn.conv.fp32_precision)
+        return convolve(*arguments)
+
+    monkeypatch.setattr(F, "conv2d", noted)
+    for where, value in ((torch.backends, "tf32"), (torch.backends.cudnn.conv, "ieee")):  # cudnn.flags takes neither
+        before, where.fp32_precision = where.fp32_precision, value
+        try:
+            assert torch.equal(model_conv2d(*inputs, **case.options()), want)
+            assert where.fp32_precision == value
+        finally:
+            where.fp32_precision = before
+    assert set(seen) == {"ieee"}
+
+
 # ---------------------------------------------------------------- networks' widths, on a GPU
 
 on_gpu = on_backends("model_conv2d", "triton-gpu")

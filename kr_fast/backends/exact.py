@@ -17,9 +17,13 @@ def _settings() -> list[tuple[Any, str, Any]]:
 
 
 @contextlib.contextmanager
-def float32_products() -> Iterator[None]:
-    """A clip factor bounds a sum only if that is made of the numbers that the norm was taken of, unrounded."""
-    settings = _settings()
+def float32_products(**cudnn: bool) -> Iterator[None]:
+    """Without TF32, as definitions are, and a clip factor bounds a sum only of numbers that are not rounded again.
+
+    ``cudnn``: further settings. Its own ``flags`` raises an error for some that a user may have made since torch 2.9,
+    and leaves TF32 on by others.
+    """
+    settings = [*_settings(), *((torch.backends.cudnn, name, value) for name, value in cudnn.items())]
     before = [getattr(where, name) for where, name, _ in settings]
     try:
         for where, name, value in settings:
