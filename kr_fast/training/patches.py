@@ -43,7 +43,10 @@ class Patches:
         self.patched[name] = self.patched.get(name, 0) + 1
 
     def set(self, module: nn.Module, name: str, value: Any) -> None:
-        """An attribute of ours; a tensor moves with the module but is not saved with it."""
+        """An attribute of ours; a tensor moves with the module but is not saved with it.
+
+        Set after :meth:`forward`, which refuses a module whose attributes are those of another's patches.
+        """
         if isinstance(value, Tensor):
             module.register_buffer(name, value, persistent=False)
         else:

@@ -136,6 +136,21 @@ def test_hooks_of_called_modules_run(name):
     torch.testing.assert_close(calls[1], calls[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", [unet, dit])
+def test_a_second_optimize_leaves_the_first_as_it_was(make):
+    model, x, timesteps, labels = make().eval(), torch.randn(3, 1, 8, 8), torch.full((3,), 37), torch.arange(3)
+    with torch.inference_mode():
+        before = model(x, timesteps, class_labels=labels).sample
+        handle = kr_fast.optimize(model)
+        want = model(x, timesteps, class_labels=labels).sample
+        with pytest.raises(UserError, match="have its own forwards"):
+            kr_fast.optimize(model)
+        assert torch.equal(model(x, timesteps, class_labels=labels).sample, want)
+        handle.restore()
+        assert torch.equal(model(x, timesteps, class_labels=labels).sample, before)
+    assert not [name for module in model.modules() for name in vars(module) if name.startswith("_kr_fast")]
+
+
 def test_hooks_registered_in_training_are_refused_where_they_would_not_run():
     for make, name in (
         (unet, "mid_block.resnets.0.conv1"),

@@ -96,9 +96,9 @@ def _patch_dit(handle: Optimized, model: Any) -> None:
     why = fast_dit.refusal(model)
     if why is not None:
         fail(_OP, "model", "have blocks of self-attention with adaLN-Zero, as DiTTransformer2DModel builds them", why)
+    handle.forward(model, fast_dit.dit)
     called = {model, *model.pos_embed.modules(), *model.proj_out_2.modules()}
     watch(handle, model, (each for each in model.modules() if each not in called))
-    handle.forward(model, fast_dit.dit)
     for module, name, value in fast_dit.joined(model):
         handle.set(module, name, value)
     _take_steps(handle, model)

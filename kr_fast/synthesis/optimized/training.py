@@ -71,8 +71,8 @@ def _patch_dit(handle: Patches, model: Any) -> str | None:
         return f"it has {why}"
     for block in model.transformer_blocks:
         attention = block.attn1
-        watch(handle, attention, (attention.to_q, attention.to_k, attention.to_v, *attention.to_out))
         handle.forward(attention, fast_dit.attention_alone)
+        watch(handle, attention, (attention.to_q, attention.to_k, attention.to_v, *attention.to_out))
         for module in (*attention.to_out.modules(), *block.ff.modules()):
             if type(module) is nn.Linear:
                 handle.forward(module, fast_dit.product)

@@ -68,14 +68,14 @@ def patch_blocks(handle: Patches, model: nn.Module, *, whole: bool, training: bo
             handle.channels_last(module.weight)
             plain = module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
             if plain and whole and winograd_is_faster(module, module.stride, module.padding):
+                handle.forward(module, fast_blocks.conv3x3)
                 if not training:
                     handle.set(module, "_kr_fast_winograd", winograd_pack(module.weight))
-                handle.forward(module, fast_blocks.conv3x3)
             elif training and _is_plain(module):
                 handle.forward(module, fast_blocks.conv)
         elif kind is ResnetBlock2D and _resnet_refusal(module) is None:
-            watch(handle, module, _fused_into(module, whole, training))
             handle.forward(module, fast_blocks.resnet)
+            watch(handle, module, _fused_into(module, whole, training))
             if training:
                 handle.set(module, "_kr_fast_fuses", fusible(module))
         elif kind is Upsample2D and module.norm is None and not module.use_conv_transpose and module.interpolate:
@@ -83,13 +83,13 @@ def patch_blocks(handle: Patches, model: nn.Module, *, whole: bool, training: bo
         elif whole and kind in (blocks.UpBlock2D, blocks.AttnUpBlock2D):
             handle.forward(module, up_block)
         elif whole and kind is Attention and attends_to_pixels(module):
+            handle.forward(module, fast_blocks.attention)
             if not training:
                 weight, bias = fast_blocks.join_qkv(module)
                 handle.set(module, "_kr_fast_qkv_weight", weight)
                 handle.set(module, "_kr_fast_qkv_bias", bias)
             layers = (module.group_norm, module.to_q, module.to_k, module.to_v, *module.to_out)
             watch(handle, module, layers)
-            handle.forward(module, fast_blocks.attention)
 
 
 def _fused_into(block: Any, whole: bool, training: bool) -> list[Any]:
