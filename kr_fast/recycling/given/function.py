@@ -64,13 +64,17 @@ class FunctionSource:
         takes = tuple(key for key in ("ids", "seed") if every or any(each.name == key for each in parameters))
         source = cls(function, name, takes, facts.image_shape, device, micro_batch)
         ids, labels = torch.arange(TRIED), torch.tensor(facts.trained)[torch.arange(TRIED) % len(facts.trained)]
-        first, again = (source.images(labels, ids, 0) for _ in range(2))
-        notes = []
-        if not torch.equal(first, again):
+        returned, notes = source._returned(labels, ids, 0), []
+        if returned.is_floating_point() and float(returned.min()) >= 0:
+            words = "whose floats are read as black at -1 and white at 1"
+            notes.append(
+                f"the given function, {words}, drew {TRIED} images without a value below 0 (are they of [0, 1]?)"
+            )
+        first, again = _as_bytes(returned, device), source.images(labels, ids, 0)
+        if not (repeats := torch.equal(first, again)):
             words = "does not draw the same images again for the same labels, ids and seed"
             notes.append(f"the given function {words}: a run that is continued differs from one that was not stopped")
-        tried = tensor_digest(first) if not notes else ""
-        return dataclasses.replace(source, notes=tuple(notes), tried=tried)
+        return dataclasses.replace(source, notes=tuple(notes), tried=tensor_digest(first) if repeats else "")
 
     def digest(self) -> str:
         """Of its name and of the images that were tried."""
@@ -78,10 +82,15 @@ class FunctionSource:
 
     def images(self, labels: Tensor, ids: Tensor, seed: int) -> Tensor:
         """uint8 ``[n, H, W, C]``. Raises: UserError with the function's own words, or naming what it returned."""
-        offered = {"ids": ids.to(self.device), "seed": seed}
+        return _as_bytes(self._returned(labels, ids, seed), self.device)
+
+    def _returned(self, labels: Tensor, ids: Tensor, seed: int) -> Tensor:
+        """What the function returns, checked: uint8 or float in [-1, 1] ``[n, C, H, W]``."""
+        # Copies, which it may change.
+        offered = {"ids": ids.to(self.device, copy=True), "seed": seed}
         try:
             with torch.no_grad():
-                result = self.function(labels.to(self.device), **{key: offered[key] for key in self.takes})
+                result = self.function(labels.to(self.device, copy=True), **{key: offered[key] for key in self.takes})
         except (Exception, SystemExit) as error:  # of the user's code
             rule = f"draw images of {len(labels)} labels"
             raise UserError(f"run: generator must {rule}, got the error {error_text(error)}") from error
@@ -95,12 +104,18 @@ class FunctionSource:
             low, high = (float(value) for value in images.aminmax())
             if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # nor NaN
                 fail(*ASKED, "return floats in [-1, 1], or uint8", f"[{low:g}, {high:g}]")
-            images = images.clamp(-1, 1).add(1).mul(127.5).round_().to(torch.uint8)
-        return images.permute(0, 2, 3, 1).contiguous().to(self.device)
+        return images
 
     def draw(self, sampling: Sampling, plan: LabelPlan, images: int, seed: int, kept: KeptSets | None) -> Draw:
         """See :class:`Calls`."""
         return keeping(Calls(self, plan, images, seeds.derive(seed, "sampling")), kept)
+
+
+def _as_bytes(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 ``[n, H, W, C]``: a copy, for the function's next call may write into the same memory."""
+    if images.is_floating_point():
+        images = images.clamp(-1, 1).add(1).mul(127.5).round_().to(torch.uint8)
+    return images.permute(0, 2, 3, 1).to(device, copy=True, memory_format=torch.contiguous_format)
 
 
 @dataclasses.dataclass(frozen=True)

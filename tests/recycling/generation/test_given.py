@@ -27,6 +27,12 @@ def chance(labels): return torch.randint(0, 256, (len(labels), 1, 8, 8), dtype=t
 def large(labels): return torch.full((len(labels), 1, 8, 8), 255.0)
 def nothing(labels): return torch.full((len(labels), 1, 8, 8), float("nan"))
 def flat(labels): return torch.zeros(len(labels), 64)
+def bright(labels): return torch.arange(64).view(1, 1, 8, 8).expand(len(labels), -1, -1, -1) / 63
+buffer = torch.empty(64, 1, 8, 8, dtype=torch.uint8)
+def reusing(labels, ids):
+    buffer[: len(ids)] = ids.view(-1, 1, 1, 1)
+    labels.zero_(), ids.zero_()
+    return buffer[: len(ids)]
 def broken(labels): raise KeyError("no weights")
 value = 3
 """
@@ -133,6 +139,23 @@ def test_a_function_draws_by_label_id_and_seed(tmp_path, gan):
     assert torch.equal(images[..., 0].double(), expected[:, 0])
     assert not any("same images again" in note for note in given.check(made))
     assert any("same images again" in note for note in given.check(context(tmp_path, f"{gan}:chance")))
+
+
+def test_a_function_may_reuse_its_memory_and_change_what_it_is_given(tmp_path, gan):
+    ids, labels, images = drawn(context(tmp_path, f"{gan}:reusing", micro_batch=8))
+    assert ids.tolist() == list(range(20))
+    assert sorted(set(labels.tolist())) == [0, 1]
+    assert images[:, 0, 0, 0].tolist() == ids.tolist()
+
+
+def test_floats_that_may_be_of_another_range_are_noted(tmp_path, gan):
+    run = context(tmp_path, f"{gan}:bright")
+    note = [each for each in given.check(run) if "without a value below 0" in each]
+    assert note == [
+        "the given function, whose floats are read as black at -1 and white at 1, drew 16 images without a value "
+        "below 0 (are they of [0, 1]?)"
+    ]
+    assert not any("without a value" in each for each in given.check(context(tmp_path, f"{gan}:draw")))
 
 
 def test_a_network_draws_as_the_generator_of_a_run(tmp_path, finished):
