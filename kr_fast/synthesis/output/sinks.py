@@ -29,7 +29,12 @@ class Output:
 
     def __init__(self, path: Path):
         self._path, self._file = path, path.open("wb")
-        self._hash, self.size, self.closed, self._given_up = hashlib.sha256(), 0, False, False
+        self._hash, self.size, self._given_up = hashlib.sha256(), 0, False
+
+    @property
+    def closed(self) -> bool:
+        """As libraries ask of a file."""
+        return self._file.closed
 
     def write(self, data: Any) -> int:
         """All of ``data``, any contiguous buffer."""
@@ -53,11 +58,10 @@ class Output:
         """Flush and close."""
         with named(self._path):
             self._file.close()
-        self.closed = True
 
     def give_up(self) -> None:
         """Close a file that nobody will read: a writer of a library that is freed later still writes its index."""
-        self._given_up = self.closed = True
+        self._given_up = True
         with contextlib.suppress(OSError):
             self._file.close()
 
