@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from kr_fast.runtime import log, progress
 from kr_fast.runtime.errors import UserError, first_line
 
+STARTS_AGAIN = ("bench", "export", "info")  # commands of which nothing is kept when they are interrupted
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("kr-fast: interrupted; the same command continues where it stopped", file=sys.stderr)
+        further = "" if arguments.command in STARTS_AGAIN else "; the same command continues where it stopped"
+        print(f"kr-fast: interrupted{further}", file=sys.stderr)
         return 130
     except Exception as error:
         if arguments.debug:
@@ -47,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_error(error: Exception) -> int:
     """Print ``error`` as one line; returns the exit code."""
-    forced = "KR_FAST_BACKEND" in str(error)  # raised by the backends, which do not use UserError
+    # Raised by the backends, which do not use UserError.
+    forced = "KR_FAST_BACKEND" in str(error) or "KR_FAST_CPU_ISA" in str(error)
     if isinstance(error, UserError | OSError) or forced:
         print(f"kr-fast: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

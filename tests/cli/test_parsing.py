@@ -257,7 +257,12 @@ def test_any_value_of_any_key_is_taken_or_refused_by_name(name, value):
         (MemoryError(), 2, "kr-fast: there is not enough memory (MemoryError)"),
         (KeyError("x"), 1, "kr-fast: unexpected error, KeyError: 'x' (--debug shows where)"),
         (AssertionError(), 1, "kr-fast: unexpected error, AssertionError: AssertionError"),
-        (KeyboardInterrupt(), 130, "kr-fast: interrupted; the same command continues where it stopped"),
+        (
+            ValueError("KR_FAST_CPU_ISA must be one of scalar on this machine, got x"),
+            2,
+            "kr-fast: KR_FAST_CPU_ISA must",
+        ),
+        (KeyboardInterrupt(), 130, "kr-fast: interrupted\n"),
     ],
 )
 @pytest.mark.parametrize("debug", [False, True])
@@ -271,6 +276,22 @@ def test_errors_are_one_line_and_a_traceback_if_asked_for(capsys, monkeypatch, e
     assert words in shown
     assert ("Traceback" in shown) == (debug and code != 130)
     assert debug or shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "run", "words"),
+    [
+        (["run", "--preset", "toy"], "run.run", "kr-fast: interrupted; the same command continues where it stopped\n"),
+        (["bench", "loss"], "bench.run_cases", "kr-fast: interrupted\n"),
+    ],
+)
+def test_an_interrupted_command_says_whether_it_continues(capsys, monkeypatch, command, run, words):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"kr_fast.cli.{run}", interrupted)
+    assert main(command) == 130
+    assert capsys.readouterr().err == words
 
 
 def test_output_that_nobody_reads_ends_quietly():
