@@ -14,6 +14,7 @@ from kr_fast.runtime.errors import fail
 from kr_fast.runtime.text import aligned, short_duration
 from kr_fast.runtime.versions import processor, versions
 
+OURS_TOO = ("optimized",)  # beside "kr_fast triton" and the like: plain steps by kr_fast.optimize
 MACHINES = {"processor": "on another processor", "gpu": "on another GPU", "threads": "with other threads"}
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,13 +81,13 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
 
 
 def ratios(result: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """(case, baseline) -> how many times as long as ours it took; ``kr_fast triton`` and the like are no baselines."""
+    """(case, baseline) -> how many times as long as ours it took; what is ours too is no baseline."""
     if "cases" in result:
         return {
             (case["case"], name): row["ratio"]
             for case in result["cases"]
             for name, row in case["providers"].items()
-            if not name.startswith(OURS) and "ratio" in row
+            if not name.startswith(OURS) and name not in OURS_TOO and "ratio" in row
         }
     providers, case = result["providers"], result["case"]
     if OURS not in providers:
