@@ -18,7 +18,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         "trained. Validation images of --data choose the period, test images give the figures at the end; no attack is "
         "run. The same command continues a training that was stopped.",
     )
-    options.add_preset(parser)
+    options.add_preset(parser, options.OF_STUDENTS)
     options.add_flags(parser, RecycleConfig, DISTIL)
     parser.set_defaults(run=run, needs_arguments=True)
 

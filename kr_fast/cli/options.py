@@ -68,13 +68,21 @@ def _told(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value) or "none"
 
 
-def add_preset(parser: argparse.ArgumentParser) -> None:
-    """``--preset`` and ``--dry-run`` of the commands that make a run or a part of one."""
-    words = (
-        "digits, small (28 px on a small machine) or toy; with private, for a Student that leaked less where it was "
-        "measured (no guarantee): small,private; with accurate, for one that learns longer; with guaranteed, for "
-        "differential privacy: small,guaranteed"
-    )
+# Presets that go with another one, by what they need: a Student, and a whole run.
+OF_STUDENTS = (
+    "with private, for a Student that leaked less where it was measured (no guarantee): small,private; with accurate, "
+    "for one that learns longer"
+)
+OF_RUNS = "with guaranteed, for differential privacy: small,guaranteed"
+
+
+def add_preset(parser: argparse.ArgumentParser, *methods: str) -> None:
+    """``--preset`` and ``--dry-run`` of the commands that make a run or a part of one.
+
+    Args:
+        methods: what can be said of presets beside those for kinds of images.
+    """
+    words = "; ".join(["digits, small (28 px on a small machine) or toy", *methods])
     parser.add_argument("--preset", default=None, help=words)
     words = "check everything, print the configuration and an estimate of time, memory and disk; write nothing"
     parser.add_argument("--dry-run", action="store_true", help=words)

@@ -16,7 +16,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         help="Teacher, generator, distillation, audit and report on one data set",
         description="Run Knowledge Recycling end to end. The same command continues a run that was stopped.",
     )
-    options.add_preset(parser)
+    options.add_preset(parser, options.OF_STUDENTS, options.OF_RUNS)
     words = "runs, of so many seeds from --seed on, in OUT/seed-SEED, and a summary of their spread in OUT/release"
     parser.add_argument("--seeds", type=int, default=None, metavar="COUNT", help=words)
     options.add_flags(parser, RecycleConfig)

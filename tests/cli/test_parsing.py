@@ -127,6 +127,10 @@ def test_help_names_every_preset_and_every_usual_column(capsys):
     for flag, names in {"preset": tuple(PRESETS), **USUAL}.items():
         words = set(re.findall(r"\w+", of_flag[flag.replace("_", "-")]))
         assert words >= set(names), flag
+    for command, left_out in (("distil", ("guaranteed",)), ("generator", ("guaranteed", "private", "accurate"))):
+        _, out, _ = stopped(capsys, command, "--help")
+        words = out.partition("--preset PRESET")[2].partition("--dry-run")[0]
+        assert not set(left_out) & set(re.findall(r"\w+", words)), command
 
 
 def test_yaml_as_people_write_it(tmp_path, config):
