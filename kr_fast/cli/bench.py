@@ -128,5 +128,6 @@ def throughput(result: dict[str, Any]) -> str:
         cells += [f"{p['evaluations_per_second']:.0f}", f"{p['share_of_matrix_peak']:.1%}"]
         cells += [f"{p['peak_bytes'] / 2**20:.0f} MiB", "equal" if p["psnr"] is None else f"{p['psnr']:.0f} dB"]
         rows.append([name, *cells, f"{rate / first:.2f}x"])
+    rows += [[name, f"not measured: {reason}"] for name, reason in result["skipped"].items()]
     case = f"{result['case']['model']}, {result['device']}, torch {result['torch']}"
     return "\n".join([case, *aligned(rows)])

@@ -1,5 +1,6 @@
 """``kr-fast bench``: what it measures and writes, what it compares, and its refusals."""
 
+import concurrent.futures
 import importlib
 import json
 import re
@@ -13,6 +14,8 @@ import torch
 from kr_fast.benchmarks import cases, results
 from kr_fast.benchmarks.case import Case, Unavailable, Work, measure
 from kr_fast.benchmarks.cases import loss
+from kr_fast.benchmarks.config import BenchConfig
+from kr_fast.benchmarks.throughput import measure as measure_synthesis
 from kr_fast.cli import main
 from kr_fast.cli.bench import throughput
 from kr_fast.runtime.errors import UserError
@@ -57,6 +60,33 @@ def test_synthesis(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "NFE images/s" in printed
     assert throughput(result) in printed
+
+
+def test_a_baseline_that_does_not_run_keeps_the_others(monkeypatch):
+    class Pool(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, workers, mp_context):
+            super().__init__(workers)
+
+        def submit(self, run, case, provider, repeats):
+            return super().submit(self.run, provider)
+
+        def run(self, provider):
+            if provider in fails:
+                raise RuntimeError(f"no compiler for {provider}\nat length")
+            sampled = dict.fromkeys(("images_per_second", "evaluations_per_second", "share_of_matrix_peak"), 1.0)
+            return sampled | {"peak_bytes": 2**20, "psnr": None}
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Pool)
+    case, fails = BenchConfig().case(), ["compile"]
+    result = measure_synthesis(case, ("loop", "compile", "kr_fast"), 1, lambda name: None)
+    assert list(result["providers"]) == ["loop", "kr_fast"]
+    assert result["skipped"] == {"compile": "RuntimeError: no compiler for compile"}
+    assert "not measured: RuntimeError: no compiler for compile" in throughput(result)
+    with pytest.raises(UserError, match="bench: providers must name one that runs here, got compile: RuntimeError"):
+        measure_synthesis(case, ("compile",), 1, lambda name: None)
+    fails = ["kr_fast"]
+    with pytest.raises(RuntimeError, match="no compiler for kr_fast"):
+        measure_synthesis(case, ("loop", "kr_fast"), 1, lambda name: None)
 
 
 @pytest.mark.parametrize(
