@@ -31,7 +31,10 @@ def roc(
     drawn = [primary, *(name for name in lines if name != primary)][:MOST_LINES]
     for k, name in reversed(list(enumerate(drawn))):
         line, colour = lines[name], colours[k % len(colours)]
-        label, style = titles.get(name, name), {"lw": 1.1, "alpha": 0.85, "linestyle": STYLES[k % len(STYLES)]}
+        label, style = (
+            titles.get(name, name),
+            {"lw": 1.1, "alpha": 0.85, "linestyle": STYLES[(k + k // len(colours)) % len(STYLES)]},
+        )
         if k == 0:
             label, style = f"{label} (primary)", {"lw": 2.2, "alpha": 1, "linestyle": "-"}
             low, high = np.maximum(line["low"], least), np.maximum(line["high"], least)

@@ -1,7 +1,8 @@
 """Figures of a run as PNG bytes. Colours are those of Okabe and Ito, which colour-blind readers can tell apart."""
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,16 @@ DARK |= dict.fromkeys(("xtick.color", "ytick.color"), "#bbbbbb")
 DARK |= {"axes.edgecolor": "#888888", "legend.edgecolor": "#666666", "grid.color": "#666666"}
 
 
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """matplotlib's defaults, whatever style its user has set: the same figures give the same bytes."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
 def new_figure(width: float, height: float):
     """An empty figure of this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,7 +60,7 @@ def in_both_themes(draw: Callable[..., bytes], *arguments: Any) -> tuple[bytes, 
     """The figure for light and for dark pages."""
     import matplotlib
 
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with own_style(), matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         light = draw(*arguments)
         with matplotlib.rc_context(DARK):
             return light, draw(*arguments)
@@ -203,6 +214,7 @@ def stages(seconds: dict[str, float]) -> bytes:
     return png(figure)
 
 
+@own_style()
 def all_figures(summary: dict[str, Any], arrays: dict[str, Any]) -> dict[str, tuple]:
     """Name -> (PNG, alternative text) of every figure whose data is there; of images also a PNG for dark pages."""
     figures: dict[str, tuple] = {}
