@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 def table(audit: dict[str, Any]) -> str:
     """The last screen: one line for each attack on shadows (their mean) and on targets, and the warnings."""
     from kr_fast.report import audit_tables
+    from kr_fast.report.tables import rounded_down
 
     rows = [("target", "attack", "AUC", "TPR at 1 % FPR", "epsilon at least")]
     for name, each in audit["leave_one_out"].items():
@@ -56,7 +57,7 @@ def table(audit: dict[str, Any]) -> str:
             point = "" if tpr is None else f"{tpr:.4f} "
             mark = " *" if row["role"] == "primary" else ""
             auc = f"{row['auc']:.3f} [{row['auc_ci'][0]:.3f}, {row['auc_ci'][1]:.3f}]"
-            bound = f"{row['epsilon']['clopper_pearson']:.2f}"
+            bound = rounded_down(row["epsilon"]["clopper_pearson"])
             rows.append((name, attack + mark, auc, f"{point}[{low:.4f}, {high:.4f}]", bound))
     lines = aligned(rows)
     if audit["setting"]["targets"]:

@@ -1,11 +1,11 @@
 """The numbers of an audit as tables and plain words, from the dictionary of ``audit.json``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kr_fast.report import sentences
 from kr_fast.report.sentences import maker, names, percent_of_level, target_title, title, verdict
-from kr_fast.report.tables import interval, number, percent, tpr
+from kr_fast.report.tables import interval, number, p_value, percent, rounded_down, tpr
 
 __all__ = ["names", "percent_of_level", "title", "verdict"]
 
@@ -34,6 +34,13 @@ def caveats(audit: Audit) -> list[str]:
     return [*lines, *(f"{note[0].upper()}{note[1:]}." for note in setting["notes"])]
 
 
+def intervals(audit: Audit | None) -> str:
+    """Of what kind the intervals of an AUC are."""
+    if (audit or {}).get("by_group"):
+        return "score intervals, or those over whole groups of images where these are wider,"
+    return "score intervals"
+
+
 def headline(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list[str]]:
     """The recipes' primary attacks, averaged over models; one row a target; every attack on released images."""
     rows = [["under attack", "attack", "AUC", "TPR at 1 % FPR", "epsilon at least", "accuracy over privacy"]]
@@ -42,7 +49,7 @@ def headline(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list
         attack = sentences.primary_of(audit, name)
         row = audit["leave_one_out"][name][attack]
         words = f"mean of {row['targets']} models {maker(audit, name, labels)}"
-        rows.append([words, title(audit, attack), averaged(row["auc"]), averaged(row["tpr_at_fpr"]["0.01"]), "", ""])
+        rows.append([words, title(audit, attack), averaged(row["auc"]), mean_tpr(row["tpr_at_fpr"]["0.01"]), "", ""])
     for name in names(audit):
         facts = setting["targets"][name]
         for attack in audit[name] if facts["kind"] == "released" else (facts["primary"],):
@@ -51,9 +58,9 @@ def headline(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list
                 [
                     target_title(audit, name, labels),
                     title(audit, attack),
-                    f"{number(row['auc'])} {interval(row['auc_ci'])}",
+                    f"{number(row['auc'])} {interval(sentences.deciding(row))}",
                     tpr(row["tpr_at_fpr"]["0.01"]),
-                    number(row["epsilon"]["clopper_pearson"], 2),
+                    rounded_down(row["epsilon"]["clopper_pearson"]),
                     number(row["aop"]) if "aop" in row else "",
                 ]
             )
@@ -65,6 +72,14 @@ def averaged(value: dict[str, Any]) -> str:
     if value["mean"] is None:
         return f"fewer than {FEW} false positives"
     return f"{number(value['mean'])} {interval(value['interval'])}".rstrip()
+
+
+def mean_tpr(value: dict[str, Any]) -> str:
+    """``5.60 % [5.51, 5.69] %``: a mean TPR and its interval, as :func:`kr_fast.report.tables.tpr` has that of one."""
+    if value["mean"] is None:
+        return averaged(value)
+    ends = "" if value["interval"] is None else f" [{', '.join(f'{100 * end:.2f}' for end in value['interval'])}] %"
+    return f"{percent(value['mean'])}{ends}"
 
 
 def attacks(audit: Audit, target: str) -> list[list[str]]:
@@ -79,7 +94,7 @@ def attacks(audit: Audit, target: str) -> list[list[str]]:
         auc = f"{number(row['auc'])} {interval(row['auc_ci'])}"
         cells = [title(audit, attack), row["role"], auc, interval(row["auc_ci_corrected"])]
         cells += [number(row["balanced_accuracy"]), number(row["advantage"])]
-        rows.append([*cells, *(number(row["epsilon"][name], 2) for name in bounds)])
+        rows.append([*cells, *(rounded_down(row["epsilon"][name]) for name in bounds)])
     return rows
 
 
@@ -122,7 +137,7 @@ def comparison(audit: Audit, other: str) -> list[list[str]]:
     """Paired tests of the first target against another one, by themselves and corrected for being several."""
     rows = [["attack", "role", "difference of AUC", "interval", "p (two-sided)", "corrected interval", "corrected p"]]
     for attack, row in audit["comparison"][other].items():
-        p, corrected = ("no variance" if p is None else f"{p:.2g}" for p in (row["p"], row["p_corrected"]))
+        p, corrected = (p_value(row[key]) for key in ("p", "p_corrected"))
         cells = [f"{row['difference']:+.3f}", interval(row["interval"]), p, interval(row["interval_corrected"])]
         rows.append([title(audit, attack), row["role"], *cells, corrected])
     return rows
@@ -136,7 +151,7 @@ def leave_one_out(audit: Audit, name: str) -> list[list[str]]:
     rows[0] += [f"TPR at {100 * float(rate):g} % FPR" for rate in rates]
     for attack, row in each.items():
         cells = [_spread(row["auc"]), interval(row["auc"]["interval_corrected"]), _spread(row["balanced_accuracy"])]
-        cells += [_spread(row["tpr_at_fpr"][rate]) for rate in rates]
+        cells += [_spread(row["tpr_at_fpr"][rate], mean_tpr) for rate in rates]
         rows.append([title(audit, attack), row["role"], str(row["targets"]), *cells])
     return rows
 
@@ -148,7 +163,7 @@ def recipes(audit: Audit, name: str) -> list[list[str]]:
     ]
     for attack, row in audit["leave_one_out"][name].items():
         if gap := row["difference"]:
-            alone, corrected = ("no variance" if p is None else f"{p:.2g}" for p in (gap["p"], gap["p_corrected"]))
+            alone, corrected = (p_value(gap[key]) for key in ("p", "p_corrected"))
             ends = interval(gap["interval"]), alone, interval(gap["interval_corrected"]), corrected
             rows.append([title(audit, attack), row["role"], f"{gap['difference']:+.3f}", *ends])
     return rows if len(rows) > 1 else []
@@ -235,9 +250,11 @@ def leave_one_out_skipped(audit: Audit, labels: Mapping[str, str] | None = None)
     return [["shadows", "attack", "why"], *rows] if rows else []
 
 
-def _spread(value: dict[str, Any]) -> str:
-    spread = "" if value["sd"] is None else f" ± {number(value['sd'])}"
-    return averaged({"interval": None, **value}) + (spread if value["mean"] is not None else "")
+def _spread(value: dict[str, Any], mean: Callable[[dict[str, Any]], str] = averaged) -> str:
+    """With the standard deviation of models; ``mean`` writes what stands before it."""
+    form = percent if mean is mean_tpr else number
+    spread = "" if value["mean"] is None or value["sd"] is None else f" ± {form(value['sd'])}"
+    return mean({"interval": None, **value}) + spread
 
 
 def exposed(audit: Audit, target: str) -> list[list[str]]:
@@ -257,11 +274,11 @@ def targets(audit: Audit, labels: Mapping[str, str] | None = None) -> list[list[
     how = {
         "full": "full: shadows made as the target was",
         "transfer": "transfer: shadows of another training",
-        "released": "the released images themselves",
     }
     for name, facts in setting["targets"].items():
         if facts["kind"] == "released":
-            rows.append([target_title(audit, name, labels), how["released"], "", "", f"{facts['images']} images"])
+            words = f"the {facts['images']:,} released images themselves"
+            rows.append([target_title(audit, name, labels), words, "", "", ""])
             continue
         if facts["shadows"] is None:
             rows.append([target_title(audit, name, labels), "attacks that need no shadow", "0", "", ""])

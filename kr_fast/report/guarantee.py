@@ -5,7 +5,7 @@ from typing import Any
 
 from kr_fast.report import audit_tables, run_audit
 from kr_fast.report.render import Block
-from kr_fast.report.tables import lower_bounds, number, private_to, rounded_up
+from kr_fast.report.tables import lower_bounds, private_to, rounded_down, rounded_up
 
 BOUNDS = {"clopper_pearson": "any threshold", "one_run": "one run", "gaussian": "if Gaussian"}
 
@@ -16,7 +16,11 @@ def contradiction(summary: Mapping[str, Any]) -> str | None:
         return None
     bounds = lower_bounds(summary["guarantee"], summary["audit"])
     named = {**run_audit.models(dict(summary)), run_audit.RELEASED: "released images"}
-    found = [f"{named.get(each['target'], each['target'])} by {each['attack']}" for each in bounds if each["above"]]
+    found = [
+        f"{named.get(each['target'], each['target'])} by {audit_tables.title(summary['audit'], each['attack'])}"
+        for each in bounds
+        if each["above"]
+    ]
     if not found:
         return None
     compared = [each for each in bounds if each["above"] is not None]
@@ -65,7 +69,7 @@ def _table(summary: Mapping[str, Any]) -> list[list[str]]:
         rows.append([f"{each['for']} alone, by the ledger", rounded_up(each["epsilon_alone"]), *blank])
     named = {**run_audit.models(dict(summary)), run_audit.RELEASED: "released images"}
     for each in lower_bounds(guarantee, audit) if audit else ():
-        cells = ["" if each[bound] is None else number(each[bound], 2) for bound in BOUNDS]
+        cells = ["" if each[bound] is None else rounded_down(each[bound]) for bound in BOUNDS]
         title = audit_tables.title(audit, each["attack"])
         rows.append([f"{named.get(each['target'], each['target'])}, by {title}", "", *cells])
     return rows

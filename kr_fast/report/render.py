@@ -35,7 +35,7 @@ SHORT = 32  # letters of a cell that is not broken, so that a narrow page scroll
 END = r"(?:[+-]?[\d.,]{1,12}(?:e[+-]?\d{1,3})?|-?inf|\?)"
 UNBROKEN = re.compile(
     rf"(?:(?:[+-]?(?<!\d)\d[\d.,]{{0,11}}(?: %)? )?\[{END}, {END}\](?: %)?"
-    rf"|(?<!\d)\d[\d.,]{{0,11}} %|(?:p = )?(?<!\d)\d[\d.]{{0,5}}e-\d{{1,3}}|p = [\d.]{{1,9}})[).,;:]{{0,3}}"
+    rf"|(?<!\d)\d[\d.,]{{0,11}} %|(?:p (?:=|&lt;) )?(?<!\d)\d[\d.]{{0,5}}e-\d{{1,3}}|p = [\d.]{{1,9}})[).,;:]{{0,3}}"
 )
 Block = tuple[str, Any]
 # Name -> (PNG, alternative text), or (PNG, alternative text, PNG for dark pages).

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from kr_fast.report.tables import interval, number
+from kr_fast.report.tables import interval, number, stated
 
 Audit = dict[str, Any]
 # What a run calls its targets; elsewhere they are called as the user named them.
@@ -39,9 +39,14 @@ def names(audit: Audit, kinds: tuple[str, ...] = ("full", "transfer", "released"
     return sorted(chosen, key=lambda name: bool(targets[name]["control"]))
 
 
-def above(row: dict[str, Any]) -> bool:
-    """An attack is above chance if its interval is; that of an exploratory one shares its error with the others."""
-    return (row["auc_ci"] if row["role"] == "primary" else row["auc_ci_corrected"])[0] > 0.5
+def deciding(row: Mapping[str, Any]) -> list[float]:
+    """The interval by which an attack is above chance: that of an exploratory one shares its error with the others."""
+    return row["auc_ci"] if row["role"] == "primary" else row["auc_ci_corrected"]
+
+
+def above(row: Mapping[str, Any]) -> bool:
+    """An attack is above chance if its interval is."""
+    return deciding(row)[0] > 0.5
 
 
 def outcome(pair: list[float]) -> str:
@@ -124,7 +129,8 @@ def _recipes(audit: Audit, labels: Mapping[str, str]) -> list[str]:
             pairs = [audit["leave_one_out"][which][attack]["auc"]["interval"] for which in (gap["first"], name)]
             compared = _compared(audit, gap, f"models {second}", f"models {first}", pairs, several=True)
             sentences.append(
-                f"{compared} (difference of AUC {gap['difference']:+.3f} {interval(gap['interval'])}, {_p(gap['p'])})."
+                f"{compared} (difference of AUC {gap['difference']:+.3f} {interval(gap['interval'])}, "
+                f"{stated(gap['p'])})."
             )
     return sentences
 
@@ -134,7 +140,7 @@ def _compared(
 ) -> str:
     """What a paired test says, at the level of the intervals; ``pairs``: those of the first AUC and of the second."""
     if row["p"] is None:
-        return f"{second[0].upper()}{second[1:]} and {first} cannot be compared: their scores do not differ"
+        return f"{second[0].upper()}{second[1:]} and {first} cannot be compared: their difference has no variance"
     if row["p"] >= 1 - audit["setting"]["level"]:
         return f"{first[0].upper()}{first[1:]} and {second} are not told apart by it"
     is_less = row["difference"] > 0
@@ -175,10 +181,6 @@ def failed_controls(controls: dict[str, Any] | None, called: Mapping[str, str]) 
     return clauses
 
 
-def _p(p: float | None) -> str:
-    return "no variance" if p is None else f"p = {p:.2g}"
-
-
 def _models(audit: Audit, labels: Mapping[str, str]) -> list[str]:
     setting, sentences = audit["setting"], []
     level, itself = percent_of_level(setting["level"]), " itself" if audit["leave_one_out"] else ""
@@ -205,7 +207,7 @@ def _tests(audit: Audit, labels: Mapping[str, str]) -> list[str]:
             first, second = (target_title(audit, which, labels) for which in (row["first"], name))
             pairs = [audit[which][attack]["auc_ci"] for which in (row["first"], name)]
             words = _compared(audit, row, f"{second} itself", f"{first} itself", pairs)
-            sentences.append(f"{words} (paired test, {_p(row['p'])}).")
+            sentences.append(f"{words} (paired test, {stated(row['p'])}).")
     return sentences
 
 

@@ -7,20 +7,49 @@ from typing import Any
 from kr_fast.runtime.storage import files
 
 MODELS = ("teacher", "student")
+CHANCE = (0.0, 0.5)  # of a difference, and of an AUC
+MOST_DIGITS = 6
+LEAST_P = 1e-300  # below it floats run out, and no p is 0
 
 
-def number(value: Any, digits: int = 3) -> str:
-    """A number for people; "not measured" for None and NaN."""
+def number(value: Any, digits: int = 3, limits: Sequence[float] = CHANCE) -> str:
+    """A number for people; "not measured" for None and NaN.
+
+    It has more digits where it would read as one of the ``limits`` that it is not: 0.5003 is above chance, 0.5 is not.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "not measured"
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
-    return f"{value:.{digits}f}"
+    texts = (f"{value + 0.0:.{more}f}" for more in range(digits, max(digits, MOST_DIGITS) + 1))
+    apart = (text for text in texts if all(float(text) != limit or value == limit for limit in limits))
+    return next(apart, f"{value + 0.0:.{digits}f}")
 
 
 def rounded_up(epsilon: float) -> str:
     """An epsilon that holds from above, with three digits behind the point: it still does."""
     return f"{math.ceil(1000 * epsilon) / 1000:g}"
+
+
+def rounded_down(epsilon: float | None) -> str:
+    """An epsilon that holds from below, with two digits behind the point: it still does."""
+    return number(None if epsilon is None else math.floor(100 * epsilon + 1e-9) / 100, 2, ())
+
+
+def p_value(p: float | None) -> str:
+    """A p with two digits, or more where it would read as 0.05 and is not."""
+    if p is None:
+        return "no variance"
+    if p < LEAST_P:
+        return f"< {LEAST_P:g}"
+    texts = (f"{p:.{digits}g}" for digits in range(2, MOST_DIGITS + 1))
+    return next((text for text in texts if float(text) != 0.05 or p == 0.05), f"{p:.2g}")
+
+
+def stated(p: float | None) -> str:
+    """``p = 0.004``."""
+    text = p_value(p)
+    return text if p is None else f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def private_to(guarantee: Mapping[str, Any]) -> str:
@@ -40,9 +69,9 @@ def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]
     return centre - reach, centre + reach
 
 
-def interval(pair: Sequence[float] | None, digits: int = 3) -> str:
-    """``[low, high]``."""
-    return "" if pair is None else f"[{number(pair[0], digits)}, {number(pair[1], digits)}]"
+def interval(pair: Sequence[float] | None, digits: int = 3, limits: Sequence[float] = CHANCE) -> str:
+    """``[low, high]``, each as :func:`number` has it."""
+    return "" if pair is None else f"[{', '.join(number(end, digits, limits) for end in pair)}]"
 
 
 def markdown_table(rows: Sequence[Sequence[Any]]) -> str:

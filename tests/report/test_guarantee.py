@@ -50,7 +50,8 @@ def test_ledger_and_bounds_stand_in_one_table(tmp_path):
 def test_an_attack_that_proves_more_than_the_ledger_allows_stands_first(tmp_path):
     html, _ = report.write(tmp_path, guaranteed(found=2.1), arrays())
     assert (
-        "An attack proves a larger epsilon than the ledger allows (Teacher (real images) by lira)" in html.read_text()
+        "An attack proves a larger epsilon than the ledger allows (Teacher (real images) by LiRA online)"
+        in html.read_text()
     )
     metrics = json.loads(json.dumps(report.metrics(guaranteed(found=2.1)), allow_nan=False))
     entries = {(each["target"], each["attack"]): each for each in metrics["guarantee"]["lower_bounds"]}

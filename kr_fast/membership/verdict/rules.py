@@ -142,7 +142,7 @@ def _auc(
         words = f"{attack}{where} gives all the same score, or each time the same AUC, and shows nothing either way."
         return Rule(path, limit, None, None, words)
     low, high = pair
-    text = f"AUC {number(auc)}, {percent_of_level(level)} interval {interval(pair)}"
+    text = f"AUC {number(auc)}, {percent_of_level(level)} interval {interval(pair, limits=(0.5, limit))}"
     if high > limit and low > 0.5:
         words = f"{attack}{where} tells members from non-members better than chance: {text}, limit {limit:g}."
         return Rule(path, limit, high, False, words, True, chance)

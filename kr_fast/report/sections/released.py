@@ -7,7 +7,7 @@ import numpy as np
 
 from kr_fast.report import audit_plots
 from kr_fast.report.render import Block, Figures
-from kr_fast.report.tables import interval, number, percent
+from kr_fast.report.tables import interval, number, p_value, percent, stated
 
 Audit = dict[str, Any]
 SPACES = ("pixels", "features")
@@ -51,7 +51,7 @@ def words(row: dict[str, Any], level: float) -> str:
         "are"
     )
     seen = "" if row["p"] < 1 - level else "not seen to be "
-    end = f"nearer to the {pixels['synthetic']:,} released images (smallest corrected p = {row['p']:.2g})."
+    end = f"nearer to the {pixels['synthetic']:,} released images (smallest corrected {stated(row['p'])})."
     copies = pixels["memorised"]["copies"]
     if copies and any(copies.values()):
         end += (
@@ -85,7 +85,7 @@ def tests(row: dict[str, Any]) -> list[list[str]]:
             ),
         }
         for test, (title, result, chance) in cells.items():
-            table.append([title, space, result, chance, *(f"{each[test][key]:.2g}" for key in ("p", "p_corrected"))])
+            table.append([title, space, result, chance, *(p_value(each[test][key]) for key in ("p", "p_corrected"))])
     return table
 
 

@@ -54,6 +54,7 @@ def rules(verdict: Mapping[str, Any] | None) -> Iterator[Block]:
     yield "heading", "Rules of the verdict"
     rows = [["rule", "limit", "figure", "kept", "from"]]
     for rule in verdict["rules"]:
-        cells = [number(rule["limit"]), "not computed" if rule["value"] is None else number(rule["value"])]
+        value = "not computed" if rule["value"] is None else number(rule["value"], limits=(rule["limit"],))
+        cells = [number(rule["limit"]), value]
         rows.append([rule["words"], *cells, PASSED[rule["passed"]], rule["source"]])
     yield "table", rows
