@@ -106,7 +106,8 @@ def table(metrics: dict) -> str:
     audit, best = metrics["audit"], run_audit.strongest(metrics)
     titles = run_audit.models(metrics, images=False)
     accuracy = [metrics["teacher" if name == "teacher" else "student"]["test_accuracy"] for name in titles]
-    rows = [["", *titles.values(), "Teacher - Student" + (", full" if best == run_audit.FULL else "")]]
+    against = titles[best].split(" (")[0] if best == run_audit.FULL else "Student"
+    rows = [["", *titles.values(), f"Teacher - {against}"]]
     rows.append(["test accuracy", *(f"{each:.4f}" for each in accuracy), f"{metrics['cas_gap']:+.4f}"])
     if metrics["teacher"].get("test_auc") is not None:
         auc = [metrics["teacher" if name == "teacher" else "student"]["test_auc"] for name in titles]

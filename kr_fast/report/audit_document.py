@@ -72,7 +72,11 @@ def _details(
         if words:
             yield "text", words
         yield "table", tables.headline(audit, labels)
-        yield "text", f"Intervals are {level}: score intervals of AUC; those of a TPR account for the chosen threshold."
+        yield (
+            "text",
+            f"Intervals are {level}: {tables.intervals(audit)} of AUC; those of a TPR account for the chosen "
+            "threshold.",
+        )
         if setting["targets"]:
             yield figure("intervals", figures)
     yield from measured.blocks(audit, labels, figures)

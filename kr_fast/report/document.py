@@ -23,7 +23,7 @@ def blocks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     yield verdict.block(decided, words)
     yield cards.of_run(summary, run_audit.strongest(summary), decided)
     if audit:
-        yield from reading.blocks(audit, OF_RUN, reading.OF_RUN)
+        yield from reading.blocks(audit, OF_RUN, run_audit.terms(summary))
     yield "heading", "What these figures do not say"
     yield "note", run_audit.caveats(summary)
     yield "heading", "Real and synthetic images" if summary.get("shows_real_images") else "Synthetic images"
@@ -40,8 +40,9 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
     yield "table", run_audit.headline(summary)
     yield (
         "text",
-        f"Intervals are 95 %: {quality.intervals(summary)}, score "
-        "intervals of attacks' AUC, paired ones of differences of AUC. CAS: Classification Accuracy Score.",
+        f"Intervals are 95 %: {quality.intervals(summary)}, "
+        f"{audit_tables.intervals(summary.get('audit'))} of attacks' AUC, paired ones of differences of AUC. CAS: "
+        "Classification Accuracy Score.",
     )
     yield from quality.blocks(summary)
     yield from guarantee.blocks(summary)
@@ -85,10 +86,8 @@ def _attacks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     setting = summary["audit"]["setting"]
     yield (
         "text",
-        f"{setting['members']} members (training split) and {setting['non_members']} non-members (test split). Every "
-        "shadow Teacher was trained by the Teacher's recipe on a random half of all of them; a shadow Student learned "
-        f"from the shadow Teacher of the same half. Queries: {setting['augment']}; LiRA variance: "
-        f"{setting['lira_variance']}.",
+        f"{setting['members']} members (training split) and {setting['non_members']} non-members (test split). "
+        f"{run_audit.shadows_made(summary)} Queries: {setting['augment']}; LiRA variance: {setting['lira_variance']}.",
     )
     yield "table", run_audit.what_was_run(summary)
     if summary["audit"]["leave_one_out"]:
@@ -99,6 +98,7 @@ def _attacks(summary: dict[str, Any], figures: Figures) -> Iterator[Block]:
     yield (
         "text",
         "AUC with its own 95 % interval. The primary attack was named beforehand; the others are exploratory. "
+        f"{run_audit.named_for_control(summary['audit'])}"
         "Corrected intervals, bounds of epsilon and figures at thresholds from the shadows are in metrics.json, and in "
         "audit.html where the run wrote it.",
     )

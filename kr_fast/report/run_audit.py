@@ -7,7 +7,7 @@ from typing import Any
 
 from kr_fast.report import audit_tables, sentences
 from kr_fast.report.sections import quality
-from kr_fast.report.tables import interval, number, percent, tpr
+from kr_fast.report.tables import interval, number, percent, stated, tpr
 
 Summary = dict[str, Any]
 HEADLINE = ("lira", "lira_offline", "loss")
@@ -24,8 +24,20 @@ def models(summary: Summary, *, images: bool = True) -> dict[str, str]:
     student = "Student, transfer" if audit else "Student" + " (synthetic images)" * images
     titles = {TEACHER: "Teacher" + " (real images)" * images, TRANSFER: student}
     if audit and FULL in audit:
-        titles[FULL] = f"Student, full ({summary['config']['audit_generator']} generator)"
+        kind = "full" if sentences.own_shadows(audit, FULL) else "shadow Students"
+        titles[FULL] = f"Student, {kind} ({summary['config']['audit_generator']} generator)"
     return titles
+
+
+def terms(summary: Summary) -> list[tuple[str, str]]:
+    """What Teacher and Student are in this run."""
+    config = summary["config"]
+    given = "The model that was given to the run, and that the Student learned from."
+    student = f"The model that was trained on synthetic images and {LABELS[config.get('labels', 'soft')]}"
+    return [
+        ("Teacher", given if config.get("teacher") else "The model that was trained on the private images."),
+        ("Student", f"{student}." if config.get("generator") else f"{student}, on no private image."),
+    ]
 
 
 def strongest(summary: Summary) -> str:
@@ -39,7 +51,7 @@ def headline(summary: Summary) -> list[list[str]]:
     rows = [["", *titles.values(), f"Teacher - {titles[best]}" if len(titles) > 2 else "Teacher - Student"]]
     tested = [summary["teacher" if name == TEACHER else "student"] for name in titles]
     cells = [quality.accuracy(each, summary["dataset"]["test"]) for each in tested]
-    rows.append(["test accuracy (Student: CAS)", *cells, percent(summary["cas_gap"])])
+    rows.append(["test accuracy (Student: CAS)", *cells, f"{number(100 * summary['cas_gap'], 2)} points"])
     rows += quality.rows(summary, list(titles))
     for attack in HEADLINE if audit else ():
         rows += of_attack(audit, list(titles), best, attack)
@@ -53,13 +65,16 @@ def headline(summary: Summary) -> list[list[str]]:
 def of_attack(audit: dict[str, Any], names: list[str], best: str, attack: str) -> list[list[str]]:
     """The attack's AUC averaged over models made alike, where it is known, and on the very models under attack."""
     rows, words = [], audit_tables.title(audit, attack)
-    recipes = [audit["leave_one_out"].get(name, {}).get(attack) for name in names]
-    if any(recipes):
-        count = max(row["targets"] for row in recipes if row)
-        cells = [audit_tables.averaged(row["auc"]) if row else "" for row in recipes]
-        gap = audit["leave_one_out"].get(best, {}).get(attack, {}).get("difference")
-        role = audit["leave_one_out"].get(best, {}).get(attack, {}).get("role")
-        rows.append([f"{words} AUC, mean of {count} made alike", *cells, _gap(gap, role) if gap else ""])
+    # Of a given or private Teacher no shadow was made as it was.
+    own = {name: sentences.own_shadows(audit, name) for name in names}
+    recipes = {name: audit["leave_one_out"].get(own[name], {}).get(attack) for name in names}
+    if any(recipes.values()):
+        count = " and ".join(dict.fromkeys(str(row["targets"]) for row in recipes.values() if row))
+        cells = [audit_tables.averaged(row["auc"]) if row else "" for row in recipes.values()]
+        gap = recipes[best] and recipes[best]["difference"]
+        rows.append(
+            [f"{words} AUC, mean of {count} made alike", *cells, _gap(gap, recipes[best]["role"]) if gap else ""]
+        )
     if attack in audit[TEACHER]:
         cells = [auc(audit[name][attack]) for name in names]
         rows.append([f"{words} AUC, this one", *cells, difference(audit, best, attack)])
@@ -81,9 +96,30 @@ def difference(audit: dict[str, Any], other: str, attack: str) -> str:
 
 
 def _gap(row: dict[str, Any], role: str | None) -> str:
-    p = "no variance" if row["p_corrected"] is None else f"p = {row['p_corrected']:.2g}"
     corrected = " (corrected)" if role == "exploratory" else ""
-    return f"{row['difference']:+.3f} {interval(row['interval_corrected'])}, {p}{corrected}"
+    return f"{row['difference']:+.3f} {interval(row['interval_corrected'])}, {stated(row['p_corrected'])}{corrected}"
+
+
+def shadows_made(summary: Summary) -> str:
+    """How the shadow models of this run were trained."""
+    config, made = summary["config"], "by the Teacher's recipe"
+    if summary.get("guarantee"):
+        made = "without the private Teacher's noise"
+    elif config.get("teacher"):
+        made = "by this package's recipe, as that of the Teacher, which was given, is not known,"
+    words = f"Every shadow Teacher was trained {made} on a random half of all of them"
+    if FULL in summary["audit"]:
+        labels = "the same class labels as the Student" if config.get("labels") == "class" else ""
+        words += f"; a shadow Student learned {labels or 'from the shadow Teacher of the same half'}"
+    return f"{words}."
+
+
+def named_for_control(audit: dict[str, Any]) -> str:
+    """Which attack was named beforehand for the positive control, where that is another one; else nothing."""
+    targets = audit["setting"]["targets"]
+    if CONTROL not in audit or (primary := targets[CONTROL]["primary"]) == targets[TEACHER]["primary"]:
+        return ""
+    return f"For the positive control {audit_tables.title(audit, primary)} was. "
 
 
 def what_was_run(summary: Summary) -> list[list[str]]:
@@ -93,7 +129,8 @@ def what_was_run(summary: Summary) -> list[list[str]]:
     named = {**models(summary), RELEASED: "released images", CONTROL: "positive control"}
     for name, facts in setting["targets"].items():
         if facts["kind"] == "released":
-            rows.append([named[name], "released images", f"{facts['images']} images of the last period", ""])
+            which = "all periods" if summary["config"].get("fixed_images") else "the last period"
+            rows.append([named[name], "released images", f"{facts['images']} images of {which}", ""])
             continue
         shadows = setting["shadow_sets"][facts["shadows"]]
         kind = "shadow Students" if facts["shadows"] == FULL else "shadow Teachers"
@@ -131,9 +168,10 @@ def every_attack(summary: Summary) -> list[list[str]]:
 
 def released(summary: Summary) -> list[list[str]]:
     """Attacks on the released images."""
-    rows = [["attack", "AUC", "TPR at 1 % FPR"]]
+    rows = [["attack", "role", "AUC", "corrected", "TPR at 1 % FPR"]]
     for attack, row in summary["audit"][RELEASED].items():
-        rows.append([audit_tables.title(summary["audit"], attack), auc(row), tpr(row["tpr_at_fpr"]["0.01"])])
+        cells = [row["role"], auc(row), interval(row["auc_ci_corrected"]), tpr(row["tpr_at_fpr"]["0.01"])]
+        rows.append([audit_tables.title(summary["audit"], attack), *cells])
     return rows
 
 
@@ -154,9 +192,12 @@ def verdict(summary: Summary) -> str:
     """The result in one paragraph of plain words, built from the numbers."""
     teacher, student = (summary[name]["test_accuracy"] for name in ("teacher", "student"))
     data, audit = summary["dataset"], summary.get("audit")
+    who = f"A Teacher trained on {data['train']} real images of {data['name']}"
+    if summary["config"].get("teacher"):
+        who = f"The Teacher that was given to a run on {data['name']}"
     text = (
-        f"A Teacher trained on {data['train']} real images of {data['name']} classifies {percent(teacher)} of "
-        f"{data['test']} real test images correctly. A Student that saw only synthetic images and "
+        f"{who} classifies {percent(teacher)} of {data['test']} real test images correctly. A Student that saw only "
+        "synthetic images and "
         f"{LABELS[summary['config'].get('labels', 'soft')]} classifies {percent(student)}: a gap of "
         f"{100 * summary['cas_gap']:.2f} points."
     )
@@ -169,14 +210,18 @@ EMPIRICAL = (
     "The protection measured here is empirical. It is not differential privacy and carries no guarantee: it says how "
     "far the attacks named above got, and a stronger attack may get further."
 )
+UNMEASURED = (
+    "No attack was run, so nothing is known of what leaks, and nothing is guaranteed: the training was not "
+    "differentially private."
+)
 OUTSIDE = (
     "Student, synthetic images, cards and ledger in release/ have a guarantee of differential privacy (ledger.json). "
     "Nothing else has: the figures of this page were computed from real images without noise, test accuracy among "
     "them. They are no part of the release, and to publish them, or to choose among runs by them, is not covered."
 )
 CHOSEN = (
-    "Every choice (epoch, checkpoint, sampling) was made on the validation split, which is private data too; the test "
-    "split was read once, at the end."
+    "Every choice of this run (epoch, checkpoint, sampling) was made on the validation split, which is private data "
+    "too; the test split was read once, at the end."
 )
 UNCHOSEN = (
     "No choice was made on real images: the Teacher is the average of its last steps, checkpoint and period are the "
@@ -199,8 +244,8 @@ def more_time(summary: Summary) -> str:
 def caveats(summary: Summary) -> list[str]:
     """What the figures do not say, by what was run."""
     lines = [f"Note: {note}." for note in summary.get("notes", [])]
-    lines.append(OUTSIDE if (summary.get("guarantee") or {}).get("private") else EMPIRICAL)
-    audit = summary.get("audit")
+    audit, private = summary.get("audit"), (summary.get("guarantee") or {}).get("private")
+    lines.append(OUTSIDE if private else EMPIRICAL if audit else UNMEASURED)
     if audit:
         lines += [_of_student(summary), _of_images(summary)]
         if CONTROL not in audit and not audit.get("canaries"):
@@ -216,19 +261,23 @@ def _of_student(summary: Summary) -> str:
             "The Student was attacked with shadows of the Teacher's training only (a transfer attack), a lower bound "
             f"on what it leaks. {known}"
         )
-    count = summary["audit"]["setting"]["shadow_sets"][FULL]["models"]
-    if summary["config"].get("generator"):
+    count, config = summary["audit"]["setting"]["shadow_sets"][FULL]["models"], summary["config"]
+    labels = config.get("labels", "soft")
+    path = "the Teacher's filter of the images" if labels == "class" else LABELS[labels]
+    if not sentences.own_shadows(summary["audit"], FULL):
+        known = f"Their Teachers were not made as the Student's was, so this is a transfer attack too. {known}"
+    if config.get("generator"):
         return (
             f"The {count} shadow Students learn from images of the generator that the run was given, which the "
             "attacker is given too. If it was trained on members, no shadow shows what a member's part in it gives "
-            f"away: the full audit then bounds from below what leaks through the soft labels. {known}"
+            f"away: their attack then bounds from below what leaks through {path}. {known}"
         )
-    if summary["config"]["audit_generator"] == "shared":
+    if config["audit_generator"] == "shared":
         return (
             f"The {count} shadow Students learn from images of this run's own generator. The attacker is thereby given "
             "the generator, and since it was trained on all members, no shadow shows what a member's part in it gives "
-            "away: the full audit bounds from below what leaks through the soft labels, and says nothing of what "
-            f"leaks through the images. {known}"
+            f"away: their attack bounds from below what leaks through {path}, and says nothing of what leaks through "
+            f"the images. {known}"
         )
     return (
         f"The {count} shadow Students had a generator of their own each, trained on the half that their Teacher was "

@@ -43,8 +43,9 @@ def table(summary: dict[str, Any]) -> list[list[str]]:
 def explanation(summary: dict[str, Any]) -> str:
     """What the spread is of."""
     words = (
-        "Intervals are Student's t over the runs: they say how far another seed may be, and take the data as given. "
-        "Those of single runs, over records, are in their own reports."
+        "Intervals are Student's t over the runs: they say where the mean over all seeds may be, and take the data as "
+        "given. How far another seed may be from it the standard deviation says. Those of single runs, over records, "
+        "are in their own reports."
     )
     if summary["cut_by_seed"]:
         words += " The data have no splits of their own, so each seed has other training, validation and test images."

@@ -5,7 +5,8 @@ from typing import Any
 
 from kr_fast.report.audit_tables import averaged
 from kr_fast.report.render import Block
-from kr_fast.report.tables import number, share
+from kr_fast.report.sections import quality
+from kr_fast.report.tables import number, percent, share
 
 LABELS = {"soft": "the Teacher's probabilities", "top1": "the Teacher's top classes", "class": "class labels"}
 ATTACKS = {"lira": "LiRA online", "lira_offline": "LiRA offline", "rmia": "RMIA"}
@@ -27,7 +28,7 @@ def blocks(summary: dict[str, Any]) -> Iterator[Block]:
         "Four Students of the same first weights, shuffles, schedule and sampling. They differ in what they learn of "
         "an image and in whether its set is drawn again each period. The period of each was chosen on validation.",
     )
-    yield "table", table(rows, summary["dataset"])
+    yield "table", table(rows, summary["dataset"], by_groups=quality.by_groups(summary["teacher"]))
     yield "text", effects(rows)
     if "leakage" in rows[0]:
         yield (
@@ -38,11 +39,12 @@ def blocks(summary: dict[str, Any]) -> Iterator[Block]:
         yield "table", leakage(rows)
 
 
-def table(rows: list[dict[str, Any]], dataset: dict[str, Any]) -> list[list[str]]:
-    """Accuracy on validation and test of each Student."""
+def table(rows: list[dict[str, Any]], dataset: dict[str, Any], *, by_groups: bool = False) -> list[list[str]]:
+    """Accuracy on validation and test of each Student; with Wilson's interval, unless images are in groups."""
     cells = [["labels", "images", "validation accuracy", "test accuracy", "test AUC", ""]]
     for row in rows:
-        of_splits = [share(row[f"{name}_accuracy"], dataset[name]) for name in ("val", "test")]
+        values = {name: row[f"{name}_accuracy"] for name in ("val", "test")}
+        of_splits = [percent(each) if by_groups else share(each, dataset[name]) for name, each in values.items()]
         own = "the Student of this run" if row["of_run"] else ""
         cells.append([LABELS[row["labels"]], IMAGES[row["regenerated"]], *of_splits, number(row["test_auc"]), own])
     return cells

@@ -57,10 +57,12 @@ def table(figures: Mapping[str, Any]) -> list[list[str]]:
 
 def explanation(figures: Mapping[str, Any]) -> str:
     """What is compared with what."""
+    rest = "Only the last period is released, so the figures on all periods bound what more images would leak. "
+    if figures["all_periods"] == figures["last_period"]:  # one set for all of them
+        rest = "Every period had the same images. "
     return (
         "Of each record the distance to the nearest synthetic image counts, compared with its distances to the images "
         f"of {figures['pipelines']} pipelines whose generators were trained on random halves of members and "
-        "non-members: a plain image has something near it whoever was trained on it. Only the last period is released, "
-        "so the figures on all periods bound what more images would leak. The exploratory rows share one error "
-        "(Bonferroni)."
+        "non-members: a plain image has something near it whoever was trained on it. "
+        f"{rest}The exploratory rows share one error (Bonferroni)."
     )

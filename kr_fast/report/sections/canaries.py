@@ -67,7 +67,7 @@ def verdict(found: dict[str, Any]) -> str:
     if student:
         words += (
             f" In the twins of the Student canaries have an AUC of {number(student['auc'])} "
-            f"{interval(student['auc_ci'])}, by the soft labels alone, as no generator saw a wrong label: "
+            f"{interval(student['auc_ci'])}, by way of the Teacher alone, as no generator saw a wrong label: "
         )
         words += (
             "what a Teacher memorised of an unusual record can be found in a Student that never saw a real image, "

@@ -59,8 +59,9 @@ def of_run(summary: Values, best: str, decided: Values | None) -> Block:
         summary: the dictionary of metrics.json; best: the audit of the Student that counts; decided: the verdict.
     """
     cite = Citations(summary)
+    which = "was given" if summary["config"].get("teacher") else "saw the real images"
     lines = [
-        f"Student, on {cite('dataset', 'test', form=_count)} test images. The Teacher, which saw the real images: "
+        f"Student, on {cite('dataset', 'test', form=_count)} test images. The Teacher, which {which}: "
         f"{cite('teacher', 'test_accuracy', form=percent)}"
     ]
     if summary["student"].get("test_auc") is not None:

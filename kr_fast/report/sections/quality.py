@@ -145,10 +145,11 @@ def _groups(facts: Mapping[str, Any]) -> str:
     if not facts["resampled"]:
         return "All test images are of one group: intervals are over images, as if these were independent."
     few = " Of so few they are too narrow." if count < FEW_GROUPS else ""
+    largest = " The largest groups, without their name and with intervals over their own images:"
     return (
         f"The test images are of {count:,} groups, such as patients or sites. Intervals of all test figures are those "
-        f"of {count:,} groups drawn anew, each with all of its images.{few} "
-        "The largest groups, without their name and with intervals over their own images:"
+        f"of {count:,} groups drawn anew, each with all of its images."
+        f"{few}{largest if facts['rows'] else ''}"
     )
 
 

@@ -1,6 +1,6 @@
 """What the figures mean, in a line each, and how far the attacks got: the AUC of each model beside chance."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kr_fast.report import sentences
@@ -9,14 +9,7 @@ from kr_fast.report.sections.cards import track
 from kr_fast.report.tables import interval, number
 
 Audit = Mapping[str, Any]
-Terms = tuple[tuple[str, str], ...]
-OF_RUN: Terms = (
-    ("Teacher", "The model that was trained on the private images."),
-    (
-        "Student",
-        "The model that was trained on synthetic images and the Teacher's answers to them, on no private image.",
-    ),
-)
+Terms = Sequence[tuple[str, str]]
 
 
 def blocks(audit: Audit, labels: Mapping[str, str] | None, first: Terms = ()) -> Iterator[Block]:
@@ -50,7 +43,7 @@ def _rows(audit: Audit, labels: Mapping[str, str] | None) -> Iterator[Row]:
     owners = {sentences.own_shadows(audit, name): name for name in reversed(names)}
     for shadows in audit["leave_one_out"]:
         if shadows not in owners:
-            yield from _mean(audit, shadows, labels)
+            yield from _mean(audit, shadows, labels, owned=False)
     for name in names:
         own = sentences.own_shadows(audit, name)
         if own is not None and owners[own] == name:
@@ -59,7 +52,8 @@ def _rows(audit: Audit, labels: Mapping[str, str] | None) -> Iterator[Row]:
         for attack in audit[name] if facts["kind"] == "released" else (facts["primary"],):
             row, words = audit[name][attack], sentences.title(audit, attack)
             words += "" if facts["kind"] == "released" or facts["control"] else ", this model"
-            yield _row(sentences.target_title(audit, name, labels), words, row["auc"], row["auc_ci"], facts["control"])
+            pair = sentences.deciding(row)
+            yield _row(sentences.target_title(audit, name, labels), words, row["auc"], pair, facts["control"])
     if canaries := audit.get("canaries"):
         row = canaries["teacher"]
         yield _row("the mislabelled canaries", "in twins of the Teacher", row["auc"], row["auc_ci"], True)
@@ -71,7 +65,8 @@ def _rows(audit: Audit, labels: Mapping[str, str] | None) -> Iterator[Row]:
         yield _row("the generator's weights", "denoising errors; not released", row["auc"], row["auc_ci"])
 
 
-def _mean(audit: Audit, shadows: str, labels: Mapping[str, str] | None) -> Iterator[Row]:
+def _mean(audit: Audit, shadows: str, labels: Mapping[str, str] | None, owned: bool = True) -> Iterator[Row]:
+    """``owned``: whether a target was made as these shadows were."""
     each = audit["leave_one_out"].get(shadows)
     if not each:
         return
@@ -79,6 +74,7 @@ def _mean(audit: Audit, shadows: str, labels: Mapping[str, str] | None) -> Itera
     row, words = each[attack], sentences.title(audit, attack)
     if row["auc"]["interval"] is not None:
         label = sentences.shadows_title(audit, shadows, labels)
+        label = label if owned or label == shadows else f"the shadows of {label}"
         yield _row(label, f"{words}, mean of {row['targets']} made alike", row["auc"]["mean"], row["auc"]["interval"])
 
 
