@@ -45,6 +45,8 @@ def roc(
     few = min(1.0, 10 / negatives)
     axis.axvspan(least, few, color="#888888", alpha=0.12, lw=0, label="below 10 false positives")
     axis.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1.05))
+    if len(drawn) < len(lines):
+        axis.set_title(f"{len(drawn)} of {len(lines)} attacks", fontsize=10)
     axis.set_xlabel("false-positive rate")
     axis.set_ylabel("true-positive rate")
     axis.grid(True, which="major", alpha=0.3)

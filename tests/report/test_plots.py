@@ -27,3 +27,6 @@ def test_no_two_curves_look_alike(monkeypatch):
     figure = audit_plots.roc(dict.fromkeys(names, line), names[3], {}, 100, 0.95)
     looks = {(each.get_color(), each.get_linestyle()) for each in figure.axes[0].lines}
     assert len(looks) == len(names) + 1  # and the line of chance
+    assert figure.axes[0].get_title() == ""
+    figure = audit_plots.roc(dict.fromkeys([*names, "another"], line), names[3], {}, 100, 0.95)
+    assert figure.axes[0].get_title() == "10 of 11 attacks"
