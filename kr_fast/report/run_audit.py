@@ -288,17 +288,17 @@ def _of_student(summary: Summary) -> str:
 
 def _of_images(summary: Summary) -> str:
     audit, rest = summary["audit"], "Whoever is given the generator can attack it directly, and more images leak more."
-    of_weights = "The attack on the generator's weights stands by itself, as the run does not release them."
+    calibrated, weights = audit.get("released_calibrated"), "The generator's weights were not attacked."
+    if audit.get("generator"):
+        weights = "The attack on the generator's weights stands by itself, as the run does not release them."
+    how = "attacked by those of other pipelines alone" if calibrated else "not attacked"
     if RELEASED not in audit:
-        if audit.get("generator"):
-            return f"The synthetic images were not attacked. {of_weights} {rest}"
-        return f"The generator and the synthetic images were not attacked. {rest}"
-    count, weights = audit["setting"]["targets"][RELEASED]["images"], " and the generator's weights"
-    said = f" {of_weights}" if audit.get("generator") else ""
+        if not calibrated and not audit.get("generator"):
+            return f"The generator and the synthetic images were not attacked. {rest}"
+        return f"The synthetic images were {how}. {weights} {rest}"
+    images = f"Released images are the {audit['setting']['targets'][RELEASED]['images']} of "
     if summary["config"].get("fixed_images"):
-        without = "" if said else " The generator's weights were not attacked."
-        return f"Released images are the {count} of all periods, which lie in synthetic/.{without}{said} {rest}"
-    return (
-        f"Released images are the {count} of the last period, which lie in synthetic/; those of earlier periods"
-        f"{'' if said else weights} were not attacked.{said} {rest}"
-    )
+        images += "all periods, which lie in synthetic/."
+    else:
+        images += f"the last period, which lie in synthetic/; those of earlier periods were {how}."
+    return f"{images} {weights} {rest}"

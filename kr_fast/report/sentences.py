@@ -19,6 +19,7 @@ OF_RUN = {
     "released": "the released images",
 }
 
+CALIBRATED = "nearest synthetic image, calibrated by other pipelines"
 NOTHING = "gives every example the same score and shows nothing either way"
 
 
@@ -214,13 +215,15 @@ def _tests(audit: Audit, labels: Mapping[str, str]) -> list[str]:
 def of_images(audit: Audit, name: str, labels: Mapping[str, str] | None = None) -> str:
     """The result of the attacks on released images."""
     label = (labels or {}).get(name, f"the released images {name}")
-    attacks = [title(audit, attack) for attack, row in audit[name].items() if above(row)]
+    rows = {title(audit, attack): row for attack, row in audit[name].items()}
+    if calibrated := audit.get("released_calibrated"):  # of a run, which has one released set
+        rows[CALIBRATED] = calibrated["last_period"]["offline"]
+    attacks = [words for words, row in rows.items() if above(row)]
     if attacks:
         return (
             f"{label[0].upper()}{label[1:]} by themselves leak membership (attacks above chance: {', '.join(attacks)})."
         )
-    every = ", ".join(title(audit, attack) for attack in audit[name])
-    return f"No attack on {label} is seen above chance ({every})."
+    return f"No attack on {label} is seen above chance ({', '.join(rows)})."
 
 
 def of_control(audit: Audit) -> str:

@@ -4,6 +4,7 @@ import pytest
 from report_cases import attack, summary, whole_audit
 
 from kr_fast.report import document, render, run_audit, seeds_document
+from kr_fast.report.exported import data_card
 from kr_fast.report.sections import ablation, calibrated, canaries, quality, reading
 from kr_fast.report.sentences import OF_RUN, verdict
 
@@ -109,6 +110,26 @@ def test_released_images_are_those_of_the_periods_that_there_were():
     figures = {"pipelines": 4, "all_periods": {"auc": 0.5}, "last_period": {"auc": 0.6}}
     assert "bound what more images would leak" in calibrated.explanation(figures)
     assert "Every period had the same images." in calibrated.explanation({**figures, "all_periods": {"auc": 0.6}})
+
+
+def test_images_that_other_pipelines_calibrate_are_no_images_that_were_not_attacked():
+    """Neither in the caveats nor in the card that goes with them, also where this attack alone is above chance."""
+    values, row = summary(), attack(0.6, 0.55, 0.65)
+    assert "those of earlier periods were not attacked" in page(values)
+    for released in (True, False):
+        audit = whole_audit(released=released)
+        by = dict.fromkeys(("offline", "online", "uncalibrated"), row)
+        audit["released_calibrated"] = {"pipelines": 4, "level": 0.95, "all_periods": by, "last_period": by}
+        values = summary(audit=audit)
+        which = "those of earlier periods" if released else "The synthetic images"
+        assert f"{which} were attacked by those of other pipelines alone." in " ".join(run_audit.caveats(values))
+        text = data_card.leaks(values)
+        assert "better than chance (AUC 0.600, 95 % interval [0.550, 0.650])" in text
+        assert "No attack" not in text
+        assert "not attacked" not in text
+        assert ("calibrated by other pipelines)." in text) == released
+        audit["generator"] = None
+        assert "The generator's weights were not attacked." in " ".join(run_audit.caveats(values))
 
 
 def test_the_attack_named_for_the_control_is_told():

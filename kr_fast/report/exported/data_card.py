@@ -7,7 +7,7 @@ from kr_fast.report import render, run_audit, sentences
 from kr_fast.report.exported import guaranteed
 from kr_fast.report.exported.model_card import front_matter, protection
 from kr_fast.report.render import Block
-from kr_fast.report.sections import quality
+from kr_fast.report.sections import calibrated, quality
 
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 PATTERNS = {"parquet": "data/train-*.parquet", "webdataset": "data/train-*.tar"}
@@ -95,6 +95,9 @@ def leaks(summary: Mapping[str, Any]) -> str:
     known = "The images were not attacked, so what they leak is not known."
     if run_audit.RELEASED in audit:
         known = sentences.of_images(audit, run_audit.RELEASED, sentences.OF_RUN)
+    if figures := audit.get("released_calibrated"):
+        own = f"{known} " if run_audit.RELEASED in audit else ""
+        known = f"{own}Attacked by the images of other pipelines: {calibrated.result(figures)}"
     if not summary.get("verdict"):
         return known
     return f"{known} The verdict of the run, “{summary['verdict']['decision']}”, is about its Student."
