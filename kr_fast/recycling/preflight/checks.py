@@ -14,6 +14,9 @@ from kr_fast.recycling.context import Context
 from kr_fast.recycling.dp import checks as dp_checks
 from kr_fast.recycling.preflight import division, memory_and_disk, networks
 from kr_fast.recycling.stages import dataset, shadows, teacher
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.generation import tuning
+from kr_fast.recycling.stages.generation.sampling import default_sampling
 from kr_fast.recycling.stages.given_teacher import given_teacher
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
@@ -41,6 +44,10 @@ def check(context: Context) -> list[str]:
         notes += _given_teacher(context)
     if context.config.generator:
         notes += given.check(context)
+        usual = default_sampling(context, given.STEP)
+        tried = (sampling for sampling, _, _ in tuning.expected(context.config, usual))
+        for sampling in dict.fromkeys((usual, *tried)):
+            gkd.drawn(context, sampling, 1)  # a sampler refuses what the network's own scheduler does not do
     return notes
 
 

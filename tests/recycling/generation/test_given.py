@@ -8,7 +8,7 @@ import torch
 from toy_runs import context_of, new_context
 
 import kr_fast
-from kr_fast.recycling import given
+from kr_fast.recycling import given, preflight
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.presets import preset
@@ -272,6 +272,18 @@ def test_a_run_of_ready_images(tmp_path, caplog):
     (tmp_path / "run" / "private" / "generator" / "given.json").write_text("{}")
     with pytest.raises(UserError, match="given.json must be as the stage generator left it, got 2 bytes in place of"):
         kr_fast.recycle(config)
+
+
+def test_settings_that_a_network_s_scheduler_cannot_draw_by_are_refused_first(tmp_path):
+    from diffusers import FlowMatchHeunDiscreteScheduler
+
+    made = network(tmp_path / "model", scheduler=False)
+    FlowMatchHeunDiscreteScheduler().save_pretrained(made / "scheduler")
+    options = {"guidance_scale": 2.0, "num_inference_steps": 10, "tune_num_inference_steps": ()}
+    run = context(tmp_path, made, guidance_interval=(0.5, 0.52), **options)
+    with pytest.raises(UserError, match="guidance_interval must hold one of the 19 solver steps"):
+        preflight.check(run)
+    preflight.check(context(tmp_path, made, guidance_interval=(0.5, 0.53), **options))
 
 
 def test_several_generators_share_each_period(tmp_path, gan):
