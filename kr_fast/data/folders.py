@@ -165,7 +165,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
 
 
 def written_by_us(path: Path) -> bool:
-    """Whether ``path`` is a run, an audit or a synthetic set, as after ``--data imgs --out imgs/run``."""
+    """Whether ``path`` is a run, an audit or a synthetic set."""
     try:
         if (path / "config.yaml").is_file() and any((path / name).exists() for name in ("journal.json", ".lock")):
             return True
