@@ -100,8 +100,8 @@ def run(context: Context) -> dict[str, Any]:
         files.save_arrays(context.folder.audit_arrays, report.arrays())
     rest = {}
     if c.ablation and c.num_students:
-        options = {"auxiliary": dataclasses.replace(auxiliary, synthetic=None)}
-        options["choices"] = dataclasses.replace(choices, attacks=ablation.ATTACKS)
+        options = {name: options[name] for name in ("groups", "choices")}
+        options["auxiliary"] = dataclasses.replace(auxiliary, synthetic=None)
         of_other = _of_ablation(context, (images, labels, members), options)
         rest["ablation"] = {"own": _leakage(results["leave_one_out"][FULL]), "other_images": of_other}
     return {"audit": results, "aop": {name: results[name]["lira"]["aop"] for name in targets}, **rest}
@@ -110,9 +110,15 @@ def run(context: Context) -> dict[str, Any]:
 def _of_ablation(
     context: Context, pool: tuple[Tensor, Tensor, Tensor], options: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """What the ablation's Student with other images leaks, by its shadow Students: an audit of its own."""
+    """What the ablation's Student with other images leaks, by its shadow Students: an audit of its own.
+
+    Args:
+        options: of the run's audit, which decide its population, queries, level and units.
+    """
     name, other = "ablation", ablation.other_images(context.config)
-    targets = {name: Target(ablation.load(context, other))}
+    attacks = [each for each in ablation.ATTACKS if each != "rmia" or options["auxiliary"].population is not None]
+    options["choices"] = dataclasses.replace(options["choices"], attacks=attacks)
+    targets = {name: Target(ablation.load(context, other), title="the Student of the ablation")}
     report = audit(targets, {name: shadow_students.load(context, of_ablation=True)}, *pool, **options)
     return _leakage(report.to_dict()["leave_one_out"][name])
 
