@@ -51,8 +51,9 @@ namespace {
 
 // Floats of images that a group of them may hold: half of a second-level cache of 1 MB.
 constexpr int64_t kGroupFloats = 128 * 1024;
-// Floats of x and dy that are summed in one go, read again for each tap and tile of inputs by outputs.
-constexpr int64_t kBlockFloats = 16 * 1024;
+// Floats of x and dy that are summed in one go, read again for each tap and tile of inputs by outputs: products of
+// AVX-512 read each less often, and find it in the second cache.
+constexpr int64_t kBlockFloats = 16 * 1024, kSmallBlockFloats = 6 * 1024;
 constexpr int64_t kBlockPixels = 96;  // at least: registers are added to the sums after so many
 // Chunks of images, whose number depends on the shape only: a sum costs as much as some ten pixels.
 constexpr int64_t kMostChunks = 16, kFewestPixels = 1024, kFewestOfFew = 256;
@@ -142,7 +143,8 @@ GradForm grad_form(const DirectConvShape& s) {
 
 // Lines of pixels in a block of the gradient of the filters.
 int64_t block_lines(const DirectConvShape& s) {
-    const int64_t pixels = larger(kBlockPixels, kBlockFloats / (s.stride_y * s.stride_x * s.inputs + s.outputs));
+    const int64_t floats = isa() == Isa::avx512 ? kBlockFloats : kSmallBlockFloats;
+    const int64_t pixels = larger(kBlockPixels, floats / (s.stride_y * s.stride_x * s.inputs + s.outputs));
     return (pixels + s.output_width - 1) / s.output_width;
 }
 

@@ -13,14 +13,25 @@ int64_t winograd_scratch(int64_t inputs, int64_t outputs) {
     return transformed + 36 * kWinogradTiles * kWinogradPart * winograd_block(outputs) + empty;
 }
 
+// Tiles of a block: with all of kWinogradTiles, what they are transformed to and the products of one block of outputs
+// overflow a second cache of 512 KB, as processors without AVX-512 have it.
+static int64_t tiles_of_block(const WinogradConv& call) {
+    constexpr int64_t kSmallCache = 75 * 1024, kFewest = 12, kUnit = 6;  // floats; tiles, whole products of all widths
+    if (isa() == Isa::avx512) return kWinogradTiles;
+    const int64_t each = 36 * ((call.inputs + 15) / 16 * 16 + winograd_block(call.outputs));
+    const int64_t fit = kSmallCache / each / kUnit * kUnit;
+    return fit < kFewest ? kFewest : fit < kWinogradTiles ? fit : kWinogradTiles;
+}
+
 // Tiles [begin, end).
 static void winograd_tiles(const WinogradConv& call, int64_t begin, int64_t end, float* scratch) {
     float* m = scratch + 36 * winograd_step(call.inputs);
     float* zeros = m + 36 * kWinogradTiles * kWinogradPart * winograd_block(call.outputs);
     for (int64_t i = 0; i < 6 * call.inputs + 16; ++i) zeros[i] = 0.0f;
-    for (int64_t b = begin; b < end; b += kWinogradTiles)
+    const int64_t block = tiles_of_block(call);
+    for (int64_t b = begin; b < end; b += block)
         KR_DISPATCH(winograd_block_of_tiles, call, {(call.height + 3) / 4, (call.width + 3) / 4}, b,
-                    b + kWinogradTiles < end ? b + kWinogradTiles : end, scratch, m, zeros);
+                    b + block < end ? b + block : end, scratch, m, zeros);
 }
 
 void winograd_conv2d_within(const WinogradConv& call, float* scratch) {

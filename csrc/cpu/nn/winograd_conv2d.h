@@ -55,7 +55,11 @@ int64_t winograd_grad_scratch(int64_t inputs, int64_t outputs);
 int64_t winograd_grad_chunks(int64_t inputs, int64_t outputs, int64_t tiles);  // that pay, for so many tiles
 void winograd_grad_add(const WinogradGradWeight& call, bool first, float* sums, float* scratch);
 void winograd_grad_finish(const WinogradGradWeight& call, const float* sums, int64_t chunks, int threads);
-double winograd_grad_square(const WinogradGradWeight& call, const float* sums);  // of the gradient of one chunk
+
+// The gradient of the filters of one call by one thread, part by part of the channels, so that the sums stay in the
+// cache; or, where grad_weight is null, the square of its norm. `memory` is so many floats, at a multiple of 64 bytes.
+int64_t winograd_grad_alone_memory(int64_t inputs, int64_t outputs);
+double winograd_grad_alone(const WinogradGradWeight& call, float* memory);
 
 // U = G (scale g) G^T in double of filters g, as WinogradConv::weight.
 struct WinogradPack {

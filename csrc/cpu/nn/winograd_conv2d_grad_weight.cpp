@@ -19,8 +19,11 @@ struct WinogradGradPart {
 namespace kr {
 namespace {
 
-// Channels of a part: its sums [36][64][64] and a block of transformed tiles stay in a second-level cache of 1 to 2 MB.
-constexpr int64_t kPart = 64;
+// Channels of a part and tiles of a block: the part's sums [36][channels][channels] and a block of transformed tiles
+// stay in the second-level cache, of 1 to 2 MB where there is AVX-512 and of 512 KB where there is not.
+constexpr int64_t kPart = 64, kSmallPart = 32, kSmallBlock = 28;
+int64_t part_channels() { return isa() == Isa::avx512 ? kPart : kSmallPart; }
+int64_t block_tiles() { return isa() == Isa::avx512 ? kWinogradTiles : kSmallBlock; }
 // Partial sums are added in the order of their chunks, whose number depends on the shape only: a chunk has at least so
 // many tiles, for a sum costs as much as ten, and all sums are 2.5 MB where that leaves two chunks.
 constexpr int64_t kMostChunks = 16, kFewestTiles = 128, kMostSums = 640 * 1024;
@@ -33,16 +36,17 @@ struct Parts {
     Parts(int64_t inputs, int64_t outputs)
         : inputs(inputs),
           outputs(outputs),
-          across((outputs + kPart - 1) / kPart),
-          count((inputs + kPart - 1) / kPart * across),
-          high(smaller(round_up(inputs, 16), kPart)),
-          wide(smaller(round_up(outputs, 16), kPart)),
-          size(36 * high * wide) {}
+          most(part_channels()),
+          across((outputs + most - 1) / most),
+          count((inputs + most - 1) / most * across),
+          high(smaller(round_up(inputs, 16), most)),
+          wide(smaller(round_up(outputs, 16), most)),
+          size(36 * (high * wide + 16)) {}
     WinogradGradPart at(int64_t number) const {
-        const int64_t input = number / across * kPart, output = number % across * kPart;
-        return {input, smaller(inputs - input, kPart), output, smaller(outputs - output, kPart)};
+        const int64_t input = number / across * most, output = number % across * most;
+        return {input, smaller(inputs - input, most), output, smaller(outputs - output, most)};
     }
-    const int64_t inputs, outputs, across, count, high, wide, size;  // size: floats of the sums of a part
+    const int64_t inputs, outputs, most, across, count, high, wide, size;  // size: floats of the sums of a part
 };
 
 int64_t zero_pixels(const WinogradGradWeight& call) {
@@ -55,7 +59,7 @@ void add_tiles(const WinogradGradWeight& call, const Parts& parts, const Winogra
     float *v = scratch, *w = v + 36 * winograd_step(parts.high), *block_bias = w + 36 * winograd_step(parts.wide);
     float* zeros = block_bias + kPart;
     for (int64_t i = 0; i < zero_pixels(call); ++i) zeros[i] = 0.0f;
-    const int64_t blocks = (to - from + kWinogradTiles - 1) / kWinogradTiles;
+    const int64_t blocks = (to - from + block_tiles() - 1) / block_tiles();
     for (int64_t block = 0; block < blocks; ++block)
         KR_DISPATCH(winograd_grad_block, call, part, from + (to - from) * block / blocks,
                     from + (to - from) * (block + 1) / blocks, first && block == 0, {v, w, zeros, block_bias}, sums,
@@ -111,24 +115,35 @@ void winograd_grad_finish(const WinogradGradWeight& call, const float* sums, int
     });
 }
 
-double winograd_grad_square(const WinogradGradWeight& call, const float* sums) {
+int64_t winograd_grad_alone_memory(int64_t inputs, int64_t outputs) {
+    return Parts(inputs, outputs).size + winograd_grad_scratch(inputs, outputs);
+}
+
+double winograd_grad_alone(const WinogradGradWeight& call, float* memory) {
     const Parts parts(call.inputs, call.outputs);
+    float *sums = memory, *scratch = sums + parts.size, *bias = scratch + scratch_size(call, parts);
     double square = 0.0;
-    for (int64_t number = 0; number < parts.count; ++number)
-        square += KR_DISPATCH(winograd_grad_squares, parts.at(number), sums + number * parts.size);
+    for (int64_t number = 0; number < parts.count; ++number) {
+        const WinogradGradPart part = parts.at(number);
+        add_tiles(call, parts, part, 0, tiles_of(call), true, scratch, sums, bias);
+        if (call.grad_weight)
+            KR_DISPATCH(winograd_grad_filters, call, part, 0, part.inputs, sums, 1, 0);
+        else
+            square += KR_DISPATCH(winograd_grad_squares, part, sums);
+    }
     return square;
 }
 
 void winograd_conv2d_grad_weight(const WinogradGradWeight& call, int threads) {
     const Parts parts(call.inputs, call.outputs);
     const int64_t tiles = tiles_of(call), chunks = winograd_grad_chunks(call.inputs, call.outputs, tiles);
-    const AlignedFloats memory(chunks * (parts.count * parts.size + parts.across * kPart));
-    float *sums = memory.floats, *bias = sums + chunks * parts.count * parts.size;  // [chunks][across][kPart]
+    const AlignedFloats memory(chunks * (parts.count * parts.size + parts.across * parts.most));
+    float *sums = memory.floats, *bias = sums + chunks * parts.count * parts.size;  // [chunks][across][most]
     parallel_for(chunks * parts.count, 1, threads, [&](int64_t begin, int64_t end) {
         const AlignedFloats own(scratch_size(call, parts) + kPart);
         for (int64_t task = begin; task < end; ++task) {
             const int64_t chunk = task / parts.count, number = task % parts.count;
-            float* to_bias = number < parts.across ? bias + (chunk * parts.across + number) * kPart
+            float* to_bias = number < parts.across ? bias + (chunk * parts.across + number) * parts.most
                                                    : own.floats + scratch_size(call, parts);
             add_tiles(call, parts, parts.at(number), tiles * chunk / chunks, tiles * (chunk + 1) / chunks, true,
                       own.floats, sums + task * parts.size, to_bias);
@@ -138,7 +153,7 @@ void winograd_conv2d_grad_weight(const WinogradGradWeight& call, int threads) {
     if (call.grad_bias == nullptr) return;
     for (int64_t o = 0; o < call.outputs; ++o) {
         float sum = 0.0f;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += bias[chunk * parts.across * kPart + o];
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += bias[chunk * parts.across * parts.most + o];
         call.grad_bias[o] = sum;
     }
 }

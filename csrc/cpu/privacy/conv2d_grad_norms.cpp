@@ -120,7 +120,7 @@ Form form_of(const ConvGradients& s) {
     const bool plain = s.groups == 1 && s.dilation_y == 1 && s.dilation_x == 1 && symmetric;
     const double outputs = (double)outputs_of(s), taps = (double)(s.kernel_height * s.kernel_width);
     const double filters = (double)(round_up(s.inputs, 4) * round_up(s.outputs, 8)), direct = outputs * taps * filters;
-    if (s.norms && s.groups == 1) {
+    if (!s.weight && s.groups == 1) {
         const auto matrix = [](double n, double channels) { return n * (n + 16) * channels + 4 * n * channels; };
         double gram = matrix(outputs, (double)s.outputs) + 2 * taps * outputs * (outputs + 8);
         for_each_residue(s, [&](const Axis& down, const Axis& across) {
@@ -140,13 +140,16 @@ Form form_of(const ConvGradients& s) {
     return plain ? Form::direct : Form::gathered;
 }
 
-// The bias's part, and the norm of both: `square` is the weight's.
+// The bias's part, and the norm of both: `square` is the weight's, or was not taken of a gradient that is kept, which
+// is still in the cache.
 void finish(const ConvGradients& s, int64_t record, double square, float* sums) {
+    const int64_t weights = s.outputs * (s.inputs / s.groups) * s.kernel_height * s.kernel_width;
+    if (s.weight) square = s.norms ? KR_DISPATCH(squares, s.weight + record * weights, weights) : 0.0;
     if (s.with_bias) {
         const int64_t rows = outputs_of(s);
-        float* to = s.norms ? sums : s.bias + record * s.outputs;
+        float* to = s.weight ? s.bias + record * s.outputs : sums;
         KR_DISPATCH(sum_outputs, s.grad_output + record * rows * s.outputs, rows, s.outputs, to);
-        square += KR_DISPATCH(squares, to, s.outputs);
+        if (s.norms) square += KR_DISPATCH(squares, to, s.outputs);
     }
     if (s.norms) s.norms[record] = (float)std::sqrt(square);
 }
@@ -197,19 +200,10 @@ void gram_records(const ConvGradients& s, int64_t begin, int64_t end) {
 }
 
 void winograd_records(const ConvGradients& s, int64_t begin, int64_t end) {
-    const int64_t size = round_up(winograd_grad_sums(s.inputs, s.outputs), 16);
-    const AlignedFloats memory(size + winograd_grad_scratch(s.inputs, s.outputs) + round_up(s.outputs, 16));
-    float *sums = memory.floats + round_up(s.outputs, 16), *scratch = sums + size;
-    for (int64_t record = begin; record < end; ++record) {
-        const WinogradGradWeight images = winograd_of(s, record);
-        winograd_grad_add(images, true, sums, scratch);
-        double square = 0.0;
-        if (s.norms)
-            square = winograd_grad_square(images, sums);
-        else
-            winograd_grad_finish(images, sums, 1, 1);
-        finish(s, record, square, memory.floats);
-    }
+    const int64_t bias = round_up(s.outputs, 16);
+    const AlignedFloats memory(bias + winograd_grad_alone_memory(s.inputs, s.outputs));
+    for (int64_t record = begin; record < end; ++record)
+        finish(s, record, winograd_grad_alone(winograd_of(s, record), memory.floats + bias), memory.floats);
 }
 
 void direct_records(const ConvGradients& s, int64_t begin, int64_t end) {
@@ -221,11 +215,11 @@ void direct_records(const ConvGradients& s, int64_t begin, int64_t end) {
         direct_conv2d_grad_weight_images(shape, s.x, s.grad_output, false, record * s.images, (record + 1) * s.images,
                                          sums, true, scratch);
         double square = 0.0;
-        if (s.norms)
-            square = direct_conv2d_grad_weight_square(shape, sums);
-        else
+        if (s.weight)
             direct_conv2d_grad_weight_finish(shape, sums, 1, 0, s.weight + record * s.outputs * s.inputs * taps,
                                              {s.inputs * taps, taps, 1}, nullptr);
+        else
+            square = direct_conv2d_grad_weight_square(shape, sums);
         finish(s, record, square, memory.floats);
     }
 }
@@ -268,8 +262,8 @@ void gathered_records(const ConvGradients& s, int64_t begin, int64_t end) {
                 float* to = s.weight + ((record * s.groups + group) * outputs * inputs) * taps + tap;
                 for (int64_t o = 0; o < outputs; ++o) {
                     const float* from = filters + o * shape.inputs;
-                    if (s.norms) square += KR_DISPATCH(squares, from, inputs);
-                    for (int64_t c = 0; c < inputs && !s.norms; ++c) to[(o * inputs + c) * taps] = from[c];
+                    if (!s.weight) square += KR_DISPATCH(squares, from, inputs);
+                    for (int64_t c = 0; c < inputs && s.weight; ++c) to[(o * inputs + c) * taps] = from[c];
                 }
             }
         }
@@ -331,7 +325,7 @@ void windows_records(const ConvGradients& s, int64_t begin, int64_t end) {
         for (int64_t o = 0; o < s.outputs && s.weight; ++o)
             for (int64_t e = 0; e < each; ++e)
                 s.weight[(record * s.outputs + o) * each + e] = sums[(o / outputs * each + e) * step + o % outputs];
-        finish(s, record, s.norms ? KR_DISPATCH(squares, sums, size) : 0.0, bias);
+        finish(s, record, s.weight ? 0.0 : KR_DISPATCH(squares, sums, size), bias);
     }
 }
 

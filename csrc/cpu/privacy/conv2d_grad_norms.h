@@ -13,8 +13,8 @@ struct ConvGradients {
     int64_t records, images, height, width, inputs, output_height, output_width, outputs;
     int64_t kernel_height, kernel_width, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, groups;
     float* norms;   // [records]: of weight and, with `bias`, bias together; or null
-    float* weight;  // [records, outputs, inputs / groups, kernel height, kernel width] where norms is null
-    float* bias;    // [records, outputs] where norms is null, or null
+    float* weight;  // [records, outputs, inputs / groups, kernel height, kernel width], or null: then norms alone
+    float* bias;    // [records, outputs] beside weight, or null
     bool with_bias;
 };
 void conv2d_grad_norms(const ConvGradients& call, int threads);

@@ -11,7 +11,7 @@
 namespace kr {
 
 void linear_grad_norms(const LinearGradients& call, int threads) {
-    if (call.norms && call.positions == 1) {  // |dw| = |x| |dy|
+    if (!call.weight && call.positions == 1) {  // |dw| = |x| |dy|
         parallel_for(call.records, 16, threads, [&](int64_t begin, int64_t end) {
             for (int64_t b = begin; b < end; ++b) {
                 const double x = KR_DISPATCH(squares, call.x + b * call.inputs, call.inputs) + (call.with_bias ? 1 : 0);

@@ -9,8 +9,8 @@ struct LinearGradients {
     const float* grad_output;  // [records, positions, outputs]
     int64_t records, positions, inputs, outputs;
     float* norms;   // [records]: of weight and, with `bias`, bias together; or null
-    float* weight;  // [records, outputs, inputs] where norms is null
-    float* bias;    // [records, outputs] where norms is null, or null
+    float* weight;  // [records, outputs, inputs], or null: then norms alone
+    float* bias;    // [records, outputs] beside weight, or null
     bool with_bias;
 };
 void linear_grad_norms(const LinearGradients& call, int threads);

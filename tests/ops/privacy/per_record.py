@@ -71,7 +71,8 @@ CONVOLUTIONS = {
     "first layer": Conv(3, 1, 16, (12, 12)),
     "stage": Conv(2, 16, 16, (9, 10)),
     "many pixels": Conv(2, 16, 24, (30, 27), bias=True),  # Winograd's form
-    "many pixels, two parts": Conv(1, 80, 16, (28, 28)),  # of it: 64 channels and 16
+    "many pixels, two parts": Conv(1, 80, 16, (28, 28)),  # of it: 64 channels and 16, or 32, 32 and 16
+    "many pixels, parts of both": Conv(1, 36, 40, (30, 28), bias=True),
     "wide": Conv(2, 70, 35, (7, 7), bias=True),  # no multiple of any vector or tile
     "few pixels": Conv(3, 40, 48, (2, 2), bias=True),  # the Gram form is cheaper
     "few pixels, stride": Conv(2, 64, 64, (6, 7), 3, 2),

@@ -5,7 +5,8 @@
 // tap are summed in registers over all lines of a block of pixels. Where inputs are no multiple of four (one or three
 // colours), x is padded, and the taps of a line by inputs are the inputs of a product.
 
-constexpr int kHigh = KR_LANES == 16 ? 12 : 4, kWide = 2;  // inputs and vectors of outputs that the registers hold
+// Inputs and vectors of outputs that the registers hold, and what inputs are shared out by.
+constexpr int kHigh = KR_LANES == 16 ? 12 : KR_LANES == 8 ? 6 : 4, kWide = 2, kUnit = KR_LANES == 8 ? 2 : 4;
 
 // Memory that the next block reads, asked for bit by bit while this one is summed.
 struct Ahead {
@@ -62,8 +63,8 @@ static KR_APART void sum_pixels(const Lines& lines, int64_t input, int64_t outpu
 template <int high>
 KR_FN void sum_inputs(int count, const Lines& lines, int64_t input, int64_t output, int vectors, int live, float* sums,
                       int64_t step, bool add) {
-    if constexpr (high > 4) {
-        if (count < high) return sum_inputs<high - 4>(count, lines, input, output, vectors, live, sums, step, add);
+    if constexpr (high > kUnit) {
+        if (count < high) return sum_inputs<high - kUnit>(count, lines, input, output, vectors, live, sums, step, add);
     }
     if (vectors == kWide && live == kLanes)
         sum_pixels<high, kWide, true>(lines, input, output, live, sums, step, add);
@@ -83,14 +84,14 @@ KR_FN int64_t products_of(int64_t inputs, int64_t outputs) {
 // sums [inputs][step] of `inputs` (a multiple of four) by `outputs`.
 static void sum_tap(const Lines& lines, int64_t inputs, int64_t outputs, float* sums, int64_t step, bool add,
                     Ahead& ahead) {
-    const int64_t tiles = (inputs + kHigh - 1) / kHigh, fours = inputs / 4;
+    const int64_t tiles = (inputs + kHigh - 1) / kHigh, units = inputs / kUnit;
     for (int64_t o = 0; o < outputs;) {
         const int64_t left = outputs - o;
         const int vectors = left > kLanes ? kWide : 1;
         const int64_t last = left - (vectors - 1) * kLanes;
         const int live = last < kLanes ? (int)last : kLanes;
         for (int64_t t = 0; t < tiles; ++t) {
-            const int64_t i = fours * t / tiles * 4, count = fours * (t + 1) / tiles * 4 - i;
+            const int64_t i = units * t / tiles * kUnit, count = units * (t + 1) / tiles * kUnit - i;
             sum_inputs<kHigh>((int)count, lines, i, o, vectors, live, sums + i * step + o, step, add);
             prefetch_some(ahead);
         }

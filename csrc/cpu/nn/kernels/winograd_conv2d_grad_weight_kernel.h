@@ -10,13 +10,24 @@
 // inputs by tiles with tiles by outputs that is added to its sum, and the sums are transformed once, at the end.
 #include "cpu/nn/kernels/winograd_tiles.h"
 #include "cpu/simd/doubles.h"
+#include "cpu/simd/transpose.h"
 
-// Inputs and vectors of outputs of a product that the registers hold.
+// Inputs and vectors of outputs of a product that the registers hold: at least 8 sums at work at a time, and 12 where
+// they fit, for each waits four cycles for the one before. The last product of a group of 16 inputs has what is left.
 #if KR_LANES == 16
 constexpr int kRows = 8, kRowsNarrow = 16;
+#elif KR_LANES == 8
+constexpr int kRows = 6, kRowsNarrow = 8;
 #else
 constexpr int kRows = 4, kRowsNarrow = 8;
 #endif
+constexpr int kLastRows = kGroup % kRows ? kGroup % kRows : kRows;
+
+// Floats from a place's sums to the next one's. A line more than they are: at a distance of 4 KB all 36 would share a
+// set of the first cache.
+KR_FN int64_t sums_step(const WinogradGradPart& part) {
+    return round_up(part.inputs) * round_up(part.outputs) + kGroup;
+}
 
 // One row of A y.
 KR_FN void transform_grad_row(const f32v* y, float* to, int64_t step) {
@@ -97,16 +108,24 @@ KR_FN void multiply_tiles(const float* v, const float* w, int64_t tiles, float* 
     }
 }
 
-// sums [36][inputs][outputs] of what a block of tiles was transformed to.
+// sums [36][inputs][outputs], sums_step apart, of what a block of tiles was transformed to.
 static KR_APART void multiply_places(const WinogradGradPart& part, int64_t tiles, const float* v, const float* w,
                                      float* sums, bool add) {
-    const int64_t high = round_up(part.inputs), wide = round_up(part.outputs);
+    const int64_t wide = round_up(part.outputs), step = sums_step(part);
     const int64_t v_step = winograd_step(part.inputs), w_step = winograd_step(part.outputs);
-    for (int place = 0; place < kPlaces; ++place, v += v_step, w += w_step, sums += high * wide) {
+    for (int place = 0; place < kPlaces; ++place, v += v_step, w += w_step, sums += step) {
         int64_t o = 0;
         for (; o + 2 * kLanes <= wide; o += 2 * kLanes)
-            for (int64_t i = 0; i < part.inputs; i += kRows)
-                multiply_tiles<kRows, 2>(v + place_of(i), w + place_of(o), tiles, sums + i * wide + o, wide, add);
+            for (int64_t i = 0; i < part.inputs;) {
+                const float *high = v + place_of(i), *across = w + place_of(o);
+                if (i % kGroup + kRows <= kGroup) {
+                    multiply_tiles<kRows, 2>(high, across, tiles, sums + i * wide + o, wide, add);
+                    i += kRows;
+                } else {
+                    multiply_tiles<kLastRows, 2>(high, across, tiles, sums + i * wide + o, wide, add);
+                    i += kLastRows;
+                }
+            }
         if (o < wide)
             for (int64_t i = 0; i < part.inputs; i += kRowsNarrow)
                 multiply_tiles<kRowsNarrow, 1>(v + place_of(i), w + place_of(o), tiles, sums + i * wide + o, wide, add);
@@ -121,7 +140,8 @@ struct Scratch {
 };
 
 // Tiles [begin, end) of some inputs and outputs, at most kTiles: added to sums [36][inputs][outputs], both rounded up
-// to 16, and to the sums of grad_output's pixels. The first block of a chunk of tiles finds no sums.
+// to 16 and sums_step apart, and to the sums of grad_output's pixels. The first block of a chunk of tiles finds no
+// sums.
 static void winograd_grad_block(const WinogradGradWeight& call, const WinogradGradPart& part, int64_t begin,
                                 int64_t end, bool first, const Scratch& scratch, float* sums, float* bias) {
     const int64_t v_step = winograd_step(part.inputs), w_step = winograd_step(part.outputs);
@@ -172,26 +192,48 @@ KR_FN void filter_taps(const float* from, int64_t place, int64_t chunks, int64_t
     }
 }
 
+// A vector of filters whose taps lie side by side, `apart` floats from one to the next.
+KR_FN void store_filters(const f32v (&taps)[9], int live, float* to, int64_t apart) {
+    constexpr int kWhole = kLanes < 9 ? kLanes : 9;  // taps in a turned vector
+    f32v turned[kLanes];
+    KR_UNROLL for (int k = 0; k < kLanes; ++k) turned[k] = k < 9 ? taps[k < 9 ? k : 0] : splat(0.0f);
+    transpose(turned);
+    alignas(64) float last[kLanes];
+    store(last, taps[8]);
+    KR_UNROLL for (int lane = 0; lane < kLanes; ++lane, to += apart) if (lane < live) {
+        if (kWhole == kLanes)
+            store(to, turned[lane]);
+        else
+            store_part(to, turned[lane], kWhole);
+        to[8] = last[lane];
+    }
+}
+
 // Filters of the inputs [begin, end) of a part, from the sums of `chunks` chunks that lie `step` floats apart.
 static void winograd_grad_filters(const WinogradGradWeight& call, const WinogradGradPart& part, int64_t begin,
                                   int64_t end, const float* sums, int64_t chunks, int64_t step) {
-    const int64_t wide = round_up(part.outputs), place = round_up(part.inputs) * wide;
+    const int64_t wide = round_up(part.outputs), place = sums_step(part);
     for (int64_t i = begin; i < end; ++i)
         for (int64_t o = 0; o < part.outputs; o += kLanes) {
             f32v filter[9];
             filter_taps(sums + i * wide + o, place, chunks, step, filter);
-            alignas(64) float taps[9][kLanes];
-            KR_UNROLL for (int k = 0; k < 9; ++k) store(taps[k], filter[k]);
+            const int live = part.outputs - o < kLanes ? (int)(part.outputs - o) : kLanes;
             float* to = call.grad_weight + ((part.first_output + o) * 9 * call.inputs) +
                         (part.first_input + i) * call.input_step;
-            for (int64_t lane = 0; lane < kLanes && o + lane < part.outputs; ++lane, to += 9 * call.inputs)
+            if (kLanes > 1 && call.tap_step == 1) {
+                store_filters(filter, live, to, 9 * call.inputs);
+                continue;
+            }
+            alignas(64) float taps[9][kLanes];
+            KR_UNROLL for (int k = 0; k < 9; ++k) store(taps[k], filter[k]);
+            for (int lane = 0; lane < live; ++lane, to += 9 * call.inputs)
                 for (int k = 0; k < 9; ++k) to[k * call.tap_step] = taps[k][lane];
         }
 }
 
 // The sum of the squares of a part's filters, from one chunk. Channels beyond the last are zeros.
 static double winograd_grad_squares(const WinogradGradPart& part, const float* sums) {
-    const int64_t wide = round_up(part.outputs), place = round_up(part.inputs) * wide;
+    const int64_t wide = round_up(part.outputs), place = sums_step(part);
     f64v square[2] = {};
     for (int64_t i = 0; i < part.inputs; ++i)
         for (int64_t o = 0; o < part.outputs; o += kLanes) {

@@ -21,7 +21,7 @@ constexpr int kRows16 = 6, kRows32 = 3;
 constexpr int kRows16 = 1, kRows32 = 1;
 #endif
 static_assert(kWinogradTiles % kRows16 == 0 && kWinogradTiles % kRows32 == 0, "products are whole");
-constexpr int64_t kPart = kWinogradPart;
+constexpr int64_t kPart = KR_LANES == 16 ? kWinogradPart : 1;
 
 // A^T m
 KR_FN void transform_out(const f32v* m, f32v* out) {
