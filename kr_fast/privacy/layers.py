@@ -10,7 +10,7 @@ Optimization on Large Model at Small Cost", ICML 2023, call it book-keeping).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from kr_fast.backends import registry
+from kr_fast.backends.calls import Call
+from kr_fast.backends.cpu import privacy as kernels
+from kr_fast.backends.privacy_arguments import ConvGradients, LinearGradients
+from kr_fast.ops.privacy.checks import positions
 from kr_fast.ops.privacy.conv2d_grad_norms import conv2d_grad_norms
 from kr_fast.ops.privacy.conv2d_grad_samples import conv2d_grad_samples
 from kr_fast.ops.privacy.embedding_grad_norms import embedding_grad_norms
@@ -78,6 +83,10 @@ class Layer:
         """Per-sample gradients of the trained parameters."""
         raise NotImplementedError
 
+    def measured(self, grad: Tensor, x: Tensor, *kept: Tensor) -> tuple[Samples, Tensor | None]:
+        """Per-sample gradients, and their norms ``[B]`` where the kernel takes them on its way."""
+        return self.samples(grad, x, *kept), None
+
     def keeps_samples(self, grad: Tensor, x: Tensor) -> bool:
         """Whether the per-sample gradients are few enough, or the bias alone is trained, which no norm is of."""
         own = sum(each.numel() for each in self.sums.values())
@@ -105,7 +114,7 @@ class Layer:
         if self._samples is None and self._signals is None and not kept and not self.keeps_samples(grad, x):
             self._squares, self._signals = self.norms(grad, x).square(), (grad, x)
             return
-        self.keep(self.samples(grad, x, *kept))
+        self.keep(*self.measured(grad, x, *kept))
 
     def check(self, x: Tensor) -> None:
         """Refuse what was not read row by row."""
@@ -115,17 +124,18 @@ class Layer:
             rule = f"read one row for each loss ({self.rows}), in the loss's order"
             fail("backward", f"layer {self.name}", rule, list(x.shape))
 
-    def keep(self, found: Samples) -> None:
-        """Keep per-sample gradients, or add them to those of an earlier call."""
+    def keep(self, found: Samples, norms: Tensor | None = None) -> None:
+        """Keep per-sample gradients, whose norms may be known, or add them to those of an earlier call."""
         if self._signals is not None:
             self._samples, self._signals = self.samples(*self._signals), None
+        self._squares = None if norms is None or self._samples is not None else norms.square()
         if self._samples is not None:
             found = [(name, each + more) for (name, each), (_, more) in zip(self._samples, found, strict=True)]
         self._samples = found
 
     def squares(self) -> Tensor | None:
         """Squared norms ``[B]`` of what was kept; None where the layer had no part in the losses."""
-        if self._samples is None:
+        if self._samples is None or self._squares is not None:
             return self._squares
         # One read each: to square and then to sum writes and reads a copy.
         return sum(torch.linalg.vector_norm(each.flatten(1), dim=1).square() for _, each in self._samples)
@@ -209,10 +219,21 @@ class Conv2d(Layer):
     def signal(self, grad: Tensor, x: Tensor) -> Tensor:
         return convolutions.grad_input(self.form, grad, x)
 
+    def signal_and(self, grad: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The gradient by ``x``, and ``residual`` added to it."""
+        return convolutions.grad_input(self.form, grad, x, residual)
+
     def samples(self, grad: Tensor, x: Tensor) -> Samples:
         if "weight" not in self.trained:
             return [("bias", by_record(grad.float().flatten(2).sum(2), self.multiplicity))]
         return named(conv2d_grad_samples(x, grad, self.module.kernel_size, **self._options))
+
+    def measured(self, grad: Tensor, x: Tensor) -> tuple[Samples, Tensor | None]:
+        if "weight" not in self.trained or not _is_measured("conv2d_grad_samples", grad, x):
+            return super().measured(grad, x)
+        call = ConvGradients(x, grad, self.module.kernel_size, **self._options)
+        *found, norms = kernels.conv2d_grad_samples_and_norms(call)
+        return named(found), norms
 
     def norms(self, grad: Tensor, x: Tensor) -> Tensor:
         return conv2d_grad_norms(x, grad, self.module.kernel_size, **self._options)
@@ -235,6 +256,13 @@ class Linear(Layer):
             rows = grad.float()
             return [("bias", by_record(rows.flatten(1, -2).sum(1) if grad.ndim > 2 else rows, self.multiplicity))]
         return named(linear_grad_samples(x, grad, bias="bias" in self.trained, multiplicity=self.multiplicity))
+
+    def measured(self, grad: Tensor, x: Tensor) -> tuple[Samples, Tensor | None]:
+        if "weight" not in self.trained or not _is_measured("linear_grad_samples", grad, x):
+            return super().measured(grad, x)
+        call = LinearGradients(positions(x), positions(grad), "bias" in self.trained, self.multiplicity)
+        *found, norms = kernels.linear_grad_samples_and_norms(call)
+        return named(found), norms
 
     def norms(self, grad: Tensor, x: Tensor) -> Tensor:
         return linear_grad_norms(x, grad, bias="bias" in self.trained, multiplicity=self.multiplicity)
@@ -275,7 +303,15 @@ class Embedding(Layer):
         return [("weight", torch.ops.aten.embedding_dense_backward(grad, x, shape[0], padding, False))]
 
 
-def named(found: tuple[Tensor, Tensor | None]) -> Samples:
+def _is_measured(op: str, grad: Tensor, x: Tensor) -> bool:
+    """Whether the kernel that ``op`` would run is one that also takes norms."""
+    if x.device.type != "cpu" or not x.numel() or not grad.numel():
+        return False
+    call = Call("cpu", torch.promote_types(x.dtype, grad.dtype))
+    return registry.resolve(op, call) is getattr(kernels, op)
+
+
+def named(found: Sequence[Tensor | None]) -> Samples:
     """Gradients of weight and bias, of which the second may be missing."""
     return [(name, each) for name, each in zip(("weight", "bias"), found, strict=True) if each is not None]
 

@@ -14,7 +14,6 @@ from kr_fast.backends import registry
 from kr_fast.backends.arguments import PreactivationBlock
 from kr_fast.backends.calls import AttentionCall, Call
 from kr_fast.backends.cpu.nn import winograd_trains_faster
-from kr_fast.ops.privacy.linear_grad_samples import linear_grad_samples
 from kr_fast.privacy.layers import Conv2d, Layer, Linear
 from kr_fast.privacy.norms import GroupNorm
 from kr_fast.training import unet_blocks
@@ -217,11 +216,12 @@ class _Joined(torch.autograd.Function):
         parts = grad.chunk(len(products), -1)
         if all(each.keeps_samples(part, x) for each, part in zip(products, parts, strict=True)):
             first = products[0]
-            found = linear_grad_samples(x, grad, bias="bias" in first.trained, multiplicity=first.multiplicity)
-            samples = zip(*(each.chunk(len(products), 1) for each in found if each is not None), strict=True)
+            found, norms = first.measured(grad, x)
+            samples = zip(*(each.chunk(len(products), 1) for _, each in found), strict=True)
             for layer, own in zip(products, samples, strict=True):
                 layer.check(x)
-                layer.keep(list(zip(("weight", "bias"), own, strict=False)))
+                layer.keep(list(zip(("weight", "bias"), own, strict=False)), norms)
+                norms = None if norms is None else torch.zeros_like(norms)  # of all three at the first
         else:
             for layer, part in zip(products, parts, strict=True):
                 layer.record(part.contiguous(), x)

@@ -38,6 +38,14 @@ def conv2d_grad_samples(call: ConvGradients) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
+def conv2d_grad_samples_and_norms(call: ConvGradients) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Weights and biases by record, and the norms of both, taken while they are in the cache."""
+    norms, weight = native.empty(records(call)), native.empty(records(call), *call.weight_shape)
+    bias = native.empty(*weight.shape[:2]) if call.bias else None
+    _conv(call, norms, weight, bias)
+    return weight, bias, norms
+
+
 def _linear(call: LinearGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
     """Into ``norms``, or into ``weight`` and ``bias``, from float32."""
     x, grad = (each.float().contiguous() for each in call[:2])
@@ -58,6 +66,14 @@ def linear_grad_samples(call: LinearGradients) -> tuple[Tensor, Tensor | None]:
     bias = native.empty(*weight.shape[:2]) if call.bias else None
     _linear(call, None, weight, bias)
     return weight, bias
+
+
+def linear_grad_samples_and_norms(call: LinearGradients) -> tuple[Tensor, Tensor | None, Tensor]:
+    """As :func:`conv2d_grad_samples_and_norms`."""
+    norms, weight = native.empty(records(call)), native.empty(records(call), call.grad_output.shape[2], call.x.shape[2])
+    bias = native.empty(*weight.shape[:2]) if call.bias else None
+    _linear(call, norms, weight, bias)
+    return weight, bias, norms
 
 
 def _in_one_layout(call: GroupNormGradients) -> GroupNormGradients:

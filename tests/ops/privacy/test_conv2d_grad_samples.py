@@ -6,6 +6,9 @@ import torch
 from backends import on_backends
 from per_record import CONVOLUTIONS as CASES
 
+from kr_fast.backends.cpu.privacy import conv2d_grad_samples_and_norms
+from kr_fast.backends.privacy_arguments import ConvGradients
+from kr_fast.ops.privacy import checks
 from kr_fast.ops.privacy.conv2d_grad_samples import conv2d_grad_samples
 
 OP = "conv2d_grad_samples"
@@ -30,6 +33,20 @@ def test_against_float64(backend, name):
         for each, want in zip(found, wanted, strict=False):
             assert each.dtype == torch.float32
             torch.testing.assert_close(each.double().cpu(), want, rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("name", CASES)
+def test_norms_of_what_is_kept(isa, name):
+    """Taken by the same kernel on its way."""
+    case = CASES[name]
+    x, grad_output = (each.contiguous(memory_format=LAST) for each in case.draw())
+    values = checks.convolution(OP, x, grad_output, case.kernel, **case.options())
+    *found, norms = conv2d_grad_samples_and_norms(ConvGradients(*values))
+    for each, other in zip(found, conv2d_grad_samples(x, grad_output, case.kernel, **case.options()), strict=True):
+        assert each is other is None or torch.equal(each, other)
+    exact = sum(each.double().flatten(1).square().sum(1) for each in found if each is not None).sqrt()
+    torch.testing.assert_close(norms.double(), exact, rtol=1e-6, atol=0)
 
 
 def test_clipped_sum_is_a_product():

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from backends import on_backends
 
+from kr_fast.backends.cpu.privacy import linear_grad_samples_and_norms
+from kr_fast.backends.privacy_arguments import LinearGradients
+from kr_fast.ops.privacy.checks import positions
 from kr_fast.ops.privacy.linear_grad_samples import linear_grad_samples
 
 OP = "linear_grad_samples"
@@ -27,6 +30,22 @@ def test_against_float64(backend, case, bias):
     assert (found[1] is None) == (not bias)
     for each, want in zip(found, wanted, strict=False):
         torch.testing.assert_close(each.double().cpu(), want, rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_norms_of_what_is_kept(isa, case, bias):
+    """Taken by the same kernel on its way."""
+    shape, inputs, outputs, multiplicity = case
+    x, grad_output = torch.randn(*shape, inputs), torch.randn(*shape, outputs)
+    call = LinearGradients(positions(x), positions(grad_output), bias, multiplicity)
+    *found, norms = linear_grad_samples_and_norms(call)
+    for each, other in zip(
+        found, linear_grad_samples(x, grad_output, bias=bias, multiplicity=multiplicity), strict=True
+    ):
+        assert each is other is None or torch.equal(each, other)
+    exact = sum(each.double().flatten(1).square().sum(1) for each in found if each is not None).sqrt()
+    torch.testing.assert_close(norms.double(), exact, rtol=1e-6, atol=0)
 
 
 @on_backends(OP)
