@@ -77,8 +77,11 @@ KR_FIELDS(QkvAttentionBackward, KR_FIELD(qkv), KR_FIELD(dtype), KR_FIELD(batch),
 
 KR_FIELDS(GroupNormStatistics, KR_FIELD(mean), KR_FIELD(rstd))
 
+KR_FIELDS(GroupNormRelu, KR_FIELD(residual))
+
 KR_FIELDS(GroupNormGradient, KR_FIELD(grad), KR_FIELD(mean), KR_FIELD(rstd), KR_FIELD(out), KR_FIELD(skip_out),
-          KR_FIELD(grad_shift), KR_FIELD(grad_weight), KR_FIELD(grad_bias), KR_FIELD(samples))
+          KR_FIELD(grad_shift), KR_FIELD(grad_weight), KR_FIELD(grad_bias), KR_FIELD(samples), KR_FIELD(made),
+          KR_FIELD(passed))
 
 KR_FIELDS(DirectConvShape, KR_FIELD(height), KR_FIELD(width), KR_FIELD(inputs), KR_FIELD(output_height),
           KR_FIELD(output_width), KR_FIELD(outputs), KR_FIELD(kernel_height), KR_FIELD(kernel_width),
@@ -217,6 +220,7 @@ PYBIND11_MODULE(_cpu, m) {
         "group_norm_silu", [](const kr::GroupNorm& call, int threads) { kr::group_norm_silu(call, {}, threads); },
         release());
     m.def("group_norm_silu_forward", &kr::group_norm_silu, release());
+    m.def("group_norm_relu", &kr::group_norm_relu, release());
     m.def("group_norm_silu_backward", &kr::group_norm_silu_backward, release());
 
     // batch_norm_act

@@ -165,10 +165,12 @@ def group_norm_gradient(
     grad_shift: Tensor | None,
     grad_affine: list[Tensor],
     samples: Tensor | None = None,
+    made: Tensor | None = None,
+    passed: Tensor | None = None,
 ) -> tuple[Struct, Struct]:
     """``kr::GroupNorm`` and the ``kr::GroupNormGradient`` that writes into the last ones.
 
-    With ``samples`` nothing is written into ``grad_affine``.
+    With ``samples`` nothing is written into ``grad_affine``. ``made`` is the result of a norm with ReLU, which is read.
     """
     norm = GroupNorm(*call[1:6], call.groups, 0.0, call.silu)
     grads = {
@@ -181,6 +183,8 @@ def group_norm_gradient(
         "grad_weight": grad_affine[0].data_ptr(),
         "grad_bias": grad_affine[1].data_ptr(),
         "samples": address(samples),
+        "made": address(made),
+        "passed": address(passed),
     }
     return group_norm(norm, call.grad) | {"y": 0}, grads
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kr_fast.backends.cpu.nn import direct_trains_faster, winograd_is_faster, winograd_trains_faster
 from kr_fast.ops.nn import winograd_conv2d_grad_weight as winograd_grad_weight
+from kr_fast.ops.nn import winograd_pack
 from kr_fast.ops.nn.direct_conv2d import direct_conv2d
 from kr_fast.ops.nn.winograd_conv2d import winograd_conv2d
 from kr_fast.training.conditions import plain
@@ -65,11 +66,17 @@ def forward(form: Form, x: Tensor) -> Tensor:
         return F.conv2d(x, conv.weight, conv.bias, conv.stride, form.padding, conv.dilation, conv.groups)
 
 
-def grad_input(form: Form, grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient by ``x``."""
+def grad_input(form: Form, grad: Tensor, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The gradient by ``x``, and ``residual`` added to it."""
+    weight = form.conv.weight
     if _algorithm(form, x, grad) == "winograd":
-        return torch.ops.kr_fast.winograd_conv2d_grad_input(nhwc(grad), form.conv.weight)
-    return _backward(form, grad, x, (True, False, False))[0]
+        if residual is None:
+            return torch.ops.kr_fast.winograd_conv2d_grad_input(nhwc(grad), weight)
+        turned = winograd_pack.unchecked(weight, None, True, weight.dtype)
+        options = None, None, residual, None, False
+        return torch.ops.kr_fast.winograd_conv2d(nhwc(grad), turned, weight.shape[1], *options)
+    by_x = _backward(form, grad, x, (True, False, False))[0]
+    return by_x if residual is None else by_x.add_(residual)
 
 
 def grad_weight(form: Form, grad: Tensor, x: Tensor, bias: bool) -> Gradients:

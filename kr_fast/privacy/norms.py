@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import kr_fast.ops.nn.group_norm_silu  # noqa: F401  (registers the op)
-from kr_fast.backends import registry
+from kr_fast.backends import arguments, registry
 from kr_fast.backends.arguments import GroupNormGradient
 from kr_fast.backends.calls import GroupNormCall
-from kr_fast.backends.cpu.nn import group_norm_sample_gradients
+from kr_fast.backends.cpu.nn import group_norm_relu, group_norm_relu_sample_gradients, group_norm_sample_gradients
 from kr_fast.privacy.layers import Layer, Samples, by_record
 from kr_fast.training.conditions import plain
 from kr_fast.training.layout import nhwc
@@ -85,10 +85,30 @@ class GroupNorm(_Norm):
         norm, (x, skip, shift, mean, rstd) = self.module, kept
         inputs = nhwc(grad), x, skip, shift, norm.weight, norm.bias
         *signals, samples = group_norm_sample_gradients(GroupNormGradient(*inputs, mean, rstd, norm.num_groups, silu))
+        self._keep_rows(x, samples)
+        return signals
+
+    def fused_relu(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``relu(norm(x) + residual)``, mean and 1 / deviation."""
+        norm = self.module
+        affine = norm.weight, norm.bias, norm.num_groups, norm.eps
+        return group_norm_relu(arguments.GroupNorm(x, None, None, *affine, False), residual)
+
+    def fused_relu_backward(
+        self, grad: Tensor, y: Tensor, kept: tuple[Tensor, ...], passes: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients by x and, if asked for, by the residual; those of the parameters are kept."""
+        norm, (x, mean, rstd) = self.module, kept
+        call = GroupNormGradient(grad, x, None, None, norm.weight, norm.bias, mean, rstd, norm.num_groups, False)
+        by_x, passed, samples = group_norm_relu_sample_gradients(call, y, passes)
+        self._keep_rows(x, samples)
+        return by_x, passed
+
+    def _keep_rows(self, x: Tensor, samples: Tensor) -> None:
+        """Keep what the kernel found by row of the batch."""
         self.check(x)
         rows = by_record(samples, self.multiplicity).unbind(1)
         self.keep([(name, each) for name, each in zip(("weight", "bias"), rows, strict=True) if name in self.trained])
-        return signals
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         norm, (n, c) = self.module, x.shape[:2]

@@ -1,7 +1,8 @@
 """Residual blocks of this package's classifiers in a private step: one autograd function each.
 
 The shortcut takes every other pixel, whose gradient autograd writes among zeros in NCHW: what follows then reads two
-layouts. Here it is added where it belongs, and ReLU and the sum overwrite what the norms made.
+layouts. Here it is added where it belongs. ReLU and the sum are part of the norms, and the gradient that passes by the
+block is added by the convolution that makes the other.
 """
 
 import functools
@@ -44,33 +45,29 @@ def _block(pairs: list[Pair], block: Any, x: Tensor) -> Tensor:
     return _run(pairs, block.stride, nhwc(x))[0]
 
 
-def _convolved(pair: Pair, x: Tensor) -> list[Tensor]:
-    """The norm of the convolution, and what its gradients need."""
-    conv, norm = pair
-    u = nhwc(conv.forward(x)[0])
-    y, mean, rstd = norm.fused(u, None, False)
-    return [y, x, u, mean, rstd]
-
-
-def _gradient(pair: Pair, grad: Tensor, kept: list[Tensor], needed: bool = True) -> Any:
-    """The gradient by ``x`` from what was ``kept``, which is freed; the layers keep what they need."""
-    conv, norm = pair
-    x, *of_norm = kept
-    kept.clear()
-    by_u = norm.fused_backward(grad, (of_norm[0], None, None, *of_norm[1:]), False)[0]
-    of_norm.clear()
+def _gradient(pair: Pair, by_u: Tensor, x: Tensor, needed: bool = True, residual: Tensor | None = None) -> Any:
+    """The gradient by ``x``, and ``residual`` added to it; the layers keep what they need."""
+    conv, _ = pair
     conv.record(by_u, x)
-    return nhwc(conv.signal(by_u, x)) if needed else None
+    return nhwc(conv.signal_and(by_u, x, residual)) if needed else None
 
 
 def _run(pairs: list[Pair], stride: int, x: Tensor) -> list[Any]:
-    """y, and what the gradients of each pair need."""
-    h, *first = _convolved(pairs[0], x)
-    y, *second = _convolved(pairs[1], h.relu_())
-    if len(pairs) == 2:
-        return [y.add_(x).relu_(), first, second]
-    around, *third = _convolved(pairs[2], nhwc(x[:, :, ::stride, ::stride]))
-    return [y.add_(around).relu_(), first, second, third]
+    """y, and what the gradients of each pair need: what its convolution read and made, and the norm's statistics."""
+    around, third = x, []
+    if len(pairs) == 3:
+        conv, norm = pairs[2]
+        read = nhwc(x[:, :, ::stride, ::stride])
+        u = nhwc(conv.forward(read)[0])
+        around, *statistics = norm.fused(u, None, False)
+        third = [[read, u, *statistics]]
+    kept = []
+    for (conv, norm), residual in zip(pairs[:2], (None, around), strict=True):
+        u = nhwc(conv.forward(x)[0])
+        y, *statistics = norm.fused_relu(u, residual)
+        kept.append([x, u, *statistics])
+        x = y
+    return [x, *kept, *third]
 
 
 class _Residual(torch.autograd.Function):
@@ -86,19 +83,23 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (y,) = ctx.saved_tensors
-        first, second, *third = ctx.kept
-        needed = ctx.needs_input_grad[3]
-        relu = torch.ops.aten.threshold_backward
-        grad, h = relu(nhwc(grad), y, 0), second[0]
-        by_h = _gradient(ctx.pairs[1], grad, second)
-        relu.grad_input(by_h, h, 0, grad_input=by_h)
-        del h
-        by_x = _gradient(ctx.pairs[0], by_h, first, needed)
+        (y,), (first, second, *third) = ctx.saved_tensors, ctx.kept
+        ctx.kept = None
+        (pair1, pair2, *pair3), needed = ctx.pairs, ctx.needs_input_grad[3]
+        h, *of_norm = second
+        second.clear()
+        by_u, passed = pair2[1].fused_relu_backward(nhwc(grad), y, of_norm, needed or bool(third))
+        del grad, of_norm
+        by_h = _gradient(pair2, by_u, h)
+        x, *of_norm = first
+        first.clear()
+        by_u, _ = pair1[1].fused_relu_backward(by_h, h, of_norm, False)
+        del h, by_h, of_norm
+        by_x = _gradient(pair1, by_u, x, needed, None if third else passed)
         if third:
-            around = _gradient(ctx.pairs[2], grad, third[0], needed)
+            read, u, mean, rstd = third.pop()
+            by_u = pair3[0][1].fused_backward(passed, (u, None, None, mean, rstd), False)[0]
+            around = _gradient(pair3[0], by_u, read, needed)
             if needed:
                 by_x[:, :, :: ctx.stride, :: ctx.stride] += around
-        elif needed:
-            by_x += grad
         return None, None, None, by_x

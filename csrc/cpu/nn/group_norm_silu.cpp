@@ -1,9 +1,16 @@
 #include "cpu/nn/group_norm_silu.h"
 
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/simd/parallel.h"
+
+namespace kr {
+
+enum class NormEnd { none, silu, relu, sum_relu };  // what follows the norm
+
+}  // namespace kr
 
 #define KR_KERNEL "cpu/nn/kernels/group_norm_silu_backward_kernel.h"  // and that of the forward pass
 #include "cpu/simd/foreach_isa.h"
@@ -39,14 +46,22 @@ static void each_part(const GroupNorm& call, int threads, int64_t arrays, int64_
     });
 }
 
-void group_norm_silu(const GroupNorm& call, const GroupNormStatistics& out, int threads) {
+static void forward(const GroupNorm& call, const GroupNormRelu* relu, const GroupNormStatistics& out, int threads) {
     const int64_t room = call.x_channels + call.skip_channels + 64;
     each_part(call, threads, 2, room,
               [&](int64_t sample, int64_t first, int64_t last, const float* weight, const float* bias,
                   const float* shift, float* scratch) {
                   KR_DISPATCH(norm_part_of, call, sample, first, last, weight, bias, shift, scratch, scratch + room,
-                              out);
+                              out, relu);
               });
+}
+
+void group_norm_silu(const GroupNorm& call, const GroupNormStatistics& out, int threads) {
+    forward(call, nullptr, out, threads);
+}
+
+void group_norm_relu(const GroupNorm& call, const GroupNormRelu& relu, const GroupNormStatistics& out, int threads) {
+    forward(call, &relu, out, threads);
 }
 
 void group_norm_silu_backward(const GroupNorm& call, const GroupNormGradient& grads, int threads) {

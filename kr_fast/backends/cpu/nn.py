@@ -41,12 +41,32 @@ def group_norm_sample_gradients(call: GroupNormGradient) -> tuple[Tensor | None,
     return *_group_norm_gradients(call, samples)[:3], samples
 
 
-def _group_norm_gradients(call: GroupNormGradient, samples: Tensor | None) -> tuple[Tensor | None, ...]:
+def group_norm_relu(call: GroupNorm, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """``relu(norm + residual)``, mean and 1 / deviation; of a call in float32 without skip and SiLU."""
+    y, mean = torch.empty_like(call.x), native.empty(len(call.x), call.groups)
+    rstd = torch.empty_like(mean)
+    relu, kept = {"residual": native.address(residual)}, {"mean": mean.data_ptr(), "rstd": rstd.data_ptr()}
+    native.cpu.group_norm_relu(structs.group_norm(call, y), relu, kept, torch.get_num_threads())
+    return y, mean, rstd
+
+
+def group_norm_relu_sample_gradients(
+    call: GroupNormGradient, y: Tensor, passes: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Of x, of the residual if asked for, and of weight and bias by sample; ``y`` is :func:`group_norm_relu`'s."""
+    samples, passed = native.empty(len(y), 2, y.shape[1]), torch.empty_like(y) if passes else None
+    out = _group_norm_gradients(call, samples, y, passed)[0]
+    return out, passed, samples
+
+
+def _group_norm_gradients(
+    call: GroupNormGradient, samples: Tensor | None, made: Tensor | None = None, passed: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     batch, channels = call.grad.shape[:2]
     out, skip_out = torch.empty_like(call.x), None if call.skip is None else torch.empty_like(call.skip)
     grad_shift = None if call.shift is None else native.empty(batch, channels)
     grad_affine = [native.empty(channels), native.empty(channels)]
-    fields = structs.group_norm_gradient(call, out, skip_out, grad_shift, grad_affine, samples)
+    fields = structs.group_norm_gradient(call, out, skip_out, grad_shift, grad_affine, samples, made, passed)
     native.cpu.group_norm_silu_backward(*fields, torch.get_num_threads())
     return out, skip_out, grad_shift, *grad_affine
 

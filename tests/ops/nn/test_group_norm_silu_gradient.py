@@ -7,8 +7,8 @@ from backends import on_backends
 
 import kr_fast
 from kr_fast.backends import registry
-from kr_fast.backends.arguments import GroupNormGradient
-from kr_fast.backends.cpu.nn import group_norm_sample_gradients
+from kr_fast.backends.arguments import GroupNorm, GroupNormGradient
+from kr_fast.backends.cpu.nn import group_norm_relu, group_norm_relu_sample_gradients, group_norm_sample_gradients
 
 LAST = torch.channels_last
 # (N, C1, C2, H, W), groups by regime. C++: one pixel and a part of a vector alone; 32 channels, one block of AVX-512;
@@ -229,3 +229,39 @@ def test_gradients_of_each_sample(shape, groups, threads):
             assert torch.equal(samples[n], torch.stack(torch.ops.kr_fast.group_norm_silu_backward(*one)[3:]))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("shape", "groups"), [case for case in CASES if not case[0][2]])
+@pytest.mark.parametrize("summed", [False, True])
+def test_relu_in_the_place_of_silu(isa, shape, groups, summed):
+    """With and without a residual: y and gradients against float64, those of weight and bias by sample."""
+    (x, _, _, weight, bias), upstream = draw(shape)
+    residual = draw(shape)[1].flip(0).contiguous(memory_format=LAST) if summed else None
+    y, mean, rstd = group_norm_relu(GroupNorm(x, None, None, weight, bias, groups, 1e-5, False), residual)
+    exact = [each.double().requires_grad_() for each in (x, weight, bias, torch.zeros_like(upstream))]
+    norms = [F.group_norm(row[None], groups, *exact[1:3]) for row in exact[0]]  # one by one, for gradients by sample
+    before = torch.cat(norms) + exact[3] + (0 if residual is None else residual.double())
+    torch.testing.assert_close(y.double(), before.relu().detach(), rtol=0, atol=1e-5)
+    found = torch.where(y > 0, upstream, 0).double()  # what ReLU passes where y, rounded, is above 0
+    call = GroupNormGradient(upstream, x, None, None, weight, bias, mean, rstd, groups, False)
+    by_x, passed, samples = group_norm_relu_sample_gradients(call, y, summed)
+    assert (passed is None) == (not summed)
+    assert passed is None or torch.equal(passed.double(), found)
+    (expected,) = torch.autograd.grad(before, exact[:1], found, retain_graph=True)
+    torch.testing.assert_close(by_x.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    for n, norm in enumerate(norms):
+        expected = torch.stack(torch.autograd.grad(norm, exact[1:3], found[n : n + 1]))
+        torch.testing.assert_close(samples[n].double(), expected, rtol=0, atol=1e-5 * float(1 + expected.abs().max()))
+
+
+def test_relu_passes_what_is_not_finite(isa):
+    """As torch's: a record that is not finite is found by its gradient."""
+    x, ones = torch.randn(3, 16, 4, 4).contiguous(memory_format=LAST), torch.ones(16)
+    x[1, 3, 0, 0] = float("nan")
+    y, mean, rstd = group_norm_relu(GroupNorm(x, None, None, ones, ones, 4, 1e-5, False), None)
+    assert torch.equal(y.isnan(), F.group_norm(x, 4, ones, ones).isnan())
+    call = GroupNormGradient(torch.ones_like(x), x, None, None, ones, ones, mean, rstd, 4, False)
+    by_x, _, samples = group_norm_relu_sample_gradients(call, y, False)
+    assert by_x[1].isnan().any()
+    assert samples.isfinite().all((1, 2)).tolist() == [True, False, True]
+    assert by_x[[0, 2]].isfinite().all()

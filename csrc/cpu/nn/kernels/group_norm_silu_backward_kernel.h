@@ -7,13 +7,14 @@
 
 #include "cpu/nn/kernels/column_blocks.h"
 
-constexpr int kGradientVectors = KR_LANES == 16 ? 2 : 1;  // that leave registers for the factors
+constexpr int kGradientVectors = KR_LANES == 16 ? 2 : 1;  // of SiLU's slope, that leave registers for the factors
 
-// Sums of dz and dz (u - mean) of each channel, added to those of the chunks before.
-template <bool kAct, bool kKeep, class T>
+// Sums of dz and dz (u - mean) of each channel, added to those of the chunks before. With ReLU dz is the gradient where
+// y, `made`, is above 0, or NaN.
+template <bool kAct, bool kRelu, bool kKeep, class T>
 struct GroupSums {
     template <int V>
-    KR_FN void run(const T* grad, int64_t grad_step, const T* x, int64_t step, T* out, int64_t pixels,
+    KR_FN void run(const T* grad, int64_t grad_step, const T* made, const T* x, int64_t step, T* kept, int64_t pixels,
                    const float* mean, const float* scale, const float* offset, float* plain, float* centred, int64_t c,
                    int live) {
         f32v one[V] = {}, two[V] = {}, m[V], a[V], b[V];
@@ -27,7 +28,8 @@ struct GroupSums {
                 const f32v d = read(x + at, live) - m[v];
                 f32v g = read(grad + p * grad_step + c + v * kLanes, live);
                 if (kAct) g = g * silu_slope(fma(d, a[v], b[v]));
-                if (kKeep) write(out + at, g, live);
+                if (kRelu) g = read(made + at, live) <= splat(0.0f) ? splat(0.0f) : g;
+                if (kKeep) write(kept + at, g, live);
                 one[v] = one[v] + g;
                 two[v] = fma(g, d, two[v]);
             }
@@ -44,7 +46,7 @@ struct GroupSums {
 template <bool kAct, bool kKept, class T>
 struct GroupInputGradient {
     template <int V>
-    KR_FN void run(const T* grad, int64_t grad_step, const T* x, int64_t step, T* out, int64_t pixels,
+    KR_FN void run(const T* grad, int64_t grad_step, const T* x, int64_t step, const T* kept, T* out, int64_t pixels,
                    const float* mean, const float* scale, const float* offset, const float* slope, const float* level,
                    float* sums, int64_t c, int live) {
         f32v sum[V] = {}, m[V], a[V], b[V], s[V], l[V];
@@ -57,7 +59,7 @@ struct GroupInputGradient {
             KR_UNROLL for (int v = 0; v < V; ++v) {
                 const int64_t at = p * step + c + v * kLanes;
                 const f32v d = read(x + at, live) - m[v];
-                f32v g = kKept ? read(out + at, live) : read(grad + p * grad_step + c + v * kLanes, live);
+                f32v g = kKept ? read(kept + at, live) : read(grad + p * grad_step + c + v * kLanes, live);
                 if (kAct && !kKept) g = g * silu_slope(fma(d, a[v], b[v]));
                 g = fma(g, a[v], fma(d, s[v], l[v]));
                 write(out + at, g, live);
@@ -76,11 +78,12 @@ struct GroupFactors {
     float *mean, *scale, *offset, *plain, *centred, *slope, *level, *shift;
 };
 
-template <bool kAct, class T>
+template <bool kAct, bool kRelu, class T>
 static void gradient_part(const GroupNorm& call, const GroupNormGradient& grads, int64_t sample, int64_t first,
                           int64_t last, const float* weight, const float* bias, const float* shift,
                           const GroupFactors& f, float* partial) {
-    constexpr bool kKeep = kAct && sizeof(T) == sizeof(float);  // a half would round dz
+    constexpr bool kKeep = kRelu || (kAct && sizeof(T) == sizeof(float));  // a half would round dz
+    constexpr int kSums = kAct ? kGradientVectors : 2, kInputs = kAct && !kKeep ? kGradientVectors : 2;
     const int64_t channels = call.x_channels + call.skip_channels, size = channels / call.groups;
     for (int64_t c = first; c < last; ++c) {
         const int64_t group = sample * call.groups + c / size;
@@ -104,9 +107,20 @@ static void gradient_part(const GroupNorm& call, const GroupNormGradient& grads,
                       call.pixels - p < chunk ? call.pixels - p : chunk, begin, end);
         }
     };
+    // Of ReLU, which has no skip: y, and where dz goes, if not into the place of du.
+    const auto made_of = [&](const T* g) {
+        return kRelu ? static_cast<const T*>(static_cast<const void*>(grads.made)) +
+                           (g - static_cast<const T*>(grads.grad))
+                     : nullptr;
+    };
+    const auto kept_of = [&](const T* g, T* out) {
+        if (!kRelu || grads.passed == nullptr) return out;
+        return static_cast<T*>(static_cast<void*>(grads.passed)) + (g - static_cast<const T*>(grads.grad));
+    };
     each_source([&](const T* g, const T* x, T* out, int64_t step, int64_t pixels, int64_t c, int64_t end) {
-        each_block<GroupSums<kAct, kKeep, T>, kGradientVectors>(end - c, g, channels, x, step, out, pixels, f.mean + c,
-                                                                f.scale + c, f.offset + c, f.plain + c, f.centred + c);
+        each_block<GroupSums<kAct, kRelu, kKeep, T>, kSums>(end - c, g, channels, made_of(g), x, step, kept_of(g, out),
+                                                            pixels, f.mean + c, f.scale + c, f.offset + c, f.plain + c,
+                                                            f.centred + c);
     });
     for (int64_t g = first; g < last; g += size) {
         const double rstd = (double)grads.rstd[sample * call.groups + g / size];
@@ -124,9 +138,9 @@ static void gradient_part(const GroupNorm& call, const GroupNormGradient& grads,
         }
     }
     each_source([&](const T* g, const T* x, T* out, int64_t step, int64_t pixels, int64_t c, int64_t end) {
-        each_block<GroupInputGradient<kAct, kKeep, T>, kGradientVectors>(end - c, g, channels, x, step, out, pixels,
-                                                                         f.mean + c, f.scale + c, f.offset + c,
-                                                                         f.slope + c, f.level + c, f.shift + c);
+        each_block<GroupInputGradient<kAct, kKeep, T>, kInputs>(end - c, g, channels, x, step, kept_of(g, out), out,
+                                                                pixels, f.mean + c, f.scale + c, f.offset + c,
+                                                                f.slope + c, f.level + c, f.shift + c);
     });
     if (grads.grad_shift)
         for (int64_t c = first; c < last; ++c) grads.grad_shift[sample * channels + c] = f.shift[c];
@@ -136,10 +150,14 @@ template <class T>
 static void gradient_part_of(const GroupNorm& call, const GroupNormGradient& grads, int64_t sample, int64_t first,
                              int64_t last, const float* weight, const float* bias, const float* shift,
                              const GroupFactors& f, float* partial) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+        if (grads.made)
+            return gradient_part<false, true, T>(call, grads, sample, first, last, weight, bias, shift, f, partial);
+    }
     if (call.silu)
-        gradient_part<true, T>(call, grads, sample, first, last, weight, bias, shift, f, partial);
+        gradient_part<true, false, T>(call, grads, sample, first, last, weight, bias, shift, f, partial);
     else
-        gradient_part<false, T>(call, grads, sample, first, last, weight, bias, shift, f, partial);
+        gradient_part<false, false, T>(call, grads, sample, first, last, weight, bias, shift, f, partial);
 }
 
 // Channels [first, last) of one sample, whole groups. scratch: 8 arrays of `room` floats; partial: this sample's terms

@@ -62,16 +62,18 @@ static void channel_statistics(const T* x, int64_t step, int64_t channels, int64
     }
 }
 
-template <int V, bool act, class T>
+template <int V, NormEnd end, class T>
 KR_FN void apply_chunk(const T* x, int64_t step, T* y, int64_t y_step, int64_t n, const float* a, const float* b,
-                       int live) {
+                       const T* residual, int live) {
     f32v scale[V], offset[V];
     KR_UNROLL for (int v = 0; v < V; ++v) scale[v] = load(a + v * kLanes), offset[v] = load(b + v * kLanes);
     for (int64_t p = 0; p < n; ++p) {
         KR_UNROLL for (int v = 0; v < V; ++v) {
-            const T* from = x + p * step + v * kLanes;
-            f32v out = fma(live == kLanes ? load_as(from) : load_as_part(from, live), scale[v], offset[v]);
-            if (act) out = silu(out);
+            const auto read = [=](const T* from) { return live == kLanes ? load_as(from) : load_as_part(from, live); };
+            f32v out = fma(read(x + p * step + v * kLanes), scale[v], offset[v]);
+            if (end == NormEnd::silu) out = silu(out);
+            if (end == NormEnd::sum_relu) out = out + read(residual + p * y_step + v * kLanes);
+            if (end == NormEnd::relu || end == NormEnd::sum_relu) out = max(splat(0.0f), out);  // out where it is NaN
             if (live == kLanes)
                 store_as(y + p * y_step + v * kLanes, out);
             else
@@ -80,20 +82,21 @@ KR_FN void apply_chunk(const T* x, int64_t step, T* y, int64_t y_step, int64_t n
     }
 }
 
-template <bool act, class T>
+template <NormEnd end, class T>
 static void apply_channels(const T* x, int64_t step, int64_t channels, T* y, int64_t y_step, int64_t pixels,
-                           const float* a, const float* b) {
+                           const float* a, const float* b, const T* residual) {
     const int64_t chunk = chunk_pixels(step);
     for (int64_t p = 0; p < pixels; p += chunk) {
         const int64_t n = pixels - p < chunk ? pixels - p : chunk;
-        const T* from = x + p * step;
+        const T *from = x + p * step, *other = end == NormEnd::sum_relu ? residual + p * y_step : x;
         T* to = y + p * y_step;
         int64_t c = 0;
         for (; c + 2 * kLanes <= channels; c += 2 * kLanes)
-            apply_chunk<2, act>(from + c, step, to + c, y_step, n, a + c, b + c, kLanes);
+            apply_chunk<2, end>(from + c, step, to + c, y_step, n, a + c, b + c, other + c, kLanes);
         for (; c + kLanes <= channels; c += kLanes)
-            apply_chunk<1, act>(from + c, step, to + c, y_step, n, a + c, b + c, kLanes);
-        if (c < channels) apply_chunk<1, act>(from + c, step, to + c, y_step, n, a + c, b + c, (int)(channels - c));
+            apply_chunk<1, end>(from + c, step, to + c, y_step, n, a + c, b + c, other + c, kLanes);
+        const int live = (int)(channels - c);
+        if (c < channels) apply_chunk<1, end>(from + c, step, to + c, y_step, n, a + c, b + c, other + c, live);
     }
 }
 
@@ -102,7 +105,7 @@ static void apply_channels(const T* x, int64_t step, int64_t channels, T* y, int
 template <class T>
 static void norm_part(const GroupNorm& call, int64_t sample, int64_t first, int64_t last, const float* weight,
                       const float* bias, const float* shift, float* mean, float* squares,
-                      const GroupNormStatistics& out) {
+                      const GroupNormStatistics& out, const GroupNormRelu* relu) {
     const int64_t channels = call.x_channels + call.skip_channels, size = channels / call.groups;
     const T* sources[2] = {static_cast<const T*>(call.x) + sample * call.pixels * call.x_channels,
                            static_cast<const T*>(call.skip) + sample * call.pixels * call.skip_channels};
@@ -142,24 +145,37 @@ static void norm_part(const GroupNorm& call, int64_t sample, int64_t first, int6
         const int64_t begin = first > start ? first : start, end = last < start + widths[s] ? last : start + widths[s];
         if (begin >= end) continue;
         const T* x = sources[s] + begin - start;
+        const auto apply = [&](auto kind, const T* residual) {
+            apply_channels<decltype(kind)::value>(x, widths[s], end - begin, y + begin, channels, call.pixels,
+                                                  mean + begin, squares + begin, residual);
+        };
+        if constexpr (sizeof(T) == sizeof(float)) {
+            if (relu && relu->residual) {
+                const float* from = relu->residual + sample * call.pixels * channels + begin;
+                apply(std::integral_constant<NormEnd, NormEnd::sum_relu>{}, from);
+                continue;
+            }
+            if (relu) {
+                apply(std::integral_constant<NormEnd, NormEnd::relu>{}, nullptr);
+                continue;
+            }
+        }
         if (call.silu)
-            apply_channels<true>(x, widths[s], end - begin, y + begin, channels, call.pixels, mean + begin,
-                                 squares + begin);
+            apply(std::integral_constant<NormEnd, NormEnd::silu>{}, nullptr);
         else
-            apply_channels<false>(x, widths[s], end - begin, y + begin, channels, call.pixels, mean + begin,
-                                  squares + begin);
+            apply(std::integral_constant<NormEnd, NormEnd::none>{}, nullptr);
     }
 }
 
 static void norm_part_of(const GroupNorm& call, int64_t sample, int64_t first, int64_t last, const float* weight,
                          const float* bias, const float* shift, float* mean, float* squares,
-                         const GroupNormStatistics& out) {
+                         const GroupNormStatistics& out, const GroupNormRelu* relu) {
     if (call.dtype == Dtype::f32)
-        norm_part<float>(call, sample, first, last, weight, bias, shift, mean, squares, out);
+        norm_part<float>(call, sample, first, last, weight, bias, shift, mean, squares, out, relu);
     else if (call.dtype == Dtype::bf16)
-        norm_part<Bf16>(call, sample, first, last, weight, bias, shift, mean, squares, out);
+        norm_part<Bf16>(call, sample, first, last, weight, bias, shift, mean, squares, out, relu);
     else
-        norm_part<F16>(call, sample, first, last, weight, bias, shift, mean, squares, out);
+        norm_part<F16>(call, sample, first, last, weight, bias, shift, mean, squares, out, relu);
 }
 
 static const float* norm_floats(const void* from, Dtype dtype, int64_t offset, int64_t n, float* scratch) {
