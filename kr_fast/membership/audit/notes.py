@@ -71,7 +71,8 @@ def warnings_of(
     for name, shadows in data.shadows.items():
         which, least = "" if len(data.shadows) == 1 else f" of {titles[name]}", sides(shadows.keep)
         if least < FEW_SHADOWS:
-            warnings.append(f"only {least} shadows{which} on a side: LiRA is weak with so few, a low AUC shows little")
+            some = f"{least} shadow{'s' * (least != 1)}{which}"
+            warnings.append(f"only {some} on a side: LiRA is weak with so few, a low AUC shows little")
         one_sided = (
             (shadows.keep.all(0), "every", "LiRA, BASE offline and label only score them 0, Attack-R 0.5"),
             ((~shadows.keep).all(0), "no", "LiRA online scores them 0"),

@@ -254,7 +254,8 @@ def _of_shadows(audit: Audit, values: Mapping[str, float], name: str, bound: str
         return Rule(path, 0, None, None, words)
     side = audit["setting"]["shadow_sets"][own_set(audit, name)]["on_the_smaller_side"]
     if value > 0:
-        words = f"A record has {side} shadows on a side: with fewer than {FEW_SHADOWS} a low AUC shows little."
+        some = f"{side} shadow{'s' * (side != 1)}"
+        words = f"A record has {some} on a side: with fewer than {FEW_SHADOWS} a low AUC shows little."
         return Rule(path, 0, value, False, words)
     if bound:
         return Rule(path, 0, value, None, bound)

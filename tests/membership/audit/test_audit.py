@@ -72,7 +72,7 @@ def test_a_control_that_no_attack_finds_is_reported(scene):
     few = Shadows(ModelArray(shadows.array.models[:4]), shadows.keep[:4])
     report = audit(stranger, few, images, labels, torch.roll(members, 1), attacks=("loss", "lira_offline"))
     assert any("there is no positive control" in line for line in report.warnings)
-    assert any("shadows on a side" in line for line in report.warnings)
+    assert any("only 1 shadow on a side" in line for line in report.warnings)
 
 
 def test_positive_control(scene, tmp_path):

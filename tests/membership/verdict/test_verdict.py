@@ -78,6 +78,7 @@ CASES = {
     "small leaks unseen": (LEAST, 0.66, "not decided", "finds only those from AUC 0.66 on with probability 0.8"),
     "every leak unseen": (LEAST, None, "not decided", "LiRA finds none with probability 0.8"),
     "few shadows": ("setting/shadow_sets/shadows/on_the_smaller_side", 7, "not decided", "A record has 7 shadows"),
+    "one shadow": ("setting/shadow_sets/shadows/on_the_smaller_side", 1, "not decided", "A record has 1 shadow on"),
     "transfer": ("setting/targets/target/kind", "transfer", "not decided", "bound its leakage from below"),
     "without shadows": ("setting/targets/target/shadows", None, "not decided", "without shadow models"),
 }
