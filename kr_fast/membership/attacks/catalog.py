@@ -262,8 +262,10 @@ def _quantile_regression(subject: Subject) -> Tensor:
 
 
 def _nearest_synthetic(subject: Subject) -> Tensor:
-    data = subject.data
-    return released.nearest_synthetic(data.images, subject.synthetic, reference=data.reference)
+    reference = subject.data.reference
+    if reference is not None and reference.shape[1:].numel() > released.WIDEST:
+        reference = reference[:: -(-len(reference) // released.SAMPLE)]
+    return released.nearest_synthetic(subject.data.images, subject.synthetic, reference=reference)
 
 
 def _generated_density(subject: Subject) -> Tensor:

@@ -22,6 +22,7 @@ from kr_fast.membership import (
     from_logits,
     lira,
     lira_carlini2021,
+    nearest_synthetic,
     operating_point,
     rmia_attack,
     roc,
@@ -107,6 +108,18 @@ def test_wrappers_are_their_functions():
             expected[f"lira_carlini2021_{variant}{end}"] = scores
     for name, scores in expected.items():
         assert torch.equal(CATALOG[name].run(Subject(whole, shadows, target)), scores), name
+
+
+@pytest.mark.parametrize(("side", "step"), [(64, 1), (65, 2)])  # 4,096 values; 4,225, and of 1,025 images 513
+def test_wide_images_meet_some_of_the_further_non_members(side, step):
+    draw = torch.Generator().manual_seed(6)
+    shape = (side, side, 1)
+    reference, own, made = (
+        torch.randint(0, 256, (count, *shape), generator=draw, dtype=torch.uint8) for count in (1025, COUNT, 3)
+    )
+    whole = dataclasses.replace(data(), images=own, reference=reference, synthetic={"made": made})
+    expected = nearest_synthetic(own, made, reference=reference[::step])
+    assert torch.equal(CATALOG["nearest_synthetic"].run(Subject(whole, synthetic=made)), expected)
 
 
 def test_leave_one_out_says_what_it_left_out(tmp_path):
