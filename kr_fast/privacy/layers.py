@@ -216,10 +216,7 @@ class Conv2d(Layer):
     def laid_out(self, x: Tensor) -> Tensor:
         return convolutions.laid_out(self.form, x)
 
-    def signal(self, grad: Tensor, x: Tensor) -> Tensor:
-        return convolutions.grad_input(self.form, grad, x)
-
-    def signal_and(self, grad: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+    def signal(self, grad: Tensor, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The gradient by ``x``, and ``residual`` added to it."""
         return convolutions.grad_input(self.form, grad, x, residual)
 

@@ -49,7 +49,7 @@ def _gradient(pair: Pair, by_u: Tensor, x: Tensor, needed: bool = True, residual
     """The gradient by ``x``, and ``residual`` added to it; the layers keep what they need."""
     conv, _ = pair
     conv.record(by_u, x)
-    return nhwc(conv.signal_and(by_u, x, residual)) if needed else None
+    return nhwc(conv.signal(by_u, x, residual)) if needed else None
 
 
 def _run(pairs: list[Pair], stride: int, x: Tensor) -> list[Any]:
