@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kr_fast.data.printable import counted
 from kr_fast.membership.attacks.catalog import CATALOG, Attack, offline_form, sides
 from kr_fast.membership.inputs.copies import images_on_both_sides, population_under_attack, shadow_but_for_rounding
 from kr_fast.membership.inputs.data import EQUAL, AuditData
@@ -71,8 +72,8 @@ def warnings_of(
     for name, shadows in data.shadows.items():
         which, least = "" if len(data.shadows) == 1 else f" of {titles[name]}", sides(shadows.keep)
         if least < FEW_SHADOWS:
-            some = f"{least} shadow{'s' * (least != 1)}{which}"
-            warnings.append(f"only {some} on a side: LiRA is weak with so few, a low AUC shows little")
+            some = counted(least, "shadow")
+            warnings.append(f"only {some}{which} on a side: LiRA is weak with so few, a low AUC shows little")
         one_sided = (
             (shadows.keep.all(0), "every", "LiRA, BASE offline and label only score them 0, Attack-R 0.5"),
             ((~shadows.keep).all(0), "no", "LiRA online scores them 0"),

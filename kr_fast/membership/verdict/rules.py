@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kr_fast.data.printable import counted
 from kr_fast.membership.verdict.limits import Limits
 from kr_fast.membership.verdict.paths import FEW_SHADOWS, Audit, figures, largest_seen, own_set
 from kr_fast.report.sections import released
@@ -254,7 +255,7 @@ def _of_shadows(audit: Audit, values: Mapping[str, float], name: str, bound: str
         return Rule(path, 0, None, None, words)
     side = audit["setting"]["shadow_sets"][own_set(audit, name)]["on_the_smaller_side"]
     if value > 0:
-        some = f"{side} shadow{'s' * (side != 1)}"
+        some = counted(side, "shadow")
         words = f"A record has {some} on a side: with fewer than {FEW_SHADOWS} a low AUC shows little."
         return Rule(path, 0, value, False, words)
     if bound:
