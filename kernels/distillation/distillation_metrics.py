@@ -35,7 +35,7 @@ def _top(x, columns, top, first, C: tl.constexpr):
 def metrics_kernel(
     input, target, labels, kl, agreement, teacher_confidence, teacher_entropy, cross_entropy, student_correct,
     teacher_correct,
-    n, input_stride, target_stride, temperature,
+    n, input_stride, target_stride, temperature, ignore_index,
     C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, HAS_LABELS: tl.constexpr,
     ALIGN: tl.constexpr,
 ):  # fmt: skip
@@ -111,11 +111,14 @@ def metrics_kernel(
     tl.store(teacher_entropy + rows, tl.log(sum_t1) - weighted / sum_t1, mask=live)
     if HAS_LABELS:
         label = tl.load(labels + rows, mask=live, other=-1)
-        counts = live & (label >= 0) & (label < C)
+        ignored = label == ignore_index
+        counts = live & (label >= 0) & (label < C) & ~ignored
         picked = tl.load(input + rows * input_stride + label, mask=counts, other=0.0).to(tl.float32)
-        tl.store(cross_entropy + rows, tl.where(counts, tl.log(sum_1) - (picked - top_s), 0.0), mask=live)
-        tl.store(student_correct + rows, first_s == label, mask=live)
-        tl.store(teacher_correct + rows, first_t == label, mask=live)
+        # A label outside [0, C) is a caller's bug; on a device it cannot raise, so it poisons the row, as in the loss.
+        uncounted = tl.where(ignored, 0.0, float("nan"))
+        tl.store(cross_entropy + rows, tl.where(counts, tl.log(sum_1) - (picked - top_s), uncounted), mask=live)
+        tl.store(student_correct + rows, counts & (first_s == label), mask=live)
+        tl.store(teacher_correct + rows, counts & (first_t == label), mask=live)
 
 
 def tile(classes: int) -> tuple[int, int, int]:
@@ -124,7 +127,7 @@ def tile(classes: int) -> tuple[int, int, int]:
     return max(1, rows // 2), block, warps
 
 
-def metrics(input, target, labels, temperature: float, outputs: list[torch.Tensor]) -> None:
+def metrics(input, target, labels, temperature: float, ignore_index: int, outputs: list[torch.Tensor]) -> None:
     """Fill the outputs, in the order of ``kr_fast.ops.distillation.distillation_metrics``: 4, or 7 with labels."""
     n, classes = input.shape
     if n == 0:
@@ -132,5 +135,5 @@ def metrics(input, target, labels, temperature: float, outputs: list[torch.Tenso
     rows, block, warps = tile(classes)
     constants = {"C": classes, "ROWS": rows, "BLOCK": block, "HAS_LABELS": labels is not None}
     constants |= {"ALIGN": alignment(input.stride(0), target.stride(0)), "num_warps": warps, "enable_fp_fusion": True}
-    arguments = *outputs, *[None] * (7 - len(outputs)), n, input.stride(0), target.stride(0), temperature
+    arguments = *outputs, *[None] * (7 - len(outputs)), n, input.stride(0), target.stride(0), temperature, ignore_index
     metrics_kernel[(triton.cdiv(n, rows),)](input, target, labels, *arguments, **constants)

@@ -92,6 +92,7 @@ def test_distillation_metrics(build, classes, dtype):
 
     rows, block, warps = kernels.tile(classes)
     signature = {"input": f"*{dtype}", "target": f"*{dtype}", "labels": "*i64", "temperature": "fp32", "n": "i32"}
+    signature["ignore_index"] = "i32"
     signature |= dict.fromkeys(("kl", "teacher_confidence", "teacher_entropy", "cross_entropy"), "*fp32")
     signature |= dict.fromkeys(("agreement", "student_correct", "teacher_correct"), "*i1")
     signature |= dict.fromkeys(("input_stride", "target_stride"), "i32")

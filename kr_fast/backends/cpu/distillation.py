@@ -61,7 +61,11 @@ registry.differentiable(
 
 
 @registry.kernel("distillation_metrics", "cpu", refuses=native.cpu_tensors(*codes.DTYPES))
-def distillation_metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: float) -> list[Tensor]:
+def distillation_metrics(
+    input: Tensor, target: Tensor, labels: Tensor | None, temperature: float, ignore_index: int
+) -> list[Tensor]:
+    if labels is not None and 0 <= ignore_index < input.shape[1]:  # C++ counts every class
+        labels = labels.masked_fill(labels == ignore_index, -1)
     if target.dtype == torch.float64:
         target = target.float()
     outputs = codes.empty_metrics(input, labels)

@@ -30,12 +30,12 @@ registry.differentiable(
 @registry.kernel(
     "distillation_metrics", "triton", refuses=native.triton_tensors(torch.float32, torch.bfloat16, torch.float16)
 )
-def distillation_metrics(input, target, labels, temperature):
+def distillation_metrics(input, target, labels, temperature, ignore_index):
     from kr_fast.kernels.distillation import distillation_metrics as kernels
 
     if target.dtype == torch.float64:
         target = target.float()
     outputs = codes.empty_metrics(input, labels)
     with native.on(input):
-        kernels.metrics(input, target, labels, temperature, outputs)
+        kernels.metrics(input, target, labels, temperature, ignore_index, outputs)
     return outputs

@@ -33,20 +33,17 @@ _SCHEMA = "Tensor input, Tensor target, Tensor? labels, float temperature, int i
 
 @define(f"distillation_metrics({_SCHEMA}) -> Tensor[]", fake=_fake)
 def _impl(input, target, labels, temperature, ignore_index):
-    if labels is not None:
-        labels = _counted(labels, input.shape[1], ignore_index)
+    if labels is not None and not labels.is_cuda:  # on a GPU it would be a wait
+        _check_labels(labels, input.shape[1], ignore_index)
     run = registry.resolve("distillation_metrics", ClassesCall(input.device.type, input.dtype, input.shape[1]))
-    return run(input, target, labels, temperature)
+    return run(input, target, labels, temperature, ignore_index)
 
 
-def _counted(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Labels with -1, which no kernel counts, in place of an ``ignore_index`` that is also a class."""
-    if not labels.is_cuda:  # on a GPU it would be a wait
-        outside = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
-        if bool(outside.any()):
-            rule = f"be in [0, {classes}) or ignore_index {ignore_index}"
-            _check.fail("distillation_metrics", "labels", rule, int(labels[outside][0]))
-    return labels.masked_fill(labels == ignore_index, -1) if 0 <= ignore_index < classes else labels
+def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
+    outside = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if bool(outside.any()):
+        rule = f"be in [0, {classes}) or ignore_index {ignore_index}"
+        _check.fail("distillation_metrics", "labels", rule, int(labels[outside][0]))
 
 
 def distillation_metrics(
@@ -62,7 +59,7 @@ def distillation_metrics(
     Args:
         input, target: logits ``[N, C]``, C >= 2; float32, bfloat16, float16 (float64 on the reference backend).
         labels: ``[N]`` int64 or another integer dtype, in [0, C), or ``ignore_index``: such a row has cross_entropy 0
-            and is not correct.
+            and is not correct. Any other label raises; on a GPU, which is not waited for, cross_entropy is NaN.
         temperature: ``T`` > 0.
     Returns: :class:`DistillationMetrics`; without labels its last three fields are None. Nothing has a gradient.
     Raises: TypeError or ValueError naming the argument.

@@ -1,5 +1,7 @@
 """The distillation losses and metrics in plain torch: the definition, and the gradient by formula."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -160,7 +162,9 @@ def _gradient(z: Tensor, t: Tensor, indices: Tensor | None, labels: Tensor | Non
     return grad
 
 
-def metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: float) -> list[Tensor]:
+def metrics(
+    input: Tensor, target: Tensor, labels: Tensor | None, temperature: float, ignore_index: int
+) -> list[Tensor]:
     """See ``kr_fast.ops.distillation.distillation_metrics``."""
     z, t = _float(input, input), _float(target, input)
     log_q, log_p = _log_softmax(z, temperature)[0], _log_softmax(t, temperature)[0]
@@ -170,9 +174,11 @@ def metrics(input: Tensor, target: Tensor, labels: Tensor | None, temperature: f
     values = [kl.float(), first_z == first_t, p.amax(1).float(), -torch.where(p == 0, 0, p * log_t).sum(1).float()]
     if labels is None:
         return values
-    counts = (labels >= 0) & (labels < z.shape[1])
+    ignored = labels == ignore_index
+    counts = (labels >= 0) & (labels < z.shape[1]) & ~ignored
     picked = _log_softmax(z, 1.0)[0].gather(1, torch.where(counts, labels, 0)[:, None])[:, 0]
-    return [*values, torch.where(counts, -picked, 0).float(), first_z == labels, first_t == labels]
+    cross_entropy = torch.where(counts, -picked, torch.where(ignored, 0.0, math.nan))  # NaN: a label that is no class
+    return [*values, cross_entropy.float(), counts & (first_z == labels), counts & (first_t == labels)]
 
 
 differentiable("distillation_loss", "reference", Differentiable(forward, backward), refuses=never)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from backends import on_backends
 
+from kr_fast.backends import registry
+from kr_fast.backends.calls import ClassesCall
 from kr_fast.ops.distillation.distillation_metrics import distillation_metrics
 
 
@@ -142,6 +144,20 @@ def test_an_ignored_class(backend, classes):
     assert found.cross_entropy[[0, 2]].tolist() == [0, 0]
     assert not (found.student_correct | found.teacher_correct)[[0, 2]].any()
     assert torch.equal(y, before)
+
+
+# The kernels themselves: on a CPU the op raises before them. One block of Triton, and several.
+@on_backends("distillation_metrics", "reference", "triton")
+@pytest.mark.parametrize("classes", [7, 5000])
+def test_a_label_outside_poisons_its_row(backend, classes):
+    z, t = (torch.randn(5, classes).to(backend.device) for _ in range(2))
+    z[:4, -1] = t[:4, -1] = 9.0
+    y = torch.tensor([classes - 1, -1, classes, -100, 0], device=backend.device)
+    run = registry.resolve("distillation_metrics", ClassesCall(z.device.type, z.dtype, classes))
+    *_, cross_entropy, student, teacher = run(z, t, y, 1.0, -100)
+    assert cross_entropy.isnan().tolist() == [False, True, True, False, False]
+    assert cross_entropy[3] == 0
+    assert student.tolist() == teacher.tolist() == [True, False, False, False, False]
 
 
 def test_full_graph_compile():
