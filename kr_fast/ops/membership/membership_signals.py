@@ -9,14 +9,18 @@ from kr_fast.backends.codes import SIGNALS
 from kr_fast.ops import _check
 from kr_fast.ops._library import call, define
 
+OP = "membership_signals"
 
-def _fake(logits, labels, want):
+
+def _fake(logits, labels, want, validate=False):
     return [logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in want.split(",")]
 
 
-@define("membership_signals(Tensor logits, Tensor labels, str want) -> Tensor[]", fake=_fake)
-def _impl(logits, labels, want):
-    run = registry.resolve("membership_signals", ClassesCall(logits.device.type, logits.dtype, logits.shape[1]))
+@define("membership_signals(Tensor logits, Tensor labels, str want, bool validate=False) -> Tensor[]", fake=_fake)
+def _impl(logits, labels, want, validate=False):
+    if validate:  # here and not where the op is traced
+        _check_values(logits, labels)
+    run = registry.resolve(OP, ClassesCall(logits.device.type, logits.dtype, logits.shape[1]))
     return [value.float() for value in run(logits, labels, tuple(want.split(",")))]
 
 
@@ -42,31 +46,28 @@ def membership_signals(
     Source: phi: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022; modified entropy:
         Song and Mittal, "Systematic Evaluation of Privacy Risks of Machine Learning Models", USENIX Security 2021.
     """
-    op = "membership_signals"
-    _check.tensor(op, "logits", logits)
+    _check.tensor(OP, "logits", logits)
     if not logits.dtype.is_floating_point or logits.ndim < 1 or logits.shape[-1] < 2:
-        _check.fail(op, "logits", "be floating point [..., C] with C >= 2", logits)
-    labels = _check.labels(op, labels, logits.shape[:-1], logits.device)
+        _check.fail(OP, "logits", "be floating point [..., C] with C >= 2", logits)
+    labels = _check.labels(OP, labels, logits.shape[:-1], logits.device)
     for name in want:
         if name not in SIGNALS:
-            _check.fail(op, "want", f"hold names among {', '.join(SIGNALS)}", name)
+            _check.fail(OP, "want", f"hold names among {', '.join(SIGNALS)}", name)
     if not want:
         return {}
     classes = logits.shape[-1]
-    if validate_args:
-        _check_values(op, logits, labels)
-    flat = logits.reshape(-1, classes)
-    values = call(torch.ops.kr_fast.membership_signals.default, flat, labels.reshape(-1).contiguous(), ",".join(want))
+    flat = logits.reshape(-1, classes), labels.reshape(-1).contiguous()
+    values = call(torch.ops.kr_fast.membership_signals.default, *flat, ",".join(want), bool(validate_args))
     return {name: value.view(labels.shape) for name, value in zip(want, values, strict=True)}
 
 
-def _check_values(op: str, logits: Tensor, labels: Tensor) -> None:
+def _check_values(logits: Tensor, labels: Tensor) -> None:
     classes = logits.shape[-1]
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        _check.fail(op, "labels", f"lie in [0, {classes})", [int(labels.min()), int(labels.max())])
+        _check.fail(OP, "labels", f"lie in [0, {classes})", [int(labels.min()), int(labels.max())])
     # The largest logit of a row is finite unless the row holds NaN or +inf, or is -inf throughout.
     bad = ~torch.isfinite(logits.amax(-1))
     if bool(bad.any()):
         counts = torch.isnan(logits).sum().item(), torch.isposinf(logits).sum().item()
         got = f"{int(bad.sum())} bad rows with {counts[0]} NaN and {counts[1]} +inf"
-        _check.fail(op, "logits", "not hold NaN, +inf or rows of -inf only", got)
+        _check.fail(OP, "logits", "not hold NaN, +inf or rows of -inf only", got)

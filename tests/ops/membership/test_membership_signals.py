@@ -259,9 +259,22 @@ def test_values_that_the_caller_vouches_for():
     assert torch.equal(phi[4:], plain["phi"][4:])
 
 
+def test_full_graph_compile():
+    """Values are checked where the op runs, not where it is traced."""
+    logits, labels = torch.randn(5, 10), torch.randint(0, 10, (5,))
+    compiled = torch.compile(
+        lambda *tensors: membership_signals(*tensors, SIGNALS), fullgraph=True, backend="aot_eager"
+    )
+    for name, value in membership_signals(logits, labels, SIGNALS).items():
+        assert torch.equal(compiled(logits, labels)[name], value)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 10\), got \[10, 10\]"):
+        compiled(logits, labels.fill_(10))
+
+
 def test_registered_op():
     arguments = (torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0]), "phi,loss")
-    torch.library.opcheck(torch.ops.kr_fast.membership_signals.default, arguments)
+    for validate in (False, True):
+        torch.library.opcheck(torch.ops.kr_fast.membership_signals.default, (*arguments, validate))
 
 
 @pytest.mark.parametrize(
