@@ -82,6 +82,8 @@ def check_search(config: Any) -> None:
             fail("run", name, f"be {'empty or ' if none else ''}two rising shares in [0, 1]", list(value))
     if "heun" in (config.solver, *config.tune_solver) and config.generator_objective != "flow":
         fail("run", "solver", "be euler or dpm++ unless generator_objective is flow", "heun")
+    if config.tune_trials == 1:
+        fail("run", "tune_trials", "be 0 or at least 2: the usual setting is one of them", 1)
     if config.tune_trials and (tried := config.tune_guidance_interval):
         usual = config.guidance_interval
         if not max(usual[0], tried[0]) < min(usual[1], tried[1]):

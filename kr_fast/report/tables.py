@@ -21,9 +21,9 @@ def number(value: Any, digits: int = 3, limits: Sequence[float] = CHANCE) -> str
         return "not measured"
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
-    texts = (f"{value + 0.0:.{more}f}" for more in range(digits, max(digits, MOST_DIGITS) + 1))
+    texts = (f"{round(value, more) + 0.0:.{more}f}" for more in range(digits, max(digits, MOST_DIGITS) + 1))
     apart = (text for text in texts if all(float(text) != limit or value == limit for limit in limits))
-    return next(apart, f"{value + 0.0:.{digits}f}")
+    return next(apart, f"{round(value, digits) + 0.0:.{digits}f}")
 
 
 def rounded_up(epsilon: float) -> str:

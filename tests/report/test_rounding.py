@@ -14,6 +14,7 @@ from kr_fast.report.sentences import OF_RUN, verdict
     [
         (0.5, "0.500"), (0.5003, "0.5003"), (0.49996, "0.49996"), (0.4994, "0.499"), (0.0, "0.000"), (-0.0, "0.000"),
         (0.0002, "0.0002"), (-0.0003, "-0.0003"), (0.5 + 1e-9, "0.500"), (float("inf"), "inf"),
+        (-1e-17, "0.000"),
     ],
 )  # fmt: skip
 def test_rounding_moves_no_figure_to_chance(value, text):

@@ -275,6 +275,7 @@ def test_sets_of_other_sizes_take_as_many_steps(images, passes, expected):
         ({"guidance_interval": (0.5, 0.5)}, "guidance_interval must be two rising shares in [0, 1], got [0.5, 0.5]"),
         ({"tune_guidance_interval": (0.5,)}, "tune_guidance_interval must be empty or two rising shares"),
         ({"guidance_interval": (0.0, 0.3), "tune_guidance_interval": (0.4, 0.6), "tune_trials": 4}, "with tune_trials"),
+        ({"tune_trials": 1}, "tune_trials must be 0 or at least 2"),
         ({"solver": "dopri5"}, "solver must be one of euler, heun, dpm++, got dopri5"),
         ({"ema_lengths": (0.1, 0.1)}, "ema_lengths must not repeat"),
         ({"ema_lengths": (0.25,)}, "ema_lengths must be in [0.03, 0.2], got 0.25"),
