@@ -21,7 +21,6 @@ UNPAID: dict[str, tuple[Any, str]] = {
     "teacher_choose": ("accuracy", "as the Teacher of the last step is taken and none is chosen"),
     "student_choose": ("accuracy", "as the Student of the last period is taken and none is chosen"),
     "budget": ("", "which divides the time by scores on private validation images"),
-    "few_steps": (0, "whose training compares two generators on private validation images"),
     "teacher_mixup": (0.0, "as a mixed image has the gradient of two records"),
     "generator_classes": ("train", "as records are drawn alike, each by itself"),
     "generator_augment": (0.0, "whose conditioning has no rule for gradients of single records"),

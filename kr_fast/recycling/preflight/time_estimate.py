@@ -152,7 +152,7 @@ def stages(context: Context, rates: Rates) -> dict[str, float]:
         "generator": denoising * c.generator_steps * (c.generator_batch_size // world) * rates.generator + memorised,
         "checkpoints": sum(count * short(usual, length) for count, length in checkpoints.trials_of(c)),
         "tuning": sum(short(each, length) * count for each, length, count in tuning.expected(c, usual)),
-        **({"few_step": few_step + 2 * rates.setup + short(few)} if c.few_steps else {}),
+        **({"few_step": few_step + 2 * rates.setup + (0.0 if c.epsilon else short(few))} if c.few_steps else {}),
         "gkd": drawings + distilled(c.periods, c.images, c.student_epochs, rates.student),
         "student": (3 * len(data.test) + 2 * min(c.images, len(data.train))) * rates.evaluated,  # and features
     }

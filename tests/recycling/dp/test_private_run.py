@@ -26,7 +26,7 @@ accounting.GRID = 0.01
 ledger.calibrate = lambda *a, **k: 2.0
 """
 FLAGS = ["--epsilon", "8", "--num-shadows", "0", "--teacher-batch-size", "256", "--dp-multiplicity", "2"]
-FLAGS += ["--generator-steps", "4", "--dp-physical-batch", "256"]
+FLAGS += ["--generator-steps", "4", "--dp-physical-batch", "256", "--few-steps", "2", "--few-step-training", "3"]
 RELEASED = {"student.safetensors", "student/model.safetensors", "student/config.json", "student/README.md"}
 RELEASED |= {"synthetic/images.npy", "synthetic/labels.npy", "synthetic/README.md", "ledger.json"}
 
@@ -111,6 +111,8 @@ def test_no_choice_was_made(private_run):
     assert results["tuning"]["rows"] == []
     assert results["gkd"]["best_period"] == 3
     assert "memorisation" not in results["generator"]
+    assert results["few_step"]["notes"] == []
+    assert not any(name.startswith("val_") for name in (*results["few_step"], *results["few_step"]["many_step"]))
     report = (private_run[0] / "private" / "report.md").read_text()
     assert "No choice was made on real images" in report
     assert "They are no part of the release" in report
@@ -163,8 +165,9 @@ def test_a_changed_ledger_is_not_exported(private_run, tmp_path, capsys):
 
 def test_synthesis_draws_classes_as_they_may_be_told(private_run):
     out = private_run[0]
-    facts = json.loads((out / "private" / "generator" / "step-000004" / "objective.json").read_text())
     journal = json.loads((out / "journal.json").read_text())
-    assert facts["class_counts"] == journal["privacy"]["result"]["class_counts"]
+    for generator in ("generator/step-000004", "few_step"):
+        facts = json.loads((out / "private" / generator / "objective.json").read_text())
+        assert facts["class_counts"] == journal["privacy"]["result"]["class_counts"]
     labels = np.load(out / "release" / "synthetic" / "labels.npy")
     assert len(labels) == 128

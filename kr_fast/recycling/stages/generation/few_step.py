@@ -14,7 +14,8 @@ image); Salimans and Ho, "Progressive Distillation", ICLR 2022, appendix G (the 
 training here, as trajectories of a small network cost little); Meng et al., "On Distillation of Guided Diffusion
 Models", CVPR 2023 (guidance).
 
-No real image is seen: everything is drawn from the many-step generator, whose weights therefore bound what these leak.
+No real image is seen: everything is drawn from the many-step generator, whose weights therefore bound what these leak:
+of one with differential privacy it is post-processing, and spends nothing.
 """
 
 import dataclasses
@@ -64,7 +65,10 @@ def many_step(tuned: Sampling, few_steps: int) -> Sampling:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Train the few-step generator, then compare it with the many-step one: short Students, images per second."""
+    """Train the few-step generator, then compare it with the many-step one: images per second, and short Students.
+
+    With epsilon there are none, as their score on validation would be a figure of private images.
+    """
     c, tuned = context.config, tuned_sampling(context)
     losses = train(
         context,
@@ -76,26 +80,32 @@ def run(context: Context) -> dict[str, Any]:
         state_path=context.folder.state / "few_step.pt",
         description="few-step generator",
     )
-    sampling, teacher_model = student_sampling(context), teacher.load(context)
-    before = Trials(context).get(lambda: gkd.trial(context, teacher_model, tuned), **trial_key(tuned))
-    after = gkd.trial(context, teacher_model, sampling)
+    sampling = student_sampling(context)
+    scores = ({}, {}, []) if c.epsilon else _scores(context, tuned, sampling)
     speed = images_per_second(gkd.drawing(context, sampling, c.micro_batch))
     usual = images_per_second(gkd.drawing(context, tuned, c.micro_batch))
-    by = f"val_{c.student_choose}"
     return {
         "steps": c.few_steps,
-        by: after,
+        **scores[1],
         "images_per_second": speed,
         "speedup": speed / usual,
         "many_step": {
             "num_inference_steps": tuned.num_inference_steps,
             "network_calls": network_calls(tuned),
-            by: before,
+            **scores[0],
             "images_per_second": usual,
         },
-        "notes": note(before, after, score_error(context, before), c.student_choose),
+        "notes": scores[2],
         "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},
     }
+
+
+def _scores(context: Context, tuned: Sampling, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The score of a short Student of the many-step and of the few-step generator by name, and a note."""
+    teacher_model, by = teacher.load(context), context.config.student_choose
+    before = Trials(context).get(lambda: gkd.trial(context, teacher_model, tuned), **trial_key(tuned))
+    after = gkd.trial(context, teacher_model, sampling)
+    return {f"val_{by}": before}, {f"val_{by}": after}, note(before, after, score_error(context, before), by)
 
 
 def note(before: float, after: float, error: float, by: str = "accuracy") -> list[str]:
