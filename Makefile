@@ -7,6 +7,7 @@
 # make docs    build/site: the documentation as a site, without a warning
 # make wheel   dist/: the sdist, and the wheel for other machines of this Python, see docs/start/install.md
 # make sanitize  the C++ kernels with address and undefined-behaviour sanitizers through their tests
+# make avx512    the AVX-512 forms of the C++ kernels through their tests, on a processor that has AVX2 alone
 #
 # COVERAGE=1            with test: which lines of kr_fast/ ran, refused below a floor
 # PYTHON=python3.12     interpreter that .venv is made with
@@ -26,7 +27,7 @@ CPP := $(shell find csrc tests/support/cuda_host -name '*.h' -o -name '*.cpp' -o
 SOURCES := setup.py pyproject.toml $(filter csrc/%,$(CPP))
 VENV_FLAGS := $(if $(filter 1,$(SYSTEM_SITE)),--system-site-packages,)
 
-.PHONY: demo test nightly check venv lint format hooks bench docs wheel sanitize clean
+.PHONY: demo test nightly check venv lint format hooks bench docs wheel sanitize avx512 clean
 demo: $(VENV)/built
 	$(BIN)/kr-fast run --preset digits --out runs/digits
 
@@ -88,6 +89,13 @@ sanitize: $(VENV)/built
 	KR_FAST_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitizing --build-lib $(SANITIZED)
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(BIN)/pytest -q -p no:cacheprovider -m "not interpreter and not compile and not gpu" $(SANITIZE)
+
+EMULATED := $(CURDIR)/build/emulated
+avx512: $(VENV)/built
+	CXXFLAGS="-O2 -Wno-psabi -DKR_EMULATE_AVX512" KR_FAST_CUDA=0 $(BIN)/python setup.py -q \
+		build --build-base build/emulating --build-lib $(EMULATED)
+	PYTHONPATH=$(EMULATED) $(BIN)/pytest -q -p no:cacheprovider -m "not interpreter and not compile and not gpu" \
+		-k avx512 tests/ops
 
 venv: $(VENV)/built
 

@@ -121,7 +121,7 @@ bool has_clmul() {
 }
 
 bool has_vclmul() {
-    static const bool found = __builtin_cpu_supports("vpclmulqdq") != 0;
+    static const bool found = __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("avx512f");
     return found;
 }
 #endif

@@ -13,6 +13,9 @@
 #if KR_X86
 #include <immintrin.h>
 #endif
+#if defined(KR_EMULATE_AVX512)
+#include "cpu/simd/avx512_on_avx2.h"
+#endif
 
 #define KR_FN static inline __attribute__((always_inline))
 #define KR_UNROLL _Pragma("GCC unroll 16")
@@ -53,7 +56,11 @@ namespace avx2 {
                              apply_to = function)
 #else
 #pragma GCC push_options
+#if defined(KR_EMULATE_AVX512)
+#pragma GCC target("avx2,fma,f16c")
+#else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
 #endif
 namespace kr {
 namespace avx512 {
