@@ -78,7 +78,11 @@ def test_killed_run_continues_to_the_same_figures(tmp_path, finished, audited, p
 
 def test_full_disk_stays_resumable(tmp_path, finished):
     """Files may grow to 8 KiB only, as on a full disk: one line, exit code 2; with room the run goes on."""
-    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))"
+    limit = """
+import atexit, resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)  # coverage is written last
+"""
     done = toy(tmp_path / "run", "--quiet", before=limit, check=2)
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
