@@ -115,6 +115,13 @@ def unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 
+def classes_of(op: str, labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Labels that lie in [0, classes) or are ``ignore_index``: it reads them, and so waits for a GPU."""
+    outside = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if bool(outside.any()):
+        _check.fail(op, "labels", f"be in [0, {classes}) or ignore_index {ignore_index}", int(labels[outside][0]))
+
+
 def values(op: str, target: Tensor, target_type: str, weight: Tensor | None) -> None:
     """What ``validate_args`` asks for: it reads the values, and so waits for a GPU."""
     if target_type in ("probs", "log_probs"):

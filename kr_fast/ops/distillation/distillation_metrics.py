@@ -34,16 +34,9 @@ _SCHEMA = "Tensor input, Tensor target, Tensor? labels, float temperature, int i
 @define(f"distillation_metrics({_SCHEMA}) -> Tensor[]", fake=_fake)
 def _impl(input, target, labels, temperature, ignore_index):
     if labels is not None and not labels.is_cuda:  # on a GPU it would be a wait
-        _check_labels(labels, input.shape[1], ignore_index)
+        checks.classes_of("distillation_metrics", labels, input.shape[1], ignore_index)
     run = registry.resolve("distillation_metrics", ClassesCall(input.device.type, input.dtype, input.shape[1]))
     return run(input, target, labels, temperature, ignore_index)
-
-
-def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
-    outside = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
-    if bool(outside.any()):
-        rule = f"be in [0, {classes}) or ignore_index {ignore_index}"
-        _check.fail("distillation_metrics", "labels", rule, int(labels[outside][0]))
 
 
 def distillation_metrics(

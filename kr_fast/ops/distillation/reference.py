@@ -8,6 +8,7 @@ from torch import Tensor
 from kr_fast.backends.arguments import LossOptions
 from kr_fast.backends.codes import public_name
 from kr_fast.backends.registry import Differentiable, differentiable, kernel, never
+from kr_fast.ops.distillation import checks
 
 
 def _float(x: Tensor, like: Tensor) -> Tensor:
@@ -119,10 +120,7 @@ def _check_classes(classes: int, indices: Tensor | None, labels: Tensor | None, 
     if indices is not None and bool(((indices < 0) | (indices >= classes)).any()):
         raise ValueError(f"{op}: indices must be in [0, {classes})")
     if options.hard_weight or options.divergence == "decoupled":
-        outside = ((labels < 0) | (labels >= classes)) & (labels != options.ignore_index)
-        if bool(outside.any()):
-            rule = f"be in [0, {classes}) or ignore_index {options.ignore_index}"
-            raise ValueError(f"{op}: labels must {rule}, got {labels[outside][0].item()}")
+        checks.classes_of(op, labels, classes, options.ignore_index)
 
 
 def backward(upstream, input, target, indices, labels, weight, stats, scale, options: LossOptions) -> Tensor:

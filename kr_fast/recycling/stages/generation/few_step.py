@@ -81,21 +81,21 @@ def run(context: Context) -> dict[str, Any]:
         description="few-step generator",
     )
     sampling = student_sampling(context)
-    scores = ({}, {}, []) if c.epsilon else _scores(context, tuned, sampling)
+    before, after, notes = ({}, {}, []) if c.epsilon else _scores(context, tuned, sampling)
     speed = images_per_second(gkd.drawing(context, sampling, c.micro_batch))
     usual = images_per_second(gkd.drawing(context, tuned, c.micro_batch))
     return {
         "steps": c.few_steps,
-        **scores[1],
+        **after,
         "images_per_second": speed,
         "speedup": speed / usual,
         "many_step": {
             "num_inference_steps": tuned.num_inference_steps,
             "network_calls": network_calls(tuned),
-            **scores[0],
+            **before,
             "images_per_second": usual,
         },
-        "notes": scores[2],
+        "notes": notes,
         "curves": {"step": [step for step, _ in losses], "loss": [value for _, value in losses]},
     }
 
