@@ -10,6 +10,7 @@ from typing import Any
 
 from results_page import markdown
 
+from kr_fast.data.printable import counted
 from kr_fast.runtime.text import short_duration
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +18,7 @@ RESULTS, PAGE, README = ROOT / "bench" / "results", ROOT / "docs" / "measured" /
 TITLES = {
     "loss": "Distillation loss, forward and backward",
     "training": "Training steps",
-    "privacy": "Private training steps, one thread",
+    "privacy": "Private training steps",
     "models": "Many models on the same images",
     "audit": "Attacks and their statistics",
     "synthesis": "Synthesis",
@@ -77,7 +78,9 @@ def page(folder: Path = RESULTS) -> str:
         parts.append(f"## {_machine(found[0]['machine'])}\n")
         for result in found:
             text = synthesis(result) if result["kind"] == "synthesis" else cases(result)
-            parts.append(f"### {TITLES[result['kind']]}\n\n{text}")
+            threads = result["machine"]["threads"]
+            others = "" if threads == found[0]["machine"]["threads"] else f", {counted(threads, 'thread')}"
+            parts.append(f"### {TITLES[result['kind']]}{others}\n\n{text}")
     return START + ("\n".join(parts) if parts else "Nothing has been measured yet.\n")
 
 

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kr_fast.data.printable import counted
+
 Row = dict[str, Any]
 TITLES = {
     "digits": "scikit-learn's digits (8 px)",
@@ -171,11 +173,6 @@ def _mean(rows: Sequence[Row], name: str, words: Callable[[float], str]) -> str:
 
 def _of(values: Sequence[Any], rows: Sequence[Row]) -> str:
     return "" if len(values) == len(rows) else f" (of {len(values)})"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 thread``, ``2 threads``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _percent(value: float) -> str:
