@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kr_fast.backends import registry
+from kr_fast.backends import native, registry
 from kr_fast.backends.calls import Call
 from kr_fast.backends.cpu import privacy as kernels
-from kr_fast.backends.privacy_arguments import ConvGradients, LinearGradients
+from kr_fast.backends.privacy_arguments import ConvGradients, LinearGradients, records
 from kr_fast.ops.privacy.checks import positions
 from kr_fast.ops.privacy.conv2d_grad_norms import conv2d_grad_norms
 from kr_fast.ops.privacy.conv2d_grad_samples import conv2d_grad_samples
@@ -229,8 +229,8 @@ class Conv2d(Layer):
         if "weight" not in self.trained or not _is_measured("conv2d_grad_samples", grad, x):
             return super().measured(grad, x)
         call = ConvGradients(x, grad, self.module.kernel_size, **self._options)
-        *found, norms = kernels.conv2d_grad_samples_and_norms(call)
-        return named(found), norms
+        norms = native.empty(records(call))
+        return named(kernels.conv2d_grad_samples(call, norms)), norms
 
     def norms(self, grad: Tensor, x: Tensor) -> Tensor:
         return conv2d_grad_norms(x, grad, self.module.kernel_size, **self._options)
@@ -258,8 +258,8 @@ class Linear(Layer):
         if "weight" not in self.trained or not _is_measured("linear_grad_samples", grad, x):
             return super().measured(grad, x)
         call = LinearGradients(positions(x), positions(grad), "bias" in self.trained, self.multiplicity)
-        *found, norms = kernels.linear_grad_samples_and_norms(call)
-        return named(found), norms
+        norms = native.empty(records(call))
+        return named(kernels.linear_grad_samples(call, norms)), norms
 
     def norms(self, grad: Tensor, x: Tensor) -> Tensor:
         return linear_grad_norms(x, grad, bias="bias" in self.trained, multiplicity=self.multiplicity)

@@ -17,7 +17,7 @@ _TAKES = native.cpu_tensors(*codes.DTYPES)
 
 
 def _conv(call: ConvGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Into ``norms``, or into ``weight`` and ``bias``, from float32 in channels_last."""
+    """Into those of ``norms``, ``weight`` and ``bias`` that there are, from float32 in channels_last."""
     x, grad = (each.float().contiguous(memory_format=torch.channels_last) for each in call[:2])
     fields = privacy_structs.conv(call._replace(x=x, grad_output=grad), norms, weight, bias)
     native.cpu.conv2d_grad_norms(fields, torch.get_num_threads())
@@ -31,23 +31,16 @@ def conv2d_grad_norms(call: ConvGradients) -> Tensor:
 
 
 @registry.kernel("conv2d_grad_samples", "cpu", refuses=_TAKES)
-def conv2d_grad_samples(call: ConvGradients) -> tuple[Tensor, Tensor | None]:
+def conv2d_grad_samples(call: ConvGradients, norms: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Weights and biases by record; into ``norms`` ``[B]`` those of both, taken while they are in the cache."""
     weight = native.empty(records(call), *call.weight_shape)
     bias = native.empty(*weight.shape[:2]) if call.bias else None
-    _conv(call, None, weight, bias)
+    _conv(call, norms, weight, bias)
     return weight, bias
 
 
-def conv2d_grad_samples_and_norms(call: ConvGradients) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Weights and biases by record, and the norms of both, taken while they are in the cache."""
-    norms, weight = native.empty(records(call)), native.empty(records(call), *call.weight_shape)
-    bias = native.empty(*weight.shape[:2]) if call.bias else None
-    _conv(call, norms, weight, bias)
-    return weight, bias, norms
-
-
 def _linear(call: LinearGradients, norms: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Into ``norms``, or into ``weight`` and ``bias``, from float32."""
+    """Into those of ``norms``, ``weight`` and ``bias`` that there are, from float32."""
     x, grad = (each.float().contiguous() for each in call[:2])
     fields = privacy_structs.linear(call._replace(x=x, grad_output=grad), norms, weight, bias)
     native.cpu.linear_grad_norms(fields, torch.get_num_threads())
@@ -61,19 +54,12 @@ def linear_grad_norms(call: LinearGradients) -> Tensor:
 
 
 @registry.kernel("linear_grad_samples", "cpu", refuses=_TAKES)
-def linear_grad_samples(call: LinearGradients) -> tuple[Tensor, Tensor | None]:
+def linear_grad_samples(call: LinearGradients, norms: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """As :func:`conv2d_grad_samples`."""
     weight = native.empty(records(call), call.grad_output.shape[2], call.x.shape[2])
     bias = native.empty(*weight.shape[:2]) if call.bias else None
-    _linear(call, None, weight, bias)
-    return weight, bias
-
-
-def linear_grad_samples_and_norms(call: LinearGradients) -> tuple[Tensor, Tensor | None, Tensor]:
-    """As :func:`conv2d_grad_samples_and_norms`."""
-    norms, weight = native.empty(records(call)), native.empty(records(call), call.grad_output.shape[2], call.x.shape[2])
-    bias = native.empty(*weight.shape[:2]) if call.bias else None
     _linear(call, norms, weight, bias)
-    return weight, bias, norms
+    return weight, bias
 
 
 def _in_one_layout(call: GroupNormGradients) -> GroupNormGradients:
