@@ -7,6 +7,10 @@ from kr_fast.report import audit_tables, run_audit
 from kr_fast.report.render import Block
 from kr_fast.report.tables import lower_bounds, private_to, rounded_down, rounded_up
 
+SHIFTED = (
+    "a negative control failed: members and the others differ by themselves, so the bounds may show that difference "
+    "and nothing of the training"
+)
 BOUNDS = {"clopper_pearson": "any threshold", "one_run": "one run", "gaussian": "if Gaussian"}
 
 
@@ -23,15 +27,17 @@ def contradiction(summary: Mapping[str, Any]) -> str | None:
     ]
     if not found:
         return None
+    start = f"An attack proves a larger epsilon than the ledger allows ({', '.join(found)})"
+    if _shifted(summary["audit"]):
+        return f"{start}, but {SHIFTED}. Whether the training was as the ledger has it is not decided."
     compared = [each for each in bounds if each["above"] is not None]
     chance = sum((1 - each["level"]) * (1 + (each["one_run"] is not None)) for each in compared)
     groups = ""
     if summary["audit"].get("by_group"):
         groups = " (in more where images are in groups, as the bounds take them as independent)"
     return (
-        f"An attack proves a larger epsilon than the ledger allows ({', '.join(found)}). By chance that happens in "
-        f"at most {100 * min(chance, 1.0):.3g} % of audits{groups}: take it that the training was not as the ledger "
-        "has it, and release nothing."
+        f"{start}. By chance that happens in at most {100 * min(chance, 1.0):.3g} % of audits{groups}: take it that "
+        "the training was not as the ledger has it, and release nothing."
     )
 
 
@@ -55,9 +61,15 @@ def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
         "at most the true epsilon in 95 % of audits; far below the ledger's, as a guarantee is for the worst record "
         "and attack, and so few records can show little of it.",
     )
+    if audit and _shifted(audit):
+        yield "text", f"{SHIFTED[0].upper()}{SHIFTED[1:]}."
     yield "table", _table(summary)
     if audit and any(each["above"] is None for each in lower_bounds(guarantee, audit)):
         yield "text", "The bounds are at a smaller delta than the ledger's epsilon, so the two cannot be compared."
+
+
+def _shifted(audit: Mapping[str, Any]) -> bool:
+    return any(not row["passed"] for _, row in audit_tables.negative_rows(audit))
 
 
 def _table(summary: Mapping[str, Any]) -> list[list[str]]:

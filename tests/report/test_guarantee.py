@@ -62,9 +62,21 @@ def test_an_attack_that_proves_more_than_the_ledger_allows_stands_first(tmp_path
     }  # fmt: skip
     assert not any(target == "control" for target, _ in entries)
     assert f"in at most {5 * len(entries)} % of audits: take" in html.read_text()  # each bound errs in 5 %
+    assert guarantee.SHIFTED.partition(":")[0] not in html.read_text()
     in_groups = guaranteed(found=2.1)
     in_groups["audit"]["by_group"] = {"groups": 9}
     assert "% of audits (in more where images are in groups" in guarantee.contradiction(in_groups)
+
+
+def test_sides_that_differ_by_themselves_say_nothing_of_the_training(tmp_path):
+    """Attacks tell a test split of another scanner from the members after any training, a private one too."""
+    values = guaranteed(found=2.1)
+    blind = {"auc": 0.8, "interval": [0.7, 0.9], "passed": False}
+    values["audit"]["setting"]["negative_controls"] = {"blind": blind, "targets": {}}
+    assert "Whether the training was as the ledger has it is not decided." in guarantee.contradiction(values)
+    assert "release nothing" not in guarantee.contradiction(values)
+    html, _ = report.write(tmp_path, values, arrays())
+    assert html.read_text().count("members and the others differ by themselves, so the bounds may show") == 2
 
 
 @pytest.mark.parametrize(("delta", "above"), [(1e-5, ["clopper_pearson"]), (1e-3, ["clopper_pearson"]), (1e-6, None)])
