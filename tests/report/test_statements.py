@@ -4,7 +4,7 @@ import pytest
 from report_cases import attack, summary, whole_audit
 
 from kr_fast.report import document, render, run_audit, seeds_document
-from kr_fast.report.exported import data_card
+from kr_fast.report.exported import data_card, guaranteed
 from kr_fast.report.sections import ablation, calibrated, canaries, quality, reading
 from kr_fast.report.sentences import OF_RUN, verdict
 
@@ -44,6 +44,8 @@ def test_shadows_of_another_training_stand_for_no_model_of_the_run(given):
     assert ("by this package's recipe, as that of the Teacher" if given else "without the private Teacher's") in text
     assert "so this is a transfer attack too" in text
     assert "full audit" not in text
+    assert "Made by another training than the model under attack, on another half of the data" in text
+    assert "Made in the same way on another half of the data" in page(summary())
     assert ("The Teacher that was given to a run on" in text) == given
     assert ("A Teacher trained on 900 real images" in text) != given
     assert "by the Teacher's recipe on a random half" in page(summary())
@@ -72,6 +74,11 @@ def test_what_the_student_learned_is_said_alike_everywhere(labels, words, path):
     assert f"bounds from below what leaks through {path}, and says nothing" in text
     assert ("soft labels" in text) == (labels == "soft")
     assert ("learned from the shadow Teacher of the same half" in text) == (labels != "class")
+    spent = {"epsilon": 2.0, "delta": 1e-5, "neighbouring": "x", "class_counts": "public"}
+    values = summary(config={"student_arch": "resnet14", "labels": labels})
+    values |= {"guarantee": {"private": True, **spent}, "student": {"parameters": 9}}
+    card = render.markdown("x", guaranteed.student(values, {}, ""))
+    assert f"A resnet14 of 9 weights, trained on synthetic images and {words}. Generator and Teacher were" in card
     twins = {**attack(0.6, 0.55, 0.65), "own": attack(0.5, 0.45, 0.55)}
     assert "soft labels" not in canaries.verdict({"power": True, "teacher": twins, "student": twins})
 

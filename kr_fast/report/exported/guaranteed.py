@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kr_fast.report.render import Block
+from kr_fast.report.run_audit import LABELS
 from kr_fast.report.tables import private_to
 
 OPTIONS = ("student_arch", "student_width", "labels", "periods", "images", "student_epochs", "image_size", "resize")
@@ -51,8 +52,9 @@ def student(summary: Mapping[str, Any], files: Mapping[str, str], use: str) -> I
     data, config = summary["dataset"], summary["config"]
     yield (
         "text",
-        f"A {config['student_arch']} of {summary['student']['parameters']:,} weights, trained on synthetic images that "
-        "a private generator drew and what a private Teacher says of them. It saw no real image.",
+        f"A {config['student_arch']} of {summary['student']['parameters']:,} weights, trained on synthetic images and "
+        f"{LABELS[config.get('labels', 'soft')]}. Generator and Teacher were trained with differential privacy. It saw "
+        "no real image.",
     )
     yield from _guarantee(summary)
     yield "heading", "Use"

@@ -29,7 +29,9 @@ def _terms(audit: Audit) -> Iterator[tuple[str, str]]:
     if any(attack.startswith("lira") for attack in setting["attacks"]):
         yield "LiRA", "An attack that compares a model's answer to a record with those of shadow models."
     if setting["shadow_sets"]:
-        yield "Shadow model", "Made in the same way on another half of the data, with the record or without it."
+        alike = not setting["targets"] or any(sentences.own_shadows(audit, name) for name in setting["targets"])
+        how = "in the same way" if alike else "by another training than the model under attack,"
+        yield "Shadow model", f"Made {how} on another half of the data, with the record or without it."
     if audit.get("records"):
         rate = sentences.percent_of_level(next(iter(audit["records"].values()))["rate"])
         words = "Models trained on this one record answer it more surely than others do, beyond chance"
