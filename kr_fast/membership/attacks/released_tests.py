@@ -42,7 +42,7 @@ class ReleasedTests:
     Args:
         figures: plain values that name no record, see there.
         ratio: float64 ``[N]``, of each image of the pool: its smallest distance to a released image, as a share of that
-            image's distance to the nearest (other) held-out image.
+            image's distance to the nearest reference; of the references themselves it is at least 1.
         nearest: int64 ``[N]``, the released image that gives it; distance: float64 ``[N]``, to that image.
     """
 
@@ -88,10 +88,12 @@ def released_tests(
     - ``medoids``: the Mann-Whitney test of the distance to the nearest of ``sqrt(S)`` (at most 128) cluster medoids;
       "coverage", the share of members within the radius that holds 5 % of the held-out images, and "hits", the share of
       medoids with a member (a held-out image) of equally many within it.
-    - ``memorised``: for each image x of the pool ``r(x) = min_s d(s, x) / d(s, H)``, where H are the held-out images
-      (but x). "count" members have a smaller r than the k-th smallest of the held-out images, ``k = ceil(n / 100)``;
-      by chance that are at most "expected" ``= k m / (n + 1)``, and p is that of as many members before the k-th
-      held-out image in a random order. "copies" are released images equal to a member, and to a held-out image.
+    - ``memorised``: half of the held-out images, drawn by chance, are references R, the n' others are compared:
+      ``r(x) = min_s d(s, x) / d(s, R)``. "count" members have a smaller r than the k-th smallest of those compared, ``k
+      = ceil(n' / 100)``; by chance that are at most "expected" ``= k m / (n' + 1)``, and p is that of as many members
+      before the k-th compared image in a random order. (References that are compared too break that: where no held-out
+      image lies in a cluster of the pool, all of its members come first.) "copies" are released images equal to a
+      member, and to a held-out image.
 
     Args:
         images: ``[N, ...]``, uint8 pixels (distances are exact then) or float features.
@@ -112,8 +114,8 @@ def released_tests(
     order = content[torch.randperm(len(content), generator=seeds.generator(seed, "released tests"))]
     order = torch.cat([order[members[order]], order[~members[order]]])
     inside = int(members.sum())
-    matched = min(inside, len(order) - inside)
-    real, found = Rows(rows_of(images, order)), _Nearest(len(synthetic), inside, len(order) - inside, matched)
+    matched, references = min(inside, len(order) - inside), (len(order) - inside) // 2
+    real, found = Rows(rows_of(images, order)), _Nearest(len(synthetic), inside, len(order), matched, references)
     with bar(len(synthetic), description, "image") as progress:
         for start in range(0, len(synthetic), PIECE):
             for first, part in Rows(synthetic[start : start + PIECE]).blocks(len(real)):
@@ -127,7 +129,7 @@ def released_tests(
     figures["nndr"] = {side: _quantiles(_ratio(*two.T)) for side, two in found.two.items()}
     chosen = synthetic[cluster_medoids(synthetic, seed=seed)]
     figures["medoids"] = _medoids(Rows(chosen).squared_distances(real), mask, matched, width, level)
-    figures["memorised"] = _memorised(found, mask, exact=images.dtype == torch.uint8)
+    figures["memorised"] = _memorised(found, exact=images.dtype == torch.uint8)
     back = order.argsort()
     distance = (found.pair.double() / width).sqrt()
     return ReleasedTests(figures, found.ratio.double().sqrt()[back], found.nearest[back], distance[back])
@@ -136,14 +138,14 @@ def released_tests(
 class _Nearest:
     """Minima of a matrix of squared distances ``[S, m + n]`` that comes in blocks of rows.
 
-    Members come first, and of members and of held-out images the ``matched`` that are drawn for a comparison of equally
-    many. ``two``: side -> ``[S, 2]``, nearest and second nearest of those; ``least``: side -> ``[S]``, nearest of all;
-    ``weights``: ``[N]``, released images that have this record as their closest; ``of_real``: ``[N]``, nearest
-    released image; ``ratio``, ``nearest``, ``pair``: see :class:`ReleasedTests`, squared.
+    Members come first, then ``references`` held-out images, and of both sides the ``matched`` that are drawn for a
+    comparison of equally many. ``two``: side -> ``[S, 2]``, nearest and second nearest of those; ``least``: side ->
+    ``[S]``, nearest of all; ``weights``: ``[N]``, released images that have this record as their closest; ``of_real``:
+    ``[N]``, nearest released image; ``ratio``, ``nearest``, ``pair``: see :class:`ReleasedTests`, squared.
     """
 
-    def __init__(self, synthetic: int, members: int, held_out: int, matched: int):
-        self.members, self.matched, total = members, matched, members + held_out
+    def __init__(self, synthetic: int, members: int, total: int, matched: int, references: int):
+        self.members, self.matched, self.compared = members, matched, members + references
         self.two = {side: torch.empty(synthetic, 2, dtype=torch.float64) for side in ("members", "held_out")}
         self.least = {side: torch.empty(synthetic, dtype=torch.float64) for side in ("members", "held_out")}
         self.weights = torch.zeros(total, dtype=torch.float64)
@@ -154,7 +156,7 @@ class _Nearest:
         """Squared distances of the released images from ``first`` on."""
         at = slice(first, first + len(block))
         for side, part in (("members", block[:, : self.members]), ("held_out", block[:, self.members :])):
-            self.two[side][at] = _two_least(part[:, : self.matched])[0]
+            self.two[side][at] = _two_least(part[:, : self.matched])
             self.least[side][at] = part.min(1).values
         least, closest = block.min(1)
         ties = block == least[:, None]
@@ -163,23 +165,20 @@ class _Nearest:
         for row in ties[~alone]:
             self.weights[row] += 1 / int(row.sum())
         torch.minimum(self.of_real, block.min(0).values, out=self.of_real)
-        scale, own = _two_least(block[:, self.members :])
-        ratio = block / scale[:, :1]
-        ratio[torch.arange(len(block)), self.members + own] = scale[:, 0] / scale[:, 1]
+        ratio = block / block[:, self.members : self.compared].min(1, keepdim=True).values
         best, row = ratio.nan_to_num_(nan=1.0, posinf=torch.inf).min(0)  # both distances are 0: no evidence
         better = best < self.ratio
         self.ratio[better], self.nearest[better] = best[better].double(), first + row[better]
         self.pair[better] = block[row[better], better.nonzero()[:, 0]].double()
 
 
-def _two_least(block: Tensor) -> tuple[Tensor, Tensor]:
-    """(the two smallest numbers of each row ``[b, 2]``, column of the first)."""
-    rows = torch.arange(len(block))
-    first, column = block.min(1)
+def _two_least(block: Tensor) -> Tensor:
+    """The two smallest numbers of each row, ``[b, 2]``."""
+    rows, (first, column) = torch.arange(len(block)), block.min(1)
     block[rows, column] = torch.inf
     second = block.min(1).values
     block[rows, column] = first
-    return torch.stack([first, second], 1), column
+    return torch.stack([first, second], 1)
 
 
 def _ratio(first: Tensor, second: Tensor) -> Tensor:
@@ -221,14 +220,13 @@ def _medoids(block: Tensor, members: Tensor, matched: int, width: int, level: fl
     }
 
 
-def _memorised(found: _Nearest, members: Tensor, exact: bool) -> dict[str, Any]:
-    inside, outside = int(members.sum()), int((~members).sum())
-    rank = math.ceil(CLOSEST * outside)
-    threshold = found.ratio[~members].sort().values[rank - 1]
-    count = int((found.ratio[members] < threshold).sum())
+def _memorised(found: _Nearest, exact: bool) -> dict[str, Any]:
+    ratio, compared = found.ratio[: found.members], found.ratio[found.compared :].sort().values
+    rank = math.ceil(CLOSEST * len(compared))
+    count = int((ratio < compared[rank - 1]).sum())
     copies = {side: int((least == 0).sum()) for side, least in found.least.items()} if exact else None
-    p = count_before(count, rank, inside, outside)
-    return {"count": count, "expected": rank * inside / (outside + 1), "rank": rank, "p": p, "copies": copies}
+    p = count_before(count, rank, len(ratio), len(compared))
+    return {"count": count, "expected": rank * len(ratio) / (len(compared) + 1), "rank": rank, "p": p, "copies": copies}
 
 
 def _checked(images: Any, members: Any, synthetic: Any) -> tuple[Images, Tensor, Images]:

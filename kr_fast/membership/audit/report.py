@@ -172,7 +172,7 @@ class AuditReport:
         """Released set -> the members that a released image comes closest to: index, position, label, ratio, ...
 
         ``synthetic`` is the number of that released image, ``distance`` the root mean square difference of the two, and
-        ``ratio`` its distance as a share of that image's distance to the nearest held-out image.
+        ``ratio`` its distance as a share of that image's distance to the nearest of half of the held-out images.
         """
         return {
             name: [row | self._named(row["position"]) for row in tests.closest(self.data.members, count)]

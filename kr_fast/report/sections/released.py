@@ -114,7 +114,7 @@ def explained(row: dict[str, Any]) -> str:
         f"many records there are, {pixels['matched']:,} were drawn on each side. Nearby is within the radius that "
         f"holds 5 % of the held-out images, and {percent(pixels['medoids']['coverage'])} of the members in pixels. A "
         "member counts as closer than held-out images if a released image comes closer to it, measured by that image's "
-        "distance to the nearest held-out one, than any does to 99 % of the held-out images."
+        "distance to the nearest of one half of the held-out images, than any does to 99 % of the other half."
     )
 
 
