@@ -56,9 +56,9 @@ def logits_of(seed=0, queries=None):
     return logits, keep, torch.randint(0, CLASSES, (80,), generator=generator), torch.arange(80) % 2 == 0
 
 
-def left_out(keep, seed=0):
+def left_out(shadows, seed=0):
     """The shadow that an audit with this seed leaves out beside each one that it attacks from the others."""
-    return partners(keep, seeds.derive(seed, "leave one out"))
+    return partners(shadows.keep, seeds.derive(seed, "leave one out"), shadows.signals["phi"])
 
 
 def averages(row):

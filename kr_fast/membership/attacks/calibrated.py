@@ -44,7 +44,7 @@ def calibrated_nearest(
     phi = _phi(where, "distances", distances, keep.shape)
     options = {"variant": variant, "variance": auto_variance(keep)}
     if target is None:
-        return lira(phi.T[None], keep, partner=partners(keep, seed), **options)
+        return lira(phi.T[None], keep, partner=partners(keep, seed, phi.T[None]), **options)
     target = as_numbers(where, "target", target)
     if target.ndim not in (1, 2) or target.shape[-1] != keep.shape[1]:
         fail(where, "target", f"have shape [{keep.shape[1]}] or [K, {keep.shape[1]}]", described(target))

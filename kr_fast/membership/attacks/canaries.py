@@ -100,7 +100,7 @@ def attack_canaries(phi: Tensor, keep: Tensor, *, level: float = 0.95, seed: int
     """
     check_share("attack_canaries", "level", level)
     phi, keep = as_numbers("attack_canaries", "phi", phi), as_mask("attack_canaries", "keep", keep, 2).cpu()
-    scores = lira(phi, keep, variance=auto_variance(keep), partner=partners(keep, seed)).cpu()
+    scores = lira(phi, keep, variance=auto_variance(keep), partner=partners(keep, seed, phi)).cpu()
     auc = across_targets(scores, keep, (), level)["auc"]
     ends = _widened(auc["interval"], auc["mean"], len(keep[0]), level)
     tprs = {str(fpr): _tpr(scores, keep, fpr, level, seed) for fpr in FPRS}

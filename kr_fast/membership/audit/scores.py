@@ -56,18 +56,20 @@ def leave_one_out(
 ) -> tuple[dict[str, dict[str, tuple[Tensor, Tensor]]], dict[str, dict[str, str]]]:
     """Set -> attack -> (scores, keep) of shadows attacked leave-one-out; and set -> attack -> why it was not.
 
-    The same ``seed`` and keep give the same partners, so that sets which pair (Teachers and their Students) stay pairs.
+    All sets have the partners that follow from ``seed``, their keep and the answers of the first set, so that sets
+    which pair (Teachers and their Students) stay pairs.
     """
     used = {target.shadows for target in data.targets.values() if not target.control} or set(data.shadows)
     used = set(data.shadows) if asked else used
     results: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
     skipped: dict[str, dict[str, str]] = {}
+    answers = next((each.signals["phi"] for each in data.shadows.values()), None)
     with bar(len(used) * len(chosen), "shadows against each other", "attack") as progress:
         for name in data.shadows:
             if name not in used:
                 continue
             results[name], shadows = {}, data.shadows[name]
-            shadows = dataclasses.replace(shadows, partner=partners(shadows.keep, seed))
+            shadows = dataclasses.replace(shadows, partner=partners(shadows.keep, seed, answers))
             subject, mixed = Subject(data, shadows), shadows.keep.any(1) & ~shadows.keep.all(1)
             for attack in chosen:
                 progress.update()

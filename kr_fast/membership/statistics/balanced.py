@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kr_fast.membership.inputs.answers import as_numbers
 from kr_fast.ops._library import without_backward
 from kr_fast.ops.sampling.philox_normal import philox_normal
 from kr_fast.runtime import seeds
@@ -25,7 +26,7 @@ ROUNDED = 1e-9  # of a sum of squares: what is smaller after a subtraction is su
 PRIOR = 8  # shadows that the pooled variance counts as under "shrinkage", as in the kernel
 
 
-def partners(keep: Tensor, seed: int = 0) -> Tensor:
+def partners(keep: Tensor, seed: int = 0, phi: Tensor | None = None) -> Tensor:
     """For each (target, example) a shadow of the other side, int64 ``[M, N]``; -1 where none is to be left out.
 
     The shadows of both sides are put in a random order, the same wherever an example stands, and paired: with as many
@@ -40,20 +41,32 @@ def partners(keep: Tensor, seed: int = 0) -> Tensor:
     Args:
         keep: bool ``[M, N]``.
         seed: of the orders.
-    Raises: UserError for another ``keep``.
+        phi: float ``[A, N, M]``, any signals of these examples, by whose bits they are told apart, so that each has an
+            order of its own; None: all that the same shadows held have the same. With 8 shadows and fewer that is too
+            few orders where a shadow is surer of all examples than another: then the mean AUC of scores that know
+            nothing is further from 0.5 than its interval says.
+    Raises: UserError for another ``keep``, and for signals of other examples.
     """
     keep = as_mask("partners", "keep", keep, 2)
     if 0 in keep.shape:
         fail("partners", "keep", "be [M, N], none of them 0", list(keep.shape))
+    phi = None if phi is None else as_numbers("partners", "phi", phi)
+    if phi is not None and (phi.ndim != 3 or 0 in phi.shape or phi.shape[1] != keep.shape[1]):
+        fail("partners", "phi", f"have shape [A, {keep.shape[1]}, M]", list(phi.shape))
     held = keep.T
     inside, models = held.sum(1, keepdim=True), held.shape[1]
     rates = _rates(inside[:, 0].numpy(), models)
     if rates is None:
         return torch.full(keep.shape, -1)
     outside, index = models - inside, torch.arange(models)[None]
-    # The order follows from who held the example, so that it does not matter where an example stands.
+    # The order follows from who held the example and its answers, not from where it stands.
     weights = torch.randint(1 << 62, (models,), generator=seeds.generator(seed, "partners"))
-    patterns = (held * weights).sum(1) & ((1 << 62) - 1)
+    patterns = (held * weights).sum(1)
+    if phi is not None:  # whole numbers, whose sums do not depend on how they are added up
+        bits = phi[0].detach().cpu().double().contiguous().view(torch.int64)
+        weights = torch.randint(1 << 62, (bits.shape[1],), generator=seeds.generator(seed, "partners", "examples"))
+        patterns += (bits * (2 * weights + 1)).sum(1)
+    patterns &= (1 << 62) - 1
     keys = philox_normal(patterns, (models,), seed=seeds.derive(seed, "partners")).double()
     order = torch.where(held, 1e3, -1e3).add(keys).argsort(1)  # first those that did not hold the example
     of_out, of_in = outside + index % inside.clamp_min(1), (index - outside) % outside.clamp_min(1)

@@ -55,7 +55,7 @@ def test_scores_are_likelihood_ratios_of_log_distances(variant):
     expected = [score(-math.log(float(target[n])), n, range(6)) for n in range(count)]
     result = calibrated_nearest(d, keep, target=target, variant=variant)
     torch.testing.assert_close(result, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5)
-    partner = partners(keep, 3)
+    partner = partners(keep, 3, -d.double().clamp_min(0.5).log().T[None])
     result = calibrated_nearest(d, keep, variant=variant, seed=3)
     for k in range(6):
 

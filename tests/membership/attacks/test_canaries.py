@@ -63,7 +63,7 @@ def test_scores_are_lira_by_its_definition():
     """Loops over float64: medians of the models that are left, one variance for a side, averaged over two queries."""
     keep = draw(10, 6).keep
     phi = signals(keep, 1.0, queries=2)
-    partner, values = partners(keep, 3), phi.float().double().numpy()
+    partner, values = partners(keep, 3, phi), phi.float().double().numpy()
     scores = np.zeros((6, 10))
     for k in range(6):
         sides = {}

@@ -12,7 +12,7 @@ import kr_fast
 from kr_fast.data import Augment, Split
 from kr_fast.ensemble import ModelArray, Shadows, TrainConfig, train_shadows
 from kr_fast.ensemble.training.recipe import fit
-from kr_fast.membership import CATALOG, Auxiliary, Choices, Target, lira, overfitted
+from kr_fast.membership import CATALOG, Auxiliary, Choices, ShadowSignals, Target, lira, overfitted
 from kr_fast.runtime.errors import UserError
 
 COUNT = 160
@@ -308,7 +308,8 @@ def test_every_shadow_is_a_target(scene):
     report = kr_fast.audit(None, shadows, images, labels, choices=Choices(attacks=("lira", "loss"), targets="shadows"))
     result = report.leave_one_out["shadows"]["lira"]
     phi = shadows.array.signals(images, labels)["phi"]
-    scores = lira(phi, shadows.keep, variance="fixed", partner=left_out(shadows.keep))
+    partner = left_out(ShadowSignals(shadows.keep, {"phi": phi}))
+    scores = lira(phi, shadows.keep, variance="fixed", partner=partner)
     aucs = [kr_fast.membership.roc(row, keep).auc for row, keep in zip(scores, shadows.keep, strict=True)]
     assert result["auc"]["each"] == aucs
     assert min(aucs) > 0.6

@@ -29,7 +29,7 @@ def test_options_of_rmia_reach_the_attacks_and_the_report(tmp_path):
     for name, a in (("rmia", None), ("rmia_offline", 0.7)):
         expected = rmia_attack(*given, gamma=1.4, offline_a=a, **outside)[0]
         assert torch.equal(report.scores["target"][name], expected)
-        lone = rmia_attack(*given, gamma=1.4, offline_a=a, partner=left_out(shadows.keep))
+        lone = rmia_attack(*given, gamma=1.4, offline_a=a, partner=left_out(shadows))
         assert averages(report.leave_one_out["shadows"][name]) == across_targets(lone, shadows.keep)
     text = report.write(tmp_path).read_text()
     assert "RMIA: gamma = 1.4, offline a = 0.7, predicate ratio." in text

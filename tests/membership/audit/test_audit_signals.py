@@ -39,7 +39,7 @@ def test_figures_are_those_of_the_functions():
     report = audit_signals(whole, Choices(attacks=("lira", "base", "loss"), random_members=True, delta=1e-4))
     own = whole.targets["target"].signals["phi"][:, :, None]
     given = {"phi": phi, "keep": shadows.keep}
-    lone = {"partner": left_out(shadows.keep), **given}
+    lone = {"partner": left_out(shadows), **given}
     expected = {
         "lira": (lira(**given, variance="fixed", target=own)[0], lira(**lone, variance="fixed")),
         "base": (base(**given, target=own)[0], base(**lone)),
@@ -238,7 +238,7 @@ def test_leave_one_out_and_comparison():
     whole = dataclasses.replace(whole, targets={**whole.targets, "other": other})
     report = audit_signals(whole, Choices(attacks=("lira", "loss"), targets="shadows"))
     shadows = whole.shadows["shadows"]
-    lone = lira(shadows.signals["phi"], shadows.keep, variance="fixed", partner=left_out(shadows.keep))
+    lone = lira(shadows.signals["phi"], shadows.keep, variance="fixed", partner=left_out(shadows))
     assert averages(report.leave_one_out["shadows"]["lira"]) == across_targets(lone, shadows.keep)
     expected = delong_test(report.scores["target"]["lira"], report.scores["other"]["lira"], whole.members)
     row = {"first": "target", "role": "primary", **expected, "p_corrected": expected["p"]}

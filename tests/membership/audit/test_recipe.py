@@ -163,7 +163,7 @@ def test_audit_gives_the_recipes_figures_without_being_asked():
     whole = data()
     report = audit_signals(whole, Choices(attacks=("lira", "loss"), seed=3))
     shadows = whole.shadows["shadows"]
-    lone = lira(shadows.signals["phi"], shadows.keep, variance="fixed", partner=left_out(shadows.keep, 3))
+    lone = lira(shadows.signals["phi"], shadows.keep, variance="fixed", partner=left_out(shadows, 3))
     assert averages(report.leave_one_out["shadows"]["lira"]) == across_targets(lone, shadows.keep)
     assert report.to_dict()["leave_one_out"]["shadows"]["lira"]["auc"]["interval"][0] > 0.5
     few = ShadowSignals(shadows.keep[:2], {"phi": shadows.signals["phi"][:, :, :2]})

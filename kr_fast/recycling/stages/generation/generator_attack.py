@@ -133,6 +133,6 @@ def _exploratory(scores: Tensor, members: Tensor) -> dict[str, Any]:
 def _recipe(seed: int, errors: Tensor, keep: Tensor) -> dict[str, Any]:
     """The mean AUC over the retrained generators, each attacked from the others."""
     phi, _ = shadow_phi(errors, keep)
-    partner = partners(keep, seeds.derive(seed, "generator attack", "partners"))
+    partner = partners(keep, seeds.derive(seed, "generator attack", "partners"), phi)
     figures = across_targets(lira(phi, keep, variance="fixed", partner=partner), keep, level=LEVEL)
     return {"targets": figures["targets"], "auc": figures["auc"]}
