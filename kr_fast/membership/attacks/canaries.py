@@ -102,7 +102,7 @@ def attack_canaries(phi: Tensor, keep: Tensor, *, level: float = 0.95, seed: int
     phi, keep = as_numbers("attack_canaries", "phi", phi), as_mask("attack_canaries", "keep", keep, 2).cpu()
     scores = lira(phi, keep, variance=auto_variance(keep), partner=partners(keep, seed, phi)).cpu()
     auc = across_targets(scores, keep, (), level)["auc"]
-    ends = _widened(auc["interval"], auc["mean"], len(keep[0]), level)
+    ends = _widened(auc["interval"] if 0 < auc["mean"] < 1 else None, auc["mean"], len(keep[0]), level)
     tprs = {str(fpr): _tpr(scores, keep, fpr, level, seed) for fpr in FPRS}
     return {"models": len(keep), "auc": auc["mean"], "auc_ci": ends, "sd": auc["sd"], "tpr_at_fpr": tprs}
 

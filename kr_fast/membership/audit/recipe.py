@@ -24,11 +24,13 @@ from kr_fast.membership.statistics.summaries import matrices
 class Estimates:
     """A figure of each of K targets, and what each record adds to it.
 
-    ``each [K]``; ``parts [K, N]``, whose mean over records is the error of the estimate to first order.
+    ``each [K]``; ``parts [K, N]``, whose mean over records is the error of the estimate to first order; ``pairs``: of
+    an AUC, how many disjoint pairs of a member and a non-member each target has at least.
     """
 
     each: np.ndarray
     parts: np.ndarray
+    pairs: int = 0
 
     def __sub__(self, other: "Estimates") -> "Estimates":
         return dataclasses.replace(self, each=self.each - other.each, parts=self.parts - other.parts)
@@ -38,7 +40,8 @@ class Estimates:
         if groups is None:
             return self
         sums = groups.mean(torch.from_numpy(self.parts)) * groups.sizes
-        return Estimates(self.each, sums.numpy() * (len(groups.names) / self.parts.shape[1]))
+        pairs = min(self.pairs, len(groups.names) // 2)
+        return Estimates(self.each, sums.numpy() * (len(groups.names) / self.parts.shape[1]), pairs)
 
     @property
     def mean(self) -> float:
@@ -67,11 +70,17 @@ class Estimates:
     def interval(self, level: float) -> list[float] | None:
         """Wilson's interval of the mean at the number of trials that has its variance, by Student's t; None for none.
 
+        Where members and non-members of no target overlap, which leaves no variance, it is Clopper-Pearson's for the
+        pairs of one of them, as of :func:`auc_interval`: the others are on the same records.
+
         Source: Wilson, JASA 22 (1927); effective numbers of trials and degrees of freedom: Korn and Graubard, Survey
         Methodology 24 (1998).
         """
         from scipy.special import stdtrit
 
+        if self.pairs and self.mean in (0.0, 1.0):
+            least = ((1 - level) / 2) ** (1 / self.pairs)
+            return [least, 1.0] if self.mean == 1 else [0.0, 1 - least]
         parts, degrees = self.variances()
         if not 0 < self.mean < 1 or sum(parts) <= 1e-30:
             return None
@@ -109,13 +118,6 @@ class OfGroups(Estimates):
         sides = zip((whole * squares).tolist(), self.counts, strict=True)
         parts = [square * count / (count - 1) if count > 1 else 0.25 for square, count in sides]
         return parts, [max(min(self.counts) - 1, 1)] * 2
-
-    def interval(self, level: float) -> list[float] | None:
-        """As of :class:`Estimates`; where the sides do not overlap that of pairs of groups, as :func:`auc_interval`."""
-        if self.mean in (0.0, 1.0):
-            least = ((1 - level) / 2) ** (1 / min(self.counts))
-            return [least, 1.0] if self.mean == 1 else [0.0, 1 - least]
-        return super().interval(level)
 
 
 def across_targets(scores: Tensor, keep: Tensor, fprs: Sequence[float] = FPRS, level: float = 0.95) -> dict[str, Any]:
@@ -169,7 +171,8 @@ def aucs(curves: Sequence[Curve], scores: np.ndarray, keep: np.ndarray) -> Estim
         of_member = 1 - (curve.fp - outside / 2)[group] / curve.negatives
         of_other = (curve.tp - inside / 2)[group] / curve.positives
         parts[k] = np.where(keep[k], of_member, of_other) - curve.auc
-    return Estimates(np.array([curve.auc for curve in curves]), parts * _weights(curves, keep))
+    pairs = min(min(curve.positives, curve.negatives) for curve in curves)
+    return Estimates(np.array([curve.auc for curve in curves]), parts * _weights(curves, keep), pairs)
 
 
 def _weights(curves: Sequence[Curve], keep: np.ndarray) -> np.ndarray:
@@ -191,7 +194,8 @@ def of_target(curve: Curve, scores: Tensor, members: Tensor, groups: Groups | No
     sums = groups.mean(torch.from_numpy(estimates.parts) * sides) * groups.sizes / len(members)
     counts = (groups.mean(sides) > 0).sum(1).tolist()
     # Without the factor of records, see _weights: here it is one of groups.
-    return OfGroups(estimates.each, (sums * ((sizes - 1).clamp_min(1) / sizes).sqrt()).numpy(), tuple(counts))
+    sums *= ((sizes - 1).clamp_min(1) / sizes).sqrt()
+    return OfGroups(estimates.each, sums.numpy(), min(counts), tuple(counts))
 
 
 def _tprs(targets: Targets, fpr: float, level: float, groups: Groups | None) -> dict[str, Any]:

@@ -26,21 +26,20 @@ def own_set(audit: Audit, name: str) -> str | None:
     return own_shadows(audit, name) if name in audit["setting"]["targets"] else name
 
 
-def largest_seen(rows: Iterable[tuple[Sequence[float] | None, float]]) -> float:
-    """The largest upper end among (interval, AUC) whose interval lies above 0.5; 0.5 if none does."""
-    seen = [auc if pair is None else pair[1] for pair, auc in rows if (auc if pair is None else pair[0]) > 0.5]
-    return max(seen, default=0.5)
+def largest_seen(pairs: Iterable[Sequence[float] | None]) -> float:
+    """The largest upper end of the intervals of AUCs that lie above 0.5; 0.5 if none does."""
+    return max((pair[1] for pair in pairs if pair is not None and pair[0] > 0.5), default=0.5)
 
 
 def _others(audit: Audit, name: str) -> float | None:
     rows = [row for row in audit.get(name, {}).values() if row["role"] != "primary"]
-    return largest_seen((row["auc_ci_corrected"], row["auc"]) for row in rows) if rows else None
+    return largest_seen(row["auc_ci_corrected"] for row in rows) if rows else None
 
 
 def _recipe_others(audit: Audit, name: str) -> float | None:
     rows = audit["leave_one_out"].get(own_set(audit, name), {}).values()
     rows = [row["auc"] for row in rows if row["role"] != "primary"]
-    return largest_seen((row["interval_corrected"], row["mean"]) for row in rows) if rows else None
+    return largest_seen(row["interval_corrected"] for row in rows) if rows else None
 
 
 def _shadows_missing(audit: Audit, name: str) -> float | None:

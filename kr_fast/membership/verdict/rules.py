@@ -137,9 +137,6 @@ def _auc(
     """An AUC leaks where its interval lies above 0.5 and ends above the limit."""
     attack, chance = _capitals(attack), (1 - level) / 2
     if pair is None or pair[1] - pair[0] < 1e-6:
-        if pair is None and auc > limit:  # every member above every non-member, in each model
-            words = f"{attack}{where} tells every member from every non-member: AUC {number(auc)}, limit {limit:g}."
-            return Rule(path, limit, auc, False, words, True, chance)
         words = f"{attack}{where} gives all the same score, or each time the same AUC, and shows nothing either way."
         return Rule(path, limit, None, None, words)
     low, high = pair
@@ -167,7 +164,7 @@ def _others(
     audit: Audit, path: str, limit: float, where: str, rows: Mapping[str, tuple[Sequence[float] | None, float]]
 ) -> Rule:
     """The attacks that were not named beforehand share one error; they matter where one is seen above chance."""
-    value, chance = largest_seen(rows.values()), (1 - audit["setting"]["level"]) / 2
+    value, chance = largest_seen(pair for pair, _ in rows.values()), (1 - audit["setting"]["level"]) / 2
     if value <= limit:
         some = "stays within" if value > 0.5 else "is seen above chance: within"
         subject = "Every other attack" if value > 0.5 else "No other attack"
@@ -175,7 +172,7 @@ def _others(
     over = [
         f"{title(audit, attack)} (AUC {number(auc)} {interval(pair)})"
         for attack, (pair, auc) in rows.items()
-        if largest_seen([(pair, auc)]) > limit
+        if largest_seen([pair]) > limit
     ]
     words = f"Other attacks{where} tell members from non-members, limit {limit:g}: {', '.join(over)}."
     return Rule(path, limit, value, False, words, True, chance)

@@ -22,6 +22,7 @@ from kr_fast.membership import (
 )
 from kr_fast.membership.audit.notes import few_examples
 from kr_fast.membership.audit.recipe import Estimates, recipes
+from kr_fast.membership.statistics.groups import Groups
 
 
 def compare(first, second):
@@ -51,6 +52,17 @@ def test_one_target_alone_has_delongs_variance():
     mean, square = pairs.mean(), t.ppf(0.975, 89) ** 2
     for end in (low, high):  # Wilson: the mean lies t standard deviations from it, by a binomial's variance there
         assert (mean - end) ** 2 == pytest.approx(square * variance * end * (1 - end) / (mean * (1 - mean)), rel=1e-9)
+
+
+def test_targets_whose_sides_do_not_overlap_have_the_interval_of_their_pairs():
+    """Of one record, or one group, on a side an AUC of 1 is as likely as one of 0, so that it shows nothing."""
+    keep = torch.tensor([[True, False], [False, True]])
+    assert across_targets(keep.double(), keep)["auc"]["interval"] == pytest.approx([0.025, 1.0])
+    assert across_targets(-keep.double(), keep)["auc"]["interval"] == pytest.approx([0.0, 0.975])
+    many, groups = keep.repeat_interleave(40, 1), Groups.of(np.arange(80) // 40)
+    for units, pairs in ((None, 40), (groups, 1)):
+        row = recipes({"shadows": {"lira": (many.double(), many)}}, "lira", 0.95, units)["shadows"]["lira"]["auc"]
+        assert row["interval"] == pytest.approx([0.025 ** (1 / pairs), 1.0])
 
 
 def test_variances_are_those_of_their_definition():
