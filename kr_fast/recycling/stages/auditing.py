@@ -36,6 +36,7 @@ from kr_fast.report.run_audit import FULL, RELEASED, TEACHER, TRANSFER
 from kr_fast.report.sentences import OF_RUN
 from kr_fast.runtime import seeds
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.image_rows import Images, rows_of
 
 GIVEN = "the generator that was given and its images"
 SHARES = {"shared": "the generator (trained on all members) and its images", "retrained": "the tuned sampling"}
@@ -100,27 +101,34 @@ def run(context: Context) -> dict[str, Any]:
         files.save_arrays(context.folder.audit_arrays, report.arrays())
     rest = {}
     if c.ablation and c.num_students:
-        options = {name: options[name] for name in ("groups", "choices")}
-        options["auxiliary"] = dataclasses.replace(auxiliary, synthetic=None)
-        of_other = _of_ablation(context, (images, labels, members), options)
+        auxiliary = dataclasses.replace(auxiliary, synthetic=None)
+        of_other = _of_ablation(context, (images, labels, options["groups"]), report.data.index, auxiliary, choices)
         rest["ablation"] = {"own": _leakage(results["leave_one_out"][FULL]), "other_images": of_other}
     return {"audit": results, "aop": {name: results[name]["lira"]["aop"] for name in targets}, **rest}
 
 
 def _of_ablation(
-    context: Context, pool: tuple[Tensor, Tensor, Tensor], options: dict[str, Any]
+    context: Context,
+    pool: tuple[Images, Tensor, Tensor | None],
+    index: Tensor,
+    auxiliary: Auxiliary,
+    choices: Choices,
 ) -> dict[str, dict[str, Any]]:
-    """What the ablation's Student with other images leaks, by its shadow Students: an audit of its own.
+    """What Students of the ablation with other images leak: their shadow Students, each attacked from the others.
+
+    No model is under attack, so that nothing is said of one, nor of the positive control that it would stand beside.
 
     Args:
-        options: of the run's audit, which decide its population, queries, level and units.
+        pool: images, labels and groups of the run's audit; index: the examples that it attacked.
+        auxiliary, choices: of the run's audit, which decide population, queries, level and units.
     """
-    name, other = "ablation", ablation.other_images(context.config)
-    attacks = [each for each in ablation.ATTACKS if each != "rmia" or options["auxiliary"].population is not None]
-    options["choices"] = dataclasses.replace(options["choices"], attacks=attacks)
-    targets = {name: Target(ablation.load(context, other), title="the Student of the ablation")}
-    report = audit(targets, {name: shadow_students.load(context, of_ablation=True)}, *pool, **options)
-    return _leakage(report.to_dict()["leave_one_out"][name])
+    images, labels, groups = (None if each is None else rows_of(each, index) for each in pool)
+    attacks = [each for each in ablation.ATTACKS if each != "rmia" or auxiliary.population is not None]
+    choices = dataclasses.replace(choices, attacks=attacks, targets="shadows", leave_out_duplicates=False)
+    shadows = shadow_students.load(context, of_ablation=True)
+    shadows = dataclasses.replace(shadows, keep=shadows.keep[:, index])
+    report = audit(None, {"ablation": shadows}, images, labels, groups=groups, auxiliary=auxiliary, choices=choices)
+    return _leakage(report.to_dict()["leave_one_out"]["ablation"])
 
 
 def _leakage(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
