@@ -34,9 +34,9 @@ def caveats(audit: Audit) -> list[str]:
     return [*lines, *(f"{note[0].upper()}{note[1:]}." for note in setting["notes"])]
 
 
-def intervals(audit: Audit | None) -> str:
+def intervals(audit: Audit) -> str:
     """Of what kind the intervals of an AUC are."""
-    if (audit or {}).get("by_group"):
+    if audit.get("by_group"):
         return "score intervals, or those over whole groups of images where these are wider,"
     return "score intervals"
 

@@ -38,12 +38,7 @@ def _details(summary: dict[str, Any], words: str | None, figures: Figures) -> It
     if words:
         yield "text", words
     yield "table", run_audit.headline(summary)
-    yield (
-        "text",
-        f"Intervals are 95 %: {quality.intervals(summary)}, "
-        f"{audit_tables.intervals(summary.get('audit'))} of attacks' AUC, paired ones of differences of AUC. CAS: "
-        "Classification Accuracy Score.",
-    )
+    yield "text", f"{run_audit.intervals(summary)} CAS: Classification Accuracy Score."
     yield from quality.blocks(summary)
     yield from guarantee.blocks(summary)
     if summary.get("audit"):

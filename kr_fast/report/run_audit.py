@@ -154,6 +154,14 @@ def recipes(summary: Summary) -> list[list[str]]:
     return [["recipe", "attack", "role", "mean AUC", "standard deviation", "first recipe - this one"], *rows]
 
 
+def intervals(summary: Summary) -> str:
+    """Of what kind the intervals of :func:`headline` are."""
+    words = f"Intervals are 95 %: {quality.intervals(summary)}"
+    if audit := summary.get("audit"):
+        words += f", {audit_tables.intervals(audit)} of attacks' AUC, paired ones of differences of AUC"
+    return f"{words}."
+
+
 def every_attack(summary: Summary) -> list[list[str]]:
     """AUC of every attack on every model and on the control."""
     audit, named = summary["audit"], models(summary)
@@ -243,7 +251,7 @@ def more_time(summary: Summary) -> str:
 
 def caveats(summary: Summary) -> list[str]:
     """What the figures do not say, by what was run."""
-    lines = [f"Note: {note}." for note in summary.get("notes", [])]
+    lines = [f"Note: {note}." for note in summary.get("notes") or ()]
     audit, private = summary.get("audit"), (summary.get("guarantee") or {}).get("private")
     lines.append(OUTSIDE if private else EMPIRICAL if audit else UNMEASURED)
     if audit:

@@ -143,7 +143,7 @@ def throughput(summary: dict[str, Any]) -> str:
     return text
 
 
-OPTIONAL = ("memorisation", "few_step", "ablation", "throughput", "budget", "tuning_decision", "guarantee")
+OPTIONAL = ("memorisation", "few_step", "ablation", "notes", "throughput", "budget", "tuning_decision", "guarantee")
 
 
 def metrics(summary: dict[str, Any]) -> dict[str, Any]:

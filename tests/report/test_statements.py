@@ -3,14 +3,21 @@
 import pytest
 from report_cases import attack, summary, whole_audit
 
-from kr_fast.report import document, render, run_audit, seeds_document
-from kr_fast.report.exported import data_card, guaranteed
+from kr_fast.report import document, metrics, render, run_audit, seeds_document
+from kr_fast.report.exported import data_card, guaranteed, model_card
 from kr_fast.report.sections import ablation, calibrated, canaries, quality, reading
 from kr_fast.report.sentences import OF_RUN, verdict
 
 
 def page(values):
     return render.markdown("x", document.blocks(values, {}))
+
+
+def card(values):
+    """As of release/student/README.md, which is made of metrics.json."""
+    config = {"student_arch": "resnet8", "student_width": 4, "labels": "soft", "periods": 3, "images": 128}
+    config |= {"temperature": 4.0, "loss": "kl", "student_epochs": 1, "num_shadows": 4}
+    return model_card.text(metrics({**values, "config": values["config"] | config}), {})
 
 
 def unlike(**config):
@@ -94,6 +101,20 @@ def test_without_an_audit_no_attack_is_spoken_of():
     assert "No attack was run, so nothing is known of what leaks" in text
     assert "attacks named above" not in text
     assert "attacks named above" in page(summary())
+    assert "attacks' AUC" not in text + card(summary(audit=None, aop=None))
+
+
+def test_of_a_given_teacher_it_is_not_said_what_it_was_trained_on():
+    config = {"labels": "soft", "temperature": 4.0}
+    assert "The Teacher was trained on the private images" in data_card.answers(config, "soft_label")
+    text = data_card.answers({**config, "teacher": "net.pt"}, "soft_label")
+    assert "The Teacher was given to the run, and no attack was run on its answers" in text
+    assert "private images" not in text
+
+
+def test_a_card_tells_the_notes_of_its_run():
+    assert "Note: few shadows." in page(summary())
+    assert "Note: few shadows." in card(summary())
 
 
 def test_attacks_on_images_are_judged_alike_everywhere():
@@ -152,7 +173,8 @@ def test_intervals_over_groups_are_called_so():
     assert "score intervals of attacks' AUC" in page(values)
     counted = {"groups": 60, "mixed": 0, "records": {}, "targets": {}, "recipes": {}}
     values["audit"]["by_group"] = counted
-    assert "or those over whole groups of images where these are wider, of attacks' AUC" in page(values)
+    for text in (page(values), card(values)):
+        assert "or those over whole groups of images where these are wider, of attacks' AUC" in text
     row = {"labels": "soft", "regenerated": True, "of_run": True}
     row |= {"val_accuracy": 0.9, "test_accuracy": 0.8, "test_auc": 0.95}
     sizes = {"val": 100, "test": 500}

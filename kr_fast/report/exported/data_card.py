@@ -17,9 +17,7 @@ OPEN = {
     '.decode("pil")',
     "npz": 'import numpy as np\n\nwith np.load("FOLDER/train.npz") as arrays:\n    images = arrays["images"]',
 }
-NOT_ATTACKED = (
-    "The Teacher was trained on the private images, and no attack was run on its answers to these images by themselves."
-)
+NOT_ATTACKED = "The Teacher {known}, and no attack was run on its answers to these images by themselves."
 COVERED = "The Teacher was trained with differential privacy, so the guarantee covers its answers."
 
 
@@ -110,7 +108,8 @@ def answers(config: Mapping[str, Any], column: str | None) -> str:
             "The Student was taught the classes that the images were drawn for, without the Teacher (labels: class), "
             "so the set holds no answer of it."
         )
-    told = COVERED if config.get("epsilon") else NOT_ATTACKED
+    known = "was given to the run" if config.get("teacher") else "was trained on the private images"
+    told = COVERED if config.get("epsilon") else NOT_ATTACKED.format(known=known)
     if column == "teacher_label":
         return (
             "teacher_label is the class that the Teacher gives most. The Student was taught these classes alone "

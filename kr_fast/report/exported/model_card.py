@@ -76,8 +76,7 @@ def blocks(summary: Mapping[str, Any], files: Mapping[str, str]) -> Iterator[Blo
     yield "table", run_audit.headline(summary)
     yield (
         "text",
-        f"On {data['test']:,} real test images, by which nothing was chosen. Intervals are 95 %: "
-        f"{quality.intervals(summary)}, score intervals of attacks' AUC.",
+        f"On {data['test']:,} real test images, by which nothing was chosen. {run_audit.intervals(summary)}",
     )
     yield from quality.blocks(summary)
     yield "heading", "Audit"
