@@ -44,6 +44,9 @@ def test_too_many_for_the_data_are_refused(tmp_path):
         UserError, match="run: audit_canaries must be at most 11, a tenth of 119 training images, got 12"
     ):
         checks.options(context(tmp_path, (119, 10, 10), audit_canaries=12))
+    words = "run: audit_canaries must be 0 where 6, a tenth of 68 training images, are fewer than 10, got 10"
+    with pytest.raises(UserError, match=words):
+        checks.options(context(tmp_path, (68, 10, 10), audit_canaries=10))
     with pytest.raises(UserError, match="run: audit_canaries must be 0 where there is no other class"):
         checks.options(context(tmp_path, (119, 10, 10), classes=1, audit_canaries=10))
 

@@ -6,7 +6,7 @@ import torch
 
 from kr_fast.ensemble import accuracy
 from kr_fast.ensemble.shadows import keep_matrix
-from kr_fast.membership.attacks.canaries import MOST_SHARE
+from kr_fast.membership.attacks.canaries import LEAST, MOST_SHARE
 from kr_fast.models import most_levels
 from kr_fast.recycling import given, tracking
 from kr_fast.recycling.commands import of_command
@@ -65,10 +65,13 @@ def options(context: Context) -> None:
             fail("run", name, f"be below the shorter side of the images, {min(height, width)}", getattr(c, name))
     if c.audit_canaries:
         count, classes = len(context.data.train), context.data.num_classes
-        if c.audit_canaries > (most := int(MOST_SHARE * count)):
-            fail("run", "audit_canaries", f"be at most {most}, a tenth of {count} training images", c.audit_canaries)
-        if (groups := context.data.train.groups) is not None and c.audit_canaries > (most := len(groups.unique())):
-            fail("run", "audit_canaries", f"be at most {most}, one for each group of training images", c.audit_canaries)
+        limits = [(int(MOST_SHARE * count), f"a tenth of {count} training images")]
+        if (groups := context.data.train.groups) is not None:
+            limits.append((len(groups.unique()), "one for each group of training images"))
+        for most, why in limits:
+            if c.audit_canaries > most:
+                few = f"be 0 where {most}, {why}, are fewer than {LEAST}"
+                fail("run", "audit_canaries", f"be at most {most}, {why}" if most >= LEAST else few, c.audit_canaries)
         if classes < 2:
             fail("run", "audit_canaries", "be 0 where there is no other class to be labelled with", c.audit_canaries)
     if not c.generator and c.generator_batch_size % world_size:
