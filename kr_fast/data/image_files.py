@@ -24,7 +24,7 @@ from kr_fast.data.pixels.decoding import (
     fit,
     read_header,
 )
-from kr_fast.data.pixels.resizing import check_squares, in_threads
+from kr_fast.data.pixels.resizing import check_squares, in_threads, note_of_sizes
 from kr_fast.data.printable import counted, listed, printable
 from kr_fast.data.splits import check_size
 from kr_fast.runtime import progress
@@ -155,7 +155,7 @@ class Survey:
         every = [each for files in self.files.values() for each in files]
         self.kind = _common_kind(every)
         ends = [pick((header for _, header in every), key=lambda header: header.area) for pick in (min, max)]
-        self._smallest, self._largest = (f"{header.height} x {header.width}" for header in ends)
+        self._smallest, self._largest = ((header.height, header.width) for header in ends)
         height, width = _common_size(every, options)
         check_size(height, width, sizes)
         self.form = Form(3 if "colour" in self.kind else 1, options.image_size, options.resize)
@@ -213,10 +213,8 @@ class Survey:
         done, warned = scale.report(*tally.counts)
         done += [text.format(counted(notes[key], "image")) for key, text in NOTES.items() if notes[key]]
         if notes["resized"]:
-            ends = f"{self._smallest} to {self._largest}" if self._smallest != self._largest else self._smallest
-            how = f" by {self._options.resize}" if self._options.resize else ""
-            text = f"{counted(notes['resized'], 'image')} of {ends} brought to one size{how}"
-            done.append(text + (f", {notes['enlarged']} of them enlarged" if notes["enlarged"] else ""))
+            ends = self._smallest, self._largest
+            done.append(note_of_sizes(notes["resized"], *ends, self._options.resize, notes["enlarged"]))
         if left_out := tally.left_out + sum(int((~mask).sum()) for mask in self.kept.values()):
             done.append(f"left out as unreadable: {counted(left_out, 'image')}")
         return done, warned

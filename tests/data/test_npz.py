@@ -23,6 +23,20 @@ def test_npz_keeps_its_own_splits(tmp_path):
     assert np.array_equal(actual.test.labels.numpy(), expected["test_labels"][:, 0])
 
 
+@pytest.mark.parametrize(
+    ("size", "words"), [(8, "of 6 x 8 brought to one size by pad"), (16, "by pad, 72 of them enlarged")]
+)
+def test_resizing_is_told_once_and_as_of_files(tmp_path, size, words):
+    held = arrays()
+    images = {name: each[:, :6] for name, each in held.items() if name.endswith("images")}
+    loaded = data.load(
+        write_npz(tmp_path / "set.npz", **images), options=data.ReadOptions(image_size=size, resize="pad")
+    )
+    (note,) = (each for each in loaded.notes if "brought to one size" in each)
+    assert note.startswith("72 images of 6 x 8 ")
+    assert note.endswith(words)
+
+
 def test_npz_without_val_is_cut(tmp_path):
     path = write_npz(tmp_path / "set.npz", val_images=None, val_labels=None)
     actual = data.load(path, val_fraction=0.2)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from kr_fast.backends import native, registry
+from kr_fast.data.printable import counted
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.log import logger
 
@@ -126,6 +127,13 @@ def resize_images(images: np.ndarray, size: int, how: str) -> np.ndarray:
     for _ in in_threads(fill, range(count)):
         pass
     return done
+
+
+def note_of_sizes(count: int, smallest: tuple[int, int], largest: tuple[int, int], how: str, enlarged: int) -> str:
+    """What was done, for a reader: ``smallest`` and ``largest`` are (height, width) of images as they were."""
+    ends = " to ".join(dict.fromkeys(f"{height} x {width}" for height, width in (smallest, largest)))
+    text = f"{counted(count, 'image')} of {ends} brought to one size" + (f" by {how}" if how else "")
+    return text + (f", {enlarged} of them enlarged" if enlarged else "")
 
 
 def check_squares(how: str, odd: int, count: int, first: str) -> None:

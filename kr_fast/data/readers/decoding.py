@@ -1,5 +1,7 @@
 """Image files with their labels and groups -> the parts of a source: the one place where readers decode files."""
 
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,6 @@ from kr_fast.data.npz import with_channel
 from kr_fast.data.options import ReadOptions
 from kr_fast.data.packed import ImageFile
 from kr_fast.data.pixel_range import to_uint8
-from kr_fast.data.printable import counted
 from kr_fast.data.splits import Part, SourceContent
 
 LARGE = 1 << 29  # bytes of pixels above which files are decoded when the set has been cut, and to disk where possible
@@ -89,11 +90,15 @@ def in_one_size(content: SourceContent, options: ReadOptions) -> None:
     """Bring images that did not come from files to the size of ``options``, as those of files are."""
     if not options.image_size:
         return
-    from kr_fast.data.pixels.resizing import resize_images  # loads Pillow
+    from kr_fast.data.pixels.resizing import note_of_sizes, resize_images  # loads Pillow
 
+    sizes: Counter[tuple[int, int]] = Counter()
     for which, part in content.parts.items():
         images = resize_images(part.images, options.image_size, options.resize)
         if images is not part.images:
-            size = f"{part.images.shape[1]} x {part.images.shape[2]}"
-            content.notes.append(f"{counted(len(images), 'image')} of {size} brought to one size")
+            sizes[part.images.shape[1:3]] += len(images)
             content.parts[which] = part._replace(images=images)
+    if sizes:
+        ends = [pick(sizes, key=math.prod) for pick in (min, max)]
+        enlarged = sum(count for size, count in sizes.items() if max(size) < options.image_size)
+        content.notes.append(note_of_sizes(sizes.total(), *ends, options.resize, enlarged))
