@@ -42,7 +42,8 @@ def test_every_statement_is_a_figure_of_the_json(report, tmp_path):
     low, high = pixels["nearer"]["interval"]
     for words in (
         "Tests of released images: <i>made",
-        f"Beside {pixels['held_out']} images that the generator never saw, the {pixels['members']} members are nearer",
+        f"Beside {pixels['held_out']} held-out images, which are non-members, the {pixels['members']} members are ",
+        "members are nearer",
         f"to the 80 released images (smallest corrected p = {row['p']:.2g}).",
         f"{pixels['nearer']['auc']:.3f} [{low:.3f}, {high:.3f}]",
         f"{100 * pixels['dcr']['share']:.2f} %",

@@ -16,5 +16,9 @@ def blocks(audit: Mapping[str, Any], labels: Mapping[str, str] | None) -> Iterat
         yield "text", "There was no positive control: whether these attacks have power is not shown."
     yield from (("text", words) for words in sentences.of_planted(audit, labels))
     if rows := audit_tables.negative_controls(audit, labels):
-        yield "text", "Attacks that must not succeed. Where one does, the two sides differ without any leakage."
+        yield (
+            "text",
+            "Attacks that must not succeed. Where one does, the two sides differ without any leakage. Halves are drawn "
+            "by rank of the scores, the same for all models, so figures of halves are equal where no scores tie.",
+        )
         yield "table", rows

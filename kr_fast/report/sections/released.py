@@ -1,4 +1,4 @@
-"""The tests of released images: are members nearer to them than images that the generator never saw?"""
+"""The tests of released images: are members nearer to them than held-out images, which are the non-members?"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -47,8 +47,8 @@ def words(row: dict[str, Any], level: float) -> str:
     """The result of all tests of one set in plain words."""
     pixels, groups = row["pixels"], "Of each group of images one was drawn. " if row.get("by_group") else ""
     start = (
-        f"{groups}Beside {pixels['held_out']:,} images that the generator never saw, the {pixels['members']:,} members "
-        "are"
+        f"{groups}Beside {pixels['held_out']:,} held-out images, which are non-members, the {pixels['members']:,} "
+        "members are"
     )
     seen = "" if row["p"] < 1 - level else "not seen to be "
     end = f"nearer to the {pixels['synthetic']:,} released images (smallest corrected {stated(row['p'])})."
