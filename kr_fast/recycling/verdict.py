@@ -46,7 +46,7 @@ def of_run(config: RecycleConfig, metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accuracy(metrics: dict[str, Any], limit: float) -> Rule:
-    """The Student's accuracy below the Teacher's: it is of use, or it is not.
+    """The Student's accuracy below the Teacher's. It does not say how good either is: both may always name one class.
 
     Lost accuracy is shown where the lower end of the difference's interval is above the limit (Newcombe, Statistics in
     Medicine 17 (1998) 873-890, method 10, for two samples: too wide for one, on which both are right more often). Of
@@ -59,7 +59,7 @@ def _accuracy(metrics: dict[str, Any], limit: float) -> Rule:
         low = -100 * metrics["student_minus_teacher"]["accuracy"]["interval"][1]
     text = f"its test accuracy is {percent(student)}, the Teacher's {percent(teacher)}"
     if gap <= limit:
-        words = f"The Student is of use: {text}, within the limit of {limit:g} points."
+        words = f"The Student loses no more than the limit of {limit:g} points: {text}."
         return Rule(path, limit, gap, True, words, chance=(1 - LEVEL) / 2)
     words = f"The Student loses too much to be of use, which says nothing of leakage: {text}, limit {limit:g} points."
     if low <= limit:
