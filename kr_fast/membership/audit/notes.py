@@ -11,6 +11,7 @@ from kr_fast.membership.inputs.copies import images_on_both_sides, population_un
 from kr_fast.membership.inputs.data import EQUAL, AuditData
 from kr_fast.membership.statistics.auc_intervals import chance_range
 
+UNNAMED = "shadows"  # what an audit calls a set of shadows that is given by itself
 FEW_SHADOWS = 8  # on a side
 FEW_EXAMPLES = 30  # members, or non-members
 SIZE_RATIO_WARNING = 1.1  # ratio of training set sizes above which there is a note
@@ -70,7 +71,7 @@ def warnings_of(
         inside = int(data.members.sum())
         warnings += few_examples(inside, data.count - inside, level)
     for name, shadows in data.shadows.items():
-        which, least = "" if len(data.shadows) == 1 else f" of {titles[name]}", sides(shadows.keep)
+        which, least = "" if list(data.shadows) == [UNNAMED] else f" of {titles[name]}", sides(shadows.keep)
         if least < FEW_SHADOWS:
             some = counted(least, "shadow")
             warnings.append(f"only {some}{which} on a side: LiRA is weak with so few, a low AUC shows little")

@@ -17,6 +17,7 @@ further non-members; those that occur among the images under attack are left out
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def run(context: Context) -> dict[str, Any]:
         report = dataclasses.replace(report, parts={**report.parts, "released_calibrated": calibrated})
     results = report.to_dict()
     del results["verdict"]  # on all targets: that on the Student is of the report
+    name_classes(results["records"], context.data.class_names)
     if c.audit_page:
         write_private(report, context.folder)
     else:
@@ -105,6 +107,14 @@ def run(context: Context) -> dict[str, Any]:
         of_other = _of_ablation(context, (images, labels, options["groups"]), report.data.index, auxiliary, choices)
         rest["ablation"] = {"own": _leakage(results["leave_one_out"][FULL]), "other_images": of_other}
     return {"audit": results, "aop": {name: results[name]["lira"]["aop"] for name in targets}, **rest}
+
+
+def name_classes(records: dict[str, dict[str, Any]], names: Sequence[str]) -> None:
+    """Call the classes of an audit's ``records``, which knows numbers alone, by the names of the data."""
+    named = {str(number): name for number, name in enumerate(names)}
+    for table in records.values():
+        for row in (table["classes"] or {"rows": ()})["rows"]:
+            row["label"] = named.get(row["label"], row["label"])
 
 
 def _of_ablation(
@@ -127,8 +137,9 @@ def _of_ablation(
     choices = dataclasses.replace(choices, attacks=attacks, targets="shadows", leave_out_duplicates=False)
     shadows = shadow_students.load(context, of_ablation=True)
     shadows = dataclasses.replace(shadows, keep=shadows.keep[:, index])
-    report = audit(None, {"ablation": shadows}, images, labels, groups=groups, auxiliary=auxiliary, choices=choices)
-    return _leakage(report.to_dict()["leave_one_out"]["ablation"])
+    name = "the ablation's Students"
+    report = audit(None, {name: shadows}, images, labels, groups=groups, auxiliary=auxiliary, choices=choices)
+    return _leakage(report.to_dict()["leave_one_out"][name])
 
 
 def _leakage(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:

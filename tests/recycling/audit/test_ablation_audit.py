@@ -1,4 +1,4 @@
-"""The audit of the ablation's Student has the population and the units of the run's own audit."""
+"""The audit of a run names classes, and that of the ablation's Students has its population and units."""
 
 from types import SimpleNamespace
 
@@ -38,6 +38,7 @@ def test_it_needs_no_population_and_counts_groups(monkeypatch, caplog, with_popu
     assert found[0]["lira"]["interval"] != found[1]["lira"]["interval"]
     # The run's audit has the positive control, and this one no model that would need one beside it.
     assert "positive control" not in caplog.text
+    assert "only 4 shadows of the ablation's Students on a side" in caplog.text
 
 
 def test_it_attacks_what_the_runs_audit_attacked(monkeypatch):
@@ -54,3 +55,10 @@ def test_it_attacks_what_the_runs_audit_attacked(monkeypatch):
     report = audit(make(), made, images, labels, index & members, **given)
     for name, row in report.leave_one_out["shadows"].items():
         assert found[name] == {key: row["auc"][key] for key in ("mean", "sd", "interval")}
+
+
+def test_classes_are_called_by_their_names():
+    rows = [{"label": "0", "found": 1}, {"label": "2", "found": 0}, {"label": "all others", "found": 0}]
+    records = {"teacher": {"classes": {"rows": rows}}, "student": {"classes": None}}
+    auditing.name_classes(records, ("benign", "malignant", "normal"))
+    assert [row["label"] for row in rows] == ["benign", "normal", "all others"]
