@@ -137,6 +137,8 @@ def _shadows(config: AuditConfig, examples: Examples, make: Callable[[], nn.Modu
     columns = shadows.keep.shape[1]
     if columns not in (len(index), len(examples.all_images)):
         rule = f"be of these {len(index)} examples, members and non-members in the order of the data"
+        if columns < len(index):
+            rule += " (of a run without the test images that it dropped, which a file of non_members leaves out)"
         fail("audit", "shadows", rule, f"keep.npy of {columns}")
     of_pool = columns == len(index)
     path = Path(config.shadows) / "shadows.json"
