@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     from kr_fast.synthesis.job import SynthesizeConfig, prepare
 
     config, trained = options.config_from(arguments, SynthesizeConfig, "synthesize"), None
+    if config.model:
+        trained_generator.refuse_seeds(Path(config.model), ("synthesize", "model"))
     if config.model and trained_generator.is_run(Path(config.model)):
         trained = trained_generator.open_generator(Path(config.model), state.current().device, config.checkpoint)
     sampler, plan, used = prepare(config, trained)

@@ -21,6 +21,14 @@ def is_run(folder: Path) -> bool:
     return Folder(folder).config.exists() and Folder(folder).journal.exists()
 
 
+def refuse_seeds(folder: Path, asked: tuple[str, str]) -> None:
+    """Refuse the folder of several seeds, in which each has a run; ``asked``: command and option that named it."""
+    runs = sorted(each.parent.name for each in folder.glob("seed-*/journal.json"))
+    if runs and not is_run(folder):
+        got = f"{folder}, which holds the runs {', '.join(runs[:3])}{', ...' if runs[3:] else ''}"
+        fail(*asked, "be the folder of one run", got)
+
+
 def open_generator(
     run: Path,
     device: torch.device,

@@ -102,7 +102,8 @@ def prepare(
         scheduler = make_scheduler(config.scheduler, trained.scheduler, config.model)
         if trained.few_step:
             _check_few_step(config, trained)
-        model = Model(trained.network.to(dtype), scheduler)
+        # The method of diffusers' models warns of the parts that stay float32, also where there are none.
+        model = Model(torch.nn.Module.to(trained.network, dtype), scheduler)
         used["checkpoint"] = trained.step
     sampling = {name: getattr(config, name, None) or value for name, value in sampling.items()}
     if counts and config.num_classes not in (0, len(counts)):

@@ -15,9 +15,13 @@ from kr_fast.cli import main
 from kr_fast.data import Split
 from kr_fast.models import unet
 from kr_fast.recycling import set_quality, trained_generator
-from kr_fast.recycling.stages import teacher
+from kr_fast.recycling.given import source
+from kr_fast.recycling.given.interface import DataFacts
+from kr_fast.recycling.stages import given_teacher, teacher
 from kr_fast.recycling.stages.distillation import quality
+from kr_fast.recycling.stages.generation.generator_loss import make_scheduler
 from kr_fast.runtime.errors import UserError
+from kr_fast.synthesis.job import SynthesizeConfig, TrainedGenerator, prepare
 
 pytestmark = pytest.mark.pipeline
 FLAGS = ["--count", "70", "--shard-size", "32", "--seed", "3"]
@@ -48,6 +52,33 @@ def test_a_run_gives_more_images(tmp_path, finished, monkeypatch):
     assert images(out).shape == (70, 8, 8, 1)
     assert np.array_equal(images(out, "labels"), labels.numpy())
     assert np.array_equal(images(out), sampler(ids, labels).numpy())
+
+
+def test_a_folder_of_several_seeds_is_no_run(tmp_path, capsys):
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "journal.json").write_text("{}")
+    words = f"must be the folder of one run, got {tmp_path}, which holds the runs seed-0"
+    assert main(["synthesize", "--model", str(tmp_path), "--out", str(tmp_path / "set"), "--count", "1"]) == 2
+    assert f"synthesize: model {words}" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"run: teacher {words}"):
+        given_teacher.given_teacher(str(tmp_path), "resnet8", 4)
+    facts = DataFacts(("a", "b"), (8, 8, 1), (0, 1))
+    with pytest.raises(UserError, match=f"run: generator {words}"):
+        source._opened((str(tmp_path),), facts, torch.device("cpu"), 4)
+
+
+def test_diffusers_warns_of_nothing(monkeypatch):
+    """Its models warn of the parts that should stay float32 where they are cast, and name none."""
+    from diffusers.models import modeling_utils
+
+    said = []
+    monkeypatch.setattr(modeling_utils.logger, "warning", said.append)
+    sampling = {"num_inference_steps": 2, "guidance_scale": 1.0, "noise_scale": 1.0}
+    parts = (unet(8, 8, 1, 2, widths=(8, 8)), make_scheduler("flow"), 1, (8, 8), (3, 4), "train", sampling)
+    config = SynthesizeConfig(model="run", out="set", count=4, dtype="bfloat16")
+    sampler, _, _ = prepare(config, TrainedGenerator(*parts))
+    assert sampler.network.dtype == torch.bfloat16
+    assert said == []
 
 
 def test_a_set_is_measured_by_a_run(tmp_path, finished, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kr_fast.recycling.trained_generator import is_run
+from kr_fast.recycling.trained_generator import is_run, refuse_seeds
 from kr_fast.runtime.errors import UserError, fail
 from kr_fast.runtime.storage import files, manifest
 from kr_fast.runtime.storage.journal import Journal, refuse
@@ -51,9 +51,8 @@ def open_run(run: str | Path) -> FinishedRun:
     """
     folder, asked = Folder(run), ("export", "RUN")
     if not is_run(folder.out):
-        seeds = sorted(each.parent.name for each in folder.out.glob("seed-*/journal.json"))
-        several = f", which holds the runs {', '.join(seeds[:3])}{', ...' if seeds[3:] else ''}" if seeds else ""
-        fail(*asked, "be the folder of a run of kr-fast", f"{run}{several}")
+        refuse_seeds(folder.out, asked)
+        fail(*asked, "be the folder of a run of kr-fast", run)
     folder.check(*asked)
     journal, options = Journal(folder.out), manifest.read_config(folder.config)
     folder = Folder(run, bool(options.get("epsilon")))

@@ -26,6 +26,7 @@ from kr_fast.recycling.given.network import NetworkSource, is_network
 from kr_fast.recycling.given.several import SeveralSources
 from kr_fast.recycling.search_options import WHOLE
 from kr_fast.recycling.stages.generation.sampling import Sampling
+from kr_fast.recycling.trained_generator import refuse_seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.storage import files
 
@@ -65,6 +66,7 @@ def _source(name: str, facts: DataFacts, device: torch.device, micro_batch: int)
     if not path.exists():
         rule = "be the folder of a run or of a diffusers model, a folder or .npz of images, or pkg.mod:function"
         raise FileNotFoundError(f"run: generator must {rule}, got {name}, which is not there")
+    refuse_seeds(path, ASKED)
     if is_network(path):
         return NetworkSource.load(path, facts, device, micro_batch)
     return ImageSource.load(path, facts, device)

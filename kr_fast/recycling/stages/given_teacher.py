@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kr_fast.recycling.config import RecycleConfig
-from kr_fast.recycling.trained_generator import is_run
+from kr_fast.recycling.trained_generator import is_run, refuse_seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.storage import manifest
 from kr_fast.runtime.storage.journal import Journal
@@ -53,6 +53,7 @@ def applied(config: RecycleConfig) -> RecycleConfig:
 
 
 def _of_run(path: Path) -> GivenTeacher:
+    refuse_seeds(path, ASKED)
     if not is_run(path):
         fail(*ASKED, f"be {NAMES}", f"{path}, a folder of something else")
     folder, journal = Folder(path).check(*ASKED), Journal(path)
