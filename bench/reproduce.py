@@ -35,13 +35,15 @@ DATASETS: dict[str, dict[str, Any]] = {
 # Run -> options beside those of the data set, the data sets that it is made on (all without), and a preset added.
 # Where it takes the generator of another run of the seed, "generator_of": the same data, options and seed train it.
 # Retrained: the audit trains a generator on each half too, which adds what leaks through the images.
-# "audited": "no" for accuracies alone.
+# "audited": "no" for accuracies alone. "audit": in place of the data set's, where canaries are refused.
 # "generator_of": MedMNIST's runs take the generator of that run of the same seed, which theirs would equal bit for bit.
 # Sizes: as many steps of the Student for each size, whose epochs are whole numbers at 4 passes of 1,024 images.
 VARIANTS: dict[str, dict[str, str]] = {
     "default": {"options": "--ablation"},
     "private": {"preset": "private", "generator_of": "default"},
     "accurate": {"preset": "accurate", "generator_of": "default", "audited": "no"},
+    "epsilon-8": {"options": "--epsilon 8", "audit": "--num-shadows 8", "on": "pneumoniamnist"},
+    "epsilon-1": {"options": "--epsilon 1", "audit": "--num-shadows 8", "on": "pneumoniamnist"},
     "few-step": {"options": "--few-steps 1", "on": "digits retinamnist"},
     "retrained": {"options": "--audit-generator retrained", "on": "digits"},
     "private-retrained": {"preset": "private", "options": "--audit-generator retrained", "on": "digits"},
@@ -82,7 +84,7 @@ class Run(NamedTuple):
         data, variant = DATASETS[self.dataset], VARIANTS[self.variant]
         presets = ",".join(filter(None, (data["preset"], variant.get("preset"))))
         audited = self.seed in data["audited"] and variant.get("audited") != "no"
-        audit = data["audit"] if audited else "--num-shadows 0"
+        audit = variant.get("audit", data["audit"]) if audited else "--num-shadows 0"
         parts = (f"--preset {presets}", audit, data.get("options"), variant.get("options"), f"--seed {self.seed}")
         return " ".join(filter(None, parts))
 
@@ -91,7 +93,8 @@ class Run(NamedTuple):
         """The variants of its rows."""
         if self.variant == "default":
             return ["teacher", "gkd", *ABLATION]
-        return [self.variant, "private-teacher"] if self.variant == "private" else [self.variant]
+        own = self.variant == "private" or self.variant.startswith("epsilon")  # Teachers of their own kind
+        return [self.variant, f"{self.variant}-teacher"] if own else [self.variant]
 
 
 def runs() -> Iterator[Run]:
@@ -135,6 +138,8 @@ def folder_of(run: Run, work: Path) -> Path:
 
 def make(run: Run, folder: Path | None, work: Path) -> dict[str, Any]:
     """Run it, or continue it; returns its ``metrics.json``."""
+    from kr_fast.runtime.storage.layout import Folder
+
     out = folder_of(run, work)
     flags = [*run.options.split(), "--data", data_of(run, folder), "--out", str(out)]
     if (other := VARIANTS[run.variant].get("generator_of")) and "file" in DATASETS[run.dataset]:
@@ -145,7 +150,7 @@ def make(run: Run, folder: Path | None, work: Path) -> dict[str, Any]:
             print(f"{run} trains its generator: {run._replace(variant=other)} is not in {work}", flush=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     subprocess.run([sys.executable, "-m", "kr_fast", "run", *flags], check=True, env=environment)
-    return json.loads((out / "release" / "metrics.json").read_text())
+    return json.loads(Folder(out, guaranteed="--epsilon" in flags).metrics.read_text())
 
 
 def machine() -> dict[str, Any]:

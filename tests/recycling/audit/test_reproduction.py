@@ -71,6 +71,25 @@ def test_rows_hold_the_figures_of_the_run(script, finished, audited):
     assert row["released_auc"] == calibrated["audit"]["released_calibrated"]["last_period"]["offline"]["auc"]
 
 
+def test_runs_under_epsilon_have_no_canaries_and_a_teacher_of_their_own(script, tmp_path, monkeypatch):
+    reproduce, _ = script
+    run, commands = reproduce.Run("pneumoniamnist", "epsilon-8", 0), []
+    assert run.options == "--preset small --num-shadows 8 --epsilon 8 --seed 0"
+    assert run.names == ["epsilon-8", "epsilon-8-teacher"]
+    assert run._replace(seed=1).options == "--preset small --num-shadows 0 --epsilon 8 --seed 1"
+
+    def command(flags, **_):
+        commands.append(flags)
+        folder = reproduce.folder_of(run, tmp_path) / "private"  # figures of real images are not released there
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text('{"a": 1}')
+
+    monkeypatch.setattr(reproduce.subprocess, "run", command)
+    (tmp_path / "pneumoniamnist.npz").touch()
+    assert reproduce.make(run, tmp_path, tmp_path) == {"a": 1}
+    assert len(commands) == 1
+
+
 def row(dataset, variant, seed, **values):
     figures = ("accuracy", "auc", "cas_gap", "lira_auc", "lira_offline_auc", "rmia_auc", "tpr_at_1", "records")
     figures += ("canary_auc", "released_auc", "without_duplicates")
@@ -168,7 +187,7 @@ def test_every_command_is_accepted(script):
     """Options that this version does not have would end the table after hours."""
     from kr_fast.cli import options, parser
     from kr_fast.recycling.config import RecycleConfig
-    from kr_fast.recycling.presets import preset
+    from kr_fast.recycling.presets import implied, preset
 
     reproduce, _ = script
     seen = parser.Parser(prog="kr-fast")
@@ -176,5 +195,5 @@ def test_every_command_is_accepted(script):
     options.add_flags(seen, RecycleConfig)
     for run in reproduce.runs():
         arguments = seen.parse_args(run.options.split())
-        config = options.config_from(arguments, RecycleConfig, "run", preset)
+        config = options.config_from(arguments, RecycleConfig, "run", preset, implied=implied)
         assert config.seed == run.seed
