@@ -34,7 +34,8 @@ def blind(images: Images, members: Tensor, *, groups: Any = None, folds: int = 5
         images: uint8 ``[N, H, W, C]``; members: bool ``[N]``.
         groups: ``[N]`` integers or texts: the images of one (a patient, a site) are in one fold, or the classifier
             would know an example by others of its group.
-        folds: at least 2; seed: of the folds, and of the 20,000 examples that are taken of more.
+        folds: at least 2; seed: of the folds, and of the 20,000 examples that are taken of more, half of them at least
+            of the smaller side where there are so many.
     Returns: float64 ``[N]``, higher for members; NaN for examples that were not taken.
     Raises: UserError naming the argument, and with fewer than 10 examples on a side or one group alone.
     Source: Das, Zhang and Tramer, "Blind Baselines Beat Membership Inference Attacks for Foundation Models", 2024;
@@ -51,9 +52,11 @@ def blind(images: Images, members: Tensor, *, groups: Any = None, folds: int = 5
     known, inside = digests(images), members.tolist()
     # By content, so that where a record stands does not show in a digit.
     content = sorted(range(len(images)), key=lambda index: (known[index], inside[index]))
-    order = torch.tensor(content)[torch.randperm(len(images), generator=seeds.generator(seed, "blind"))[:MOST]]
-    # Sides take turns, so that each fold has its share of both.
-    order = order[members[order].long().argsort(stable=True)]
+    order = torch.tensor(content)[torch.randperm(len(images), generator=seeds.generator(seed, "blind"))]
+    # Sides take turns, so that each fold has its share of both; of the smaller one as few as possible are left out.
+    first, second = (order[members[order] == side] for side in (False, True))
+    most = [max(MOST // 2, MOST - len(other)) for other in (second, first)]
+    order = torch.cat([first[: most[0]], second[: most[1]]])
     fold = torch.arange(len(order))
     if groups is not None:
         at = np.unique(as_groups("blind", "groups", groups, len(images))[order.numpy()], return_inverse=True)[1]

@@ -39,6 +39,17 @@ def test_the_blind_attack_finds_a_brighter_side_and_nothing_in_a_random_cut(digi
     assert low <= 0.5 <= high
 
 
+def test_few_members_beside_many_others_are_all_taken(digits, monkeypatch):
+    """A sample without any of them has no AUC: one of 40 images has none of 10 beside 290 in a quarter of cases."""
+    monkeypatch.setattr("kr_fast.membership.attacks.blind.MOST", 40)
+    members = torch.arange(300) < 10
+    for seed in range(4):
+        taken = ~blind(digits[:300], members, seed=seed).isnan()
+        assert taken[members].all()
+        assert int(taken.sum()) == 40
+    assert negative_controls(digits[:300], ~members, {}, seed=3)["blind"]["passed"] in (True, False)
+
+
 def test_negative_controls_pass_on_null_data(digits):
     """All pass in 95 % of audits of three targets: of 60 cuts more than 8 fail with a probability of 0.2 %.
 
