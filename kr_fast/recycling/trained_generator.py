@@ -1,6 +1,7 @@
 """The generator of a finished run: the chosen checkpoint and how images are sampled from it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,13 @@ def refuse_seeds(folder: Path, asked: tuple[str, str]) -> None:
     if runs and not is_run(folder):
         got = f"{folder}, which holds the runs {', '.join(runs[:3])}{', ...' if runs[3:] else ''}"
         fail(*asked, "be the folder of one run", got)
+
+
+def data_of(run: Path) -> dict[str, Any]:
+    """What the stage ``data`` of a run recorded of the images that its generator was trained on."""
+    if (data := Journal(run).done("data")) is None:
+        raise UserError(f"run: generator must be a run whose journal.json records its data, got {run}")
+    return data
 
 
 def open_generator(

@@ -57,6 +57,9 @@ class NetworkSource:
         """Read and check the network, and draw :data:`TRIED` images."""
         if trained_generator.is_run(path):
             generator = trained_generator.open_generator(path, device, asked=ASKED, few_step=False)
+            names = trained_generator.data_of(path)["class_names"]
+            if names != list(facts.class_names):  # a label would stand for another class
+                fail(*ASKED, f"be a run with the classes {', '.join(facts.class_names)}", ", ".join(names))
             model, shape = Model(generator.network, generator.scheduler), generator.crop
         else:
             model = load_model(str(path), device=device, dtype=torch.float32, asked=ASKED)

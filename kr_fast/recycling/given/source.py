@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from kr_fast.data import Dataset
+from kr_fast.recycling import trained_generator
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
 from kr_fast.recycling.given.function import FunctionSource
@@ -100,6 +101,12 @@ def check(context: Context) -> list[str]:
             fail(*ASKED, rule, f"another one in {', '.join(c.generator)} ({now[:12]})")
     off = "its weights are not attacked, and no shadow Student has a generator of its own"
     notes = [f"the generator was given, {source.kind}, which the run does not train: {off}", *source.notes]
+    runs = [path for path in (Path(name).expanduser() for name in c.generator) if trained_generator.is_run(path)]
+    if any(trained_generator.data_of(path)["sha256"] != context.data.fingerprint for path in runs):
+        notes.append(
+            "the generator is of a run on other images, or other splits of them: it may have been trained on "
+            "validation and test images of this run"
+        )
     if isinstance(source, ImageSource | SeveralSources):
         notes += source.shortage(context.label_plan(), c.images)
     if source.guided is None:

@@ -1,5 +1,6 @@
 """A generator of the user's in place of a trained one: a network, ready images or a function."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from toy_runs import context_of, new_context
 
 import kr_fast
+from kr_fast import data
 from kr_fast.recycling import given, preflight
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context
@@ -16,6 +18,7 @@ from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation.sampling import default_sampling, tuned_sampling
 from kr_fast.runtime.errors import UserError
 from kr_fast.runtime.storage import files
+from kr_fast.runtime.storage.journal import Journal
 
 CPU = torch.device("cpu")
 GAN = """
@@ -169,6 +172,19 @@ def test_a_network_draws_as_the_generator_of_a_run(tmp_path, finished):
         made = Context(given.applied(config, run.data, CPU), tmp_path, run.runtime, run.data, run.journal)
         assert made.config.tune_guidance_scale == run.config.tune_guidance_scale  # it has a null class
         assert all(torch.equal(*pair) for pair in zip(drawn(made, 16, 3), expected, strict=True))
+
+
+def test_the_generator_of_a_run_on_other_images_or_classes(tmp_path, finished):
+    """With another seed the digits are split otherwise: its generator has seen test images of the new run."""
+    run, words = context_of(finished[0]), "it may have been trained on validation and test images of this run"
+    for seed, noted in ((run.config.seed, False), (run.config.seed + 1, True)):
+        config = dataclasses.replace(run.config, generator=(str(finished[0]),))
+        cut = data.load("digits", seed=seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
+        made = Context(config, tmp_path, run.runtime, cut, Journal(tmp_path))
+        assert any(words in note for note in given.check(made)) == noted
+    made.data = dataclasses.replace(cut, class_names=tuple(reversed(cut.class_names)))
+    with pytest.raises(UserError, match="generator must be a run with the classes 9, 8, .*, got 0, 1"):
+        given.check(made)
 
 
 def test_a_network_without_a_null_class_is_not_guided(tmp_path):
