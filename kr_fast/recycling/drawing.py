@@ -1,6 +1,7 @@
 """Synthetic sets by period: each is drawn while the one before is in use, by two threads where there are two.
 
-An image is a function of its id, so which thread draws it, and when, changes no bit of it.
+An image is a function of its id, so which thread draws it, and when, changes no bit of it: both have equally many of
+torch's threads, on which the last bits of torch's own kernels depend.
 """
 
 import collections
@@ -162,11 +163,10 @@ def _overlapped(
     for period in itertools.islice(itertools.chain(periods, [None]), 1, None):
         with draw.clock.waiting():
             parts, helper = following
-            parts.draw(threads - others, stop, 1 - others / threads)
+            parts.draw(others, stop, others / threads)
             helper.result()
             following = None if period is None else begin(period)
-            if following is None:
-                torch.set_num_threads(threads)
+            torch.set_num_threads(threads if following is None else threads - others)
             result = parts.finished()
         yield result
 

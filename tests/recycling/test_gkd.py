@@ -39,7 +39,7 @@ def drawing(before=None, kept=None):
     return Drawing(sampler(before=before), plan(), IMAGES, kept)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])  # drawn where they are asked for; one thread each; one and two
+@pytest.mark.parametrize("count", [1, 2, 3])  # drawn where they are asked for; one thread each, or of three
 def test_sets_are_those_of_their_ids(threads, count):
     threads(count)
     one = sampler(micro_batch=8)
@@ -69,6 +69,22 @@ def test_a_lone_set_is_drawn_by_one_thread_where_two_do_not_help(threads, monkey
     ids, labels, drawn = Drawing(sampler(before=before), plan(), images)(0)
     assert torch.equal(drawn, sampler(micro_batch=8)(ids, labels))
     assert set(counts) == {1 if shared else 2}
+
+
+def test_both_threads_draw_with_as_many_of_torch_s(threads):
+    """Of three threads: torch's own kernels round otherwise on another number, and who draws what is chance."""
+    threads(3)
+    counts, begun = [], threading.Barrier(2, timeout=60)
+
+    def before(batches):
+        counts.append(torch.get_num_threads())
+        if len(counts) <= 2:
+            begun.wait()  # for the other thread
+
+    with ahead(drawing(before), range(2)) as sets:
+        next(sets)
+        assert torch.get_num_threads() == 2  # of the caller, who uses the set
+    assert set(counts) == {1}
 
 
 def test_next_set_is_drawn_while_one_is_in_use(threads):
