@@ -70,7 +70,10 @@ def _check_intervals(config: Any) -> None:
         solvers, steps = (*solvers, *config.tune_solver), (*steps, *config.tune_num_inference_steps)
         intervals |= {"tune_guidance_interval": config.tune_guidance_interval} if config.tune_guidance_interval else {}
     for name, interval in intervals.items():
-        for calls in sorted({calls_of(solver, count) for solver in solvers for count in steps}):
+        tried = {calls_of(solver, count) for solver in solvers for count in steps}
+        if few := config.few_steps:  # the trajectories of its training take a multiple of them
+            tried |= {-(-calls // few) * few for calls in tried}
+        for calls in sorted(tried):
             check_interval("run", name, interval, calls)
 
 

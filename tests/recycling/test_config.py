@@ -108,6 +108,11 @@ def test_every_number_of_a_run_has_both_ends():
             {"guidance_interval": (0.3, 0.35), "num_inference_steps": 10},
             "guidance_interval must hold one of the 8 solver steps, the nearest of which is at 3 / 8, got [0.3, 0.35]",
         ),
+        (  # the 12 steps that lead over the 4 of the few-step generator
+            {"guidance_interval": (0.3, 0.32), "num_inference_steps": 10, "few_steps": 4}
+            | {"tune_num_inference_steps": ()},
+            "guidance_interval must hold one of the 12 solver steps, the nearest of which is at 4 / 12",
+        ),
         (
             {"tune_guidance_interval": (0.37, 0.39), "num_inference_steps": 8, "solver": "heun"}
             | {"generator_objective": "flow"},
