@@ -44,7 +44,9 @@ class Sampler:
     """Images as a function of (network, scheduler, seed, id, label) and of nothing else.
 
     Every batch runs at the same size, ``micro_batch``, its tail filled with copies, so an image does not depend on its
-    neighbours, their order or their number: same micro-batch, versions and device type -> same bytes for every id.
+    neighbours, their order or their number: same micro-batch, versions and device type -> same bytes for every id. (On
+    a CPU what torch's own kernels compute, of a network that is not optimized, may round otherwise by another number of
+    threads.)
     On a GPU a step is captured once as a CUDA graph and replayed; the host looks at nothing before the last one.
 
     Args:

@@ -45,7 +45,7 @@ def distillation_loss(
         label_smoothing: in [0, 1).
         sample_weight: ``[N]`` float or bool, >= 0; a row of weight 0 costs nothing, whatever it holds.
         standardize: the divergence is taken of ``(z - mean) / std`` of each row, of student and teacher (logit
-            standardisation); the hard term stays with the logits as they are.
+            standardisation), std with C - 1 as in the authors' code; the hard term stays with the logits as they are.
         reduction: "none" (``[N]``), "sum", or "mean" = sum / sum of the weights of the rows that count (0 if there is
             none: unlike torch, no NaN).
         validate_args: also check values: no NaN in ``target``, probabilities >= 0 in rows that sum to 1 within 1e-2,
