@@ -10,6 +10,9 @@ def check_generator(config: Any) -> None:
     if config.generator_stop_above < 1 and (config.budget or config.generator):
         other = "generator, a given one" if config.generator else "budget, whose rounds end by short Students"
         fail("run", "generator_stop_above", f"be 1 with {other}", config.generator_stop_above)
+    if config.budget and config.generator_ema != type(config).generator_ema:
+        rule = "be left out with budget, whose average of the weights remembers a share of all steps"
+        fail("run", "generator_ema", rule, config.generator_ema)
     if config.generator and config.budget:
         fail("run", "budget", "be left out with generator, a given one, which no time is divided with", config.budget)
     if config.generator and config.audit_generator == "retrained":

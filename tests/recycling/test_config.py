@@ -93,6 +93,7 @@ def test_every_number_of_a_run_has_both_ends():
         ({"teacher_choose": "recall"}, "teacher_choose must be one of accuracy, loss, auc, got recall"),
         ({"student_choose": "loss"}, "student_choose must be one of accuracy, auc, got loss"),
         ({"student_choose": "auc", "budget": "1h"}, "student_choose must be accuracy with a budget, which compares"),
+        ({"generator_ema": 0.9, "budget": "1h"}, "generator_ema must be left out with budget, whose average of the"),
         ({"labels": "top1", "loss": "dkd"}, "loss must be left out with labels top1"),
         ({"loss": "dkd", "soft_weight": 2}, "soft_weight must be left out with loss dkd, where it does nothing"),
         ({"dkd_beta": 2}, "dkd_beta must be left out with loss kl, where it does nothing, got 2.0"),
