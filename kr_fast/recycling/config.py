@@ -115,6 +115,7 @@ class RecycleConfig(ReadOptions, PrivacyOptions):
         (),
         "in place of training one: the folder of a run or of a class-conditional diffusers model, ready images (a "
         "folder class/image.png, or .npz), or pkg.mod:function of labels that returns images; several share a period",
+        repeated=True,
     )
     generator_objective: str = option(
         "flow", "flow (rectified flow), epsilon or v_prediction (DDIM)", choices=("flow", "epsilon", "v_prediction")

@@ -47,6 +47,7 @@ class Searched:
         (),
         "trackers of Accelerate that curves and figures are logged to, such as tensorboard (in OUT/private/logs), "
         "wandb or mlflow",
+        repeated=True,
     )
     tune_trials = option(
         0,

@@ -49,6 +49,13 @@ def stopped(capsys, *arguments):
     return stop.value.code, shown.out, shown.err
 
 
+def test_options_of_several_things_may_be_given_several_times(config):
+    """Of sources and trackers none is dropped unnoticed; of widths the last ones count."""
+    given = config("--generator", "a", "--generator", "b", "c", "--log-with", "wandb", "--log-with", "mlflow")
+    assert (given.generator, given.log_with) == (("a", "b", "c"), ("wandb", "mlflow"))
+    assert config("--generator-widths", 8, 8, "--generator-widths", 16).generator_widths == (16,)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
