@@ -48,6 +48,22 @@ def test_lines_are_logged_unless_the_command_is_quiet(caplog):
     assert asked == [1]
 
 
+def test_with_a_budget_what_is_left_is_what_is_planned(caplog):
+    """Seconds by stage, which change while a run goes on; not the pace of the Teacher, a much smaller network."""
+    ahead = {"teacher": 5.0, "generator": 90.0, "report": 2.0}
+    plan = stage_progress.StageProgress(NAMES, lambda: WORK, lambda: ahead)
+    with caplog.at_level(logging.INFO, logger.name):
+        plan.begin("data", {})
+        plan.begin("generator", {"data": 1.0, "teacher": 60.0})
+        ahead["generator"], ahead["report"] = 0.0, 3.0
+        plan.begin("report", {"data": 1.0, "teacher": 60.0, "generator": 29.0})
+    assert caplog.messages == [
+        "[1/4] data, about 97.0 s left",
+        "[3/4] generator, 61.0 s so far, about 92.0 s left",
+        "[4/4] report, 90.0 s so far, about 3.0 s left",
+    ]
+
+
 def test_work_follows_the_operations(tmp_path):
     """Each step is as much work as another one; the Teacher's by hand: epochs x images x 3 passes."""
     split = Split(torch.zeros(64, 8, 8, 1, dtype=torch.uint8), torch.arange(64) % 4)
