@@ -22,7 +22,8 @@ def models(summary: Summary, *, images: bool = True) -> dict[str, str]:
     """
     audit = summary.get("audit")
     student = "Student, transfer" if audit else "Student" + " (synthetic images)" * images
-    titles = {TEACHER: "Teacher" + " (real images)" * images, TRANSFER: student}
+    seen = " (given)" if summary["config"].get("teacher") else " (real images)"
+    titles = {TEACHER: "Teacher" + seen * images, TRANSFER: student}
     if audit and FULL in audit:
         kind = "full" if sentences.own_shadows(audit, FULL) else "shadow Students"
         titles[FULL] = f"Student, {kind} ({summary['config']['audit_generator']} generator)"

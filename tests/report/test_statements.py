@@ -110,6 +110,10 @@ def test_of_a_given_teacher_it_is_not_said_what_it_was_trained_on():
     text = data_card.answers({**config, "teacher": "net.pt"}, "soft_label")
     assert "The Teacher was given to the run, and no attack was run on its answers" in text
     assert "private images" not in text
+    text = page(summary(config={"seed": 0, "audit_generator": "shared", "teacher": "net.pt"}))
+    assert "| Teacher (given) |" in text
+    assert "Where the Teacher, which was given, was trained on the training images, their column" in text
+    assert "Teacher (real images)" not in text
 
 
 def test_a_card_tells_the_notes_of_its_run():

@@ -64,7 +64,7 @@ def blocks(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Blo
     yield "table", [["label", "class", "images"], *([at, name, count] for at, (name, count) in enumerate(names))]
     if summary.get("synthetic"):
         yield "heading", "Quality of the synthetic images"
-        yield from quality.generated(summary["synthetic"], summary["dataset"]["class_names"])
+        yield from quality.generated(summary)
     yield "heading", "What these figures do not say"
     yield "note", run_audit.caveats(summary)
     yield "table", [["package", "version"], *([key, value] for key, value in summary["versions"].items())]

@@ -90,7 +90,7 @@ def blocks(summary: Mapping[str, Any]) -> Iterator[Block]:
         yield "text", _apart(summary)
     if summary.get("synthetic"):
         yield "heading", "Quality of the synthetic images"
-        yield from generated(summary["synthetic"], summary["dataset"]["class_names"])
+        yield from generated(summary)
 
 
 def _classes(summary: Mapping[str, Any]) -> str:
@@ -178,12 +178,13 @@ def _apart(summary: Mapping[str, Any]) -> str:
     )
 
 
-def generated(figures: Mapping[str, Any], names: Sequence[str]) -> Iterator[Block]:
+def generated(summary: Mapping[str, Any]) -> Iterator[Block]:
     """Figures of generated images beside real test images, all and by class."""
+    figures = summary["synthetic"]
     yield "table", set_table(figures)
-    yield "text", _explanation(figures)
+    yield "text", _explanation(figures, given=bool(summary["config"].get("teacher")))
     if "classes" in figures:
-        yield "table", _sets_by_class(figures["classes"], names)
+        yield "table", _sets_by_class(figures["classes"], summary["dataset"]["class_names"])
 
 
 def set_table(figures: Mapping[str, Any]) -> list[list[str]]:
@@ -218,8 +219,11 @@ def _sets_by_class(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> l
     return table
 
 
-def _explanation(figures: Mapping[str, Any]) -> str:
+def _explanation(figures: Mapping[str, Any], given: bool) -> str:
     kid = figures["kid"]
+    known = "The Teacher was trained on the training images, so"
+    if given:
+        known = "Where the Teacher, which was given, was trained on the training images,"
     subsets = "of all images at once" if "all" in kid else f"mean over {kid['subsets']} subsets, with their sd"
     return (
         f"{figures['images']:,} synthetic images of the last period, and as many training images beside them, against "
@@ -227,7 +231,6 @@ def _explanation(figures: Mapping[str, Any]) -> str:
         f"layer reads. KID: {subsets}. FID is biased upwards, the more the fewer images there are; its interval is one "
         "of the distance without that bias, and there is none for fewer than two images per feature. Precision and "
         "recall: share of synthetic images among the real ones, and the other way round (3 neighbours); density and "
-        "coverage are their counterparts that outliers move less (5 neighbours). The Teacher was trained on the "
-        "training images, so their column is no figure of images that are new to it. Compare only figures of one "
-        "Teacher and equally many images."
+        f"coverage are their counterparts that outliers move less (5 neighbours). {known} their column is no figure of "
+        "images that are new to it. Compare only figures of one Teacher and equally many images."
     )
