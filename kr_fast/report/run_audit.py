@@ -247,7 +247,7 @@ def more_time(summary: Summary) -> str:
         text = f"More time would have helped {improving}: the same command with a larger --budget continues."
     else:
         text = "Neither generator nor Student was still improving when it ended: more time would have helped little."
-    return " ".join([text, *(f"{note}." for note in budget["notes"])])
+    return " ".join([text, *(f"{note[0].upper()}{note[1:]}." for note in budget["notes"])])
 
 
 def caveats(summary: Summary) -> list[str]:

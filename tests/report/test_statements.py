@@ -199,3 +199,8 @@ def test_the_interval_of_a_mean_is_not_called_one_of_another_seed():
 
 def test_a_gap_of_accuracies_is_one_of_points():
     assert run_audit.headline(summary())[1][-1] == "2.00 points"
+
+
+def test_notes_on_the_time_are_sentences():
+    budget = {"still_improving": [], "notes": ["the Student's cycle of 1 period took 3 s and not 5 s"]}
+    assert run_audit.more_time({"budget": budget}).endswith(". The Student's cycle of 1 period took 3 s and not 5 s.")

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from kr_fast.data.printable import counted
 from kr_fast.recycling.budget import planner
 from kr_fast.recycling.budget.planner import Costs, Plan, Sizes
 from kr_fast.runtime.errors import UserError
@@ -191,7 +192,7 @@ class Ledger:
         count = self.cycles[-1]["periods"]
         self.cycles[-1]["val_accuracy"] = val_accuracy
         planned = count * self._period(own=True)
-        self._revise("student", f"the Student's cycle of {count} periods", planned, seconds, False)
+        self._revise("student", f"the Student's cycle of {counted(count, 'period')}", planned, seconds, False)
         self.save()
 
     def _period(self, *, own: bool = False) -> float:
