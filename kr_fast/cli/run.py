@@ -59,6 +59,7 @@ def finished(result: Any) -> int:
     from kr_fast.membership.verdict.decision import GATE, fails
     from kr_fast.report import run_audit, tables
     from kr_fast.report.exported import guaranteed
+    from kr_fast.report.guarantee import contradiction
     from kr_fast.report.sections import verdict
     from kr_fast.runtime import state
 
@@ -72,8 +73,11 @@ def finished(result: Any) -> int:
     if "budget" in result.metrics:
         print(run_audit.more_time(result.metrics))
     if guarantee := result.metrics.get("guarantee"):
-        print(guaranteed.sentences(guarantee)[0])
-        print(f"{result.out / 'release'} alone may be handed on: the figures above are of real images, without noise")
+        wrong = contradiction(result.metrics)
+        print(wrong or guaranteed.sentences(guarantee)[0])
+        if guarantee["private"] and not wrong:
+            alone = f"{result.out / 'release'} alone may be handed on"
+            print(f"{alone}: the figures above are of real images, without noise")
     print(f"report: {result.report}")
     return GATE if fails(result.metrics["verdict"]) else 0
 

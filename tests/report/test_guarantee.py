@@ -1,11 +1,13 @@
 """Epsilon of the ledger beside the audit's lower bounds, in the report and in metrics.json."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from report_cases import arrays, summary
 
 from kr_fast import report
+from kr_fast.cli.run import finished
 from kr_fast.report import guarantee
 from kr_fast.report.sections import verdict
 from kr_fast.report.tables import lower_bounds
@@ -77,6 +79,23 @@ def test_sides_that_differ_by_themselves_say_nothing_of_the_training(tmp_path):
     assert "release nothing" not in guarantee.contradiction(values)
     html, _ = report.write(tmp_path, values, arrays())
     assert html.read_text().count("members and the others differ by themselves, so the bounds may show") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "may"),
+    [
+        ({}, "differentially private for every training image", True),
+        ({"found": 2.1}, "An attack proves a larger epsilon than the ledger allows", False),
+        ({"epsilon": None, "private": False, "not_private": "a seed was given"}, "NOT PRIVATE: a seed was", False),
+    ],
+)
+def test_the_last_screen_of_a_run_lets_nothing_go_that_its_report_holds_back(capsys, tmp_path, changes, words, may):
+    metrics = report.metrics(guaranteed(**changes, class_counts="noised"))
+    metrics |= {"verdict": {"decision": "not decided", "reasons": [], "chance": 0.2, "rules": []}}
+    finished(SimpleNamespace(metrics=metrics, out=tmp_path, report=tmp_path / "report.html"))
+    shown = capsys.readouterr().out
+    assert words in shown
+    assert ("release alone may be handed on" in shown) == may
 
 
 @pytest.mark.parametrize(("delta", "above"), [(1e-5, ["clopper_pearson"]), (1e-3, ["clopper_pearson"]), (1e-6, None)])
