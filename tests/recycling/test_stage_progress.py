@@ -75,6 +75,7 @@ def test_work_follows_the_operations(tmp_path):
         runtime = Runtime(0, 1, torch.device("cpu"), "no")
         return preflight.work(Context(config, tmp_path, runtime, data, Journal(tmp_path)))
 
+    assert work(generator=("images.npy",)) == {}  # of one that is given no more is known than its images
     once, twice, thrice = (work(generator_steps=steps) for steps in (12, 24, 36))
     steps = twice["generator"] - once["generator"]  # the rest measures memorisation, alike in all
     assert thrice["generator"] - twice["generator"] == pytest.approx(steps)

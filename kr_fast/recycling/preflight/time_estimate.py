@@ -97,8 +97,11 @@ def measure(context: Context) -> Rates:
 def work(context: Context) -> dict[str, float]:
     """The work of each stage, in operations of its networks: nothing is timed.
 
-    A training step is three forward passes; distillation also evaluates the Teacher.
+    A training step is three forward passes; distillation also evaluates the Teacher. Empty with a given generator: most
+    of the work is to draw its images, and what that takes is not known.
     """
+    if context.config.generator:
+        return {}
     sizes = networks.sizes(context)
     evaluated, student, denoised = (each.operations for each in (sizes.teacher, sizes.student, sizes.generator))
     trained, distilled = 3.0 * evaluated, 3.0 * student + evaluated
