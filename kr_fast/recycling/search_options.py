@@ -95,6 +95,9 @@ def check_search(config: Any) -> None:
             fail("run", "tune_guidance_interval", rule, list(tried))
     if any(scale != 1 for scale in (config.guidance_scale, *config.tune_guidance_scale)):
         _check_intervals(config)
+    elif value := config.tune_guidance_interval:  # its Student would see the same images again
+        rule = "be left out where guidance_scale and tune_guidance_scale are 1, which is no guidance"
+        fail("run", "tune_guidance_interval", rule, list(value))
     length, rounds = "which decides how long a Student trains", "whose rounds choose the checkpoint"
     untrained, names = "a given one, which has one checkpoint", ("checkpoint_halving", "ema_lengths")
     refused = [(name, "budget", rounds) for name in names]

@@ -85,7 +85,7 @@ def applied(config: RecycleConfig, data: Dataset, device: torch.device) -> Recyc
         if config.guidance_scale != 1:
             rule = "be 1 with a generator that has no null class beside those of the data"
             fail("run", "guidance_scale", rule, config.guidance_scale)
-        changes["tune_guidance_scale"] = ()
+        changes |= {"tune_guidance_scale": (), "tune_guidance_interval": ()}
     return dataclasses.replace(config, **changes)
 
 

@@ -188,8 +188,8 @@ def test_the_generator_of_a_run_on_other_images_or_classes(tmp_path, finished):
 
 
 def test_a_network_without_a_null_class_is_not_guided(tmp_path):
-    made = context(tmp_path, network(tmp_path / "model", null=False))
-    assert made.config.tune_guidance_scale == ()
+    made = context(tmp_path, network(tmp_path / "model", null=False), tune_guidance_interval=(0.0, 0.5))
+    assert made.config.tune_guidance_scale == made.config.tune_guidance_interval == ()
     assert drawn(made, 6)[2].shape == (6, 8, 8, 1)
     with pytest.raises(UserError, match="guidance_scale must be 1 with a generator that has no null class"):
         context(tmp_path, tmp_path / "model", guidance_scale=2.0)

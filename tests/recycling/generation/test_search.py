@@ -273,6 +273,7 @@ def test_sets_of_other_sizes_take_as_many_steps(images, passes, expected):
     ("options", "words"),
     [
         ({"guidance_interval": (0.5, 0.5)}, "guidance_interval must be two rising shares in [0, 1], got [0.5, 0.5]"),
+        ({"tune_guidance_interval": (0.0, 0.5), "tune_guidance_scale": (1.0,)}, "interval must be left out where guid"),
         ({"tune_guidance_interval": (0.5,)}, "tune_guidance_interval must be empty or two rising shares"),
         ({"guidance_interval": (0.0, 0.3), "tune_guidance_interval": (0.4, 0.6), "tune_trials": 4}, "with tune_trials"),
         ({"tune_trials": 1}, "tune_trials must be 0 or at least 2"),
