@@ -23,6 +23,7 @@ from kr_fast.runtime.inputs import as_mask
 
 CHUNK = 1 << 18  # entries of phi at a time
 ROUNDED = 1e-9  # of a sum of squares: what is smaller after a subtraction is summed anew
+STEPS = 256  # of the spread of signals, by which examples are told apart
 PRIOR = 8  # shadows that the pooled variance counts as under "shrinkage", as in the kernel
 
 
@@ -41,10 +42,11 @@ def partners(keep: Tensor, seed: int = 0, phi: Tensor | None = None) -> Tensor:
     Args:
         keep: bool ``[M, N]``.
         seed: of the orders.
-        phi: float ``[A, N, M]``, any signals of these examples, by whose bits they are told apart, so that each has an
-            order of its own; None: all that the same shadows held have the same. With 8 shadows and fewer that is too
-            few orders where a shadow is surer of all examples than another: then the mean AUC of scores that know
-            nothing is further from 0.5 than its interval says.
+        phi: float ``[A, N, M]``, any signals of these examples, by which they are told apart, so that each has an order
+            of its own; they count in steps of 1/256 of their spread, so that rounding, as of another processor, changes
+            few orders. None: all that the same shadows held have the same. With 8 shadows and fewer that is too few
+            orders where a shadow is surer of all examples than another: then the mean AUC of scores that know nothing
+            is further from 0.5 than its interval says.
     Raises: UserError for another ``keep``, and for signals of other examples.
     """
     keep = as_mask("partners", "keep", keep, 2)
@@ -63,9 +65,11 @@ def partners(keep: Tensor, seed: int = 0, phi: Tensor | None = None) -> Tensor:
     weights = torch.randint(1 << 62, (models,), generator=seeds.generator(seed, "partners"))
     patterns = (held * weights).sum(1)
     if phi is not None:  # whole numbers, whose sums do not depend on how they are added up
-        bits = phi[0].detach().cpu().double().contiguous().view(torch.int64)
-        weights = torch.randint(1 << 62, (bits.shape[1],), generator=seeds.generator(seed, "partners", "examples"))
-        patterns += (bits * (2 * weights + 1)).sum(1)
+        values = phi[0].cpu().double().clamp(-1e6, 1e6)
+        spread = float((values - values.median()).abs().median())
+        steps = (values / max(spread / STEPS, 1e-9)).round().long()
+        weights = torch.randint(1 << 62, (steps.shape[1],), generator=seeds.generator(seed, "partners", "examples"))
+        patterns += (steps * (2 * weights + 1)).sum(1)
     patterns &= (1 << 62) - 1
     keys = philox_normal(patterns, (models,), seed=seeds.derive(seed, "partners")).double()
     order = torch.where(held, 1e3, -1e3).add(keys).argsort(1)  # first those that did not hold the example

@@ -136,6 +136,7 @@ def test_few_shadows_that_are_sure_of_all_examples_alike_have_a_null_of_one_half
         partner = partners(keep, seed, phi)
         mixed = torch.randperm(1000, generator=generator)
         assert torch.equal(partners(keep[:, mixed], seed, phi[:, mixed]), partner[:, mixed])
+        assert (partners(keep, seed, phi + 1e-6) == partner).double().mean() > 0.99
         auc = across_targets(lira(phi, keep, variance="fixed", partner=partner), keep)["auc"]
         missed += not auc["interval"][0] <= 0.5 <= auc["interval"][1]
         means.append(auc["mean"])
