@@ -248,6 +248,7 @@ def test_table_without_an_audit():
         "audit": None,
         "aop": None,
         "stages": {"teacher": 1.0},
+        "config": {},
     }
     assert "LiRA" not in run.table(metrics)
     assert "0.9000" in run.table(metrics)
