@@ -63,6 +63,11 @@ def calls_of(solver: str, steps: int) -> int:
     return 2 * steps - 1 if solver == "heun" else steps
 
 
+def trajectory_steps(calls: int, few_steps: int) -> int:
+    """Steps of the trajectories that a generator of few steps is trained on: ``calls``, up to a multiple of these."""
+    return -(-calls // few_steps) * few_steps
+
+
 def _check_intervals(config: Any) -> None:
     """Refuse an interval of guidance that holds no step of a setting that may be tried; drawn ones are left out."""
     intervals = {"guidance_interval": config.guidance_interval}
@@ -72,8 +77,8 @@ def _check_intervals(config: Any) -> None:
         intervals |= {"tune_guidance_interval": config.tune_guidance_interval} if config.tune_guidance_interval else {}
     for name, interval in intervals.items():
         tried = {calls_of(solver, count) for solver in solvers for count in steps}
-        if few := config.few_steps:  # the trajectories of its training take a multiple of them
-            tried |= {-(-calls // few) * few for calls in tried}
+        if config.few_steps:
+            tried |= {trajectory_steps(calls, config.few_steps) for calls in tried}
         for calls in sorted(tried):
             check_interval("run", name, interval, calls)
 

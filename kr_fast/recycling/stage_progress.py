@@ -40,7 +40,7 @@ class StageProgress:
 def of_run(context: Context, names: Sequence[str]) -> StageProgress:
     """Progress of the run of ``context``: by its budget, or stages are compared by the operations of their networks."""
     ahead = None if context.ledger is None else context.ledger.ahead_by_stage
-    return StageProgress(names, lambda: preflight.work(preflight.planned(context)), ahead)
+    return StageProgress(names, lambda: preflight.work(context), ahead)
 
 
 def line(

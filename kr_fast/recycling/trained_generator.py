@@ -15,6 +15,10 @@ from kr_fast.synthesis.job import TrainedGenerator
 
 SAMPLING = ("num_inference_steps", "guidance_scale", "noise_scale", "guidance_interval")
 USED = (*SAMPLING, "few_steps", "label_plan", "solver")  # a run of an earlier version may lack others
+OTHER_DATA = (
+    "{} is of a run on other images, or other splits of them: it may have been trained on validation and test images "
+    "of this run"
+)
 
 
 def is_run(folder: Path) -> bool:

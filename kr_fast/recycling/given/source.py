@@ -27,7 +27,6 @@ from kr_fast.recycling.given.network import NetworkSource, is_network
 from kr_fast.recycling.given.several import SeveralSources
 from kr_fast.recycling.search_options import WHOLE
 from kr_fast.recycling.stages.generation.sampling import Sampling
-from kr_fast.recycling.trained_generator import refuse_seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.storage import files
 
@@ -67,7 +66,7 @@ def _source(name: str, facts: DataFacts, device: torch.device, micro_batch: int)
     if not path.exists():
         rule = "be the folder of a run or of a diffusers model, a folder or .npz of images, or pkg.mod:function"
         raise FileNotFoundError(f"run: generator must {rule}, got {name}, which is not there")
-    refuse_seeds(path, ASKED)
+    trained_generator.refuse_seeds(path, ASKED)
     if is_network(path):
         return NetworkSource.load(path, facts, device, micro_batch)
     return ImageSource.load(path, facts, device)
@@ -103,10 +102,7 @@ def check(context: Context) -> list[str]:
     notes = [f"the generator was given, {source.kind}, which the run does not train: {off}", *source.notes]
     runs = [path for path in (Path(name).expanduser() for name in c.generator) if trained_generator.is_run(path)]
     if any(trained_generator.data_of(path)["sha256"] != context.data.fingerprint for path in runs):
-        notes.append(
-            "the generator is of a run on other images, or other splits of them: it may have been trained on "
-            "validation and test images of this run"
-        )
+        notes.append(trained_generator.OTHER_DATA.format("the generator"))
     if isinstance(source, ImageSource | SeveralSources):
         notes += source.shortage(context.label_plan(), c.images)
     if source.guided is None:

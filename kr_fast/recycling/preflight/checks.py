@@ -18,6 +18,7 @@ from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.generation import tuning
 from kr_fast.recycling.stages.generation.sampling import default_sampling
 from kr_fast.recycling.stages.given_teacher import given_teacher
+from kr_fast.recycling.trained_generator import OTHER_DATA
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 
@@ -123,10 +124,7 @@ def _given_teacher(context: Context) -> list[str]:
     own = given_teacher(context.config.teacher, context.config.teacher_arch, context.config.teacher_width)
     notes = []
     if own.data is not None and own.data["sha256"] != context.data.fingerprint:
-        notes.append(
-            "the Teacher is of a run on other images, or other splits of them: it may have been trained on validation "
-            "and test images of this run"
-        )
+        notes.append(OTHER_DATA.format("the Teacher"))
     if not (note := teacher.chance(correct, subset)):
         return notes
     return [

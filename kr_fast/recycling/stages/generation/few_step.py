@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.context import Context, Trials
 from kr_fast.recycling.drawing import Drawing
+from kr_fast.recycling.search_options import trajectory_steps
 from kr_fast.recycling.stages import teacher
 from kr_fast.recycling.stages.distillation import gkd
 from kr_fast.recycling.stages.distillation.score_error import score_error
@@ -61,7 +62,7 @@ def many_step(tuned: Sampling, few_steps: int) -> Sampling:
     ``few_steps``, so that it comes by the noise levels of the few.
     """
     calls = network_calls(dataclasses.replace(tuned, guidance_scale=1.0))
-    return dataclasses.replace(tuned, num_inference_steps=-(-calls // few_steps) * few_steps, solver="euler")
+    return dataclasses.replace(tuned, num_inference_steps=trajectory_steps(calls, few_steps), solver="euler")
 
 
 def run(context: Context) -> dict[str, Any]:
