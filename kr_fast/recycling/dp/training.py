@@ -5,11 +5,13 @@ noise are: which images a batch holds must not be told from the run's seed, nor 
 training that was stopped and continued has other batches than one that was not, and it spends what it spends once: what
 was done since the last saved position is lost, and was told to nobody. What was saved and is made anew counts twice.
 
+Nothing here ends by what it meets in a record: that a run came to its end would tell of it. A gradient that is not
+finite is left out; weights that are not are saved first, so that no other ones are drawn in their place.
+
 Several processes train together: each draws from its own share of the records, and a step adds their sums. Rank 0 books
 and saves. A position is saved between logical batches, so any number of processes continues from it.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from kr_fast.recycling.config import RecycleConfig
 from kr_fast.recycling.dp.spending import Spending
 from kr_fast.runtime import seeds, state
 from kr_fast.runtime.errors import UserError
+from kr_fast.runtime.log import logger
 from kr_fast.runtime.progress import bar
 from kr_fast.runtime.storage import files
 from kr_fast.training import EMA
@@ -98,6 +101,7 @@ def train(
             for key, value in parts.items():
                 value.load_state_dict(saved[key])
             first, points = saved["step"], saved["points"]
+    _check_weights(network, name, first)
     mechanism = Gaussian(spent.noise_multiplier, spent.sample_rate, spent.steps)
     every, save = max(spent.steps // CURVE, 1), max(spent.steps // SAVES, 1)
 
@@ -116,8 +120,8 @@ def train(
             step, part = first + batch.step, part + 1
             each = losses(batch.indices, fresh(config, name, "rows", step, part, runtime.rank))
             private.backward(each, present=batch.present)
-            present = batch.present.repeat_interleave(multiplicity).to(each.device)
-            seen += torch.tensor([float(each.detach()[present].sum()), int(present.sum())], dtype=torch.float64)
+            counted = batch.present.repeat_interleave(multiplicity).to(each.device) & each.isfinite()
+            seen += torch.tensor([float(each.detach()[counted].sum()), int(counted.sum())], dtype=torch.float64)
             drawn += int(batch.present.sum())
             if not batch.last:
                 continue
@@ -128,22 +132,32 @@ def train(
             progress.update()
             if done % every == 0 or done == spent.steps:
                 total, rows = runtime.added(seen).tolist()
-                mean = total / max(rows, 1)
-                if not math.isfinite(mean):
-                    raise UserError(f"run: loss of the private {name} must be finite, got {mean} before step {done}")
-                points.append([done, mean])
-                progress.set(loss=mean)
+                if rows:
+                    points.append([done, total / rows])
+                    progress.set(loss=total / rows)
                 seen.zero_()
-            if runtime.is_main and (done % save == 0 or done == spent.steps):
-                states = {key: value.state_dict() for key, value in parts.items()}
-                files.save_state(state_path, {**states, "step": done, "points": points})
+            if done % save == 0 or done == spent.steps:
+                if runtime.is_main:
+                    states = {key: value.state_dict() for key, value in parts.items()}
+                    files.save_state(state_path, {**states, "step": done, "points": points})
+                _check_weights(network, name, done)
                 if done < spent.steps:
                     book_after(done)
     seconds, drawn = time.perf_counter() - start, int(runtime.added(torch.tensor(drawn)))
+    left_out = int(runtime.added(torch.tensor(private.not_finite)))
+    if left_out and runtime.is_main:
+        logger.warning("run: gradients in the training of the private %s were not finite, and left out", name)
     private.restore()
     network.eval()
     curves = {"step": [step for step, _ in points], "loss": [value for _, value in points]}
     return {"curves": curves, "images_per_second": drawn / seconds if drawn else None}
+
+
+def _check_weights(network: nn.Module, name: str, step: int) -> None:
+    """Refuse weights that are not finite: noise is in them, so this tells no more than they do."""
+    if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
+        rule = f"run: weights of the private {name} must be finite (in another run, take a smaller learning rate)"
+        raise UserError(f"{rule}, got others after step {step}")
 
 
 @torch.no_grad()

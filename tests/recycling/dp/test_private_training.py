@@ -1,16 +1,18 @@
 """A private training that is stopped and continued spends once, and nothing in it comes from the run's seed."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from toy_runs import new_context
 
-from kr_fast.privacy import Gaussian, Ledger, PrivateTraining, accounting
-from kr_fast.recycling.dp import ledger, teacher
+from kr_fast.privacy import Gaussian, Ledger, PoissonBatches, PrivateTraining, accounting
+from kr_fast.recycling.dp import ledger, spending, teacher, training
 from kr_fast.recycling.dp.training import fresh, seed_options
 from kr_fast.recycling.presets import preset
 from kr_fast.runtime.errors import UserError
+from kr_fast.training import EMA
 
 SIZES = {"teacher_batch_size": 10, "generator_batch_size": 10, "generator_steps": 4, "dp_multiplicity": 2}
 SIZES |= {"teacher_epochs": 2, "generator_widths": (8,), "dp_physical_batch": 8}
@@ -126,3 +128,44 @@ def test_another_epsilon_is_refused(run):
     run.config = dataclasses.replace(run.config, epsilon=9.0)
     with pytest.raises(UserError, match="epsilon must be 8, with which"):
         ledger.opened(reopened(run))
+
+
+def trained(run, losses, rate=0.1):
+    """A small network, and what a training of it by ``losses`` of its answers returned."""
+    network = torch.nn.Linear(2, 1)
+    spent, book = spending.of(run, "teacher"), ledger.opened(reopened(run))
+    parts = network, torch.optim.SGD(network.parameters(), lr=0.1)
+    done = training.train(
+        run.config,
+        "teacher",
+        *parts,
+        lambda indices, random: losses(network(torch.ones(len(indices), 2))[:, 0], indices),
+        spent,
+        book,
+        records=20,
+        state_path=run.folder.state / "teacher.pt",
+        rate=lambda step: rate,
+        ema=EMA(list(network.parameters()), 0.9),
+    )
+    return network, done
+
+
+def test_no_record_decides_whether_a_training_ends(run, caplog):
+    """Or the release itself would tell that the record was not there: with it, no run would come to its end."""
+    network, done = trained(run, lambda answers, indices: answers * torch.where(indices == 7, torch.inf, 1.0))
+    assert torch.isfinite(network.weight).all()
+    assert all(map(math.isfinite, done["curves"]["loss"]))
+    assert "gradients in the training of the private teacher were not finite, and left out" in caplog.text
+
+
+def test_weights_that_are_not_finite_are_not_drawn_anew(run):
+    for _ in range(2):
+        with pytest.raises(UserError, match="weights of the private teacher must be finite .* got others after step 1"):
+            trained(run, lambda answers, indices: answers, rate=torch.inf)
+    assert ledger.opened(reopened(run)).spent["teacher"].steps == 1
+
+
+def test_steps_without_a_record_have_no_loss(run, monkeypatch):
+    monkeypatch.setattr(training, "PoissonBatches", lambda records, rate, *rest: PoissonBatches(records, 1e-18, *rest))
+    _, done = trained(run, lambda answers, indices: answers)
+    assert done["curves"] == {"step": [], "loss": []}
