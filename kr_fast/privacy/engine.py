@@ -17,6 +17,7 @@ from kr_fast.training.ema import EMA
 from kr_fast.training.patches import Patches
 
 _OP = refusals.OP
+LEAST_NORM = 1e-12  # squares of much smaller norms vanish in float32, and such a gradient would not be clipped
 
 
 class PrivateTraining:
@@ -267,7 +268,7 @@ def make_private(
         optimizer: of these parameters; its gradients are ``g``.
         noise_multiplier: sigma; 0 adds no noise, and the result is not private.
         expected_batch_size: ``B``, over all processes.
-        max_grad_norm: ``C``.
+        max_grad_norm: ``C``, above 1e-12.
         clipping: "flat" or "automatic".
         multiplicity: K.
         ema: an average of the weights to move at each step, unless the optimizer does so itself.
@@ -281,9 +282,9 @@ def make_private(
     if clipping not in CLIPPINGS:
         fail(_OP, "clipping", f"be one of {', '.join(CLIPPINGS)}", clipping)
     bound, batch = number(_OP, "max_grad_norm", max_grad_norm), number(_OP, "expected_batch_size", expected_batch_size)
-    for name, value in (("max_grad_norm", bound), ("expected_batch_size", batch)):
-        if value == 0:
-            fail(_OP, name, "be above 0", value)
+    for name, value, least in (("max_grad_norm", bound, LEAST_NORM), ("expected_batch_size", batch, 0.0)):
+        if value <= least:
+            fail(_OP, name, f"be above {least:g}", value)
     options = {
         "noise_multiplier": number(_OP, "noise_multiplier", noise_multiplier),
         "expected_batch_size": batch,

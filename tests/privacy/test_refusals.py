@@ -98,7 +98,8 @@ def test_a_model_is_made_private_once():
     [
         ({"noise_multiplier": -1.0}, "noise_multiplier must be a finite number of at least 0, got -1.0"),
         ({"noise_multiplier": float("nan")}, "noise_multiplier must be a finite number"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 1e-12, got 0.0"),
+        ({"max_grad_norm": 1e-24}, "max_grad_norm must be above 1e-12"),  # squares of such norms are 0: all pass whole
         ({"max_grad_norm": float("inf")}, "max_grad_norm must be a finite number"),
         ({"expected_batch_size": 0}, "expected_batch_size must be above 0"),
         ({"clipping": "none"}, "clipping must be one of flat, automatic, got none"),
