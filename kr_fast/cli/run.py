@@ -76,8 +76,9 @@ def finished(result: Any) -> int:
         wrong = contradiction(result.metrics)
         print(wrong or guaranteed.sentences(guarantee)[0])
         if guarantee["private"] and not wrong:
-            alone = f"{result.out / 'release'} alone may be handed on"
-            print(f"{alone}: the figures above are of real images, without noise")
+            held_back = result.metrics["verdict"]["decision"] == "do not share"
+            what = "is what that holds for" if held_back else "may be handed on"
+            print(f"{result.out / 'release'} alone {what}: the figures above are of real images, without noise")
     print(f"report: {result.report}")
     return GATE if fails(result.metrics["verdict"]) else 0
 

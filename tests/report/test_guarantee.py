@@ -9,6 +9,7 @@ from report_cases import arrays, summary
 from kr_fast import report
 from kr_fast.cli.run import finished
 from kr_fast.report import guarantee
+from kr_fast.report.exported import croissant, data_card, model_card
 from kr_fast.report.sections import verdict
 from kr_fast.report.tables import lower_bounds
 
@@ -82,16 +83,19 @@ def test_sides_that_differ_by_themselves_say_nothing_of_the_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "may"),
+    ("changes", "decision", "words", "may"),
     [
-        ({}, "differentially private for every training image", True),
-        ({"found": 2.1}, "An attack proves a larger epsilon than the ledger allows", False),
-        ({"epsilon": None, "private": False, "not_private": "a seed was given"}, "NOT PRIVATE: a seed was", False),
+        ({}, "not decided", "differentially private for every training image", True),
+        ({}, "do not share", "release alone is what that holds for: the figures above are of real images", False),
+        ({"found": 2.1}, "not decided", "An attack proves a larger epsilon than the ledger allows", False),
+        ({"epsilon": None, "private": False, "not_private": "a seed was given"}, "share", "NOT PRIVATE: a seed", False),
     ],
 )
-def test_the_last_screen_of_a_run_lets_nothing_go_that_its_report_holds_back(capsys, tmp_path, changes, words, may):
+def test_the_last_screen_of_a_run_lets_nothing_go_that_its_report_holds_back(
+    capsys, tmp_path, changes, decision, words, may
+):
     metrics = report.metrics(guaranteed(**changes, class_counts="noised"))
-    metrics |= {"verdict": {"decision": "not decided", "reasons": [], "chance": 0.2, "rules": []}}
+    metrics |= {"verdict": {"decision": decision, "reasons": [], "chance": 0.2, "rules": []}}
     finished(SimpleNamespace(metrics=metrics, out=tmp_path, report=tmp_path / "report.html"))
     shown = capsys.readouterr().out
     assert words in shown
@@ -114,6 +118,23 @@ def test_a_run_with_a_seed_guarantees_nothing(tmp_path):
     assert "have a guarantee of differential privacy" not in html.read_text()
     without_audit = {**guaranteed(), "audit": None, "aop": None}
     assert report.metrics(without_audit)["guarantee"]["lower_bounds"] == []
+
+
+def test_cards_of_a_run_with_a_seed_claim_no_privacy():
+    seeded = {"private": False, "not_private": "a seed was given", "epsilon": None}
+    for changes, claims in (({}, True), (seeded, False)):
+        values = guaranteed(class_counts="noised", **changes)
+        values["config"] |= {"epsilon": 2.0, "student_arch": "resnet8", "temperature": 4.0}
+        files = [{"path": "train.npz", "bytes": 1, "sha256": ""}]
+        facts = {"format": "npz", "count": 2, "shape": [8, 8, 1], "column": "soft_label", "files": files}
+        facts["counts"] = [1] * len(values["dataset"]["class_names"])
+        cards = [model_card.text(values, {}), data_card.text(values, facts)]
+        for text in (*cards, croissant.metadata(values, facts)["description"]):
+            assert ("NOT PRIVATE: a seed was given" in text) != claims
+            assert ("with differential privacy" in text) == claims
+        assert all(("- differential-privacy" in card) == claims for card in cards)
+        assert all(("- not-private" in card) != claims for card in cards)
+        assert ("guarantee covers its answers" in text) == claims
 
 
 def test_the_last_line_of_a_verdict_says_what_is_guaranteed():

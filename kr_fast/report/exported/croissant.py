@@ -58,13 +58,14 @@ def metadata(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, 
     """The metadata; the arguments are those of :func:`kr_fast.report.exported.data_card.text`."""
     title = data_card.title(summary)
     parts = [data_card.description(summary, facts), data_card.leaks(summary)]
+    answers = data_card.answers(summary["config"], facts["column"], summary.get("guarantee"))
     described = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": VERSION,
         "version": "1.0.0",
         "name": re.sub(r"[^A-Za-z0-9_-]+", "-", title).strip("-"),
-        "description": " ".join([*parts, data_card.answers(summary["config"], facts["column"])]),
+        "description": " ".join([*parts, answers]),
         "distribution": [_file(each, ENCODING[facts["format"]]) for each in facts["files"]],
     }
     if facts["format"] == "parquet":

@@ -35,7 +35,7 @@ def text(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """
     size = next((words for limit, words in SIZES.items() if facts["count"] < limit), "n>10M")
     covered = summary.get("guarantee")
-    protected = "differential-privacy" if covered else "membership-inference-audit"
+    protected = guaranteed.tag(covered) if covered else "membership-inference-audit"
     header = {
         "task_categories": ["image-classification"],
         "tags": ["synthetic-data", "knowledge-distillation", protected],
@@ -101,15 +101,15 @@ def leaks(summary: Mapping[str, Any]) -> str:
     return f"{known} The verdict of the run, “{summary['verdict']['decision']}”, is about its Student."
 
 
-def answers(config: Mapping[str, Any], column: str | None) -> str:
-    """What the set says of the Teacher's answers, and why not more."""
+def answers(config: Mapping[str, Any], column: str | None, guarantee: Mapping[str, Any] | None = None) -> str:
+    """What the set says of the Teacher's answers, and why not more; ``guarantee``: the entry of that name."""
     if column is None:
         return (
             "The Student was taught the classes that the images were drawn for, without the Teacher (labels: class), "
             "so the set holds no answer of it."
         )
     known = "was given to the run" if config.get("teacher") else "was trained on the private images"
-    told = COVERED if config.get("epsilon") else NOT_ATTACKED.format(known=known)
+    told = COVERED if guarantee and guarantee["private"] else NOT_ATTACKED.format(known=known)
     if column == "teacher_label":
         return (
             "teacher_label is the class that the Teacher gives most. The Student was taught these classes alone "

@@ -41,6 +41,15 @@ def sentences(guarantee: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def tag(guarantee: Mapping[str, Any]) -> str:
+    """Of a card's header."""
+    return "differential-privacy" if guarantee["private"] else "not-private"
+
+
+def _trained(summary: Mapping[str, Any]) -> str:
+    return f"trained {'with' if summary['guarantee']['private'] else 'without'} differential privacy"
+
+
 def student(summary: Mapping[str, Any], files: Mapping[str, str], use: str) -> Iterator[Block]:
     """The sections of a Student's model card.
 
@@ -53,8 +62,8 @@ def student(summary: Mapping[str, Any], files: Mapping[str, str], use: str) -> I
     yield (
         "text",
         f"A {config['student_arch']} of {summary['student']['parameters']:,} weights, trained on synthetic images and "
-        f"{LABELS[config.get('labels', 'soft')]}. Generator and Teacher were trained with differential privacy. It saw "
-        "no real image.",
+        f"{LABELS[config.get('labels', 'soft')]}. Generator and Teacher were {_trained(summary)}. It saw no "
+        "real image.",
     )
     yield from _guarantee(summary)
     yield "heading", "Use"
@@ -79,8 +88,7 @@ def description(summary: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     height, width, channels = facts["shape"]
     return (
         f"{facts['count']:,} synthetic images of {len(summary['dataset']['class_names'])} classes, {height} x {width} "
-        f"x {channels}, drawn by a class-conditional diffusion model that was trained with differential privacy. None "
-        "is real."
+        f"x {channels}, drawn by a class-conditional diffusion model that was {_trained(summary)}. None is real."
     )
 
 

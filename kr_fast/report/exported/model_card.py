@@ -24,8 +24,8 @@ def text(summary: Mapping[str, Any], files: Mapping[str, str]) -> str:
         files: name -> what it is, of the files beside the card.
     """
     title = f"Student of Knowledge Recycling on {summary['dataset']['name']}"
-    if summary.get("guarantee"):
-        tags = ["knowledge-distillation", "synthetic-data", "differential-privacy"]
+    if guarantee := summary.get("guarantee"):
+        tags = ["knowledge-distillation", "synthetic-data", guaranteed.tag(guarantee)]
         header = {"library_name": "kr-fast", "pipeline_tag": "image-classification", "tags": tags}
         return front_matter(header) + render.markdown(title, guaranteed.student(summary, files, _use(summary)))
     return front_matter(_facts(summary)) + render.markdown(title, blocks(summary, files))
