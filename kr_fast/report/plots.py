@@ -101,6 +101,7 @@ def curves(training: dict[str, dict[str, list]]) -> bytes:
     panels += (("student", "period", "loss", STUDENT),)
     for axis, (name, x, y, colour) in zip(figure.subplots(1, 3), panels, strict=True):
         values = training.get(name) or {}
+        x, y = ("step", "loss") if values.get("step") else (x, y)  # a private Teacher has no epochs
         axis.set_title(name.capitalize(), fontsize=10)
         axis.set_xlabel(x)
         if not values.get(y):

@@ -19,6 +19,17 @@ def test_figures_do_not_depend_on_the_users_style():
         assert matplotlib.rcParams["font.size"] == 20
 
 
+def test_a_private_teacher_was_trained_here(monkeypatch):
+    """It has a loss by step and no epochs."""
+    monkeypatch.setattr(plots, "png", lambda figure: figure)
+    by_step = {"step": [1, 2], "loss": [2.0, 1.0]}
+    teacher, generator, student = plots.curves({"teacher": by_step, "generator": by_step}).axes
+    for axis in (teacher, generator):
+        assert axis.lines[0].get_ydata().tolist() == [2.0, 1.0]
+        assert axis.get_xlabel() == "step"
+    assert student.texts[0].get_text() == "not trained here"
+
+
 def test_no_two_curves_look_alike(monkeypatch):
     monkeypatch.setattr(plots, "png", lambda figure: figure)
     rate = np.linspace(0, 1, 9)
