@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if done.metrics["verdict"] is not None:
         print("\n".join(verdict.lines(done.metrics["verdict"], done.metrics.get("guarantee"))))
-    print(f"{done.student}: kr_fast.load_student reads it; figures, audit and verdict are in its README.md")
+    told = "the guarantee is" if done.metrics.get("guarantee") else "figures, audit and verdict are"
+    print(f"{done.student}: kr_fast.load_student reads it; {told} in its README.md")
     column = f" with {done.images['column']}" if done.images["column"] else ""
     print(f"{done.synthetic}: {done.images['count']} images{column} ({done.images['format']})")
     return 0

@@ -14,7 +14,6 @@ from toy_runs import QUIET, toy
 from kr_fast import data
 from kr_fast.cli import main
 from kr_fast.privacy import Gaussian, Ledger
-from kr_fast.recycling.exporting.job import export_run
 from kr_fast.runtime.storage import layout
 
 pytestmark = pytest.mark.pipeline
@@ -144,9 +143,10 @@ def test_another_epsilon_needs_another_folder(private_run, capsys, tmp_path):
     assert "of the run in" in line
 
 
-def test_an_export_has_the_guarantee_and_no_figure(private_run, tmp_path):
+def test_an_export_has_the_guarantee_and_no_figure(private_run, tmp_path, capsys):
     out = private_run[0]
-    export_run(out, tmp_path / "export", format="npz")
+    assert main(["export", str(out), str(tmp_path / "export"), "--format", "npz"]) == 0
+    assert "kr_fast.load_student reads it; the guarantee is in its README.md" in capsys.readouterr().out
     assert (tmp_path / "export" / "ledger.json").read_bytes() == (out / "release" / "ledger.json").read_bytes()
     for path, text in texts(tmp_path / "export").items():
         assert "accuracy" not in text, path
