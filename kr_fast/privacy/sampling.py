@@ -116,6 +116,8 @@ class PoissonBatches:
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`: what is left of its logical batch comes first, and nothing is drawn again.
 
+        Go on from a state within a logical batch once: two results of one draw spend more than two steps do.
+
         Raises: UserError for a state of other records, sample_rate, steps, processes or randomness.
         """
         for name, own in {**self._fixed(), "private": self.is_private, "rank": self._rank}.items():
