@@ -1,5 +1,6 @@
 """``make_private``: training steps whose result is differentially private (DP-SGD, and DPDM for generators)."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,8 +66,8 @@ class PrivateTraining:
         except BaseException:
             self._patches.restore()
             raise
-        for p in self._trained.values():
-            p.requires_grad_(False)
+        # Layers hide their parameters from autograd: what reaches one came past its layer, and no record's norm has it.
+        self._hooks = [p.register_hook(partial(refusals.read_elsewhere, name)) for name, p in self._trained.items()]
         optimizer.zero_grad(set_to_none=True)  # of frozen parameters too, which an old gradient would move
         if first.device.type == "cpu":
             keep_freed_memory()
@@ -173,6 +174,7 @@ class PrivateTraining:
         finally:
             for p in self._trained.values():
                 p.grad = None
+            torch.clear_autocast_cache()  # of the weights before, where autocast is around the whole loop
         self._total.zero_()
         if self.ema is not None and self.ema is not getattr(self.optimizer, "ema", None):
             self.ema.step()
@@ -181,8 +183,8 @@ class PrivateTraining:
     def restore(self) -> None:
         """Give the model its own forwards back, and its parameters their gradients. Again: nothing."""
         self._patches.restore()
-        for p in self._trained.values():
-            p.requires_grad_(True)
+        for hook in self._hooks:
+            hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the states of model, optimizer and average: also within a logical batch.
@@ -253,9 +255,9 @@ def make_private(
     clipped, which costs no privacy.
 
     Gradients of single records are not kept: one forward pass, one backward pass for the signals, in which each layer
-    takes norms at once, and a weighted weight gradient, see :mod:`kr_fast.privacy.layers`. From here on the model's
-    parameters require no gradient and a plain ``backward`` trains nothing; ``restore()`` undoes this. A record whose
-    gradient is not finite adds nothing, and is counted in ``not_finite``.
+    takes norms at once, and a weighted weight gradient, see :mod:`kr_fast.privacy.layers`. From here on a plain
+    ``backward`` raises; ``restore()`` undoes this. A record whose gradient is not finite adds nothing, and is counted
+    in ``not_finite``.
 
     What is private are the weights after each ``step``. Not private: losses, ``not_finite``, the drawn indices, states
     for resuming, and whatever else is computed from private records, so choices made by these count too.
@@ -263,8 +265,8 @@ def make_private(
     Args:
         model: its trained parameters are float32 and in ``Conv2d``, ``Linear``, ``Embedding``, ``GroupNorm`` and
             ``LayerNorm`` alone, each of which reads a row of the batch for each loss; nothing in it mixes rows, as
-            BatchNorm does. Parameters that require no gradient stay as they are. It is not wrapped for several
-            processes: sums are added in ``step``.
+            BatchNorm does, or reads a parameter past its layer, as a penalty on weights does. Parameters that require
+            no gradient stay as they are. It is not wrapped for several processes: sums are added in ``step``.
         optimizer: of these parameters; its gradients are ``g``.
         noise_multiplier: sigma; 0 adds no noise, and the result is not private.
         expected_batch_size: ``B``, over all processes.

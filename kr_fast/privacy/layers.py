@@ -1,6 +1,6 @@
 """What a layer does in a private step: compute, send the signal back, and keep what its clipped gradients need.
 
-Parameters require no gradient, so one backward pass computes signals alone. Each layer is one autograd function, which
+Autograd meets no parameters, so one backward pass computes signals alone. Each layer is one autograd function, which
 meets what the layer read, ``x``, together with the loss's gradient by what it made, ``grad``. There and then it takes
 the cheaper way, by counting values a record: it keeps the per-sample gradients where these are not many more than
 those of ``x`` and ``grad``, both of which are then free, and the clipped sum will be a product of a vector and a

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kr_fast.privacy.convolutions import Form
 from kr_fast.privacy.rules import RULES
@@ -36,6 +36,12 @@ def check(model: Any, optimizer: Any) -> dict[str, nn.Parameter]:
             fail(OP, "model", rule, f"{name}: {p.dtype} on {p.device}")
     _check_optimizer(trained, optimizer)
     return trained
+
+
+def read_elsewhere(name: str, grad: Tensor) -> None:
+    """What autograd calls with a gradient by the trained parameter ``name``."""
+    rule = "read trained parameters in their layers' forwards alone (untie weights, give the optimizer weight_decay in"
+    fail("backward", "model", f"{rule} the place of a penalty on them)", f"a gradient of {name} from elsewhere")
 
 
 def _check_module(name: str, module: Any) -> None:

@@ -121,6 +121,22 @@ def test_blocks_of_classifiers(multiplicity, other):
     assert torch.equal(losses(model, x, labels), before)
 
 
+def test_encoder_layers_in_evaluation_mode():
+    """Of torch, which take their parameters past the layers where none requires a gradient."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder.self_attn.requires_grad_(False)
+    model, x, labels = (
+        nn.Sequential(encoder, nn.Flatten(), nn.Linear(32, 3)).eval(),
+        torch.randn(6, 4, 8),
+        torch.arange(6) % 3,
+    )
+    rows = gradients(model, lambda twin, b: losses(twin, x[b : b + 1].double(), labels[b : b + 1])[0], 6)
+    private = private_of(model)
+    private.backward(losses(model, x, labels))
+    assert error(private.state_dict()["sums"], clipped(rows, "flat", 1.0)) < 1e-5
+
+
 def test_opacus_has_the_same_sums():
     opacus = pytest.importorskip("opacus")
     torch.manual_seed(0)

@@ -61,6 +61,19 @@ def test_sums_under_autocast(name):
     assert error(private.state_dict()["sums"], clipped(rows, "flat", 1.0)) < 0.05
 
 
+def test_autocast_around_the_whole_loop_reads_new_weights():
+    model, x, labels = network("images")
+    private = private_of(model)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        for _ in range(2):
+            with torch.enable_grad():
+                private.backward(losses(model, x, labels))
+            private.step()
+        inside = model(x)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(model(x), inside)
+
+
 @pytest.mark.parametrize("op", ["linear", "conv2d"])
 def test_references_multiply_in_float32_whatever_is_allowed(op, monkeypatch):
     """On a GPU torch may take TF32 for float32: a norm that is too small would let a record pass the bound."""

@@ -137,6 +137,20 @@ def test_losses():
     assert not private.state_dict()["sums"].any()
 
 
+def test_parameters_read_past_their_layer():
+    """Weights tied by hand, or a penalty on them: no norm of a record would have that part of its gradient."""
+    model, x, labels = network("tokens")
+    private = private_of(model)
+    with pytest.raises(UserError, match=r"backward: model must read .* got a gradient of table.weight from elsewhere"):
+        private.backward(nn.functional.linear(model.table(x).mean(1), model.table.weight)[:, 0])
+    with pytest.raises(UserError, match=r"weight_decay in the place of a penalty on them\), got .* of head.bias"):
+        private.backward(losses(model, x, labels) + model.head.bias.norm())
+    private.backward(losses(model, x, labels))
+    private.restore()
+    (losses(model, x, labels) + model.head.bias.norm()).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_resumes_within_a_logical_batch():
     """The sums so far, the count of steps and the optimizer go on; other options are refused."""
     results = []
