@@ -1,5 +1,6 @@
 """``make_private``: training steps whose result is differentially private (DP-SGD, and DPDM for generators)."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -132,11 +133,21 @@ class PrivateTraining:
         return rows, present.to(losses.device)
 
     def _add(self, present: Tensor) -> None:
-        squares = [each for each in (layer.squares() for layer in self._layers) if each is not None]
-        if not squares:
+        found = {layer.name: squares for layer in self._layers if (squares := layer.squares()) is not None}
+        if not found:
             fail("backward", "losses", "come from a forward of the model after make_private", "those of another")
-        factors, spoilt = clipping.factors(self.clipping, torch.stack(squares).sum(0), self.max_grad_norm, present)
-        left_out = spoilt if bool(spoilt.any()) else None  # the one wait for a GPU in a physical batch
+        squares = torch.stack(list(found.values()))
+        factors, spoilt = clipping.factors(self.clipping, squares.sum(0), self.max_grad_norm, present)
+        # A row that is not present has the seed 0, and so no gradient that is not 0 but where rows are mixed.
+        mixed = torch.stack([spoilt.any(), *((squares > 0) & ~present & ~spoilt).any(1)])
+        some_spoilt, *mixed = mixed.tolist()  # the one wait for a GPU in a physical batch
+        if any(mixed):
+            *_, name = itertools.compress(found, mixed)
+            rule = "have gradients by row of that row's loss alone (the batch first, what rows share expanded to them"
+            fail(
+                "backward", f"layer {name}", f"{rule}, no mean over rows behind it)", "one of a row that is not present"
+            )
+        left_out = spoilt if some_spoilt else None
         if left_out is not None:
             self.not_finite += int((left_out & present).sum())
         self._torn = True

@@ -121,7 +121,7 @@ class Layer:
         if self.rows is None:
             fail("make_private", "losses", "go backward by private.backward(losses)", "losses.backward()")
         if x.shape[0] != self.rows:
-            rule = f"read one row for each loss ({self.rows}), in the loss's order"
+            rule = f"read one row for each loss ({self.rows}), in its order (the batch first, what rows share expanded)"
             fail("backward", f"layer {self.name}", rule, list(x.shape))
 
     def keep(self, found: Samples, norms: Tensor | None = None) -> None:

@@ -118,6 +118,32 @@ def test_cross_example_operations(layer):
         private_of(model)
 
 
+class Mixing(nn.Module):
+    def __init__(self, mix):
+        super().__init__()
+        self.first, self.place, self.last, self.mix = nn.Linear(4, 4), nn.Embedding(6, 4), nn.Linear(4, 3), mix
+
+    def forward(self, x):
+        return self.last(self.mix(self, self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("mix", "name"),
+    [
+        (lambda model, x: x - x.mean(0), "first"),
+        (lambda model, x: x.flip(0), "first"),
+        (lambda model, x: (x[:, None] + model.place(torch.arange(6))).tanh().mean(1), "place"),  # as many as rows
+    ],
+)
+def test_cross_example_functions(mix, name):
+    """No layer tells them, but gradients of records that are not present do."""
+    model, x, labels = Mixing(mix), torch.randn(6, 4), torch.arange(6) % 3
+    private = private_of(model)
+    with pytest.raises(UserError, match=f"backward: layer {name} must have .* got one of a row that is not present"):
+        private.backward(losses(model, x, labels), present=torch.arange(6) != 2)
+    assert not private.state_dict()["sums"].any()
+
+
 def test_auxiliary_information():
     """What leaves the training object by name is either noised or said to be private."""
     private = private_of(network("images")[0])
