@@ -1,6 +1,7 @@
 """``make_private``: training steps whose result is differentially private (DP-SGD, and DPDM for generators)."""
 
 import itertools
+import logging
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from kr_fast.runtime.memory import keep_freed_memory
 from kr_fast.training.ema import EMA
 from kr_fast.training.patches import Patches
 
+logger = logging.getLogger("kr_fast")
 _OP = refusals.OP
 LEAST_NORM = 1e-12  # squares of much smaller norms vanish in float32, and such a gradient would not be clipped
 
@@ -46,6 +48,7 @@ class PrivateTraining:
         self._trained = refusals.check(model, optimizer)
         self.steps, self.not_finite = 0, 0
         self._torn = False  # whether a batch was added to some sums and not to others
+        self._reached = False  # whether it was told which layers the losses reach
         first = next(iter(self._trained.values()))
         # One tensor for all sums, so that noise and exchange between processes are one pass.
         self._total = torch.zeros(sum(p.numel() for p in self._trained.values()), device=first.device)
@@ -136,6 +139,13 @@ class PrivateTraining:
         found = {layer.name: squares for layer in self._layers if (squares := layer.squares()) is not None}
         if not found:
             fail("backward", "losses", "come from a forward of the model after make_private", "those of another")
+        if not self._reached:
+            self._reached = True
+            if apart := [layer.name for layer in self._layers if layer.name not in found]:
+                words = "had no part in the first losses: freeze what no loss reaches, for noise moves it"
+                logger.warning(
+                    "make_private: %d trained layers, of which the first is %s, %s", len(apart), apart[0], words
+                )
         squares = torch.stack(list(found.values()))
         factors, spoilt = clipping.factors(self.clipping, squares.sum(0), self.max_grad_norm, present)
         # A row that is not present has the seed 0, and so no gradient that is not 0 but where rows are mixed.

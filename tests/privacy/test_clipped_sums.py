@@ -121,6 +121,20 @@ def test_blocks_of_classifiers(multiplicity, other):
     assert torch.equal(losses(model, x, labels), before)
 
 
+def test_layers_that_no_loss_reaches_are_named(caplog):
+    """Under no_grad, but not frozen: noise would move a network that was trained elsewhere."""
+    model, x, labels = network("images")
+    private = private_of(model)
+    for _ in range(2):
+        with torch.no_grad():
+            features = model.layers[:4](x)
+        private.backward(nn.functional.cross_entropy(model.layers[4:](features), labels, reduction="none"))
+    assert [each.message for each in caplog.records] == [
+        "make_private: 3 trained layers, of which the first is layers.0, had no part in the first losses: "
+        "freeze what no loss reaches, for noise moves it"
+    ]
+
+
 def test_encoder_layers_in_evaluation_mode():
     """Of torch, which take their parameters past the layers where none requires a gradient."""
     torch.manual_seed(0)
