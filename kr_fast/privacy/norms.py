@@ -112,12 +112,12 @@ class GroupNorm(_Norm):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         norm, (n, c) = self.module, x.shape[:2]
-        sizes = n, c, x[0, 0].numel(), norm.num_groups
+        sizes = n, c, x.shape[2:].numel(), norm.num_groups
         return torch.native_group_norm(_dense(x), norm.weight, norm.bias, *sizes, norm.eps)
 
     def signal(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
         norm, (n, c) = self.module, x.shape[:2]
-        sizes = n, c, x[0, 0].numel(), norm.num_groups
+        sizes = n, c, x.shape[2:].numel(), norm.num_groups
         x = _dense(x)
         grad = grad.contiguous() if x.is_contiguous() else nhwc(grad)
         tensors = grad, x, mean, rstd, norm.weight

@@ -121,6 +121,13 @@ def test_blocks_of_classifiers(multiplicity, other):
     assert torch.equal(losses(model, x, labels), before)
 
 
+@pytest.mark.parametrize("shape", [(0, 8), (0, 8, 5), (0, 8, 5, 5), (0, 8, 2, 3, 4)])
+def test_group_norms_of_no_rows(shape):
+    model = nn.GroupNorm(2, 8)
+    private_of(model)
+    assert model(torch.zeros(shape)).shape == shape
+
+
 def test_layers_that_no_loss_reaches_are_named(caplog):
     """Under no_grad, but not frozen: noise would move a network that was trained elsewhere."""
     model, x, labels = network("images")
