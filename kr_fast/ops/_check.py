@@ -64,6 +64,16 @@ def integer(op: str, argument: str, value: Any, low: int, high: int) -> int:
     return int(value)
 
 
+def pair(op: str, argument: str, value: int | Sequence[int], low: int) -> tuple[int, int]:
+    """One integer, or a vertical and a horizontal one, as two of at least ``low``."""
+    if type(value) is int and value >= low:
+        return value, value
+    value = (value, value) if isinstance(value, numbers.Integral) else value
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        fail(op, argument, "be an int or a pair of them", value, TypeError)
+    return tuple(integer(op, argument, each, low, 2**31) for each in value)
+
+
 def integers(op: str, argument: str, value: Tensor) -> Tensor:
     """``value`` as int64, contiguous, from any integer dtype."""
     if isinstance(value, Tensor) and value.dtype == torch.int64:

@@ -1,6 +1,7 @@
 """Checks that the package's functions share."""
 
 import math
+import numbers
 from typing import Any
 
 from kr_fast.runtime.errors import fail
@@ -8,14 +9,14 @@ from kr_fast.runtime.errors import fail
 
 def whole(where: str, name: str, value: Any, low: int) -> int:
     """``value`` as an int of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
         fail(where, name, f"be a whole number of at least {low}", value)
     return int(value)
 
 
 def number(where: str, name: str, value: Any, low: float = 0.0) -> float:
     """``value`` as a finite float of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (low <= value < math.inf):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (low <= value < math.inf):
         fail(where, name, f"be a finite number of at least {low:g}", value)
     return float(value)
 

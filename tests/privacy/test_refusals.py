@@ -2,12 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from private_cases import losses, network
 from torch import nn
 
-from kr_fast.privacy import make_private
+from kr_fast.privacy import PoissonBatches, make_private
 from kr_fast.privacy.layers import Layer
 from kr_fast.runtime.errors import UserError
 from kr_fast.training import AdamW
@@ -111,6 +112,12 @@ def test_a_model_is_made_private_once():
 def test_options(options, message):
     with pytest.raises(UserError, match=f"make_private: {message}"):
         private_of(nn.Linear(4, 4), **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    private = private_of(nn.Linear(4, 4), noise_multiplier=np.float32(1), expected_batch_size=np.int64(5))
+    assert repr(private).startswith("PrivateTraining(noise_multiplier=1.0, expected_batch_size=5.0, ")
+    assert PoissonBatches(np.int64(20), np.float32(0.5), np.int32(3), 4).state_dict()["records"] == 20
 
 
 def test_losses():

@@ -1,5 +1,7 @@
 """BatchNorm in training, with the residual sum and the ReLU behind it."""
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -153,7 +155,7 @@ def batch_norm_act(
         _check.channels_last(_OP, "residual", residual, dtypes=(x.dtype,))
         if residual.shape != x.shape or residual.device != x.device:
             _check.fail(_OP, "residual", f"match x ({_check.describe(x)})", residual)
-    if not isinstance(momentum, (int, float)):
+    if not isinstance(momentum, numbers.Real):
         _check.fail(_OP, "momentum", "be a number", momentum, TypeError)
     if not 0 <= momentum <= 1:
         _check.fail(_OP, "momentum", "be in [0, 1]", momentum)

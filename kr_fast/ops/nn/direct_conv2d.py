@@ -126,7 +126,7 @@ def direct_conv2d(
         deep learning", 2016, section 4.
     """
     _check.channels_last(_OP, "x", x, dtypes=(torch.float32, torch.float64))
-    dtypes, stride, padding = (x.dtype,), _pair("stride", stride, 1), _pair("padding", padding, 0)
+    dtypes, stride, padding = (x.dtype,), _check.pair(_OP, "stride", stride, 1), _check.pair(_OP, "padding", padding, 0)
     _check.tensor(_OP, "weight", weight, ndim=4, dtypes=dtypes)
     (_, inputs, height, width), (_, channels, down, across) = x.shape, weight.shape
     fits = inputs == channels and down <= height + 2 * padding[0] and across <= width + 2 * padding[1]
@@ -139,12 +139,3 @@ def direct_conv2d(
     if is_direct(x, weight, bias):
         return _Plain.apply(*arguments)
     return call(torch.ops.kr_fast.direct_conv2d.default, *arguments)
-
-
-def _pair(name: str, value: int | Sequence[int], low: int) -> tuple[int, int]:
-    if type(value) is int and value >= low:
-        return value, value
-    value = (value, value) if isinstance(value, int) else value
-    if not isinstance(value, Sequence) or len(value) != 2:
-        _check.fail(_OP, name, "be an int or a pair of them", value, TypeError)
-    return tuple(_check.integer(_OP, name, each, low, 2**31) for each in value)

@@ -1,5 +1,6 @@
 """A residual block of two 3x3 convolutions in training, in one call forward and one backward."""
 
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -267,7 +268,7 @@ def _check_layer(argument: str, layer: ResidualLayer, x: Tensor, shape: tuple[in
     if (layer.running_mean is None) != (layer.running_var is None):
         missing = "running_mean" if layer.running_mean is None else "running_var"
         _check.fail(_OP, f"{argument}.{missing}", "be given where the other running statistic is", None)
-    if not isinstance(layer.momentum, (int, float)) or not 0 <= layer.momentum <= 1:
+    if not isinstance(layer.momentum, numbers.Real) or not 0 <= layer.momentum <= 1:
         _check.fail(_OP, f"{argument}.momentum", "be a number in [0, 1]", layer.momentum)
     if not layer.eps >= 0:
         _check.fail(_OP, f"{argument}.eps", "be at least 0", layer.eps)

@@ -1,13 +1,12 @@
 """What the ops of this family ask of their arguments."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from kr_fast.ops import _check
-
-Pair = tuple[int, int]
 
 
 def signals(op: str, x: Tensor, grad_output: Tensor, low: int) -> None:
@@ -34,16 +33,9 @@ def flag(op: str, name: str, value: bool) -> None:
 
 
 def epsilon(op: str, eps: float) -> float:
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < float("inf"):
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not 0 <= eps < float("inf"):
         _check.fail(op, "eps", "be a finite number of at least 0", eps)
     return float(eps)
-
-
-def pair(op: str, name: str, value: int | Sequence[int], low: int) -> Pair:
-    value = (value, value) if isinstance(value, int) else value
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        _check.fail(op, name, "be an int or a pair of them", value, TypeError)
-    return tuple(_check.integer(op, name, each, low, 2**31) for each in value)
 
 
 def convolution(
@@ -63,7 +55,7 @@ def convolution(
     if x.ndim != 4:
         _check.fail(op, "x", "have 4 dimensions", x)
     kernel_size, stride, dilation = (
-        pair(op, name, value, 1)
+        _check.pair(op, name, value, 1)
         for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
     )
     groups = _check.integer(op, "groups", groups, 1, 2**31)
@@ -78,7 +70,7 @@ def convolution(
     total = spans if padding == "same" else [0, 0]  # above and below together
     before = tuple(each // 2 for each in total)  # as torch has it: an odd pixel lies below and right
     if not isinstance(padding, str):
-        before = pair(op, "padding", padding, 0)
+        before = _check.pair(op, "padding", padding, 0)
         total = [2 * each for each in before]
     axes = zip(x.shape[2:], total, spans, stride, strict=True)
     size = [(n + p - span - 1) // s + 1 for n, p, span, s in axes]
@@ -124,7 +116,10 @@ def layer_norm(
     signals(op, x, grad_output, 2)
     if grad_output.shape != x.shape:
         _check.fail(op, "grad_output", f"be {list(x.shape)}", grad_output)
-    shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+    shape = [normalized_shape] if isinstance(normalized_shape, numbers.Integral) else normalized_shape
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        _check.fail(op, "normalized_shape", "be an int or a sequence of them", shape, TypeError)
+    shape = [_check.integer(op, "normalized_shape", each, 0, 2**63) for each in shape]
     if not shape or len(shape) >= x.ndim or list(x.shape[x.ndim - len(shape) :]) != shape:
         _check.fail(op, "normalized_shape", f"be the last dimensions of x, {list(x.shape)}", normalized_shape)
     flag(op, "bias", bias)

@@ -54,5 +54,6 @@ def layer_norm_grad_samples(
     """
     values = checks.layer_norm(_OP, x, grad_output, normalized_shape, eps, bias, multiplicity)
     weight, of_bias = call(torch.ops.kr_fast.layer_norm_grad_samples.default, *values)
-    shape = (weight.shape[0], *((normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape))
+    last = len(normalized_shape) if isinstance(normalized_shape, Sequence) else 1
+    shape = weight.shape[0], *x.shape[x.ndim - last :]
     return weight.view(shape), of_bias.view(shape) if bias else None

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,6 +161,10 @@ def test_empty_batch(backend):
     assert y.shape == (0, 40, 2, 2)
     assert grad_x.shape == (0, 20, 4, 4)
     assert all(torch.equal(each, torch.zeros_like(other)) for each, other in zip(zeros, others, strict=True))
+
+
+def test_integers_of_numpy():
+    assert kr_fast.direct_conv2d(X, WEIGHT, stride=np.int64(2), padding=np.int32(1)).shape == (1, 20, 2, 2)
 
 
 def test_opcheck():

@@ -1,5 +1,6 @@
 """conv2d_grad_norms against autograd in float64 record by record: geometries, dtypes, layouts, extremes, arguments."""
 
+import numpy as np
 import per_record
 import pytest
 import torch
@@ -176,6 +177,12 @@ BAD = [
     ("multiplicity must divide the 4 rows", {"multiplicity": 3}),
     (r"multiplicity must be in \[1, ", {"multiplicity": 0}),
 ]
+
+
+def test_integers_of_numpy():
+    x, grad_output = torch.randn(X.shape), torch.randn(G.shape)
+    found = conv2d_grad_norms(x, grad_output, np.int64(3), padding=(np.int32(1), 1), multiplicity=np.int64(2))
+    assert torch.equal(found, conv2d_grad_norms(x, grad_output, 3, padding=1, multiplicity=2))
 
 
 @pytest.mark.parametrize(("message", "change"), BAD, ids=[message for message, _ in BAD])

@@ -1,5 +1,6 @@
 """layer_norm_grad_norms against autograd in float64, record by record."""
 
+import numpy as np
 import per_record
 import pytest
 import torch
@@ -77,6 +78,12 @@ def test_opcheck_and_compile():
     assert torch.equal(compiled(x, grad_output, 24), layer_norm_grad_norms(x, grad_output, 24))
 
 
+def test_numbers_of_numpy():
+    x, grad_output = draw(CASES[4])
+    found = layer_norm_grad_norms(x, grad_output, np.int64(24), eps=np.float32(1e-5), multiplicity=np.int64(1))
+    assert torch.equal(found, layer_norm_grad_norms(x, grad_output, 24, eps=float(np.float32(1e-5))))
+
+
 X = torch.zeros(4, 6, 3)
 BAD = [
     ("x must be float32 or", {"x": X.long()}),
@@ -84,6 +91,8 @@ BAD = [
     ("normalized_shape must be the last dimensions", {"normalized_shape": 6}),
     ("normalized_shape must be the last dimensions", {"normalized_shape": (4, 6, 3)}),
     ("normalized_shape must be the last dimensions", {"normalized_shape": ()}),
+    ("normalized_shape must be an int or a sequence", {"normalized_shape": 3.0}),
+    ("normalized_shape must be an int", {"normalized_shape": [3.0]}),
     ("eps must be a finite number", {"eps": "1"}),
     ("bias must be a bool", {"bias": None}),
     ("multiplicity must divide", {"multiplicity": 3}),
