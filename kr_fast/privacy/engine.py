@@ -45,9 +45,9 @@ class PrivateTraining:
         self.multiplicity: int = options["multiplicity"]
         self._seed: int | None = options["seed"]
         self._runtime = state.current()
-        self._trained = refusals.check(model, optimizer)
+        self._trained = refusals.check(model, optimizer, ema)
         self.steps, self.not_finite = 0, 0
-        self._torn = False  # whether a batch was added to some sums and not to others
+        self._torn = False  # whether a batch is in some sums and not in others, or with noise already
         self._reached = False  # whether it was told which layers the losses reach
         first = next(iter(self._trained.values()))
         # One tensor for all sums, so that noise and exchange between processes are one pass.
@@ -123,7 +123,8 @@ class PrivateTraining:
             fail("backward", "losses", 'be one number a row (reduction="none")', what)
         rows, multiplicity = len(losses), self.multiplicity
         if not rows or rows % multiplicity:
-            fail("backward", "losses", f"have rows in groups of multiplicity {multiplicity}", rows)
+            rule = f"have rows in groups of multiplicity {multiplicity} (a logical batch without rows is step() alone)"
+            fail("backward", "losses", rule, rows)
         if not losses.requires_grad:
             rule = "come from a forward of the model after make_private, with gradients enabled"
             fail("backward", "losses", rule, "a tensor that requires none")
@@ -166,10 +167,10 @@ class PrivateTraining:
         self._torn = False
 
     def _check_whole(self, where: str) -> None:
-        """A batch that was added in part and is tried again, as after a lack of memory, would count twice."""
+        """A batch that was added in part, or with noise already, and is tried again would count twice."""
         if self._torn:
             rule = f"{where}: sums must be whole (go on from a saved state, which load_state_dict takes)"
-            raise UserError(f"{rule}, got some of a batch whose backward ended in an error")
+            raise UserError(f"{rule}, got some of a batch whose backward or step ended in an error")
 
     @torch.no_grad()
     def step(self) -> None:
@@ -180,6 +181,7 @@ class PrivateTraining:
         """
         self._check_whole("step")
         several = self._runtime.world_size > 1
+        self._torn = True  # until the sums are empty: an optimizer's error leaves them divided and with noise
         if several:  # noise is added to the whole sum: what is added to noise afterwards shows in the low bits
             torch.distributed.reduce(self._total, 0)
         if self._runtime.is_main:
@@ -197,6 +199,7 @@ class PrivateTraining:
                 p.grad = None
             torch.clear_autocast_cache()  # of the weights before, where autocast is around the whole loop
         self._total.zero_()
+        self._torn = False
         if self.ema is not None and self.ema is not getattr(self.optimizer, "ema", None):
             self.ema.step()
         self.steps += 1

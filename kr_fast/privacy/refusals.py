@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from kr_fast.privacy.convolutions import Form
 from kr_fast.privacy.rules import RULES
 from kr_fast.runtime.errors import UserError, fail
+from kr_fast.training.ema import EMA
 
 OP = "make_private"
 # Wrappers that gather gradients of their own, by the names of their classes.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule")
 
 
-def check(model: Any, optimizer: Any) -> dict[str, nn.Parameter]:
+def check(model: Any, optimizer: Any, ema: Any) -> dict[str, nn.Parameter]:
     """The trained parameters by their names.
 
     Raises: UserError naming the module or parameter.
@@ -35,6 +36,10 @@ def check(model: Any, optimizer: Any) -> dict[str, nn.Parameter]:
             rule = f"have float32 parameters on one device ({first.device}; autocast the forward for less)"
             fail(OP, "model", rule, f"{name}: {p.dtype} on {p.device}")
     _check_optimizer(trained, optimizer)
+    if ema is not None and not isinstance(ema, EMA):
+        fail(OP, "ema", "be a kr_fast.training.EMA", type(ema).__name__)
+    if ema is not None and not {id(p) for p in ema.parameters} <= {id(p) for p in model.parameters()}:
+        fail(OP, "ema", "average parameters of the model alone", "those of another")
     return trained
 
 
