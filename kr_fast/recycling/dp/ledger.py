@@ -33,11 +33,18 @@ def opened(context: Context) -> Ledger:
         if needed and not path.exists():
             fail("run", "epsilon", f"have the ledger of what was spent on {', '.join(needed)}", f"no {path}")
         ledger = Ledger.open(path, **target, not_private=seeded)
-        steps = {use: 1 if use == COUNTS else spending.of(context, use).steps for use in needed}
-        if less := [use for use in needed if ledger.booked(use) < steps[use]]:
+        if less := [use for use in needed if not _holds(ledger, context, use)]:
             fail("run", "epsilon", f"have the ledger of what was spent on {', '.join(less)}", f"another one in {path}")
         context.privacy = ledger
     return context.privacy
+
+
+def _holds(ledger: Ledger, context: Context, use: str) -> bool:
+    """Whether all that was spent on ``use`` is booked, with the noise that it had."""
+    own = counts(context) if use == COUNTS else mechanism(spending.of(context, use))
+    booked = ledger.spent.get(use)
+    alike = booked is not None and dataclasses.replace(booked, steps=own.steps) == own
+    return alike and ledger.booked(use) >= own.steps
 
 
 def noise(context: Context) -> dict[str, Spending]:

@@ -124,6 +124,21 @@ def test_a_ledger_that_is_gone_is_not_begun_anew(run):
         ledger.opened(reopened(run))
 
 
+@pytest.mark.parametrize(("noise", "right"), [(3.0, True), (30.0, False)])
+def test_a_ledger_of_other_noise_is_no_ledger_of_the_run(run, noise, right):
+    """That of a run with another plan and the same target, say, in whose place this run would be told as more private."""
+    run.journal.finish("teacher", 0.0, {}, [])
+    run.folder.privacy_ledger.unlink()
+    book = Ledger.open(run.folder.privacy_ledger, epsilon=8, delta=1e-5, records=20)
+    book.book("class counts", ledger.counts(run))
+    book.book("teacher", Gaussian(noise, 0.5, 4))
+    if right:
+        assert ledger.opened(reopened(run)).spent["teacher"].steps == 4
+    else:
+        with pytest.raises(UserError, match="what was spent on teacher, got another one in"):
+            ledger.opened(reopened(run))
+
+
 def test_another_epsilon_is_refused(run):
     run.config = dataclasses.replace(run.config, epsilon=9.0)
     with pytest.raises(UserError, match="epsilon must be 8, with which"):
