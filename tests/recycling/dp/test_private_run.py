@@ -1,5 +1,6 @@
 """A whole run with epsilon releases what the guarantee covers, and nothing that was computed without noise."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,12 +9,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from cli_cases import refused
-from toy_runs import QUIET, toy
+from toy_runs import QUIET, context_of, toy
 
 from kr_fast import data
 from kr_fast.cli import main
 from kr_fast.privacy import Gaussian, Ledger
+from kr_fast.recycling.stages.distillation import gkd
+from kr_fast.recycling.stages.generation import few_step
 from kr_fast.runtime.storage import layout
 
 pytestmark = pytest.mark.pipeline
@@ -115,6 +119,29 @@ def test_no_choice_was_made(private_run):
     report = (private_run[0] / "private" / "report.md").read_text()
     assert "No choice was made on real images" in report
     assert "They are no part of the release" in report
+
+
+def test_what_is_released_is_made_of_teacher_and_generator_alone(private_run, tmp_path):
+    """With other images in all splits the Student and its images are the same, to the byte."""
+    shutil.copytree(private_run[0], tmp_path / "run")
+    context = context_of(tmp_path / "run")
+    made = [context.folder.student, context.folder.images, context.folder.labels]
+    made += context.folder.few_step.rglob("*.safetensors")
+    assert len(made) == 4
+    before = {path: path.read_bytes() for path in made}
+    draw = torch.Generator().manual_seed(0)
+    splits = {}
+    for name in ("train", "val", "test"):
+        split = getattr(context.data, name)
+        images = torch.randint(256, split.images.shape, generator=draw).byte()
+        splits[name] = data.Split(images, torch.randint(10, split.labels.shape, generator=draw))
+    context.data = dataclasses.replace(context.data, **splits)
+    shutil.rmtree(context.folder.few_step)
+    for path in made[:3]:
+        path.unlink()
+    few_step.run(context)
+    gkd.run(context)
+    assert {path: path.read_bytes() for path in made} == before
 
 
 def test_two_processes_train_together_and_spend_once(private_run, tmp_path):
