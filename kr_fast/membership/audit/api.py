@@ -18,7 +18,7 @@ from kr_fast.membership.audit.query import Inputs, query
 from kr_fast.membership.audit.report import AuditReport, audit_signals
 from kr_fast.membership.inputs.answers import check_answers
 from kr_fast.membership.inputs.copies import refuse_equal_weights
-from kr_fast.membership.inputs.data import EQUAL, check_images, check_name, check_names
+from kr_fast.membership.inputs.data import EQUAL, UNNAMED, check_images, check_name, check_names
 from kr_fast.membership.inputs.pool import pool_of
 from kr_fast.membership.statistics.epsilon import check_fair_coins
 from kr_fast.membership.statistics.groups import Groups
@@ -190,7 +190,7 @@ def _models(targets: Mapping[str, Target]) -> dict[str, ModelArray]:
 
 def _sets(shadows: Any, count: int) -> dict[str, Shadows]:
     """Name -> shadows of ``count`` examples."""
-    sets = {"shadows": shadows} if isinstance(shadows, Shadows) else shadows
+    sets = {UNNAMED: shadows} if isinstance(shadows, Shadows) else shadows
     if not isinstance(sets, Mapping) or not all(isinstance(each, Shadows) for each in sets.values()):
         fail("audit", "shadows", "be Shadows (of train_shadows), or name -> such", described(shadows))
     if not sets:

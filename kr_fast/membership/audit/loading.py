@@ -21,7 +21,7 @@ from kr_fast.membership.audit.examples import Examples, read_examples
 from kr_fast.membership.audit.preflight import check_attacks, random_data
 from kr_fast.membership.inputs.answers import as_user_error, check_answers
 from kr_fast.membership.inputs.copies import refuse_equal_weights
-from kr_fast.membership.inputs.data import RESERVED, check_images
+from kr_fast.membership.inputs.data import RESERVED, UNNAMED, check_images
 from kr_fast.runtime import seeds, state
 from kr_fast.runtime.array_files import read_npy
 from kr_fast.runtime.errors import fail
@@ -72,7 +72,7 @@ def load(config: AuditConfig) -> Loaded:
             recipe = recipe_of(model.models[0], config.recipe())
         targets[name] = Target(model, kind, accuracy=_accuracy(name, model, examples), recipe=recipe)
     also = [name for name, there in ((CONTROL, config.control), ("synthetic", config.synthetic)) if there]
-    config.choices().check_paths((*targets, *also), ("shadows",))
+    config.choices().check_paths((*targets, *also), (UNNAMED,))
     _check_training(config, examples, make, models, shadows)
     _check_attacks(config, examples, shadows, synthetic)
     return Loaded(examples, make, targets, shadows, synthetic)
@@ -102,7 +102,7 @@ def _models(config: AuditConfig, examples: Examples, make: Callable[[], nn.Modul
         name = name or ("target" if len(config.checkpoint) == 1 else Path(file).stem)
         if name in models or name == CONTROL:
             fail("audit", "checkpoint", f"have names that differ, and none {CONTROL}", entry)
-        taken = (*RESERVED, "shadows", *(("synthetic",) if config.synthetic else ()))
+        taken = (*RESERVED, UNNAMED, *(("synthetic",) if config.synthetic else ()))
         if name in taken or "/" in name:
             fail("audit", "checkpoint", f"have names without / and other than {', '.join(taken)}", entry)
         if not Path(file).exists():

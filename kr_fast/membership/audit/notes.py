@@ -8,10 +8,9 @@ from torch import Tensor
 from kr_fast.data.printable import counted
 from kr_fast.membership.attacks.catalog import CATALOG, Attack, offline_form, sides
 from kr_fast.membership.inputs.copies import images_on_both_sides, population_under_attack, shadow_but_for_rounding
-from kr_fast.membership.inputs.data import EQUAL, AuditData
+from kr_fast.membership.inputs.data import EQUAL, UNNAMED, AuditData
 from kr_fast.membership.statistics.auc_intervals import chance_range
 
-UNNAMED = "shadows"  # what an audit calls a set of shadows that is given by itself
 FEW_SHADOWS = 8  # on a side
 FEW_EXAMPLES = 30  # members, or non-members
 SIZE_RATIO_WARNING = 1.1  # ratio of training set sizes above which there is a note

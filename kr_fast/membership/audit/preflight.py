@@ -9,7 +9,7 @@ from kr_fast.membership.attacks.catalog import Subject
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.audit.scores import choose, run_attack
 from kr_fast.membership.inputs.answers import ANSWERS, SIGNALS
-from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.inputs.data import UNNAMED, AuditData, ShadowSignals, TargetSignals
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
 from kr_fast.runtime.storage.image_rows import Images, batches
@@ -45,7 +45,7 @@ def random_data(keep: Tensor, members: Tensor, labels: Tensor, images: Images, p
     shadows = ShadowSignals(keep[:, at], signals(1, count, models), z_phi, z_keep, draw(count, models, ANSWERS))
     target = TargetSignals(signals(1, count), z_own, draw(count, ANSWERS))
     reference = None if population is None else images[at] if z_keep is not None else population[0]
-    return AuditData({"shadows": shadows}, {"target": target}, members[at], labels[at], images[at], reference=reference)
+    return AuditData({UNNAMED: shadows}, {"target": target}, members[at], labels[at], images[at], reference=reference)
 
 
 def _part(keep: Tensor, members: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from kr_fast.ensemble.inference.queries import as_queries
 from kr_fast.membership.attacks.catalog import CATALOG, DEFAULT
 from kr_fast.membership.audit.choices import Choices
 from kr_fast.membership.inputs.answers import ANSWERS, SIGNALS, as_user_error
-from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.inputs.data import UNNAMED, AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.inputs.features import penultimate
 from kr_fast.runtime.storage.image_rows import Images, rows_of
 
@@ -59,7 +59,7 @@ def query(inputs: Inputs, choices: Choices, path: Path | None = None) -> AuditDa
     answers_of = _ModelQueries(inputs, pool, choices, path)
     shadows = {}
     for name, each in inputs.shadows.items():
-        signals, population, answers = answers_of(each.array, name if name == "shadows" else f"shadows-{name}")
+        signals, population, answers = answers_of(each.array, name if name == UNNAMED else f"shadows-{name}")
         z_keep = each.keep[:, z] if split else None
         shadows[name] = ShadowSignals(each.keep[:, pool], signals, population, z_keep, answers)
     targets = {}

@@ -16,6 +16,7 @@ from kr_fast.runtime.reprs import ShortRepr
 from kr_fast.runtime.storage.image_rows import Images
 
 KINDS = ("full", "transfer")
+UNNAMED = "shadows"  # what an audit calls a set of shadows that is given by itself
 EQUAL = "equal"  # the recipes of a target and of its shadows
 RESERVED = ("setting", "comparison", "leave_one_out", "records", "exposed", "details")
 RESERVED += ("canaries", "generator", "released_tests", "closest_pairs", "verdict", "by_group")
@@ -94,7 +95,7 @@ class TargetSignals(ShortRepr):
     signals: Mapping[str, Tensor]
     population: Tensor | None = None
     answers: Tensor | None = None
-    shadows: str = "shadows"
+    shadows: str = UNNAMED
     kind: str = "full"
     shared: str = ""
     accuracy: float | None = None
@@ -280,7 +281,7 @@ def from_logits(
         z_phi = None
         if z_logits is not None:
             z_phi = read_logits(z_logits, z_labels, "population of the shadows", probabilities)[0]["phi"]
-        shadows["shadows"] = ShadowSignals(keep, signals, z_phi, None, answers)
+        shadows[UNNAMED] = ShadowSignals(keep, signals, z_phi, None, answers)
     for name, value in (z_targets or {}).items():
         value = as_numbers("audit", f"population of {name}", value)[None]
         z_found[name] = read_logits(value, z_labels, f"population of {name}", probabilities)[0]["phi"][:, :, 0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.membership.inputs.answers import SIGNALS, read_logits
-from kr_fast.membership.inputs.data import PROBABILITIES, AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.inputs.data import PROBABILITIES, UNNAMED, AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.inputs.pool import pool_of
 from kr_fast.runtime.array_files import open_npz
 from kr_fast.runtime.errors import UserError, fail
@@ -43,7 +43,7 @@ def save_npz(path: str | Path, data: AuditData) -> None:
         arrays |= {f"target/{name}/answers": target.answers, f"target/{name}/population/phi": target.population}
     content = {key: value.numpy() for key, value in arrays.items() if value is not None}
     targets = {name: {key: getattr(each, key) for key in ABOUT_TARGET} for name, each in data.targets.items()}
-    about = {"shadows": next(iter(data.shadows), "shadows")}
+    about = {"shadows": next(iter(data.shadows), UNNAMED)}
     about |= {"augment": data.augment, "notes": list(data.notes), "targets": targets}
     if data.groups is not None:
         content["groups"] = data.groups
@@ -105,7 +105,7 @@ def _data(arrays: dict[str, np.ndarray], probabilities: bool) -> AuditData:
     facts = about.get("targets") or {name: {"kind": kind} for name, kind in zip(names, kinds, strict=False)}
     if sorted(facts) != sorted(names):
         fail("audit", ABOUT, f"describe the targets of the file, {', '.join(names) or 'none'}", ", ".join(facts))
-    label = about.get("shadows", "shadows")
+    label = about.get("shadows", UNNAMED)
     mask, index = (None, None) if not names else pool_of(given.get("members"), given.get("non_members"), count)
     at = slice(None) if index is None else index
     if groups is not None and index is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kr_fast.membership.inputs.answers import read_logits, refuse_nan
-from kr_fast.membership.inputs.data import AuditData, ShadowSignals, TargetSignals
+from kr_fast.membership.inputs.data import UNNAMED, AuditData, ShadowSignals, TargetSignals
 from kr_fast.membership.inputs.loading import naming
 from kr_fast.runtime.array_files import read_npy
 from kr_fast.runtime.errors import fail
@@ -190,7 +190,7 @@ def _leave_out(
             None if answers is None else answers[:, at],
         )
         members = keep[at]
-    return AuditData({"shadows": shadows}, attacked, members, augment="as given", **facts)
+    return AuditData({UNNAMED: shadows}, attacked, members, augment="as given", **facts)
 
 
 def _mask(file: Path, ndim: int) -> Tensor:
