@@ -114,10 +114,12 @@ def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
 def state(run: Run, rows: list[dict[str, Any]]) -> str:
     """ "done", "" or what the rows of the run lack."""
     mine = [row for row in rows if (row["dataset"], row["seed"]) == (run.dataset, run.seed)]
-    mine = [row for row in mine if row["variant"] in run.names]
-    if not mine:
+    options = {row["variant"]: row["options"] for row in mine if row["variant"] in run.names}
+    if not options:
         return ""
-    return "done" if all(row["options"] == run.options for row in mine) else "done with other options"
+    if missing := [name for name in run.names if name not in options]:
+        return f"done without {', '.join(missing)}"
+    return "done" if set(options.values()) == {run.options} else "done with other options"
 
 
 def data_of(run: Run, folder: Path | None) -> str:

@@ -157,6 +157,10 @@ def test_what_is_done_is_kept(script, tmp_path, capsys, monkeypatch):
     assert made[2:] == ["digits/private/0"]
     assert reproduce.state(run, reproduce.read_rows(path)) == "done"
     assert len(reproduce.read_rows(path)) == 4
+    reproduce.save([each for each in reproduce.read_rows(path) if each["variant"] != "private-teacher"], path)
+    assert reproduce.state(run, reproduce.read_rows(path)) == "done without private-teacher"
+    assert reproduce.main(["--only", "digits/private/0", "--rows", str(path)]) == 0
+    assert made[3:] == ["digits/private/0"]
     with pytest.raises(SystemExit):
         reproduce.main(["--only", "mnist/*"])
 
