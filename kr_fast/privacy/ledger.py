@@ -1,7 +1,8 @@
 """The ledger of a run: every use of private records, written before its result is, in a file that a reviewer can check.
 
 Steps are numbered within what they are for, so an interrupted training that goes on from its last saved state spends
-once what it spent. Where the ledger cannot know, it counts too much rather than too little.
+once what it spent. Where the ledger cannot know, it counts too much rather than too little, but for a state that was
+saved and of which neither ``book`` nor ``finish`` has told it yet.
 """
 
 import json

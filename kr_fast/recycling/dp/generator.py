@@ -65,6 +65,5 @@ def train(context: Context) -> dict[str, Any]:
     )
     if book is not None:
         generator.save(context, network, average, context.folder.generator(c.generator_steps), labels)
-        book.finish(spending.GENERATOR)
     parameters = sum(p.numel() for p in network.parameters())
     return {"checkpoints": [c.generator_steps], "early": [], "notes": [], "parameters": parameters, **done}

@@ -147,6 +147,8 @@ def train(
     left_out = int(runtime.added(torch.tensor(private.not_finite)))
     if left_out and runtime.is_main:
         logger.warning("run: gradients in the training of the private %s were not finite, and left out", name)
+    if book is not None:
+        book.finish(name)  # before anything is told of the result
     private.restore()
     network.eval()
     curves = {"step": [step for step, _ in points], "loss": [value for _, value in points]}

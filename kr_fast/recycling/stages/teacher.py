@@ -13,9 +13,7 @@ from kr_fast.ensemble.checkpoints import load_weights
 from kr_fast.ensemble.loading import FACTORY, model_factory
 from kr_fast.ensemble.networks import ask, check_saved, made, plain
 from kr_fast.recycling.context import Context
-from kr_fast.recycling.dp import ledger
 from kr_fast.recycling.dp import teacher as dp_teacher
-from kr_fast.recycling.dp.spending import TEACHER
 from kr_fast.recycling.stages.given_teacher import given_teacher
 from kr_fast.runtime import seeds
 from kr_fast.runtime.errors import fail
@@ -73,8 +71,6 @@ def run(context: Context) -> dict[str, Any]:
         logger.warning("run: %s", note)
     state = plain(model).state_dict()
     files.save_tensors(context.folder.teacher, state, metadata(context, c.teacher or c.teacher_arch))
-    if c.epsilon:
-        ledger.opened(context).finish(TEACHER)
     return {
         "val_accuracy": val_accuracy,
         "best_epoch": best,

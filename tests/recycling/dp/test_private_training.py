@@ -126,7 +126,7 @@ def test_a_ledger_that_is_gone_is_not_begun_anew(run):
 
 @pytest.mark.parametrize(("noise", "right"), [(3.0, True), (30.0, False)])
 def test_a_ledger_of_other_noise_is_no_ledger_of_the_run(run, noise, right):
-    """That of a run with another plan and the same target, say, in whose place this run would be told as more private."""
+    """That of another plan for the same target, say, by which this run would be told to be more private."""
     run.journal.finish("teacher", 0.0, {}, [])
     run.folder.privacy_ledger.unlink()
     book = Ledger.open(run.folder.privacy_ledger, epsilon=8, delta=1e-5, records=20)
@@ -178,6 +178,14 @@ def test_weights_that_are_not_finite_are_not_drawn_anew(run):
         with pytest.raises(UserError, match="weights of the private teacher must be finite .* got others after step 1"):
             trained(run, lambda answers, indices: answers, rate=torch.inf)
     assert ledger.opened(reopened(run)).spent["teacher"].steps == 1
+
+
+def test_a_training_is_told_to_be_finished_before_its_result_is_seen(run):
+    """Or its last steps could be taken again from a copy of the position before, until the result pleases."""
+    trained(run, lambda answers, indices: answers)
+    book = ledger.opened(reopened(run))
+    book.book("teacher", Gaussian(3.0, 0.5, 4), 3)
+    assert book.spent["teacher"].steps == 5
 
 
 def test_steps_without_a_record_have_no_loss(run, monkeypatch):
