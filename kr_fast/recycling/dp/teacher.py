@@ -1,7 +1,8 @@
 """The private Teacher: DP-SGD by the Teacher's recipe. Its weights are the average over the last steps; none is chosen.
 
 A step has as many images as ``teacher_batch_size`` on average, and there are as many steps as ``teacher_epochs`` passes
-over the training images take.
+over the training images take. The learning rate is divided by a noise multiplier above 1: what the noise of all steps
+adds to the weights is in proportion to both.
 """
 
 from typing import Any
@@ -35,7 +36,7 @@ def train(context: Context) -> tuple[nn.Module, dict[str, Any]]:
         options = {"label_smoothing": recipe.label_smoothing, "reduction": "none"}
         return nn.functional.cross_entropy(network(x).float(), labels[index], **options)
 
-    average = PowerEMA(list(network.parameters()))
+    average, learning_rate = PowerEMA(list(network.parameters())), recipe.learning_rate / max(spent.noise_multiplier, 1)
     book = ledger.opened(context) if context.runtime.is_main else None
     if book is not None and spending.counts_are_read(c):
         book.finish(spending.COUNTS)  # their stage is recorded: to draw others would be a choice between two
@@ -49,7 +50,7 @@ def train(context: Context) -> tuple[nn.Module, dict[str, Any]]:
         book,
         records=len(split),
         state_path=context.folder.state / "teacher.pt",
-        rate=lambda step: recipe.learning_rate * rate_factor(step, spent.steps),
+        rate=lambda step: learning_rate * rate_factor(step, spent.steps),
         ema=average,
     )
     training.settle(average)
