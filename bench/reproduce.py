@@ -66,6 +66,16 @@ AUDIT = {
     "canary_auc": ("canaries.{model}.auc", "no canaries"),
     "canary_auc_ci": ("canaries.{model}.auc_ci", "no canaries"),
 }
+# With epsilon shadows are trained without noise, and attacking them tells nothing of the run's own models: these are
+# attacked, by those shadows.
+TRANSFER = {
+    "lira_auc": "{set}.lira.auc",
+    "lira_auc_ci": "{set}.lira.auc_ci",
+    "lira_offline_auc": "{set}.lira_offline.auc",
+    "rmia_auc": "{set}.rmia.auc",
+    "rmia_auc_ci": "{set}.rmia.auc_ci",
+    "tpr_at_1": "{set}.lira.tpr_at_fpr.0.01.tpr",
+}
 
 
 class Run(NamedTuple):
@@ -197,7 +207,7 @@ def row_of(run: Run, name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row["cas_gap"] = row["teacher_accuracy"] - row["accuracy"]
     names = {"set": "teacher" if of_teacher else "student_full", "model": "teacher" if of_teacher else "student"}
     for figure, (path, missing) in AUDIT.items():
-        path = path.format(**names)
+        path = (TRANSFER.get(figure, path) if run.variant.startswith("epsilon") else path).format(**names)
         ends = [values.get(f"{path}.{k}") for k in (0, 1)]
         row[figure] = values.get(path)
         if figure.endswith("_ci"):

@@ -47,7 +47,11 @@ them beside other programs on the same processors.
   from the others with both sides equalised; 0.5 is chance. **TPR**: of LiRA at 1 % FPR. **records**: single training or
   test images found, of all seeds. **canaries**: AUC on mislabelled training images. **images**: AUC of the attack on
   the released synthetic images, calibrated by the images of other pipelines where their generators were retrained.
-- The protection is empirical: it says how far these attacks got, and a stronger one may get further.
+- **With `--epsilon`** shadows are trained without noise, and attack the run's own Teacher and Student: members against
+  validation and test images. PneumoniaMNIST's differ from its training images by themselves (told apart without any
+  model, AUC 0.647), so an AUC above 0.5 may be that difference.
+- The protection is empirical, but for `--epsilon` and its delta of 1e-5: it says how far these attacks got, and a
+  stronger one may get further.
 """
 GAPS = """## CAS gap over the data sets
 

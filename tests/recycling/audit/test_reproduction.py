@@ -71,6 +71,20 @@ def test_rows_hold_the_figures_of_the_run(script, finished, audited):
     assert row["released_auc"] == calibrated["audit"]["released_calibrated"]["last_period"]["offline"]["auc"]
 
 
+@pytest.mark.pipeline
+def test_runs_under_epsilon_tell_of_their_own_models(script, finished):
+    """Their shadows were trained without noise, so what these leak is no figure of the run."""
+    reproduce, _ = script
+    result = metrics(finished[0])
+    student, teacher = reproduce.rows_of(reproduce.Run("pneumoniamnist", "epsilon-8", 0), result, dict(FACTS))
+    for row, target in ((student, "student_full"), (teacher, "teacher")):
+        own = result["audit"][target]
+        assert row["lira_auc"] == own["lira"]["auc"]
+        assert row["lira_auc_ci"] == own["lira"]["auc_ci"]
+        assert row["lira_offline_auc"] == own["lira_offline"]["auc"]
+        assert row["rmia_auc"] == own["rmia"]["auc"]
+
+
 def test_runs_under_epsilon_have_no_canaries_and_a_teacher_of_their_own(script, tmp_path, monkeypatch):
     reproduce, _ = script
     run, commands = reproduce.Run("pneumoniamnist", "epsilon-8", 0), []

@@ -101,6 +101,19 @@ def test_two_trainings_of_one_seed_differ_in_samples_and_noise(run):
     assert seed_options(run.config, "noise") == {}
 
 
+@pytest.mark.parametrize(("noise", "peak"), [(0.5, 0.3), (3.0, 0.1)])
+def test_noise_above_one_divides_the_rate(tmp_path, monkeypatch, noise, peak):
+    monkeypatch.setattr(ledger, "calibrate", lambda *a, **k: noise)
+    values = {**preset("toy,guaranteed"), **SIZES, "out": str(tmp_path / "run"), "teacher_learning_rate": 0.3}
+    context, rates = new_context(tmp_path, **values), []
+    context.folder.make().state.mkdir()
+    context.journal.finish("privacy", 0.0, ledger.run(context), [])
+    monkeypatch.setattr(teacher, "rate_factor", lambda step, steps: 1.0)
+    monkeypatch.setattr(training, "train", lambda *a, rate, **k: rates.append(rate(0)) or {"curves": {}})
+    teacher.train(context)
+    assert rates == pytest.approx([peak])
+
+
 def test_a_seed_marks_the_ledger(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "calibrate", lambda *a, **k: 3.0)
     values = {**preset("toy,guaranteed"), **SIZES, "out": str(tmp_path / "run"), "dp_seed": 3, "not_private": True}
