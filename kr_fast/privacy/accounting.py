@@ -55,8 +55,8 @@ class Gaussian:
 class Laplace:
     """``steps`` times Laplace noise, on counts for one.
 
-    What is accounted for is exact noise: that of floats, as ``numpy.random.laplace`` makes it, tells by its low bits what
-    it was added to (Mironov, CCS 2012). Of whole numbers that is the discrete one.
+    What is accounted for is exact noise: that of floats, as ``numpy.random.laplace`` makes it, tells by its low bits
+    what it was added to (Mironov, CCS 2012). Whole numbers take the discrete one.
 
     Args:
         noise_multiplier: scale of the noise over the L1 norm of what one record adds; counts by class: the scale.
