@@ -178,8 +178,11 @@ class PrivateTraining:
 
         A logical batch without a record, and so without a ``backward``, is a step like any other. Among several
         processes each calls this once a logical batch: sums are added over them, and noise once in all.
+
+        Raises: UserError where parameters were frozen, unfrozen, added or replaced since :func:`make_private`.
         """
         self._check_whole("step")
+        refusals.check_as_made(self._trained, self.model, self.optimizer)
         several = self._runtime.world_size > 1
         self._torn = True  # until the sums are empty: an optimizer's error leaves them divided and with noise
         if several:  # noise is added to the whole sum: what is added to noise afterwards shows in the low bits

@@ -43,6 +43,16 @@ def check(model: Any, optimizer: Any, ema: Any) -> dict[str, nn.Parameter]:
     return trained
 
 
+def check_as_made(trained: dict[str, nn.Parameter], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse what changed since: an unfrozen parameter would move by its plain gradient, without clipping and noise."""
+    now = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name in {**trained, **now}:
+        if trained.get(name) is not now.get(name):
+            rule = "train the parameters that it did in make_private (after a change restore(), and make_private again)"
+            fail("step", "model", rule, f"a change of {name}")
+    _check_optimizer(trained, optimizer)
+
+
 def read_elsewhere(name: str, grad: Tensor) -> None:
     """What autograd calls with a gradient by the trained parameter ``name``."""
     rule = "read trained parameters in their layers' forwards alone (untie weights, give the optimizer weight_decay in"

@@ -94,6 +94,32 @@ def test_averages():
     private_of(model, ema=EMA(model.parameters(), 0.9)).step()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model, _: model[0].requires_grad_(True), "step: model must train .* got a change of 0.weight"),
+        (lambda model, _: model[1].requires_grad_(False), "step: model must train .* got a change of 1.weight"),
+        (lambda model, _: model.append(nn.Linear(3, 3)), "step: model must train .* got a change of 2.weight"),
+        (
+            lambda _, optimizer: optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]}),
+            "optimizer must have parameters of the model alone",
+        ),
+    ],
+    ids=["unfrozen", "frozen", "added", "another"],
+)
+def test_what_is_trained_does_not_change(change, message):
+    """Gradual unfreezing, say: the optimizer would take gradients that were neither clipped nor noised."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), torch.randn(6, 4)
+    model[0].requires_grad_(False)
+    private = private_of(model)
+    change(model, private.optimizer)
+    private.backward(losses(model, x, torch.arange(6) % 3))
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(UserError, match=message):
+        private.step()
+    assert all(map(torch.equal, model.parameters(), before))
+
+
 def test_a_model_is_made_private_once():
     model = nn.Linear(4, 4)
     private = private_of(model)
