@@ -31,6 +31,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export, print the folders and the verdict."""
     from kr_fast.recycling.exporting.job import export_run
+    from kr_fast.report.guarantee import contradiction
     from kr_fast.report.sections import verdict
     from kr_fast.runtime import state
 
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if done.metrics["verdict"] is not None:
         print("\n".join(verdict.lines(done.metrics["verdict"], done.metrics.get("guarantee"))))
+    if wrong := contradiction(done.metrics):
+        print(wrong)
     told = "the guarantee is" if done.metrics.get("guarantee") else "figures, audit and verdict are"
     print(f"{done.student}: kr_fast.load_student reads it; {told} in its README.md")
     column = f" with {done.images['column']}" if done.images["column"] else ""

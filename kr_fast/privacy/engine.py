@@ -150,7 +150,7 @@ class PrivateTraining:
         squares = torch.stack(list(found.values()))
         factors, spoilt = clipping.factors(self.clipping, squares.sum(0), self.max_grad_norm, present)
         # A row that is not present has the seed 0, and so no gradient that is not 0 but where rows are mixed.
-        mixed = torch.stack([spoilt.any(), *((squares > 0) & ~present & ~spoilt).any(1)])
+        mixed = torch.cat((spoilt.any()[None], ((squares > 0) & ~present & ~spoilt).any(1)))
         some_spoilt, *mixed = mixed.tolist()  # the one wait for a GPU in a physical batch
         if any(mixed):
             *_, name = itertools.compress(found, mixed)

@@ -96,7 +96,7 @@ GUARANTEED: dict[str, dict[str, str]] = {
 COVERED = (
     "release/: what the guarantee covers: made of the private Teacher and generator alone. It holds no real image and "
     "no figure that was computed from real images without noise, such as a test accuracy. More than release/ must not "
-    "leave, or the guarantee is of no use."
+    "leave, or the guarantee is of no use. With --dp-seed there is none, and nothing must leave: ledger.json says so."
 )
 HEADING = {
     RELEASE: "release/: what may leave the institution, once the institution has decided so, by the verdict and the "

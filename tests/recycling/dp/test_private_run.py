@@ -181,6 +181,12 @@ def test_an_export_has_the_guarantee_and_no_figure(private_run, tmp_path, capsys
     assert "differentially private" in (tmp_path / "export" / "synthetic" / "croissant.json").read_text()
 
 
+def test_an_export_says_what_contradicts_the_guarantee(private_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kr_fast.report.guarantee.contradiction", lambda metrics: "An attack proves more.")
+    assert main(["export", str(private_run[0]), str(tmp_path / "export"), "--format", "npz"]) == 0
+    assert "An attack proves more.\n" in capsys.readouterr().out
+
+
 def test_a_changed_ledger_is_not_exported(private_run, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(private_run[0], out)
