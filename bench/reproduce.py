@@ -99,11 +99,16 @@ class Run(NamedTuple):
         return " ".join(filter(None, parts))
 
     @property
+    def guaranteed(self) -> bool:
+        """Whether it is differentially private."""
+        return "--epsilon" in self.options.split()
+
+    @property
     def names(self) -> list[str]:
         """The variants of its rows."""
         if self.variant == "default":
             return ["teacher", "gkd", *ABLATION]
-        own = self.variant == "private" or self.variant.startswith("epsilon")  # Teachers of their own kind
+        own = self.variant == "private" or self.guaranteed  # Teachers of their own kind
         return [self.variant, f"{self.variant}-teacher"] if own else [self.variant]
 
 
@@ -162,7 +167,7 @@ def make(run: Run, folder: Path | None, work: Path) -> dict[str, Any]:
             print(f"{run} trains its generator: {run._replace(variant=other)} is not in {work}", flush=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     subprocess.run([sys.executable, "-m", "kr_fast", "run", *flags], check=True, env=environment)
-    return json.loads(Folder(out, guaranteed="--epsilon" in flags).metrics.read_text())
+    return json.loads(Folder(out, guaranteed=run.guaranteed).metrics.read_text())
 
 
 def machine() -> dict[str, Any]:
@@ -207,7 +212,7 @@ def row_of(run: Run, name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row["cas_gap"] = row["teacher_accuracy"] - row["accuracy"]
     names = {"set": "teacher" if of_teacher else "student_full", "model": "teacher" if of_teacher else "student"}
     for figure, (path, missing) in AUDIT.items():
-        path = (TRANSFER.get(figure, path) if run.variant.startswith("epsilon") else path).format(**names)
+        path = (TRANSFER.get(figure, path) if run.guaranteed else path).format(**names)
         ends = [values.get(f"{path}.{k}") for k in (0, 1)]
         row[figure] = values.get(path)
         if figure.endswith("_ci"):

@@ -18,16 +18,21 @@ SIZES = {"teacher_batch_size": 10, "generator_batch_size": 10, "generator_steps"
 SIZES |= {"teacher_epochs": 2, "generator_widths": (8,), "dp_physical_batch": 8}
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A run whose noise is decided and booked: four steps at a rate of a half in each training."""
-    monkeypatch.setattr(ledger, "calibrate", lambda *a, **k: 3.0)
-    monkeypatch.setattr(accounting, "GRID", 0.01)
-    values = {**preset("toy,guaranteed"), **SIZES, "out": str(tmp_path / "run")}
-    context = new_context(tmp_path, **values)
+def begun(folder, **options):
+    """A run whose noise is decided and booked."""
+    values = {**preset("toy,guaranteed"), **SIZES, "out": str(folder / "run"), **options}
+    context = new_context(folder, **values)
     context.folder.make().state.mkdir()
     context.journal.finish("privacy", 0.0, ledger.run(context), [])
     return context
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Four steps at a rate of a half in each training."""
+    monkeypatch.setattr(ledger, "calibrate", lambda *a, **k: 3.0)
+    monkeypatch.setattr(accounting, "GRID", 0.01)
+    return begun(tmp_path)
 
 
 def reopened(context):
@@ -104,10 +109,7 @@ def test_two_trainings_of_one_seed_differ_in_samples_and_noise(run):
 @pytest.mark.parametrize(("noise", "peak"), [(0.5, 0.3), (3.0, 0.1)])
 def test_noise_above_one_divides_the_rate(tmp_path, monkeypatch, noise, peak):
     monkeypatch.setattr(ledger, "calibrate", lambda *a, **k: noise)
-    values = {**preset("toy,guaranteed"), **SIZES, "out": str(tmp_path / "run"), "teacher_learning_rate": 0.3}
-    context, rates = new_context(tmp_path, **values), []
-    context.folder.make().state.mkdir()
-    context.journal.finish("privacy", 0.0, ledger.run(context), [])
+    context, rates = begun(tmp_path, teacher_learning_rate=0.3), []
     monkeypatch.setattr(teacher, "rate_factor", lambda step, steps: 1.0)
     monkeypatch.setattr(training, "train", lambda *a, rate, **k: rates.append(rate(0)) or {"curves": {}})
     teacher.train(context)
@@ -116,12 +118,9 @@ def test_noise_above_one_divides_the_rate(tmp_path, monkeypatch, noise, peak):
 
 def test_a_seed_marks_the_ledger(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "calibrate", lambda *a, **k: 3.0)
-    values = {**preset("toy,guaranteed"), **SIZES, "out": str(tmp_path / "run"), "dp_seed": 3, "not_private": True}
     weights = []
     for name in ("first", "second"):
-        context = new_context(tmp_path / name, **values)
-        context.folder.make().state.mkdir()
-        context.journal.finish("privacy", 0.0, ledger.run(context), [])
+        context = begun(tmp_path / name, out=str(tmp_path / "run"), dp_seed=3, not_private=True)
         weights.append(teacher.train(context)[0].head.weight)
         assert not ledger.opened(context).is_private
         assert ledger.guarantee(context)["epsilon"] is None
